@@ -1,0 +1,43 @@
+"""For C FLOPs: how big a model, on how much data, and how sure are you?
+
+The floor plan; imports go down, never up:
+
+    door     run, cli, api
+    floor 3  report, console          views: files and floor 0 only
+    floor 2  engine                   Ray Tune
+    floor 1  training                 torch; knows no Ray
+    floor 0  errors, spec, layout, ledger, planning, analysis
+
+The names below are loaded on first use, so that importing the package costs milliseconds: neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flops_fit_ray.api import Result, find_optimal
+    from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
+
+__version__ = "0.1.0"
+__all__ = ["FitError", "FlopsFitError", "Result", "SpecError", "__version__", "find_optimal"]
+
+_HOMES = {
+    "find_optimal": "flops_fit_ray.api",
+    "Result": "flops_fit_ray.api",
+    "FitError": "flops_fit_ray.errors",
+    "FlopsFitError": "flops_fit_ray.errors",
+    "SpecError": "flops_fit_ray.errors",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,66 @@
+"""Every error that the package raises on purpose, and the exit code of each.
+
+Exit codes of the commands: 0 all done and counted, 1 finished with failed experiments or a fit that could not be
+made, 2 the input is wrong, 4 interrupted and resumable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 4
+
+
+class FlopsFitError(Exception):
+    """The root of the tree. `exit_code` is what a command ends with."""
+
+    exit_code = EXIT_FAILED
+
+
+class SpecError(FlopsFitError):
+    """The input is wrong, and no compute was spent. `faults` has one line per fault: key path, value, way out."""
+
+    exit_code = EXIT_INPUT
+
+    def __init__(self, source: str, faults: Sequence[str]) -> None:
+        self.source = source
+        self.faults = tuple(faults)
+        super().__init__(source, self.faults)  # both arguments, so that the error survives pickling
+
+    def __str__(self) -> str:
+        if len(self.faults) == 1:
+            return f"{self.source}: {self.faults[0]}"
+        return "\n".join([f"{self.source}: {len(self.faults)} faults", *(f"  - {fault}" for fault in self.faults)])
+
+
+class DirectoryError(FlopsFitError):
+    """A sweep directory is missing, not one, written by somebody else now, or holds another sweep."""
+
+    exit_code = EXIT_INPUT
+
+
+class ResourceError(FlopsFitError):
+    """The cluster can never provide what one experiment asks for."""
+
+    exit_code = EXIT_INPUT
+
+
+class FitError(FlopsFitError):
+    """The results do not support the number that was asked for."""
+
+
+class ExperimentError(FlopsFitError):
+    """The user's model, data or loss failed inside an experiment; the cause is kept."""
+
+
+class DivergedError(ExperimentError):
+    """The training or the held-out loss became NaN or infinite."""
+
+
+class InterruptedSweepError(FlopsFitError):
+    """The sweep was stopped from outside; the same command goes on."""
+
+    exit_code = EXIT_INTERRUPTED

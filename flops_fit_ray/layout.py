@@ -1,0 +1,129 @@
+"""The only speller of file names in a sweep directory, and the only writer of whole files.
+
+It never knows what a file means: that is the ledger's, the planner's and the report's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1  # of every JSON file, every table and every `--json` object
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """Where things are in one sweep directory. `root` is absolute."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """The resolved spec."""
+        return self.root / "sweep.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """Experiments with keys and reasons."""
+        return self.root / "plan.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one writer of this directory."""
+        return self.root / "sweep.lock"
+
+    @property
+    def lock_owner(self) -> Path:
+        """Host, pid and start time of the one who holds `lock`."""
+        return self.root / "sweep.lock.json"
+
+    @property
+    def experiments(self) -> Path:
+        """One directory per experiment, named by its key."""
+        return self.root / "experiments"
+
+    @property
+    def tune(self) -> Path:
+        """Ray Tune's own files; nothing in there is ever trusted."""
+        return self.root / "tune"
+
+    @property
+    def results_parquet(self) -> Path:
+        """Derived table, one row per experiment."""
+        return self.root / "results.parquet"
+
+    @property
+    def results_csv(self) -> Path:
+        """The same table for people."""
+        return self.root / "results.csv"
+
+    @property
+    def analysis(self) -> Path:
+        """Fits, intervals, verdicts."""
+        return self.root / "analysis.json"
+
+    @property
+    def report(self) -> Path:
+        """The one file to look at."""
+        return self.root / "report.html"
+
+    def figure(self, name: str, suffix: str) -> Path:
+        """A drawing of the report, such as `figure("valleys", "svg")`."""
+        return self.root / "figures" / f"{name}.{suffix}"
+
+    def result(self, key: str) -> Path:
+        """The truth about one completed experiment."""
+        return self.experiments / key / "result.json"
+
+    def failure(self, key: str) -> Path:
+        """Why one experiment has no result."""
+        return self.experiments / key / "failure.json"
+
+    def progress(self, key: str) -> Path:
+        """How far a running experiment is; overwritten about once a second."""
+        return self.experiments / key / "progress.json"
+
+    def attempts(self, key: str) -> Path:
+        """One file per start of the experiment."""
+        return self.experiments / key / "attempts"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `path` whole or not at all, and durably: temporary file, fsync, rename, fsync of the directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object as `write_bytes` does. NaN and infinity are refused: JSON has no word for them."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`, or None where there is none that can be read (missing, torn, not an object)."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

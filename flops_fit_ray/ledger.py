@@ -1,0 +1,242 @@
+"""The truth about a sweep: one file per outcome, written whole, never changed once it is there.
+
+A worker records its result here before Ray hears of it; the driver runs what the ledger lacks. Reading never executes
+anything, never blocks, and takes a torn file for a missing one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FailureKind = Literal["diverged", "failed", "infrastructure"]
+RETRY_ON_NEXT_RUN: frozenset[str] = frozenset({"failed", "infrastructure"})  # a divergence would only repeat
+
+
+class _Planned(Protocol):
+    """What the ledger must know of an experiment that has no outcome yet."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def budget(self) -> float: ...
+    @property
+    def size(self) -> int | str: ...
+    @property
+    def params(self) -> int: ...
+    @property
+    def params_total(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def flops(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One completed experiment."""
+
+    key: str
+    budget: float  # C, FLOPs asked for
+    size: int | str
+    params: int  # N
+    params_total: int
+    tokens: int  # D, planned
+    tokens_seen: int  # D, counted in the worker
+    flops: float  # spent: tokens_seen × FLOPs per token
+    loss: float  # held-out, nats per token unless the loss says otherwise
+    loss_stderr: float | None  # over held-out batches; None for a single batch
+    train_loss: float  # of the last batch
+    lr: float
+    steps: int
+    seed: int
+    seconds: float  # training and evaluation
+    attempts: int
+    device: str
+    host: str
+    versions: Mapping[str, str]
+    finished_at: float  # seconds since the epoch
+    status: Literal["completed"] = "completed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why one experiment has no result."""
+
+    key: str
+    status: FailureKind
+    error: str  # one line
+    traceback: str
+    tokens_seen: int
+    seconds: float
+    attempts: int
+    host: str
+    finished_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a running experiment is."""
+
+    key: str
+    tokens_seen: int
+    tokens: int
+    train_loss: float | None
+    host: str
+    pid: int
+    updated_at: float
+
+
+_Record = TypeVar("_Record", Result, Failure, Progress)
+
+
+class Ledger:
+    """Results, failures, attempts and progress of one sweep directory."""
+
+    def __init__(self, paths: SweepPaths) -> None:
+        self.paths = paths
+
+    def result(self, key: str) -> Result | None:
+        """The recorded result, or None."""
+        return _read(self.paths.result(key), Result)
+
+    def failure(self, key: str) -> Failure | None:
+        """The recorded failure, or None."""
+        return _read(self.paths.failure(key), Failure)
+
+    def progress(self, key: str) -> Progress | None:
+        """The last sign of life, or None."""
+        return _read(self.paths.progress(key), Progress)
+
+    def record_result(self, result: Result) -> Result:
+        """Record a result for ever. Where there is one already, that one stays and is returned."""
+        recorded = self.result(result.key)
+        if recorded is not None:
+            return recorded
+        path = self.paths.result(result.key)
+        if path.exists():  # torn or foreign: kept aside, because nothing recorded is thrown away
+            path.rename(path.with_name(f"{path.name}.unreadable-{time.time_ns()}"))
+        write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(result)})
+        for obsolete in (self.paths.failure(result.key), self.paths.progress(result.key)):
+            obsolete.unlink(missing_ok=True)
+        return result
+
+    def record_failure(self, failure: Failure) -> None:
+        """Record why an experiment ended without a result; a later attempt may replace it."""
+        write_json(self.paths.failure(failure.key), {"schema_version": SCHEMA_VERSION, **asdict(failure)})
+        self.paths.progress(failure.key).unlink(missing_ok=True)
+
+    def record_progress(self, progress: Progress) -> None:
+        """Say that an experiment is alive."""
+        write_json(self.paths.progress(progress.key), {"schema_version": SCHEMA_VERSION, **asdict(progress)})
+
+    def begin_attempt(self, key: str) -> int:
+        """Note that an experiment starts, and return which attempt this is, from 1."""
+        number = sum(1 for _ in self.paths.attempts(key).glob("*.json")) + 1
+        note = {"schema_version": SCHEMA_VERSION, "started_at": time.time(), "host": hostname(), "pid": os.getpid()}
+        write_json(self.paths.attempts(key) / f"{number:04d}.json", note)
+        return number
+
+    def num_attempts(self, key: str) -> int:
+        """How often the experiment was started."""
+        return sum(1 for _ in self.paths.attempts(key).glob("*.json"))
+
+    def results(self, keys: Iterable[str]) -> list[Result]:
+        """The recorded results among `keys`, in that order."""
+        return [r for r in map(self.result, keys) if r is not None]
+
+    def failures(self, keys: Iterable[str]) -> list[Failure]:
+        """The recorded failures among `keys`, in that order; a result outranks a failure."""
+        return [f for k in keys if self.result(k) is None and (f := self.failure(k)) is not None]
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[None]:
+        """Be the one writer of this directory, or say who is.
+
+        Raises:
+            DirectoryError: another process is, or the directory cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            self.paths.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.paths.lock)
+            lock.acquire(timeout=0)
+        except Timeout as e:
+            owner = read_json(self.paths.lock_owner) or {}
+            raise DirectoryError(
+                f"{self.paths.root}: process {owner.get('pid', '?')} on {owner.get('host', '?')} is writing here; "
+                "wait for it, stop it, or choose another --output"
+            ) from e
+        except OSError as e:
+            raise DirectoryError(f"{self.paths.root}: cannot be written: {e.strerror}; choose another --output") from e
+        try:
+            write_json(self.paths.lock_owner, {"host": hostname(), "pid": os.getpid(), "started_at": time.time()})
+            yield
+        finally:
+            self.paths.lock_owner.unlink(missing_ok=True)
+            lock.release()
+
+
+def hostname() -> str:
+    """This machine's name, as results and locks carry it."""
+    return socket.gethostname()
+
+
+def results_sha256(results: Iterable[Result]) -> str:
+    """One fingerprint of what was learned: equal for an interrupted and an uninterrupted sweep."""
+    lines = sorted(
+        f"{r.key} {r.tokens_seen} {r.loss.hex()} {r.loss_stderr.hex() if r.loss_stderr is not None else '-'}"
+        for r in results
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+COLUMNS = (
+    "key budget size params params_total tokens tokens_seen flops loss loss_stderr train_loss status seconds seed "
+    "attempts lr steps device error"
+).split()
+
+
+def results_table(experiments: Sequence[_Planned], ledger: Ledger) -> pd.DataFrame:
+    """One row per experiment of the plan, in its order, with `COLUMNS`; empty cells where nothing is known yet."""
+    import pandas as pd
+
+    rows = []
+    for e in experiments:
+        row: dict[str, Any] = {
+            name: getattr(e, name) for name in ("key", "budget", "size", "params", "params_total", "tokens")
+        }
+        result, failure = ledger.result(e.key), ledger.failure(e.key)
+        if result is not None:
+            row |= asdict(result)
+        elif failure is not None:
+            row |= asdict(failure)
+        else:
+            row |= {"status": "running" if ledger.progress(e.key) else "planned"}
+        rows.append({column: row.get(column) for column in COLUMNS})
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    whole = ["params", "params_total", "tokens", "tokens_seen", "seed", "attempts", "steps"]
+    real = ["budget", "flops", "loss", "loss_stderr", "train_loss", "seconds", "lr"]
+    return frame.astype({**dict.fromkeys(whole, "Int64"), **dict.fromkeys(real, "float64")})
+
+
+def _read(path: Path, kind: type[_Record]) -> _Record | None:
+    content = read_json(path)
+    names = {f.name for f in fields(kind)}
+    if content is None or content.get("schema_version") != SCHEMA_VERSION or not names <= content.keys():
+        return None
+    return kind(**{name: content[name] for name in names})

@@ -1,0 +1,58 @@
+"""Which sizes a spec asks for, before anything is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flops_fit_ray.spec import Ladder, SizeValue, SweepSpec
+
+TOKENS_PER_PARAM = 20  # D/N near the optimum of language models (Hoffmann et al. 2022, table 3); only centres `auto`
+AUTO_WINDOW = 8  # `auto` takes N from 1/8 to 8 times the expected optimum of each budget
+
+
+def shared_sizes(spec: SweepSpec) -> list[SizeValue] | None:
+    """The sizes of every budget that names none of its own; None where the spec leaves them to us."""
+    if isinstance(spec.model.sizes, Ladder):
+        return list(spec.model.sizes.sizes())
+    return None if spec.model.sizes == "auto" else list(spec.model.sizes)
+
+
+def requested_sizes(spec: SweepSpec) -> list[SizeValue] | None:
+    """Every size that the spec names, each once; None where some budget leaves its sizes to us."""
+    shared = shared_sizes(spec)
+    if shared is None and any(b.sizes is None for b in spec.budgets):
+        return None
+    named = (shared or []) + [s for b in spec.budgets for s in b.sizes or []]
+    return [s for i, s in enumerate(named) if s not in named[:i]]
+
+
+def size_label(size: SizeValue) -> int | str:
+    """How a size is called in tables: the number itself, or `d_model=64,n_layer=2`."""
+    return size if isinstance(size, int) else ",".join(f"{k}={v}" for k, v in size.items())
+
+
+def size_kwargs(spec: SweepSpec, size: SizeValue) -> Mapping[str, Any]:
+    """The constructor arguments that make a size."""
+    if isinstance(size, int):
+        assert spec.model.size_param is not None  # the spec refuses numbers without a name
+        return {spec.model.size_param: size}
+    return dict(size)
+
+
+def auto_candidates() -> Iterator[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, ...: about a factor sqrt(2) apart and well divisible, so that heads fit."""
+    yield 1
+    for exponent in range(1, 40):
+        yield 2**exponent
+        yield 3 * 2 ** (exponent - 1)
+
+
+def auto_range(budget: float) -> tuple[float, float]:
+    """The window of N for one budget where the spec says `auto`.
+
+    With C = 6·N·D and D = 20·N the expected optimum is sqrt(C / 120). A valley outside the window is reported as such.
+    """
+    expected = math.sqrt(budget / (6 * TOKENS_PER_PARAM))
+    return expected / AUTO_WINDOW, expected * AUTO_WINDOW

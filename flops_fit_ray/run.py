@@ -1,0 +1,11 @@
+"""`python -m flops_fit_ray.run`: the same command as `flops-fit-ray run`.
+
+It defines nothing: under `-m` this module is `__main__`, and whatever were defined here could not travel to a worker.
+"""
+
+import sys
+
+from flops_fit_ray.cli import main
+
+if __name__ == "__main__":
+    main(["run", *sys.argv[1:]], prog_name="python -m flops_fit_ray")

@@ -1,0 +1,180 @@
+"""The user's model, data and loss: loaded once, kept as they are, and named in every error they cause."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.spec import DataSection, SweepSpec
+from flops_fit_ray.training.data import MapDataset, as_dataset, num_samples, split_held_out
+from flops_fit_ray.training.losses import BUILT_IN
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guest:
+    """What the user brings, ready to use. `model(**size_kwargs)` builds a model."""
+
+    model: Callable[..., nn.Module]
+    loss: LossFunction
+    train_data: MapDataset
+    eval_data: MapDataset
+    eval_source: str
+    flops_per_token: Callable[[nn.Module], float] | None = None
+
+
+def load_guest(spec: SweepSpec, base: Path) -> Guest:
+    """Import what the spec names, relative to the directory `base`, and make the datasets.
+
+    Raises:
+        SpecError: a target cannot be imported or made; all such faults at once.
+    """
+    faults: list[str] = []
+
+    def get(key: str, target: str) -> Any:
+        try:
+            return load_target(target, base, key)
+        except SpecError as e:
+            faults.extend(e.faults)
+            return None
+
+    model = get("model.target", spec.model.target)
+    loss = load_loss(spec.loss, base, faults)
+    train = get("data.train", spec.data.train)
+    held_out = get("data.eval", spec.data.eval) if spec.data.eval else None
+    counter = get("model.flops_per_token", spec.model.flops_per_token) if spec.model.flops_per_token else None
+    if faults:
+        raise SpecError("spec", faults)
+    return make_guest(
+        model=model,
+        model_kwargs=spec.model.kwargs,
+        loss=loss,
+        train=_made("data.train", train, spec.data.kwargs),
+        held_out=_made("data.eval", held_out, spec.data.kwargs),
+        data=spec.data,
+        flops_per_token=counter,
+    )
+
+
+def make_guest(
+    *,
+    model: Callable[..., nn.Module],
+    model_kwargs: Mapping[str, Any],
+    loss: LossFunction,
+    train: Any,
+    held_out: Any,
+    data: DataSection,
+    flops_per_token: Callable[[nn.Module], float] | None = None,
+) -> Guest:
+    """A guest from objects. Without `held_out` a fixed part of `train` is kept for evaluation.
+
+    Raises:
+        SpecError: a dataset cannot be used.
+    """
+    train_data = as_dataset(train, "data.train")
+    if held_out is None:
+        if num_samples(train_data) < 2:
+            raise SpecError("spec", ["data.train: has 1 sample, so none can be held out; give data.eval"])
+        train_data, eval_data = split_held_out(train_data, data.eval_fraction)
+        source = f"{data.eval_fraction:.0%} of data.train, held out"
+    else:
+        eval_data, source = as_dataset(held_out, "data.eval"), "data.eval"
+    return Guest(
+        model=functools.partial(model, **model_kwargs),
+        loss=loss,
+        train_data=train_data,
+        eval_data=eval_data,
+        eval_source=source,
+        flops_per_token=flops_per_token,
+    )
+
+
+def load_loss(name: str, base: Path, faults: list[str]) -> Any:
+    """A built-in loss by its word, or the user's by `module:attribute`; what is wrong is added to `faults`."""
+    if ":" not in name:
+        if name not in BUILT_IN:
+            faults.append(f"loss: {name!r} is none of {', '.join(BUILT_IN)}; your own is written module:attribute")
+        return BUILT_IN.get(name)
+    try:
+        loss = load_target(name, base, "loss")
+    except SpecError as e:
+        faults.extend(e.faults)
+        return None
+    return loss() if isinstance(loss, type) and issubclass(loss, nn.Module) else loss
+
+
+def load_target(target: str, base: Path, key: str) -> Any:
+    """The object that `module:attribute` names, the module looked for in `base` first.
+
+    Raises:
+        SpecError: not importable, no such attribute, or not callable.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not (module_name and attribute):
+        raise SpecError("spec", [f"{key}: {target!r} must be written module:attribute, for example model:GPT"])
+    module = _import(module_name, base, key)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, dir(found), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SpecError("spec", [f"{key}: {module_name!r} has no attribute {part!r}{hint}"])
+        found = getattr(found, part)
+    if not (callable(found) or hasattr(found, "__getitem__")):
+        raise SpecError("spec", [f"{key}: {target!r} is a {type(found).__name__}, which cannot be called"])
+    return found
+
+
+def _import(name: str, base: Path, key: str) -> Any:
+    root = name.partition(".")[0]
+    local = next((p for p in (base / f"{root}.py", base / root) if p.exists()), None)
+    if local is not None:
+        _forget_other(root, base)
+    path = str(base)
+    if sys.path[:1] != [path]:
+        sys.path[:] = [path, *(p for p in sys.path if p != path)]
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        if e.name is not None and (name == e.name or name.startswith(f"{e.name}.")):
+            raise SpecError("spec", [f"{key}: no module {name!r} in {base} or among the installed packages"]) from e
+        raise SpecError("spec", [f"{key}: importing {name!r} needs the module {e.name!r}, which is missing"]) from e
+    except Exception as e:  # noqa: BLE001 - a guest's module may raise anything; it is named and chained
+        raise SpecError("spec", [f"{key}: importing {name!r} raised {type(e).__name__}: {e}"]) from e
+
+
+def _forget_other(root: str, base: Path) -> None:
+    """Drop a module of the same name that came from another project's directory."""
+    loaded = sys.modules.get(root)
+    if loaded is None:
+        return
+    places = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", [])]
+    if any(place and Path(place).is_relative_to(base) for place in places):
+        return
+    for module in [m for m in sys.modules if m == root or m.startswith(f"{root}.")]:
+        del sys.modules[module]
+
+
+def _made(key: str, value: Any, kwargs: Mapping[str, Any]) -> Any:
+    """A dataset as it is, or what its factory returns."""
+    if value is None or hasattr(value, "__getitem__") and not isinstance(value, type):
+        return value
+    try:
+        return value(**kwargs)
+    except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is named and chained
+        raise SpecError("spec", [f"{key}: {_name(value)} raised {type(e).__name__}: {e}"]) from e
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "__qualname__", type(value).__name__)

@@ -1,0 +1,221 @@
+"""N and FLOPs per token of every size, measured on the meta device: no weights are allocated to plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning import (
+    DataFacts,
+    ModelSize,
+    Survey,
+    auto_candidates,
+    auto_range,
+    requested_sizes,
+    size_kwargs,
+    size_label,
+)
+from flops_fit_ray.spec import SizeValue, SweepSpec
+from flops_fit_ray.training.data import FINGERPRINT_SAMPLES, Batch, fetch, fingerprint, has_tokens, num_samples
+from flops_fit_ray.training.guest import Guest, load_guest
+
+FORWARD_BACKWARD = 3  # backward = 2 × forward (Kaplan et al. 2020, section 2.1)
+LARGEST_AUTO_SIZE = 1 << 20
+
+
+def survey_spec(spec: SweepSpec, base: Path) -> Survey:
+    """Load the user's parts and measure them.
+
+    Raises:
+        SpecError: a part cannot be used.
+    """
+    return survey(spec, load_guest(spec, base))
+
+
+def survey(spec: SweepSpec, guest: Guest) -> Survey:
+    """Every size of the sweep and the data, measured.
+
+    Raises:
+        SpecError: a sample or a size cannot be used; all such faults at once.
+    """
+    batch, facts = describe_data(spec, guest)
+    tokens = batch.num_tokens(spec.data.tokens_per_sample)
+    sizes: list[ModelSize] = []
+    refused: list[str] = []
+    wanted = requested_sizes(spec)
+    high = auto_range(spec.budgets[-1].flops)[1]
+    for size in auto_candidates() if wanted is None else wanted:
+        try:
+            sizes.append(measure_size(spec, guest, size, batch, tokens))
+        except SpecError as e:
+            refused += e.faults
+        if wanted is None and (isinstance(size, int) and size >= LARGEST_AUTO_SIZE or sizes and sizes[-1].params > high):
+            break
+    if refused and (wanted is not None or not sizes):
+        raise SpecError("spec", refused[:3] if wanted is None else refused)
+    return Survey(sizes=tuple(sizes), data=facts, skipped=tuple(refused))
+
+
+def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:
+    """A first batch of the training set, and the facts that a plan needs.
+
+    Raises:
+        SpecError: a sample cannot be read, or samples differ in their number of tokens.
+    """
+    count = num_samples(guest.train_data)
+    if count < spec.train.batch_size:
+        raise SpecError(
+            "spec", [f"train.batch_size: {spec.train.batch_size} is more than the {count} samples of data.train"]
+        )
+    spread = sorted({i * (count - 1) // (FINGERPRINT_SAMPLES - 1) for i in range(FINGERPRINT_SAMPLES)})
+    try:
+        batch = fetch(guest.train_data, range(spec.train.batch_size))
+        singles = [fetch(guest.train_data, [i]) for i in spread]
+        mark = fingerprint(guest.train_data, guest.eval_data)
+    except Exception as e:  # noqa: BLE001 - a guest's dataset may raise anything; it is named and chained
+        raise SpecError("spec", [f"data.train: reading samples raised {type(e).__name__}: {e}"]) from e
+    tokens = sorted({s.num_tokens(spec.data.tokens_per_sample) for s in singles})
+    if len(tokens) > 1:
+        raise SpecError(
+            "spec", [f"data.train: samples have {tokens[0]} to {tokens[-1]} tokens; set data.tokens_per_sample"]
+        )
+    eval_samples = num_samples(guest.eval_data)
+    return batch, DataFacts(
+        train_samples=count,
+        eval_samples=min(eval_samples, spec.data.eval_samples or eval_samples),
+        tokens_per_sample=tokens[0],
+        token_unit=_token_unit(spec, batch),
+        eval_source=guest.eval_source,
+        fingerprint=mark,
+    )
+
+
+def _token_unit(spec: SweepSpec, batch: Batch) -> str:
+    if spec.data.tokens_per_sample is not None:
+        return f"{spec.data.tokens_per_sample} tokens per sample, as data.tokens_per_sample says"
+    return "one target token" if has_tokens(batch.target) else "one sample"
+
+
+def measure_size(spec: SweepSpec, guest: Guest, size: SizeValue, batch: Batch, tokens: int) -> ModelSize:
+    """N and FLOPs per token of one size; `batch` has `tokens` tokens.
+
+    Raises:
+        SpecError: the model cannot be built or run, has no parameters, or no FLOPs were found.
+    """
+    kwargs = size_kwargs(spec, size)
+    model, flops, source = _count(guest, kwargs, batch)
+    params, params_source = count_params(model)
+    total = sum(p.numel() for p in model.parameters())
+    if params <= 0 or total == 0:
+        raise SpecError("spec", [f"model.sizes: {describe(kwargs)} has no parameters"])
+    per_token = FORWARD_BACKWARD * flops / tokens
+    if guest.flops_per_token is not None:
+        per_token, source = float(guest.flops_per_token(model)), "model.flops_per_token"
+    if not per_token > 0:
+        raise SpecError(
+            "spec",
+            [f"model.sizes: {describe(kwargs)}: no FLOPs were counted; name a function (model) -> FLOPs per token "
+             "in model.flops_per_token"],
+        )
+    return ModelSize(
+        size=size_label(size),
+        kwargs=kwargs,
+        params=params,
+        params_total=total,
+        params_non_embedding=_non_embedding(model),
+        params_source=params_source,
+        flops_per_token=per_token,
+        flops_source=source,
+    )
+
+
+def build(guest: Guest, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The user's model of one size, on torch's current default device.
+
+    Raises:
+        SpecError: the constructor raised, or made no module.
+    """
+    try:
+        model = guest.model(**kwargs)
+    except NotImplementedError:
+        raise  # what the meta device cannot do; the caller tries another
+    except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is named and chained
+        raise SpecError("spec", [f"model.sizes: {describe(kwargs)} raised {type(e).__name__}: {e}"]) from e
+    if not isinstance(model, nn.Module):
+        raise SpecError("spec", [f"model.target: {describe(kwargs)} made a {type(model).__name__}, not an nn.Module"])
+    return model
+
+
+def _count(guest: Guest, kwargs: Mapping[str, Any], batch: Batch) -> tuple[nn.Module, int, str]:
+    """The model and the FLOPs of one forward pass; on the CPU only where the meta device cannot run it."""
+    try:
+        with torch.device("meta"):
+            model = build(guest, kwargs).to("meta")
+            flops = _forward_flops(model, kwargs, batch.to(torch.device("meta")))
+    except (SpecError, NotImplementedError) as e:
+        if isinstance(e, SpecError) and "meta" not in str(e).lower():
+            raise
+        # Some constructors and forwards need real numbers (.item(), numpy, data-dependent shapes).
+        model = build(guest, kwargs)
+        # The CPU's fused attention is invisible to the counter; plain matmuls are not.
+        with sdpa_kernel(SDPBackend.MATH):
+            return model, _forward_flops(model, kwargs, batch), "counted on the CPU"
+    return model, flops, "counted on the meta device"
+
+
+def _forward_flops(model: nn.Module, kwargs: Mapping[str, Any], batch: Batch) -> int:
+    model.train()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(*batch.inputs)
+    except Exception as e:  # a guest may raise anything; it is named and chained
+        raise SpecError(
+            "spec", [f"model.target: {describe(kwargs)} fails on a first batch: {type(e).__name__}: {e}"]
+        ) from e
+    return int(counter.get_total_flops())
+
+
+def count_params(model: nn.Module) -> tuple[int, str]:
+    """N and how it was counted: the model's own `num_params`, else all parameters but pure lookup tables.
+
+    A lookup table does no arithmetic; a head, tied or not, does. The same runs can give N ~ C^0.37 or C^0.70 under
+    different counts, so the definition stands in every plan.
+    """
+    own = getattr(model, "num_params", None)
+    if own is not None:
+        return int(own() if callable(own) else own), "num_params() of the model"
+    tables = _lookup_tables(model)
+    if not tables:
+        return sum(p.numel() for p in model.parameters()), "all parameters"
+    counted = sum(p.numel() for p in model.parameters() if id(p) not in tables)
+    return counted, "all parameters but lookup tables (head included)"
+
+
+def _lookup_tables(model: nn.Module) -> set[int]:
+    """Parameters that only embedding layers use."""
+    tables = set()
+    others = set()
+    for module in model.modules():
+        used = {id(p) for p in module.parameters(recurse=False)}
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            tables |= used
+        else:
+            others |= used
+    return tables - others
+
+
+def _non_embedding(model: nn.Module) -> int:
+    shapes = {tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    return sum(p.numel() for p in model.parameters() if tuple(p.shape) not in shapes)
+
+
+def describe(kwargs: Mapping[str, Any]) -> str:
+    """The size as a person would write it: `d_model=64, n_layer=2`."""
+    return ", ".join(f"{k}={v}" for k, v in kwargs.items())

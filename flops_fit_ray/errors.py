@@ -6,7 +6,8 @@ made, 2 the input is wrong, 4 interrupted and resumable.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -34,6 +35,15 @@ class SpecError(FlopsFitError):
         if len(self.faults) == 1:
             return f"{self.source}: {self.faults[0]}"
         return "\n".join([f"{self.source}: {len(self.faults)} faults", *(f"  - {fault}" for fault in self.faults)])
+
+
+@contextlib.contextmanager
+def faults_of(source: str) -> Iterator[None]:
+    """Give faults found deep inside the name of the file or call that the user knows."""
+    try:
+        yield
+    except SpecError as e:
+        raise SpecError(source, e.faults) from e.__cause__
 
 
 class DirectoryError(FlopsFitError):

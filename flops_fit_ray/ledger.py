@@ -205,10 +205,27 @@ def results_sha256(results: Iterable[Result]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-COLUMNS = (
-    "key budget size params params_total tokens tokens_seen flops loss loss_stderr train_loss status seconds seed "
-    "attempts lr steps device error"
-).split()
+COLUMNS = [
+    "key",
+    "budget",
+    "size",
+    "params",
+    "params_total",
+    "tokens",
+    "tokens_seen",
+    "flops",
+    "loss",
+    "loss_stderr",
+    "train_loss",
+    "status",
+    "seconds",
+    "seed",
+    "attempts",
+    "lr",
+    "steps",
+    "device",
+    "error",
+]
 
 
 def results_table(experiments: Sequence[_Planned], ledger: Ledger) -> pd.DataFrame:

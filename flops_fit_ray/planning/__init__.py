@@ -5,7 +5,14 @@ Nothing here trains, measures or touches a file; what was measured arrives as a 
 
 from flops_fit_ray.planning.experiment import DataFacts, Experiment, ModelSize, Plan, Recipe, Survey, plan_from_json
 from flops_fit_ray.planning.grid import make_plan, next_experiments
-from flops_fit_ray.planning.sizes import AUTO_WINDOW, auto_candidates, auto_range, requested_sizes, size_kwargs, size_label
+from flops_fit_ray.planning.sizes import (
+    AUTO_WINDOW,
+    auto_candidates,
+    auto_range,
+    requested_sizes,
+    size_kwargs,
+    size_label,
+)
 
 __all__ = [
     "AUTO_WINDOW",

@@ -131,9 +131,7 @@ def plan_from_json(content: Mapping[str, Any]) -> Plan:
     sizes = tuple(ModelSize(**{k: v for k, v in s.items() if k != "flops_per_token_6n"}) for s in content["sizes"])
     survey = Survey(sizes=sizes, data=DataFacts(**content["data"]), skipped=tuple(content["skipped"]))
     experiments = tuple(_experiment(e) for e in content["experiments"])
-    return Plan(
-        name=content["name"], experiments=experiments, survey=survey, warnings=tuple(content["warnings"])
-    )
+    return Plan(name=content["name"], experiments=experiments, survey=survey, warnings=tuple(content["warnings"]))
 
 
 def _experiment(content: Mapping[str, Any]) -> Experiment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -29,7 +30,7 @@ def next_experiments(plan: Plan, settled: Collection[str]) -> tuple[Experiment, 
     return tuple(sorted(open_ones, key=lambda e: -e.flops))
 
 
-def make_plan(spec: SweepSpec, survey: Survey, source: str = "spec") -> Plan:
+def make_plan(spec: SweepSpec, survey: Survey) -> Plan:
     """Work out every experiment of a static grid.
 
     Raises:
@@ -40,13 +41,13 @@ def make_plan(spec: SweepSpec, survey: Survey, source: str = "spec") -> Plan:
     cells = [(budget, size) for budget in spec.budgets for size in _sizes_for(spec, budget, sizes)]
     faults += _budget_faults(spec, cells, survey)
     if faults:
-        raise SpecError(source, faults)
+        raise SpecError("spec", faults)
     batch_tokens = spec.train.batch_size * survey.data.tokens_per_sample
     # 1) steps = C / (FLOPs per token × tokens per batch), rounded: whole batches, and the rounding is in `flops`
     steps = {(b.flops, s.size): round(b.flops / (s.flops_per_token * batch_tokens)) for b, s in cells}
     faults = list(_cell_faults(spec, cells, steps, survey))
     if faults:
-        raise SpecError(source, faults)
+        raise SpecError("spec", faults)
     # 2) warmup is counted in tokens, and bounded by the smallest D of the sweep
     smallest_tokens = min(steps.values()) * batch_tokens
     experiments = tuple(
@@ -67,7 +68,7 @@ def _sizes_for(spec: SweepSpec, budget: Budget, sizes: list[ModelSize]) -> list[
 
 
 def _size_faults(spec: SweepSpec, sizes: list[ModelSize]) -> Iterator[str]:
-    for smaller, larger in zip(sizes, sizes[1:], strict=False):
+    for smaller, larger in itertools.pairwise(sizes):
         if smaller.params == larger.params:
             yield (
                 f"model.sizes: {smaller.size} and {larger.size} both have N = {smaller.params}; "

@@ -150,7 +150,7 @@ def _import(name: str, base: Path, key: str) -> Any:
         if e.name is not None and (name == e.name or name.startswith(f"{e.name}.")):
             raise SpecError("spec", [f"{key}: no module {name!r} in {base} or among the installed packages"]) from e
         raise SpecError("spec", [f"{key}: importing {name!r} needs the module {e.name!r}, which is missing"]) from e
-    except Exception as e:  # noqa: BLE001 - a guest's module may raise anything; it is named and chained
+    except Exception as e:
         raise SpecError("spec", [f"{key}: importing {name!r} raised {type(e).__name__}: {e}"]) from e
 
 
@@ -168,11 +168,11 @@ def _forget_other(root: str, base: Path) -> None:
 
 def _made(key: str, value: Any, kwargs: Mapping[str, Any]) -> Any:
     """A dataset as it is, or what its factory returns."""
-    if value is None or hasattr(value, "__getitem__") and not isinstance(value, type):
+    if value is None or (hasattr(value, "__getitem__") and not isinstance(value, type)):
         return value
     try:
         return value(**kwargs)
-    except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is named and chained
+    except Exception as e:
         raise SpecError("spec", [f"{key}: {_name(value)} raised {type(e).__name__}: {e}"]) from e
 
 

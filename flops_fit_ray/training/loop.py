@@ -104,8 +104,10 @@ def _train(
         batch = batch.to(device)
         set_lr(optimizer, lr_at(step, experiment.steps, recipe))
         optimizer.zero_grad()
-        loss = _checked(guest.loss(model(*batch.inputs), batch.target)) if step == 0 else guest.loss(
-            model(*batch.inputs), batch.target
+        loss = (
+            _checked(guest.loss(model(*batch.inputs), batch.target))
+            if step == 0
+            else guest.loss(model(*batch.inputs), batch.target)
         )
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
         if recipe.grad_clip is not None:
@@ -139,7 +141,7 @@ def _settings(seed: int, threads: int) -> Iterator[None]:
     """Everything that decides the bits of a run; a process that serves many experiments starts each one alike."""
     before = torch.get_num_threads()
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the user's code may draw from the global generator
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     try:

@@ -56,7 +56,7 @@ def survey(spec: SweepSpec, guest: Guest) -> Survey:
             sizes.append(measure_size(spec, guest, size, batch, tokens))
         except SpecError as e:
             refused += e.faults
-        if wanted is None and (isinstance(size, int) and size >= LARGEST_AUTO_SIZE or sizes and sizes[-1].params > high):
+        if wanted is None and (size_label(size) == LARGEST_AUTO_SIZE or (sizes and sizes[-1].params > high)):
             break
     if refused and (wanted is not None or not sizes):
         raise SpecError("spec", refused[:3] if wanted is None else refused)
@@ -79,7 +79,7 @@ def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:
         batch = fetch(guest.train_data, range(spec.train.batch_size))
         singles = [fetch(guest.train_data, [i]) for i in spread]
         mark = fingerprint(guest.train_data, guest.eval_data)
-    except Exception as e:  # noqa: BLE001 - a guest's dataset may raise anything; it is named and chained
+    except Exception as e:
         raise SpecError("spec", [f"data.train: reading samples raised {type(e).__name__}: {e}"]) from e
     tokens = sorted({s.num_tokens(spec.data.tokens_per_sample) for s in singles})
     if len(tokens) > 1:
@@ -121,8 +121,10 @@ def measure_size(spec: SweepSpec, guest: Guest, size: SizeValue, batch: Batch, t
     if not per_token > 0:
         raise SpecError(
             "spec",
-            [f"model.sizes: {describe(kwargs)}: no FLOPs were counted; name a function (model) -> FLOPs per token "
-             "in model.flops_per_token"],
+            [
+                f"model.sizes: {describe(kwargs)}: no FLOPs were counted; name a function (model) -> FLOPs per token "
+                "in model.flops_per_token"
+            ],
         )
     return ModelSize(
         size=size_label(size),
@@ -146,7 +148,7 @@ def build(guest: Guest, kwargs: Mapping[str, Any]) -> nn.Module:
         model = guest.model(**kwargs)
     except NotImplementedError:
         raise  # what the meta device cannot do; the caller tries another
-    except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is named and chained
+    except Exception as e:
         raise SpecError("spec", [f"model.sizes: {describe(kwargs)} raised {type(e).__name__}: {e}"]) from e
     if not isinstance(model, nn.Module):
         raise SpecError("spec", [f"model.target: {describe(kwargs)} made a {type(model).__name__}, not an nn.Module"])

@@ -1,0 +1,383 @@
+"""The Python door: `find_optimal(...) -> Result`, and the one function that both doors run a sweep with."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from flops_fit_ray.analysis import Prediction, SweepFit, predict
+from flops_fit_ray.console.plain import PlainConsole
+from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
+from flops_fit_ray.layout import SweepPaths, write_bytes, write_json
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.planning import Plan, make_plan
+from flops_fit_ray.spec import DataSection, SweepSpec, TrainSection, dump_spec, make_spec
+from flops_fit_ray.sweep import Sweep, open_sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from flops_fit_ray.training.guest import Guest
+
+SOURCE = "find_optimal"  # how faults of arguments are introduced
+
+
+class Result:
+    """A finished or partial sweep: its answer, its numbers, its pictures. Made from the directory's files alone."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    @property
+    def output(self) -> Path:
+        """The sweep directory."""
+        return self._sweep.paths.root
+
+    @property
+    def plan(self) -> Plan:
+        """Every experiment that was planned."""
+        return self._sweep.plan
+
+    @property
+    def fit(self) -> SweepFit:
+        """Valleys, laws, intervals, warnings."""
+        return self._sweep.fit
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned experiment has a result."""
+        return self._sweep.complete
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before trusting the numbers."""
+        return (*self.fit.warnings, *self.plan.warnings)
+
+    def predict(self, budget: float) -> Prediction:
+        """N, D and loss at C = `budget` FLOPs, with intervals and the extrapolation factor.
+
+        Raises:
+            FitError: the sweep gave no law.
+        """
+        return predict(self.fit, budget)
+
+    def chinchilla_table(self, budgets: Sequence[float] | None = None) -> pd.DataFrame:
+        """One row per budget with N, D, D/N, loss, intervals and extrapolation factor.
+
+        Without `budgets`: those of the sweep, and 10 and 100 times the largest.
+
+        Raises:
+            FitError: the sweep gave no law.
+        """
+        import pandas as pd
+
+        if budgets is None:
+            own = [b.flops for b in self._sweep.spec.budgets]
+            budgets = [*own, 10 * own[-1], 100 * own[-1]]
+        return pd.DataFrame([_row(self.predict(budget)) for budget in budgets])
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """The valleys with their minima, as a matplotlib Figure; written to `path` (.svg, .png, .pdf) if given."""
+        from flops_fit_ray.report.figures import draw_valleys, valley_curves
+
+        figure = draw_valleys(valley_curves(self.fit))
+        if path is not None:
+            figure.savefig(Path(path))
+        return figure
+
+    def report(self) -> Path:
+        """Write report.html, tables and figures again. Returns the page's path."""
+        from flops_fit_ray.report import write_report
+
+        return write_report(self._sweep)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per planned experiment: what was planned, what was seen, what came out."""
+        return self._sweep.to_frame()
+
+    def __repr__(self) -> str:
+        done, total = len(self._sweep.results), len(self.plan.experiments)
+        return f"Result({str(self.output)!r}, {done} of {total} experiments)"
+
+
+def _row(prediction: Prediction) -> dict[str, float | None]:
+    row: dict[str, float | None] = {
+        "budget": prediction.budget,
+        "params": prediction.params,
+        "tokens": prediction.tokens,
+        "tokens_per_param": prediction.tokens / prediction.params,
+        "loss": prediction.loss,
+        "extrapolation": prediction.extrapolation,
+    }
+    for name in ("params", "tokens", "loss"):
+        interval = getattr(prediction, f"{name}_interval")
+        row[f"{name}_low"] = interval.low if interval else None
+        row[f"{name}_high"] = interval.high if interval else None
+    return row
+
+
+@overload
+def find_optimal(
+    model_cls: Callable[..., Any],
+    model_size_param: str | None = ...,
+    model_kwargs: Mapping[str, Any] | None = ...,
+    dataset: Any = ...,
+    loss_fn: Any = ...,
+    compute_budgets: Sequence[float] | None = ...,
+    train: Literal[True] = ...,
+    output_dir: str | Path = ...,
+    resume: bool = ...,
+    **options: Any,
+) -> Result: ...
+
+
+@overload
+def find_optimal(
+    model_cls: Callable[..., Any],
+    model_size_param: str | None = ...,
+    model_kwargs: Mapping[str, Any] | None = ...,
+    dataset: Any = ...,
+    loss_fn: Any = ...,
+    compute_budgets: Sequence[float] | None = ...,
+    *,
+    train: Literal[False],
+    output_dir: str | Path = ...,
+    resume: bool = ...,
+    **options: Any,
+) -> Plan: ...
+
+
+def find_optimal(
+    model_cls: Callable[..., Any],
+    model_size_param: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    dataset: Any = None,
+    loss_fn: Any = None,
+    compute_budgets: Sequence[float] | None = None,
+    train: bool = True,
+    output_dir: str | Path = "runs/sweep",
+    resume: bool = True,
+    **options: Any,
+) -> Result | Plan:
+    """Find the compute-optimal size of a model by an IsoFLOP sweep.
+
+    Args:
+        model_cls: class or factory; called with `model_kwargs` and the size, returns an `nn.Module`.
+        model_size_param: the argument that makes the model larger. Not needed where `sizes` are mappings.
+        dataset: a map-style dataset of (input, ..., target), or a tuple of tensors. Without `eval_dataset` a part of
+            it is held out.
+        loss_fn: (outputs, targets) -> mean loss; also "cross_entropy" (the default) or "mse".
+        compute_budgets: C in FLOPs, two at least; an item may be {"flops": C, "sizes": [...]}.
+        train: False only plans: nothing is run or written.
+        output_dir: the sweep directory.
+        resume: False refuses a directory that holds results already.
+        options: any field of the spec's sections by its name, such as sizes, batch_size, lr, optimizer, schedule,
+            seed, eval_fraction, tokens_per_sample, max_epochs, draws, resources_per_trial; and eval_dataset, address,
+            flops_per_token, quiet.
+
+    Returns:
+        The plan with `train=False`, else the result.
+
+    Raises:
+        SpecError: an argument is wrong or unknown; nothing was run.
+        ResourceError, DirectoryError: the cluster or the directory cannot be used.
+        InterruptedSweepError: stopped by a signal; the same call goes on.
+    """
+    from flops_fit_ray.training.guest import load_loss, make_guest
+    from flops_fit_ray.training.measure import survey
+
+    extra = {name: options.pop(name, None) for name in ("eval_dataset", "address", "flops_per_token", "quiet")}
+    loss_fn = "cross_entropy" if loss_fn is None else loss_fn
+    spec = _spec_from_arguments(
+        model_cls, model_size_param, model_kwargs or {}, dataset, loss_fn, compute_budgets, extra, options
+    )
+    faults: list[str] = []
+    loss = load_loss(loss_fn, Path.cwd(), faults) if isinstance(loss_fn, str) else loss_fn
+    with faults_of(SOURCE):
+        if faults:
+            raise SpecError(SOURCE, faults)
+        guest = make_guest(
+            model=model_cls,
+            model_kwargs=model_kwargs or {},
+            loss=loss,
+            train=dataset,
+            held_out=extra["eval_dataset"],
+            data=spec.data,
+            flops_per_token=extra["flops_per_token"],
+        )
+        plan = make_plan(spec, survey(spec, guest))
+    if not train:
+        return plan
+    root = Path(output_dir).absolute()
+    if not resume:
+        _refuse_results(root)
+    from flops_fit_ray.engine.tuner import loader_for
+
+    console = PlainConsole(io.StringIO() if extra["quiet"] else sys.stdout)
+    sweep = run_sweep(
+        spec,
+        plan,
+        root=root,
+        load_guest=loader_for(guest),
+        address=extra["address"],
+        console=console,
+        command=f"find_optimal(..., output_dir={str(root)!r})",
+    )
+    result = Result(sweep)
+    console.say(f"report: {sweep.paths.report}")
+    return result
+
+
+def run_sweep(
+    spec: SweepSpec,
+    plan: Plan,
+    *,
+    root: Path,
+    load_guest: Callable[[], Guest],
+    address: str | None,
+    console: PlainConsole,
+    command: str,
+) -> Sweep:
+    """Run what the ledger lacks, then write tables, analysis and report. Returns the directory read back.
+
+    Raises:
+        DirectoryError: the directory cannot be written, or another process writes it.
+        ResourceError, InterruptedSweepError: as the engine says.
+    """
+    from flops_fit_ray.engine.tuner import run_plan
+    from flops_fit_ray.engine.watch import Watcher
+    from flops_fit_ray.report import write_report
+
+    paths = SweepPaths(root)
+    ledger = Ledger(paths)
+    with ledger.writer():
+        try:
+            write_bytes(paths.spec, dump_spec(spec).encode())
+            write_json(paths.plan, {**plan.to_json(), "command": command})
+        except OSError as e:
+            raise DirectoryError(f"{root}: cannot be written: {e.strerror}; choose another --output") from e
+        keys = {e.key for e in plan.experiments}
+        console.plan(plan, len(ledger.results(keys)))
+        others = sum(1 for p in paths.experiments.glob("*/result.json") if p.parent.name not in keys)
+        if others:
+            console.say(f"{others} recorded results belong to another plan of this directory: kept, and left out here")
+        run_plan(
+            plan,
+            root=root,
+            load_guest=load_guest,
+            resources_per_trial=dict(spec.resources_per_trial),
+            address=address,
+            watcher=Watcher(console),
+        )
+        sweep = open_sweep(root)
+        write_report(sweep)
+    return sweep
+
+
+def _spec_from_arguments(
+    model_cls: Any,
+    size_param: str | None,
+    model_kwargs: Mapping[str, Any],
+    dataset: Any,
+    loss_fn: Any,
+    budgets: Sequence[float] | None,
+    extra: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> SweepSpec:
+    faults = []
+    if not callable(model_cls):
+        faults.append(f"model_cls: {model_cls!r} cannot be called; give a class or a factory")
+    if dataset is None:
+        faults.append("dataset: is missing; give a dataset of (input, target)")
+    if budgets is None:
+        faults.append("compute_budgets: is missing; give FLOPs, for example [1e15, 3e15, 1e16]")
+    homes = _option_homes()
+    content: dict[str, Any] = {
+        "model": {
+            "target": describe(model_cls),
+            "size_param": size_param,
+            "kwargs": {name: describe_value(value) for name, value in model_kwargs.items()},
+        },
+        "data": {
+            "train": describe(dataset),
+            "eval": None if extra["eval_dataset"] is None else describe(extra["eval_dataset"]),
+        },
+        "loss": loss_fn if isinstance(loss_fn, str) else describe(loss_fn),
+        "budgets": list(budgets) if budgets is not None else [1.0, 2.0],  # a stand-in, so that all faults are found
+    }
+    for name, value in options.items():
+        if name not in homes:
+            near = difflib.get_close_matches(name, [*homes, *extra], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted([*homes, *extra]))}"
+            faults.append(f"{name}: unknown option; {hint}")
+        elif homes[name] == "":
+            content[name] = value
+        else:
+            content.setdefault(homes[name], {})[name] = value
+    try:
+        spec = make_spec(content, SOURCE)
+    except SpecError as e:
+        raise SpecError(SOURCE, [*faults, *e.faults]) from e
+    if faults:
+        raise SpecError(SOURCE, faults)
+    return spec
+
+
+def _option_homes() -> dict[str, str]:
+    """The section of every option that `find_optimal` takes; "" for the top level."""
+    homes = {"sizes": "model", "name": "", "resources_per_trial": ""}
+    homes |= dict.fromkeys(set(DataSection.model_fields) - {"train", "eval", "kwargs"}, "data")
+    homes |= dict.fromkeys(TrainSection.model_fields, "train")
+    homes |= {"draws": "fit", "confidence": "fit"}
+    return homes
+
+
+def describe(value: Any) -> str:
+    """A name for an object that is the same in every process; part of the experiments' keys."""
+    if isinstance(value, functools.partial):
+        given = [*map(describe_value, value.args), *(f"{k}={describe_value(v)}" for k, v in value.keywords.items())]
+        return f"partial({describe(value.func)}, {', '.join(map(str, given))})"
+    qualname = getattr(value, "__qualname__", None)
+    if qualname is None:
+        settings = {k: v for k, v in vars(value).items() if _is_plain(v)} if hasattr(value, "__dict__") else {}
+        inner = ", ".join(f"{k}={v!r}" for k, v in sorted(settings.items()))
+        return f"{type(value).__module__}:{type(value).__qualname__}({inner})"
+    code = getattr(value, "__code__", None)
+    unnamed = code is not None and "<" in qualname  # a lambda's name says nothing; its code does
+    return f"{value.__module__}:{qualname}" + (f"#{_code_digest(code)}" if unnamed else "")
+
+
+def describe_value(value: Any) -> Any:
+    """A constructor argument as JSON: itself where it is plain, else its name."""
+    with contextlib.suppress(TypeError, ValueError):
+        return json.loads(json.dumps(value, allow_nan=False))
+    return describe(value)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool | None)
+
+
+def _code_digest(code: Any) -> str:
+    constants = [c for c in code.co_consts if _is_plain(c)]
+    return hashlib.sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()[:8]
+
+
+def _refuse_results(root: Path) -> None:
+    count = sum(1 for _ in SweepPaths(root).experiments.glob("*/result.json"))
+    if count:
+        raise DirectoryError(
+            f"{root}: resume=False, and {count} results are recorded here; choose another output_dir or move it away"
+        )
+
+
+__all__ = ["Result", "describe", "find_optimal", "run_sweep"]

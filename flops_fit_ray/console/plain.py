@@ -1,0 +1,153 @@
+"""One line per event, and at most one line of progress a minute: what a job's log can bear."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from flops_fit_ray.analysis import Interval, Prediction, SweepFit
+from flops_fit_ray.console import text
+from flops_fit_ray.ledger import Failure, Progress, Result
+from flops_fit_ray.planning import Plan
+
+
+class PlainConsole:
+    """Writes lines to `out`; satisfies the engine's View. A closed pipe silences it and stops nothing."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = sys.stdout if out is None else out
+        self._plan: Plan | None = None
+
+    def say(self, line: str) -> None:
+        """One line, at once."""
+        try:
+            self._out.write(line + "\n")
+            self._out.flush()
+        except (OSError, ValueError):
+            return
+
+    def plan(self, plan: Plan, done: int) -> None:
+        """What will run, before it runs."""
+        self._plan = plan
+        budgets = sorted({e.budget for e in plan.experiments})
+        sizes = {e.size for e in plan.experiments}
+        self.say(
+            f"plan: {len(plan.experiments)} experiments, {len(budgets)} budgets "
+            f"{text.flops(budgets[0])} to {text.flops(budgets[-1])} FLOPs, {len(sizes)} sizes, "
+            f"{text.flops(plan.flops)} FLOPs in all; a token is {plan.survey.data.token_unit}"
+        )
+        for warning in plan.warnings:
+            self.say(f"warning: {warning}")
+        if done:
+            self.say(f"resuming: {done} of {len(plan.experiments)} experiments are recorded and will not run again")
+
+    def slots(self, count: int, note: str) -> None:
+        """Where experiments run."""
+        self.say(f"cluster: {count} at a time{'; ' + note if note else ''}")
+
+    def outcome(self, record: Result | Failure, done: int, total: int) -> None:
+        """One experiment ended."""
+        where = f"[{str(done).rjust(len(str(total)))}/{total}]"
+        experiment = next((e for e in self._plan.experiments if e.key == record.key), None) if self._plan else None
+        name = f"C {text.flops(experiment.budget)}, size {experiment.size}" if experiment else record.key
+        if isinstance(record, Result):
+            error = f" ± {record.loss_stderr:.4f}" if record.loss_stderr is not None else ""
+            self.say(
+                f"{where} {name}: N {text.count(record.params)}, D {text.count(record.tokens_seen)}, "
+                f"held-out loss {record.loss:.4f}{error}, {text.duration(record.seconds)}"
+            )
+        else:
+            self.say(f"{where} {name}: {record.status}: {record.error.splitlines()[0]}")
+
+    def progress(self, running: list[Progress], done: int, total: int) -> None:
+        """Once a minute."""
+        shares = ", ".join(f"{p.key[:8]} {100 * p.tokens_seen / p.tokens:.0f} %" for p in running)
+        self.say(f"[{str(done).rjust(len(str(total)))}/{total}] running: {shares or 'nothing yet'}")
+
+
+def plan_text(plan: Plan) -> str:
+    """The whole plan as a table."""
+    rows = [
+        [
+            text.flops(e.budget),
+            str(e.size),
+            text.count(e.params),
+            text.count(e.tokens),
+            f"{e.tokens / e.params:.3g}",
+            str(e.steps),
+            f"{e.epochs:.2f}",
+            f"{e.recipe.lr:.2e}",
+            f"{e.flops:.3e}",
+            f"{e.flops_per_token / (6 * e.params):.2f}",
+        ]
+        for e in plan.experiments
+    ]
+    size = plan.survey.sizes[0]
+    lines = [
+        text.table(["C", "size", "N", "D", "D/N", "steps", "epochs", "lr", "FLOPs", "FLOPs/6ND"], rows),
+        "",
+        f"{len(plan.experiments)} experiments, {text.flops(plan.flops)} FLOPs in all",
+        f"N: {size.params_source}. FLOPs: {size.flops_source}, forward and backward. D: one token is "
+        f"{plan.survey.data.token_unit}; the training set has {text.count(plan.survey.data.tokens_per_epoch)}.",
+        f"held-out: {plan.survey.data.eval_samples} samples of {plan.survey.data.eval_source}",
+        *(f"warning: {warning}" for warning in plan.warnings),
+    ]
+    return "\n".join(lines)
+
+
+def fit_text(fit: SweepFit) -> str:
+    """Valleys, laws and warnings."""
+    rows = []
+    for valley, interval in zip(fit.valleys, fit.intervals, strict=True):
+        if valley.status != "interior":
+            rows.append([text.flops(valley.budget), str(len(valley.loss)), valley.status, "", "", "", ""])
+            continue
+        shown = (
+            ["", ""]
+            if interval is None
+            else [
+                text.interval(interval.params_opt.low, interval.params_opt.high),
+                text.interval(interval.tokens_opt.low, interval.tokens_opt.high),
+            ]
+        )
+        rows.append(
+            [
+                text.flops(valley.budget),
+                str(len(valley.loss)),
+                text.count(valley.params_opt),
+                shown[0],
+                text.count(valley.tokens_opt),
+                shown[1],
+                f"{valley.loss_opt:.4f}",
+            ]
+        )
+    percent = f"{100 * fit.options.confidence:g} %"
+    lines = [text.table(["C", "sizes", "N_opt", percent, "D_opt", percent, "L_opt"], rows), ""]
+    for name, law in (("N_opt", fit.params_opt), ("D_opt", fit.tokens_opt), ("L_opt", fit.loss_opt)):
+        if law is not None:
+            bounds = law.exponent_interval
+            shown_bounds = f"  exponent {percent} [{bounds.low:.3f}, {bounds.high:.3f}]" if bounds else ""
+            lines.append(f"{name} = {10**law.law.log10_coefficient:.4g} · C^{law.law.exponent:.4f}{shown_bounds}")
+    if fit.problem:
+        lines.append(f"no law: {fit.problem}")
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in fit.warnings)])
+
+
+def prediction_text(prediction: Prediction, confidence: float) -> str:
+    """The answer at one budget."""
+    loss = f"{prediction.loss:.4f}"
+    if prediction.loss_interval is not None:
+        loss += f"  [{prediction.loss_interval.low:.4f}, {prediction.loss_interval.high:.4f}]"
+    lines = [f"C = {text.flops(prediction.budget)} FLOPs ({100 * confidence:g} % intervals)"]
+    lines += [
+        f"  N  {_with(prediction.params, prediction.params_interval)}",
+        f"  D  {_with(prediction.tokens, prediction.tokens_interval)}",
+        f"  L  {loss}",
+        f"  extrapolation factor {prediction.extrapolation:.3g}",
+    ]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in prediction.warnings)])
+
+
+def _with(value: float, interval: Interval | None) -> str:
+    bounds = f"  {text.interval(interval.low, interval.high)}" if interval else ""
+    return f"{text.count(value)}{bounds}"

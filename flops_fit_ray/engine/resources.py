@@ -1,0 +1,68 @@
+"""What one trial gets, and how many fit at once. The arithmetic is pure; only `live_nodes` asks Ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flops_fit_ray.errors import ResourceError
+
+Node = Mapping[str, float]  # Ray's resource names (CPU, GPU, ...) to amounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """How trials are placed. `note` is for the user where it is not what was asked for."""
+
+    resources: Mapping[str, float]  # Tune's names: cpu, gpu, ...
+    count: int
+    note: str = ""
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether a trial has a GPU."""
+        return self.resources.get("gpu", 0) > 0
+
+
+def live_nodes() -> list[Node]:
+    """The resources of every node that is alive."""
+    import ray
+
+    return [
+        dict(node["Resources"])
+        for node in ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+        if node["Alive"]
+    ]
+
+
+def choose_slots(wanted: Mapping[str, float], nodes: Sequence[Node]) -> Slots:
+    """The slots for `wanted` resources per trial; where no node has a GPU, one CPU core takes its place.
+
+    Raises:
+        ResourceError: no node can ever provide what is asked for.
+    """
+    note = ""
+    needed = {name: amount for name, amount in wanted.items() if amount > 0}
+    if "gpu" in needed and not any(node.get("GPU", 0) for node in nodes):
+        others = {name: amount for name, amount in needed.items() if name != "gpu"}
+        needed = {"cpu": 1.0, **others}
+        note = "no GPU in this cluster: each experiment runs on one CPU core"
+    count = sum(_fits(needed, node) for node in nodes)
+    if count == 0:
+        largest = {name: max((node.get(_ray_name(name), 0) for node in nodes), default=0) for name in needed}
+        have = ", ".join(f"{name}: {amount:g}" for name, amount in largest.items())
+        asked = ", ".join(f"{name}: {amount:g}" for name, amount in needed.items())
+        raise ResourceError(
+            f"resources_per_trial asks for {{{asked}}}, and the largest node has {{{have}}}; ask for less"
+        )
+    return Slots(resources=needed, count=count, note=note)
+
+
+def _fits(needed: Mapping[str, float], node: Node) -> int:
+    # A small allowance, so that 3 × 1/3 is one GPU.
+    return min(math.floor(node.get(_ray_name(name), 0) / amount + 1e-9) for name, amount in needed.items())
+
+
+def _ray_name(name: str) -> str:
+    return name.upper() if name in ("cpu", "gpu") else name

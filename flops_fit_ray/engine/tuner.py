@@ -1,0 +1,171 @@
+"""The driver: ask what is next, let Tune execute it, look in the ledger, ask again.
+
+It decides nothing. What Tune says about its trials is never believed: after an interruption its grid calls unfinished
+trials terminated and free of errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flops_fit_ray.engine.cluster import ray_session
+from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
+from flops_fit_ray.engine.watch import Watcher
+from flops_fit_ray.errors import InterruptedSweepError, SpecError
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger, hostname
+from flops_fit_ray.planning import Experiment, Plan, next_experiments
+from flops_fit_ray.training.guest import Guest
+
+MAX_ROUNDS = 3  # an experiment that vanishes three times without a record is an infrastructure failure
+MAX_RESTARTS = 3  # of one trial within a round, when its process dies
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    root: Path,
+    load_guest: Callable[[], Guest],
+    resources_per_trial: dict[str, float],
+    address: str | None,
+    watcher: Watcher,
+) -> None:
+    """Bring every experiment of the plan to an outcome in the ledger; those that have a result are not touched.
+
+    Raises:
+        ResourceError: the cluster cannot run such trials.
+        InterruptedSweepError: a signal stopped the sweep.
+        SpecError: an object of the user's cannot travel to a worker.
+    """
+    paths = SweepPaths(root)
+    ledger = Ledger(paths)
+    retried = {f.key for f in ledger.failures(e.key for e in plan.experiments) if f.status in RETRY_ON_NEXT_RUN}
+    for key in retried:  # the attempts stay on record
+        paths.failure(key).unlink(missing_ok=True)
+    if not next_experiments(plan, _settled(plan, ledger)):
+        return
+    with ray_session(address), _signals() as stop:
+        slots = choose_slots(resources_per_trial, live_nodes())
+        watcher.on_slots(slots)
+        with watcher.following(ledger, plan):
+            for _ in range(MAX_ROUNDS):
+                todo = next_experiments(plan, _settled(plan, ledger))
+                if not todo:
+                    return
+                _run_round(todo, plan, paths, load_guest, slots)
+                if stop.is_set() and next_experiments(plan, _settled(plan, ledger)):
+                    raise InterruptedSweepError("stopped by a signal")
+        for experiment in next_experiments(plan, _settled(plan, ledger)):
+            ledger.record_failure(_vanished(experiment, ledger))
+
+
+def _settled(plan: Plan, ledger: Ledger) -> set[str]:
+    keys = [e.key for e in plan.experiments]
+    return {r.key for r in ledger.results(keys)} | {f.key for f in ledger.failures(keys)}
+
+
+def _run_round(
+    todo: Sequence[Experiment], plan: Plan, paths: SweepPaths, load_guest: Callable[[], Guest], slots: Slots
+) -> None:
+    from ray import tune
+
+    from flops_fit_ray.engine.trainable import ExperimentTrainable, Job
+
+    job = Job(
+        root=paths.root,
+        load_guest=load_guest,
+        experiments={e.key: e for e in todo},
+        eval_samples=plan.survey.data.eval_samples,
+        uses_gpu=slots.uses_gpu,
+    )
+    try:
+        trainable = tune.with_parameters(ExperimentTrainable, job=job)
+    except TypeError as e:
+        raise SpecError("spec", [f"an object of yours cannot be sent to a worker: {e}"]) from e
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, dict(slots.resources)),
+        param_space={"key": tune.grid_search([e.key for e in todo])},
+        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=slots.count),
+        run_config=tune.RunConfig(
+            name=f"round-{time.time_ns()}",
+            storage_path=str(paths.tune),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger holds what matters
+            failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
+        ),
+    )
+    tuner.fit()
+
+
+def _vanished(experiment: Experiment, ledger: Ledger) -> Failure:
+    return Failure(
+        key=experiment.key,
+        status="infrastructure",
+        error=f"its worker ended {ledger.num_attempts(experiment.key)} times without an outcome",
+        traceback="",
+        tokens_seen=0,
+        seconds=0.0,
+        attempts=ledger.num_attempts(experiment.key),
+        host=hostname(),
+        finished_at=time.time(),
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM stop Tune gracefully (its own signal for that is SIGUSR1); a second one stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, signal.SIG_IGN, None):
+            raise KeyboardInterrupt  # Tune is not running now, so there is nothing to be graceful with
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    usr1 = signal.getsignal(signal.SIGUSR1)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.signal(signal.SIGUSR1, usr1)
+
+
+def loader_for(guest: Guest) -> Callable[[], Guest]:
+    """A loader that carries the user's objects themselves.
+
+    Raises:
+        SpecError: an object cannot be pickled; it is named.
+    """
+    from ray import cloudpickle
+
+    for name in ("model", "loss", "train_data", "eval_data"):
+        try:
+            cloudpickle.dumps(getattr(guest, name))  # type: ignore[no-untyped-call] # Ray leaves it untyped
+        except Exception as e:
+            raise SpecError(
+                "find_optimal",
+                [
+                    f"{name} cannot be sent to a worker: {type(e).__name__}: {e}; open files, locks and "
+                    "connections inside the worker instead"
+                ],
+            ) from e
+    return functools.partial(_itself, guest)
+
+
+def _itself(guest: Guest) -> Guest:
+    return guest

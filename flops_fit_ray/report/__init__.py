@@ -1,0 +1,5 @@
+"""A sweep directory as one page, tables and figures. Reads files, trains nothing, works on partial sweeps."""
+
+from flops_fit_ray.report.write import write_report
+
+__all__ = ["write_report"]

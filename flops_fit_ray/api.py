@@ -60,7 +60,7 @@ class Result:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before trusting the numbers."""
-        return (*self.fit.warnings, *self.plan.warnings)
+        return self._sweep.warnings
 
     def predict(self, budget: float) -> Prediction:
         """N, D and loss at C = `budget` FLOPs, with intervals and the extrapolation factor.

@@ -43,6 +43,11 @@ class SweepPaths:
         return self.root / "sweep.lock.json"
 
     @property
+    def stop(self) -> Path:
+        """Its presence asks running experiments to end at their next sign of life."""
+        return self.root / "stop"
+
+    @property
     def experiments(self) -> Path:
         """One directory per experiment, named by its key."""
         return self.root / "experiments"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FailureKind = Literal["diverged", "failed", "infrastructure"]
+STALE_SECONDS = 60.0  # progress is written about once a second, unless a step takes longer
 RETRY_ON_NEXT_RUN: frozenset[str] = frozenset({"failed", "infrastructure"})  # a divergence would only repeat
 
 
@@ -118,8 +119,10 @@ class Ledger:
         return _read(self.paths.failure(key), Failure)
 
     def progress(self, key: str) -> Progress | None:
-        """The last sign of life, or None."""
-        return _read(self.paths.progress(key), Progress)
+        """The last sign of life of a running experiment, or None where there was none for a while."""
+        progress = _read(self.paths.progress(key), Progress)
+        stale = progress is None or time.time() - progress.updated_at > STALE_SECONDS
+        return None if stale else progress
 
     def record_result(self, result: Result) -> Result:
         """Record a result for ever. Where there is one already, that one stays and is returned."""

@@ -60,6 +60,11 @@ class Sweep:
         options = FitOptions(draws=self.spec.fit.draws, confidence=self.spec.fit.confidence, seed=self.spec.fit.seed)
         return fit_sweep(points_of(self.results), options)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before trusting the numbers: of the fit, then of the plan, each once."""
+        return tuple(dict.fromkeys([*self.fit.warnings, *self.plan.warnings]))
+
     def to_frame(self) -> pd.DataFrame:
         """One row per experiment of the plan."""
         return results_table(self.plan.experiments, Ledger(self.paths))

@@ -282,7 +282,7 @@ def _warnings(valleys: Sequence[Valley], noise: float | None, lost: int, options
             yield f"no optimum at C = {valley.budget:g}: {valley.reason}"
     fitted = [v.flops for v in valleys if v.status == "interior"]
     if len(fitted) >= 2:
-        yield from _range_warning(max(fitted) / min(fitted), len(fitted))
+        yield from range_warning(max(fitted) / min(fitted), len(fitted))
         optima = [v.params_opt for v in valleys if v.status == "interior"]
         if optima != sorted(optima):
             yield "the minima do not move right with C: the noise is as large as the effect, or a run is bad"
@@ -295,11 +295,12 @@ def _warnings(valleys: Sequence[Valley], noise: float | None, lost: int, options
         )
 
 
-def _range_warning(span: float, count: int) -> Iterator[str]:
+def range_warning(span: float, count: int) -> Iterator[str]:
+    """What to say where the budgets lie too close together for an exponent."""
     if span < TRUSTED_RANGE or count < TRUSTED_BUDGETS:
         yield (
-            f"the exponent is not trustworthy: {count} budgets with an optimum over a range of {span:.3g}x, where at "
-            f"least {TRUSTED_BUDGETS} over {TRUSTED_RANGE:g}x are needed"
+            f"an exponent from {count} budgets over a range of {span:.3g}x is not trustworthy: at least "
+            f"{TRUSTED_BUDGETS} over {TRUSTED_RANGE:g}x are needed"
         )
 
 
@@ -310,4 +311,4 @@ def _prediction_warnings(factor: float, span: float, count: int) -> Iterator[str
         yield f"extrapolation by {factor:.3g}x: the interval assumes that the straight line goes on"
     if factor > 1:
         yield "the loss law has no irreducible term, so it is too low beyond the data"
-        yield from _range_warning(span, count)
+        yield from range_warning(span, count)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ray import tune
 
+from flops_fit_ray.errors import DivergedError, InterruptedSweepError
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress, Result, hostname
 from flops_fit_ray.planning import Experiment
@@ -81,9 +82,15 @@ def run_experiment(job: Job, ledger: Ledger, guest: Guest, key: str) -> str:
             )
         )
 
-    on_progress(0, None)
+        if ledger.paths.stop.exists():
+            raise InterruptedSweepError("the sweep is being stopped")
+
     try:
+        on_progress(0, None)
         result = _train(job, experiment, guest, attempt, on_progress)
+    except InterruptedSweepError:
+        ledger.paths.progress(key).unlink(missing_ok=True)
+        return "stopped"
     except (Exception, SystemExit) as e:  # noqa: BLE001 - a guest may raise anything; it is recorded whole
         failure = _failure(e, key, attempt, seen, time.perf_counter() - started)
         ledger.record_failure(failure)
@@ -144,8 +151,6 @@ def versions() -> dict[str, str]:
 
 
 def _failure(error: BaseException, key: str, attempt: int, seen: int, seconds: float) -> Failure:
-    from flops_fit_ray.errors import DivergedError
-
     kind: FailureKind = "diverged" if isinstance(error, DivergedError) else "failed"
     return Failure(
         key=key,

@@ -52,7 +52,8 @@ def run_plan(
         paths.failure(key).unlink(missing_ok=True)
     if not next_experiments(plan, _settled(plan, ledger)):
         return
-    with ray_session(address), _signals() as stop:
+    paths.stop.unlink(missing_ok=True)
+    with ray_session(address), _signals(paths) as stop:
         slots = choose_slots(resources_per_trial, live_nodes())
         watcher.on_slots(slots)
         with watcher.following(ledger, plan):
@@ -120,7 +121,7 @@ def _vanished(experiment: Experiment, ledger: Ledger) -> Failure:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
+def _signals(paths: SweepPaths) -> Iterator[threading.Event]:
     """SIGINT and SIGTERM stop Tune gracefully (its own signal for that is SIGUSR1); a second one stops at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -131,6 +132,7 @@ def _signals() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        paths.stop.touch()  # else Tune waits long for experiments that nobody waits for
         if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, signal.SIG_IGN, None):
             raise KeyboardInterrupt  # Tune is not running now, so there is nothing to be graceful with
         os.kill(os.getpid(), signal.SIGUSR1)

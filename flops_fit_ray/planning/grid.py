@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from typing import Any
 
+from flops_fit_ray.analysis.sweep import range_warning
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.experiment import Experiment, ModelSize, Plan, Recipe, Survey, content_key
 from flops_fit_ray.planning.sizes import auto_range, shared_sizes, size_label
@@ -15,8 +16,6 @@ from flops_fit_ray.spec import Budget, LrRule, SweepSpec
 MIN_STEPS = 300  # below this cells are limited by steps and bend the valley
 MIN_SIZES = 3  # a parabola has three coefficients
 GOOD_SIZES = 5
-GOOD_BUDGETS = 4
-GOOD_RANGE = 32.0  # largest over smallest budget
 WARMUP_SHARE = 0.1  # of the smallest D of the sweep
 LARGEST_ROUNDING = 0.01  # of a budget, through whole batches
 
@@ -191,11 +190,7 @@ def _warmup_tokens(spec: SweepSpec, size: ModelSize, smallest_tokens: int) -> in
 
 def _grid_warnings(spec: SweepSpec) -> Iterator[str]:
     span = spec.budgets[-1].flops / spec.budgets[0].flops
-    if span < GOOD_RANGE or len(spec.budgets) < GOOD_BUDGETS:
-        yield (
-            f"{len(spec.budgets)} budgets over a range of {span:.3g}x: an exponent needs at least {GOOD_BUDGETS} "
-            f"budgets over {GOOD_RANGE:g}x to be trusted"
-        )
+    yield from range_warning(span, len(spec.budgets))
     if spec.train.lr == "auto":
         yield "train.lr is a general rule, not measured on this model: the valleys may be limited by the learning rate"
     if isinstance(spec.train.lr, float) and spec.train.optimizer == "adamw":

@@ -43,6 +43,7 @@ def render(sweep: Sweep, figures: Mapping[str, str]) -> str:
         sweep=sweep,
         fit=sweep.fit,
         answer=answer(sweep.fit),
+        warnings=sweep.warnings,
         valleys=list(zip(sweep.fit.valleys, sweep.fit.intervals, strict=True)),
         laws=_laws(sweep.fit),
         percent=f"{100 * sweep.fit.options.confidence:g} %",

@@ -92,22 +92,23 @@ def _cell_faults(
     spec: SweepSpec, cells: list[tuple[Budget, ModelSize]], steps: dict[tuple[float, int | str], int], survey: Survey
 ) -> Iterator[str]:
     for budget, size in cells:
-        count = steps[budget.flops, size.size]
-        cell = f"budget {budget.flops:g}, size {size.size}"
-        if count < 1:
+        if steps[budget.flops, size.size] < 1:
             yield (
-                f"{cell}: C pays for less than one batch ({budget.flops / size.flops_per_token:.3g} tokens); "
-                "raise the budget or lower train.batch_size"
+                f"budget {budget.flops:g}, size {size.size}: C pays for less than one batch "
+                f"({budget.flops / size.flops_per_token:.3g} tokens); raise the budget or lower train.batch_size"
             )
-            continue
-        epochs = count * spec.train.batch_size / survey.data.train_samples
-        if epochs > spec.data.max_epochs:
-            tokens = count * spec.train.batch_size * survey.data.tokens_per_sample
-            yield (
-                f"{cell}: D = {tokens:,} tokens are {epochs:.2f} epochs of the {survey.data.tokens_per_epoch:,} there "
-                f"are; data.max_epochs allows {spec.data.max_epochs:g}. Bring more data, drop the size from this "
-                "budget, or raise data.max_epochs and know that repeats bend the valley"
-            )
+    largest = spec.data.max_epochs * survey.data.train_samples / spec.train.batch_size  # steps that the data allow
+    beyond = [(budget, size) for budget, size in cells if steps[budget.flops, size.size] > largest]
+    if beyond:
+        budget, size = max(beyond, key=lambda cell: steps[cell[0].flops, cell[1].size])
+        samples = steps[budget.flops, size.size] * spec.train.batch_size
+        yield (
+            f"data.train: {len(beyond)} of {len(cells)} experiments need more data than there is; the most is "
+            f"D = {samples * survey.data.tokens_per_sample:,} tokens (budget {budget.flops:g}, size {size.size}), "
+            f"{samples / survey.data.train_samples:.3g} epochs of {survey.data.tokens_per_epoch:,}, where "
+            f"data.max_epochs allows {spec.data.max_epochs:g}. Bring more data, drop the smallest sizes of that budget, or raise "
+            "data.max_epochs and know that repeats bend the valley"
+        )
 
 
 def _experiment(

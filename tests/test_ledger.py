@@ -1,0 +1,145 @@
+"""A recorded result is never lost or changed; a torn one is never believed; there is one writer."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.ledger import COLUMNS, Failure, Ledger, Progress, Result, results_sha256, results_table
+from tests.parts import guest_of, planned, spec_of
+
+RESULT = Result(
+    key="k1",
+    budget=1e5,
+    size=8,
+    params=100,
+    params_total=110,
+    tokens=64,
+    tokens_seen=64,
+    flops=9e4,
+    loss=1.25,
+    loss_stderr=0.1,
+    train_loss=1.2,
+    lr=0.1,
+    steps=8,
+    seed=0,
+    seconds=0.5,
+    attempts=1,
+    device="cpu",
+    host="here",
+    versions={"torch": "2"},
+    finished_at=1.0,
+)
+FAILURE = Failure(
+    key="k1",
+    status="failed",
+    error="E",
+    traceback="T",
+    tokens_seen=8,
+    seconds=0.1,
+    attempts=1,
+    host="here",
+    finished_at=1.0,
+)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(SweepPaths(tmp_path))
+
+
+def test_round_trip(ledger: Ledger) -> None:
+    assert ledger.result("k1") is None
+    ledger.record_result(RESULT)
+    assert ledger.result("k1") == RESULT
+
+
+def test_the_first_result_stays(ledger: Ledger) -> None:
+    ledger.record_result(RESULT)
+    before = ledger.paths.result("k1").read_bytes()
+    assert ledger.record_result(replace(RESULT, loss=9.0)) == RESULT
+    assert ledger.paths.result("k1").read_bytes() == before
+
+
+@pytest.mark.parametrize("torn", [b"", b"{", b'{"schema_version": 1}', b'{"schema_version": 99}', b"[]"])
+def test_a_torn_result_is_missing_and_kept_aside(ledger: Ledger, torn: bytes) -> None:
+    path = ledger.paths.result("k1")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(torn)
+    assert ledger.result("k1") is None
+    ledger.record_result(RESULT)
+    assert ledger.result("k1") == RESULT
+    (aside,) = path.parent.glob("result.json.unreadable-*")
+    assert aside.read_bytes() == torn
+
+
+def test_a_result_outranks_a_failure(ledger: Ledger) -> None:
+    ledger.record_failure(FAILURE)
+    assert ledger.failures(["k1"]) == [FAILURE]
+    ledger.record_result(RESULT)
+    assert ledger.failures(["k1"]) == []
+    assert ledger.results(["k1", "k2"]) == [RESULT]
+
+
+def test_attempts_are_counted(ledger: Ledger) -> None:
+    assert [ledger.begin_attempt("k1") for _ in range(3)] == [1, 2, 3]
+    assert (ledger.num_attempts("k1"), ledger.num_attempts("k2")) == (3, 0)
+
+
+def test_progress_grows_stale(ledger: Ledger) -> None:
+    alive = Progress(key="k1", tokens_seen=1, tokens=2, train_loss=None, host="h", pid=1, updated_at=time.time())
+    ledger.record_progress(alive)
+    assert ledger.progress("k1") == alive
+    ledger.record_progress(replace(alive, updated_at=time.time() - 3600))
+    assert ledger.progress("k1") is None
+
+
+def test_results_hash_depends_on_bits_and_not_on_order() -> None:
+    other = replace(RESULT, key="k2", loss_stderr=None)
+    assert results_sha256([RESULT, other]) == results_sha256([other, replace(RESULT, seconds=9.0, attempts=5)])
+    assert results_sha256([RESULT]) != results_sha256([replace(RESULT, loss=1.2500000000000002)])
+
+
+def test_one_writer_and_a_dead_one_is_taken_over(ledger: Ledger) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom flops_fit_ray.layout import SweepPaths\n"
+        "from flops_fit_ray.ledger import Ledger\n"
+        "with Ledger(SweepPaths(Path(sys.argv[1]))).writer():\n    print('in', flush=True)\n    time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(ledger.paths.root)], stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"in\n"
+    with pytest.raises(DirectoryError, match=f"process {other.pid} on .* is writing here"), ledger.writer():
+        pass
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    with ledger.writer():
+        assert json.loads(ledger.paths.lock_owner.read_text())["pid"] == os.getpid()
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DirectoryError, match="cannot be written"), Ledger(SweepPaths(tmp_path / "file" / "x")).writer():
+        pass
+
+
+def test_table_has_a_row_for_every_planned_experiment(ledger: Ledger) -> None:
+    spec = spec_of()
+    plan = planned(spec, guest_of(spec))
+    first, second = plan.experiments[:2]
+    ledger.record_result(replace(RESULT, key=first.key))
+    ledger.record_failure(replace(FAILURE, key=second.key))
+    table = results_table(plan.experiments, ledger)
+    assert list(table.columns) == COLUMNS
+    assert list(table["key"]) == [e.key for e in plan.experiments]
+    assert list(table["status"]) == ["completed", "failed", *["planned"] * (len(plan.experiments) - 2)]
+    assert table["loss"].notna().sum() == 1
+    assert table.loc[1, "error"] == "E"

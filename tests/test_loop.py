@@ -1,0 +1,182 @@
+"""One experiment: exactly its tokens, exactly its bits."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flops_fit_ray.errors import DivergedError, ExperimentError
+from flops_fit_ray.planning import Experiment, Recipe
+from flops_fit_ray.training.data import batch_order, fetch, num_samples
+from flops_fit_ray.training.evaluate import held_out_loss
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.loop import train_experiment
+from flops_fit_ray.training.losses import cross_entropy, mse
+from flops_fit_ray.training.schedule import lr_at
+from tests.parts import Bigram, Mlp, Pairs, guest_of, planned, regression, spec_of, text
+
+PLAIN = {"batch_size": 8, "lr": 0.05, "optimizer": "sgd", "schedule": "constant", "grad_clip": None, "seed": 5}
+
+
+def first_experiment(train: dict[str, Any], **sections: Any) -> tuple[Experiment, Guest, int]:
+    spec = spec_of(train=train, **sections)
+    guest = guest_of(spec)
+    plan = planned(spec, guest)
+    return plan.experiments[1], guest, plan.survey.data.eval_samples
+
+
+def test_the_plain_recipe_is_a_bare_pytorch_loop_bit_for_bit() -> None:
+    experiment, guest, eval_samples = first_experiment(PLAIN)
+    torch.set_num_threads(1)
+    torch.manual_seed(5)
+    model = Mlp(width=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    model.train()
+    for indices in batch_order(num_samples(guest.train_data), 8, experiment.steps, seed=5):
+        batch = fetch(guest.train_data, indices)
+        optimizer.zero_grad()
+        loss = functional.mse_loss(model(batch.inputs[0]), batch.target)
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        losses = [
+            float(functional.mse_loss(model(b.inputs[0]), b.target).double()) * b.num_samples
+            for b in (fetch(guest.eval_data, range(s, min(s + 8, 100))) for s in range(0, 100, 8))
+        ]
+    outcome = train_experiment(experiment, guest, eval_samples=eval_samples)
+    assert eval_samples == 100
+    assert outcome.train_loss == loss.item()
+    assert outcome.loss == pytest.approx(math.fsum(losses) / 100, rel=1e-15)
+
+
+def test_exactly_d_tokens_are_seen() -> None:
+    spec = spec_of(
+        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        data={"train": "tests.parts:text"},
+        loss="cross_entropy",
+        budgets=[1e6, 2e6],
+    )
+    guest = guest_of(spec, model=Bigram, train=text(500))
+    calls: list[int] = []
+
+    def counting(outputs: Tensor, targets: Tensor) -> Tensor:
+        calls.append(targets.numel())
+        return cross_entropy(outputs, targets)
+
+    plan = planned(spec, guest)
+    for experiment in plan.experiments:
+        calls.clear()
+        outcome = train_experiment(experiment, replace(guest, loss=counting), eval_samples=8)
+        assert outcome.tokens_seen == experiment.tokens == sum(calls[:-1])  # the last call is the evaluation
+        assert len(calls) == experiment.steps + 1
+
+
+def test_the_same_experiment_gives_the_same_bits_whatever_ran_before() -> None:
+    experiment, guest, eval_samples = first_experiment({"batch_size": 8, "lr": 1e-2, "seed": 1})
+    first = train_experiment(experiment, guest, eval_samples=eval_samples)
+    torch.rand(1000)
+    train_experiment(replace(experiment, recipe=replace(experiment.recipe, seed=9)), guest, eval_samples=3)
+    torch.set_num_threads(2)
+    again = train_experiment(experiment, guest, eval_samples=eval_samples)
+    torch.set_num_threads(1)
+    one_by_one = replace(
+        guest,
+        train_data=Pairs(*fetch(guest.train_data, range(1900)).inputs, fetch(guest.train_data, range(1900)).target),
+    )
+    by_item = train_experiment(experiment, one_by_one, eval_samples=eval_samples)
+    assert (first.loss, first.loss_stderr, first.train_loss) == (again.loss, again.loss_stderr, again.train_loss)
+    assert first.loss == by_item.loss
+
+
+def test_another_seed_is_another_run() -> None:
+    experiment, guest, eval_samples = first_experiment({"batch_size": 8, "lr": 1e-2})
+    other = replace(experiment, recipe=replace(experiment.recipe, seed=1))
+    first, second = (train_experiment(e, guest, eval_samples=eval_samples).loss for e in (experiment, other))
+    assert first != second
+
+
+def test_evaluation_is_in_eval_mode_and_weighs_by_samples() -> None:
+    experiment, guest, _ = first_experiment(PLAIN)
+    model = Mlp(8, dropout=0.9)
+    loss, stderr = held_out_loss(
+        model, guest, num_samples=20, batch_size=8, tokens_per_sample=None, device=torch.device("cpu")
+    )
+    assert model.training
+    model.eval()
+    batch = fetch(guest.eval_data, range(20))
+    whole = functional.mse_loss(model(batch.inputs[0]), batch.target).item()
+    assert loss == pytest.approx(whole, rel=1e-6)
+    means = [
+        functional.mse_loss(model(b.inputs[0]), b.target).item()
+        for b in (fetch(guest.eval_data, range(s, min(s + 8, 20))) for s in (0, 8, 16))
+    ]
+    assert stderr == pytest.approx(torch.tensor(means).std().item() / math.sqrt(3), rel=1e-5)
+
+
+def test_divergence_is_named() -> None:
+    experiment, guest, eval_samples = first_experiment({**PLAIN, "lr": 1e6})
+    with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) after \d+ tokens"):
+        train_experiment(experiment, guest, eval_samples=eval_samples)
+
+
+def test_a_loss_must_be_one_number() -> None:
+    experiment, guest, eval_samples = first_experiment(PLAIN)
+    per_sample = replace(guest, loss=lambda out, y: functional.mse_loss(out, y, reduction="none"))
+    with pytest.raises(ExperimentError, match=r"must be one number, a mean over the batch, but is \(8, 1\)"):
+        train_experiment(experiment, per_sample, eval_samples=eval_samples)
+
+
+def test_samples_of_other_lengths_are_noticed() -> None:
+    experiment, guest, eval_samples = first_experiment(PLAIN)
+    with pytest.raises(ExperimentError, match=r"saw \d+ tokens where 7 were planned"):
+        train_experiment(replace(experiment, tokens=7), guest, eval_samples=eval_samples)
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    class Steep(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1, width))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e3 * functional.linear(x, self.weight)
+
+    experiment, guest, _ = first_experiment({**PLAIN, "lr": 0.5, "grad_clip": 1.0})
+    one_step = replace(experiment, steps=1, tokens=8, size_kwargs={"width": 8})
+    kept: list[nn.Module] = []
+
+    def build(**kwargs: Any) -> nn.Module:
+        kept.append(Steep(**kwargs))
+        return kept[-1]
+
+    train_experiment(one_step, replace(guest, model=build, loss=mse), eval_samples=8)
+    (model,) = kept
+    assert torch.linalg.vector_norm(next(model.parameters())).item() == pytest.approx(0.5, rel=1e-4)
+
+
+def recipe(**changes: Any) -> Recipe:
+    experiment, _, _ = first_experiment(PLAIN)
+    return replace(experiment.recipe, **{"lr": 2.0, "warmup_steps": 10, "final_lr_fraction": 0.1, **changes})
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine", "linear", "constant"])
+def test_schedules_meet_their_ends(schedule: str) -> None:
+    r = recipe(schedule=schedule)
+    steps = 200
+    assert lr_at(0, steps, r) == pytest.approx(2.0 / 11, abs=1e-12)
+    assert lr_at(10, steps, r) == pytest.approx(2.0, abs=1e-12)
+    last, next_to_last = lr_at(199, steps, r), lr_at(198, steps, r)
+    one_past = lr_at(200, steps, r)
+    assert one_past == pytest.approx(2.0 if schedule == "constant" else 0.2, abs=1e-12)
+    assert (last < next_to_last) == (schedule != "constant")
+
+
+def test_wsd_is_flat_and_then_straight() -> None:
+    r = recipe(schedule="wsd", decay_fraction=0.25, warmup_steps=0)
+    assert {lr_at(s, 200, r) for s in range(151)} == {2.0}
+    assert lr_at(175, 200, r) == pytest.approx(2.0 * 0.55, abs=1e-12)

@@ -1,0 +1,185 @@
+"""Every fault of a spec is found at once, with its key path, its value and the way out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.spec import Ladder, SweepSpec, dump_spec, make_spec, parse_yaml, read_spec
+
+GOOD = """
+model: {target: "model:GPT", size_param: d_model, sizes: [8, 16, 32]}
+data: {train: "data:train"}
+budgets: [1e18, 3e18]
+"""
+
+
+def faults(text: str) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        make_spec(parse_yaml(text, "s"), "s")
+    return list(caught.value.faults)
+
+
+def with_line(key: str, value: str) -> str:
+    """GOOD with one section replaced or added."""
+    lines = [line for line in GOOD.strip().splitlines() if not line.startswith(f"{key}:")]
+    return "\n".join([*lines, f"{key}: {value}"])
+
+
+def test_unquoted_exponents_are_numbers() -> None:
+    spec = make_spec(parse_yaml(GOOD, "s"), "s")
+    assert [b.flops for b in spec.budgets] == [1e18, 3e18]
+    assert parse_yaml("[1e18, 1.5e-3, -2E+4, 1e, e5, 12, '1e5']", "s") == [1e18, 1.5e-3, -2e4, "1e", "e5", 12, "1e5"]
+
+
+def test_budgets_are_sorted_and_may_have_sizes_of_their_own() -> None:
+    spec = make_spec(parse_yaml(with_line("budgets", "[3e18, {flops: 1e18, sizes: [8, 16, 24]}]"), "s"), "s")
+    assert [(b.flops, b.sizes) for b in spec.budgets] == [(1e18, [8, 16, 24]), (3e18, None)]
+
+
+BAD = [
+    ("budgets", "[]", "budgets: has 0 budget(s)"),
+    ("budgets", "1e18", "budgets: input should be a valid list (got 1e+18)"),
+    ("budgets", "[1e18]", "budgets: has 1 budget(s)"),
+    ("budgets", "[1e18, 1e18]", "budgets: [1e+18] are given twice"),
+    ("budgets", "[1e18, 1e18x]", "budgets.1.flops: input should be a valid number"),
+    ("budgets", "[1e18, 0]", "budgets.1.flops: must be a positive, finite number (got 0)"),
+    ("budgets", "[1e18, -1]", "budgets.1.flops: must be a positive, finite number (got -1)"),
+    ("budgets", "[1e18, .nan]", "budgets.1.flops: must be a positive, finite number (got nan)"),
+    ("budgets", "[1e18, .inf]", "budgets.1.flops: must be a positive, finite number (got inf)"),
+    ("bugets", "[1e18]", "bugets: unknown key; did you mean 'budgets'?"),
+    ("model", "{target: 'm:G', size_param: d, sizes: []}", "model.sizes: is empty"),
+    ("model", "{target: 'm:G', size_param: d, sizes: [8, 0, 16]}", "model.sizes: [0] are not positive"),
+    ("model", "{target: 'm:G', size_param: d, sizes: [8, -8]}", "model.sizes: [-8] are not positive"),
+    ("model", "{target: 'm:G', size_param: d, sizes: [8, 16, 8]}", "model.sizes: [8] are given twice"),
+    ("model", "{target: 'm:G', size_param: d, sizes: [8.5]}", "model.sizes.0: input should be a valid integer"),
+    ("model", "{target: 'm:G', sizes: [8, 16, 32]}", "model: size_param is missing"),
+    ("model", "{target: 'm:G', size_param: d, kwargs: {d: 3}}", "model: kwargs.d is the size parameter"),
+    (
+        "model",
+        "{target: 'm:G', size_param: d, sizes: {start: 8, stp: 9}}",
+        "model.sizes.stp: unknown key; did you mean 'stop'",
+    ),
+    ("model", "{target: 'm:G', size_parm: d}", "model.size_parm: unknown key; did you mean 'size_param'?"),
+    ("train", "{batch_size: 0}", "train.batch_size: input should be greater than 0 (got 0)"),
+    ("train", "{lr: -1}", "train.lr: must be a positive, finite number (got -1)"),
+    ("train", "{lr: fast}", "train.lr: must be a valid number or a mapping for LrRule or 'auto' (got 'fast')"),
+    (
+        "train",
+        "{schedule: cosin}",
+        "train.schedule: input should be 'wsd', 'cosine', 'linear' or 'constant' (got 'cosin')",
+    ),
+    ("train", "{optimizer: lion}", "train.optimizer: input should be 'adamw' or 'sgd' (got 'lion')"),
+    ("train", "{optimizer: sgd}", "train: lr is missing"),
+    ("train", "{decay_fraction: 1}", "train.decay_fraction: input should be less than 1 (got 1)"),
+    ("train", "{warmup_tokens: -3}", "train.warmup_tokens: input should be greater than or equal to 0 (got -3)"),
+    ("train", "{seed: -1}", "train.seed: input should be greater than or equal to 0 (got -1)"),
+    ("train", "{betas: [0.9, 1.0]}", "train.betas: must both lie in [0, 1)"),
+    ("data", "{train: 'd:t', max_epochs: 0}", "data.max_epochs: must be a positive, finite number (got 0)"),
+    ("data", "{}", "data.train: is missing"),
+    ("resources_per_trial", "{gpu: 0}", "resources_per_trial: asks for nothing"),
+    ("name", "a/b", "name: string should match pattern"),
+    ("schema_version", "2", "schema_version: input should be 1 (got 2)"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD, ids=[f"{k}={v}" for k, v, _ in BAD])
+def test_bad_values(key: str, value: str, message: str) -> None:
+    assert [f for f in faults(with_line(key, value)) if f.startswith(message)], faults(with_line(key, value))
+
+
+def test_all_faults_at_once() -> None:
+    text = "modle: 1\nmodel: {target: 'm:G', size_param: d, sizes: [1, 2, 1]}\ndata: {}\nbudgets: [1, x]\ntrain: {seed: -1}"
+    assert len(faults(text)) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", "line 3, column 1: the key 'a' stands twice"),
+        ("a: [1\nb: 2", "line 2, column 2"),
+        ("a:\n\t- 1", "line 2, column 1"),
+        ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("x: &x [1]\na: [" + "*x, " * 65 + "]", "more than 64 aliases"),
+    ],
+)
+def test_bad_yaml(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match="^s: ") as caught:
+        parse_yaml(text, "s")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"- 1\n- 2\n", "holds a list"),
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"a" * (1 << 20) + b"aa", "a spec is at most"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SpecError, match=message):
+        read_spec(path)
+
+
+def test_missing_file_and_directory(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no such file; `flops-fit-ray init`"):
+        read_spec(tmp_path / "none.yaml")
+    with pytest.raises(SpecError, match="cannot be read"):
+        read_spec(tmp_path)
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(GOOD)
+    spec = read_spec(path, ["train.lr=3e-4", "budgets=[1e15, 2e15]", "model.kwargs.n_head=2"])
+    assert (spec.train.lr, spec.budgets[1].flops, spec.model.kwargs) == (3e-4, 2e15, {"n_head": 2})
+    for bad, message in [("train.lr", "not of the form"), ("name.x=1", "name"), ("train.lrr=1", "did you mean 'lr'")]:
+        with pytest.raises(SpecError, match=message):
+            read_spec(path, [bad])
+
+
+def test_the_demo_spec_is_valid() -> None:
+    demo = Path(__file__).parent.parent / "examples" / "bytes" / "sweep.yaml"
+    assert [b.flops for b in read_spec(demo).budgets] == [6e10, 2e11, 6e11]
+
+
+def test_ladder() -> None:
+    assert Ladder(start=8, stop=64, multiple_of=4).sizes() == [8, 12, 16, 24, 32, 44, 64]
+    assert Ladder(start=1, stop=1000, ratio=10).sizes() == [1, 10, 100, 1000]
+
+
+NUMBER = st.floats(min_value=1e-3, max_value=1e30)
+
+
+@given(
+    budgets=st.lists(NUMBER, min_size=2, max_size=6, unique=True),
+    sizes=st.lists(st.integers(1, 10**6), min_size=1, max_size=9, unique=True),
+    lr=NUMBER,
+    kwargs=st.dictionaries(st.text("abc_", min_size=1, max_size=5), st.one_of(st.integers(), st.booleans(), st.text())),
+)
+def test_a_dumped_spec_reads_back_equal(
+    budgets: list[float], sizes: list[int], lr: float, kwargs: dict[str, Any]
+) -> None:
+    spec = make_spec(
+        {
+            "model": {"target": "m:G", "size_param": "d", "sizes": sizes, "kwargs": kwargs},
+            "data": {"train": "d:t"},
+            "budgets": budgets,
+            "train": {"lr": lr},
+        },
+        "s",
+    )
+    assert make_spec(parse_yaml(dump_spec(spec), "s"), "s") == spec
+
+
+def test_published_schema_names_every_section() -> None:
+    assert set(SweepSpec.model_json_schema()["properties"]) == set(SweepSpec.model_fields)
+    assert yaml.safe_load(dump_spec(make_spec(parse_yaml(GOOD, "s"), "s")))["schema_version"] == 1

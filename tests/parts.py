@@ -71,7 +71,7 @@ class Pairs(Dataset[Any]):
         return self.x[index], self.y[index]
 
 
-def power_law_regression(samples: int = 8000) -> TensorDataset:
+def power_law_regression(samples: int = 10_000) -> TensorDataset:
     """x_j ~ N(0, 1/j), y = sum of x_j / sqrt(j): then N_opt ~ C^(1/2) for `Truncated` under one-pass SGD."""
     generator = torch.Generator().manual_seed(1)
     scale = torch.arange(1, INPUTS + 1) ** -0.5

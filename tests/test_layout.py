@@ -37,7 +37,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), fail)
+    owner: object = os if step == "fsync" else Path
+    monkeypatch.setattr(owner, step, fail)
     with pytest.raises(OSError, match="No space left"):
         write_json(path, {"x": 2})
     assert read_json(path) == {"x": 1}

@@ -17,7 +17,7 @@ from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.losses import cross_entropy, mse
 from flops_fit_ray.training.schedule import lr_at
-from tests.parts import Bigram, Mlp, Pairs, guest_of, planned, regression, spec_of, text
+from tests.parts import Bigram, Mlp, Pairs, guest_of, planned, spec_of, text
 
 PLAIN = {"batch_size": 8, "lr": 0.05, "optimizer": "sgd", "schedule": "constant", "grad_clip": None, "seed": 5}
 
@@ -84,10 +84,8 @@ def test_the_same_experiment_gives_the_same_bits_whatever_ran_before() -> None:
     torch.set_num_threads(2)
     again = train_experiment(experiment, guest, eval_samples=eval_samples)
     torch.set_num_threads(1)
-    one_by_one = replace(
-        guest,
-        train_data=Pairs(*fetch(guest.train_data, range(1900)).inputs, fetch(guest.train_data, range(1900)).target),
-    )
+    everything = fetch(guest.train_data, range(num_samples(guest.train_data)))
+    one_by_one = replace(guest, train_data=Pairs(everything.inputs[0], everything.target))
     by_item = train_experiment(experiment, one_by_one, eval_samples=eval_samples)
     assert (first.loss, first.loss_stderr, first.train_loss) == (again.loss, again.loss_stderr, again.train_loss)
     assert first.loss == by_item.loss
@@ -101,7 +99,7 @@ def test_another_seed_is_another_run() -> None:
 
 
 def test_evaluation_is_in_eval_mode_and_weighs_by_samples() -> None:
-    experiment, guest, _ = first_experiment(PLAIN)
+    _, guest, _ = first_experiment(PLAIN)
     model = Mlp(8, dropout=0.9)
     loss, stderr = held_out_loss(
         model, guest, num_samples=20, batch_size=8, tokens_per_sample=None, device=torch.device("cpu")

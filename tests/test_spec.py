@@ -93,7 +93,8 @@ def test_bad_values(key: str, value: str, message: str) -> None:
 
 
 def test_all_faults_at_once() -> None:
-    text = "modle: 1\nmodel: {target: 'm:G', size_param: d, sizes: [1, 2, 1]}\ndata: {}\nbudgets: [1, x]\ntrain: {seed: -1}"
+    text = "modle: 1\nmodel: {target: 'm:G', size_param: d, sizes: [1, 2, 1]}\ndata: {}\nbudgets: [1, x]\n"
+    text += "train: {seed: -1}"
     assert len(faults(text)) == 5
 
 

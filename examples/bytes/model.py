@@ -18,13 +18,14 @@ class Block(nn.Module):
         self.up = nn.Linear(d_model, 4 * d_model, bias=False)
         self.down = nn.Linear(4 * d_model, d_model, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:  # noqa: N803 - shape suffixes
-        B, T, D = x_BTD.shape  # noqa: N806
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        B, T, D = x_BTD.shape
         qkv = self.qkv(self.norm_attention(x_BTD)).view(B, T, 3, self.n_head, D // self.n_head)
-        q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)  # noqa: N806
-        a_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)  # noqa: N806
-        x_BTD = x_BTD + self.out(a_BHTK.transpose(1, 2).reshape(B, T, D))  # noqa: N806
-        return x_BTD + self.down(functional.gelu(self.up(self.norm_mlp(x_BTD))))
+        q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)
+        a_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+        x_BTD = x_BTD + self.out(a_BHTK.transpose(1, 2).reshape(B, T, D))
+        y_BTD: Tensor = self.down(functional.gelu(self.up(self.norm_mlp(x_BTD))))
+        return x_BTD + y_BTD
 
 
 class GPT(nn.Module):
@@ -42,10 +43,10 @@ class GPT(nn.Module):
         for table in (self.tokens, self.positions):
             nn.init.normal_(table.weight, std=0.02)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:  # noqa: N803
+    def forward(self, ids_BT: Tensor) -> Tensor:
         places = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        x_BTD = self.tokens(ids_BT) + self.positions(places)  # noqa: N806
+        x_BTD = self.tokens(ids_BT) + self.positions(places)
         for block in self.blocks:
-            x_BTD = block(x_BTD)  # noqa: N806
-        logits_BTV: Tensor = self.head(self.norm(x_BTD))  # noqa: N806
+            x_BTD = block(x_BTD)
+        logits_BTV: Tensor = self.head(self.norm(x_BTD))
         return logits_BTV

@@ -23,7 +23,7 @@ HEADLINE_EXTRAPOLATION = 100.0
 LOST_DRAWS_WARNING = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Points:
     """One entry per completed experiment; all arrays (points,)."""
 
@@ -60,7 +60,7 @@ class ValleyIntervals:
     loss_opt: Interval
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LawDraws:
     """The laws of every bootstrap draw that gave one; arrays (draws,), NaN where a draw had no minimum."""
 
@@ -72,7 +72,7 @@ class LawDraws:
         return self.log10_coefficient + self.exponent * float(np.log10(budget))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Law:
     """A power law over C with the interval of its exponent; `draws` is None where no scatter could be measured."""
 
@@ -81,7 +81,7 @@ class Law:
     draws: LawDraws | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SweepFit:
     """Everything a sweep says. `warnings` are for people; the rest is for programs as well."""
 

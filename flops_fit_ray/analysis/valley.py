@@ -19,7 +19,7 @@ ValleyStatus = Literal["interior", "edge", "concave", "too_few"]
 MIN_POINTS = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Parabola:
     """loss = a·(x - centre)² + b·(x - centre) + c with x = log10 of N or D.
 
@@ -79,7 +79,7 @@ def status_of(parabola: Parabola) -> ValleyStatus:
     return "interior" if low < parabola.vertex < high else "edge"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Valley:
     """One budget: the points, the curves over N and D, and the verdict."""
 

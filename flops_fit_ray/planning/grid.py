@@ -106,8 +106,8 @@ def _cell_faults(
             f"data.train: {len(beyond)} of {len(cells)} experiments need more data than there is; the most is "
             f"D = {samples * survey.data.tokens_per_sample:,} tokens (budget {budget.flops:g}, size {size.size}), "
             f"{samples / survey.data.train_samples:.3g} epochs of {survey.data.tokens_per_epoch:,}, where "
-            f"data.max_epochs allows {spec.data.max_epochs:g}. Bring more data, drop the smallest sizes of that budget, or raise "
-            "data.max_epochs and know that repeats bend the valley"
+            f"data.max_epochs allows {spec.data.max_epochs:g}. Bring more data, drop the smallest sizes there, "
+            "or raise data.max_epochs and know that repeats bend the valley"
         )
 
 

@@ -120,7 +120,8 @@ def draw_valleys(curves: list[ValleyCurve]) -> Figure:
                     curve.interval, (loss, loss), "-", color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt"
                 )
             axes.plot([n], [loss], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.4)
-    axes.set_xscale("log")
+    if any(len(curve.params) for curve in curves):  # an axis without data has no logarithm
+        axes.set_xscale("log")
     axes.set_xlabel("N (parameters)")
     axes.set_ylabel("held-out loss")
     if curves:
@@ -142,8 +143,9 @@ def draw_laws(bands: list[LawBand]) -> Figure:
         known = ~np.isnan(band.low)
         axes.vlines(band.budget[known], band.low[known], band.high[known], color=INK, linewidth=1.2)
         axes.plot(band.budget, band.value, "o", color=INK, markersize=5)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        if len(band.budget):
+            axes.set_xscale("log")
+            axes.set_yscale("log")
         axes.set_xlabel("C (FLOPs)")
         axes.set_title(band.name, fontsize=10, color=INK)
         _plain(axes)

@@ -18,6 +18,7 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.data import batch_order, fetch, num_samples
 from flops_fit_ray.training.evaluate import held_out_loss
 from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.losses import check_loss
 from flops_fit_ray.training.optimizer import make_optimizer, set_lr
 from flops_fit_ray.training.schedule import lr_at
 
@@ -104,11 +105,9 @@ def _train(
         batch = batch.to(device)
         set_lr(optimizer, lr_at(step, experiment.steps, recipe))
         optimizer.zero_grad()
-        loss = (
-            _checked(guest.loss(model(*batch.inputs), batch.target))
-            if step == 0
-            else guest.loss(model(*batch.inputs), batch.target)
-        )
+        loss = guest.loss(model(*batch.inputs), batch.target)
+        if step == 0:
+            check_loss(loss)
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
         if recipe.grad_clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
@@ -120,13 +119,6 @@ def _train(
                 on_progress(tokens_seen, value)
                 last_report = time.monotonic()
     return tokens_seen, _finite(loss, tokens_seen)
-
-
-def _checked(loss: Tensor) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ExperimentError(f"the loss must be one number, a mean over the batch, but is {shape}")
-    return loss
 
 
 def _finite(loss: Tensor, tokens_seen: int) -> float:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from flops_fit_ray.errors import ExperimentError
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -19,6 +22,17 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     if outputs.numel() != targets.numel():
         raise ValueError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in size")
     return functional.mse_loss(outputs.reshape(targets.shape), targets.to(outputs.dtype))
+
+
+def check_loss(loss: Any) -> None:
+    """Make sure that a loss, built in or the user's, is one number.
+
+    Raises:
+        ExperimentError: it is not.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ExperimentError(f"the loss must be one number, a mean over the batch, but is {shape}")
 
 
 BUILT_IN: dict[str, Callable[[Tensor, Tensor], torch.Tensor]] = {"cross_entropy": cross_entropy, "mse": mse}

@@ -25,9 +25,11 @@ from flops_fit_ray.planning import (
 from flops_fit_ray.spec import SizeValue, SweepSpec
 from flops_fit_ray.training.data import FINGERPRINT_SAMPLES, Batch, fetch, fingerprint, has_tokens, num_samples
 from flops_fit_ray.training.guest import Guest, load_guest
+from flops_fit_ray.training.losses import check_loss
 
 FORWARD_BACKWARD = 3  # backward = 2 × forward (Kaplan et al. 2020, section 2.1)
 LARGEST_AUTO_SIZE = 1 << 20
+LARGEST_TRIED = 20_000_000  # parameters that planning is willing to make for real
 
 
 def survey_spec(spec: SweepSpec, base: Path) -> Survey:
@@ -60,7 +62,30 @@ def survey(spec: SweepSpec, guest: Guest) -> Survey:
             break
     if refused and (wanted is not None or not sizes):
         raise SpecError("spec", refused[:3] if wanted is None else refused)
+    try_first_samples(guest, min(sizes, key=lambda s: s.params_total))
     return Survey(sizes=tuple(sizes), data=facts, skipped=tuple(refused))
+
+
+def try_first_samples(guest: Guest, size: ModelSize) -> None:
+    """Take real samples through a real model and the loss, so that what the meta device cannot see is found now.
+
+    Token ids beyond the vocabulary, a context longer than the positions, a loss that does not fit the output. Two
+    samples and a small model cost well under a second; where even the smallest model is large, nothing is tried.
+
+    Raises:
+        SpecError: the model or the loss raised, or the loss is not one number.
+    """
+    if size.params_total > LARGEST_TRIED:
+        return
+    batch = fetch(guest.train_data, range(min(2, num_samples(guest.train_data))))
+    try:
+        loss = guest.loss(build(guest, size.kwargs)(*batch.inputs), batch.target)
+        check_loss(loss)
+    except SpecError:
+        raise
+    except Exception as e:  # a guest may raise anything; it is named and chained
+        where = f"the model of size {describe(size.kwargs)} and the loss fail on first samples"
+        raise SpecError("spec", [f"model.target: {where}: {type(e).__name__}: {e}"]) from e
 
 
 def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:

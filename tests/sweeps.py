@@ -1,0 +1,52 @@
+"""Sweep directories for tests of what reads them, made by the real training loop without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flops_fit_ray.engine.trainable import Job, run_experiment
+from flops_fit_ray.layout import SweepPaths, write_bytes, write_json
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.spec import SweepSpec, dump_spec
+from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.training.guest import Guest
+from tests.parts import Truncated, guest_of, planned, power_law_regression, spec_of
+
+KNOWN_TRAIN = {"batch_size": 4, "lr": 0.04, "optimizer": "sgd", "grad_clip": None, "warmup_tokens": 0}
+
+
+def known_spec(budgets: int = 3) -> SweepSpec:
+    """`Truncated` on data with a power-law spectrum: the optimum is known to grow as C^(1/2)."""
+    return spec_of(
+        name="known",
+        model={"target": "tests.parts:Truncated", "size_param": "features"},
+        data={"train": "tests.parts:power_law_regression"},
+        budgets=[
+            {"flops": 1e5 * 4**i, "sizes": [round(24 * 2**i * 2 ** (k / 2)) for k in range(-3, 4)]}
+            for i in range(budgets)
+        ],
+        train=KNOWN_TRAIN,
+    )
+
+
+def known_guest(spec: SweepSpec) -> Guest:
+    """The parts of `known_spec`."""
+    return guest_of(spec, model=Truncated, train=power_law_regression())
+
+
+def make_sweep(root: Path, spec: SweepSpec, guest: Guest, *, only: int | None = None) -> Sweep:
+    """A sweep directory in which the first `only` experiments have run, all of them by default."""
+    plan = planned(spec, guest)
+    paths = SweepPaths(root)
+    write_bytes(paths.spec, dump_spec(spec).encode())
+    write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere"})
+    job = Job(
+        root=root,
+        load_guest=lambda: guest,
+        experiments={e.key: e for e in plan.experiments},
+        eval_samples=plan.survey.data.eval_samples,
+        uses_gpu=False,
+    )
+    for experiment in plan.experiments[:only]:
+        run_experiment(job, Ledger(paths), guest, experiment.key)
+    return open_sweep(root)

@@ -1,0 +1,134 @@
+"""`find_optimal`: the same answers through Python, and no argument that is silently ignored."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from flops_fit_ray import SpecError, find_optimal
+from flops_fit_ray.api import Result, describe, describe_value
+from flops_fit_ray.engine.tuner import loader_for
+from flops_fit_ray.planning import Plan
+from tests.parts import Mlp, Truncated, guest_of, planned, power_law_regression, regression, spec_of
+from tests.sweeps import known_guest, known_spec, make_sweep
+
+ARGUMENTS: dict[str, Any] = {
+    "model_size_param": "width",
+    "dataset": regression(),
+    "loss_fn": "mse",
+    "compute_budgets": [1e5, 2e5],
+    "sizes": [4, 8, 16],
+    "batch_size": 8,
+    "lr": 1e-2,
+}
+
+
+def plan_with(model: Any = Mlp, **changes: Any) -> Plan:
+    return find_optimal(model, **{**ARGUMENTS, **changes}, train=False)
+
+
+def test_the_plan_is_the_specs_plan() -> None:
+    spec = known_spec()
+    other = planned(spec, known_guest(spec))
+    plan = find_optimal(
+        Truncated,
+        "features",
+        dataset=power_law_regression(),
+        loss_fn="mse",
+        compute_budgets=[{"flops": b.flops, "sizes": b.sizes} for b in spec.budgets],
+        train=False,
+        batch_size=4,
+        lr=0.04,
+        optimizer="sgd",
+        grad_clip=None,
+        warmup_tokens=0,
+    )
+    cells = [(e.budget, e.size, e.params, e.tokens, e.recipe) for e in plan.experiments]
+    assert cells == [(e.budget, e.size, e.params, e.tokens, e.recipe) for e in other.experiments]
+
+
+def test_nothing_is_written_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(plan_with(output_dir="out").experiments) == 6
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"batchsize": 3}, "batchsize: unknown option; did you mean 'batch_size'?"),
+    ({"frobnicate": 3}, "frobnicate: unknown option; known: address, batch_size"),
+    ({"dataset": None}, "dataset: is missing"),
+    ({"compute_budgets": None}, "compute_budgets: is missing"),
+    ({"compute_budgets": [1e5]}, "budgets: has 1 budget"),
+    ({"loss_fn": "hinge"}, "loss: 'hinge' is none of cross_entropy, mse"),
+    ({"model_kwargs": {"dropuot": 0.1}}, "unexpected keyword argument 'dropuot'"),
+    ({"lr": -1}, "train.lr: must be a positive"),
+    ({"model_size_param": None}, "size_param is missing"),
+    ({"dataset": 3}, "data.train: int has no __len__"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[m for _, m in BAD])
+def test_wrong_arguments(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match="^find_optimal: ") as caught:
+        plan_with(**change)
+    assert message in str(caught.value)
+
+
+def test_all_wrong_arguments_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        plan_with(model=3, batchsize=3, dataset=None, lr=-1)
+    assert len(caught.value.faults) == 4
+
+
+def test_keys_follow_the_code_that_has_no_name() -> None:
+    def keys(**changes: Any) -> set[str]:
+        return {e.key for e in plan_with(**changes).experiments}
+
+    first = keys(loss_fn=lambda a, b: (a - b).pow(2).mean())
+    assert first == keys(loss_fn=lambda a, b: (a - b).pow(2).mean())
+    assert not first & keys(loss_fn=lambda a, b: (a - b).abs().mean())
+    assert not keys(loss_fn=nn.HuberLoss(delta=1.0)) & keys(loss_fn=nn.HuberLoss(delta=2.0))
+    assert not keys() & keys(dataset=regression(1999))
+    assert not keys() & keys(model=functools.partial(Mlp, dropout=0.2))
+    assert not keys() & keys(model_kwargs={"dropout": 0.2})
+
+
+def test_descriptions_are_the_same_in_every_process() -> None:
+    assert describe(Mlp) == "tests.parts:Mlp"
+    assert describe(functools.partial(Mlp, dropout=0.2)) == "partial(tests.parts:Mlp, dropout=0.2)"
+    assert "0x" not in describe(regression()) + describe(nn.MSELoss()) + str(describe_value({"a": nn.ReLU}))
+    assert describe_value({"a": [1, 2.5, None]}) == {"a": [1, 2.5, None]}
+
+
+def test_what_cannot_travel_is_named_before_anything_runs(tmp_path: Path) -> None:
+    handle = (tmp_path / "open").open("w")
+
+    def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        handle.write("x")
+        return (a - b).pow(2).mean()
+
+    spec = spec_of()
+    with handle, pytest.raises(SpecError, match="loss cannot be sent to a worker: PicklingError"):
+        loader_for(guest_of(spec, loss=loss))
+
+
+def test_result(tmp_path: Path) -> None:
+    spec = known_spec()
+    result = Result(make_sweep(tmp_path, spec, known_guest(spec)))
+    assert result.complete and repr(result) == f"Result({str(tmp_path)!r}, 21 of 21 experiments)"
+    answer = result.predict(1.6e6)
+    assert answer.params_interval is not None
+    assert answer.params_interval.low < answer.params < answer.params_interval.high
+    table = result.chinchilla_table()
+    assert list(table["budget"]) == [1e5, 4e5, 1.6e6, 1.6e7, 1.6e8]
+    assert table["extrapolation"].iloc[-1] == pytest.approx(100, rel=0.02)
+    assert (table["params_low"] < table["params"]).all() and (table["params"] < table["params_high"]).all()
+    assert list(result.chinchilla_table([1e6])["budget"]) == [1e6]
+    assert len(result.to_frame()) == 21
+    result.plot(tmp_path / "v.png")
+    assert (tmp_path / "v.png").read_bytes().startswith(b"\x89PNG")
+    assert result.report().read_text().startswith("<!doctype html>")
+    assert any("3 budgets over a range of 16x" in w for w in result.warnings)

@@ -1,0 +1,164 @@
+"""The commands, as a program meets them: output, exit codes, and words instead of tracebacks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flops_fit_ray.cli import main
+from flops_fit_ray.report import write_report
+from flops_fit_ray.sweep import Sweep
+from tests.sweeps import known_guest, known_spec, make_sweep
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    spec = known_spec()
+    made = make_sweep(tmp_path_factory.mktemp("known"), spec, known_guest(spec))
+    write_report(made)
+    return made
+
+
+def call(*args: str | Path) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in args])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("module", ["flops_fit_ray", "flops_fit_ray.run"])
+def test_modules_are_doors(module: str) -> None:
+    output = subprocess.check_output([sys.executable, "-m", module, "--help"], text=True)
+    assert "Usage: python -m flops_fit_ray" in output or "Usage: flops-fit-ray" in output
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in ("init", "plan", "run", "status", "fit", "predict", "report"))
+
+
+def test_init_writes_a_project_that_can_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("init", tmp_path / "new") == 0
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {"sweep.yaml", "model.py", "data.py"}
+    capsys.readouterr()
+    assert call("plan", tmp_path / "new", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert len(plan["experiments"]) == 18
+    assert min(e["steps"] for e in plan["experiments"]) >= 500
+    assert call("init", tmp_path / "new") == 2
+    assert "has sweep.yaml, model.py, data.py already; nothing was written" in capsys.readouterr().err
+
+
+def test_plan_says_which_spec_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("plan") == 0
+    assert "no SPEC given: the built-in demo" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "sweep.yaml").write_text("model: {}\n")
+    assert call("plan") == 2
+    captured = capsys.readouterr()
+    assert "no SPEC given: sweep.yaml of this directory" in captured.out
+    assert "model.target: is missing" in captured.err
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_wrong_input_is_exit_2_without_a_traceback_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert call("init", tmp_path / "p") == 0
+    spec = tmp_path / "p" / "sweep.yaml"
+    capsys.readouterr()
+    cases: list[tuple[list[str | Path], str]] = [
+        (["nowhere.yaml"], "nowhere.yaml: no such file"),
+        ([spec, "--set", "bugets=[1]"], "bugets: unknown key; did you mean 'budgets'?"),
+        ([spec, "--set", "model.target=model:GTP"], "did you mean 'GPT'"),
+        ([spec, "--set", "model.kwargs.heads=3"], "unexpected keyword argument 'heads'"),
+        ([spec, "--set", "model.kwargs.n_head=3"], "d_model=8 is not divisible by n_head=3"),
+        ([spec, "--set", "data.kwargs.context=128"], "fail on first samples: IndexError: index out of range"),
+        ([spec, "--set", "budgets=[1e20, 2e20]", "--set", "model.sizes=[8, 16, 32]"], "need more data than there is"),
+        ([spec, "--frobnicate"], "No such option"),
+    ]
+    for arguments, message in cases:
+        assert call(command, *arguments) == 2, message
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert "Traceback" not in captured.err
+    assert not (tmp_path / "p" / "runs").exists()
+
+
+def test_run_refuses_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert call("run", "--output", tmp_path / "file" / "x") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_status_fit_predict_report(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    root = sweep.paths.root
+    assert call("status", root) == 0
+    assert "experiments: 21 completed of 21" in capsys.readouterr().out
+    assert call("fit", root) == 0
+    assert "N_opt = " in capsys.readouterr().out
+    assert call("predict", "1e7", root) == 0
+    assert "extrapolation factor 6.2" in capsys.readouterr().out
+    assert call("report", root) == 0
+    assert f"report: {root / 'report.html'}" in capsys.readouterr().out
+
+
+def test_json_of_every_reader(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    def read(*args: str | Path) -> dict[str, object]:
+        assert call(*args, "--json") == 0
+        content = json.loads(capsys.readouterr().out)
+        assert content["schema_version"] == 1
+        return dict(content)
+
+    root = sweep.paths.root
+    assert read("status", root)["results_sha256"] == sweep.results_sha256
+    assert read("fit", root) == json.loads(sweep.paths.analysis.read_text())
+    assert read("fit", sweep.paths.results_csv)["valleys"] == read("fit", root)["valleys"]
+    assert read("fit", sweep.paths.results_parquet) == read("fit", root)
+    assert read("predict", "1e6", root)["extrapolation"] == 1.0
+    assert read("report", root)["report"] == str(sweep.paths.report)
+
+
+def test_a_fit_that_cannot_be_made_is_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = known_spec()
+    sweep = make_sweep(tmp_path, spec, known_guest(spec), only=3)
+    assert call("fit", sweep.paths.root) == 1
+    assert "no law: " in capsys.readouterr().out
+    assert call("predict", "1e9", sweep.paths.root) == 1
+    assert "there is no law to predict from" in capsys.readouterr().err
+    assert call("status", sweep.paths.root) == 0
+    assert "go on with: flops-fit-ray run" in capsys.readouterr().out
+
+
+def test_readers_refuse_what_is_no_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cases: list[tuple[list[str | Path], str]] = [
+        (["status"], "no such directory"),
+        (["status", tmp_path], "is not a sweep directory"),
+        (["fit", tmp_path / "none.csv"], "no such file"),
+        (["predict", "many", tmp_path], "is not a valid float"),
+    ]
+    for arguments, message in cases:
+        assert call(*arguments) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    assert call("fit", tmp_path / "t.csv") == 2
+    assert "has no column budget, flops, params, tokens_seen, loss" in capsys.readouterr().err
+
+
+def test_readers_load_neither_torch_nor_ray(sweep: Sweep) -> None:
+    code = (
+        "import sys\nfrom flops_fit_ray.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: print('LOADED', *{'torch', 'ray'} & set(sys.modules))"
+    )
+    for command in (["status"], ["fit"], ["report"], ["predict", "1e7"]):
+        output = subprocess.check_output([sys.executable, "-c", code, *command, str(sweep.paths.root)], text=True)
+        assert output.splitlines()[-1].split() == ["LOADED"], command

@@ -1,0 +1,257 @@
+"""Sweeps on a real Ray: trained once, bit-equal to a plain loop, resumed after a kill, not stopped by a failure.
+
+Ray starts once for the tests in this process, and once in each command that a test starts.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flops_fit_ray import SpecError, find_optimal
+from flops_fit_ray.analysis import fit_to_json
+from flops_fit_ray.api import Result
+from flops_fit_ray.engine.cluster import ray_session
+from flops_fit_ray.errors import ResourceError
+from flops_fit_ray.sweep import open_sweep
+from tests.parts import Mlp, Truncated, power_law_regression, regression
+from tests.sweeps import known_guest, known_spec, make_sweep
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    with ray_session(None):
+        yield
+
+
+def known(output: Path, **changes: Any) -> Result:
+    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in known_spec().budgets]
+    arguments: dict[str, Any] = {
+        "dataset": power_law_regression(),
+        "loss_fn": "mse",
+        "compute_budgets": budgets,
+        "batch_size": 4,
+        "lr": 0.04,
+        "optimizer": "sgd",
+        "grad_clip": None,
+        "warmup_tokens": 0,
+        "quiet": True,
+    }
+    return find_optimal(Truncated, "features", output_dir=output, train=True, **{**arguments, **changes})
+
+
+def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None, tmp_path: Path) -> None:
+    result = known(tmp_path / "ray")
+    assert result.complete
+    frame = result.to_frame()
+    assert (frame["tokens"] == frame["tokens_seen"]).all()
+    assert set(frame["attempts"]) == {1}
+
+    law = result.fit.params_opt
+    assert law is not None and law.exponent_interval is not None
+    assert law.exponent_interval.low < 0.5 < law.exponent_interval.high  # N_opt ~ C^(1/2) is known
+
+    spec = known_spec()
+    plain = make_sweep(tmp_path / "plain", spec, known_guest(spec)).to_frame()
+    for column in ("budget", "size", "tokens_seen", "loss", "loss_stderr", "train_loss"):
+        assert list(frame[column]) == list(plain[column]), column
+
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "ray" / "experiments").rglob("*")}
+    again = known(tmp_path / "ray")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "ray" / "experiments").rglob("*")} == files
+    assert fit_to_json(again.fit) == fit_to_json(result.fit)
+
+    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in spec.budgets]
+    more = known(tmp_path / "ray", compute_budgets=[*budgets, {"flops": 3e6, "sizes": [96, 135, 192]}])
+    assert list(more.to_frame()["status"]) == ["completed"] * 24
+    assert set(more.to_frame()["attempts"]) == {1}  # the new budget ran, and nothing else
+
+
+class Fragile(Mlp):
+    """Fails, dies, diverges or leaves, each at one width."""
+
+    def __init__(self, width: int, marks: str, inputs: int = 8) -> None:
+        super().__init__(width, inputs)
+        self.width, self.marks = width, Path(marks)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if x.device.type != "meta" and self.calls == 100 and (self.marks / "armed").exists():
+            if self.width == 6:
+                raise RuntimeError("my own bug")
+            if self.width == 8:
+                raise SystemExit(3)
+            if self.width == 12 and not (self.marks / "died").exists():
+                (self.marks / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.width == 16:
+                return super().forward(x) * torch.nan
+        return super().forward(x)
+
+
+def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) -> None:
+    (tmp_path / "armed").touch()
+    arguments: dict[str, Any] = {
+        "model_size_param": "width",
+        "model_kwargs": {"marks": str(tmp_path)},
+        "dataset": regression(20_000),
+        "loss_fn": "mse",
+        "compute_budgets": [4e5, 8e5],
+        "sizes": [4, 6, 8, 12, 16, 24],
+        "batch_size": 8,
+        "lr": 1e-2,
+        "output_dir": tmp_path / "out",
+        "quiet": True,
+    }
+    result = find_optimal(Fragile, **arguments)
+    frame = result.to_frame().set_index(["size", "budget"])
+    status = {size: list(frame.loc[size]["status"]) for size in (4, 6, 8, 12, 16, 24)}
+    assert status == {
+        4: ["completed"] * 2,
+        6: ["failed"] * 2,
+        8: ["failed"] * 2,
+        12: ["completed"] * 2,
+        16: ["diverged"] * 2,
+        24: ["completed"] * 2,
+    }
+    assert list(frame.loc[6]["error"]) == ["RuntimeError: my own bug"] * 2
+    assert list(frame.loc[8]["error"]) == ["SystemExit: 3"] * 2
+    assert list(frame.loc[6]["attempts"]) == [1, 1]  # the user's errors are not retried by themselves
+    assert sorted(frame.loc[12]["attempts"]) == [1, 2]  # a dead worker is
+    sweep = open_sweep(result.output)
+    assert all("in forward" in f.traceback for f in sweep.failures if f.error.startswith("RuntimeError"))
+    assert "my own bug" in sweep.paths.report.read_text()
+
+    (tmp_path / "armed").unlink()  # the bug is fixed: the same call tries again what failed, and only that
+    fixed = find_optimal(Fragile, **arguments).to_frame().set_index(["size", "budget"])
+    assert list(fixed.loc[6]["status"]) == list(fixed.loc[8]["status"]) == ["completed"] * 2
+    assert list(fixed.loc[16]["status"]) == ["diverged"] * 2
+    assert list(fixed.loc[6]["attempts"]) == [2, 2]
+    assert list(fixed.loc[4]["attempts"]) == list(frame.loc[4]["attempts"])
+
+
+def test_what_the_cluster_cannot_give_is_refused_at_once(ray_here: None, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(ResourceError, match=r"asks for \{cpu: 4096\}, and the largest node has \{cpu: "):
+        known(tmp_path, resources_per_trial={"cpu": 4096})
+    assert time.monotonic() - started < 10
+
+
+def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:
+    with (tmp_path / "f").open("w") as handle, pytest.raises(SpecError, match="loss cannot be sent to a worker"):
+        known(tmp_path / "out", loss_fn=lambda a, b: (handle, (a - b).pow(2).mean())[1])
+    assert not (tmp_path / "out").exists()
+
+
+PROJECT = {
+    "sweep.yaml": """
+name: tiny
+model: {target: "parts:Net", size_param: width, sizes: [8, 12, 16, 24, 32]}
+data: {train: "parts:data"}
+loss: mse
+budgets: [2e7, 4e7]
+train: {batch_size: 8, lr: 3.0e-3}
+""",
+    "parts.py": """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+class Net(nn.Sequential):
+    def __init__(self, width):
+        super().__init__(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+
+def data():
+    x = torch.rand(60_000, 8, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(x, torch.sin(3 * x).sum(dim=1, keepdim=True))
+""",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name, content in PROJECT.items():
+        (tmp_path / name).write_text(content)
+    return tmp_path
+
+
+def start(project: Path, *extra: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "flops_fit_ray.run", str(project / "sweep.yaml"), *extra]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project.parent)
+
+
+def wait_for_results(root: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while sum(1 for _ in root.glob("experiments/*/result.json")) < count:
+        assert time.monotonic() < deadline, "no results"
+        time.sleep(0.02)
+
+
+def outcomes(root: Path) -> dict[str, int]:
+    return {p.parent.name: p.stat().st_mtime_ns for p in root.glob("experiments/*/result.json")}
+
+
+@pytest.mark.slow
+def test_kill_9_and_sigint_lose_nothing_and_the_same_command_goes_on(project: Path) -> None:
+    from flops_fit_ray.spec import read_spec
+    from flops_fit_ray.training.guest import load_guest
+
+    root = project / "runs" / "tiny"
+    killed = start(project)
+    wait_for_results(root, 2)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    after_kill = outcomes(root)
+    assert 2 <= len(after_kill) < 10
+
+    interrupted = start(project)
+    wait_for_results(root, len(after_kill) + 2)
+    stopped = time.monotonic()
+    interrupted.send_signal(signal.SIGINT)
+    out, _ = interrupted.communicate(timeout=60)
+    assert time.monotonic() - stopped < 30
+    assert interrupted.returncode == 4
+    assert out.splitlines()[-1] == f"flops-fit-ray run {project}/sweep.yaml --output {root}"
+    assert re.search(r"resuming: \d+ of 10 experiments are recorded and will not run again", out)
+    after_stop = outcomes(root)
+    assert len(after_stop) < 10 and after_kill.items() <= after_stop.items()
+
+    finished = start(project, "--json")
+    out, err = finished.communicate(timeout=300)
+    closing = json.loads(out)
+    assert finished.returncode in (0, 1), err  # whether these valleys have minima is not the question here
+    assert closing["status"]["completed"] == 10
+    assert after_stop.items() <= outcomes(root).items()  # no completed experiment was touched
+    assert set(closing) == {"schema_version", "output", "status", "n_opt", "report", "results_sha256"}
+
+    spec = read_spec(project / "sweep.yaml")
+    plain = make_sweep(project / "plain", spec, load_guest(spec, project))
+    assert plain.results_sha256 == closing["results_sha256"]  # as if nothing had happened, to the last bit
+
+
+def test_the_code_in_the_readme_does_what_it_says(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (own_model,) = [b for b in blocks if "class " in b]
+    assert len(own_model.strip().splitlines()) <= 25
+    (tmp_path / "own.py").write_text(own_model)
+    done = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sweep = open_sweep(tmp_path / "runs" / "sweep")
+    law = sweep.fit.params_opt
+    assert sweep.complete and law is not None and law.exponent_interval is not None
+    assert law.exponent_interval.low < 0.5 < law.exponent_interval.high
+    assert sweep.fit.warnings == ()

@@ -1,0 +1,170 @@
+"""The directory's views: right numbers, complete tables, a page that stands alone, also on a partial sweep."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.ledger import COLUMNS
+from flops_fit_ray.report import write_report
+from flops_fit_ray.report.figures import draw_valleys, law_bands, to_png, to_svg, valley_curves
+from flops_fit_ray.report.page import answer
+from flops_fit_ray.sweep import Sweep, open_sweep
+from tests.parts import guest_of, spec_of
+from tests.sweeps import known_guest, known_spec, make_sweep
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    spec = known_spec()
+    return make_sweep(tmp_path_factory.mktemp("known"), spec, known_guest(spec))
+
+
+class Closed(HTMLParser):
+    """Fails on a tag that is not closed, and collects what a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_known_exponent_comes_out(sweep: Sweep) -> None:
+    law = sweep.fit.params_opt
+    assert sweep.complete and law is not None and law.exponent_interval is not None
+    assert law.law.exponent == pytest.approx(0.5, abs=0.06)
+    assert law.exponent_interval.low < 0.5 < law.exponent_interval.high
+
+
+def test_the_page_stands_alone(sweep: Sweep) -> None:
+    page = write_report(sweep).read_text()
+    parser = Closed()
+    parser.feed(page)
+    assert parser.open == []
+    assert all(target.startswith("#") for target in parser.fetched)
+    assert "<script" not in page
+    assert len(page) < 500_000
+    assert answer(sweep.fit) in page
+    assert "provisional" not in page
+    for result in sweep.results:
+        assert f"{result.loss:.4f}" in page
+        assert f"{result.tokens_seen:,}" in page
+
+
+def test_tables_and_analysis_are_what_the_contract_says(sweep: Sweep) -> None:
+    write_report(sweep)
+    parquet, csv = pd.read_parquet(sweep.paths.results_parquet), pd.read_csv(sweep.paths.results_csv)
+    contract = [
+        "key",
+        "budget",
+        "size",
+        "params",
+        "tokens",
+        "tokens_seen",
+        "flops",
+        "loss",
+        "loss_stderr",
+        "status",
+        "seconds",
+        "seed",
+        "attempts",
+    ]
+    assert set(contract) <= set(COLUMNS) == set(parquet.columns) == set(csv.columns)
+    assert list(parquet["key"]) == [e.key for e in sweep.plan.experiments]
+    assert (parquet["tokens"] == parquet["tokens_seen"]).all()
+    assert list(parquet["loss"]) == [r.loss for r in sweep.results]
+    assert np.allclose(csv["loss"], parquet["loss"], rtol=1e-15)
+    analysis = json.loads(sweep.paths.analysis.read_text())
+    assert analysis["laws"]["params_opt"]["exponent"] == sweep.fit.params_opt.law.exponent  # type: ignore[union-attr]
+    names = {p.name for p in sweep.paths.report.parent.rglob("figures/*")}
+    assert names == {"valleys.svg", "valleys.png", "laws.svg", "laws.png"}
+
+
+def test_figures_show_the_fit(sweep: Sweep) -> None:
+    curves, (n_opt, d_opt) = valley_curves(sweep.fit), law_bands(sweep.fit)
+    for curve, valley in zip(curves, sweep.fit.valleys, strict=True):
+        assert curve.minimum == (valley.params_opt, valley.loss_opt)
+        assert curve.interval is not None and curve.interval[0] < valley.params_opt < curve.interval[1]
+        assert curve.curve_loss.min() == pytest.approx(valley.loss_opt, rel=1e-4)
+    assert (n_opt.band_low < n_opt.line).all() and (n_opt.line < n_opt.band_high).all()
+    assert d_opt.line_budget[-1] == pytest.approx(10 * d_opt.budget.max())
+    drawing = draw_valleys(curves)
+    assert to_svg(drawing) == to_svg(draw_valleys(curves))
+    assert to_png(drawing).startswith(b"\x89PNG")
+
+
+def test_a_partial_sweep_has_a_provisional_page(tmp_path: Path) -> None:
+    spec = known_spec()
+    for only in (0, 7, 9):
+        sweep = make_sweep(tmp_path / str(only), spec, known_guest(spec), only=only)
+        page = write_report(sweep).read_text()
+        assert f"provisional, {only} of 21 experiments" in page
+        assert sweep.counts == {
+            "completed": only, "diverged": 0, "failed": 0, "infrastructure": 0, "running": 0, "planned": 21 - only
+        }  # fmt: skip
+        assert "There is no law" in page
+
+
+def test_failures_are_listed_escaped_and_left_out_of_the_fit(tmp_path: Path) -> None:
+    spec = spec_of()
+    calls = iter(range(10**9))
+
+    def fragile(outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.shape[0] == 8 and next(calls) == 100:
+            raise ValueError("<b>my own bug</b>")
+        return torch.nn.functional.mse_loss(outputs, targets)
+
+    sweep = make_sweep(tmp_path, spec, guest_of(spec, loss=fragile))
+    assert sweep.counts["failed"] == 1 and sweep.counts["completed"] == 5
+    (failure,) = sweep.failures
+    assert failure.error == "ValueError: <b>my own bug</b>"
+    assert "in fragile" in failure.traceback and failure.attempts == 1
+    page = write_report(sweep).read_text()
+    assert "ValueError: &lt;b&gt;my own bug&lt;/b&gt;" in page and "<b>my own bug" not in page
+    assert sum(len(v.loss) for v in sweep.fit.valleys) == 5
+
+
+def test_what_is_no_sweep_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DirectoryError, match="no such directory"):
+        open_sweep(tmp_path / "none")
+    with pytest.raises(DirectoryError, match="is not a sweep directory"):
+        open_sweep(tmp_path)
+    spec = known_spec()
+    sweep = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0)
+    sweep.paths.plan.write_text("{}")
+    with pytest.raises(DirectoryError, match="cannot be read as a plan"):
+        open_sweep(tmp_path / "s")
+
+
+def test_numbers_read_well() -> None:
+    from flops_fit_ray.console import text
+
+    assert [text.count(x) for x in (0.5, 12, 999.9, 1000, 12345, 999_999, 1.5e9, 2e13)] == [
+        "0.5", "12", "1k", "1k", "12.3k", "1M", "1.5B", "20T"
+    ]  # fmt: skip
+    assert [text.flops(x) for x in (6e10, 2.154e11, 1e24, 200000, 123.0)] == [
+        "6e10",
+        "2.15e11",
+        "1e24",
+        "2e5",
+        "1.23e2",
+    ]
+    assert [text.duration(x) for x in (0.04, 59.9, 59.96, 75, 3675)] == [
+        "0.0 s", "59.9 s", "1 min 00 s", "1 min 15 s", "1 h 01 min"
+    ]  # fmt: skip
+    assert re.split(r"\s+", text.table(["a", "b"], [["x", "10"]])) == ["a", "b", "x", "10"]

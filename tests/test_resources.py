@@ -1,0 +1,42 @@
+"""How many trials fit where."""
+
+import pytest
+
+from flops_fit_ray.engine.resources import choose_slots
+from flops_fit_ray.errors import ResourceError
+
+Amounts = dict[str, float]
+BOX = {"CPU": 16.0, "GPU": 8.0}
+LAPTOP = {"CPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "count", "resources"),
+    [
+        ({"gpu": 1}, [BOX], 8, {"gpu": 1}),
+        ({"gpu": 1}, [{"CPU": 1.0, "GPU": 8.0}], 8, {"gpu": 1}),  # CPUs never reduce GPU slots
+        ({"gpu": 0.25}, [BOX, BOX], 64, {"gpu": 0.25}),
+        ({"gpu": 1 / 3}, [{"GPU": 1.0}], 3, {"gpu": 1 / 3}),
+        ({"gpu": 0.3}, [{"GPU": 2.0}], 6, {"gpu": 0.3}),
+        ({"gpu": 2}, [{"GPU": 3.0}, {"GPU": 3.0}], 2, {"gpu": 2}),  # per node: no trial spans two
+        ({"gpu": 1}, [LAPTOP], 2, {"cpu": 1.0}),
+        ({"gpu": 1, "cpu": 2}, [LAPTOP], 1, {"cpu": 2}),
+        ({"cpu": 2}, [BOX, LAPTOP], 9, {"cpu": 2}),
+        ({"cpu": 1, "big_memory": 1}, [{**BOX, "big_memory": 4.0}, LAPTOP], 4, {"cpu": 1, "big_memory": 1}),
+    ],
+)
+def test_slots(
+    wanted: dict[str, float], nodes: list[dict[str, float]], count: int, resources: dict[str, float]
+) -> None:
+    slots = choose_slots(wanted, nodes)
+    assert (slots.count, slots.resources) == (count, resources)
+    assert bool(slots.note) == ("gpu" in wanted and not slots.uses_gpu)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes"),
+    [({"gpu": 2}, [{"GPU": 1.0}]), ({"cpu": 4}, [LAPTOP, LAPTOP]), ({"tpu": 1}, [BOX]), ({"cpu": 1}, [])],
+)
+def test_what_no_node_can_give_is_refused(wanted: Amounts, nodes: list[Amounts]) -> None:
+    with pytest.raises(ResourceError, match="resources_per_trial asks for .*, and the largest node has"):
+        choose_slots(wanted, nodes)

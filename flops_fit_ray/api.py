@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from flops_fit_ray.analysis import Prediction, SweepFit, predict
 from flops_fit_ray.console.plain import PlainConsole
-from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
+from flops_fit_ray.errors import DirectoryError, SpecError, StorageError, faults_of
 from flops_fit_ray.layout import SweepPaths, write_bytes, write_json
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Plan, make_plan
@@ -263,8 +263,8 @@ def run_sweep(
         try:
             write_bytes(paths.spec, dump_spec(spec).encode())
             write_json(paths.plan, {**plan.to_json(), "command": command})
-        except OSError as e:
-            raise DirectoryError(f"{root}: cannot be written: {e.strerror}; choose another --output") from e
+        except StorageError as e:  # nothing has been run, so there is nothing to go on with
+            raise DirectoryError(f"{e}, or choose another --output") from e
         keys = {e.key for e in plan.experiments}
         console.plan(plan, len(ledger.results(keys)))
         others = sum(1 for p in paths.experiments.glob("*/result.json") if p.parent.name not in keys)

@@ -52,6 +52,12 @@ class DirectoryError(FlopsFitError):
     exit_code = EXIT_INPUT
 
 
+class StorageError(FlopsFitError):
+    """A file of the sweep directory could not be written (disk full, quota, permissions); what is recorded stands."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 class ResourceError(FlopsFitError):
     """The cluster can never provide what one experiment asks for."""
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flops_fit_ray.errors import StorageError
+
 SCHEMA_VERSION = 1  # of every JSON file, every table and every `--json` object
 
 
@@ -99,7 +101,18 @@ class SweepPaths:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `path` whole or not at all, and durably: temporary file, fsync, rename, fsync of the directory."""
+    """Write `path` whole or not at all, and durably: temporary file, fsync, rename, fsync of the directory.
+
+    Raises:
+        StorageError: it cannot be written; what was there before is still there.
+    """
+    try:
+        _write(path, content)
+    except OSError as e:
+        raise StorageError(f"{path}: cannot be written: {e.strerror}; mend that, then the same command goes on") from e
+
+
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -120,7 +133,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object as `write_bytes` does. NaN and infinity are refused: JSON has no word for them."""
+    """Write a JSON object as `write_bytes` does.
+
+    Raises:
+        ValueError: NaN or infinity, for which JSON has no word.
+        StorageError: as `write_bytes`.
+    """
     text = json.dumps(content, indent=1, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 

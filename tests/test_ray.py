@@ -22,7 +22,7 @@ from flops_fit_ray import SpecError, find_optimal
 from flops_fit_ray.analysis import fit_to_json
 from flops_fit_ray.api import Result
 from flops_fit_ray.engine.cluster import ray_session
-from flops_fit_ray.errors import ResourceError
+from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.sweep import open_sweep
 from tests.parts import Mlp, Truncated, power_law_regression, regression
 from tests.sweeps import known_guest, known_spec, make_sweep
@@ -142,6 +142,30 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
     assert list(fixed.loc[16]["status"]) == ["diverged"] * 2
     assert list(fixed.loc[6]["attempts"]) == [2, 2]
     assert list(fixed.loc[4]["attempts"]) == list(frame.loc[4]["attempts"])
+
+
+def test_a_directory_that_cannot_be_written_stops_the_sweep_and_loses_nothing(ray_here: None, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "model_size_param": "width",
+        "dataset": regression(20_000),
+        "loss_fn": "mse",
+        "compute_budgets": [4e5, 8e5],
+        "sizes": [4, 8, 16],
+        "batch_size": 8,
+        "lr": 1e-2,
+        "quiet": True,
+    }
+    last = find_optimal(Mlp, train=False, **arguments).experiments[0].key  # the cheapest is the last to run
+    blocked = tmp_path / "experiments" / last
+    blocked.parent.mkdir()
+    blocked.touch()  # a file where the ledger needs a directory: its write fails as on a full disk
+    with pytest.raises(StorageError, match=f"{last}/.* cannot be written: .*; mend that"):
+        find_optimal(Mlp, output_dir=tmp_path, **arguments)
+    done = outcomes(tmp_path)
+    assert len(done) == 5
+    blocked.unlink()
+    assert find_optimal(Mlp, output_dir=tmp_path, **arguments).complete
+    assert done.items() <= outcomes(tmp_path).items()
 
 
 def test_what_the_cluster_cannot_give_is_refused_at_once(ray_here: None, tmp_path: Path) -> None:

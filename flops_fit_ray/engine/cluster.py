@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 from flops_fit_ray.errors import ResourceError
+
+CONNECT_SECONDS = 5.0
 
 # Read by Ray and Tune when they are imported or started; the user's own settings win.
 _QUIET = {
@@ -36,6 +40,8 @@ def ray_session(address: str | None) -> Iterator[None]:
         return
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     local = where == "local"
+    if not local:
+        check_reachable(where)
     try:
         ray.init(
             address=where,
@@ -47,7 +53,37 @@ def ray_session(address: str | None) -> Iterator[None]:
         raise ResourceError(
             f"no Ray cluster could be reached at {where!r}: {e}; leave --address out to run here"
         ) from e
+    # What Tune says of its trials is read from its results; its log would print a page for each.
+    tune_log = logging.getLogger("ray.tune")
+    level = tune_log.level
+    tune_log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         ray.shutdown()
+        tune_log.setLevel(level)
+
+
+def check_reachable(address: str) -> None:
+    """Make sure that somebody answers at a cluster's address: Ray itself tries for many minutes.
+
+    Raises:
+        ResourceError: nobody does, or the address is of a kind that is not supported.
+    """
+    way_out = "leave --address out (and RAY_ADDRESS unset) to run here"
+    if "://" in address:
+        raise ResourceError(f"{address!r} is a Ray client address, which is not supported; submit a job, or {way_out}")
+    if address == "auto":
+        temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - Ray's own choice
+        note = Path(temporary) / "ray" / "ray_current_cluster"
+        try:
+            address = note.read_text().strip()
+        except OSError as e:
+            raise ResourceError(f"no Ray cluster runs on this machine; {way_out}") from e
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except ValueError as e:
+        raise ResourceError(f"{address!r} is not host:port, 'auto' or 'local'; {way_out}") from e
+    except OSError as e:
+        raise ResourceError(f"nobody answers at {address}: {e}; {way_out}") from e

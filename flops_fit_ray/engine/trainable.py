@@ -14,11 +14,13 @@ from typing import Any
 
 from ray import tune
 
-from flops_fit_ray.errors import DivergedError, InterruptedSweepError
+from flops_fit_ray.errors import DivergedError, InterruptedSweepError, StorageError
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress, Result, hostname
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.guest import Guest
+
+STORAGE_ERROR = "storage_error"  # the metric by which a trial tells the driver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +52,21 @@ class ExperimentTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """The whole experiment."""
-        status = run_experiment(self._job, self._ledger, self._guest, self._key)
+        try:
+            status, storage_error = run_experiment(self._job, self._ledger, self._guest, self._key), ""
+        except StorageError as e:  # Tune would only try again, on the same full disk
+            status, storage_error = "storage", str(e)
         gc.collect()
-        return {"done": True, "status": status}
+        return {"done": True, "status": status, STORAGE_ERROR: storage_error}
 
 
 def run_experiment(job: Job, ledger: Ledger, guest: Guest, key: str) -> str:
     """Train one experiment unless the ledger has its result, and record what came of it. Returns its status.
 
     What the user's code raises is recorded and ends this experiment alone; it is never retried by itself.
+
+    Raises:
+        StorageError: the ledger cannot be written.
     """
     if ledger.result(key) is not None:
         return "completed"
@@ -88,6 +96,8 @@ def run_experiment(job: Job, ledger: Ledger, guest: Guest, key: str) -> str:
     try:
         on_progress(0, None)
         result = _train(job, experiment, guest, attempt, on_progress)
+    except StorageError:
+        raise
     except InterruptedSweepError:
         ledger.paths.progress(key).unlink(missing_ok=True)
         return "stopped"

@@ -19,7 +19,7 @@ from typing import Any
 from flops_fit_ray.engine.cluster import ray_session
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
 from flops_fit_ray.engine.watch import Watcher
-from flops_fit_ray.errors import InterruptedSweepError, SpecError
+from flops_fit_ray.errors import InterruptedSweepError, SpecError, StorageError
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger, hostname
 from flops_fit_ray.planning import Experiment, Plan, next_experiments
@@ -44,6 +44,7 @@ def run_plan(
         ResourceError: the cluster cannot run such trials.
         InterruptedSweepError: a signal stopped the sweep.
         SpecError: an object of the user's cannot travel to a worker.
+        StorageError: the directory cannot be written any more.
     """
     paths = SweepPaths(root)
     ledger = Ledger(paths)
@@ -56,16 +57,17 @@ def run_plan(
     with ray_session(address), _signals(paths) as stop:
         slots = choose_slots(resources_per_trial, live_nodes())
         watcher.on_slots(slots)
+        errors: dict[str, str] = {}
         with watcher.following(ledger, plan):
             for _ in range(MAX_ROUNDS):
                 todo = next_experiments(plan, _settled(plan, ledger))
                 if not todo:
                     return
-                _run_round(todo, plan, paths, load_guest, slots)
+                errors |= _run_round(todo, plan, paths, load_guest, slots)
                 if stop.is_set() and next_experiments(plan, _settled(plan, ledger)):
                     raise InterruptedSweepError("stopped by a signal")
         for experiment in next_experiments(plan, _settled(plan, ledger)):
-            ledger.record_failure(_vanished(experiment, ledger))
+            ledger.record_failure(_vanished(experiment, ledger, errors.get(experiment.key, "")))
 
 
 def _settled(plan: Plan, ledger: Ledger) -> set[str]:
@@ -75,10 +77,11 @@ def _settled(plan: Plan, ledger: Ledger) -> set[str]:
 
 def _run_round(
     todo: Sequence[Experiment], plan: Plan, paths: SweepPaths, load_guest: Callable[[], Guest], slots: Slots
-) -> None:
+) -> dict[str, str]:
+    """Have Tune execute `todo`. Returns what Ray says of the trials whose process ended without an outcome."""
     from ray import tune
 
-    from flops_fit_ray.engine.trainable import ExperimentTrainable, Job
+    from flops_fit_ray.engine.trainable import STORAGE_ERROR, ExperimentTrainable, Job
 
     job = Job(
         root=paths.root,
@@ -103,15 +106,23 @@ def _run_round(
             failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
         ),
     )
-    tuner.fit()
+    errors: dict[str, str] = {}
+    grid = tuner.fit()
+    for trial in (grid[i] for i in range(len(grid))):
+        storage_error = (trial.metrics or {}).get(STORAGE_ERROR)
+        if storage_error:
+            raise StorageError(storage_error)
+        if trial.error is not None and trial.config is not None:
+            errors[trial.config["key"]] = str(trial.error)
+    return errors
 
 
-def _vanished(experiment: Experiment, ledger: Ledger) -> Failure:
+def _vanished(experiment: Experiment, ledger: Ledger, error: str) -> Failure:
     return Failure(
         key=experiment.key,
         status="infrastructure",
         error=f"its worker ended {ledger.num_attempts(experiment.key)} times without an outcome",
-        traceback="",
+        traceback=error,
         tokens_seen=0,
         seconds=0.0,
         attempts=ledger.num_attempts(experiment.key),
@@ -132,7 +143,8 @@ def _signals(paths: SweepPaths) -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        paths.stop.touch()  # else Tune waits long for experiments that nobody waits for
+        with contextlib.suppress(OSError):  # else Tune waits long for experiments that nobody waits for
+            paths.stop.touch()
         if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, signal.SIG_IGN, None):
             raise KeyboardInterrupt  # Tune is not running now, so there is nothing to be graceful with
         os.kill(os.getpid(), signal.SIGUSR1)

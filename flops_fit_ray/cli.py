@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -250,8 +251,12 @@ def _resolve_output(path: Path, spec: SweepSpec, output: Path | None) -> Path:
 
 
 def _command(path: Path, root: Path, overrides: Sequence[str]) -> str:
+    """A command line that goes on with this sweep when it is pasted into a shell."""
+    installed = shutil.which("flops-fit-ray")
+    ours = installed is not None and Path(installed).parent == Path(sys.executable).parent
+    door = ["flops-fit-ray"] if ours else [sys.executable, "-m", "flops_fit_ray"]
     sets = [word for override in overrides for word in ("--set", override)]
-    return shlex.join(["flops-fit-ray", "run", str(path), "--output", str(root), *sets])
+    return shlex.join([*door, "run", str(path), "--output", str(root), *sets])
 
 
 def _open(directory: Path | None) -> Sweep:

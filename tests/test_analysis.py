@@ -128,6 +128,12 @@ def test_a_maximum_is_not_a_minimum() -> None:
     points = sweep_on(BESIROGLU, BUDGETS)
     fit = fit_sweep(replace(points, loss=10 - points.loss))
     assert {v.status for v in fit.valleys} == {"concave"}
+    assert all("add sizes" in v.reason for v in fit.valleys)
+    bump = Points(**{f: np.array(v) for f, v in {
+        "budget": [1.0] * 5, "flops": [1.0] * 5, "params": [1, 2, 4, 8, 16], "tokens": [16, 8, 4, 2, 1],
+        "loss": [2.0, 2.4, 1.9, 2.4, 2.0],
+    }.items()})  # fmt: skip
+    assert "noise, or a bad run among them" in fit_sweep(bump).valleys[0].reason
     assert fit.params_opt is None
     assert "0 budget(s) have an optimum, and a law needs 2" in fit.problem
     with pytest.raises(FitError, match="there is no law to predict from"):

@@ -249,7 +249,7 @@ def test_kill_9_and_sigint_lose_nothing_and_the_same_command_goes_on(project: Pa
     out, _ = interrupted.communicate(timeout=60)
     assert time.monotonic() - stopped < 30
     assert interrupted.returncode == 4
-    assert out.splitlines()[-1] == f"flops-fit-ray run {project}/sweep.yaml --output {root}"
+    assert out.splitlines()[-1].endswith(f" run {project}/sweep.yaml --output {root}")
     assert re.search(r"resuming: \d+ of 10 experiments are recorded and will not run again", out)
     after_stop = outcomes(root)
     assert len(after_stop) < 10 and after_kill.items() <= after_stop.items()

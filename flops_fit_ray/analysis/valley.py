@@ -127,7 +127,7 @@ def fit_valley(budget: float, flops: Floats, params: Floats, tokens: Floats, los
         status = status_of(over_params)
         if status == "interior" and status_of(over_tokens) != "interior":
             status = "edge"
-        reason = _reason(status, over_params, params)
+        reason = _reason(status, over_params, params, int(np.argmin(loss)))
     return Valley(
         budget=budget,
         flops=float(flops.mean()) if len(flops) else budget,
@@ -141,11 +141,13 @@ def fit_valley(budget: float, flops: Floats, params: Floats, tokens: Floats, los
     )
 
 
-def _reason(status: ValleyStatus, parabola: Parabola, params: Floats) -> str:
+def _reason(status: ValleyStatus, parabola: Parabola, params: Floats, lowest: int) -> str:
     if status == "interior":
         return ""
-    if status == "concave":
-        return "the losses do not form a valley (the parabola opens downwards); add sizes on both sides"
-    larger = parabola.vertex > parabola.centre
+    ends = (0, len(params) - 1)
+    if status == "concave" and lowest not in ends:
+        return "the losses do not form a valley (the parabola opens downwards): noise, or a bad run among them"
+    # A concave curve has no vertex to point at, but its lowest loss is at one end
+    larger = lowest == ends[1] if status == "concave" else parabola.vertex > parabola.centre
     side, end = ("larger", params[-1]) if larger else ("smaller", params[0])
     return f"the minimum is not between the sizes that were run; add sizes {side} than N = {end:.3g}"

@@ -57,7 +57,8 @@ class Watcher:
 
     def _follow(self, ledger: Ledger, keys: list[str], told: set[str]) -> None:
         last = time.monotonic()
-        while not self._stop.wait(POLL_SECONDS):
+        pause = POLL_SECONDS * max(1.0, len(keys) / 1000)  # looking at many files must stay cheap
+        while not self._stop.wait(pause):
             self._tell(ledger, keys, told)
             if time.monotonic() - last >= PROGRESS_SECONDS:
                 running = [p for k in keys if k not in told and (p := ledger.progress(k)) is not None]

@@ -190,9 +190,8 @@ def find_optimal(
     Raises:
         SpecError: an argument is wrong or unknown; nothing was run.
         ResourceError, DirectoryError: the cluster or the directory cannot be used.
-        InterruptedSweepError: stopped by a signal; the same call goes on.
+        InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call goes on.
     """
-    from flops_fit_ray.training.guest import load_loss, make_guest
     from flops_fit_ray.training.measure import survey
 
     extra = {name: options.pop(name, None) for name in ("eval_dataset", "address", "flops_per_token", "quiet")}
@@ -200,20 +199,8 @@ def find_optimal(
     spec = _spec_from_arguments(
         model_cls, model_size_param, model_kwargs or {}, dataset, loss_fn, compute_budgets, extra, options
     )
-    faults: list[str] = []
-    loss = load_loss(loss_fn, Path.cwd(), faults) if isinstance(loss_fn, str) else loss_fn
     with faults_of(SOURCE):
-        if faults:
-            raise SpecError(SOURCE, faults)
-        guest = make_guest(
-            model=model_cls,
-            model_kwargs=model_kwargs or {},
-            loss=loss,
-            train=dataset,
-            held_out=extra["eval_dataset"],
-            data=spec.data,
-            flops_per_token=extra["flops_per_token"],
-        )
+        guest = _guest_from_arguments(model_cls, model_kwargs or {}, dataset, loss_fn, extra, spec)
         plan = make_plan(spec, survey(spec, guest))
     if not train:
         return plan
@@ -251,7 +238,7 @@ def run_sweep(
 
     Raises:
         DirectoryError: the directory cannot be written, or another process writes it.
-        ResourceError, InterruptedSweepError: as the engine says.
+        ResourceError, InterruptedSweepError, StorageError: as the engine says.
     """
     from flops_fit_ray.engine.tuner import run_plan
     from flops_fit_ray.engine.watch import Watcher
@@ -281,6 +268,31 @@ def run_sweep(
         sweep = open_sweep(root)
         write_report(sweep)
     return sweep
+
+
+def _guest_from_arguments(
+    model_cls: Any,
+    model_kwargs: Mapping[str, Any],
+    dataset: Any,
+    loss_fn: Any,
+    extra: Mapping[str, Any],
+    spec: SweepSpec,
+) -> Guest:
+    from flops_fit_ray.training.guest import load_loss, make_guest
+
+    faults: list[str] = []
+    loss = load_loss(loss_fn, Path.cwd(), faults) if isinstance(loss_fn, str) else loss_fn
+    if faults:
+        raise SpecError(SOURCE, faults)
+    return make_guest(
+        model=model_cls,
+        model_kwargs=model_kwargs,
+        loss=loss,
+        train=dataset,
+        held_out=extra["eval_dataset"],
+        data=spec.data,
+        flops_per_token=extra["flops_per_token"],
+    )
 
 
 def _spec_from_arguments(

@@ -96,8 +96,16 @@ class SweepPaths:
         return self.experiments / key / "progress.json"
 
     def attempts(self, key: str) -> Path:
-        """One file per start of the experiment."""
+        """One file per start of the experiment, and one per failure that a later start put aside."""
         return self.experiments / key / "attempts"
+
+    def attempt(self, key: str, number: int) -> Path:
+        """The note of one start, counted from 1."""
+        return self.attempts(key) / f"{number:04d}.json"
+
+    def past_failure(self, key: str, number: int) -> Path:
+        """How that start ended, once another has been made."""
+        return self.attempts(key) / f"{number:04d}-failure.json"
 
 
 def write_bytes(path: Path, content: bytes) -> None:

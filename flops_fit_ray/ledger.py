@@ -142,20 +142,26 @@ class Ledger:
         write_json(self.paths.failure(failure.key), {"schema_version": SCHEMA_VERSION, **asdict(failure)})
         self.paths.progress(failure.key).unlink(missing_ok=True)
 
+    def retry(self, key: str) -> None:
+        """Put a failure aside, so that its experiment is open again; the record of it stays among the attempts."""
+        aside = self.paths.past_failure(key, self.num_attempts(key))
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        self.paths.failure(key).rename(aside)
+
     def record_progress(self, progress: Progress) -> None:
         """Say that an experiment is alive."""
         write_json(self.paths.progress(progress.key), {"schema_version": SCHEMA_VERSION, **asdict(progress)})
 
     def begin_attempt(self, key: str) -> int:
         """Note that an experiment starts, and return which attempt this is, from 1."""
-        number = sum(1 for _ in self.paths.attempts(key).glob("*.json")) + 1
+        number = self.num_attempts(key) + 1
         note = {"schema_version": SCHEMA_VERSION, "started_at": time.time(), "host": hostname(), "pid": os.getpid()}
-        write_json(self.paths.attempts(key) / f"{number:04d}.json", note)
+        write_json(self.paths.attempt(key, number), note)
         return number
 
     def num_attempts(self, key: str) -> int:
         """How often the experiment was started."""
-        return sum(1 for _ in self.paths.attempts(key).glob("*.json"))
+        return sum(1 for _ in self.paths.attempts(key).glob("[0-9][0-9][0-9][0-9].json"))
 
     def results(self, keys: Iterable[str]) -> list[Result]:
         """The recorded results among `keys`, in that order."""

@@ -98,6 +98,8 @@ class Fragile(Mlp):
             if self.width == 12 and not (self.marks / "died").exists():
                 (self.marks / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.width == 20:
+                os.kill(os.getpid(), signal.SIGKILL)
             if self.width == 16:
                 return super().forward(x) * torch.nan
         return super().forward(x)
@@ -111,7 +113,7 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
         "dataset": regression(20_000),
         "loss_fn": "mse",
         "compute_budgets": [4e5, 8e5],
-        "sizes": [4, 6, 8, 12, 16, 24],
+        "sizes": [4, 6, 8, 12, 16, 20, 24],
         "batch_size": 8,
         "lr": 1e-2,
         "output_dir": tmp_path / "out",
@@ -119,26 +121,31 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
     }
     result = find_optimal(Fragile, **arguments)
     frame = result.to_frame().set_index(["size", "budget"])
-    status = {size: list(frame.loc[size]["status"]) for size in (4, 6, 8, 12, 16, 24)}
+    status = {size: list(frame.loc[size]["status"]) for size in (4, 6, 8, 12, 16, 20, 24)}
     assert status == {
         4: ["completed"] * 2,
         6: ["failed"] * 2,
         8: ["failed"] * 2,
         12: ["completed"] * 2,
         16: ["diverged"] * 2,
+        20: ["infrastructure"] * 2,
         24: ["completed"] * 2,
     }
     assert list(frame.loc[6]["error"]) == ["RuntimeError: my own bug"] * 2
     assert list(frame.loc[8]["error"]) == ["SystemExit: 3"] * 2
     assert list(frame.loc[6]["attempts"]) == [1, 1]  # the user's errors are not retried by themselves
-    assert sorted(frame.loc[12]["attempts"]) == [1, 2]  # a dead worker is
+    assert sorted(frame.loc[12]["attempts"]) == [1, 2]  # a dead worker is, up to three times
+    assert list(frame.loc[20]["attempts"]) == [4, 4]
+    assert all("its worker ended 4 times without an outcome" in error for error in frame.loc[20]["error"])
     sweep = open_sweep(result.output)
     assert all("in forward" in f.traceback for f in sweep.failures if f.error.startswith("RuntimeError"))
     assert "my own bug" in sweep.paths.report.read_text()
 
     (tmp_path / "armed").unlink()  # the bug is fixed: the same call tries again what failed, and only that
     fixed = find_optimal(Fragile, **arguments).to_frame().set_index(["size", "budget"])
-    assert list(fixed.loc[6]["status"]) == list(fixed.loc[8]["status"]) == ["completed"] * 2
+    assert [list(fixed.loc[size]["status"]) for size in (6, 8, 20)] == [["completed"] * 2] * 3
+    past = [p.name for p in (result.output / "experiments" / sweep.failures[0].key).rglob("*failure*")]
+    assert past == ["0001-failure.json"]  # what went wrong stays on record
     assert list(fixed.loc[16]["status"]) == ["diverged"] * 2
     assert list(fixed.loc[6]["attempts"]) == [2, 2]
     assert list(fixed.loc[4]["attempts"]) == list(frame.loc[4]["attempts"])

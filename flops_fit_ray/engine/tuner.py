@@ -25,7 +25,7 @@ from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger, hostname
 from flops_fit_ray.planning import Experiment, Plan, next_experiments
 from flops_fit_ray.training.guest import Guest
 
-MAX_ROUNDS = 3  # an experiment that vanishes three times without a record is an infrastructure failure
+MAX_ROUNDS = 3  # of handing to Tune what has no outcome, though Tune says that it is done
 MAX_RESTARTS = 3  # of one trial within a round, when its process dies
 
 
@@ -48,26 +48,27 @@ def run_plan(
     """
     paths = SweepPaths(root)
     ledger = Ledger(paths)
-    retried = {f.key for f in ledger.failures(e.key for e in plan.experiments) if f.status in RETRY_ON_NEXT_RUN}
-    for key in retried:  # the attempts stay on record
-        paths.failure(key).unlink(missing_ok=True)
+    for failure in ledger.failures(e.key for e in plan.experiments):
+        if failure.status in RETRY_ON_NEXT_RUN:
+            ledger.retry(failure.key)
     if not next_experiments(plan, _settled(plan, ledger)):
         return
     paths.stop.unlink(missing_ok=True)
     with ray_session(address), _signals(paths) as stop:
         slots = choose_slots(resources_per_trial, live_nodes())
         watcher.on_slots(slots)
-        errors: dict[str, str] = {}
         with watcher.following(ledger, plan):
-            for _ in range(MAX_ROUNDS):
+            for round_number in range(MAX_ROUNDS):
                 todo = next_experiments(plan, _settled(plan, ledger))
                 if not todo:
                     return
-                errors |= _run_round(todo, plan, paths, load_guest, slots)
-                if stop.is_set() and next_experiments(plan, _settled(plan, ledger)):
+                errors = _run_round(todo, plan, paths, load_guest, slots)
+                left = next_experiments(plan, _settled(plan, ledger))
+                if left and stop.is_set():
                     raise InterruptedSweepError("stopped by a signal")
-        for experiment in next_experiments(plan, _settled(plan, ledger)):
-            ledger.record_failure(_vanished(experiment, ledger, errors.get(experiment.key, "")))
+                for experiment in left:  # Tune has tried these again and again; others it has only lost
+                    if experiment.key in errors or round_number == MAX_ROUNDS - 1:
+                        ledger.record_failure(_vanished(experiment, ledger, errors.get(experiment.key, "")))
 
 
 def _settled(plan: Plan, ledger: Ledger) -> set[str]:
@@ -121,7 +122,8 @@ def _vanished(experiment: Experiment, ledger: Ledger, error: str) -> Failure:
     return Failure(
         key=experiment.key,
         status="infrastructure",
-        error=f"its worker ended {ledger.num_attempts(experiment.key)} times without an outcome",
+        error=f"its worker ended {ledger.num_attempts(experiment.key)} times without an outcome"
+        + (f": {error.strip().splitlines()[-1]}" if error.strip() else ""),
         traceback=error,
         tokens_seen=0,
         seconds=0.0,

@@ -54,6 +54,8 @@ def test_nothing_is_written_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     assert len(plan_with(output_dir="out").experiments) == 6
     assert list(tmp_path.iterdir()) == []
+    frame = plan_with().to_frame()
+    assert list(frame["tokens"]) == [e.tokens for e in plan_with().experiments]
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -90,6 +90,7 @@ def plan_text(plan: Plan) -> str:
         f"N: {size.params_source}. FLOPs: {size.flops_source}, forward and backward. D: one token is "
         f"{plan.survey.data.token_unit}; the training set has {text.count(plan.survey.data.tokens_per_epoch)}.",
         f"held-out: {plan.survey.data.eval_samples} samples of {plan.survey.data.eval_source}",
+        *([f"sizes that the model refused: {'; '.join(plan.survey.skipped)}"] if plan.survey.skipped else []),
         *(f"warning: {warning}" for warning in plan.warnings),
     ]
     return "\n".join(lines)

@@ -6,9 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.layout import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,13 @@ class Plan:
     def flops(self) -> float:
         """Training FLOPs of the whole sweep."""
         return sum(e.flops for e in self.experiments)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per experiment: budget, size, params, tokens, steps, epochs, lr, flops, key."""
+        import pandas as pd
+
+        names = ("budget", "size", "params", "tokens", "steps", "epochs", "flops", "key")
+        return pd.DataFrame([{n: getattr(e, n) for n in names} | {"lr": e.recipe.lr} for e in self.experiments])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in plan.json."""

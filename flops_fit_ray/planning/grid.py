@@ -13,6 +13,7 @@ from flops_fit_ray.planning.experiment import Experiment, ModelSize, Plan, Recip
 from flops_fit_ray.planning.sizes import auto_range, shared_sizes, size_label
 from flops_fit_ray.spec import Budget, LrRule, SweepSpec
 
+ENGINE_VERSION = 1  # raised whenever the same recipe would give other bits, so that old results are never mistaken
 MIN_STEPS = 300  # below this cells are limited by steps and bend the valley
 MIN_SIZES = 3  # a parabola has three coefficients
 GOOD_SIZES = 5
@@ -153,6 +154,7 @@ def _identity(
     """All that changes an experiment's result. What only changes how it is run (resources, output) stays out."""
     data = spec.data.model_dump(mode="json", exclude={"max_epochs"})
     return {
+        "engine": ENGINE_VERSION,
         "model": {"target": spec.model.target, "kwargs": spec.model.kwargs, "size": dict(size.kwargs)},
         "data": {**data, "fingerprint": survey.data.fingerprint},
         "loss": spec.loss,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
@@ -79,8 +80,10 @@ def split_held_out(dataset: MapDataset, fraction: float) -> tuple[MapDataset, Ma
     """Training and held-out part: a fixed random choice of samples, the same for every seed of the sweep."""
     count = num_samples(dataset)
     held_out = max(1, round(count * fraction))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    return Subset(dataset, sorted(order[held_out:])), Subset(dataset, sorted(order[:held_out]))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
+    # Arrays, because a list of many million numbers would travel to every worker
+    kept, taken = (cast(Sequence[int], np.sort(part)) for part in (order[held_out:], order[:held_out]))
+    return Subset(dataset, kept), Subset(dataset, taken)
 
 
 def fetch(dataset: MapDataset, indices: Sequence[int]) -> Batch:
@@ -97,7 +100,7 @@ def fetch(dataset: MapDataset, indices: Sequence[int]) -> Batch:
 
 def _collated(dataset: MapDataset, indices: Sequence[int]) -> Any:
     if isinstance(dataset, Subset):
-        return _collated(dataset.dataset, [dataset.indices[i] for i in indices])
+        return _collated(dataset.dataset, [int(dataset.indices[i]) for i in indices])
     if isinstance(dataset, TensorDataset):
         chosen = torch.tensor(indices)
         return tuple(t[chosen] for t in dataset.tensors)
@@ -108,22 +111,21 @@ def _collated(dataset: MapDataset, indices: Sequence[int]) -> Any:
 
 def batch_order(count: int, batch_size: int, steps: int, seed: int) -> Iterator[list[int]]:
     """Indices of each of `steps` batches. Every epoch is a new permutation; a batch may straddle two epochs."""
-    epoch, order = 0, _permutation(count, seed, 0)
-    position = 0
+    epoch, order, position = 0, _permutation(count, seed, 0), 0
     for _ in range(steps):
-        indices = order[position : position + batch_size]
+        indices: list[int] = order[position : position + batch_size].tolist()
         position += batch_size
         while len(indices) < batch_size:
             epoch += 1
             order = _permutation(count, seed, epoch)
             position = batch_size - len(indices)
-            indices = indices + order[:position]
+            indices += order[:position].tolist()
         yield indices
 
 
-def _permutation(count: int, seed: int, epoch: int) -> list[int]:
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed((seed + epoch * 0x9E3779B97F4A7C15) % 2**63)
-    return cast(list[int], torch.randperm(count, generator=generator).tolist())
+    return torch.randperm(count, generator=generator)
 
 
 def fingerprint(*datasets: MapDataset) -> str:

@@ -2,7 +2,7 @@
 
 The floor plan; imports go down, never up:
 
-    door     run, cli, api
+    doors    run, cli, api (with arguments and pipeline)
     floor 3  report, console          views: files and floor 0 only
     floor 2  engine                   Ray Tune
     floor 1  training                 torch; knows no Ray

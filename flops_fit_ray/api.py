@@ -1,34 +1,28 @@
-"""The Python door: `find_optimal(...) -> Result`, and the one function that both doors run a sweep with."""
+"""The Python door: `find_optimal(...) -> Result`."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import functools
-import hashlib
 import io
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from flops_fit_ray.analysis import Prediction, SweepFit, predict
+from flops_fit_ray.arguments import SOURCE, spec_from_arguments
 from flops_fit_ray.console.plain import PlainConsole
-from flops_fit_ray.errors import DirectoryError, SpecError, StorageError, faults_of
-from flops_fit_ray.layout import SweepPaths, write_bytes, write_json
-from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.pipeline import run_sweep
 from flops_fit_ray.planning import Plan, make_plan
-from flops_fit_ray.spec import DataSection, SweepSpec, TrainSection, dump_spec, make_spec
-from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.sweep import Sweep
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
     from flops_fit_ray.training.guest import Guest
-
-SOURCE = "find_optimal"  # how faults of arguments are introduced
 
 
 class Result:
@@ -196,7 +190,7 @@ def find_optimal(
 
     extra = {name: options.pop(name, None) for name in ("eval_dataset", "address", "flops_per_token", "quiet")}
     loss_fn = "cross_entropy" if loss_fn is None else loss_fn
-    spec = _spec_from_arguments(
+    spec = spec_from_arguments(
         model_cls, model_size_param, model_kwargs or {}, dataset, loss_fn, compute_budgets, extra, options
     )
     with faults_of(SOURCE):
@@ -224,52 +218,6 @@ def find_optimal(
     return result
 
 
-def run_sweep(
-    spec: SweepSpec,
-    plan: Plan,
-    *,
-    root: Path,
-    load_guest: Callable[[], Guest],
-    address: str | None,
-    console: PlainConsole,
-    command: str,
-) -> Sweep:
-    """Run what the ledger lacks, then write tables, analysis and report. Returns the directory read back.
-
-    Raises:
-        DirectoryError: the directory cannot be written, or another process writes it.
-        ResourceError, InterruptedSweepError, StorageError: as the engine says.
-    """
-    from flops_fit_ray.engine.tuner import run_plan
-    from flops_fit_ray.engine.watch import Watcher
-    from flops_fit_ray.report import write_report
-
-    paths = SweepPaths(root)
-    ledger = Ledger(paths)
-    with ledger.writer():
-        try:
-            write_bytes(paths.spec, dump_spec(spec).encode())
-            write_json(paths.plan, {**plan.to_json(), "command": command})
-        except StorageError as e:  # nothing has been run, so there is nothing to go on with
-            raise DirectoryError(f"{e}, or choose another --output") from e
-        keys = {e.key for e in plan.experiments}
-        console.plan(plan, len(ledger.results(keys)))
-        others = sum(1 for p in paths.experiments.glob("*/result.json") if p.parent.name not in keys)
-        if others:
-            console.say(f"{others} recorded results belong to another plan of this directory: kept, and left out here")
-        run_plan(
-            plan,
-            root=root,
-            load_guest=load_guest,
-            resources_per_trial=dict(spec.resources_per_trial),
-            address=address,
-            watcher=Watcher(console),
-        )
-        sweep = open_sweep(root)
-        write_report(sweep)
-    return sweep
-
-
 def _guest_from_arguments(
     model_cls: Any,
     model_kwargs: Mapping[str, Any],
@@ -295,101 +243,9 @@ def _guest_from_arguments(
     )
 
 
-def _spec_from_arguments(
-    model_cls: Any,
-    size_param: str | None,
-    model_kwargs: Mapping[str, Any],
-    dataset: Any,
-    loss_fn: Any,
-    budgets: Sequence[float | Mapping[str, Any]] | None,
-    extra: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> SweepSpec:
-    faults = []
-    if not callable(model_cls):
-        faults.append(f"model_cls: {model_cls!r} cannot be called; give a class or a factory")
-    if dataset is None:
-        faults.append("dataset: is missing; give a dataset of (input, target)")
-    if budgets is None:
-        faults.append("compute_budgets: is missing; give FLOPs, for example [1e15, 3e15, 1e16]")
-    homes = _option_homes()
-    content: dict[str, Any] = {
-        "model": {
-            "target": describe(model_cls),
-            "size_param": size_param,
-            "kwargs": {name: describe_value(value) for name, value in model_kwargs.items()},
-        },
-        "data": {
-            "train": describe(dataset),
-            "eval": None if extra["eval_dataset"] is None else describe(extra["eval_dataset"]),
-        },
-        "loss": loss_fn if isinstance(loss_fn, str) else describe(loss_fn),
-        "budgets": list(budgets) if budgets is not None else [1.0, 2.0],  # a stand-in, so that all faults are found
-    }
-    for name, value in options.items():
-        if name not in homes:
-            near = difflib.get_close_matches(name, [*homes, *extra], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted([*homes, *extra]))}"
-            faults.append(f"{name}: unknown option; {hint}")
-        elif homes[name] == "":
-            content[name] = value
-        else:
-            content.setdefault(homes[name], {})[name] = value
-    try:
-        spec = make_spec(content, SOURCE)
-    except SpecError as e:
-        raise SpecError(SOURCE, [*faults, *e.faults]) from e
-    if faults:
-        raise SpecError(SOURCE, faults)
-    return spec
-
-
-def _option_homes() -> dict[str, str]:
-    """The section of every option that `find_optimal` takes; "" for the top level."""
-    homes = {"sizes": "model", "name": "", "resources_per_trial": ""}
-    homes |= dict.fromkeys(set(DataSection.model_fields) - {"train", "eval", "kwargs"}, "data")
-    homes |= dict.fromkeys(TrainSection.model_fields, "train")
-    homes |= {"draws": "fit", "confidence": "fit"}
-    return homes
-
-
-def describe(value: Any) -> str:
-    """A name for an object that is the same in every process; part of the experiments' keys."""
-    if isinstance(value, functools.partial):
-        given = [*map(describe_value, value.args), *(f"{k}={describe_value(v)}" for k, v in value.keywords.items())]
-        return f"partial({describe(value.func)}, {', '.join(map(str, given))})"
-    qualname = getattr(value, "__qualname__", None)
-    if qualname is None:
-        settings = {k: v for k, v in vars(value).items() if _is_plain(v)} if hasattr(value, "__dict__") else {}
-        inner = ", ".join(f"{k}={v!r}" for k, v in sorted(settings.items()))
-        return f"{type(value).__module__}:{type(value).__qualname__}({inner})"
-    code = getattr(value, "__code__", None)
-    unnamed = code is not None and "<" in qualname  # a lambda's name says nothing; its code does
-    return f"{value.__module__}:{qualname}" + (f"#{_code_digest(code)}" if unnamed else "")
-
-
-def describe_value(value: Any) -> Any:
-    """A constructor argument as JSON: itself where it is plain, else its name."""
-    with contextlib.suppress(TypeError, ValueError):
-        return json.loads(json.dumps(value, allow_nan=False))
-    return describe(value)
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool | None)
-
-
-def _code_digest(code: Any) -> str:
-    constants = [c for c in code.co_consts if _is_plain(c)]
-    return hashlib.sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()[:8]
-
-
 def _refuse_results(root: Path) -> None:
     count = sum(1 for _ in SweepPaths(root).experiments.glob("*/result.json"))
     if count:
         raise DirectoryError(
             f"{root}: resume=False, and {count} results are recorded here; choose another output_dir or move it away"
         )
-
-
-__all__ = ["Result", "describe", "find_optimal", "run_sweep"]

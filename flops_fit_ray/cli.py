@@ -106,10 +106,10 @@ def run(spec: Path | None, output: Path | None, overrides: tuple[str, ...], addr
     import functools
 
     from flops_fit_ray.analysis import n_opt_to_json
-    from flops_fit_ray.api import run_sweep
     from flops_fit_ray.console.plain import PlainConsole, fit_text
     from flops_fit_ray.errors import InterruptedSweepError
     from flops_fit_ray.layout import SCHEMA_VERSION
+    from flops_fit_ray.pipeline import run_sweep
     from flops_fit_ray.planning import make_plan
     from flops_fit_ray.training.guest import load_guest
     from flops_fit_ray.training.measure import survey_spec

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from flops_fit_ray import SpecError, find_optimal
-from flops_fit_ray.api import Result, describe, describe_value
+from flops_fit_ray.api import Result
+from flops_fit_ray.arguments import describe, describe_value
 from flops_fit_ray.engine.tuner import loader_for
 from flops_fit_ray.planning import Plan
 from tests.parts import Mlp, Truncated, guest_of, planned, power_law_regression, regression, spec_of

@@ -27,6 +27,8 @@ FLOORS = {
     "engine": 2,
     "console": 3,
     "report": 3,
+    "arguments": 4,
+    "pipeline": 4,
     "api": 4,
     "cli": 5,
     "run": 6,

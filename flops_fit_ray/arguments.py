@@ -1,0 +1,110 @@
+"""The arguments of `find_optimal` as a spec, with names for objects that are the same in every process."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.spec import DataSection, SweepSpec, TrainSection, make_spec
+
+SOURCE = "find_optimal"  # how faults of arguments are introduced
+
+
+def spec_from_arguments(
+    model_cls: Any,
+    size_param: str | None,
+    model_kwargs: Mapping[str, Any],
+    dataset: Any,
+    loss_fn: Any,
+    budgets: Sequence[float | Mapping[str, Any]] | None,
+    extra: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> SweepSpec:
+    """The spec that the arguments amount to; `options` are fields of its sections by their names.
+
+    Raises:
+        SpecError: an argument is missing, wrong or unknown; all at once.
+    """
+    faults = []
+    if not callable(model_cls):
+        faults.append(f"model_cls: {model_cls!r} cannot be called; give a class or a factory")
+    if dataset is None:
+        faults.append("dataset: is missing; give a dataset of (input, target)")
+    if budgets is None:
+        faults.append("compute_budgets: is missing; give FLOPs, for example [1e15, 3e15, 1e16]")
+    homes = _option_homes()
+    content: dict[str, Any] = {
+        "model": {
+            "target": describe(model_cls),
+            "size_param": size_param,
+            "kwargs": {name: describe_value(value) for name, value in model_kwargs.items()},
+        },
+        "data": {
+            "train": describe(dataset),
+            "eval": None if extra["eval_dataset"] is None else describe(extra["eval_dataset"]),
+        },
+        "loss": loss_fn if isinstance(loss_fn, str) else describe(loss_fn),
+        "budgets": list(budgets) if budgets is not None else [1.0, 2.0],  # a stand-in, so that all faults are found
+    }
+    for name, value in options.items():
+        if name not in homes:
+            near = difflib.get_close_matches(name, [*homes, *extra], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted([*homes, *extra]))}"
+            faults.append(f"{name}: unknown option; {hint}")
+        elif homes[name] == "":
+            content[name] = value
+        else:
+            content.setdefault(homes[name], {})[name] = value
+    try:
+        spec = make_spec(content, SOURCE)
+    except SpecError as e:
+        raise SpecError(SOURCE, [*faults, *e.faults]) from e
+    if faults:
+        raise SpecError(SOURCE, faults)
+    return spec
+
+
+def _option_homes() -> dict[str, str]:
+    """The section of every option that `find_optimal` takes; "" for the top level."""
+    homes = {"sizes": "model", "name": "", "resources_per_trial": ""}
+    homes |= dict.fromkeys(set(DataSection.model_fields) - {"train", "eval", "kwargs"}, "data")
+    homes |= dict.fromkeys(TrainSection.model_fields, "train")
+    homes |= {"draws": "fit", "confidence": "fit"}
+    return homes
+
+
+def describe(value: Any) -> str:
+    """A name for an object that is the same in every process; part of the experiments' keys."""
+    if isinstance(value, functools.partial):
+        given = [*map(describe_value, value.args), *(f"{k}={describe_value(v)}" for k, v in value.keywords.items())]
+        return f"partial({describe(value.func)}, {', '.join(map(str, given))})"
+    qualname = getattr(value, "__qualname__", None)
+    if qualname is None:
+        settings = {k: v for k, v in vars(value).items() if _is_plain(v)} if hasattr(value, "__dict__") else {}
+        inner = ", ".join(f"{k}={v!r}" for k, v in sorted(settings.items()))
+        return f"{type(value).__module__}:{type(value).__qualname__}({inner})"
+    code = getattr(value, "__code__", None)
+    unnamed = code is not None and "<" in qualname  # a lambda's name says nothing; its code does
+    return f"{value.__module__}:{qualname}" + (f"#{_code_digest(code)}" if unnamed else "")
+
+
+def describe_value(value: Any) -> Any:
+    """A constructor argument as JSON: itself where it is plain, else its name."""
+    with contextlib.suppress(TypeError, ValueError):
+        return json.loads(json.dumps(value, allow_nan=False))
+    return describe(value)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool | None)
+
+
+def _code_digest(code: Any) -> str:
+    constants = [c for c in code.co_consts if _is_plain(c)]
+    return hashlib.sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()[:8]

@@ -1,0 +1,21 @@
+"""The question: a sweep as a typed value, and its YAML file.
+
+Nothing here imports the user's code; the targets stay names until `training.guest` loads them.
+"""
+
+from flops_fit_ray.spec.reading import dump_spec, make_spec, parse_yaml, read_spec
+from flops_fit_ray.spec.sections import Budget, DataSection, Ladder, LrRule, SizeValue, SweepSpec, TrainSection
+
+__all__ = [
+    "Budget",
+    "DataSection",
+    "Ladder",
+    "LrRule",
+    "SizeValue",
+    "SweepSpec",
+    "TrainSection",
+    "dump_spec",
+    "make_spec",
+    "parse_yaml",
+    "read_spec",
+]

@@ -1,0 +1,195 @@
+"""The sections of a spec, each default once. What a value may be is said here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SizeValue: TypeAlias = int | dict[str, Any]
+
+
+def _positive(value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError("must be a positive, finite number")
+    return value
+
+
+def _is_target(value: str) -> str:
+    module, _, attribute = value.partition(":")
+    if not (module and attribute):
+        raise ValueError("must be written module:attribute, for example model:GPT")
+    return value
+
+
+Positive = Annotated[float, AfterValidator(_positive)]
+Target = Annotated[str, AfterValidator(_is_target)]
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Ladder(Section):
+    """Sizes from `start` to `stop`, each about `ratio` times the one before, rounded to `multiple_of`."""
+
+    start: int = Field(gt=0)
+    stop: int = Field(gt=0)
+    ratio: float = Field(default=math.sqrt(2), gt=1)
+    multiple_of: int = Field(default=1, gt=0)
+
+    def sizes(self) -> list[int]:
+        """The steps of the ladder, increasing."""
+        count = math.floor(math.log(self.stop / self.start) / math.log(self.ratio) + 1e-9) + 1
+        raw = (self.start * self.ratio**i for i in range(count))
+        return sorted({max(self.multiple_of, round(x / self.multiple_of) * self.multiple_of) for x in raw})
+
+    @model_validator(mode="after")
+    def _climbs(self) -> Ladder:
+        if self.stop <= self.start:
+            raise ValueError(f"stop ({self.stop}) must be larger than start ({self.start})")
+        return self
+
+
+class ModelSection(Section):
+    """The user's model: what builds it, and which argument makes it larger."""
+
+    target: str
+    size_param: str | None = None
+    kwargs: dict[str, Any] = {}
+    sizes: list[SizeValue] | Ladder | Literal["auto"] = "auto"
+    flops_per_token: Target | None = None
+
+    @field_validator("sizes")
+    @classmethod
+    def _usable(cls, sizes: list[SizeValue] | Ladder | str) -> list[SizeValue] | Ladder | str:
+        if not isinstance(sizes, list):
+            return sizes
+        if not sizes:
+            raise ValueError("is empty; give at least 3 sizes, a ladder, or 'auto'")
+        bad = [s for s in sizes if isinstance(s, bool) or (isinstance(s, int) and s <= 0)]
+        if bad:
+            raise ValueError(f"{bad} are not positive whole numbers")
+        twice = [s for i, s in enumerate(sizes) if s in sizes[:i]]
+        if twice:
+            raise ValueError(f"{twice} are given twice")
+        return sizes
+
+    @model_validator(mode="after")
+    def _names_its_size(self) -> ModelSection:
+        numbers = not isinstance(self.sizes, list) or any(isinstance(s, int) for s in self.sizes)
+        if numbers and self.size_param is None:
+            raise ValueError("size_param is missing: name the constructor argument that sizes stand for")
+        if self.size_param is not None and self.size_param in self.kwargs:
+            raise ValueError(f"kwargs.{self.size_param} is the size parameter; remove it from kwargs")
+        return self
+
+
+class DataSection(Section):
+    """The user's data: the training set, the held-out set, and what one token is."""
+
+    train: str
+    eval: str | None = None
+    kwargs: dict[str, Any] = {}
+    eval_fraction: float = Field(default=0.05, gt=0, lt=1)
+    eval_samples: int | None = Field(default=None, gt=0)
+    tokens_per_sample: int | None = Field(default=None, gt=0)
+    max_epochs: Positive = 1.0
+
+
+class LrRule(Section):
+    """lr = base · (x / at) ^ exponent, where x is the size value or the parameter count."""
+
+    base: Positive
+    at: Positive
+    exponent: float
+    of: Literal["params", "size"] = "params"
+
+
+class TrainSection(Section):
+    """How every experiment is trained. What depends on its own D is worked out by the plan."""
+
+    batch_size: int = Field(default=32, gt=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive | LrRule | Literal["auto"] = "auto"
+    betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: Positive | None = 1.0
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    decay_fraction: float = Field(default=0.2, gt=0, lt=1)
+    final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
+    warmup_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @field_validator("betas")
+    @classmethod
+    def _in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= b < 1 for b in betas):
+            raise ValueError("must both lie in [0, 1)")
+        return betas
+
+    @model_validator(mode="after")
+    def _lr_known(self) -> TrainSection:
+        if self.optimizer == "sgd" and self.lr == "auto":
+            raise ValueError("lr is missing: sgd has no rule for it")
+        return self
+
+
+class Budget(Section):
+    """One compute budget C in FLOPs; `sizes` narrows the sweep's sizes for this budget."""
+
+    flops: Positive
+    sizes: list[SizeValue] | None = None
+
+
+class FitSection(Section):
+    """How intervals are made."""
+
+    draws: int = Field(default=2000, ge=200, le=1_000_000)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class SweepSpec(Section):
+    """A whole sweep. `SweepSpec.model_json_schema()` is the published schema of the file."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(default="sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    model: ModelSection
+    data: DataSection
+    loss: str = "cross_entropy"
+    budgets: list[Budget]
+    train: TrainSection = TrainSection()
+    resources_per_trial: dict[str, Annotated[float, Field(ge=0)]] = {"gpu": 1}
+    fit: FitSection = FitSection()
+    output: str | None = None
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _numbers_are_budgets(cls, budgets: Any) -> Any:
+        if not isinstance(budgets, Sequence) or isinstance(budgets, str):
+            return budgets
+        return [b if isinstance(b, Mapping | Budget) else {"flops": b} for b in budgets]
+
+    @field_validator("budgets")
+    @classmethod
+    def _enough(cls, budgets: list[Budget]) -> list[Budget]:
+        flops = [b.flops for b in budgets]
+        if len(flops) < 2:
+            raise ValueError(f"has {len(flops)} budget(s); a law needs at least 2, better 4 or 5 over a range of 32x")
+        twice = sorted({f for f in flops if flops.count(f) > 1})
+        if twice:
+            raise ValueError(f"{twice} are given twice")
+        return sorted(budgets, key=lambda b: b.flops)
+
+    @field_validator("resources_per_trial")
+    @classmethod
+    def _asks_for_something(cls, resources: dict[str, float]) -> dict[str, float]:
+        if not any(resources.values()):
+            raise ValueError("asks for nothing; give {gpu: 1} or {cpu: 1}")
+        return resources

@@ -41,6 +41,13 @@ def test_budgets_are_sorted_and_may_have_sizes_of_their_own() -> None:
     assert [(b.flops, b.sizes) for b in spec.budgets] == [(1e18, [8, 16, 24]), (3e18, None)]
 
 
+def test_mappings_need_no_size_param() -> None:
+    text = with_line("budgets", "[{flops: 1e18, sizes: [{d: 1}, {d: 2}]}, {flops: 2e18, sizes: [{d: 3}]}]")
+    text = text.replace(", size_param: d_model, sizes: [8, 16, 32]", "")
+    assert make_spec(parse_yaml(text, "s"), "s").model.size_param is None
+    assert faults(text.replace("{d: 3}", "3"))[0].startswith("spec: model.size_param is missing")
+
+
 BAD = [
     ("budgets", "[]", "budgets: has 0 budget(s)"),
     ("budgets", "1e18", "budgets: input should be a valid list (got 1e+18)"),
@@ -57,7 +64,9 @@ BAD = [
     ("model", "{target: 'm:G', size_param: d, sizes: [8, -8]}", "model.sizes: [-8] are not positive"),
     ("model", "{target: 'm:G', size_param: d, sizes: [8, 16, 8]}", "model.sizes: [8] are given twice"),
     ("model", "{target: 'm:G', size_param: d, sizes: [8.5]}", "model.sizes.0: input should be a valid integer"),
-    ("model", "{target: 'm:G', sizes: [8, 16, 32]}", "model: size_param is missing"),
+    ("model", "{target: 'm:G', sizes: [8, 16, 32]}", "spec: model.size_param is missing"),
+    ("budgets", "[1e18, {flops: 2e18, sizes: [8, 8]}]", "budgets.1.sizes: [8] are given twice"),
+    ("budgets", "[1e18, {flops: 2e18, sizes: [0, 8]}]", "budgets.1.sizes: [0] are not positive"),
     ("model", "{target: 'm:G', size_param: d, kwargs: {d: 3}}", "model: kwargs.d is the size parameter"),
     (
         "model",

@@ -24,8 +24,21 @@ def _is_target(value: str) -> str:
     return value
 
 
+def _are_sizes(sizes: list[SizeValue]) -> list[SizeValue]:
+    if not sizes:
+        raise ValueError("is empty; give at least 3 sizes, a ladder, or 'auto'")
+    bad = [s for s in sizes if isinstance(s, bool) or (isinstance(s, int) and s <= 0)]
+    if bad:
+        raise ValueError(f"{bad} are not positive whole numbers")
+    twice = [s for i, s in enumerate(sizes) if s in sizes[:i]]
+    if twice:
+        raise ValueError(f"{twice} are given twice")
+    return sizes
+
+
 Positive = Annotated[float, AfterValidator(_positive)]
 Target = Annotated[str, AfterValidator(_is_target)]
+Sizes = Annotated[list[SizeValue], AfterValidator(_are_sizes)]
 
 
 class Section(BaseModel):
@@ -61,29 +74,11 @@ class ModelSection(Section):
     target: str
     size_param: str | None = None
     kwargs: dict[str, Any] = {}
-    sizes: list[SizeValue] | Ladder | Literal["auto"] = "auto"
+    sizes: Sizes | Ladder | Literal["auto"] = "auto"
     flops_per_token: Target | None = None
 
-    @field_validator("sizes")
-    @classmethod
-    def _usable(cls, sizes: list[SizeValue] | Ladder | str) -> list[SizeValue] | Ladder | str:
-        if not isinstance(sizes, list):
-            return sizes
-        if not sizes:
-            raise ValueError("is empty; give at least 3 sizes, a ladder, or 'auto'")
-        bad = [s for s in sizes if isinstance(s, bool) or (isinstance(s, int) and s <= 0)]
-        if bad:
-            raise ValueError(f"{bad} are not positive whole numbers")
-        twice = [s for i, s in enumerate(sizes) if s in sizes[:i]]
-        if twice:
-            raise ValueError(f"{twice} are given twice")
-        return sizes
-
     @model_validator(mode="after")
-    def _names_its_size(self) -> ModelSection:
-        numbers = not isinstance(self.sizes, list) or any(isinstance(s, int) for s in self.sizes)
-        if numbers and self.size_param is None:
-            raise ValueError("size_param is missing: name the constructor argument that sizes stand for")
+    def _size_is_not_fixed(self) -> ModelSection:
         if self.size_param is not None and self.size_param in self.kwargs:
             raise ValueError(f"kwargs.{self.size_param} is the size parameter; remove it from kwargs")
         return self
@@ -144,7 +139,7 @@ class Budget(Section):
     """One compute budget C in FLOPs; `sizes` narrows the sweep's sizes for this budget."""
 
     flops: Positive
-    sizes: list[SizeValue] | None = None
+    sizes: Sizes | None = None
 
 
 class FitSection(Section):
@@ -193,3 +188,11 @@ class SweepSpec(Section):
         if not any(resources.values()):
             raise ValueError("asks for nothing; give {gpu: 1} or {cpu: 1}")
         return resources
+
+    @model_validator(mode="after")
+    def _numbers_have_a_name(self) -> SweepSpec:
+        lists = [self.model.sizes if b.sizes is None else b.sizes for b in self.budgets]
+        numbers = any(not isinstance(sizes, list) or any(isinstance(s, int) for s in sizes) for sizes in lists)
+        if numbers and self.model.size_param is None:
+            raise ValueError("model.size_param is missing: name the constructor argument that sizes stand for")
+        return self

@@ -21,6 +21,7 @@ from torch import Tensor
 from flops_fit_ray import SpecError, find_optimal
 from flops_fit_ray.analysis import fit_to_json
 from flops_fit_ray.api import Result
+from flops_fit_ray.cli import main
 from flops_fit_ray.engine.cluster import ray_session
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.sweep import open_sweep
@@ -188,27 +189,33 @@ def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+BUDGETS = {2e5: 28, 8e5: 56, 3.2e6: 112, 1.28e7: 224}  # C to the middle of its sizes
 PROJECT = {
-    "sweep.yaml": """
+    "sweep.yaml": f"""
 name: tiny
-model: {target: "parts:Net", size_param: width, sizes: [8, 12, 16, 24, 32]}
-data: {train: "parts:data"}
+model: {{target: "parts:Truncated", size_param: features}}
+data: {{train: "parts:data", kwargs: {{samples: 30_000}}}}
 loss: mse
-budgets: [2e7, 4e7]
-train: {batch_size: 8, lr: 3.0e-3}
+budgets: {[{"flops": c, "sizes": [round(n * 2 ** (k / 2)) for k in range(-3, 4)]} for c, n in BUDGETS.items()]}
+train: {{batch_size: 4, lr: 4e-2, optimizer: sgd, grad_clip: null, warmup_tokens: 0}}
 """,
     "parts.py": """
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
-class Net(nn.Sequential):
-    def __init__(self, width):
-        super().__init__(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+class Truncated(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.features, self.linear = features, nn.Linear(features, 1, bias=False)
+        nn.init.zeros_(self.linear.weight)
 
-def data():
-    x = torch.rand(60_000, 8, generator=torch.Generator().manual_seed(0))
-    return TensorDataset(x, torch.sin(3 * x).sum(dim=1, keepdim=True))
+    def forward(self, x):
+        return self.linear(x[:, : self.features])
+
+def data(samples):
+    scale = torch.arange(1, 1025) ** -0.5
+    x = torch.randn(samples, 1024, generator=torch.Generator().manual_seed(0)) * scale
+    return x, x @ scale[:, None]
 """,
 }
 
@@ -218,6 +225,31 @@ def project(tmp_path: Path) -> Path:
     for name, content in PROJECT.items():
         (tmp_path / name).write_text(content)
     return tmp_path
+
+
+def test_a_run_with_a_failed_experiment_is_exit_1(
+    ray_here: None, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = "        w = self.linear.weight\n        if w.shape[1] == 28 and not w.is_meta and w.any():\n"
+    failing = f"{later}            raise RuntimeError('mine')\n        return self.linear"  # not in the first batch
+    code = PROJECT["parts.py"].replace("        return self.linear", failing)
+    (project / "parts.py").write_text(code)
+    budgets = "[{flops: 1e5, sizes: [10, 14, 20, 28, 40]}, {flops: 4e5, sizes: [20, 27, 40, 56, 80]}]"
+    command = ["run", str(project), "--json", "--set", f"budgets={budgets}", "--output", str(project / "out")]
+    for _ in range(2):  # the second time it resumes, tries the failed one again, and says the same
+        with pytest.raises(SystemExit) as caught:
+            main(command)
+        assert caught.value.code == 1
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["status"] == {
+            "completed": 9,
+            "diverged": 0,
+            "failed": 1,
+            "infrastructure": 0,
+            "running": 0,
+            "planned": 0,
+        }
+        assert "failed: RuntimeError: mine" in captured.err
 
 
 def start(project: Path, *extra: str) -> "subprocess.Popen[str]":
@@ -247,7 +279,7 @@ def test_kill_9_and_sigint_lose_nothing_and_the_same_command_goes_on(project: Pa
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     after_kill = outcomes(root)
-    assert 2 <= len(after_kill) < 10
+    assert 2 <= len(after_kill) < 28
 
     interrupted = start(project)
     wait_for_results(root, len(after_kill) + 2)
@@ -257,15 +289,17 @@ def test_kill_9_and_sigint_lose_nothing_and_the_same_command_goes_on(project: Pa
     assert time.monotonic() - stopped < 30
     assert interrupted.returncode == 4
     assert out.splitlines()[-1].endswith(f" run {project}/sweep.yaml --output {root}")
-    assert re.search(r"resuming: \d+ of 10 experiments are recorded and will not run again", out)
+    assert re.search(r"resuming: \d+ of 28 experiments are recorded and will not run again", out)
     after_stop = outcomes(root)
-    assert len(after_stop) < 10 and after_kill.items() <= after_stop.items()
+    assert not list(root.glob("stop*"))
+    assert len(after_stop) < 28 and after_kill.items() <= after_stop.items()
 
     finished = start(project, "--json")
     out, err = finished.communicate(timeout=300)
     closing = json.loads(out)
-    assert finished.returncode in (0, 1), err  # whether these valleys have minima is not the question here
-    assert closing["status"]["completed"] == 10
+    assert finished.returncode == 0, err
+    assert closing["status"]["completed"] == 28
+    assert [v["status"] for v in closing["n_opt"]] == ["interior"] * 4
     assert after_stop.items() <= outcomes(root).items()  # no completed experiment was touched
     assert set(closing) == {"schema_version", "output", "status", "n_opt", "report", "results_sha256"}
 

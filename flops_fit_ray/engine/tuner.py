@@ -159,6 +159,8 @@ def _signals(paths: SweepPaths) -> Iterator[threading.Event]:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.signal(signal.SIGUSR1, usr1)
+        with contextlib.suppress(OSError):
+            paths.stop.unlink(missing_ok=True)
 
 
 def loader_for(guest: Guest) -> Callable[[], Guest]:

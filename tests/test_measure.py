@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,20 @@ def test_a_model_that_meta_cannot_run_is_counted_on_the_cpu() -> None:
 def test_the_users_own_flop_count_wins() -> None:
     spec = spec_of()
     guest = guest_of(spec)
-    own = type(guest)(**{**guest.__dict__, "flops_per_token": lambda model: 1234.0})
+    own = replace(guest, flops_per_token=lambda model: 1234.0)
     assert {s.flops_per_token for s in survey(spec, own).sizes} == {1234.0}
+
+
+def test_with_the_users_own_count_the_model_is_not_run() -> None:
+    class OnlyOnGpu(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("this kernel needs a GPU")
+
+    spec = spec_of()
+    guest = replace(guest_of(spec, model=OnlyOnGpu), flops_per_token=lambda model: 6.0 * count_params(model)[0])
+    assert [s.flops_per_token for s in survey(spec, guest).sizes] == [6.0 * (10 * w + 1) for w in (4, 8, 16)]
+    with pytest.raises(SpecError, match="this kernel needs a GPU"):
+        survey(spec, guest_of(spec, model=OnlyOnGpu))
 
 
 class Heads(Mlp):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +27,8 @@ from flops_fit_ray.spec import SizeValue, SweepSpec
 from flops_fit_ray.training.data import FINGERPRINT_SAMPLES, Batch, fetch, fingerprint, has_tokens, num_samples
 from flops_fit_ray.training.guest import Guest, load_guest
 from flops_fit_ray.training.losses import check_loss
+
+_T = TypeVar("_T")
 
 FORWARD_BACKWARD = 3  # backward = 2 × forward (Kaplan et al. 2020, section 2.1)
 LARGEST_AUTO_SIZE = 1 << 20
@@ -70,12 +73,13 @@ def try_first_samples(guest: Guest, size: ModelSize) -> None:
     """Take real samples through a real model and the loss, so that what the meta device cannot see is found now.
 
     Token ids beyond the vocabulary, a context longer than the positions, a loss that does not fit the output. Two
-    samples and a small model cost well under a second; where even the smallest model is large, nothing is tried.
+    samples and a small model cost well under a second. Nothing is tried where even the smallest model is large, or
+    where the user counts the FLOPs because the model may not run here.
 
     Raises:
         SpecError: the model or the loss raised, or the loss is not one number.
     """
-    if size.params_total > LARGEST_TRIED:
+    if size.params_total > LARGEST_TRIED or guest.flops_per_token is not None:
         return
     batch = fetch(guest.train_data, range(min(2, num_samples(guest.train_data))))
     try:
@@ -135,14 +139,11 @@ def measure_size(spec: SweepSpec, guest: Guest, size: SizeValue, batch: Batch, t
         SpecError: the model cannot be built or run, has no parameters, or no FLOPs were found.
     """
     kwargs = size_kwargs(spec, size)
-    model, flops, source = _count(guest, kwargs, batch)
+    model, per_token, source = _model_and_flops(guest, kwargs, batch, tokens)
     params, params_source = count_params(model)
     total = sum(p.numel() for p in model.parameters())
     if params <= 0 or total == 0:
         raise SpecError("spec", [f"model.sizes: {describe(kwargs)} has no parameters"])
-    per_token = FORWARD_BACKWARD * flops / tokens
-    if guest.flops_per_token is not None:
-        per_token, source = float(guest.flops_per_token(model)), "model.flops_per_token"
     if not per_token > 0:
         raise SpecError(
             "spec",
@@ -163,6 +164,42 @@ def measure_size(spec: SweepSpec, guest: Guest, size: SizeValue, batch: Batch, t
     )
 
 
+def _model_and_flops(
+    guest: Guest, kwargs: Mapping[str, Any], batch: Batch, tokens: int
+) -> tuple[nn.Module, float, str]:
+    """The model, without weights where that can be, its FLOPs per token, and where the number comes from."""
+    own = guest.flops_per_token
+    if own is not None:  # the model is built and never run, so that it may need what this machine lacks
+        model = _without_weights(lambda device: build(guest, kwargs).to(device))
+        return model, float(own(model)), "model.flops_per_token"
+
+    def count(device: torch.device) -> tuple[nn.Module, int, str]:
+        model = build(guest, kwargs).to(device)
+        # The CPU's fused attention is invisible to the counter; plain matmuls are not.
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext():
+            flops = _forward_flops(model, kwargs, batch.to(device))
+        return model, flops, "counted on the CPU" if device.type == "cpu" else "counted on the meta device"
+
+    model, flops, source = _without_weights(count)
+    return model, FORWARD_BACKWARD * flops / tokens, source
+
+
+def _without_weights(work: Callable[[torch.device], _T]) -> _T:
+    """`work` on the meta device; on the CPU only where that cannot be, because real numbers are needed.
+
+    Some constructors and forwards call .item() or numpy, or have shapes that depend on the data.
+    """
+    try:
+        with torch.device("meta"):
+            return work(torch.device("meta"))
+    except NotImplementedError:
+        pass
+    except SpecError as e:
+        if "meta" not in str(e).lower():
+            raise
+    return work(torch.device("cpu"))
+
+
 def build(guest: Guest, kwargs: Mapping[str, Any]) -> nn.Module:
     """The user's model of one size, on torch's current default device.
 
@@ -178,23 +215,6 @@ def build(guest: Guest, kwargs: Mapping[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise SpecError("spec", [f"model.target: {describe(kwargs)} made a {type(model).__name__}, not an nn.Module"])
     return model
-
-
-def _count(guest: Guest, kwargs: Mapping[str, Any], batch: Batch) -> tuple[nn.Module, int, str]:
-    """The model and the FLOPs of one forward pass; on the CPU only where the meta device cannot run it."""
-    try:
-        with torch.device("meta"):
-            model = build(guest, kwargs).to("meta")
-            flops = _forward_flops(model, kwargs, batch.to(torch.device("meta")))
-    except (SpecError, NotImplementedError) as e:
-        if isinstance(e, SpecError) and "meta" not in str(e).lower():
-            raise
-        # Some constructors and forwards need real numbers (.item(), numpy, data-dependent shapes).
-        model = build(guest, kwargs)
-        # The CPU's fused attention is invisible to the counter; plain matmuls are not.
-        with sdpa_kernel(SDPBackend.MATH):
-            return model, _forward_flops(model, kwargs, batch), "counted on the CPU"
-    return model, flops, "counted on the meta device"
 
 
 def _forward_flops(model: nn.Module, kwargs: Mapping[str, Any], batch: Batch) -> int:

@@ -50,6 +50,7 @@ def known(output: Path, **changes: Any) -> Result:
         "grad_clip": None,
         "warmup_tokens": 0,
         "quiet": True,
+        "resources_per_trial": {"cpu": 1},  # bit-equality is promised on the CPU
     }
     return find_optimal(Truncated, "features", output_dir=output, train=True, **{**arguments, **changes})
 
@@ -79,6 +80,17 @@ def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None
     more = known(tmp_path / "ray", compute_budgets=[*budgets, {"flops": 3e6, "sizes": [96, 135, 192]}])
     assert list(more.to_frame()["status"]) == ["completed"] * 24
     assert set(more.to_frame()["attempts"]) == {1}  # the new budget ran, and nothing else
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_trial_with_a_gpu_trains_on_it(ray_here: None, tmp_path: Path) -> None:
+    frame = known(tmp_path / "gpu", resources_per_trial={"gpu": 1}).to_frame()
+    spec = known_spec()
+    plain = make_sweep(tmp_path / "plain", spec, known_guest(spec)).to_frame()
+    assert set(frame["device"]) == {torch.cuda.get_device_name()}
+    assert list(frame["tokens_seen"]) == list(plain["tokens_seen"])
+    assert list(frame["loss"]) == pytest.approx(list(plain["loss"]), rel=1e-3)
 
 
 class Fragile(Mlp):
@@ -117,6 +129,7 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
         "sizes": [4, 6, 8, 12, 16, 20, 24],
         "batch_size": 8,
         "lr": 1e-2,
+        "resources_per_trial": {"cpu": 1},
         "output_dir": tmp_path / "out",
         "quiet": True,
     }
@@ -161,6 +174,7 @@ def test_a_directory_that_cannot_be_written_stops_the_sweep_and_loses_nothing(ra
         "sizes": [4, 8, 16],
         "batch_size": 8,
         "lr": 1e-2,
+        "resources_per_trial": {"cpu": 1},
         "quiet": True,
     }
     last = find_optimal(Mlp, train=False, **arguments).experiments[0].key  # the cheapest is the last to run
@@ -198,6 +212,7 @@ data: {{train: "parts:data", kwargs: {{samples: 30_000}}}}
 loss: mse
 budgets: {[{"flops": c, "sizes": [round(n * 2 ** (k / 2)) for k in range(-3, 4)]} for c, n in BUDGETS.items()]}
 train: {{batch_size: 4, lr: 4e-2, optimizer: sgd, grad_clip: null, warmup_tokens: 0}}
+resources_per_trial: {{cpu: 1}}
 """,
     "parts.py": """
 import torch

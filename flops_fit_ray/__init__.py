@@ -6,7 +6,7 @@ The floor plan; imports go down, never up:
     floor 3  report, console          views: files and floor 0 only
     floor 2  engine                   Ray Tune
     floor 1  training                 torch; knows no Ray
-    floor 0  errors, spec, layout, ledger, planning, analysis
+    floor 0  errors, text, layout, spec, analysis, planning, ledger, tables, sweep
 
 The names below are loaded on first use, so that importing the package costs milliseconds: neither torch nor Ray.
 """

@@ -279,7 +279,7 @@ def _counts_text(sweep: Sweep) -> str:
 
 
 def _status_text(sweep: Sweep) -> str:
-    from flops_fit_ray.console import text
+    from flops_fit_ray import text
     from flops_fit_ray.ledger import Ledger
 
     ledger = Ledger(sweep.paths)

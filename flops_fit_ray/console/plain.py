@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
+from flops_fit_ray import text
 from flops_fit_ray.analysis import Interval, Prediction, SweepFit
-from flops_fit_ray.console import text
 from flops_fit_ray.ledger import Failure, Progress, Result
 from flops_fit_ray.planning import Plan
 

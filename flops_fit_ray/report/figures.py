@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.analysis.sweep import Law
 from flops_fit_ray.analysis.valley import Floats
-from flops_fit_ray.console.text import flops
+from flops_fit_ray.text import flops
 
 INK = "#010203"  # replaced by the page's own text colour where a figure stands in a page
 CURVE_POINTS = 121

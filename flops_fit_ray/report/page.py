@@ -8,8 +8,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from flops_fit_ray import text
 from flops_fit_ray.analysis import SweepFit
-from flops_fit_ray.console import text
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.sweep import Sweep
 

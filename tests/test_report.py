@@ -134,6 +134,7 @@ def test_failures_are_listed_escaped_and_left_out_of_the_fit(tmp_path: Path) -> 
     assert failure.error == "ValueError: <b>my own bug</b>"
     assert "in fragile" in failure.traceback and failure.attempts == 1
     page = write_report(sweep).read_text()
+    assert "sweep · 5 of 6 experiments" in page  # nothing is left to run, so it is not provisional
     assert "ValueError: &lt;b&gt;my own bug&lt;/b&gt;" in page and "<b>my own bug" not in page
     assert sum(len(v.loss) for v in sweep.fit.valleys) == 5
 

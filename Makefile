@@ -1,4 +1,4 @@
-# Two commands are the whole set-up: `make demo` and `make test`. Both make .venv first and cost seconds when repeated.
+# Two commands are the whole set-up: `make demo` and `make test`. Both make .venv first, once.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin

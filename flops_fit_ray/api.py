@@ -244,7 +244,7 @@ def _guest_from_arguments(
 
 
 def _refuse_results(root: Path) -> None:
-    count = sum(1 for _ in SweepPaths(root).experiments.glob("*/result.json"))
+    count = len(SweepPaths(root).recorded_keys())
     if count:
         raise DirectoryError(
             f"{root}: resume=False, and {count} results are recorded here; choose another output_dir or move it away"

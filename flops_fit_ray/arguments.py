@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import json
@@ -12,6 +11,7 @@ from typing import Any
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import DataSection, SweepSpec, TrainSection, make_spec
+from flops_fit_ray.text import did_you_mean
 
 SOURCE = "find_optimal"  # how faults of arguments are introduced
 
@@ -54,8 +54,8 @@ def spec_from_arguments(
     }
     for name, value in options.items():
         if name not in homes:
-            near = difflib.get_close_matches(name, [*homes, *extra], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted([*homes, *extra]))}"
+            known = sorted([*homes, *extra])
+            hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
             faults.append(f"{name}: unknown option; {hint}")
         elif homes[name] == "":
             content[name] = value

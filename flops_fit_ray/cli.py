@@ -8,13 +8,14 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, FlopsFitError, faults_of
 
 if TYPE_CHECKING:
+    from flops_fit_ray.planning import Plan
     from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.sweep import Sweep
 
@@ -45,6 +46,9 @@ def commands() -> None:
 
     Exit codes: 0 all done and counted, 1 finished with failed experiments or a fit that could not be made, 2 the input
     is wrong, 4 interrupted and resumable.
+
+    Commands that read a sweep take the output of sweep.yaml in this directory, else of the built-in demo, where no
+    DIRECTORY is given.
     """
 
 
@@ -82,13 +86,8 @@ def init(directory: Path) -> None:
 def plan(spec: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show every experiment with its N, D, steps and FLOPs. Nothing is run or written."""
     from flops_fit_ray.console.plain import plan_text
-    from flops_fit_ray.planning import make_plan
-    from flops_fit_ray.training.measure import survey_spec
 
-    path = _resolve_spec(spec, quiet=as_json)
-    resolved = _read(path, overrides)
-    with faults_of(str(path)):
-        made = make_plan(resolved, survey_spec(resolved, path.parent))
+    _, _, made = _planned(spec, overrides, quiet=as_json)
     click.echo(json.dumps(made.to_json(), indent=1) if as_json else plan_text(made))
 
 
@@ -106,21 +105,16 @@ def run(spec: Path | None, output: Path | None, overrides: tuple[str, ...], addr
     import functools
 
     from flops_fit_ray.analysis import n_opt_to_json
-    from flops_fit_ray.console.plain import PlainConsole, fit_text
+    from flops_fit_ray.console.plain import PlainConsole, counts_text, fit_text
     from flops_fit_ray.errors import InterruptedSweepError
     from flops_fit_ray.layout import SCHEMA_VERSION
     from flops_fit_ray.pipeline import run_sweep
-    from flops_fit_ray.planning import make_plan
     from flops_fit_ray.training.guest import load_guest
-    from flops_fit_ray.training.measure import survey_spec
 
     console = PlainConsole(sys.stderr if as_json else sys.stdout)
-    path = _resolve_spec(spec, quiet=as_json)
-    resolved = _read(path, overrides)
+    path, resolved, made = _planned(spec, overrides, quiet=as_json)
     root = _resolve_output(path, resolved, output)
     command = _command(path, root, overrides)
-    with faults_of(str(path)):
-        made = make_plan(resolved, survey_spec(resolved, path.parent))
     try:
         sweep = run_sweep(
             resolved,
@@ -135,7 +129,7 @@ def run(spec: Path | None, output: Path | None, overrides: tuple[str, ...], addr
         console.say(f"interrupted; what is recorded is safe. Go on with:\n{command}")
         return EXIT_INTERRUPTED
     console.say("\n" + fit_text(sweep.fit))
-    console.say(_counts_text(sweep))
+    console.say(counts_text(sweep))
     console.say(f"report: {sweep.paths.report}")
     if as_json:
         closing = {
@@ -155,6 +149,7 @@ def run(spec: Path | None, output: Path | None, overrides: tuple[str, ...], addr
 @_json_option
 def status(directory: Path | None, as_json: bool) -> None:
     """Show how far a sweep is, from its files alone."""
+    from flops_fit_ray.console.plain import status_text
     from flops_fit_ray.layout import SCHEMA_VERSION
 
     sweep = _open(directory)
@@ -164,12 +159,12 @@ def status(directory: Path | None, as_json: bool) -> None:
             "output": str(sweep.paths.root),
             "status": sweep.counts,
             "flops_planned": sweep.plan.flops,
-            "flops_spent": sum(r.flops for r in sweep.results),
+            "flops_spent": sweep.flops_spent,
             "results_sha256": sweep.results_sha256,
         }
         click.echo(json.dumps(content))
         return
-    click.echo(_status_text(sweep))
+    click.echo(status_text(sweep))
 
 
 @commands.command()
@@ -242,6 +237,17 @@ def _read(path: Path, overrides: Sequence[str]) -> SweepSpec:
     return read_spec(path, overrides)
 
 
+def _planned(spec: Path | None, overrides: Sequence[str], *, quiet: bool) -> tuple[Path, SweepSpec, Plan]:
+    """The spec's path, the spec, and its plan, with faults named by the path."""
+    from flops_fit_ray.planning import make_plan
+    from flops_fit_ray.training.measure import survey_spec
+
+    path = _resolve_spec(spec, quiet=quiet)
+    resolved = _read(path, overrides)
+    with faults_of(str(path)):
+        return path, resolved, make_plan(resolved, survey_spec(resolved, path.parent))
+
+
 def _resolve_output(path: Path, spec: SweepSpec, output: Path | None) -> Path:
     """`--output` is relative to here; what the spec says, and the default, to the spec: so that a rerun resumes."""
     if output is not None:
@@ -270,32 +276,3 @@ def _open(directory: Path | None) -> Sweep:
 
 def _exit_code(sweep: Sweep) -> int:
     return EXIT_DONE if sweep.complete and not sweep.fit.problem else EXIT_FAILED
-
-
-def _counts_text(sweep: Sweep) -> str:
-    counts = sweep.counts
-    shown = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
-    return f"experiments: {shown} of {len(sweep.plan.experiments)}"
-
-
-def _status_text(sweep: Sweep) -> str:
-    from flops_fit_ray import text
-    from flops_fit_ray.ledger import Ledger
-
-    ledger = Ledger(sweep.paths)
-    spent = sum(r.flops for r in sweep.results)
-    lines = [
-        f"{sweep.plan.name}: {sweep.paths.root}",
-        _counts_text(sweep),
-        f"FLOPs: {text.flops(spent)} of {text.flops(sweep.plan.flops)}" if spent else "FLOPs: none spent yet",
-    ]
-    settled = {r.key for r in sweep.results} | {f.key for f in sweep.failures}
-    for e in sweep.plan.experiments:
-        progress: Any = None if e.key in settled else ledger.progress(e.key)
-        if progress is not None:
-            share = 100 * progress.tokens_seen / progress.tokens
-            lines.append(f"  running  C {text.flops(e.budget)}, size {e.size}: {share:.0f} % on {progress.host}")
-    lines += [f"  {f.status}  {f.key}: {f.error.splitlines()[0]}" for f in sweep.failures]
-    if not sweep.complete:
-        lines.append(f"go on with: {sweep.command}")
-    return "\n".join(lines)

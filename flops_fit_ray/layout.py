@@ -87,6 +87,10 @@ class SweepPaths:
         """The truth about one completed experiment."""
         return self.experiments / key / "result.json"
 
+    def recorded_keys(self) -> set[str]:
+        """The experiments, of this plan or another, that have a result file."""
+        return {path.parent.name for path in self.experiments.glob("*/result.json")}
+
     def failure(self, key: str) -> Path:
         """Why one experiment has no result."""
         return self.experiments / key / "failure.json"
@@ -102,6 +106,10 @@ class SweepPaths:
     def attempt(self, key: str, number: int) -> Path:
         """The note of one start, counted from 1."""
         return self.attempts(key) / f"{number:04d}.json"
+
+    def num_attempts(self, key: str) -> int:
+        """How many starts are noted."""
+        return sum(1 for _ in self.attempts(key).glob("[0-9][0-9][0-9][0-9].json"))
 
     def past_failure(self, key: str, number: int) -> Path:
         """How that start ended, once another has been made."""

@@ -118,6 +118,14 @@ class Ledger:
         """The recorded failure, or None."""
         return _read(self.paths.failure(key), Failure)
 
+    def outcome(self, key: str) -> Result | Failure | None:
+        """How the experiment ended, or None while it is open; a result outranks a failure."""
+        return self.result(key) or self.failure(key)
+
+    def settled(self, keys: Iterable[str]) -> set[str]:
+        """Those of `keys` that have an outcome."""
+        return {key for key in keys if self.outcome(key) is not None}
+
     def progress(self, key: str) -> Progress | None:
         """The last sign of life of a running experiment, or None where there was none for a while."""
         progress = _read(self.paths.progress(key), Progress)
@@ -161,7 +169,7 @@ class Ledger:
 
     def num_attempts(self, key: str) -> int:
         """How often the experiment was started."""
-        return sum(1 for _ in self.paths.attempts(key).glob("[0-9][0-9][0-9][0-9].json"))
+        return self.paths.num_attempts(key)
 
     def results(self, keys: Iterable[str]) -> list[Result]:
         """The recorded results among `keys`, in that order."""
@@ -169,7 +177,7 @@ class Ledger:
 
     def failures(self, keys: Iterable[str]) -> list[Failure]:
         """The recorded failures among `keys`, in that order; a result outranks a failure."""
-        return [f for k in keys if self.result(k) is None and (f := self.failure(k)) is not None]
+        return [outcome for outcome in map(self.outcome, keys) if isinstance(outcome, Failure)]
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
@@ -246,11 +254,9 @@ def results_table(experiments: Sequence[_Planned], ledger: Ledger) -> pd.DataFra
         row: dict[str, Any] = {
             name: getattr(e, name) for name in ("key", "budget", "size", "params", "params_total", "tokens")
         }
-        result, failure = ledger.result(e.key), ledger.failure(e.key)
-        if result is not None:
-            row |= asdict(result)
-        elif failure is not None:
-            row |= asdict(failure)
+        outcome = ledger.outcome(e.key)
+        if outcome is not None:
+            row |= asdict(outcome)
         else:
             row |= {"status": "running" if ledger.progress(e.key) else "planned"}
         rows.append({column: row.get(column) for column in COLUMNS})

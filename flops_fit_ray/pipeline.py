@@ -48,9 +48,11 @@ def run_sweep(
             raise DirectoryError(f"{e}, or choose another --output") from e
         keys = {e.key for e in plan.experiments}
         console.plan(plan, len(ledger.results(keys)))
-        others = sum(1 for p in paths.experiments.glob("*/result.json") if p.parent.name not in keys)
+        others = paths.recorded_keys() - keys
         if others:
-            console.say(f"{others} recorded results belong to another plan of this directory: kept, and left out here")
+            console.say(
+                f"{len(others)} recorded results belong to another plan of this directory: kept, and left out here"
+            )
         run_plan(
             plan,
             root=root,

@@ -13,8 +13,8 @@ import numpy as np
 from flops_fit_ray.analysis import FitOptions, Points, SweepFit, fit_sweep
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.layout import SweepPaths, read_json
-from flops_fit_ray.ledger import Failure, Ledger, Result, results_sha256, results_table
-from flops_fit_ray.planning import Plan, plan_from_json
+from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha256, results_table
+from flops_fit_ray.planning import Experiment, Plan, plan_from_json
 from flops_fit_ray.spec import SweepSpec, read_spec
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ class Sweep:
     command: str  # that goes on with this sweep
 
     @property
+    def outcomes(self) -> tuple[Result | Failure, ...]:
+        """How the experiments that are settled ended."""
+        return (*self.results, *self.failures)
+
+    @property
     def complete(self) -> bool:
         """Whether every planned experiment has a result."""
         return len(self.results) == len(self.plan.experiments)
@@ -42,12 +47,23 @@ class Sweep:
     @property
     def counts(self) -> dict[str, int]:
         """How many experiments are in each status; all of `STATUSES`, so that the sum is the plan."""
-        ledger = Ledger(self.paths)
-        known = {r.key: str(r.status) for r in self.results} | {f.key: str(f.status) for f in self.failures}
-        states = Counter(
-            known.get(e.key) or ("running" if ledger.progress(e.key) else "planned") for e in self.plan.experiments
-        )
+        states = Counter(str(outcome.status) for outcome in self.outcomes)
+        states["running"] = len(self.running)
+        states["planned"] = len(self.plan.experiments) - states.total()
         return {status: states[status] for status in STATUSES}
+
+    @property
+    def running(self) -> list[tuple[Experiment, Progress]]:
+        """The open experiments that gave a sign of life a short while ago."""
+        ledger = Ledger(self.paths)
+        settled = {outcome.key for outcome in self.outcomes}
+        open_ones = (e for e in self.plan.experiments if e.key not in settled)
+        return [(e, progress) for e in open_ones if (progress := ledger.progress(e.key)) is not None]
+
+    @property
+    def flops_spent(self) -> float:
+        """Training FLOPs of the completed experiments."""
+        return sum(r.flops for r in self.results)
 
     @property
     def results_sha256(self) -> str:

@@ -17,6 +17,11 @@ class PowerLaw:
     exponent: float
     log10_coefficient: float
 
+    @property
+    def formula(self) -> str:
+        """The law as people read it, C in FLOPs."""
+        return f"{10**self.log10_coefficient:.4g} · C^{self.exponent:.4f}"
+
     def at(self, budget: float) -> float:
         """y at C = `budget` FLOPs."""
         return float(10 ** (self.log10_coefficient + self.exponent * np.log10(budget)))

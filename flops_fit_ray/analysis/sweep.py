@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.analysis.law import PowerLaw, fit_lines, fit_power_law
-from flops_fit_ray.analysis.valley import Floats, Parabola, Valley, fit_valley
+from flops_fit_ray.analysis.valley import MIN_POINTS, Floats, Parabola, Valley, fit_valley
 from flops_fit_ray.errors import FitError
 
 TRUSTED_RANGE = 32.0  # largest over smallest budget, from which an exponent can be trusted
@@ -97,6 +97,17 @@ class SweepFit:
     problem: str  # why there is no law; empty where there is one
     warnings: tuple[str, ...]
 
+    @property
+    def optima(self) -> list[tuple[Valley, ValleyIntervals | None]]:
+        """The budgets that have an optimum, increasing, with its intervals."""
+        return [(v, i) for v, i in zip(self.valleys, self.intervals, strict=True) if v.status == "interior"]
+
+    @property
+    def laws(self) -> list[tuple[str, Law]]:
+        """The laws that could be fitted, by the names that people read."""
+        named = (("N_opt", self.params_opt), ("D_opt", self.tokens_opt), ("L_opt", self.loss_opt))
+        return [(name, law) for name, law in named if law is not None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -122,7 +133,7 @@ def fit_sweep(points: Points, options: FitOptions = FitOptions()) -> SweepFit:
     _check(points)
     valleys = tuple(_valleys(points))
     noise, df = _pooled_noise(valleys)
-    draws = _draw_minima(valleys, noise, options) if noise is not None else None
+    draws = _draw_minima(valleys, noise, df, options) if noise is not None else None
     used = [i for i, v in enumerate(valleys) if v.status == "interior"]
     laws, problem = _laws(valleys, used, draws, options)
     lost = 0 if draws is None or not used else int(np.isnan(draws[0][:, used]).any(axis=1).sum())
@@ -151,16 +162,16 @@ def predict(fit: SweepFit, budget: float) -> Prediction:
         raise FitError(f"C must be a positive number of FLOPs, and is {budget}")
     if fit.params_opt is None or fit.tokens_opt is None or fit.loss_opt is None:
         raise FitError(f"there is no law to predict from: {fit.problem}")
-    fitted = [v.flops for v in fit.valleys if v.status == "interior"]
+    fitted = [v.flops for v, _ in fit.optima]
     factor = max(budget / max(fitted), min(fitted) / budget, 1.0)
     return Prediction(
         budget=budget,
         params=fit.params_opt.law.at(budget),
         tokens=fit.tokens_opt.law.at(budget),
         loss=fit.loss_opt.law.at(budget),
-        params_interval=_law_interval(fit.params_opt, budget, fit.options),
-        tokens_interval=_law_interval(fit.tokens_opt, budget, fit.options),
-        loss_interval=_law_interval(fit.loss_opt, budget, fit.options),
+        params_interval=law_interval(fit.params_opt, budget, fit.options),
+        tokens_interval=law_interval(fit.tokens_opt, budget, fit.options),
+        loss_interval=law_interval(fit.loss_opt, budget, fit.options),
         extrapolation=factor,
         warnings=tuple(_prediction_warnings(factor, max(fitted) / min(fitted), len(fitted))),
     )
@@ -183,16 +194,17 @@ def _valleys(points: Points) -> Iterator[Valley]:
 def _pooled_noise(valleys: Sequence[Valley]) -> tuple[float | None, int]:
     """Standard deviation about the parabolas over N, and its degrees of freedom: points - 3 for each valley."""
     curves = [v.over_params for v in valleys if v.over_params is not None]
-    df = sum(len(c.residuals) - 3 for c in curves)
+    df = sum(len(c.residuals) - MIN_POINTS for c in curves)
     if df < 1:
         return None, 0
     return float(np.sqrt(sum(float(c.residuals @ c.residuals) for c in curves) / df)), df
 
 
-def _draw_minima(valleys: Sequence[Valley], noise: float, options: FitOptions) -> tuple[Floats, Floats, Floats]:
+def _draw_minima(
+    valleys: Sequence[Valley], noise: float, df: int, options: FitOptions
+) -> tuple[Floats, Floats, Floats]:
     """log10 N_opt, log10 D_opt and log10 L_opt of every draw and valley: (draws, valleys), NaN without a minimum."""
     rng = np.random.default_rng(options.seed)
-    df = _pooled_noise(valleys)[1]
     sigma = noise * np.sqrt(df / rng.chisquare(df, size=options.draws))
     minima = np.full((3, options.draws, len(valleys)), np.nan)
     for i, valley in enumerate(valleys):
@@ -263,7 +275,8 @@ def _valley_intervals(
             yield ValleyIntervals(params_opt=params, tokens_opt=tokens, loss_opt=loss)
 
 
-def _law_interval(law: Law, budget: float, options: FitOptions) -> Interval | None:
+def law_interval(law: Law, budget: float, options: FitOptions) -> Interval | None:
+    """The interval of a law at C = `budget`; None where no scatter could be measured or most draws were lost."""
     return None if law.draws is None else _interval(law.draws.at(budget), options, power=True)
 
 

@@ -16,7 +16,7 @@ from flops_fit_ray.errors import FitError
 Floats: TypeAlias = NDArray[np.float64]
 ValleyStatus = Literal["interior", "edge", "concave", "too_few"]
 
-MIN_POINTS = 3
+MIN_POINTS = 3  # a parabola has three coefficients
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,7 +8,8 @@ from typing import TextIO
 from flops_fit_ray import text
 from flops_fit_ray.analysis import Interval, Prediction, SweepFit
 from flops_fit_ray.ledger import Failure, Progress, Result
-from flops_fit_ray.planning import Plan
+from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.sweep import Sweep
 
 
 class PlainConsole:
@@ -16,7 +17,7 @@ class PlainConsole:
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = sys.stdout if out is None else out
-        self._plan: Plan | None = None
+        self._experiments: dict[str, Experiment] = {}
 
     def say(self, line: str) -> None:
         """One line, at once."""
@@ -28,7 +29,7 @@ class PlainConsole:
 
     def plan(self, plan: Plan, done: int) -> None:
         """What will run, before it runs."""
-        self._plan = plan
+        self._experiments = {e.key: e for e in plan.experiments}
         budgets = sorted({e.budget for e in plan.experiments})
         sizes = {e.size for e in plan.experiments}
         self.say(
@@ -48,7 +49,7 @@ class PlainConsole:
     def outcome(self, record: Result | Failure, done: int, total: int) -> None:
         """One experiment ended."""
         where = f"[{str(done).rjust(len(str(total)))}/{total}]"
-        experiment = next((e for e in self._plan.experiments if e.key == record.key), None) if self._plan else None
+        experiment = self._experiments.get(record.key)
         name = f"C {text.flops(experiment.budget)}, size {experiment.size}" if experiment else record.key
         if isinstance(record, Result):
             error = f" ± {record.loss_stderr:.4f}" if record.loss_stderr is not None else ""
@@ -99,39 +100,46 @@ def plan_text(plan: Plan) -> str:
 def fit_text(fit: SweepFit) -> str:
     """Valleys, laws and warnings."""
     rows = []
-    for valley, interval in zip(fit.valleys, fit.intervals, strict=True):
+    for valley, intervals in zip(fit.valleys, fit.intervals, strict=True):
+        row = [text.flops(valley.budget), str(len(valley.loss))]
         if valley.status != "interior":
-            rows.append([text.flops(valley.budget), str(len(valley.loss)), valley.status, "", "", "", ""])
+            rows.append([*row, valley.status, "", "", "", ""])
             continue
-        shown = (
-            ["", ""]
-            if interval is None
-            else [
-                text.interval(interval.params_opt.low, interval.params_opt.high),
-                text.interval(interval.tokens_opt.low, interval.tokens_opt.high),
-            ]
-        )
-        rows.append(
-            [
-                text.flops(valley.budget),
-                str(len(valley.loss)),
-                text.count(valley.params_opt),
-                shown[0],
-                text.count(valley.tokens_opt),
-                shown[1],
-                f"{valley.loss_opt:.4f}",
-            ]
-        )
+        params, tokens = (intervals.params_opt, intervals.tokens_opt) if intervals else (None, None)
+        row += [text.count(valley.params_opt), _bounds(params), text.count(valley.tokens_opt), _bounds(tokens)]
+        rows.append([*row, f"{valley.loss_opt:.4f}"])
     percent = f"{100 * fit.options.confidence:g} %"
     lines = [text.table(["C", "sizes", "N_opt", percent, "D_opt", percent, "L_opt"], rows), ""]
-    for name, law in (("N_opt", fit.params_opt), ("D_opt", fit.tokens_opt), ("L_opt", fit.loss_opt)):
-        if law is not None:
-            bounds = law.exponent_interval
-            shown_bounds = f"  exponent {percent} [{bounds.low:.3f}, {bounds.high:.3f}]" if bounds else ""
-            lines.append(f"{name} = {10**law.law.log10_coefficient:.4g} · C^{law.law.exponent:.4f}{shown_bounds}")
+    for name, law in fit.laws:
+        bounds = law.exponent_interval
+        shown_bounds = f"  exponent {percent} [{bounds.low:.3f}, {bounds.high:.3f}]" if bounds else ""
+        lines.append(f"{name} = {law.law.formula}{shown_bounds}")
     if fit.problem:
         lines.append(f"no law: {fit.problem}")
     return "\n".join([*lines, *(f"warning: {warning}" for warning in fit.warnings)])
+
+
+def counts_text(sweep: Sweep) -> str:
+    """How many experiments are in which state."""
+    shown = ", ".join(f"{number} {status}" for status, number in sweep.counts.items() if number)
+    return f"experiments: {shown} of {len(sweep.plan.experiments)}"
+
+
+def status_text(sweep: Sweep) -> str:
+    """How far a sweep is, what runs, what failed, and how to go on."""
+    spent = sweep.flops_spent
+    lines = [
+        f"{sweep.plan.name}: {sweep.paths.root}",
+        counts_text(sweep),
+        f"FLOPs: {text.flops(spent)} of {text.flops(sweep.plan.flops)}" if spent else "FLOPs: none spent yet",
+    ]
+    for e, progress in sweep.running:
+        share = 100 * progress.tokens_seen / progress.tokens
+        lines.append(f"  running  C {text.flops(e.budget)}, size {e.size}: {share:.0f} % on {progress.host}")
+    lines += [f"  {f.status}  {f.key}: {f.error.splitlines()[0]}" for f in sweep.failures]
+    if not sweep.complete:
+        lines.append(f"go on with: {sweep.command}")
+    return "\n".join(lines)
 
 
 def prediction_text(prediction: Prediction, confidence: float) -> str:
@@ -150,5 +158,8 @@ def prediction_text(prediction: Prediction, confidence: float) -> str:
 
 
 def _with(value: float, interval: Interval | None) -> str:
-    bounds = f"  {text.interval(interval.low, interval.high)}" if interval else ""
-    return f"{text.count(value)}{bounds}"
+    return f"{text.count(value)}  {_bounds(interval)}".rstrip()
+
+
+def _bounds(interval: Interval | None) -> str:
+    return text.interval(interval.low, interval.high) if interval else ""

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+import torch
 from ray import tune
 
+import flops_fit_ray
 from flops_fit_ray.errors import DivergedError, InterruptedSweepError, StorageError
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress, Result, hostname
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.loop import train_experiment
 
 STORAGE_ERROR = "storage_error"  # the metric by which a trial tells the driver
 
@@ -89,7 +93,6 @@ def run_experiment(job: Job, ledger: Ledger, guest: Guest, key: str) -> str:
                 updated_at=time.time(),
             )
         )
-
         if ledger.paths.stop.exists():
             raise InterruptedSweepError("the sweep is being stopped")
 
@@ -112,10 +115,6 @@ def run_experiment(job: Job, ledger: Ledger, guest: Guest, key: str) -> str:
 def _train(
     job: Job, experiment: Experiment, guest: Guest, attempt: int, on_progress: Callable[[int, float], None]
 ) -> Result:
-    import torch
-
-    from flops_fit_ray.training.loop import train_experiment
-
     # By what the trial was given, never by what can be seen: without a GPU of its own a trial still sees them all.
     device = "cuda" if job.uses_gpu else "cpu"
     outcome = train_experiment(
@@ -147,11 +146,6 @@ def _train(
 
 def versions() -> dict[str, str]:
     """What made a result."""
-    import ray
-    import torch
-
-    import flops_fit_ray
-
     return {
         "flops_fit_ray": flops_fit_ray.__version__,
         "python": platform.python_version(),

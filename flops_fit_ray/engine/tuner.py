@@ -7,6 +7,7 @@ trials terminated and free of errors.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import signal
@@ -43,15 +44,15 @@ def run_plan(
     Raises:
         ResourceError: the cluster cannot run such trials.
         InterruptedSweepError: a signal stopped the sweep.
-        SpecError: an object of the user's cannot travel to a worker.
         StorageError: the directory cannot be written any more.
     """
     paths = SweepPaths(root)
     ledger = Ledger(paths)
-    for failure in ledger.failures(e.key for e in plan.experiments):
+    keys = [e.key for e in plan.experiments]
+    for failure in ledger.failures(keys):
         if failure.status in RETRY_ON_NEXT_RUN:
             ledger.retry(failure.key)
-    if not next_experiments(plan, _settled(plan, ledger)):
+    if not next_experiments(plan, ledger.settled(keys)):
         return
     paths.stop.unlink(missing_ok=True)
     with ray_session(address), _signals(paths) as stop:
@@ -59,21 +60,16 @@ def run_plan(
         watcher.on_slots(slots)
         with watcher.following(ledger, plan):
             for round_number in range(MAX_ROUNDS):
-                todo = next_experiments(plan, _settled(plan, ledger))
+                todo = next_experiments(plan, ledger.settled(keys))
                 if not todo:
                     return
                 errors = _run_round(todo, plan, paths, load_guest, slots)
-                left = next_experiments(plan, _settled(plan, ledger))
+                left = next_experiments(plan, ledger.settled(keys))
                 if left and stop.is_set():
                     raise InterruptedSweepError("stopped by a signal")
                 for experiment in left:  # Tune has tried these again and again; others it has only lost
                     if experiment.key in errors or round_number == MAX_ROUNDS - 1:
                         ledger.record_failure(_vanished(experiment, ledger, errors.get(experiment.key, "")))
-
-
-def _settled(plan: Plan, ledger: Ledger) -> set[str]:
-    keys = [e.key for e in plan.experiments]
-    return {r.key for r in ledger.results(keys)} | {f.key for f in ledger.failures(keys)}
 
 
 def _run_round(
@@ -91,10 +87,7 @@ def _run_round(
         eval_samples=plan.survey.data.eval_samples,
         uses_gpu=slots.uses_gpu,
     )
-    try:
-        trainable = tune.with_parameters(ExperimentTrainable, job=job)
-    except TypeError as e:
-        raise SpecError("spec", [f"an object of yours cannot be sent to a worker: {e}"]) from e
+    trainable = tune.with_parameters(ExperimentTrainable, job=job)
     tuner = tune.Tuner(
         tune.with_resources(trainable, dict(slots.resources)),
         param_space={"key": tune.grid_search([e.key for e in todo])},
@@ -171,7 +164,7 @@ def loader_for(guest: Guest) -> Callable[[], Guest]:
     """
     from ray import cloudpickle
 
-    for name in ("model", "loss", "train_data", "eval_data"):
+    for name in (field.name for field in dataclasses.fields(guest)):
         try:
             cloudpickle.dumps(getattr(guest, name))  # type: ignore[no-untyped-call] # Ray leaves it untyped
         except Exception as e:

@@ -44,7 +44,7 @@ class Watcher:
     def following(self, ledger: Ledger, plan: Plan) -> Iterator[None]:
         """Follow until the block ends, then show what came last."""
         keys = [e.key for e in plan.experiments]
-        told = {r.key for r in ledger.results(keys)} | {f.key for f in ledger.failures(keys)}
+        told = ledger.settled(keys)
         self._stop.clear()
         thread = threading.Thread(target=self._follow, args=(ledger, keys, told), daemon=True)
         thread.start()
@@ -67,7 +67,7 @@ class Watcher:
 
     def _tell(self, ledger: Ledger, keys: list[str], told: set[str]) -> None:
         for key in keys:
-            record = None if key in told else ledger.result(key) or ledger.failure(key)
+            record = None if key in told else ledger.outcome(key)
             if record is not None:
                 told.add(key)
                 self._view.outcome(record, len(told), len(keys))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from flops_fit_ray.analysis.sweep import range_warning
+from flops_fit_ray.analysis.valley import MIN_POINTS
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.experiment import Experiment, ModelSize, Plan, Recipe, Survey, content_key
 from flops_fit_ray.planning.sizes import auto_range, shared_sizes, size_label
@@ -15,7 +16,6 @@ from flops_fit_ray.spec import Budget, LrRule, SweepSpec
 
 ENGINE_VERSION = 1  # raised whenever the same recipe would give other bits, so that old results are never mistaken
 MIN_STEPS = 300  # below this cells are limited by steps and bend the valley
-MIN_SIZES = 3  # a parabola has three coefficients
 GOOD_SIZES = 5
 WARMUP_SHARE = 0.1  # of the smallest D of the sweep
 LARGEST_ROUNDING = 0.01  # of a budget, through whole batches
@@ -80,11 +80,11 @@ def _budget_faults(spec: SweepSpec, cells: list[tuple[Budget, ModelSize]], surve
     faults = []
     for budget in spec.budgets:
         found = [size.size for b, size in cells if b.flops == budget.flops]
-        if len(found) < MIN_SIZES:
+        if len(found) < MIN_POINTS:
             skipped = f"; the model refused {'; '.join(survey.skipped)}" if survey.skipped and not found else ""
             faults.append(
                 f"budgets: {budget.flops:g} has {len(found)} size(s) {found}; a valley needs at least "
-                f"{MIN_SIZES}, better {GOOD_SIZES}: give model.sizes{skipped}"
+                f"{MIN_POINTS}, better {GOOD_SIZES}: give model.sizes{skipped}"
             )
     return faults
 

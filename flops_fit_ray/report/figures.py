@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import SweepFit
-from flops_fit_ray.analysis.sweep import Law
+from flops_fit_ray.analysis.sweep import Law, law_interval
 from flops_fit_ray.analysis.valley import Floats
 from flops_fit_ray.text import flops
 
@@ -71,7 +71,7 @@ def valley_curves(fit: SweepFit) -> list[ValleyCurve]:
 
 def law_bands(fit: SweepFit) -> list[LawBand]:
     """What the laws figure shows: N_opt and D_opt."""
-    used = [(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True) if v.status == "interior"]
+    used = fit.optima
     budget = np.array([v.flops for v, _ in used])
     nan = (np.nan, np.nan)
     params = [(i.params_opt.low, i.params_opt.high) if i else nan for _, i in used]
@@ -88,10 +88,9 @@ def _band(
     empty = np.empty(0)
     line_budget = np.geomspace(budget.min() / 2, budget.max() * 10, BAND_POINTS) if law else empty
     band_low = band_high = empty
-    if law is not None and law.draws is not None:
-        tail = (1 - fit.options.confidence) / 2
-        draws = np.stack([law.draws.at(c) for c in line_budget])
-        band_low, band_high = 10 ** np.nanquantile(draws, [tail, 1 - tail], axis=1)
+    band = [law_interval(law, c, fit.options) for c in line_budget] if law else []
+    if known := [interval for interval in band if interval is not None]:  # the draws decide it: all or none
+        band_low, band_high = np.array([i.low for i in known]), np.array([i.high for i in known])
     ends = np.array(bounds).reshape(-1, 2)
     return LawBand(
         name=name,

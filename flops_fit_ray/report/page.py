@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -16,10 +15,9 @@ from flops_fit_ray.sweep import Sweep
 
 def answer(fit: SweepFit) -> str:
     """The answer in one sentence, at the largest budget that has an optimum."""
-    found = [(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True) if v.status == "interior"]
-    if not found:
+    if not fit.optima:
         return "No budget has an optimum yet: " + (fit.problem or "no experiment is completed") + "."
-    valley, intervals = found[-1]
+    valley, intervals = fit.optima[-1]
     bounds = ("", "")
     if intervals is not None:
         bounds = (
@@ -45,32 +43,17 @@ def render(sweep: Sweep, figures: Mapping[str, str]) -> str:
         answer=answer(sweep.fit),
         warnings=sweep.warnings,
         valleys=list(zip(sweep.fit.valleys, sweep.fit.intervals, strict=True)),
-        laws=_laws(sweep.fit),
         percent=f"{100 * sweep.fit.options.confidence:g} %",
         figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704 - drawn by us
         done=len(sweep.results),
         total=len(sweep.plan.experiments),
         by_key={r.key: r for r in sweep.results},
         failed={f.key: f for f in sweep.failures},
-        spent=sum(r.flops for r in sweep.results),
         seconds=sum(r.seconds for r in sweep.results),
         provenance=_provenance(sweep),
         spec=dump_spec(sweep.spec),
         command=sweep.command,
     )
-
-
-def _laws(fit: SweepFit) -> list[dict[str, Any]]:
-    named = (("N_opt", fit.params_opt), ("D_opt", fit.tokens_opt), ("L_opt", fit.loss_opt))
-    return [
-        {
-            "name": name,
-            "formula": f"{10**law.law.log10_coefficient:.4g} · C^{law.law.exponent:.4f}",
-            "interval": law.exponent_interval,
-        }
-        for name, law in named
-        if law is not None
-    ]
 
 
 def _provenance(sweep: Sweep) -> list[tuple[str, str]]:

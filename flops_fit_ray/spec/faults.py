@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from flops_fit_ray.spec.sections import Section, SweepSpec
+from flops_fit_ray.text import did_you_mean
 
 _UNION_TAGS = {"float", "int", "str", "dict", "Ladder", "LrRule", "list", "none"}
 _WRONG_KIND = ("_type", "_parsing", "literal_error", "_from_float", "_required")  # ends of pydantic's names for it
@@ -48,8 +48,7 @@ def _fault(error: ErrorDetails) -> str:
     value = error["input"]
     if error["type"] == "extra_forbidden":
         known = list(_fields_at(parts[:-1]))
-        near = difflib.get_close_matches(str(parts[-1]), known, n=1)
-        way_out = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        way_out = did_you_mean(str(parts[-1]), known) or f"known keys: {', '.join(known)}"
         return f"{path}: unknown key; {way_out}"
     if error["type"] == "missing":
         return f"{path}: is missing"

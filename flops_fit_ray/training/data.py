@@ -7,7 +7,7 @@ sees the same samples in the same order, and a smaller D is a prefix of a larger
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from flops_fit_ray.errors import SpecError
 
 MapDataset: TypeAlias = Dataset[Any]
-FINGERPRINT_SAMPLES = 16
+SPREAD_SAMPLES = 16  # that are looked at to know a dataset
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        move = _mapper(lambda t: t.to(device))
-        return Batch(move(self.inputs), move(self.target), self.num_samples)
+        return Batch(_moved(self.inputs, device), _moved(self.target, device), self.num_samples)
 
     def num_tokens(self, tokens_per_sample: int | None) -> int:
         """D of this batch, counted: `tokens_per_sample` for each sample where it is given, else in the targets.
@@ -128,6 +127,11 @@ def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
+def spread_indices(count: int) -> list[int]:
+    """A few indices from the first sample to the last, each once, evenly spread."""
+    return sorted({i * (count - 1) // (SPREAD_SAMPLES - 1) for i in range(SPREAD_SAMPLES)})
+
+
 def fingerprint(*datasets: MapDataset) -> str:
     """16 hex digits of the lengths and of some samples spread over each dataset.
 
@@ -138,7 +142,7 @@ def fingerprint(*datasets: MapDataset) -> str:
     for dataset in datasets:
         count = num_samples(dataset)
         digest.update(str(count).encode())
-        indices = sorted({i * (count - 1) // max(1, FINGERPRINT_SAMPLES - 1) for i in range(FINGERPRINT_SAMPLES)})
+        indices = spread_indices(count)
         once, again = _sample_digest(dataset, indices), _sample_digest(dataset, indices)
         digest.update(once if once == again else b"random")
     return digest.hexdigest()[:16]
@@ -166,16 +170,12 @@ def _update(digest: hashlib._Hash, value: Any) -> None:
         digest.update(repr(value).encode())
 
 
-def _mapper(change: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
-    """`change` applied to every tensor of a nested value."""
-
-    def apply(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return change(value)
-        if isinstance(value, Mapping):
-            return {k: apply(v) for k, v in value.items()}
-        if isinstance(value, tuple | list):
-            return type(value)(apply(v) for v in value) if type(value) in (tuple, list) else value
-        return value
-
-    return apply
+def _moved(value: Any, device: torch.device) -> Any:
+    """A nested value with every tensor of it on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {k: _moved(v, device) for k, v in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_moved(v, device) for v in value)
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import sys
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import DataSection, SweepSpec
+from flops_fit_ray.text import did_you_mean
 from flops_fit_ray.training.data import MapDataset, as_dataset, num_samples, split_held_out
 from flops_fit_ray.training.losses import BUILT_IN
 
@@ -126,9 +126,9 @@ def load_target(target: str, base: Path, key: str) -> Any:
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SpecError("spec", [f"{key}: {module_name!r} has no attribute {part!r}{hint}"])
+            fault = f"{key}: {module_name!r} has no attribute {part!r}"
+            hint = did_you_mean(part, dir(found))
+            raise SpecError("spec", [f"{fault}; {hint}" if hint else fault])
         found = getattr(found, part)
     if not (callable(found) or hasattr(found, "__getitem__")):
         raise SpecError("spec", [f"{key}: {target!r} is a {type(found).__name__}, which cannot be called"])

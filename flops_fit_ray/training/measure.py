@@ -24,7 +24,7 @@ from flops_fit_ray.planning import (
     size_label,
 )
 from flops_fit_ray.spec import SizeValue, SweepSpec
-from flops_fit_ray.training.data import FINGERPRINT_SAMPLES, Batch, fetch, fingerprint, has_tokens, num_samples
+from flops_fit_ray.training.data import Batch, fetch, fingerprint, has_tokens, num_samples, spread_indices
 from flops_fit_ray.training.guest import Guest, load_guest
 from flops_fit_ray.training.losses import check_loss
 
@@ -103,10 +103,9 @@ def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:
         raise SpecError(
             "spec", [f"train.batch_size: {spec.train.batch_size} is more than the {count} samples of data.train"]
         )
-    spread = sorted({i * (count - 1) // (FINGERPRINT_SAMPLES - 1) for i in range(FINGERPRINT_SAMPLES)})
     try:
         batch = fetch(guest.train_data, range(spec.train.batch_size))
-        singles = [fetch(guest.train_data, [i]) for i in spread]
+        singles = [fetch(guest.train_data, [i]) for i in spread_indices(count)]
         mark = fingerprint(guest.train_data, guest.eval_data)
     except Exception as e:
         raise SpecError("spec", [f"data.train: reading samples raised {type(e).__name__}: {e}"]) from e

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from flops_fit_ray.analysis import Prediction, SweepFit, predict
-from flops_fit_ray.arguments import SOURCE, spec_from_arguments
+from flops_fit_ray.arguments import SOURCE, describe_target, spec_from_arguments
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
 from flops_fit_ray.layout import SweepPaths
@@ -167,16 +167,19 @@ def find_optimal(
     Args:
         model_cls: class or factory; called with `model_kwargs` and the size, returns an `nn.Module`.
         model_size_param: the argument that makes the model larger. Not needed where `sizes` are mappings.
-        dataset: a map-style dataset of (input, ..., target), or a tuple of tensors. Without `eval_dataset` a part of
-            it is held out.
-        loss_fn: (outputs, targets) -> mean loss; also "cross_entropy" (the default) or "mse".
+        dataset: tensors or arrays (one, a tuple, a mapping), a map-style or iterable dataset, a DataLoader, a Hugging
+            Face dataset, a TokenFile. Samples are (input, ..., target), or mappings with `labels`. Without
+            `eval_dataset` a part of map-style data is held out.
+        loss_fn: (outputs, targets) -> mean loss, or (model, batch) -> mean loss if its first argument is called
+            `model`; also "cross_entropy" (the default), "mse", or "model" for a model that returns its own loss.
         compute_budgets: C in FLOPs, two at least; an item may be {"flops": C, "sizes": [...]}.
         train: False only plans: nothing is run or written.
         output_dir: the sweep directory.
         resume: False refuses a directory that holds results already.
-        options: any field of the spec's sections by its name, such as sizes, batch_size, lr, optimizer, schedule,
-            seed, eval_fraction, tokens_per_sample, max_epochs, draws, resources_per_trial; and eval_dataset, address,
-            flops_per_token, quiet.
+        options: any field of the spec's sections by its name, such as sizes, batch_size, micro_batch_size, precision,
+            seed, eval_fraction, tokens_per_sample, max_epochs, draws, checkpoint, resources_per_trial; and
+            eval_dataset, address, quiet. Functions are taken for optimizer (model, lr), schedule (step, steps), lr
+            (params, size arguments), count_tokens (batch), flops_per_token (model), and in metrics={name: function}.
 
     Returns:
         The plan with `train=False`, else the result.
@@ -186,15 +189,21 @@ def find_optimal(
         ResourceError, DirectoryError: the cluster or the directory cannot be used.
         InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call goes on.
     """
+    from flops_fit_ray.training.guest import HOOKS
     from flops_fit_ray.training.measure import survey
 
-    extra = {name: options.pop(name, None) for name in ("eval_dataset", "address", "flops_per_token", "quiet")}
+    extra = {name: options.pop(name, None) for name in ("eval_dataset", "address", "quiet")}
+    metrics = options.pop("metrics", {})
+    hooks = {name: options.pop(name) for name in HOOKS if callable(options.get(name))}
     loss_fn = "cross_entropy" if loss_fn is None else loss_fn
+    options |= {"metrics": {name: describe_target(metric) for name, metric in metrics.items()}}
     spec = spec_from_arguments(
-        model_cls, model_size_param, model_kwargs or {}, dataset, loss_fn, compute_budgets, extra, options
+        model_cls, model_size_param, model_kwargs or {}, dataset, loss_fn, compute_budgets, extra, options, hooks
     )
     with faults_of(SOURCE):
-        guest = _guest_from_arguments(model_cls, model_kwargs or {}, dataset, loss_fn, extra, spec)
+        guest = _guest_from_arguments(
+            model_cls, model_kwargs or {}, dataset, loss_fn, extra, spec, {**hooks, "metrics": metrics}
+        )
         plan = make_plan(spec, survey(spec, guest))
     if not train:
         return plan
@@ -225,6 +234,7 @@ def _guest_from_arguments(
     loss_fn: Any,
     extra: Mapping[str, Any],
     spec: SweepSpec,
+    hooks: Mapping[str, Any],
 ) -> Guest:
     from flops_fit_ray.training.guest import load_loss, make_guest
 
@@ -239,7 +249,7 @@ def _guest_from_arguments(
         train=dataset,
         held_out=extra["eval_dataset"],
         data=spec.data,
-        flops_per_token=extra["flops_per_token"],
+        **hooks,
     )
 
 

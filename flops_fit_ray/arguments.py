@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
@@ -25,8 +25,11 @@ def spec_from_arguments(
     budgets: Sequence[float | Mapping[str, Any]] | None,
     extra: Mapping[str, Any],
     options: Mapping[str, Any],
+    hooks: Mapping[str, Callable[..., Any]],
 ) -> SweepSpec:
     """The spec that the arguments amount to; `options` are fields of its sections by their names.
+
+    `hooks` are those options that are functions; the spec holds their names.
 
     Raises:
         SpecError: an argument is missing, wrong or unknown; all at once.
@@ -52,7 +55,8 @@ def spec_from_arguments(
         "loss": loss_fn if isinstance(loss_fn, str) else describe(loss_fn),
         "budgets": list(budgets) if budgets is not None else [1.0, 2.0],  # a stand-in, so that all faults are found
     }
-    for name, value in options.items():
+    named = {name: describe_target(value) for name, value in hooks.items()}
+    for name, value in {**options, **named}.items():
         if name not in homes:
             known = sorted([*homes, *extra])
             hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
@@ -72,10 +76,11 @@ def spec_from_arguments(
 
 def _option_homes() -> dict[str, str]:
     """The section of every option that `find_optimal` takes; "" for the top level."""
-    homes = {"sizes": "model", "name": "", "resources_per_trial": ""}
+    homes = {"sizes": "model", "flops_per_token": "model", "name": "", "resources_per_trial": "", "metrics": ""}
     homes |= dict.fromkeys(set(DataSection.model_fields) - {"train", "eval", "kwargs"}, "data")
     homes |= dict.fromkeys(TrainSection.model_fields, "train")
     homes |= {"draws": "fit", "confidence": "fit"}
+    homes |= {"checkpoint": ""}
     return homes
 
 
@@ -92,6 +97,12 @@ def describe(value: Any) -> str:
     code = getattr(value, "__code__", None)
     unnamed = code is not None and "<" in qualname  # a lambda's name says nothing; its code does
     return f"{value.__module__}:{qualname}" + (f"#{_code_digest(code)}" if unnamed else "")
+
+
+def describe_target(value: Any) -> str:
+    """A name as a spec writes it, `module:attribute`, for a function that only this process has."""
+    name = describe(value)
+    return name if ":" in name else f"{type(value).__module__}:{name}"
 
 
 def describe_value(value: Any) -> Any:

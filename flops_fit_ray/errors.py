@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -69,11 +70,25 @@ class FitError(FlopsFitError):
 
 
 class ExperimentError(FlopsFitError):
-    """The user's model, data or loss failed inside an experiment; the cause is kept."""
+    """An experiment ended without a result. `status` is what the ledger calls that."""
+
+    status: Literal["failed", "diverged", "out_of_memory"] = "failed"
 
 
 class DivergedError(ExperimentError):
-    """The training or the held-out loss became NaN or infinite."""
+    """The training or the held-out loss became NaN or infinite, or rose far above its start."""
+
+    status: Literal["failed", "diverged", "out_of_memory"] = "diverged"
+
+
+class MemoryExhaustedError(ExperimentError):
+    """The device has too little memory for this model, however small the micro-batch."""
+
+    status: Literal["failed", "diverged", "out_of_memory"] = "out_of_memory"
+
+
+class DataEndedError(ExperimentError):
+    """The training data ended before D."""
 
 
 class InterruptedSweepError(FlopsFitError):

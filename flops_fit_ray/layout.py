@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from flops_fit_ray.errors import StorageError
 
@@ -99,6 +99,22 @@ class SweepPaths:
         """How far a running experiment is; overwritten about once a second."""
         return self.experiments / key / "progress.json"
 
+    def events(self, key: str) -> Path:
+        """What happened to one experiment, a line each."""
+        return self.experiments / key / "events.jsonl"
+
+    def curve(self, key: str) -> Path:
+        """Loss, learning rate and speed along one experiment."""
+        return self.experiments / key / "curve.parquet"
+
+    def checkpoints(self, key: str) -> Path:
+        """What an open experiment goes on from."""
+        return self.experiments / key / "checkpoints"
+
+    def weights(self, key: str) -> Path:
+        """The final weights, where they were asked for."""
+        return self.experiments / key / "weights.safetensors"
+
     def attempts(self, key: str) -> Path:
         """One file per start of the experiment, and one per failure that a later start put aside."""
         return self.experiments / key / "attempts"
@@ -116,24 +132,39 @@ class SweepPaths:
         return self.attempts(key) / f"{number:04d}-failure.json"
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `path` whole or not at all, and durably: temporary file, fsync, rename, fsync of the directory.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into that becomes `path` when the block ends, or not at all, and durably.
+
+    Temporary file, fsync, rename, fsync of the directory.
 
     Raises:
         StorageError: it cannot be written; what was there before is still there.
     """
     try:
-        _write(path, content)
+        with _whole_file(path) as file:
+            yield file
     except OSError as e:
         raise StorageError(f"{path}: cannot be written: {e.strerror}; mend that, then the same command goes on") from e
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `path` as `whole_file` does.
+
+    Raises:
+        StorageError: as `whole_file`.
+    """
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from flops_fit_ray.errors import DirectoryError
-from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, write_json
+from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, whole_file, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FailureKind = Literal["diverged", "failed", "infrastructure"]
+FailureKind = Literal["diverged", "out_of_memory", "stalled", "failed", "infrastructure"]
 STALE_SECONDS = 60.0  # progress is written about once a second, unless a step takes longer
-RETRY_ON_NEXT_RUN: frozenset[str] = frozenset({"failed", "infrastructure"})  # a divergence would only repeat
+RETRY_ON_NEXT_RUN: frozenset[str] = frozenset({"out_of_memory", "stalled", "failed", "infrastructure"})
+# a divergence would only repeat
 
 
 class _Planned(Protocol):
@@ -58,9 +60,9 @@ class Result:
     tokens: int  # D, planned
     tokens_seen: int  # D, counted in the worker
     flops: float  # spent: tokens_seen × FLOPs per token
-    loss: float  # held-out, nats per token unless the loss says otherwise
+    loss: float  # nats per token unless the loss says otherwise; `loss_kind` says of which data
     loss_stderr: float | None  # over held-out batches; None for a single batch
-    train_loss: float  # of the last batch
+    train_loss: float  # mean over the last 5 % of the steps
     lr: float
     steps: int
     seed: int
@@ -71,6 +73,17 @@ class Result:
     versions: Mapping[str, str]
     finished_at: float  # seconds since the epoch
     status: Literal["completed"] = "completed"
+    loss_kind: str = "held-out"  # or "training, smoothed" where there is no held-out data
+    metrics: Mapping[str, float] = field(default_factory=dict)  # on the held-out data, by name
+    precision: str = "fp32"  # what ran
+    micro_batch_size: int | None = None  # samples in one forward and backward, at the end
+    tokens_per_second: float | None = None  # of training alone
+    flops_per_second: float | None = None
+    mfu: float | None = None  # share of `peak_source`
+    peak_source: str = ""
+    peak_memory_bytes: int | None = None
+    data_wait_share: float | None = None  # of the training time
+    resumed_from: int | None = None  # step of the checkpoint that the last attempt went on from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +112,17 @@ class Progress:
     host: str
     pid: int
     updated_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A line of an experiment's log."""
+
+    key: str
+    at: float  # seconds since the epoch
+    host: str
+    aloud: bool  # whether its owner should hear of it at once
+    words: str
 
 
 _Record = TypeVar("_Record", Result, Failure, Progress)
@@ -159,6 +183,35 @@ class Ledger:
     def record_progress(self, progress: Progress) -> None:
         """Say that an experiment is alive."""
         write_json(self.paths.progress(progress.key), {"schema_version": SCHEMA_VERSION, **asdict(progress)})
+
+    def record_event(self, key: str, words: str, *, aloud: bool) -> None:
+        """Add a line to an experiment's log. A line that cannot be written is no reason to stop."""
+        line = json.dumps({"at": time.time(), "host": hostname(), "aloud": aloud, "words": words})
+        path = self.paths.events(key)
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(line + "\n")
+
+    def events(self, key: str) -> list[Event]:
+        """The log of an experiment, oldest first; a torn line is left out."""
+        try:
+            lines = self.paths.events(key).read_text().splitlines()
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                content = json.loads(line)
+                found.append(Event(key=key, **{name: content[name] for name in ("at", "host", "aloud", "words")}))
+        return found
+
+    def record_curve(self, key: str, points: Sequence[Mapping[str, Any]]) -> None:
+        """Write the curve of an experiment, one row per point."""
+        import pandas as pd
+
+        with whole_file(self.paths.curve(key)) as file:
+            pd.DataFrame(list(points)).to_parquet(file, index=False)
 
     def begin_attempt(self, key: str) -> int:
         """Note that an experiment starts, and return which attempt this is, from 1."""
@@ -233,6 +286,7 @@ COLUMNS = [
     "flops",
     "loss",
     "loss_stderr",
+    "loss_kind",
     "train_loss",
     "status",
     "seconds",
@@ -240,13 +294,23 @@ COLUMNS = [
     "attempts",
     "lr",
     "steps",
+    "precision",
+    "micro_batch_size",
+    "tokens_per_second",
+    "flops_per_second",
+    "mfu",
+    "peak_memory_bytes",
+    "data_wait_share",
     "device",
     "error",
 ]
 
 
 def results_table(experiments: Sequence[_Planned], ledger: Ledger) -> pd.DataFrame:
-    """One row per experiment of the plan, in its order, with `COLUMNS`; empty cells where nothing is known yet."""
+    """One row per experiment of the plan, in its order, with `COLUMNS`; empty cells where nothing is known yet.
+
+    Metrics follow as columns of their own, `metric_` and the name.
+    """
     import pandas as pd
 
     rows = []
@@ -259,16 +323,21 @@ def results_table(experiments: Sequence[_Planned], ledger: Ledger) -> pd.DataFra
             row |= asdict(outcome)
         else:
             row |= {"status": "running" if ledger.progress(e.key) else "planned"}
-        rows.append({column: row.get(column) for column in COLUMNS})
-    frame = pd.DataFrame(rows, columns=COLUMNS)
+        metrics = {f"metric_{name}": value for name, value in (row.get("metrics") or {}).items()}
+        rows.append({column: row.get(column) for column in COLUMNS} | metrics)
+    names = [name for row in rows for name in row if name.startswith("metric_")]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *dict.fromkeys(names)])
     whole = ["params", "params_total", "tokens", "tokens_seen", "seed", "attempts", "steps"]
+    whole += ["micro_batch_size", "peak_memory_bytes"]
     real = ["budget", "flops", "loss", "loss_stderr", "train_loss", "seconds", "lr"]
+    real += ["tokens_per_second", "flops_per_second", "mfu", "data_wait_share"]
     return frame.astype({**dict.fromkeys(whole, "Int64"), **dict.fromkeys(real, "float64")})
 
 
 def _read(path: Path, kind: type[_Record]) -> _Record | None:
     content = read_json(path)
     names = {f.name for f in fields(kind)}
-    if content is None or content.get("schema_version") != SCHEMA_VERSION or not names <= content.keys():
+    needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    if content is None or content.get("schema_version") != SCHEMA_VERSION or not needed <= content.keys():
         return None
-    return kind(**{name: content[name] for name in names})
+    return kind(**{name: content[name] for name in names & content.keys()})

@@ -55,9 +55,9 @@ def run_sweep(
             )
         run_plan(
             plan,
+            spec=spec,
             root=root,
             load_guest=load_guest,
-            resources_per_trial=dict(spec.resources_per_trial),
             address=address,
             watcher=Watcher(console),
         )

@@ -20,7 +20,7 @@ from flops_fit_ray.spec import SweepSpec, read_spec
 if TYPE_CHECKING:
     import pandas as pd
 
-STATUSES = ("completed", "diverged", "failed", "infrastructure", "running", "planned")
+STATUSES = ("completed", "diverged", "out_of_memory", "stalled", "failed", "infrastructure", "running", "planned")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ def make_sweep(root: Path, spec: SweepSpec, guest: Guest, *, only: int | None = 
         root=root,
         load_guest=lambda: guest,
         experiments={e.key: e for e in plan.experiments},
+        spec=spec,
         eval_samples=plan.survey.data.eval_samples,
         uses_gpu=False,
     )

@@ -38,7 +38,7 @@ FLOORS = {
 }
 ALLOWED_OUTSIDE = {
     0: {"numpy", "pydantic", "pydantic_core", "yaml", "pandas", "filelock"},
-    1: {"numpy", "torch"},
+    1: {"numpy", "torch", "safetensors"},
     2: {"torch", "ray"},
     3: {"numpy", "matplotlib", "jinja2", "markupsafe"},
     4: {"pandas", "matplotlib"},

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,29 @@ from torch.nn import functional
 
 from flops_fit_ray.errors import DivergedError, ExperimentError
 from flops_fit_ray.planning import Experiment, Recipe
-from flops_fit_ray.training.data import batch_order, fetch, num_samples
-from flops_fit_ray.training.evaluate import held_out_loss
+from flops_fit_ray.training.data import Batch, MapDataset, num_samples
+from flops_fit_ray.training.data.dataset import fetch as fetch_at
+from flops_fit_ray.training.data.feed import IndexedFeed
+from flops_fit_ray.training.evaluate import evaluate
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.losses import cross_entropy, mse
-from flops_fit_ray.training.schedule import lr_at
+from flops_fit_ray.training.schedule import lr_factor
 from tests.parts import Bigram, Mlp, Pairs, guest_of, planned, spec_of, text
 
 PLAIN = {"batch_size": 8, "lr": 0.05, "optimizer": "sgd", "schedule": "constant", "grad_clip": None, "seed": 5}
+
+
+def fetch(data: Any, indices: Any) -> Batch:
+    return fetch_at(data, np.array(list(indices)))
+
+
+def map_style(data: Any) -> MapDataset:
+    return cast(MapDataset, data)
+
+
+def lr_at(step: int, steps: int, recipe: Recipe) -> float:
+    return recipe.lr * lr_factor(step, steps, recipe)
 
 
 def first_experiment(train: dict[str, Any], **sections: Any) -> tuple[Experiment, Guest, int]:
@@ -36,22 +51,26 @@ def test_the_plain_recipe_is_a_bare_pytorch_loop_bit_for_bit() -> None:
     model = Mlp(width=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     model.train()
-    for indices in batch_order(num_samples(guest.train_data), 8, experiment.steps, seed=5):
-        batch = fetch(guest.train_data, indices)
+    feed = IndexedFeed(map_style(guest.train_data), 8, seed=5)
+    losses = []
+    for _ in range(experiment.steps):
+        batch = feed.next_batch()
         optimizer.zero_grad()
-        loss = functional.mse_loss(model(batch.inputs[0]), batch.target)
+        loss = functional.mse_loss(model(batch.content[0]), batch.target)
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
         optimizer.step()
+        losses.append(loss.item())
     model.eval()
     with torch.no_grad():
-        losses = [
-            float(functional.mse_loss(model(b.inputs[0]), b.target).double()) * b.num_samples
+        held_out = [
+            float(functional.mse_loss(model(b.content[0]), b.target).double()) * b.num_samples
             for b in (fetch(guest.eval_data, range(s, min(s + 8, 100))) for s in range(0, 100, 8))
         ]
     outcome = train_experiment(experiment, guest, eval_samples=eval_samples)
     assert eval_samples == 100
-    assert outcome.train_loss == loss.item()
-    assert outcome.loss == pytest.approx(math.fsum(losses) / 100, rel=1e-15)
+    tail = max(1, round(0.05 * experiment.steps))
+    assert outcome.train_loss == math.fsum(losses[-tail:]) / tail
+    assert outcome.loss == pytest.approx(math.fsum(held_out) / 100, rel=1e-15)
 
 
 def test_exactly_d_tokens_are_seen() -> None:
@@ -84,8 +103,8 @@ def test_the_same_experiment_gives_the_same_bits_whatever_ran_before() -> None:
     torch.set_num_threads(2)
     again = train_experiment(experiment, guest, eval_samples=eval_samples)
     torch.set_num_threads(1)
-    everything = fetch(guest.train_data, range(num_samples(guest.train_data)))
-    one_by_one = replace(guest, train_data=Pairs(everything.inputs[0], everything.target))
+    everything = fetch(guest.train_data, range(num_samples(map_style(guest.train_data))))
+    one_by_one = replace(guest, train_data=Pairs(everything.content[0], everything.target))
     by_item = train_experiment(experiment, one_by_one, eval_samples=eval_samples)
     assert (first.loss, first.loss_stderr, first.train_loss) == (again.loss, again.loss_stderr, again.train_loss)
     assert first.loss == by_item.loss
@@ -101,16 +120,23 @@ def test_another_seed_is_another_run() -> None:
 def test_evaluation_is_in_eval_mode_and_weighs_by_samples() -> None:
     _, guest, _ = first_experiment(PLAIN)
     model = Mlp(8, dropout=0.9)
-    loss, stderr = held_out_loss(
-        model, guest, num_samples=20, batch_size=8, tokens_per_sample=None, device=torch.device("cpu")
+    found = evaluate(
+        model,
+        guest,
+        recipe(),
+        num_samples=20,
+        batch_size=8,
+        tokens_per_sample=None,
+        device=torch.device("cpu"),
     )
+    loss, stderr = found.loss, found.loss_stderr
     assert model.training
     model.eval()
     batch = fetch(guest.eval_data, range(20))
-    whole = functional.mse_loss(model(batch.inputs[0]), batch.target).item()
+    whole = functional.mse_loss(model(batch.content[0]), batch.target).item()
     assert loss == pytest.approx(whole, rel=1e-6)
     means = [
-        functional.mse_loss(model(b.inputs[0]), b.target).item()
+        functional.mse_loss(model(b.content[0]), b.target).item()
         for b in (fetch(guest.eval_data, range(s, min(s + 8, 20))) for s in (0, 8, 16))
     ]
     assert stderr == pytest.approx(torch.tensor(means).std().item() / math.sqrt(3), rel=1e-5)
@@ -118,8 +144,12 @@ def test_evaluation_is_in_eval_mode_and_weighs_by_samples() -> None:
 
 def test_divergence_is_named() -> None:
     experiment, guest, eval_samples = first_experiment({**PLAIN, "lr": 1e6})
-    with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) after \d+ tokens"):
+    with pytest.raises(DivergedError, match=r"the training loss is 1\.\d+e\+28 after 16 tokens; it began at 33\.14"):
         train_experiment(experiment, guest, eval_samples=eval_samples)
+    for bad in (math.nan, math.inf):
+        broken = replace(guest, loss=lambda out, y, bad=bad: mse(out, y) * bad)
+        with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) after 8 tokens"):
+            train_experiment(experiment, broken, eval_samples=eval_samples)
 
 
 def test_a_loss_must_be_one_number() -> None:

@@ -15,7 +15,7 @@ from flops_fit_ray.ledger import COLUMNS
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, law_bands, to_png, to_svg, valley_curves
 from flops_fit_ray.report.page import answer
-from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.sweep import STATUSES, Sweep, open_sweep
 from tests.parts import guest_of, spec_of
 from tests.sweeps import known_guest, known_spec, make_sweep
 
@@ -114,7 +114,7 @@ def test_a_partial_sweep_has_a_provisional_page(tmp_path: Path) -> None:
         page = write_report(sweep).read_text()
         assert f"provisional, {only} of 21 experiments" in page
         assert sweep.counts == {
-            "completed": only, "diverged": 0, "failed": 0, "infrastructure": 0, "running": 0, "planned": 21 - only
+            **dict.fromkeys(STATUSES, 0), "completed": only, "planned": 21 - only
         }  # fmt: skip
         assert "There is no law" in page
 

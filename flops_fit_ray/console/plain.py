@@ -7,7 +7,7 @@ from typing import TextIO
 
 from flops_fit_ray import text
 from flops_fit_ray.analysis import Interval, Prediction, SweepFit
-from flops_fit_ray.ledger import Failure, Progress, Result
+from flops_fit_ray.ledger import Event, Failure, Progress, Result
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.sweep import Sweep
 
@@ -49,16 +49,23 @@ class PlainConsole:
     def outcome(self, record: Result | Failure, done: int, total: int) -> None:
         """One experiment ended."""
         where = f"[{str(done).rjust(len(str(total)))}/{total}]"
-        experiment = self._experiments.get(record.key)
-        name = f"C {text.flops(experiment.budget)}, size {experiment.size}" if experiment else record.key
+        name = self._name(record.key)
         if isinstance(record, Result):
             error = f" ± {record.loss_stderr:.4f}" if record.loss_stderr is not None else ""
             self.say(
                 f"{where} {name}: N {text.count(record.params)}, D {text.count(record.tokens_seen)}, "
-                f"held-out loss {record.loss:.4f}{error}, {text.duration(record.seconds)}"
+                f"{record.loss_kind} loss {record.loss:.4f}{error}, {text.duration(record.seconds)}"
             )
         else:
             self.say(f"{where} {name}: {record.status}: {record.error.splitlines()[0]}")
+
+    def event(self, event: Event) -> None:
+        """Something that the owner should hear of now."""
+        self.say(f"{self._name(event.key)}: {event.words}")
+
+    def _name(self, key: str) -> str:
+        experiment = self._experiments.get(key)
+        return f"C {text.flops(experiment.budget)}, size {experiment.size}" if experiment else key
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """Once a minute."""
@@ -76,21 +83,22 @@ def plan_text(plan: Plan) -> str:
             text.count(e.tokens),
             f"{e.tokens / e.params:.3g}",
             str(e.steps),
-            f"{e.epochs:.2f}",
+            "?" if e.epochs is None else f"{e.epochs:.2f}",
             f"{e.recipe.lr:.2e}",
             f"{e.flops:.3e}",
             f"{e.flops_per_token / (6 * e.params):.2f}",
         ]
         for e in plan.experiments
     ]
-    size = plan.survey.sizes[0]
+    size, data = plan.survey.sizes[0], plan.survey.data
+    epoch = data.tokens_per_epoch
     lines = [
         text.table(["C", "size", "N", "D", "D/N", "steps", "epochs", "lr", "FLOPs", "FLOPs/6ND"], rows),
         "",
         f"{len(plan.experiments)} experiments, {text.flops(plan.flops)} FLOPs in all",
         f"N: {size.params_source}. FLOPs: {size.flops_source}, forward and backward. D: one token is "
-        f"{plan.survey.data.token_unit}; the training set has {text.count(plan.survey.data.tokens_per_epoch)}.",
-        f"held-out: {plan.survey.data.eval_samples} samples of {plan.survey.data.eval_source}",
+        f"{data.token_unit}; the training set has {'an unknown number' if epoch is None else text.count(epoch)}.",
+        f"held-out: {f'{data.eval_samples} samples of ' if data.eval_samples else ''}{data.eval_source}",
         *([f"sizes that the model refused: {'; '.join(plan.survey.skipped)}"] if plan.survey.skipped else []),
         *(f"warning: {warning}" for warning in plan.warnings),
     ]

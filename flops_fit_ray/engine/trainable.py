@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
+import math
 import platform
 import time
-import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,16 @@ import torch
 from ray import tune
 
 import flops_fit_ray
-from flops_fit_ray.errors import DivergedError, InterruptedSweepError, StorageError
+from flops_fit_ray.engine.observer import LedgerObserver
+from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError
 from flops_fit_ray.layout import SweepPaths
-from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress, Result, hostname
+from flops_fit_ray.ledger import FailureKind, Ledger, Result, hostname
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import train_experiment
+from flops_fit_ray.training.loop import Care, Outcome, train_experiment
+from flops_fit_ray.training.meter import CurvePoint
 
 STORAGE_ERROR = "storage_error"  # the metric by which a trial tells the driver
 
@@ -34,6 +37,7 @@ class Job:
     root: Path
     load_guest: Callable[[], Guest]
     experiments: Mapping[str, Experiment]
+    spec: SweepSpec
     eval_samples: int
     uses_gpu: bool
 
@@ -72,76 +76,91 @@ def run_experiment(job: Job, ledger: Ledger, guest: Guest, key: str) -> str:
     Raises:
         StorageError: the ledger cannot be written.
     """
-    if ledger.result(key) is not None:
-        return "completed"
+    recorded = ledger.outcome(key)
+    if recorded is not None:  # a failure too: what may be tried again, the driver has put aside
+        return recorded.status
     experiment = job.experiments[key]
     attempt = ledger.begin_attempt(key)
-    seen = 0
+    observer = LedgerObserver(ledger, experiment, attempt)
     started = time.perf_counter()
-
-    def on_progress(tokens_seen: int, train_loss: float | None) -> None:
-        nonlocal seen
-        seen = tokens_seen
-        ledger.record_progress(
-            Progress(
-                key=key,
-                tokens_seen=tokens_seen,
-                tokens=experiment.tokens,
-                train_loss=train_loss,
-                host=hostname(),
-                pid=os.getpid(),
-                updated_at=time.time(),
-            )
-        )
-        if ledger.paths.stop.exists():
-            raise InterruptedSweepError("the sweep is being stopped")
-
+    store = _store(job, ledger, key)
     try:
-        on_progress(0, None)
-        result = _train(job, experiment, guest, attempt, on_progress)
+        with observer.watched(job.spec.data.timeout_seconds):
+            observer.progress(0, None)
+            outcome = _train(job, experiment, guest, observer, store)
     except StorageError:
         raise
     except InterruptedSweepError:
         ledger.paths.progress(key).unlink(missing_ok=True)
         return "stopped"
     except (Exception, SystemExit) as e:  # noqa: BLE001 - a guest may raise anything; it is recorded whole
-        failure = _failure(e, key, attempt, seen, time.perf_counter() - started)
-        ledger.record_failure(failure)
-        return failure.status
-    ledger.record_result(result)
-    return result.status
+        status: FailureKind = e.status if isinstance(e, ExperimentError) else "failed"
+        _record_curve(ledger, key, observer.curve)
+        ledger.record_failure(observer.failure(e, status, time.perf_counter() - started))
+        return status
+    _record_curve(ledger, key, outcome.curve)
+    ledger.record_result(_result(job, experiment, outcome, attempt))
+    store.clear()
+    return "completed"
 
 
-def _train(
-    job: Job, experiment: Experiment, guest: Guest, attempt: int, on_progress: Callable[[int, float], None]
-) -> Result:
+def _store(job: Job, ledger: Ledger, key: str) -> CheckpointStore:
+    asked = job.spec.checkpoint
+    return CheckpointStore(ledger.paths.checkpoints(key), key=key, keep=asked.keep, best=asked.best)
+
+
+def _train(job: Job, experiment: Experiment, guest: Guest, observer: LedgerObserver, store: CheckpointStore) -> Outcome:
+    asked = job.spec.checkpoint
+    care = Care(
+        store=store,
+        checkpoint_seconds=None if asked.minutes is None else 60 * asked.minutes,
+        checkpoint_steps=asked.steps,
+        keep_best=asked.best,
+        eval_every_tokens=job.spec.data.eval_every_tokens,
+        weights=SweepPaths(job.root).weights(experiment.key) if asked.weights else None,
+    )
     # By what the trial was given, never by what can be seen: without a GPU of its own a trial still sees them all.
     device = "cuda" if job.uses_gpu else "cpu"
-    outcome = train_experiment(
-        experiment, guest, eval_samples=job.eval_samples, device=device, threads=1, on_progress=on_progress
+    return train_experiment(
+        experiment, guest, eval_samples=job.eval_samples, device=device, threads=1, care=care, observer=observer
     )
+
+
+def _record_curve(ledger: Ledger, key: str, curve: Sequence[CurvePoint]) -> None:
+    if curve:
+        ledger.record_curve(key, [asdict(point) for point in curve])
+
+
+def _result(job: Job, experiment: Experiment, outcome: Outcome, attempt: int) -> Result:
+    same = {f.name for f in fields(Outcome)} & {f.name for f in fields(Result)}
+    measured = {name: getattr(outcome, name) for name in same}
     return Result(
+        **measured | {"metrics": {**outcome.metrics, **_derived_metrics(job.spec, outcome.loss)}},
         key=experiment.key,
         budget=experiment.budget,
         size=experiment.size,
         params=experiment.params,
         params_total=experiment.params_total,
         tokens=experiment.tokens,
-        tokens_seen=outcome.tokens_seen,
         flops=outcome.tokens_seen * experiment.flops_per_token,
-        loss=outcome.loss,
-        loss_stderr=outcome.loss_stderr,
-        train_loss=outcome.train_loss,
         lr=experiment.recipe.lr,
         steps=experiment.steps,
         seed=experiment.recipe.seed,
-        seconds=outcome.seconds,
         attempts=attempt,
-        device=torch.cuda.get_device_name() if job.uses_gpu else f"cpu {platform.machine()}",
         host=hostname(),
         versions=versions(),
         finished_at=time.time(),
     )
+
+
+def _derived_metrics(spec: SweepSpec, loss: float) -> dict[str, float]:
+    """Other words for a loss in nats, where the spec says that it is one."""
+    if spec.loss != "cross_entropy":
+        return {}
+    # Beyond 700 nats exp overflows, and nobody reads it.
+    found = {"perplexity": math.exp(loss)} if loss < 700 else {}
+    per_token = spec.data.bytes_per_token
+    return found if per_token is None else {**found, "bits_per_byte": loss / math.log(2) / per_token}
 
 
 def versions() -> dict[str, str]:
@@ -152,18 +171,3 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "ray": ray.__version__,
     }
-
-
-def _failure(error: BaseException, key: str, attempt: int, seen: int, seconds: float) -> Failure:
-    kind: FailureKind = "diverged" if isinstance(error, DivergedError) else "failed"
-    return Failure(
-        key=key,
-        status=kind,
-        error=f"{type(error).__name__}: {error}",
-        traceback="".join(traceback.format_exception(error)),
-        tokens_seen=seen,
-        seconds=seconds,
-        attempts=attempt,
-        host=hostname(),
-        finished_at=time.time(),
-    )

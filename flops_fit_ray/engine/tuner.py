@@ -24,6 +24,7 @@ from flops_fit_ray.errors import InterruptedSweepError, SpecError, StorageError
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger, hostname
 from flops_fit_ray.planning import Experiment, Plan, next_experiments
+from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.guest import Guest
 
 MAX_ROUNDS = 3  # of handing to Tune what has no outcome, though Tune says that it is done
@@ -33,9 +34,9 @@ MAX_RESTARTS = 3  # of one trial within a round, when its process dies
 def run_plan(
     plan: Plan,
     *,
+    spec: SweepSpec,
     root: Path,
     load_guest: Callable[[], Guest],
-    resources_per_trial: dict[str, float],
     address: str | None,
     watcher: Watcher,
 ) -> None:
@@ -56,14 +57,14 @@ def run_plan(
         return
     paths.stop.unlink(missing_ok=True)
     with ray_session(address), _signals(paths) as stop:
-        slots = choose_slots(resources_per_trial, live_nodes())
+        slots = choose_slots(spec.resources_per_trial, live_nodes())
         watcher.on_slots(slots)
         with watcher.following(ledger, plan):
             for round_number in range(MAX_ROUNDS):
                 todo = next_experiments(plan, ledger.settled(keys))
                 if not todo:
                     return
-                errors = _run_round(todo, plan, paths, load_guest, slots)
+                errors = _run_round(todo, plan, spec, paths, load_guest, slots)
                 left = next_experiments(plan, ledger.settled(keys))
                 if left and stop.is_set():
                     raise InterruptedSweepError("stopped by a signal")
@@ -73,7 +74,12 @@ def run_plan(
 
 
 def _run_round(
-    todo: Sequence[Experiment], plan: Plan, paths: SweepPaths, load_guest: Callable[[], Guest], slots: Slots
+    todo: Sequence[Experiment],
+    plan: Plan,
+    spec: SweepSpec,
+    paths: SweepPaths,
+    load_guest: Callable[[], Guest],
+    slots: Slots,
 ) -> dict[str, str]:
     """Have Tune execute `todo`. Returns what Ray says of the trials whose process ended without an outcome."""
     from ray import tune
@@ -84,6 +90,7 @@ def _run_round(
         root=paths.root,
         load_guest=load_guest,
         experiments={e.key: e for e in todo},
+        spec=spec,
         eval_samples=plan.survey.data.eval_samples,
         uses_gpu=slots.uses_gpu,
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
 from flops_fit_ray.planning import Plan
 
 POLL_SECONDS = 0.5
@@ -25,6 +25,9 @@ class View(Protocol):
     def outcome(self, record: Result | Failure, done: int, total: int) -> None:
         """One experiment ended."""
 
+    def event(self, event: Event) -> None:
+        """Something that the owner should hear of now."""
+
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """Once a minute: what runs now."""
 
@@ -35,6 +38,7 @@ class Watcher:
     def __init__(self, view: View) -> None:
         self._view = view
         self._stop = threading.Event()
+        self._heard: dict[str, int] = {}  # events of each experiment that were passed on
 
     def on_slots(self, slots: Slots) -> None:
         """The cluster is known."""
@@ -45,6 +49,7 @@ class Watcher:
         """Follow until the block ends, then show what came last."""
         keys = [e.key for e in plan.experiments]
         told = ledger.settled(keys)
+        self._heard = {key: len(ledger.events(key)) for key in keys}
         self._stop.clear()
         thread = threading.Thread(target=self._follow, args=(ledger, keys, told), daemon=True)
         thread.start()
@@ -67,6 +72,12 @@ class Watcher:
 
     def _tell(self, ledger: Ledger, keys: list[str], told: set[str]) -> None:
         for key in keys:
+            if key not in told:
+                events = ledger.events(key)[self._heard[key] :]
+                self._heard[key] += len(events)
+                for event in events:
+                    if event.aloud:
+                        self._view.event(event)
             record = None if key in told else ledger.outcome(key)
             if record is not None:
                 told.add(key)

@@ -26,23 +26,24 @@ class ModelSize:
     params_source: str
     flops_per_token: float  # forward and backward
     flops_source: str
+    lr: float | None = None  # what the user's function gave
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
     """What the plan must know of the data."""
 
-    train_samples: int
-    eval_samples: int
+    train_samples: int | None  # None: the data cannot say, or never end
+    eval_samples: int  # 0: no held-out data, the smoothed training loss stands in
     tokens_per_sample: int
     token_unit: str  # what one token is, in words
     eval_source: str
     fingerprint: str  # of the training and held-out samples
 
     @property
-    def tokens_per_epoch(self) -> int:
-        """D of one pass over the training set."""
-        return self.train_samples * self.tokens_per_sample
+    def tokens_per_epoch(self) -> int | None:
+        """D of one pass over the training set, where its length is known."""
+        return None if self.train_samples is None else self.train_samples * self.tokens_per_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,8 @@ class Survey:
 class Recipe:
     """How one experiment is trained, every rule already resolved for its own N and D."""
 
-    batch_size: int  # samples
+    batch_size: int  # samples in one optimizer step
+    micro_batch_size: int  # samples in one forward and backward
     optimizer: str
     lr: float  # peak
     betas: tuple[float, float]
@@ -68,9 +70,11 @@ class Recipe:
     schedule: str
     warmup_steps: int
     decay_fraction: float
+    decay_shape: str
     final_lr_fraction: float
     seed: int
-    precision: str = "fp32"
+    precision: str
+    compile: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +92,7 @@ class Experiment:
     steps: int  # optimizer steps
     flops: float  # tokens × flops_per_token; differs from `budget` by at most half a batch
     flops_per_token: float
-    epochs: float
+    epochs: float | None  # None where the length of the data is not known
     recipe: Recipe
     parent: str | None = None
 

@@ -12,12 +12,13 @@ from flops_fit_ray.analysis.valley import MIN_POINTS
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.experiment import Experiment, ModelSize, Plan, Recipe, Survey, content_key
 from flops_fit_ray.planning.sizes import auto_range, shared_sizes, size_label
-from flops_fit_ray.spec import Budget, LrRule, SweepSpec
+from flops_fit_ray.spec import Budget, LrRule, LrTable, SweepSpec
 
-ENGINE_VERSION = 1  # raised whenever the same recipe would give other bits, so that old results are never mistaken
+ENGINE_VERSION = 2  # raised whenever the same recipe would give other bits, so that old results are never mistaken
 MIN_STEPS = 300  # below this cells are limited by steps and bend the valley
 GOOD_SIZES = 5
 WARMUP_SHARE = 0.1  # of the smallest D of the sweep
+HARMLESS_DATA_KEYS = {"max_epochs", "timeout_seconds", "eval_every_tokens", "bytes_per_token"}  # change no result
 LARGEST_ROUNDING = 0.01  # of a budget, through whole batches
 
 
@@ -54,7 +55,7 @@ def make_plan(spec: SweepSpec, survey: Survey) -> Plan:
         _experiment(spec, survey, budget, size, steps[budget.flops, size.size], smallest_tokens)
         for budget, size in cells
     )
-    warnings = (*_grid_warnings(spec), *_cell_warnings(experiments))
+    warnings = (*_grid_warnings(spec, survey), *_cell_warnings(experiments))
     return Plan(name=spec.name, experiments=experiments, survey=survey, warnings=warnings)
 
 
@@ -98,7 +99,10 @@ def _cell_faults(
                 f"budget {budget.flops:g}, size {size.size}: C pays for less than one batch "
                 f"({budget.flops / size.flops_per_token:.3g} tokens); raise the budget or lower train.batch_size"
             )
-    largest = spec.data.max_epochs * survey.data.train_samples / spec.train.batch_size  # steps that the data allow
+    per_epoch = survey.data.train_samples
+    if per_epoch is None:  # it ends when it ends; then the experiment fails with the numbers
+        return
+    largest = spec.data.max_epochs * per_epoch / spec.train.batch_size  # steps that the data allow
     beyond = [(budget, size) for budget, size in cells if steps[budget.flops, size.size] > largest]
     if beyond:
         budget, size = max(beyond, key=lambda cell: steps[cell[0].flops, cell[1].size])
@@ -106,7 +110,7 @@ def _cell_faults(
         yield (
             f"data.train: {len(beyond)} of {len(cells)} experiments need more data than there is; the most is "
             f"D = {samples * survey.data.tokens_per_sample:,} tokens (budget {budget.flops:g}, size {size.size}), "
-            f"{samples / survey.data.train_samples:.3g} epochs of {survey.data.tokens_per_epoch:,}, where "
+            f"{samples / per_epoch:.3g} epochs of {survey.data.tokens_per_epoch:,}, where "
             f"data.max_epochs allows {spec.data.max_epochs:g}. Bring more data, drop the smallest sizes there, "
             "or raise data.max_epochs and know that repeats bend the valley"
         )
@@ -117,8 +121,10 @@ def _experiment(
 ) -> Experiment:
     batch_tokens = spec.train.batch_size * survey.data.tokens_per_sample
     tokens = steps * batch_tokens
+    per_epoch = survey.data.train_samples
     recipe = Recipe(
         batch_size=spec.train.batch_size,
+        micro_batch_size=spec.train.micro_batch_size or spec.train.batch_size,
         optimizer=spec.train.optimizer,
         lr=resolve_lr(spec, size),
         betas=spec.train.betas,
@@ -128,8 +134,11 @@ def _experiment(
         schedule=spec.train.schedule,
         warmup_steps=min(_warmup_tokens(spec, size, smallest_tokens) // batch_tokens, steps - 1),
         decay_fraction=spec.train.decay_fraction,
+        decay_shape=spec.train.decay_shape,
         final_lr_fraction=spec.train.final_lr_fraction,
         seed=spec.train.seed,
+        precision=spec.train.precision,
+        compile=spec.train.compile,
     )
     return Experiment(
         key=content_key(_identity(spec, survey, budget, size, tokens, recipe)),
@@ -143,7 +152,7 @@ def _experiment(
         steps=steps,
         flops=tokens * size.flops_per_token,
         flops_per_token=size.flops_per_token,
-        epochs=steps * spec.train.batch_size / survey.data.train_samples,
+        epochs=None if per_epoch is None else steps * spec.train.batch_size / per_epoch,
         recipe=recipe,
     )
 
@@ -152,7 +161,7 @@ def _identity(
     spec: SweepSpec, survey: Survey, budget: Budget, size: ModelSize, tokens: int, recipe: Recipe
 ) -> dict[str, Any]:
     """All that changes an experiment's result. What only changes how it is run (resources, output) stays out."""
-    data = spec.data.model_dump(mode="json", exclude={"max_epochs"})
+    data = spec.data.model_dump(mode="json", exclude=HARMLESS_DATA_KEYS)
     return {
         "engine": ENGINE_VERSION,
         "model": {"target": spec.model.target, "kwargs": spec.model.kwargs, "size": dict(size.kwargs)},
@@ -172,12 +181,18 @@ def resolve_lr(spec: SweepSpec, size: ModelSize) -> float:
     than high where it errs, because half the best rate costs less than twice the best. It is a rule, not a measurement.
     """
     lr = spec.train.lr
+    if size.lr is not None:
+        return size.lr
+    if isinstance(lr, LrTable):
+        if size.size not in lr.table:
+            raise SpecError("spec", [f"train.lr.table: has no rate for size {size.size}; it has {list(lr.table)}"])
+        return lr.table[size.size]
     if isinstance(lr, LrRule):
         x = size.params if lr.of == "params" else size.size
         if isinstance(x, str):
             raise SpecError("spec", ["train.lr.of: 'size' needs sizes that are numbers; use 'params'"])
         return float(lr.base * (x / lr.at) ** lr.exponent)
-    if lr == "auto":
+    if isinstance(lr, str):
         return float(1e-3 * (size.params / 1e7) ** -0.25)
     return lr
 
@@ -186,12 +201,12 @@ def _warmup_tokens(spec: SweepSpec, size: ModelSize, smallest_tokens: int) -> in
     """At most N tokens and a tenth of the sweep's smallest D (Porian et al. 2024, section 3.3): never fixed steps."""
     if spec.train.warmup_tokens != "auto":
         return spec.train.warmup_tokens
-    if spec.train.schedule == "constant":
+    if spec.train.schedule == "constant" or ":" in spec.train.schedule:  # a user's schedule does its own
         return 0
     return int(min(size.params, WARMUP_SHARE * smallest_tokens))
 
 
-def _grid_warnings(spec: SweepSpec) -> Iterator[str]:
+def _grid_warnings(spec: SweepSpec, survey: Survey) -> Iterator[str]:
     span = spec.budgets[-1].flops / spec.budgets[0].flops
     yield from range_warning(span, len(spec.budgets))
     if spec.train.lr == "auto":
@@ -200,6 +215,10 @@ def _grid_warnings(spec: SweepSpec) -> Iterator[str]:
         yield "train.lr is one value for all sizes: larger models usually need a lower one"
     if spec.train.schedule == "constant":
         yield "train.schedule is constant: the learning rate does not end at D, which biases the optimum"
+    if survey.data.train_samples is None:
+        yield "data.train cannot say how long it is: an experiment fails if it ends before D"
+    if survey.data.eval_samples == 0:
+        yield "there is no held-out data: losses are training losses, smoothed over the last 5 % of the steps"
     if spec.data.max_epochs > 1:
         yield f"data.max_epochs is {spec.data.max_epochs:g}: repeated data bends the valley towards smaller models"
 

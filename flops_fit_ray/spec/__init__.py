@@ -4,13 +4,25 @@ Nothing here imports the user's code; the targets stay names until `training.gue
 """
 
 from flops_fit_ray.spec.reading import dump_spec, make_spec, parse_yaml, read_spec
-from flops_fit_ray.spec.sections import Budget, DataSection, Ladder, LrRule, SizeValue, SweepSpec, TrainSection
+from flops_fit_ray.spec.sections import (
+    Budget,
+    CheckpointSection,
+    DataSection,
+    Ladder,
+    LrRule,
+    LrTable,
+    SizeValue,
+    SweepSpec,
+    TrainSection,
+)
 
 __all__ = [
     "Budget",
+    "CheckpointSection",
     "DataSection",
     "Ladder",
     "LrRule",
+    "LrTable",
     "SizeValue",
     "SweepSpec",
     "TrainSection",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from flops_fit_ray.text import did_you_mean
 
 SizeValue: TypeAlias = int | dict[str, Any]
 
@@ -34,6 +36,18 @@ def _are_sizes(sizes: list[SizeValue]) -> list[SizeValue]:
     if twice:
         raise ValueError(f"{twice} are given twice")
     return sizes
+
+
+def _word_or_target(*words: str, also: str = "") -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value in words or ":" in value:
+            return value if value in words else _is_target(value)
+        hint = did_you_mean(value, words)
+        raise ValueError(
+            f"must be {also}{', '.join(words)} or your own as module:attribute{'; ' + hint if hint else ''}"
+        )
+
+    return check
 
 
 Positive = Annotated[float, AfterValidator(_positive)]
@@ -90,10 +104,22 @@ class DataSection(Section):
     train: str
     eval: str | None = None
     kwargs: dict[str, Any] = {}
-    eval_fraction: float = Field(default=0.05, gt=0, lt=1)
+    context: int | None = Field(default=None, gt=0)  # of token files: tokens per sample
+    dtype: Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"] = "auto"  # of token files
+    eval_fraction: float = Field(default=0.05, ge=0, lt=1)
     eval_samples: int | None = Field(default=None, gt=0)
+    eval_every_tokens: int | None = Field(default=None, gt=0)
     tokens_per_sample: int | None = Field(default=None, gt=0)
+    count_tokens: Target | None = None
+    bytes_per_token: Positive | None = None
     max_epochs: Positive = 1.0
+    timeout_seconds: Positive = 300.0
+
+    @model_validator(mode="after")
+    def _one_rule_for_tokens(self) -> DataSection:
+        if self.count_tokens is not None and self.tokens_per_sample is not None:
+            raise ValueError("count_tokens and tokens_per_sample both say what a token is; give one of them")
+        return self
 
 
 class LrRule(Section):
@@ -105,17 +131,32 @@ class LrRule(Section):
     of: Literal["params", "size"] = "params"
 
 
+class LrTable(Section):
+    """One learning rate per size, by the size's name in the plan: a number, or `d_model=64,n_layer=2`."""
+
+    table: dict[int | str, Positive]
+
+
 class TrainSection(Section):
     """How every experiment is trained. What depends on its own D is worked out by the plan."""
 
     batch_size: int = Field(default=32, gt=0)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: Positive | LrRule | Literal["auto"] = "auto"
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    compile: bool = False
+    optimizer: Annotated[str, AfterValidator(_word_or_target("adamw", "sgd"))] = "adamw"
+    lr: (
+        Positive
+        | LrRule
+        | LrTable
+        | Annotated[str, AfterValidator(_word_or_target("auto", also="a number, a rule, a table, "))]
+    ) = "auto"
     betas: tuple[float, float] = (0.9, 0.95)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: Positive | None = 1.0
-    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    schedule: Annotated[str, AfterValidator(_word_or_target("wsd", "cosine", "linear", "constant"))] = "wsd"
+    decay_shape: Literal["linear", "1-sqrt"] = "linear"
     decay_fraction: float = Field(default=0.2, gt=0, lt=1)
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
     warmup_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -130,8 +171,10 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _lr_known(self) -> TrainSection:
-        if self.optimizer == "sgd" and self.lr == "auto":
-            raise ValueError("lr is missing: sgd has no rule for it")
+        if self.optimizer != "adamw" and self.lr == "auto":
+            raise ValueError(f"lr is missing: {self.optimizer} has no rule for it")
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} is more than batch_size {self.batch_size}")
         return self
 
 
@@ -140,6 +183,16 @@ class Budget(Section):
 
     flops: Positive
     sizes: Sizes | None = None
+
+
+class CheckpointSection(Section):
+    """When an experiment saves all that it needs to go on, and what is kept. None of it changes a result."""
+
+    minutes: Positive | None = 5.0
+    steps: int | None = Field(default=None, gt=0)
+    keep: int = Field(default=2, gt=0)
+    best: bool = False  # keep the checkpoint with the lowest held-out loss, also after the experiment
+    weights: bool = False  # write the final weights as safetensors
 
 
 class FitSection(Section):
@@ -160,6 +213,8 @@ class SweepSpec(Section):
     loss: str = "cross_entropy"
     budgets: list[Budget]
     train: TrainSection = TrainSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    metrics: dict[str, Target] = {}
     resources_per_trial: dict[str, Annotated[float, Field(ge=0)]] = {"gpu": 1}
     fit: FitSection = FitSection()
     output: str | None = None

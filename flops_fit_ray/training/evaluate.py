@@ -3,40 +3,78 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from flops_fit_ray.training.data import fetch
+from flops_fit_ray.planning import Recipe
+from flops_fit_ray.training.checkpoint import keep_mode
+from flops_fit_ray.training.data import Batch, eval_batches
 from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.losses import Objective, as_objective, outputs_of
+from flops_fit_ray.training.precision import autocast
+from flops_fit_ray.training.random import RandomState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the held-out samples say of a model."""
+
+    loss: float
+    loss_stderr: float | None  # over batches; None for a single one
+    metrics: Mapping[str, float]
 
 
 @torch.no_grad()
-def held_out_loss(
+def evaluate(
     model: nn.Module,
     guest: Guest,
+    recipe: Recipe,
     *,
     num_samples: int,
     batch_size: int,
     tokens_per_sample: int | None,
     device: torch.device,
-) -> tuple[float, float | None]:
-    """Mean loss over the first `num_samples` held-out samples, and its standard error.
+) -> Evaluation:
+    """Mean loss and metrics over the first `num_samples` held-out samples, and the loss's standard error.
 
-    The mean weighs batches by their tokens. The standard error is that of the batch means, None for one batch; it says
-    how well this sample of held-out data stands for all, and is shared by all models of a sweep.
+    Means weigh batches by their tokens. The standard error is that of the batch means; it says how well this sample of
+    held-out data stands for all, and is shared by all models of a sweep. Random states are left as they were found, so
+    that training does not depend on when it is evaluated.
     """
-    model.eval()
-    losses: list[torch.Tensor] = []
+    assert guest.eval_data is not None
+    measures = {"": guest.objective, **{name: as_objective(f) for name, f in guest.metrics.items()}}
+    values: dict[str, list[Tensor]] = {name: [] for name in measures}
     weights: list[int] = []
-    for start in range(0, num_samples, batch_size):
-        batch = fetch(guest.eval_data, range(start, min(start + batch_size, num_samples)))
-        weights.append(batch.num_tokens(tokens_per_sample))
-        batch = batch.to(device)
-        losses.append(guest.loss(model(*batch.inputs), batch.target).detach())
-    model.train()
-    values = torch.stack([loss.double().cpu() for loss in losses])
+    outside = RandomState.capture()
+    RandomState.seed(0)
+    try:
+        with keep_mode(model):
+            model.eval()
+            for batch in eval_batches(guest.eval_data, num_samples, batch_size):
+                weights.append(guest.num_tokens(batch, tokens_per_sample))
+                with autocast(recipe.precision, device):
+                    for name, value in _measured(measures, model, batch.to(device)).items():
+                        values[name].append(torch.as_tensor(value).detach().double())
+    finally:
+        RandomState.restore(outside)
     weight = torch.tensor(weights, dtype=torch.float64)
-    mean = float((values * weight).sum() / weight.sum())
-    count = len(losses)
-    return mean, float(values.std()) / math.sqrt(count) if count > 1 else None
+    means = {name: float((torch.stack(found).cpu() * weight).sum() / weight.sum()) for name, found in values.items()}
+    losses, count = torch.stack(values[""]).cpu(), len(weights)
+    return Evaluation(
+        loss=means.pop(""),
+        loss_stderr=float(losses.std()) / math.sqrt(count) if count > 1 else None,
+        metrics=means,
+    )
+
+
+def _measured(measures: Mapping[str, Objective], model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """Every measure of one batch. Those that take outputs share one forward pass."""
+    shared = None if all(m.takes_model for m in measures.values()) else outputs_of(model, batch)
+    return {
+        name: measure(model, batch) if measure.takes_model else measure.function(shared, batch.target)
+        for name, measure in measures.items()
+    }

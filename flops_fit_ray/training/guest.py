@@ -6,19 +6,26 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import DataSection, SweepSpec
 from flops_fit_ray.text import did_you_mean
-from flops_fit_ray.training.data import MapDataset, as_dataset, num_samples, split_held_out
-from flops_fit_ray.training.losses import BUILT_IN
+from flops_fit_ray.training.data import Batch, Data, Stream, as_data, num_samples, open_token_files, split_held_out
+from flops_fit_ray.training.losses import BUILT_IN, Objective, as_objective
 
-LossFunction = Callable[[Any, Any], Tensor]
+HOOKS = {  # fields of a guest, and the keys of the spec that name them
+    "flops_per_token": "model.flops_per_token",
+    "optimizer": "train.optimizer",
+    "schedule": "train.schedule",
+    "lr": "train.lr",
+    "count_tokens": "data.count_tokens",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +33,28 @@ class Guest:
     """What the user brings, ready to use. `model(**size_kwargs)` builds a model."""
 
     model: Callable[..., nn.Module]
-    loss: LossFunction
-    train_data: MapDataset
-    eval_data: MapDataset
+    loss: Callable[..., Any]  # (outputs, targets) or (model, batch)
+    train_data: Data
+    eval_data: Data | None
     eval_source: str
+    max_epochs: float = 1.0  # for data that cannot say how long they are
     flops_per_token: Callable[[nn.Module], float] | None = None
+    optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] | None = None
+    schedule: Callable[[int, int], float] | None = None  # (step, steps) -> multiple of the peak
+    lr: Callable[[int, Mapping[str, Any]], float] | None = None  # (N, size arguments) -> peak
+    count_tokens: Callable[[Any], int] | None = None  # batch -> D of it
+    metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> Objective:
+        """The loss, called the same way whatever it takes."""
+        return as_objective(self.loss)
+
+    def num_tokens(self, batch: Batch, tokens_per_sample: int | None) -> int:
+        """D of a batch: by the user's rule, by a number per sample, else by the default rule."""
+        if self.count_tokens is not None:
+            return int(self.count_tokens(batch.content))
+        return batch.num_tokens() if tokens_per_sample is None else batch.num_samples * tokens_per_sample
 
 
 def load_guest(spec: SweepSpec, base: Path) -> Guest:
@@ -48,11 +72,23 @@ def load_guest(spec: SweepSpec, base: Path) -> Guest:
             faults.extend(e.faults)
             return None
 
+    def get_data(key: str, named: str | None) -> Any:
+        if named is None:
+            return None
+        try:
+            if named.endswith(".bin"):
+                return open_token_files(named, base, context=spec.data.context, dtype=spec.data.dtype, key=key)
+            return load_target(named, base, key)
+        except SpecError as e:
+            faults.extend(e.faults)
+            return None
+
     model = get("model.target", spec.model.target)
     loss = load_loss(spec.loss, base, faults)
-    train = get("data.train", spec.data.train)
-    held_out = get("data.eval", spec.data.eval) if spec.data.eval else None
-    counter = get("model.flops_per_token", spec.model.flops_per_token) if spec.model.flops_per_token else None
+    train = get_data("data.train", spec.data.train)
+    held_out = get_data("data.eval", spec.data.eval)
+    hooks = {name: get(HOOKS[name], target) for name, target in _named_hooks(spec).items()}
+    metrics = {name: get(f"metrics.{name}", target) for name, target in spec.metrics.items()}
     if faults:
         raise SpecError("spec", faults)
     return make_guest(
@@ -62,40 +98,61 @@ def load_guest(spec: SweepSpec, base: Path) -> Guest:
         train=_made("data.train", train, spec.data.kwargs),
         held_out=_made("data.eval", held_out, spec.data.kwargs),
         data=spec.data,
-        flops_per_token=counter,
+        metrics=metrics,
+        **hooks,
     )
+
+
+def _named_hooks(spec: SweepSpec) -> dict[str, str]:
+    """The user's functions that the spec names, by the guest's field."""
+    values = {
+        "flops_per_token": spec.model.flops_per_token,
+        "optimizer": spec.train.optimizer,
+        "schedule": spec.train.schedule,
+        "lr": spec.train.lr,
+        "count_tokens": spec.data.count_tokens,
+    }
+    return {name: value for name, value in values.items() if isinstance(value, str) and ":" in value}
 
 
 def make_guest(
     *,
     model: Callable[..., nn.Module],
     model_kwargs: Mapping[str, Any],
-    loss: LossFunction,
+    loss: Callable[..., Any],
     train: Any,
     held_out: Any,
     data: DataSection,
-    flops_per_token: Callable[[nn.Module], float] | None = None,
+    **hooks: Any,
 ) -> Guest:
-    """A guest from objects. Without `held_out` a fixed part of `train` is kept for evaluation.
+    """A guest from objects; `hooks` are its optional fields.
+
+    Without `held_out` a fixed part of map-style training data is kept for evaluation. A stream has no such part: then,
+    and where `eval_fraction` is 0, the training loss stands in for the held-out one.
 
     Raises:
-        SpecError: a dataset cannot be used.
+        SpecError: a dataset or a loss cannot be used.
     """
-    train_data = as_dataset(train, "data.train")
-    if held_out is None:
+    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+        raise SpecError("spec", ["loss: has parameters that learn; move them into the model, where N counts them"])
+    train_data = as_data(train, "data.train")
+    eval_data: Data | None = None
+    source = "none: the training loss, smoothed"
+    if held_out is not None:
+        eval_data, source = as_data(held_out, "data.eval"), "data.eval"
+    elif not isinstance(train_data, Stream) and data.eval_fraction:
         if num_samples(train_data) < 2:
             raise SpecError("spec", ["data.train: has 1 sample, so none can be held out; give data.eval"])
         train_data, eval_data = split_held_out(train_data, data.eval_fraction)
         source = f"{data.eval_fraction:.0%} of data.train, held out"
-    else:
-        eval_data, source = as_dataset(held_out, "data.eval"), "data.eval"
     return Guest(
         model=functools.partial(model, **model_kwargs),
         loss=loss,
         train_data=train_data,
         eval_data=eval_data,
         eval_source=source,
-        flops_per_token=flops_per_token,
+        max_epochs=data.max_epochs,
+        **hooks,
     )
 
 
@@ -130,7 +187,7 @@ def load_target(target: str, base: Path, key: str) -> Any:
             hint = did_you_mean(part, dir(found))
             raise SpecError("spec", [f"{fault}; {hint}" if hint else fault])
         found = getattr(found, part)
-    if not (callable(found) or hasattr(found, "__getitem__")):
+    if not (callable(found) or hasattr(found, "__getitem__") or hasattr(found, "__iter__")):
         raise SpecError("spec", [f"{key}: {target!r} is a {type(found).__name__}, which cannot be called"])
     return found
 
@@ -168,7 +225,8 @@ def _forget_other(root: str, base: Path) -> None:
 
 def _made(key: str, value: Any, kwargs: Mapping[str, Any]) -> Any:
     """A dataset as it is, or what its factory returns."""
-    if value is None or (hasattr(value, "__getitem__") and not isinstance(value, type)):
+    is_data = hasattr(value, "__getitem__") or hasattr(value, "__iter__")
+    if value is None or (is_data and not isinstance(value, type)):
         return value
     try:
         return value(**kwargs)

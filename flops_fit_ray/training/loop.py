@@ -1,31 +1,64 @@
-"""One experiment: exactly D tokens, then the held-out loss. Pure torch; whoever watches passes a callback."""
+"""One experiment: exactly D tokens, then the held-out loss. Pure torch; whoever watches passes an observer."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from flops_fit_ray.errors import DivergedError, ExperimentError
+from flops_fit_ray.errors import DataEndedError, DivergedError, ExperimentError, InterruptedSweepError
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.data import batch_order, fetch, num_samples
-from flops_fit_ray.training.evaluate import held_out_loss
+from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
+from flops_fit_ray.training.data import Batch, Stream, make_feed
+from flops_fit_ray.training.data.dataset import on_device
+from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory, resident_room
+from flops_fit_ray.training.evaluate import Evaluation, evaluate
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.losses import check_loss
-from flops_fit_ray.training.optimizer import make_optimizer, set_lr
-from flops_fit_ray.training.schedule import lr_at
+from flops_fit_ray.training.meter import CurvePoint, Meter
+from flops_fit_ray.training.precision import check_precision
+from flops_fit_ray.training.random import RandomState
+from flops_fit_ray.training.step import Stepper, settings
 
-DIVERGENCE_CHECK_STEPS = 50  # reading the loss waits for the device, so not at every step
+READ_STEPS = 50  # reading the loss waits for the device, so not at every step
 PROGRESS_SECONDS = 1.0
 
-OnProgress = Callable[[int, float], None]  # tokens seen, training loss of the last batch
+
+class Observer:
+    """Told what happens, and does nothing about it. Whoever watches overrides what is of interest."""
+
+    curve: list[CurvePoint]  # of the experiment so far; the loop keeps it up to date
+
+    def __init__(self) -> None:
+        self.curve = []
+
+    def fetching(self) -> None:
+        """A batch is being asked for; what blocks from now on is the user's data."""
+
+    def fetched(self) -> None:
+        """It came."""
+
+    def progress(self, tokens_seen: int, train_loss: float | None) -> None:
+        """About once a second. An InterruptedSweepError from here ends the experiment after a checkpoint."""
+
+    def event(self, words: str, *, aloud: bool = False) -> None:
+        """Something worth a line in the experiment's log; `aloud` where its owner should hear of it now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Care:
+    """How an experiment is looked after. Nothing in here changes what comes out."""
+
+    store: CheckpointStore | None = None
+    checkpoint_seconds: float | None = None
+    checkpoint_steps: int | None = None
+    keep_best: bool = False
+    eval_every_tokens: int | None = None
+    weights: Path | None = None  # where the final weights go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +66,24 @@ class Outcome:
     """What one experiment gave."""
 
     tokens_seen: int  # D, counted in the batches
-    loss: float  # held-out
+    loss: float  # held-out; where there is no held-out data, the smoothed training loss
+    loss_kind: str  # which of the two
     loss_stderr: float | None
-    train_loss: float  # last batch
-    seconds: float
+    train_loss: float  # mean over the last 5 % of the steps
+    metrics: Mapping[str, float]
+    seconds: float  # training, of all attempts that this result rests on, and the last evaluation
+    train_seconds: float
+    tokens_per_second: float
+    flops_per_second: float
+    mfu: float  # share of the device's peak
+    peak_source: str
+    peak_memory_bytes: int | None
+    data_wait_share: float
+    micro_batch_size: int  # what ran
+    precision: str
+    device: str
+    resumed_from: int | None  # step
+    curve: list[CurvePoint] = field(repr=False)
 
 
 def train_experiment(
@@ -46,97 +93,253 @@ def train_experiment(
     eval_samples: int,
     device: str = "cpu",
     threads: int = 1,
-    on_progress: OnProgress = lambda tokens_seen, train_loss: None,
+    care: Care | None = None,
+    observer: Observer | None = None,
 ) -> Outcome:
-    """Train one experiment from scratch and evaluate it. On the CPU the same call gives the same bits.
+    """Train one experiment, from its newest checkpoint if there is one, and evaluate it.
+
+    On the CPU the same experiment gives the same bits, whether it was interrupted or not.
 
     Args:
-        eval_samples: how many held-out samples to evaluate on.
+        eval_samples: how many held-out samples to evaluate on; 0 where there are none.
         threads: CPU threads of torch; a part of the result's last bits, hence not the machine's choice.
-        on_progress: called about once a second.
 
     Raises:
-        DivergedError: the loss became NaN or infinite.
+        DivergedError: the loss became NaN or infinite, or exploded.
+        MemoryExhaustedError: it does not fit into the device's memory.
+        DataEndedError: the data ended before D.
         ExperimentError: tokens seen are not tokens planned, or the loss is no scalar.
+        InterruptedSweepError: the observer ended it; a checkpoint was written where there is a store.
+        StorageError: a checkpoint could not be written.
         Exception: whatever the user's model, data or loss raises.
     """
-    started = time.perf_counter()
     place = torch.device(device)
-    with _settings(experiment.recipe.seed, threads):
-        model = guest.model(**experiment.size_kwargs).to(place)
-        tokens_seen, train_loss = _train(experiment, guest, model, place, on_progress)
-        if tokens_seen != experiment.tokens:
+    check_precision(experiment.recipe.precision, place)
+    reset_peak_memory(place)
+    with settings(threads):
+        training = Training(experiment, guest, place, eval_samples, care or Care(), observer or Observer())
+        training.resume()
+        training.run()
+        return training.outcome(threads)
+
+
+class Training:
+    """One experiment on its way. All that changes is here or in what it holds, and `state` is the whole of it."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        guest: Guest,
+        device: torch.device,
+        eval_samples: int,
+        care: Care,
+        observer: Observer,
+    ) -> None:
+        recipe = experiment.recipe
+        RandomState.seed(recipe.seed)
+        model = guest.model(**experiment.size_kwargs).to(device)
+        model.train()
+        if isinstance(guest.loss, torch.nn.Module):
+            guest.loss.to(device)
+        if recipe.compile:
+            model.compile()
+        self._experiment, self._guest, self._device = experiment, guest, device
+        self._eval_samples, self._care, self._observer = eval_samples, care, observer
+        self._model = model
+        self._stepper = Stepper(model, guest, recipe, experiment.steps, device)
+        room = resident_room(device)
+        data = guest.train_data
+        data = data if isinstance(data, Stream) or not room else on_device(data, device, room)
+        self._feed = make_feed(data, recipe.batch_size, recipe.seed, guest.max_epochs)
+        self._meter = Meter(experiment.steps, device)
+        self._step = 0  # optimizer steps done
+        self._tokens_seen = 0
+        self._resumed_from: int | None = None
+        self._best = math.inf
+        self._saved: int | None = None  # step of the last checkpoint of this process
+
+    def run(self) -> None:
+        """To the last step of the plan."""
+        reported = saved = time.monotonic()
+        while self._step < self._experiment.steps:
+            before = self._tokens_seen
+            self._advance()
+            self._evaluate_on_the_way(before)
+            now = time.monotonic()
+            due = now - reported >= PROGRESS_SECONDS
+            if due or self._step % READ_STEPS == 0 or self._step in (1, self._experiment.steps):
+                train_loss = self._meter.read()
+                self._observer.curve = self._meter.curve
+            if due:
+                self._report(train_loss)
+                reported = now
+            if self._save_due(now - saved):
+                self._save()
+                saved = time.monotonic()
+        if self._tokens_seen != self._experiment.tokens:
             raise ExperimentError(
-                f"saw {tokens_seen} tokens where {experiment.tokens} were planned: the samples differ in length; "
-                "set data.tokens_per_sample"
+                f"saw {self._tokens_seen} tokens where {self._experiment.tokens} were planned: the samples differ in "
+                "length; set data.tokens_per_sample"
             )
-        loss, stderr = held_out_loss(
-            model,
-            guest,
-            num_samples=eval_samples,
-            batch_size=experiment.recipe.batch_size,
-            tokens_per_sample=experiment.tokens_per_sample,
-            device=place,
+
+    def _advance(self) -> None:
+        with self._meter.training():
+            batch = self._next_batch()
+            self._tokens_seen += self._guest.num_tokens(batch, self._experiment.tokens_per_sample)
+            micro_batch_size = self._stepper.micro_batch_size
+            loss, norm = self._stepper.advance(batch, self._step)
+            self._meter.add(loss, self._step)
+            self._step += 1
+        if self._stepper.micro_batch_size != micro_batch_size:
+            self._observer.event(
+                f"out of memory at step {self._step}: going on with {self._stepper.micro_batch_size} samples at a time "
+                f"and the same {self._experiment.recipe.batch_size} per step",
+                aloud=True,
+            )
+        if self._step % self._meter.every == 0 or self._step in (1, self._experiment.steps):
+            norm = self._stepper.grad_norm() if norm is None else norm
+            self._meter.mark(self._step, self._tokens_seen, self._stepper.lr, norm)
+
+    def _next_batch(self) -> Batch:
+        self._observer.fetching()
+        try:
+            with self._meter.waiting():
+                batch = self._feed.next_batch()
+                return batch.pinned() if self._device.type == "cuda" else batch
+        except DataEndedError as e:
+            raise DataEndedError(f"{e}: {self._tokens_seen:,} of D = {self._experiment.tokens:,} tokens") from None
+        finally:
+            self._observer.fetched()
+
+    def _evaluate_on_the_way(self, tokens_before: int) -> None:
+        every = self._care.eval_every_tokens
+        last = self._step == self._experiment.steps
+        if not every or not self._eval_samples or last or tokens_before // every == self._tokens_seen // every:
+            return
+        found = self._evaluate()
+        self._meter.evaluated(self._step, self._tokens_seen, self._stepper.lr, found.loss)
+        if self._care.keep_best and self._care.store is not None and found.loss < self._best:
+            self._best = found.loss
+            self._save(found.loss)
+
+    def _evaluate(self) -> Evaluation:
+        return evaluate(
+            self._model,
+            self._guest,
+            self._experiment.recipe,
+            num_samples=self._eval_samples,
+            batch_size=self._stepper.micro_batch_size,
+            tokens_per_sample=self._experiment.tokens_per_sample,
+            device=self._device,
         )
-    if not math.isfinite(loss):
-        raise DivergedError(f"the held-out loss is {loss} after {tokens_seen} tokens")
-    return Outcome(
-        tokens_seen=tokens_seen,
-        loss=loss,
-        loss_stderr=stderr,
-        train_loss=train_loss,
-        seconds=time.perf_counter() - started,
-    )
 
+    def _report(self, train_loss: float | None) -> None:
+        try:
+            self._observer.progress(self._tokens_seen, train_loss)
+        except InterruptedSweepError:
+            if self._care.store is not None:
+                self._save()
+            raise
 
-def _train(
-    experiment: Experiment, guest: Guest, model: nn.Module, device: torch.device, on_progress: OnProgress
-) -> tuple[int, float]:
-    recipe = experiment.recipe
-    model.train()
-    optimizer = make_optimizer(model, recipe)
-    order = batch_order(num_samples(guest.train_data), recipe.batch_size, experiment.steps, recipe.seed)
-    tokens_seen = 0
-    last_report = time.monotonic()
-    loss = torch.full((), math.nan)
-    for step, indices in enumerate(order):
-        batch = fetch(guest.train_data, indices)
-        tokens_seen += batch.num_tokens(experiment.tokens_per_sample)
-        batch = batch.to(device)
-        set_lr(optimizer, lr_at(step, experiment.steps, recipe))
-        optimizer.zero_grad()
-        loss = guest.loss(model(*batch.inputs), batch.target)
-        if step == 0:
-            check_loss(loss)
-        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        if recipe.grad_clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
-        optimizer.step()
-        report_due = time.monotonic() - last_report >= PROGRESS_SECONDS
-        if report_due or step % DIVERGENCE_CHECK_STEPS == 0:
-            value = _finite(loss, tokens_seen)
-            if report_due:
-                on_progress(tokens_seen, value)
-                last_report = time.monotonic()
-    return tokens_seen, _finite(loss, tokens_seen)
+    def _save_due(self, seconds: float) -> bool:
+        care = self._care
+        if care.store is None or self._step in (self._saved, self._experiment.steps):
+            return False
+        by_steps = care.checkpoint_steps is not None and self._step % care.checkpoint_steps == 0
+        return by_steps or (care.checkpoint_seconds is not None and seconds >= care.checkpoint_seconds)
 
+    def _save(self, eval_loss: float | None = None) -> None:
+        assert self._care.store is not None
+        started = time.perf_counter()
+        first = self._saved is None
+        self._saved = self._step
+        saved = self._care.store.save(self.state(), self._step, eval_loss)
+        if first:
+            self._care.store.verify(self._step)
+        self._observer.event(
+            f"checkpoint at step {self._step}: {saved.bytes / 1e6:.1f} MB in {time.perf_counter() - started:.2f} s"
+        )
 
-def _finite(loss: Tensor, tokens_seen: int) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise DivergedError(f"the training loss is {value} after {tokens_seen} tokens")
-    return value
+    def state(self) -> dict[str, Any]:
+        """All that going on needs."""
+        loss, scaler = self._guest.loss, self._stepper.scaler
+        return {
+            "step": self._step,
+            "tokens_seen": self._tokens_seen,
+            "model": self._model.state_dict(),
+            "optimizer": self._stepper.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "loss": loss.state_dict() if isinstance(loss, torch.nn.Module) else None,
+            "micro_batch_size": self._stepper.micro_batch_size,
+            "feed": self._feed.state(),
+            "meter": self._meter.state(),
+            "best": self._best,
+            "random": RandomState.capture(),
+        }
 
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one."""
+        if self._care.store is None:
+            return
+        state, words = self._care.store.newest()
+        for line in words:
+            self._observer.event(line, aloud=True)
+        if state is None:
+            return
+        self._model.load_state_dict(state["model"])
+        self._stepper.optimizer.load_state_dict(state["optimizer"])
+        if self._stepper.scaler is not None:
+            self._stepper.scaler.load_state_dict(state["scaler"])
+        if isinstance(self._guest.loss, torch.nn.Module):
+            self._guest.loss.load_state_dict(state["loss"])
+        self._stepper.micro_batch_size = state["micro_batch_size"]
+        self._feed.load_state(state["feed"])
+        self._meter.load_state(state["meter"])
+        self._observer.curve = self._meter.curve
+        self._best = state["best"]
+        self._step = self._resumed_from = state["step"]
+        self._tokens_seen = state["tokens_seen"]
+        RandomState.restore(state["random"])  # last, because loading may have drawn
+        self._observer.event(f"going on from the checkpoint at step {self._step}", aloud=True)
 
-@contextlib.contextmanager
-def _settings(seed: int, threads: int) -> Iterator[None]:
-    """Everything that decides the bits of a run; a process that serves many experiments starts each one alike."""
-    before = torch.get_num_threads()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    def outcome(self, threads: int) -> Outcome:
+        """Evaluate, and sum up.
+
+        Raises:
+            DivergedError: the held-out loss is not finite.
+        """
+        meter, experiment = self._meter, self._experiment
+        started = time.perf_counter()
+        found = self._evaluate() if self._eval_samples else None
+        loss = meter.smoothed_loss() if found is None else found.loss
+        if not math.isfinite(loss):
+            raise DivergedError(f"the held-out loss is {loss} after {self._tokens_seen} tokens")
+        if found is not None:
+            meter.evaluated(self._step, self._tokens_seen, self._stepper.lr, loss)
+        self._observer.curve = meter.curve
+        if self._care.weights is not None:
+            write_weights(self._model, self._care.weights)
+        speed = self._tokens_seen / meter.train_seconds
+        name, precision = device_name(self._device), experiment.recipe.precision
+        peak, source = peak_flops(name, self._device.type, precision, threads)
+        return Outcome(
+            tokens_seen=self._tokens_seen,
+            loss=loss,
+            loss_kind="training, smoothed" if found is None else "held-out",
+            loss_stderr=None if found is None else found.loss_stderr,
+            train_loss=meter.smoothed_loss(),
+            metrics={} if found is None else found.metrics,
+            seconds=meter.train_seconds + time.perf_counter() - started,
+            train_seconds=meter.train_seconds,
+            tokens_per_second=speed,
+            flops_per_second=speed * experiment.flops_per_token,
+            mfu=speed * experiment.flops_per_token / peak,
+            peak_source=source,
+            peak_memory_bytes=peak_memory_bytes(self._device),
+            data_wait_share=meter.wait_seconds / meter.train_seconds,
+            micro_batch_size=self._stepper.micro_batch_size,
+            precision=precision,
+            device=name,
+            resumed_from=self._resumed_from,
+            curve=meter.curve,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +25,19 @@ from flops_fit_ray.planning import (
     size_label,
 )
 from flops_fit_ray.spec import SizeValue, SweepSpec
-from flops_fit_ray.training.data import Batch, fetch, fingerprint, has_tokens, num_samples, spread_indices
+from flops_fit_ray.training.data import (
+    Batch,
+    Data,
+    Stream,
+    fingerprint,
+    first_batch,
+    has_tokens,
+    num_samples,
+    spread_samples,
+)
 from flops_fit_ray.training.guest import Guest, load_guest
-from flops_fit_ray.training.losses import check_loss
+from flops_fit_ray.training.losses import Objective, check_loss, outputs_of
+from flops_fit_ray.training.modules import TABLES, lookup_tables
 
 _T = TypeVar("_T")
 
@@ -51,7 +62,7 @@ def survey(spec: SweepSpec, guest: Guest) -> Survey:
         SpecError: a sample or a size cannot be used; all such faults at once.
     """
     batch, facts = describe_data(spec, guest)
-    tokens = batch.num_tokens(spec.data.tokens_per_sample)
+    tokens = guest.num_tokens(batch, spec.data.tokens_per_sample)
     sizes: list[ModelSize] = []
     refused: list[str] = []
     wanted = requested_sizes(spec)
@@ -81,10 +92,9 @@ def try_first_samples(guest: Guest, size: ModelSize) -> None:
     """
     if size.params_total > LARGEST_TRIED or guest.flops_per_token is not None:
         return
-    batch = fetch(guest.train_data, range(min(2, num_samples(guest.train_data))))
+    batch = first_batch(guest.train_data, 2).split(2)[0]
     try:
-        loss = guest.loss(build(guest, size.kwargs)(*batch.inputs), batch.target)
-        check_loss(loss)
+        check_loss(guest.objective(build(guest, size.kwargs), batch))
     except SpecError:
         raise
     except Exception as e:  # a guest may raise anything; it is named and chained
@@ -98,36 +108,62 @@ def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:
     Raises:
         SpecError: a sample cannot be read, or samples differ in their number of tokens.
     """
-    count = num_samples(guest.train_data)
-    if count < spec.train.batch_size:
-        raise SpecError(
-            "spec", [f"train.batch_size: {spec.train.batch_size} is more than the {count} samples of data.train"]
-        )
+    _check_batch_size(spec, guest)
     try:
-        batch = fetch(guest.train_data, range(spec.train.batch_size))
-        singles = [fetch(guest.train_data, [i]) for i in spread_indices(count)]
+        batch = first_batch(guest.train_data, spec.train.batch_size)
+        few = spread_samples(guest.train_data)
         mark = fingerprint(guest.train_data, guest.eval_data)
-    except Exception as e:
+        per_sample = {guest.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in (batch, *few)}
+    except Exception as e:  # a guest may raise anything; it is named and chained
         raise SpecError("spec", [f"data.train: reading samples raised {type(e).__name__}: {e}"]) from e
-    tokens = sorted({s.num_tokens(spec.data.tokens_per_sample) for s in singles})
-    if len(tokens) > 1:
+    tokens = sorted(per_sample)
+    if len(tokens) > 1 or tokens[0] != int(tokens[0]) or tokens[0] < 1:
         raise SpecError(
-            "spec", [f"data.train: samples have {tokens[0]} to {tokens[-1]} tokens; set data.tokens_per_sample"]
+            "spec",
+            [f"data.train: samples have {tokens[0]:g} to {tokens[-1]:g} tokens; set data.tokens_per_sample"],
         )
-    eval_samples = num_samples(guest.eval_data)
     return batch, DataFacts(
-        train_samples=count,
-        eval_samples=min(eval_samples, spec.data.eval_samples or eval_samples),
-        tokens_per_sample=tokens[0],
+        train_samples=_length(guest.train_data),
+        eval_samples=_eval_samples(spec, guest),
+        tokens_per_sample=int(tokens[0]),
         token_unit=_token_unit(spec, batch),
         eval_source=guest.eval_source,
         fingerprint=mark,
     )
 
 
+def _check_batch_size(spec: SweepSpec, guest: Guest) -> None:
+    asked, data = spec.train.batch_size, guest.train_data
+    if isinstance(data, Stream) and data.batch_size not in (None, asked):
+        raise SpecError(
+            "spec", [f"train.batch_size: is {asked}, and the loader's is {data.batch_size}; give both the same"]
+        )
+    count = _length(data)
+    if count is not None and count < asked:
+        raise SpecError("spec", [f"train.batch_size: {asked} is more than the {count} samples of data.train"])
+
+
+def _length(data: Data) -> int | None:
+    return data.num_samples if isinstance(data, Stream) else num_samples(data)
+
+
+def _eval_samples(spec: SweepSpec, guest: Guest) -> int:
+    """How many held-out samples each model is evaluated on; 0 where there are none."""
+    if guest.eval_data is None:
+        return 0
+    count, wanted = _length(guest.eval_data), spec.data.eval_samples
+    if count is None and wanted is None:
+        raise SpecError("spec", ["data.eval_samples: is missing; data.eval cannot say how many samples it has"])
+    return min(n for n in (count, wanted) if n is not None)
+
+
 def _token_unit(spec: SweepSpec, batch: Batch) -> str:
+    if spec.data.count_tokens is not None:
+        return f"what {spec.data.count_tokens} counts"
     if spec.data.tokens_per_sample is not None:
         return f"{spec.data.tokens_per_sample} tokens per sample, as data.tokens_per_sample says"
+    if not batch.has_target:
+        return "one number of a sample" if has_tokens(batch.content) else "one sample"
     return "one target token" if has_tokens(batch.target) else "one sample"
 
 
@@ -160,7 +196,18 @@ def measure_size(spec: SweepSpec, guest: Guest, size: SizeValue, batch: Batch, t
         params_source=params_source,
         flops_per_token=per_token,
         flops_source=source,
+        lr=None if guest.lr is None else _own_lr(guest.lr, params, kwargs),
     )
+
+
+def _own_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs: Mapping[str, Any]) -> float:
+    try:
+        lr = float(rule(params, kwargs))
+    except Exception as e:  # a guest may raise anything; it is named and chained
+        raise SpecError("spec", [f"train.lr: for {describe(kwargs)} raised {type(e).__name__}: {e}"]) from e
+    if not (math.isfinite(lr) and lr > 0):
+        raise SpecError("spec", [f"train.lr: gave {lr} for {describe(kwargs)}; a positive number is needed"])
+    return lr
 
 
 def _model_and_flops(
@@ -176,7 +223,7 @@ def _model_and_flops(
         model = build(guest, kwargs).to(device)
         # The CPU's fused attention is invisible to the counter; plain matmuls are not.
         with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext():
-            flops = _forward_flops(model, kwargs, batch.to(device))
+            flops = _forward_flops(guest.objective, model, kwargs, batch.to(device))
         return model, flops, "counted on the CPU" if device.type == "cpu" else "counted on the meta device"
 
     model, flops, source = _without_weights(count)
@@ -216,11 +263,14 @@ def build(guest: Guest, kwargs: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _forward_flops(model: nn.Module, kwargs: Mapping[str, Any], batch: Batch) -> int:
+def _forward_flops(objective: Objective, model: nn.Module, kwargs: Mapping[str, Any], batch: Batch) -> int:
     model.train()
     try:
         with FlopCounterMode(display=False) as counter:
-            model(*batch.inputs)
+            if objective.takes_model:  # how often it calls the model is its own business
+                objective(model, batch)
+            else:
+                outputs_of(model, batch)
     except Exception as e:  # a guest may raise anything; it is named and chained
         raise SpecError(
             "spec", [f"model.target: {describe(kwargs)} fails on a first batch: {type(e).__name__}: {e}"]
@@ -237,28 +287,15 @@ def count_params(model: nn.Module) -> tuple[int, str]:
     own = getattr(model, "num_params", None)
     if own is not None:
         return int(own() if callable(own) else own), "num_params() of the model"
-    tables = _lookup_tables(model)
+    tables = lookup_tables(model)
     if not tables:
         return sum(p.numel() for p in model.parameters()), "all parameters"
     counted = sum(p.numel() for p in model.parameters() if id(p) not in tables)
     return counted, "all parameters but lookup tables (head included)"
 
 
-def _lookup_tables(model: nn.Module) -> set[int]:
-    """Parameters that only embedding layers use."""
-    tables = set()
-    others = set()
-    for module in model.modules():
-        used = {id(p) for p in module.parameters(recurse=False)}
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            tables |= used
-        else:
-            others |= used
-    return tables - others
-
-
 def _non_embedding(model: nn.Module) -> int:
-    shapes = {tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    shapes = {tuple(m.weight.shape) for m in model.modules() if isinstance(m, TABLES)}
     return sum(p.numel() for p in model.parameters() if tuple(p.shape) not in shapes)
 
 

@@ -1,24 +1,52 @@
-"""The optimizers that a spec can name."""
+"""The optimizers that a spec can name, and the user's own."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flops_fit_ray.planning import Recipe
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.modules import NORMS, lookup_tables
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over the parameters that learn."""
-    params = [p for p in model.parameters() if p.requires_grad]
+def make_optimizer(model: nn.Module, recipe: Recipe, guest: Guest) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over the parameters that learn.
+
+    Raises:
+        TypeError: the user's factory made something else.
+    """
+    if guest.optimizer is not None:
+        made: Any = guest.optimizer(model, recipe.lr)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise TypeError(f"train.optimizer made a {type(made).__name__}, not a torch.optim.Optimizer")
+        return made
+    groups = parameter_groups(model, recipe.weight_decay)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(params, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     # One kernel for all parameters: small models are bound by the overhead of many.
+    params = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
-    return torch.optim.AdamW(params, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The learning rate of the next step, for every parameter."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay for what multiplies; none for norms, biases and other vectors, and lookup tables (GPT-2's custom)."""
+    spared = lookup_tables(model)
+    for module in model.modules():
+        if isinstance(module, NORMS):
+            spared |= {id(p) for p in module.parameters(recurse=False)}
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not weight_decay:
+        return [{"params": params, "weight_decay": 0.0}]
+
+    def decays(p: Tensor) -> bool:
+        return p.ndim >= 2 and id(p) not in spared
+
+    groups = [
+        {"params": [p for p in params if decays(p)], "weight_decay": weight_decay},
+        {"params": [p for p in params if not decays(p)], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

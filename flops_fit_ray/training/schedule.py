@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from flops_fit_ray.planning import Recipe
 
 
-def lr_at(step: int, steps: int, recipe: Recipe) -> float:
-    """The learning rate of optimizer step `step`, 0 <= step < steps.
+def lr_factor(step: int, steps: int, recipe: Recipe, own: Callable[[int, int], float] | None = None) -> float:
+    """The learning rate of optimizer step `step`, 0 <= step < steps, as a multiple of the peak.
 
     Warmup rises linearly and reaches the peak at step `warmup_steps`. Every schedule but `constant` ends at the
-    experiment's own D: it would reach `final_lr_fraction` at step `steps`, the first one that is not taken.
+    experiment's own D: it would reach `final_lr_fraction` at step `steps`, the first one that is not taken. A schedule
+    of the user's (`own`) does everything itself.
     """
+    if own is not None:
+        return float(own(step, steps))
     if step < recipe.warmup_steps:
-        return recipe.lr * (step + 1) / (recipe.warmup_steps + 1)
-    return recipe.lr * _factor(step, steps, recipe)
-
-
-def _factor(step: int, steps: int, recipe: Recipe) -> float:
+        return (step + 1) / (recipe.warmup_steps + 1)
     final = recipe.final_lr_fraction
     after_warmup = (step - recipe.warmup_steps) / (steps - recipe.warmup_steps)  # 0 at the peak, 1 at D
     if recipe.schedule == "cosine":
@@ -27,6 +27,7 @@ def _factor(step: int, steps: int, recipe: Recipe) -> float:
         return 1 - (1 - final) * after_warmup
     if recipe.schedule == "wsd":  # warmup, stable, decay (Hu et al. 2024, section 4)
         decay_steps = max(1, round(recipe.decay_fraction * steps))
-        done = step - (steps - decay_steps)
-        return 1 - (1 - final) * max(0, done) / decay_steps
+        done = max(0, step - (steps - decay_steps)) / decay_steps
+        # 1-sqrt: Hägele et al. 2024, section 3
+        return 1 - (1 - final) * (math.sqrt(done) if recipe.decay_shape == "1-sqrt" else done)
     return 1.0

@@ -1,0 +1,103 @@
+"""What the ledger hears of an experiment on its way, and the watch over data that never come."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+from flops_fit_ray.errors import InterruptedSweepError
+from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress, hostname
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.training.loop import Observer
+
+STALLED_EXIT_CODE = 75
+
+
+class LedgerObserver(Observer):
+    """Writes signs of life and events, and ends the experiment when the sweep is being stopped."""
+
+    def __init__(self, ledger: Ledger, experiment: Experiment, attempt: int) -> None:
+        super().__init__()
+        self._ledger, self._experiment, self._attempt = ledger, experiment, attempt
+        self._seen = 0
+        self._waiting_since: float | None = None
+        self._thread = threading.get_ident()
+
+    def fetching(self) -> None:
+        """From now on the user's data are waited for."""
+        self._waiting_since = time.monotonic()
+
+    def fetched(self) -> None:
+        """They came."""
+        self._waiting_since = None
+
+    def progress(self, tokens_seen: int, train_loss: float | None) -> None:
+        """Write a sign of life, and end here if the sweep is being stopped."""
+        self._seen = tokens_seen
+        self._ledger.record_progress(
+            Progress(
+                key=self._experiment.key,
+                tokens_seen=tokens_seen,
+                tokens=self._experiment.tokens,
+                train_loss=train_loss,
+                host=hostname(),
+                pid=os.getpid(),
+                updated_at=time.time(),
+            )
+        )
+        if self._ledger.paths.stop.exists():
+            raise InterruptedSweepError("the sweep is being stopped")
+
+    def event(self, words: str, *, aloud: bool = False) -> None:
+        """Write a line of the experiment's log."""
+        self._ledger.record_event(self._experiment.key, words, aloud=aloud)
+
+    def failure(self, error: BaseException, status: FailureKind, seconds: float) -> Failure:
+        """What an exception means for the experiment."""
+        return self._failure(
+            status, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)), seconds
+        )
+
+    def _failure(self, status: FailureKind, error: str, trace: str, seconds: float) -> Failure:
+        return Failure(
+            key=self._experiment.key,
+            status=status,
+            error=error,
+            traceback=trace,
+            tokens_seen=self._seen,
+            seconds=seconds,
+            attempts=self._attempt,
+            host=hostname(),
+            finished_at=time.time(),
+        )
+
+    @contextlib.contextmanager
+    def watched(self, timeout: float) -> Iterator[None]:
+        """End the process when the data keep the experiment waiting for more than `timeout` seconds.
+
+        What blocks in the user's code (a lock, a socket, a file system) cannot be interrupted from within, so the
+        failure is recorded with the place where it blocks, and the process goes. Ray starts another one.
+        """
+        done = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(timeout, done, time.monotonic()), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+
+    def _watch(self, timeout: float, done: threading.Event, started: float) -> None:
+        while not done.wait(min(1.0, timeout / 20)):
+            since = self._waiting_since
+            if since is None or time.monotonic() - since < timeout:
+                continue
+            frame = sys._current_frames().get(self._thread)
+            place = "".join(traceback.format_stack(frame)) if frame is not None else ""
+            words = f"data.train gave no batch for {timeout:g} s (data.timeout_seconds)"
+            self._ledger.record_failure(self._failure("stalled", words, place, time.monotonic() - started))
+            os._exit(STALLED_EXIT_CODE)

@@ -1,0 +1,185 @@
+"""What an experiment goes on from: written whole, with a digest, and loaded without executing anything.
+
+A checkpoint is two files, `<step>.pt` and then `<step>.json`. It counts only if the note is there and the digest is
+right, so that a torn or damaged one is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+
+from flops_fit_ray.errors import ExperimentError
+from flops_fit_ray.layout import read_json, whole_file, write_json
+
+FORMAT = 1  # raised whenever a checkpoint of this one cannot be read any more
+
+
+class _Hashed:
+    """A file that knows the digest and the length of what went through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        self.bytes += len(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """The note of one checkpoint."""
+
+    step: int
+    bytes: int
+    sha256: str
+    eval_loss: float | None
+
+
+class CheckpointStore:
+    """The checkpoints of one experiment: the last `keep`, and with `best` the one of the lowest held-out loss."""
+
+    def __init__(self, directory: Path, *, key: str, keep: int = 2, best: bool = False) -> None:
+        self._directory, self._key, self._keep, self._best = directory, key, keep, best
+
+    def save(self, state: Mapping[str, Any], step: int, eval_loss: float | None = None) -> Saved:
+        """Write a checkpoint, then drop the old ones.
+
+        Raises:
+            StorageError: it cannot be written; those that are there still are.
+        """
+        with whole_file(self._state(step)) as file:
+            hashed = _Hashed(file)
+            torch.save({"format": FORMAT, "key": self._key, **state}, cast(IO[bytes], hashed))  # it writes and flushes
+        finite = eval_loss if eval_loss is not None and math.isfinite(eval_loss) else None
+        saved = Saved(step=step, bytes=hashed.bytes, sha256=hashed.digest.hexdigest(), eval_loss=finite)
+        write_json(self._note(step), {"format": FORMAT, **vars(saved)})
+        self._rotate(step)
+        return saved
+
+    def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest state that is whole, and what is to be said of those that are not."""
+        words: list[str] = []
+        for step in sorted(self.steps(), reverse=True):
+            try:
+                return self._load(step), words
+            except _DamagedError as e:
+                words.append(f"checkpoint of step {step} is damaged ({e}): passed over for the one before")
+        return None, words
+
+    def verify(self, step: int) -> None:
+        """Make sure that what was just written can be read again.
+
+        Raises:
+            ExperimentError: it cannot: something in it is no tensor and no plain value.
+        """
+        try:
+            self._load(step)
+        except _DamagedError as e:
+            raise ExperimentError(f"a checkpoint of this experiment cannot be read back: {e}") from e
+
+    def steps(self) -> list[int]:
+        """The steps that have a state file, whole or not."""
+        return sorted(int(path.stem) for path in self._directory.glob("[0-9]*.pt"))
+
+    def clear(self) -> None:
+        """The experiment is done: nothing is left to go on with. The best one stays where it was asked for."""
+        if self._best and (best := self._best_step()) is not None:
+            self._drop({*self.steps()} - {best})
+            return
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _load(self, step: int) -> dict[str, Any]:
+        note = read_json(self._note(step))
+        if note is None:
+            raise _DamagedError("its note is missing or torn")
+        digest = hashlib.sha256()
+        try:
+            with self._state(step).open("rb") as file:
+                for block in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(block)
+            if digest.hexdigest() != note.get("sha256"):
+                raise _DamagedError("its sha256 differs")
+            state: dict[str, Any] = torch.load(self._state(step), map_location="cpu", weights_only=True)
+        except _DamagedError:
+            raise
+        except Exception as e:  # a torn archive raises many things; none of them ends the experiment
+            raise _DamagedError(f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}") from e
+        if (state.get("format"), state.get("key")) != (FORMAT, self._key):
+            raise _DamagedError("it is of another format or experiment")
+        return state
+
+    def _rotate(self, now: int) -> None:
+        # A later one than this can only be one that was passed over as damaged.
+        kept = {step for step in self.steps() if step <= now}
+        kept = set(sorted(kept)[-self._keep :])
+        if self._best and (best := self._best_step()) is not None:
+            kept.add(best)
+        self._drop({*self.steps()} - kept)
+
+    def _best_step(self) -> int | None:
+        losses = {step: (read_json(self._note(step)) or {}).get("eval_loss") for step in self.steps()}
+        known = {step: loss for step, loss in losses.items() if isinstance(loss, float)}
+        return min(known, key=lambda step: known[step]) if known else None
+
+    def _drop(self, steps: set[int]) -> None:
+        for step in steps:
+            with contextlib.suppress(OSError):
+                self._state(step).unlink()
+                self._note(step).unlink(missing_ok=True)
+
+    def _state(self, step: int) -> Path:
+        return self._directory / f"{step:010d}.pt"
+
+    def _note(self, step: int) -> Path:
+        return self._directory / f"{step:010d}.json"
+
+
+class _DamagedError(Exception):
+    """Why a checkpoint is passed over."""
+
+
+@contextlib.contextmanager
+def keep_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Leave train or eval mode of every module as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def write_weights(model: torch.nn.Module, path: Path) -> None:
+    """The weights as safetensors, a tied one once.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    seen: dict[tuple[int, int, tuple[int, ...]], str] = {}
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        identity = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+        if seen.setdefault(identity, name) == name:
+            tensors[name] = tensor.detach().cpu().contiguous()
+    aliases = {
+        name: seen[tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape)]
+        for name, tensor in model.state_dict().items()
+        if name not in tensors
+    }
+    with whole_file(path) as file:
+        file.write(save(tensors, metadata={"format": "pt", **aliases}))

@@ -1,0 +1,27 @@
+"""The user's data: what one batch is, where batches come from and in what order, and what one token is."""
+
+from flops_fit_ray.training.data.batch import Batch, has_tokens
+from flops_fit_ray.training.data.dataset import Data, MapDataset, as_data, eval_batches, num_samples, split_held_out
+from flops_fit_ray.training.data.feed import Feed, first_batch, make_feed
+from flops_fit_ray.training.data.fingerprint import fingerprint, spread_samples
+from flops_fit_ray.training.data.stream import Stream
+from flops_fit_ray.training.data.token_file import TokenFile, open_token_files
+
+__all__ = [
+    "Batch",
+    "Data",
+    "Feed",
+    "MapDataset",
+    "Stream",
+    "TokenFile",
+    "as_data",
+    "eval_batches",
+    "fingerprint",
+    "first_batch",
+    "has_tokens",
+    "make_feed",
+    "num_samples",
+    "open_token_files",
+    "split_held_out",
+    "spread_samples",
+]

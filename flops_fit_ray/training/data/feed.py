@@ -1,0 +1,170 @@
+"""The training batches of one experiment, one after the other, from any place in the middle.
+
+Map-style data are drawn by index in an order that depends on the seed and the number of samples alone: every size of a
+sweep sees the same samples in the same order, and a smaller D is a prefix of a larger one. A stream has its own order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flops_fit_ray.errors import DataEndedError
+from flops_fit_ray.training.data.batch import Batch
+from flops_fit_ray.training.data.dataset import Data, MapDataset, fetch, num_samples
+from flops_fit_ray.training.data.stream import Stream
+from flops_fit_ray.training.random import RandomState
+
+EPOCH_STEP = 0x9E3779B97F4A7C15  # between the seeds of two epochs: far apart and never the same
+
+
+class Feed(Protocol):
+    """Where batches come from. A state holds plain values and tensors only."""
+
+    def next_batch(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            DataEndedError: there is no more, with the numbers.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+
+
+def make_feed(data: Data, batch_size: int, seed: int, max_epochs: float) -> Feed:
+    """The training batches of an experiment."""
+    if isinstance(data, Stream):
+        return StreamFeed(data, batch_size, seed, max_epochs)
+    return IndexedFeed(data, batch_size, seed)
+
+
+def first_batch(data: Data, batch_size: int) -> Batch:
+    """A batch to look at; the random state of the caller stays as it is."""
+    if isinstance(data, Stream):
+        return StreamFeed(data, data.batch_size or batch_size, 0, 1.0).next_batch()
+    return fetch(data, np.arange(min(batch_size, num_samples(data))))
+
+
+class IndexedFeed:
+    """Map-style data; every epoch is a new permutation, and a batch may straddle two epochs."""
+
+    def __init__(self, dataset: MapDataset, batch_size: int, seed: int) -> None:
+        self._dataset, self._batch_size, self._seed = dataset, batch_size, seed
+        self._count = num_samples(dataset)
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+        self._drawn = 0  # samples
+
+    def next_batch(self) -> Batch:
+        """The next batch; the plan sees to it that there are enough epochs."""
+        return fetch(self._dataset, self.next_indices())
+
+    def next_indices(self) -> NDArray[np.int64]:
+        """Which samples the next batch holds."""
+        parts = []
+        missing = self._batch_size
+        while missing:
+            epoch, position = divmod(self._drawn, self._count)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, _permutation(self._count, self._seed, epoch)
+            part = self._order[position : position + missing]
+            parts.append(part)
+            missing -= len(part)
+            self._drawn += len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def state(self) -> dict[str, Any]:
+        """The number of samples drawn says it all."""
+        return {"drawn": self._drawn}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on after so many samples."""
+        self._drawn = int(state["drawn"])
+
+
+def _permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    generator = torch.Generator().manual_seed((seed + epoch * EPOCH_STEP) % 2**63)
+    order: NDArray[np.int64] = torch.randperm(count, generator=generator).numpy()
+    return order
+
+
+class StreamFeed:
+    """A stream, pass after pass. What is left of a pass beyond whole batches is not used."""
+
+    def __init__(self, stream: Stream, batch_size: int, seed: int, max_epochs: float) -> None:
+        self._stream, self._batch_size, self._seed = stream, batch_size, seed
+        self._max_epochs = max_epochs
+        self._epoch = 0
+        self._batches = 0  # of this pass
+        self._total = 0  # samples
+        self._items: Iterator[Any] | None = None
+        self._random: dict[str, Any] | None = None
+
+    def next_batch(self) -> Batch:
+        """The next whole batch, from the next pass where this one has ended."""
+        with self._own_random_state():
+            while True:
+                if self._items is None:
+                    self._items = self._stream.begin_pass(self._pass_seed())
+                batch = self._stream.next_batch(self._items, self._batch_size)
+                if batch is not None and batch.num_samples > self._batch_size:
+                    raise ValueError(f"the loader gave {batch.num_samples} samples where {self._batch_size} are asked")
+                if batch is not None and batch.num_samples == self._batch_size:
+                    self._batches += 1
+                    self._total += batch.num_samples
+                    return batch
+                if batch is None:
+                    self._end_pass()
+
+    def _end_pass(self) -> None:
+        if self._batches == 0 or self._epoch + 1 >= self._max_epochs:
+            raise DataEndedError(
+                f"data.train ended after {self._total:,} samples in whole batches of {self._batch_size} "
+                f"({self._epoch + 1} of at most {self._max_epochs:g} epochs)"
+            )
+        self._epoch, self._batches, self._items = self._epoch + 1, 0, None
+
+    def _pass_seed(self) -> int:
+        return (self._seed + self._epoch * EPOCH_STEP) % 2**63
+
+    @contextlib.contextmanager
+    def _own_random_state(self) -> Iterator[None]:
+        """The stream draws from its own random numbers, the model from the caller's: neither sees the other."""
+        outside = RandomState.capture(devices=False)
+        if self._random is not None:
+            RandomState.restore(self._random)
+        try:
+            yield
+        finally:
+            self._random = RandomState.capture(devices=False)
+            RandomState.restore(outside)
+
+    def state(self) -> dict[str, Any]:
+        """Pass, batches read in it, random state; and the source's own state where it has one."""
+        state = {"epoch": self._epoch, "batches": self._batches, "total": self._total, "random": self._random}
+        return {**state, "source": self._stream.state()} if self._stream.has_state else state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from there: by the source's own state, else by reading the pass again up to there."""
+        self._epoch, self._batches, self._total = state["epoch"], state["batches"], state["total"]
+        if not self._batches:
+            return
+        if "source" in state:
+            self._random = state["random"]
+            with self._own_random_state():
+                self._items = self._stream.continue_pass(state["source"])
+            self._random = state["random"]
+            return
+        with self._own_random_state():
+            self._items = self._stream.begin_pass(self._pass_seed())
+            for _ in range(self._batches):
+                self._stream.next_batch(self._items, self._batch_size)

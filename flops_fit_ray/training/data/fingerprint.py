@@ -1,0 +1,75 @@
+"""Knowing data again: a digest of some samples, so that other data make other experiments."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flops_fit_ray.errors import DataEndedError
+from flops_fit_ray.training.data.batch import Batch
+from flops_fit_ray.training.data.dataset import Data, MapDataset, fetch, num_samples
+from flops_fit_ray.training.data.feed import StreamFeed
+from flops_fit_ray.training.data.stream import Stream
+
+SPREAD_SAMPLES = 16  # that are looked at to know a dataset
+
+
+def spread_samples(data: Data) -> list[Batch]:
+    """A few samples to look at: from the first to the last, evenly spread; of a stream the first batches."""
+    if isinstance(data, Stream):
+        size = data.batch_size or 1
+        feed = StreamFeed(data, size, 0, 1.0)
+        found: list[Batch] = []
+        with contextlib.suppress(DataEndedError):  # a short one
+            while sum(batch.num_samples for batch in found) < SPREAD_SAMPLES:
+                found.append(feed.next_batch())
+        return found
+    return [fetch(data, np.array([index])) for index in _spread(num_samples(data))]
+
+
+def _spread(count: int) -> list[int]:
+    return sorted({i * (count - 1) // (SPREAD_SAMPLES - 1) for i in range(SPREAD_SAMPLES)})
+
+
+def fingerprint(*several: Data | None) -> str:
+    """16 hex digits of the lengths and of some samples of each.
+
+    Data that give another sample each time (random augmentation) are known by their length alone, else no experiment
+    could ever be recognised.
+    """
+    digest = hashlib.sha256()
+    for data in several:
+        if data is None:
+            continue
+        digest.update(str(data.num_samples if isinstance(data, Stream) else num_samples(data)).encode())
+        once, again = _digest(data), _digest(data)
+        digest.update(once if once == again else b"random")
+    return digest.hexdigest()[:16]
+
+
+def _digest(data: MapDataset | Stream) -> bytes:
+    digest = hashlib.sha256()
+    for sample in spread_samples(data):
+        _update(digest, sample.content)
+    return digest.digest()
+
+
+def _update(digest: hashlib._Hash, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for name in value:
+            digest.update(str(name).encode())
+            _update(digest, value[name])
+    elif isinstance(value, tuple | list):
+        for part in value:
+            _update(digest, part)
+    else:
+        digest.update(repr(value).encode())

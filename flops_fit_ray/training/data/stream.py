@@ -1,0 +1,89 @@
+"""Data that comes in an order of its own: iterable datasets, finite or endless, and ready loaders.
+
+A pass over a stream has a random state of its own, which follows from the seed and the number of the pass. So the
+order does not depend on the model, every size of a sweep sees the same samples, and what was read can be read again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from flops_fit_ray.training.data.batch import Batch, sample_count
+from flops_fit_ray.training.random import RandomState
+
+
+class Stream:
+    """An iterable of samples, or a loader of ready batches.
+
+    A source with `state_dict` and `load_state_dict` is put back to where it was; any other is read again from the
+    start of the pass.
+    """
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self.source = source
+        self.gives_batches = isinstance(source, DataLoader)
+        self._owner = source.dataset if isinstance(source, DataLoader) else source
+        own_workers = isinstance(source, DataLoader) and source.num_workers > 0
+        methods = ("state_dict", "load_state_dict")
+        # With worker processes the state is in them, and the object here never moves.
+        self.has_state = not own_workers and all(callable(getattr(self._owner, m, None)) for m in methods)
+        self._pristine = copy.deepcopy(self.state()) if self.has_state else None
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples per batch of a loader; None where we collate."""
+        return self.source.batch_size if isinstance(self.source, DataLoader) else None
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples of one pass in whole batches, where the source knows its length."""
+        try:
+            length = len(self.source)  # type: ignore[arg-type] # not every source has one
+        except (TypeError, NotImplementedError):
+            return None
+        if not isinstance(self.source, DataLoader):
+            return length
+        size = self.batch_size or 1
+        if isinstance(self._owner, IterableDataset):
+            return length * size
+        return len(self._owner) // size * size  # type: ignore[arg-type] # map-style, so it has a length
+
+    def state(self) -> Any:
+        """Where the source stands, in its own words."""
+        return self._owner.state_dict()  # type: ignore[union-attr] # `has_state` says so
+
+    def load_state(self, state: Any) -> None:
+        """Put the source where it stood."""
+        self._owner.load_state_dict(state)  # type: ignore[union-attr] # `has_state` says so
+
+    def begin_pass(self, seed: int) -> Iterator[Any]:
+        """The samples or batches of one pass, whoever has read from the source before.
+
+        The caller holds the stream's random state, which is seeded here.
+        """
+        RandomState.seed(seed)
+        if self._pristine is not None:
+            self.load_state(self._pristine)
+        for holder in (self.source, getattr(self.source, "sampler", None)):
+            generator = getattr(holder, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
+        return iter(self.source)
+
+    def continue_pass(self, state: Any) -> Iterator[Any]:
+        """The rest of a pass, from a state that the source gave."""
+        self.load_state(state)
+        return iter(self.source)
+
+    def next_batch(self, items: Iterator[Any], batch_size: int) -> Batch | None:
+        """The next `batch_size` samples, fewer at the end of a pass, None after it."""
+        if self.gives_batches:
+            content = next(items, None)
+            return None if content is None else Batch(content, sample_count(content))
+        samples = [sample for _, sample in zip(range(batch_size), items, strict=False)]
+        return Batch(default_collate(samples), len(samples)) if samples else None

@@ -1,0 +1,86 @@
+"""What a device is, what it can do at best, and how much memory was used."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from flops_fit_ray.training.precision import DTYPES
+
+# Dense matmul peaks in FLOP/s from the vendors' data sheets, without sparsity: (fp32 as torch runs it, bf16 and fp16).
+# fp32 is without TF32, because torch leaves TF32 off unless it is asked for.
+_PEAKS = {
+    "H200": (67e12, 989e12),
+    "H100 PCIe": (51e12, 756e12),
+    "H100 NVL": (60e12, 835e12),
+    "H100": (67e12, 989e12),
+    "A100": (19.5e12, 312e12),
+    "L40S": (91.6e12, 362e12),
+    "A10": (31.2e12, 125e12),
+    "V100": (15.7e12, 125e12),
+    "T4": (8.1e12, 65e12),
+}
+_GEMM_SIZE = 1024
+_GEMM_SECONDS = 0.05
+
+
+def device_name(device: torch.device) -> str:
+    """As results carry it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
+
+
+@functools.cache
+def peak_flops(name: str, device: str, precision: str, threads: int) -> tuple[float, str]:
+    """FLOP/s that the device reaches at best in a precision, and where the number comes from.
+
+    Of a known GPU it is the data sheet's; of anything else the best of a few matrix products measured here and now, so
+    it is this machine's and no constant.
+    """
+    for known, (single, half) in _PEAKS.items():
+        if known in name:
+            return (single if precision == "fp32" else half), f"data sheet of {known}"
+    return _measured_gemm(torch.device(device), precision), f"measured GEMM of {_GEMM_SIZE}, {threads} thread(s)"
+
+
+def _measured_gemm(device: torch.device, precision: str) -> float:
+    n = _GEMM_SIZE
+    a = torch.ones(n, n, device=device, dtype=DTYPES[precision])
+    best = 0.0
+    ends = time.perf_counter() + _GEMM_SECONDS
+    while best == 0.0 or time.perf_counter() < ends:
+        started = time.perf_counter()
+        _ = a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * n**3 / (time.perf_counter() - started))
+    return best
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to watch the memory anew; on a system that cannot, the peak is that of the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """The most memory since `reset_peak_memory`: of the GPU's tensors, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def resident_room(device: torch.device) -> int:
+    """Bytes of data that may stay on the device: a quarter of what is free there, and none on the CPU."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0

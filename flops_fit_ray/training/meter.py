@@ -1,0 +1,154 @@
+"""What is measured along an experiment. Losses are summed on the device and read only now and then."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flops_fit_ray.errors import DivergedError
+
+CURVE_POINTS = 250  # at most about so many per experiment
+TAIL_SHARE = 0.05  # of the steps: what the smoothed training loss is a mean of
+EXPLODED = 10.0  # times the first loss, and as many nats above it
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One row of an experiment's curve."""
+
+    step: int  # optimizer steps done
+    tokens: int
+    train_loss: float | None  # mean since the point before
+    lr: float  # of the step
+    grad_norm: float | None  # of the step, before clipping
+    eval_loss: float | None
+    seconds: float  # of training, without evaluation and saving
+
+
+class Meter:
+    """Sums over the steps of one experiment; `state` and `load_state` carry them through an interruption."""
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self.every = max(1, math.ceil(steps / CURVE_POINTS))
+        self._tail_begins = steps - max(1, round(TAIL_SHARE * steps))
+        self._sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._count = 0
+        self._tail = torch.zeros((), dtype=torch.float64, device=device)
+        self._tail_count = 0
+        self._pending: list[tuple[CurvePoint, Tensor, Tensor | None]] = []
+        self._first: float | None = None
+        self.curve: list[CurvePoint] = []
+        self.train_seconds = 0.0
+        self.wait_seconds = 0.0
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Counts as training."""
+        started = time.perf_counter()
+        yield
+        self.train_seconds += time.perf_counter() - started
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts as waiting for data."""
+        started = time.perf_counter()
+        yield
+        self.wait_seconds += time.perf_counter() - started
+
+    def add(self, loss: Tensor, step: int) -> None:
+        """Count the loss of one step, counted from 0."""
+        self._sum += loss
+        self._count += 1
+        if step >= self._tail_begins:
+            self._tail += loss
+            self._tail_count += 1
+
+    def mark(self, step: int, tokens: int, lr: float, grad_norm: Tensor | None) -> None:
+        """Make a point of the curve; its losses are read from the device later."""
+        point = CurvePoint(
+            step=step,
+            tokens=tokens,
+            train_loss=None,
+            lr=lr,
+            grad_norm=None,
+            eval_loss=None,
+            seconds=self.train_seconds,
+        )
+        self._pending.append((point, self._sum / self._count, grad_norm))
+        self._sum.zero_()
+        self._count = 0
+
+    def read(self) -> float | None:
+        """Wait for the device and read the points made since. Returns the last mean training loss.
+
+        Raises:
+            DivergedError: one of them is NaN or infinite, or far above the first.
+        """
+        for point, mean, norm in self._pending:
+            loss = mean.item()
+            read = asdict(point) | {"train_loss": loss, "grad_norm": None if norm is None else norm.item()}
+            self.curve.append(CurvePoint(**read))
+            self._check(loss, point.tokens)
+        self._pending.clear()
+        losses = [p.train_loss for p in self.curve if p.train_loss is not None]
+        return losses[-1] if losses else None
+
+    def _check(self, loss: float, tokens: int) -> None:
+        if not math.isfinite(loss):
+            raise DivergedError(f"the training loss is {loss} after {tokens} tokens")
+        if self._first is None:
+            self._first = loss
+        limit = EXPLODED * (abs(self._first) + 1)
+        if loss > limit:
+            raise DivergedError(
+                f"the training loss is {loss:.4g} after {tokens} tokens; it began at {self._first:.4g}, "
+                f"and the limit is {limit:.4g}"
+            )
+
+    def evaluated(self, step: int, tokens: int, lr: float, eval_loss: float) -> None:
+        """Add a point with a held-out loss."""
+        self.read()
+        self.curve.append(
+            CurvePoint(
+                step=step,
+                tokens=tokens,
+                train_loss=None,
+                lr=lr,
+                grad_norm=None,
+                eval_loss=eval_loss,
+                seconds=self.train_seconds,
+            )
+        )
+
+    def smoothed_loss(self) -> float:
+        """The mean training loss of the last 5 % of the steps."""
+        return (self._tail / self._tail_count).item() if self._tail_count else math.nan
+
+    def state(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        self.read()
+        return {
+            "sum": self._sum.cpu(),
+            "count": self._count,
+            "tail": self._tail.cpu(),
+            "tail_count": self._tail_count,
+            "first": self._first,
+            "curve": [asdict(p) for p in self.curve],
+            "train_seconds": self.train_seconds,
+            "wait_seconds": self.wait_seconds,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self._sum.copy_(state["sum"])
+        self._tail.copy_(state["tail"])
+        self._count, self._tail_count, self._first = state["count"], state["tail_count"], state["first"]
+        self.curve = [CurvePoint(**row) for row in state["curve"]]
+        self.train_seconds, self.wait_seconds = state["train_seconds"], state["wait_seconds"]

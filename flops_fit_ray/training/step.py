@@ -1,0 +1,143 @@
+"""One optimizer step: forward and backward over the micro-batches, clip, update. Nothing in it waits for the device."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from flops_fit_ray.errors import MemoryExhaustedError
+from flops_fit_ray.planning import Recipe
+from flops_fit_ray.training.data import Batch
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.losses import check_loss
+from flops_fit_ray.training.optimizer import make_optimizer
+from flops_fit_ray.training.precision import autocast, make_scaler
+from flops_fit_ray.training.schedule import lr_factor
+
+MAX_HALVINGS = 3
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")  # in torch's own words
+
+
+class Stepper:
+    """A model with its optimizer, and what it takes to advance it by one batch."""
+
+    def __init__(self, model: nn.Module, guest: Guest, recipe: Recipe, steps: int, device: torch.device) -> None:
+        self.model = model
+        self.micro_batch_size = recipe.micro_batch_size
+        self._guest, self._recipe, self._steps, self._device = guest, recipe, steps, device
+        self._objective = guest.objective
+        self._params = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(model, recipe, guest)
+        self.scaler = make_scaler(recipe.precision, device)
+        # A factory may give each group a rate of its own (muP); the schedule moves all of them alike.
+        self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.lr = 0.0  # of the last step, of the first group
+
+    def advance(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
+        """Take optimizer step `step`. Returns the batch's mean loss and the gradient's norm before clipping.
+
+        The norm is None where nothing is clipped; `grad_norm` then works it out when it is wanted.
+        """
+        factor = lr_factor(step, self._steps, self._recipe, self._guest.schedule)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        self.lr = self._peaks[0] * factor
+        loss = self._gradients(batch)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        clip = self._recipe.grad_clip
+        norm = None if clip is None else nn.utils.clip_grad_norm_(self._params, clip)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return loss, norm
+
+    def grad_norm(self) -> Tensor:
+        """The norm of the gradient of the last step, as it was when the optimizer used it."""
+        return nn.utils.get_total_norm([p.grad for p in self._params if p.grad is not None])
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Forward and backward; where the memory does not suffice, again with half the micro-batch.
+
+        Raises:
+            MemoryExhaustedError: it does not suffice for an eighth of the micro-batch either.
+        """
+        smallest = max(1, self._recipe.micro_batch_size // 2**MAX_HALVINGS)
+        while True:
+            self.optimizer.zero_grad()
+            try:
+                return self._accumulated(batch)
+            except (RuntimeError, MemoryError) as e:
+                if not is_out_of_memory(e):
+                    raise
+                if self.micro_batch_size <= smallest:
+                    raise MemoryExhaustedError(
+                        f"out of memory with {self.micro_batch_size} samples at a time, halved from "
+                        f"{self._recipe.micro_batch_size}: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
+                    ) from e
+            self.micro_batch_size = max(smallest, self.micro_batch_size // 2)
+            free_memory()
+
+    def _accumulated(self, batch: Batch) -> Tensor:
+        parts = batch.split(self.micro_batch_size)
+        if len(parts) == 1:
+            loss = self._loss(batch)
+            self._backward(loss)
+            return loss.detach()
+        # The mean over the batch is the mean of the parts by the number of their targets, so the gradient is the same.
+        weights = [_on_host(part.loss_weight()) for part in parts]
+        total = sum(weights)
+        summed = torch.zeros((), device=self._device)
+        for part, weight in zip(parts, weights, strict=True):
+            if not isinstance(weight, Tensor) and weight == 0:
+                continue  # every target is ignored, and the mean of nothing is not a number
+            share: Tensor = self._loss(part) * (weight / total)
+            self._backward(share)
+            summed += share.detach()
+        return summed
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with autocast(self._recipe.precision, self._device):
+            loss = self._objective(self.model, batch.to(self._device))
+        check_loss(loss)
+        found: Tensor = loss.float() if loss.dtype in (torch.bfloat16, torch.float16) else loss
+        return found
+
+    def _backward(self, loss: Tensor) -> None:
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+
+
+def _on_host(weight: Tensor | int) -> Tensor | int:
+    return int(weight) if isinstance(weight, Tensor) and weight.device.type == "cpu" else weight
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, the driver or python says that there is no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _NO_MEMORY)
+
+
+def free_memory() -> None:
+    """Give back what nobody holds."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch leaves it untyped
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def settings(threads: int) -> Iterator[None]:
+    """What decides the last bits besides the seed; a process that serves many experiments starts each one alike."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

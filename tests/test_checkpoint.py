@@ -1,0 +1,267 @@
+"""Killed anywhere, resumed, and the same to the last bit; a damaged checkpoint is passed over aloud."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.loop import Care, Observer, Outcome, train_experiment
+from tests.parts import Bigram, guest_of, planned, spec_of
+from tests.streams import every_kind, loader
+
+KINDS = ["tensors", "augmented", "token file", "iterable", "iterable with state", "loader", "mappings"]
+RECIPES: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "sgd, accumulated": {"optimizer": "sgd", "momentum": 0.9, "micro_batch_size": 2},
+    "fp16": {"precision": "fp16"},
+    "bf16": {"precision": "bf16"},
+}
+
+
+class Dropping(Bigram):
+    """With dropout and a running average, so that random states and buffers matter."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.head(nn.functional.dropout(self.norm(self.table(ids)), 0.1, self.training))
+        return out
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class Killer(Observer):
+    """Kills when batch number `at` is asked for."""
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__()
+        self.at, self.batches = at, 0
+        self.events: list[str] = []
+
+    def fetching(self) -> None:
+        if self.batches == self.at:
+            raise Killed
+        self.batches += 1
+
+    def event(self, words: str, *, aloud: bool = False) -> None:
+        self.events.append(f"ALOUD {words}" if aloud else words)
+
+
+def experiment_of(data: Any, **train: Any) -> tuple[Experiment, Guest, int]:
+    """One of about 80 steps, over more than one epoch."""
+    spec = spec_of(
+        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        data={"train": "tests.parts:text", "max_epochs": 10, "eval_every_tokens": 1000},
+        loss="cross_entropy",
+        budgets=[1.8e7, 3e7],
+        train={"batch_size": 8, "lr": 1e-2, "seed": 3, **train},
+    )
+    guest = guest_of(spec, model=Dropping, train=data)
+    plan = planned(spec, guest)
+    return plan.experiments[1], guest, plan.survey.data.eval_samples
+
+
+def known_of(outcome: Outcome) -> tuple[Any, ...]:
+    """All that must not depend on an interruption."""
+    curve = [(p.step, p.tokens, p.train_loss, p.lr, p.grad_norm, p.eval_loss) for p in outcome.curve]
+    return outcome.loss, outcome.loss_stderr, outcome.train_loss, outcome.tokens_seen, curve
+
+
+def store_in(directory: Path, experiment: Experiment, **options: Any) -> CheckpointStore:
+    return CheckpointStore(directory, key=experiment.key, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_anywhere_and_resumed_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)[kind])
+    assert 70 < experiment.steps < 100
+    whole = train_experiment(
+        experiment, guest, eval_samples=eval_samples, care=Care(eval_every_tokens=1000), observer=Killer()
+    )
+    for number, kills in enumerate([[3], [7], [8, 20], [experiment.steps - 1], [71, 72, 70]]):
+        store = store_in(tmp_path / str(number), experiment)
+        care = Care(store=store, checkpoint_steps=7, eval_every_tokens=1000)
+        for step in kills:
+            killer = Killer(step - max(store.steps(), default=0))
+            with pytest.raises(Killed):
+                train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=killer)
+        resumed = train_experiment(experiment, guest, eval_samples=eval_samples, care=care)
+        assert known_of(resumed) == known_of(whole)
+        assert (resumed.resumed_from is not None) == (kills != [3])
+    assert len(whole.curve) > 40 and any(p.eval_loss for p in whole.curve[:-1]) == bool(eval_samples)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_recipe_resumes_to_the_same_bits(recipe: dict[str, Any], tmp_path: Path) -> None:
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["augmented"], **recipe)
+    whole = train_experiment(experiment, guest, eval_samples=eval_samples)
+    care = Care(store=store_in(tmp_path / "s", experiment), checkpoint_steps=10)
+    with pytest.raises(Killed):
+        train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=Killer(25))
+    resumed = train_experiment(experiment, guest, eval_samples=eval_samples, care=care)
+    assert resumed.resumed_from == 20
+    assert known_of(resumed) == known_of(whole)
+
+
+def test_a_loader_with_workers_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    experiment, guest, eval_samples = experiment_of(loader(workers=1))
+    whole = train_experiment(experiment, guest, eval_samples=eval_samples)
+    care = Care(store=store_in(tmp_path, experiment), checkpoint_steps=10)
+    with pytest.raises(Killed):
+        train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=Killer(25))
+    assert known_of(train_experiment(experiment, guest, eval_samples=eval_samples, care=care)) == known_of(whole)
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    share, _, what = how.partition(" ")
+    at = int(int(share) / 100 * (len(content) - 1))
+    new = {
+        "cut": content[:at],
+        "flipped": content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :],
+        "garbage": content[:at] + b"\xff" * (len(content) - at),
+        "zeros": content[:at] + b"\0" * (len(content) - at),
+    }[what]
+    path.write_bytes(new)
+
+
+DAMAGE = [f"{share} {what}" for share in (0, 1, 25, 50, 99) for what in ("cut", "flipped", "garbage", "zeros")]
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_aloud(how: str, tmp_path: Path) -> None:
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    store = store_in(tmp_path / "s", experiment)
+    care = Care(store=store, checkpoint_steps=10)
+    with pytest.raises(Killed):
+        train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=Killer(35))
+    assert store.steps() == [20, 30]
+    damage(tmp_path / "s" / "0000000030.pt", how)
+    observer = Killer()
+    resumed = train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=observer)
+    assert resumed.resumed_from == 20
+    assert observer.events[0].startswith("ALOUD checkpoint of step 30 is damaged (")
+    assert observer.events[0].endswith("): passed over for the one before")
+    assert known_of(resumed) == known_of(train_experiment(experiment, guest, eval_samples=eval_samples))
+
+
+def test_without_a_note_with_another_key_or_none_whole_it_starts_over(tmp_path: Path) -> None:
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    store = store_in(tmp_path / "s", experiment)
+    care = Care(store=store, checkpoint_steps=10)
+    with pytest.raises(Killed):
+        train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=Killer(35))
+    assert store_in(tmp_path / "s", replace(experiment, key="f" * 16)).newest()[0] is None
+    (tmp_path / "s" / "0000000030.json").unlink()
+    (tmp_path / "s" / "0000000020.json").write_text("{")
+    state, words = store.newest()
+    assert state is None and [w.split(" (")[1][:7] for w in words] == ["its not"] * 2
+    assert train_experiment(experiment, guest, eval_samples=eval_samples, care=care).resumed_from is None
+
+
+def test_a_poisoned_checkpoint_executes_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+
+    class Poison:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (marker,))
+
+    store = CheckpointStore(tmp_path / "s", key="k")
+    store.save({"step": 1, "poison": Poison()}, 1)
+    state, (words,) = store.newest()
+    assert state is None and "UnpicklingError" in words
+    assert not marker.exists()
+
+
+def test_the_last_k_and_the_best_are_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, key="k", keep=2, best=True)
+    for step, loss in [(1, None), (2, 0.5), (3, 0.9), (4, None), (5, float("nan")), (6, None)]:
+        store.save({"step": step}, step, loss)
+    assert store.steps() == [2, 5, 6]
+    assert not list(tmp_path.glob("*.tmp")) and len(list(tmp_path.iterdir())) == 6
+    store.clear()
+    assert store.steps() == [2]
+    plain = CheckpointStore(tmp_path / "plain", key="k", keep=1)
+    for step in (1, 2, 3):
+        plain.save({"step": step}, step)
+    assert plain.steps() == [3]
+    plain.clear()
+    assert not (tmp_path / "plain").exists()
+
+
+def test_the_best_checkpoint_is_of_the_lowest_held_out_loss(tmp_path: Path) -> None:
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"], schedule="constant", lr=0.2)
+    store = store_in(tmp_path / "s", experiment, keep=1, best=True)
+    care = Care(store=store, checkpoint_steps=5, eval_every_tokens=640, keep_best=True)
+    outcome = train_experiment(experiment, guest, eval_samples=eval_samples, care=care)
+    losses = {p.step: p.eval_loss for p in outcome.curve if p.eval_loss is not None and p.step < experiment.steps}
+    best = min(losses, key=lambda step: losses[step])
+    assert best in store.steps()
+    note = json.loads((tmp_path / "s" / f"{best:010d}.json").read_text())
+    assert note["eval_loss"] == losses[best]
+
+
+def test_stopping_from_outside_saves_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopper(Observer):
+        def progress(self, tokens_seen: int, train_loss: float | None) -> None:
+            if tokens_seen >= 20 * 128:
+                raise InterruptedSweepError("stop")
+
+    monkeypatch.setattr("flops_fit_ray.training.loop.PROGRESS_SECONDS", 0.0)
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["augmented"])
+    store = store_in(tmp_path / "s", experiment)
+    with pytest.raises(InterruptedSweepError):
+        train_experiment(experiment, guest, eval_samples=eval_samples, care=Care(store=store), observer=Stopper())
+    assert store.steps() == [20]
+    resumed = train_experiment(experiment, guest, eval_samples=eval_samples, care=Care(store=store))
+    assert known_of(resumed) == known_of(train_experiment(experiment, guest, eval_samples=eval_samples))
+
+
+def test_what_cannot_be_read_back_is_said_at_the_first_checkpoint(tmp_path: Path) -> None:
+    class Odd(torch.optim.SGD):
+        def state_dict(self) -> dict[str, Any]:
+            return {**super().state_dict(), "mine": Path("x")}
+
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    odd = replace(guest, optimizer=lambda model, lr: Odd(model.parameters(), lr=lr))
+    with pytest.raises(ExperimentError, match="a checkpoint of this experiment cannot be read back: UnpicklingError"):
+        train_experiment(
+            experiment,
+            odd,
+            eval_samples=eval_samples,
+            care=Care(store=store_in(tmp_path / "s", experiment), checkpoint_steps=5),
+        )
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_others(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, key="k")
+    store.save({"step": 1}, 1)
+    (tmp_path / "0000000002.pt").mkdir()
+    with pytest.raises(StorageError, match="0000000002.pt: cannot be written"):
+        store.save({"step": 2}, 2)
+    (tmp_path / "0000000002.pt").rmdir()
+    assert store.newest()[0] == {"format": 1, "key": "k", "step": 1}
+
+
+def test_weights_are_safetensors_with_tied_ones_once(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    model = Bigram(8, tied=True)
+    write_weights(model, tmp_path / "w.safetensors")
+    found = load_file(tmp_path / "w.safetensors")
+    assert set(found) == {"table.weight"} and torch.equal(found["table.weight"], model.table.weight)
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert file.metadata()["head.weight"] == "table.weight"

@@ -100,7 +100,7 @@ REFUSED = [
     (iter([1, 2]), "is a list_iterator, which can be read only once; give an object whose __iter__ starts anew"),
     ((torch.zeros(3, 2), torch.zeros(4)), "has parts of several lengths: 0: 3, 1: 4"),
     ({"x": np.zeros(3), "y": np.zeros(2)}, "has parts of several lengths: x: 3, y: 2"),
-    (DataLoader(regression(8), batch_size=None), "is a DataLoader with batch_size=None"),
+    (DataLoader(regression(8), batch_size=None), "is a DataLoader that does not say its batch_size"),
 ]
 
 

@@ -102,7 +102,7 @@ def own_loss(model: nn.Module, batch: Any) -> Tensor:
         found = next((o for o in outputs if isinstance(o, Tensor) and o.ndim == 0 and o.is_floating_point()), None)
     else:
         found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "loss", None)
-    if not isinstance(found, Tensor):
+    if not isinstance(found, Tensor) or found.numel() != 1:
         raise TypeError(f"loss 'model' needs a model that returns its loss, but it returned a {type(outputs).__name__}")
     return found
 

@@ -123,7 +123,7 @@ def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:
             [f"data.train: samples have {tokens[0]:g} to {tokens[-1]:g} tokens; set data.tokens_per_sample"],
         )
     return batch, DataFacts(
-        train_samples=_length(guest.train_data),
+        train_samples=_train_samples(guest.train_data, spec.train.batch_size),
         eval_samples=_eval_samples(spec, guest),
         tokens_per_sample=int(tokens[0]),
         token_unit=_token_unit(spec, batch),
@@ -145,6 +145,12 @@ def _check_batch_size(spec: SweepSpec, guest: Guest) -> None:
 
 def _length(data: Data) -> int | None:
     return data.num_samples if isinstance(data, Stream) else num_samples(data)
+
+
+def _train_samples(data: Data, batch_size: int) -> int | None:
+    """Samples of one epoch; what a pass over a stream leaves beyond whole batches is not used."""
+    count = _length(data)
+    return count // batch_size * batch_size if isinstance(data, Stream) and count is not None else count
 
 
 def _eval_samples(spec: SweepSpec, guest: Guest) -> int:

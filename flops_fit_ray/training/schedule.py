@@ -26,7 +26,7 @@ def lr_factor(step: int, steps: int, recipe: Recipe, own: Callable[[int, int], f
     if recipe.schedule == "linear":
         return 1 - (1 - final) * after_warmup
     if recipe.schedule == "wsd":  # warmup, stable, decay (Hu et al. 2024, section 4)
-        decay_steps = max(1, round(recipe.decay_fraction * steps))
+        decay_steps = min(max(1, round(recipe.decay_fraction * steps)), steps - recipe.warmup_steps)
         done = max(0, step - (steps - decay_steps)) / decay_steps
         # 1-sqrt: Hägele et al. 2024, section 3
         return 1 - (1 - final) * (math.sqrt(done) if recipe.decay_shape == "1-sqrt" else done)

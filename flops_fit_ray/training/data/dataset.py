@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.training.data.batch import Batch
-from flops_fit_ray.training.data.stream import Stream
+from flops_fit_ray.training.data.stream import Stream, loader_batch_size
 from flops_fit_ray.training.data.token_file import TokenFile
 
 MapDataset: TypeAlias = Dataset[Any]
@@ -44,8 +44,8 @@ def as_data(value: Any, key: str) -> Data:
     """
     value = _from_hugging_face(_from_arrays(value, key), key)
     if isinstance(value, DataLoader):
-        if value.batch_size is None and value.batch_sampler is None:
-            raise _fault(key, "is a DataLoader with batch_size=None; give its dataset, or let it make batches")
+        if loader_batch_size(value) is None:
+            raise _fault(key, "is a DataLoader that does not say its batch_size; give its dataset, or set batch_size")
         return Stream(value)
     by_index = hasattr(value, "__len__") and hasattr(value, "__getitem__")
     if isinstance(value, IterableDataset) or (hasattr(value, "__iter__") and not by_index):

@@ -37,21 +37,21 @@ class Stream:
     @property
     def batch_size(self) -> int | None:
         """Samples per batch of a loader; None where we collate."""
-        return self.source.batch_size if isinstance(self.source, DataLoader) else None
+        return loader_batch_size(self.source) if isinstance(self.source, DataLoader) else None
 
     @property
     def num_samples(self) -> int | None:
-        """Samples of one pass in whole batches, where the source knows its length."""
+        """Samples of one pass, where the source knows its length."""
         try:
-            length = len(self.source)  # type: ignore[arg-type] # not every source has one
+            if not isinstance(self.source, DataLoader):
+                return len(self.source)  # type: ignore[arg-type] # not every source has one
+            if isinstance(self._owner, IterableDataset):
+                return len(self.source) * (self.batch_size or 1)
+            count = len(self.source.sampler)  # type: ignore[arg-type] # not every sampler has one
         except (TypeError, NotImplementedError):
             return None
-        if not isinstance(self.source, DataLoader):
-            return length
         size = self.batch_size or 1
-        if isinstance(self._owner, IterableDataset):
-            return length * size
-        return len(self._owner) // size * size  # type: ignore[arg-type] # map-style, so it has a length
+        return count // size * size if self.source.drop_last else count
 
     def state(self) -> Any:
         """Where the source stands, in its own words."""
@@ -87,3 +87,8 @@ class Stream:
             return None if content is None else Batch(content, sample_count(content))
         samples = [sample for _, sample in zip(range(batch_size), items, strict=False)]
         return Batch(default_collate(samples), len(samples)) if samples else None
+
+
+def loader_batch_size(loader: DataLoader[Any]) -> int | None:
+    """The batch size of a loader, its own or its batch sampler's."""
+    return loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)

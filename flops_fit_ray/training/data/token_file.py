@@ -95,10 +95,10 @@ def _examine(path: Path, dtype: str) -> tuple[Path, np.dtype[Any], int, int]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            head = np.frombuffer(file.read(12), dtype=np.int32)
+            head = np.frombuffer(file.read(12).ljust(12, b"\0"), dtype=np.int32)
     except OSError as e:
         raise SpecError("spec", [f"data: {path} cannot be read: {e.strerror}"]) from e
-    magic = int(head[0]) if len(head) == 3 and size > HEADER_BYTES else 0
+    magic = int(head[0]) if size > HEADER_BYTES else 0
     headed = magic in MAGIC
     kind = np.dtype((MAGIC[magic] if headed else "uint16") if dtype == "auto" else dtype)
     start = HEADER_BYTES if headed else 0

@@ -93,6 +93,31 @@ def plan(spec: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
 
 @commands.command()
 @_spec_argument
+@_set_option
+@click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
+@_json_option
+def check(spec: Path | None, overrides: tuple[str, ...], address: str | None, as_json: bool) -> int:
+    """Try the smallest and the biggest model on a real worker: ten answers, PASS, WARN or FAIL.
+
+    Nothing is written. Exit code 1 if an answer is FAIL.
+    """
+    import functools
+
+    from flops_fit_ray.console.plain import check_text
+    from flops_fit_ray.engine.check import check_on_worker
+    from flops_fit_ray.layout import SCHEMA_VERSION
+    from flops_fit_ray.training.guest import load_guest
+
+    path, resolved, made = _planned(spec, overrides, quiet=as_json)
+    load = functools.partial(load_guest, resolved, path.parent)
+    report, slots = check_on_worker(made, resolved, load_guest=load, address=address)
+    content = {"schema_version": SCHEMA_VERSION, "slots": slots.count, **report.to_json()}
+    click.echo(json.dumps(content) if as_json else check_text(content))
+    return EXIT_FAILED if report.verdict == "FAIL" else EXIT_DONE
+
+
+@commands.command()
+@_spec_argument
 @click.option("--output", type=click.Path(path_type=Path), help="The sweep directory [default: runs/NAME beside SPEC].")
 @_set_option
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 from flops_fit_ray import text
 from flops_fit_ray.analysis import Interval, Prediction, SweepFit
@@ -103,6 +104,13 @@ def plan_text(plan: Plan) -> str:
         *(f"warning: {warning}" for warning in plan.warnings),
     ]
     return "\n".join(lines)
+
+
+def check_text(report: Mapping[str, Any]) -> str:
+    """The answers of a check, one line each, from its JSON."""
+    width = max(len(line["name"]) for line in report["lines"])
+    lines = [f"{line['verdict']}  {line['name'].ljust(width)}  {line['words']}" for line in report["lines"]]
+    return "\n".join([*lines, f"{report['verdict']} on {report['device']} in {text.duration(report['seconds'])}"])
 
 
 def fit_text(fit: SweepFit) -> str:

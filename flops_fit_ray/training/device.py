@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import platform
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ _PEAKS = {
     "T4": (8.1e12, 65e12),
 }
 _GEMM_SIZE = 1024
-_GEMM_SECONDS = 0.05
+_GEMM_SECONDS = 0.3  # the first products are slow: pages, clock
 
 
 def device_name(device: torch.device) -> str:
@@ -50,11 +51,12 @@ def peak_flops(name: str, device: str, precision: str, threads: int) -> tuple[fl
 def _measured_gemm(device: torch.device, precision: str) -> float:
     n = _GEMM_SIZE
     a = torch.ones(n, n, device=device, dtype=DTYPES[precision])
+    out = torch.empty_like(a)
     best = 0.0
     ends = time.perf_counter() + _GEMM_SECONDS
     while best == 0.0 or time.perf_counter() < ends:
         started = time.perf_counter()
-        _ = a @ a
+        torch.mm(a, a, out=out)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = max(best, 2 * n**3 / (time.perf_counter() - started))
@@ -79,6 +81,13 @@ def peak_memory_bytes(device: torch.device) -> int | None:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory that there are in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def resident_room(device: torch.device) -> int:

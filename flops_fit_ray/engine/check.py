@@ -1,0 +1,42 @@
+"""The check of a sweep on a real worker: the same device, memory and libraries that its experiments will have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flops_fit_ray.engine.cluster import ray_session
+from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
+from flops_fit_ray.planning import Plan
+from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.training.check import Line, Report, check_plan
+from flops_fit_ray.training.guest import Guest
+
+
+def check_on_worker(
+    plan: Plan, spec: SweepSpec, *, load_guest: Callable[[], Guest], address: str | None
+) -> tuple[Report, Slots]:
+    """Run the check where an experiment would run. A worker that dies is an answer too.
+
+    Raises:
+        ResourceError: the cluster cannot be reached, or can never run an experiment of this sweep.
+    """
+    import ray
+
+    with ray_session(address):
+        slots = choose_slots(spec.resources_per_trial, live_nodes())
+        others = {name: amount for name, amount in slots.resources.items() if name not in ("cpu", "gpu")}
+        ask = ray.remote(
+            num_cpus=slots.resources.get("cpu", 0),
+            num_gpus=slots.resources.get("gpu", 0),
+            resources=others,
+            max_retries=0,
+        )(_check)
+        try:
+            return ray.get(ask.remote(plan, load_guest, slots)), slots
+        except ray.exceptions.RayError as e:
+            words = f"the worker ended: {str(e).strip().splitlines()[-1]}"
+            return Report(lines=(Line("FAIL", "runs", words),), device="?", seconds=0.0, step_seconds={}), slots
+
+
+def _check(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Report:
+    return check_plan(plan, load_guest(), device="cuda" if slots.uses_gpu else "cpu", slots=slots.count)

@@ -1,0 +1,350 @@
+"""Ten questions to the smallest and the biggest model of a sweep, answered by running them on the device itself.
+
+Each answer is PASS, WARN or FAIL with the numbers that it rests on. Nothing is taken from the plan that can be
+measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flops_fit_ray import text
+from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.training.checkpoint import CheckpointStore
+from flops_fit_ray.training.copying import BLIND_LOSS, try_copying
+from flops_fit_ray.training.data import Batch, first_batch, make_feed
+from flops_fit_ray.training.device import device_memory, device_name, peak_flops, peak_memory_bytes, reset_peak_memory
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.loop import Care, Observer, train_experiment
+from flops_fit_ray.training.losses import logits_of, outputs_of
+from flops_fit_ray.training.precision import autocast
+from flops_fit_ray.training.random import RandomState
+from flops_fit_ray.training.step import Stepper, free_memory, settings
+
+Verdict = Literal["PASS", "WARN", "FAIL"]
+TIMED_SECONDS = 3.0  # per model
+TRUSTED_RATIO = (
+    0.8,
+    3.0,
+)  # of counted FLOPs to 6ND; SDPA at small width takes it to 2, a model that is not seen below 0.8
+
+
+@dataclass(frozen=True)
+class Line:
+    """One question and its answer."""
+
+    verdict: Verdict
+    name: str
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one model showed."""
+
+    experiment: Experiment
+    params_total: int
+    loss: float
+    classes: int | None  # of the logits
+    unused: tuple[str, ...]  # parameters without a gradient
+    tokens: int  # of one batch
+    step_seconds: float
+    wait_share: float
+    peak_bytes: int | None
+    micro_batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All answers, and the rates that they rest on."""
+
+    lines: tuple[Line, ...]
+    device: str
+    seconds: float
+    step_seconds: Mapping[str, float]  # by size
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst answer."""
+        found = {line.verdict for line in self.lines}
+        return "FAIL" if "FAIL" in found else "WARN" if "WARN" in found else "PASS"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"verdict": self.verdict, **asdict(self), "lines": [asdict(line) for line in self.lines]}
+
+
+def check_plan(plan: Plan, guest: Guest, *, device: str, slots: int = 1, threads: int = 1) -> Report:
+    """Run the smallest and the biggest model of a plan for a few seconds, and say what was seen."""
+    started = time.perf_counter()
+    place = torch.device(device)
+    ends = _smallest_and_biggest(plan)
+    lines: list[Line] = []
+    measured: list[Measured] = []
+    with settings(threads):
+        for experiment in ends:
+            try:
+                measured.append(_measure(experiment, guest, place))
+            except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is the answer
+                lines.append(Line("FAIL", "runs", f"size {experiment.size}: {type(e).__name__}: {_first_line(e)}"))
+            free_memory()
+        if len(measured) == len(ends):
+            lines += _answers(plan, guest, measured, place, slots, threads)
+    return Report(
+        lines=tuple(lines),
+        device=device_name(place),
+        seconds=time.perf_counter() - started,
+        step_seconds={str(m.experiment.size): m.step_seconds for m in measured},
+    )
+
+
+def _smallest_and_biggest(plan: Plan) -> list[Experiment]:
+    ordered = sorted(plan.experiments, key=lambda e: e.params)
+    return [ordered[0], ordered[-1]]
+
+
+def _measure(experiment: Experiment, guest: Guest, device: torch.device) -> Measured:
+    """One model on real batches, in the plan's own recipe."""
+    recipe = experiment.recipe
+    reset_peak_memory(device)
+    RandomState.seed(recipe.seed)
+    model = guest.model(**experiment.size_kwargs).to(device)
+    model.train()
+    feed = make_feed(guest.train_data, recipe.batch_size, recipe.seed, guest.max_epochs)
+    stepper = Stepper(model, guest, recipe, experiment.steps, device)
+    batch = feed.next_batch()
+    classes = _classes(model, guest, batch.to(device), recipe.precision, device)
+    loss, _ = stepper.advance(batch, 0)
+    first = loss.item()
+    unused = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+    waited, steps, began = 0.0, 0, time.perf_counter()
+    while steps < 3 or (time.perf_counter() - began < TIMED_SECONDS and steps < experiment.steps - 1):
+        fetching = time.perf_counter()
+        batch = feed.next_batch()
+        waited += time.perf_counter() - fetching
+        loss, _ = stepper.advance(batch, min(steps + 1, experiment.steps - 1))
+        steps += 1
+    loss.item()  # waits for the device
+    seconds = time.perf_counter() - began
+    return Measured(
+        experiment=experiment,
+        params_total=sum(p.numel() for p in model.parameters()),
+        loss=first,
+        classes=classes,
+        unused=unused,
+        tokens=guest.num_tokens(batch, experiment.tokens_per_sample),
+        step_seconds=seconds / steps,
+        wait_share=waited / seconds,
+        peak_bytes=peak_memory_bytes(device),
+        micro_batch_size=stepper.micro_batch_size,
+    )
+
+
+@torch.no_grad()
+def _classes(model: nn.Module, guest: Guest, batch: Batch, precision: str, device: torch.device) -> int | None:
+    """How many classes the logits tell apart, where targets are whole numbers and outputs can be had."""
+    target = batch.target
+    if guest.objective.takes_model or not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    outside = RandomState.capture()
+    with autocast(precision, device):
+        classes = int(logits_of(outputs_of(model, batch)).shape[-1])
+    RandomState.restore(outside)
+    return classes
+
+
+def _answers(
+    plan: Plan, guest: Guest, measured: Sequence[Measured], device: torch.device, slots: int, threads: int
+) -> Iterator[Line]:
+    yield _runs(measured)
+    yield _gradients(measured)
+    yield _start(measured)
+    yield _memory(measured, device, slots)
+    yield _tokens(plan, measured)
+    yield _flops(plan)
+    yield _speed(plan, measured, device, slots, threads)
+    yield _data(plan, measured)
+    yield _guarded("checkpoint", lambda: _round_trip(measured[0].experiment, guest, device))
+    yield _guarded("targets", lambda: _targets(measured[0].experiment, guest, device))
+
+
+def _guarded(name: str, ask: Callable[[], Line]) -> Line:
+    try:
+        return ask()
+    except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is the answer
+        return Line("FAIL", name, f"{type(e).__name__}: {_first_line(e)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else ""
+
+
+def _both(measured: Sequence[Measured], show: Callable[[Measured], str]) -> str:
+    return ", ".join(f"size {m.experiment.size}: {show(m)}" for m in measured)
+
+
+def _runs(measured: Sequence[Measured]) -> Line:
+    wrong = [m for m in measured if m.params_total != m.experiment.params_total]
+    shown = _both(measured, lambda m: f"{text.count(m.params_total)} parameters")
+    if wrong:
+        return Line(
+            "FAIL", "runs", f"{shown}; the plan counted {_both(wrong, lambda m: str(m.experiment.params_total))}"
+        )
+    return Line("PASS", "runs", f"{shown}; built, forward, backward and optimizer step on real batches")
+
+
+def _gradients(measured: Sequence[Measured]) -> Line:
+    idle = [m for m in measured if m.unused]
+    if idle:
+        names = ", ".join(idle[0].unused[:3])
+        return Line(
+            "WARN", "gradients", f"{len(idle[0].unused)} parameters get none: {names}; N counts them all the same"
+        )
+    return Line("PASS", "gradients", "reach every parameter that learns")
+
+
+def _start(measured: Sequence[Measured]) -> Line:
+    shown = _both(measured, lambda m: f"{m.loss:.3f}")
+    if not all(math.isfinite(m.loss) for m in measured):
+        return Line("FAIL", "first loss", f"{shown}: not a finite number")
+    classes = measured[0].classes
+    if classes is None:
+        return Line("PASS", "first loss", f"{shown}; finite (no classes to compare it with)")
+    expected = math.log(classes)
+    far = [m for m in measured if not 0.5 * expected <= m.loss <= 1.3 * expected + 0.5]
+    words = f"{shown}; ln({classes} classes) is {expected:.3f}"
+    return (
+        Line("WARN", "first loss", f"{words}: look at the initialisation") if far else Line("PASS", "first loss", words)
+    )
+
+
+def _memory(measured: Sequence[Measured], device: torch.device, slots: int) -> Line:
+    whole = device_memory(device)
+    room = whole if device.type == "cuda" else whole // slots
+    halved = [m for m in measured if m.micro_batch_size != m.experiment.recipe.micro_batch_size]
+    peak = max((m.peak_bytes or 0) for m in measured)
+    words = f"at most {_bytes(peak)} of {_bytes(room)} per experiment"
+    if halved:
+        size = halved[0].micro_batch_size
+        return Line("WARN", "memory", f"{words}; too little for the micro-batch: train.micro_batch_size: {size} fits")
+    return Line("WARN" if peak > 0.8 * room else "PASS", "memory", words)
+
+
+def _bytes(amount: float) -> str:
+    return f"{text.count(amount)}B" if amount >= 1000 else f"{amount:.0f} B"
+
+
+def _tokens(plan: Plan, measured: Sequence[Measured]) -> Line:
+    first = measured[0].experiment
+    planned = first.tokens // first.steps
+    words = (
+        f"{measured[0].tokens} in a batch of {first.recipe.batch_size} samples; one is {plan.survey.data.token_unit}"
+    )
+    if any(m.tokens != planned for m in measured):
+        return Line("FAIL", "tokens", f"{words}; the plan says {planned}")
+    return Line("PASS", "tokens", words)
+
+
+def _flops(plan: Plan) -> Line:
+    ratios = {str(s.size): s.flops_per_token / (6 * s.params) for s in plan.survey.sizes}
+    low, high = min(ratios.values()), max(ratios.values())
+    words = f"{low:.2f} to {high:.2f} times 6ND, {plan.survey.sizes[0].flops_source}"
+    if low < TRUSTED_RATIO[0] or high > TRUSTED_RATIO[1]:
+        return Line(
+            "WARN", "FLOPs", f"{words}: a layer that is not seen, or shared weights? Else model.flops_per_token"
+        )
+    return Line("PASS", "FLOPs", words)
+
+
+def _speed(plan: Plan, measured: Sequence[Measured], device: torch.device, slots: int, threads: int) -> Line:
+    name, precision = device_name(device), measured[0].experiment.recipe.precision
+    peak, _ = peak_flops(name, device.type, precision, threads)
+
+    def shown(m: Measured) -> str:
+        rate = m.tokens / m.step_seconds
+        return f"{text.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
+
+    seconds = sweep_seconds(plan, measured)
+    words = f"{_both(measured, shown)} on {name} in {precision}"
+    return Line("PASS", "speed", f"{words}; the sweep about {text.duration(seconds / slots)} on {slots} at a time")
+
+
+def sweep_seconds(plan: Plan, measured: Sequence[Measured]) -> float:
+    """Training seconds of all experiments, one at a time: step seconds between the two sizes as a power of FLOPs."""
+    small, big = measured[0], measured[-1]
+    x0, x1 = math.log(small.experiment.flops_per_token), math.log(big.experiment.flops_per_token)
+    y0, y1 = math.log(small.step_seconds), math.log(big.step_seconds)
+    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else 0.0
+    return sum(e.steps * math.exp(y0 + slope * (math.log(e.flops_per_token) - x0)) for e in plan.experiments)
+
+
+def _data(plan: Plan, measured: Sequence[Measured]) -> Line:
+    share = max(m.wait_share for m in measured)
+    facts = plan.survey.data
+    held_out = f"{facts.eval_samples} samples of {facts.eval_source}" if facts.eval_samples else facts.eval_source
+    words = f"waiting for data {100 * share:.1f} % of the time; held-out: {held_out}"
+    return Line("WARN" if share > 0.2 or not facts.eval_samples else "PASS", "data", words)
+
+
+class _StopError(Exception):
+    """Ends an experiment as a crash would."""
+
+
+class _Stopping(Observer):
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self._left = at
+
+    def fetching(self) -> None:
+        if self._left == 0:
+            raise _StopError
+        self._left -= 1
+
+
+def _round_trip(experiment: Experiment, guest: Guest, device: torch.device) -> Line:
+    """Six steps in one go against six steps with a crash and a checkpoint in between."""
+    per_step = experiment.tokens // experiment.steps
+    steps = min(6, experiment.steps)
+    short = replace(experiment, steps=steps, tokens=steps * per_step)
+    whole = train_experiment(short, guest, eval_samples=0, device=device.type)
+    with tempfile.TemporaryDirectory() as directory:
+        store = CheckpointStore(Path(directory), key=experiment.key)
+        care = Care(store=store, checkpoint_steps=max(1, steps // 2))
+        stopping = _Stopping(max(1, steps // 2))
+        with contextlib.suppress(_StopError):
+            train_experiment(short, guest, eval_samples=0, device=device.type, care=care, observer=stopping)
+        size = sum(path.stat().st_size for path in Path(directory).iterdir())
+        resumed = train_experiment(short, guest, eval_samples=0, device=device.type, care=care)
+    words = f"{_bytes(size)} at size {experiment.size}, written, read back and gone on from"
+    same = [p.train_loss for p in resumed.curve] == [p.train_loss for p in whole.curve]
+    if same:
+        return Line("PASS", "checkpoint", f"{words}: the same losses to the last bit")
+    close = math.isclose(resumed.loss, whole.loss, rel_tol=1e-3)
+    difference = abs(resumed.loss - whole.loss)
+    verdict: Verdict = "WARN" if close and device.type == "cuda" else "FAIL"
+    return Line(
+        verdict, "checkpoint", f"{words}: losses differ by {difference:.2e}; does the model draw or keep state?"
+    )
+
+
+def _targets(experiment: Experiment, guest: Guest, device: torch.device) -> Line:
+    RandomState.seed(experiment.recipe.seed)
+    model = guest.model(**experiment.size_kwargs).to(device)
+    batch = first_batch(guest.train_data, experiment.recipe.batch_size)
+    found = try_copying(model, guest.objective, batch, device)
+    if found is None:
+        return Line("PASS", "targets", "no rows of tokens whose targets are rows of the same tokens: nothing to copy")
+    words = f"loss {found.loss:.2f} after {found.steps} steps on random tokens, {BLIND_LOSS:.2f} at best when blind"
+    if found.sees_targets:
+        words += ": the model sees its targets. Are they shifted by one, and is attention causal?"
+    return Line("FAIL" if found.sees_targets else "PASS", "targets", words)

@@ -1,0 +1,191 @@
+"""The check finds what is wrong, and nothing where all is well."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flops_fit_ray.cli import main
+from flops_fit_ray.planning import Plan
+from flops_fit_ray.training import check as check_module
+from flops_fit_ray.training.check import Report, check_plan
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.losses import BUILT_IN
+from tests.parts import Bigram, Mlp, guest_of, planned, regression, spec_of, text
+from tests.streams import mappings
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_module, "TIMED_SECONDS", 0.1)
+
+
+def parts(model: Any = Bigram, data: Any = None, loss: str = "cross_entropy") -> tuple[Plan, Guest]:
+    spec = spec_of(
+        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        data={"train": "tests.parts:text", "max_epochs": 1e6},
+        loss=loss,
+        budgets=[4e8, 8e8],
+    )
+    guest = guest_of(spec, model=model, train=text() if data is None else data, loss=BUILT_IN[loss])
+    return planned(spec, guest), guest
+
+
+def checked(model: Any = Bigram, data: Any = None, loss: str = "cross_entropy") -> Report:
+    return check_plan(*parts(model, data, loss), device="cpu")
+
+
+def answers(report: Report) -> dict[str, str]:
+    return {line.name: line.verdict for line in report.lines}
+
+
+def words(report: Report, name: str) -> str:
+    return next(line.words for line in report.lines if line.name == name)
+
+
+def test_ten_answers_and_all_is_well() -> None:
+    report = checked()
+    assert len(report.lines) == 10 and report.verdict == "PASS", report.lines
+    assert set(report.step_seconds) == {"4", "16"}
+    assert "128 in a batch of 8 samples; one is one target token" in words(report, "tokens")
+    assert "the same losses to the last bit" in words(report, "checkpoint")
+    assert json.loads(json.dumps(report.to_json()))["verdict"] == "PASS"
+
+
+def unshifted() -> tuple[Tensor, Tensor]:
+    inputs, _ = text().tensors
+    return inputs, inputs
+
+
+class SeesAll(nn.Module):
+    """Attention that is not causal: with targets shifted by one it can look them up."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table, self.places = nn.Embedding(32, 4 * width), nn.Embedding(16, 4 * width)
+        self.block = nn.TransformerEncoderLayer(4 * width, 2, 8 * width, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(4 * width, 32)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        out: Tensor = self.head(self.block(x, src_mask=self.mask(ids)))
+        return out
+
+    def mask(self, ids: Tensor) -> Tensor | None:
+        return None
+
+
+class Causal(SeesAll):
+    def mask(self, ids: Tensor) -> Tensor | None:
+        size = ids.shape[1]
+        return torch.full((size, size), float("-inf"), device=ids.device).triu(1)
+
+
+class ShiftsInside(Bigram):
+    """Labels that are the inputs, shifted by the model: as Hugging Face's causal models do."""
+
+    def forward(self, ids: Tensor, labels: Tensor | None = None) -> Any:
+        logits = super().forward(ids)
+        assert labels is not None
+        return {"loss": nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
+
+
+class Forgets(ShiftsInside):
+    def forward(self, ids: Tensor, labels: Tensor | None = None) -> Any:
+        assert labels is not None
+        return {"loss": nn.functional.cross_entropy(Bigram.forward(self, ids).flatten(0, 1), labels.flatten())}
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "loss", "verdict"),
+    [
+        (Bigram, unshifted(), "cross_entropy", "FAIL"),
+        (SeesAll, text(), "cross_entropy", "FAIL"),
+        (Causal, text(), "cross_entropy", "PASS"),
+        (ShiftsInside, {"ids": text().tensors[0], "labels": text().tensors[0]}, "model", "PASS"),
+        (Forgets, {"ids": text().tensors[0], "labels": text().tensors[0]}, "model", "FAIL"),
+        (ShiftsInside, mappings(), "model", "PASS"),
+    ],
+    ids=["not shifted", "not causal", "causal", "shifted inside", "not shifted inside", "shifted twice"],
+)
+def test_a_model_that_sees_its_targets_is_found_out(model: Any, data: Any, loss: str, verdict: str) -> None:
+    report = checked(model, data, loss)
+    assert answers(report)["targets"] == verdict, words(report, "targets")
+
+
+def test_there_is_nothing_to_copy_without_tokens() -> None:
+    spec = spec_of()
+    guest = guest_of(spec, model=Mlp, train=regression())
+    report = check_plan(planned(spec, guest), guest, device="cpu")
+    assert answers(report)["targets"] == "PASS" and "nothing to copy" in words(report, "targets")
+
+
+class Idle(Bigram):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.unused = nn.Linear(3, 3)
+
+
+class Hot(Bigram):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        nn.init.normal_(self.head.weight, std=30)
+
+
+class Keeps(Bigram):
+    """State that no checkpoint can hold."""
+
+    calls = 0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        type(self).calls += 1
+        return super().forward(ids) * (1 + self.calls / 100)
+
+
+class Breaks(Bigram):
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.table.weight.shape[1] == 16 and not ids.is_meta:
+            raise RuntimeError("too wide")
+        return super().forward(ids)
+
+
+FOUND = [
+    (Idle, "gradients", "WARN", "2 parameters get none: unused.weight, unused.bias"),
+    (Hot, "first loss", "WARN", "ln(32 classes) is 3.466: look at the initialisation"),
+    (Keeps, "checkpoint", "FAIL", "does the model draw or keep state?"),
+    (Breaks, "runs", "FAIL", "size 16: RuntimeError: too wide"),
+]
+
+
+@pytest.mark.parametrize(("model", "name", "verdict", "message"), FOUND, ids=[n for _, n, *_ in FOUND])
+def test_what_is_wrong_is_found(model: Any, name: str, verdict: str, message: str) -> None:
+    report = checked(model)
+    assert answers(report)[name] == verdict
+    assert message in words(report, name)
+    assert report.verdict == verdict
+
+
+def test_a_plan_that_is_not_of_this_model_is_found() -> None:
+    plan, guest = parts()
+    other = replace(guest, model=lambda width: Bigram(width + 1))
+    report = check_plan(plan, other, device="cpu")
+    assert answers(report)["runs"] == "FAIL" and "the plan counted" in words(report, "runs")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_demo_is_checked_on_a_worker_in_time(capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as caught:
+        main(["check", str(ROOT / "examples" / "bytes"), "--json"])
+    assert time.monotonic() - started < 90
+    content = json.loads(capsys.readouterr().out)
+    assert caught.value.code == 0, content
+    assert len(content["lines"]) == 10 and {line["verdict"] for line in content["lines"]} == {"PASS"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flops_fit_ray.cli import main
 from flops_fit_ray.planning import Plan
-from flops_fit_ray.training import check as check_module
+from flops_fit_ray.training import timing
 from flops_fit_ray.training.check import Report, check_plan
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.losses import BUILT_IN
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_module, "TIMED_SECONDS", 0.1)
+    monkeypatch.setattr(timing, "TIMED_SECONDS", 0.1)
 
 
 def parts(model: Any = Bigram, data: Any = None, loss: str = "cross_entropy") -> tuple[Plan, Guest]:
@@ -177,6 +177,31 @@ def test_a_plan_that_is_not_of_this_model_is_found() -> None:
     other = replace(guest, model=lambda width: Bigram(width + 1))
     report = check_plan(plan, other, device="cpu")
     assert answers(report)["runs"] == "FAIL" and "the plan counted" in words(report, "runs")
+
+
+def test_the_faster_precision_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, guest = parts()
+    chosen, seconds = timing.choose_precision(plan, guest, device="cpu")
+    assert set(seconds) == {"fp32", "bf16"} and all(s > 0 for s in seconds.values())
+    measure = timing.measure
+    for factor, expected in [(0.5, "bf16"), (0.99, "fp32"), (2.0, "fp32")]:
+
+        def timed(experiment: Any, *rest: Any, factor: float = factor) -> Any:
+            step = 1.0 if experiment.recipe.precision == "fp32" else factor
+            return replace(measure(experiment, *rest), step_seconds=step)
+
+        monkeypatch.setattr(timing, "measure", timed)
+        assert timing.choose_precision(plan, guest, device="cpu")[0] == expected
+
+
+def test_the_sweep_is_priced_by_both_ends() -> None:
+    plan, guest = parts()
+    ends = [timing.measure(e, guest, torch.device("cpu")) for e in timing.smallest_and_biggest(plan)]
+    same = [replace(m, step_seconds=0.01) for m in ends]
+    assert timing.sweep_seconds(plan, same) == pytest.approx(0.01 * sum(e.steps for e in plan.experiments))
+    by_flops = [replace(m, step_seconds=1e-9 * m.experiment.flops_per_token) for m in ends]
+    whole = sum(1e-9 * e.flops_per_token * e.steps for e in plan.experiments)
+    assert timing.sweep_seconds(plan, by_flops) == pytest.approx(whole)
 
 
 @pytest.mark.ray

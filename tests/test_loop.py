@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from flops_fit_ray.errors import DivergedError, ExperimentError
 from flops_fit_ray.planning import Experiment, Recipe
-from flops_fit_ray.training.data import Batch, MapDataset, num_samples
+from flops_fit_ray.training.data import Batch, MapDataset, eval_batches, num_samples
 from flops_fit_ray.training.data.dataset import fetch as fetch_at
 from flops_fit_ray.training.data.feed import IndexedFeed
 from flops_fit_ray.training.evaluate import evaluate
@@ -124,8 +124,7 @@ def test_evaluation_is_in_eval_mode_and_weighs_by_samples() -> None:
         model,
         guest,
         recipe(),
-        num_samples=20,
-        batch_size=8,
+        eval_batches(cast(Any, guest.eval_data), 20, 8),
         tokens_per_sample=None,
         device=torch.device("cpu"),
     )

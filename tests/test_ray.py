@@ -24,8 +24,13 @@ from flops_fit_ray.api import Result
 from flops_fit_ray.cli import main
 from flops_fit_ray.engine.cluster import ray_session
 from flops_fit_ray.errors import ResourceError, StorageError
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.planning import Plan
 from flops_fit_ray.sweep import open_sweep
-from tests.parts import Mlp, Truncated, power_law_regression, regression
+from flops_fit_ray.training.guest import make_guest
+from flops_fit_ray.training.loop import Outcome, train_experiment
+from flops_fit_ray.training.losses import mse
+from tests.parts import Mlp, Pairs, Truncated, power_law_regression, regression, spec_of
 from tests.sweeps import known_guest, known_spec, make_sweep
 
 pytestmark = pytest.mark.ray
@@ -82,6 +87,19 @@ def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None
     assert set(more.to_frame()["attempts"]) == {1}  # the new budget ran, and nothing else
 
 
+def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_path: Path) -> None:
+    first = known(tmp_path, precision="auto")
+    (chosen,) = set(first.to_frame()["precision"])
+    assert chosen in ("fp32", "bf16") and first.complete
+    files = {p: p.stat().st_mtime_ns for p in first.output.glob("experiments/*/result.json")}
+    other = {"fp32": "bf16", "bf16": "fp32"}[chosen]
+    with pytest.MonkeyPatch.context() as patch:  # had it been measured again, the other one would have come out
+        patch.setattr("flops_fit_ray.engine.check.choose_precision_on_worker", lambda *a, **k: (other, {}))
+        again = known(tmp_path, precision="auto")
+    assert set(again.to_frame()["precision"]) == {chosen}
+    assert {p: p.stat().st_mtime_ns for p in again.output.glob("experiments/*/result.json")} == files
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_trial_with_a_gpu_trains_on_it(ray_here: None, tmp_path: Path) -> None:
@@ -93,8 +111,19 @@ def test_a_trial_with_a_gpu_trains_on_it(ray_here: None, tmp_path: Path) -> None
     assert list(frame["loss"]) == pytest.approx(list(plain["loss"]), rel=1e-3)
 
 
+class Blocking(Pairs):
+    """A dataset that gives no more samples while somebody says so."""
+
+    blocked = False
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        while Blocking.blocked:
+            time.sleep(0.1)
+        return super().__getitem__(index)
+
+
 class Fragile(Mlp):
-    """Fails, dies, diverges or leaves, each at one width."""
+    """Fails, dies, diverges, leaves, waits or asks for too much, each at one width."""
 
     def __init__(self, width: int, marks: str, inputs: int = 8) -> None:
         super().__init__(width, inputs)
@@ -115,7 +144,28 @@ class Fragile(Mlp):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.width == 16:
                 return super().forward(x) * torch.nan
+            if self.width == 10:
+                Blocking.blocked = True
+            if self.width == 14:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            if self.width == 18 and len(x) > 2:
+                self.calls -= 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
         return super().forward(x)
+
+
+def alone(plan: Plan, key: str, marks: Path) -> Outcome:
+    """One experiment without Ray, and with nothing that goes wrong."""
+    guest = make_guest(
+        model=Fragile,
+        model_kwargs={"marks": str(marks / "elsewhere")},
+        loss=mse,
+        train=Blocking(*regression(20_000).tensors),
+        held_out=None,
+        data=spec_of().data,
+    )
+    (experiment,) = [e for e in plan.experiments if e.key == key]
+    return train_experiment(experiment, guest, eval_samples=plan.survey.data.eval_samples)
 
 
 def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) -> None:
@@ -123,10 +173,12 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
     arguments: dict[str, Any] = {
         "model_size_param": "width",
         "model_kwargs": {"marks": str(tmp_path)},
-        "dataset": regression(20_000),
+        "dataset": Blocking(*regression(20_000).tensors),
         "loss_fn": "mse",
-        "compute_budgets": [4e5, 8e5],
-        "sizes": [4, 6, 8, 12, 16, 20, 24],
+        "compute_budgets": [8e5, 1.6e6],
+        "sizes": [4, 6, 8, 10, 12, 14, 16, 18, 20, 24],
+        "timeout_seconds": 3,
+        "checkpoint": {"steps": 30},
         "batch_size": 8,
         "lr": 1e-2,
         "resources_per_trial": {"cpu": 1},
@@ -135,12 +187,15 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
     }
     result = find_optimal(Fragile, **arguments)
     frame = result.to_frame().set_index(["size", "budget"])
-    status = {size: list(frame.loc[size]["status"]) for size in (4, 6, 8, 12, 16, 20, 24)}
+    status = {size: list(frame.loc[size]["status"]) for size in arguments["sizes"]}
     assert status == {
         4: ["completed"] * 2,
         6: ["failed"] * 2,
         8: ["failed"] * 2,
+        10: ["stalled"] * 2,
         12: ["completed"] * 2,
+        14: ["completed"] * 2,
+        18: ["completed"] * 2,
         16: ["diverged"] * 2,
         20: ["infrastructure"] * 2,
         24: ["completed"] * 2,
@@ -151,13 +206,27 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
     assert sorted(frame.loc[12]["attempts"]) == [1, 2]  # a dead worker is, up to three times
     assert list(frame.loc[20]["attempts"]) == [4, 4]
     assert all("its worker ended 4 times without an outcome" in error for error in frame.loc[20]["error"])
+    assert list(frame.loc[10]["attempts"]) == [1, 1]
+    assert list(frame.loc[10]["error"]) == ["data.train gave no batch for 3 s (data.timeout_seconds)"] * 2
+    assert list(frame.loc[14]["micro_batch_size"]) == [4, 4]  # once out of memory is once halved
+    assert list(frame.loc[18]["micro_batch_size"]) == [2, 2]
     sweep = open_sweep(result.output)
+    stalled = [f for f in sweep.failures if f.status == "stalled"]
+    assert all("in __getitem__" in f.traceback and 2.7 < f.seconds < 10 for f in stalled)
+    (killed,) = [r for r in sweep.results if r.size == 12 and r.attempts == 2]
+    assert killed.resumed_from == 90  # killed in step 100, a checkpoint every 30
+    words = [e.words for e in Ledger(sweep.paths).events(killed.key)]
+    assert "going on from the checkpoint at step 90" in words
+    assert killed.loss == alone(sweep.plan, killed.key, tmp_path).loss  # as if nothing had happened, to the last bit
+    assert not list(sweep.paths.experiments.glob("*/checkpoints/*.pt")) or {
+        p.parent.parent.name for p in sweep.paths.experiments.glob("*/checkpoints/*.pt")
+    } <= {f.key for f in sweep.failures}
     assert all("in forward" in f.traceback for f in sweep.failures if f.error.startswith("RuntimeError"))
     assert "my own bug" in sweep.paths.report.read_text()
 
     (tmp_path / "armed").unlink()  # the bug is fixed: the same call tries again what failed, and only that
     fixed = find_optimal(Fragile, **arguments).to_frame().set_index(["size", "budget"])
-    assert [list(fixed.loc[size]["status"]) for size in (6, 8, 20)] == [["completed"] * 2] * 3
+    assert [list(fixed.loc[size]["status"]) for size in (6, 8, 10, 20)] == [["completed"] * 2] * 4
     past = [p.name for p in (result.output / "experiments" / sweep.failures[0].key).rglob("*failure*")]
     assert past == ["0001-failure.json"]  # what went wrong stays on record
     assert list(fixed.loc[16]["status"]) == ["diverged"] * 2

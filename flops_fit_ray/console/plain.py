@@ -100,10 +100,22 @@ def plan_text(plan: Plan) -> str:
         f"N: {size.params_source}. FLOPs: {size.flops_source}, forward and backward. D: one token is "
         f"{data.token_unit}; the training set has {'an unknown number' if epoch is None else text.count(epoch)}.",
         f"held-out: {f'{data.eval_samples} samples of ' if data.eval_samples else ''}{data.eval_source}",
+        f"precision: {_precision_words(plan)}",
+        f"disk: up to {text.count(plan.disk.per_running)}B of checkpoints for each experiment that runs, "
+        f"{text.count(plan.disk.in_the_end)}B in the end",
         *([f"sizes that the model refused: {'; '.join(plan.survey.skipped)}"] if plan.survey.skipped else []),
         *(f"warning: {warning}" for warning in plan.warnings),
     ]
     return "\n".join(lines)
+
+
+def _precision_words(plan: Plan) -> str:
+    precision = plan.experiments[0].recipe.precision
+    return (
+        "auto: fp32 or bf16, whichever is faster on a worker when the sweep starts"
+        if precision == "auto"
+        else precision
+    )
 
 
 def check_text(report: Mapping[str, Any]) -> str:

@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from flops_fit_ray.engine.cluster import ray_session
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
+from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.check import Line, Report, check_plan
 from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.timing import choose_precision
+
+
+def choose_precision_on_worker(
+    plan: Plan, spec: SweepSpec, *, load_guest: Callable[[], Guest], address: str | None
+) -> tuple[str, dict[str, float]]:
+    """The precision in which the sweep is faster where it will run, and its training seconds in each.
+
+    Raises:
+        ResourceError: the cluster cannot be reached, can never run such an experiment, or its worker died.
+    """
+    import ray
+
+    with ray_session(address):
+        slots = choose_slots(spec.resources_per_trial, live_nodes())
+        try:
+            found: tuple[str, dict[str, float]] = ray.get(_on(slots, _choose).remote(plan, load_guest, slots))
+        except ray.exceptions.RayError as e:
+            last = str(e).strip().splitlines()[-1]
+            raise ResourceError(f"train.precision: auto could not be measured: {last}; say fp32 or bf16") from e
+        return found
+
+
+def _on(slots: Slots, function: Callable[..., Any]) -> Any:
+    """A function as a Ray task with the resources of one experiment."""
+    import ray
+
+    others = {name: amount for name, amount in slots.resources.items() if name not in ("cpu", "gpu")}
+    return ray.remote(
+        num_cpus=slots.resources.get("cpu", 0),
+        num_gpus=slots.resources.get("gpu", 0),
+        resources=others,
+        max_retries=0,
+    )(function)
 
 
 def check_on_worker(
@@ -24,18 +60,15 @@ def check_on_worker(
 
     with ray_session(address):
         slots = choose_slots(spec.resources_per_trial, live_nodes())
-        others = {name: amount for name, amount in slots.resources.items() if name not in ("cpu", "gpu")}
-        ask = ray.remote(
-            num_cpus=slots.resources.get("cpu", 0),
-            num_gpus=slots.resources.get("gpu", 0),
-            resources=others,
-            max_retries=0,
-        )(_check)
         try:
-            return ray.get(ask.remote(plan, load_guest, slots)), slots
+            return ray.get(_on(slots, _check).remote(plan, load_guest, slots)), slots
         except ray.exceptions.RayError as e:
             words = f"the worker ended: {str(e).strip().splitlines()[-1]}"
             return Report(lines=(Line("FAIL", "runs", words),), device="?", seconds=0.0, step_seconds={}), slots
+
+
+def _choose(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> tuple[str, dict[str, float]]:
+    return choose_precision(plan, load_guest(), device="cuda" if slots.uses_gpu else "cpu")
 
 
 def _check(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Report:

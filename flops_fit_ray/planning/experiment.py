@@ -102,6 +102,14 @@ class Experiment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Disk:
+    """Bytes that a sweep needs besides its results."""
+
+    per_running: int  # checkpoints of the largest experiment; times the experiments that run side by side
+    in_the_end: int  # best checkpoints and weights of all of them, where they are asked for
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Every experiment of a sweep, and what its owner should know before paying for it."""
 
@@ -109,6 +117,7 @@ class Plan:
     experiments: tuple[Experiment, ...]
     survey: Survey
     warnings: tuple[str, ...]
+    disk: Disk
 
     @property
     def flops(self) -> float:
@@ -132,6 +141,7 @@ class Plan:
             "sizes": [asdict(s) | {"flops_per_token_6n": 6.0 * s.params} for s in self.survey.sizes],
             "skipped": list(self.survey.skipped),
             "warnings": list(self.warnings),
+            "disk": asdict(self.disk),
             "experiments": [e.to_json() for e in self.experiments],
         }
 
@@ -145,7 +155,13 @@ def plan_from_json(content: Mapping[str, Any]) -> Plan:
     sizes = tuple(ModelSize(**{k: v for k, v in s.items() if k != "flops_per_token_6n"}) for s in content["sizes"])
     survey = Survey(sizes=sizes, data=DataFacts(**content["data"]), skipped=tuple(content["skipped"]))
     experiments = tuple(_experiment(e) for e in content["experiments"])
-    return Plan(name=content["name"], experiments=experiments, survey=survey, warnings=tuple(content["warnings"]))
+    return Plan(
+        name=content["name"],
+        experiments=experiments,
+        survey=survey,
+        warnings=tuple(content["warnings"]),
+        disk=Disk(**content["disk"]),
+    )
 
 
 def _experiment(content: Mapping[str, Any]) -> Experiment:

@@ -10,6 +10,7 @@ from typing import Any
 from flops_fit_ray.analysis.sweep import range_warning
 from flops_fit_ray.analysis.valley import MIN_POINTS
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning.disk import disk_need
 from flops_fit_ray.planning.experiment import Experiment, ModelSize, Plan, Recipe, Survey, content_key
 from flops_fit_ray.planning.sizes import auto_range, shared_sizes, size_label
 from flops_fit_ray.spec import Budget, LrRule, LrTable, SweepSpec
@@ -56,7 +57,13 @@ def make_plan(spec: SweepSpec, survey: Survey) -> Plan:
         for budget, size in cells
     )
     warnings = (*_grid_warnings(spec, survey), *_cell_warnings(experiments))
-    return Plan(name=spec.name, experiments=experiments, survey=survey, warnings=warnings)
+    return Plan(
+        name=spec.name,
+        experiments=experiments,
+        survey=survey,
+        warnings=warnings,
+        disk=disk_need(experiments, spec.checkpoint),
+    )
 
 
 def _sizes_for(spec: SweepSpec, budget: Budget, sizes: list[ModelSize]) -> list[ModelSize]:

@@ -16,23 +16,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
 from flops_fit_ray import text
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.copying import BLIND_LOSS, try_copying
-from flops_fit_ray.training.data import Batch, first_batch, make_feed
-from flops_fit_ray.training.device import device_memory, device_name, peak_flops, peak_memory_bytes, reset_peak_memory
+from flops_fit_ray.training.data import first_batch
+from flops_fit_ray.training.device import device_memory, device_name, peak_flops
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.loop import Care, Observer, train_experiment
-from flops_fit_ray.training.losses import logits_of, outputs_of
-from flops_fit_ray.training.precision import autocast
 from flops_fit_ray.training.random import RandomState
-from flops_fit_ray.training.step import Stepper, free_memory, settings
+from flops_fit_ray.training.step import free_memory, settings
+from flops_fit_ray.training.timing import Measured, choose_precision, measure, smallest_and_biggest, sweep_seconds
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
-TIMED_SECONDS = 3.0  # per model
 TRUSTED_RATIO = (
     0.8,
     3.0,
@@ -46,22 +43,6 @@ class Line:
     verdict: Verdict
     name: str
     words: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What one model showed."""
-
-    experiment: Experiment
-    params_total: int
-    loss: float
-    classes: int | None  # of the logits
-    unused: tuple[str, ...]  # parameters without a gradient
-    tokens: int  # of one batch
-    step_seconds: float
-    wait_share: float
-    peak_bytes: int | None
-    micro_batch_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +69,15 @@ def check_plan(plan: Plan, guest: Guest, *, device: str, slots: int = 1, threads
     """Run the smallest and the biggest model of a plan for a few seconds, and say what was seen."""
     started = time.perf_counter()
     place = torch.device(device)
-    ends = _smallest_and_biggest(plan)
+    if plan.experiments[0].recipe.precision == "auto":
+        plan = with_precision(plan, choose_precision(plan, guest, device=device, threads=threads)[0])
+    ends = smallest_and_biggest(plan)
     lines: list[Line] = []
     measured: list[Measured] = []
     with settings(threads):
         for experiment in ends:
             try:
-                measured.append(_measure(experiment, guest, place))
+                measured.append(measure(experiment, guest, place))
             except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is the answer
                 lines.append(Line("FAIL", "runs", f"size {experiment.size}: {type(e).__name__}: {_first_line(e)}"))
             free_memory()
@@ -108,59 +91,10 @@ def check_plan(plan: Plan, guest: Guest, *, device: str, slots: int = 1, threads
     )
 
 
-def _smallest_and_biggest(plan: Plan) -> list[Experiment]:
-    ordered = sorted(plan.experiments, key=lambda e: e.params)
-    return [ordered[0], ordered[-1]]
-
-
-def _measure(experiment: Experiment, guest: Guest, device: torch.device) -> Measured:
-    """One model on real batches, in the plan's own recipe."""
-    recipe = experiment.recipe
-    reset_peak_memory(device)
-    RandomState.seed(recipe.seed)
-    model = guest.model(**experiment.size_kwargs).to(device)
-    model.train()
-    feed = make_feed(guest.train_data, recipe.batch_size, recipe.seed, guest.max_epochs)
-    stepper = Stepper(model, guest, recipe, experiment.steps, device)
-    batch = feed.next_batch()
-    classes = _classes(model, guest, batch.to(device), recipe.precision, device)
-    loss, _ = stepper.advance(batch, 0)
-    first = loss.item()
-    unused = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
-    waited, steps, began = 0.0, 0, time.perf_counter()
-    while steps < 3 or (time.perf_counter() - began < TIMED_SECONDS and steps < experiment.steps - 1):
-        fetching = time.perf_counter()
-        batch = feed.next_batch()
-        waited += time.perf_counter() - fetching
-        loss, _ = stepper.advance(batch, min(steps + 1, experiment.steps - 1))
-        steps += 1
-    loss.item()  # waits for the device
-    seconds = time.perf_counter() - began
-    return Measured(
-        experiment=experiment,
-        params_total=sum(p.numel() for p in model.parameters()),
-        loss=first,
-        classes=classes,
-        unused=unused,
-        tokens=guest.num_tokens(batch, experiment.tokens_per_sample),
-        step_seconds=seconds / steps,
-        wait_share=waited / seconds,
-        peak_bytes=peak_memory_bytes(device),
-        micro_batch_size=stepper.micro_batch_size,
-    )
-
-
-@torch.no_grad()
-def _classes(model: nn.Module, guest: Guest, batch: Batch, precision: str, device: torch.device) -> int | None:
-    """How many classes the logits tell apart, where targets are whole numbers and outputs can be had."""
-    target = batch.target
-    if guest.objective.takes_model or not isinstance(target, Tensor) or target.is_floating_point():
-        return None
-    outside = RandomState.capture()
-    with autocast(precision, device):
-        classes = int(logits_of(outputs_of(model, batch)).shape[-1])
-    RandomState.restore(outside)
-    return classes
+def with_precision(plan: Plan, precision: str) -> Plan:
+    """The same experiments in another precision; their keys are not of this one."""
+    changed = tuple(replace(e, recipe=replace(e.recipe, precision=precision)) for e in plan.experiments)
+    return replace(plan, experiments=changed)
 
 
 def _answers(
@@ -277,15 +211,6 @@ def _speed(plan: Plan, measured: Sequence[Measured], device: torch.device, slots
     seconds = sweep_seconds(plan, measured)
     words = f"{_both(measured, shown)} on {name} in {precision}"
     return Line("PASS", "speed", f"{words}; the sweep about {text.duration(seconds / slots)} on {slots} at a time")
-
-
-def sweep_seconds(plan: Plan, measured: Sequence[Measured]) -> float:
-    """Training seconds of all experiments, one at a time: step seconds between the two sizes as a power of FLOPs."""
-    small, big = measured[0], measured[-1]
-    x0, x1 = math.log(small.experiment.flops_per_token), math.log(big.experiment.flops_per_token)
-    y0, y1 = math.log(small.step_seconds), math.log(big.step_seconds)
-    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else 0.0
-    return sum(e.steps * math.exp(y0 + slope * (math.log(e.flops_per_token) - x0)) for e in plan.experiments)
 
 
 def _data(plan: Plan, measured: Sequence[Measured]) -> Line:

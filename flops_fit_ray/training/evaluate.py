@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.checkpoint import keep_mode
-from flops_fit_ray.training.data import Batch, eval_batches
+from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.losses import Objective, as_objective, outputs_of
 from flops_fit_ray.training.precision import autocast
@@ -33,19 +33,17 @@ def evaluate(
     model: nn.Module,
     guest: Guest,
     recipe: Recipe,
+    batches: Iterable[Batch],
     *,
-    num_samples: int,
-    batch_size: int,
     tokens_per_sample: int | None,
     device: torch.device,
 ) -> Evaluation:
-    """Mean loss and metrics over the first `num_samples` held-out samples, and the loss's standard error.
+    """Mean loss and metrics over held-out batches, and the loss's standard error.
 
     Means weigh batches by their tokens. The standard error is that of the batch means; it says how well this sample of
     held-out data stands for all, and is shared by all models of a sweep. Random states are left as they were found, so
     that training does not depend on when it is evaluated.
     """
-    assert guest.eval_data is not None
     measures = {"": guest.objective, **{name: as_objective(f) for name, f in guest.metrics.items()}}
     values: dict[str, list[Tensor]] = {name: [] for name in measures}
     weights: list[int] = []
@@ -54,7 +52,7 @@ def evaluate(
     try:
         with keep_mode(model):
             model.eval()
-            for batch in eval_batches(guest.eval_data, num_samples, batch_size):
+            for batch in batches:
                 weights.append(guest.num_tokens(batch, tokens_per_sample))
                 with autocast(recipe.precision, device):
                     for name, value in _measured(measures, model, batch.to(device)).items():

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flops_fit_ray.errors import DataEndedError, DivergedError, ExperimentError, InterruptedSweepError
+from flops_fit_ray.errors import (
+    DataEndedError,
+    DivergedError,
+    ExperimentError,
+    InterruptedSweepError,
+    MemoryExhaustedError,
+)
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
-from flops_fit_ray.training.data import Batch, Stream, make_feed
+from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
 from flops_fit_ray.training.data.dataset import on_device
 from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory, resident_room
 from flops_fit_ray.training.evaluate import Evaluation, evaluate
@@ -22,7 +28,7 @@ from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.meter import CurvePoint, Meter
 from flops_fit_ray.training.precision import check_precision
 from flops_fit_ray.training.random import RandomState
-from flops_fit_ray.training.step import Stepper, settings
+from flops_fit_ray.training.step import Stepper, is_out_of_memory, settings
 
 READ_STEPS = 50  # reading the loss waits for the device, so not at every step
 PROGRESS_SECONDS = 1.0
@@ -117,10 +123,18 @@ def train_experiment(
     check_precision(experiment.recipe.precision, place)
     reset_peak_memory(place)
     with settings(threads):
-        training = Training(experiment, guest, place, eval_samples, care or Care(), observer or Observer())
-        training.resume()
-        training.run()
-        return training.outcome(threads)
+        try:
+            training = Training(experiment, guest, place, eval_samples, care or Care(), observer or Observer())
+            training.resume()
+            training.run()
+            return training.outcome(threads)
+        except (
+            RuntimeError,
+            MemoryError,
+        ) as e:  # where a smaller micro-batch would not help: weights, optimizer states
+            if is_out_of_memory(e):
+                raise MemoryExhaustedError(f"out of memory: {e}") from e
+            raise
 
 
 class Training:
@@ -227,11 +241,22 @@ class Training:
             self._model,
             self._guest,
             self._experiment.recipe,
-            num_samples=self._eval_samples,
-            batch_size=self._stepper.micro_batch_size,
+            self._held_out(),
             tokens_per_sample=self._experiment.tokens_per_sample,
             device=self._device,
         )
+
+    def _held_out(self) -> Iterator[Batch]:
+        """The held-out batches; a wait for them is a wait for data like any other."""
+        assert self._guest.eval_data is not None
+        batches = eval_batches(self._guest.eval_data, self._eval_samples, self._stepper.micro_batch_size)
+        while True:
+            self._observer.fetching()
+            batch = next(batches, None)
+            self._observer.fetched()
+            if batch is None:
+                return
+            yield batch
 
     def _report(self, train_loss: float | None) -> None:
         try:

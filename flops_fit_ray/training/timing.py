@@ -1,0 +1,127 @@
+"""How fast the smallest and the biggest model of a sweep really run, in each precision that is wanted."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from flops_fit_ray.errors import ResourceError
+from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.training.data import Batch, make_feed
+from flops_fit_ray.training.device import peak_memory_bytes, reset_peak_memory
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.losses import logits_of, outputs_of
+from flops_fit_ray.training.precision import autocast, check_precision
+from flops_fit_ray.training.random import RandomState
+from flops_fit_ray.training.step import Stepper, free_memory, settings
+
+TIMED_SECONDS = 3.0  # per model
+WORTH_IT = 1.05  # times as fast as fp32, or fp32 it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one model showed."""
+
+    experiment: Experiment
+    params_total: int
+    loss: float
+    classes: int | None  # of the logits
+    unused: tuple[str, ...]  # parameters without a gradient
+    tokens: int  # of one batch
+    step_seconds: float
+    wait_share: float
+    peak_bytes: int | None
+    micro_batch_size: int
+
+
+def smallest_and_biggest(plan: Plan) -> list[Experiment]:
+    """The experiments of the fewest and of the most parameters."""
+    ordered = sorted(plan.experiments, key=lambda e: e.params)
+    return [ordered[0], ordered[-1]]
+
+
+def measure(experiment: Experiment, guest: Guest, device: torch.device) -> Measured:
+    """One model on real batches, in the plan's own recipe."""
+    recipe = experiment.recipe
+    reset_peak_memory(device)
+    RandomState.seed(recipe.seed)
+    model = guest.model(**experiment.size_kwargs).to(device)
+    model.train()
+    feed = make_feed(guest.train_data, recipe.batch_size, recipe.seed, guest.max_epochs)
+    stepper = Stepper(model, guest, recipe, experiment.steps, device)
+    batch = feed.next_batch()
+    classes = _classes(model, guest, batch.to(device), recipe.precision, device)
+    loss, _ = stepper.advance(batch, 0)
+    first = loss.item()
+    unused = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+    waited, steps, began = 0.0, 0, time.perf_counter()
+    while steps < 3 or (time.perf_counter() - began < TIMED_SECONDS and steps < experiment.steps - 1):
+        fetching = time.perf_counter()
+        batch = feed.next_batch()
+        waited += time.perf_counter() - fetching
+        loss, _ = stepper.advance(batch, min(steps + 1, experiment.steps - 1))
+        steps += 1
+    loss.item()  # waits for the device
+    seconds = time.perf_counter() - began
+    return Measured(
+        experiment=experiment,
+        params_total=sum(p.numel() for p in model.parameters()),
+        loss=first,
+        classes=classes,
+        unused=unused,
+        tokens=guest.num_tokens(batch, experiment.tokens_per_sample),
+        step_seconds=seconds / steps,
+        wait_share=waited / seconds,
+        peak_bytes=peak_memory_bytes(device),
+        micro_batch_size=stepper.micro_batch_size,
+    )
+
+
+@torch.no_grad()
+def _classes(model: nn.Module, guest: Guest, batch: Batch, precision: str, device: torch.device) -> int | None:
+    """How many classes the logits tell apart, where targets are whole numbers and outputs can be had."""
+    target = batch.target
+    if guest.objective.takes_model or not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    outside = RandomState.capture()
+    with autocast(precision, device):
+        classes = int(logits_of(outputs_of(model, batch)).shape[-1])
+    RandomState.restore(outside)
+    return classes
+
+
+def sweep_seconds(plan: Plan, measured: Sequence[Measured]) -> float:
+    """Training seconds of all experiments, one at a time: step seconds between the two sizes as a power of FLOPs."""
+    small, big = measured[0], measured[-1]
+    x0, x1 = math.log(small.experiment.flops_per_token), math.log(big.experiment.flops_per_token)
+    y0, y1 = math.log(small.step_seconds), math.log(big.step_seconds)
+    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else 0.0
+    return sum(e.steps * math.exp(y0 + slope * (math.log(e.flops_per_token) - x0)) for e in plan.experiments)
+
+
+def choose_precision(plan: Plan, guest: Guest, *, device: str, threads: int = 1) -> tuple[str, dict[str, float]]:
+    """The faster of fp32 and bf16 for the whole sweep, and the training seconds of the sweep in each, measured.
+
+    No rule would do: bf16 is several times as fast as fp32 for wide models, and slower for narrow ones.
+    """
+    place = torch.device(device)
+    seconds: dict[str, float] = {}
+    with settings(threads):
+        for precision in ("fp32", "bf16"):
+            try:
+                check_precision(precision, place)
+            except ResourceError:
+                continue
+            ends = [replace(e, recipe=replace(e.recipe, precision=precision)) for e in smallest_and_biggest(plan)]
+            measured = [measure(e, guest, place) for e in ends]
+            free_memory()
+            if all(math.isfinite(m.loss) for m in measured):
+                seconds[precision] = sweep_seconds(plan, measured)
+    bf16 = seconds.get("bf16", math.inf)
+    return ("bf16" if bf16 * WORTH_IT < seconds.get("fp32", math.inf) else "fp32"), seconds

@@ -181,7 +181,7 @@ def test_a_plan_that_is_not_of_this_model_is_found() -> None:
 
 def test_the_faster_precision_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, guest = parts()
-    chosen, seconds = timing.choose_precision(plan, guest, device="cpu")
+    _, seconds = timing.choose_precision(plan, guest, device="cpu")
     assert set(seconds) == {"fp32", "bf16"} and all(s > 0 for s in seconds.values())
     measure = timing.measure
     for factor, expected in [(0.5, "bf16"), (0.99, "fp32"), (2.0, "fp32")]:

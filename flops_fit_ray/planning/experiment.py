@@ -74,7 +74,8 @@ class Recipe:
     final_lr_fraction: float
     seed: int
     precision: str
-    compile: bool
+    compile: bool  # by torch.compile
+    cuda_graph: bool  # the whole step as one graph
 
 
 @dataclass(frozen=True, kw_only=True)

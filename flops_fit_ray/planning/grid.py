@@ -146,6 +146,7 @@ def _experiment(
         seed=spec.train.seed,
         precision=spec.train.precision,
         compile=spec.train.compile,
+        cuda_graph=spec.train.cuda_graph,
     )
     return Experiment(
         key=content_key(_identity(spec, survey, budget, size, tokens, recipe)),

@@ -24,11 +24,12 @@ from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
 from flops_fit_ray.training.data.dataset import on_device
 from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory, resident_room
 from flops_fit_ray.training.evaluate import Evaluation, evaluate
+from flops_fit_ray.training.graph import make_stepper
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.meter import CurvePoint, Meter
 from flops_fit_ray.training.precision import check_precision
 from flops_fit_ray.training.random import RandomState
-from flops_fit_ray.training.step import Stepper, is_out_of_memory, settings
+from flops_fit_ray.training.step import is_out_of_memory, settings
 
 READ_STEPS = 50  # reading the loss waits for the device, so not at every step
 PROGRESS_SECONDS = 1.0
@@ -160,7 +161,9 @@ class Training:
         self._experiment, self._guest, self._device = experiment, guest, device
         self._eval_samples, self._care, self._observer = eval_samples, care, observer
         self._model = model
-        self._stepper = Stepper(model, guest, recipe, experiment.steps, device)
+        self._stepper = make_stepper(
+            model, guest, recipe, experiment.steps, device, lambda words: observer.event(words, aloud=True)
+        )
         room = resident_room(device)
         data = guest.train_data
         data = data if isinstance(data, Stream) or not room else on_device(data, device, room)

@@ -42,11 +42,21 @@ class Stepper:
 
         The norm is None where nothing is clipped; `grad_norm` then works it out when it is wanted.
         """
-        factor = lr_factor(step, self._steps, self._recipe, self._guest.schedule)
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
+        factor = self._factor(step)
+        self._set_lr(factor)
         self.lr = self._peaks[0] * factor
         loss = self._gradients(batch)
+        return loss, self._update()
+
+    def _factor(self, step: int) -> float:
+        return lr_factor(step, self._steps, self._recipe, self._guest.schedule)
+
+    def _set_lr(self, factor: float) -> None:
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+
+    def _update(self) -> Tensor | None:
+        """Clip and take the optimizer's step. Returns the norm where something was clipped."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         clip = self._recipe.grad_clip
@@ -56,7 +66,7 @@ class Stepper:
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        return loss, norm
+        return norm
 
     def grad_norm(self) -> Tensor:
         """The norm of the gradient of the last step, as it was when the optimizer used it."""

@@ -1,0 +1,136 @@
+"""The whole optimizer step as one CUDA graph: a small model is bound by the launches of its kernels, not by them.
+
+Forward, backward, clipping and the optimizer are captured once and replayed; the batch and the learning rate are copied
+into the tensors that the graph reads. What cannot be captured (a model that asks the device for a number, shapes that
+change) is trained step by step as without a graph, and said aloud.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flops_fit_ray.planning import Recipe
+from flops_fit_ray.training.data import Batch
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.step import Stepper
+
+WARMUP_STEPS = 3  # real steps on a stream of their own, in which libraries choose their kernels (torch's CUDA notes)
+
+
+def make_stepper(
+    model: nn.Module,
+    guest: Guest,
+    recipe: Recipe,
+    steps: int,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Stepper:
+    """A stepper for a recipe: with a graph where it is asked for and can be."""
+    capturable = (
+        recipe.cuda_graph
+        and device.type == "cuda"
+        and guest.optimizer is None
+        and recipe.optimizer == "adamw"
+        and recipe.precision != "fp16"  # its scaler asks the device at every step whether to take it
+        and recipe.micro_batch_size == recipe.batch_size
+    )
+    if recipe.cuda_graph and not capturable:
+        say("train.cuda_graph needs CUDA, adamw, fp32 or bf16, and no micro-batches: going on without a graph")
+    stepper = CapturedStepper if capturable else Stepper
+    made = stepper(model, guest, recipe, steps, device)
+    if isinstance(made, CapturedStepper):
+        made.say = say
+    return made
+
+
+class CapturedStepper(Stepper):
+    """A stepper that replays a graph from its fourth step on, as long as batches keep their shapes."""
+
+    say: Callable[[str], None]
+
+    def __init__(self, model: nn.Module, guest: Guest, recipe: Recipe, steps: int, device: torch.device) -> None:
+        super().__init__(model, guest, recipe, steps, device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch leaves it untyped
+        self._taken = 0  # steps in this process
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._failed = False
+        self._content: Any = None  # what the graph reads
+        self._graph_loss: Tensor
+        self._graph_norm: Tensor | None = None
+
+    def _set_lr(self, factor: float) -> None:
+        """Rates live on the device, where the graph reads them; after a checkpoint they are numbers or on the host."""
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["capturable"] = True
+            lr = group["lr"]
+            if not (isinstance(lr, Tensor) and lr.device.type == "cuda"):
+                group["lr"] = lr = torch.zeros((), device=self._device)
+            lr.fill_(peak * factor)
+
+    def advance(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
+        """Take optimizer step `step`, by replaying the graph where there is one."""
+        self._taken += 1
+        if self._failed:
+            return super().advance(batch, step)
+        if self._taken <= WARMUP_STEPS:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                found = super().advance(batch, step)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return found
+        if self._graph is None:
+            self._capture(batch.to(self._device))
+        if self._graph is None or not _copied(self._content, batch.content):
+            return super().advance(batch, step)
+        factor = self._factor(step)
+        self._set_lr(factor)
+        self.lr = self._peaks[0] * factor
+        self._graph.replay()
+        return self._graph_loss, self._graph_norm
+
+    def _capture(self, batch: Batch) -> None:
+        self._content = _like(batch.content)
+        graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad()
+        try:
+            with torch.cuda.graph(graph):
+                self._graph_loss = self._accumulated(Batch(self._content, batch.num_samples))
+                self._graph_norm = self._update()
+        except Exception as e:  # noqa: BLE001 - a guest may do anything; without a graph it is still right
+            self._failed = True
+            self.optimizer.zero_grad()
+            torch.cuda.synchronize(self._device)
+            self.say(f"no CUDA graph of this model: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}")
+            return
+        self._graph = graph
+
+
+def _like(value: Any) -> Any:
+    """The same nest with tensors of its own."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, Mapping):
+        return {k: _like(v) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_like(v) for v in value))
+    if isinstance(value, tuple | list):
+        return type(value)(_like(v) for v in value)
+    return value
+
+
+def _copied(to: Any, source: Any) -> bool:
+    """Copy a batch into what the graph reads; False where it is not of the same form."""
+    if isinstance(to, Tensor):
+        if not isinstance(source, Tensor) or to.shape != source.shape or to.dtype != source.dtype:
+            return False
+        to.copy_(source, non_blocking=True)
+        return True
+    if isinstance(to, Mapping):
+        return isinstance(source, Mapping) and to.keys() == source.keys() and all(_copied(to[k], source[k]) for k in to)
+    if isinstance(to, tuple | list):
+        return len(to) == len(source) and all(_copied(a, b) for a, b in zip(to, source, strict=True))
+    return bool(to == source)

@@ -1,0 +1,70 @@
+"""What only a GPU can show. Without one these are skipped, and nothing about GPUs is claimed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flops_fit_ray.training.checkpoint import CheckpointStore
+from flops_fit_ray.training.loop import Care, Observer, train_experiment
+from tests.parts import Bigram
+from tests.streams import every_kind
+from tests.test_checkpoint import KINDS, Killed, Killer, experiment_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+class Words(Observer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+
+    def event(self, words: str, *, aloud: bool = False) -> None:
+        self.words.append(words)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_captured_graph_trains_like_the_eager_step(tmp_path: Path, precision: str) -> None:
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"], precision=precision)
+    eager = train_experiment(experiment, guest, eval_samples=eval_samples, device="cuda")
+    observer = Words()
+    graph = replace(experiment, recipe=replace(experiment.recipe, cuda_graph=True))
+    captured = train_experiment(graph, guest, eval_samples=eval_samples, device="cuda", observer=observer)
+    assert observer.words == []
+    for a, b in zip(captured.curve, eager.curve, strict=True):
+        assert a.train_loss == pytest.approx(b.train_loss, rel=1e-3) if b.train_loss else a.train_loss is None
+
+
+def test_a_model_that_cannot_be_captured_is_trained_all_the_same(tmp_path: Path) -> None:
+    class Asks(Bigram):
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids) * (1.0 if ids.is_meta or ids.sum().item() >= 0 else 2.0)
+
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    asking = replace(guest, model=Asks)
+    graph = replace(experiment, recipe=replace(experiment.recipe, cuda_graph=True))
+    observer = Words()
+    outcome = train_experiment(graph, asking, eval_samples=eval_samples, device="cuda", observer=observer)
+    assert observer.words[0].startswith("no CUDA graph of this model")
+    assert outcome.tokens_seen == experiment.tokens
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_and_resumed_on_a_gpu(kind: str, graph: bool, tmp_path: Path) -> None:
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)[kind], cuda_graph=graph)
+    arguments: dict[str, Any] = {"eval_samples": eval_samples, "device": "cuda"}
+    whole = train_experiment(experiment, guest, **arguments)
+    care = Care(store=CheckpointStore(tmp_path / "s", key=experiment.key), checkpoint_steps=10)
+    with pytest.raises(Killed):
+        train_experiment(experiment, guest, **arguments, care=care, observer=Killer(25))
+    resumed = train_experiment(experiment, guest, **arguments, care=care)
+    assert resumed.resumed_from == 20
+    assert resumed.loss == pytest.approx(whole.loss, rel=1e-4)
+    assert whole.device == torch.cuda.get_device_name() and whole.peak_memory_bytes

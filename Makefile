@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy flops_fit_ray tests examples/bytes
+	$(BIN)/mypy flops_fit_ray tests benchmarks examples/bytes
 	$(BIN)/python -m pytest
 
 format: $(VENV)/.installed

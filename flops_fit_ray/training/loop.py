@@ -180,7 +180,7 @@ class Training:
         reported = saved = time.monotonic()
         while self._step < self._experiment.steps:
             before = self._tokens_seen
-            self._advance()
+            self.advance(1)
             self._evaluate_on_the_way(before)
             now = time.monotonic()
             due = now - reported >= PROGRESS_SECONDS
@@ -199,6 +199,11 @@ class Training:
                 "length; set data.tokens_per_sample"
             )
 
+    def advance(self, steps: int) -> None:
+        """So many optimizer steps, and nothing else."""
+        for _ in range(steps):
+            self._advance()
+
     def _advance(self) -> None:
         with self._meter.training():
             batch = self._next_batch()
@@ -216,6 +221,10 @@ class Training:
         if self._step % self._meter.every == 0 or self._step in (1, self._experiment.steps):
             norm = self._stepper.grad_norm() if norm is None else norm
             self._meter.mark(self._step, self._tokens_seen, self._stepper.lr, norm)
+
+    def last_loss(self) -> float:
+        """The mean training loss since the point of the curve before the last; waits for the device."""
+        return self._meter.read() or math.nan
 
     def _next_batch(self) -> Batch:
         self._observer.fetching()

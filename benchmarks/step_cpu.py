@@ -1,0 +1,148 @@
+"""Tokens per CPU-second of one thread against a plain loop, against SDPA with fused AdamW, and against the GEMM peak.
+
+`python -m benchmarks.step_cpu [--quick]`. Three byte-level GPTs of about 100k, 800k and 3M parameters on real text,
+2,048 tokens a step. Ours runs as in a trial, in the precision that `auto` chooses. `loop_share` is the part of our step
+that a bare loop of the same work does not have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from dataclasses import replace
+
+import torch
+
+from benchmarks.harness import Line, interleaved, ratio_of
+from benchmarks.parts import experiment_of
+from benchmarks.peers import Peer
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.training.data import make_feed
+from flops_fit_ray.training.device import device_name, peak_flops
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.loop import Care, Observer, Training
+from flops_fit_ray.training.timing import measure
+
+SIZES = {"100k": (64, 2, 2), "800k": (128, 4, 4), "3M": (256, 4, 8)}  # width, layers, heads
+CONTEXT, BATCH = 256, 8
+SAME = 0.02  # nats between the losses of 20 steps, bf16 against fp32
+CPU = torch.device("cpu")
+
+
+def ours(experiment: Experiment, guest: Guest) -> Training:
+    """Our loop, ready to go."""
+    return Training(experiment, guest, CPU, 0, Care(), Observer())
+
+
+def chosen(experiment: Experiment, guest: Guest) -> Experiment:
+    """In the faster precision, by measurement: what `auto` does for one size."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        candidate = replace(experiment, recipe=replace(experiment.recipe, precision=precision))
+        found[precision] = (measure(candidate, guest, CPU).step_seconds, candidate)
+    return min(found.values(), key=lambda pair: pair[0])[1]
+
+
+def same_losses(experiment: Experiment, guest: Guest, steps: int) -> tuple[float, float]:
+    """The loss after the same steps on the same batches: ours, and the plain loop's."""
+    training = ours(replace(experiment, steps=steps), guest)
+    training.advance(steps)
+    peer = Peer(experiment, guest, plain=True)
+    feed = make_feed(guest.train_data, experiment.recipe.batch_size, experiment.recipe.seed, 1e9)
+    peer.use(feed.next_batch().content for _ in range(steps))
+    peer.steps(steps)
+    return training.last_loss(), peer.loss
+
+
+def main() -> None:
+    """Print one line per size and peer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="under 30 s")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    for name, (width, layers, heads) in SIZES.items():
+        if quick and name == "3M":
+            continue
+        block_steps = {"100k": 12, "800k": 4, "3M": 2}[name]
+        blocks = 4 if quick else 16
+        measure_size(name, width, layers, heads, block_steps, blocks)
+
+
+def measure_size(name: str, width: int, layers: int, heads: int, block_steps: int, blocks: int) -> None:
+    """All lines of one size."""
+    experiment, guest = experiment_of(
+        width=width, layers=layers, heads=heads, context=CONTEXT, batch_size=BATCH, steps=100_000
+    )
+    best = chosen(experiment, guest)
+    mine, reference = same_losses(best, guest, 20)
+    same = math.isfinite(mine) and abs(mine - reference) < SAME
+    full = replace(best, recipe=replace(best.recipe, precision="fp32"))
+    dtype = torch.bfloat16 if best.recipe.precision == "bf16" else None
+    training, exact = ours(best, guest), ours(full, guest)
+    plain, fused = Peer(experiment, guest, plain=True), Peer(experiment, guest, plain=False)
+    bare = Peer(experiment, guest, plain=False, dtype=dtype)
+    batch = make_feed(guest.train_data, BATCH, 0, 1e9).next_batch().content
+    bare.use(iter(lambda: batch, None))  # no data at all: what is left is the model and its optimizer
+    seconds = interleaved(
+        {
+            "ours": lambda: training.advance(block_steps),
+            "ours_fp32": lambda: exact.advance(block_steps),
+            "plain": lambda: plain.steps(block_steps),
+            "sdpa_fused": lambda: fused.steps(block_steps),
+            "bare": lambda: bare.steps(block_steps),
+        },
+        blocks + 1,
+    )
+    seconds = {key: values[1:] for key, values in seconds.items()}  # the first block warms up
+    tokens = block_steps * BATCH * CONTEXT
+    rates = {key: round(tokens / statistics.median(values)) for key, values in seconds.items()}
+    peaks = {p: peak_flops(device_name(CPU), "cpu", p, 1)[0] for p in ("fp32", best.recipe.precision)}
+    details = {
+        "params": experiment.params,
+        "precision": best.recipe.precision,
+        "tokens_per_cpu_second": rates,
+        "losses_after_20_steps": [round(mine, 4), round(reference, 4)],
+    }
+    limit = f"GEMM peak {peaks[best.recipe.precision] / 1e9:.0f} GFLOP/s in {best.recipe.precision}"
+    for peer, target in (("plain", 3.0), ("sdpa_fused", 2.0)):
+        ratio, interval = ratio_of(seconds[peer], seconds["ours"])
+        Line(
+            name=f"step_cpu/{name}/{peer}",
+            ratio=round(ratio, 3),
+            ci95=(round(interval[0], 3), round(interval[1], 3)),
+            pairs=blocks,
+            target=target,
+            limit=limit,
+            same_answer=same,
+            details=details,
+        ).print()
+    ratio, interval = ratio_of(seconds["bare"], seconds["ours"])
+    Line(
+        name=f"step_cpu/{name}/loop_share",
+        ratio=round(ratio, 4),
+        ci95=(round(interval[0], 4), round(interval[1], 4)),
+        pairs=blocks,
+        target=0.97,
+        limit="1: nothing but the model and its optimizer",
+        same_answer=same,
+        details={"loop_share": round(1 - ratio, 4)},
+    ).print()
+    rate = rates["ours"] * experiment.flops_per_token
+    Line(
+        name=f"step_limit/{name}",
+        ratio=round(rate / peaks[best.recipe.precision], 3),
+        ci95=None,
+        pairs=blocks,
+        target={"100k": 0.30, "800k": 0.50, "3M": 0.60}[name],
+        limit=limit,
+        same_answer=same,
+        details={
+            "fp32_share": round(rates["ours_fp32"] * experiment.flops_per_token / peaks["fp32"], 3),
+            "gflops": round(rate / 1e9, 1),
+        },
+    ).print()
+
+
+if __name__ == "__main__":
+    main()

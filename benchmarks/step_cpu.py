@@ -18,6 +18,7 @@ from benchmarks.harness import Line, interleaved, ratio_of
 from benchmarks.parts import experiment_of
 from benchmarks.peers import Peer
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.data import make_feed
 from flops_fit_ray.training.device import device_name, peak_flops
 from flops_fit_ray.training.guest import Guest
@@ -35,6 +36,18 @@ def ours(experiment: Experiment, guest: Guest) -> Training:
     return Training(experiment, guest, CPU, 0, Care(), Observer())
 
 
+def advance(training: Training, experiment: Experiment, steps: int) -> None:
+    """Some steps, with the kernels that a trial has."""
+    with attention_kernel(experiment.recipe.precision, CPU):
+        training.advance(steps)
+
+
+def with_kernel(peer: Peer, experiment: Experiment, steps: int) -> None:
+    """A bare loop with our kernels: what remains is the model's own time."""
+    with attention_kernel(experiment.recipe.precision, CPU):
+        peer.steps(steps)
+
+
 def chosen(experiment: Experiment, guest: Guest) -> Experiment:
     """In the faster precision, by measurement: what `auto` does for one size."""
     found = {}
@@ -47,7 +60,7 @@ def chosen(experiment: Experiment, guest: Guest) -> Experiment:
 def same_losses(experiment: Experiment, guest: Guest, steps: int) -> tuple[float, float]:
     """The loss after the same steps on the same batches: ours, and the plain loop's."""
     training = ours(replace(experiment, steps=steps), guest)
-    training.advance(steps)
+    advance(training, experiment, steps)
     peer = Peer(experiment, guest, plain=True)
     feed = make_feed(guest.train_data, experiment.recipe.batch_size, experiment.recipe.seed, 1e9)
     peer.use(feed.next_batch().content for _ in range(steps))
@@ -86,11 +99,11 @@ def measure_size(name: str, width: int, layers: int, heads: int, block_steps: in
     bare.use(iter(lambda: batch, None))  # no data at all: what is left is the model and its optimizer
     seconds = interleaved(
         {
-            "ours": lambda: training.advance(block_steps),
-            "ours_fp32": lambda: exact.advance(block_steps),
+            "ours": lambda: advance(training, best, block_steps),
+            "ours_fp32": lambda: advance(exact, full, block_steps),
             "plain": lambda: plain.steps(block_steps),
             "sdpa_fused": lambda: fused.steps(block_steps),
-            "bare": lambda: bare.steps(block_steps),
+            "bare": lambda: with_kernel(bare, best, block_steps),
         },
         blocks + 1,
     )

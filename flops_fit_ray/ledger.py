@@ -76,6 +76,7 @@ class Result:
     loss_kind: str = "held-out"  # or "training, smoothed" where there is no held-out data
     metrics: Mapping[str, float] = field(default_factory=dict)  # on the held-out data, by name
     precision: str = "fp32"  # what ran
+    attention: str = "torch"  # the kernel that ran
     micro_batch_size: int | None = None  # samples in one forward and backward, at the end
     tokens_per_second: float | None = None  # of training alone
     flops_per_second: float | None = None

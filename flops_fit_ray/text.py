@@ -14,6 +14,14 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
+def size(value: float) -> str:
+    """Bytes: 12600000000 -> 12.6 GB."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit * 0.9995:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
 def flops(value: float) -> str:
     """6e+10 -> 6e10."""
     mantissa, _, exponent = f"{value:.3g}".partition("e")

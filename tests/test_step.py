@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flops_fit_ray.errors import MemoryExhaustedError, SpecError
 from flops_fit_ray.planning import Experiment, Recipe, make_plan
+from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.data import Batch, TokenFile
 from flops_fit_ray.training.guest import Guest, load_guest
 from flops_fit_ray.training.loop import Observer, Outcome, train_experiment
@@ -107,6 +108,28 @@ def test_bf16_is_within_3e_3_of_fp32_over_200_steps_of_real_text() -> None:
     differences = [abs(a - b) for a, b in pairs if b is not None]
     assert 0 < max(differences) < 3e-3
     assert 0 < abs(full.loss - half.loss) < 3e-3
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("queries", "keys"), [(9, 9), (5, 9)])
+def test_the_bf16_kernel_of_the_cpu_is_attention(causal: bool, queries: int, keys: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (queries, keys, keys))
+    exact = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    expected = torch.autograd.grad(exact.pow(2).sum(), (q, k, v))
+    own = nn.functional.scaled_dot_product_attention
+    with attention_kernel("bf16", torch.device("cpu")) as name, torch.autocast("cpu", torch.bfloat16):
+        assert name == "baddbmm" and nn.functional.scaled_dot_product_attention is not own
+        fast = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        found = torch.autograd.grad(fast.float().pow(2).sum(), (q, k, v))
+        mask = torch.zeros(queries, keys)
+        with_mask = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # goes to torch's own
+        assert torch.allclose(with_mask.float(), own(q, k, v).float(), atol=3e-2)
+    assert nn.functional.scaled_dot_product_attention is own
+    assert torch.allclose(fast.float(), exact, atol=3e-2)
+    assert all(torch.allclose(a.float(), b, atol=0.15) for a, b in zip(found, expected, strict=True))
+    with attention_kernel("fp32", torch.device("cpu")) as name:
+        assert name == "torch" and nn.functional.scaled_dot_product_attention is own
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -19,4 +19,5 @@ def test_numbers_read_well() -> None:
     assert [text.duration(x) for x in (0.04, 59.9, 59.96, 75, 3675)] == [
         "0.0 s", "59.9 s", "1 min 00 s", "1 min 15 s", "1 h 01 min"
     ]  # fmt: skip
+    assert [text.size(x) for x in (0, 999, 47_100, 12.64e9)] == ["0 B", "999 B", "47.1 kB", "12.6 GB"]
     assert re.split(r"\s+", text.table(["a", "b"], [["x", "10"]])) == ["a", "b", "x", "10"]

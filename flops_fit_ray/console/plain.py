@@ -101,8 +101,8 @@ def plan_text(plan: Plan) -> str:
         f"{data.token_unit}; the training set has {'an unknown number' if epoch is None else text.count(epoch)}.",
         f"held-out: {f'{data.eval_samples} samples of ' if data.eval_samples else ''}{data.eval_source}",
         f"precision: {_precision_words(plan)}",
-        f"disk: up to {text.count(plan.disk.per_running)}B of checkpoints for each experiment that runs, "
-        f"{text.count(plan.disk.in_the_end)}B in the end",
+        f"disk: up to {text.size(plan.disk.per_running)} of checkpoints for each experiment that runs, "
+        f"{text.size(plan.disk.in_the_end)} in the end",
         *([f"sizes that the model refused: {'; '.join(plan.survey.skipped)}"] if plan.survey.skipped else []),
         *(f"warning: {warning}" for warning in plan.warnings),
     ]

@@ -167,15 +167,11 @@ def _memory(measured: Sequence[Measured], device: torch.device, slots: int) -> L
     room = whole if device.type == "cuda" else whole // slots
     halved = [m for m in measured if m.micro_batch_size != m.experiment.recipe.micro_batch_size]
     peak = max((m.peak_bytes or 0) for m in measured)
-    words = f"at most {_bytes(peak)} of {_bytes(room)} per experiment"
+    words = f"at most {text.size(peak)} of {text.size(room)} per experiment"
     if halved:
         size = halved[0].micro_batch_size
         return Line("WARN", "memory", f"{words}; too little for the micro-batch: train.micro_batch_size: {size} fits")
     return Line("WARN" if peak > 0.8 * room else "PASS", "memory", words)
-
-
-def _bytes(amount: float) -> str:
-    return f"{text.count(amount)}B" if amount >= 1000 else f"{amount:.0f} B"
 
 
 def _tokens(plan: Plan, measured: Sequence[Measured]) -> Line:
@@ -210,7 +206,10 @@ def _speed(plan: Plan, measured: Sequence[Measured], device: torch.device, slots
 
     seconds = sweep_seconds(plan, measured)
     words = f"{_both(measured, shown)} on {name} in {precision}"
-    return Line("PASS", "speed", f"{words}; the sweep about {text.duration(seconds / slots)} on {slots} at a time")
+    words += f"; the sweep about {text.duration(seconds / slots)} on {slots} at a time"
+    if device.type == "cuda" and precision == "fp32":
+        return Line("WARN", "speed", f"{words}. A GPU is faster in bf16: train.precision: auto tries it")
+    return Line("PASS", "speed", words)
 
 
 def _data(plan: Plan, measured: Sequence[Measured]) -> Line:
@@ -250,7 +249,7 @@ def _round_trip(experiment: Experiment, guest: Guest, device: torch.device) -> L
             train_experiment(short, guest, eval_samples=0, device=device.type, care=care, observer=stopping)
         size = sum(path.stat().st_size for path in Path(directory).iterdir())
         resumed = train_experiment(short, guest, eval_samples=0, device=device.type, care=care)
-    words = f"{_bytes(size)} at size {experiment.size}, written, read back and gone on from"
+    words = f"{text.size(size)} at size {experiment.size}, written, read back and gone on from"
     same = [p.train_loss for p in resumed.curve] == [p.train_loss for p in whole.curve]
     if same:
         return Line("PASS", "checkpoint", f"{words}: the same losses to the last bit")

@@ -19,6 +19,7 @@ from flops_fit_ray.errors import (
     MemoryExhaustedError,
 )
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
 from flops_fit_ray.training.data.dataset import on_device
@@ -88,6 +89,7 @@ class Outcome:
     data_wait_share: float
     micro_batch_size: int  # what ran
     precision: str
+    attention: str  # the kernel
     device: str
     resumed_from: int | None  # step
     curve: list[CurvePoint] = field(repr=False)
@@ -123,12 +125,12 @@ def train_experiment(
     place = torch.device(device)
     check_precision(experiment.recipe.precision, place)
     reset_peak_memory(place)
-    with settings(threads):
+    with settings(threads), attention_kernel(experiment.recipe.precision, place) as attention:
         try:
             training = Training(experiment, guest, place, eval_samples, care or Care(), observer or Observer())
             training.resume()
             training.run()
-            return training.outcome(threads)
+            return training.outcome(threads, attention)
         except (
             RuntimeError,
             MemoryError,
@@ -339,7 +341,7 @@ class Training:
         RandomState.restore(state["random"])  # last, because loading may have drawn
         self._observer.event(f"going on from the checkpoint at step {self._step}", aloud=True)
 
-    def outcome(self, threads: int) -> Outcome:
+    def outcome(self, threads: int, attention: str) -> Outcome:
         """Evaluate, and sum up.
 
         Raises:
@@ -376,6 +378,7 @@ class Training:
             data_wait_share=meter.wait_seconds / meter.train_seconds,
             micro_batch_size=self._stepper.micro_batch_size,
             precision=precision,
+            attention=attention,
             device=name,
             resumed_from=self._resumed_from,
             curve=meter.curve,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.data import Batch, make_feed
 from flops_fit_ray.training.device import peak_memory_bytes, reset_peak_memory
 from flops_fit_ray.training.guest import Guest
@@ -48,6 +49,11 @@ def smallest_and_biggest(plan: Plan) -> list[Experiment]:
 
 def measure(experiment: Experiment, guest: Guest, device: torch.device) -> Measured:
     """One model on real batches, in the plan's own recipe."""
+    with attention_kernel(experiment.recipe.precision, device):
+        return _measure(experiment, guest, device)
+
+
+def _measure(experiment: Experiment, guest: Guest, device: torch.device) -> Measured:
     recipe = experiment.recipe
     reset_peak_memory(device)
     RandomState.seed(recipe.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import text
 from flops_fit_ray.console.plain import PlainConsole
@@ -18,6 +18,8 @@ from flops_fit_ray.sweep import Sweep, open_sweep
 
 if TYPE_CHECKING:
     from flops_fit_ray.training.guest import Guest
+
+AUTO = "auto"
 
 
 def run_sweep(
@@ -44,13 +46,12 @@ def run_sweep(
     paths = SweepPaths(root)
     ledger = Ledger(paths)
     with ledger.writer(), contextlib.ExitStack() as session:
-        if spec.train.precision == "auto":
-            precision = _recorded_precision(paths)
-            if precision is None:
+        if AUTO in (spec.train.precision, spec.train.compile):
+            chosen = _recorded_choice(spec, paths)
+            if chosen is None:
                 session.enter_context(ray_session(address))  # one for the measurement and the sweep
-                precision = _measured_precision(spec, plan, load_guest, address, console)
-            train = spec.train.model_copy(update={"precision": precision})
-            spec = spec.model_copy(update={"train": train})
+                chosen = _measured_choice(spec, plan, load_guest, address, console)
+            spec = spec.model_copy(update={"train": spec.train.model_copy(update=chosen)})
             plan = make_plan(spec, plan.survey)
         try:
             write_bytes(paths.spec, dump_spec(spec).encode())
@@ -77,20 +78,27 @@ def run_sweep(
     return sweep
 
 
-def _recorded_precision(paths: SweepPaths) -> str | None:
-    """What this directory's sweep was found to run best in: one precision for all of it, whenever it is taken up."""
+def _recorded_choice(spec: SweepSpec, paths: SweepPaths) -> dict[str, Any] | None:
+    """What this directory's sweep was found to run best in: one choice for all of it, whenever it is taken up."""
     if not paths.spec.exists():
         return None
-    recorded = read_spec(paths.spec).train.precision
-    return None if recorded == "auto" else recorded
+    recorded = read_spec(paths.spec).train
+    chosen = {name: getattr(recorded, name) for name in _left_open(spec)}
+    return None if AUTO in chosen.values() else chosen
 
 
-def _measured_precision(
+def _left_open(spec: SweepSpec) -> list[str]:
+    return [name for name in ("precision", "compile") if getattr(spec.train, name) == AUTO]
+
+
+def _measured_choice(
     spec: SweepSpec, plan: Plan, load_guest: Callable[[], Guest], address: str | None, console: PlainConsole
-) -> str:
-    from flops_fit_ray.engine.check import choose_precision_on_worker
+) -> dict[str, Any]:
+    from flops_fit_ray.engine.check import choose_on_worker
 
-    chosen, seconds = choose_precision_on_worker(plan, spec, load_guest=load_guest, address=address)
-    shown = ", ".join(f"{name} {text.duration(s)}" for name, s in seconds.items())
-    console.say(f"precision: {chosen}, measured on a worker (training of the whole sweep, one at a time: {shown})")
+    choice = choose_on_worker(plan, spec, load_guest=load_guest, address=address)
+    chosen = {name: getattr(choice, name) for name in _left_open(spec)}
+    said = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items())
+    shown = ", ".join(f"{name} {text.duration(s)}" for name, s in choice.seconds.items())
+    console.say(f"{said}, measured on a worker (training of the whole sweep, one at a time: {shown})")
     return chosen

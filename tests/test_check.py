@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flops_fit_ray.cli import main
 from flops_fit_ray.planning import Plan
+from flops_fit_ray.training import check as check_module
 from flops_fit_ray.training import timing
 from flops_fit_ray.training.check import Report, check_plan
 from flops_fit_ray.training.guest import Guest
@@ -179,9 +180,14 @@ def test_a_plan_that_is_not_of_this_model_is_found() -> None:
     assert answers(report)["runs"] == "FAIL" and "the plan counted" in words(report, "runs")
 
 
+def spec_in(plan: Plan, precision: str) -> Plan:
+    return check_module.with_precision(plan, precision)
+
+
 def test_the_faster_precision_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, guest = parts()
-    _, seconds = timing.choose_precision(plan, guest, device="cpu")
+    plan = spec_in(plan, "auto")
+    seconds = timing.choose(plan, guest, device="cpu").seconds
     assert set(seconds) == {"fp32", "bf16"} and all(s > 0 for s in seconds.values())
     measure = timing.measure
     for factor, expected in [(0.5, "bf16"), (0.99, "fp32"), (2.0, "fp32")]:
@@ -191,7 +197,11 @@ def test_the_faster_precision_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None
             return replace(measure(experiment, *rest), step_seconds=step)
 
         monkeypatch.setattr(timing, "measure", timed)
-        assert timing.choose_precision(plan, guest, device="cpu")[0] == expected
+        choice = timing.choose(plan, guest, device="cpu")
+        whole = sum(e.steps for e in plan.experiments) * min(1.0, factor)
+        assert choice.precision == expected
+        assert choice.compile == (whole / 3 > 300)
+        assert set(timing.choose(spec_in(plan, "bf16"), guest, device="cpu").seconds) == {"bf16"}
 
 
 def test_the_sweep_is_priced_by_both_ends() -> None:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.training.data import Batch, MapDataset, as_data, fingerprint, split_held_out
 from flops_fit_ray.training.data import dataset as dataset_module
-from flops_fit_ray.training.data.feed import IndexedFeed
+from flops_fit_ray.training.data.feed import IndexedFeed, PrefetchedFeed, make_feed
 from flops_fit_ray.training.measure import survey
 from tests.parts import Pairs, guest_of, regression, spec_of, text
 
@@ -30,6 +30,23 @@ def test_a_shorter_run_sees_a_prefix_of_a_longer_one() -> None:
     other_batch = [i for batch in batch_order(100, 5, 30, seed=3) for i in batch]
     assert long[: len(short)] == short
     assert long[: len(other_batch)] == other_batch
+
+
+def test_batches_read_ahead_are_the_same_and_resume_where_they_were_given_out() -> None:
+    plain, ahead = make_feed(text(50), 8, 3, 1.0), make_feed(text(50), 8, 3, 1.0, ahead=True)
+    assert isinstance(ahead, PrefetchedFeed)
+    first = [ahead.next_batch().content[0] for _ in range(5)]
+    assert all(torch.equal(a, plain.next_batch().content[0]) for a in first)
+    state = ahead.state()
+    assert state == plain.state()
+    rest = [plain.next_batch().content[0] for _ in range(4)]
+    again = make_feed(text(50), 8, 3, 1.0, ahead=True)
+    again.load_state(state)
+    assert all(torch.equal(a, again.next_batch().content[0]) for a in rest)
+    ahead.next_batch()
+    ahead.load_state(state)
+    assert all(torch.equal(a, ahead.next_batch().content[0]) for a in rest)
+    assert not isinstance(make_feed(Pairs(*text(50).tensors), 8, 3, 1.0, ahead=True), PrefetchedFeed)  # it may draw
 
 
 def test_every_epoch_is_another_permutation() -> None:

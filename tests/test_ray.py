@@ -30,6 +30,7 @@ from flops_fit_ray.sweep import open_sweep
 from flops_fit_ray.training.guest import make_guest
 from flops_fit_ray.training.loop import Outcome, train_experiment
 from flops_fit_ray.training.losses import mse
+from flops_fit_ray.training.timing import Choice
 from tests.parts import Mlp, Pairs, Truncated, power_law_regression, regression, spec_of
 from tests.sweeps import known_guest, known_spec, make_sweep
 
@@ -88,14 +89,16 @@ def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None
 
 
 def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_path: Path) -> None:
-    first = known(tmp_path, precision="auto")
+    first = known(tmp_path, precision="auto", compile="auto")
     (chosen,) = set(first.to_frame()["precision"])
     assert chosen in ("fp32", "bf16") and first.complete
+    assert not any(e.recipe.compile for e in first.plan.experiments)  # seconds of training are not worth it
     files = {p: p.stat().st_mtime_ns for p in first.output.glob("experiments/*/result.json")}
     other = {"fp32": "bf16", "bf16": "fp32"}[chosen]
     with pytest.MonkeyPatch.context() as patch:  # had it been measured again, the other one would have come out
-        patch.setattr("flops_fit_ray.engine.check.choose_precision_on_worker", lambda *a, **k: (other, {}))
-        again = known(tmp_path, precision="auto")
+        choice = Choice(precision=other, compile=True, seconds={})
+        patch.setattr("flops_fit_ray.engine.check.choose_on_worker", lambda *a, **k: choice)
+        again = known(tmp_path, precision="auto", compile="auto")
     assert set(again.to_frame()["precision"]) == {chosen}
     assert {p: p.stat().st_mtime_ns for p in again.output.glob("experiments/*/result.json")} == files
 

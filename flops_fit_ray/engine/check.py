@@ -12,13 +12,11 @@ from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.check import Line, Report, check_plan
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.timing import choose_precision
+from flops_fit_ray.training.timing import Choice, choose
 
 
-def choose_precision_on_worker(
-    plan: Plan, spec: SweepSpec, *, load_guest: Callable[[], Guest], address: str | None
-) -> tuple[str, dict[str, float]]:
-    """The precision in which the sweep is faster where it will run, and its training seconds in each.
+def choose_on_worker(plan: Plan, spec: SweepSpec, *, load_guest: Callable[[], Guest], address: str | None) -> Choice:
+    """What `auto` stands for, measured where the sweep will run.
 
     Raises:
         ResourceError: the cluster cannot be reached, can never run such an experiment, or its worker died.
@@ -28,10 +26,12 @@ def choose_precision_on_worker(
     with ray_session(address):
         slots = choose_slots(spec.resources_per_trial, live_nodes())
         try:
-            found: tuple[str, dict[str, float]] = ray.get(_on(slots, _choose).remote(plan, load_guest, slots))
+            found: Choice = ray.get(_on(slots, _choose).remote(plan, load_guest, slots))
         except ray.exceptions.RayError as e:
             last = str(e).strip().splitlines()[-1]
-            raise ResourceError(f"train.precision: auto could not be measured: {last}; say fp32 or bf16") from e
+            raise ResourceError(
+                f"auto could not be measured: {last}; say what train.precision and train.compile are"
+            ) from e
         return found
 
 
@@ -67,8 +67,8 @@ def check_on_worker(
             return Report(lines=(Line("FAIL", "runs", words),), device="?", seconds=0.0, step_seconds={}), slots
 
 
-def _choose(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> tuple[str, dict[str, float]]:
-    return choose_precision(plan, load_guest(), device="cuda" if slots.uses_gpu else "cpu")
+def _choose(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Choice:
+    return choose(plan, load_guest(), device="cuda" if slots.uses_gpu else "cpu")
 
 
 def _check(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Report:

@@ -145,7 +145,7 @@ def _experiment(
         final_lr_fraction=spec.train.final_lr_fraction,
         seed=spec.train.seed,
         precision=spec.train.precision,
-        compile=spec.train.compile,
+        compile=spec.train.compile is True,
         cuda_graph=spec.train.cuda_graph,
     )
     return Experiment(

@@ -143,7 +143,7 @@ class TrainSection(Section):
     batch_size: int = Field(default=32, gt=0)
     micro_batch_size: int | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
     cuda_graph: bool = False
     optimizer: Annotated[str, AfterValidator(_word_or_target("adamw", "sgd"))] = "adamw"
     lr: (

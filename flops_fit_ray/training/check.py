@@ -27,7 +27,7 @@ from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.loop import Care, Observer, train_experiment
 from flops_fit_ray.training.random import RandomState
 from flops_fit_ray.training.step import free_memory, settings
-from flops_fit_ray.training.timing import Measured, choose_precision, measure, smallest_and_biggest, sweep_seconds
+from flops_fit_ray.training.timing import Measured, choose, measure, smallest_and_biggest, sweep_seconds
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 TRUSTED_RATIO = (
@@ -70,7 +70,7 @@ def check_plan(plan: Plan, guest: Guest, *, device: str, slots: int = 1, threads
     started = time.perf_counter()
     place = torch.device(device)
     if plan.experiments[0].recipe.precision == "auto":
-        plan = with_precision(plan, choose_precision(plan, guest, device=device, threads=threads)[0])
+        plan = with_precision(plan, choose(plan, guest, device=device, threads=threads).precision)
     ends = smallest_and_biggest(plan)
     lines: list[Line] = []
     measured: list[Measured] = []

@@ -169,7 +169,8 @@ class Training:
         room = resident_room(device)
         data = guest.train_data
         data = data if isinstance(data, Stream) or not room else on_device(data, device, room)
-        self._feed = make_feed(data, recipe.batch_size, recipe.seed, guest.max_epochs)
+        ahead = device.type == "cuda"
+        self._feed = make_feed(data, recipe.batch_size, recipe.seed, guest.max_epochs, ahead=ahead)
         self._meter = Meter(experiment.steps, device)
         self._step = 0  # optimizer steps done
         self._tokens_seen = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,7 @@ from flops_fit_ray.training.step import Stepper, free_memory, settings
 
 TIMED_SECONDS = 3.0  # per model
 WORTH_IT = 1.05  # times as fast as fp32, or fp32 it is
+COMPILE_SECONDS = 300.0  # of training per size; below it compiling (about 36 s each) costs more than it gains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +112,25 @@ def sweep_seconds(plan: Plan, measured: Sequence[Measured]) -> float:
     return sum(e.steps * math.exp(y0 + slope * (math.log(e.flops_per_token) - x0)) for e in plan.experiments)
 
 
-def choose_precision(plan: Plan, guest: Guest, *, device: str, threads: int = 1) -> tuple[str, dict[str, float]]:
-    """The faster of fp32 and bf16 for the whole sweep, and the training seconds of the sweep in each, measured.
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was left to a measurement, and what it rests on."""
 
-    No rule would do: bf16 is several times as fast as fp32 for wide models, and slower for narrow ones.
+    precision: str
+    compile: bool
+    seconds: Mapping[str, float]  # of training the whole sweep, one experiment at a time, by precision
+
+
+def choose(plan: Plan, guest: Guest, *, device: str, threads: int = 1) -> Choice:
+    """The faster of fp32 and bf16 for the whole sweep where precision is `auto`, and whether compiling would pay.
+
+    No rule would do for the precision: bf16 is several times as fast for wide models, and slower for narrow ones.
     """
     place = torch.device(device)
+    asked = plan.experiments[0].recipe.precision
     seconds: dict[str, float] = {}
     with settings(threads):
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", "bf16") if asked == "auto" else (asked,):
             try:
                 check_precision(precision, place)
             except ResourceError:
@@ -129,5 +140,8 @@ def choose_precision(plan: Plan, guest: Guest, *, device: str, threads: int = 1)
             free_memory()
             if all(math.isfinite(m.loss) for m in measured):
                 seconds[precision] = sweep_seconds(plan, measured)
-    bf16 = seconds.get("bf16", math.inf)
-    return ("bf16" if bf16 * WORTH_IT < seconds.get("fp32", math.inf) else "fp32"), seconds
+    best = asked
+    if asked == "auto":
+        best = "bf16" if seconds.get("bf16", math.inf) * WORTH_IT < seconds.get("fp32", math.inf) else "fp32"
+    sizes = len({e.size for e in plan.experiments})
+    return Choice(precision=best, compile=seconds.get(best, 0.0) / sizes > COMPILE_SECONDS, seconds=seconds)

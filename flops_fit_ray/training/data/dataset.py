@@ -157,6 +157,14 @@ def rows_at(rows: Tensor, indices: NDArray[np.int64]) -> Tensor:
     return rows[chosen]
 
 
+def draws_nothing(dataset: MapDataset) -> bool:
+    """Whether reading a dataset is known to draw no random numbers: it is ours, or tensors."""
+    inner = dataset
+    while isinstance(inner, Subset):
+        inner = inner.dataset
+    return isinstance(inner, TensorDataset | TokenFile | Columns | _Alone)
+
+
 def on_device(dataset: MapDataset, device: torch.device, room: int) -> MapDataset:
     """The same dataset with its tensors on `device`, where it is made of tensors that fit into `room` bytes."""
     if isinstance(dataset, Subset):

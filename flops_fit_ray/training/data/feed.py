@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from flops_fit_ray.errors import DataEndedError
 from flops_fit_ray.training.data.batch import Batch
-from flops_fit_ray.training.data.dataset import Data, MapDataset, fetch, num_samples
+from flops_fit_ray.training.data.dataset import Data, MapDataset, draws_nothing, fetch, num_samples
 from flops_fit_ray.training.data.stream import Stream
 from flops_fit_ray.training.random import RandomState
 
@@ -40,11 +41,12 @@ class Feed(Protocol):
         """Go on from there."""
 
 
-def make_feed(data: Data, batch_size: int, seed: int, max_epochs: float) -> Feed:
-    """The training batches of an experiment."""
+def make_feed(data: Data, batch_size: int, seed: int, max_epochs: float, *, ahead: bool = False) -> Feed:
+    """The training batches of an experiment; `ahead`: read while the device computes, where that changes nothing."""
     if isinstance(data, Stream):
         return StreamFeed(data, batch_size, seed, max_epochs)
-    return IndexedFeed(data, batch_size, seed)
+    feed = IndexedFeed(data, batch_size, seed)
+    return PrefetchedFeed(feed) if ahead and draws_nothing(data) else feed
 
 
 def first_batch(data: Data, batch_size: int) -> Batch:
@@ -95,6 +97,37 @@ def _permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     generator = torch.Generator().manual_seed((seed + epoch * EPOCH_STEP) % 2**63)
     order: NDArray[np.int64] = torch.randperm(count, generator=generator).numpy()
     return order
+
+
+class PrefetchedFeed:
+    """Reads the next batch while the device computes on this one. Only for data that draw no random numbers."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._pool = ThreadPoolExecutor(1)
+        self._next: Future[Batch] | None = None
+        self._state = feed.state()
+
+    def next_batch(self) -> Batch:
+        """The batch that was read ahead; the one after it is begun."""
+        batch = (self._next or self._read()).result()
+        self._state = self._feed.state()
+        self._next = self._read()
+        return batch
+
+    def _read(self) -> Future[Batch]:
+        return self._pool.submit(self._feed.next_batch)
+
+    def state(self) -> dict[str, Any]:
+        """Where the batch that was given out ended, not the one that is being read."""
+        return self._state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from there; what was read ahead is dropped."""
+        if self._next is not None:
+            self._next.result()
+        self._feed.load_state(state)
+        self._state, self._next = state, None
 
 
 class StreamFeed:

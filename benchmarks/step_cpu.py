@@ -1,8 +1,8 @@
 """Tokens per CPU-second of one thread against a plain loop, against SDPA with fused AdamW, and against the GEMM peak.
 
-`python -m benchmarks.step_cpu [--quick]`. Three byte-level GPTs of about 100k, 800k and 3M parameters on real text,
-2,048 tokens a step. Ours runs as in a trial, in the precision that `auto` chooses. `loop_share` is the part of our step
-that a bare loop of the same work does not have.
+`python -m benchmarks.step_cpu [--quick]`. Byte-level GPTs on real text: three of the demo's sizes with its 512 tokens a
+step, and about 100k, 800k and 3M parameters with 2,048. Ours runs as in a trial, in the precision that `auto` chooses.
+`loop_share` is the part of our step that a bare loop of the same work does not have.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 
 import torch
@@ -19,14 +21,25 @@ from benchmarks.parts import experiment_of
 from benchmarks.peers import Peer
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.attention import attention_kernel
+from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.data import make_feed
-from flops_fit_ray.training.device import device_name, peak_flops
+from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Care, Observer, Training
+from flops_fit_ray.training.loop import Training
 from flops_fit_ray.training.timing import measure
 
-SIZES = {"100k": (64, 2, 2), "800k": (128, 4, 4), "3M": (256, 4, 8)}  # width, layers, heads
-CONTEXT, BATCH = 256, 8
+SIZES = {  # width, layers, heads, context
+    "demo-16": (16, 2, 2, 64),
+    "demo-32": (32, 2, 2, 64),
+    "demo-64": (64, 2, 2, 64),
+    "100k": (64, 2, 2, 256),
+    "800k": (128, 4, 4, 256),
+    "3M": (256, 4, 8, 256),
+}
+BLOCK_STEPS = {"demo-16": 60, "demo-32": 50, "demo-64": 30, "100k": 12, "800k": 4, "3M": 2}
+LIMIT_TARGETS = {"100k": 0.30, "800k": 0.50, "3M": 0.60}
+BATCH = 8
+PEAK_STEPS = 30
 SAME = 0.02  # nats between the losses of 20 steps, bf16 against fp32
 CPU = torch.device("cpu")
 
@@ -71,22 +84,46 @@ def same_losses(experiment: Experiment, guest: Guest, steps: int) -> tuple[float
 def main() -> None:
     """Print one line per size and peer."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under 30 s")
-    quick = parser.parse_args().quick
+    parser.add_argument("--quick", action="store_true", help="two sizes, about half a minute")
+    parser.add_argument("--peak", nargs=2, metavar=("SIZE", "LOOP"), help="print the peak memory of `ours` or `plain`")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    for name, (width, layers, heads) in SIZES.items():
-        if quick and name == "3M":
-            continue
-        block_steps = {"100k": 12, "800k": 4, "3M": 2}[name]
-        blocks = 4 if quick else 16
-        measure_size(name, width, layers, heads, block_steps, blocks)
+    if given.peak:
+        sys.stdout.write(f"{peak_of(*given.peak)}\n")
+        return
+    for name in ("demo-32", "100k") if given.quick else SIZES:
+        measure_size(name, 4 if given.quick else 16)
 
 
-def measure_size(name: str, width: int, layers: int, heads: int, block_steps: int, blocks: int) -> None:
+def parts_of(name: str) -> tuple[Experiment, Guest]:
+    """The experiment of a size."""
+    width, layers, heads, context = SIZES[name]
+    return experiment_of(width=width, layers=layers, heads=heads, context=context, batch_size=BATCH, steps=100_000)
+
+
+def peak_of(name: str, loop: str) -> int:
+    """Bytes resident at most in this process, which runs one loop and nothing else."""
+    experiment, guest = parts_of(name)
+    if loop == "ours":
+        advance(ours(experiment, guest), experiment, PEAK_STEPS)
+    else:
+        Peer(experiment, guest, plain=True).steps(PEAK_STEPS)
+    return peak_memory_bytes(CPU) or 0
+
+
+def peaks_of(name: str) -> dict[str, int]:
+    """Both loops, each in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.step_cpu", "--peak", name]
+    return {
+        loop: int(subprocess.check_output([*command, loop], text=True)) // 1_000_000  # noqa: S603 - this file itself
+        for loop in ("ours", "plain")
+    }
+
+
+def measure_size(name: str, blocks: int) -> None:
     """All lines of one size."""
-    experiment, guest = experiment_of(
-        width=width, layers=layers, heads=heads, context=CONTEXT, batch_size=BATCH, steps=100_000
-    )
+    experiment, guest = parts_of(name)
+    block_steps, context = BLOCK_STEPS[name], SIZES[name][3]
     best = chosen(experiment, guest)
     mine, reference = same_losses(best, guest, 20)
     same = math.isfinite(mine) and abs(mine - reference) < SAME
@@ -108,7 +145,7 @@ def measure_size(name: str, width: int, layers: int, heads: int, block_steps: in
         blocks + 1,
     )
     seconds = {key: values[1:] for key, values in seconds.items()}  # the first block warms up
-    tokens = block_steps * BATCH * CONTEXT
+    tokens = block_steps * BATCH * context
     rates = {key: round(tokens / statistics.median(values)) for key, values in seconds.items()}
     peaks = {p: peak_flops(device_name(CPU), "cpu", p, 1)[0] for p in ("fp32", best.recipe.precision)}
     details = {
@@ -116,9 +153,11 @@ def measure_size(name: str, width: int, layers: int, heads: int, block_steps: in
         "precision": best.recipe.precision,
         "tokens_per_cpu_second": rates,
         "losses_after_20_steps": [round(mine, 4), round(reference, 4)],
+        "peak_mb": peaks_of(name),
     }
     limit = f"GEMM peak {peaks[best.recipe.precision] / 1e9:.0f} GFLOP/s in {best.recipe.precision}"
-    for peer, target in (("plain", 3.0), ("sdpa_fused", 2.0)):
+    demo = name.startswith("demo")
+    for peer, target in (("plain", None if demo else 3.0), ("sdpa_fused", None if demo else 2.0)):
         ratio, interval = ratio_of(seconds[peer], seconds["ours"])
         Line(
             name=f"step_cpu/{name}/{peer}",
@@ -147,7 +186,7 @@ def measure_size(name: str, width: int, layers: int, heads: int, block_steps: in
         ratio=round(rate / peaks[best.recipe.precision], 3),
         ci95=None,
         pairs=blocks,
-        target={"100k": 0.30, "800k": 0.50, "3M": 0.60}[name],
+        target=LIMIT_TARGETS.get(name),
         limit=limit,
         same_answer=same,
         details={

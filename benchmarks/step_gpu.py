@@ -22,9 +22,10 @@ from benchmarks.harness import Line, interleaved, ratio_of
 from benchmarks.parts import experiment_of
 from benchmarks.peers import Peer
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.device import device_name, peak_flops
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Care, Observer, Training, train_experiment
+from flops_fit_ray.training.loop import Training, train_experiment
 
 # name: width, layers, heads, context, samples a step, vocabulary
 SIZES = {

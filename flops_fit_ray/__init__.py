@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flops_fit_ray.api import Result, find_optimal
     from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
+    from flops_fit_ray.training.data import TokenFile
 
 __version__ = "0.1.0"
-__all__ = ["FitError", "FlopsFitError", "Result", "SpecError", "__version__", "find_optimal"]
+__all__ = ["FitError", "FlopsFitError", "Result", "SpecError", "TokenFile", "__version__", "find_optimal"]
 
 _HOMES = {
     "find_optimal": "flops_fit_ray.api",
@@ -28,6 +29,7 @@ _HOMES = {
     "FitError": "flops_fit_ray.errors",
     "FlopsFitError": "flops_fit_ray.errors",
     "SpecError": "flops_fit_ray.errors",
+    "TokenFile": "flops_fit_ray.training.data",
 }
 
 

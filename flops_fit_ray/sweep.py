@@ -70,6 +70,11 @@ class Sweep:
         """Fingerprint of the losses; equal for an interrupted and an uninterrupted sweep."""
         return results_sha256(self.results)
 
+    @property
+    def loss_name(self) -> str:
+        """What the losses of this sweep are of."""
+        return "held-out loss" if self.plan.survey.data.eval_samples else "training loss, smoothed"
+
     @cached_property
     def fit(self) -> SweepFit:
         """The laws of all completed experiments."""

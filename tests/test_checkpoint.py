@@ -5,15 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
+from flops_fit_ray.training.data.feed import EPOCH_STEP
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Care, Observer, Outcome, train_experiment
+from flops_fit_ray.training.loop import Outcome, train_experiment
 from tests.parts import Bigram, guest_of, planned, spec_of
 from tests.streams import every_kind, loader
 
@@ -103,6 +107,55 @@ def test_killed_anywhere_and_resumed_gives_the_same_bits(kind: str, tmp_path: Pa
     assert len(whole.curve) > 40 and any(p.eval_loss for p in whole.curve[:-1]) == bool(eval_samples)
 
 
+def batches_by_hand(kind: str, directory: Path, steps: int) -> list[Any]:
+    """What a few lines of plain PyTorch would read, with the seed of the experiment."""
+    data = every_kind(directory)[kind]
+    if kind in ("iterable", "loader"):
+        torch.manual_seed(3)
+        np.random.seed(3)
+        found: list[Any] = []
+        for epoch in range(2):
+            if epoch:
+                torch.manual_seed(3 + EPOCH_STEP)
+                np.random.seed((3 + EPOCH_STEP) % 2**32)
+            read = list(data)
+            ready = read if kind == "loader" else [default_collate(read[i : i + 8]) for i in range(0, 500, 8)]
+            found += [batch for batch in ready if len(batch[0]) == 8]
+        return found[:steps]
+    if kind == "token file":
+        tokens = np.memmap(directory / "train.bin", dtype=np.uint16, mode="r").astype(np.int64)
+        rows = torch.from_numpy(np.stack([tokens[i * 16 : i * 16 + 17] for i in range(500)]))
+        inputs, targets = rows[:, :-1], rows[:, 1:]
+    else:
+        inputs, targets = data.tensors
+    kept = torch.randperm(500, generator=torch.Generator().manual_seed(0))[25:].sort().values  # 5 % are held out
+    order = torch.cat(
+        [kept[torch.randperm(475, generator=torch.Generator().manual_seed(3 + e * EPOCH_STEP))] for e in range(2)]
+    )
+    return [(inputs[order[i : i + 8]], targets[order[i : i + 8]]) for i in range(0, 8 * steps, 8)]
+
+
+@pytest.mark.parametrize("kind", ["tensors", "token file", "iterable", "loader"])
+def test_our_loop_is_a_bare_pytorch_loop_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    recipe = {"optimizer": "sgd", "lr": 0.05, "schedule": "constant", "grad_clip": None}
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)[kind], **recipe)
+    batches = batches_by_hand(kind, tmp_path, experiment.steps)
+    assert len(batches) == experiment.steps
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    model = Dropping(width=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses = []
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        optimizer.step()
+        losses.append(loss.item())
+    outcome = train_experiment(experiment, guest, eval_samples=eval_samples)
+    assert [p.train_loss for p in outcome.curve if p.train_loss is not None] == losses
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_every_recipe_resumes_to_the_same_bits(recipe: dict[str, Any], tmp_path: Path) -> None:
     experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["augmented"], **recipe)
@@ -169,6 +222,16 @@ def test_without_a_note_with_another_key_or_none_whole_it_starts_over(tmp_path: 
     state, words = store.newest()
     assert state is None and [w.split(" (")[1][:7] for w in words] == ["its not"] * 2
     assert train_experiment(experiment, guest, eval_samples=eval_samples, care=care).resumed_from is None
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_words(tmp_path: Path) -> None:
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    care = Care(store=store_in(tmp_path / "s", experiment), checkpoint_steps=10)
+    with pytest.raises(Killed):
+        train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=Killer(15))
+    other = replace(guest, model=lambda width: Dropping(width + 1))
+    with pytest.raises(ExperimentError, match="checkpoint at step 10 does not fit this model: .*has its code changed?"):
+        train_experiment(experiment, other, eval_samples=eval_samples, care=care)
 
 
 def test_a_poisoned_checkpoint_executes_nothing(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.checkpoint import CheckpointStore
-from flops_fit_ray.training.loop import Care, Observer, train_experiment
+from flops_fit_ray.training.loop import train_experiment
 from tests.parts import Bigram
 from tests.streams import every_kind
 from tests.test_checkpoint import KINDS, Killed, Killer, experiment_of

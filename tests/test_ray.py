@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from flops_fit_ray.training.guest import make_guest
 from flops_fit_ray.training.loop import Outcome, train_experiment
 from flops_fit_ray.training.losses import mse
 from flops_fit_ray.training.timing import Choice
-from tests.parts import Mlp, Pairs, Truncated, power_law_regression, regression, spec_of
+from tests.parts import Mlp, Pairs, Truncated, guest_of, power_law_regression, regression, spec_of
+from tests.streams import every_kind
 from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.test_checkpoint import Dropping
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent
@@ -86,6 +89,27 @@ def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None
     more = known(tmp_path / "ray", compute_budgets=[*budgets, {"flops": 3e6, "sizes": [96, 135, 192]}])
     assert list(more.to_frame()["status"]) == ["completed"] * 24
     assert set(more.to_frame()["attempts"]) == {1}  # the new budget ran, and nothing else
+
+
+@pytest.mark.parametrize("kind", ["augmented", "token file", "iterable", "loader"])
+def test_every_kind_of_data_gives_the_same_bits_in_a_trial(ray_here: None, kind: str, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "dataset": every_kind(tmp_path)[kind],
+        "compute_budgets": [4e6, 8e6],
+        "sizes": [4, 8, 16],
+        "batch_size": 8,
+        "lr": 1e-2,
+        "max_epochs": 9,
+        "resources_per_trial": {"cpu": 1},
+        "quiet": True,
+    }
+    result = find_optimal(Dropping, "width", output_dir=tmp_path / "out", **arguments)
+    assert result.complete
+    guest = guest_of(spec_of(loss="cross_entropy"), model=Dropping, train=every_kind(tmp_path)[kind])
+    guest = replace(guest, max_epochs=9)
+    eval_samples = result.plan.survey.data.eval_samples
+    losses = [train_experiment(e, guest, eval_samples=eval_samples).loss for e in result.plan.experiments]
+    assert list(result.to_frame()["loss"]) == losses
 
 
 def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_path: Path) -> None:

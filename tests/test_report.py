@@ -1,6 +1,7 @@
 """The directory's views: right numbers, complete tables, a page that stands alone, also on a partial sweep."""
 
 import json
+import math
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, law_bands, to_png, to_svg, valley_curves
 from flops_fit_ray.report.page import answer
 from flops_fit_ray.sweep import STATUSES, Sweep, open_sweep
-from tests.parts import guest_of, spec_of
+from tests.parts import Bigram, guest_of, spec_of, text
+from tests.streams import Stateful
 from tests.sweeps import known_guest, known_spec, make_sweep
 
 
@@ -58,7 +60,7 @@ def test_the_page_stands_alone(sweep: Sweep) -> None:
     assert all(target.startswith("#") for target in parser.fetched)
     assert "<script" not in page
     assert len(page) < 500_000
-    assert answer(sweep.fit) in page
+    assert answer(sweep.fit, "held-out loss") in page
     assert "provisional" not in page
     for result in sweep.results:
         assert f"{result.loss:.4f}" in page
@@ -149,3 +151,39 @@ def test_what_is_no_sweep_directory_is_refused(tmp_path: Path) -> None:
     sweep.paths.plan.write_text("{}")
     with pytest.raises(DirectoryError, match="cannot be read as a plan"):
         open_sweep(tmp_path / "s")
+
+
+def test_a_sweep_without_held_out_data_says_so_wherever_it_speaks_of_losses(tmp_path: Path) -> None:
+    spec = spec_of(
+        data={"train": "tests.parts:text", "max_epochs": 9, "eval_fraction": 0},
+        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        loss="cross_entropy",
+        budgets=[2e6, 4e6],
+    )
+    guest = guest_of(spec, model=Bigram, train=Stateful())
+    sweep = make_sweep(tmp_path, spec, guest)
+    page = write_report(sweep).read_text()
+    assert {r.loss_kind for r in sweep.results} == {"training, smoothed"}
+    assert sweep.loss_name == "training loss, smoothed"
+    assert "there is no held-out data: losses are training losses" in page
+    assert "a stream of unknown length" in page
+    assert "held-out loss" not in page.lower()
+    assert set(sweep.to_frame()["loss_kind"]) == {"training, smoothed"}
+
+
+def test_metrics_are_columns_of_the_report_and_the_tables(tmp_path: Path) -> None:
+    spec = spec_of(
+        data={"train": "tests.parts:text", "max_epochs": 9, "bytes_per_token": 2},
+        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        loss="cross_entropy",
+        budgets=[2e6, 4e6],
+    )
+    sweep = make_sweep(tmp_path, spec, guest_of(spec, model=Bigram, train=text()))
+    page = write_report(sweep).read_text()
+    assert "<th>bits_per_byte</th><th>perplexity</th>" in page
+    frame = sweep.to_frame()
+    assert list(frame["metric_perplexity"]) == pytest.approx([math.exp(loss) for loss in frame["loss"]])
+    assert list(frame["metric_bits_per_byte"]) == pytest.approx([loss / math.log(2) / 2 for loss in frame["loss"]])
+    points = pd.read_parquet(sweep.paths.curve(sweep.results[0].key))
+    assert list(points.columns) == ["step", "tokens", "train_loss", "lr", "grad_norm", "eval_loss", "seconds"]
+    assert points["eval_loss"].iloc[-1] == sweep.results[0].loss

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from flops_fit_ray.errors import MemoryExhaustedError, SpecError
 from flops_fit_ray.planning import Experiment, Recipe, make_plan
 from flops_fit_ray.training.attention import attention_kernel
+from flops_fit_ray.training.care import Observer
 from flops_fit_ray.training.data import Batch, TokenFile
 from flops_fit_ray.training.guest import Guest, load_guest
-from flops_fit_ray.training.loop import Observer, Outcome, train_experiment
+from flops_fit_ray.training.loop import Outcome, train_experiment
 from flops_fit_ray.training.losses import cross_entropy
 from flops_fit_ray.training.measure import survey
 from flops_fit_ray.training.optimizer import make_optimizer, parameter_groups
@@ -354,7 +355,7 @@ def test_a_long_curve_is_thinned_and_its_losses_are_means() -> None:
 
 
 def test_dropout_and_evaluation_on_the_way_do_not_meet() -> None:
-    from flops_fit_ray.training.loop import Care
+    from flops_fit_ray.training.care import Care
 
     spec = spec_of()
     guest = guest_of(spec, model=Mlp)

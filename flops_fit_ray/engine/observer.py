@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from flops_fit_ray.errors import InterruptedSweepError
 from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress, hostname
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.loop import Observer
+from flops_fit_ray.training.care import Observer
 
 STALLED_EXIT_CODE = 75
 

@@ -22,9 +22,10 @@ from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import FailureKind, Ledger, Result, hostname
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.training.care import Care
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Care, Outcome, train_experiment
+from flops_fit_ray.training.loop import Outcome, train_experiment
 from flops_fit_ray.training.meter import CurvePoint
 
 STORAGE_ERROR = "storage_error"  # the metric by which a trial tells the driver

@@ -105,7 +105,7 @@ def _band(
     )
 
 
-def draw_valleys(curves: list[ValleyCurve]) -> Figure:
+def draw_valleys(curves: list[ValleyCurve], loss_name: str = "held-out loss") -> Figure:
     """Loss over N, one valley per budget; a ring marks each minimum, the bar its interval."""
     figure = Figure(figsize=(7.2, 4.3), layout="constrained")
     axes = figure.add_subplot()
@@ -122,7 +122,7 @@ def draw_valleys(curves: list[ValleyCurve]) -> Figure:
     if any(len(curve.params) for curve in curves):  # an axis without data has no logarithm
         axes.set_xscale("log")
     axes.set_xlabel("N (parameters)")
-    axes.set_ylabel("held-out loss")
+    axes.set_ylabel(loss_name)
     if curves:
         axes.legend(frameon=False, labelcolor=INK)
     _plain(axes)

@@ -9,11 +9,12 @@ from markupsafe import Markup
 
 from flops_fit_ray import text
 from flops_fit_ray.analysis import SweepFit
+from flops_fit_ray.planning import DataFacts
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.sweep import Sweep
 
 
-def answer(fit: SweepFit) -> str:
+def answer(fit: SweepFit, loss_name: str) -> str:
     """The answer in one sentence, at the largest budget that has an optimum."""
     if not fit.optima:
         return "No budget has an optimum yet: " + (fit.problem or "no experiment is completed") + "."
@@ -27,7 +28,7 @@ def answer(fit: SweepFit) -> str:
     return (
         f"With C = {text.flops(valley.budget)} FLOPs the best model has N = {text.count(valley.params_opt)} parameters"
         f"{bounds[0]} and trains on D = {text.count(valley.tokens_opt)} tokens{bounds[1]}, "
-        f"D/N = {valley.tokens_opt / valley.params_opt:.3g}; held-out loss {valley.loss_opt:.4f}."
+        f"D/N = {valley.tokens_opt / valley.params_opt:.3g}; {loss_name} {valley.loss_opt:.4f}."
     )
 
 
@@ -40,7 +41,8 @@ def render(sweep: Sweep, figures: Mapping[str, str]) -> str:
     return environment.get_template("report.html.j2").render(
         sweep=sweep,
         fit=sweep.fit,
-        answer=answer(sweep.fit),
+        answer=answer(sweep.fit, sweep.loss_name),
+        metrics=sorted({name for r in sweep.results for name in r.metrics}),
         warnings=sweep.warnings,
         valleys=list(zip(sweep.fit.valleys, sweep.fit.intervals, strict=True)),
         percent=f"{100 * sweep.fit.options.confidence:g} %",
@@ -68,7 +70,15 @@ def _provenance(sweep: Sweep) -> list[tuple[str, str]]:
         ("N is", size.params_source),
         ("FLOPs are", f"{size.flops_source}, forward and backward"),
         ("one token is", data.token_unit),
-        ("training data", f"{data.train_samples:,} samples, {data.tokens_per_epoch:,} tokens, {data.fingerprint}"),
-        ("held-out data", f"{data.eval_samples:,} samples of {data.eval_source}"),
+        ("training data", f"{_length(data)}, {data.fingerprint}"),
+        ("held-out data", f"{f'{data.eval_samples:,} samples of ' if data.eval_samples else ''}{data.eval_source}"),
+        ("precision", ", ".join(sorted({f"{r.precision}, {r.attention} attention" for r in sweep.results})) or "-"),
+        ("MFU is of", "; ".join(sorted({r.peak_source for r in sweep.results})) or "-"),
         ("results", f"sha256 {sweep.results_sha256}"),
     ]
+
+
+def _length(data: DataFacts) -> str:
+    if data.train_samples is None:
+        return "a stream of unknown length"
+    return f"{data.train_samples:,} samples, {data.tokens_per_epoch:,} tokens"

@@ -16,7 +16,8 @@ def write_report(sweep: Sweep) -> Path:
     """Write results, analysis, figures and report of a sweep, complete or not. Returns the page's path."""
     write_tables(sweep)
     write_json(sweep.paths.analysis, fit_to_json(sweep.fit))
-    figures = {"valleys": draw_valleys(valley_curves(sweep.fit)), "laws": draw_laws(law_bands(sweep.fit))}
+    valleys = draw_valleys(valley_curves(sweep.fit), sweep.loss_name)
+    figures = {"valleys": valleys, "laws": draw_laws(law_bands(sweep.fit))}
     drawn = {}
     for name, figure in figures.items():
         drawn[name] = to_svg(figure)

@@ -19,12 +19,13 @@ import torch
 
 from flops_fit_ray import text
 from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.copying import BLIND_LOSS, try_copying
 from flops_fit_ray.training.data import first_batch
 from flops_fit_ray.training.device import device_memory, device_name, peak_flops
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Care, Observer, train_experiment
+from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.random import RandomState
 from flops_fit_ray.training.step import free_memory, settings
 from flops_fit_ray.training.timing import Measured, choose, measure, smallest_and_biggest, sweep_seconds

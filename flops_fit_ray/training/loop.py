@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from flops_fit_ray.errors import (
 )
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.attention import attention_kernel
-from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
+from flops_fit_ray.training.care import Care, Observer
+from flops_fit_ray.training.checkpoint import write_weights
 from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
 from flops_fit_ray.training.data.dataset import on_device
 from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory, resident_room
@@ -34,39 +34,6 @@ from flops_fit_ray.training.step import is_out_of_memory, settings
 
 READ_STEPS = 50  # reading the loss waits for the device, so not at every step
 PROGRESS_SECONDS = 1.0
-
-
-class Observer:
-    """Told what happens, and does nothing about it. Whoever watches overrides what is of interest."""
-
-    curve: list[CurvePoint]  # of the experiment so far; the loop keeps it up to date
-
-    def __init__(self) -> None:
-        self.curve = []
-
-    def fetching(self) -> None:
-        """A batch is being asked for; what blocks from now on is the user's data."""
-
-    def fetched(self) -> None:
-        """It came."""
-
-    def progress(self, tokens_seen: int, train_loss: float | None) -> None:
-        """About once a second. An InterruptedSweepError from here ends the experiment after a checkpoint."""
-
-    def event(self, words: str, *, aloud: bool = False) -> None:
-        """Something worth a line in the experiment's log; `aloud` where its owner should hear of it now."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Care:
-    """How an experiment is looked after. Nothing in here changes what comes out."""
-
-    store: CheckpointStore | None = None
-    checkpoint_seconds: float | None = None
-    checkpoint_steps: int | None = None
-    keep_best: bool = False
-    eval_every_tokens: int | None = None
-    weights: Path | None = None  # where the final weights go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,12 +293,13 @@ class Training:
             self._observer.event(line, aloud=True)
         if state is None:
             return
-        self._model.load_state_dict(state["model"])
-        self._stepper.optimizer.load_state_dict(state["optimizer"])
-        if self._stepper.scaler is not None:
-            self._stepper.scaler.load_state_dict(state["scaler"])
-        if isinstance(self._guest.loss, torch.nn.Module):
-            self._guest.loss.load_state_dict(state["loss"])
+        try:
+            self._load_parts(state)
+        except (RuntimeError, ValueError, KeyError) as e:
+            raise ExperimentError(
+                f"the checkpoint at step {state['step']} does not fit this model: {str(e).splitlines()[0]}; has its "
+                "code changed? Take another output, or remove the experiment's checkpoints"
+            ) from e
         self._stepper.micro_batch_size = state["micro_batch_size"]
         self._feed.load_state(state["feed"])
         self._meter.load_state(state["meter"])
@@ -341,6 +309,14 @@ class Training:
         self._tokens_seen = state["tokens_seen"]
         RandomState.restore(state["random"])  # last, because loading may have drawn
         self._observer.event(f"going on from the checkpoint at step {self._step}", aloud=True)
+
+    def _load_parts(self, state: Mapping[str, Any]) -> None:
+        self._model.load_state_dict(state["model"])
+        self._stepper.optimizer.load_state_dict(state["optimizer"])
+        if self._stepper.scaler is not None:
+            self._stepper.scaler.load_state_dict(state["scaler"])
+        if isinstance(self._guest.loss, torch.nn.Module):
+            self._guest.loss.load_state_dict(state["loss"])
 
     def outcome(self, threads: int, attention: str) -> Outcome:
         """Evaluate, and sum up.

@@ -194,6 +194,8 @@ def find_optimal(
 
     extra = {name: options.pop(name, None) for name in ("eval_dataset", "address", "quiet")}
     metrics = options.pop("metrics", {})
+    if not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
+        raise SpecError(SOURCE, ["metrics: must be functions by name, for example {'accuracy': accuracy}"])
     hooks = {name: options.pop(name) for name in HOOKS if callable(options.get(name))}
     loss_fn = "cross_entropy" if loss_fn is None else loss_fn
     options |= {"metrics": {name: describe_target(metric) for name, metric in metrics.items()}}

@@ -70,6 +70,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"lr": -1}, "train.lr: must be a positive"),
     ({"model_size_param": None}, "size_param is missing"),
     ({"dataset": 3}, "data.train: int has no __len__"),
+    ({"metrics": [1]}, "metrics: must be functions by name"),
+    ({"optimizer": lambda m, lr: 3}, "train.optimizer: TypeError: it made a int"),
+    ({"checkpoint": {"minuets": 1}}, "checkpoint.minuets: unknown key; did you mean 'minutes'?"),
 ]
 
 

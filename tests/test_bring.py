@@ -362,6 +362,29 @@ def test_what_does_not_fit_together_is_refused_in_the_plan(model: Any, data: Any
         plan_guest(model, data(), loss, batch_size=4)
 
 
+HOOKS: list[tuple[dict[str, Any], str]] = [
+    ({"schedule": lambda step, steps: float("nan")}, "train.schedule: ValueError: step 0 of 1000 gave nan"),
+    ({"schedule": lambda step: 1.0}, "train.schedule: TypeError"),
+    ({"optimizer": lambda model, lr: 3}, "train.optimizer: TypeError: it made a int, not a torch.optim.Optimizer"),
+    ({"optimizer": lambda model: 3}, "train.optimizer: TypeError"),
+    ({"metrics": {"odd": lambda out, y: out}}, "metrics.odd: TypeError: a metric must be one number"),
+    ({"metrics": {"odd": lambda out, y: out.nothing}}, "metrics.odd: AttributeError"),
+    ({"count_tokens": lambda batch: 0}, "data.train: samples have 0 to 0 tokens"),
+    ({"lr": lambda params: 1.0}, "train.lr: for width=4 raised TypeError"),
+]
+
+
+@pytest.mark.parametrize(("hooks", "message"), HOOKS, ids=[m for _, m in HOOKS])
+def test_functions_that_do_not_work_are_named_in_the_plan(hooks: dict[str, Any], message: str) -> None:
+    spec = spec_of(loss="cross_entropy", budgets=[1e6, 2e6])
+    guest = make_guest(
+        model=Bigram, model_kwargs={}, loss=cross_entropy, train=text(), held_out=None, data=spec.data, **hooks
+    )
+    with pytest.raises(SpecError) as caught:
+        planned(spec, guest)
+    assert message in str(caught.value)
+
+
 def test_a_loss_with_parameters_is_refused() -> None:
     loss = nn.Sequential(nn.Linear(1, 1))
     with pytest.raises(SpecError, match="loss: has parameters that learn; move them into the model"):

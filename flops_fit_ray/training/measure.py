@@ -36,14 +36,14 @@ from flops_fit_ray.training.data import (
     spread_samples,
 )
 from flops_fit_ray.training.guest import Guest, load_guest
-from flops_fit_ray.training.losses import Objective, check_loss, outputs_of
+from flops_fit_ray.training.losses import Objective, outputs_of
 from flops_fit_ray.training.modules import TABLES, lookup_tables
+from flops_fit_ray.training.trying import try_parts
 
 _T = TypeVar("_T")
 
 FORWARD_BACKWARD = 3  # backward = 2 × forward (Kaplan et al. 2020, section 2.1)
 LARGEST_AUTO_SIZE = 1 << 20
-LARGEST_TRIED = 20_000_000  # parameters that planning is willing to make for real
 
 
 def survey_spec(spec: SweepSpec, base: Path) -> Survey:
@@ -76,30 +76,8 @@ def survey(spec: SweepSpec, guest: Guest) -> Survey:
             break
     if refused and (wanted is not None or not sizes):
         raise SpecError("spec", refused[:3] if wanted is None else refused)
-    try_first_samples(guest, min(sizes, key=lambda s: s.params_total))
+    try_parts(guest, build, min(sizes, key=lambda s: s.params_total))
     return Survey(sizes=tuple(sizes), data=facts, skipped=tuple(refused))
-
-
-def try_first_samples(guest: Guest, size: ModelSize) -> None:
-    """Take real samples through a real model and the loss, so that what the meta device cannot see is found now.
-
-    Token ids beyond the vocabulary, a context longer than the positions, a loss that does not fit the output. Two
-    samples and a small model cost well under a second. Nothing is tried where even the smallest model is large, or
-    where the user counts the FLOPs because the model may not run here.
-
-    Raises:
-        SpecError: the model or the loss raised, or the loss is not one number.
-    """
-    if size.params_total > LARGEST_TRIED or guest.flops_per_token is not None:
-        return
-    batch = first_batch(guest.train_data, 2).split(2)[0]
-    try:
-        check_loss(guest.objective(build(guest, size.kwargs), batch))
-    except SpecError:
-        raise
-    except Exception as e:  # a guest may raise anything; it is named and chained
-        where = f"the model of size {describe(size.kwargs)} and the loss fail on first samples"
-        raise SpecError("spec", [f"model.target: {where}: {type(e).__name__}: {e}"]) from e
 
 
 def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:

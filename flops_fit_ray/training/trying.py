@@ -1,0 +1,72 @@
+"""The user's parts tried for real on two samples, so that what the meta device cannot see is found while planning.
+
+Token ids beyond the vocabulary, a context longer than the positions, a loss that does not fit the output, a factory
+that makes no optimizer, a schedule or a metric that is no number. Two samples and a small model cost well under a
+second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning import ModelSize
+from flops_fit_ray.training.data import first_batch
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.losses import as_objective, check_loss
+
+LARGEST_TRIED = 20_000_000  # parameters that planning is willing to make for real
+TRIED_STEPS = 1000
+
+
+def try_parts(guest: Guest, build: Callable[[Guest, Mapping[str, Any]], nn.Module], size: ModelSize) -> None:
+    """Try everything that the user brings, on the smallest model.
+
+    The model is not tried where even the smallest one is large, or where the user counts the FLOPs because it may not
+    run here.
+
+    Raises:
+        SpecError: a part raised, or gave something else than it should; it is named.
+    """
+    if guest.schedule is not None:
+        _try_schedule(guest.schedule)
+    if size.params_total > LARGEST_TRIED or guest.flops_per_token is not None:
+        return
+    model = build(guest, size.kwargs)
+    batch = first_batch(guest.train_data, 2).split(2)[0]
+    with _named(f"model.target: the model of size {size.size} and the loss fail on first samples"):
+        check_loss(guest.objective(model, batch))
+    for name, metric in guest.metrics.items():
+        with _named(f"metrics.{name}"), torch.no_grad():
+            value = as_objective(metric)(model, batch)
+            if torch.as_tensor(value).numel() != 1:
+                raise TypeError(f"a metric must be one number, but is {value!r}")
+    if guest.optimizer is not None:
+        with _named("train.optimizer"):
+            made: Any = guest.optimizer(model, 1e-3)
+            if not isinstance(made, torch.optim.Optimizer):
+                raise TypeError(f"it made a {type(made).__name__}, not a torch.optim.Optimizer")
+
+
+def _try_schedule(schedule: Callable[[int, int], float]) -> None:
+    with _named("train.schedule"):
+        for step in (0, TRIED_STEPS // 2, TRIED_STEPS - 1):
+            factor = schedule(step, TRIED_STEPS)
+            if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
+                raise ValueError(f"step {step} of {TRIED_STEPS} gave {factor!r}; a multiple of the peak is needed")
+
+
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+    try:
+        yield
+    except SpecError:
+        raise
+    except Exception as e:  # a guest may raise anything; it is named and chained
+        raise SpecError("spec", [f"{key}: {type(e).__name__}: {e}"]) from e

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
+from flops_fit_ray.training.data.batch import mapped
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.step import Stepper
 
@@ -93,7 +94,7 @@ class CapturedStepper(Stepper):
         return self._graph_loss, self._graph_norm
 
     def _capture(self, batch: Batch) -> None:
-        self._content = _like(batch.content)
+        self._content = mapped(batch.content, Tensor.clone)
         graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad()
         try:
@@ -107,19 +108,6 @@ class CapturedStepper(Stepper):
             self.say(f"no CUDA graph of this model: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}")
             return
         self._graph = graph
-
-
-def _like(value: Any) -> Any:
-    """The same nest with tensors of its own."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, Mapping):
-        return {k: _like(v) for k, v in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_like(v) for v in value))
-    if isinstance(value, tuple | list):
-        return type(value)(_like(v) for v in value)
-    return value
 
 
 def _copied(to: Any, source: Any) -> bool:

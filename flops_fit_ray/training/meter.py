@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -72,16 +72,7 @@ class Meter:
 
     def mark(self, step: int, tokens: int, lr: float, grad_norm: Tensor | None) -> None:
         """Make a point of the curve; its losses are read from the device later."""
-        point = CurvePoint(
-            step=step,
-            tokens=tokens,
-            train_loss=None,
-            lr=lr,
-            grad_norm=None,
-            eval_loss=None,
-            seconds=self.train_seconds,
-        )
-        self._pending.append((point, self._sum / self._count, grad_norm))
+        self._pending.append((self._point(step, tokens, lr), self._sum / self._count, grad_norm))
         self._sum.zero_()
         self._count = 0
 
@@ -93,8 +84,7 @@ class Meter:
         """
         for point, mean, norm in self._pending:
             loss = mean.item()
-            read = asdict(point) | {"train_loss": loss, "grad_norm": None if norm is None else norm.item()}
-            self.curve.append(CurvePoint(**read))
+            self.curve.append(replace(point, train_loss=loss, grad_norm=None if norm is None else norm.item()))
             self._check(loss, point.tokens)
         self._pending.clear()
         losses = [p.train_loss for p in self.curve if p.train_loss is not None]
@@ -115,16 +105,17 @@ class Meter:
     def evaluated(self, step: int, tokens: int, lr: float, eval_loss: float) -> None:
         """Add a point with a held-out loss."""
         self.read()
-        self.curve.append(
-            CurvePoint(
-                step=step,
-                tokens=tokens,
-                train_loss=None,
-                lr=lr,
-                grad_norm=None,
-                eval_loss=eval_loss,
-                seconds=self.train_seconds,
-            )
+        self.curve.append(self._point(step, tokens, lr, eval_loss))
+
+    def _point(self, step: int, tokens: int, lr: float, eval_loss: float | None = None) -> CurvePoint:
+        return CurvePoint(
+            step=step,
+            tokens=tokens,
+            train_loss=None,
+            lr=lr,
+            grad_norm=None,
+            eval_loss=eval_loss,
+            seconds=self.train_seconds,
         )
 
     def smoothed_loss(self) -> float:

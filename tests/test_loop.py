@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
 from flops_fit_ray.errors import DivergedError, ExperimentError
 from flops_fit_ray.planning import Experiment, Recipe
@@ -125,8 +126,7 @@ def test_evaluation_is_in_eval_mode_and_weighs_by_samples() -> None:
         guest,
         recipe(),
         eval_batches(cast(Any, guest.eval_data), 20, 8),
-        tokens_per_sample=None,
-        device=torch.device("cpu"),
+        torch.device("cpu"),
     )
     loss, stderr = found.loss, found.loss_stderr
     assert model.training
@@ -139,6 +139,18 @@ def test_evaluation_is_in_eval_mode_and_weighs_by_samples() -> None:
         for b in (fetch(guest.eval_data, range(s, min(s + 8, 20))) for s in (0, 8, 16))
     ]
     assert stderr == pytest.approx(torch.tensor(means).std().item() / math.sqrt(3), rel=1e-5)
+
+
+def test_evaluation_weighs_by_targets_that_count() -> None:
+    spec = spec_of(loss="cross_entropy")
+    ids, targets = (t.clone() for t in text(40).tensors)
+    targets[:8, 2:] = -100
+    targets[16:24] = -100
+    guest = guest_of(spec, model=Bigram, train=(ids, targets))
+    model = Bigram(8)
+    data = TensorDataset(ids, targets)
+    found = evaluate(model, guest, recipe(), eval_batches(data, 40, 8), torch.device("cpu"))
+    assert found.loss == pytest.approx(cross_entropy(model(ids), targets).item(), rel=1e-6)
 
 
 def test_divergence_is_named() -> None:

@@ -34,15 +34,13 @@ def evaluate(
     guest: Guest,
     recipe: Recipe,
     batches: Iterable[Batch],
-    *,
-    tokens_per_sample: int | None,
     device: torch.device,
 ) -> Evaluation:
     """Mean loss and metrics over held-out batches, and the loss's standard error.
 
-    Means weigh batches by their tokens. The standard error is that of the batch means; it says how well this sample of
-    held-out data stands for all, and is shared by all models of a sweep. Random states are left as they were found, so
-    that training does not depend on when it is evaluated.
+    Means weigh batches by their targets that count. The standard error is that of the batch means; it says how well this
+    sample of held-out data stands for all, and is shared by all models of a sweep. Random states are left as they were
+    found, so that training does not depend on when it is evaluated.
     """
     measures = {"": guest.objective, **{name: as_objective(f) for name, f in guest.metrics.items()}}
     values: dict[str, list[Tensor]] = {name: [] for name in measures}
@@ -53,14 +51,17 @@ def evaluate(
         with keep_mode(model):
             model.eval()
             for batch in batches:
-                weights.append(guest.num_tokens(batch, tokens_per_sample))
+                weight = int(batch.loss_weight())
+                if weight == 0:  # every target is ignored, and the mean of nothing is not a number
+                    continue
+                weights.append(weight)
                 with autocast(recipe.precision, device):
                     for name, value in _measured(measures, model, batch.to(device)).items():
                         values[name].append(torch.as_tensor(value).detach().double())
     finally:
         RandomState.restore(outside)
-    weight = torch.tensor(weights, dtype=torch.float64)
-    means = {name: float((torch.stack(found).cpu() * weight).sum() / weight.sum()) for name, found in values.items()}
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    means = {name: float((torch.stack(found).cpu() * shares).sum()) for name, found in values.items()}
     losses, count = torch.stack(values[""]).cpu(), len(weights)
     return Evaluation(
         loss=means.pop(""),

@@ -224,8 +224,7 @@ class Training:
             self._guest,
             self._experiment.recipe,
             self._held_out(),
-            tokens_per_sample=self._experiment.tokens_per_sample,
-            device=self._device,
+            self._device,
         )
 
     def _held_out(self) -> Iterator[Batch]:

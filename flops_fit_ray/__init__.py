@@ -16,14 +16,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flops_fit_ray.api import Result, find_optimal
+    from flops_fit_ray.api import Result, check, find_optimal
     from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
     from flops_fit_ray.training.data import TokenFile
 
 __version__ = "0.1.0"
-__all__ = ["FitError", "FlopsFitError", "Result", "SpecError", "TokenFile", "__version__", "find_optimal"]
+__all__ = ["FitError", "FlopsFitError", "Result", "SpecError", "TokenFile", "__version__", "check", "find_optimal"]
 
 _HOMES = {
+    "check": "flops_fit_ray.api",
     "find_optimal": "flops_fit_ray.api",
     "Result": "flops_fit_ray.api",
     "FitError": "flops_fit_ray.errors",

@@ -1,4 +1,4 @@
-"""The Python door: `find_optimal(...) -> Result`."""
+"""The Python door: `find_optimal(...) -> Result`, and `check(...)` before it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from flops_fit_ray.training.check import Report
     from flops_fit_ray.training.guest import Guest
 
 
@@ -189,6 +190,67 @@ def find_optimal(
         ResourceError, DirectoryError: the cluster or the directory cannot be used.
         InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call goes on.
     """
+    from flops_fit_ray.engine.tuner import loader_for
+
+    spec, guest, plan, extra = _prepared(
+        model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options
+    )
+    if not train:
+        return plan
+    root = Path(output_dir).absolute()
+    if not resume:
+        _refuse_results(root)
+    console = PlainConsole(io.StringIO() if extra["quiet"] else sys.stdout)
+    sweep = run_sweep(
+        spec,
+        plan,
+        root=root,
+        load_guest=loader_for(guest),
+        address=extra["address"],
+        console=console,
+        command=f"find_optimal(..., output_dir={str(root)!r})",
+    )
+    result = Result(sweep)
+    console.say(f"report: {sweep.paths.report}")
+    return result
+
+
+def check(
+    model_cls: Callable[..., Any],
+    model_size_param: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    dataset: Any = None,
+    loss_fn: Any = None,
+    compute_budgets: Sequence[float | Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> Report:
+    """Try the smallest and the biggest model of a sweep on a real worker; the arguments are those of `find_optimal`.
+
+    Returns:
+        Ten answers, PASS, WARN or FAIL; `print` shows them. Nothing is written.
+
+    Raises:
+        SpecError, ResourceError: as `find_optimal`.
+    """
+    from flops_fit_ray.engine.check import check_on_worker
+    from flops_fit_ray.engine.tuner import loader_for
+
+    spec, guest, plan, extra = _prepared(
+        model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options
+    )
+    return check_on_worker(plan, spec, load_guest=loader_for(guest), address=extra["address"])[0]
+
+
+def _prepared(
+    model_cls: Callable[..., Any],
+    model_size_param: str | None,
+    model_kwargs: Mapping[str, Any] | None,
+    dataset: Any,
+    loss_fn: Any,
+    compute_budgets: Sequence[float | Mapping[str, Any]] | None,
+    options: dict[str, Any],
+) -> tuple[SweepSpec, Guest, Plan, dict[str, Any]]:
+    """Spec, parts and plan of the arguments, and those options that belong to neither."""
     from flops_fit_ray.training.guest import HOOKS
     from flops_fit_ray.training.measure import survey
 
@@ -206,27 +268,7 @@ def find_optimal(
         guest = _guest_from_arguments(
             model_cls, model_kwargs or {}, dataset, loss_fn, extra, spec, {**hooks, "metrics": metrics}
         )
-        plan = make_plan(spec, survey(spec, guest))
-    if not train:
-        return plan
-    root = Path(output_dir).absolute()
-    if not resume:
-        _refuse_results(root)
-    from flops_fit_ray.engine.tuner import loader_for
-
-    console = PlainConsole(io.StringIO() if extra["quiet"] else sys.stdout)
-    sweep = run_sweep(
-        spec,
-        plan,
-        root=root,
-        load_guest=loader_for(guest),
-        address=extra["address"],
-        console=console,
-        command=f"find_optimal(..., output_dir={str(root)!r})",
-    )
-    result = Result(sweep)
-    console.say(f"report: {sweep.paths.report}")
-    return result
+        return spec, guest, make_plan(spec, survey(spec, guest)), extra
 
 
 def _guest_from_arguments(

@@ -103,7 +103,6 @@ def check(spec: Path | None, overrides: tuple[str, ...], address: str | None, as
     """
     import functools
 
-    from flops_fit_ray.console.plain import check_text
     from flops_fit_ray.engine.check import check_on_worker
     from flops_fit_ray.layout import SCHEMA_VERSION
     from flops_fit_ray.training.guest import load_guest
@@ -112,7 +111,7 @@ def check(spec: Path | None, overrides: tuple[str, ...], address: str | None, as
     load = functools.partial(load_guest, resolved, path.parent)
     report, slots = check_on_worker(made, resolved, load_guest=load, address=address)
     content = {"schema_version": SCHEMA_VERSION, "slots": slots.count, **report.to_json()}
-    click.echo(json.dumps(content) if as_json else check_text(content))
+    click.echo(json.dumps(content) if as_json else str(report))
     return EXIT_FAILED if report.verdict == "FAIL" else EXIT_DONE
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flops_fit_ray import SpecError, find_optimal
+from flops_fit_ray import SpecError, check, find_optimal
 from flops_fit_ray.analysis import fit_to_json
 from flops_fit_ray.api import Result
 from flops_fit_ray.cli import main
@@ -110,6 +110,14 @@ def test_every_kind_of_data_gives_the_same_bits_in_a_trial(ray_here: None, kind:
     eval_samples = result.plan.survey.data.eval_samples
     losses = [train_experiment(e, guest, eval_samples=eval_samples).loss for e in result.plan.experiments]
     assert list(result.to_frame()["loss"]) == losses
+
+
+def test_python_users_can_check_first(ray_here: None) -> None:
+    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in known_spec().budgets]
+    arguments: dict[str, Any] = {"dataset": power_law_regression(), "loss_fn": "mse", "compute_budgets": budgets}
+    report = check(Truncated, "features", **arguments, batch_size=4, lr=0.04, resources_per_trial={"cpu": 1})
+    assert report.verdict == "PASS" and len(report.lines) == 10
+    assert str(report).splitlines()[0].startswith("PASS  runs        size 8: 8 parameters, size 272: 272 parameters")
 
 
 def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TextIO
 
 from flops_fit_ray import text
 from flops_fit_ray.analysis import Interval, Prediction, SweepFit
@@ -116,13 +115,6 @@ def _precision_words(plan: Plan) -> str:
         if precision == "auto"
         else precision
     )
-
-
-def check_text(report: Mapping[str, Any]) -> str:
-    """The answers of a check, one line each, from its JSON."""
-    width = max(len(line["name"]) for line in report["lines"])
-    lines = [f"{line['verdict']}  {line['name'].ljust(width)}  {line['words']}" for line in report["lines"]]
-    return "\n".join([*lines, f"{report['verdict']} on {report['device']} in {text.duration(report['seconds'])}"])
 
 
 def fit_text(fit: SweepFit) -> str:

@@ -61,6 +61,11 @@ class Report:
         found = {line.verdict for line in self.lines}
         return "FAIL" if "FAIL" in found else "WARN" if "WARN" in found else "PASS"
 
+    def __str__(self) -> str:
+        width = max(len(line.name) for line in self.lines)
+        lines = [f"{line.verdict}  {line.name.ljust(width)}  {line.words}" for line in self.lines]
+        return "\n".join([*lines, f"{self.verdict} on {self.device} in {text.duration(self.seconds)}"])
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {"verdict": self.verdict, **asdict(self), "lines": [asdict(line) for line in self.lines]}

@@ -38,9 +38,9 @@ def evaluate(
 ) -> Evaluation:
     """Mean loss and metrics over held-out batches, and the loss's standard error.
 
-    Means weigh batches by their targets that count. The standard error is that of the batch means; it says how well this
-    sample of held-out data stands for all, and is shared by all models of a sweep. Random states are left as they were
-    found, so that training does not depend on when it is evaluated.
+    Means weigh batches by their targets that count. The standard error is that of the batch means; it says how well
+    this sample of held-out data stands for all, and is shared by all models of a sweep. Random states are left as they
+    were found, so that training does not depend on when it is evaluated.
     """
     measures = {"": guest.objective, **{name: as_objective(f) for name, f in guest.metrics.items()}}
     values: dict[str, list[Tensor]] = {name: [] for name in measures}

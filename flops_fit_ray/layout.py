@@ -148,6 +148,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise StorageError(f"{path}: cannot be written: {e.strerror}; mend that, then the same command goes on") from e
 
 
+def remove_strays(directory: Path) -> None:
+    """Remove what a killed writer left half-written. Only for a directory with one writer: the one who calls."""
+    for stray in directory.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            stray.unlink()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `path` as `whole_file` does.
 

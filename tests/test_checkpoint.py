@@ -1,6 +1,11 @@
 """Killed anywhere, resumed, and the same to the last bit; a damaged checkpoint is passed over aloud."""
 
 import json
+import os
+import random
+import signal
+import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError
 from flops_fit_ray.planning import Experiment
@@ -18,8 +23,8 @@ from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.data.feed import EPOCH_STEP
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.loop import Outcome, train_experiment
-from tests.parts import Bigram, guest_of, planned, spec_of
-from tests.streams import every_kind, loader
+from tests.parts import Bigram, guest_of, planned, spec_of, text
+from tests.streams import Noisy, Stateful, every_kind, loader
 
 KINDS = ["tensors", "augmented", "token file", "iterable", "iterable with state", "loader", "mappings"]
 RECIPES: dict[str, dict[str, Any]] = {
@@ -177,6 +182,46 @@ def test_a_loader_with_workers_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert known_of(train_experiment(experiment, guest, eval_samples=eval_samples, care=care)) == known_of(whole)
 
 
+class Known(Noisy):
+    """A map-style dataset with a state that is none of the loader's business."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"nothing": 0}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert state == {"nothing": 0}
+
+
+def hugging_face() -> Any:
+    datasets = pytest.importorskip("datasets")
+    inputs, targets = text().tensors
+    rows = {"ids": inputs.tolist(), "labels": targets.tolist()}
+    return datasets.Dataset.from_dict(rows).to_iterable_dataset().shuffle(seed=1, buffer_size=50)
+
+
+MORE: dict[str, Any] = {
+    "a loader over an iterable with state": lambda: DataLoader(Stateful(), batch_size=8),
+    "a loader over a map-style dataset with a state": lambda: DataLoader(Known(), batch_size=8, shuffle=True),
+    "a loader with a generator of its own": lambda: DataLoader(
+        Noisy(), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(9)
+    ),
+    "a shuffled stream of Hugging Face's": hugging_face,
+}
+
+
+@pytest.mark.parametrize("make", MORE.values(), ids=MORE)
+def test_more_streams_resume_to_the_same_bits(make: Any, tmp_path: Path) -> None:
+    experiment, guest, _ = experiment_of(make())
+    whole = train_experiment(experiment, guest, eval_samples=0)
+    care = Care(store=store_in(tmp_path, experiment), checkpoint_steps=10)
+    for batches in (25, 58):  # the second one is in the second epoch
+        with pytest.raises(Killed):
+            train_experiment(experiment, guest, eval_samples=0, care=care, observer=Killer(batches))
+    resumed = train_experiment(experiment, guest, eval_samples=0, care=care)
+    assert resumed.resumed_from == 70
+    assert known_of(resumed) == known_of(whole)
+
+
 def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     share, _, what = how.partition(" ")
@@ -220,7 +265,8 @@ def test_without_a_note_with_another_key_or_none_whole_it_starts_over(tmp_path: 
     (tmp_path / "s" / "0000000030.json").unlink()
     (tmp_path / "s" / "0000000020.json").write_text("{")
     state, words = store.newest()
-    assert state is None and [w.split(" (")[1][:7] for w in words] == ["its not"] * 2
+    assert state is None  # the one without a note was never finished, which is nothing to speak of
+    assert words == ["checkpoint of step 20 is damaged (its note is torn): passed over for the one before"]
     assert train_experiment(experiment, guest, eval_samples=eval_samples, care=care).resumed_from is None
 
 
@@ -290,6 +336,53 @@ def test_stopping_from_outside_saves_first(tmp_path: Path, monkeypatch: pytest.M
     assert store.steps() == [20]
     resumed = train_experiment(experiment, guest, eval_samples=eval_samples, care=Care(store=store))
     assert known_of(resumed) == known_of(train_experiment(experiment, guest, eval_samples=eval_samples))
+
+
+def train_in_a_child(arguments: tuple[Experiment, Guest, int], directory: Path) -> int:
+    """Start a process that trains with a checkpoint at every third step and leaves its loss behind."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads; ours are idle
+        child = os.fork()
+    if child:
+        return child
+    try:
+        experiment, guest, eval_samples = arguments
+        care = Care(store=store_in(directory / "s", experiment), checkpoint_steps=3)
+        outcome = train_experiment(experiment, guest, eval_samples=eval_samples, care=care)
+        (directory / "loss").write_text(f"{outcome.loss.hex()} {outcome.resumed_from}")
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.parametrize("kind", ["augmented", "iterable"])
+def test_sigkill_at_any_moment_loses_no_more_than_the_steps_since_the_last_checkpoint(
+    kind: str, tmp_path: Path
+) -> None:
+    arguments = experiment_of(every_kind(tmp_path)[kind])
+    whole = train_experiment(arguments[0], arguments[1], eval_samples=arguments[2])
+    draw = random.Random(1)  # noqa: S311 - moments to kill at
+    store = store_in(tmp_path / "s", arguments[0])
+    kills, furthest = 0, 0
+    while kills < 8:
+        child = train_in_a_child(arguments, tmp_path)
+        while max(store.steps(), default=0) <= furthest and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.001)
+        if (tmp_path / "loss").exists():
+            break  # it was quicker than we
+        time.sleep(draw.uniform(0.0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        kills += os.WIFSIGNALED(status)
+        state, words = store.newest()
+        assert words == []  # killed in the middle of writing, and still none is torn
+        step = 0 if state is None else state["step"]
+        assert step >= furthest
+        furthest = step
+    os.waitpid(train_in_a_child(arguments, tmp_path), 0)
+    loss, resumed_from = (tmp_path / "loss").read_text().split()
+    assert float.fromhex(loss) == whole.loss
+    assert kills >= 2 and int(resumed_from) >= furthest > 0
+    assert not list((tmp_path / "s").glob(".*.tmp"))
 
 
 def test_what_cannot_be_read_back_is_said_at_the_first_checkpoint(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from flops_fit_ray.errors import ExperimentError
-from flops_fit_ray.layout import read_json, whole_file, write_json
+from flops_fit_ray.layout import read_json, remove_strays, whole_file, write_json
 
 FORMAT = 1  # raised whenever a checkpoint of this one cannot be read any more
 
@@ -71,6 +71,7 @@ class CheckpointStore:
 
     def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest state that is whole, and what is to be said of those that are not."""
+        remove_strays(self._directory)
         words: list[str] = []
         for step in sorted(self.steps(), reverse=True):
             try:
@@ -91,20 +92,23 @@ class CheckpointStore:
             raise ExperimentError(f"a checkpoint of this experiment cannot be read back: {e}") from e
 
     def steps(self) -> list[int]:
-        """The steps that have a state file, whole or not."""
+        """The steps whose checkpoint was finished. One without its note was being written when its writer ended."""
+        return [step for step in self._started() if self._note(step).exists()]
+
+    def _started(self) -> list[int]:
         return sorted(int(path.stem) for path in self._directory.glob("[0-9]*.pt"))
 
     def clear(self) -> None:
         """The experiment is done: nothing is left to go on with. The best one stays where it was asked for."""
         if self._best and (best := self._best_step()) is not None:
-            self._drop({*self.steps()} - {best})
+            self._drop({*self._started()} - {best})
             return
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _load(self, step: int) -> dict[str, Any]:
         note = read_json(self._note(step))
         if note is None:
-            raise _DamagedError("its note is missing or torn")
+            raise _DamagedError("its note is torn")
         digest = hashlib.sha256()
         try:
             with self._state(step).open("rb") as file:
@@ -127,7 +131,7 @@ class CheckpointStore:
         kept = set(sorted(kept)[-self._keep :])
         if self._best and (best := self._best_step()) is not None:
             kept.add(best)
-        self._drop({*self.steps()} - kept)
+        self._drop({*self._started()} - kept)
 
     def _best_step(self) -> int | None:
         losses = {step: (read_json(self._note(step)) or {}).get("eval_loss") for step in self.steps()}

@@ -27,12 +27,9 @@ class Stream:
     def __init__(self, source: Iterable[Any]) -> None:
         self.source = source
         self.gives_batches = isinstance(source, DataLoader)
-        self._owner = source.dataset if isinstance(source, DataLoader) else source
-        own_workers = isinstance(source, DataLoader) and source.num_workers > 0
-        methods = ("state_dict", "load_state_dict")
-        # With worker processes the state is in them, and the object here never moves.
-        self.has_state = not own_workers and all(callable(getattr(self._owner, m, None)) for m in methods)
-        self._pristine = copy.deepcopy(self.state()) if self.has_state else None
+        self._owner = _keeper_of_state(source)
+        self.has_state = self._owner is not None
+        self._pristine = self.state() if self.has_state else None
 
     @property
     def batch_size(self) -> int | None:
@@ -45,7 +42,7 @@ class Stream:
         try:
             if not isinstance(self.source, DataLoader):
                 return len(self.source)  # type: ignore[arg-type] # not every source has one
-            if isinstance(self._owner, IterableDataset):
+            if isinstance(self.source.dataset, IterableDataset):
                 return len(self.source) * (self.batch_size or 1)
             count = len(self.source.sampler)  # type: ignore[arg-type] # not every sampler has one
         except (TypeError, NotImplementedError):
@@ -55,11 +52,11 @@ class Stream:
 
     def state(self) -> Any:
         """Where the source stands, in its own words."""
-        return self._owner.state_dict()  # type: ignore[union-attr] # `has_state` says so
+        return copy.deepcopy(self._owner.state_dict())
 
     def load_state(self, state: Any) -> None:
         """Put the source where it stood."""
-        self._owner.load_state_dict(state)  # type: ignore[union-attr] # `has_state` says so
+        self._owner.load_state_dict(copy.deepcopy(state))
 
     def begin_pass(self, seed: int) -> Iterator[Any]:
         """The samples or batches of one pass, whoever has read from the source before.
@@ -87,6 +84,23 @@ class Stream:
             return None if content is None else Batch(content, sample_count(content))
         samples = [sample for _, sample in zip(range(batch_size), items, strict=False)]
         return Batch(default_collate(samples), len(samples)) if samples else None
+
+
+def _keeper_of_state(source: Iterable[Any]) -> Any:
+    """The object whose state says where the source stands; None where it must be read again.
+
+    A loader of torch's keeps none, but one of torchdata's does, and so may the iterable dataset behind a loader without
+    worker processes. A map-style dataset does not know its loader's place. Hugging Face's streams keep a state that
+    leaves their shuffle buffers out, so going on from it would not give the same samples.
+    """
+    candidates: list[Any] = [source]
+    if isinstance(source, DataLoader) and isinstance(source.dataset, IterableDataset) and source.num_workers == 0:
+        candidates.append(source.dataset)
+    for candidate in candidates:
+        ours = not type(candidate).__module__.startswith("datasets.")
+        if ours and all(callable(getattr(candidate, m, None)) for m in ("state_dict", "load_state_dict")):
+            return candidate
+    return None
 
 
 def loader_batch_size(loader: DataLoader[Any]) -> int | None:

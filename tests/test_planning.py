@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,12 @@ from flops_fit_ray.planning import (
     next_experiments,
     plan_from_json,
 )
+from flops_fit_ray.planning.disk import checkpoint_bytes
 from flops_fit_ray.spec import SweepSpec
-from tests.parts import spec_of
+from flops_fit_ray.training.care import Care
+from flops_fit_ray.training.checkpoint import CheckpointStore
+from flops_fit_ray.training.loop import train_experiment
+from tests.parts import guest_of, planned, spec_of
 
 DATA = DataFacts(
     train_samples=10**7, eval_samples=100, tokens_per_sample=4, token_unit="t", eval_source="e", fingerprint="f"
@@ -206,3 +211,24 @@ def test_auto_sizes() -> None:
     assert low * high == pytest.approx(1e12)  # sqrt(C / 120) squared
     candidates = auto_candidates()
     assert [next(candidates) for _ in range(10)] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+
+
+def test_the_disk_in_the_plan_is_what_checkpoints_take(tmp_path: Path) -> None:
+    for train in ({"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.9}):
+        spec = spec_of(
+            model={"target": "tests.parts:Mlp", "size_param": "width", "sizes": [10_000, 20_000, 40_000]},
+            budgets=[5e8, 1e9],
+            train={"batch_size": 8, "lr": 1e-4, **train},
+            checkpoint={"keep": 3, "weights": True},
+        )
+        guest = guest_of(spec)
+        plan = planned(spec, guest)
+        experiment = plan.experiments[2]
+        store = CheckpointStore(tmp_path / str(train), key=experiment.key)
+        train_experiment(
+            experiment, guest, eval_samples=8, care=Care(store=store, checkpoint_steps=experiment.steps - 1)
+        )
+        (saved,) = (tmp_path / str(train)).glob("*.pt")
+        assert saved.stat().st_size == pytest.approx(checkpoint_bytes(experiment), rel=0.05)
+        assert plan.disk.per_running == 4 * checkpoint_bytes(experiment)
+        assert plan.disk.in_the_end == 4 * sum(e.params_total for e in plan.experiments)

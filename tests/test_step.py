@@ -354,6 +354,33 @@ def test_a_long_curve_is_thinned_and_its_losses_are_means() -> None:
     assert outcome.tokens_seen == long.tokens
 
 
+def test_nothing_waits_for_the_device_between_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(Observer):
+        steps = 0
+
+        def fetching(self) -> None:
+            self.steps += 1
+
+    experiment, guest = experiment_of()
+    long = replace(experiment, steps=420, tokens=420 * 128)
+    observer, waits = Counting(), set()
+
+    def waiting(name: str) -> None:
+        own = getattr(Tensor, name)
+
+        def spy(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+            waits.add(observer.steps)
+            return own(self, *args, **kwargs)
+
+        monkeypatch.setattr(Tensor, name, spy)
+
+    for name in ("item", "tolist", "__float__", "__bool__", "__int__", "cpu"):
+        waiting(name)
+    monkeypatch.setattr("flops_fit_ray.training.loop.PROGRESS_SECONDS", 1e9)
+    train_experiment(long, guest, eval_samples=0, observer=observer)
+    assert waits == {1, 50, 100, 150, 200, 250, 300, 350, 400, 420}
+
+
 def test_dropout_and_evaluation_on_the_way_do_not_meet() -> None:
     from flops_fit_ray.training.care import Care
 

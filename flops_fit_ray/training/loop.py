@@ -300,6 +300,8 @@ class Training:
                 "code changed? Take another output, or remove the experiment's checkpoints"
             ) from e
         self._stepper.micro_batch_size = state["micro_batch_size"]
+        if isinstance(self._guest.train_data, Stream) and not self._guest.train_data.has_state:
+            self._observer.event(f"reading the stream again up to step {state['step']}", aloud=True)
         self._feed.load_state(state["feed"])
         self._meter.load_state(state["meter"])
         self._observer.curve = self._meter.curve

@@ -79,8 +79,6 @@ class Peer:
         if self._plain:
             self.loss = loss.item()  # as most loops do, at every step
             self.losses.append(self.loss)
-        else:
-            self.last = loss.detach()
 
 
 class _Items(Dataset[Any]):

@@ -98,7 +98,10 @@ def main() -> None:
         if time.monotonic() > ends:
             sys.stderr.write(f"{name}: left out, the time is over\n")
             continue
-        measure_size(name, device, ends)
+        try:
+            measure_size(name, device, ends)
+        except torch.OutOfMemoryError as e:
+            sys.stderr.write(f"{name}: left out, {str(e).splitlines()[0]}\n")
 
 
 def compare_losses(device: torch.device) -> None:

@@ -98,11 +98,8 @@ def train_experiment(
             training.resume()
             training.run()
             return training.outcome(threads, attention)
-        except (
-            RuntimeError,
-            MemoryError,
-        ) as e:  # where a smaller micro-batch would not help: weights, optimizer states
-            if is_out_of_memory(e):
+        except (RuntimeError, MemoryError) as e:
+            if is_out_of_memory(e):  # where a smaller micro-batch would not help: weights, optimizer states
                 raise MemoryExhaustedError(f"out of memory: {e}") from e
             raise
 
@@ -155,8 +152,7 @@ class Training:
             now = time.monotonic()
             due = now - reported >= PROGRESS_SECONDS
             if due or self._step % READ_STEPS == 0 or self._step in (1, self._experiment.steps):
-                train_loss = self._meter.read()
-                self._observer.curve = self._meter.curve
+                train_loss = self._read()
             if due:
                 self._report(train_loss)
                 reported = now
@@ -168,6 +164,15 @@ class Training:
                 f"saw {self._tokens_seen} tokens where {self._experiment.tokens} were planned: the samples differ in "
                 "length; set data.tokens_per_sample"
             )
+
+    def _read(self) -> float | None:
+        """Wait until the device has done what was asked of it, and read the losses; the wait is training too."""
+        with self._meter.training():
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            train_loss = self._meter.read()
+        self._observer.curve = self._meter.curve
+        return train_loss
 
     def advance(self, steps: int) -> None:
         """So many optimizer steps, and nothing else."""
@@ -194,7 +199,7 @@ class Training:
 
     def last_loss(self) -> float:
         """The mean training loss since the point of the curve before the last; waits for the device."""
-        return self._meter.read() or math.nan
+        return self._read() or math.nan
 
     def _next_batch(self) -> Batch:
         self._observer.fetching()
@@ -212,6 +217,7 @@ class Training:
         last = self._step == self._experiment.steps
         if not every or not self._eval_samples or last or tokens_before // every == self._tokens_seen // every:
             return
+        self._read()
         found = self._evaluate()
         self._meter.evaluated(self._step, self._tokens_seen, self._stepper.lr, found.loss)
         if self._care.keep_best and self._care.store is not None and found.loss < self._best:
@@ -257,6 +263,7 @@ class Training:
     def _save(self, eval_loss: float | None = None) -> None:
         assert self._care.store is not None
         started = time.perf_counter()
+        self._read()
         first = self._saved is None
         self._saved = self._step
         saved = self._care.store.save(self.state(), self._step, eval_loss)
@@ -304,7 +311,6 @@ class Training:
             self._observer.event(f"reading the stream again up to step {state['step']}", aloud=True)
         self._feed.load_state(state["feed"])
         self._meter.load_state(state["meter"])
-        self._observer.curve = self._meter.curve
         self._best = state["best"]
         self._step = self._resumed_from = state["step"]
         self._tokens_seen = state["tokens_seen"]
@@ -326,6 +332,7 @@ class Training:
             DivergedError: the held-out loss is not finite.
         """
         meter, experiment = self._meter, self._experiment
+        self._read()
         started = time.perf_counter()
         found = self._evaluate() if self._eval_samples else None
         loss = meter.smoothed_loss() if found is None else found.loss

@@ -145,7 +145,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with _whole_file(path) as file:
             yield file
     except OSError as e:
-        raise StorageError(f"{path}: cannot be written: {e.strerror}; mend that, then the same command goes on") from e
+        raise StorageError(
+            f"{path}: cannot be written: {e.strerror or e}; mend that, then the same command goes on"
+        ) from e
 
 
 def remove_strays(directory: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import time
 import warnings
@@ -409,6 +410,22 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others(tmp_path: Path) -
         store.save({"step": 2}, 2)
     (tmp_path / "0000000002.pt").rmdir()
     assert store.newest()[0] == {"format": 1, "key": "k", "step": 1}
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_is_said_to_be_full(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, key="k")
+    store.save({"step": 1, "weights": torch.zeros(10_000)}, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for size in (100, 10_000, 41_000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # no file may be larger
+            with pytest.raises(StorageError, match=r"0000000002.pt: cannot be written: File too large; mend that"):
+                store.save({"step": 2, "weights": torch.zeros(10_000)}, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    state, words = store.newest()
+    assert state is not None and state["step"] == 1 and words == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0000000001.json", "0000000001.pt"]
 
 
 def test_weights_are_safetensors_with_tied_ones_once(tmp_path: Path) -> None:

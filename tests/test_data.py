@@ -1,5 +1,7 @@
 """Order, tokens, splits and fingerprints of data."""
 
+import signal
+import time
 from typing import Any
 
 import numpy as np
@@ -125,6 +127,19 @@ REFUSED = [
 def test_refusals(value: Any, message: str) -> None:
     with pytest.raises(SpecError, match=f"data.train: {message}"):
         as_data(value, "data.train")
+
+
+def test_data_that_never_come_do_not_block_planning_for_ever() -> None:
+    class Blocking(Pairs):
+        def __getitem__(self, index: int) -> Any:
+            time.sleep(60)
+
+    spec = spec_of(data={"train": "tests.parts:regression", "timeout_seconds": 0.3})
+    started = time.monotonic()
+    with pytest.raises(SpecError, match=r"TimeoutError: no samples within 0.3 s \(data.timeout_seconds\)"):
+        survey(spec, guest_of(spec, train=Blocking(*regression().tensors)))
+    assert time.monotonic() - started < 10
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_samples_must_be_pairs_of_one_length_and_fill_a_batch() -> None:

@@ -28,11 +28,16 @@ class _Hashed:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.digest, self.bytes = file, hashlib.sha256(), 0
+        self.error: OSError | None = None  # torch's archive writer turns it into a riddle
 
     def write(self, content: bytes) -> int:
         self.digest.update(content)
         self.bytes += len(content)
-        return self._file.write(content)
+        try:
+            return self._file.write(content)
+        except OSError as e:
+            self.error = e
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -62,7 +67,10 @@ class CheckpointStore:
         """
         with whole_file(self._state(step)) as file:
             hashed = _Hashed(file)
-            torch.save({"format": FORMAT, "key": self._key, **state}, cast(IO[bytes], hashed))  # it writes and flushes
+            try:
+                torch.save({"format": FORMAT, "key": self._key, **state}, cast(IO[bytes], hashed))  # it writes, flushes
+            except RuntimeError as e:
+                raise (hashed.error or e) from e
         finite = eval_loss if eval_loss is not None and math.isfinite(eval_loss) else None
         saved = Saved(step=step, bytes=hashed.bytes, sha256=hashed.digest.hexdigest(), eval_loss=finite)
         write_json(self._note(step), {"format": FORMAT, **vars(saved)})

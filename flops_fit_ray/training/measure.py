@@ -38,6 +38,7 @@ from flops_fit_ray.training.data import (
 from flops_fit_ray.training.guest import Guest, load_guest
 from flops_fit_ray.training.losses import Objective, outputs_of
 from flops_fit_ray.training.modules import TABLES, lookup_tables
+from flops_fit_ray.training.patience import patience
 from flops_fit_ray.training.trying import try_parts
 
 _T = TypeVar("_T")
@@ -87,10 +88,12 @@ def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:
         SpecError: a sample cannot be read, or samples differ in their number of tokens.
     """
     _check_batch_size(spec, guest)
+    limit = spec.data.timeout_seconds
     try:
-        batch = first_batch(guest.train_data, spec.train.batch_size)
-        few = spread_samples(guest.train_data)
-        mark = fingerprint(guest.train_data, guest.eval_data)
+        with patience(limit, f"no samples within {limit:g} s (data.timeout_seconds)"):
+            batch = first_batch(guest.train_data, spec.train.batch_size)
+            few = spread_samples(guest.train_data)
+            mark = fingerprint(guest.train_data, guest.eval_data)
         per_sample = {guest.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in (batch, *few)}
     except Exception as e:  # a guest may raise anything; it is named and chained
         raise SpecError("spec", [f"data.train: reading samples raised {type(e).__name__}: {e}"]) from e

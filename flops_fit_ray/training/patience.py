@@ -13,8 +13,8 @@ from typing import Any
 def patience(seconds: float, words: str) -> Iterator[None]:
     """Raise TimeoutError with `words` when the block takes longer.
 
-    By the process's alarm, which only the main thread can set; anywhere else there is no limit. What blocks in native code
-    and never comes back to Python is not interrupted.
+    By the process's alarm, which only the main thread can set; anywhere else there is no limit. What blocks in native
+    code and never comes back to Python is not interrupted.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield

@@ -18,7 +18,7 @@ from flops_fit_ray.training.check import Report, check_plan
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.losses import BUILT_IN
 from tests.parts import Bigram, Mlp, guest_of, planned, regression, spec_of, text
-from tests.streams import mappings
+from tests.streams import every_kind, mappings
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,6 +58,17 @@ def test_ten_answers_and_all_is_well() -> None:
     assert "128 in a batch of 8 samples; one is one target token" in words(report, "tokens")
     assert "the same losses to the last bit" in words(report, "checkpoint")
     assert json.loads(json.dumps(report.to_json()))["verdict"] == "PASS"
+
+
+@pytest.mark.parametrize("kind", ["augmented", "token file", "iterable", "iterable with state", "loader", "mappings"])
+def test_every_kind_of_data_can_be_checked(kind: str, tmp_path: Path) -> None:
+    report = checked(Bigram, every_kind(tmp_path)[kind])
+    assert len(report.lines) == 10 and report.verdict != "FAIL", str(report)
+    held_out = "held-out: none" not in words(report, "data")
+    assert held_out == (kind in ("augmented", "token file", "mappings"))
+    assert answers(report)["checkpoint"] == "PASS"
+    noisy = kind in ("augmented", "loader")  # inputs with noise in them are no shifted targets
+    assert ("random tokens" in words(report, "targets")) != noisy
 
 
 def unshifted() -> tuple[Tensor, Tensor]:

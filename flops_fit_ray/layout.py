@@ -107,9 +107,9 @@ class SweepPaths:
         """Loss, learning rate and speed along one experiment."""
         return self.experiments / key / "curve.parquet"
 
-    def checkpoints(self, key: str) -> Path:
+    def checkpoints(self, key: str) -> CheckpointPaths:
         """What an open experiment goes on from."""
-        return self.experiments / key / "checkpoints"
+        return CheckpointPaths(self.experiments / key / "checkpoints")
 
     def weights(self, key: str) -> Path:
         """The final weights, where they were asked for."""
@@ -130,6 +130,29 @@ class SweepPaths:
     def past_failure(self, key: str, number: int) -> Path:
         """How that start ended, once another has been made."""
         return self.attempts(key) / f"{number:04d}-failure.json"
+
+
+@dataclass(frozen=True)
+class CheckpointPaths:
+    """The checkpoints of one experiment: a state file each and, written after it, a note."""
+
+    directory: Path
+
+    def state(self, step: int) -> Path:
+        """What going on needs."""
+        return self.directory / f"{step:010d}.pt"
+
+    def note(self, step: int) -> Path:
+        """Size and digest of the state; without it the state was never finished."""
+        return self.directory / f"{step:010d}.json"
+
+    def started(self) -> list[int]:
+        """The steps that have a state file, finished or not."""
+        return sorted(int(path.stem) for path in self.directory.glob("[0-9]*.pt"))
+
+    def finished(self) -> list[int]:
+        """The steps that can be gone on from."""
+        return [step for step in self.started() if self.note(step).exists()]
 
 
 @contextlib.contextmanager

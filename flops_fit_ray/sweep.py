@@ -61,6 +61,12 @@ class Sweep:
         return [(e, progress) for e in open_ones if (progress := ledger.progress(e.key)) is not None]
 
     @property
+    def num_begun(self) -> int:
+        """How many experiments without a result have a checkpoint to go on from."""
+        done = {r.key for r in self.results}
+        return sum(bool(self.paths.checkpoints(e.key).finished()) for e in self.plan.experiments if e.key not in done)
+
+    @property
     def flops_spent(self) -> float:
         """Training FLOPs of the completed experiments."""
         return sum(r.flops for r in self.results)

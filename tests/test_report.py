@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from flops_fit_ray.console.plain import status_text
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.ledger import COLUMNS
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, law_bands, to_png, to_svg, valley_curves
 from flops_fit_ray.report.page import answer
 from flops_fit_ray.sweep import STATUSES, Sweep, open_sweep
+from flops_fit_ray.training.checkpoint import CheckpointStore
 from tests.parts import Bigram, guest_of, spec_of, text
 from tests.streams import Stateful
 from tests.sweeps import known_guest, known_spec, make_sweep
@@ -187,3 +189,15 @@ def test_metrics_are_columns_of_the_report_and_the_tables(tmp_path: Path) -> Non
     points = pd.read_parquet(sweep.paths.curve(sweep.results[0].key))
     assert list(points.columns) == ["step", "tokens", "train_loss", "lr", "grad_norm", "eval_loss", "seconds"]
     assert points["eval_loss"].iloc[-1] == sweep.results[0].loss
+
+
+def test_status_says_what_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    spec = known_spec()
+    sweep = make_sweep(tmp_path, spec, known_guest(spec), only=3)
+    assert "checkpoints" not in status_text(sweep)
+    finished, begun = sweep.plan.experiments[0].key, sweep.plan.experiments[5].key
+    for key in (finished, begun):
+        CheckpointStore(sweep.paths.checkpoints(key).directory, key=key).save({"step": 1}, 1)
+    assert "checkpoints: 1 of the others can go on from where they were" in status_text(sweep)
+    sweep.paths.checkpoints(begun).note(1).unlink()  # it was being written when its writer ended
+    assert "checkpoints" not in status_text(sweep)

@@ -153,6 +153,8 @@ def status_text(sweep: Sweep) -> str:
         counts_text(sweep),
         f"FLOPs: {text.flops(spent)} of {text.flops(sweep.plan.flops)}" if spent else "FLOPs: none spent yet",
     ]
+    if begun := sweep.num_begun:
+        lines.append(f"checkpoints: {begun} of the others can go on from where they were")
     for e, progress in sweep.running:
         share = 100 * progress.tokens_seen / progress.tokens
         lines.append(f"  running  C {text.flops(e.budget)}, size {e.size}: {share:.0f} % on {progress.host}")

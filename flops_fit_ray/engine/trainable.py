@@ -107,7 +107,7 @@ def run_experiment(job: Job, ledger: Ledger, guest: Guest, key: str) -> str:
 
 def _store(job: Job, ledger: Ledger, key: str) -> CheckpointStore:
     asked = job.spec.checkpoint
-    return CheckpointStore(ledger.paths.checkpoints(key), key=key, keep=asked.keep, best=asked.best)
+    return CheckpointStore(ledger.paths.checkpoints(key).directory, key=key, keep=asked.keep, best=asked.best)
 
 
 def _train(job: Job, experiment: Experiment, guest: Guest, observer: LedgerObserver, store: CheckpointStore) -> Outcome:

@@ -18,7 +18,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from flops_fit_ray.errors import ExperimentError
-from flops_fit_ray.layout import read_json, remove_strays, whole_file, write_json
+from flops_fit_ray.layout import CheckpointPaths, read_json, remove_strays, whole_file, write_json
 
 FORMAT = 1  # raised whenever a checkpoint of this one cannot be read any more
 
@@ -57,7 +57,7 @@ class CheckpointStore:
     """The checkpoints of one experiment: the last `keep`, and with `best` the one of the lowest held-out loss."""
 
     def __init__(self, directory: Path, *, key: str, keep: int = 2, best: bool = False) -> None:
-        self._directory, self._key, self._keep, self._best = directory, key, keep, best
+        self._paths, self._key, self._keep, self._best = CheckpointPaths(directory), key, keep, best
 
     def save(self, state: Mapping[str, Any], step: int, eval_loss: float | None = None) -> Saved:
         """Write a checkpoint, then drop the old ones.
@@ -65,7 +65,7 @@ class CheckpointStore:
         Raises:
             StorageError: it cannot be written; those that are there still are.
         """
-        with whole_file(self._state(step)) as file:
+        with whole_file(self._paths.state(step)) as file:
             hashed = _Hashed(file)
             try:
                 torch.save({"format": FORMAT, "key": self._key, **state}, cast(IO[bytes], hashed))  # it writes, flushes
@@ -73,13 +73,13 @@ class CheckpointStore:
                 raise (hashed.error or e) from e
         finite = eval_loss if eval_loss is not None and math.isfinite(eval_loss) else None
         saved = Saved(step=step, bytes=hashed.bytes, sha256=hashed.digest.hexdigest(), eval_loss=finite)
-        write_json(self._note(step), {"format": FORMAT, **vars(saved)})
+        write_json(self._paths.note(step), {"format": FORMAT, **vars(saved)})
         self._rotate(step)
         return saved
 
     def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest state that is whole, and what is to be said of those that are not."""
-        remove_strays(self._directory)
+        remove_strays(self._paths.directory)
         words: list[str] = []
         for step in sorted(self.steps(), reverse=True):
             try:
@@ -101,30 +101,27 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """The steps whose checkpoint was finished. One without its note was being written when its writer ended."""
-        return [step for step in self._started() if self._note(step).exists()]
-
-    def _started(self) -> list[int]:
-        return sorted(int(path.stem) for path in self._directory.glob("[0-9]*.pt"))
+        return self._paths.finished()
 
     def clear(self) -> None:
         """The experiment is done: nothing is left to go on with. The best one stays where it was asked for."""
         if self._best and (best := self._best_step()) is not None:
-            self._drop({*self._started()} - {best})
+            self._drop({*self._paths.started()} - {best})
             return
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self._paths.directory, ignore_errors=True)
 
     def _load(self, step: int) -> dict[str, Any]:
-        note = read_json(self._note(step))
+        note = read_json(self._paths.note(step))
         if note is None:
             raise _DamagedError("its note is torn")
         digest = hashlib.sha256()
         try:
-            with self._state(step).open("rb") as file:
+            with self._paths.state(step).open("rb") as file:
                 for block in iter(lambda: file.read(1 << 20), b""):
                     digest.update(block)
             if digest.hexdigest() != note.get("sha256"):
                 raise _DamagedError("its sha256 differs")
-            state: dict[str, Any] = torch.load(self._state(step), map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self._paths.state(step), map_location="cpu", weights_only=True)
         except _DamagedError:
             raise
         except Exception as e:  # a torn archive raises many things; none of them ends the experiment
@@ -139,24 +136,18 @@ class CheckpointStore:
         kept = set(sorted(kept)[-self._keep :])
         if self._best and (best := self._best_step()) is not None:
             kept.add(best)
-        self._drop({*self._started()} - kept)
+        self._drop({*self._paths.started()} - kept)
 
     def _best_step(self) -> int | None:
-        losses = {step: (read_json(self._note(step)) or {}).get("eval_loss") for step in self.steps()}
+        losses = {step: (read_json(self._paths.note(step)) or {}).get("eval_loss") for step in self.steps()}
         known = {step: loss for step, loss in losses.items() if isinstance(loss, float)}
         return min(known, key=lambda step: known[step]) if known else None
 
     def _drop(self, steps: set[int]) -> None:
         for step in steps:
             with contextlib.suppress(OSError):
-                self._state(step).unlink()
-                self._note(step).unlink(missing_ok=True)
-
-    def _state(self, step: int) -> Path:
-        return self._directory / f"{step:010d}.pt"
-
-    def _note(self, step: int) -> Path:
-        return self._directory / f"{step:010d}.json"
+                self._paths.state(step).unlink()
+                self._paths.note(step).unlink(missing_ok=True)
 
 
 class _DamagedError(Exception):

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import TensorDataset
 
 from flops_fit_ray.planning import Experiment, make_plan
 from flops_fit_ray.spec import make_spec
-from flops_fit_ray.training.guest import Guest, make_guest
+from flops_fit_ray.training.guest import Guest, load_target, make_guest
 from flops_fit_ray.training.losses import cross_entropy
 from flops_fit_ray.training.measure import survey
 
-ROOT = Path(__file__).parent.parent
-
-
-def demo_module(name: str) -> Any:
-    """A module of the demo."""
-    found = importlib.util.spec_from_file_location(f"demo_{name}", ROOT / "examples" / "bytes" / f"{name}.py")
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+DEMO = Path(__file__).parent.parent / "examples" / "bytes"
 
 
 def real_text(context: int, vocab: int = 256) -> TensorDataset:
     """The demo's bytes; for a larger vocabulary two of them make a token, so that the targets stay real."""
-    inputs, targets = demo_module("data").train(context=context).tensors
+    inputs, targets = load_target("data:train", DEMO, "data.train")(context=context).tensors
     if vocab > 256:
         return TensorDataset((inputs * 197 + targets) % vocab, (targets * 197 + inputs) % vocab)
     return TensorDataset(inputs, targets)
@@ -55,7 +45,7 @@ def experiment_of(
         "benchmark",
     )
     guest = make_guest(
-        model=demo_module("model").GPT,
+        model=load_target("model:GPT", DEMO, "model.target"),
         model_kwargs=kwargs,
         loss=cross_entropy,
         train=real_text(context, vocab),
@@ -63,13 +53,6 @@ def experiment_of(
         data=spec.data,
     )
     experiment = make_plan(spec, survey(spec, guest)).experiments[0]
-    from dataclasses import replace
-
     recipe = replace(experiment.recipe, warmup_steps=0)
     tokens = steps * batch_size * context
     return replace(experiment, steps=steps, tokens=tokens, recipe=recipe), guest
-
-
-def seeded(seed: int = 0) -> None:
-    """As an experiment begins."""
-    torch.manual_seed(seed)

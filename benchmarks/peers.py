@@ -44,7 +44,6 @@ class Peer:
             self.model.compile(mode=options.get("mode"))
         self.batches = self._endless(guest.train_data, experiment.recipe.batch_size)
         self.loss = math.nan
-        self.losses: list[float] = []
 
     def _endless(self, data: Any, batch_size: int) -> Iterator[Any]:
         loader: DataLoader[Any] = DataLoader(_Items(data), batch_size=batch_size, shuffle=True, drop_last=True)
@@ -78,7 +77,6 @@ class Peer:
         self.optimizer.step()
         if self._plain:
             self.loss = loss.item()  # as most loops do, at every step
-            self.losses.append(self.loss)
 
 
 class _Items(Dataset[Any]):

@@ -25,7 +25,7 @@ from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.data import make_feed
 from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Training
+from flops_fit_ray.training.loop import Training, train_experiment
 from flops_fit_ray.training.timing import measure
 
 SIZES = {  # width, layers, heads, context
@@ -72,13 +72,13 @@ def chosen(experiment: Experiment, guest: Guest) -> Experiment:
 
 def same_losses(experiment: Experiment, guest: Guest, steps: int) -> tuple[float, float]:
     """The loss after the same steps on the same batches: ours, and the plain loop's."""
-    training = ours(replace(experiment, steps=steps), guest)
-    advance(training, experiment, steps)
+    tokens = steps * experiment.tokens // experiment.steps
+    outcome = train_experiment(replace(experiment, steps=steps, tokens=tokens), guest, eval_samples=0)
     peer = Peer(experiment, guest, plain=True)
     feed = make_feed(guest.train_data, experiment.recipe.batch_size, experiment.recipe.seed, 1e9)
     peer.use(feed.next_batch().content for _ in range(steps))
     peer.steps(steps)
-    return training.last_loss(), peer.loss
+    return outcome.curve[-1].train_loss or math.nan, peer.loss
 
 
 def main() -> None:

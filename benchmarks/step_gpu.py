@@ -21,6 +21,7 @@ import torch
 from benchmarks.harness import Line, interleaved, ratio_of
 from benchmarks.parts import experiment_of
 from benchmarks.peers import Peer
+from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.device import device_name, peak_flops
@@ -53,6 +54,21 @@ class Words(Observer):
         """Keep it."""
         if aloud:
             self.aloud.append(words)
+
+
+def parts_of(name: str, device: torch.device, steps: int) -> tuple[Experiment, Guest]:
+    """The experiment of a size, in bf16; on a CPU with a smaller batch."""
+    width, layers, heads, context, batch_size, vocab = SIZES[name]
+    return experiment_of(
+        width=width,
+        layers=layers,
+        heads=heads,
+        context=context,
+        batch_size=batch_size if device.type == "cuda" else 8,
+        steps=steps,
+        vocab=vocab,
+        precision="bf16",
+    )
 
 
 def ours(experiment: Experiment, guest: Guest, device: torch.device, *, graph: bool) -> tuple[Training, Words]:
@@ -101,22 +117,12 @@ def main() -> None:
         try:
             measure_size(name, device, ends)
         except torch.OutOfMemoryError as e:
-            sys.stderr.write(f"{name}: left out, {str(e).splitlines()[0]}\n")
+            sys.stderr.write(f"{name}: left out, {first_line(e)}\n")
 
 
 def compare_losses(device: torch.device) -> None:
     """Losses of the captured graph against the eager step, over 200 steps."""
-    width, layers, heads, context, batch_size, vocab = SIZES["1M"]
-    experiment, guest = experiment_of(
-        width=width,
-        layers=layers,
-        heads=heads,
-        context=context,
-        batch_size=batch_size,
-        steps=COMPARED_STEPS,
-        vocab=vocab,
-        precision="bf16",
-    )
+    experiment, guest = parts_of("1M", device, COMPARED_STEPS)
     observer = Words()
     eager = train_experiment(experiment, guest, eval_samples=0, device=device.type)
     graph = replace(experiment, recipe=replace(experiment.recipe, cuda_graph=True))
@@ -139,25 +145,14 @@ def compare_losses(device: torch.device) -> None:
 
 def measure_size(name: str, device: torch.device, ends: float) -> None:
     """All kinds of step of one size, interleaved."""
-    width, layers, heads, context, batch_size, vocab = SIZES[name]
-    batch_size = batch_size if device.type == "cuda" else 8
-    experiment, guest = experiment_of(
-        width=width,
-        layers=layers,
-        heads=heads,
-        context=context,
-        batch_size=batch_size,
-        steps=1_000_000,
-        vocab=vocab,
-        precision="bf16",
-    )
+    experiment, guest = parts_of(name, device, 1_000_000)
     kinds, said = _kinds(experiment, guest, device, ends)
     counts = {kind: block_steps(steps, device) for kind, steps in kinds.items()}
     runners = {kind: synchronized(steps, counts[kind], device) for kind, steps in kinds.items()}
     seconds = interleaved(runners, BLOCKS, clock=time.perf_counter)
     per_step = {kind: [s / counts[kind] for s in values] for kind, values in seconds.items()}
     peak, source = peak_flops(device_name(device), device.type, "bf16", 1)
-    tokens = batch_size * context
+    tokens = experiment.tokens // experiment.steps
     for kind, values in per_step.items():
         rate = tokens / sorted(values)[len(values) // 2]
         ratio, interval = ratio_of(per_step["eager"], values)

@@ -38,6 +38,11 @@ class SpecError(FlopsFitError):
         return "\n".join([f"{self.source}: {len(self.faults)} faults", *(f"  - {fault}" for fault in self.faults)])
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows its first line; its kind where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 @contextlib.contextmanager
 def faults_of(source: str) -> Iterator[None]:
     """Give faults found deep inside the name of the file or call that the user knows."""

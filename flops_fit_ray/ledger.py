@@ -196,16 +196,23 @@ class Ledger:
 
     def events(self, key: str) -> list[Event]:
         """The log of an experiment, oldest first; a torn line is left out."""
+        return self.events_since(key, 0)[0]
+
+    def events_since(self, key: str, position: int) -> tuple[list[Event], int]:
+        """The lines of a log after `position` bytes, and where the next ones will begin."""
         try:
-            lines = self.paths.events(key).read_text().splitlines()
+            with self.paths.events(key).open("rb") as file:
+                file.seek(position)
+                content = file.read()
         except OSError:
-            return []
+            return [], position
+        whole = content[: content.rfind(b"\n") + 1]  # the rest is being written
         found = []
-        for line in lines:
+        for line in whole.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                content = json.loads(line)
-                found.append(Event(key=key, **{name: content[name] for name in ("at", "host", "aloud", "words")}))
-        return found
+                values = json.loads(line)
+                found.append(Event(key=key, **{name: values[name] for name in ("at", "host", "aloud", "words")}))
+        return found, position + len(whole)
 
     def record_curve(self, key: str, points: Sequence[Mapping[str, Any]]) -> None:
         """Write the curve of an experiment, one row per point."""

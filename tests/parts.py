@@ -15,6 +15,7 @@ from flops_fit_ray.training.losses import cross_entropy, mse
 from flops_fit_ray.training.measure import survey
 
 INPUTS = 512
+BIGRAM = {"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]}  # a spec's model section
 
 
 class Truncated(nn.Module):

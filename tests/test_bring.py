@@ -18,7 +18,7 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.guest import Guest, make_guest
 from flops_fit_ray.training.loop import Outcome, train_experiment
 from flops_fit_ray.training.losses import BUILT_IN, cross_entropy
-from tests.parts import Bigram, Mlp, guest_of, planned, regression, spec_of, text
+from tests.parts import BIGRAM, Bigram, Mlp, guest_of, planned, regression, spec_of, text
 from tests.streams import Noisy, Plain, Stateful, loader, mappings, token_file
 
 
@@ -166,7 +166,7 @@ GUESTS: dict[str, tuple[Callable[..., nn.Module], Callable[[Path], Any], Any]] =
 def plan_guest(model: Any, data: Any, loss: Any, **train: Any) -> tuple[list[Experiment], Guest, int]:
     word = loss if isinstance(loss, str) else "tests.parts:loss"
     spec = spec_of(
-        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        model=BIGRAM,
         data={"train": "tests.parts:text", "max_epochs": 50},
         loss=word,
         budgets=[2e6, 4e6],
@@ -247,7 +247,7 @@ RULE = "mine:rule"
 
 def test_a_token_rule_of_the_users(tmp_path: Path) -> None:
     spec = spec_of(
-        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        model=BIGRAM,
         data={"train": "tests.parts:text", "count_tokens": RULE},
         loss="cross_entropy",
         budgets=[1e6, 2e6],

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from flops_fit_ray.cli import main
 from flops_fit_ray.planning import Plan
-from flops_fit_ray.training import check as check_module
 from flops_fit_ray.training import timing
 from flops_fit_ray.training.check import Report, check_plan
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.losses import BUILT_IN
-from tests.parts import Bigram, Mlp, guest_of, planned, regression, spec_of, text
+from tests.parts import BIGRAM, Bigram, Mlp, guest_of, planned, regression, spec_of, text
 from tests.streams import every_kind, mappings
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +29,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parts(model: Any = Bigram, data: Any = None, loss: str = "cross_entropy") -> tuple[Plan, Guest]:
     spec = spec_of(
-        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        model=BIGRAM,
         data={"train": "tests.parts:text", "max_epochs": 1e6},
         loss=loss,
         budgets=[4e8, 8e8],
@@ -191,13 +190,9 @@ def test_a_plan_that_is_not_of_this_model_is_found() -> None:
     assert answers(report)["runs"] == "FAIL" and "the plan counted" in words(report, "runs")
 
 
-def spec_in(plan: Plan, precision: str) -> Plan:
-    return check_module.with_precision(plan, precision)
-
-
 def test_the_faster_precision_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, guest = parts()
-    plan = spec_in(plan, "auto")
+    plan = timing.with_precision(plan, "auto")
     seconds = timing.choose(plan, guest, device="cpu").seconds
     assert set(seconds) == {"fp32", "bf16"} and all(s > 0 for s in seconds.values())
     measure = timing.measure
@@ -212,7 +207,7 @@ def test_the_faster_precision_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None
         whole = sum(e.steps for e in plan.experiments) * min(1.0, factor)
         assert choice.precision == expected
         assert choice.compile == (whole / 3 > 300)
-        assert set(timing.choose(spec_in(plan, "bf16"), guest, device="cpu").seconds) == {"bf16"}
+        assert set(timing.choose(timing.with_precision(plan, "bf16"), guest, device="cpu").seconds) == {"bf16"}
 
 
 def test_the_sweep_is_priced_by_both_ends() -> None:

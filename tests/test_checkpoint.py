@@ -24,7 +24,7 @@ from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.data.feed import EPOCH_STEP
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.loop import Outcome, train_experiment
-from tests.parts import Bigram, guest_of, planned, spec_of, text
+from tests.parts import BIGRAM, Bigram, guest_of, planned, spec_of, text
 from tests.streams import Noisy, Stateful, every_kind, loader
 
 KINDS = ["tensors", "augmented", "token file", "iterable", "iterable with state", "loader", "mappings"]
@@ -72,7 +72,7 @@ class Killer(Observer):
 def experiment_of(data: Any, **train: Any) -> tuple[Experiment, Guest, int]:
     """One of about 80 steps, over more than one epoch."""
     spec = spec_of(
-        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        model=BIGRAM,
         data={"train": "tests.parts:text", "max_epochs": 10, "eval_every_tokens": 1000},
         loss="cross_entropy",
         budgets=[1.8e7, 3e7],

@@ -21,7 +21,7 @@ from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.losses import cross_entropy, mse
 from flops_fit_ray.training.schedule import lr_factor
-from tests.parts import Bigram, Mlp, Pairs, guest_of, planned, spec_of, text
+from tests.parts import BIGRAM, Bigram, Mlp, Pairs, guest_of, planned, spec_of, text
 
 PLAIN = {"batch_size": 8, "lr": 0.05, "optimizer": "sgd", "schedule": "constant", "grad_clip": None, "seed": 5}
 
@@ -76,7 +76,7 @@ def test_the_plain_recipe_is_a_bare_pytorch_loop_bit_for_bit() -> None:
 
 def test_exactly_d_tokens_are_seen() -> None:
     spec = spec_of(
-        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        model=BIGRAM,
         data={"train": "tests.parts:text"},
         loss="cross_entropy",
         budgets=[1e6, 2e6],

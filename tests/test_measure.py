@@ -1,7 +1,6 @@
 """N and FLOPs agree with closed forms, on the meta device, for models of any kind."""
 
 import functools
-import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,18 +14,11 @@ from torch.utils.data import TensorDataset
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
+from flops_fit_ray.training.guest import load_target
 from flops_fit_ray.training.measure import count_params, survey
 from tests.parts import Bigram, Mlp, Truncated, guest_of, planned, power_law_regression, regression, spec_of, text
 
 ROOT = Path(__file__).parent.parent
-
-
-def demo_module(name: str) -> Any:
-    found = importlib.util.spec_from_file_location(f"demo_{name}", ROOT / "examples" / "bytes" / f"{name}.py")
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
 
 
 def sizes_of(guest_model: Any, train: Any, loss: str = "mse", **sections: Any) -> tuple[ModelSize, ...]:
@@ -60,7 +52,7 @@ def test_lookup_tables_are_not_in_n_but_a_tied_head_is() -> None:
 
 
 def test_the_demo_model_is_6n_plus_attention() -> None:
-    gpt = demo_module("model").GPT
+    gpt = load_target("model:GPT", ROOT / "examples" / "bytes", "model.target")
     ids = torch.zeros(64, 64, dtype=torch.int)
     found = sizes_of(gpt, TensorDataset(ids, ids), "cross_entropy", model=model_section("d_model", [16, 32, 64]))
     for size, d in zip(found, (16, 32, 64), strict=True):

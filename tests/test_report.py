@@ -19,7 +19,7 @@ from flops_fit_ray.report.figures import draw_valleys, law_bands, to_png, to_svg
 from flops_fit_ray.report.page import answer
 from flops_fit_ray.sweep import STATUSES, Sweep, open_sweep
 from flops_fit_ray.training.checkpoint import CheckpointStore
-from tests.parts import Bigram, guest_of, spec_of, text
+from tests.parts import BIGRAM, Bigram, guest_of, spec_of, text
 from tests.streams import Stateful
 from tests.sweeps import known_guest, known_spec, make_sweep
 
@@ -158,7 +158,7 @@ def test_what_is_no_sweep_directory_is_refused(tmp_path: Path) -> None:
 def test_a_sweep_without_held_out_data_says_so_wherever_it_speaks_of_losses(tmp_path: Path) -> None:
     spec = spec_of(
         data={"train": "tests.parts:text", "max_epochs": 9, "eval_fraction": 0},
-        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        model=BIGRAM,
         loss="cross_entropy",
         budgets=[2e6, 4e6],
     )
@@ -176,7 +176,7 @@ def test_a_sweep_without_held_out_data_says_so_wherever_it_speaks_of_losses(tmp_
 def test_metrics_are_columns_of_the_report_and_the_tables(tmp_path: Path) -> None:
     spec = spec_of(
         data={"train": "tests.parts:text", "max_epochs": 9, "bytes_per_token": 2},
-        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        model=BIGRAM,
         loss="cross_entropy",
         budgets=[2e6, 4e6],
     )

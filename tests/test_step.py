@@ -24,14 +24,14 @@ from flops_fit_ray.training.measure import survey
 from flops_fit_ray.training.optimizer import make_optimizer, parameter_groups
 from flops_fit_ray.training.schedule import lr_factor
 from flops_fit_ray.training.step import Stepper
-from tests.parts import Bigram, Mlp, guest_of, planned, spec_of, text
+from tests.parts import BIGRAM, Bigram, Mlp, guest_of, planned, spec_of, text
 
 ROOT = Path(__file__).parent.parent
 
 
 def experiment_of(model: Any = Bigram, train: Any = None, **recipe: Any) -> tuple[Experiment, Guest]:
     spec = spec_of(
-        model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
+        model=BIGRAM,
         data={"train": "tests.parts:text", "max_epochs": 9},
         loss="cross_entropy",
         budgets=[4e6, 8e6],

@@ -38,7 +38,7 @@ class Watcher:
     def __init__(self, view: View) -> None:
         self._view = view
         self._stop = threading.Event()
-        self._heard: dict[str, int] = {}  # events of each experiment that were passed on
+        self._heard: dict[str, int] = {}  # bytes of each log that were passed on
 
     def on_slots(self, slots: Slots) -> None:
         """The cluster is known."""
@@ -49,7 +49,7 @@ class Watcher:
         """Follow until the block ends, then show what came last."""
         keys = [e.key for e in plan.experiments]
         told = ledger.settled(keys)
-        self._heard = {key: len(ledger.events(key)) for key in keys}
+        self._heard = {key: ledger.events_since(key, 0)[1] for key in keys if key not in told}
         self._stop.clear()
         thread = threading.Thread(target=self._follow, args=(ledger, keys, told), daemon=True)
         thread.start()
@@ -73,8 +73,7 @@ class Watcher:
     def _tell(self, ledger: Ledger, keys: list[str], told: set[str]) -> None:
         for key in keys:
             if key not in told:
-                events = ledger.events(key)[self._heard[key] :]
-                self._heard[key] += len(events)
+                events, self._heard[key] = ledger.events_since(key, self._heard[key])
                 for event in events:
                     if event.aloud:
                         self._view.event(event)

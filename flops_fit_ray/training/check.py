@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from flops_fit_ray import text
+from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.checkpoint import CheckpointStore
@@ -28,13 +29,18 @@ from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.random import RandomState
 from flops_fit_ray.training.step import free_memory, settings
-from flops_fit_ray.training.timing import Measured, choose, measure, smallest_and_biggest, sweep_seconds
+from flops_fit_ray.training.timing import (
+    Measured,
+    choose,
+    measure,
+    smallest_and_biggest,
+    sweep_seconds,
+    with_precision,
+)
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
-TRUSTED_RATIO = (
-    0.8,
-    3.0,
-)  # of counted FLOPs to 6ND; SDPA at small width takes it to 2, a model that is not seen below 0.8
+# Of counted FLOPs to 6ND. Attention at small width takes it to 2; a layer that the counter does not see, below 0.8.
+TRUSTED_RATIO = (0.8, 3.0)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def check_plan(plan: Plan, guest: Guest, *, device: str, slots: int = 1, threads
             try:
                 measured.append(measure(experiment, guest, place))
             except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is the answer
-                lines.append(Line("FAIL", "runs", f"size {experiment.size}: {type(e).__name__}: {_first_line(e)}"))
+                lines.append(Line("FAIL", "runs", f"size {experiment.size}: {type(e).__name__}: {first_line(e)}"))
             free_memory()
         if len(measured) == len(ends):
             lines += _answers(plan, guest, measured, place, slots, threads)
@@ -95,12 +101,6 @@ def check_plan(plan: Plan, guest: Guest, *, device: str, slots: int = 1, threads
         seconds=time.perf_counter() - started,
         step_seconds={str(m.experiment.size): m.step_seconds for m in measured},
     )
-
-
-def with_precision(plan: Plan, precision: str) -> Plan:
-    """The same experiments in another precision; their keys are not of this one."""
-    changed = tuple(replace(e, recipe=replace(e.recipe, precision=precision)) for e in plan.experiments)
-    return replace(plan, experiments=changed)
 
 
 def _answers(
@@ -122,11 +122,7 @@ def _guarded(name: str, ask: Callable[[], Line]) -> Line:
     try:
         return ask()
     except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is the answer
-        return Line("FAIL", name, f"{type(e).__name__}: {_first_line(e)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else ""
+        return Line("FAIL", name, f"{type(e).__name__}: {first_line(e)}")
 
 
 def _both(measured: Sequence[Measured], show: Callable[[Measured], str]) -> str:

@@ -17,7 +17,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import torch
 
-from flops_fit_ray.errors import ExperimentError
+from flops_fit_ray.errors import ExperimentError, first_line
 from flops_fit_ray.layout import CheckpointPaths, read_json, remove_strays, whole_file, write_json
 
 FORMAT = 1  # raised whenever a checkpoint of this one cannot be read any more
@@ -125,7 +125,7 @@ class CheckpointStore:
         except _DamagedError:
             raise
         except Exception as e:  # a torn archive raises many things; none of them ends the experiment
-            raise _DamagedError(f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}") from e
+            raise _DamagedError(f"{type(e).__name__}: {first_line(e)}") from e
         if (state.get("format"), state.get("key")) != (FORMAT, self._key):
             raise _DamagedError("it is of another format or experiment")
         return state

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.data.batch import mapped
@@ -63,14 +64,12 @@ class CapturedStepper(Stepper):
         self._graph_loss: Tensor
         self._graph_norm: Tensor | None = None
 
-    def _set_lr(self, factor: float) -> None:
+    def _put_lr(self, group: dict[str, Any], lr: float) -> None:
         """Rates live on the device, where the graph reads them; after a checkpoint they are numbers or on the host."""
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["capturable"] = True
-            lr = group["lr"]
-            if not (isinstance(lr, Tensor) and lr.device.type == "cuda"):
-                group["lr"] = lr = torch.zeros((), device=self._device)
-            lr.fill_(peak * factor)
+        group["capturable"] = True
+        if not (isinstance(group["lr"], Tensor) and group["lr"].is_cuda):
+            group["lr"] = torch.zeros((), device=self._device)
+        group["lr"].fill_(lr)
 
     def advance(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
         """Take optimizer step `step`, by replaying the graph where there is one."""
@@ -87,9 +86,7 @@ class CapturedStepper(Stepper):
             self._capture(batch.to(self._device))
         if self._graph is None or not _copied(self._content, batch.content):
             return super().advance(batch, step)
-        factor = self._factor(step)
-        self._set_lr(factor)
-        self.lr = self._peaks[0] * factor
+        self._set_lr(step)
         self._graph.replay()
         return self._graph_loss, self._graph_norm
 
@@ -105,7 +102,7 @@ class CapturedStepper(Stepper):
             self._failed = True
             self.optimizer.zero_grad()
             torch.cuda.synchronize(self._device)
-            self.say(f"no CUDA graph of this model: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}")
+            self.say(f"no CUDA graph of this model: {type(e).__name__}: {first_line(e)}")
             return
         self._graph = graph
 

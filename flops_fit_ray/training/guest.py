@@ -156,6 +156,28 @@ def make_guest(
     )
 
 
+def build(guest: Guest, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The user's model of one size, on torch's current default device.
+
+    Raises:
+        SpecError: the constructor raised, or made no module.
+    """
+    try:
+        model = guest.model(**kwargs)
+    except NotImplementedError:
+        raise  # what the meta device cannot do; the caller tries another
+    except Exception as e:
+        raise SpecError("spec", [f"model.sizes: {describe(kwargs)} raised {type(e).__name__}: {e}"]) from e
+    if not isinstance(model, nn.Module):
+        raise SpecError("spec", [f"model.target: {describe(kwargs)} made a {type(model).__name__}, not an nn.Module"])
+    return model
+
+
+def describe(kwargs: Mapping[str, Any]) -> str:
+    """The size as a person would write it: `d_model=64, n_layer=2`."""
+    return ", ".join(f"{k}={v}" for k, v in kwargs.items())
+
+
 def load_loss(name: str, base: Path, faults: list[str]) -> Any:
     """A built-in loss by its word, or the user's by `module:attribute`; what is wrong is added to `faults`."""
     if ":" not in name:

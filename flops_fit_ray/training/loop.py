@@ -16,6 +16,7 @@ from flops_fit_ray.errors import (
     ExperimentError,
     InterruptedSweepError,
     MemoryExhaustedError,
+    first_line,
 )
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.attention import attention_kernel
@@ -197,10 +198,6 @@ class Training:
             norm = self._stepper.grad_norm() if norm is None else norm
             self._meter.mark(self._step, self._tokens_seen, self._stepper.lr, norm)
 
-    def last_loss(self) -> float:
-        """The mean training loss since the point of the curve before the last; waits for the device."""
-        return self._read() or math.nan
-
     def _next_batch(self) -> Batch:
         self._observer.fetching()
         try:
@@ -303,7 +300,7 @@ class Training:
             self._load_parts(state)
         except (RuntimeError, ValueError, KeyError) as e:
             raise ExperimentError(
-                f"the checkpoint at step {state['step']} does not fit this model: {str(e).splitlines()[0]}; has its "
+                f"the checkpoint at step {state['step']} does not fit this model: {first_line(e)}; has its "
                 "code changed? Take another output, or remove the experiment's checkpoints"
             ) from e
         self._stepper.micro_batch_size = state["micro_batch_size"]

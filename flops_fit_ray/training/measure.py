@@ -35,7 +35,7 @@ from flops_fit_ray.training.data import (
     num_samples,
     spread_samples,
 )
-from flops_fit_ray.training.guest import Guest, load_guest
+from flops_fit_ray.training.guest import Guest, build, describe, load_guest
 from flops_fit_ray.training.losses import Objective, outputs_of
 from flops_fit_ray.training.modules import TABLES, lookup_tables
 from flops_fit_ray.training.patience import patience
@@ -77,7 +77,7 @@ def survey(spec: SweepSpec, guest: Guest) -> Survey:
             break
     if refused and (wanted is not None or not sizes):
         raise SpecError("spec", refused[:3] if wanted is None else refused)
-    try_parts(guest, build, min(sizes, key=lambda s: s.params_total))
+    try_parts(guest, min(sizes, key=lambda s: s.params_total))
     return Survey(sizes=tuple(sizes), data=facts, skipped=tuple(refused))
 
 
@@ -233,23 +233,6 @@ def _without_weights(work: Callable[[torch.device], _T]) -> _T:
     return work(torch.device("cpu"))
 
 
-def build(guest: Guest, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The user's model of one size, on torch's current default device.
-
-    Raises:
-        SpecError: the constructor raised, or made no module.
-    """
-    try:
-        model = guest.model(**kwargs)
-    except NotImplementedError:
-        raise  # what the meta device cannot do; the caller tries another
-    except Exception as e:
-        raise SpecError("spec", [f"model.sizes: {describe(kwargs)} raised {type(e).__name__}: {e}"]) from e
-    if not isinstance(model, nn.Module):
-        raise SpecError("spec", [f"model.target: {describe(kwargs)} made a {type(model).__name__}, not an nn.Module"])
-    return model
-
-
 def _forward_flops(objective: Objective, model: nn.Module, kwargs: Mapping[str, Any], batch: Batch) -> int:
     model.train()
     try:
@@ -284,8 +267,3 @@ def count_params(model: nn.Module) -> tuple[int, str]:
 def _non_embedding(model: nn.Module) -> int:
     shapes = {tuple(m.weight.shape) for m in model.modules() if isinstance(m, TABLES)}
     return sum(p.numel() for p in model.parameters() if tuple(p.shape) not in shapes)
-
-
-def describe(kwargs: Mapping[str, Any]) -> str:
-    """The size as a person would write it: `d_model=64, n_layer=2`."""
-    return ", ".join(f"{k}={v}" for k, v in kwargs.items())

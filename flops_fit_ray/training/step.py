@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flops_fit_ray.errors import MemoryExhaustedError
+from flops_fit_ray.errors import MemoryExhaustedError, first_line
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.guest import Guest
@@ -42,18 +43,18 @@ class Stepper:
 
         The norm is None where nothing is clipped; `grad_norm` then works it out when it is wanted.
         """
-        factor = self._factor(step)
-        self._set_lr(factor)
-        self.lr = self._peaks[0] * factor
+        self._set_lr(step)
         loss = self._gradients(batch)
         return loss, self._update()
 
-    def _factor(self, step: int) -> float:
-        return lr_factor(step, self._steps, self._recipe, self._guest.schedule)
-
-    def _set_lr(self, factor: float) -> None:
+    def _set_lr(self, step: int) -> None:
+        factor = lr_factor(step, self._steps, self._recipe, self._guest.schedule)
+        self.lr = self._peaks[0] * factor
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
+            self._put_lr(group, peak * factor)
+
+    def _put_lr(self, group: dict[str, Any], lr: float) -> None:
+        group["lr"] = lr
 
     def _update(self) -> Tensor | None:
         """Clip and take the optimizer's step. Returns the norm where something was clipped."""
@@ -89,7 +90,7 @@ class Stepper:
                 if self.micro_batch_size <= smallest:
                     raise MemoryExhaustedError(
                         f"out of memory with {self.micro_batch_size} samples at a time, halved from "
-                        f"{self._recipe.micro_batch_size}: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
+                        f"{self._recipe.micro_batch_size}: {first_line(e)}"
                     ) from e
             self.micro_batch_size = max(smallest, self.micro_batch_size // 2)
             free_memory()

@@ -121,6 +121,12 @@ class Choice:
     seconds: Mapping[str, float]  # of training the whole sweep, one experiment at a time, by precision
 
 
+def with_precision(plan: Plan, precision: str) -> Plan:
+    """The same experiments in another precision; their keys are not of this one."""
+    changed = tuple(replace(e, recipe=replace(e.recipe, precision=precision)) for e in plan.experiments)
+    return replace(plan, experiments=changed)
+
+
 def choose(plan: Plan, guest: Guest, *, device: str, threads: int = 1) -> Choice:
     """The faster of fp32 and bf16 for the whole sweep where precision is `auto`, and whether compiling would pay.
 
@@ -135,7 +141,7 @@ def choose(plan: Plan, guest: Guest, *, device: str, threads: int = 1) -> Choice
                 check_precision(precision, place)
             except ResourceError:
                 continue
-            ends = [replace(e, recipe=replace(e.recipe, precision=precision)) for e in smallest_and_biggest(plan)]
+            ends = smallest_and_biggest(with_precision(plan, precision))
             measured = [measure(e, guest, place) for e in ends]
             free_memory()
             if all(math.isfinite(m.loss) for m in measured):

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
 from flops_fit_ray.training.data import first_batch
-from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.guest import Guest, build
 from flops_fit_ray.training.losses import as_objective, check_loss
 
 LARGEST_TRIED = 20_000_000  # parameters that planning is willing to make for real
 TRIED_STEPS = 1000
 
 
-def try_parts(guest: Guest, build: Callable[[Guest, Mapping[str, Any]], nn.Module], size: ModelSize) -> None:
+def try_parts(guest: Guest, size: ModelSize) -> None:
     """Try everything that the user brings, on the smallest model.
 
     The model is not tried where even the smallest one is large, or where the user counts the FLOPs because it may not

@@ -90,7 +90,7 @@ class Sweep:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before trusting the numbers: of the fit, then of the plan, each once."""
-        return tuple(dict.fromkeys([*self.fit.warnings, *self.plan.warnings]))
+        return tuple(dict.fromkeys([*map(str, self.fit.warnings), *self.plan.warnings]))
 
     def to_frame(self) -> pd.DataFrame:
         """One row per experiment of the plan."""

@@ -37,7 +37,7 @@ FLOORS = {
     "__init__": 6,
 }
 ALLOWED_OUTSIDE = {
-    0: {"numpy", "pydantic", "pydantic_core", "yaml", "pandas", "filelock"},
+    0: {"numpy", "scipy", "pydantic", "pydantic_core", "yaml", "pandas", "filelock"},
     1: {"numpy", "torch", "safetensors"},
     2: {"torch", "ray"},
     3: {"numpy", "matplotlib", "jinja2", "markupsafe"},

@@ -72,8 +72,8 @@ def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None
     assert set(frame["attempts"]) == {1}
 
     law = result.fit.params_opt
-    assert law is not None and law.exponent_interval is not None
-    assert law.exponent_interval.low < 0.5 < law.exponent_interval.high  # N_opt ~ C^(1/2) is known
+    assert law is not None and (interval := law.exponent_interval(0.95)) is not None
+    assert interval.low < 0.5 < interval.high  # N_opt ~ C^(1/2) is known
 
     spec = known_spec()
     plain = make_sweep(tmp_path / "plain", spec, known_guest(spec)).to_frame()
@@ -430,6 +430,6 @@ def test_the_code_in_the_readme_does_what_it_says(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     sweep = open_sweep(tmp_path / "runs" / "sweep")
     law = sweep.fit.params_opt
-    assert sweep.complete and law is not None and law.exponent_interval is not None
-    assert law.exponent_interval.low < 0.5 < law.exponent_interval.high
+    assert sweep.complete and law is not None and (interval := law.exponent_interval(0.95)) is not None
+    assert interval.low < 0.5 < interval.high
     assert sweep.fit.warnings == ()

@@ -49,9 +49,9 @@ class Closed(HTMLParser):
 
 def test_the_known_exponent_comes_out(sweep: Sweep) -> None:
     law = sweep.fit.params_opt
-    assert sweep.complete and law is not None and law.exponent_interval is not None
-    assert law.law.exponent == pytest.approx(0.5, abs=0.06)
-    assert law.exponent_interval.low < 0.5 < law.exponent_interval.high
+    assert sweep.complete and law is not None and (interval := law.exponent_interval(0.95)) is not None
+    assert law.exponent == pytest.approx(0.5, abs=0.06)
+    assert interval.low < 0.5 < interval.high
 
 
 def test_the_page_stands_alone(sweep: Sweep) -> None:
@@ -93,7 +93,7 @@ def test_tables_and_analysis_are_what_the_contract_says(sweep: Sweep) -> None:
     assert list(parquet["loss"]) == [r.loss for r in sweep.results]
     assert np.allclose(csv["loss"], parquet["loss"], rtol=1e-15)
     analysis = json.loads(sweep.paths.analysis.read_text())
-    assert analysis["laws"]["params_opt"]["exponent"] == sweep.fit.params_opt.law.exponent  # type: ignore[union-attr]
+    assert analysis["n_opt"]["exponent"] == sweep.fit.params_opt.exponent  # type: ignore[union-attr]
     names = {p.name for p in sweep.paths.report.parent.rglob("figures/*")}
     assert names == {"valleys.svg", "valleys.png", "laws.svg", "laws.png"}
 

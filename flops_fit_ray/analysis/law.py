@@ -1,4 +1,4 @@
-"""Power laws y = k·C^a, fitted as straight lines in log-log space (never in linear space, which weighs the top)."""
+"""Power laws y = offset + k·C^a, fitted as straight lines in log-log space (linear space would weigh the top)."""
 
 from __future__ import annotations
 
@@ -6,38 +6,118 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_ray.analysis.valley import Floats
+from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import FitError
 
+FEWEST_DRAWS = 0.5  # of the draws must have given a value, else there is no interval
 
-@dataclass(frozen=True, kw_only=True)
-class PowerLaw:
-    """y = 10^log10_coefficient · C^exponent."""
+
+@dataclass(frozen=True)
+class Interval:
+    """A central interval."""
+
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` lies inside."""
+        return self.low <= value <= self.high
+
+    @property
+    def factor(self) -> float:
+        """high / low."""
+        return self.high / self.low
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LawDraws:
+    """The law of every bootstrap draw; arrays (draws,), NaN where a draw gave none."""
+
+    exponent: Floats
+    log10_coefficient: Floats
+    offset: Floats | float = 0.0
+
+    def at(self, budget: float) -> Floats:
+        """The values at C = `budget`."""
+        return np.asarray(self.offset + 10 ** (self.log10_coefficient + self.exponent * np.log10(budget)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Law:
+    """y = offset + 10^log10_coefficient · C^exponent, C in FLOPs; without a measured scatter `draws` is None."""
 
     exponent: float
     log10_coefficient: float
+    offset: float = 0.0
+    stderr_ols: float | None = None  # of the exponent, by the textbook; far too small for a handful of budgets
+    draws: LawDraws | None = None
+
+    @property
+    def coefficient(self) -> float:
+        """10^log10_coefficient; 0 or infinity where that is beyond a float."""
+        with np.errstate(over="ignore", under="ignore"):
+            return float(np.power(10.0, self.log10_coefficient))
 
     @property
     def formula(self) -> str:
         """The law as people read it, C in FLOPs."""
-        return f"{10**self.log10_coefficient:.4g} · C^{self.exponent:.4f}"
+        offset = f"{self.offset:.4g} + " if self.offset else ""
+        return f"{offset}{self.coefficient:.4g} · C^{self.exponent:.4f}"
 
     def at(self, budget: float) -> float:
         """y at C = `budget` FLOPs."""
-        return float(10 ** (self.log10_coefficient + self.exponent * np.log10(budget)))
+        return float(self.offset + 10 ** (self.log10_coefficient + self.exponent * np.log10(budget)))
+
+    def exponent_interval(self, confidence: float) -> Interval | None:
+        """The central interval of the exponent, or None."""
+        return None if self.draws is None else interval(self.draws.exponent, confidence)
+
+    def coefficient_interval(self, confidence: float) -> Interval | None:
+        """The central interval of the coefficient, or None."""
+        if self.draws is None:
+            return None
+        with np.errstate(over="ignore", under="ignore"):
+            return interval(np.power(10.0, self.draws.log10_coefficient), confidence)
+
+    def interval(self, budget: float, confidence: float) -> Interval | None:
+        """The central interval of the law at C = `budget`, or None."""
+        return None if self.draws is None else interval(self.draws.at(budget), confidence)
 
 
-def fit_power_law(budget: Floats, value: Floats) -> PowerLaw:
-    """Ordinary least squares of log10 value on log10 budget; both (points,), all positive.
+def interval(values: Floats, confidence: float) -> Interval | None:
+    """Central quantiles over the draws that gave a value; None where hardly any did."""
+    kept = values[~np.isnan(values)]
+    if not len(values) or len(kept) < FEWEST_DRAWS * len(values):
+        return None
+    low, high = np.quantile(kept, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
+def fit_power_law(budget: Floats, value: Floats, weights: Floats | None = None, draws: Floats | None = None) -> Law:
+    """Least squares of log10 value on log10 budget; arrays (points,), all positive.
+
+    Args:
+        weights: of the squared errors; None weighs all alike.
+        draws: log10 values (draws, points) of the bootstrap, NaN where a draw lost one.
 
     Raises:
         FitError: fewer than two distinct budgets.
     """
-    exponent, coefficient = fit_lines(np.log10(budget), np.log10(value)[None, :])
-    return PowerLaw(exponent=float(exponent[0]), log10_coefficient=float(coefficient[0]))
+    x, y = np.log10(budget), np.log10(value)
+    w = np.ones(len(x)) if weights is None else weights
+    exponent, coefficient = fit_lines(x, y[None, :], w)
+    residuals = y - coefficient[0] - exponent[0] * x
+    centred = x - np.average(x, weights=w)
+    df = len(x) - 2
+    stderr = None if df < 1 else float(np.sqrt(w @ residuals**2 / df / (w @ centred**2)))
+    found = None
+    if draws is not None:
+        slopes, intercepts = fit_lines(x, draws, w)
+        found = LawDraws(exponent=slopes, log10_coefficient=intercepts)
+    return Law(exponent=float(exponent[0]), log10_coefficient=float(coefficient[0]), stderr_ols=stderr, draws=found)
 
 
-def fit_lines(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+def fit_lines(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """Slopes (draws,) and intercepts (draws,) of many lines over the same x (points,); y is (draws, points).
 
     Raises:
@@ -45,6 +125,7 @@ def fit_lines(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """
     if len(np.unique(x)) < 2:
         raise FitError(f"a power law needs optima at 2 budgets at least, and there are {len(np.unique(x))}")
-    centred = x - x.mean()
-    slope = y @ centred / (centred @ centred)
-    return slope, y.mean(axis=1) - slope * x.mean()
+    mean = np.average(x, weights=weights)
+    pull = weights * (x - mean)
+    slope = y @ pull / (pull @ (x - mean))
+    return slope, y @ weights / weights.sum() - slope * mean

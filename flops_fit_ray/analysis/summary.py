@@ -1,34 +1,47 @@
-"""A fit as plain values: what `analysis.json` and `fit --json` hold. Documented in the README, versioned."""
+"""A fit as plain values: what `analysis.json` and `fit --json` hold, in full precision. The README documents it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from flops_fit_ray.analysis.sweep import Interval, Law, Prediction, SweepFit, ValleyIntervals
+import numpy as np
+
+from flops_fit_ray.analysis.flags import Flag
+from flops_fit_ray.analysis.law import Interval, Law, interval
+from flops_fit_ray.analysis.methods import Method, ValleyIntervals
+from flops_fit_ray.analysis.surface import SurfaceFit
+from flops_fit_ray.analysis.sweep import Prediction, SweepFit
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.layout import SCHEMA_VERSION
+
+LAWS = (("n_opt", "params_opt"), ("d_opt", "tokens_opt"), ("l_opt", "loss_opt"))
 
 
 def fit_to_json(fit: SweepFit) -> dict[str, Any]:
     """The fit; null where there is no number, with the reason beside it."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "valleys": [_valley(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True)],
-        "laws": {
-            "params_opt": _law(fit.params_opt),
-            "tokens_opt": _law(fit.tokens_opt),
-            "loss_opt": _law(fit.loss_opt),
-        },
-        "problem": fit.problem,
-        "warnings": list(fit.warnings),
-        "noise": {"standard_deviation": fit.noise, "degrees_of_freedom": fit.noise_df},
-        "bootstrap": {
-            "draws": fit.options.draws,
-            "lost_draws": fit.lost_draws,
-            "confidence": fit.options.confidence,
-            "seed": fit.options.seed,
-        },
-    }
+    return _object(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "default_method": fit.default,
+            **_laws(fit.answer, fit),
+            "methods": {name: _method(method, fit) for name, method in fit.methods.items()},
+            "valleys": [_valley(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True)],
+            "budgets_found_by_nearness": not fit.points.labelled,
+            "points": len(fit.points),
+            "runs": fit.points.num_runs,
+            "problem": fit.problem,
+            "noise": _noise(fit),
+            "bootstrap": {
+                "draws": fit.options.draws,
+                "lost_draws": fit.answer.lost_draws,
+                "confidence": fit.options.confidence,
+                "seed": fit.options.seed,
+            },
+            "warnings": [flag.to_json() for flag in fit.warnings],
+        }
+    )
 
 
 def n_opt_to_json(fit: SweepFit) -> list[dict[str, Any]]:
@@ -38,7 +51,7 @@ def n_opt_to_json(fit: SweepFit) -> list[dict[str, Any]]:
             "budget": v.budget,
             "status": v.status,
             "params": v.params_opt if v.status == "interior" else None,
-            "interval": _pair(i.params_opt if i else None),
+            "interval": pair(i.params_opt if i else None),
         }
         for v, i in zip(fit.valleys, fit.intervals, strict=True)
     ]
@@ -46,18 +59,120 @@ def n_opt_to_json(fit: SweepFit) -> list[dict[str, Any]]:
 
 def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, Any]:
     """The answer at one budget."""
+    return _object(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "budget": prediction.budget,
+            "method": prediction.method,
+            "params": prediction.params,
+            "params_interval": pair(prediction.params_interval),
+            "tokens": prediction.tokens,
+            "tokens_interval": pair(prediction.tokens_interval),
+            "loss": prediction.loss,
+            "loss_interval": pair(prediction.loss_interval),
+            "loss_interval_of_one_run": pair(prediction.run_interval),
+            "confidence": confidence,
+            "extrapolation": prediction.extrapolation,
+            "warnings": [flag.to_json() for flag in prediction.warnings],
+        }
+    )
+
+
+def _object(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: plain(value) for key, value in content.items()}
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: numbers of Python, null for what is not finite."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, Flag):
+        return value.to_json()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def pair(interval: Interval | None) -> list[float] | None:
+    """An interval as [low, high]."""
+    return None if interval is None else [interval.low, interval.high]
+
+
+def _laws(method: Method, fit: SweepFit) -> dict[str, Any]:
+    return {name: _law(getattr(method, field), method, fit) for name, field in LAWS}
+
+
+def _law(law: Law | None, method: Method, fit: SweepFit) -> dict[str, Any]:
+    if law is None:
+        return {"method": method.name, "exponent": None, "coefficient": None, "exponent_ci95": None,
+                "reason": method.reason}  # fmt: skip
+    confidence = fit.options.confidence
     return {
-        "schema_version": SCHEMA_VERSION,
-        "budget": prediction.budget,
-        "params": prediction.params,
-        "params_interval": _pair(prediction.params_interval),
-        "tokens": prediction.tokens,
-        "tokens_interval": _pair(prediction.tokens_interval),
-        "loss": prediction.loss,
-        "loss_interval": _pair(prediction.loss_interval),
-        "confidence": confidence,
-        "extrapolation": prediction.extrapolation,
-        "warnings": list(prediction.warnings),
+        "method": method.name,
+        "exponent": law.exponent,
+        "coefficient": law.coefficient,
+        "log10_coefficient": law.log10_coefficient,
+        "offset": law.offset,
+        "exponent_ci95": pair(law.exponent_interval(0.95)),
+        "exponent_interval": pair(law.exponent_interval(confidence)),
+        "coefficient_ci95": pair(law.coefficient_interval(0.95)),
+        "exponent_stderr": None if law.draws is None else float(np.nanstd(law.draws.exponent)),
+        "exponent_stderr_ols": law.stderr_ols,
+    }
+
+
+def _method(method: Method, fit: SweepFit) -> dict[str, Any]:
+    content = {
+        **_laws(method, fit),
+        "status": method.status,
+        "reason": method.reason,
+        "draws": method.draws,
+        "lost_draws": method.lost_draws,
+    }
+    return content if method.surface is None else {**content, **_surface(method.surface)}
+
+
+def _surface(fit: SurfaceFit) -> dict[str, Any]:
+    """E in nats; A and B for N in parameters and D in tokens."""
+    names = {"E": "log_e", "A": "log_a", "B": "log_b", "alpha": "alpha", "beta": "beta"}
+    content: dict[str, Any] = dict.fromkeys(names) | {"objective": fit.objective}
+    ci: dict[str, Any] = {}
+    stderr: dict[str, Any] = {}
+    for name, field in names.items():
+        if fit.surface is None:
+            continue
+        log = field.startswith("log_")
+        value = float(getattr(fit.surface, field)[0])
+        content[name] = math.exp(value) if log else value
+        if fit.draws is not None:
+            draws = getattr(fit.draws, field)
+            draws = np.exp(draws) if log else draws
+            ci[name] = pair(interval(draws, 0.95))
+            stderr[name] = float(np.nanstd(draws))
+    content |= {"ci95": ci or None, "stderr": stderr or None, "resampled": fit.resampled or None}
+    if fit.starts is not None:
+        s = fit.starts
+        content["starts"] = {
+            "total": s.total,
+            "arrived": s.arrived,
+            "exponent_range": [s.exponent_low, s.exponent_high],
+        }
+    if fit.cost is not None:
+        c = fit.cost
+        content["cost"] = {"k": math.exp(c.log_k), "n_exponent": c.n_exponent, "scatter": c.scatter}
+    return content
+
+
+def _noise(fit: SweepFit) -> dict[str, Any]:
+    noise, seeds = fit.noise, fit.seeds
+    return {
+        "standard_deviation": None if noise is None else noise.pooled,
+        "degrees_of_freedom": 0 if noise is None else noise.pooled_df,
+        "by_budget": None if noise is None else [float(s) for s in noise.sigma],
+        "shared_within_runs": None if noise is None else noise.shared,
+        "seeds": None if seeds is None else {"standard_deviation": seeds.sigma, "degrees_of_freedom": seeds.df},
     }
 
 
@@ -67,26 +182,14 @@ def _valley(valley: Valley, intervals: ValleyIntervals | None) -> dict[str, Any]
         "budget": valley.budget,
         "flops": valley.flops,
         "experiments": len(valley.loss),
+        "used": int(valley.used.sum()),
+        "curve": valley.curve,
         "status": valley.status,
         "reason": valley.reason,
         "params_opt": valley.params_opt if interior else None,
-        "params_opt_interval": _pair(intervals.params_opt if intervals else None),
+        "params_opt_interval": pair(intervals.params_opt if intervals else None),
         "tokens_opt": valley.tokens_opt if interior else None,
-        "tokens_opt_interval": _pair(intervals.tokens_opt if intervals else None),
+        "tokens_opt_interval": pair(intervals.tokens_opt if intervals else None),
         "loss_opt": valley.loss_opt if interior else None,
-        "loss_opt_interval": _pair(intervals.loss_opt if intervals else None),
+        "loss_opt_interval": pair(intervals.loss_opt if intervals else None),
     }
-
-
-def _law(law: Law | None) -> dict[str, Any] | None:
-    if law is None:
-        return None
-    return {
-        "exponent": law.law.exponent,
-        "exponent_interval": _pair(law.exponent_interval),
-        "log10_coefficient": law.law.log10_coefficient,
-    }
-
-
-def _pair(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]

@@ -1,19 +1,36 @@
-"""A whole sweep: valleys, N_opt(C), D_opt(C), L_opt(C), and intervals by bootstrap.
-
-The bootstrap draws new losses for every run from the parabolas' own scatter and repeats both stages, valleys and laws.
-The scatter is pooled over the valleys, because 5 points leave 2 degrees of freedom to each, and its own uncertainty is
-drawn too (sigma² · df / chi²), without which 6 to 10 degrees of freedom give intervals that are too narrow.
-"""
+"""A whole sweep: every method that its points allow, laws with intervals, and what to know before trusting them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from flops_fit_ray.analysis.law import PowerLaw, fit_lines, fit_power_law
-from flops_fit_ray.analysis.valley import MIN_POINTS, Floats, Parabola, Valley, fit_valley
+from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.envelope import envelope_method
+from flops_fit_ray.analysis.flags import Flag, Severity
+from flops_fit_ray.analysis.law import Interval, Law, interval
+from flops_fit_ray.analysis.methods import (
+    METHODS,
+    LawWeights,
+    Method,
+    MethodName,
+    Minima,
+    ValleyIntervals,
+    draw_minima,
+    interior,
+    surface_method,
+    valley_intervals,
+    valley_method,
+    valley_noise,
+)
+from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
+from flops_fit_ray.analysis.points import Points, check_points
+from flops_fit_ray.analysis.surface import SurfaceLoss, SurfaceOptions, bootstrap_surface, fit_surface
+from flops_fit_ray.analysis.valley import CurveName, Valley, fit_valley
 from flops_fit_ray.errors import FitError
 
 TRUSTED_RANGE = 32.0  # largest over smallest budget, from which an exponent can be trusted
@@ -21,81 +38,71 @@ TRUSTED_BUDGETS = 4
 WARN_EXTRAPOLATION = 10.0
 HEADLINE_EXTRAPOLATION = 100.0
 LOST_DRAWS_WARNING = 0.05
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Points:
-    """One entry per completed experiment; all arrays (points,)."""
-
-    budget: Floats  # C asked for: the group a point belongs to
-    flops: Floats  # C spent
-    params: Floats
-    tokens: Floats
-    loss: Floats
+CLEAR_SHIFT = 1.96  # standard errors by which minima must move against C to be called unordered
+FEWEST_FOR_SURFACE = 15  # points, three for each parameter, below which a surface is no answer by itself
+MOSTLY = 0.75  # of the points must lie in valleys with an optimum, where budgets were found by nearness
+COST_SCATTER_WARNING = 0.05  # of ln C about k·N^c·D
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """How intervals are made."""
+    """How a fit is made. The defaults are the field's."""
 
     draws: int = 2000
     confidence: float = 0.95
     seed: int = 0
+    method: Literal["auto"] | MethodName = "auto"  # the one whose answer is the answer
+    curve: CurveName = "parabola"
+    window: int | None = None  # sizes nearest to the lowest loss; None: all
+    law_weights: LawWeights = "equal"
+    delta: float = 1e-3  # of the Huber loss of ln L
+    undertuned: float = 1.0  # weight of runs above the surface; Huber only
+    pins: Mapping[str, float] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A central interval at the fit's confidence."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValleyIntervals:
-    """Intervals of one interior valley's minimum."""
-
-    params_opt: Interval
-    tokens_opt: Interval
-    loss_opt: Interval
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LawDraws:
-    """The laws of every bootstrap draw that gave one; arrays (draws,), NaN where a draw had no minimum."""
-
-    exponent: Floats
-    log10_coefficient: Floats
-
-    def at(self, budget: float) -> Floats:
-        """log10 of the laws' values at C = `budget`."""
-        return self.log10_coefficient + self.exponent * float(np.log10(budget))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Law:
-    """A power law over C with the interval of its exponent; `draws` is None where no scatter could be measured."""
-
-    law: PowerLaw
-    exponent_interval: Interval | None
-    draws: LawDraws | None
+    def surface(self, loss: SurfaceLoss) -> SurfaceOptions:
+        """What a surface fit needs of it."""
+        return SurfaceOptions(loss=loss, delta=self.delta, undertuned=self.undertuned, pins=self.pins)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SweepFit:
-    """Everything a sweep says. `warnings` are for people; the rest is for programs as well."""
+    """Everything the points say. `warnings` are for people and programs."""
 
+    points: Points
     valleys: tuple[Valley, ...]
+    minima: Minima | None  # of the valleys in every draw; None where no scatter could be measured
     intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
-    params_opt: Law | None
-    tokens_opt: Law | None
-    loss_opt: Law | None
-    noise: float | None  # standard deviation of a loss about its parabola, nats
-    noise_df: int
-    lost_draws: int
+    methods: Mapping[MethodName, Method]
+    default: MethodName
+    noise: Noise | None  # about the valleys' curves
+    seeds: SeedNoise | None
     options: FitOptions
-    problem: str  # why there is no law; empty where there is one
-    warnings: tuple[str, ...]
+    warnings: tuple[Flag, ...]
+
+    @property
+    def answer(self) -> Method:
+        """The default method."""
+        return self.methods[self.default]
+
+    @property
+    def params_opt(self) -> Law | None:
+        """N_opt(C) of the default method."""
+        return self.answer.params_opt
+
+    @property
+    def tokens_opt(self) -> Law | None:
+        """D_opt(C) of the default method."""
+        return self.answer.tokens_opt
+
+    @property
+    def loss_opt(self) -> Law | None:
+        """L_opt(C) of the default method."""
+        return self.answer.loss_opt
+
+    @property
+    def problem(self) -> str:
+        """Why there is no law; empty where there is one."""
+        return "" if self.answer.params_opt is not None else self.answer.reason
 
     @property
     def optima(self) -> list[tuple[Valley, ValleyIntervals | None]]:
@@ -104,9 +111,17 @@ class SweepFit:
 
     @property
     def laws(self) -> list[tuple[str, Law]]:
-        """The laws that could be fitted, by the names that people read."""
+        """The laws of the default method, by the names that people read."""
         named = (("N_opt", self.params_opt), ("D_opt", self.tokens_opt), ("L_opt", self.loss_opt))
         return [(name, law) for name, law in named if law is not None]
+
+    @property
+    def fitted_range(self) -> tuple[float, float]:
+        """Smallest and largest C that the default method's laws rest on."""
+        if self.default == "valley":
+            fitted = [v.flops for v, _ in self.optima]
+            return min(fitted), max(fitted)
+        return float(self.points.flops.min()), float(self.points.flops.max())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,214 +129,260 @@ class Prediction:
     """The answer at one budget."""
 
     budget: float
+    method: MethodName
     params: float
     tokens: float
     loss: float
     params_interval: Interval | None
     tokens_interval: Interval | None
-    loss_interval: Interval | None
+    loss_interval: Interval | None  # of the law
+    run_interval: Interval | None  # of the loss of one new run there: the law's, and a run's own noise
     extrapolation: float  # factor beyond the nearest fitted budget; 1 inside the range
-    warnings: tuple[str, ...]
+    warnings: tuple[Flag, ...]
 
 
-def fit_sweep(points: Points, options: FitOptions = FitOptions()) -> SweepFit:
-    """Valleys and laws of all completed experiments. It always returns: what could not be made says why.
+def fit_sweep(points: Points, options: FitOptions = FitOptions(), curves: Points | None = None) -> SweepFit:
+    """All methods on all points. It always returns: what could not be made says why.
+
+    Args:
+        curves: losses along the training runs, for the envelope; None takes those of `points` where runs have several.
 
     Raises:
         FitError: a loss, size or budget is not a finite number (or not positive, where it must be).
     """
-    _check(points)
-    valleys = tuple(_valleys(points))
-    noise, df = _pooled_noise(valleys)
-    draws = _draw_minima(valleys, noise, df, options) if noise is not None else None
-    used = [i for i, v in enumerate(valleys) if v.status == "interior"]
-    laws, problem = _laws(valleys, used, draws, options)
-    lost = 0 if draws is None or not used else int(np.isnan(draws[0][:, used]).any(axis=1).sum())
+    check_points(points)
+    valleys = tuple(fit_valleys(points, options))
+    noise = valley_noise(valleys, points)
+    rng = np.random.default_rng(options.seed)
+    minima = draw_minima(valleys, points, noise, options.draws, rng) if noise is not None and options.draws else None
+    methods: dict[MethodName, Method] = {"valley": valley_method(valleys, minima, options.law_weights)}
+    losses: tuple[SurfaceLoss, ...] = ("huber", "squared")
+    for loss in losses:
+        wanted = options.surface(loss)
+        surface = bootstrap_surface(
+            fit_surface(points, wanted), points, wanted, options.draws, np.random.default_rng(options.seed)
+        )
+        method = surface_method(surface)
+        methods[method.name] = method
+    if (envelope := envelope_method(points if curves is None else curves, options.draws, rng)) is not None:
+        methods["envelope"] = envelope
+    default = _default(points, valleys, methods, options)
     return SweepFit(
+        points=points,
         valleys=valleys,
-        intervals=tuple(_valley_intervals(valleys, draws, options)),
-        params_opt=laws[0],
-        tokens_opt=laws[1],
-        loss_opt=laws[2],
+        minima=minima,
+        intervals=tuple(valley_intervals(valleys, minima, options.confidence)),
+        methods=methods,
+        default=default,
         noise=noise,
-        noise_df=df,
-        lost_draws=lost,
+        seeds=seed_noise(points),
         options=options,
-        problem=problem,
-        warnings=tuple(_warnings(valleys, noise, lost, options)),
+        warnings=tuple(_warnings(points, valleys, minima, noise, methods, default, options)),
     )
 
 
-def predict(fit: SweepFit, budget: float) -> Prediction:
+def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> Prediction:
     """N, D and loss at C = `budget` FLOPs, with intervals of the fitted laws.
 
     Raises:
-        FitError: the sweep gave no law, or the budget is not a positive number.
+        FitError: the method gave no law, or the budget is not a positive number.
     """
     if not (np.isfinite(budget) and budget > 0):
         raise FitError(f"C must be a positive number of FLOPs, and is {budget}")
-    if fit.params_opt is None or fit.tokens_opt is None or fit.loss_opt is None:
-        raise FitError(f"there is no law to predict from: {fit.problem}")
-    fitted = [v.flops for v, _ in fit.optima]
-    factor = max(budget / max(fitted), min(fitted) / budget, 1.0)
+    chosen = fit.methods[method or fit.default]
+    if chosen.params_opt is None or chosen.tokens_opt is None or chosen.loss_opt is None:
+        raise FitError(f"there is no law to predict from: {chosen.reason}")
+    low, high = fit.fitted_range
+    factor = max(budget / high, low / budget, 1.0)
+    confidence = fit.options.confidence
     return Prediction(
         budget=budget,
-        params=fit.params_opt.law.at(budget),
-        tokens=fit.tokens_opt.law.at(budget),
-        loss=fit.loss_opt.law.at(budget),
-        params_interval=law_interval(fit.params_opt, budget, fit.options),
-        tokens_interval=law_interval(fit.tokens_opt, budget, fit.options),
-        loss_interval=law_interval(fit.loss_opt, budget, fit.options),
+        method=chosen.name,
+        params=chosen.params_opt.at(budget),
+        tokens=chosen.tokens_opt.at(budget),
+        loss=chosen.loss_opt.at(budget),
+        params_interval=chosen.params_opt.interval(budget, confidence),
+        tokens_interval=chosen.tokens_opt.interval(budget, confidence),
+        loss_interval=chosen.loss_opt.interval(budget, confidence),
+        run_interval=_run_interval(fit, chosen.loss_opt, budget),
         extrapolation=factor,
-        warnings=tuple(_prediction_warnings(factor, max(fitted) / min(fitted), len(fitted))),
+        warnings=tuple(_prediction_warnings(fit, chosen, factor)),
     )
 
 
-def _check(points: Points) -> None:
-    for name in ("budget", "flops", "params", "tokens", "loss"):
-        values = getattr(points, name)
-        bad = values[~(np.isfinite(values) & (values > 0))]
-        if len(bad):
-            raise FitError(f"{name} must be positive and finite, and {len(bad)} value(s) are not, such as {bad[0]}")
-
-
-def _valleys(points: Points) -> Iterator[Valley]:
-    for budget in np.unique(points.budget):
-        here = points.budget == budget
-        yield fit_valley(float(budget), points.flops[here], points.params[here], points.tokens[here], points.loss[here])
-
-
-def _pooled_noise(valleys: Sequence[Valley]) -> tuple[float | None, int]:
-    """Standard deviation about the parabolas over N, and its degrees of freedom: points - 3 for each valley."""
-    curves = [v.over_params for v in valleys if v.over_params is not None]
-    df = sum(len(c.residuals) - MIN_POINTS for c in curves)
-    if df < 1:
-        return None, 0
-    return float(np.sqrt(sum(float(c.residuals @ c.residuals) for c in curves) / df)), df
-
-
-def _draw_minima(
-    valleys: Sequence[Valley], noise: float, df: int, options: FitOptions
-) -> tuple[Floats, Floats, Floats]:
-    """log10 N_opt, log10 D_opt and log10 L_opt of every draw and valley: (draws, valleys), NaN without a minimum."""
-    rng = np.random.default_rng(options.seed)
-    sigma = noise * np.sqrt(df / rng.chisquare(df, size=options.draws))
-    minima = np.full((3, options.draws, len(valleys)), np.nan)
-    for i, valley in enumerate(valleys):
-        scatter = sigma[:, None] * rng.standard_normal((options.draws, len(valley.loss)))
-        if valley.status != "interior" or valley.over_params is None or valley.over_tokens is None:
-            continue
-        minima[0, :, i], loss = _redraw(valley.over_params, scatter)
-        minima[1, :, i], _ = _redraw(valley.over_tokens, scatter)
-        minima[2, :, i] = np.log10(np.where(loss > 0, loss, np.nan))
-    lost = np.isnan(minima).any(axis=0)
-    minima[:, lost] = np.nan
-    return minima[0], minima[1], minima[2]
-
-
-def _redraw(parabola: Parabola, scatter: Floats) -> tuple[Floats, Floats]:
-    """Vertex and minimum of the parabola through curve + scatter; scatter (draws, points), NaN where it is concave."""
-    a, b, c = (parabola.coefficients[:, None] + parabola.solver @ scatter.T).astype(np.float64)
-    a = np.where(a > 0, a, np.nan)
-    return parabola.centre - b / (2 * a), c - b * b / (4 * a)
-
-
-def _laws(
-    valleys: Sequence[Valley],
-    used: Sequence[int],
-    draws: tuple[Floats, Floats, Floats] | None,
-    options: FitOptions,
-) -> tuple[tuple[Law | None, Law | None, Law | None], str]:
-    if len(used) < 2:
-        without = "; ".join(f"C = {v.budget:g}: {v.reason}" for v in valleys if v.status != "interior")
-        return (None, None, None), f"{len(used)} budget(s) have an optimum, and a law needs 2 ({without})"
-    flops = np.array([valleys[i].flops for i in used])
-    values = (
-        np.array([valleys[i].params_opt for i in used]),
-        np.array([valleys[i].tokens_opt for i in used]),
-        np.array([valleys[i].loss_opt for i in used]),
-    )
-    if not (values[2] > 0).all():
-        return (None, None, None), "the loss at a minimum is not positive, so it has no power law"
-    params, tokens, loss = (
-        _law(flops, value, None if draws is None else draws[j][:, used], options) for j, value in enumerate(values)
-    )
-    return (params, tokens, loss), ""
-
-
-def _law(flops: Floats, value: Floats, minima: Floats | None, options: FitOptions) -> Law:
-    law = fit_power_law(flops, value)
-    if minima is None:
-        return Law(law=law, exponent_interval=None, draws=None)
-    exponent, coefficient = fit_lines(np.log10(flops), minima)
-    return Law(
-        law=law,
-        exponent_interval=_interval(exponent, options),
-        draws=LawDraws(exponent=exponent, log10_coefficient=coefficient),
-    )
-
-
-def _valley_intervals(
-    valleys: Sequence[Valley], draws: tuple[Floats, Floats, Floats] | None, options: FitOptions
-) -> Iterator[ValleyIntervals | None]:
-    for i, valley in enumerate(valleys):
-        if draws is None or valley.status != "interior":
-            yield None
-            continue
-        params, tokens, loss = (_interval(d[:, i], options, power=True) for d in draws)
-        if params is None or tokens is None or loss is None:
-            yield None
-        else:
-            yield ValleyIntervals(params_opt=params, tokens_opt=tokens, loss_opt=loss)
-
-
-def law_interval(law: Law, budget: float, options: FitOptions) -> Interval | None:
-    """The interval of a law at C = `budget`; None where no scatter could be measured or most draws were lost."""
-    return None if law.draws is None else _interval(law.draws.at(budget), options, power=True)
-
-
-def _interval(values: Floats, options: FitOptions, *, power: bool = False) -> Interval | None:
-    """Central quantiles over the draws that gave a value; None where hardly any did. `power`: values are log10."""
-    kept = values[~np.isnan(values)]
-    if len(kept) < len(values) / 2:
+def _run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:
+    if law.draws is None:
         return None
-    low, high = np.quantile(kept, [(1 - options.confidence) / 2, (1 + options.confidence) / 2])
-    return Interval(float(10**low), float(10**high)) if power else Interval(float(low), float(high))
+    values = law.draws.at(budget)
+    sigma = run_noise(fit)
+    if sigma is None:
+        return None
+    own = np.random.default_rng(fit.options.seed).standard_normal(len(values))
+    return interval(values + sigma * own, fit.options.confidence)
 
 
-def _warnings(valleys: Sequence[Valley], noise: float | None, lost: int, options: FitOptions) -> Iterator[str]:
+def run_noise(fit: SweepFit) -> float | None:
+    """Standard deviation of one run's loss in nats: between seeds where they were run, else about the fit."""
+    if fit.seeds is not None and fit.seeds.df >= 3:
+        return fit.seeds.sigma
+    if fit.default == "valley" and fit.noise is not None:
+        return fit.noise.pooled
+    surface = fit.answer.surface
+    if surface is None or not surface.usable:
+        return None
+    scale = float(np.mean(fit.points.loss)) if surface.loss == "huber" else 1.0
+    return scale * float(np.sqrt(np.mean(surface.residuals**2)))
+
+
+def fit_valleys(points: Points, options: FitOptions) -> Iterator[Valley]:
+    """One valley per budget, increasing."""
+    for budget in np.unique(points.budget):
+        here = np.flatnonzero(points.budget == budget)
+        yield fit_valley(
+            float(budget),
+            here,
+            points.flops[here],
+            points.params[here],
+            points.tokens[here],
+            points.loss[here],
+            points.weights[here],
+            curve=options.curve,
+            window=options.window,
+        )
+
+
+def _default(
+    points: Points, valleys: Sequence[Valley], methods: Mapping[MethodName, Method], options: FitOptions
+) -> MethodName:
+    """Valleys where there are two at least, else the robust surface, else whatever has a law.
+
+    Runs scattered over C have a few valleys by accident: where no label says what a budget is, most must lie in one.
+    """
+    if options.method != "auto":
+        if options.method not in methods:
+            raise FitError(f"there are no training curves for the {options.method}")
+        return options.method
+    order: tuple[MethodName, ...] = ("valley", "surface_huber", "surface_squared")
+    if len(points) < FEWEST_FOR_SURFACE:
+        return "valley"
+    in_valleys = sum(len(v.loss) for v in valleys if v.status == "interior")
+    valley = methods["valley"]
+    if not points.labelled and (in_valleys < MOSTLY * len(points) or valley.lost_draws > valley.draws / 2):
+        order = ("surface_huber", "surface_squared", "valley")
+    return next((name for name in order if methods[name].params_opt is not None), "valley")
+
+
+def _warnings(
+    points: Points,
+    valleys: Sequence[Valley],
+    minima: Minima | None,
+    noise: Noise | None,
+    methods: Mapping[MethodName, Method],
+    default: MethodName,
+    options: FitOptions,
+) -> Iterator[Flag]:
+    yield from _lost_budgets(points, valleys)
+    if default == "valley":
+        yield from _valley_warnings(valleys, minima, noise, options)
+    yield from _method_warnings(methods, default)
+    surface = methods["surface_huber"].surface
+    if surface is not None and surface.cost is not None and surface.cost.scatter > COST_SCATTER_WARNING:
+        yield Flag(
+            "cost_law",
+            "warning",
+            f"C is not k·N^c·D: {100 * surface.cost.scatter:.2g} % scatter; N_opt and D_opt of the surfaces rest on it",
+        )
+    if points.run is not None and points.num_runs < len(points):
+        yield Flag(
+            "checkpoints",
+            "info",
+            f"{len(points)} losses come from {points.num_runs} runs: the bootstrap keeps those of a run together",
+        )
+
+
+def _lost_budgets(points: Points, valleys: Sequence[Valley]) -> Iterator[Flag]:
     for valley in valleys:
-        if valley.status != "interior":
-            yield f"no optimum at C = {valley.budget:g}: {valley.reason}"
-    fitted = [v.flops for v in valleys if v.status == "interior"]
+        if valley.status != "interior" and (points.labelled or valley.status != "too_few"):
+            yield Flag(f"valley_{valley.status}", "warning", f"no optimum at C = {valley.budget:g}: {valley.reason}")
+    alone = sum(len(v.loss) for v in valleys if v.status == "too_few")
+    if alone and not points.labelled:
+        yield Flag(
+            "no_budget", "info", f"{alone} of {len(points)} points lie near no budget: the valleys leave them out"
+        )
+
+
+def _method_warnings(methods: Mapping[MethodName, Method], default: MethodName) -> Iterator[Flag]:
+    for name in METHODS:
+        method = methods.get(name)
+        if method is None:
+            continue
+        loud: Severity = "warning" if name == default else "info"
+        if method.reason and name != "valley":
+            yield Flag(f"{name}_{method.status}", loud, f"{method.words}: {method.reason}")
+        if method.lost_draws > LOST_DRAWS_WARNING * max(method.draws, 1):
+            yield Flag(
+                "lost_draws",
+                loud,
+                f"{method.words}: {method.lost_draws} of {method.draws} bootstrap draws gave no optimum: the intervals "
+                "are too narrow",
+            )
+
+
+def _valley_warnings(
+    valleys: Sequence[Valley], minima: Minima | None, noise: Noise | None, options: FitOptions
+) -> Iterator[Flag]:
+    used = interior(valleys)
+    fitted = [valleys[i].flops for i in used]
     if len(fitted) >= 2:
         yield from range_warning(max(fitted) / min(fitted), len(fitted))
-        optima = [v.params_opt for v in valleys if v.status == "interior"]
-        if optima != sorted(optima):
-            yield "the minima do not move right with C: the noise is as large as the effect, or a run is bad"
+        if _moves_back(valleys, used, minima):
+            words = "the minima do not move right with C: the noise is as large as the effect, or a run is bad"
+            yield Flag("unordered_minima", "warning", words)
     if noise is None and valleys:
-        yield "no intervals: with 3 sizes per budget a parabola fits every valley exactly and leaves no scatter to see"
-    if lost > LOST_DRAWS_WARNING * options.draws:
-        yield (
-            f"{lost} of {options.draws} bootstrap draws lost a minimum: the valleys are shallow for their noise, and "
-            "the intervals are too narrow"
+        words = (
+            "no intervals: every curve goes through all of its points and leaves no scatter to see; add sizes or seeds"
         )
+        yield Flag("no_intervals", "warning", words)
 
 
-def range_warning(span: float, count: int) -> Iterator[str]:
+def _moves_back(valleys: Sequence[Valley], used: Sequence[int], minima: Minima | None) -> bool:
+    """Whether a larger budget has a clearly smaller N_opt; clearly by the draws, where there are any."""
+    for i, j in itertools.pairwise(used):
+        back: Floats | float = np.log10(valleys[i].params_opt) - np.log10(valleys[j].params_opt)
+        if back <= 0:
+            continue
+        if minima is None:
+            return True
+        spread = float(np.nanstd(minima.log10_params[:, i] - minima.log10_params[:, j]))
+        if back > CLEAR_SHIFT * spread or spread == 0:
+            return True
+    return False
+
+
+def range_warning(span: float, count: int) -> Iterator[Flag]:
     """What to say where the budgets lie too close together for an exponent."""
     if span < TRUSTED_RANGE or count < TRUSTED_BUDGETS:
-        yield (
+        yield Flag(
+            "narrow_range",
+            "warning",
             f"an exponent from {count} budgets over a range of {span:.3g}x is not trustworthy: at least "
-            f"{TRUSTED_BUDGETS} over {TRUSTED_RANGE:g}x are needed"
+            f"{TRUSTED_BUDGETS} over {TRUSTED_RANGE:g}x are needed",
         )
 
 
-def _prediction_warnings(factor: float, span: float, count: int) -> Iterator[str]:
+def _prediction_warnings(fit: SweepFit, method: Method, factor: float) -> Iterator[Flag]:
+    yield from extrapolation_warning(factor)
+    if factor > 1 and method.name == "valley":
+        yield Flag("loss_law", "info", "the loss law has no irreducible term, so it is too low beyond the data")
+        low, high = fit.fitted_range
+        yield from range_warning(high / low, len(fit.optima))
+
+
+def extrapolation_warning(factor: float) -> Iterator[Flag]:
+    """What to say of an answer so far beyond the data."""
     if factor > HEADLINE_EXTRAPOLATION:
-        yield f"EXTRAPOLATION BY {factor:.3g}x: the interval does not cover what may change on the way"
+        words = f"EXTRAPOLATION BY {factor:.3g}x: the interval does not cover what may change on the way"
+        yield Flag("extrapolation", "severe", words)
     elif factor > WARN_EXTRAPOLATION:
-        yield f"extrapolation by {factor:.3g}x: the interval assumes that the straight line goes on"
-    if factor > 1:
-        yield "the loss law has no irreducible term, so it is too low beyond the data"
-        yield from range_warning(span, count)
+        words = f"extrapolation by {factor:.3g}x: the interval assumes that the straight line goes on"
+        yield Flag("extrapolation", "warning", words)

@@ -131,9 +131,9 @@ def fit_text(fit: SweepFit) -> str:
     percent = f"{100 * fit.options.confidence:g} %"
     lines = [text.table(["C", "sizes", "N_opt", percent, "D_opt", percent, "L_opt"], rows), ""]
     for name, law in fit.laws:
-        bounds = law.exponent_interval
+        bounds = law.exponent_interval(fit.options.confidence)
         shown_bounds = f"  exponent {percent} [{bounds.low:.3f}, {bounds.high:.3f}]" if bounds else ""
-        lines.append(f"{name} = {law.law.formula}{shown_bounds}")
+        lines.append(f"{name} = {law.formula}{shown_bounds}")
     if fit.problem:
         lines.append(f"no law: {fit.problem}")
     return "\n".join([*lines, *(f"warning: {warning}" for warning in fit.warnings)])

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from flops_fit_ray.analysis.sweep import range_warning
-from flops_fit_ray.analysis.valley import MIN_POINTS
+from flops_fit_ray.analysis.valley import FEWEST
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.disk import disk_need
 from flops_fit_ray.planning.experiment import Experiment, ModelSize, Plan, Recipe, Survey, content_key
@@ -88,11 +88,11 @@ def _budget_faults(spec: SweepSpec, cells: list[tuple[Budget, ModelSize]], surve
     faults = []
     for budget in spec.budgets:
         found = [size.size for b, size in cells if b.flops == budget.flops]
-        if len(found) < MIN_POINTS:
+        if len(found) < FEWEST["parabola"]:
             skipped = f"; the model refused {'; '.join(survey.skipped)}" if survey.skipped and not found else ""
             faults.append(
                 f"budgets: {budget.flops:g} has {len(found)} size(s) {found}; a valley needs at least "
-                f"{MIN_POINTS}, better {GOOD_SIZES}: give model.sizes{skipped}"
+                f"{FEWEST['parabola']}, better {GOOD_SIZES}: give model.sizes{skipped}"
             )
     return faults
 
@@ -216,7 +216,7 @@ def _warmup_tokens(spec: SweepSpec, size: ModelSize, smallest_tokens: int) -> in
 
 def _grid_warnings(spec: SweepSpec, survey: Survey) -> Iterator[str]:
     span = spec.budgets[-1].flops / spec.budgets[0].flops
-    yield from range_warning(span, len(spec.budgets))
+    yield from map(str, range_warning(span, len(spec.budgets)))
     if spec.train.lr == "auto":
         yield "train.lr is a general rule, not measured on this model: the valleys may be limited by the learning rate"
     if isinstance(spec.train.lr, float) and spec.train.optimizer == "adamw":

@@ -10,9 +10,8 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flops_fit_ray.analysis import SweepFit
-from flops_fit_ray.analysis.sweep import Law, law_interval
-from flops_fit_ray.analysis.valley import Floats
+from flops_fit_ray.analysis import Law, SweepFit
+from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.text import flops
 
 INK = "#010203"  # replaced by the page's own text colour where a figure stands in a page
@@ -88,7 +87,7 @@ def _band(
     empty = np.empty(0)
     line_budget = np.geomspace(budget.min() / 2, budget.max() * 10, BAND_POINTS) if law else empty
     band_low = band_high = empty
-    band = [law_interval(law, c, fit.options) for c in line_budget] if law else []
+    band = [law.interval(c, fit.options.confidence) for c in line_budget] if law else []
     if known := [interval for interval in band if interval is not None]:  # the draws decide it: all or none
         band_low, band_high = np.array([i.low for i in known]), np.array([i.high for i in known])
     ends = np.array(bounds).reshape(-1, 2)
@@ -99,7 +98,7 @@ def _band(
         low=ends[:, 0],
         high=ends[:, 1],
         line_budget=line_budget,
-        line=np.array([law.law.at(c) for c in line_budget]) if law else empty,
+        line=np.array([law.at(c) for c in line_budget]) if law else empty,
         band_low=band_low,
         band_high=band_high,
     )

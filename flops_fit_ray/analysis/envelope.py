@@ -1,0 +1,85 @@
+"""Approach 1: the lower envelope of all training curves over C (Hoffmann et al. 2022, section 3.1).
+
+Its caveat is part of it: a loss read before the end of a schedule is too high, the more so the further the end is away,
+so the envelope compares unfinished runs. Other methods are to be preferred wherever they can be had.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flops_fit_ray.analysis.arrays import Floats, Ints
+from flops_fit_ray.analysis.law import LawDraws, fit_lines, fit_power_law
+from flops_fit_ray.analysis.methods import Method
+from flops_fit_ray.analysis.points import Points
+
+CAVEAT = (
+    "the envelope compares losses from the middle of learning rate schedules, which are too high; it needs runs whose "
+    "schedule does not depend on their length"
+)
+PLACES = 100  # C at which the lowest curve is looked up
+FEWEST_RUNS = 3
+MOST_DRAWS = 500
+
+
+def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator) -> Method | None:
+    """The laws of the envelope; None where no run has more than one loss. The bootstrap draws whole runs."""
+    if curves is None or curves.run is None or curves.num_runs == len(curves):
+        return None
+    runs, log_c = curves.runs, np.log10(curves.flops)
+    places = np.linspace(log_c.min(), log_c.max(), PLACES)
+    count = curves.num_runs
+    loss = np.full((count, PLACES), np.nan)
+    tokens = np.full((count, PLACES), np.nan)
+    params = np.zeros(count)
+    for run in range(count):
+        here = np.flatnonzero(runs == run)
+        here = here[np.argsort(log_c[here], kind="stable")]
+        inside = (places >= log_c[here[0]]) & (places <= log_c[here[-1]])
+        loss[run, inside] = np.interp(places[inside], log_c[here], curves.loss[here])
+        tokens[run, inside] = np.interp(places[inside], log_c[here], np.log10(curves.tokens[here]))
+        params[run] = curves.params[here[0]]
+    best = _lowest(loss)
+    chosen = np.unique(best[best >= 0])
+    if len(chosen) < FEWEST_RUNS:
+        return Method(name="envelope", status="no_law", reason=f"{len(chosen)} run(s) touch the envelope",
+                      params_opt=None, tokens_opt=None, loss_opt=None)  # fmt: skip
+    seen = np.flatnonzero(best >= 0)
+    values = (
+        params[best[seen]],
+        10 ** tokens[best[seen], seen],
+        loss[best[seen], seen],
+    )
+    laws = [fit_power_law(10 ** places[seen], value) for value in values]
+    drawn = _draw(loss, tokens, params, places, min(draws, MOST_DRAWS), rng)
+    laws = [
+        type(law)(exponent=law.exponent, log10_coefficient=law.log10_coefficient, draws=draw)
+        for law, draw in zip(laws, drawn, strict=True)
+    ]
+    return Method(name="envelope", status="fitted", reason=CAVEAT, params_opt=laws[0], tokens_opt=laws[1],
+                  loss_opt=laws[2], draws=len(drawn[0].exponent),
+                  lost_draws=int(np.isnan(drawn[0].exponent).sum()))  # fmt: skip
+
+
+def _lowest(loss: Floats) -> Ints:
+    """Which run is lowest at every place; -1 where fewer than two runs are there to compare."""
+    known = ~np.isnan(loss)
+    best = np.where(known, loss, np.inf).argmin(axis=0)
+    return np.where(known.sum(axis=0) >= 2, best, -1)
+
+
+def _draw(
+    loss: Floats, tokens: Floats, params: Floats, places: Floats, draws: int, rng: np.random.Generator
+) -> tuple[LawDraws, LawDraws, LawDraws]:
+    found = np.full((3, 2, draws), np.nan)
+    for i in range(draws):
+        runs = np.unique(rng.integers(0, len(params), len(params)))
+        best = _lowest(loss[runs])
+        seen = np.flatnonzero(best >= 0)
+        if len(np.unique(best[seen])) < 2:
+            continue
+        rows = runs[best[seen]]
+        y = np.stack([np.log10(params[rows]), tokens[rows, seen], np.log10(loss[rows, seen])])
+        found[:, 0, i], found[:, 1, i] = fit_lines(places[seen], y, np.ones(len(seen)))
+    n, d, value = (LawDraws(exponent=law[0], log10_coefficient=law[1]) for law in found)
+    return n, d, value

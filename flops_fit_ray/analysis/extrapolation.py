@@ -1,0 +1,98 @@
+"""How good would a smaller sweep's word have been? Fit the lower budgets, predict the upper ones, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_ray.analysis.arrays import Bools
+from flops_fit_ray.analysis.law import Interval, fit_power_law
+from flops_fit_ray.analysis.methods import interior
+from flops_fit_ray.analysis.surface import fit_surface
+from flops_fit_ray.analysis.sweep import SweepFit
+
+FEWEST_FITTED = 2
+TOP_SHARE = 0.2  # of the points, held out by C where no label says what the top budget is
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldOut:
+    """N_opt at a budget that was not fitted."""
+
+    fitted: int  # lowest budgets that were
+    budget: float  # C of the one that was predicted
+    extrapolation: float  # over the largest fitted
+    predicted: float
+    observed: float
+    interval: Interval | None  # of the prediction
+
+    @property
+    def factor(self) -> float:
+        """How far off: 1 is exact."""
+        return max(self.predicted / self.observed, self.observed / self.predicted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossHoldOut:
+    """Losses of the largest C, predicted by a surface through the others."""
+
+    points: int
+    extrapolation: float
+    rms: float  # nats
+    bias: float  # mean of predicted less observed, nats
+
+
+def hold_outs(fit: SweepFit) -> list[HoldOut]:
+    """Every cut of the budgets with an optimum into lower ones, fitted, and upper ones, predicted."""
+    return list(_hold_outs(fit))
+
+
+def _hold_outs(fit: SweepFit) -> Iterator[HoldOut]:
+    used = interior(fit.valleys)
+    flops = np.array([fit.valleys[i].flops for i in used])
+    params = np.array([fit.valleys[i].params_opt for i in used])
+    order = np.argsort(flops, kind="stable")
+    flops, params = flops[order], params[order]
+    draws = None if fit.minima is None else fit.minima.log10_params[:, np.array(used, dtype=int)[order]]
+    for cut in range(FEWEST_FITTED, len(used)):
+        if len(np.unique(flops[:cut])) < FEWEST_FITTED:
+            continue
+        law = fit_power_law(flops[:cut], params[:cut], None, None if draws is None else draws[:, :cut])
+        for c, n in zip(flops[cut:], params[cut:], strict=True):
+            yield HoldOut(
+                fitted=cut,
+                budget=float(c),
+                extrapolation=float(c / flops[cut - 1]),
+                predicted=law.at(float(c)),
+                observed=float(n),
+                interval=law.interval(float(c), fit.options.confidence),
+            )
+
+
+def loss_hold_out(fit: SweepFit) -> LossHoldOut | None:
+    """The surface's own hold-out; None where the rest cannot tell a surface."""
+    points = fit.points
+    top = _top(fit)
+    if not top.any() or top.all():
+        return None
+    below = fit_surface(points.pick(~top), fit.options.surface("huber"))
+    if not below.usable or below.surface is None:
+        return None
+    error = below.surface.loss(points.params[top], points.tokens[top]) - points.loss[top]
+    return LossHoldOut(
+        points=int(top.sum()),
+        extrapolation=float(points.flops[top].max() / points.flops[~top].max()),
+        rms=float(np.sqrt(np.mean(error**2))),
+        bias=float(error.mean()),
+    )
+
+
+def _top(fit: SweepFit) -> Bools:
+    points = fit.points
+    if not len(points):
+        return np.zeros(0, dtype=bool)
+    if points.labelled:
+        return np.asarray(points.budget == points.budget.max())
+    return np.asarray(points.flops > np.quantile(points.flops, 1 - TOP_SHARE))

@@ -1,0 +1,93 @@
+"""What every fit starts from: one entry per measured loss, and how entries form budgets and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
+from flops_fit_ray.errors import FitError
+
+NEARNESS = 1.25  # largest over smallest C of one budget, where no label says which belong together
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Points:
+    """One entry per measured loss; all arrays (points,)."""
+
+    budget: Floats  # C asked for: the group a point belongs to
+    flops: Floats  # C spent
+    params: Floats
+    tokens: Floats
+    loss: Floats
+    run: Ints | None = None  # which training run a point belongs to, where one run gave several; None: each its own
+    weight: Floats | None = None  # of the squared error; None: all 1
+    seconds: Floats | None = None  # of training; NaN where unknown
+    params_as: Mapping[str, Floats] = field(default_factory=dict)  # N under other definitions
+    flops_as: Mapping[str, Floats] = field(default_factory=dict)  # C under other definitions
+    labelled: bool = True  # False: `budget` was found by nearness
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def weights(self) -> Floats:
+        """Weights (points,)."""
+        return np.ones(len(self)) if self.weight is None else self.weight
+
+    @property
+    def runs(self) -> Ints:
+        """Index (points,) from 0 of the run of each point."""
+        if self.run is None:
+            return np.arange(len(self))
+        return np.unique(self.run, return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def num_runs(self) -> int:
+        """How many independent trainings the points come from."""
+        return len(self) if self.run is None else len(np.unique(self.run))
+
+    def pick(self, keep: Bools) -> Points:
+        """The points where `keep` is True."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                values[name] = {key: array[keep] for key, array in value.items()}
+            elif isinstance(value, np.ndarray):
+                values[name] = value[keep]
+        return Points(**values)
+
+
+def check_points(points: Points) -> None:
+    """Refuse what has no logarithm.
+
+    Raises:
+        FitError: a loss, size or budget is not a finite positive number.
+    """
+    for name in ("budget", "flops", "params", "tokens", "loss", "weights"):
+        values = getattr(points, name)
+        bad = values[~(np.isfinite(values) & (values > 0))]
+        if len(bad):
+            raise FitError(f"{name} must be positive and finite, and {len(bad)} value(s) are not, such as {bad[0]}")
+
+
+def group_by_nearness(cost: Floats, factor: float = NEARNESS) -> Floats:
+    """A budget label (points,) for every C: again and again the most crowded stretch of `factor` becomes a budget.
+
+    So runs scattered between the budgets never chain them together. The label is the geometric mean of its points:
+    it claims no round number that nobody asked for.
+    """
+    order = np.argsort(cost, kind="stable")
+    log_cost = np.log(cost[order])
+    free = np.ones(len(cost), dtype=bool)
+    label = np.empty(len(cost))
+    while free.any():
+        left = log_cost[free]
+        ends = np.searchsorted(left, left + np.log(factor) + 1e-12, side="right")
+        begin = int(np.argmax(ends - np.arange(len(left))))
+        members = np.flatnonzero(free)[begin : ends[begin]]
+        label[order[members]] = np.exp(log_cost[members].mean())
+        free[members] = False
+    return label

@@ -1,0 +1,272 @@
+"""The answer at one budget under every choice that could have been made, one at a time: which of them matters?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from flops_fit_ray.analysis.arrays import Floats, Ints
+from flops_fit_ray.analysis.flags import Flag
+from flops_fit_ray.analysis.methods import Method, MethodName, surface_method, valley_method
+from flops_fit_ray.analysis.points import Points
+from flops_fit_ray.analysis.surface import SurfaceLoss, fit_surface, refit_surfaces
+from flops_fit_ray.analysis.sweep import FitOptions, SweepFit, fit_valleys
+from flops_fit_ray.analysis.valley import CurveName, Valley, fit_valley
+from flops_fit_ray.errors import FitError
+from flops_fit_ray.text import count, flops
+
+MOST_LEFT_OUT = 200  # runs, those with the greatest influence
+SAME_FLOPS = 1e-3  # relative; another definition of C that never differs by more is no choice
+DISAGREE = 1.25  # ratio of two methods' N_opt from which it is called a disagreement
+WINDOWS = (3, 5, 7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One choice: what it answers. `params` are in the base definition of N, so that all rows compare."""
+
+    lever: str
+    choice: str
+    params: float | None
+    tokens: float | None
+    exponent: float | None
+    own_params: float | None = None  # where the choice is another definition of N: N_opt in that definition
+    reason: str = ""  # why there is no answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """The panel at one budget."""
+
+    budget: float
+    method: MethodName
+    rows: tuple[Row, ...]  # the first is the answer itself
+
+    @property
+    def answered(self) -> list[Row]:
+        """The rows that have an answer."""
+        return [row for row in self.rows if row.params is not None]
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest N_opt of all choices."""
+        values = [row.params for row in self.rows if row.params is not None]
+        return min(values), max(values)
+
+    @property
+    def levers(self) -> list[tuple[str, float]]:
+        """How much each lever moves N_opt: largest over smallest, the answer included; the greatest first."""
+        base = self.rows[0].params
+        assert base is not None
+        found: dict[str, list[float]] = {}
+        for row in self.rows[1:]:
+            if row.params is not None:
+                found.setdefault(row.lever, [base]).append(row.params)
+        return sorted(((lever, max(v) / min(v)) for lever, v in found.items()), key=lambda item: -item[1])
+
+    @property
+    def sentence(self) -> str:
+        """The panel in one sentence."""
+        low, high = self.bounds
+        if not self.levers:
+            return f"N_opt({flops(self.budget)}) is {count(low)}; no other choice could be tried."
+        lever, factor = self.levers[0]
+        number = len(self.answered)
+        return (
+            f"N_opt({flops(self.budget)}) lies between {count(low)} and {count(high)} over {number} choices; "
+            f"the largest lever is {lever} (x{factor:.3g})."
+        )
+
+
+def sensitivity(fit: SweepFit, budget: float) -> Sensitivity | None:
+    """Every choice at C = `budget`; None where the fit has no law."""
+    if fit.params_opt is None or fit.tokens_opt is None:
+        return None
+    base = Row(lever="answer", choice=fit.answer.words, params=fit.params_opt.at(budget),
+               tokens=fit.tokens_opt.at(budget), exponent=fit.params_opt.exponent)  # fmt: skip
+    rows = [base, *_methods(fit, budget), *_settings(fit, budget), *_definitions(fit, budget)]
+    rows += [*_without_budgets(fit, budget), *_without_runs(fit, budget)]
+    return Sensitivity(budget=budget, method=fit.default, rows=tuple(rows))
+
+
+def verdict(fit: SweepFit, budget: float) -> Flag | None:
+    """Whether valleys and surface agree at C = `budget`; None where one of them has no law."""
+    valley, surface = fit.methods["valley"].params_opt, fit.methods["surface_huber"].params_opt
+    if valley is None or surface is None:
+        return None
+    one, other = valley.at(budget), surface.at(budget)
+    ratio = max(one / other, other / one)
+    intervals = [law.interval(budget, fit.options.confidence) for law in (valley, surface)]
+    first, second = intervals
+    apart = first is not None and second is not None and (first.low > second.high or second.low > first.high)
+    words = f"at C = {flops(budget)} valleys say N_opt = {count(one)}, the Huber surface {count(other)} (x{ratio:.3g})"
+    if apart or ratio > DISAGREE:
+        why = "their intervals do not meet" if apart else "their intervals meet" if first and second else "no intervals"
+        return Flag("methods_disagree", "warning", f"{words}: they disagree, {why}; report both")
+    return Flag("methods_agree", "info", f"{words}: they agree")
+
+
+def _quick(points: Points, options: FitOptions, name: MethodName) -> Method:
+    """One method, without its bootstrap."""
+    if name == "valley":
+        return valley_method(list(fit_valleys(points, options)), None)
+    return surface_method(fit_surface(points, options.surface("huber" if name == "surface_huber" else "squared")))
+
+
+def _row(lever: str, choice: str, method: Method, budget: float) -> Row:
+    if method.params_opt is None or method.tokens_opt is None:
+        return Row(lever=lever, choice=choice, params=None, tokens=None, exponent=None, reason=method.reason)
+    return Row(lever=lever, choice=choice, params=method.params_opt.at(budget), tokens=method.tokens_opt.at(budget),
+               exponent=method.params_opt.exponent)  # fmt: skip
+
+
+def _methods(fit: SweepFit, budget: float) -> Iterator[Row]:
+    for name, method in fit.methods.items():
+        if name not in (fit.default, "envelope"):  # the envelope is known to be biased
+            yield _row("the method", method.words, method, budget)
+
+
+def _settings(fit: SweepFit, budget: float) -> Iterator[Row]:
+    options, points = fit.options, fit.points
+    if fit.default != "valley":
+        for delta in (1e-4, 1e-2):
+            if fit.default == "surface_huber" and delta != options.delta:
+                changed = _quick(points, replace(options, delta=delta), fit.default)
+                yield _row("the loss function", f"Huber delta {delta:g}", changed, budget)
+        return
+    curves: tuple[CurveName, ...] = ("parabola", "cubic", "akima")
+    for curve in curves:
+        if curve != options.curve:
+            yield _row("the curve", curve, _quick(points, replace(options, curve=curve), "valley"), budget)
+    most = max((len(np.unique(v.params)) for v in fit.valleys), default=0)
+    for window in [*(w for w in WINDOWS if w < most), None]:
+        if window != options.window:
+            words = "all sizes" if window is None else f"the {window} sizes nearest to the lowest loss"
+            yield _row("the window", words, _quick(points, replace(options, window=window), "valley"), budget)
+
+
+def _definitions(fit: SweepFit, budget: float) -> Iterator[Row]:
+    points = fit.points
+    for name, params in points.params_as.items():
+        method = _quick(replace(points, params=params), fit.options, _of_definition(fit))
+        row = _row("the N definition", f"N as {name}", method, budget)
+        if row.params is not None:
+            row = replace(row, own_params=row.params, params=_translated(row.params, params, points.params))
+        yield row
+    others = {"6·N·D": 6 * points.params * points.tokens, **points.flops_as}
+    for name, cost in others.items():
+        if np.abs(cost / points.flops - 1).max() > SAME_FLOPS:
+            method = _quick(replace(points, flops=cost), fit.options, _of_definition(fit))
+            yield _row("the FLOP definition", f"C as {name}", method, budget)
+
+
+def _of_definition(fit: SweepFit) -> MethodName:
+    return "valley" if fit.default == "envelope" else fit.default
+
+
+def _translated(value: float, own: Floats, base: Floats) -> float:
+    """N of one definition as N of another: straight in log-log between the sizes that were run, and beyond them."""
+    x, y = np.log(own), np.log(base)
+    x, first = np.unique(x, return_index=True)
+    y = y[first]
+    at = np.log(value)
+    if len(x) < 2:
+        return value
+    i = int(np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2))
+    return float(np.exp(y[i] + (y[i + 1] - y[i]) / (x[i + 1] - x[i]) * (at - x[i])))
+
+
+def _without_budgets(fit: SweepFit, budget: float) -> Iterator[Row]:
+    points, groups = fit.points, np.unique(fit.points.budget)
+    if fit.default == "valley":
+        for v in (v for v in fit.valleys if v.status == "interior"):
+            method = valley_method([other for other in fit.valleys if other is not v], None)
+            yield _row("one budget left out", f"without C = {flops(v.budget)}", method, budget)
+    elif points.labelled and len(groups) > 2:
+        for group in groups:
+            method = _quick(points.pick(points.budget != group), fit.options, fit.default)
+            yield _row("one budget left out", f"without C = {flops(group)}", method, budget)
+
+
+def _without_runs(fit: SweepFit, budget: float) -> Iterator[Row]:
+    """The two runs whose absence moves the answer most, each way."""
+    if fit.default == "envelope":
+        return
+    picked = _influential(fit)
+    left = _left_out_valley(fit, picked, budget) if fit.default == "valley" else _left_out_surface(fit, picked, budget)
+    left = [row for row in left if row.params is not None]
+    if left:
+        yield min(left, key=lambda row: row.params or 0.0)
+        yield max(left, key=lambda row: row.params or 0.0)
+
+
+def _influential(fit: SweepFit) -> Ints:
+    points = fit.points
+    strength = np.zeros(len(points))
+    if fit.default == "valley":
+        for v in fit.valleys:
+            if v.smooth is not None:
+                h = np.minimum(v.smooth.leverage, 1 - 1e-9)
+                strength[v.index[v.used]] = np.abs(v.smooth.residuals) * h / (1 - h)
+    else:
+        surface = fit.answer.surface
+        assert surface is not None
+        place = np.stack([np.log(points.params), np.log(points.tokens)])
+        centred = place - place.mean(axis=1, keepdims=True)
+        far = np.einsum("ip,ij,jp->p", centred, np.linalg.pinv(centred @ centred.T / len(points)), centred)
+        strength = np.abs(surface.residuals) * (1 + far)
+    by_run = np.bincount(points.runs, weights=strength, minlength=points.num_runs)
+    return np.argsort(-by_run, kind="stable")[:MOST_LEFT_OUT]
+
+
+def _left_out_valley(fit: SweepFit, runs: Ints, budget: float) -> list[Row]:
+    points, which = fit.points, fit.points.runs
+    rows = []
+    for run in runs:
+        valleys = [_thinned(v, points, which != run, fit.options) for v in fit.valleys]
+        rows.append(_row("one run left out", _name(points, int(run)), valley_method(valleys, None), budget))
+    return rows
+
+
+def _thinned(valley: Valley, points: Points, keep: Floats, options: FitOptions) -> Valley:
+    index = valley.index[keep[valley.index].astype(bool)]
+    if len(index) == len(valley.index) or not len(index):
+        return valley
+    return fit_valley(
+        valley.budget,
+        index,
+        points.flops[index],
+        points.params[index],
+        points.tokens[index],
+        points.loss[index],
+        points.weights[index],
+        curve=options.curve,
+        window=options.window,
+    )
+
+
+def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[Row]:
+    points, surface, options = fit.points, fit.answer.surface, fit.options
+    assert surface is not None and surface.cost is not None
+    loss: SurfaceLoss = surface.loss
+    weights = points.weights * (points.runs[None, :] != runs[:, None])
+    wanted = options.surface(loss)
+    found = refit_surfaces(surface, points, wanted, loss=points.loss, weights=weights, tolerance=1e-10)
+    log_n, log_d, _ = found.optimum(budget, surface.cost)
+    exponent = found.params_exponent(surface.cost)
+    return [
+        Row(lever="one run left out", choice=_name(points, int(run)), params=float(np.exp(n)), tokens=float(np.exp(d)),
+            exponent=float(a))
+        for run, n, d, a in zip(runs, log_n, log_d, exponent, strict=True)
+        if np.isfinite(n)
+    ]  # fmt: skip
+
+
+def _name(points: Points, run: int) -> str:
+    here = np.flatnonzero(points.runs == run)
+    if not len(here):
+        raise FitError(f"there is no run {run}")
+    i = here[-1]
+    return f"without N = {count(points.params[i])} at C = {flops(points.flops[i])}"

@@ -1,0 +1,199 @@
+"""Huber loss of ln L in log-sum-exp form (Hoffmann et al. 2022, equation 3), for many problems at once.
+
+    f = ln(exp(a - alpha·x) + exp(b - beta·y) + exp(e)),   r = f - ln L,   minimise  sum of w·h_delta(r)
+
+Semi-smooth Newton: the Hessian of all rows is six thin products of (rows, points) with powers of x and y. It is damped
+by the majoriser that iteratively reweighted least squares would use, because beyond delta the loss has no curvature of
+its own. Quasi-Newton methods stop early here: delta² is tiny beside their tolerances.
+
+Shapes: M problems, n points; theta (M, 5) = a, alpha, b, beta, e with x and y centred.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_ray.analysis.arrays import Bools, Floats
+
+CHUNK = 32_768  # elements of (rows, points) at once: what stays in a core's cache
+MAX_ITERATIONS = 200
+LOWER = np.array([-60.0, 1e-3, -60.0, 1e-3, -12.0])
+UPPER = np.array([60.0, 6.0, 60.0, 6.0, 12.0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What all rows share. `undertuned` < 1 makes losses above the surface count less: runs that could be better."""
+
+    x: Floats  # (n,), ln N centred
+    y: Floats  # (n,), ln D centred
+    delta: float
+    undertuned: float
+    free: Bools  # (5,), False where a parameter is pinned
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Minima:
+    """Where the rows ended: arrays over M."""
+
+    theta: Floats
+    objective: Floats
+    converged: Bools
+    iterations: int  # of the slowest row
+
+
+def minimise(
+    problem: Problem,
+    theta: Floats,
+    log_loss: Floats,
+    weights: Floats,
+    tolerance: float = 1e-12,
+    most: int = MAX_ITERATIONS,
+) -> Minima:
+    """Minimise every row from `theta` (M, 5); `log_loss` and `weights` are (n,) or (M, n)."""
+    rows = len(theta)
+    block = max(1, CHUNK // len(problem.x))
+    parts = []
+    for begin in range(0, rows, block):
+        here = slice(begin, begin + block)
+        z = log_loss if log_loss.ndim == 1 else log_loss[here]
+        w = weights if weights.ndim == 1 else weights[here]
+        parts.append(_minimise_block(problem, theta[here].copy(), z, w, tolerance, most))
+    return Minima(
+        theta=np.concatenate([p.theta for p in parts]),
+        objective=np.concatenate([p.objective for p in parts]),
+        converged=np.concatenate([p.converged for p in parts]),
+        iterations=max(p.iterations for p in parts),
+    )
+
+
+def _minimise_block(problem: Problem, theta: Floats, z: Floats, w: Floats, tolerance: float, most: int) -> Minima:
+    rows = len(theta)
+    z, w = np.broadcast_to(z, (rows, len(problem.x))), np.broadcast_to(w, (rows, len(problem.x)))
+    best, value, gradient, hessian, majoriser = theta.copy(), *derivatives(problem, theta, z, w)
+    damping = np.full(rows, 1.0)
+    done = ~np.isfinite(value)
+    converged = np.zeros(rows, dtype=bool)
+    iterations = 0
+    while iterations < most and not done.all():
+        iterations += 1
+        live = np.flatnonzero(~done)
+        step, decrement = _step(problem, best[live], gradient[live], hessian[live], majoriser[live], damping[live])
+        trial = np.clip(best[live] + step, LOWER, UPPER)
+        small = decrement <= tolerance * value[live] + 1e-28
+        whole = live.size == rows
+        new = derivatives(problem, trial, z if whole else z[live], w if whole else w[live])
+        better = new[0] < value[live]
+        # As good as rounding allows: little was promised, and nothing or hardly anything was gained
+        small |= (decrement <= 1e4 * tolerance * value[live]) & ~(new[0] < value[live] * (1 - tolerance))
+        rising = live[better]
+        best[rising], value[rising] = trial[better], new[0][better]
+        gradient[rising], hessian[rising], majoriser[rising] = new[1][better], new[2][better], new[3][better]
+        damping[live] = np.where(better, damping[live] / 10, np.maximum(damping[live], 1e-6) * 8)
+        converged[live[small]] = True
+        done[live[small | (damping[live] > 1e9)]] = True
+    return Minima(theta=best, objective=value, converged=converged, iterations=iterations)
+
+
+def _step(
+    problem: Problem, theta: Floats, gradient: Floats, hessian: Floats, majoriser: Floats, damping: Floats
+) -> tuple[Floats, Floats]:
+    """The damped Newton step, and the decrease that it predicts; pinned parameters and those at a bound stay."""
+    stuck = ((theta <= LOWER) & (gradient > 0)) | ((theta >= UPPER) & (gradient < 0)) | ~problem.free
+    scale = 1 / np.sqrt(np.maximum(np.einsum("mii->mi", majoriser), 1e-300))  # a unit of each parameter
+    scale = np.where(stuck, 0.0, scale)
+    units = scale[:, :, None] * scale[:, None, :]
+    at_rest = stuck.astype(np.float64)
+    g = scale * gradient
+    step, positive = _solve_definite((hessian + damping[:, None, None] * majoriser) * units, at_rest, g)
+    if not positive.all():  # no valley here: one step of iteratively reweighted least squares, which always has one
+        other = ~positive
+        matrix = (1 + damping[other])[:, None, None] * majoriser[other] * units[other]
+        step[other], _ = _solve_definite(matrix, at_rest[other], g[other])
+    decrement = np.abs(np.einsum("mi,mi->m", g, step))
+    step = -step * scale
+    longest = np.abs(step).max(axis=1, keepdims=True)
+    return step * np.minimum(1.0, 3.0 / np.maximum(longest, 1e-300)), decrement
+
+
+def _solve_definite(matrices: Floats, at_rest: Floats, right: Floats) -> tuple[Floats, Bools]:
+    """Solve many 5 x 5 systems at once by LDLT; the second value tells which matrices are positive definite.
+
+    `at_rest` is 1 for rows and columns that are zero because their parameter does not move.
+    """
+    m = matrices.transpose(1, 2, 0).copy()
+    z = right.T.copy()
+    positive = np.ones(len(matrices), dtype=bool)
+    for i in range(5):
+        m[i, i] += at_rest[:, i] + 1e-13
+        positive &= m[i, i] > 0
+        pivot = np.where(m[i, i] > 0, m[i, i], 1.0)
+        for j in range(i + 1, 5):
+            factor = m[j, i] / pivot
+            m[j, i + 1 :] -= factor * m[i, i + 1 :]
+            z[j] -= factor * z[i]
+        m[i, i] = pivot
+    for i in range(4, -1, -1):
+        z[i] = (z[i] - np.einsum("jm,jm->m", m[i, i + 1 :], z[i + 1 :])) / m[i, i]
+    return z.T, positive
+
+
+def derivatives(problem: Problem, theta: Floats, z: Floats, w: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Objective (M,), gradient (M, 5), Hessian and majoriser (M, 5, 5) at theta.
+
+    With p the softmax shares of the three terms, d2f = diag(p) - p·pT in term space; the chain to theta multiplies by
+    powers of -x and -y. c_ij are the coefficients of terms i and j.
+    """
+    x, y = problem.x, problem.y
+    a, alpha, b, beta, e = (theta[:, i : i + 1] for i in range(5))
+    p1 = np.exp(a - alpha * x)
+    p2 = np.exp(b - beta * y)
+    total = p1 + p2 + np.exp(e)
+    p1 /= total
+    p2 /= total
+    r = np.log(total) - z
+    psi = np.clip(r, -problem.delta, problem.delta)
+    weight = w if problem.undertuned == 1 else w * np.where(r < 0, problem.undertuned, 1.0)
+    inside = weight * (psi == r)
+    slope = weight * psi
+    value = np.einsum("mn,mn->m", slope, r - 0.5 * psi)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pull = np.where(r == 0, weight, slope / r)
+    p3 = 1.0 - p1 - p2
+
+    one = np.ones_like(x)
+    by_x, by_y = np.stack([one, -x, x * x], axis=1), np.stack([one, -y, y * y], axis=1)
+    by_xy = np.stack([one, -x, -y, x * y], axis=1)
+    s1, s2 = slope * p1, slope * p2
+    g1, g2 = s1 @ by_x, s2 @ by_y
+    g3 = slope.sum(axis=1) - g1[:, 0] - g2[:, 0]
+    gradient = np.stack([g1[:, 0], g1[:, 1], g2[:, 0], g2[:, 1], g3], axis=1)
+
+    def second(curvature: Floats) -> Floats:
+        """sum of curvature·J·JT, with J = the gradient of f."""
+        q1, q2 = curvature * p1, curvature * p2
+        return _assemble((q1 * p1) @ by_x, (q2 * p2) @ by_y, (q1 * p2) @ by_xy, (q1 * p3) @ by_x, (q2 * p3) @ by_y,
+                         np.einsum("mn,mn->m", curvature, p3 * p3))  # fmt: skip
+
+    hessian = second(inside - slope)  # slope·(diag(p) - p·pT) has the same product with the other sign
+    for i, j, value_ij in ((0, 0, g1[:, 0]), (0, 1, g1[:, 1]), (1, 1, g1[:, 2]), (2, 2, g2[:, 0]),
+                           (2, 3, g2[:, 1]), (3, 3, g2[:, 2]), (4, 4, g3)):  # fmt: skip
+        hessian[:, i, j] += value_ij
+        if i != j:
+            hessian[:, j, i] += value_ij
+    return value, gradient, hessian, second(pull)
+
+
+def _assemble(c11: Floats, c22: Floats, c12: Floats, c13: Floats, c23: Floats, c33: Floats) -> Floats:
+    """The symmetric (M, 5, 5) matrix from its sums, in the order a, alpha, b, beta, e."""
+    h = np.empty((len(c11), 5, 5))
+    h[:, 0, 0], h[:, 0, 1], h[:, 1, 1] = c11[:, 0], c11[:, 1], c11[:, 2]
+    h[:, 2, 2], h[:, 2, 3], h[:, 3, 3] = c22[:, 0], c22[:, 1], c22[:, 2]
+    h[:, 0, 2], h[:, 1, 2], h[:, 0, 3], h[:, 1, 3] = c12[:, 0], c12[:, 1], c12[:, 2], c12[:, 3]
+    h[:, 0, 4], h[:, 1, 4], h[:, 2, 4], h[:, 3, 4] = c13[:, 0], c13[:, 1], c23[:, 0], c23[:, 1]
+    h[:, 4, 4] = c33
+    upper = np.triu_indices(5, 1)
+    h[:, upper[1], upper[0]] = h[:, upper[0], upper[1]]
+    return h

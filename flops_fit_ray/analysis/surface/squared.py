@@ -1,0 +1,192 @@
+"""Squared error of L by variable projection, for many problems at once (Golub and Pereyra 1973).
+
+    L = E + A'·u + B'·v,   u = exp(-alpha·x),  v = exp(-beta·y):  linear in E, A', B' once alpha and beta are chosen
+
+So only alpha and beta are searched, by Newton on the projected objective: with H the Hessian of all five, split into
+exponents (t) and coefficients (c), the projected Hessian is H_tt - H_tc·H_cc^-1·H_ct, and the gradient is that of the
+exponents alone, because the coefficients are always at their minimum.
+
+Shapes: M problems, n points; exponents (M, 2); coefficients (M, 3) = E, A', B' with x and y centred.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_ray.analysis.arrays import Bools, Floats
+from flops_fit_ray.analysis.surface.huber import CHUNK, LOWER, MAX_ITERATIONS, UPPER
+
+EXPONENTS = [1, 3]  # where alpha and beta stand among the five
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """What all rows share. A pinned E is subtracted from the losses; pinned exponents do not move."""
+
+    x: Floats  # (n,), ln N centred
+    y: Floats  # (n,), ln D centred
+    pinned_e: float | None
+    free: Bools  # (2,)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Projected:
+    """Where the rows ended: arrays over M."""
+
+    exponents: Floats
+    coefficients: Floats
+    objective: Floats  # sum of w·(fit - L)²
+    converged: Bools
+    iterations: int
+
+
+def minimise_squared(
+    problem: Projection, exponents: Floats, loss: Floats, weights: Floats, tolerance: float = 1e-12
+) -> Projected:
+    """Minimise every row from `exponents` (M, 2); `loss` and `weights` are (n,) or (M, n)."""
+    block = max(1, CHUNK // len(problem.x))
+    parts = []
+    for begin in range(0, len(exponents), block):
+        here = slice(begin, begin + block)
+        start = exponents[here].copy()
+        shape = (len(start), len(problem.x))
+        z = np.broadcast_to(loss if loss.ndim == 1 else loss[here], shape)
+        w = np.broadcast_to(weights if weights.ndim == 1 else weights[here], shape)
+        parts.append(_minimise_block(problem, start, z, w, tolerance))
+    return Projected(
+        exponents=np.concatenate([p.exponents for p in parts]),
+        coefficients=np.concatenate([p.coefficients for p in parts]),
+        objective=np.concatenate([p.objective for p in parts]),
+        converged=np.concatenate([p.converged for p in parts]),
+        iterations=max(p.iterations for p in parts),
+    )
+
+
+def _minimise_block(problem: Projection, best: Floats, z: Floats, w: Floats, tolerance: float) -> Projected:
+    rows = len(best)
+    value, coefficients, gradient, hessian, majoriser = _project(problem, best, z, w)
+    damping = np.full(rows, 1e-2)
+    done = ~np.isfinite(value)
+    converged = np.zeros(rows, dtype=bool)
+    iterations = 0
+    lower, upper = LOWER[EXPONENTS], UPPER[EXPONENTS]
+    while iterations < MAX_ITERATIONS and not done.all():
+        iterations += 1
+        live = np.flatnonzero(~done)
+        stuck = ((best[live] <= lower) & (gradient[live] > 0)) | ((best[live] >= upper) & (gradient[live] < 0))
+        step, decrement = _step(
+            stuck | ~problem.free, gradient[live], hessian[live], majoriser[live], damping[live]
+        )  # fmt: skip
+        trial = np.clip(best[live] + step, lower, upper)
+        small = decrement <= tolerance * value[live] + 1e-28
+        whole = live.size == rows
+        new = _project(problem, trial, z if whole else z[live], w if whole else w[live])
+        better = new[0] < value[live]
+        # As good as rounding allows: little was promised, and nothing or hardly anything was gained
+        small |= (decrement <= 1e4 * tolerance * value[live]) & ~(new[0] < value[live] * (1 - tolerance))
+        rising = live[better]
+        best[rising], value[rising], coefficients[rising] = trial[better], new[0][better], new[1][better]
+        gradient[rising], hessian[rising], majoriser[rising] = new[2][better], new[3][better], new[4][better]
+        damping[live] = np.where(better, damping[live] / 10, np.maximum(damping[live], 1e-6) * 8)
+        converged[live[small]] = True
+        done[live[small | (damping[live] > 1e9)]] = True
+    return Projected(
+        exponents=best, coefficients=coefficients, objective=value, converged=converged, iterations=iterations
+    )
+
+
+def _step(stuck: Bools, gradient: Floats, hessian: Floats, majoriser: Floats, damping: Floats) -> tuple[Floats, Floats]:
+    """Newton where the projected Hessian is positive definite, else Gauss-Newton, damped; in closed form."""
+    positive = (hessian[:, 0, 0] > 0) & (hessian[:, 0, 0] * hessian[:, 1, 1] > hessian[:, 0, 1] ** 2)
+    h = np.where(positive[:, None, None], hessian, majoriser)
+    size = np.maximum(np.einsum("mii->mi", majoriser), 1e-300)
+    h00 = np.where(stuck[:, 0], 1.0, h[:, 0, 0] + damping * size[:, 0])
+    h11 = np.where(stuck[:, 1], 1.0, h[:, 1, 1] + damping * size[:, 1])
+    h01 = np.where(stuck.any(axis=1), 0.0, h[:, 0, 1])
+    g = np.where(stuck, 0.0, gradient)
+    determinant = h00 * h11 - h01**2
+    step = -np.stack([h11 * g[:, 0] - h01 * g[:, 1], h00 * g[:, 1] - h01 * g[:, 0]], axis=1) / determinant[:, None]
+    step = np.clip(step, -0.5, 0.5)
+    return step, np.abs(np.einsum("mi,mi->m", g, step))
+
+
+def _project(
+    problem: Projection, exponents: Floats, z: Floats, w: Floats
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Objective (M,), coefficients (M, 3), gradient (M, 2), projected Hessian and Gauss-Newton matrix (M, 2, 2)."""
+    x, y = problem.x, problem.y
+    u, v = np.exp(-exponents[:, :1] * x), np.exp(-exponents[:, 1:] * y)
+    wu, wv = w * u, w * v
+    one = np.ones_like(x)
+    by_x, by_y = np.stack([one, -x, x * x], axis=1), np.stack([one, -y, y * y], axis=1)
+    by_xy = np.stack([one, -x, -y, x * y], axis=1)
+    s1, s2 = wu @ by_x, wv @ by_y
+    s11, s22, s12 = (wu * u) @ by_x, (wv * v) @ by_y, (wu * v) @ by_xy
+
+    # 1) the coefficients: normal equations of the basis 1, u, v
+    h_cc = np.empty((len(u), 3, 3))
+    h_cc[:, 0, 0] = w.sum(axis=1)
+    h_cc[:, 0, 1] = h_cc[:, 1, 0] = s1[:, 0]
+    h_cc[:, 0, 2] = h_cc[:, 2, 0] = s2[:, 0]
+    h_cc[:, 1, 1], h_cc[:, 2, 2] = s11[:, 0], s22[:, 0]
+    h_cc[:, 1, 2] = h_cc[:, 2, 1] = s12[:, 0]
+    fixed = problem.pinned_e
+    c, inverse = _coefficients(h_cc, z, w, wu, wv, fixed)
+    r = c[:, :1] + c[:, 1:2] * u + c[:, 2:] * v - z
+    if fixed is None:  # one refinement: the normal equations alone leave too few digits
+        d, _ = _solve(inverse, np.stack([(w * r).sum(axis=1), (wu * r).sum(axis=1), (wv * r).sum(axis=1)], axis=1))
+        c = c - d
+        r = c[:, :1] + c[:, 1:2] * u + c[:, 2:] * v - z
+
+    # 2) derivatives with respect to alpha and beta; dL/dalpha = A'·u·(-x)
+    ru, rv = (wu * r) @ by_x, (wv * r) @ by_y
+    a, b = c[:, 1], c[:, 2]
+    gradient = np.stack([a * ru[:, 1], b * rv[:, 1]], axis=1)
+    gauss = np.empty((len(u), 2, 2))
+    gauss[:, 0, 0], gauss[:, 1, 1] = a * a * s11[:, 2], b * b * s22[:, 2]
+    gauss[:, 0, 1] = gauss[:, 1, 0] = a * b * s12[:, 3]
+    h_tt = gauss.copy()
+    h_tt[:, 0, 0] += a * ru[:, 2]
+    h_tt[:, 1, 1] += b * rv[:, 2]
+    j_tc = np.empty((len(u), 2, 3))
+    j_tc[:, 0] = np.stack([a * s1[:, 1], a * s11[:, 1], a * s12[:, 1]], axis=1)
+    j_tc[:, 1] = np.stack([b * s2[:, 1], b * s12[:, 2], b * s22[:, 1]], axis=1)
+    h_tc = j_tc.copy()
+    h_tc[:, 0, 1] += ru[:, 1]
+    h_tc[:, 1, 2] += rv[:, 1]
+
+    # 3) the coefficients follow the exponents
+    value = np.einsum("mn,mn->m", w * r, r)
+    projected = h_tt - h_tc @ inverse @ h_tc.transpose(0, 2, 1)
+    return value, c, gradient, projected, gauss - j_tc @ inverse @ j_tc.transpose(0, 2, 1)
+
+
+def _coefficients(
+    h_cc: Floats, z: Floats, w: Floats, wu: Floats, wv: Floats, pinned_e: float | None
+) -> tuple[Floats, Floats]:
+    """E, A', B' (M, 3) and the inverse (M, 3, 3) of their Hessian, zero where E is pinned. E is never negative."""
+    target = z if pinned_e is None else z - pinned_e
+    right = np.stack([(w * target).sum(axis=1), (wu * target).sum(axis=1), (wv * target).sum(axis=1)], axis=1)
+    scale = 1 / np.sqrt(np.maximum(np.einsum("mii->mi", h_cc), 1e-300))
+    scaled = h_cc * scale[:, :, None] * scale[:, None, :]
+    inverse = _inverse(scaled)
+    c = np.einsum("mij,mj->mi", inverse, right * scale)
+    without = c[:, 0] < 0 if pinned_e is None else np.ones(len(c), dtype=bool)
+    if without.any():
+        smaller = np.zeros((int(without.sum()), 3, 3))
+        smaller[:, 1:, 1:] = _inverse(scaled[without][:, 1:, 1:])
+        inverse[without] = smaller
+        c[without] = np.einsum("mij,mj->mi", smaller, (right * scale)[without])
+        c[without, 0] = 0.0 if pinned_e is None else pinned_e / scale[without, 0]
+    return c * scale, inverse * scale[:, :, None] * scale[:, None, :]
+
+
+def _inverse(matrices: Floats) -> Floats:
+    """The inverses, with a touch of ridge so that a collinear row is told by its result and not by an exception."""
+    return np.asarray(np.linalg.inv(matrices + 1e-14 * np.eye(matrices.shape[-1])))
+
+
+def _solve(inverse: Floats, right: Floats) -> tuple[Floats, Floats]:
+    return np.einsum("mij,mj->mi", inverse, right), right

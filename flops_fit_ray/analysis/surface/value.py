@@ -1,0 +1,68 @@
+"""The loss surface L(N, D) = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, section 3.3) and its optima."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_ray.analysis.arrays import Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostLaw:
+    """C = k · N^n_exponent · D: what an experiment costs, fitted to what was spent. 6·N·D is k = 6, n_exponent = 1."""
+
+    log_k: float
+    n_exponent: float
+    scatter: float  # standard deviation of ln C about the law
+
+
+def fit_cost_law(params: Floats, tokens: Floats, cost: Floats) -> CostLaw:
+    """Least squares of ln(C/D) on ln N; arrays (points,). With one size only, C/D is taken as proportional to N."""
+    x, y = np.log(params), np.log(cost / tokens)
+    centred = x - x.mean()
+    spread = float(centred @ centred)
+    slope = float(centred @ y) / spread if spread > 1e-12 else 1.0
+    residuals = y - y.mean() - slope * centred
+    return CostLaw(
+        log_k=float(y.mean() - slope * x.mean()), n_exponent=slope, scatter=float(np.sqrt(np.mean(residuals**2)))
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surfaces:
+    """One or many surfaces: all arrays (surfaces,), in nats, parameters and tokens. NaN where a draw gave none."""
+
+    log_e: Floats
+    log_a: Floats
+    log_b: Floats
+    alpha: Floats
+    beta: Floats
+
+    def loss(self, params: Floats, tokens: Floats) -> Floats:
+        """L at N and D, which broadcast against the surfaces."""
+        n_term = np.exp(self.log_a - self.alpha * np.log(params))
+        return np.asarray(np.exp(self.log_e) + n_term + np.exp(self.log_b - self.beta * np.log(tokens)))
+
+    def params_exponent(self, cost: CostLaw) -> Floats:
+        """a in N_opt ~ C^a: beta / (alpha + n_exponent·beta)."""
+        return np.asarray(self.beta / (self.alpha + cost.n_exponent * self.beta))
+
+    def optimum(self, budget: float, cost: CostLaw) -> tuple[Floats, Floats, Floats]:
+        """ln N_opt, ln D_opt and L_opt at C = `budget`.
+
+        1) D = X / N^c with X = C/k, so L = E + A·N^-alpha + B·X^-beta·N^(c·beta)
+        2) dL/dN = 0 where N^(alpha + c·beta) = alpha·A / (c·beta·B) · X^beta  (equation 4 for c = 1, k = 6)
+        """
+        log_x, c = np.log(budget) - cost.log_k, cost.n_exponent
+        with np.errstate(invalid="ignore", divide="ignore"):
+            log_ratio = np.log(self.alpha) + self.log_a - np.log(c * self.beta) - self.log_b
+            log_n = (log_ratio + self.beta * log_x) / (self.alpha + c * self.beta)
+            log_d = log_x - c * log_n
+            n_term, d_term = np.exp(self.log_a - self.alpha * log_n), np.exp(self.log_b - self.beta * log_d)
+        return log_n, log_d, np.asarray(np.exp(self.log_e) + n_term + d_term)
+
+    def at(self, index: int) -> Surfaces:
+        """One of them, still as arrays (1,)."""
+        return Surfaces(**{name: getattr(self, name)[index : index + 1] for name in self.__dataclass_fields__})

@@ -19,10 +19,29 @@ SCHEMA_VERSION = 1  # of every JSON file, every table and every `--json` object
 
 
 @dataclass(frozen=True)
-class SweepPaths:
-    """Where things are in one sweep directory. `root` is absolute."""
+class ReportPaths:
+    """Where a report and what belongs to it are. `root` is absolute."""
 
     root: Path
+
+    @property
+    def analysis(self) -> Path:
+        """Fits, intervals, verdicts."""
+        return self.root / "analysis.json"
+
+    @property
+    def report(self) -> Path:
+        """The one file to look at."""
+        return self.root / "report.html"
+
+    def figure(self, name: str, suffix: str) -> Path:
+        """A drawing of the report, such as `figure("valleys", "svg")`."""
+        return self.root / "figures" / f"{name}.{suffix}"
+
+
+@dataclass(frozen=True)
+class SweepPaths(ReportPaths):
+    """Where things are in one sweep directory. `root` is absolute."""
 
     @property
     def spec(self) -> Path:
@@ -68,20 +87,6 @@ class SweepPaths:
     def results_csv(self) -> Path:
         """The same table for people."""
         return self.root / "results.csv"
-
-    @property
-    def analysis(self) -> Path:
-        """Fits, intervals, verdicts."""
-        return self.root / "analysis.json"
-
-    @property
-    def report(self) -> Path:
-        """The one file to look at."""
-        return self.root / "report.html"
-
-    def figure(self, name: str, suffix: str) -> Path:
-        """A drawing of the report, such as `figure("valleys", "svg")`."""
-        return self.root / "figures" / f"{name}.{suffix}"
 
     def result(self, key: str) -> Path:
         """The truth about one completed experiment."""

@@ -17,6 +17,9 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, whole_file, write_json
 
@@ -220,6 +223,16 @@ class Ledger:
 
         with whole_file(self.paths.curve(key)) as file:
             pd.DataFrame(list(points)).to_parquet(file, index=False)
+
+    def curve(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Tokens and training loss along an experiment; empty where none was kept or it cannot be read."""
+        import pandas as pd
+
+        try:
+            frame = pd.read_parquet(self.paths.curve(key), columns=["tokens", "train_loss"])
+        except (OSError, ValueError, KeyError):
+            return np.empty(0), np.empty(0)
+        return frame["tokens"].to_numpy(dtype=np.float64), frame["train_loss"].to_numpy(dtype=np.float64)
 
     def begin_attempt(self, key: str) -> int:
         """Note that an experiment starts, and return which attempt this is, from 1."""

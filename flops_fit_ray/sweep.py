@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flops_fit_ray.analysis import FitOptions, Points, SweepFit, fit_sweep
+from flops_fit_ray.analysis import Analysis, FitOptions, Points, SweepFit, analyse, fit_sweep
+from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.layout import SweepPaths, read_json
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha256, results_table
@@ -20,6 +22,7 @@ from flops_fit_ray.spec import SweepSpec, read_spec
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_CURVES = 500  # experiments whose curves are read
 STATUSES = ("completed", "diverged", "out_of_memory", "stalled", "failed", "infrastructure", "running", "planned")
 
 
@@ -81,11 +84,31 @@ class Sweep:
         """What the losses of this sweep are of."""
         return "held-out loss" if self.plan.survey.data.eval_samples else "training loss, smoothed"
 
+    @property
+    def fit_options(self) -> FitOptions:
+        """How the spec wants it fitted."""
+        return FitOptions(draws=self.spec.fit.draws, confidence=self.spec.fit.confidence, seed=self.spec.fit.seed)
+
+    @cached_property
+    def points(self) -> Points:
+        """The completed experiments as arrays."""
+        sizes = {s.size: s.params_non_embedding for s in self.plan.survey.sizes}
+        return points_of(self.results, {r.key: sizes.get(r.size, 0) for r in self.results})
+
+    @cached_property
+    def curves(self) -> Points | None:
+        """Training losses along the way, for the envelope and the figure; None where hardly any were kept."""
+        return _curves(Ledger(self.paths), self.results) if len(self.results) <= MOST_CURVES else None
+
     @cached_property
     def fit(self) -> SweepFit:
         """The laws of all completed experiments."""
-        options = FitOptions(draws=self.spec.fit.draws, confidence=self.spec.fit.confidence, seed=self.spec.fit.seed)
-        return fit_sweep(points_of(self.results), options)
+        return fit_sweep(self.points, self.fit_options, self.curves)
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """The fit, questioned at ten times its largest budget."""
+        return analyse(self.fit)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -97,19 +120,43 @@ class Sweep:
         return results_table(self.plan.experiments, Ledger(self.paths))
 
 
-def points_of(results: tuple[Result, ...]) -> Points:
-    """The arrays that a fit takes. D and C are what was really seen and spent."""
+def points_of(results: Sequence[Result], non_embedding: Mapping[str, int] | None = None) -> Points:
+    """The arrays that a fit takes. D and C are what was really seen and spent; `non_embedding` is N by key."""
 
-    def column(name: str) -> Any:
+    def column(name: str) -> Floats:
         return np.array([getattr(r, name) for r in results], dtype=np.float64)
 
+    others = {
+        "all parameters": column("params_total"),
+        "non-embedding parameters": np.array([(non_embedding or {}).get(r.key, 0) for r in results], dtype=np.float64),
+    }
+    params = column("params")
     return Points(
         budget=column("budget"),
         flops=column("flops"),
-        params=column("params"),
+        params=params,
         tokens=column("tokens_seen"),
         loss=column("loss"),
+        seconds=column("seconds"),
+        params_as={name: n for name, n in others.items() if (n > 0).all() and not np.array_equal(n, params)},
     )
+
+
+def _curves(ledger: Ledger, results: Sequence[Result]) -> Points | None:
+    """Every kept point of every run: the mean training loss since the point before."""
+    parts = []
+    for i, r in enumerate(results):
+        tokens, loss = ledger.curve(r.key)
+        parts.append(np.stack([np.full(len(loss), float(i)), np.full(len(loss), float(r.params)), tokens, loss,
+                               tokens * r.flops / r.tokens_seen]))  # fmt: skip
+    if not parts:
+        return None
+    run, params, tokens, loss, flops = np.concatenate(parts, axis=1)
+    good = np.isfinite(loss) & (loss > 0) & (tokens > 0)
+    run, params, tokens, loss, flops = (values[good] for values in (run, params, tokens, loss, flops))
+    if not len(loss):
+        return None
+    return Points(budget=flops, flops=flops, params=params, tokens=tokens, loss=loss, run=run.astype(np.int64))
 
 
 def open_sweep(root: Path) -> Sweep:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "flops_fit_ray"
 
-# Within floor 0 the order is errors, text < layout < spec, analysis < planning, ledger < sweep.
+# Within floor 0 the order is errors, text < layout < spec, analysis < planning, ledger < tables, sweep < recommend.
 FLOORS = {
     "errors": 0,
     "text": 0,
@@ -24,6 +24,8 @@ FLOORS = {
     "ledger": 0,
     "sweep": 0,
     "tables": 0,
+    "validity": 0,
+    "recommend": 0,
     "training": 1,
     "engine": 2,
     "console": 3,
@@ -45,7 +47,19 @@ ALLOWED_OUTSIDE = {
     5: {"click"},
     6: set(),
 }
-ORDER_ON_FLOOR_0 = ["errors", "text", "layout", "spec", "analysis", "planning", "ledger", "tables", "sweep"]
+ORDER_ON_FLOOR_0 = [
+    "errors",
+    "text",
+    "layout",
+    "spec",
+    "analysis",
+    "planning",
+    "ledger",
+    "tables",
+    "sweep",
+    "validity",
+    "recommend",
+]
 
 
 def room(path: Path) -> str:

@@ -62,7 +62,7 @@ def test_the_page_stands_alone(sweep: Sweep) -> None:
     assert all(target.startswith("#") for target in parser.fetched)
     assert "<script" not in page
     assert len(page) < 500_000
-    assert answer(sweep.fit, "held-out loss") in page
+    assert answer(sweep.analysis, "held-out loss") in page
     assert "provisional" not in page
     for result in sweep.results:
         assert f"{result.loss:.4f}" in page
@@ -95,7 +95,8 @@ def test_tables_and_analysis_are_what_the_contract_says(sweep: Sweep) -> None:
     analysis = json.loads(sweep.paths.analysis.read_text())
     assert analysis["n_opt"]["exponent"] == sweep.fit.params_opt.exponent  # type: ignore[union-attr]
     names = {p.name for p in sweep.paths.report.parent.rglob("figures/*")}
-    assert names == {"valleys.svg", "valleys.png", "laws.svg", "laws.png"}
+    drawn = ("valleys", "laws", "surface", "residuals", "sensitivity", "curves")
+    assert names == {f"{name}.{suffix}" for name in drawn for suffix in ("svg", "png")}
 
 
 def test_figures_show_the_fit(sweep: Sweep) -> None:

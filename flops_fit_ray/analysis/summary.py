@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from flops_fit_ray.analysis.compare import Comparison
 from flops_fit_ray.analysis.flags import Flag
+from flops_fit_ray.analysis.isotime import IsoTime, TimedAnswer
 from flops_fit_ray.analysis.law import Interval, Law, interval
 from flops_fit_ray.analysis.methods import Method, ValleyIntervals
 from flops_fit_ray.analysis.surface import SurfaceFit
@@ -25,7 +27,7 @@ def fit_to_json(fit: SweepFit) -> dict[str, Any]:
         {
             "schema_version": SCHEMA_VERSION,
             "default_method": fit.default,
-            **_laws(fit.answer, fit),
+            **laws_to_json(fit.answer, fit),
             "methods": {name: _method(method, fit) for name, method in fit.methods.items()},
             "valleys": [_valley(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True)],
             "budgets_found_by_nearness": not fit.points.labelled,
@@ -82,6 +84,47 @@ def _object(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: plain(value) for key, value in content.items()}
 
 
+def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
+    """Two sweeps at one budget."""
+    return _object(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "method": comparison.method,
+            "budget": comparison.budget,
+            "confidence": comparison.confidence,
+            "differences": [
+                {
+                    "name": d.name,
+                    "first": d.a,
+                    "second": d.b,
+                    "kind": "ratio" if d.neutral == 1 else "difference",
+                    "value": d.difference,
+                    "interval": pair(d.interval),
+                    "differs": d.differs,
+                }
+                for d in comparison.differences
+            ],
+        }
+    )
+
+
+def timed_to_json(answer: TimedAnswer, timed: IsoTime) -> dict[str, Any]:
+    """The answer for a wall-clock budget."""
+    return _object(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "seconds": answer.seconds,
+            "params": answer.params,
+            "params_interval": pair(answer.params_interval),
+            "tokens": answer.tokens,
+            "tokens_interval": pair(answer.tokens_interval),
+            "loss": answer.loss,
+            "timed_runs": timed.timed,
+            "cost": {"log_k": timed.cost.log_k, "n_exponent": timed.cost.n_exponent, "scatter": timed.cost.scatter},
+        }
+    )
+
+
 def plain(value: Any) -> Any:
     """What JSON can hold: numbers of Python, null for what is not finite."""
     if isinstance(value, Mapping):
@@ -100,7 +143,8 @@ def pair(interval: Interval | None) -> list[float] | None:
     return None if interval is None else [interval.low, interval.high]
 
 
-def _laws(method: Method, fit: SweepFit) -> dict[str, Any]:
+def laws_to_json(method: Method, fit: SweepFit) -> dict[str, Any]:
+    """`n_opt`, `d_opt` and `l_opt` of one method."""
     return {name: _law(getattr(method, field), method, fit) for name, field in LAWS}
 
 
@@ -125,7 +169,7 @@ def _law(law: Law | None, method: Method, fit: SweepFit) -> dict[str, Any]:
 
 def _method(method: Method, fit: SweepFit) -> dict[str, Any]:
     content = {
-        **_laws(method, fit),
+        **laws_to_json(method, fit),
         "status": method.status,
         "reason": method.reason,
         "draws": method.draws,

@@ -6,7 +6,6 @@ import sys
 from typing import TextIO
 
 from flops_fit_ray import text
-from flops_fit_ray.analysis import Interval, Prediction, SweepFit
 from flops_fit_ray.ledger import Event, Failure, Progress, Result
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.sweep import Sweep
@@ -117,28 +116,6 @@ def _precision_words(plan: Plan) -> str:
     )
 
 
-def fit_text(fit: SweepFit) -> str:
-    """Valleys, laws and warnings."""
-    rows = []
-    for valley, intervals in zip(fit.valleys, fit.intervals, strict=True):
-        row = [text.flops(valley.budget), str(len(valley.loss))]
-        if valley.status != "interior":
-            rows.append([*row, valley.status, "", "", "", ""])
-            continue
-        params, tokens = (intervals.params_opt, intervals.tokens_opt) if intervals else (None, None)
-        row += [text.count(valley.params_opt), _bounds(params), text.count(valley.tokens_opt), _bounds(tokens)]
-        rows.append([*row, f"{valley.loss_opt:.4f}"])
-    percent = f"{100 * fit.options.confidence:g} %"
-    lines = [text.table(["C", "sizes", "N_opt", percent, "D_opt", percent, "L_opt"], rows), ""]
-    for name, law in fit.laws:
-        bounds = law.exponent_interval(fit.options.confidence)
-        shown_bounds = f"  exponent {percent} [{bounds.low:.3f}, {bounds.high:.3f}]" if bounds else ""
-        lines.append(f"{name} = {law.formula}{shown_bounds}")
-    if fit.problem:
-        lines.append(f"no law: {fit.problem}")
-    return "\n".join([*lines, *(f"warning: {warning}" for warning in fit.warnings)])
-
-
 def counts_text(sweep: Sweep) -> str:
     """How many experiments are in which state."""
     shown = ", ".join(f"{number} {status}" for status, number in sweep.counts.items() if number)
@@ -162,26 +139,3 @@ def status_text(sweep: Sweep) -> str:
     if not sweep.complete:
         lines.append(f"go on with: {sweep.command}")
     return "\n".join(lines)
-
-
-def prediction_text(prediction: Prediction, confidence: float) -> str:
-    """The answer at one budget."""
-    loss = f"{prediction.loss:.4f}"
-    if prediction.loss_interval is not None:
-        loss += f"  [{prediction.loss_interval.low:.4f}, {prediction.loss_interval.high:.4f}]"
-    lines = [f"C = {text.flops(prediction.budget)} FLOPs ({100 * confidence:g} % intervals)"]
-    lines += [
-        f"  N  {_with(prediction.params, prediction.params_interval)}",
-        f"  D  {_with(prediction.tokens, prediction.tokens_interval)}",
-        f"  L  {loss}",
-        f"  extrapolation factor {prediction.extrapolation:.3g}",
-    ]
-    return "\n".join([*lines, *(f"warning: {warning}" for warning in prediction.warnings)])
-
-
-def _with(value: float, interval: Interval | None) -> str:
-    return f"{text.count(value)}  {_bounds(interval)}".rstrip()
-
-
-def _bounds(interval: Interval | None) -> str:
-    return text.interval(interval.low, interval.high) if interval else ""

@@ -85,6 +85,8 @@ def _size_faults(spec: SweepSpec, sizes: list[ModelSize]) -> Iterator[str]:
 
 
 def _budget_faults(spec: SweepSpec, cells: list[tuple[Budget, ModelSize]], survey: Survey) -> list[str]:
+    if spec.is_one_run:
+        return []
     faults = []
     for budget in spec.budgets:
         found = [size.size for b, size in cells if b.flops == budget.flops]
@@ -216,7 +218,8 @@ def _warmup_tokens(spec: SweepSpec, size: ModelSize, smallest_tokens: int) -> in
 
 def _grid_warnings(spec: SweepSpec, survey: Survey) -> Iterator[str]:
     span = spec.budgets[-1].flops / spec.budgets[0].flops
-    yield from map(str, range_warning(span, len(spec.budgets)))
+    if not spec.is_one_run:
+        yield from map(str, range_warning(span, len(spec.budgets)))
     if spec.train.lr == "auto":
         yield "train.lr is a general rule, not measured on this model: the valleys may be limited by the learning rate"
     if isinstance(spec.train.lr, float) and spec.train.optimizer == "adamw":

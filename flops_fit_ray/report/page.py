@@ -2,59 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from flops_fit_ray import text
-from flops_fit_ray.analysis import SweepFit
+from flops_fit_ray.analysis import Analysis, Interval, predict
 from flops_fit_ray.planning import DataFacts
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.tables import Table
+from flops_fit_ray.validity import Line
 
 
-def answer(fit: SweepFit, loss_name: str) -> str:
-    """The answer in one sentence, at the largest budget that has an optimum."""
-    if not fit.optima:
+def answer(analysis: Analysis, loss_name: str) -> str:
+    """The answer in one sentence, at the largest budget that has an optimum, or at the largest C of a surface."""
+    fit = analysis.fit
+    if fit.problem and not fit.optima:
         return "No budget has an optimum yet: " + (fit.problem or "no experiment is completed") + "."
-    valley, intervals = fit.optima[-1]
-    bounds = ("", "")
-    if intervals is not None:
-        bounds = (
-            f" {text.interval(intervals.params_opt.low, intervals.params_opt.high)}",
-            f" {text.interval(intervals.tokens_opt.low, intervals.tokens_opt.high)}",
-        )
+    valley, intervals = fit.optima[-1] if fit.optima else (None, None)
+    within: list[Interval | None]
+    if fit.default == "valley" and valley is not None:
+        within = [intervals.params_opt, intervals.tokens_opt] if intervals else [None, None]
+        found = (valley.budget, valley.params_opt, valley.tokens_opt, valley.loss_opt)
+    else:
+        p = predict(fit, fit.fitted_range[1])
+        within, found = [p.params_interval, p.tokens_interval], (p.budget, p.params, p.tokens, p.loss)
+    bounds = [f" {text.interval(i.low, i.high)}" if i else "" for i in within]
+    budget, params, tokens, loss = found
+    said = (
+        f"With C = {text.flops(budget)} FLOPs the best model has N = {text.count(params)} parameters"
+        f"{bounds[0]} and trains on D = {text.count(tokens)} tokens{bounds[1]}, "
+        f"D/N = {tokens / params:.3g}; {loss_name} {loss:.4f}."
+    )
+    far = [flag.message for p in analysis.predictions for flag in p.warnings if flag.severity == "severe"]
+    return " ".join([said, *far])
+
+
+def render(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> str:
+    """The page of a sweep. `figures` are SVG elements by their names."""
     return (
-        f"With C = {text.flops(valley.budget)} FLOPs the best model has N = {text.count(valley.params_opt)} parameters"
-        f"{bounds[0]} and trains on D = {text.count(valley.tokens_opt)} tokens{bounds[1]}, "
-        f"D/N = {valley.tokens_opt / valley.params_opt:.3g}; {loss_name} {valley.loss_opt:.4f}."
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            **_of_fit(sweep.analysis, card, figures, sweep.loss_name),
+            sweep=sweep,
+            answer=_one_run(sweep) or answer(sweep.analysis, sweep.loss_name),
+            metrics=sorted({name for r in sweep.results for name in r.metrics}),
+            warnings=[] if sweep.spec.is_one_run else _shown(sweep.analysis, sweep.plan.warnings),
+            done=len(sweep.results),
+            total=len(sweep.plan.experiments),
+            by_key={r.key: r for r in sweep.results},
+            failed={f.key: f for f in sweep.failures},
+            seconds=sum(r.seconds for r in sweep.results),
+            provenance=_provenance(sweep),
+            spec=dump_spec(sweep.spec),
+            command=sweep.command,
+        )
     )
 
 
-def render(sweep: Sweep, figures: Mapping[str, str]) -> str:
-    """The page. `figures` are SVG elements named valleys and laws."""
+def render_table(
+    table: Table, analysis: Analysis, card: Sequence[Line], figures: Mapping[str, str], command: str
+) -> str:
+    """The page of a table of runs."""
+    return (
+        _environment()
+        .get_template("table.html.j2")
+        .render(
+            **_of_fit(analysis, card, figures, "loss"),
+            table=table,
+            answer=answer(analysis, "loss"),
+            warnings=[*map(str, table.flags), *_shown(analysis, ())],
+            command=command,
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("flops_fit_ray.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(count=text.count, flops=text.flops, duration=text.duration)
-    return environment.get_template("report.html.j2").render(
-        sweep=sweep,
-        fit=sweep.fit,
-        answer=answer(sweep.fit, sweep.loss_name),
-        metrics=sorted({name for r in sweep.results for name in r.metrics}),
-        warnings=sweep.warnings,
-        valleys=list(zip(sweep.fit.valleys, sweep.fit.intervals, strict=True)),
-        percent=f"{100 * sweep.fit.options.confidence:g} %",
-        figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704 - drawn by us
-        done=len(sweep.results),
-        total=len(sweep.plan.experiments),
-        by_key={r.key: r for r in sweep.results},
-        failed={f.key: f for f in sweep.failures},
-        seconds=sum(r.seconds for r in sweep.results),
-        provenance=_provenance(sweep),
-        spec=dump_spec(sweep.spec),
-        command=sweep.command,
+    environment.filters.update(count=text.count, flops=text.flops, duration=text.duration, exp=math.exp)
+    return environment
+
+
+def _of_fit(analysis: Analysis, card: Sequence[Line], figures: Mapping[str, str], loss_name: str) -> dict[str, Any]:
+    fit = analysis.fit
+    names = ("valleys", "laws", "surface", "residuals", "sensitivity", "curves")
+    shown = [
+        (v, i)
+        for v, i in zip(fit.valleys, fit.intervals, strict=True)
+        if fit.points.labelled or v.status != "too_few"  # a run near no budget is no valley
+    ]
+    return {
+        "analysis": analysis,
+        "fit": fit,
+        "card": card,
+        "timed": analysis.isotime,
+        "valleys": shown,
+        "percent": f"{100 * fit.options.confidence:g} %",
+        "figures": {name: Markup(figures.get(name, "")) for name in names},  # noqa: S704 - drawn by us
+        "loss_name": loss_name,
+    }
+
+
+def _shown(analysis: Analysis, of_plan: Sequence[str]) -> list[str]:
+    """Warnings each once; notes stay in the JSON, and where they belong in the page."""
+    loud = [flag.message for flag in analysis.warnings if flag.severity != "info"]
+    return list(dict.fromkeys([*loud, *of_plan]))
+
+
+def _one_run(sweep: Sweep) -> str:
+    """What a single training run came to; empty for a sweep."""
+    if not sweep.spec.is_one_run:
+        return ""
+    if not sweep.results:
+        return "One training run, not finished yet."
+    r = sweep.results[0]
+    return (
+        f"One training run: N = {text.count(r.params)} parameters on D = {text.count(r.tokens_seen)} tokens, "
+        f"C = {text.flops(r.flops)} FLOPs; {sweep.loss_name} {r.loss:.4f}."
     )
 
 

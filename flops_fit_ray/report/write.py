@@ -3,29 +3,64 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flops_fit_ray.analysis import fit_to_json
-from flops_fit_ray.layout import write_bytes, write_json
-from flops_fit_ray.report.figures import draw_laws, draw_valleys, for_page, law_bands, to_png, to_svg, valley_curves
-from flops_fit_ray.report.page import render
+from matplotlib.figure import Figure
+
+from flops_fit_ray.analysis import Analysis, Points, analysis_to_json
+from flops_fit_ray.layout import ReportPaths, write_bytes, write_json
+from flops_fit_ray.report.figures import (
+    contours,
+    draw_contours,
+    draw_curves,
+    draw_laws,
+    draw_panel,
+    draw_residuals,
+    draw_valleys,
+    for_page,
+    law_bands,
+    panel_numbers,
+    residuals,
+    to_png,
+    to_svg,
+    training_curves,
+    valley_curves,
+)
+from flops_fit_ray.report.page import render, render_table
 from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.tables import Table
+from flops_fit_ray.validity import validity_card
+
+MOST_PAGE_CURVES = 60  # runs; with more the page would grow too large, and the figure's file stands beside it
 
 
 def write_report(sweep: Sweep) -> Path:
     """Write results, analysis, figures and report of a sweep, complete or not. Returns the page's path."""
     write_tables(sweep)
-    write_json(sweep.paths.analysis, fit_to_json(sweep.fit))
-    valleys = draw_valleys(valley_curves(sweep.fit), sweep.loss_name)
-    figures = {"valleys": valleys, "laws": draw_laws(law_bands(sweep.fit))}
-    drawn = {}
-    for name, figure in figures.items():
-        drawn[name] = to_svg(figure)
-        write_bytes(sweep.paths.figure(name, "svg"), drawn[name].encode())
-        write_bytes(sweep.paths.figure(name, "png"), to_png(figure))
-    page = render(sweep, {name: for_page(svg) for name, svg in drawn.items()})
-    write_bytes(sweep.paths.report, page.encode())
+    card = validity_card(sweep.fit, sweep)
+    content = analysis_to_json(sweep.analysis) | {"validity": [line.to_json() for line in card]}
+    write_json(sweep.paths.analysis, content)
+    drawn = _write_figures(sweep.paths, sweep.analysis, sweep.curves, sweep.loss_name)
+    write_bytes(sweep.paths.report, render(sweep, card, drawn).encode())
     return sweep.paths.report
+
+
+def write_table_report(table: Table, analysis: Analysis, directory: Path, command: str) -> Path:
+    """Write analysis, figures and report of a table of runs. Returns the page's path.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    paths = ReportPaths(directory.absolute())
+    card = validity_card(analysis.fit)
+    content = analysis_to_json(analysis) | {
+        "validity": [line.to_json() for line in card], "table": table.to_json()
+    }  # fmt: skip
+    write_json(paths.analysis, content)
+    drawn = _write_figures(paths, analysis, table.points if table.points.run is not None else None, "loss")
+    write_bytes(paths.report, render_table(table, analysis, card, drawn, command).encode())
+    return paths.report
 
 
 def write_tables(sweep: Sweep) -> None:
@@ -35,3 +70,32 @@ def write_tables(sweep: Sweep) -> None:
     frame.to_parquet(parquet, index=False)
     write_bytes(sweep.paths.results_parquet, parquet.getvalue())
     write_bytes(sweep.paths.results_csv, frame.to_csv(index=False).encode())
+
+
+def _write_figures(paths: ReportPaths, analysis: Analysis, curves: Points | None, loss_name: str) -> dict[str, str]:
+    """Every figure that has something to show, as SVG and PNG; returns the SVG elements for the page by name."""
+    drawn = {}
+    for name, draw in _figures(analysis, curves, loss_name):
+        figure = draw()
+        svg = to_svg(figure)
+        write_bytes(paths.figure(name, "svg"), svg.encode())
+        write_bytes(paths.figure(name, "png"), to_png(figure))
+        drawn[name] = for_page(svg, name)
+    if "curves" in drawn and len(training_curves(curves)) > MOST_PAGE_CURVES:
+        del drawn["curves"]
+    return drawn
+
+
+def _figures(analysis: Analysis, curves: Points | None, loss_name: str) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    fit = analysis.fit
+    yield "valleys", lambda: draw_valleys(valley_curves(fit), loss_name)
+    yield "laws", lambda: draw_laws(law_bands(fit))
+    surface, rest, panel = contours(fit), residuals(fit), analysis.sensitivity
+    if surface is not None and rest is not None:
+        yield "surface", lambda: draw_contours(surface, loss_name)
+        yield "residuals", lambda: draw_residuals(rest)
+    if panel is not None and panel.levers and fit.params_opt is not None:
+        interval = fit.params_opt.interval(panel.budget, fit.options.confidence)
+        yield "sensitivity", lambda: draw_panel(panel_numbers(panel, interval))
+    if runs := training_curves(curves):
+        yield "curves", lambda: draw_curves(runs)

@@ -231,7 +231,8 @@ class SweepSpec(Section):
     @classmethod
     def _enough(cls, budgets: list[Budget]) -> list[Budget]:
         flops = [b.flops for b in budgets]
-        if len(flops) < 2:
+        one_run = len(budgets) == 1 and budgets[0].sizes is not None and len(budgets[0].sizes) == 1
+        if len(flops) < 2 and not one_run:
             raise ValueError(f"has {len(flops)} budget(s); a law needs at least 2, better 4 or 5 over a range of 32x")
         twice = sorted({f for f in flops if flops.count(f) > 1})
         if twice:
@@ -244,6 +245,11 @@ class SweepSpec(Section):
         if not any(resources.values()):
             raise ValueError("asks for nothing; give {gpu: 1} or {cpu: 1}")
         return resources
+
+    @property
+    def is_one_run(self) -> bool:
+        """One budget with one size: a training run with nothing to fit."""
+        return len(self.budgets) == 1
 
     @model_validator(mode="after")
     def _numbers_have_a_name(self) -> SweepSpec:

@@ -1,0 +1,119 @@
+"""Everything that can be said of a fit at once: the laws, the answer at a target, how far it can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flops_fit_ray.analysis.extrapolation import HoldOut, LossHoldOut, hold_outs, loss_hold_out
+from flops_fit_ray.analysis.flags import Flag
+from flops_fit_ray.analysis.isotime import IsoTime, isotime
+from flops_fit_ray.analysis.sensitivity import Row, Sensitivity, sensitivity, verdict
+from flops_fit_ray.analysis.summary import fit_to_json, laws_to_json, pair, plain, prediction_to_json
+from flops_fit_ray.analysis.sweep import Prediction, SweepFit, predict
+
+TARGET = 10.0  # times the largest fitted C, where no target is named
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Analysis:
+    """A fit, questioned at `target`; where there is no law, only the fit."""
+
+    fit: SweepFit
+    target: float | None
+    predictions: tuple[Prediction, ...]  # at the budgets that were asked for
+    sensitivity: Sensitivity | None
+    verdict: Flag | None
+    hold_outs: tuple[HoldOut, ...]
+    loss_hold_out: LossHoldOut | None
+    isotime: IsoTime | None
+
+    @property
+    def top_hold_outs(self) -> list[HoldOut]:
+        """The next budget, predicted from all below it: one for each budget from the third."""
+        seen: dict[float, HoldOut] = {}
+        for one in self.hold_outs:
+            if one.budget not in seen or one.fitted > seen[one.budget].fitted:
+                seen[one.budget] = one
+        return list(seen.values())
+
+    @property
+    def warnings(self) -> tuple[Flag, ...]:
+        """Of the fit, of the two methods' agreement, and of the answers."""
+        flags = [*self.fit.warnings, *([self.verdict] if self.verdict else [])]
+        flags += [flag for prediction in self.predictions for flag in prediction.warnings]
+        return tuple(dict.fromkeys(flags))
+
+
+def analyse(fit: SweepFit, at: Sequence[float] = ()) -> Analysis:
+    """Question a fit at the budgets `at`; the first is the target of the panel, without any 10 times the largest C.
+
+    Raises:
+        FitError: a budget is not a positive number, or there is no law to answer from.
+    """
+    target = None
+    if fit.params_opt is not None:
+        target = at[0] if at else TARGET * fit.fitted_range[1]
+    predictions = tuple(predict(fit, c) for c in (at or ([] if target is None else [target])))
+    return Analysis(
+        fit=fit,
+        target=target,
+        predictions=predictions,
+        sensitivity=None if target is None else sensitivity(fit, target),
+        verdict=None if target is None else verdict(fit, target),
+        hold_outs=tuple(hold_outs(fit)),
+        loss_hold_out=loss_hold_out(fit),
+        isotime=isotime(fit),
+    )
+
+
+def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
+    """One object: `analysis.json`, and what `fit --json` prints."""
+    fit, timed = analysis.fit, analysis.isotime
+    predictions = [prediction_to_json(p, fit.options.confidence) for p in analysis.predictions]
+    content = {
+        **fit_to_json(fit),
+        "predictions": predictions,
+        "sensitivity": None if analysis.sensitivity is None else _panel(analysis.sensitivity),
+        "verdict": None if analysis.verdict is None else analysis.verdict.to_json(),
+        "hold_out": {
+            "budgets": [_hold_out(one) for one in analysis.hold_outs],
+            "losses": None if analysis.loss_hold_out is None else asdict(analysis.loss_hold_out),
+        },
+        "isotime": None
+        if timed is None
+        else {"timed_runs": timed.timed, "cost": asdict(timed.cost), **laws_to_json(timed.method, fit)},
+        "warnings": [flag.to_json() for flag in analysis.warnings],
+    }
+    return {key: plain(value) for key, value in content.items()}
+
+
+def _panel(panel: Sensitivity) -> dict[str, Any]:
+    low, high = panel.bounds
+    return {
+        "budget": panel.budget,
+        "sentence": panel.sentence,
+        "params_low": low,
+        "params_high": high,
+        "levers": [{"lever": lever, "factor": factor} for lever, factor in panel.levers],
+        "rows": [_row(row, panel.rows[0]) for row in panel.rows],
+    }
+
+
+def _row(row: Row, base: Row) -> dict[str, Any]:
+    known = row.params is not None and base.params is not None
+    return {**asdict(row), "ratio": row.params / base.params if known and row.params and base.params else None}
+
+
+def _hold_out(one: HoldOut) -> dict[str, Any]:
+    return {
+        "fitted_budgets": one.fitted,
+        "budget": one.budget,
+        "extrapolation": one.extrapolation,
+        "params_predicted": one.predicted,
+        "params_observed": one.observed,
+        "factor": one.factor,
+        "params_interval": pair(one.interval),
+        "inside": None if one.interval is None else one.interval.holds(one.observed),
+    }

@@ -1,0 +1,55 @@
+"""The command line: parses, prints, and ends with the exit code. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from flops_fit_ray.cli import fits, sweeps
+from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED, FlopsFitError
+
+
+def main(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -> NoReturn:
+    """Run a command and leave with its exit code: 0 done, 1 failures, 2 wrong input, 4 interrupted and resumable."""
+    try:
+        code = commands.main(args=args, prog_name=prog_name, standalone_mode=False)
+    except click.ClickException as e:
+        e.show()
+        code = e.exit_code
+    except FlopsFitError as e:
+        click.echo(f"error: {e}", err=True)
+        code = e.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; the same command goes on", err=True)
+        code = EXIT_INTERRUPTED
+    sys.exit(code if isinstance(code, int) else EXIT_DONE)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="flops-fit-ray")
+def commands() -> None:
+    """For C FLOPs: how big a model, on how much data, and how sure are you?
+
+    Exit codes: 0 all done and counted, 1 finished with failed experiments or a fit that could not be made, 2 the input
+    is wrong, 4 interrupted and resumable.
+
+    Commands that read a sweep take the output of sweep.yaml in this directory, else of the built-in demo, where no
+    DIRECTORY is given.
+    """
+
+
+for command in (
+    sweeps.init,
+    sweeps.plan,
+    sweeps.check,
+    sweeps.run,
+    sweeps.status,
+    fits.fit,
+    fits.predict,
+    fits.compare,
+    fits.report,
+):
+    commands.add_command(command)

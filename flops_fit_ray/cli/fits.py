@@ -1,0 +1,269 @@
+"""Commands that ask a sweep or a table of runs: fit, predict, compare, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from flops_fit_ray.cli.common import json_option, open_directory
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
+
+if TYPE_CHECKING:
+    from flops_fit_ray.analysis import FitOptions, SweepFit
+    from flops_fit_ray.sweep import Sweep
+    from flops_fit_ray.tables import Table
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_FIT_OPTIONS = [
+    click.option("--method", type=click.Choice(["auto", "valley", "surface_huber", "surface_squared", "envelope"]),
+                 help="Whose answer is the answer [default: auto, valleys where there are two]."),
+    click.option("--curve", type=click.Choice(["parabola", "cubic", "akima"]),
+                 help="The curve of a valley [default: parabola]."),
+    click.option("--window", type=click.IntRange(min=3), help="Fit the so many sizes nearest to the lowest loss."),
+    click.option("--law-weights", type=click.Choice(["equal", "precision"]),
+                 help="Weights of the minima in their power law [default: equal]."),
+    click.option("--delta", type=click.FloatRange(min=0, min_open=True), help="Of the Huber loss [default: 1e-3]."),
+    click.option("--undertuned", type=click.FloatRange(min=0, min_open=True, max=1),
+                 help="Weight of runs above the Huber surface: below 1 they pull less [default: 1]."),
+    click.option("--pin", "pins", multiple=True, metavar="NAME=VALUE", help="Hold E, alpha or beta of the surface."),
+    click.option("--bootstrap", "draws", type=click.IntRange(min=0), help="Draws for intervals [default: 2000]."),
+    click.option("--seed", type=click.IntRange(min=0), help="Of the bootstrap [default: 0]."),
+    click.option("--confidence", type=click.FloatRange(min=0.5, max=1, min_open=True, max_open=True),
+                 help="Of the intervals [default: 0.95]."),
+]  # fmt: skip
+_TABLE_OPTIONS = [
+    click.option("--column", "columns", multiple=True, metavar="params=NAME",
+                 help="What a column is: params, tokens, flops, loss, budget, run, weight, seconds."),
+    click.option("--unit", "units", multiple=True, metavar="tokens=B", help="What one of a column's units is worth: "
+                 "k, M, B, T, EFLOP, PF-days or a number."),
+    click.option("--where", multiple=True, metavar="NAME=VALUE", help="Only the rows whose column has this value."),
+]  # fmt: skip
+
+
+def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[_Function], _Function]:
+    def add(function: _Function) -> _Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+@click.command()
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--at", type=float, multiple=True, metavar="C", help="Answer at C FLOPs; the first is the panel's target."
+)
+@_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
+@click.option(
+    "--report", "report_to", type=click.Path(path_type=Path), help="Of a table: write report and figures here."
+)
+@json_option
+def fit(source: Path | None, at: tuple[float, ...], report_to: Path | None, as_json: bool, **options: Any) -> int:
+    """Fit valleys, surfaces and laws to a sweep's completed experiments, or to any table of runs.
+
+    SOURCE is a sweep directory, or a .csv, .tsv, .parquet, .jsonl or .json file with a row per run: loss, and two of
+    N, D and C. Columns are found by common names.
+    """
+    from flops_fit_ray.analysis import analyse, analysis_to_json
+    from flops_fit_ray.console.fits import analysis_text, card_text, table_text
+    from flops_fit_ray.validity import validity_card
+
+    opened = _open_source(source, options)
+    if report_to is not None and opened.table is None:
+        raise click.UsageError("--report is for tables; `flops-fit-ray report DIRECTORY` writes that of a sweep")
+    analysis = analyse(opened.fit, at)
+    card = validity_card(opened.fit, opened.sweep)
+    if as_json:
+        content = analysis_to_json(analysis) | {"validity": [line.to_json() for line in card]}
+        if opened.table is not None:
+            content["table"] = opened.table.to_json()
+            content["warnings"] = [flag.to_json() for flag in opened.table.flags] + content["warnings"]
+        click.echo(json.dumps(content, indent=1))
+    else:
+        if opened.table is not None:
+            click.echo(table_text(opened.table))
+        click.echo(f"{analysis_text(analysis)}\n\n{card_text(card)}")
+    if report_to is not None and opened.table is not None:
+        from flops_fit_ray.report import write_table_report
+
+        path = write_table_report(opened.table, analysis, report_to, _command_of(opened.table, options))
+        click.echo(f"report: {path}", err=as_json)
+    return EXIT_FAILED if opened.fit.problem else EXIT_DONE
+
+
+@click.command()
+@click.argument("budget", type=float, required=False)
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="A wall-clock budget on one device instead.")
+@click.option(
+    "--spec", "spec_to", type=click.Path(path_type=Path), help="Of a sweep: write the spec of that one run here."
+)
+@_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
+@json_option
+def predict(
+    budget: float | None,
+    source: Path | None,
+    hours: float | None,
+    spec_to: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answer N, D and loss for BUDGET FLOPs, with intervals and the extrapolation factor.
+
+    Of a sweep also the nearest size, steps, batch, learning rate and hours; with --spec as a spec that `run` takes.
+    With --hours instead of BUDGET: the best model for that time, by the surface and the measured speed.
+    """
+    if (budget is None) == (hours is None):
+        raise click.UsageError("give BUDGET in FLOPs, or --hours")
+    opened = _open_source(source, options)
+    if hours is not None:
+        _predict_hours(opened, hours, as_json)
+        return
+    assert budget is not None
+    from flops_fit_ray import analysis
+    from flops_fit_ray.console.fits import prediction_text, recommendation_text
+
+    prediction = analysis.predict(opened.fit, budget)
+    confidence = opened.fit.options.confidence
+    content = analysis.prediction_to_json(prediction, confidence)
+    lines = [prediction_text(prediction, confidence)]
+    if opened.sweep is not None:
+        from flops_fit_ray.recommend import recommend
+
+        advice = recommend(opened.sweep, opened.fit, prediction)
+        content["run"] = advice.to_json()
+        lines.append(recommendation_text(advice))
+        if spec_to is not None:
+            advice.write(spec_to)
+            lines.append(f"spec: {spec_to}")
+    elif spec_to is not None:
+        raise click.UsageError("--spec needs a sweep directory: a table does not know the model")
+    click.echo(json.dumps(content) if as_json else "\n".join(lines))
+
+
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--at", type=float, metavar="C", help="FLOPs [default: the largest C that both were fitted to].")
+@click.option("--figure", type=click.Path(path_type=Path), help="Draw both here (.svg, .png, .pdf).")
+@_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
+@json_option
+def compare(first: Path, second: Path, at: float | None, figure: Path | None, as_json: bool, **options: Any) -> None:
+    """Compare two sweeps or tables: exponents, and N_opt, D_opt and loss at one C, with intervals of the difference."""
+    from flops_fit_ray.analysis import compare as compare_fits
+    from flops_fit_ray.analysis import comparison_to_json
+    from flops_fit_ray.console.fits import comparison_text
+
+    method = options["method"]
+    fits = [_open_source(source, options).fit for source in (first, second)]
+    for name, one in zip((first, second), fits, strict=True):
+        if one.problem:
+            raise SpecError(str(name), [f"there is no law: {one.problem}"])
+    where = at if at is not None else min(one.fitted_range[1] for one in fits)
+    comparison = compare_fits(fits[0], fits[1], where, None if method in (None, "auto") else method)
+    click.echo(json.dumps(comparison_to_json(comparison)) if as_json else comparison_text(comparison, first, second))
+    if figure is not None:
+        from flops_fit_ray.report.figures import comparison_bands, draw_comparison, save
+
+        save(draw_comparison(comparison_bands(fits, [str(first), str(second)], comparison)), figure)
+        click.echo(f"figure: {figure}", err=as_json)
+
+
+@click.command()
+@click.argument("directory", required=False, type=click.Path(path_type=Path))
+@json_option
+def report(directory: Path | None, as_json: bool) -> None:
+    """Write report.html, tables and figures of a sweep, complete or not. For a table: `fit TABLE --report DIR`."""
+    from flops_fit_ray.layout import SCHEMA_VERSION
+    from flops_fit_ray.report import write_report
+
+    path = write_report(open_directory(directory))
+    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "report": str(path)}) if as_json else f"report: {path}")
+
+
+class _Opened:
+    """A fit, and the sweep or the table that it is of."""
+
+    def __init__(self, fit: SweepFit, *, sweep: Sweep | None = None, table: Table | None = None) -> None:
+        self.fit, self.sweep, self.table = fit, sweep, table
+
+
+def _open_source(source: Path | None, options: Mapping[str, Any]) -> _Opened:
+    from flops_fit_ray.analysis import FitOptions, fit_sweep
+
+    if source is not None and not source.is_dir() and source.suffix:
+        from flops_fit_ray.tables import Reading, read_table
+
+        reading = Reading(
+            columns=dict(_pairs("--column", options["columns"])),
+            units=dict(_pairs("--unit", options["units"])),
+            where=_pairs("--where", options["where"]),
+        )
+        table = read_table(source, reading)
+        return _Opened(fit_sweep(table.points, _fit_options(FitOptions(), options)), table=table)
+    for name in ("columns", "units", "where"):
+        if options[name]:
+            raise click.UsageError(f"--{name.removesuffix('s')} is for tables, and {source} is a sweep")
+    sweep = open_directory(source)
+    wanted = _fit_options(sweep.fit_options, options)
+    fitted = sweep.fit if wanted == sweep.fit_options else fit_sweep(sweep.points, wanted, sweep.curves)
+    return _Opened(fitted, sweep=sweep)
+
+
+def _fit_options(base: FitOptions, options: Mapping[str, Any]) -> FitOptions:
+    from dataclasses import replace
+
+    names = ("method", "curve", "window", "law_weights", "delta", "undertuned", "draws", "seed", "confidence")
+    given: dict[str, Any] = {name: options[name] for name in names if options[name] is not None}
+    pins: dict[str, float] = {}
+    for name, value in _pairs("--pin", options["pins"]):
+        try:
+            pins[name] = float(value)
+        except ValueError as e:
+            raise click.UsageError(f"--pin {name}={value}: must be a number") from e
+    if unknown := sorted(set(pins) - {"E", "alpha", "beta"}):
+        raise click.UsageError(f"--pin {unknown[0]}: only E, alpha and beta can be held")
+    if pins:
+        given["pins"] = pins
+    return replace(base, **given)
+
+
+def _pairs(option: str, values: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for value in values:
+        name, equals, right = value.partition("=")
+        if not (name and equals and right):
+            raise click.UsageError(f"{option} {value}: must be NAME=VALUE")
+        pairs.append((name.strip(), right.strip()))
+    return pairs
+
+
+def _predict_hours(opened: _Opened, hours: float, as_json: bool) -> None:
+    from flops_fit_ray.analysis import answer_in, isotime, timed_to_json
+    from flops_fit_ray.console.fits import timed_text
+    from flops_fit_ray.errors import FitError
+
+    timed = isotime(opened.fit)
+    if timed is None:
+        raise FitError("a wall-clock budget needs a surface, and the seconds of 3 runs of 2 sizes; see `fit`")
+    answer = answer_in(timed, 3600 * hours, opened.fit.options.confidence)
+    click.echo(json.dumps(timed_to_json(answer, timed)) if as_json else timed_text(answer, timed, opened.fit))
+
+
+def _command_of(table: Table, options: Mapping[str, Any]) -> str:
+    import shlex
+
+    words = ["flops-fit-ray", "fit", str(table.path)]
+    names = {"columns": "column", "units": "unit", "pins": "pin", "draws": "bootstrap"}
+    for name, value in options.items():
+        flag = "--" + names.get(name, name).replace("_", "-")
+        for one in value if isinstance(value, tuple) else [value]:
+            if one is not None:
+                words += [flag, str(one)]
+    return shlex.join(words)

@@ -1,0 +1,237 @@
+"""What a fit says, as text for a terminal or a log."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from flops_fit_ray import text
+from flops_fit_ray.analysis import (
+    METHODS,
+    Analysis,
+    Comparison,
+    Interval,
+    IsoTime,
+    Prediction,
+    Sensitivity,
+    SweepFit,
+    TimedAnswer,
+)
+from flops_fit_ray.recommend import Recommendation
+from flops_fit_ray.tables import Table
+from flops_fit_ray.validity import Line
+
+MOST_VALLEYS = 40  # lines
+
+
+def table_text(table: Table) -> str:
+    """How a table was read."""
+    columns = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in table.columns.items())
+    lines = [f"{table.path}: {len(table.points)} of {table.rows} rows; {columns}"]
+    return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in table.flags), ""])
+
+
+def analysis_text(analysis: Analysis) -> str:
+    """Everything: the fit, the answer, how the methods agree, the panel, the hold-outs."""
+    fit = analysis.fit
+    blocks = [fit_text(fit)]
+    if sum(method.params_opt is not None for method in fit.methods.values()) > 1:
+        blocks.append(methods_text(analysis))
+    blocks += [prediction_text(p, fit.options.confidence) for p in analysis.predictions]
+    if analysis.sensitivity is not None:
+        blocks.append(panel_text(analysis.sensitivity))
+    if analysis.verdict is not None:
+        blocks.append(f"{_label(analysis.verdict.severity)}: {analysis.verdict}")
+    blocks.append(hold_out_text(analysis))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def fit_text(fit: SweepFit) -> str:
+    """Valleys, laws and warnings."""
+    rows = []
+    shown = [(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True) if fit.points.labelled or len(v.loss) > 2]
+    for valley, intervals in shown[:MOST_VALLEYS]:
+        row = [text.flops(valley.budget), str(len(valley.loss))]
+        if valley.status != "interior":
+            rows.append([*row, valley.status, "", "", "", ""])
+            continue
+        params, tokens = (intervals.params_opt, intervals.tokens_opt) if intervals else (None, None)
+        row += [text.count(valley.params_opt), _bounds(params), text.count(valley.tokens_opt), _bounds(tokens)]
+        rows.append([*row, f"{valley.loss_opt:.4f}"])
+    percent = f"{100 * fit.options.confidence:g} %"
+    lines = []
+    if rows:
+        lines += [text.table(["C", "runs", "N_opt", percent, "D_opt", percent, "L_opt"], rows), ""]
+    if fit.laws and fit.default != "valley":
+        lines.append(f"{fit.answer.words}:")
+    for name, law in fit.laws:
+        bounds = law.exponent_interval(fit.options.confidence)
+        shown_bounds = f"  exponent {percent} [{bounds.low:.3f}, {bounds.high:.3f}]" if bounds else ""
+        lines.append(f"{name} = {law.formula}{shown_bounds}")
+    if fit.problem:
+        lines.append(f"no law: {fit.problem}")
+    return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in fit.warnings)])
+
+
+def methods_text(analysis: Analysis) -> str:
+    """One line per method."""
+    fit, target = analysis.fit, analysis.target
+    assert target is not None
+    rows = []
+    for name in METHODS:
+        method = fit.methods.get(name)
+        if method is None:
+            continue
+        law = method.params_opt
+        if law is None:
+            rows.append([method.words, method.status, "", "", "", ""])
+            continue
+        bounds = law.exponent_interval(fit.options.confidence)
+        exponents = f"[{bounds.low:.3f}, {bounds.high:.3f}]" if bounds else ""
+        answer = law.interval(target, fit.options.confidence)
+        rows.append([method.words, method.status, f"{law.exponent:.4f}", exponents, text.count(law.at(target)),
+                     _bounds(answer)])  # fmt: skip
+    percent = f"{100 * fit.options.confidence:g} %"
+    lines = [text.table(["method", "status", "a", percent, f"N_opt({text.flops(target)})", percent], rows)]
+    surface = fit.methods["surface_huber"].surface
+    if surface is not None and surface.usable and surface.surface is not None:
+        s, starts = surface.surface, surface.starts
+        arrived = f"; {starts.arrived} of {starts.total} starts end there" if starts else ""
+        e, a, b = (float(x[0]) for x in (s.log_e, s.log_a, s.log_b))
+        lines.append(
+            f"L = {math.exp(e):.5g} + {math.exp(a):.5g}/N^{s.alpha[0]:.4f} + "
+            f"{math.exp(b):.5g}/D^{s.beta[0]:.4f} (Huber, objective {surface.objective:.6g}{arrived})"
+        )
+    return "\n".join(lines)
+
+
+def panel_text(panel: Sensitivity) -> str:
+    """The sensitivity panel as a table, and its sentence."""
+    base = panel.rows[0].params
+    assert base is not None
+    rows = []
+    for row in panel.rows:
+        if row.params is None or row.exponent is None or row.tokens is None:
+            rows.append([row.lever, row.choice, "-", "", "", ""])
+            continue
+        rows.append([row.lever, row.choice, text.count(row.params), f"x{row.params / base:.3f}",
+                     text.count(row.tokens), f"{row.exponent:.4f}"])  # fmt: skip
+    names = [cells[0] for cells in rows]
+    for i in range(1, len(rows)):  # a lever is named once
+        rows[i][0] = "" if names[i] == names[i - 1] else names[i]
+    head = ["lever", "choice", f"N_opt({text.flops(panel.budget)})", "ratio", "D_opt", "a"]
+    return text.table(head, rows, left=2) + "\n" + panel.sentence
+
+
+def hold_out_text(analysis: Analysis) -> str:
+    """How far off the lower budgets would have been."""
+    lines = [
+        f"  C = {text.flops(one.budget)} from the {one.fitted} below ({one.extrapolation:.3g}x beyond): "
+        f"N_opt {text.count(one.predicted)} predicted, {text.count(one.observed)} found, off by x{one.factor:.3g}"
+        for one in analysis.top_hold_outs
+    ]
+    if analysis.loss_hold_out is not None:
+        h = analysis.loss_hold_out
+        lines.append(
+            f"  losses of the top {h.points} runs, by the surface of the rest: {h.rms:.4f} rms, bias {h.bias:+.4f}"
+        )
+    return "\n".join(["hold-out:", *lines]) if lines else ""
+
+
+def card_text(card: Sequence[Line]) -> str:
+    """What the validity card says against the sweep, and how many questions it passes."""
+    counts = Counter(line.verdict for line in card)
+    said = ", ".join(
+        f"{counts[verdict]} {verdict}" for verdict in ("PASS", "WARN", "FAIL", "UNKNOWN") if counts[verdict]
+    )
+    lines = [f"  {line.verdict}  {line.item}: {line.words}" for line in card if line.verdict in ("WARN", "FAIL")]
+    return "\n".join([f"validity: {said}", *lines])
+
+
+def prediction_text(prediction: Prediction, confidence: float) -> str:
+    """The answer at one budget."""
+    loss = f"{prediction.loss:.4f}"
+    if prediction.loss_interval is not None:
+        loss += f"  [{prediction.loss_interval.low:.4f}, {prediction.loss_interval.high:.4f}]"
+    if prediction.run_interval is not None:
+        loss += f", of one new run [{prediction.run_interval.low:.4f}, {prediction.run_interval.high:.4f}]"
+    severe = [flag for flag in prediction.warnings if flag.severity == "severe"]
+    lines = [f"{flag}" for flag in severe]
+    lines += [
+        f"C = {text.flops(prediction.budget)} FLOPs ({100 * confidence:g} % intervals)",
+        f"  N  {_with(prediction.params, prediction.params_interval)}",
+        f"  D  {_with(prediction.tokens, prediction.tokens_interval)}",
+        f"  L  {loss}",
+        f"  extrapolation factor {prediction.extrapolation:.3g}",
+    ]
+    rest = [flag for flag in prediction.warnings if flag.severity != "severe"]
+    return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in rest)])
+
+
+def recommendation_text(advice: Recommendation) -> str:
+    """The run to make."""
+    size = f"{advice.size_param or 'size'} = {advice.size}, " if advice.size is not None else ""
+    lines = [
+        f"run: {size}N = {text.count(advice.params)}, D = {text.count(advice.tokens)}, {advice.steps:,} steps of "
+        f"{advice.batch_size} samples, lr {advice.lr:.3g}"
+    ]
+    if advice.seconds is not None:
+        within = advice.seconds_interval
+        bounds = f" [{text.duration(within.low)}, {text.duration(within.high)}]" if within else ""
+        lines.append(f"  {text.duration(advice.seconds)}{bounds} at the measured speed of one {advice.device}")
+    return "\n".join([*lines, *(f"note: {note}" for note in advice.notes)])
+
+
+def comparison_text(comparison: Comparison, first: Path, second: Path) -> str:
+    """Two sweeps side by side."""
+    rows = []
+    for d in comparison.differences:
+        ratio = d.neutral == 1
+        value = f"x{d.difference:.4g}" if ratio else f"{d.difference:+.4f}"
+        bounds = ""
+        if d.interval is not None:
+            low, high = d.interval.low, d.interval.high
+            bounds = f"[x{low:.4g}, x{high:.4g}]" if ratio else f"[{low:+.4f}, {high:+.4f}]"
+        shown = [text.count(v) if ratio else f"{v:.4f}" for v in (d.a, d.b)]
+        said = {True: "differs", False: "no difference seen", None: "no interval"}[d.differs]
+        rows.append([d.name, *shown, value, bounds, said])
+    percent = f"{100 * comparison.confidence:g} %"
+    head = ["", "first", "second", "second against first", percent, ""]
+    return "\n".join(
+        [
+            f"first:  {first}",
+            f"second: {second}",
+            f"at C = {text.flops(comparison.budget)} FLOPs, by {comparison.method}",
+            text.table(head, rows),
+        ]
+    )
+
+
+def timed_text(answer: TimedAnswer, timed: IsoTime, fit: SweepFit) -> str:
+    """The answer for a wall-clock budget."""
+    law = timed.method.params_opt
+    assert law is not None
+    return "\n".join(
+        [
+            f"{text.duration(answer.seconds)} on one device as measured ({100 * fit.options.confidence:g} % intervals)",
+            f"  N  {_with(answer.params, answer.params_interval)}",
+            f"  D  {_with(answer.tokens, answer.tokens_interval)}",
+            f"  L  {answer.loss:.4f}",
+            f"  N_opt(T) = {law.coefficient:.4g} · T^{law.exponent:.4f}, T in seconds; a run takes k·N^"
+            f"{timed.cost.n_exponent:.3f}·D seconds within {100 * timed.cost.scatter:.2g} % over {timed.timed} runs",
+        ]
+    )
+
+
+def _label(severity: str) -> str:
+    return {"info": "note", "warning": "warning", "severe": "WARNING"}[severity]
+
+
+def _with(value: float, interval: Interval | None) -> str:
+    return f"{text.count(value)}  {_bounds(interval)}".rstrip()
+
+
+def _bounds(interval: Interval | None) -> str:
+    return text.interval(interval.low, interval.high) if interval else ""

@@ -1,0 +1,29 @@
+"""First the numbers of a figure, then the drawing. No pyplot, no files, no fitting."""
+
+from flops_fit_ray.report.figures.curves import draw_curves, training_curves
+from flops_fit_ray.report.figures.laws import comparison_bands, draw_comparison, draw_laws, law_bands
+from flops_fit_ray.report.figures.panel import draw_panel, panel_numbers
+from flops_fit_ray.report.figures.style import for_page, save, to_png, to_svg
+from flops_fit_ray.report.figures.surface import contours, draw_contours, draw_residuals, residuals
+from flops_fit_ray.report.figures.valleys import draw_valleys, valley_curves
+
+__all__ = [
+    "comparison_bands",
+    "contours",
+    "draw_comparison",
+    "draw_contours",
+    "draw_curves",
+    "draw_laws",
+    "draw_panel",
+    "draw_residuals",
+    "draw_valleys",
+    "for_page",
+    "law_bands",
+    "panel_numbers",
+    "residuals",
+    "save",
+    "to_png",
+    "to_svg",
+    "training_curves",
+    "valley_curves",
+]

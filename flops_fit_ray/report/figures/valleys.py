@@ -1,0 +1,81 @@
+"""The valleys: loss over N, one curve per budget, its minimum and interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from flops_fit_ray.analysis import SweepFit
+from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.valley import FEWEST
+from flops_fit_ray.report.figures.style import INK, MARKERS, colours, plain, too_many
+from flops_fit_ray.text import flops
+
+CURVE_POINTS = 121
+MOST_INSIDE = 7  # budgets; the legend of more stands beside the figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValleyCurve:
+    """One budget's points, its parabola, and the minimum where there is one."""
+
+    label: str
+    params: Floats
+    loss: Floats
+    curve_params: Floats  # empty where no parabola could be fitted
+    curve_loss: Floats
+    minimum: tuple[float, float] | None  # N_opt, L_opt
+    interval: tuple[float, float] | None  # of N_opt
+
+
+def valley_curves(fit: SweepFit) -> list[ValleyCurve]:
+    """What the valleys figure shows."""
+    curves = []
+    for valley, intervals in zip(fit.valleys, fit.intervals, strict=True):
+        if not fit.points.labelled and len(valley.loss) < FEWEST["parabola"]:
+            continue  # a run near no budget is no valley
+        curve = valley.over_params
+        x = np.linspace(*curve.x_range, CURVE_POINTS) if curve else np.empty(0)
+        interior = valley.status == "interior"
+        curves.append(
+            ValleyCurve(
+                label=flops(valley.budget),
+                params=valley.params,
+                loss=valley.loss,
+                curve_params=10**x,
+                curve_loss=curve.at(x) if curve else np.empty(0),
+                minimum=(valley.params_opt, valley.loss_opt) if interior else None,
+                interval=(intervals.params_opt.low, intervals.params_opt.high) if intervals else None,
+            )
+        )
+    return curves
+
+
+def draw_valleys(curves: list[ValleyCurve], loss_name: str = "held-out loss") -> Figure:
+    """Loss over N, one valley per budget; a ring marks each minimum, the bar its interval."""
+    figure = Figure(figsize=(7.2, 4.3), layout="constrained")
+    axes = figure.add_subplot()
+    many_points = too_many(sum(len(curve.params) for curve in curves))
+    for i, (curve, colour) in enumerate(zip(curves, colours(len(curves)), strict=True)):
+        label, marker = f"C = {curve.label}", MARKERS[i % len(MARKERS)]
+        axes.plot(curve.params, curve.loss, marker, color=colour, markersize=4.5, label=label, rasterized=many_points)
+        axes.plot(curve.curve_params, curve.curve_loss, "-", color=colour, linewidth=1.4)
+        if curve.minimum is not None:
+            n, loss = curve.minimum
+            if curve.interval is not None:
+                axes.plot(
+                    curve.interval, (loss, loss), "-", color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt"
+                )
+            axes.plot([n], [loss], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.4)
+    if any(len(curve.params) for curve in curves):  # an axis without data has no logarithm
+        axes.set_xscale("log")
+    axes.set_xlabel("N (parameters)")
+    axes.set_ylabel(loss_name)
+    if curves:
+        many = len(curves) > MOST_INSIDE
+        where = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if many else {}
+        axes.legend(frameon=False, labelcolor=INK, fontsize=7 if many else 8, **where)
+    plain(axes)
+    return figure

@@ -39,7 +39,7 @@ def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator)
         loss[run, inside] = np.interp(places[inside], log_c[here], curves.loss[here])
         tokens[run, inside] = np.interp(places[inside], log_c[here], np.log10(curves.tokens[here]))
         params[run] = curves.params[here[0]]
-    best = _lowest(loss)
+    best = _lowest(loss, params)
     chosen = np.unique(best[best >= 0])
     if len(chosen) < FEWEST_RUNS:
         return Method(name="envelope", status="no_law", reason=f"{len(chosen)} run(s) touch the envelope",
@@ -61,11 +61,14 @@ def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator)
                   lost_draws=int(np.isnan(drawn[0].exponent).sum()))  # fmt: skip
 
 
-def _lowest(loss: Floats) -> Ints:
-    """Which run is lowest at every place; -1 where fewer than two runs are there to compare."""
+def _lowest(loss: Floats, params: Floats) -> Ints:
+    """Which run is lowest at every place; -1 unless smaller and larger models are there to compare."""
     known = ~np.isnan(loss)
     best = np.where(known, loss, np.inf).argmin(axis=0)
-    return np.where(known.sum(axis=0) >= 2, best, -1)
+    smallest = np.where(known, params[:, None], np.inf).min(axis=0)
+    largest = np.where(known, params[:, None], -np.inf).max(axis=0)
+    inside = (params[best] > smallest) & (params[best] < largest)
+    return np.where(inside, best, -1)
 
 
 def _draw(
@@ -74,7 +77,7 @@ def _draw(
     found = np.full((3, 2, draws), np.nan)
     for i in range(draws):
         runs = np.unique(rng.integers(0, len(params), len(params)))
-        best = _lowest(loss[runs])
+        best = _lowest(loss[runs], params[runs])
         seen = np.flatnonzero(best >= 0)
         if len(np.unique(best[seen])) < 2:
             continue

@@ -9,6 +9,8 @@ import numpy as np
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import FitError
 
+GAMMA = (0.01, 2.0)
+GRID_POINTS, GRID_ROUNDS = 21, 8  # each round closes in by a factor of ten
 FEWEST_DRAWS = 0.5  # of the draws must have given a value, else there is no interval
 
 
@@ -129,3 +131,49 @@ def fit_lines(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
     pull = weights * (x - mean)
     slope = y @ pull / (pull @ (x - mean))
     return slope, y @ weights / weights.sum() - slope * mean
+
+
+def fit_shifted_law(budget: Floats, value: Floats, draws: Floats | None = None) -> Law:
+    """Least squares of value = E + K·C^-gamma with E >= 0 and gamma in (0.01, 2); arrays (points,), 4 points at least.
+
+    E and K are linear once gamma is chosen, so only gamma is searched, on grids that close in, for all draws at once.
+    `draws` are values (draws, points); NaN where a draw lost one.
+    """
+    log_c = np.log(budget / np.exp(np.log(budget).mean()))
+    rows = value[None, :] if draws is None else np.concatenate([value[None, :], draws])
+    lost = np.isnan(rows).any(axis=1)
+    found = np.full((3, len(rows)), np.nan)
+    found[:, ~lost] = _shifted(log_c, rows[~lost])
+    gamma, e, k = found
+    log10_k = np.log10(k) + gamma * np.log(budget).mean() / np.log(10)
+    drawn = None
+    if draws is not None:
+        drawn = LawDraws(exponent=-gamma[1:], log10_coefficient=log10_k[1:], offset=e[1:])
+    return Law(exponent=float(-gamma[0]), log10_coefficient=float(log10_k[0]), offset=float(e[0]), draws=drawn)
+
+
+def _shifted(log_c: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
+    """gamma, E and K (rows,) of many rows y (rows, points)."""
+    low, high = np.full(len(y), np.log(GAMMA[0])), np.full(len(y), np.log(GAMMA[1]))
+    for _ in range(GRID_ROUNDS):
+        grid = np.linspace(low, high, GRID_POINTS, axis=1)  # (rows, grid)
+        error = np.stack([_linear(np.exp(grid[:, i]), log_c, y)[2] for i in range(GRID_POINTS)], axis=1)
+        best = error.argmin(axis=1)
+        row = np.arange(len(y))
+        low, high = grid[row, np.maximum(best - 1, 0)], grid[row, np.minimum(best + 1, GRID_POINTS - 1)]
+    gamma = np.exp((low + high) / 2)
+    e, k, _ = _linear(gamma, log_c, y)
+    return gamma, e, k
+
+
+def _linear(gamma: Floats, log_c: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
+    """E, K and the squared error of each row at its gamma; E is never negative."""
+    x = np.exp(-gamma[:, None] * log_c)
+    centred = x - x.mean(axis=1, keepdims=True)
+    k = np.einsum("rp,rp->r", centred, y) / np.einsum("rp,rp->r", centred, centred)
+    e = y.mean(axis=1) - k * x.mean(axis=1)
+    without = np.einsum("rp,rp->r", x, y) / np.einsum("rp,rp->r", x, x)
+    k, e = np.where(e < 0, without, k), np.maximum(e, 0)
+    k = np.where(k > 0, k, np.nan)
+    error = np.square(y - e[:, None] - k[:, None] * x).sum(axis=1)
+    return e, k, np.where(np.isnan(error), np.inf, error)

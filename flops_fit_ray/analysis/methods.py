@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.law import Interval, Law, LawDraws, fit_power_law, interval
+from flops_fit_ray.analysis.law import Interval, Law, LawDraws, fit_power_law, fit_shifted_law, interval
 from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit, Surfaces
@@ -17,6 +17,7 @@ from flops_fit_ray.analysis.valley import Valley
 
 MethodName = Literal["valley", "surface_huber", "surface_squared", "envelope"]
 LawWeights = Literal["equal", "precision"]
+FEWEST_FOR_SHIFT = 4  # budgets from which the loss law has an irreducible term
 METHODS: tuple[MethodName, ...] = ("valley", "surface_huber", "surface_squared", "envelope")
 WORDS: dict[MethodName, str] = {
     "valley": "valleys (approach 2)",
@@ -152,6 +153,8 @@ def valley_method(valleys: Sequence[Valley], minima: Minima | None, weights: Law
         fit_power_law(flops, value, _precision(draw) if weights == "precision" else None, draw)
         for value, draw in zip(values, drawn, strict=True)
     ]
+    if len(used) >= FEWEST_FOR_SHIFT:
+        laws[2] = fit_shifted_law(flops, values[2], None if minima is None else minima.loss[:, used])
     return Method(name="valley", status="fitted", reason="", params_opt=laws[0], tokens_opt=laws[1], loss_opt=laws[2],
                   draws=draws, lost_draws=lost)  # fmt: skip
 

@@ -15,6 +15,7 @@ import numpy as np
 from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.points import Points
 
+DIFFERENT = 0.05  # chance below which groups are taken to differ in their noise
 FEWEST_PAIRS = 6  # of points in one run, below which a shared part cannot be seen
 LEAST_LEVERAGE_LEFT = 1e-6
 
@@ -79,9 +80,16 @@ def _prior(squares: Floats, df: Floats, pooled: float) -> tuple[float, float]:
     seen = (df >= 1) & (squares > 0)
     if seen.sum() < 3:
         return np.inf, pooled
-    from scipy.special import digamma, polygamma
+    from scipy.special import digamma, gammaincc, polygamma
 
-    half = df[seen] / 2
+    # Bartlett's test: groups are alike until they are seen to differ
+    n, s = df[seen], squares[seen] / df[seen]
+    total = float(n.sum())
+    ratio = total * np.log(n @ s / total) - n @ np.log(s)
+    ratio /= 1 + (np.sum(1 / n) - 1 / total) / (3 * (len(n) - 1))
+    if gammaincc((len(n) - 1) / 2, ratio / 2) > DIFFERENT:
+        return np.inf, pooled
+    half = n / 2
     e = np.log(squares[seen] / df[seen]) - digamma(half) + np.log(half)
     excess = float(np.var(e, ddof=1) - np.mean(polygamma(1, half)))
     if excess <= 0:

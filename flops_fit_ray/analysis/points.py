@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
@@ -91,3 +92,11 @@ def group_by_nearness(cost: Floats, factor: float = NEARNESS) -> Floats:
         label[order[members]] = np.exp(log_cost[members].mean())
         free[members] = False
     return label
+
+
+def budget_gap(points: Points) -> float:
+    """How far apart budgets stand: the median ratio of one's smallest C to the largest C of the one below."""
+    groups = [points.flops[points.budget == b] for b in np.unique(points.budget)]
+    groups.sort(key=lambda group: float(group.min()))
+    ratios = [upper.min() / lower.max() for lower, upper in itertools.pairwise(groups)]
+    return float(np.median(ratios)) if ratios else float("inf")

@@ -18,6 +18,7 @@ from flops_fit_ray.errors import FitError
 from flops_fit_ray.text import count, flops
 
 MOST_LEFT_OUT = 200  # runs, those with the greatest influence
+NOTABLE_BIAS = 1.02
 SAME_FLOPS = 1e-3  # relative; another definition of C that never differs by more is no choice
 DISAGREE = 1.25  # ratio of two methods' N_opt from which it is called a disagreement
 WINDOWS = (3, 5, 7)
@@ -106,6 +107,29 @@ def verdict(fit: SweepFit, budget: float) -> Flag | None:
         why = "their intervals do not meet" if apart else "their intervals meet" if first and second else "no intervals"
         return Flag("methods_disagree", "warning", f"{words}: they disagree, {why}; report both")
     return Flag("methods_agree", "info", f"{words}: they agree")
+
+
+def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
+    """How far the valleys' curves themselves are off at C = `budget`, were the surface the truth; None if hardly.
+
+    The same valleys are fitted to the surface's own losses at the same points, without noise. No interval of the
+    valleys knows of this error (Open-Athena, arXiv 2603.22339).
+    """
+    surface = fit.methods["surface_huber"].surface
+    if fit.default != "valley" or surface is None or not surface.usable or surface.surface is None or not surface.cost:
+        return None
+    exact = replace(fit.points, loss=surface.surface.loss(fit.points.params, fit.points.tokens), run=None)
+    method = valley_method(list(fit_valleys(exact, fit.options)), None)
+    if method.params_opt is None:
+        return None
+    factor = method.params_opt.at(budget) / float(np.exp(surface.surface.optimum(budget, surface.cost)[0][0]))
+    if max(factor, 1 / factor) < NOTABLE_BIAS:
+        return None
+    words = (
+        f"were the surface the truth, these valleys would put N_opt({flops(budget)}) at x{factor:.3g} of it: the bias "
+        f"of a {fit.options.curve}, which no interval here holds; a window narrows it"
+    )
+    return Flag("valley_bias", "warning" if max(factor, 1 / factor) > DISAGREE else "info", words)
 
 
 def _quick(points: Points, options: FitOptions, name: MethodName) -> Method:

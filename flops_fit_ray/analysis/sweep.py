@@ -28,7 +28,7 @@ from flops_fit_ray.analysis.methods import (
     valley_noise,
 )
 from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
-from flops_fit_ray.analysis.points import Points, check_points
+from flops_fit_ray.analysis.points import Points, budget_gap, check_points
 from flops_fit_ray.analysis.surface import SurfaceLoss, SurfaceOptions, bootstrap_surface, fit_surface
 from flops_fit_ray.analysis.valley import CurveName, Valley, fit_valley
 from flops_fit_ray.errors import FitError
@@ -40,6 +40,8 @@ HEADLINE_EXTRAPOLATION = 100.0
 LOST_DRAWS_WARNING = 0.05
 CLEAR_SHIFT = 1.96  # standard errors by which minima must move against C to be called unordered
 FEWEST_FOR_SURFACE = 15  # points, three for each parameter, below which a surface is no answer by itself
+FEWEST_SEEDS = 6  # degrees of freedom from which the spread between seeds is a run's noise
+APART = 1.15  # least ratio of neighbouring budgets' nearest C, where they were found by nearness
 MOSTLY = 0.75  # of the points must lie in valleys with an optimum, where budgets were found by nearness
 COST_SCATTER_WARNING = 0.05  # of ln C about k·N^c·D
 
@@ -214,24 +216,27 @@ def _run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:
     if law.draws is None:
         return None
     values = law.draws.at(budget)
-    sigma = run_noise(fit)
-    if sigma is None:
+    noise = run_noise(fit)
+    if noise is None:
         return None
-    own = np.random.default_rng(fit.options.seed).standard_normal(len(values))
-    return interval(values + sigma * own, fit.options.confidence)
+    sigma, df = noise
+    rng = np.random.default_rng(fit.options.seed)
+    own = rng.standard_normal(len(values)) * sigma * np.sqrt(df / rng.chisquare(df, len(values)))
+    return interval(values + own, fit.options.confidence)
 
 
-def run_noise(fit: SweepFit) -> float | None:
-    """Standard deviation of one run's loss in nats: between seeds where they were run, else about the fit."""
-    if fit.seeds is not None and fit.seeds.df >= 3:
-        return fit.seeds.sigma
-    if fit.default == "valley" and fit.noise is not None:
-        return fit.noise.pooled
+def run_noise(fit: SweepFit) -> tuple[float, int] | None:
+    """Standard deviation of one run's loss in nats, and its degrees of freedom: between seeds, else about the fit."""
+    if fit.seeds is not None and fit.seeds.df >= FEWEST_SEEDS:
+        return fit.seeds.sigma, fit.seeds.df
+    if fit.default == "valley":
+        return None if fit.noise is None else (fit.noise.pooled, fit.noise.pooled_df)
     surface = fit.answer.surface
-    if surface is None or not surface.usable:
+    df = len(fit.points) - 5
+    if surface is None or not surface.usable or df < 1:
         return None
     scale = float(np.mean(fit.points.loss)) if surface.loss == "huber" else 1.0
-    return scale * float(np.sqrt(np.mean(surface.residuals**2)))
+    return scale * float(np.sqrt(surface.residuals @ surface.residuals / df)), df
 
 
 def fit_valleys(points: Points, options: FitOptions) -> Iterator[Valley]:
@@ -256,7 +261,7 @@ def _default(
 ) -> MethodName:
     """Valleys where there are two at least, else the robust surface, else whatever has a law.
 
-    Runs scattered over C have a few valleys by accident: where no label says what a budget is, most must lie in one.
+    Runs scattered over C can be cut into valleys as well: where no label says what a budget is, they must stand apart.
     """
     if options.method != "auto":
         if options.method not in methods:
@@ -267,7 +272,8 @@ def _default(
         return "valley"
     in_valleys = sum(len(v.loss) for v in valleys if v.status == "interior")
     valley = methods["valley"]
-    if not points.labelled and (in_valleys < MOSTLY * len(points) or valley.lost_draws > valley.draws / 2):
+    scattered = in_valleys < MOSTLY * len(points) or budget_gap(points) < APART
+    if not points.labelled and (scattered or valley.lost_draws > valley.draws / 2):
         order = ("surface_huber", "surface_squared", "valley")
     return next((name for name in order if methods[name].params_opt is not None), "valley")
 
@@ -372,8 +378,9 @@ def range_warning(span: float, count: int) -> Iterator[Flag]:
 
 def _prediction_warnings(fit: SweepFit, method: Method, factor: float) -> Iterator[Flag]:
     yield from extrapolation_warning(factor)
-    if factor > 1 and method.name == "valley":
-        yield Flag("loss_law", "info", "the loss law has no irreducible term, so it is too low beyond the data")
+    if factor > 1 and method.name == "valley" and method.loss_opt is not None:
+        if not method.loss_opt.offset:
+            yield Flag("loss_law", "info", "the loss law has no irreducible term, so it is too low beyond the data")
         low, high = fit.fitted_range
         yield from range_warning(high / low, len(fit.optima))
 

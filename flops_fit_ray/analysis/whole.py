@@ -9,7 +9,7 @@ from typing import Any
 from flops_fit_ray.analysis.extrapolation import HoldOut, LossHoldOut, hold_outs, loss_hold_out
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.isotime import IsoTime, isotime
-from flops_fit_ray.analysis.sensitivity import Row, Sensitivity, sensitivity, verdict
+from flops_fit_ray.analysis.sensitivity import Row, Sensitivity, sensitivity, valley_bias, verdict
 from flops_fit_ray.analysis.summary import fit_to_json, laws_to_json, pair, plain, prediction_to_json
 from flops_fit_ray.analysis.sweep import Prediction, SweepFit, predict
 
@@ -24,7 +24,8 @@ class Analysis:
     target: float | None
     predictions: tuple[Prediction, ...]  # at the budgets that were asked for
     sensitivity: Sensitivity | None
-    verdict: Flag | None
+    verdict: Flag | None  # whether valleys and surface agree
+    bias: Flag | None  # of the valleys' curves
     hold_outs: tuple[HoldOut, ...]
     loss_hold_out: LossHoldOut | None
     isotime: IsoTime | None
@@ -41,7 +42,7 @@ class Analysis:
     @property
     def warnings(self) -> tuple[Flag, ...]:
         """Of the fit, of the two methods' agreement, and of the answers."""
-        flags = [*self.fit.warnings, *([self.verdict] if self.verdict else [])]
+        flags = [*self.fit.warnings, *(flag for flag in (self.verdict, self.bias) if flag is not None)]
         flags += [flag for prediction in self.predictions for flag in prediction.warnings]
         return tuple(dict.fromkeys(flags))
 
@@ -62,6 +63,7 @@ def analyse(fit: SweepFit, at: Sequence[float] = ()) -> Analysis:
         predictions=predictions,
         sensitivity=None if target is None else sensitivity(fit, target),
         verdict=None if target is None else verdict(fit, target),
+        bias=None if target is None else valley_bias(fit, target),
         hold_outs=tuple(hold_outs(fit)),
         loss_hold_out=loss_hold_out(fit),
         isotime=isotime(fit),

@@ -14,6 +14,8 @@ from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import FitOptions, SweepFit
+    from flops_fit_ray.planning import Plan
+    from flops_fit_ray.recommend import Recommendation
     from flops_fit_ray.sweep import Sweep
     from flops_fit_ray.tables import Table
 
@@ -140,8 +142,9 @@ def predict(
         content["run"] = advice.to_json()
         lines.append(recommendation_text(advice))
         if spec_to is not None:
-            advice.write(spec_to)
-            lines.append(f"spec: {spec_to}")
+            made, missing = _write_spec(advice, spec_to)
+            content |= {"spec": str(spec_to), "plan": None if made is None else made.to_json(), "missing": missing}
+            lines.append(f"spec: {spec_to}{_planned_words(made)}" + (f"\nnot ready yet: {missing}" if missing else ""))
     elif spec_to is not None:
         raise click.UsageError("--spec needs a sweep directory: a table does not know the model")
     click.echo(json.dumps(content) if as_json else "\n".join(lines))
@@ -185,6 +188,40 @@ def report(directory: Path | None, as_json: bool) -> None:
 
     path = write_report(open_directory(directory))
     click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "report": str(path)}) if as_json else f"report: {path}")
+
+
+def _write_spec(advice: Recommendation, path: Path) -> tuple[Plan | None, str]:
+    """Write the spec with the nearest size that the model takes; its plan, or why there is none yet."""
+    from flops_fit_ray.planning import make_plan
+    from flops_fit_ray.spec import read_spec
+    from flops_fit_ray.training.measure import survey_spec
+
+    if path.exists():
+        raise click.UsageError(f"--spec {path}: is there already; nothing was written")
+    sizes = advice.candidates or ((advice.size,) if advice.size is not None else ())
+    refused: SpecError | None = None
+    for size in sizes or (None,):
+        advice.write(path, size)
+        spec = read_spec(path)
+        try:
+            survey = survey_spec(spec, path.absolute().parent)
+        except SpecError as e:
+            refused = refused or e
+            continue
+        try:
+            return make_plan(spec, survey), ""
+        except SpecError as e:  # the model is right; the rest, such as too little data, is for its owner to mend
+            return None, str(e)
+    path.unlink()
+    assert refused is not None
+    raise SpecError(str(path), [*refused.faults, "put the spec beside the files that the sweep's spec names"])
+
+
+def _planned_words(plan: Plan | None) -> str:
+    if plan is None:
+        return ""
+    e = plan.experiments[0]
+    return f": size {e.size}, N = {e.params:,}, D = {e.tokens:,}, {e.steps:,} steps, lr {e.recipe.lr:.3g}"
 
 
 class _Opened:

@@ -24,6 +24,7 @@ from flops_fit_ray.tables import Table
 from flops_fit_ray.validity import Line
 
 MOST_VALLEYS = 40  # lines
+MOST_HOLD_OUTS = 10
 
 
 def table_text(table: Table) -> str:
@@ -42,8 +43,8 @@ def analysis_text(analysis: Analysis) -> str:
     blocks += [prediction_text(p, fit.options.confidence) for p in analysis.predictions]
     if analysis.sensitivity is not None:
         blocks.append(panel_text(analysis.sensitivity))
-    if analysis.verdict is not None:
-        blocks.append(f"{_label(analysis.verdict.severity)}: {analysis.verdict}")
+    said = [f"{_label(flag.severity)}: {flag}" for flag in (analysis.verdict, analysis.bias) if flag is not None]
+    blocks.append("\n".join(said))
     blocks.append(hold_out_text(analysis))
     return "\n\n".join(block for block in blocks if block)
 
@@ -98,7 +99,7 @@ def methods_text(analysis: Analysis) -> str:
     surface = fit.methods["surface_huber"].surface
     if surface is not None and surface.usable and surface.surface is not None:
         s, starts = surface.surface, surface.starts
-        arrived = f"; {starts.arrived} of {starts.total} starts end there" if starts else ""
+        arrived = f"; {starts.arrived} of {starts.total} starts come there" if starts else ""
         e, a, b = (float(x[0]) for x in (s.log_e, s.log_a, s.log_b))
         lines.append(
             f"L = {math.exp(e):.5g} + {math.exp(a):.5g}/N^{s.alpha[0]:.4f} + "
@@ -130,7 +131,7 @@ def hold_out_text(analysis: Analysis) -> str:
     lines = [
         f"  C = {text.flops(one.budget)} from the {one.fitted} below ({one.extrapolation:.3g}x beyond): "
         f"N_opt {text.count(one.predicted)} predicted, {text.count(one.observed)} found, off by x{one.factor:.3g}"
-        for one in analysis.top_hold_outs
+        for one in analysis.top_hold_outs[-MOST_HOLD_OUTS:]
     ]
     if analysis.loss_hold_out is not None:
         h = analysis.loss_hold_out

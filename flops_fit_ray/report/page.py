@@ -17,6 +17,8 @@ from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.tables import Table
 from flops_fit_ray.validity import Line
 
+MOST_VALLEYS = 40  # rows
+
 
 def answer(analysis: Analysis, loss_name: str) -> str:
     """The answer in one sentence, at the largest budget that has an optimum, or at the largest C of a surface."""
@@ -103,7 +105,8 @@ def _of_fit(analysis: Analysis, card: Sequence[Line], figures: Mapping[str, str]
         "fit": fit,
         "card": card,
         "timed": analysis.isotime,
-        "valleys": shown,
+        "valleys": shown[:MOST_VALLEYS],
+        "more_valleys": max(0, len(shown) - MOST_VALLEYS),
         "percent": f"{100 * fit.options.confidence:g} %",
         "figures": {name: Markup(figures.get(name, "")) for name in names},  # noqa: S704 - drawn by us
         "loss_name": loss_name,

@@ -32,6 +32,7 @@ from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.tables import Table
 from flops_fit_ray.validity import validity_card
 
+MOST_PAGE_VALLEYS = 40  # more are no budgets, but runs scattered over C
 MOST_PAGE_CURVES = 60  # runs; with more the page would grow too large, and the figure's file stands beside it
 
 
@@ -88,7 +89,8 @@ def _write_figures(paths: ReportPaths, analysis: Analysis, curves: Points | None
 
 def _figures(analysis: Analysis, curves: Points | None, loss_name: str) -> Iterator[tuple[str, Callable[[], Figure]]]:
     fit = analysis.fit
-    yield "valleys", lambda: draw_valleys(valley_curves(fit), loss_name)
+    if len(budgets := valley_curves(fit)) <= MOST_PAGE_VALLEYS:
+        yield "valleys", lambda: draw_valleys(budgets, loss_name)
     yield "laws", lambda: draw_laws(law_bands(fit))
     surface, rest, panel = contours(fit), residuals(fit), analysis.sensitivity
     if surface is not None and rest is not None:

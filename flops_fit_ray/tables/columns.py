@@ -149,7 +149,7 @@ def numbers(column: pd.Series[str]) -> Floats:
     """Cells as numbers: 1.5e9, 1,500,000,000, 1.5B; NaN where they are none."""
     import pandas as pd
 
-    values = np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
+    values = np.array(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
     for i in np.flatnonzero(np.isnan(values)):
         match = _CELL.match(str(column.iloc[i]).strip())
         if match:

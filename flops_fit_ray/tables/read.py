@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,8 +133,10 @@ def _load(path: Path) -> tuple[pd.DataFrame, int]:
             frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False)
             return frame, 2
         if kind == ".json":
-            return pd.DataFrame(_records(json.loads(path.read_text()))), 1
-        return pd.read_json(path, lines=True, dtype=False, convert_dates=False), 1
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            return pd.DataFrame(_records(json.loads(content))), 1
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+            return pd.DataFrame([json.loads(line) for line in file if line.strip()]), 1
     except (OSError, ValueError, TypeError, AttributeError) as e:  # pandas and pyarrow raise subclasses of these
         raise SpecError(str(path), [f"cannot be read as a table: {str(e).splitlines()[0]}"]) from e
 

@@ -23,6 +23,7 @@ REFUSED: frozenset[SurfaceStatus] = frozenset({"did_not_move", "not_converged", 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 FEWEST_POINTS = 6
 CASE_RUNS = 100  # from so many runs on whole runs are drawn; below, new scatter about the surface (measured coverage)
+PATIENCE = 2  # iterations that the other starts still have once the lowest is there
 WIDE_DELTA = 1e-2  # far starts come near on a smoother loss first
 ILL_CONDITIONED = 1e12  # of the scaled second derivatives
 ONE_LINE = 1e-3  # scatter of ln D about a line in ln N below which the points lie on it
@@ -33,7 +34,7 @@ class Starts:
     """How well the starts agree."""
 
     total: int
-    arrived: int  # at the best objective, within a relative 1e-6
+    arrived: int  # within a thousandth of the best objective when that had converged
     exponent_low: float  # smallest and largest a among those within 1 % of the best objective
     exponent_high: float
 
@@ -120,7 +121,7 @@ def fit_surface(points: Points, options: SurfaceOptions, weights: Floats | None 
     if options.loss == "huber":
         wide = huber.minimise(frame.huber_problem(max(WIDE_DELTA, options.delta)), start, log_loss, w, 1e-6, 8)
         problem = frame.huber_problem(options.delta)
-        found = huber.minimise(problem, wide.theta, log_loss, w, 1e-9, 30)
+        found = huber.minimise(problem, wide.theta, log_loss, w, 1e-9, 30, PATIENCE)
         best = int(np.argmin(found.objective))
         polished = huber.minimise(problem, found.theta[best : best + 1], log_loss, w)
         theta, objective, converged = polished.theta, float(polished.objective[0]), bool(polished.converged[0])
@@ -183,8 +184,8 @@ def bootstrap_surface(
     runs, count = points.runs, points.num_runs
     if count >= CASE_RUNS:
         drawn = rng.integers(0, count, size=(draws, count))
-        times = np.zeros((draws, count))
-        np.add.at(times, (np.arange(draws)[:, None], drawn), 1.0)
+        cells = (drawn + count * np.arange(draws)[:, None]).reshape(-1)
+        times = np.bincount(cells, minlength=draws * count).reshape(draws, count).astype(np.float64)
         found = refit_surfaces(fit, points, options, loss=points.loss, weights=times[:, runs] * points.weights)
         what = f"{count} runs with replacement"
     else:
@@ -282,7 +283,7 @@ def _spread(frame: _Frame, thetas: Floats, objectives: Floats, best: float, cost
     exponents = frame.surfaces(thetas[near]).params_exponent(cost) if near.any() else np.array([np.nan])
     return Starts(
         total=len(objectives),
-        arrived=int((objectives <= best * (1 + 1e-6) + 1e-24).sum()),
+        arrived=int((objectives <= best * (1 + 1e-3) + 1e-20).sum()),
         exponent_low=float(exponents.min()),
         exponent_high=float(exponents.max()),
     )

@@ -12,6 +12,7 @@ Shapes: M problems, n points; theta (M, 5) = a, alpha, b, beta, e with x and y c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,6 +22,8 @@ CHUNK = 32_768  # elements of (rows, points) at once: what stays in a core's cac
 MAX_ITERATIONS = 200
 LOWER = np.array([-60.0, 1e-3, -60.0, 1e-3, -12.0])
 UPPER = np.array([60.0, 6.0, 60.0, 6.0, 12.0])
+
+_UPPER = np.triu_indices(5, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,16 @@ class Problem:
     delta: float
     undertuned: float
     free: Bools  # (5,), False where a parameter is pinned
+
+    @cached_property
+    def powers(self) -> tuple[Floats, Floats, Floats]:
+        """1, -x, x²; 1, -y, y²; 1, -x, -y, xy: columns (n, .)."""
+        x, y, one = self.x, self.y, np.ones_like(self.x)
+        return (
+            np.stack([one, -x, x * x], axis=1),
+            np.stack([one, -y, y * y], axis=1),
+            np.stack([one, -x, -y, x * y], axis=1),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,8 +64,12 @@ def minimise(
     weights: Floats,
     tolerance: float = 1e-12,
     most: int = MAX_ITERATIONS,
+    patience: int | None = None,
 ) -> Minima:
-    """Minimise every row from `theta` (M, 5); `log_loss` and `weights` are (n,) or (M, n)."""
+    """Minimise every row from `theta` (M, 5); `log_loss` and `weights` are (n,) or (M, n).
+
+    Rows that are starts of one problem may end early: `patience` iterations after the lowest of them has converged.
+    """
     rows = len(theta)
     block = max(1, CHUNK // len(problem.x))
     parts = []
@@ -60,7 +77,7 @@ def minimise(
         here = slice(begin, begin + block)
         z = log_loss if log_loss.ndim == 1 else log_loss[here]
         w = weights if weights.ndim == 1 else weights[here]
-        parts.append(_minimise_block(problem, theta[here].copy(), z, w, tolerance, most))
+        parts.append(_minimise_block(problem, theta[here].copy(), z, w, tolerance, most, patience))
     return Minima(
         theta=np.concatenate([p.theta for p in parts]),
         objective=np.concatenate([p.objective for p in parts]),
@@ -69,7 +86,9 @@ def minimise(
     )
 
 
-def _minimise_block(problem: Problem, theta: Floats, z: Floats, w: Floats, tolerance: float, most: int) -> Minima:
+def _minimise_block(
+    problem: Problem, theta: Floats, z: Floats, w: Floats, tolerance: float, most: int, patience: int | None
+) -> Minima:
     rows = len(theta)
     z, w = np.broadcast_to(z, (rows, len(problem.x))), np.broadcast_to(w, (rows, len(problem.x)))
     best, value, gradient, hessian, majoriser = theta.copy(), *derivatives(problem, theta, z, w)
@@ -79,6 +98,9 @@ def _minimise_block(problem: Problem, theta: Floats, z: Floats, w: Floats, toler
     iterations = 0
     while iterations < most and not done.all():
         iterations += 1
+        if patience is not None and converged[value.argmin()]:
+            most = min(most, iterations + patience)
+            patience = None
         live = np.flatnonzero(~done)
         step, decrement = _step(problem, best[live], gradient[live], hessian[live], majoriser[live], damping[live])
         trial = np.clip(best[live] + step, LOWER, UPPER)
@@ -163,27 +185,33 @@ def derivatives(problem: Problem, theta: Floats, z: Floats, w: Floats) -> tuple[
         pull = np.where(r == 0, weight, slope / r)
     p3 = 1.0 - p1 - p2
 
-    one = np.ones_like(x)
-    by_x, by_y = np.stack([one, -x, x * x], axis=1), np.stack([one, -y, y * y], axis=1)
-    by_xy = np.stack([one, -x, -y, x * y], axis=1)
-    s1, s2 = slope * p1, slope * p2
-    g1, g2 = s1 @ by_x, s2 @ by_y
+    by_x, by_y, _ = problem.powers
+    g1, g2 = (slope * p1) @ by_x, (slope * p2) @ by_y
     g3 = slope.sum(axis=1) - g1[:, 0] - g2[:, 0]
     gradient = np.stack([g1[:, 0], g1[:, 1], g2[:, 0], g2[:, 1], g3], axis=1)
 
-    def second(curvature: Floats) -> Floats:
-        """sum of curvature·J·JT, with J = the gradient of f."""
-        q1, q2 = curvature * p1, curvature * p2
-        return _assemble((q1 * p1) @ by_x, (q2 * p2) @ by_y, (q1 * p2) @ by_xy, (q1 * p3) @ by_x, (q2 * p3) @ by_y,
-                         np.einsum("mn,mn->m", curvature, p3 * p3))  # fmt: skip
-
-    hessian = second(inside - slope)  # slope·(diag(p) - p·pT) has the same product with the other sign
+    shares = (p1 * p1, p2 * p2, p1 * p2, p1 * p3, p2 * p3, p3 * p3)
+    hessian = _second(shares, inside - slope, problem)  # slope·(diag(p) - p·pT): its product comes with the other sign
     for i, j, value_ij in ((0, 0, g1[:, 0]), (0, 1, g1[:, 1]), (1, 1, g1[:, 2]), (2, 2, g2[:, 0]),
                            (2, 3, g2[:, 1]), (3, 3, g2[:, 2]), (4, 4, g3)):  # fmt: skip
         hessian[:, i, j] += value_ij
         if i != j:
             hessian[:, j, i] += value_ij
-    return value, gradient, hessian, second(pull)
+    return value, gradient, hessian, _second(shares, pull, problem)
+
+
+def _second(shares: tuple[Floats, ...], curvature: Floats, problem: Problem) -> Floats:
+    """sum of curvature·J·JT (M, 5, 5), with J = the gradient of f; `shares` are the products of the p."""
+    by_x, by_y, by_xy = problem.powers
+    s11, s22, s12, s13, s23, s33 = shares
+    return _assemble(
+        (s11 * curvature) @ by_x,
+        (s22 * curvature) @ by_y,
+        (s12 * curvature) @ by_xy,
+        (s13 * curvature) @ by_x,
+        (s23 * curvature) @ by_y,
+        np.einsum("mn,mn->m", s33, curvature),
+    )
 
 
 def _assemble(c11: Floats, c22: Floats, c12: Floats, c13: Floats, c23: Floats, c33: Floats) -> Floats:
@@ -194,6 +222,5 @@ def _assemble(c11: Floats, c22: Floats, c12: Floats, c13: Floats, c23: Floats, c
     h[:, 0, 2], h[:, 1, 2], h[:, 0, 3], h[:, 1, 3] = c12[:, 0], c12[:, 1], c12[:, 2], c12[:, 3]
     h[:, 0, 4], h[:, 1, 4], h[:, 2, 4], h[:, 3, 4] = c13[:, 0], c13[:, 1], c23[:, 0], c23[:, 1]
     h[:, 4, 4] = c33
-    upper = np.triu_indices(5, 1)
-    h[:, upper[1], upper[0]] = h[:, upper[0], upper[1]]
+    h[:, _UPPER[1], _UPPER[0]] = h[:, _UPPER[0], _UPPER[1]]
     return h

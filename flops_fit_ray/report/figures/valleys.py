@@ -14,6 +14,7 @@ from flops_fit_ray.report.figures.style import INK, MARKERS, colours, plain, too
 from flops_fit_ray.text import flops
 
 CURVE_POINTS = 121
+MOST_NAMED = 20  # budgets; of more, every so many
 MOST_INSIDE = 7  # budgets; the legend of more stands beside the figure
 
 
@@ -59,7 +60,8 @@ def draw_valleys(curves: list[ValleyCurve], loss_name: str = "held-out loss") ->
     axes = figure.add_subplot()
     many_points = too_many(sum(len(curve.params) for curve in curves))
     for i, (curve, colour) in enumerate(zip(curves, colours(len(curves)), strict=True)):
-        label, marker = f"C = {curve.label}", MARKERS[i % len(MARKERS)]
+        named = i % -(-len(curves) // MOST_NAMED) == 0
+        label, marker = (f"C = {curve.label}" if named else None), MARKERS[i % len(MARKERS)]
         axes.plot(curve.params, curve.loss, marker, color=colour, markersize=4.5, label=label, rasterized=many_points)
         axes.plot(curve.curve_params, curve.curve_loss, "-", color=colour, linewidth=1.4)
         if curve.minimum is not None:
@@ -75,7 +77,9 @@ def draw_valleys(curves: list[ValleyCurve], loss_name: str = "held-out loss") ->
     axes.set_ylabel(loss_name)
     if curves:
         many = len(curves) > MOST_INSIDE
-        where = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if many else {}
-        axes.legend(frameon=False, labelcolor=INK, fontsize=7 if many else 8, **where)
+        legend = axes.legend(frameon=False, labelcolor=INK, fontsize=7 if many else 8)
+        if many:
+            legend.set_loc("upper left")
+            legend.set_bbox_to_anchor((1, 1))
     plain(axes)
     return figure

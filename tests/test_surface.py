@@ -1,0 +1,237 @@
+"""The surface comes back from points on it, by both losses; what cannot be told is refused with its reason."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from flops_fit_ray.analysis import FitOptions, Points, fit_sweep, predict
+from flops_fit_ray.analysis.points import group_by_nearness
+from flops_fit_ray.analysis.surface import SurfaceOptions, bootstrap_surface, fit_cost_law, fit_surface, refit_surfaces
+from flops_fit_ray.analysis.surface.huber import Problem, derivatives
+from flops_fit_ray.errors import FitError
+from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, Surface, optimum, points_from, sweep_on
+
+LOSSES = ("huber", "squared")
+SURFACES = {"hoffmann": HOFFMANN, "besiroglu": BESIROGLU, "symmetric": SYMMETRIC}
+
+
+def scattered(surface: Surface, number: int, *, noise: float = 0.0, seed: int = 0) -> Points:
+    """Runs all over N and D, as a laboratory has them."""
+    rng = np.random.default_rng(seed)
+    n, d = 10 ** rng.uniform(7, 10, number), 10 ** rng.uniform(9, 12, number)
+    e, a, b, alpha, beta = surface
+    loss = e + a / n**alpha + b / d**beta + noise * rng.standard_normal(number)
+    return points_from(group_by_nearness(6 * n * d), 6 * n * d, n, d, loss, labelled=False)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+def test_a_surface_without_noise_comes_back(surface: Surface, loss: str) -> None:
+    for points in (sweep_on(surface, BUDGETS), scattered(surface, 40)):
+        fit = fit_surface(points, SurfaceOptions(loss=loss))  # type: ignore[arg-type]
+        assert fit.status == "converged" and fit.surface is not None
+        e, a, b, alpha, beta = surface
+        assert fit.surface.alpha[0] == pytest.approx(alpha, abs=1e-6)
+        assert fit.surface.beta[0] == pytest.approx(beta, abs=1e-6)
+        assert np.exp(fit.surface.log_e[0]) == pytest.approx(e, rel=1e-6)
+        assert np.exp(fit.surface.log_a[0]) == pytest.approx(a, rel=1e-4)
+        assert np.exp(fit.surface.log_b[0]) == pytest.approx(b, rel=1e-4)
+        assert fit.cost is not None
+        assert fit.surface.params_exponent(fit.cost)[0] == pytest.approx(beta / (alpha + beta), abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_its_laws_are_those_of_the_closed_form(loss: str) -> None:
+    fit = fit_sweep(sweep_on(HOFFMANN, BUDGETS), FitOptions(draws=0, method=f"surface_{loss}"))  # type: ignore[arg-type]
+    for budget in (1e18, 1e21, 5.76e23):
+        answer = predict(fit, budget)
+        n, d, value = optimum(HOFFMANN, budget)
+        assert (answer.params, answer.tokens, answer.loss) == pytest.approx((n, d, value), rel=1e-5)
+    law = fit.loss_opt
+    assert law is not None and law.offset == pytest.approx(1.69, rel=1e-6)
+    assert law.exponent == pytest.approx(-0.34 * 0.28 / 0.62, abs=1e-6)  # -alpha·beta / (alpha + beta)
+
+
+def test_c_is_what_the_points_say_and_not_6nd() -> None:
+    points = scattered(BESIROGLU, 60)
+    spent = replace(points, flops=50 * points.params**0.9 * points.tokens)
+    cost = fit_cost_law(spent.params, spent.tokens, spent.flops)
+    assert (math.exp(cost.log_k), cost.n_exponent) == pytest.approx((50, 0.9), rel=1e-9)
+    fit = fit_sweep(spent, FitOptions(draws=0, method="surface_huber"))
+    assert fit.params_opt is not None and fit.tokens_opt is not None
+    alpha, beta = BESIROGLU[3:]
+    a, b = fit.params_opt.exponent, fit.tokens_opt.exponent
+    assert a == pytest.approx(beta / (alpha + 0.9 * beta), abs=1e-6)
+    assert 0.9 * a + b == pytest.approx(1, abs=1e-9)
+    budget = 1e21  # the minimum along C = 50·N^0.9·D, by brute force
+    n = np.geomspace(1e7, 1e12, 400_001)
+    e, big_a, big_b, alpha, beta = BESIROGLU
+    loss = e + big_a / n**alpha + big_b / (budget / 50 / n**0.9) ** beta
+    assert predict(fit, budget).params == pytest.approx(n[loss.argmin()], rel=1e-4)
+    assert predict(fit, budget).loss == pytest.approx(loss.min(), rel=1e-9)
+
+
+def test_gradient_and_hessian_are_those_of_the_objective() -> None:
+    points = scattered(BESIROGLU, 30, noise=0.02)
+    x, y = np.log(points.params), np.log(points.tokens)
+    x, y = x - x.mean(), y - y.mean()
+    problem = Problem(x=x, y=y, delta=0.01, undertuned=0.4, free=np.ones(5, dtype=bool))
+    rng = np.random.default_rng(0)
+    theta = np.array([[-1.0, 0.3, -1.2, 0.35, 0.6]])
+    log_loss, w = np.log(points.loss)[None, :], rng.uniform(0.5, 2, (1, 30))
+    _, gradient, hessian, majoriser = derivatives(problem, theta, log_loss, w)
+    step = 1e-6
+    for i in range(5):
+        up, down = theta.copy(), theta.copy()
+        up[0, i] += step
+        down[0, i] -= step
+        above, below = derivatives(problem, up, log_loss, w), derivatives(problem, down, log_loss, w)
+        assert (above[0] - below[0])[0] / (2 * step) == pytest.approx(gradient[0, i], rel=1e-6, abs=1e-9)
+        assert (above[1] - below[1])[0] / (2 * step) == pytest.approx(hessian[0, i], rel=1e-4, abs=1e-5)
+    assert np.linalg.eigvalsh(majoriser[0]).min() > 0
+
+
+def test_the_huber_loss_bears_outliers_and_squared_error_does_not() -> None:
+    points = scattered(BESIROGLU, 100, noise=0.002)
+    loss = points.loss.copy()
+    loss[::25] += 0.3
+    bad = replace(points, loss=loss)
+    truth = BESIROGLU[4] / (BESIROGLU[3] + BESIROGLU[4])
+    errors = []
+    for kind in LOSSES:
+        fit = fit_surface(bad, SurfaceOptions(loss=kind))  # type: ignore[arg-type]
+        assert fit.surface is not None and fit.cost is not None
+        errors.append(abs(fit.surface.params_exponent(fit.cost)[0] - truth))
+    assert errors[0] < 0.01 < errors[1]
+
+
+def test_undertuned_runs_pull_less() -> None:
+    points = scattered(BESIROGLU, 100, noise=0.001)
+    loss = points.loss.copy()
+    loss[::3] += 0.1  # a third of the runs could be better
+    bad = replace(points, loss=loss)
+    below = []
+    for weight in (1.0, 0.1):
+        fit = fit_surface(bad, SurfaceOptions(loss="huber", delta=0.05, undertuned=weight))
+        below.append(float(np.mean(fit.residuals < -0.002)))
+    assert below[1] < 0.5 * below[0]  # the good runs lie on the surface, not below it
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_pins_hold(loss: str) -> None:
+    points = scattered(BESIROGLU, 60, noise=0.01)
+    free = fit_surface(points, SurfaceOptions(loss=loss))  # type: ignore[arg-type]
+    for pins in ({"E": 1.8172}, {"alpha": 0.3478}, {"E": 1.8172, "alpha": 0.3478, "beta": 0.3658}):
+        fit = fit_surface(points, SurfaceOptions(loss=loss, pins=pins))  # type: ignore[arg-type]
+        assert fit.usable and fit.surface is not None
+        found = {"E": np.exp(fit.surface.log_e[0]), "alpha": fit.surface.alpha[0], "beta": fit.surface.beta[0]}
+        assert {name: found[name] for name in pins} == pytest.approx(pins, rel=1e-12)
+        assert fit.objective is not None and free.objective is not None and fit.objective >= free.objective
+    for wrong, words in (({"A": 1.0}, "only E, alpha and beta"), ({"E": -1.0}, "must be positive")):
+        with pytest.raises(FitError, match=words):
+            SurfaceOptions(loss=loss, pins=wrong)  # type: ignore[arg-type]
+
+
+def test_a_true_pin_narrows_the_answer() -> None:
+    points = scattered(BESIROGLU, 60, noise=0.02)
+    widths = []
+    for pins in ({}, {"alpha": 0.3478}):
+        fit = fit_sweep(points, FitOptions(draws=400, method="surface_squared", pins=pins))
+        assert fit.params_opt is not None
+        interval = fit.params_opt.exponent_interval(0.95)
+        assert interval is not None
+        widths.append(interval.high - interval.low)
+    assert widths[1] < 0.8 * widths[0]
+
+
+def test_what_cannot_be_told_is_unidentified_and_says_why() -> None:
+    points = scattered(BESIROGLU, 40)
+    one_budget = sweep_on(BESIROGLU, [1e20], sizes=9)
+    fixed_ratio = replace(points, tokens=20 * points.params)
+    same_tokens = replace(points, tokens=np.full(40, 1e10))
+    rising = replace(points, loss=10 - points.loss)
+    cases = [
+        (points.pick(np.arange(40) < 5), "5 points for 5 parameters"),
+        (one_budget, "one budget"),
+        (fixed_ratio, "D/N is fixed"),
+        (same_tokens, "1 different values of D"),
+        (rising, ""),
+    ]
+    for bad, words in cases:
+        for kind in LOSSES:
+            fit = fit_surface(bad, SurfaceOptions(loss=kind))  # type: ignore[arg-type]
+            assert fit.status in ("unidentified", "at_bound", "ill_conditioned", "not_converged"), (words, kind)
+            if words:
+                assert fit.status == "unidentified" and words in fit.reason
+                assert fit.surface is None and not fit.usable
+            else:
+                assert not fit.usable, kind
+
+
+def test_no_irreducible_loss_is_named_a_bound() -> None:
+    points = scattered((1e-9, 482.01, 2085.43, 0.3478, 0.3658), 60)
+    for kind in LOSSES:
+        fit = fit_surface(points, SurfaceOptions(loss=kind))  # type: ignore[arg-type]
+        assert fit.usable and fit.surface is not None
+        assert fit.surface.alpha[0] == pytest.approx(0.3478, abs=1e-3)
+        assert float(np.exp(fit.surface.log_e[0])) < 1e-3
+
+
+def test_starts_are_counted() -> None:
+    fit = fit_surface(scattered(BESIROGLU, 60, noise=0.01), SurfaceOptions(loss="huber"))
+    assert fit.starts is not None
+    assert 1 <= fit.starts.arrived <= fit.starts.total == 9
+    assert fit.starts.exponent_low <= fit.starts.exponent_high
+
+
+def test_refits_are_what_a_fit_of_their_own_would_be() -> None:
+    """Every bootstrap draw sits in a minimum as good as a full multi-start search finds for the same weights."""
+    points = scattered(BESIROGLU, 40, noise=0.01)
+    options = SurfaceOptions(loss="huber")
+    fit = fit_surface(points, options)
+    rng = np.random.default_rng(1)
+    weights = np.stack([np.bincount(rng.integers(0, 40, 40), minlength=40) for _ in range(20)]).astype(float)
+    found = refit_surfaces(fit, points, options, loss=points.loss, weights=weights)
+    for i in range(20):
+        alone = fit_surface(points, options, weights=weights[i])
+        fitted = np.log(found.at(i).loss(points.params, points.tokens)) - np.log(points.loss)
+        size = np.abs(fitted)
+        value = weights[i] @ np.where(size < 1e-3, size**2 / 2, 1e-3 * (size - 5e-4))
+        assert alone.objective is not None
+        assert value <= alone.objective * (1 + 1e-4)
+
+
+def test_runs_are_drawn_whole() -> None:
+    """Ten copies of each run are no ten runs: the interval must not shrink."""
+    one = scattered(BESIROGLU, 120, noise=0.02)
+    many = points_from(*(np.tile(getattr(one, f), 10) for f in ("budget", "flops", "params", "tokens", "loss")))
+    clustered = replace(many, run=np.tile(np.arange(120), 10))
+    widths = []
+    for points in (one, clustered, many):
+        options = SurfaceOptions(loss="squared")
+        fit = bootstrap_surface(fit_surface(points, options), points, options, 400, np.random.default_rng(0))
+        assert fit.draws is not None and fit.lost_draws == 0 and "with replacement" in fit.resampled
+        widths.append(float(np.std(fit.draws.alpha)))
+    assert widths[1] == pytest.approx(widths[0], rel=0.15)
+    assert widths[2] == pytest.approx(widths[0] / math.sqrt(10), rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("noise", [0.003, 0.01])
+def test_intervals_of_surfaces_cover_what_they_say(noise: float, loss: str) -> None:
+    """95 % intervals of a and of N at ten times the data: 200 sweeps, so 0.95 ± 0.015."""
+    truth = optimum(BESIROGLU, 1e21)[0]
+    a = BESIROGLU[4] / (BESIROGLU[3] + BESIROGLU[4])
+    hits = np.zeros(2)
+    for seed in range(200):
+        points = sweep_on(BESIROGLU, BUDGETS, sizes=5, noise=noise, seed=seed)
+        options = FitOptions(draws=300, seed=seed, method=f"surface_{loss}")  # type: ignore[arg-type]
+        fit = fit_sweep(points, options)
+        assert fit.params_opt is not None
+        interval, answer = fit.params_opt.exponent_interval(0.95), predict(fit, 1e21).params_interval
+        assert interval is not None and answer is not None
+        hits += [interval.holds(a), answer.holds(truth)]
+    assert np.all((hits / 200 > 0.91) & (hits / 200 < 0.99)), hits / 200

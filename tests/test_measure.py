@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
 from flops_fit_ray.training.guest import load_target
-from flops_fit_ray.training.measure import count_params, survey
+from flops_fit_ray.training.measure import _non_embedding, count_params, survey
 from tests.parts import Bigram, Mlp, Truncated, guest_of, planned, power_law_regression, regression, spec_of, text
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +49,14 @@ def test_lookup_tables_are_not_in_n_but_a_tied_head_is() -> None:
     (first, *_) = sizes_of(Bigram, text(), "cross_entropy", model=model_section("width", [8, 16, 32]))
     assert (first.params, first.params_total, first.params_non_embedding) == (256, 512, 0)
     assert first.flops_per_token == 6.0 * 256  # 16 tokens a sample, and each counted once
+
+
+@pytest.mark.parametrize("width", [16, 64])  # 4 x 16 is the context, 4 x 64 the vocabulary: layers shaped like tables
+def test_non_embedding_leaves_out_tables_and_the_head_alone(width: int) -> None:
+    gpt = load_target("model:GPT", ROOT / "examples" / "bytes", "model.target")
+    model = gpt(width, n_layer=2, n_head=2, context=64)
+    expected = sum(p.numel() for p in model.parameters()) - 2 * 256 * width - 64 * width
+    assert _non_embedding(model) == expected
 
 
 def test_the_demo_model_is_6n_plus_attention() -> None:

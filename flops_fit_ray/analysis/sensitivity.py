@@ -191,15 +191,17 @@ def _of_definition(fit: SweepFit) -> MethodName:
 
 
 def _translated(value: float, own: Floats, base: Floats) -> float:
-    """N of one definition as N of another: straight in log-log between the sizes that were run, and beyond them."""
+    """N of one definition as N of another: straight in log-log between the sizes that were run; beyond them by the
+    slope over all of them."""
     x, y = np.log(own), np.log(base)
     x, first = np.unique(x, return_index=True)
     y = y[first]
     at = np.log(value)
     if len(x) < 2:
         return value
-    i = int(np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2))
-    return float(np.exp(y[i] + (y[i + 1] - y[i]) / (x[i + 1] - x[i]) * (at - x[i])))
+    nearest = float(np.clip(at, x[0], x[-1]))
+    slope = float(np.polyfit(x, y, 1)[0])
+    return float(np.exp(np.interp(nearest, x, y) + slope * (at - nearest)))
 
 
 def _without_budgets(fit: SweepFit, budget: float) -> Iterator[Row]:

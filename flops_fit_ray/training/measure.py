@@ -265,5 +265,11 @@ def count_params(model: nn.Module) -> tuple[int, str]:
 
 
 def _non_embedding(model: nn.Module) -> int:
-    shapes = {tuple(m.weight.shape) for m in model.modules() if isinstance(m, TABLES)}
-    return sum(p.numel() for p in model.parameters() if tuple(p.shape) not in shapes)
+    """Without lookup tables, and without the head: the last layer that is as large as the largest table."""
+    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, TABLES)}
+    rest = [p for p in model.parameters() if id(p) not in tables]
+    if tables:
+        vocabulary = max(tables.values(), key=lambda weight: weight.shape[0]).shape
+        heads = [p for p in rest if p.shape == vocabulary]  # other layers may have that shape too; the head is last
+        rest = [p for p in rest if not heads or p is not heads[-1]]
+    return sum(p.numel() for p in rest)

@@ -18,8 +18,9 @@ import numpy as np
 
 from flops_fit_ray.analysis.arrays import Bools, Floats
 
-CHUNK = 32_768  # elements of (rows, points) at once: what stays in a core's cache
+CHUNK = 65_536  # elements of (rows, points) at once: what stays in a core's cache
 MAX_ITERATIONS = 200
+DAMPING = 1.0
 LOWER = np.array([-60.0, 1e-3, -60.0, 1e-3, -12.0])
 UPPER = np.array([60.0, 6.0, 60.0, 6.0, 12.0])
 
@@ -92,7 +93,7 @@ def _minimise_block(
     rows = len(theta)
     z, w = np.broadcast_to(z, (rows, len(problem.x))), np.broadcast_to(w, (rows, len(problem.x)))
     best, value, gradient, hessian, majoriser = theta.copy(), *derivatives(problem, theta, z, w)
-    damping = np.full(rows, 1.0)
+    damping = np.full(rows, DAMPING)
     done = ~np.isfinite(value)
     converged = np.zeros(rows, dtype=bool)
     iterations = 0

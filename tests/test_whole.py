@@ -1,0 +1,244 @@
+"""Everything around a fit: the panel, the verdict, hold-outs, wall-clock budgets, comparisons, and the JSON."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flops_fit_ray.analysis import (
+    FitOptions,
+    Points,
+    analyse,
+    analysis_to_json,
+    answer_in,
+    compare,
+    fit_sweep,
+    isotime,
+    predict,
+    sensitivity,
+)
+from flops_fit_ray.analysis.extrapolation import hold_outs, loss_hold_out
+from flops_fit_ray.analysis.sensitivity import valley_bias, verdict
+from flops_fit_ray.errors import FitError
+from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.validity import validity_card, worst_residual
+from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, joined, optimum, sweep_on
+from tests.sweeps import known_guest, known_spec, make_sweep
+
+QUICK = FitOptions(draws=0)
+SOME = FitOptions(draws=300)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    spec = known_spec()
+    return make_sweep(tmp_path_factory.mktemp("known"), spec, known_guest(spec))
+
+
+def test_without_noise_no_choice_moves_the_answer_but_the_definitions() -> None:
+    points = sweep_on(SYMMETRIC, BUDGETS)
+    points = replace(points, flops_as={"half of it": points.flops / 2}, params_as={"twice N": 2 * points.params})
+    panel = sensitivity(fit_sweep(points, QUICK), 1e21)
+    assert panel is not None
+    truth = optimum(SYMMETRIC, 1e21)[0]
+    for row in panel.rows:
+        if row.lever == "the FLOP definition":
+            assert row.params == pytest.approx(truth * math.sqrt(2), rel=1e-6)  # C is twice what this count says
+        elif row.lever not in ("the curve", "one run left out"):  # interpolations are near, as are lopsided sizes
+            assert row.params == pytest.approx(truth, rel=1e-6), row
+    (twice,) = [row for row in panel.rows if row.lever == "the N definition"]
+    assert twice.own_params == pytest.approx(2 * truth, rel=1e-6)
+    lever, factor = panel.levers[0]
+    assert lever == "the FLOP definition" and factor == pytest.approx(math.sqrt(2), rel=1e-6)
+    assert panel.sentence.endswith("the largest lever is the FLOP definition (x1.41).")
+
+
+def test_the_panel_finds_the_bad_run_and_the_bad_budget() -> None:
+    points = sweep_on(SYMMETRIC, BUDGETS)
+    loss = points.loss.copy()
+    loss[0] += 0.1
+    panel = sensitivity(fit_sweep(replace(points, loss=loss), QUICK), 1e21)
+    assert panel is not None
+    base = panel.rows[0].params
+    assert base is not None
+    left = [row for row in panel.rows if row.lever == "one run left out" and row.params is not None]
+    farthest = max(left, key=lambda row: abs(math.log((row.params or 1) / base)))
+    assert farthest.choice == f"without N = {points.params[0] / 1e6:.3g}M at C = 1e18"
+    budgets = {row.choice: row.params for row in panel.rows if row.lever == "one budget left out"}
+    assert len(budgets) == 5
+    assert budgets["without C = 1e18"] == pytest.approx(optimum(SYMMETRIC, 1e21)[0], rel=1e-6)
+
+
+def test_the_panel_of_a_surface_leaves_runs_out_exactly() -> None:
+    points = sweep_on(BESIROGLU, BUDGETS, noise=0.01)
+    options = FitOptions(draws=0, method="surface_huber")
+    panel = sensitivity(fit_sweep(points, options), 1e21)
+    assert panel is not None
+    answers = [
+        predict(fit_sweep(points.pick(np.arange(len(points)) != i), options), 1e21).params for i in range(len(points))
+    ]
+    left = [row.params for row in panel.rows if row.lever == "one run left out"]
+    assert left == pytest.approx([min(answers), max(answers)], rel=1e-3)
+
+
+def test_agreement_and_disagreement_of_valleys_and_surface() -> None:
+    calm = fit_sweep(sweep_on(SYMMETRIC, BUDGETS, noise=0.001), SOME)
+    agreed = verdict(calm, 1e21)
+    assert agreed is not None and agreed.code == "methods_agree"
+    drifting = [sweep_on(HOFFMANN, [c], window=16, sizes=15, off_centre=3**i / 9) for i, c in enumerate(BUDGETS)]
+    rng = np.random.default_rng(0)  # windows that drift bend the exponent of parabolas
+    biased = joined(*drifting)
+    biased = replace(biased, loss=biased.loss + 0.0005 * rng.standard_normal(len(biased)))
+    disagreed = verdict(fit_sweep(biased, SOME), 1e24)
+    assert disagreed is not None and disagreed.code == "methods_disagree" and disagreed.severity == "warning"
+    assert "their intervals do not meet" in str(disagreed)
+
+
+def test_the_bias_of_parabolas_is_worked_out_from_the_surface() -> None:
+    wide = fit_sweep(sweep_on(HOFFMANN, BUDGETS, window=16, sizes=15), QUICK)
+    flag = valley_bias(wide, 1e24)
+    truth = predict(wide, 1e24).params / optimum(HOFFMANN, 1e24)[0]
+    assert flag is not None and f"at x{truth:.3g} of it" in str(flag)
+    assert valley_bias(fit_sweep(sweep_on(SYMMETRIC, BUDGETS), QUICK), 1e24) is None
+
+
+def test_hold_outs_are_exact_where_the_law_is() -> None:
+    exact = hold_outs(fit_sweep(sweep_on(SYMMETRIC, BUDGETS), QUICK))
+    assert [(h.fitted, h.budget) for h in exact] == [
+        (cut, c) for cut in (2, 3, 4) for c in BUDGETS[cut:]
+    ]  # fmt: skip
+    assert all(h.factor == pytest.approx(1, abs=1e-9) for h in exact)
+    assert exact[0].extrapolation == pytest.approx(1e19 / 3e18)
+    noisy = fit_sweep(sweep_on(SYMMETRIC, BUDGETS, noise=0.003, sizes=9), SOME)
+    assert np.mean([h.interval is not None and h.interval.holds(h.observed) for h in hold_outs(noisy)]) >= 0.5
+    losses = loss_hold_out(fit_sweep(sweep_on(BESIROGLU, BUDGETS), QUICK))
+    assert losses is not None and losses.points == 7 and losses.rms < 1e-6
+    assert [h.fitted for h in analyse(noisy).top_hold_outs] == [2, 3, 4]
+
+
+def with_seconds(points: Points, exponent: float = 0.8) -> Points:
+    return replace(points, seconds=3e-15 * points.params**exponent * points.tokens)
+
+
+def test_a_wall_clock_budget_has_its_own_optimum() -> None:
+    """Small models are slow for their size: with time ~ N^0.8·D the optimum for a time is larger than 6·N·D says."""
+    fit = fit_sweep(with_seconds(sweep_on(BESIROGLU, BUDGETS)), FitOptions(draws=0))
+    timed = isotime(fit)
+    assert timed is not None and timed.cost.n_exponent == pytest.approx(0.8, abs=1e-9)
+    seconds = 3600.0
+    n = np.geomspace(1e7, 1e13, 600_001)
+    e, a, b, alpha, beta = BESIROGLU
+    loss = e + a / n**alpha + b / (seconds / 3e-15 / n**0.8) ** beta
+    answer = answer_in(timed, seconds, 0.95)
+    assert answer.params == pytest.approx(n[loss.argmin()], rel=1e-3)
+    assert answer.loss == pytest.approx(loss.min(), rel=1e-6)
+    assert answer.tokens == pytest.approx(seconds / 3e-15 / answer.params**0.8, rel=1e-6)
+    with pytest.raises(FitError, match="positive number of seconds"):
+        answer_in(timed, -1.0, 0.95)
+    assert isotime(fit_sweep(sweep_on(BESIROGLU, BUDGETS), QUICK)) is None
+
+
+def test_two_sweeps_differ_where_they_do() -> None:
+    one = fit_sweep(sweep_on(BESIROGLU, BUDGETS, noise=0.003, seed=1), SOME)
+    again = fit_sweep(sweep_on(BESIROGLU, BUDGETS, noise=0.003, seed=2), SOME)
+    other = fit_sweep(sweep_on(HOFFMANN, BUDGETS, noise=0.003, seed=3), SOME)
+    same, different = compare(one, again, 1e20), compare(one, other, 1e20)
+    assert not any(d.differs for d in same.differences)
+    named = {d.name: d for d in different.differences}
+    truth = optimum(HOFFMANN, 1e20)[0] / optimum(BESIROGLU, 1e20)[0]
+    ratio = named["N_opt"]
+    assert ratio.differs and ratio.interval is not None and ratio.interval.holds(truth)
+    assert named["exponent of N_opt"].interval is not None
+    assert named["exponent of N_opt"].interval.holds(0.28 / 0.62 - BESIROGLU[4] / (BESIROGLU[3] + BESIROGLU[4]))
+    twin = compare(one, one, 1e20)  # one seed for both must not make their draws one
+    assert all(d.interval is not None and d.interval.low < d.neutral < d.interval.high for d in twin.differences)
+    with pytest.raises(FitError, match="has no law by valley"):
+        compare(one, fit_sweep(sweep_on(BESIROGLU, [1e18]), QUICK), 1e20)
+
+
+def test_a_new_run_is_less_certain_than_the_law() -> None:
+    fit = fit_sweep(sweep_on(BESIROGLU, BUDGETS, noise=0.01, sizes=9), SOME)
+    answer = predict(fit, 1e20)
+    assert answer.loss_interval is not None and answer.run_interval is not None
+    assert answer.run_interval.low < answer.loss_interval.low < answer.loss_interval.high < answer.run_interval.high
+    assert answer.run_interval.high - answer.run_interval.low > 2 * 1.6 * 0.01
+
+
+def test_the_loss_law_of_valleys_has_its_irreducible_term() -> None:
+    fit = fit_sweep(sweep_on(SYMMETRIC, BUDGETS, sizes=15, window=2), QUICK)
+    assert fit.loss_opt is not None
+    assert fit.loss_opt.offset == pytest.approx(1.69, abs=0.003)
+    assert fit.loss_opt.exponent == pytest.approx(-0.31 / 2, abs=0.002)
+    assert predict(fit, 1e22).loss == pytest.approx(optimum(SYMMETRIC, 1e22)[2], abs=1e-3)
+    three = fit_sweep(sweep_on(SYMMETRIC, BUDGETS[:3]), QUICK)
+    assert three.loss_opt is not None and three.loss_opt.offset == 0
+    assert "loss_law" in {flag.code for flag in predict(three, 1e22).warnings}
+
+
+def test_the_json_is_what_the_contract_says() -> None:
+    fit = fit_sweep(sweep_on(BESIROGLU, BUDGETS, noise=0.003), SOME)
+    content = json.loads(json.dumps(analysis_to_json(analyse(fit, [1e21, 1e23])), allow_nan=False))
+    for name in ("n_opt", "d_opt", "l_opt"):
+        law = content[name]
+        assert {"method", "exponent", "coefficient", "exponent_ci95"} <= law.keys()
+        assert law == content["methods"]["valley"][name]
+        assert law["exponent_ci95"][0] < law["exponent"] < law["exponent_ci95"][1]
+        for method in ("surface_huber", "surface_squared"):
+            assert content["methods"][method][name]["method"] == method
+    for method in ("surface_huber", "surface_squared"):
+        surface = content["methods"][method]
+        assert {"E", "A", "B", "alpha", "beta", "objective", "status"} <= surface.keys()
+        assert surface["status"] == "converged"
+        assert surface["ci95"]["alpha"][0] < surface["alpha"] < surface["ci95"]["alpha"][1]
+    assert [v["status"] for v in content["valleys"]] == ["interior"] * 5
+    assert {"budget", "params_opt", "tokens_opt", "loss_opt", "status"} <= content["valleys"][0].keys()
+    assert all({"code", "severity", "message"} == w.keys() for w in content["warnings"])
+    assert "extrapolation" in {w["code"] for w in content["warnings"]}
+    assert content["sensitivity"]["budget"] == 1e21
+    assert content["sensitivity"]["sentence"].startswith("N_opt(1e21) lies")
+    assert [p["budget"] for p in content["predictions"]] == [1e21, 1e23]
+    assert content["n_opt"]["exponent"] == fit.params_opt.exponent  # type: ignore[union-attr]  # full precision
+    nothing = analysis_to_json(analyse(fit_sweep(sweep_on(BESIROGLU, [1e18]), QUICK)))
+    assert nothing["sensitivity"] is None and nothing["n_opt"]["exponent"] is None and nothing["n_opt"]["reason"]
+
+
+def test_the_card_of_points_knows_what_points_can_tell() -> None:
+    good = fit_sweep(sweep_on(BESIROGLU, BUDGETS, noise=0.003), QUICK)
+    card = {line.item: line for line in validity_card(good)}
+    assert len(card) == 14
+    assert [name for name, line in card.items() if line.verdict == "UNKNOWN"] == [
+        "schedule ends at D", "warmup", "learning rate", "batch and steps", "data", "evaluation", "shape", "provenance",
+    ]  # fmt: skip
+    assert card["grid"].verdict == card["bracketing"].verdict == card["FLOPs"].verdict == "PASS"
+    assert card["outliers"].verdict == card["noise"].verdict == "PASS"
+    points = sweep_on(BESIROGLU, BUDGETS, noise=0.003)
+    loss = points.loss.copy()
+    loss[17] += 0.1
+    bad = joined(replace(points, loss=loss), sweep_on(BESIROGLU, [3e20], off_centre=30))
+    card = {line.item: line for line in validity_card(fit_sweep(bad, QUICK))}
+    assert card["outliers"].verdict == "WARN" and card["bracketing"].verdict == "WARN"
+    assert "5 of 6 budgets" in card["bracketing"].words
+
+
+def test_an_outlier_is_measured_without_itself() -> None:
+    points = sweep_on(SYMMETRIC, BUDGETS, noise=0.003, sizes=9, seed=4)
+    calm = worst_residual(fit_sweep(points, QUICK))
+    loss = points.loss.copy()
+    loss[22] += 0.03  # ten standard deviations
+    wild = worst_residual(fit_sweep(replace(points, loss=loss), QUICK))
+    assert calm is not None and wild is not None
+    assert calm < 4 < 7 < wild
+
+
+def test_the_card_of_a_sweep_answers_all(sweep: Sweep) -> None:
+    card = {line.item: line for line in validity_card(sweep.fit, sweep)}
+    assert {line.verdict for line in card.values()} <= {"PASS", "WARN", "FAIL"}
+    assert card["schedule ends at D"].verdict == "PASS"
+    assert card["bracketing"].words.startswith("3 of 3")
+    assert card["grid"].verdict == "WARN"  # three budgets over 16x
+    fewest = min(e.steps for e in sweep.plan.experiments)
+    assert f"{fewest} steps in the shortest run" in card["batch and steps"].words
+    assert str(Path(__file__).parent) not in json.dumps([line.to_json() for line in card.values()])

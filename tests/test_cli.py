@@ -37,7 +37,9 @@ def test_modules_are_doors(module: str) -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     text = capsys.readouterr().out
-    assert all(f"\n  {name} " in text for name in ("init", "plan", "run", "status", "fit", "predict", "report"))
+    assert all(
+        f"\n  {name} " in text for name in ("init", "plan", "run", "status", "fit", "predict", "compare", "report")
+    )
 
 
 def test_init_writes_a_project_that_can_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,8 +100,7 @@ def fit(source: Path | None, at: tuple[float, ...], report_to: Path | None, as_j
 
 
 @click.command()
-@click.argument("budget", type=float, required=False)
-@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.argument("words", nargs=-1, metavar="BUDGET [SOURCE]")
 @click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="A wall-clock budget on one device instead.")
 @click.option(
     "--spec", "spec_to", type=click.Path(path_type=Path), help="Of a sweep: write the spec of that one run here."
@@ -109,8 +108,7 @@ def fit(source: Path | None, at: tuple[float, ...], report_to: Path | None, as_j
 @_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
 @json_option
 def predict(
-    budget: float | None,
-    source: Path | None,
+    words: tuple[str, ...],
     hours: float | None,
     spec_to: Path | None,
     as_json: bool,
@@ -121,20 +119,19 @@ def predict(
     Of a sweep also the nearest size, steps, batch, learning rate and hours; with --spec as a spec that `run` takes.
     With --hours instead of BUDGET: the best model for that time, by the surface and the measured speed.
     """
-    if (budget is None) == (hours is None):
-        raise click.UsageError("give BUDGET in FLOPs, or --hours")
+    budget, source = _budget_and_source(words, hours)
     opened = _open_source(source, options)
-    if hours is not None:
+    if budget is None:
         _predict_hours(opened, hours, as_json)
         return
-    assert budget is not None
     from flops_fit_ray import analysis
     from flops_fit_ray.console.fits import prediction_text, recommendation_text
 
     prediction = analysis.predict(opened.fit, budget)
     confidence = opened.fit.options.confidence
     content = analysis.prediction_to_json(prediction, confidence)
-    lines = [prediction_text(prediction, confidence)]
+    lines = [f"{flag}" for flag in (opened.table.flags if opened.table else ()) if flag.severity != "info"]
+    lines.append(prediction_text(prediction, confidence))
     if opened.sweep is not None:
         from flops_fit_ray.recommend import recommend
 
@@ -281,7 +278,24 @@ def _pairs(option: str, values: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _predict_hours(opened: _Opened, hours: float, as_json: bool) -> None:
+def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float | None, Path | None]:
+    """BUDGET [SOURCE], or with --hours [SOURCE] alone."""
+    rest = list(words)
+    budget = None
+    if hours is None:
+        if not rest:
+            raise click.UsageError("give BUDGET in FLOPs, or --hours")
+        first = rest.pop(0)
+        try:
+            budget = float(first)
+        except ValueError as e:
+            raise click.UsageError(f"BUDGET {first!r} is not a valid float; give FLOPs, for example 1e21") from e
+    if len(rest) > 1:
+        raise click.UsageError(f"{' '.join(words)}: too many; give {'BUDGET and ' if hours is None else ''}one SOURCE")
+    return budget, Path(rest[0]) if rest else None
+
+
+def _predict_hours(opened: _Opened, hours: float | None, as_json: bool) -> None:
     from flops_fit_ray.analysis import answer_in, isotime, timed_to_json
     from flops_fit_ray.console.fits import timed_text
     from flops_fit_ray.errors import FitError
@@ -289,6 +303,7 @@ def _predict_hours(opened: _Opened, hours: float, as_json: bool) -> None:
     timed = isotime(opened.fit)
     if timed is None:
         raise FitError("a wall-clock budget needs a surface, and the seconds of 3 runs of 2 sizes; see `fit`")
+    assert hours is not None
     answer = answer_in(timed, 3600 * hours, opened.fit.options.confidence)
     click.echo(json.dumps(timed_to_json(answer, timed)) if as_json else timed_text(answer, timed, opened.fit))
 

@@ -1,0 +1,200 @@
+"""`fit`, `predict` and `compare` as a person with a table or a sweep uses them."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flops_fit_ray.cli import main
+from flops_fit_ray.spec import read_spec
+from flops_fit_ray.sweep import Sweep
+from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, Surface, optimum, sweep_on
+from tests.sweeps import known_guest, known_spec, make_sweep
+
+DATA = """import torch
+def train():
+    scale = torch.arange(1, 257) ** -0.5
+    x = torch.randn(10_000, 256, generator=torch.Generator().manual_seed(0)) * scale
+    return x, x @ scale[:, None]
+"""
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    spec = known_spec()
+    return make_sweep(tmp_path_factory.mktemp("known"), spec, known_guest(spec))
+
+
+def call(*args: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in args])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def table_at(path: Path, surface: Surface = BESIROGLU, seed: int = 0, noise: float = 0.003) -> Path:
+    points = sweep_on(surface, BUDGETS, noise=noise, seed=seed)
+    frame = pd.DataFrame({"N": points.params, "D": points.tokens, "C": points.flops, "val loss": points.loss})
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_any_table_can_be_fitted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = table_at(tmp_path / "runs.csv")
+    assert call("fit", table, "--at", "1e21") == 0
+    out = capsys.readouterr().out
+    assert "35 of 35 rows; params = 'N', tokens = 'D', flops = 'C', loss = 'val loss'" in out
+    assert "N_opt(1e21) lies between" in out and "validity: " in out and "hold-out:" in out
+    assert "surface, Huber loss (approach 3)" in out
+    assert call("fit", table, "--json", "--at", "1e21", "--bootstrap", "500", "--seed", "3") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["bootstrap"]["draws"] == 500 and content["bootstrap"]["seed"] == 3
+    assert content["table"]["columns"]["loss"] == "val loss" and content["table"]["refused"] == []
+    assert len(content["validity"]) == 14
+    assert content["methods"]["surface_huber"]["status"] == "converged"
+
+
+def test_options_change_what_they_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = table_at(tmp_path / "runs.csv")
+
+    def fitted(*options: str) -> dict[str, object]:
+        assert call("fit", table, "--json", "--bootstrap", "0", *options) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    assert fitted()["default_method"] == "valley"
+    assert fitted("--method", "surface_squared")["n_opt"]["method"] == "surface_squared"  # type: ignore[index]
+    assert fitted("--curve", "cubic")["valleys"][0]["curve"] == "cubic"  # type: ignore[index]
+    assert fitted("--window", "5")["valleys"][0]["used"] == 5  # type: ignore[index]
+    pinned = fitted("--pin", "E=1.8", "--pin", "alpha=0.35")["methods"]["surface_huber"]  # type: ignore[index]
+    assert (pinned["E"], pinned["alpha"]) == pytest.approx((1.8, 0.35))
+    deltas = {fitted("--delta", d)["methods"]["surface_huber"]["alpha"] for d in ("1e-3", "1e-1")}  # type: ignore[index]
+    assert len(deltas) == 2
+    assert fitted()["n_opt"]["exponent_ci95"] is None  # type: ignore[index]
+
+
+def test_a_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = table_at(tmp_path / "runs.csv")
+    with table.open("a") as file:
+        file.write("1e9,1e9,6e18,\n")
+    assert call("fit", table, "--report", tmp_path / "out", "--column", "loss=val loss") == 0
+    capsys.readouterr()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "line 37" in page and "val loss is empty" in page
+    assert "What the answer hangs on" in page and "Validity card" in page and "<script" not in page
+    assert "flops-fit-ray fit" in page and "&#39;loss=val loss&#39;" in page
+    names = {p.name for p in (tmp_path / "out" / "figures").iterdir()}
+    assert {"valleys.svg", "laws.png", "surface.svg", "residuals.png", "sensitivity.svg"} <= names
+    analysis = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert analysis["table"]["refused"] == [{"line": 37, "reason": "val loss is empty"}]
+    assert len(page) < 500_000
+
+
+def test_predict_of_a_table_and_beyond(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = table_at(tmp_path / "runs.csv", noise=1e-6)
+    assert call("predict", "1e23", table, "--method", "surface_huber", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["params"] == pytest.approx(optimum(BESIROGLU, 1e23)[0], rel=0.02)
+    assert answer["extrapolation"] == pytest.approx(1000) and answer["method"] == "surface_huber"
+    assert answer["loss_interval_of_one_run"][0] < answer["loss"] < answer["loss_interval_of_one_run"][1]
+    assert call("predict", "1e23", table) == 0
+    assert capsys.readouterr().out.startswith("EXTRAPOLATION BY 1e+03x")  # in the headline
+
+
+def test_predict_of_a_sweep_names_the_run(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    root = sweep.paths.root
+    assert call("predict", "1e7", root, "--json") == 0
+    run = json.loads(capsys.readouterr().out)["run"]
+    assert isinstance(run["size"], int) and run["batch_size"] == sweep.spec.train.batch_size
+    assert run["params"] == pytest.approx(
+        run["size"], rel=1e-9
+    )  # a truncated regression has as many parameters as features
+    assert run["tokens"] * 6 * run["params"] == pytest.approx(1e7, rel=1e-6)
+    assert run["steps"] == pytest.approx(run["tokens"] / run["batch_size"], abs=1)
+    assert run["lr"] == pytest.approx(sweep.plan.experiments[0].recipe.lr)  # one rate for all sizes is the rule
+    assert run["seconds"] > 0 and run["seconds_interval"][0] < run["seconds"] < run["seconds_interval"][1]
+    assert call("predict", "1e7", root) == 0
+    assert "run: features = " in capsys.readouterr().out
+
+
+def test_predict_for_hours(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("predict", "--hours", "0.01", sweep.paths.root, "--json") in (0, 1)  # so small runs tell little of time
+    captured = capsys.readouterr()
+    if captured.out:
+        answer = json.loads(captured.out)
+        assert answer["seconds"] == 36 and answer["timed_runs"] == 21
+    else:
+        assert "a wall-clock budget needs a surface" in captured.err
+
+
+def test_the_spec_of_the_predicted_run_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = known_spec()
+    made = make_sweep(tmp_path / "sweep", spec, known_guest(spec))
+    target = tmp_path / "one.yaml"
+    assert call("predict", "2e6", made.paths.root, "--spec", target, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    written = read_spec(target)
+    assert written.is_one_run and written.budgets[0].flops == 2e6
+    assert content["missing"] == "" and len(content["plan"]["experiments"]) == 1
+    planned = content["plan"]["experiments"][0]
+    assert planned["size"] == written.budgets[0].sizes[0] == content["run"]["size"]  # type: ignore[index]
+    assert planned["tokens"] == pytest.approx(content["run"]["tokens"], rel=0.01)
+    assert call("predict", "2e6", made.paths.root, "--spec", target) == 2
+    assert "is there already; nothing was written" in capsys.readouterr().err
+    assert call("plan", target) == 0
+    assert "1 experiments" in capsys.readouterr().out
+    beyond = tmp_path / "far.yaml"
+    assert call("predict", "3e7", made.paths.root, "--spec", beyond) == 0
+    out = capsys.readouterr().out
+    assert "need more data than there is" in out and "it needs more data" in out and beyond.exists()
+
+
+def test_compare_says_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = table_at(tmp_path / "a.csv"), table_at(tmp_path / "b.csv", HOFFMANN, seed=5)
+    again = table_at(tmp_path / "c.csv", seed=9)
+    assert call("compare", a, b, "--at", "1e20", "--figure", tmp_path / "both.png") == 0
+    out = capsys.readouterr().out
+    assert "differs" in out and "by valley" in out
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert call("compare", a, again, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert {d["differs"] for d in content["differences"]} == {False}
+    assert content["budget"] == pytest.approx(1e20)
+    assert call("compare", a, b, "--figure", tmp_path / "both.bmp") == 2
+    assert "is no figure that can be drawn" in capsys.readouterr().err
+
+
+def test_mistakes_are_exit_2_without_a_traceback(
+    tmp_path: Path, sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = table_at(tmp_path / "runs.csv")
+    root = sweep.paths.root
+    cases: list[tuple[list[object], str]] = [
+        (["fit", table, "--column", "loss"], "must be NAME=VALUE"),
+        (["fit", table, "--column", "loss=nope"], "there is no such column"),
+        (["fit", table, "--where", "N=5"], "no row has it"),
+        (["fit", table, "--pin", "A=3"], "only E, alpha and beta"),
+        (["fit", table, "--pin", "E=x"], "must be a number"),
+        (["fit", table, "--window", "2"], "is not in the range"),
+        (["fit", tmp_path / "nowhere.csv"], "no such file"),
+        (["fit", tmp_path / "nowhere"], "no such directory"),
+        (["fit", root, "--column", "loss=l"], "is for tables"),
+        (["fit", root, "--report", tmp_path / "r"], "is for tables"),
+        (["predict"], "give BUDGET in FLOPs, or --hours"),
+        (["predict", "many", table], "is not a valid float"),
+        (["predict", "1e20", table, "more"], "too many"),
+        (["predict", "1e20", table, "--spec", tmp_path / "s.yaml"], "needs a sweep directory"),
+        (["compare", table, tmp_path / "nowhere.csv"], "no such file"),
+    ]
+    for arguments, message in cases:
+        assert call(*arguments) == 2, arguments
+        captured = capsys.readouterr()
+        assert message in captured.err, arguments
+        assert "Traceback" not in captured.err
+    for bad in ("-1", "nan"):
+        assert call("fit", table, f"--at={bad}") == 1
+        assert "must be a positive number of FLOPs" in capsys.readouterr().err
+    assert call("predict", "--hours", "1", table) == 1
+    assert "a wall-clock budget needs" in capsys.readouterr().err
+    assert call("fit", table, "--method", "envelope") == 1
+    assert "there are no training curves" in capsys.readouterr().err

@@ -6,7 +6,7 @@ The floor plan; imports go down, never up:
     floor 3  report, console          views: files and floor 0 only
     floor 2  engine                   Ray Tune
     floor 1  training                 torch; knows no Ray
-    floor 0  errors, text, layout, spec, analysis, planning, ledger, tables, sweep
+    floor 0  errors, text, layout, spec, analysis, planning, ledger, tables, sweep, validity, recommend
 
 The names below are loaded on first use, so that importing the package costs milliseconds: neither torch nor Ray.
 """
@@ -16,16 +16,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flops_fit_ray.api import Result, check, find_optimal
+    from flops_fit_ray.api import Result, check, find_optimal, fit_table
     from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
     from flops_fit_ray.training.data import TokenFile
 
 __version__ = "0.1.0"
-__all__ = ["FitError", "FlopsFitError", "Result", "SpecError", "TokenFile", "__version__", "check", "find_optimal"]
+__all__ = [
+    "FitError",
+    "FlopsFitError",
+    "Result",
+    "SpecError",
+    "TokenFile",
+    "__version__",
+    "check",
+    "find_optimal",
+    "fit_table",
+]
 
 _HOMES = {
     "check": "flops_fit_ray.api",
     "find_optimal": "flops_fit_ray.api",
+    "fit_table": "flops_fit_ray.api",
     "Result": "flops_fit_ray.api",
     "FitError": "flops_fit_ray.errors",
     "FlopsFitError": "flops_fit_ray.errors",

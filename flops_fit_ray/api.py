@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from flops_fit_ray.analysis import Prediction, SweepFit, predict
+from flops_fit_ray.analysis import Analysis, FitOptions, Prediction, SweepFit, analyse, fit_sweep, predict
 from flops_fit_ray.arguments import SOURCE, describe_target, spec_from_arguments
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
@@ -17,6 +18,7 @@ from flops_fit_ray.pipeline import run_sweep
 from flops_fit_ray.planning import Plan, make_plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.text import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +58,11 @@ class Result:
     def warnings(self) -> tuple[str, ...]:
         """What to know before trusting the numbers."""
         return self._sweep.warnings
+
+    @property
+    def analysis(self) -> Analysis:
+        """The fit questioned at ten times its largest budget: predictions, sensitivity, hold-outs."""
+        return self._sweep.analysis
 
     def predict(self, budget: float) -> Prediction:
         """N, D and loss at C = `budget` FLOPs, with intervals and the extrapolation factor.
@@ -239,6 +246,41 @@ def check(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options
     )
     return check_on_worker(plan, spec, load_guest=loader_for(guest), address=extra["address"])[0]
+
+
+def fit_table(
+    path: str | Path,
+    at: Sequence[float] = (),
+    *,
+    columns: Mapping[str, str] | None = None,
+    units: Mapping[str, str] | None = None,
+    where: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Analysis:
+    """Fit any table of runs: what `flops-fit-ray fit TABLE` does, as an object.
+
+    Args:
+        path: .csv, .tsv, .parquet, .jsonl or .json; a row is a run with its loss and two of N, D and C.
+        at: C in FLOPs to answer at; the first is the target of the sensitivity panel.
+        columns: ours to the table's, for example {"loss": "val nats"}; ours are params, tokens, flops, loss, budget,
+            run, weight, seconds.
+        units: what one of a column's units is worth, for example {"tokens": "B"}.
+        where: only the rows whose columns have these values.
+        options: fields of `FitOptions`, such as method, curve, window, pins, draws, seed, confidence.
+
+    Raises:
+        SpecError: the table cannot be read, or an option is unknown.
+        FitError: there is no law to answer from, or an option has no meaning.
+    """
+    from flops_fit_ray.tables import Reading, read_table
+
+    known = {f.name for f in fields(FitOptions)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        hint = did_you_mean(unknown[0], known) or f"known: {', '.join(sorted(known))}"
+        raise SpecError("fit_table", [f"{unknown[0]}: unknown option; {hint}"])
+    reading = Reading(columns=columns or {}, units=units or {}, where=tuple((where or {}).items()))
+    return analyse(fit_sweep(read_table(Path(path), reading).points, FitOptions(**options)), at)
 
 
 def _prepared(

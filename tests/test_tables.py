@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from flops_fit_ray import fit_table
 from flops_fit_ray.analysis import FitOptions, fit_sweep, group_by_nearness
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.tables import Reading, read_table
@@ -251,3 +252,13 @@ def test_ten_thousand_rows(tmp_path: Path) -> None:
     assert fit.default == "surface_huber"  # scattered runs are no budgets
     assert fit.params_opt is not None
     assert fit.params_opt.exponent == pytest.approx(beta / (alpha + beta), abs=0.01)
+
+
+def test_the_python_door(tmp_path: Path) -> None:
+    table = frame(params="N", tokens="D", flops="C", loss="nats").assign(kind=["a"] * 20 + ["b"] * 5)
+    path = written(tmp_path / "runs.csv", table)
+    analysis = fit_table(path, [1e21], columns={"loss": "nats"}, where={"kind": "a"}, draws=0, curve="cubic")
+    assert len(analysis.fit.points) == 20 and analysis.predictions[0].budget == 1e21
+    assert analysis.fit.valleys[0].curve == "cubic"
+    with pytest.raises(SpecError, match="did you mean 'window'"):
+        fit_table(path, columns={"loss": "nats"}, windw=3)

@@ -41,7 +41,8 @@ class LawDraws:
 
     def at(self, budget: float) -> Floats:
         """The values at C = `budget`."""
-        return np.asarray(self.offset + 10 ** (self.log10_coefficient + self.exponent * np.log10(budget)))
+        with np.errstate(over="ignore", under="ignore"):  # a wild draw may leave the floats; it is infinite then
+            return np.asarray(self.offset + 10 ** (self.log10_coefficient + self.exponent * np.log10(budget)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,25 +156,25 @@ def fit_shifted_law(budget: Floats, value: Floats, draws: Floats | None = None) 
 def _shifted(log_c: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
     """gamma, E and K (rows,) of many rows y (rows, points)."""
     low, high = np.full(len(y), np.log(GAMMA[0])), np.full(len(y), np.log(GAMMA[1]))
+    row = np.arange(len(y))
     for _ in range(GRID_ROUNDS):
         grid = np.linspace(low, high, GRID_POINTS, axis=1)  # (rows, grid)
-        error = np.stack([_linear(np.exp(grid[:, i]), log_c, y)[2] for i in range(GRID_POINTS)], axis=1)
-        best = error.argmin(axis=1)
-        row = np.arange(len(y))
+        best = _linear(np.exp(grid), log_c, y)[2].argmin(axis=1)
         low, high = grid[row, np.maximum(best - 1, 0)], grid[row, np.minimum(best + 1, GRID_POINTS - 1)]
     gamma = np.exp((low + high) / 2)
-    e, k, _ = _linear(gamma, log_c, y)
-    return gamma, e, k
+    e, k, _ = _linear(gamma[:, None], log_c, y)
+    return gamma, e[:, 0], k[:, 0]
 
 
 def _linear(gamma: Floats, log_c: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
-    """E, K and the squared error of each row at its gamma; E is never negative."""
-    x = np.exp(-gamma[:, None] * log_c)
-    centred = x - x.mean(axis=1, keepdims=True)
-    k = np.einsum("rp,rp->r", centred, y) / np.einsum("rp,rp->r", centred, centred)
-    e = y.mean(axis=1) - k * x.mean(axis=1)
-    without = np.einsum("rp,rp->r", x, y) / np.einsum("rp,rp->r", x, x)
+    """E, K and the squared error (rows, grid) of each row y (rows, points) at its gammas; E is never negative."""
+    x = np.exp(-gamma[:, :, None] * log_c)  # (rows, grid, points)
+    x_mean, y_mean = x.mean(axis=2), y.mean(axis=1, keepdims=True)
+    centred = x - x_mean[:, :, None]
+    k = np.einsum("rgp,rp->rg", centred, y) / np.einsum("rgp,rgp->rg", centred, centred)
+    e = y_mean - k * x_mean
+    without = np.einsum("rgp,rp->rg", x, y) / np.einsum("rgp,rgp->rg", x, x)
     k, e = np.where(e < 0, without, k), np.maximum(e, 0)
     k = np.where(k > 0, k, np.nan)
-    error = np.square(y - e[:, None] - k[:, None] * x).sum(axis=1)
+    error = np.square(y[:, None, :] - e[:, :, None] - k[:, :, None] * x).sum(axis=2)
     return e, k, np.where(np.isnan(error), np.inf, error)

@@ -19,6 +19,7 @@ from flops_fit_ray.text import count, flops
 
 MOST_LEFT_OUT = 200  # runs, those with the greatest influence
 NOTABLE_BIAS = 1.02
+NOTABLE_SHARE = 0.25  # of the interval's half, from which it covers less than it says
 SAME_FLOPS = 1e-3  # relative; another definition of C that never differs by more is no choice
 DISAGREE = 1.25  # ratio of two methods' N_opt from which it is called a disagreement
 WINDOWS = (3, 5, 7)
@@ -123,11 +124,13 @@ def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
     if method.params_opt is None:
         return None
     factor = method.params_opt.at(budget) / float(np.exp(surface.surface.optimum(budget, surface.cost)[0][0]))
-    if max(factor, 1 / factor) < NOTABLE_BIAS:
+    within = fit.params_opt.interval(budget, fit.options.confidence) if fit.params_opt is not None else None
+    notable = NOTABLE_BIAS if within is None else min(NOTABLE_BIAS, within.factor ** (NOTABLE_SHARE / 2))
+    if max(factor, 1 / factor) < notable:
         return None
     words = (
         f"were the surface the truth, these valleys would put N_opt({flops(budget)}) at x{factor:.3g} of it: the bias "
-        f"of a {fit.options.curve}, which no interval here holds; a window narrows it"
+        f"of a {fit.options.curve}, which their intervals do not hold; a window narrows it"
     )
     return Flag("valley_bias", "warning" if max(factor, 1 / factor) > DISAGREE else "info", words)
 

@@ -6,6 +6,7 @@ A minimum outside the measured sizes is no optimum. It is named, and never used.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -174,17 +175,17 @@ class Valley:
     over_params: Curve | None
     over_tokens: Curve | None  # fitted apart: C = 6·N·D is not taken for granted
 
-    @property
+    @cached_property
     def params_opt(self) -> float:
         """N at the minimum."""
         return float(10 ** self._minimum(self.over_params)[0])
 
-    @property
+    @cached_property
     def tokens_opt(self) -> float:
         """D at the minimum."""
         return float(10 ** self._minimum(self.over_tokens)[0])
 
-    @property
+    @cached_property
     def loss_opt(self) -> float:
         """Loss at the minimum over N."""
         return self._minimum(self.over_params)[1]

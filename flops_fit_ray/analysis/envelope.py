@@ -11,7 +11,7 @@ import numpy as np
 from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.law import LawDraws, fit_lines, fit_power_law
 from flops_fit_ray.analysis.methods import Method
-from flops_fit_ray.analysis.points import Points
+from flops_fit_ray.analysis.points import Points, smoothed
 
 CAVEAT = (
     "the envelope compares losses from the middle of learning rate schedules, which are too high; it needs runs whose "
@@ -26,6 +26,7 @@ def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator)
     """The laws of the envelope; None where no run has more than one loss. The bootstrap draws whole runs."""
     if curves is None or curves.run is None or curves.num_runs == len(curves):
         return None
+    curves = smoothed(curves)
     runs, log_c = curves.runs, np.log10(curves.flops)
     places = np.linspace(log_c.min(), log_c.max(), PLACES)
     count = curves.num_runs

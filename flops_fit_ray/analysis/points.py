@@ -100,3 +100,23 @@ def budget_gap(points: Points) -> float:
     groups.sort(key=lambda group: float(group.min()))
     ratios = [upper.min() / lower.max() for lower, upper in itertools.pairwise(groups)]
     return float(np.median(ratios)) if ratios else float("inf")
+
+
+def smoothed(curves: Points, places: int = 60) -> Points:
+    """Training curves averaged over equal steps of log C, so that no lucky batch is the lowest; `run` must be known."""
+    assert curves.run is not None
+    log_c = np.log(curves.flops)
+    step = max(float(np.ptp(log_c)) / places, 1e-12)
+    cell = np.floor((log_c - log_c.min()) / step).astype(np.int64)
+    _, which = np.unique(np.stack([curves.runs, cell], axis=1), axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    count = np.bincount(which)
+
+    def mean(values: Floats) -> Floats:
+        return np.asarray(np.bincount(which, weights=values) / count)
+
+    run = np.zeros(len(count), dtype=np.int64)
+    run[which] = curves.runs
+    flops = np.exp(mean(log_c))
+    return Points(budget=flops, flops=flops, params=mean(curves.params), tokens=np.exp(mean(np.log(curves.tokens))),
+                  loss=mean(curves.loss), run=run)  # fmt: skip

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import Points
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.points import smoothed
 from flops_fit_ray.report.figures.style import INK, colours, plain
 from flops_fit_ray.text import count
 
@@ -28,6 +29,8 @@ def training_curves(curves: Points | None) -> list[TrainingCurve]:
     """What the figure shows, by N."""
     if curves is None or curves.run is None:
         return []
+    curves = smoothed(curves)
+    assert curves.run is not None
     found = []
     for run in np.unique(curves.run):
         here = np.flatnonzero(curves.run == run)
@@ -52,6 +55,8 @@ def draw_curves(shown: list[TrainingCurve]) -> Figure:
     if shown:
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     axes.set_xlabel("C (FLOPs spent)")
     axes.set_ylabel("training loss")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import Comparison, Law, SweepFit
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.report.figures.style import INK, MARKERS, colours, plain
+from flops_fit_ray.report.figures.style import INK, MARKERS, colours, plain, readable_ticks
 
 BAND_POINTS = 61
 
@@ -93,6 +93,7 @@ def draw_laws(bands: list[LawBand]) -> Figure:
         if len(band.budget) or len(band.line):
             axes.set_xscale("log")
             axes.set_yscale("log")
+            readable_ticks(axes)
         axes.set_xlabel("C (FLOPs)")
         axes.set_title(band.name, fontsize=10, color=INK)
         plain(axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.text import count
 
 INK = "#010203"  # replaced by the page's own text colour where a figure stands in a page
 MARKERS = "os^DvPX*<>"  # with the colours' lightness they tell series apart in grey print as well
+MOST_TICKS = 9
 MOST_ELEMENTS = 300
 FORMATS = (".svg", ".png", ".pdf")
 
@@ -37,6 +40,16 @@ def plain(axes: Axes) -> None:
         spine.set_color(INK)
         spine.set_visible(side in ("left", "bottom"))
     axes.grid(True, which="major", color=INK, alpha=0.12, linewidth=0.6)
+
+
+def readable_ticks(axes: Axes) -> None:
+    """On a logarithmic y axis of few decades: 1, 2 and 5 of each, as people read them."""
+    low, high = axes.get_ylim()
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    if len(ticks) <= MOST_TICKS:
+        axes.set_yticks(ticks, [count(tick) for tick in ticks])
+    axes.yaxis.set_minor_formatter("")
 
 
 def to_svg(figure: Figure) -> str:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.report.figures.style import INK, colours, plain, too_many
+from flops_fit_ray.text import count
 
 GRID = 61
 LEVELS = 10
@@ -108,9 +109,8 @@ def draw_residuals(shown: Residuals) -> Figure:
         axes.set_xlabel(label)
         if i == 0:
             axes.set_ylabel("observed over fitted (%)")
-        if label == "fitted loss":
-            axes.minorticks_off()
-            ends = [float(f"{v:.3g}") for v in np.geomspace(x.min(), x.max(), 3)]
-            axes.set_xticks(ends, [f"{v:g}" for v in ends])
+        ends = [float(f"{v:.3g}") for v in np.geomspace(x.min(), x.max(), 3)]
+        axes.set_xticks(ends, [count(v) for v in ends])
+        axes.minorticks_off()
         plain(axes)
     return figure

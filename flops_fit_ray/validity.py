@@ -27,6 +27,7 @@ EPOCHS_PASS, EPOCHS_FAIL = 1.0, 4.0
 GOOD_SIZES = 5
 WINDOW = (2.5, 8.0)  # from the smallest and the largest size to the optimum
 OUTLIER = 4.0  # standard deviations, the run itself left out
+EXACT = 1e-9  # scatter over loss, below which there is none
 FEWEST_DF = 6  # degrees of freedom behind the noise
 
 
@@ -222,6 +223,8 @@ def worst_residual(fit: SweepFit) -> float | None:
     for valley, sigma, df in zip(fitted, fit.noise.sigma, fit.noise.df, strict=True):
         curve = valley.smooth
         assert curve is not None
+        if sigma < EXACT * float(np.mean(valley.loss)):
+            continue  # what lies off an exact curve is rounding
         left = np.maximum(1 - curve.leverage, 1e-9)
         squares = curve.residuals**2 / left
         rest = np.maximum((df * sigma**2 - squares) / max(df - 1, 1), 1e-300)

@@ -12,6 +12,7 @@ from flops_fit_ray.analysis import (
     SweepFit,
     fit_sweep,
     fit_to_json,
+    group_by_nearness,
     n_opt_to_json,
     predict,
     prediction_to_json,
@@ -185,3 +186,27 @@ def test_json_has_no_nan_and_says_why_a_number_is_missing() -> None:
     good = fit_sweep(sweep_on(BESIROGLU, BUDGETS, noise=0.003))
     answer = json.loads(json.dumps(prediction_to_json(predict(good, 1e20), 0.95), allow_nan=False))
     assert answer["params_interval"][0] < answer["params"] < answer["params_interval"][1]
+
+
+def test_losses_that_say_nothing_give_no_law() -> None:
+    points = sweep_on(BESIROGLU, BUDGETS)
+    alike = fit_sweep(replace(points, loss=np.full(len(points), 3.0)))
+    assert {v.status for v in alike.valleys} == {"concave"} and alike.params_opt is None
+    assert alike.valleys[0].reason == "all losses are alike"
+    for seed in range(10):  # losses by chance: no law, or one that says how little it knows
+        rng = np.random.default_rng(seed)
+        n, d = 10 ** rng.uniform(6, 9, 60), 10 ** rng.uniform(8, 11, 60)
+        cost = 6 * n * d
+        fit = fit_sweep(points_from(group_by_nearness(cost), cost, n, d, rng.uniform(2, 4, 60), labelled=False))
+        if fit.params_opt is not None:
+            interval = fit.params_opt.exponent_interval(0.95)
+            assert interval is None or interval.high - interval.low > 0.4
+        else:
+            assert fit.problem.startswith("surface, Huber loss (approach 3): ")
+
+
+def test_a_loss_that_rises_with_c_is_severe() -> None:
+    points = sweep_on(SYMMETRIC, BUDGETS, noise=0.001)
+    rising = replace(points, loss=points.loss + np.log10(points.budget / 1e18))
+    flags = {flag.code: flag.severity for flag in fit_sweep(rising, FitOptions(method="valley")).warnings}
+    assert flags["loss_rises"] == "severe"

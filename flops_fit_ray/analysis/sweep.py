@@ -12,7 +12,7 @@ import numpy as np
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.envelope import envelope_method
 from flops_fit_ray.analysis.flags import Flag, Severity
-from flops_fit_ray.analysis.law import Interval, Law, interval
+from flops_fit_ray.analysis.law import FEWEST_DRAWS, Interval, Law, interval
 from flops_fit_ray.analysis.methods import (
     METHODS,
     LawWeights,
@@ -104,7 +104,9 @@ class SweepFit:
     @property
     def problem(self) -> str:
         """Why there is no law; empty where there is one."""
-        return "" if self.answer.params_opt is not None else self.answer.reason
+        if self.answer.params_opt is not None:
+            return ""
+        return self.answer.reason if self.default == "valley" else f"{self.answer.words}: {self.answer.reason}"
 
     @property
     def optima(self) -> list[tuple[Valley, ValleyIntervals | None]]:
@@ -267,15 +269,15 @@ def _default(
         if options.method not in methods:
             raise FitError(f"there are no training curves for the {options.method}")
         return options.method
-    order: tuple[MethodName, ...] = ("valley", "surface_huber", "surface_squared")
     if len(points) < FEWEST_FOR_SURFACE:
         return "valley"
     in_valleys = sum(len(v.loss) for v in valleys if v.status == "interior")
     valley = methods["valley"]
     scattered = in_valleys < MOSTLY * len(points) or budget_gap(points) < APART
+    order: tuple[MethodName, ...] = ("valley", "surface_huber", "surface_squared")
     if not points.labelled and (scattered or valley.lost_draws > valley.draws / 2):
-        order = ("surface_huber", "surface_squared", "valley")
-    return next((name for name in order if methods[name].params_opt is not None), "valley")
+        order = ("surface_huber", "surface_squared")
+    return next((name for name in order if methods[name].params_opt is not None), order[0])
 
 
 def _warnings(
@@ -326,12 +328,12 @@ def _method_warnings(methods: Mapping[MethodName, Method], default: MethodName) 
         if method.reason and name != "valley":
             yield Flag(f"{name}_{method.status}", loud, f"{method.words}: {method.reason}")
         if method.lost_draws > LOST_DRAWS_WARNING * max(method.draws, 1):
-            yield Flag(
-                "lost_draws",
-                loud,
-                f"{method.words}: {method.lost_draws} of {method.draws} bootstrap draws gave no optimum: the intervals "
-                "are too narrow",
-            )
+            most = method.lost_draws > (1 - FEWEST_DRAWS) * method.draws
+            what = "there is no interval" if most else "the intervals are too narrow"
+            words = f"{method.words}: {method.lost_draws} of {method.draws} bootstrap draws gave no optimum: {what}"
+            yield Flag("lost_draws", loud, words)
+        if method.loss_opt is not None and method.loss_opt.exponent > 0:
+            yield Flag("loss_rises", "severe" if loud == "warning" else loud, f"{method.words}: the loss rises with C")
 
 
 def _valley_warnings(

@@ -19,6 +19,7 @@ CurveName = Literal["parabola", "cubic", "akima"]
 
 FEWEST: dict[CurveName, int] = {"parabola": 3, "cubic": 4, "akima": 5}  # distinct sizes
 AKIMA_GRID = 513
+FLAT = 1e-9  # relative spread of losses, below which they are one number
 
 
 class Curve(Protocol):
@@ -226,11 +227,12 @@ def fit_valley(
         status, reason = "too_few", f"{len(np.unique(n))} finished size(s), and a valley needs at least {needed}"
     else:
         over_params, over_tokens = (_fit_curve(curve, size, y, w) for size in (n, d))
+        flat = float(np.ptp(y)) <= FLAT * float(np.abs(y).max())
         smooth = over_params if isinstance(over_params, Polynomial) else fit_polynomial(n, y, w)
-        status, larger = _verdict(over_params)
+        status, larger = ("concave", False) if flat else _verdict(over_params)
         if status == "interior":
             status = "interior" if _verdict(over_tokens)[0] == "interior" else "edge"
-        reason = "" if status == "interior" else _reason(status, larger, n, y)
+        reason = "" if status == "interior" else "all losses are alike" if flat else _reason(status, larger, n, y)
     return Valley(
         budget=budget,
         flops=float(flops.mean()) if len(flops) else budget,

@@ -42,8 +42,9 @@ class Surfaces:
 
     def loss(self, params: Floats, tokens: Floats) -> Floats:
         """L at N and D, which broadcast against the surfaces."""
-        n_term = np.exp(self.log_a - self.alpha * np.log(params))
-        return np.asarray(np.exp(self.log_e) + n_term + np.exp(self.log_b - self.beta * np.log(tokens)))
+        with np.errstate(over="ignore"):
+            n_term = np.exp(self.log_a - self.alpha * np.log(params))
+            return np.asarray(np.exp(self.log_e) + n_term + np.exp(self.log_b - self.beta * np.log(tokens)))
 
     def params_exponent(self, cost: CostLaw) -> Floats:
         """a in N_opt ~ C^a: beta / (alpha + n_exponent·beta)."""
@@ -56,12 +57,12 @@ class Surfaces:
         2) dL/dN = 0 where N^(alpha + c·beta) = alpha·A / (c·beta·B) · X^beta  (equation 4 for c = 1, k = 6)
         """
         log_x, c = np.log(budget) - cost.log_k, cost.n_exponent
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             log_ratio = np.log(self.alpha) + self.log_a - np.log(c * self.beta) - self.log_b
             log_n = (log_ratio + self.beta * log_x) / (self.alpha + c * self.beta)
             log_d = log_x - c * log_n
             n_term, d_term = np.exp(self.log_a - self.alpha * log_n), np.exp(self.log_b - self.beta * log_d)
-        return log_n, log_d, np.asarray(np.exp(self.log_e) + n_term + d_term)
+            return log_n, log_d, np.asarray(np.exp(self.log_e) + n_term + d_term)
 
     def at(self, index: int) -> Surfaces:
         """One of them, still as arrays (1,)."""

@@ -153,9 +153,8 @@ def valley_method(valleys: Sequence[Valley], minima: Minima | None, weights: Law
         fit_power_law(flops, value, _precision(draw) if weights == "precision" else None, draw)
         for value, draw in zip(values, drawn, strict=True)
     ]
-    if len(used) >= FEWEST_FOR_SHIFT:
-        shifted = fit_shifted_law(flops, values[2], None if minima is None else minima.loss[:, used])
-        laws[2] = shifted if np.isfinite(shifted.offset) else laws[2]  # a loss that rises has no irreducible part
+    if len(used) >= FEWEST_FOR_SHIFT and laws[2].exponent < 0:  # a loss that rises has no irreducible part
+        laws[2] = fit_shifted_law(flops, values[2], None if minima is None else minima.loss[:, used])
     return Method(name="valley", status="fitted", reason="", params_opt=laws[0], tokens_opt=laws[1], loss_opt=laws[2],
                   draws=draws, lost_draws=lost)  # fmt: skip
 

@@ -12,8 +12,8 @@ from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.methods import Method, MethodName, surface_method, valley_method
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import SurfaceLoss, fit_surface, refit_surfaces
-from flops_fit_ray.analysis.sweep import FitOptions, SweepFit, fit_valleys
-from flops_fit_ray.analysis.valley import CurveName, Valley, fit_valley
+from flops_fit_ray.analysis.sweep import FitOptions, SweepFit, fit_valleys, valley_of
+from flops_fit_ray.analysis.valley import CurveName, Valley
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.text import count, flops
 
@@ -263,17 +263,7 @@ def _thinned(valley: Valley, points: Points, keep: Floats, options: FitOptions) 
     index = valley.index[keep[valley.index].astype(bool)]
     if len(index) == len(valley.index) or not len(index):
         return valley
-    return fit_valley(
-        valley.budget,
-        index,
-        points.flops[index],
-        points.params[index],
-        points.tokens[index],
-        points.loss[index],
-        points.weights[index],
-        curve=options.curve,
-        window=options.window,
-    )
+    return valley_of(points, valley.budget, index, options)
 
 
 def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.envelope import envelope_method
 from flops_fit_ray.analysis.flags import Flag, Severity
 from flops_fit_ray.analysis.law import FEWEST_DRAWS, Interval, Law, interval
@@ -244,18 +244,22 @@ def run_noise(fit: SweepFit) -> tuple[float, int] | None:
 def fit_valleys(points: Points, options: FitOptions) -> Iterator[Valley]:
     """One valley per budget, increasing."""
     for budget in np.unique(points.budget):
-        here = np.flatnonzero(points.budget == budget)
-        yield fit_valley(
-            float(budget),
-            here,
-            points.flops[here],
-            points.params[here],
-            points.tokens[here],
-            points.loss[here],
-            points.weights[here],
-            curve=options.curve,
-            window=options.window,
-        )
+        yield valley_of(points, float(budget), np.flatnonzero(points.budget == budget), options)
+
+
+def valley_of(points: Points, budget: float, index: Ints, options: FitOptions) -> Valley:
+    """The valley of the points with these indices."""
+    return fit_valley(
+        budget,
+        index,
+        points.flops[index],
+        points.params[index],
+        points.tokens[index],
+        points.loss[index],
+        points.weights[index],
+        curve=options.curve,
+        window=options.window,
+    )
 
 
 def _default(

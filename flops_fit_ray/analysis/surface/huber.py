@@ -11,15 +11,16 @@ Shapes: M problems, n points; theta (M, 5) = a, alpha, b, beta, e with x and y c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Bools, Floats
+from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
+from flops_fit_ray.analysis.surface.newton import MAX_ITERATIONS, descend
 
 CHUNK = 65_536  # elements of (rows, points) at once: what stays in a core's cache
-MAX_ITERATIONS = 200
 DAMPING = 1.0
 LOWER = np.array([-60.0, 1e-3, -60.0, 1e-3, -12.0])
 UPPER = np.array([60.0, 6.0, 60.0, 6.0, 12.0])
@@ -78,7 +79,7 @@ def minimise(
         here = slice(begin, begin + block)
         z = log_loss if log_loss.ndim == 1 else log_loss[here]
         w = weights if weights.ndim == 1 else weights[here]
-        parts.append(_minimise_block(problem, theta[here].copy(), z, w, tolerance, most, patience))
+        parts.append(_minimise_block(problem, theta[here], z, w, tolerance, most, patience))
     return Minima(
         theta=np.concatenate([p.theta for p in parts]),
         objective=np.concatenate([p.objective for p in parts]),
@@ -90,34 +91,21 @@ def minimise(
 def _minimise_block(
     problem: Problem, theta: Floats, z: Floats, w: Floats, tolerance: float, most: int, patience: int | None
 ) -> Minima:
-    rows = len(theta)
-    z, w = np.broadcast_to(z, (rows, len(problem.x))), np.broadcast_to(w, (rows, len(problem.x)))
-    best, value, gradient, hessian, majoriser = theta.copy(), *derivatives(problem, theta, z, w)
-    damping = np.full(rows, DAMPING)
-    done = ~np.isfinite(value)
-    converged = np.zeros(rows, dtype=bool)
-    iterations = 0
-    while iterations < most and not done.all():
-        iterations += 1
-        if patience is not None and converged[value.argmin()]:
-            most = min(most, iterations + patience)
-            patience = None
-        live = np.flatnonzero(~done)
-        step, decrement = _step(problem, best[live], gradient[live], hessian[live], majoriser[live], damping[live])
-        trial = np.clip(best[live] + step, LOWER, UPPER)
-        small = decrement <= tolerance * value[live] + 1e-28
-        whole = live.size == rows
-        new = derivatives(problem, trial, z if whole else z[live], w if whole else w[live])
-        better = new[0] < value[live]
-        # As good as rounding allows: little was promised, and nothing or hardly anything was gained
-        small |= (decrement <= 1e4 * tolerance * value[live]) & ~(new[0] < value[live] * (1 - tolerance))
-        rising = live[better]
-        best[rising], value[rising] = trial[better], new[0][better]
-        gradient[rising], hessian[rising], majoriser[rising] = new[1][better], new[2][better], new[3][better]
-        damping[live] = np.where(better, damping[live] / 10, np.maximum(damping[live], 1e-6) * 8)
-        converged[live[small]] = True
-        done[live[small | (damping[live] > 1e9)]] = True
-    return Minima(theta=best, objective=value, converged=converged, iterations=iterations)
+    shape = (len(theta), len(problem.x))
+    z, w = np.broadcast_to(z, shape), np.broadcast_to(w, shape)
+
+    def evaluate(at: Floats, rows: Ints) -> Sequence[Floats]:
+        whole = len(rows) == shape[0]  # a copy of all rows costs as much as a step
+        return derivatives(problem, at, z if whole else z[rows], w if whole else w[rows])
+
+    def step(at: Floats, known: Sequence[Floats], damping: Floats) -> tuple[Floats, Floats]:
+        return _step(problem, at, known[1], known[2], known[3], damping)
+
+    found, known, converged, iterations = descend(
+        theta, evaluate, step, lower=LOWER, upper=UPPER, damping=DAMPING, tolerance=tolerance, most=most,
+        patience=patience,
+    )  # fmt: skip
+    return Minima(theta=found, objective=known[0], converged=converged, iterations=iterations)
 
 
 def _step(

@@ -11,13 +11,16 @@ Shapes: M problems, n points; exponents (M, 2); coefficients (M, 3) = E, A', B' 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Bools, Floats
-from flops_fit_ray.analysis.surface.huber import CHUNK, LOWER, MAX_ITERATIONS, UPPER
+from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
+from flops_fit_ray.analysis.surface.huber import CHUNK, LOWER, UPPER
+from flops_fit_ray.analysis.surface.newton import descend
 
+DAMPING = 1e-2
 EXPONENTS = [1, 3]  # where alpha and beta stand among the five
 
 
@@ -50,7 +53,7 @@ def minimise_squared(
     parts = []
     for begin in range(0, len(exponents), block):
         here = slice(begin, begin + block)
-        start = exponents[here].copy()
+        start = exponents[here]
         shape = (len(start), len(problem.x))
         z = np.broadcast_to(loss if loss.ndim == 1 else loss[here], shape)
         w = np.broadcast_to(weights if weights.ndim == 1 else weights[here], shape)
@@ -64,36 +67,23 @@ def minimise_squared(
     )
 
 
-def _minimise_block(problem: Projection, best: Floats, z: Floats, w: Floats, tolerance: float) -> Projected:
-    rows = len(best)
-    value, coefficients, gradient, hessian, majoriser = _project(problem, best, z, w)
-    damping = np.full(rows, 1e-2)
-    done = ~np.isfinite(value)
-    converged = np.zeros(rows, dtype=bool)
-    iterations = 0
+def _minimise_block(problem: Projection, start: Floats, z: Floats, w: Floats, tolerance: float) -> Projected:
+    whole = len(start)
+
+    def evaluate(at: Floats, rows: Ints) -> Sequence[Floats]:
+        return _project(problem, at, z if len(rows) == whole else z[rows], w if len(rows) == whole else w[rows])
+
+    def step(at: Floats, known: Sequence[Floats], damping: Floats) -> tuple[Floats, Floats]:
+        _, _, gradient, hessian, majoriser = known
+        stuck = ((at <= lower) & (gradient > 0)) | ((at >= upper) & (gradient < 0))
+        return _step(stuck | ~problem.free, gradient, hessian, majoriser, damping)
+
     lower, upper = LOWER[EXPONENTS], UPPER[EXPONENTS]
-    while iterations < MAX_ITERATIONS and not done.all():
-        iterations += 1
-        live = np.flatnonzero(~done)
-        stuck = ((best[live] <= lower) & (gradient[live] > 0)) | ((best[live] >= upper) & (gradient[live] < 0))
-        step, decrement = _step(
-            stuck | ~problem.free, gradient[live], hessian[live], majoriser[live], damping[live]
-        )  # fmt: skip
-        trial = np.clip(best[live] + step, lower, upper)
-        small = decrement <= tolerance * value[live] + 1e-28
-        whole = live.size == rows
-        new = _project(problem, trial, z if whole else z[live], w if whole else w[live])
-        better = new[0] < value[live]
-        # As good as rounding allows: little was promised, and nothing or hardly anything was gained
-        small |= (decrement <= 1e4 * tolerance * value[live]) & ~(new[0] < value[live] * (1 - tolerance))
-        rising = live[better]
-        best[rising], value[rising], coefficients[rising] = trial[better], new[0][better], new[1][better]
-        gradient[rising], hessian[rising], majoriser[rising] = new[2][better], new[3][better], new[4][better]
-        damping[live] = np.where(better, damping[live] / 10, np.maximum(damping[live], 1e-6) * 8)
-        converged[live[small]] = True
-        done[live[small | (damping[live] > 1e9)]] = True
+    found, known, converged, iterations = descend(
+        start, evaluate, step, lower=lower, upper=upper, damping=DAMPING, tolerance=tolerance
+    )
     return Projected(
-        exponents=best, coefficients=coefficients, objective=value, converged=converged, iterations=iterations
+        exponents=found, coefficients=known[1], objective=known[0], converged=converged, iterations=iterations
     )
 
 

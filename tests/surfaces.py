@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.analysis import Points
+from flops_fit_ray.analysis import Points, group_by_nearness
 
 # L = E + A/N^alpha + B/D^beta with C = 6·N·D: (E, A, B, alpha, beta)
 Surface = tuple[float, float, float, float, float]
@@ -57,3 +57,12 @@ def sweep_on(
             d = budget / 6 / n
             rows.append((budget, budget, n, d, e + a / n**alpha + b / d**beta + noise * rng.standard_normal()))
     return points_from(*np.array(rows).T)
+
+
+def scattered(surface: Surface, number: int, *, noise: float = 0.0, seed: int = 0) -> Points:
+    """Runs all over N and D, as a laboratory has them."""
+    rng = np.random.default_rng(seed)
+    n, d = 10 ** rng.uniform(7, 10, number), 10 ** rng.uniform(9, 12, number)
+    e, a, b, alpha, beta = surface
+    loss = e + a / n**alpha + b / d**beta + noise * rng.standard_normal(number)
+    return points_from(group_by_nearness(6 * n * d), 6 * n * d, n, d, loss, labelled=False)

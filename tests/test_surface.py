@@ -6,24 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flops_fit_ray.analysis import FitOptions, Points, fit_sweep, predict
-from flops_fit_ray.analysis.points import group_by_nearness
+from flops_fit_ray.analysis import FitOptions, fit_sweep, predict
 from flops_fit_ray.analysis.surface import SurfaceOptions, bootstrap_surface, fit_cost_law, fit_surface, refit_surfaces
-from flops_fit_ray.analysis.surface.huber import Problem, derivatives
+from flops_fit_ray.analysis.surface.fit import _frame, _verdict
+from flops_fit_ray.analysis.surface.huber import LOWER, UPPER, Problem, derivatives
 from flops_fit_ray.errors import FitError
-from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, Surface, optimum, points_from, sweep_on
+from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, Surface, optimum, points_from, scattered, sweep_on
 
 LOSSES = ("huber", "squared")
 SURFACES = {"hoffmann": HOFFMANN, "besiroglu": BESIROGLU, "symmetric": SYMMETRIC}
-
-
-def scattered(surface: Surface, number: int, *, noise: float = 0.0, seed: int = 0) -> Points:
-    """Runs all over N and D, as a laboratory has them."""
-    rng = np.random.default_rng(seed)
-    n, d = 10 ** rng.uniform(7, 10, number), 10 ** rng.uniform(9, 12, number)
-    e, a, b, alpha, beta = surface
-    loss = e + a / n**alpha + b / d**beta + noise * rng.standard_normal(number)
-    return points_from(group_by_nearness(6 * n * d), 6 * n * d, n, d, loss, labelled=False)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -235,3 +226,26 @@ def test_intervals_of_surfaces_cover_what_they_say(noise: float, loss: str) -> N
         assert interval is not None and answer is not None
         hits += [interval.holds(a), answer.holds(truth)]
     assert np.all((hits / 200 > 0.91) & (hits / 200 < 0.99)), hits / 200
+
+
+def test_every_status_has_its_case() -> None:
+    points = scattered(BESIROGLU, 40, noise=0.01)
+    options = SurfaceOptions(loss="huber")
+    frame, ones = _frame(points, options), np.ones(40)
+    start = np.array([-1.0, 0.3, -1.0, 0.3, 0.5])
+    assert _verdict(frame, start, start, False, ones)[0] == "did_not_move"
+    assert _verdict(frame, start + 0.1, start, False, ones)[0] == "not_converged"
+    assert _verdict(frame, start, start - 1, True, ones)[0] == "converged"
+    bound = start.copy()
+    bound[4] = LOWER[4]
+    assert _verdict(frame, bound, start, True, ones) == (
+        "at_bound",
+        "E came out as 0: the losses show no irreducible part",
+    )
+    ran = start.copy()
+    ran[1] = UPPER[1]
+    assert _verdict(frame, ran, start, True, ones)[0] == "unidentified"
+    assert _verdict(frame, np.full(5, np.nan), start, True, ones)[0] == "unidentified"
+    line = np.linspace(-1, 1, 40)  # nearly one line: only a ten-thousandth tells N from D
+    thin = replace(frame, x=line, y=line * (1 + 1e-7))
+    assert _verdict(thin, np.array([-1.0, 0.3, -1.0, 0.3, 0.5]), start - 1, True, ones)[0] == "ill_conditioned"

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from flops_fit_ray.cli import main
+from flops_fit_ray.cli.common import exit_code
+from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
 from flops_fit_ray.sweep import Sweep
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, Surface, optimum, sweep_on
@@ -143,6 +145,9 @@ def test_the_spec_of_the_predicted_run_is_ready(tmp_path: Path, capsys: pytest.C
     assert "is there already; nothing was written" in capsys.readouterr().err
     assert call("plan", target) == 0
     assert "1 experiments" in capsys.readouterr().out
+    done = make_sweep(tmp_path / "one", written, known_guest(written))
+    assert done.complete and exit_code(done) == 0 and done.fit.problem  # one run has no law, and wants none
+    assert "One training run: N = " in write_report(done).read_text()
     beyond = tmp_path / "far.yaml"
     assert call("predict", "3e7", made.paths.root, "--spec", beyond) == 0
     out = capsys.readouterr().out

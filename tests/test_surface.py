@@ -238,10 +238,7 @@ def test_every_status_has_its_case() -> None:
     assert _verdict(frame, start, start - 1, True, ones)[0] == "converged"
     bound = start.copy()
     bound[4] = LOWER[4]
-    assert _verdict(frame, bound, start, True, ones) == (
-        "at_bound",
-        "E came out as 0: the losses show no irreducible part",
-    )
+    assert _verdict(frame, bound, start, True, ones)[0] == "at_bound"
     ran = start.copy()
     ran[1] = UPPER[1]
     assert _verdict(frame, ran, start, True, ones)[0] == "unidentified"

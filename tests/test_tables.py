@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flops_fit_ray import fit_table
 from flops_fit_ray.analysis import FitOptions, fit_sweep, group_by_nearness
@@ -262,3 +264,33 @@ def test_the_python_door(tmp_path: Path) -> None:
     assert analysis.fit.valleys[0].curve == "cubic"
     with pytest.raises(SpecError, match="did you mean 'window'"):
         fit_table(path, columns={"loss": "nats"}, windw=3)
+
+
+CELL = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True).map(str),
+    st.sampled_from(["", "nan", "1.5B", "-3", "0", "1e400", "x", "1,000", "7M", " 2 "]),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=12))
+def test_no_cell_gets_past_the_door(tmp_path: Path, rows: list[tuple[str, str, str]]) -> None:
+    """Whatever a table holds: it is refused, or its points are positive and finite, and every row is accounted for."""
+    path = tmp_path / "runs.csv"
+    pd.DataFrame(rows, columns=["N", "D", "loss"]).to_csv(path, index=False)
+    try:
+        read = read_table(path)
+    except SpecError as e:
+        assert e.faults
+        return
+    assert len(read.points) + len(read.refused) == len(rows)
+    for name in ("params", "tokens", "flops", "loss"):
+        values = getattr(read.points, name)
+        assert np.isfinite(values).all() and (values > 0).all()
+
+
+def test_what_follows_must_be_a_number_too(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("N,D,loss\n1e200,1e200,3\n1e6,1e9,3\n")
+    read = read_table(path)
+    assert [(r.line, r.reason) for r in read.refused] == [(2, "C is worked out as 6·N·D, and is inf")]

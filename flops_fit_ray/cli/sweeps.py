@@ -116,7 +116,8 @@ def run(spec: Path | None, output: Path | None, overrides: tuple[str, ...], addr
     except (InterruptedSweepError, KeyboardInterrupt):
         console.say(f"interrupted; what is recorded is safe. Go on with:\n{command}")
         return EXIT_INTERRUPTED
-    console.say("\n" + fit_text(sweep.fit))
+    if not resolved.is_one_run:  # one run has nothing to fit
+        console.say("\n" + fit_text(sweep.fit))
     console.say(counts_text(sweep))
     console.say(f"report: {sweep.paths.report}")
     if as_json:

@@ -97,12 +97,13 @@ def read_table(path: Path, reading: Reading = AS_IT_IS) -> Table:
               if name != "run"}  # fmt: skip
     if "budget" in values and "flops" in values and np.isnan(values["budget"]).all():  # names, not numbers
         values["budget"] = _mean_flops(frame[columns.taken["budget"]], values["flops"])
-    refused = _refusals(frame, values, columns)
+    derived = _derive(values)
+    refused = _refusals(frame, values, columns, derived)
     good = np.array([reason == "" for reason in refused], dtype=bool)
     if not good.any():
         shown = [f"line {line}: {reason}" for line, reason in zip(lines, refused, strict=True)][:SHOWN_REFUSALS]
         raise SpecError(str(path), ["no row can be used", *shown])
-    points, derived = _points(frame, values, columns, good)
+    points = _points(frame, values, columns, good)
     return Table(
         path=path,
         points=points,
@@ -182,28 +183,30 @@ def _equal(column: pd.Series[Any], value: str) -> Bools:
     return np.asarray(cells | (numbers(column) == number))
 
 
-def _refusals(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns) -> list[str]:
+def _refusals(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns, derived: str) -> list[str]:
     """Why each row cannot be used; empty where it can."""
     reasons = [""] * len(frame)
     for name, numeric in values.items():
-        if name == "seconds":
+        if name == "seconds" or name not in columns.taken:
             continue
         for i in np.flatnonzero(~(np.isfinite(numeric) & (numeric > 0))):
             cell = frame[columns.taken[name]].iloc[i]
             shown = "is empty" if str(cell).strip() == "" else f"must be a positive number (got {cell})"
             reasons[i] = "; ".join(filter(None, [reasons[i], f"{columns.taken[name]} {shown}"]))
+    for numeric in (values[name] for name in values if name not in columns.taken):
+        for i in np.flatnonzero(~(np.isfinite(numeric) & (numeric > 0))):
+            reasons[i] = reasons[i] or f"{derived}, and is {numeric[i]:g}"
     return reasons
 
 
-def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns, good: Bools) -> tuple[Points, str]:
+def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns, good: Bools) -> Points:
     picked = {name: numeric[good] for name, numeric in values.items()}
-    derived = _derive(picked)
     budget = picked.get("budget")
     run = None
     if "run" in columns.taken:
         run = np.unique(frame[columns.taken["run"]].astype(str)[good], return_inverse=True)[1].astype(np.int64)
     seconds = picked.get("seconds")
-    points = Points(
+    return Points(
         budget=group_by_nearness(picked["flops"]) if budget is None else budget,
         flops=picked["flops"],
         params=picked["params"],
@@ -216,7 +219,6 @@ def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns, go
         flops_as=_others(frame, OTHER_FLOPS, picked["flops"], good),
         labelled=budget is not None or _repeats(picked["flops"]),
     )
-    return points, derived
 
 
 def _repeats(flops: Floats) -> bool:
@@ -238,18 +240,19 @@ def _derive(values: dict[str, Floats]) -> str:
     """Fill in the one of C, N and D that is missing."""
     six = FLOPS_PER_TOKEN_AND_PARAM
     said = ""
-    if "flops" not in values and "tokens" not in values:
-        values["flops"] = values["budget"]
-        said = "C of a run is taken as its budget; "
-    if "flops" not in values:
-        values["flops"] = six * values["params"] * values["tokens"]
-        return "C is worked out as 6·N·D"
-    if "tokens" not in values:
-        values["tokens"] = values["flops"] / (six * values["params"])
-        return f"{said}D is worked out as C/(6·N)"
-    if "params" not in values:
-        values["params"] = values["flops"] / (six * values["tokens"])
-        return "N is worked out as C/(6·D)"
+    with np.errstate(all="ignore"):  # a row whose result is no number is refused
+        if "flops" not in values and "tokens" not in values:
+            values["flops"] = values["budget"]
+            said = "C of a run is taken as its budget; "
+        if "flops" not in values:
+            values["flops"] = six * values["params"] * values["tokens"]
+            return "C is worked out as 6·N·D"
+        if "tokens" not in values:
+            values["tokens"] = values["flops"] / (six * values["params"])
+            return f"{said}D is worked out as C/(6·N)"
+        if "params" not in values:
+            values["params"] = values["flops"] / (six * values["tokens"])
+            return "N is worked out as C/(6·D)"
     return ""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.spec import DataSection, SweepSpec, TrainSection, make_spec
+from flops_fit_ray.spec import DataSection, FitSection, SweepSpec, TrainSection, make_spec
 from flops_fit_ray.text import did_you_mean
 
 SOURCE = "find_optimal"  # how faults of arguments are introduced
@@ -79,7 +79,7 @@ def _option_homes() -> dict[str, str]:
     homes = {"sizes": "model", "flops_per_token": "model", "name": "", "resources_per_trial": "", "metrics": ""}
     homes |= dict.fromkeys(set(DataSection.model_fields) - {"train", "eval", "kwargs"}, "data")
     homes |= dict.fromkeys(TrainSection.model_fields, "train")
-    homes |= {"draws": "fit", "confidence": "fit"}
+    homes |= dict.fromkeys(set(FitSection.model_fields) - {"seed"}, "fit")
     homes |= {"checkpoint": ""}
     return homes
 

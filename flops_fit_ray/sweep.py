@@ -87,7 +87,7 @@ class Sweep:
     @property
     def fit_options(self) -> FitOptions:
         """How the spec wants it fitted."""
-        return FitOptions(draws=self.spec.fit.draws, confidence=self.spec.fit.confidence, seed=self.spec.fit.seed)
+        return FitOptions(**{name: value for name, value in self.spec.fit.model_dump().items() if value is not None})
 
     @cached_property
     def points(self) -> Points:

@@ -242,3 +242,15 @@ def test_the_card_of_a_sweep_answers_all(sweep: Sweep) -> None:
     fewest = min(e.steps for e in sweep.plan.experiments)
     assert f"{fewest} steps in the shortest run" in card["batch and steps"].words
     assert str(Path(__file__).parent) not in json.dumps([line.to_json() for line in card.values()])
+
+
+def test_the_spec_says_how_it_is_fitted(tmp_path: Path) -> None:
+    spec = known_spec()
+    wanted = spec.fit.model_copy(update={"curve": "cubic", "window": 5, "pins": {"alpha": 1.0}})
+    spec = spec.model_copy(update={"fit": wanted})
+    made = make_sweep(tmp_path, spec, known_guest(spec))
+    assert {v.curve for v in made.fit.valleys} == {"cubic"}
+    assert {int(v.used.sum()) for v in made.fit.valleys} == {5}
+    surface = made.fit.methods["surface_huber"].surface
+    assert surface is not None and surface.surface is not None and surface.surface.alpha[0] == pytest.approx(1.0)
+    assert made.fit_options.draws == 2000 and made.fit_options.law_weights == "equal"

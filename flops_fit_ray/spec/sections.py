@@ -197,11 +197,18 @@ class CheckpointSection(Section):
 
 
 class FitSection(Section):
-    """How intervals are made."""
+    """How the fit and its intervals are made; what is None is as the analysis has it."""
 
     draws: int = Field(default=2000, ge=200, le=1_000_000)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     seed: int = Field(default=0, ge=0)
+    method: Literal["auto", "valley", "surface_huber", "surface_squared"] | None = None
+    curve: Literal["parabola", "cubic", "akima"] | None = None
+    window: int | None = Field(default=None, ge=3)
+    law_weights: Literal["equal", "precision"] | None = None
+    delta: Positive | None = None
+    undertuned: float | None = Field(default=None, gt=0, le=1)
+    pins: dict[Literal["E", "alpha", "beta"], Positive] | None = None
 
 
 class SweepSpec(Section):

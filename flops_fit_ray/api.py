@@ -185,9 +185,10 @@ def find_optimal(
         output_dir: the sweep directory.
         resume: False refuses a directory that holds results already.
         options: any field of the spec's sections by its name, such as sizes, batch_size, micro_batch_size, precision,
-            seed, eval_fraction, tokens_per_sample, max_epochs, draws, curve, window, checkpoint, resources_per_trial; and
-            eval_dataset, address, quiet. Functions are taken for optimizer (model, lr), schedule (step, steps), lr
-            (params, size arguments), count_tokens (batch), flops_per_token (model), and in metrics={name: function}.
+            seed, eval_fraction, tokens_per_sample, max_epochs, draws, curve, window, checkpoint,
+            resources_per_trial; and eval_dataset, address, quiet. Functions are taken for optimizer (model, lr),
+            schedule (step, steps), lr (params, size arguments), count_tokens (batch), flops_per_token (model), and in
+            metrics={name: function}.
 
     Returns:
         The plan with `train=False`, else the result.

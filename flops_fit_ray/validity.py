@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from flops_fit_ray.analysis import SweepFit
-from flops_fit_ray.analysis.sweep import TRUSTED_BUDGETS, TRUSTED_RANGE
+from flops_fit_ray.analysis.doubts import TRUSTED_BUDGETS, TRUSTED_RANGE
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import LrRule, LrTable
 from flops_fit_ray.sweep import Sweep

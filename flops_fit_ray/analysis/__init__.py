@@ -6,6 +6,7 @@ from flops_fit_ray.analysis.isotime import IsoTime, TimedAnswer, answer_in, isot
 from flops_fit_ray.analysis.law import Interval, Law
 from flops_fit_ray.analysis.methods import METHODS, WORDS, Method, MethodName
 from flops_fit_ray.analysis.points import Points, group_by_nearness
+from flops_fit_ray.analysis.prediction import Prediction, predict
 from flops_fit_ray.analysis.sensitivity import Row, Sensitivity, sensitivity
 from flops_fit_ray.analysis.summary import (
     comparison_to_json,
@@ -16,7 +17,7 @@ from flops_fit_ray.analysis.summary import (
     prediction_to_json,
     timed_to_json,
 )
-from flops_fit_ray.analysis.sweep import FitOptions, Prediction, SweepFit, fit_sweep, predict
+from flops_fit_ray.analysis.sweep import FitOptions, SweepFit, fit_sweep
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.analysis.whole import Analysis, analyse, analysis_to_json
 

@@ -13,8 +13,9 @@ from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.isotime import IsoTime, TimedAnswer
 from flops_fit_ray.analysis.law import Interval, Law, interval
 from flops_fit_ray.analysis.methods import Method, ValleyIntervals
+from flops_fit_ray.analysis.prediction import Prediction
 from flops_fit_ray.analysis.surface import SurfaceFit
-from flops_fit_ray.analysis.sweep import Prediction, SweepFit
+from flops_fit_ray.analysis.sweep import SweepFit
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.layout import SCHEMA_VERSION
 

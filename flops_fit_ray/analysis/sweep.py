@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Floats, Ints
+from flops_fit_ray.analysis.arrays import Ints
+from flops_fit_ray.analysis.doubts import doubts
 from flops_fit_ray.analysis.envelope import envelope_method
-from flops_fit_ray.analysis.flags import Flag, Severity
-from flops_fit_ray.analysis.law import FEWEST_DRAWS, Interval, Law, interval
+from flops_fit_ray.analysis.flags import Flag
+from flops_fit_ray.analysis.law import Law
 from flops_fit_ray.analysis.methods import (
-    METHODS,
     LawWeights,
     Method,
     MethodName,
     Minima,
     ValleyIntervals,
     draw_minima,
-    interior,
     surface_method,
     valley_intervals,
     valley_method,
@@ -33,17 +31,9 @@ from flops_fit_ray.analysis.surface import SurfaceLoss, SurfaceOptions, bootstra
 from flops_fit_ray.analysis.valley import CurveName, Valley, fit_valley
 from flops_fit_ray.errors import FitError
 
-TRUSTED_RANGE = 32.0  # largest over smallest budget, from which an exponent can be trusted
-TRUSTED_BUDGETS = 4
-WARN_EXTRAPOLATION = 10.0
-HEADLINE_EXTRAPOLATION = 100.0
-LOST_DRAWS_WARNING = 0.05
-CLEAR_SHIFT = 1.96  # standard errors by which minima must move against C to be called unordered
 FEWEST_FOR_SURFACE = 15  # points, three for each parameter, below which a surface is no answer by itself
-FEWEST_SEEDS = 6  # degrees of freedom from which the spread between seeds is a run's noise
 APART = 1.15  # least ratio of neighbouring budgets' nearest C, where they were found by nearness
 MOSTLY = 0.75  # of the points must lie in valleys with an optimum, where budgets were found by nearness
-COST_SCATTER_WARNING = 0.05  # of ln C about k·N^c·D
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,23 +118,6 @@ class SweepFit:
         return float(self.points.flops.min()), float(self.points.flops.max())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The answer at one budget."""
-
-    budget: float
-    method: MethodName
-    params: float
-    tokens: float
-    loss: float
-    params_interval: Interval | None
-    tokens_interval: Interval | None
-    loss_interval: Interval | None  # of the law
-    run_interval: Interval | None  # of the loss of one new run there: the law's, and a run's own noise
-    extrapolation: float  # factor beyond the nearest fitted budget; 1 inside the range
-    warnings: tuple[Flag, ...]
-
-
 def fit_sweep(points: Points, options: FitOptions = FitOptions(), curves: Points | None = None) -> SweepFit:
     """All methods on all points. It always returns: what could not be made says why.
 
@@ -181,64 +154,8 @@ def fit_sweep(points: Points, options: FitOptions = FitOptions(), curves: Points
         noise=noise,
         seeds=seed_noise(points),
         options=options,
-        warnings=tuple(_warnings(points, valleys, minima, noise, methods, default, options)),
+        warnings=tuple(doubts(points, valleys, minima, noise, methods, default)),
     )
-
-
-def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> Prediction:
-    """N, D and loss at C = `budget` FLOPs, with intervals of the fitted laws.
-
-    Raises:
-        FitError: the method gave no law, or the budget is not a positive number.
-    """
-    if not (np.isfinite(budget) and budget > 0):
-        raise FitError(f"C must be a positive number of FLOPs, and is {budget}")
-    chosen = fit.methods[method or fit.default]
-    if chosen.params_opt is None or chosen.tokens_opt is None or chosen.loss_opt is None:
-        raise FitError(f"there is no law to predict from: {chosen.reason}")
-    low, high = fit.fitted_range
-    factor = max(budget / high, low / budget, 1.0)
-    confidence = fit.options.confidence
-    return Prediction(
-        budget=budget,
-        method=chosen.name,
-        params=chosen.params_opt.at(budget),
-        tokens=chosen.tokens_opt.at(budget),
-        loss=chosen.loss_opt.at(budget),
-        params_interval=chosen.params_opt.interval(budget, confidence),
-        tokens_interval=chosen.tokens_opt.interval(budget, confidence),
-        loss_interval=chosen.loss_opt.interval(budget, confidence),
-        run_interval=_run_interval(fit, chosen.loss_opt, budget),
-        extrapolation=factor,
-        warnings=tuple(_prediction_warnings(fit, chosen, factor)),
-    )
-
-
-def _run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:
-    if law.draws is None:
-        return None
-    values = law.draws.at(budget)
-    noise = run_noise(fit)
-    if noise is None:
-        return None
-    sigma, df = noise
-    rng = np.random.default_rng(fit.options.seed)
-    own = rng.standard_normal(len(values)) * sigma * np.sqrt(df / rng.chisquare(df, len(values)))
-    return interval(values + own, fit.options.confidence)
-
-
-def run_noise(fit: SweepFit) -> tuple[float, int] | None:
-    """Standard deviation of one run's loss in nats, and its degrees of freedom: between seeds, else about the fit."""
-    if fit.seeds is not None and fit.seeds.df >= FEWEST_SEEDS:
-        return fit.seeds.sigma, fit.seeds.df
-    if fit.default == "valley":
-        return None if fit.noise is None else (fit.noise.pooled, fit.noise.pooled_df)
-    surface = fit.answer.surface
-    df = len(fit.points) - 5
-    if surface is None or not surface.usable or df < 1:
-        return None
-    scale = float(np.mean(fit.points.loss)) if surface.loss == "huber" else 1.0
-    return scale * float(np.sqrt(surface.residuals @ surface.residuals / df)), df
 
 
 def fit_valleys(points: Points, options: FitOptions) -> Iterator[Valley]:
@@ -282,120 +199,3 @@ def _default(
     if not points.labelled and (scattered or valley.lost_draws > valley.draws / 2):
         order = ("surface_huber", "surface_squared")
     return next((name for name in order if methods[name].params_opt is not None), order[0])
-
-
-def _warnings(
-    points: Points,
-    valleys: Sequence[Valley],
-    minima: Minima | None,
-    noise: Noise | None,
-    methods: Mapping[MethodName, Method],
-    default: MethodName,
-    options: FitOptions,
-) -> Iterator[Flag]:
-    yield from _lost_budgets(points, valleys)
-    if default == "valley":
-        yield from _valley_warnings(valleys, minima, noise, options)
-    yield from _method_warnings(methods, default)
-    surface = methods["surface_huber"].surface
-    if surface is not None and surface.cost is not None and surface.cost.scatter > COST_SCATTER_WARNING:
-        yield Flag(
-            "cost_law",
-            "warning",
-            f"C is not k·N^c·D: {100 * surface.cost.scatter:.2g} % scatter; N_opt and D_opt of the surfaces rest on it",
-        )
-    if points.run is not None and points.num_runs < len(points):
-        yield Flag(
-            "checkpoints",
-            "info",
-            f"{len(points)} losses come from {points.num_runs} runs: the bootstrap keeps those of a run together",
-        )
-
-
-def _lost_budgets(points: Points, valleys: Sequence[Valley]) -> Iterator[Flag]:
-    for valley in valleys:
-        if valley.status != "interior" and (points.labelled or valley.status != "too_few"):
-            yield Flag(f"valley_{valley.status}", "warning", f"no optimum at C = {valley.budget:g}: {valley.reason}")
-    alone = sum(len(v.loss) for v in valleys if v.status == "too_few")
-    if alone and not points.labelled:
-        yield Flag(
-            "no_budget", "info", f"{alone} of {len(points)} points lie near no budget: the valleys leave them out"
-        )
-
-
-def _method_warnings(methods: Mapping[MethodName, Method], default: MethodName) -> Iterator[Flag]:
-    for name in METHODS:
-        method = methods.get(name)
-        if method is None:
-            continue
-        loud: Severity = "warning" if name == default else "info"
-        if method.reason and name != "valley":
-            yield Flag(f"{name}_{method.status}", loud, f"{method.words}: {method.reason}")
-        if method.lost_draws > LOST_DRAWS_WARNING * max(method.draws, 1):
-            most = method.lost_draws > (1 - FEWEST_DRAWS) * method.draws
-            what = "there is no interval" if most else "the intervals are too narrow"
-            words = f"{method.words}: {method.lost_draws} of {method.draws} bootstrap draws gave no optimum: {what}"
-            yield Flag("lost_draws", loud, words)
-        if method.loss_opt is not None and method.loss_opt.exponent > 0:
-            yield Flag("loss_rises", "severe" if loud == "warning" else loud, f"{method.words}: the loss rises with C")
-
-
-def _valley_warnings(
-    valleys: Sequence[Valley], minima: Minima | None, noise: Noise | None, options: FitOptions
-) -> Iterator[Flag]:
-    used = interior(valleys)
-    fitted = [valleys[i].flops for i in used]
-    if len(fitted) >= 2:
-        yield from range_warning(max(fitted) / min(fitted), len(fitted))
-        if _moves_back(valleys, used, minima):
-            words = "the minima do not move right with C: the noise is as large as the effect, or a run is bad"
-            yield Flag("unordered_minima", "warning", words)
-    if noise is None and valleys:
-        words = (
-            "no intervals: every curve goes through all of its points and leaves no scatter to see; add sizes or seeds"
-        )
-        yield Flag("no_intervals", "warning", words)
-
-
-def _moves_back(valleys: Sequence[Valley], used: Sequence[int], minima: Minima | None) -> bool:
-    """Whether a larger budget has a clearly smaller N_opt; clearly by the draws, where there are any."""
-    for i, j in itertools.pairwise(used):
-        back: Floats | float = np.log10(valleys[i].params_opt) - np.log10(valleys[j].params_opt)
-        if back <= 0:
-            continue
-        if minima is None:
-            return True
-        spread = float(np.nanstd(minima.log10_params[:, i] - minima.log10_params[:, j]))
-        if back > CLEAR_SHIFT * spread or spread == 0:
-            return True
-    return False
-
-
-def range_warning(span: float, count: int) -> Iterator[Flag]:
-    """What to say where the budgets lie too close together for an exponent."""
-    if span < TRUSTED_RANGE or count < TRUSTED_BUDGETS:
-        yield Flag(
-            "narrow_range",
-            "warning",
-            f"an exponent from {count} budgets over a range of {span:.3g}x is not trustworthy: at least "
-            f"{TRUSTED_BUDGETS} over {TRUSTED_RANGE:g}x are needed",
-        )
-
-
-def _prediction_warnings(fit: SweepFit, method: Method, factor: float) -> Iterator[Flag]:
-    yield from extrapolation_warning(factor)
-    if factor > 1 and method.name == "valley" and method.loss_opt is not None:
-        if not method.loss_opt.offset:
-            yield Flag("loss_law", "info", "the loss law has no irreducible term, so it is too low beyond the data")
-        low, high = fit.fitted_range
-        yield from range_warning(high / low, len(fit.optima))
-
-
-def extrapolation_warning(factor: float) -> Iterator[Flag]:
-    """What to say of an answer so far beyond the data."""
-    if factor > HEADLINE_EXTRAPOLATION:
-        words = f"EXTRAPOLATION BY {factor:.3g}x: the interval does not cover what may change on the way"
-        yield Flag("extrapolation", "severe", words)
-    elif factor > WARN_EXTRAPOLATION:
-        words = f"extrapolation by {factor:.3g}x: the interval assumes that the straight line goes on"
-        yield Flag("extrapolation", "warning", words)

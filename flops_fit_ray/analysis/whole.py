@@ -9,9 +9,10 @@ from typing import Any
 from flops_fit_ray.analysis.extrapolation import HoldOut, LossHoldOut, hold_outs, loss_hold_out
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.isotime import IsoTime, isotime
+from flops_fit_ray.analysis.prediction import Prediction, predict
 from flops_fit_ray.analysis.sensitivity import Row, Sensitivity, sensitivity, valley_bias, verdict
 from flops_fit_ray.analysis.summary import fit_to_json, laws_to_json, pair, plain, prediction_to_json
-from flops_fit_ray.analysis.sweep import Prediction, SweepFit, predict
+from flops_fit_ray.analysis.sweep import SweepFit
 
 TARGET = 10.0  # times the largest fitted C, where no target is named
 

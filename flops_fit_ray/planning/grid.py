@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from flops_fit_ray.analysis.sweep import range_warning
+from flops_fit_ray.analysis.doubts import range_warning
 from flops_fit_ray.analysis.valley import FEWEST
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.disk import disk_need

@@ -80,6 +80,8 @@ def draw_contours(shown: Contours, loss_name: str = "loss") -> Figure:
     """Lines of equal loss over N and D; dots are runs, the dashed line runs through the optima."""
     figure = Figure(figsize=(7.2, 4.3), layout="constrained")
     axes = figure.add_subplot()
+    axes.set_xscale("log")  # before the contours: their labels cut gaps that are measured on the page
+    axes.set_yscale("log")
     low, high = shown.loss.min(), shown.loss.max()
     levels = low + (high - low) * np.linspace(0.02, 0.95, LEVELS) ** 2  # closer where the surface is flat
     lines = axes.contour(shown.params, shown.tokens, shown.loss, levels=levels, colors=colours(LEVELS), linewidths=1.2)
@@ -87,8 +89,6 @@ def draw_contours(shown: Contours, loss_name: str = "loss") -> Figure:
     axes.plot(shown.run_params, shown.run_tokens, "o", color=INK, markersize=3, alpha=0.7,
               rasterized=too_many(len(shown.run_params)))  # fmt: skip
     axes.plot(shown.opt_params, shown.opt_tokens, "--", color=INK, linewidth=1.4, label="optima of the surface")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
     axes.set_xlabel("N (parameters)")
     axes.set_ylabel("D (tokens)")
     axes.set_title(f"{loss_name}, fitted", fontsize=10, color=INK)

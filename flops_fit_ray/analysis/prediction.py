@@ -1,0 +1,99 @@
+"""The answer at one budget, with its intervals and how far beyond the data it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_ray.analysis.doubts import extrapolation_warning, range_warning
+from flops_fit_ray.analysis.flags import Flag
+from flops_fit_ray.analysis.law import Interval, Law, interval
+from flops_fit_ray.analysis.methods import Method, MethodName
+from flops_fit_ray.analysis.sweep import SweepFit
+from flops_fit_ray.errors import FitError
+
+FEWEST_SEEDS = 6  # degrees of freedom from which the spread between seeds is a run's noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer at one budget."""
+
+    budget: float
+    method: MethodName
+    params: float
+    tokens: float
+    loss: float
+    params_interval: Interval | None
+    tokens_interval: Interval | None
+    loss_interval: Interval | None  # of the law
+    run_interval: Interval | None  # of the loss of one new run there: the law's, and a run's own noise
+    extrapolation: float  # factor beyond the nearest fitted budget; 1 inside the range
+    warnings: tuple[Flag, ...]
+
+
+def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> Prediction:
+    """N, D and loss at C = `budget` FLOPs, with intervals of the fitted laws.
+
+    Raises:
+        FitError: the method gave no law, or the budget is not a positive number.
+    """
+    if not (np.isfinite(budget) and budget > 0):
+        raise FitError(f"C must be a positive number of FLOPs, and is {budget}")
+    chosen = fit.methods[method or fit.default]
+    if chosen.params_opt is None or chosen.tokens_opt is None or chosen.loss_opt is None:
+        raise FitError(f"there is no law to predict from: {chosen.reason}")
+    low, high = fit.fitted_range
+    factor = max(budget / high, low / budget, 1.0)
+    confidence = fit.options.confidence
+    return Prediction(
+        budget=budget,
+        method=chosen.name,
+        params=chosen.params_opt.at(budget),
+        tokens=chosen.tokens_opt.at(budget),
+        loss=chosen.loss_opt.at(budget),
+        params_interval=chosen.params_opt.interval(budget, confidence),
+        tokens_interval=chosen.tokens_opt.interval(budget, confidence),
+        loss_interval=chosen.loss_opt.interval(budget, confidence),
+        run_interval=_run_interval(fit, chosen.loss_opt, budget),
+        extrapolation=factor,
+        warnings=tuple(_prediction_warnings(fit, chosen, factor)),
+    )
+
+
+def _run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:
+    if law.draws is None:
+        return None
+    values = law.draws.at(budget)
+    noise = run_noise(fit)
+    if noise is None:
+        return None
+    sigma, df = noise
+    rng = np.random.default_rng(fit.options.seed)
+    own = rng.standard_normal(len(values)) * sigma * np.sqrt(df / rng.chisquare(df, len(values)))
+    return interval(values + own, fit.options.confidence)
+
+
+def run_noise(fit: SweepFit) -> tuple[float, int] | None:
+    """Standard deviation of one run's loss in nats, and its degrees of freedom: between seeds, else about the fit."""
+    if fit.seeds is not None and fit.seeds.df >= FEWEST_SEEDS:
+        return fit.seeds.sigma, fit.seeds.df
+    if fit.default == "valley":
+        return None if fit.noise is None else (fit.noise.pooled, fit.noise.pooled_df)
+    surface = fit.answer.surface
+    df = len(fit.points) - 5
+    if surface is None or not surface.usable or df < 1:
+        return None
+    scale = float(np.mean(fit.points.loss)) if surface.loss == "huber" else 1.0
+    return scale * float(np.sqrt(surface.residuals @ surface.residuals / df)), df
+
+
+def _prediction_warnings(fit: SweepFit, method: Method, factor: float) -> Iterator[Flag]:
+    yield from extrapolation_warning(factor)
+    if factor > 1 and method.name == "valley" and method.loss_opt is not None:
+        if not method.loss_opt.offset:
+            yield Flag("loss_law", "info", "the loss law has no irreducible term, so it is too low beyond the data")
+        low, high = fit.fitted_range
+        yield from range_warning(high / low, len(fit.optima))

@@ -112,18 +112,14 @@ def valley_intervals(
     """Beside the valleys: intervals of their minima, None where there is no minimum or no scatter."""
     found: list[ValleyIntervals | None] = []
     for i, valley in enumerate(valleys):
-        if minima is None or valley.status != "interior":
-            found.append(None)
-            continue
-        n = interval(minima.log10_params[:, i], confidence)
-        d = interval(minima.log10_tokens[:, i], confidence)
-        loss = interval(minima.loss[:, i], confidence)
-        known = n is not None and d is not None and loss is not None
-        if not known:
-            found.append(None)
-            continue
-        assert n is not None and d is not None and loss is not None
-        found.append(ValleyIntervals(params_opt=_power(n), tokens_opt=_power(d), loss_opt=loss))
+        n = d = loss = None
+        if minima is not None and valley.status == "interior":
+            drawn = (minima.log10_params, minima.log10_tokens, minima.loss)
+            n, d, loss = (interval(values[:, i], confidence) for values in drawn)
+        known = None
+        if n is not None and d is not None and loss is not None:
+            known = ValleyIntervals(params_opt=_power(n), tokens_opt=_power(d), loss_opt=loss)
+        found.append(known)
     return found
 
 

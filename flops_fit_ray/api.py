@@ -271,7 +271,7 @@ def fit_table(
 
     Raises:
         SpecError: the table cannot be read, or an option is unknown.
-        FitError: there is no law to answer from, or an option has no meaning.
+        FitError: a budget or an option has no meaning.
     """
     from flops_fit_ray.tables import Reading, read_table
 

@@ -201,7 +201,8 @@ def test_the_json_is_what_the_contract_says() -> None:
     assert content["sensitivity"]["sentence"].startswith("N_opt(1e21) lies")
     assert [p["budget"] for p in content["predictions"]] == [1e21, 1e23]
     assert content["n_opt"]["exponent"] == fit.params_opt.exponent  # type: ignore[union-attr]  # full precision
-    nothing = analysis_to_json(analyse(fit_sweep(sweep_on(BESIROGLU, [1e18]), QUICK)))
+    nothing = analysis_to_json(analyse(fit_sweep(sweep_on(BESIROGLU, [1e18]), QUICK), [1e21]))
+    assert nothing["predictions"] == []
     assert nothing["sensitivity"] is None and nothing["n_opt"]["exponent"] is None and nothing["n_opt"]["reason"]
 
 

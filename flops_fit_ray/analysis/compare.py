@@ -9,6 +9,7 @@ import numpy as np
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.law import Interval, Law, interval
 from flops_fit_ray.analysis.methods import MethodName
+from flops_fit_ray.analysis.prediction import check_budget
 from flops_fit_ray.analysis.sweep import SweepFit
 from flops_fit_ray.errors import FitError
 
@@ -46,8 +47,7 @@ def compare(a: SweepFit, b: SweepFit, budget: float, method: MethodName | None =
     Raises:
         FitError: a sweep has no law by the method, or the budget is not a positive number.
     """
-    if not (np.isfinite(budget) and budget > 0):
-        raise FitError(f"C must be a positive number of FLOPs, and is {budget}")
+    check_budget(budget)
     name = method or _common(a, b)
     laws = []
     for which, fit in (("the first", a), ("the second", b)):

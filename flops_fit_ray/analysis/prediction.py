@@ -40,8 +40,7 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
     Raises:
         FitError: the method gave no law, or the budget is not a positive number.
     """
-    if not (np.isfinite(budget) and budget > 0):
-        raise FitError(f"C must be a positive number of FLOPs, and is {budget}")
+    check_budget(budget)
     chosen = fit.methods[method or fit.default]
     if chosen.params_opt is None or chosen.tokens_opt is None or chosen.loss_opt is None:
         raise FitError(f"there is no law to predict from: {chosen.reason}")
@@ -61,6 +60,16 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
         extrapolation=factor,
         warnings=tuple(_prediction_warnings(fit, chosen, factor)),
     )
+
+
+def check_budget(budget: float) -> None:
+    """Refuse what is no budget.
+
+    Raises:
+        FitError: it is not a positive number.
+    """
+    if not (np.isfinite(budget) and budget > 0):
+        raise FitError(f"C must be a positive number of FLOPs, and is {budget}")
 
 
 def _run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:

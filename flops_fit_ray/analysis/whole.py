@@ -9,7 +9,7 @@ from typing import Any
 from flops_fit_ray.analysis.extrapolation import HoldOut, LossHoldOut, hold_outs, loss_hold_out
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.isotime import IsoTime, isotime
-from flops_fit_ray.analysis.prediction import Prediction, predict
+from flops_fit_ray.analysis.prediction import Prediction, check_budget, predict
 from flops_fit_ray.analysis.sensitivity import Row, Sensitivity, sensitivity, valley_bias, verdict
 from flops_fit_ray.analysis.summary import fit_to_json, laws_to_json, pair, plain, prediction_to_json
 from flops_fit_ray.analysis.sweep import SweepFit
@@ -52,12 +52,14 @@ def analyse(fit: SweepFit, at: Sequence[float] = ()) -> Analysis:
     """Question a fit at the budgets `at`; the first is the target of the panel, without any 10 times the largest C.
 
     Raises:
-        FitError: a budget is not a positive number, or there is no law to answer from.
+        FitError: a budget is not a positive number.
     """
     target = None
     if fit.params_opt is not None:
         target = at[0] if at else TARGET * fit.fitted_range[1]
-    predictions = tuple(predict(fit, c) for c in (at or ([] if target is None else [target])))
+    for c in at:
+        check_budget(c)
+    predictions = () if target is None else tuple(predict(fit, c) for c in (at or [target]))
     return Analysis(
         fit=fit,
         target=target,

@@ -294,3 +294,14 @@ def test_what_follows_must_be_a_number_too(tmp_path: Path) -> None:
     path.write_text("N,D,loss\n1e200,1e200,3\n1e6,1e9,3\n")
     read = read_table(path)
     assert [(r.line, r.reason) for r in read.refused] == [(2, "C is worked out as 6·N·D, and is inf")]
+
+
+def test_checkpoints_of_runs_give_the_envelope(tmp_path: Path) -> None:
+    e, a, b, alpha, beta = BESIROGLU
+    n, d = np.repeat(np.geomspace(1e7, 3e9, 40), 40), np.tile(np.geomspace(1e8, 3e11, 40), 40)
+    table = pd.DataFrame({"N": n, "D": d, "loss": e + a / n**alpha + b / d**beta, "run": np.repeat(np.arange(40), 40)})
+    fit = fit_table(written(tmp_path / "runs.csv", table), draws=50, method="envelope").fit
+    assert fit.points.num_runs == 40 and fit.default == "envelope"
+    assert fit.params_opt is not None
+    assert fit.params_opt.exponent == pytest.approx(beta / (alpha + beta), abs=0.03)
+    assert {"envelope_fitted", "checkpoints"} <= {flag.code for flag in fit.warnings}

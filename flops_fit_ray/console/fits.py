@@ -37,7 +37,7 @@ def table_text(table: Table) -> str:
 def analysis_text(analysis: Analysis) -> str:
     """Everything: the fit, the answer, how the methods agree, the panel, the hold-outs."""
     fit = analysis.fit
-    blocks = [fit_text(fit)]
+    blocks = ["\n".join([fit_text(fit), *(f"note: {flag}" for flag in fit.warnings if flag.severity == "info")])]
     if sum(method.params_opt is not None for method in fit.methods.values()) > 1:
         blocks.append(methods_text(analysis))
     blocks += [prediction_text(p, fit.options.confidence) for p in analysis.predictions]
@@ -50,7 +50,7 @@ def analysis_text(analysis: Analysis) -> str:
 
 
 def fit_text(fit: SweepFit) -> str:
-    """Valleys, laws and warnings."""
+    """Valleys, laws and warnings; notes are for those who ask for the whole analysis."""
     rows = []
     shown = [(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True) if fit.points.labelled or len(v.loss) > 2]
     for valley, intervals in shown[:MOST_VALLEYS]:
@@ -73,7 +73,8 @@ def fit_text(fit: SweepFit) -> str:
         lines.append(f"{name} = {law.formula}{shown_bounds}")
     if fit.problem:
         lines.append(f"no law: {fit.problem}")
-    return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in fit.warnings)])
+    loud = [flag for flag in fit.warnings if flag.severity != "info"]
+    return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in loud)])
 
 
 def methods_text(analysis: Analysis) -> str:

@@ -33,7 +33,7 @@ def doubts(
     default: MethodName,
 ) -> Iterator[Flag]:
     """Everything that speaks against a fit, its budgets and its methods."""
-    yield from _lost_budgets(points, valleys)
+    yield from _lost_budgets(points, valleys, "warning" if default == "valley" else "info")
     if default == "valley":
         yield from _valley_doubts(valleys, minima, noise)
     yield from _method_doubts(methods, default)
@@ -52,10 +52,10 @@ def doubts(
         )
 
 
-def _lost_budgets(points: Points, valleys: Sequence[Valley]) -> Iterator[Flag]:
+def _lost_budgets(points: Points, valleys: Sequence[Valley], severity: Severity) -> Iterator[Flag]:
     for valley in valleys:
         if valley.status != "interior" and (points.labelled or valley.status != "too_few"):
-            yield Flag(f"valley_{valley.status}", "warning", f"no optimum at C = {valley.budget:g}: {valley.reason}")
+            yield Flag(f"valley_{valley.status}", severity, f"no optimum at C = {valley.budget:g}: {valley.reason}")
     alone = sum(len(v.loss) for v in valleys if v.status == "too_few")
     if alone and not points.labelled:
         yield Flag(

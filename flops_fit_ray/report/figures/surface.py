@@ -86,8 +86,9 @@ def draw_contours(shown: Contours, loss_name: str = "loss") -> Figure:
     levels = low + (high - low) * np.linspace(0.02, 0.95, LEVELS) ** 2  # closer where the surface is flat
     lines = axes.contour(shown.params, shown.tokens, shown.loss, levels=levels, colors=colours(LEVELS), linewidths=1.2)
     axes.clabel(lines, fontsize=7, fmt="%.3g", colors=INK)
-    axes.plot(shown.run_params, shown.run_tokens, "o", color=INK, markersize=3, alpha=0.7,
-              rasterized=too_many(len(shown.run_params)))  # fmt: skip
+    many = too_many(len(shown.run_params))
+    ink = "0.5" if many else INK  # a picture keeps its colour on every ground
+    axes.plot(shown.run_params, shown.run_tokens, "o", color=ink, markersize=3, alpha=0.7, rasterized=many)
     axes.plot(shown.opt_params, shown.opt_tokens, "--", color=INK, linewidth=1.4, label="optima of the surface")
     axes.set_xlabel("N (parameters)")
     axes.set_ylabel("D (tokens)")

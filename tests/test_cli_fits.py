@@ -164,7 +164,9 @@ def test_compare_says_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert call("compare", a, again, "--json") == 0
     content = json.loads(capsys.readouterr().out)
     assert {d["differs"] for d in content["differences"]} == {False}
-    assert content["budget"] == pytest.approx(1e20)
+    assert content["budget"] == pytest.approx(1e20) and content["extrapolation"] == pytest.approx([1, 1])
+    assert call("compare", a, again, "--at", "3e21") == 0
+    assert "extrapolation by 30x" in capsys.readouterr().out
     assert call("compare", a, b, "--figure", tmp_path / "both.bmp") == 2
     assert "is no figure that can be drawn" in capsys.readouterr().err
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.doubts import extrapolation_warning
+from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.law import Interval, Law, interval
 from flops_fit_ray.analysis.methods import MethodName
-from flops_fit_ray.analysis.prediction import check_budget
+from flops_fit_ray.analysis.prediction import check_budget, extrapolation
 from flops_fit_ray.analysis.sweep import SweepFit
 from flops_fit_ray.errors import FitError
 
@@ -39,6 +41,8 @@ class Comparison:
     budget: float
     confidence: float
     differences: tuple[Difference, ...]
+    extrapolation: tuple[float, float]  # factor beyond the fitted budgets of each
+    warnings: tuple[Flag, ...]
 
 
 def compare(a: SweepFit, b: SweepFit, budget: float, method: MethodName | None = None) -> Comparison:
@@ -64,7 +68,15 @@ def compare(a: SweepFit, b: SweepFit, budget: float, method: MethodName | None =
         _value("D_opt", d_a, d_b, budget, confidence, ratio=True),
         _value("L_opt", l_a, l_b, budget, confidence, ratio=False),
     )
-    return Comparison(method=name, budget=budget, confidence=confidence, differences=rows)
+    factors = (extrapolation(a, budget, name), extrapolation(b, budget, name))
+    return Comparison(
+        method=name,
+        budget=budget,
+        confidence=confidence,
+        differences=rows,
+        extrapolation=factors,
+        warnings=tuple(extrapolation_warning(max(factors))),
+    )
 
 
 def _common(a: SweepFit, b: SweepFit) -> MethodName:

@@ -44,8 +44,7 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
     chosen = fit.methods[method or fit.default]
     if chosen.params_opt is None or chosen.tokens_opt is None or chosen.loss_opt is None:
         raise FitError(f"there is no law to predict from: {chosen.reason}")
-    low, high = fit.fitted_range
-    factor = max(budget / high, low / budget, 1.0)
+    factor = extrapolation(fit, budget, chosen.name)
     confidence = fit.options.confidence
     return Prediction(
         budget=budget,
@@ -60,6 +59,12 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
         extrapolation=factor,
         warnings=tuple(_prediction_warnings(fit, chosen, factor)),
     )
+
+
+def extrapolation(fit: SweepFit, budget: float, method: MethodName) -> float:
+    """How far C = `budget` lies beyond what the method was fitted to, as a factor; 1 inside."""
+    low, high = fit.range_of(method)
+    return max(budget / high, low / budget, 1.0)
 
 
 def check_budget(budget: float) -> None:

@@ -93,6 +93,8 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
             "method": comparison.method,
             "budget": comparison.budget,
             "confidence": comparison.confidence,
+            "extrapolation": list(comparison.extrapolation),
+            "warnings": [flag.to_json() for flag in comparison.warnings],
             "differences": [
                 {
                     "name": d.name,

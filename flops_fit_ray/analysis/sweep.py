@@ -112,7 +112,11 @@ class SweepFit:
     @property
     def fitted_range(self) -> tuple[float, float]:
         """Smallest and largest C that the default method's laws rest on."""
-        if self.default == "valley":
+        return self.range_of(self.default)
+
+    def range_of(self, method: MethodName) -> tuple[float, float]:
+        """Smallest and largest C that a method's laws rest on."""
+        if method == "valley":
             fitted = [v.flops for v, _ in self.optima]
             return min(fitted), max(fitted)
         return float(self.points.flops.min()), float(self.points.flops.max())

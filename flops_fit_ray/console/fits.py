@@ -207,6 +207,8 @@ def comparison_text(comparison: Comparison, first: Path, second: Path) -> str:
             f"second: {second}",
             f"at C = {text.flops(comparison.budget)} FLOPs, by {comparison.method}",
             text.table(head, rows),
+            "extrapolation factors " + " and ".join(f"{factor:.3g}" for factor in comparison.extrapolation),
+            *(f"{_label(flag.severity)}: {flag}" for flag in comparison.warnings),
         ]
     )
 

@@ -137,6 +137,7 @@ def draw_comparison(bands: list[list[LawBand]]) -> Figure:
             axes.plot(band.budget, band.value, MARKERS[i], color=colour, markersize=5)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        readable_ticks(axes)
         axes.set_xlabel("C (FLOPs)")
         axes.set_title(title, fontsize=10, color=INK)
         plain(axes)

@@ -167,4 +167,5 @@ def test_a_wheel_carries_the_demo_and_the_template(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     demo = {f"flops_fit_ray/demo/{name}" for name in ("sweep.yaml", "model.py", "data.py")}
-    assert names >= demo | {"flops_fit_ray/report/templates/report.html.j2", "flops_fit_ray/py.typed"}
+    templates = {f"flops_fit_ray/report/templates/{name}.html.j2" for name in ("report", "table", "fit", "style")}
+    assert names >= demo | templates | {"flops_fit_ray/py.typed"}

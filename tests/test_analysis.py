@@ -210,3 +210,13 @@ def test_a_loss_that_rises_with_c_is_severe() -> None:
     rising = replace(points, loss=points.loss + np.log10(points.budget / 1e18))
     flags = {flag.code: flag.severity for flag in fit_sweep(rising, FitOptions(method="valley")).warnings}
     assert flags["loss_rises"] == "severe"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("curve", "quartic"), ("method", "magic"), ("law_weights", "some"), ("draws", -1), ("confidence", 1.0),
+     ("window", 2), ("delta", 0.0), ("undertuned", 2.0)],
+)  # fmt: skip
+def test_options_without_meaning_are_refused(name: str, value: object) -> None:
+    with pytest.raises(FitError, match=f"{name} must be .*, and is "):
+        FitOptions(**{name: value})  # type: ignore[arg-type]

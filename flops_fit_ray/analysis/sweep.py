@@ -14,6 +14,7 @@ from flops_fit_ray.analysis.envelope import envelope_method
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.law import Law
 from flops_fit_ray.analysis.methods import (
+    METHODS,
     LawWeights,
     Method,
     MethodName,
@@ -28,7 +29,7 @@ from flops_fit_ray.analysis.methods import (
 from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
 from flops_fit_ray.analysis.points import Points, budget_gap, check_points
 from flops_fit_ray.analysis.surface import SurfaceLoss, SurfaceOptions, bootstrap_surface, fit_surface
-from flops_fit_ray.analysis.valley import CurveName, Valley, fit_valley
+from flops_fit_ray.analysis.valley import FEWEST, CurveName, Valley, fit_valley
 from flops_fit_ray.errors import FitError
 
 FEWEST_FOR_SURFACE = 15  # points, three for each parameter, below which a surface is no answer by itself
@@ -50,6 +51,22 @@ class FitOptions:
     delta: float = 1e-3  # of the Huber loss of ln L
     undertuned: float = 1.0  # weight of runs above the surface; Huber only
     pins: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        words = {"method": ("auto", *METHODS), "curve": tuple(FEWEST), "law_weights": ("equal", "precision")}
+        for name, known in words.items():
+            if getattr(self, name) not in known:
+                raise FitError(f"{name} must be one of {', '.join(known)}, and is {getattr(self, name)!r}")
+        checks = {
+            "draws": (self.draws >= 0, "0 or more"),
+            "confidence": (0 < self.confidence < 1, "between 0 and 1"),
+            "window": (self.window is None or self.window >= FEWEST["parabola"], "3 sizes or more"),
+            "delta": (self.delta > 0, "positive"),
+            "undertuned": (0 < self.undertuned <= 1, "above 0 and at most 1"),
+        }
+        for name, (good, wanted) in checks.items():
+            if not good:
+                raise FitError(f"{name} must be {wanted}, and is {getattr(self, name)}")
 
     def surface(self, loss: SurfaceLoss) -> SurfaceOptions:
         """What a surface fit needs of it."""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -90,6 +91,14 @@ def test_a_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     analysis = json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert analysis["table"]["refused"] == [{"line": 37, "reason": "val loss is empty"}]
     assert len(page) < 500_000
+
+
+def test_a_report_of_runs_that_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(2)  # losses by chance: no surface, though a few slices look like valleys
+    n, d, loss = 10 ** rng.uniform(6, 9, 60), 10 ** rng.uniform(8, 11, 60), rng.uniform(2, 4, 60)
+    pd.DataFrame({"N": n, "D": d, "loss": loss}).to_csv(tmp_path / "runs.csv", index=False)
+    assert call("fit", tmp_path / "runs.csv", "--report", tmp_path / "out") == 1
+    assert "No budget has an optimum yet: surface" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_predict_of_a_table_and_beyond(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

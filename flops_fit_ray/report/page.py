@@ -23,8 +23,8 @@ MOST_VALLEYS = 40  # rows
 def answer(analysis: Analysis, loss_name: str) -> str:
     """The answer in one sentence, at the largest budget that has an optimum, or at the largest C of a surface."""
     fit = analysis.fit
-    if fit.problem and not fit.optima:
-        return "No budget has an optimum yet: " + (fit.problem or "no experiment is completed") + "."
+    if fit.problem and (fit.default != "valley" or not fit.optima):
+        return f"No budget has an optimum yet: {fit.problem}."
     valley, intervals = fit.optima[-1] if fit.optima else (None, None)
     within: list[Interval | None]
     if fit.default == "valley" and valley is not None:

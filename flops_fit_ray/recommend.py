@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.analysis import Interval, Prediction, SweepFit, plain
+from flops_fit_ray.analysis import Interval, Prediction, SweepFit, pair, plain
 from flops_fit_ray.analysis.isotime import seconds_interval, seconds_of
 from flops_fit_ray.analysis.surface import fit_cost_law
 from flops_fit_ray.errors import SpecError
@@ -46,11 +46,8 @@ class Recommendation:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         left_out = ("spec", "candidates", "seconds_interval")
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
-        seconds = self.seconds_interval
-        return {k: plain(v) for k, v in content.items()} | {
-            "seconds_interval": None if seconds is None else list(asdict(seconds).values())
-        }
+        content = {n: plain(getattr(self, n)) for n in self.__dataclass_fields__ if n not in left_out}
+        return content | {"seconds_interval": pair(self.seconds_interval)}
 
     def write(self, path: Path, size: int | str | None = None) -> None:
         """Write the spec of this one run, with `size` in place of the own one.

@@ -6,6 +6,8 @@ so the envelope compares unfinished runs. Other methods are to be preferred wher
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats, Ints
@@ -53,10 +55,7 @@ def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator)
     )
     laws = [fit_power_law(10 ** places[seen], value) for value in values]
     drawn = _draw(loss, tokens, params, places, min(draws, MOST_DRAWS), rng)
-    laws = [
-        type(law)(exponent=law.exponent, log10_coefficient=law.log10_coefficient, draws=draw)
-        for law, draw in zip(laws, drawn, strict=True)
-    ]
+    laws = [replace(law, stderr_ols=None, draws=draw) for law, draw in zip(laws, drawn, strict=True)]
     return Method(name="envelope", status="fitted", reason=CAVEAT, params_opt=laws[0], tokens_opt=laws[1],
                   loss_opt=laws[2], draws=len(drawn[0].exponent),
                   lost_draws=int(np.isnan(drawn[0].exponent).sum()))  # fmt: skip

@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.law import Interval, Law, LawDraws, fit_power_law, fit_shifted_law, interval
 from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit, Surfaces
-from flops_fit_ray.analysis.valley import Valley
+from flops_fit_ray.analysis.valley import Polynomial, Valley
 
 MethodName = Literal["valley", "surface_huber", "surface_squared", "envelope"]
 LawWeights = Literal["equal", "precision"]
@@ -70,18 +70,21 @@ def interior(valleys: Sequence[Valley]) -> list[int]:
     return [i for i, valley in enumerate(valleys) if valley.status == "interior"]
 
 
+def fitted(valleys: Sequence[Valley]) -> list[tuple[int, Polynomial, Ints]]:
+    """The valleys that have a curve: their place, the curve that noise is measured about, and its points."""
+    return [(i, v.smooth, v.index[v.used]) for i, v in enumerate(valleys) if v.smooth is not None]
+
+
 def valley_noise(valleys: Sequence[Valley], points: Points) -> Noise | None:
     """Scatter about the curves, one group per valley; None where every curve goes through all of its points."""
-    curves = [v.smooth for v in valleys if v.smooth is not None]
-    if not curves:
+    groups = fitted(valleys)
+    if not groups:
         return None
-    members = np.concatenate([v.index[v.used] for v in valleys if v.smooth is not None])
-    roots = [np.sqrt(points.weights[v.index[v.used]]) for v in valleys if v.smooth is not None]
     return group_noise(
-        [c.residuals * root for c, root in zip(curves, roots, strict=True)],
-        [len(c.residuals) - c.num_coefficients for c in curves],
-        [c.leverage for c in curves],
-        points.runs[members],
+        [curve.residuals * np.sqrt(points.weights[members]) for _, curve, members in groups],
+        [len(members) - curve.num_coefficients for _, curve, members in groups],
+        [curve.leverage for _, curve, _ in groups],
+        points.runs[np.concatenate([members for _, _, members in groups])],
     )
 
 
@@ -89,17 +92,17 @@ def draw_minima(
     valleys: Sequence[Valley], points: Points, noise: Noise, draws: int, rng: np.random.Generator
 ) -> Minima:
     """Both stages begin here: new scatter on every point, and the minimum of every valley again."""
-    fitted = [v for v in valleys if v.smooth is not None]
-    members = np.concatenate([v.index[v.used] for v in fitted])
-    group = np.repeat(np.arange(len(fitted)), [int(v.used.sum()) for v in fitted])
+    groups = fitted(valleys)
+    members = np.concatenate([own for _, _, own in groups])
+    group = np.repeat(np.arange(len(groups)), [len(own) for _, _, own in groups])
     scatter = draw_scatter(rng, draws, noise, group, points.runs[members], points.num_runs)
     scatter /= np.sqrt(points.weights[members])
     found = np.full((3, draws, len(valleys)), np.nan)
-    place = {id(v): j for j, v in enumerate(fitted)}
-    for i, valley in enumerate(valleys):
+    for number, (i, _, _) in enumerate(groups):
+        valley = valleys[i]
         if valley.status != "interior" or valley.over_params is None or valley.over_tokens is None:
             continue
-        here = scatter[:, group == place[id(valley)]]
+        here = scatter[:, group == number]
         found[0, :, i], found[2, :, i] = valley.over_params.minima(here)
         found[1, :, i], _ = valley.over_tokens.minima(here)
     found[:, ~np.isfinite(found).all(axis=0) | (found[2] <= 0)] = np.nan

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Floats, Ints
+from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.methods import Method, MethodName, surface_method, valley_method
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import SurfaceLoss, fit_surface, refit_surfaces
 from flops_fit_ray.analysis.sweep import FitOptions, SweepFit, fit_valleys, valley_of
-from flops_fit_ray.analysis.valley import CurveName, Valley
-from flops_fit_ray.errors import FitError
+from flops_fit_ray.analysis.valley import FEWEST, Valley
 from flops_fit_ray.text import count, flops
 
 MOST_LEFT_OUT = 200  # runs, those with the greatest influence
@@ -47,15 +46,14 @@ class Sensitivity:
     rows: tuple[Row, ...]  # the first is the answer itself
 
     @property
-    def answered(self) -> list[Row]:
-        """The rows that have an answer."""
-        return [row for row in self.rows if row.params is not None]
+    def answers(self) -> list[float]:
+        """N_opt of the rows that have one."""
+        return [row.params for row in self.rows if row.params is not None]
 
     @property
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest N_opt of all choices."""
-        values = [row.params for row in self.rows if row.params is not None]
-        return min(values), max(values)
+        return min(self.answers), max(self.answers)
 
     @property
     def levers(self) -> list[tuple[str, float]]:
@@ -75,10 +73,9 @@ class Sensitivity:
         if not self.levers:
             return f"N_opt({flops(self.budget)}) is {count(low)}; no other choice could be tried."
         lever, factor = self.levers[0]
-        number = len(self.answered)
         return (
-            f"N_opt({flops(self.budget)}) lies between {count(low)} and {count(high)} over {number} choices; "
-            f"the largest lever is {lever} (x{factor:.3g})."
+            f"N_opt({flops(self.budget)}) lies between {count(low)} and {count(high)} over "
+            f"{len(self.answers)} choices; the largest lever is {lever} (x{factor:.3g})."
         )
 
 
@@ -100,8 +97,7 @@ def verdict(fit: SweepFit, budget: float) -> Flag | None:
         return None
     one, other = valley.at(budget), surface.at(budget)
     ratio = max(one / other, other / one)
-    intervals = [law.interval(budget, fit.options.confidence) for law in (valley, surface)]
-    first, second = intervals
+    first, second = (law.interval(budget, fit.options.confidence) for law in (valley, surface))
     apart = first is not None and second is not None and (first.low > second.high or second.low > first.high)
     words = f"at C = {flops(budget)} valleys say N_opt = {count(one)}, the Huber surface {count(other)} (x{ratio:.3g})"
     if apart or ratio > DISAGREE:
@@ -163,8 +159,7 @@ def _settings(fit: SweepFit, budget: float) -> Iterator[Row]:
                 changed = _quick(points, replace(options, delta=delta), fit.default)
                 yield _row("the loss function", f"Huber delta {delta:g}", changed, budget)
         return
-    curves: tuple[CurveName, ...] = ("parabola", "cubic", "akima")
-    for curve in curves:
+    for curve in FEWEST:
         if curve != options.curve:
             yield _row("the curve", curve, _quick(points, replace(options, curve=curve), "valley"), budget)
     most = max((len(np.unique(v.params)) for v in fit.valleys), default=0)
@@ -259,8 +254,8 @@ def _left_out_valley(fit: SweepFit, runs: Ints, budget: float) -> list[Row]:
     return rows
 
 
-def _thinned(valley: Valley, points: Points, keep: Floats, options: FitOptions) -> Valley:
-    index = valley.index[keep[valley.index].astype(bool)]
+def _thinned(valley: Valley, points: Points, keep: Bools, options: FitOptions) -> Valley:
+    index = valley.index[keep[valley.index]]
     if len(index) == len(valley.index) or not len(index):
         return valley
     return valley_of(points, valley.budget, index, options)
@@ -284,8 +279,5 @@ def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[Row]:
 
 
 def _name(points: Points, run: int) -> str:
-    here = np.flatnonzero(points.runs == run)
-    if not len(here):
-        raise FitError(f"there is no run {run}")
-    i = here[-1]
+    i = np.flatnonzero(points.runs == run)[-1]
     return f"without N = {count(points.params[i])} at C = {flops(points.flops[i])}"

@@ -82,7 +82,7 @@ def _write_figures(paths: ReportPaths, analysis: Analysis, curves: Points | None
         write_bytes(paths.figure(name, "svg"), svg.encode())
         write_bytes(paths.figure(name, "png"), to_png(figure))
         drawn[name] = for_page(svg, name)
-    if "curves" in drawn and len(training_curves(curves)) > MOST_PAGE_CURVES:
+    if "curves" in drawn and curves is not None and curves.num_runs > MOST_PAGE_CURVES:
         del drawn["curves"]
     return drawn
 

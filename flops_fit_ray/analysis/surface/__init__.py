@@ -1,7 +1,6 @@
 """The loss surface L(N, D): fitted by a robust loss or by squared error, thousands of times a second."""
 
 from flops_fit_ray.analysis.surface.fit import (
-    PARAMETERS,
     SurfaceFit,
     SurfaceLoss,
     SurfaceOptions,
@@ -13,7 +12,6 @@ from flops_fit_ray.analysis.surface.fit import (
 from flops_fit_ray.analysis.surface.value import CostLaw, Surfaces, fit_cost_law
 
 __all__ = [
-    "PARAMETERS",
     "CostLaw",
     "SurfaceFit",
     "SurfaceLoss",

@@ -20,8 +20,6 @@ SurfaceLoss = Literal["huber", "squared"]
 SurfaceStatus = Literal["converged", "at_bound", "did_not_move", "not_converged", "ill_conditioned", "unidentified"]
 REFUSED: frozenset[SurfaceStatus] = frozenset({"did_not_move", "not_converged", "unidentified"})
 
-PARAMETERS = ("E", "A", "B", "alpha", "beta")
-FEWEST_POINTS = 6
 CASE_RUNS = 100  # from so many runs on whole runs are drawn; below, new scatter about the surface (measured coverage)
 PATIENCE = 2  # iterations that the other starts still have once the lowest is there
 WIDE_DELTA = 1e-2  # far starts come near on a smoother loss first

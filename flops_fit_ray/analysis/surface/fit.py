@@ -12,6 +12,7 @@ from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.noise import draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import huber, squared
+from flops_fit_ray.analysis.surface.newton import Ended
 from flops_fit_ray.analysis.surface.seeds import TABLE, seeds
 from flops_fit_ray.analysis.surface.value import CostLaw, Surfaces, fit_cost_law
 from flops_fit_ray.errors import FitError
@@ -217,11 +218,12 @@ def _starts(frame: _Frame, loss: Floats) -> Floats:
     return theta
 
 
-def _theta_of(projected: squared.Projected) -> Floats:
+def _theta_of(projected: Ended) -> Floats:
     """The five as `huber` has them; NaN where a coefficient has no logarithm, but E = 0 is minus infinity."""
-    e, a, b = projected.coefficients.T
+    e, a, b = projected.known[1].T
+    alpha, beta = projected.theta.T
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.stack([np.log(a), projected.exponents[:, 0], np.log(b), projected.exponents[:, 1], np.log(e)], axis=1)
+        return np.stack([np.log(a), alpha, np.log(b), beta, np.log(e)], axis=1)
 
 
 def _nothing(options: SurfaceOptions, status: SurfaceStatus, reason: str) -> SurfaceFit:

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
-from flops_fit_ray.analysis.surface.newton import MAX_ITERATIONS, descend
+from flops_fit_ray.analysis.arrays import Bools, Floats
+from flops_fit_ray.analysis.surface.newton import MAX_ITERATIONS, Coordinates, Ended, Search, descend
 
-CHUNK = 65_536  # elements of (rows, points) at once: what stays in a core's cache
 DAMPING = 1.0
 LOWER = np.array([-60.0, 1e-3, -60.0, 1e-3, -12.0])
 UPPER = np.array([60.0, 6.0, 60.0, 6.0, 12.0])
@@ -29,34 +27,12 @@ _UPPER = np.triu_indices(5, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class Problem(Coordinates):
     """What all rows share. `undertuned` < 1 makes losses above the surface count less: runs that could be better."""
 
-    x: Floats  # (n,), ln N centred
-    y: Floats  # (n,), ln D centred
     delta: float
     undertuned: float
     free: Bools  # (5,), False where a parameter is pinned
-
-    @cached_property
-    def powers(self) -> tuple[Floats, Floats, Floats]:
-        """1, -x, x²; 1, -y, y²; 1, -x, -y, xy: columns (n, .)."""
-        x, y, one = self.x, self.y, np.ones_like(self.x)
-        return (
-            np.stack([one, -x, x * x], axis=1),
-            np.stack([one, -y, y * y], axis=1),
-            np.stack([one, -x, -y, x * y], axis=1),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Minima:
-    """Where the rows ended: arrays over M."""
-
-    theta: Floats
-    objective: Floats
-    converged: Bools
-    iterations: int  # of the slowest row
 
 
 def minimise(
@@ -67,45 +43,20 @@ def minimise(
     tolerance: float = 1e-12,
     most: int = MAX_ITERATIONS,
     patience: int | None = None,
-) -> Minima:
-    """Minimise every row from `theta` (M, 5); `log_loss` and `weights` are (n,) or (M, n).
+) -> Ended:
+    """Minimise every row from `theta` (M, 5); `log_loss` and `weights` are (n,) or (M, n)."""
 
-    Rows that are starts of one problem may end early: `patience` iterations after the lowest of them has converged.
-    """
-    rows = len(theta)
-    block = max(1, CHUNK // len(problem.x))
-    parts = []
-    for begin in range(0, rows, block):
-        here = slice(begin, begin + block)
-        z = log_loss if log_loss.ndim == 1 else log_loss[here]
-        w = weights if weights.ndim == 1 else weights[here]
-        parts.append(_minimise_block(problem, theta[here], z, w, tolerance, most, patience))
-    return Minima(
-        theta=np.concatenate([p.theta for p in parts]),
-        objective=np.concatenate([p.objective for p in parts]),
-        converged=np.concatenate([p.converged for p in parts]),
-        iterations=max(p.iterations for p in parts),
-    )
-
-
-def _minimise_block(
-    problem: Problem, theta: Floats, z: Floats, w: Floats, tolerance: float, most: int, patience: int | None
-) -> Minima:
-    shape = (len(theta), len(problem.x))
-    z, w = np.broadcast_to(z, shape), np.broadcast_to(w, shape)
-
-    def evaluate(at: Floats, rows: Ints) -> Sequence[Floats]:
-        whole = len(rows) == shape[0]  # a copy of all rows costs as much as a step
-        return derivatives(problem, at, z if whole else z[rows], w if whole else w[rows])
+    def evaluate(at: Floats, z: Floats, w: Floats) -> Sequence[Floats]:
+        return derivatives(problem, at, z, w)
 
     def step(at: Floats, known: Sequence[Floats], damping: Floats) -> tuple[Floats, Floats]:
-        return _step(problem, at, known[1], known[2], known[3], damping)
+        _, gradient, hessian, majoriser = known
+        return _step(problem, at, gradient, hessian, majoriser, damping)
 
-    found, known, converged, iterations = descend(
-        theta, evaluate, step, lower=LOWER, upper=UPPER, damping=DAMPING, tolerance=tolerance, most=most,
-        patience=patience,
+    search = Search(
+        lower=LOWER, upper=UPPER, damping=DAMPING, tolerance=tolerance, most=most, patience=patience
     )  # fmt: skip
-    return Minima(theta=found, objective=known[0], converged=converged, iterations=iterations)
+    return descend(theta, log_loss, weights, evaluate, step, search)
 
 
 def _step(

@@ -16,75 +16,41 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
-from flops_fit_ray.analysis.surface.huber import CHUNK, LOWER, UPPER
-from flops_fit_ray.analysis.surface.newton import descend
+from flops_fit_ray.analysis.arrays import Bools, Floats
+from flops_fit_ray.analysis.surface.huber import LOWER, UPPER
+from flops_fit_ray.analysis.surface.newton import Coordinates, Ended, Search, descend
 
 DAMPING = 1e-2
 EXPONENTS = [1, 3]  # where alpha and beta stand among the five
 
 
 @dataclass(frozen=True, kw_only=True)
-class Projection:
+class Projection(Coordinates):
     """What all rows share. A pinned E is subtracted from the losses; pinned exponents do not move."""
 
-    x: Floats  # (n,), ln N centred
-    y: Floats  # (n,), ln D centred
     pinned_e: float | None
     free: Bools  # (2,)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Projected:
-    """Where the rows ended: arrays over M."""
-
-    exponents: Floats
-    coefficients: Floats
-    objective: Floats  # sum of w·(fit - L)²
-    converged: Bools
-    iterations: int
-
-
 def minimise_squared(
     problem: Projection, exponents: Floats, loss: Floats, weights: Floats, tolerance: float = 1e-12
-) -> Projected:
-    """Minimise every row from `exponents` (M, 2); `loss` and `weights` are (n,) or (M, n)."""
-    block = max(1, CHUNK // len(problem.x))
-    parts = []
-    for begin in range(0, len(exponents), block):
-        here = slice(begin, begin + block)
-        start = exponents[here]
-        shape = (len(start), len(problem.x))
-        z = np.broadcast_to(loss if loss.ndim == 1 else loss[here], shape)
-        w = np.broadcast_to(weights if weights.ndim == 1 else weights[here], shape)
-        parts.append(_minimise_block(problem, start, z, w, tolerance))
-    return Projected(
-        exponents=np.concatenate([p.exponents for p in parts]),
-        coefficients=np.concatenate([p.coefficients for p in parts]),
-        objective=np.concatenate([p.objective for p in parts]),
-        converged=np.concatenate([p.converged for p in parts]),
-        iterations=max(p.iterations for p in parts),
-    )
+) -> Ended:
+    """Minimise sum w·(fit - L)² from `exponents` (M, 2); `loss` and `weights` are (n,) or (M, n).
 
+    What is known at the end begins with the objective and the coefficients.
+    """
+    lower, upper = LOWER[EXPONENTS], UPPER[EXPONENTS]
 
-def _minimise_block(problem: Projection, start: Floats, z: Floats, w: Floats, tolerance: float) -> Projected:
-    whole = len(start)
-
-    def evaluate(at: Floats, rows: Ints) -> Sequence[Floats]:
-        return _project(problem, at, z if len(rows) == whole else z[rows], w if len(rows) == whole else w[rows])
+    def evaluate(at: Floats, z: Floats, w: Floats) -> Sequence[Floats]:
+        return _project(problem, at, z, w)
 
     def step(at: Floats, known: Sequence[Floats], damping: Floats) -> tuple[Floats, Floats]:
         _, _, gradient, hessian, majoriser = known
         stuck = ((at <= lower) & (gradient > 0)) | ((at >= upper) & (gradient < 0))
         return _step(stuck | ~problem.free, gradient, hessian, majoriser, damping)
 
-    lower, upper = LOWER[EXPONENTS], UPPER[EXPONENTS]
-    found, known, converged, iterations = descend(
-        start, evaluate, step, lower=lower, upper=upper, damping=DAMPING, tolerance=tolerance
-    )
-    return Projected(
-        exponents=found, coefficients=known[1], objective=known[0], converged=converged, iterations=iterations
-    )
+    search = Search(lower=lower, upper=upper, damping=DAMPING, tolerance=tolerance)
+    return descend(exponents, loss, weights, evaluate, step, search)
 
 
 def _step(stuck: Bools, gradient: Floats, hessian: Floats, majoriser: Floats, damping: Floats) -> tuple[Floats, Floats]:
@@ -109,9 +75,7 @@ def _project(
     x, y = problem.x, problem.y
     u, v = np.exp(-exponents[:, :1] * x), np.exp(-exponents[:, 1:] * y)
     wu, wv = w * u, w * v
-    one = np.ones_like(x)
-    by_x, by_y = np.stack([one, -x, x * x], axis=1), np.stack([one, -y, y * y], axis=1)
-    by_xy = np.stack([one, -x, -y, x * y], axis=1)
+    by_x, by_y, by_xy = problem.powers
     s1, s2 = wu @ by_x, wv @ by_y
     s11, s22, s12 = (wu * u) @ by_x, (wv * v) @ by_y, (wu * v) @ by_xy
 
@@ -126,8 +90,8 @@ def _project(
     c, inverse = _coefficients(h_cc, z, w, wu, wv, fixed)
     r = c[:, :1] + c[:, 1:2] * u + c[:, 2:] * v - z
     if fixed is None:  # one refinement: the normal equations alone leave too few digits
-        d, _ = _solve(inverse, np.stack([(w * r).sum(axis=1), (wu * r).sum(axis=1), (wv * r).sum(axis=1)], axis=1))
-        c = c - d
+        left = np.stack([(w * r).sum(axis=1), (wu * r).sum(axis=1), (wv * r).sum(axis=1)], axis=1)
+        c = c - np.einsum("mij,mj->mi", inverse, left)
         r = c[:, :1] + c[:, 1:2] * u + c[:, 2:] * v - z
 
     # 2) derivatives with respect to alpha and beta; dL/dalpha = A'·u·(-x)
@@ -176,7 +140,3 @@ def _coefficients(
 def _inverse(matrices: Floats) -> Floats:
     """The inverses, with a touch of ridge so that a collinear row is told by its result and not by an exception."""
     return np.asarray(np.linalg.inv(matrices + 1e-14 * np.eye(matrices.shape[-1])))
-
-
-def _solve(inverse: Floats, right: Floats) -> tuple[Floats, Floats]:
-    return np.einsum("mij,mj->mi", inverse, right), right

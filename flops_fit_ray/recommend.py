@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from flops_fit_ray.analysis import Interval, Prediction, SweepFit, pair, plain
-from flops_fit_ray.analysis.isotime import seconds_interval, seconds_of
-from flops_fit_ray.analysis.surface import fit_cost_law
+from flops_fit_ray.analysis.isotime import seconds_interval, seconds_of, time_law
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.layout import write_bytes
 from flops_fit_ray.spec import Budget, LrTable, SweepSpec, dump_spec
@@ -151,10 +150,10 @@ def _at_size(sweep: Sweep, size: int | str) -> float:
 def _seconds(
     fit: SweepFit, prediction: Prediction, params: float, tokens: float
 ) -> tuple[float | None, Interval | None]:
-    points = fit.points
-    if points.seconds is None or len(np.unique(points.params)) < 2:
+    found = time_law(fit.points)
+    if found is None:
         return None, None
-    cost = fit_cost_law(points.params, points.tokens, points.seconds)
+    cost, _ = found
     return seconds_of(cost, params, tokens), seconds_interval(cost, fit, prediction.budget)
 
 

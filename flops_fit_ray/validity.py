@@ -6,17 +6,18 @@ al. 2022, appendix B). A table of runs cannot answer all of them; what it does n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from flops_fit_ray.analysis import SweepFit
+from flops_fit_ray.analysis import Analysis, SweepFit, analysis_to_json
 from flops_fit_ray.analysis.doubts import TRUSTED_BUDGETS, TRUSTED_RANGE
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import LrRule, LrTable
 from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.tables import Table
 
 Verdict = Literal["PASS", "WARN", "FAIL", "UNKNOWN"]
 
@@ -212,6 +213,15 @@ def _grid(fit: SweepFit) -> tuple[Verdict, str]:
         f"x{np.median(reach):.2g} around the optimum; {TRUSTED_BUDGETS} over {TRUSTED_RANGE:g}x, {GOOD_SIZES} sizes, "
         f"x{WINDOW[0]:g} to x{WINDOW[1]:g} are wanted",
     )
+
+
+def document(analysis: Analysis, card: Sequence[Line], table: Table | None = None) -> dict[str, Any]:
+    """`analysis.json`, and what `fit --json` prints: the analysis, the card, and how a table was read."""
+    content = analysis_to_json(analysis) | {"validity": [line.to_json() for line in card]}
+    if table is not None:
+        content["table"] = table.to_json()
+        content["warnings"] = [flag.to_json() for flag in table.flags] + content["warnings"]
+    return content
 
 
 def worst_residual(fit: SweepFit) -> float | None:

@@ -90,6 +90,7 @@ def test_a_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {"valleys.svg", "laws.png", "surface.svg", "residuals.png", "sensitivity.svg"} <= names
     analysis = json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert analysis["table"]["refused"] == [{"line": 37, "reason": "val loss is empty"}]
+    assert "refused_rows" in {warning["code"] for warning in analysis["warnings"]}
     assert len(page) < 500_000
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from flops_fit_ray.analysis.law import Interval, interval
 from flops_fit_ray.analysis.methods import Method, surface_method
+from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import CostLaw, fit_cost_law
 from flops_fit_ray.analysis.sweep import SweepFit
 from flops_fit_ray.errors import FitError
@@ -38,16 +39,24 @@ class TimedAnswer:
 
 def isotime(fit: SweepFit) -> IsoTime | None:
     """The laws over seconds; None where fewer than 3 runs were timed or no surface could be fitted."""
-    points, surface = fit.points, fit.methods["surface_huber"].surface
-    if points.seconds is None or surface is None or not surface.usable:
+    surface, found = fit.methods["surface_huber"].surface, time_law(fit.points)
+    if found is None or surface is None or not surface.usable:
+        return None
+    cost, timed = found
+    if cost.n_exponent <= 0:
+        return None
+    return IsoTime(cost=cost, method=surface_method(replace(surface, cost=cost)), timed=timed)
+
+
+def time_law(points: Points) -> tuple[CostLaw, int] | None:
+    """seconds = k · N^c · D and how many runs it rests on; None with fewer than 3 timed runs or one size."""
+    if points.seconds is None:
         return None
     timed = np.isfinite(points.seconds) & (points.seconds > 0)
     if timed.sum() < FEWEST_TIMED or len(np.unique(points.params[timed])) < 2:
         return None
     cost = fit_cost_law(points.params[timed], points.tokens[timed], points.seconds[timed])
-    if cost.n_exponent <= 0:
-        return None
-    return IsoTime(cost=cost, method=surface_method(replace(surface, cost=cost)), timed=int(timed.sum()))
+    return cost, int(timed.sum())
 
 
 def answer_in(timed: IsoTime, seconds: float, confidence: float) -> TimedAnswer:

@@ -76,9 +76,9 @@ def fit(source: Path | None, at: tuple[float, ...], report_to: Path | None, as_j
     SOURCE is a sweep directory, or a .csv, .tsv, .parquet, .jsonl or .json file with a row per run: loss, and two of
     N, D and C. Columns are found by common names.
     """
-    from flops_fit_ray.analysis import analyse, analysis_to_json
+    from flops_fit_ray.analysis import analyse
     from flops_fit_ray.console.fits import analysis_text, card_text, table_text
-    from flops_fit_ray.validity import validity_card
+    from flops_fit_ray.validity import document, validity_card
 
     opened = _open_source(source, options)
     if report_to is not None and opened.table is None:
@@ -86,11 +86,7 @@ def fit(source: Path | None, at: tuple[float, ...], report_to: Path | None, as_j
     analysis = analyse(opened.fit, at)
     card = validity_card(opened.fit, opened.sweep)
     if as_json:
-        content = analysis_to_json(analysis) | {"validity": [line.to_json() for line in card]}
-        if opened.table is not None:
-            content["table"] = opened.table.to_json()
-            content["warnings"] = [flag.to_json() for flag in opened.table.flags] + content["warnings"]
-        click.echo(json.dumps(content, indent=1))
+        click.echo(json.dumps(document(analysis, card, opened.table), indent=1))
     else:
         if opened.table is not None:
             click.echo(table_text(opened.table))

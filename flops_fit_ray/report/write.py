@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from flops_fit_ray.analysis import Analysis, Points, analysis_to_json
+from flops_fit_ray.analysis import Analysis, Points
 from flops_fit_ray.layout import ReportPaths, write_bytes, write_json
 from flops_fit_ray.report.figures import (
     contours,
@@ -30,7 +30,7 @@ from flops_fit_ray.report.figures import (
 from flops_fit_ray.report.page import render, render_table
 from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.tables import Table
-from flops_fit_ray.validity import validity_card
+from flops_fit_ray.validity import document, validity_card
 
 MOST_PAGE_VALLEYS = 40  # more are no budgets, but runs scattered over C
 MOST_PAGE_CURVES = 60  # runs; with more the page would grow too large, and the figure's file stands beside it
@@ -40,8 +40,7 @@ def write_report(sweep: Sweep) -> Path:
     """Write results, analysis, figures and report of a sweep, complete or not. Returns the page's path."""
     write_tables(sweep)
     card = validity_card(sweep.fit, sweep)
-    content = analysis_to_json(sweep.analysis) | {"validity": [line.to_json() for line in card]}
-    write_json(sweep.paths.analysis, content)
+    write_json(sweep.paths.analysis, document(sweep.analysis, card))
     drawn = _write_figures(sweep.paths, sweep.analysis, sweep.curves, sweep.loss_name)
     write_bytes(sweep.paths.report, render(sweep, card, drawn).encode())
     return sweep.paths.report
@@ -55,10 +54,7 @@ def write_table_report(table: Table, analysis: Analysis, directory: Path, comman
     """
     paths = ReportPaths(directory.absolute())
     card = validity_card(analysis.fit)
-    content = analysis_to_json(analysis) | {
-        "validity": [line.to_json() for line in card], "table": table.to_json()
-    }  # fmt: skip
-    write_json(paths.analysis, content)
+    write_json(paths.analysis, document(analysis, card, table))
     drawn = _write_figures(paths, analysis, table.points if table.points.run is not None else None, "loss")
     write_bytes(paths.report, render_table(table, analysis, card, drawn, command).encode())
     return paths.report

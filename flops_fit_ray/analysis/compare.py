@@ -56,9 +56,9 @@ def compare(a: SweepFit, b: SweepFit, budget: float, method: MethodName | None =
     laws = []
     for which, fit in (("the first", a), ("the second", b)):
         found = fit.methods.get(name)
-        if found is None or found.params_opt is None or found.tokens_opt is None or found.loss_opt is None:
+        if found is None or found.laws is None:
             raise FitError(f"{which} has no law by {name}: {found.reason if found else 'no training curves'}")
-        laws.append((found.params_opt, found.tokens_opt, found.loss_opt))
+        laws.append(found.laws)
     (n_a, d_a, l_a), (n_b, d_b, l_b) = laws
     confidence = a.options.confidence
     rows = (

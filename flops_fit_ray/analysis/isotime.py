@@ -67,15 +67,15 @@ def answer_in(timed: IsoTime, seconds: float, confidence: float) -> TimedAnswer:
     """
     if not (np.isfinite(seconds) and seconds > 0):
         raise FitError(f"a wall-clock budget must be a positive number of seconds, and is {seconds}")
-    m = timed.method
-    assert m.params_opt is not None and m.tokens_opt is not None and m.loss_opt is not None
+    assert timed.method.laws is not None
+    n, d, loss = timed.method.laws
     return TimedAnswer(
         seconds=seconds,
-        params=m.params_opt.at(seconds),
-        tokens=m.tokens_opt.at(seconds),
-        loss=m.loss_opt.at(seconds),
-        params_interval=m.params_opt.interval(seconds, confidence),
-        tokens_interval=m.tokens_opt.interval(seconds, confidence),
+        params=n.at(seconds),
+        tokens=d.at(seconds),
+        loss=loss.at(seconds),
+        params_interval=n.interval(seconds, confidence),
+        tokens_interval=d.interval(seconds, confidence),
     )
 
 

@@ -42,6 +42,13 @@ class Method:
     lost_draws: int = 0
 
     @property
+    def laws(self) -> tuple[Law, Law, Law] | None:
+        """N_opt, D_opt and L_opt; None where there are none."""
+        if self.params_opt is None or self.tokens_opt is None or self.loss_opt is None:
+            return None
+        return self.params_opt, self.tokens_opt, self.loss_opt
+
+    @property
     def words(self) -> str:
         """The method's name for people."""
         return WORDS[self.name]

@@ -42,20 +42,21 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
     """
     check_budget(budget)
     chosen = fit.methods[method or fit.default]
-    if chosen.params_opt is None or chosen.tokens_opt is None or chosen.loss_opt is None:
+    if chosen.laws is None:
         raise FitError(f"there is no law to predict from: {chosen.reason}")
+    n, d, loss = chosen.laws
     factor = extrapolation(fit, budget, chosen.name)
     confidence = fit.options.confidence
     return Prediction(
         budget=budget,
         method=chosen.name,
-        params=chosen.params_opt.at(budget),
-        tokens=chosen.tokens_opt.at(budget),
-        loss=chosen.loss_opt.at(budget),
-        params_interval=chosen.params_opt.interval(budget, confidence),
-        tokens_interval=chosen.tokens_opt.interval(budget, confidence),
-        loss_interval=chosen.loss_opt.interval(budget, confidence),
-        run_interval=_run_interval(fit, chosen.loss_opt, budget),
+        params=n.at(budget),
+        tokens=d.at(budget),
+        loss=loss.at(budget),
+        params_interval=n.interval(budget, confidence),
+        tokens_interval=d.interval(budget, confidence),
+        loss_interval=loss.interval(budget, confidence),
+        run_interval=_run_interval(fit, loss, budget),
         extrapolation=factor,
         warnings=tuple(_prediction_warnings(fit, chosen, factor)),
     )

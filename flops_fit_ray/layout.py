@@ -96,6 +96,23 @@ class SweepPaths(ReportPaths):
         """The experiments, of this plan or another, that have a result file."""
         return {path.parent.name for path in self.experiments.glob("*/result.json")}
 
+    def planned(self, key: str) -> Path:
+        """The experiment as it was last handed out."""
+        return self.experiments / key / "experiment.json"
+
+    def trunk(self, key: str) -> CheckpointPaths:
+        """The trunk that one experiment left for larger budgets of its size."""
+        return CheckpointPaths(self.root / "trunks" / key)
+
+    def trunk_keys(self) -> set[str]:
+        """The experiments that left a trunk, finished or not."""
+        return {path.name for path in (self.root / "trunks").glob("*") if path.is_dir()}
+
+    @property
+    def rates(self) -> Path:
+        """What `check` measured of the speed."""
+        return self.root / "rates.json"
+
     def failure(self, key: str) -> Path:
         """Why one experiment has no result."""
         return self.experiments / key / "failure.json"

@@ -15,13 +15,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.errors import DirectoryError, StorageError
 from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, whole_file, write_json
+from flops_fit_ray.planning import Experiment, Finding, experiment_from_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,25 +31,6 @@ FailureKind = Literal["diverged", "out_of_memory", "stalled", "failed", "infrast
 STALE_SECONDS = 60.0  # progress is written about once a second, unless a step takes longer
 RETRY_ON_NEXT_RUN: frozenset[str] = frozenset({"out_of_memory", "stalled", "failed", "infrastructure"})
 # a divergence would only repeat
-
-
-class _Planned(Protocol):
-    """What the ledger must know of an experiment that has no outcome yet."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def budget(self) -> float: ...
-    @property
-    def size(self) -> int | str: ...
-    @property
-    def params(self) -> int: ...
-    @property
-    def params_total(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def flops(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +70,13 @@ class Result:
     peak_memory_bytes: int | None = None
     data_wait_share: float | None = None  # of the training time
     resumed_from: int | None = None  # step of the checkpoint that the last attempt went on from
+    role: str = "grid"  # grid, probe, seed, lr_check or rerun
+    of: str | None = None  # key of the experiment that it stands beside
+    parent: str | None = None  # key of the experiment at whose trunk it began; None: from scratch
+    parent_step: int = 0  # steps that were taken over
+    tokens_executed: int | None = None  # D without the trunk's, counted in the worker; None: all of it
+    flops_executed: float | None = None
+    seconds_executed: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +172,34 @@ class Ledger:
         aside = self.paths.past_failure(key, self.num_attempts(key))
         aside.parent.mkdir(parents=True, exist_ok=True)
         self.paths.failure(key).rename(aside)
+
+    def record_planned(self, experiment: Experiment) -> None:
+        """Hand out an experiment: what its worker reads, and what its record goes back to."""
+        content = {"schema_version": SCHEMA_VERSION, **experiment.to_json()}
+        if read_json(self.paths.planned(experiment.key)) != content:
+            write_json(self.paths.planned(experiment.key), content)
+
+    def planned(self, key: str) -> Experiment:
+        """The experiment as it was handed out.
+
+        Raises:
+            StorageError: its file cannot be read.
+        """
+        content = read_json(self.paths.planned(key))
+        if content is None:
+            raise StorageError(f"{self.paths.planned(key)}: cannot be read; the same command writes it again")
+        return experiment_from_json({name: v for name, v in content.items() if name != "schema_version"})
+
+    def findings(self, keys: Iterable[str]) -> dict[str, Finding]:
+        """What planning must know of those that are settled, by key."""
+        found = {}
+        for key in keys:
+            outcome = self.outcome(key)
+            if isinstance(outcome, Result):
+                found[key] = Finding(loss=outcome.loss)
+            elif outcome is not None:
+                found[key] = Finding(loss=None, diverged=outcome.status == "diverged")
+        return found
 
     def record_progress(self, progress: Progress) -> None:
         """Say that an experiment is alive."""
@@ -323,11 +340,16 @@ COLUMNS = [
     "peak_memory_bytes",
     "data_wait_share",
     "device",
+    "role",
+    "of",
+    "parent",
+    "tokens_executed",
+    "flops_executed",
     "error",
 ]
 
 
-def results_table(experiments: Sequence[_Planned], ledger: Ledger) -> pd.DataFrame:
+def results_table(experiments: Sequence[Experiment], ledger: Ledger) -> pd.DataFrame:
     """One row per experiment of the plan, in its order, with `COLUMNS`; empty cells where nothing is known yet.
 
     Metrics follow as columns of their own, `metric_` and the name.
@@ -337,7 +359,8 @@ def results_table(experiments: Sequence[_Planned], ledger: Ledger) -> pd.DataFra
     rows = []
     for e in experiments:
         row: dict[str, Any] = {
-            name: getattr(e, name) for name in ("key", "budget", "size", "params", "params_total", "tokens")
+            name: getattr(e, name)
+            for name in ("key", "budget", "size", "params", "params_total", "tokens", "role", "of")
         }
         outcome = ledger.outcome(e.key)
         if outcome is not None:
@@ -349,8 +372,8 @@ def results_table(experiments: Sequence[_Planned], ledger: Ledger) -> pd.DataFra
     names = [name for row in rows for name in row if name.startswith("metric_")]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *dict.fromkeys(names)])
     whole = ["params", "params_total", "tokens", "tokens_seen", "seed", "attempts", "steps"]
-    whole += ["micro_batch_size", "peak_memory_bytes"]
-    real = ["budget", "flops", "loss", "loss_stderr", "train_loss", "seconds", "lr"]
+    whole += ["micro_batch_size", "peak_memory_bytes", "tokens_executed"]
+    real = ["budget", "flops", "loss", "loss_stderr", "train_loss", "seconds", "lr", "flops_executed"]
     real += ["tokens_per_second", "flops_per_second", "mfu", "data_wait_share"]
     return frame.astype({**dict.fromkeys(whole, "Int64"), **dict.fromkeys(real, "float64")})
 

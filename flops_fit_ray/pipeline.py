@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_ray import text
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, StorageError
-from flops_fit_ray.layout import SweepPaths, write_bytes, write_json
+from flops_fit_ray.layout import SweepPaths, read_json, write_bytes, write_json
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.planning import Plan, make_plan
+from flops_fit_ray.planning import Frame, Plan, Planner
 from flops_fit_ray.spec import SweepSpec, dump_spec, read_spec
 from flops_fit_ray.sweep import Sweep, open_sweep
 
@@ -52,30 +52,41 @@ def run_sweep(
                 session.enter_context(ray_session(address))  # one for the measurement and the sweep
                 chosen = _measured_choice(spec, plan, load_guest, address, console)
             spec = spec.model_copy(update={"train": spec.train.model_copy(update=chosen)})
-            plan = make_plan(spec, plan.survey)
+        planner = Planner(spec, plan.survey, recorded_frame(paths))
+
+        def record(grown: Plan) -> None:
+            write_json(paths.plan, {**grown.to_json(), "command": command})
+
         try:
             write_bytes(paths.spec, dump_spec(spec).encode())
-            write_json(paths.plan, {**plan.to_json(), "command": command})
+            record(planner.plan())
         except StorageError as e:  # nothing has been run, so there is nothing to go on with
             raise DirectoryError(f"{e}, or choose another --output") from e
-        keys = {e.key for e in plan.experiments}
-        console.plan(plan, len(ledger.results(keys)))
-        others = paths.recorded_keys() - keys
-        if others:
-            console.say(
-                f"{len(others)} recorded results belong to another plan of this directory: kept, and left out here"
-            )
-        run_plan(
-            plan,
+        final = run_plan(
+            planner,
             spec=spec,
             root=root,
             load_guest=load_guest,
             address=address,
             watcher=Watcher(console),
+            on_plan=record,
         )
+        others = paths.recorded_keys() - {e.key for e in final.experiments}
+        if others:
+            console.say(
+                f"{len(others)} recorded results belong to another plan of this directory: kept, and left out here"
+            )
         sweep = open_sweep(root)
         write_report(sweep)
     return sweep
+
+
+def recorded_frame(paths: SweepPaths) -> Frame | None:
+    """What this directory's sweep decided once; the planner takes it if the sweep is still the same."""
+    content = read_json(paths.plan) or {}
+    with contextlib.suppress(KeyError, TypeError):
+        return Frame(**content["frame"])
+    return None
 
 
 def _recorded_choice(spec: SweepSpec, paths: SweepPaths) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.layout import SweepPaths, read_json
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha256, results_table
-from flops_fit_ray.planning import Experiment, Plan, plan_from_json
+from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_of
 from flops_fit_ray.spec import SweepSpec, read_spec
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class Sweep:
 
     @property
     def complete(self) -> bool:
-        """Whether every planned experiment has a result."""
-        return len(self.results) == len(self.plan.experiments)
+        """Whether every planned experiment has a result, and none will be added."""
+        return self.plan.final and len(self.results) == len(self.plan.experiments)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -71,8 +71,8 @@ class Sweep:
 
     @property
     def flops_spent(self) -> float:
-        """Training FLOPs of the completed experiments."""
-        return sum(r.flops for r in self.results)
+        """Training FLOPs that the completed experiments executed."""
+        return sum(r.flops if r.flops_executed is None else r.flops_executed for r in self.results)
 
     @property
     def results_sha256(self) -> str:
@@ -91,14 +91,40 @@ class Sweep:
 
     @cached_property
     def points(self) -> Points:
-        """The completed experiments as arrays."""
+        """The completed experiments of the grid, their seeds and reruns as arrays."""
         sizes = {s.size: s.params_non_embedding for s in self.plan.survey.sizes}
-        return points_of(self.results, {r.key: sizes.get(r.size, 0) for r in self.results})
+        standing = self.standing
+        return points_of(
+            standing,
+            {r.key: sizes.get(r.size, 0) for r in standing},
+            trunks=self._trunks if self._shares_trunks else None,
+        )
+
+    @cached_property
+    def standing(self) -> tuple[Result, ...]:
+        """The results that make the valleys: not probes and checks, and not what a rerun stands for."""
+        replaced = {r.of for r in self.results if r.role == "rerun"}
+        return tuple(r for r in self.results if r.role in IN_FIT and r.key not in replaced)
+
+    @property
+    def replaced(self) -> tuple[Result, ...]:
+        """The results for which a rerun stands; on record, and drawn."""
+        replaced = {r.of for r in self.results if r.role == "rerun"}
+        return tuple(r for r in self.results if r.key in replaced)
+
+    @property
+    def _shares_trunks(self) -> bool:
+        """On the CPU a run from scratch has the very bits of one from a trunk: what is shared is the recipe."""
+        return self.spec.grid.trunk and self.spec.train.schedule == "wsd"
+
+    @property
+    def _trunks(self) -> Mapping[str, object]:
+        return {e.key: trunk_of(e) for e in self.plan.experiments}
 
     @cached_property
     def curves(self) -> Points | None:
         """Training losses along the way, for the envelope and the figure; None where hardly any were kept."""
-        return _curves(Ledger(self.paths), self.results) if len(self.results) <= MOST_CURVES else None
+        return _curves(Ledger(self.paths), self.standing) if len(self.standing) <= MOST_CURVES else None
 
     @cached_property
     def fit(self) -> SweepFit:
@@ -120,8 +146,17 @@ class Sweep:
         return results_table(self.plan.experiments, Ledger(self.paths))
 
 
-def points_of(results: Sequence[Result], non_embedding: Mapping[str, int] | None = None) -> Points:
-    """The arrays that a fit takes. D and C are what was really seen and spent; `non_embedding` is N by key."""
+def points_of(
+    results: Sequence[Result],
+    non_embedding: Mapping[str, int] | None = None,
+    trunks: Mapping[str, object] | None = None,
+) -> Points:
+    """The arrays that a fit takes. D and C are what was really seen and what that costs from scratch.
+
+    Args:
+        non_embedding: N of that definition, by key.
+        trunks: what runs with one trunk have in common, by key: a part of their noise is the trunk's.
+    """
 
     def column(name: str) -> Floats:
         return np.array([getattr(r, name) for r in results], dtype=np.float64)
@@ -131,6 +166,10 @@ def points_of(results: Sequence[Result], non_embedding: Mapping[str, int] | None
         "non-embedding parameters": np.array([(non_embedding or {}).get(r.key, 0) for r in results], dtype=np.float64),
     }
     params = column("params")
+    run = None
+    if trunks is not None:
+        numbers: dict[object, int] = {}
+        run = np.array([numbers.setdefault(trunks[r.key], len(numbers)) for r in results], dtype=np.int64)
     return Points(
         budget=column("budget"),
         flops=column("flops"),
@@ -138,6 +177,7 @@ def points_of(results: Sequence[Result], non_embedding: Mapping[str, int] | None
         tokens=column("tokens_seen"),
         loss=column("loss"),
         seconds=column("seconds"),
+        run=run,
         params_as={name: n for name, n in others.items() if (n > 0).all() and not np.array_equal(n, params)},
     )
 

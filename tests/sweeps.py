@@ -43,11 +43,10 @@ def make_sweep(root: Path, spec: SweepSpec, guest: Guest, *, only: int | None = 
     job = Job(
         root=root,
         load_guest=lambda: guest,
-        experiments={e.key: e for e in plan.experiments},
         spec=spec,
         eval_samples=plan.survey.data.eval_samples,
         uses_gpu=False,
     )
     for experiment in plan.experiments[:only]:
-        run_experiment(job, Ledger(paths), guest, experiment.key)
+        run_experiment(job, Ledger(paths), guest, experiment)
     return open_sweep(root)

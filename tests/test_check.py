@@ -214,9 +214,11 @@ def test_the_sweep_is_priced_by_both_ends() -> None:
     plan, guest = parts()
     ends = [timing.measure(e, guest, torch.device("cpu")) for e in timing.smallest_and_biggest(plan)]
     same = [replace(m, step_seconds=0.01) for m in ends]
-    assert timing.sweep_seconds(plan, same) == pytest.approx(0.01 * sum(e.steps for e in plan.experiments))
+    assert timing.sweep_seconds(plan, same) == pytest.approx(
+        0.01 * sum(e.steps - e.start_step for e in plan.experiments)
+    )
     by_flops = [replace(m, step_seconds=1e-9 * m.experiment.flops_per_token) for m in ends]
-    whole = sum(1e-9 * e.flops_per_token * e.steps for e in plan.experiments)
+    whole = sum(1e-9 * e.flops_per_token * (e.steps - e.start_step) for e in plan.experiments)
     assert timing.sweep_seconds(plan, by_flops) == pytest.approx(whole)
 
 

@@ -175,7 +175,7 @@ def test_auto_sizes_skip_what_the_model_refuses() -> None:
     plan = planned(spec, guest_of(spec, model=Heads, train=regression(1_000_000)))
     assert plan.survey.skipped[0].startswith("model.sizes: width=1 raised ValueError")
     assert all(int(e.size) % 8 == 0 for e in plan.experiments)
-    assert min(sum(e.budget == b for e in plan.experiments) for b in (1e9, 2e9)) >= 5
+    assert min(sum(e.budget == b for e in plan.expected) for b in (1e9, 2e9)) >= 5
 
 
 TEN_BILLION = """

@@ -148,13 +148,22 @@ def test_other_data_changes_every_key() -> None:
     assert not keys(spec_of()) & keys(spec_of(), replace(DATA, fingerprint="g"))
 
 
-def test_next_experiments_is_the_set_difference_longest_first() -> None:
-    plan = plan_of(spec_of(budgets=[1e6, 2e6]))
+def test_next_experiments_are_open_ones_that_wait_for_nobody_longest_way_first() -> None:
+    plan = plan_of(spec_of(budgets=[1e6, 2e6], grid={"trunk": False}))
     done = {plan.experiments[0].key, plan.experiments[4].key}
     todo = next_experiments(plan, done)
     assert {e.key for e in todo} == {e.key for e in plan.experiments} - done
     assert [e.flops for e in todo] == sorted((e.flops for e in todo), reverse=True)
     assert next_experiments(plan, {e.key for e in plan.experiments}) == ()
+
+    plan = plan_of(spec_of(budgets=[1e6, 2e6]))
+    small, large = plan.experiments[:3], plan.experiments[3:]
+    assert [e.parent for e in large] == [e.key for e in small]
+    assert sorted(e.params for e in next_experiments(plan, ())) == [4, 8, 16]  # the others wait for their trunks
+    assert {e.budget for e in next_experiments(plan, ())} == {1e6}
+    assert sorted(e.params for e in next_experiments(plan, (), running={small[0].key})) == [8, 16]
+    assert large[0] in next_experiments(plan, {small[0].key})  # whatever came of the parent
+    assert large[1] in next_experiments(plan, (), has_trunk=lambda key: key == small[1].key)
 
 
 def test_a_plan_survives_json() -> None:
@@ -231,4 +240,5 @@ def test_the_disk_in_the_plan_is_what_checkpoints_take(tmp_path: Path) -> None:
         (saved,) = (tmp_path / str(train)).glob("*.pt")
         assert saved.stat().st_size == pytest.approx(checkpoint_bytes(experiment), rel=0.05)
         assert plan.disk.per_running == 4 * checkpoint_bytes(experiment)
-        assert plan.disk.in_the_end == 4 * sum(e.params_total for e in plan.experiments)
+        trunks = sum(checkpoint_bytes(e) for e in plan.experiments[:3])  # one of each size
+        assert plan.disk.in_the_end == 4 * sum(e.params_total for e in plan.experiments) + trunks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import TextIO
 
@@ -17,6 +18,7 @@ class PlainConsole:
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = sys.stdout if out is None else out
         self._experiments: dict[str, Experiment] = {}
+        self._noted = 0
 
     def say(self, line: str) -> None:
         """One line, at once."""
@@ -27,12 +29,25 @@ class PlainConsole:
             return
 
     def plan(self, plan: Plan, done: int) -> None:
-        """What will run, before it runs."""
-        self._experiments = {e.key: e for e in plan.experiments}
-        budgets = sorted({e.budget for e in plan.experiments})
-        sizes = {e.size for e in plan.experiments}
+        """What will run, before it runs; later, what has been added."""
+        fresh = [e for e in plan.experiments if e.key not in self._experiments]
+        first = not self._experiments
+        self._experiments |= {e.key: e for e in plan.experiments}
+        for note in plan.notes[self._noted :]:
+            self.say(note)
+        self._noted = len(plan.notes)
+        if first:
+            self._first(plan, done)
+        else:
+            for reason, group in itertools.groupby(fresh, key=lambda e: (e.budget, e.role, e.reason)):
+                sizes = ", ".join(str(e.size) for e in group)
+                self.say(f"plan: C {text.flops(reason[0])}, sizes {sizes}: {reason[2]}")
+
+    def _first(self, plan: Plan, done: int) -> None:
+        budgets, sizes = sorted({e.budget for e in plan.expected}), {e.size for e in plan.expected}
+        follow = f" and about {len(plan.forecast)} that follow from results" if plan.forecast else ""
         self.say(
-            f"plan: {len(plan.experiments)} experiments, {len(budgets)} budgets "
+            f"plan: {len(plan.experiments)} experiments{follow}, {len(budgets)} budgets "
             f"{text.flops(budgets[0])} to {text.flops(budgets[-1])} FLOPs, {len(sizes)} sizes, "
             f"{text.flops(plan.flops)} FLOPs in all; a token is {plan.survey.data.token_unit}"
         )
@@ -64,7 +79,12 @@ class PlainConsole:
 
     def _name(self, key: str) -> str:
         experiment = self._experiments.get(key)
-        return f"C {text.flops(experiment.budget)}, size {experiment.size}" if experiment else key
+        if experiment is None:
+            return key
+        role = {"probe": f", lr {experiment.recipe.lr:.2g}", "lr_check": f", lr {experiment.recipe.lr:.2g}"}.get(
+            experiment.role, f", seed {experiment.recipe.seed}" if experiment.role == "seed" else ""
+        )
+        return f"C {text.flops(experiment.budget)}, size {experiment.size}{role}"
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """Once a minute."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from flops_fit_ray.engine.cluster import ray_session
@@ -58,10 +60,13 @@ def check_on_worker(
     """
     import ray
 
+    asked = time.time()
     with ray_session(address):
         slots = choose_slots(spec.resources_per_trial, live_nodes())
         try:
-            return ray.get(_on(slots, _check).remote(plan, load_guest, slots)), slots
+            report, began = ray.get(_on(slots, _check).remote(plan, load_guest, slots))
+            rates = None if report.rates is None else replace(report.rates, start_seconds=max(0.0, began - asked))
+            return replace(report, rates=rates), slots
         except ray.exceptions.RayError as e:
             words = f"the worker ended: {str(e).strip().splitlines()[-1]}"
             return Report(lines=(Line("FAIL", "runs", words),), device="?", seconds=0.0, step_seconds={}), slots
@@ -71,5 +76,8 @@ def _choose(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Choice
     return choose(plan, load_guest(), device="cuda" if slots.uses_gpu else "cpu")
 
 
-def _check(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Report:
-    return check_plan(plan, load_guest(), device="cuda" if slots.uses_gpu else "cpu", slots=slots.count)
+def _check(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> tuple[Report, float]:
+    """The report, and when the worker was ready to train, in seconds since the epoch."""
+    guest = load_guest()
+    began = time.time()
+    return check_plan(plan, guest, device="cuda" if slots.uses_gpu else "cpu", slots=slots.count), began

@@ -6,7 +6,7 @@ import gc
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from flops_fit_ray.engine.observer import LedgerObserver
 from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import FailureKind, Ledger, Result, hostname
-from flops_fit_ray.planning import Experiment
+from flops_fit_ray.planning import Experiment, leaves_trunk
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.care import Care
 from flops_fit_ray.training.checkpoint import CheckpointStore
@@ -37,7 +37,6 @@ class Job:
 
     root: Path
     load_guest: Callable[[], Guest]
-    experiments: Mapping[str, Experiment]
     spec: SweepSpec
     eval_samples: int
     uses_gpu: bool
@@ -62,14 +61,15 @@ class ExperimentTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """The whole experiment."""
         try:
-            status, storage_error = run_experiment(self._job, self._ledger, self._guest, self._key), ""
+            experiment = self._ledger.planned(self._key)
+            status, storage_error = run_experiment(self._job, self._ledger, self._guest, experiment), ""
         except StorageError as e:  # Tune would only try again, on the same full disk
             status, storage_error = "storage", str(e)
         gc.collect()
         return {"done": True, "status": status, STORAGE_ERROR: storage_error}
 
 
-def run_experiment(job: Job, ledger: Ledger, guest: Guest, key: str) -> str:
+def run_experiment(job: Job, ledger: Ledger, guest: Guest, experiment: Experiment) -> str:
     """Train one experiment unless the ledger has its result, and record what came of it. Returns its status.
 
     What the user's code raises is recorded and ends this experiment alone; it is never retried by itself.
@@ -77,10 +77,10 @@ def run_experiment(job: Job, ledger: Ledger, guest: Guest, key: str) -> str:
     Raises:
         StorageError: the ledger cannot be written.
     """
+    key = experiment.key
     recorded = ledger.outcome(key)
     if recorded is not None:  # a failure too: what may be tried again, the driver has put aside
         return recorded.status
-    experiment = job.experiments[key]
     attempt = ledger.begin_attempt(key)
     observer = LedgerObserver(ledger, experiment, attempt)
     started = time.perf_counter()
@@ -110,15 +110,22 @@ def _store(job: Job, ledger: Ledger, key: str) -> CheckpointStore:
     return CheckpointStore(ledger.paths.checkpoints(key).directory, key=key, keep=asked.keep, best=asked.best)
 
 
+def trunk_store(paths: SweepPaths, key: str) -> CheckpointStore:
+    """The trunk that experiment `key` leaves."""
+    return CheckpointStore(paths.trunk(key).directory, key=key, keep=1)
+
+
 def _train(job: Job, experiment: Experiment, guest: Guest, observer: LedgerObserver, store: CheckpointStore) -> Outcome:
-    asked = job.spec.checkpoint
+    asked, paths = job.spec.checkpoint, SweepPaths(job.root)
     care = Care(
         store=store,
         checkpoint_seconds=None if asked.minutes is None else 60 * asked.minutes,
         checkpoint_steps=asked.steps,
         keep_best=asked.best,
         eval_every_tokens=job.spec.data.eval_every_tokens,
-        weights=SweepPaths(job.root).weights(experiment.key) if asked.weights else None,
+        weights=paths.weights(experiment.key) if asked.weights else None,
+        trunk=trunk_store(paths, experiment.key) if job.spec.grid.trunk and leaves_trunk(experiment) else None,
+        parent=None if experiment.parent is None else trunk_store(paths, experiment.parent),
     )
     # By what the trial was given, never by what can be seen: without a GPU of its own a trial still sees them all.
     device = "cuda" if job.uses_gpu else "cpu"
@@ -144,6 +151,10 @@ def _result(job: Job, experiment: Experiment, outcome: Outcome, attempt: int) ->
         params_total=experiment.params_total,
         tokens=experiment.tokens,
         flops=outcome.tokens_seen * experiment.flops_per_token,
+        flops_executed=outcome.tokens_executed * experiment.flops_per_token,
+        role=experiment.role,
+        of=experiment.of,
+        parent=experiment.parent if outcome.parent_step else None,
         lr=experiment.recipe.lr,
         steps=experiment.steps,
         seed=experiment.recipe.seed,

@@ -1,4 +1,4 @@
-"""The driver: ask what is next, let Tune execute it, look in the ledger, ask again.
+"""The driver: let Tune execute what the dispatcher hands out, look in the ledger, and again if something is left.
 
 It decides nothing. What Tune says about its trials is never believed: after an interruption its grid calls unfinished
 trials terminated and free of errors.
@@ -13,34 +13,42 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.engine.cluster import ray_session
+from flops_fit_ray.engine.dispatch import Dispatcher, vanished
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
 from flops_fit_ray.engine.watch import Watcher
-from flops_fit_ray.errors import InterruptedSweepError, SpecError, StorageError
+from flops_fit_ray.errors import InterruptedSweepError, ResourceError, SpecError
 from flops_fit_ray.layout import SweepPaths
-from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger, hostname
-from flops_fit_ray.planning import Experiment, Plan, next_experiments
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.guest import Guest
 
-MAX_ROUNDS = 3  # of handing to Tune what has no outcome, though Tune says that it is done
+MAX_ROUNDS = 3  # of starting Tune, where it says that it is done and the ledger does not
 MAX_RESTARTS = 3  # of one trial within a round, when its process dies
 
 
 def run_plan(
-    plan: Plan,
+    planner: Planner,
     *,
     spec: SweepSpec,
     root: Path,
     load_guest: Callable[[], Guest],
     address: str | None,
     watcher: Watcher,
-) -> None:
-    """Bring every experiment of the plan to an outcome in the ledger; those that have a result are not touched.
+    on_plan: Callable[[Plan], None],
+) -> Plan:
+    """Bring every experiment that the planner asks for to an outcome in the ledger; results are not touched.
+
+    Args:
+        on_plan: told of the plan at first and whenever it has grown, before anything new is begun.
+
+    Returns:
+        The plan in the end.
 
     Raises:
         ResourceError: the cluster cannot run such trials.
@@ -49,56 +57,66 @@ def run_plan(
     """
     paths = SweepPaths(root)
     ledger = Ledger(paths)
-    keys = [e.key for e in plan.experiments]
-    for failure in ledger.failures(keys):
-        if failure.status in RETRY_ON_NEXT_RUN:
-            ledger.retry(failure.key)
-    if not next_experiments(plan, ledger.settled(keys)):
-        return
+    watcher.take(ledger)
+
+    def told(plan: Plan) -> None:
+        on_plan(plan)
+        watcher.on_plan(plan)
+
     paths.stop.unlink(missing_ok=True)
+    dispatcher = Dispatcher(planner, ledger, told)
+    if dispatcher.done():
+        return dispatcher.plan
     with ray_session(address), _signals(paths) as stop:
         slots = choose_slots(spec.resources_per_trial, live_nodes())
+        dispatcher.slots = slots.count
         watcher.on_slots(slots)
-        with watcher.following(ledger, plan):
+        with watcher.following():
             for round_number in range(MAX_ROUNDS):
-                todo = next_experiments(plan, ledger.settled(keys))
-                if not todo:
-                    return
-                errors = _run_round(todo, plan, spec, paths, load_guest, slots)
-                left = next_experiments(plan, ledger.settled(keys))
-                if left and stop.is_set():
+                errors = _run_round(dispatcher, spec, paths, load_guest, slots)
+                for key, words in errors.items():  # with Ray's own words, where the process died
+                    failure = ledger.failure(key)
+                    if failure is None or failure.status == "infrastructure":
+                        ledger.record_failure(vanished(key, ledger, words))
+                dispatcher.look()
+                if dispatcher.done():
+                    break
+                if stop.is_set():
                     raise InterruptedSweepError("stopped by a signal")
-                for experiment in left:  # Tune has tried these again and again; others it has only lost
-                    if experiment.key in errors or round_number == MAX_ROUNDS - 1:
-                        ledger.record_failure(_vanished(experiment, ledger, errors.get(experiment.key, "")))
+                if round_number == MAX_ROUNDS - 1:
+                    raise ResourceError("Ray Tune ended again and again before the sweep did; the same command goes on")
+    return dispatcher.plan
 
 
 def _run_round(
-    todo: Sequence[Experiment],
-    plan: Plan,
+    dispatcher: Dispatcher,
     spec: SweepSpec,
     paths: SweepPaths,
     load_guest: Callable[[], Guest],
     slots: Slots,
 ) -> dict[str, str]:
-    """Have Tune execute `todo`. Returns what Ray says of the trials whose process ended without an outcome."""
+    """Have Tune execute what the dispatcher hands out. Returns what Ray says of the trials whose process ended."""
     from ray import tune
 
-    from flops_fit_ray.engine.trainable import STORAGE_ERROR, ExperimentTrainable, Job
+    from flops_fit_ray.engine.searcher import ExperimentSearcher
+    from flops_fit_ray.engine.trainable import ExperimentTrainable, Job
 
     job = Job(
         root=paths.root,
         load_guest=load_guest,
-        experiments={e.key: e for e in todo},
         spec=spec,
-        eval_samples=plan.survey.data.eval_samples,
+        eval_samples=dispatcher.plan.survey.data.eval_samples,
         uses_gpu=slots.uses_gpu,
     )
     trainable = tune.with_parameters(ExperimentTrainable, job=job)
     tuner = tune.Tuner(
         tune.with_resources(trainable, dict(slots.resources)),
-        param_space={"key": tune.grid_search([e.key for e in todo])},
-        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=slots.count),
+        tune_config=tune.TuneConfig(
+            search_alg=ExperimentSearcher(dispatcher),
+            num_samples=-1,  # until the searcher has finished
+            reuse_actors=True,
+            max_concurrent_trials=slots.count,
+        ),
         run_config=tune.RunConfig(
             name=f"round-{time.time_ns()}",
             storage_path=str(paths.tune),
@@ -109,28 +127,12 @@ def _run_round(
     )
     errors: dict[str, str] = {}
     grid = tuner.fit()
+    if dispatcher.error is not None:
+        raise dispatcher.error
     for trial in (grid[i] for i in range(len(grid))):
-        storage_error = (trial.metrics or {}).get(STORAGE_ERROR)
-        if storage_error:
-            raise StorageError(storage_error)
         if trial.error is not None and trial.config is not None:
             errors[trial.config["key"]] = str(trial.error)
     return errors
-
-
-def _vanished(experiment: Experiment, ledger: Ledger, error: str) -> Failure:
-    return Failure(
-        key=experiment.key,
-        status="infrastructure",
-        error=f"its worker ended {ledger.num_attempts(experiment.key)} times without an outcome"
-        + (f": {error.strip().splitlines()[-1]}" if error.strip() else ""),
-        traceback=error,
-        tokens_seen=0,
-        seconds=0.0,
-        attempts=ledger.num_attempts(experiment.key),
-        host=hostname(),
-        finished_at=time.time(),
-    )
 
 
 @contextlib.contextmanager

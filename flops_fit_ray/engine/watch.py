@@ -19,6 +19,9 @@ PROGRESS_SECONDS = 60.0
 class View(Protocol):
     """What a console must be able to show."""
 
+    def plan(self, plan: Plan, done: int) -> None:
+        """What is decided; called again when the plan has grown."""
+
     def slots(self, count: int, note: str) -> None:
         """Where experiments run."""
 
@@ -38,46 +41,63 @@ class Watcher:
     def __init__(self, view: View) -> None:
         self._view = view
         self._stop = threading.Event()
+        self._ledger: Ledger | None = None
+        self._keys: list[str] = []
+        self._told: set[str] = set()
         self._heard: dict[str, int] = {}  # bytes of each log that were passed on
+
+    def take(self, ledger: Ledger) -> None:
+        """Whose outcomes are followed."""
+        self._ledger = ledger
+
+    def on_plan(self, plan: Plan) -> None:
+        """The plan is known, or has grown. What was settled before the sweep began is not news."""
+        assert self._ledger is not None
+        fresh = [e.key for e in plan.experiments if e.key not in self._heard]
+        settled = self._ledger.settled(fresh)
+        self._told |= settled
+        for key in fresh:
+            self._heard[key] = self._ledger.events_since(key, 0)[1]
+        self._keys = [e.key for e in plan.experiments]
+        self._view.plan(plan, len(self._told))
 
     def on_slots(self, slots: Slots) -> None:
         """The cluster is known."""
         self._view.slots(slots.count, slots.note)
 
     @contextlib.contextmanager
-    def following(self, ledger: Ledger, plan: Plan) -> Iterator[None]:
+    def following(self) -> Iterator[None]:
         """Follow until the block ends, then show what came last."""
-        keys = [e.key for e in plan.experiments]
-        told = ledger.settled(keys)
-        self._heard = {key: ledger.events_since(key, 0)[1] for key in keys if key not in told}
         self._stop.clear()
-        thread = threading.Thread(target=self._follow, args=(ledger, keys, told), daemon=True)
+        thread = threading.Thread(target=self._follow, daemon=True)
         thread.start()
         try:
             yield
         finally:
             self._stop.set()
             thread.join()
-            self._tell(ledger, keys, told)
+            self._tell()
 
-    def _follow(self, ledger: Ledger, keys: list[str], told: set[str]) -> None:
+    def _follow(self) -> None:
         last = time.monotonic()
-        pause = POLL_SECONDS * max(1.0, len(keys) / 1000)  # looking at many files must stay cheap
-        while not self._stop.wait(pause):
-            self._tell(ledger, keys, told)
+        # Looking at many files must stay cheap
+        while not self._stop.wait(POLL_SECONDS * max(1.0, len(self._keys) / 1000)):
+            self._tell()
             if time.monotonic() - last >= PROGRESS_SECONDS:
-                running = [p for k in keys if k not in told and (p := ledger.progress(k)) is not None]
-                self._view.progress(running, len(told), len(keys))
+                assert self._ledger is not None
+                open_ones = [k for k in self._keys if k not in self._told]
+                running = [p for k in open_ones if (p := self._ledger.progress(k)) is not None]
+                self._view.progress(running, len(self._told), len(self._keys))
                 last = time.monotonic()
 
-    def _tell(self, ledger: Ledger, keys: list[str], told: set[str]) -> None:
-        for key in keys:
-            if key not in told:
-                events, self._heard[key] = ledger.events_since(key, self._heard[key])
-                for event in events:
-                    if event.aloud:
-                        self._view.event(event)
-            record = None if key in told else ledger.outcome(key)
+    def _tell(self) -> None:
+        assert self._ledger is not None
+        for key in [k for k in self._keys if k not in self._told]:
+            events, self._heard[key] = self._ledger.events_since(key, self._heard.get(key, 0))
+            for event in events:
+                if event.aloud:
+                    self._view.event(event)
+            record = self._ledger.outcome(key)
             if record is not None:
-                told.add(key)
-                self._view.outcome(record, len(told), len(keys))
+                self._told.add(key)
+                self._view.outcome(record, len(self._told), len(self._keys))

@@ -1,33 +1,74 @@
 """What to run: sizes, budgets and data become experiments with exact token counts. Same input, same plan.
 
-Nothing here trains, measures or touches a file; what was measured arrives as a `Survey`.
+Nothing here trains, measures or touches a file; what was measured arrives as a `Survey`, what came of experiments as
+`Finding`s.
 """
 
-from flops_fit_ray.planning.experiment import DataFacts, Experiment, ModelSize, Plan, Recipe, Survey, plan_from_json
-from flops_fit_ray.planning.grid import make_plan, next_experiments
+from flops_fit_ray.planning.experiment import (
+    IN_FIT,
+    DataFacts,
+    Experiment,
+    Finding,
+    Frame,
+    LrFound,
+    ModelSize,
+    Plan,
+    Recipe,
+    Survey,
+    decay_steps,
+    experiment_from_json,
+    plan_from_json,
+)
+from flops_fit_ray.planning.grid import flops_audit
+from flops_fit_ray.planning.planner import Planner, make_plan, next_experiments
+from flops_fit_ray.planning.price import Price, Rates, price_of, price_warnings, rates_from_json, stated_rate
+from flops_fit_ray.planning.schedule import choose_starts
 from flops_fit_ray.planning.sizes import (
     AUTO_WINDOW,
     auto_candidates,
     auto_range,
+    between,
     requested_sizes,
+    rung_targets,
     size_kwargs,
     size_label,
 )
+from flops_fit_ray.planning.trunks import leaves_trunk, needed_trunks, trunk_of
 
 __all__ = [
     "AUTO_WINDOW",
+    "IN_FIT",
     "DataFacts",
     "Experiment",
+    "Finding",
+    "Frame",
+    "LrFound",
     "ModelSize",
     "Plan",
+    "Planner",
+    "Price",
+    "Rates",
     "Recipe",
     "Survey",
     "auto_candidates",
     "auto_range",
+    "between",
+    "choose_starts",
+    "decay_steps",
+    "experiment_from_json",
+    "flops_audit",
+    "leaves_trunk",
     "make_plan",
+    "needed_trunks",
     "next_experiments",
     "plan_from_json",
+    "price_of",
+    "price_warnings",
+    "rates_from_json",
     "requested_sizes",
+    "rung_targets",
     "size_kwargs",
     "size_label",
+    "stated_rate",
+    "trunk_of",
 ]

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flops_fit_ray.planning.experiment import Disk, Experiment
-from flops_fit_ray.spec import CheckpointSection
+from flops_fit_ray.planning.trunks import leaves_trunk, trunk_of
+from flops_fit_ray.spec import SweepSpec
 
 WEIGHT_BYTES = 4  # of fp32, whatever the precision of the matmuls
 OTHER_BYTES = 100_000  # random states, data position, curve
 
 
-def disk_need(experiments: Sequence[Experiment], asked: CheckpointSection) -> Disk:
+def disk_need(experiments: Sequence[Experiment], spec: SweepSpec) -> Disk:
     """What checkpoints and weights take: for each experiment that runs at a time, and in the end."""
+    asked = spec.checkpoint
     kept = asked.keep + 1 + asked.best  # one more while it is being written
     weights = sum(WEIGHT_BYTES * e.params_total for e in experiments) if asked.weights else 0
     best = sum(map(checkpoint_bytes, experiments)) if asked.best else 0
-    return Disk(per_running=kept * max(map(checkpoint_bytes, experiments)), in_the_end=weights + best)
+    trunks = {trunk_of(e): checkpoint_bytes(e) for e in experiments if spec.grid.trunk and leaves_trunk(e)}
+    return Disk(
+        per_running=kept * max(map(checkpoint_bytes, experiments)), in_the_end=weights + best + sum(trunks.values())
+    )
 
 
 def checkpoint_bytes(experiment: Experiment) -> int:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from flops_fit_ray.layout import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from flops_fit_ray.planning.price import Price
+
+Role = Literal["grid", "probe", "seed", "lr_check", "rerun"]  # why an experiment is in the plan
+IN_FIT: frozenset[str] = frozenset({"grid", "seed", "rerun"})  # roles whose losses are points of a valley
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,7 @@ class ModelSize:
     flops_per_token: float  # forward and backward
     flops_source: str
     lr: float | None = None  # what the user's function gave
+    uncounted: tuple[str, ...] = ()  # modules with parameters in which the counter saw no FLOPs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +101,67 @@ class Experiment:
     flops_per_token: float
     epochs: float | None  # None where the length of the data is not known
     recipe: Recipe
+    role: Role = "grid"
+    reason: str = ""  # why it is here
+    of: str | None = None  # key of the experiment that a seed, a check or a rerun stands beside
+    # Where it begins: at the trunk checkpoint of another experiment of this size, or from scratch. On the CPU both give
+    # the same bits, so neither is a part of the key.
     parent: str | None = None
+    start_step: int = 0  # optimizer steps that the parent has taken for it
+
+    @property
+    def trunk_step(self) -> int:
+        """Steps at the peak rate: where the trunk ends and the decay of this experiment's own begins."""
+        return self.steps - decay_steps(self.recipe, self.steps)
+
+    @property
+    def flops_executed(self) -> float:
+        """FLOPs that this experiment itself has to spend: without what it takes over from its parent."""
+        return self.flops * (self.steps - self.start_step) / self.steps
+
+    def from_scratch(self) -> Experiment:
+        """The same experiment without a parent."""
+        return replace(self, parent=None, start_step=0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in plan.json."""
-        return {**asdict(self), "seed": self.recipe.seed}
+        return {**asdict(self), "seed": self.recipe.seed, "flops_executed": self.flops_executed}
+
+
+def decay_steps(recipe: Recipe, steps: int) -> int:
+    """The optimizer steps over which a warmup-stable-decay schedule decays: one at least, and never into the warmup."""
+    return min(max(1, round(recipe.decay_fraction * steps)), steps - recipe.warmup_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What became of an experiment, as far as planning cares. `loss` is None where there is none."""
+
+    loss: float | None
+    diverged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What a sweep decides once and keeps when budgets, sizes or seeds are added, so that nothing is renamed."""
+
+    identity: str  # of model, data, loss and recipe; a frame serves no other sweep
+    base_budget: float  # the smallest C: where learning rates are probed and the first valley lies
+    warmup_limit: int  # tokens; a tenth of the smallest D of the sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrFound:
+    """A learning rate that was measured: lr = coefficient · (N / at) ^ exponent."""
+
+    coefficient: float
+    at: float  # N
+    exponent: float
+    optima: tuple[tuple[int, float], ...]  # (N, best rate) of each probed size
+
+    def of(self, params: float) -> float:
+        """The rate of a model of N = `params`."""
+        return float(self.coefficient * (params / self.at) ** self.exponent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,29 +169,43 @@ class Disk:
     """Bytes that a sweep needs besides its results."""
 
     per_running: int  # checkpoints of the largest experiment; times the experiments that run side by side
-    in_the_end: int  # best checkpoints and weights of all of them, where they are asked for
+    in_the_end: int  # trunks, and best checkpoints and weights of all of them, where they are asked for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every experiment of a sweep, and what its owner should know before paying for it."""
+    """Every experiment of a sweep that is decided, and what its owner should know before paying for it.
+
+    `forecast` are the experiments that are expected to follow once results are there; `final` says that none will.
+    """
 
     name: str
     experiments: tuple[Experiment, ...]
     survey: Survey
     warnings: tuple[str, ...]
     disk: Disk
+    frame: Frame
+    final: bool = True
+    forecast: tuple[Experiment, ...] = ()
+    notes: tuple[str, ...] = ()  # what was decided on the way, and on what grounds
+    lr: LrFound | None = None
+    price: Price | None = None
+
+    @property
+    def expected(self) -> tuple[Experiment, ...]:
+        """What is decided and what is expected to follow."""
+        return (*self.experiments, *self.forecast)
 
     @property
     def flops(self) -> float:
-        """Training FLOPs of the whole sweep."""
-        return sum(e.flops for e in self.experiments)
+        """Training FLOPs that the whole sweep is expected to execute."""
+        return sum(e.flops_executed for e in self.expected)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per experiment: budget, size, params, tokens, steps, epochs, lr, flops, key."""
+        """One row per decided experiment: budget, size, params, tokens, steps, epochs, lr, flops, key and more."""
         import pandas as pd
 
-        names = ("budget", "size", "params", "tokens", "steps", "epochs", "flops", "key")
+        names = ("budget", "size", "params", "tokens", "steps", "epochs", "flops", "key", "role", "flops_executed")
         return pd.DataFrame([{n: getattr(e, n) for n in names} | {"lr": e.recipe.lr} for e in self.experiments])
 
     def to_json(self) -> dict[str, Any]:
@@ -143,7 +219,13 @@ class Plan:
             "skipped": list(self.survey.skipped),
             "warnings": list(self.warnings),
             "disk": asdict(self.disk),
+            "frame": asdict(self.frame),
+            "final": self.final,
+            "notes": list(self.notes),
+            "lr": None if self.lr is None else asdict(self.lr),
+            "price": None if self.price is None else self.price.to_json(),
             "experiments": [e.to_json() for e in self.experiments],
+            "forecast": [e.to_json() for e in self.forecast],
         }
 
 
@@ -153,20 +235,36 @@ def plan_from_json(content: Mapping[str, Any]) -> Plan:
     Raises:
         KeyError, TypeError: the content is not a plan of this schema.
     """
-    sizes = tuple(ModelSize(**{k: v for k, v in s.items() if k != "flops_per_token_6n"}) for s in content["sizes"])
+    sizes = tuple(_size(s) for s in content["sizes"])
     survey = Survey(sizes=sizes, data=DataFacts(**content["data"]), skipped=tuple(content["skipped"]))
-    experiments = tuple(_experiment(e) for e in content["experiments"])
+    experiments = tuple(map(experiment_from_json, content["experiments"]))
+    lr = content["lr"]
     return Plan(
         name=content["name"],
         experiments=experiments,
         survey=survey,
         warnings=tuple(content["warnings"]),
         disk=Disk(**content["disk"]),
+        frame=Frame(**content["frame"]),
+        final=content["final"],
+        forecast=tuple(map(experiment_from_json, content["forecast"])),
+        notes=tuple(content["notes"]),
+        lr=None if lr is None else LrFound(**{**lr, "optima": tuple(map(tuple, lr["optima"]))}),
     )
 
 
-def _experiment(content: Mapping[str, Any]) -> Experiment:
-    fields = {k: v for k, v in content.items() if k not in {"recipe", "seed"}}
+def _size(content: Mapping[str, Any]) -> ModelSize:
+    fields = {k: v for k, v in content.items() if k != "flops_per_token_6n"}
+    return ModelSize(**{**fields, "uncounted": tuple(fields.get("uncounted", ()))})
+
+
+def experiment_from_json(content: Mapping[str, Any]) -> Experiment:
+    """The inverse of `Experiment.to_json`.
+
+    Raises:
+        KeyError, TypeError: the content is not an experiment of this schema.
+    """
+    fields = {k: v for k, v in content.items() if k not in {"recipe", "seed", "flops_executed"}}
     recipe = dict(content["recipe"])
     recipe["betas"] = tuple(recipe["betas"])
     return Experiment(**fields, recipe=Recipe(**recipe))

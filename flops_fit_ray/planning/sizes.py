@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from flops_fit_ray.spec import Ladder, SizeValue, SweepSpec
 
@@ -49,10 +51,38 @@ def auto_candidates() -> Iterator[int]:
         yield 3 * 2 ** (exponent - 1)
 
 
-def auto_range(budget: float) -> tuple[float, float]:
-    """The window of N for one budget where the spec says `auto`.
+def auto_range(
+    budget: float, tokens_per_param: float = TOKENS_PER_PARAM, window: float = AUTO_WINDOW
+) -> tuple[float, float]:
+    """The range of N for one budget where the spec says `auto`.
 
     With C = 6·N·D and D = 20·N the expected optimum is sqrt(C / 120). A valley outside the window is reported as such.
     """
-    expected = math.sqrt(budget / (6 * TOKENS_PER_PARAM))
-    return expected / AUTO_WINDOW, expected * AUTO_WINDOW
+    expected = math.sqrt(budget / (6 * tokens_per_param))
+    return expected / window, expected * window
+
+
+def rung_targets(spec: SweepSpec, low: float, high: float) -> list[float]:
+    """The N that an adaptive grid would like to have between `low` and `high`: even steps in log N."""
+    anchor = math.sqrt(spec.budgets[0].flops / (6 * spec.grid.tokens_per_param))
+    step = spec.grid.window ** (2 / (spec.grid.sizes - 1))
+    first, last = math.ceil(math.log(low / anchor, step)), math.floor(math.log(high / anchor, step))
+    return [anchor * step**k for k in range(first, last + 1)]
+
+
+def between(known: Mapping[int, int], targets: Sequence[float]) -> list[int]:
+    """Sizes to be measured besides the `known` ones (N by size), so that every target N has one near it.
+
+    They are multiples of what all known sizes are, and of 8 or 64 where they are large: matrix units like that.
+    """
+    sizes = sorted(known)
+    step = math.gcd(*sizes[1:]) if len(sizes) > 2 else 1  # the smallest may be taken by chance
+    x, y = np.log([known[s] for s in sizes]), np.log(sizes)
+    wished = []
+    for target in targets:
+        if not known[sizes[0]] <= target <= known[sizes[-1]]:
+            continue
+        size = float(np.exp(np.interp(math.log(target), x, y)))
+        unit = math.lcm(step, 64) if size >= 1024 else math.lcm(step, 8) if size >= 128 else step
+        wished.append(max(unit, round(size / unit) * unit))
+    return sorted(set(wished) - known.keys())

@@ -179,6 +179,28 @@ class TrainSection(Section):
         return self
 
 
+class GridSection(Section):
+    """Which experiments a sweep consists of, and how they save compute. `auto` is off in a static grid.
+
+    A static grid is run as it is written; an adaptive one looks for the minima by itself.
+    """
+
+    kind: Literal["auto", "static", "adaptive"] = "auto"  # auto: static where sizes are listed
+    first_sizes: int = Field(default=7, ge=3, le=25)  # of the first valley
+    sizes: int = Field(default=5, ge=3, le=25)  # of every further one
+    window: float = Field(default=4.0, gt=1.2, le=64)  # sizes from 1/window to window times the expected optimum
+    tokens_per_param: Positive = 20.0  # D/N around which the first valley is looked for
+    max_experiments: int = Field(default=80, gt=0)
+    trunk: bool = True  # larger budgets of a size go on from the trunk of the smaller ones (wsd only)
+    start: Literal["auto", "trunk", "scratch"] = "auto"  # auto: from scratch where that finishes earlier
+    lr_guard: bool | Literal["auto"] = "auto"  # probe learning rates first, where train.lr is auto
+    lr_check: Literal["auto", "all", "lower", "none"] = (
+        "auto"  # twice and half the rate at minima; lower: but the top two
+    )
+    seeds: Annotated[int, Field(ge=0, le=20)] | Literal["auto"] = "auto"  # more seeds at the two smallest minima
+    rerun_outliers: bool | Literal["auto"] = "auto"
+
+
 class Budget(Section):
     """One compute budget C in FLOPs; `sizes` narrows the sweep's sizes for this budget."""
 
@@ -221,6 +243,7 @@ class SweepSpec(Section):
     loss: str = "cross_entropy"
     budgets: list[Budget]
     train: TrainSection = TrainSection()
+    grid: GridSection = GridSection()
     checkpoint: CheckpointSection = CheckpointSection()
     metrics: dict[str, Target] = {}
     resources_per_trial: dict[str, Annotated[float, Field(ge=0)]] = {"gpu": 1}
@@ -257,6 +280,23 @@ class SweepSpec(Section):
     def is_one_run(self) -> bool:
         """One budget with one size: a training run with nothing to fit."""
         return len(self.budgets) == 1
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the planner looks for the minima by itself."""
+        if self.grid.kind != "auto":
+            return self.grid.kind == "adaptive"
+        listed = isinstance(self.model.sizes, list) or any(b.sizes is not None for b in self.budgets)
+        return not (listed or self.is_one_run)
+
+    @model_validator(mode="after")
+    def _adaptive_is_possible(self) -> SweepSpec:
+        if self.grid.kind == "adaptive":
+            if any(b.sizes is not None for b in self.budgets):
+                raise ValueError("grid.kind is adaptive, and a budget lists sizes of its own; give model.sizes instead")
+            if self.is_one_run:
+                raise ValueError("grid.kind is adaptive, and there is one budget; a law needs at least 2")
+        return self
 
     @model_validator(mode="after")
     def _numbers_have_a_name(self) -> SweepSpec:

@@ -40,3 +40,5 @@ class Care:
     keep_best: bool = False
     eval_every_tokens: int | None = None
     weights: Path | None = None  # where the final weights go
+    trunk: CheckpointStore | None = None  # where this experiment leaves its trunk for others
+    parent: CheckpointStore | None = None  # the trunk that it begins at

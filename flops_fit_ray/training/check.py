@@ -19,7 +19,7 @@ import torch
 
 from flops_fit_ray import text
 from flops_fit_ray.errors import first_line
-from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.planning import Experiment, Plan, Rates, price_of
 from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.copying import BLIND_LOSS, try_copying
@@ -33,8 +33,8 @@ from flops_fit_ray.training.timing import (
     Measured,
     choose,
     measure,
+    rates_of,
     smallest_and_biggest,
-    sweep_seconds,
     with_precision,
 )
 
@@ -60,6 +60,7 @@ class Report:
     device: str
     seconds: float
     step_seconds: Mapping[str, float]  # by size
+    rates: Rates | None = None  # what a plan is priced with
 
     @property
     def verdict(self) -> Verdict:
@@ -74,7 +75,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"verdict": self.verdict, **asdict(self), "lines": [asdict(line) for line in self.lines]}
+        rates = None if self.rates is None else self.rates.to_json()
+        return {"verdict": self.verdict, **asdict(self), "lines": [asdict(line) for line in self.lines], "rates": rates}
 
 
 def check_plan(plan: Plan, guest: Guest, *, device: str, slots: int = 1, threads: int = 1) -> Report:
@@ -100,6 +102,7 @@ def check_plan(plan: Plan, guest: Guest, *, device: str, slots: int = 1, threads
         device=device_name(place),
         seconds=time.perf_counter() - started,
         step_seconds={str(m.experiment.size): m.step_seconds for m in measured},
+        rates=replace(rates_of(measured, plan, slots=slots), device=device_name(place)) if measured else None,
     )
 
 
@@ -206,9 +209,9 @@ def _speed(plan: Plan, measured: Sequence[Measured], device: torch.device, slots
         rate = m.tokens / m.step_seconds
         return f"{text.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
 
-    seconds = sweep_seconds(plan, measured)
+    price = price_of(plan.expected, rates=rates_of(measured, plan, slots=slots))
     words = f"{_both(measured, shown)} on {name} in {precision}"
-    words += f"; the sweep about {text.duration(seconds / slots)} on {slots} at a time"
+    words += f"; the sweep about {text.duration(price.wall_seconds or 0.0)} on {slots} at a time"
     if device.type == "cuda" and precision == "fp32":
         return Line("WARN", "speed", f"{words}. A GPU is faster in bf16: train.precision: auto tries it")
     return Line("PASS", "speed", words)

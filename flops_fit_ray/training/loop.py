@@ -21,7 +21,7 @@ from flops_fit_ray.errors import (
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.care import Care, Observer
-from flops_fit_ray.training.checkpoint import write_weights
+from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
 from flops_fit_ray.training.data.dataset import on_device
 from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory, resident_room
@@ -60,6 +60,9 @@ class Outcome:
     attention: str  # the kernel
     device: str
     resumed_from: int | None  # step
+    parent_step: int  # steps that a trunk of another experiment had taken; 0 from scratch
+    tokens_executed: int  # D without the trunk's, counted in the batches
+    seconds_executed: float  # `seconds` without the trunk's
     curve: list[CurvePoint] = field(repr=False)
 
 
@@ -73,7 +76,7 @@ def train_experiment(
     care: Care | None = None,
     observer: Observer | None = None,
 ) -> Outcome:
-    """Train one experiment, from its newest checkpoint if there is one, and evaluate it.
+    """Train one experiment, from its newest checkpoint or its parent's trunk if there is one, and evaluate it.
 
     On the CPU the same experiment gives the same bits, whether it was interrupted or not.
 
@@ -140,6 +143,7 @@ class Training:
         self._step = 0  # optimizer steps done
         self._tokens_seen = 0
         self._resumed_from: int | None = None
+        self._parent_step, self._parent_tokens, self._parent_seconds = 0, 0, 0.0
         self._best = math.inf
         self._saved: int | None = None  # step of the last checkpoint of this process
 
@@ -157,6 +161,8 @@ class Training:
             if due:
                 self._report(train_loss)
                 reported = now
+            if self._step == self._experiment.trunk_step and self._care.trunk is not None:
+                self._care.trunk.save(self.state(), self._step)
             if self._save_due(now - saved):
                 self._save()
                 saved = time.monotonic()
@@ -285,34 +291,55 @@ class Training:
             "meter": self._meter.state(),
             "best": self._best,
             "random": RandomState.capture(),
+            "parent": (self._parent_step, self._parent_tokens, self._parent_seconds),
         }
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one."""
-        if self._care.store is None:
-            return
-        state, words = self._care.store.newest()
+        """Go on from the newest whole checkpoint, else from the parent's trunk, if there is one."""
+        state = None if self._care.store is None else self._newest(self._care.store)
+        if state is not None:
+            self._load(state, "checkpoint")
+            self._meter.load_state(state["meter"])
+            self._parent_step, self._parent_tokens, self._parent_seconds = state.get("parent", (0, 0, 0.0))
+            self._resumed_from = state["step"]
+            self._observer.event(f"going on from the checkpoint at step {self._step}", aloud=True)
+        elif self._care.parent is not None:
+            self._branch(self._care.parent)
+
+    def _newest(self, store: CheckpointStore) -> dict[str, Any] | None:
+        state, words = store.newest()
         for line in words:
             self._observer.event(line, aloud=True)
-        if state is None:
+        return state
+
+    def _branch(self, parent: CheckpointStore) -> None:
+        """Begin where the parent's trunk ends. Without it the same result costs more."""
+        state = self._newest(parent)
+        if state is None or state["step"] != self._experiment.start_step:
+            self._observer.event("the trunk to begin at is not there: training from scratch", aloud=True)
             return
+        self._load(state, "trunk")
+        self._meter.inherit(state["meter"])
+        self._parent_step, self._parent_tokens = self._step, self._tokens_seen
+        self._parent_seconds, self._best = self._meter.train_seconds, math.inf
+        self._observer.event(f"begun at the trunk of a smaller budget, step {self._step}")
+
+    def _load(self, state: Mapping[str, Any], what: str) -> None:
         try:
             self._load_parts(state)
         except (RuntimeError, ValueError, KeyError) as e:
             raise ExperimentError(
-                f"the checkpoint at step {state['step']} does not fit this model: {first_line(e)}; has its "
-                "code changed? Take another output, or remove the experiment's checkpoints"
+                f"the {what} at step {state['step']} does not fit this model: {first_line(e)}; has its "
+                "code changed? Take another output, or remove the experiment's checkpoints and the sweep's trunks"
             ) from e
         self._stepper.micro_batch_size = state["micro_batch_size"]
         if isinstance(self._guest.train_data, Stream) and not self._guest.train_data.has_state:
             self._observer.event(f"reading the stream again up to step {state['step']}", aloud=True)
         self._feed.load_state(state["feed"])
-        self._meter.load_state(state["meter"])
         self._best = state["best"]
-        self._step = self._resumed_from = state["step"]
+        self._step = state["step"]
         self._tokens_seen = state["tokens_seen"]
         RandomState.restore(state["random"])  # last, because loading may have drawn
-        self._observer.event(f"going on from the checkpoint at step {self._step}", aloud=True)
 
     def _load_parts(self, state: Mapping[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
@@ -350,7 +377,7 @@ class Training:
             loss_stderr=None if found is None else found.loss_stderr,
             train_loss=meter.smoothed_loss(),
             metrics={} if found is None else found.metrics,
-            seconds=meter.train_seconds + time.perf_counter() - started,
+            seconds=(seconds := meter.train_seconds + time.perf_counter() - started),
             train_seconds=meter.train_seconds,
             tokens_per_second=speed,
             flops_per_second=speed * experiment.flops_per_token,
@@ -363,5 +390,8 @@ class Training:
             attention=attention,
             device=name,
             resumed_from=self._resumed_from,
+            parent_step=self._parent_step,
+            tokens_executed=self._tokens_seen - self._parent_tokens,
+            seconds_executed=seconds - self._parent_seconds,
             curve=meter.curve,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,9 @@ from flops_fit_ray.planning import (
     Survey,
     auto_candidates,
     auto_range,
+    between,
     requested_sizes,
+    rung_targets,
     size_kwargs,
     size_label,
 )
@@ -45,6 +47,7 @@ _T = TypeVar("_T")
 
 FORWARD_BACKWARD = 3  # backward = 2 × forward (Kaplan et al. 2020, section 2.1)
 LARGEST_AUTO_SIZE = 1 << 20
+SURVEYED = 32  # times the expected optimum, and as much below it: where sizes are sought that nobody named
 
 
 def survey_spec(spec: SweepSpec, base: Path) -> Survey:
@@ -64,21 +67,52 @@ def survey(spec: SweepSpec, guest: Guest) -> Survey:
     """
     batch, facts = describe_data(spec, guest)
     tokens = guest.num_tokens(batch, spec.data.tokens_per_sample)
-    sizes: list[ModelSize] = []
-    refused: list[str] = []
     wanted = requested_sizes(spec)
-    high = auto_range(spec.budgets[-1].flops)[1]
-    for size in auto_candidates() if wanted is None else wanted:
-        try:
-            sizes.append(measure_size(spec, guest, size, batch, tokens))
-        except SpecError as e:
-            refused += e.faults
-        if wanted is None and (size_label(size) == LARGEST_AUTO_SIZE or (sizes and sizes[-1].params > high)):
-            break
+    measured = (
+        _measured_ladder(spec, guest, batch, tokens)
+        if wanted is None
+        else _measured(spec, guest, wanted, batch, tokens)
+    )
+    sizes, refused = measured
     if refused and (wanted is not None or not sizes):
         raise SpecError("spec", refused[:3] if wanted is None else refused)
     try_parts(guest, min(sizes, key=lambda s: s.params_total))
     return Survey(sizes=tuple(sizes), data=facts, skipped=tuple(refused))
+
+
+def _measured(
+    spec: SweepSpec, guest: Guest, wanted: Iterable[SizeValue], batch: Batch, tokens: int
+) -> tuple[list[ModelSize], list[str]]:
+    """The sizes that the model takes, and why it refused the others."""
+    sizes: list[ModelSize] = []
+    refused: list[str] = []
+    for size in wanted:
+        try:
+            sizes.append(measure_size(spec, guest, size, batch, tokens))
+        except SpecError as e:
+            refused += e.faults
+    return sizes, refused
+
+
+def _measured_ladder(spec: SweepSpec, guest: Guest, batch: Batch, tokens: int) -> tuple[list[ModelSize], list[str]]:
+    """Sizes of our own choice: well divisible numbers first, then those between them that even steps in N ask for.
+
+    What the well divisible ones have in common (the number of heads, say) is what the model wants of a size.
+    """
+    sizes: list[ModelSize] = []
+    refused: list[str] = []
+    low, high = auto_range(spec.budgets[0].flops, spec.grid.tokens_per_param, SURVEYED)
+    high *= math.sqrt(spec.budgets[-1].flops / spec.budgets[0].flops)
+    for size in auto_candidates():
+        found, faults = _measured(spec, guest, [size], batch, tokens)
+        sizes += found
+        refused += faults
+        if size >= LARGEST_AUTO_SIZE or (sizes and sizes[-1].params > high):
+            break
+    if spec.is_adaptive and len(sizes) >= 2:
+        known = {int(s.size): s.params for s in sizes}
+        sizes += _measured(spec, guest, between(known, rung_targets(spec, low, high)), batch, tokens)[0]
+    return sizes, refused
 
 
 def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:
@@ -161,7 +195,7 @@ def measure_size(spec: SweepSpec, guest: Guest, size: SizeValue, batch: Batch, t
         SpecError: the model cannot be built or run, has no parameters, or no FLOPs were found.
     """
     kwargs = size_kwargs(spec, size)
-    model, per_token, source = _model_and_flops(guest, kwargs, batch, tokens)
+    model, per_token, source, uncounted = _model_and_flops(guest, kwargs, batch, tokens)
     params, params_source = count_params(model)
     total = sum(p.numel() for p in model.parameters())
     if params <= 0 or total == 0:
@@ -184,6 +218,7 @@ def measure_size(spec: SweepSpec, guest: Guest, size: SizeValue, batch: Batch, t
         flops_per_token=per_token,
         flops_source=source,
         lr=None if guest.lr is None else _own_lr(guest.lr, params, kwargs),
+        uncounted=uncounted,
     )
 
 
@@ -199,22 +234,22 @@ def _own_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs
 
 def _model_and_flops(
     guest: Guest, kwargs: Mapping[str, Any], batch: Batch, tokens: int
-) -> tuple[nn.Module, float, str]:
-    """The model, without weights where that can be, its FLOPs per token, and where the number comes from."""
+) -> tuple[nn.Module, float, str, tuple[str, ...]]:
+    """The model, without weights where that can be; its FLOPs per token, their source, and what was not seen."""
     own = guest.flops_per_token
     if own is not None:  # the model is built and never run, so that it may need what this machine lacks
         model = _without_weights(lambda device: build(guest, kwargs).to(device))
-        return model, float(own(model)), "model.flops_per_token"
+        return model, float(own(model)), "model.flops_per_token", ()
 
-    def count(device: torch.device) -> tuple[nn.Module, int, str]:
+    def count(device: torch.device) -> tuple[nn.Module, int, str, tuple[str, ...]]:
         model = build(guest, kwargs).to(device)
         # The CPU's fused attention is invisible to the counter; plain matmuls are not.
         with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext():
-            flops = _forward_flops(guest.objective, model, kwargs, batch.to(device))
-        return model, flops, "counted on the CPU" if device.type == "cpu" else "counted on the meta device"
+            flops, uncounted = _forward_flops(guest.objective, model, kwargs, batch.to(device))
+        return model, flops, "counted on the CPU" if device.type == "cpu" else "counted on the meta device", uncounted
 
-    model, flops, source = _without_weights(count)
-    return model, FORWARD_BACKWARD * flops / tokens, source
+    model, flops, source, uncounted = _without_weights(count)
+    return model, FORWARD_BACKWARD * flops / tokens, source, uncounted
 
 
 def _without_weights(work: Callable[[torch.device], _T]) -> _T:
@@ -233,7 +268,9 @@ def _without_weights(work: Callable[[torch.device], _T]) -> _T:
     return work(torch.device("cpu"))
 
 
-def _forward_flops(objective: Objective, model: nn.Module, kwargs: Mapping[str, Any], batch: Batch) -> int:
+def _forward_flops(
+    objective: Objective, model: nn.Module, kwargs: Mapping[str, Any], batch: Batch
+) -> tuple[int, tuple[str, ...]]:
     model.train()
     try:
         with FlopCounterMode(display=False) as counter:
@@ -245,7 +282,33 @@ def _forward_flops(objective: Objective, model: nn.Module, kwargs: Mapping[str, 
         raise SpecError(
             "spec", [f"model.target: {describe(kwargs)} fails on a first batch: {type(e).__name__}: {e}"]
         ) from e
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()), uncounted_modules(model, counter)
+
+
+def uncounted_modules(model: nn.Module, counter: FlopCounterMode) -> tuple[str, ...]:
+    """Modules with matrices of their own in which the counter saw nothing, though they hold no lookup table.
+
+    A matrix may be used by the module around it (attention does so with its projections): where that one computes
+    something outside its other children, it has the benefit of the doubt.
+    """
+    root = type(model).__name__
+    seen = {str(name): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    counts = {name: seen.get(f"{root}.{name}" if name else root, 0) for name, _ in model.named_modules()}
+    tables = lookup_tables(model)
+    found = []
+    for name, module in model.named_modules():
+        matrices = [p for p in module.parameters(recurse=False) if p.ndim >= 2 and id(p) not in tables]
+        if not matrices or counts[name] or isinstance(module, TABLES):
+            continue
+        parent = name.rpartition(".")[0]
+        siblings = sum(counts[f"{parent}.{child}" if parent else child] for child, _ in _children(model, parent))
+        if counts[parent] <= siblings:
+            found.append(name or root)
+    return tuple(found)
+
+
+def _children(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+    return list(model.get_submodule(name).named_children())
 
 
 def count_params(model: nn.Module) -> tuple[int, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -136,6 +136,16 @@ class Meter:
             "wait_seconds": self.wait_seconds,
         }
 
+    def inherit(self, state: dict[str, Any]) -> None:
+        """Begin on the trunk of another run: its curve thinned to this run's, the sum over the last steps begun anew.
+
+        Points that fall together become one, with the mean of their losses by the steps that each stands for.
+        """
+        self.load_state(state)
+        self._tail.zero_()
+        self._tail_count = 0
+        self.curve = _thinned(self.curve, self.every)
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self._sum.copy_(state["sum"])
@@ -143,3 +153,19 @@ class Meter:
         self._count, self._tail_count, self._first = state["count"], state["tail_count"], state["first"]
         self.curve = [CurvePoint(**row) for row in state["curve"]]
         self.train_seconds, self.wait_seconds = state["train_seconds"], state["wait_seconds"]
+
+
+def _thinned(curve: Sequence[CurvePoint], every: int) -> list[CurvePoint]:
+    """One point with a training loss for each `every` steps; those with a held-out loss stay as they are."""
+    kept: list[CurvePoint] = []
+    before, summed, begun = 0, 0.0, 0
+    for point in curve:
+        if point.train_loss is None:
+            kept.append(point)
+            continue
+        summed += point.train_loss * (point.step - before)
+        before = point.step
+        if point.step // every > begun // every or point.step == 1:
+            kept.append(replace(point, train_loss=summed / (point.step - begun)))
+            summed, begun = 0.0, point.step
+    return kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from flops_fit_ray.planning import Recipe
+from flops_fit_ray.planning import Recipe, decay_steps
 
 
 def lr_factor(step: int, steps: int, recipe: Recipe, own: Callable[[int, int], float] | None = None) -> float:
@@ -26,8 +26,8 @@ def lr_factor(step: int, steps: int, recipe: Recipe, own: Callable[[int, int], f
     if recipe.schedule == "linear":
         return 1 - (1 - final) * after_warmup
     if recipe.schedule == "wsd":  # warmup, stable, decay (Hu et al. 2024, section 4)
-        decay_steps = min(max(1, round(recipe.decay_fraction * steps)), steps - recipe.warmup_steps)
-        done = max(0, step - (steps - decay_steps)) / decay_steps
+        decaying = decay_steps(recipe, steps)
+        done = max(0, step - (steps - decaying)) / decaying
         # 1-sqrt: Hägele et al. 2024, section 3
         return 1 - (1 - final) * (math.sqrt(done) if recipe.decay_shape == "1-sqrt" else done)
     return 1.0

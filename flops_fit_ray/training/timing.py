@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flops_fit_ray.errors import ResourceError
-from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.planning import Experiment, Plan, Rates
 from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.data import Batch, make_feed
 from flops_fit_ray.training.device import peak_memory_bytes, reset_peak_memory
@@ -22,6 +22,8 @@ from flops_fit_ray.training.random import RandomState
 from flops_fit_ray.training.step import Stepper, free_memory, settings
 
 TIMED_SECONDS = 3.0  # per model
+EVALUATION_SHARE = 1 / 3  # of a training step's time that a forward pass over as many samples takes
+FIXED_SECONDS = 0.15  # of an experiment besides its steps: a model, an optimizer, a trunk, records
 WORTH_IT = 1.05  # times as fast as fp32, or fp32 it is
 COMPILE_SECONDS = 300.0  # of training per size; below it compiling (about 36 s each) costs more than it gains
 
@@ -44,7 +46,7 @@ class Measured:
 
 def smallest_and_biggest(plan: Plan) -> list[Experiment]:
     """The experiments of the fewest and of the most parameters."""
-    ordered = sorted(plan.experiments, key=lambda e: e.params)
+    ordered = sorted(plan.expected, key=lambda e: e.params)
     return [ordered[0], ordered[-1]]
 
 
@@ -103,13 +105,25 @@ def _classes(model: nn.Module, guest: Guest, batch: Batch, precision: str, devic
     return classes
 
 
+def rates_of(measured: Sequence[Measured], plan: Plan, *, slots: int = 1, start_seconds: float = 0.0) -> Rates:
+    """What these measurements say of every experiment."""
+    per_step = {str(m.experiment.size): (m.experiment.flops / m.experiment.steps, m.step_seconds) for m in measured}
+    batch_size = measured[0].experiment.recipe.batch_size
+    return Rates(
+        step_seconds=per_step,
+        slots=slots,
+        more_steps=EVALUATION_SHARE * plan.survey.data.eval_samples / batch_size,
+        fixed_seconds=FIXED_SECONDS,
+        start_seconds=start_seconds,
+        device=plan.experiments[0].recipe.precision,
+        peak_memory_bytes=max((m.peak_bytes or 0) for m in measured) or None,
+    )
+
+
 def sweep_seconds(plan: Plan, measured: Sequence[Measured]) -> float:
-    """Training seconds of all experiments, one at a time: step seconds between the two sizes as a power of FLOPs."""
-    small, big = measured[0], measured[-1]
-    x0, x1 = math.log(small.experiment.flops_per_token), math.log(big.experiment.flops_per_token)
-    y0, y1 = math.log(small.step_seconds), math.log(big.step_seconds)
-    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else 0.0
-    return sum(e.steps * math.exp(y0 + slope * (math.log(e.flops_per_token) - x0)) for e in plan.experiments)
+    """Training seconds of all experiments, one at a time, each without what its parent has done for it."""
+    rates = rates_of(measured, plan)
+    return sum(rates.training_seconds(e) * (e.steps - e.start_step) / e.steps for e in plan.expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +137,11 @@ class Choice:
 
 def with_precision(plan: Plan, precision: str) -> Plan:
     """The same experiments in another precision; their keys are not of this one."""
-    changed = tuple(replace(e, recipe=replace(e.recipe, precision=precision)) for e in plan.experiments)
-    return replace(plan, experiments=changed)
+    decided, expected = (
+        tuple(replace(e, recipe=replace(e.recipe, precision=precision)) for e in some)
+        for some in (plan.experiments, plan.forecast)
+    )
+    return replace(plan, experiments=decided, forecast=expected)
 
 
 def choose(plan: Plan, guest: Guest, *, device: str, threads: int = 1) -> Choice:
@@ -149,5 +166,5 @@ def choose(plan: Plan, guest: Guest, *, device: str, threads: int = 1) -> Choice
     best = asked
     if asked == "auto":
         best = "bf16" if seconds.get("bf16", math.inf) * WORTH_IT < seconds.get("fp32", math.inf) else "fp32"
-    sizes = len({e.size for e in plan.experiments})
+    sizes = len({e.size for e in plan.expected})
     return Choice(precision=best, compile=seconds.get(best, 0.0) / sizes > COMPILE_SECONDS, seconds=seconds)

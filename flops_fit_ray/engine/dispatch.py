@@ -1,0 +1,151 @@
+"""What runs next: asks the planner whenever an outcome has arrived, and hands experiments out. It knows no Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from flops_fit_ray.errors import StorageError
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger, hostname
+from flops_fit_ray.planning import (
+    Experiment,
+    Finding,
+    Plan,
+    Planner,
+    choose_starts,
+    needed_trunks,
+    next_experiments,
+)
+
+MAX_RETURNS = 3  # of one experiment without an outcome, though its trial ended in peace
+
+
+class Dispatcher:
+    """The plan of a sweep on its way. Every growth of the plan is handed to `on_plan` before anything new is begun."""
+
+    def __init__(self, planner: Planner, ledger: Ledger, on_plan: Callable[[Plan], None]) -> None:
+        self._planner, self._ledger, self._on_plan = planner, ledger, on_plan
+        self._findings: dict[str, Finding] = {}
+        self._seen: set[str] = set()
+        self._running: set[str] = set()
+        self._returned: Counter[str] = Counter()
+        self.slots = 1
+        self.error: StorageError | None = None
+        self.plan = planner.plan()
+        self._grow()
+
+    def done(self) -> bool:
+        """Whether every experiment has an outcome, and none will be added."""
+        return self.plan.final and not self._open()
+
+    def _open(self) -> list[Experiment]:
+        return [e for e in self.plan.experiments if e.key not in self._findings]
+
+    def _grow(self) -> None:
+        """Plan again until what is recorded adds nothing. A failure that may be tried again is put aside first."""
+        while fresh := [e.key for e in self.plan.experiments if e.key not in self._seen]:
+            for failure in self._ledger.failures(fresh):
+                if failure.status in RETRY_ON_NEXT_RUN:
+                    self._ledger.retry(failure.key)
+            self._seen.update(fresh)
+            self._findings |= self._ledger.findings(fresh)
+            self._plan_again()
+        self._on_plan(self.plan)
+
+    def _plan_again(self) -> None:
+        if self.plan.final:
+            return
+        parents = {e.key: e for e in self.plan.experiments if e.key in self._running}
+        plan = self._planner.plan(self._findings)
+        self.plan = replace(plan, experiments=tuple(parents.get(e.key, e) for e in plan.experiments))
+
+    def look(self, keys: Iterable[str] | None = None) -> None:
+        """Take notice of the outcomes of `keys`, of all open experiments by default."""
+        found = self._ledger.findings([e.key for e in self._open()] if keys is None else keys)
+        new = found.keys() - self._findings.keys()
+        if not new:
+            return
+        self._findings |= found
+        before = {e.key for e in self.plan.experiments}
+        self._plan_again()
+        if {e.key for e in self.plan.experiments} != before or self.plan.final:
+            self._grow()
+        self._prune()
+
+    def choose_starts(self) -> None:
+        """With the slots known: which experiments begin from scratch rather than wait for a trunk."""
+        wish = self._planner.spec.grid.start
+        left = [e for e in self._open() if e.key not in self._running]
+        chosen = {e.key: e for e in choose_starts(left, self.slots, lambda e: e.flops, wish)[0]}
+        self.plan = replace(self.plan, experiments=tuple(chosen.get(e.key, e) for e in self.plan.experiments))
+
+    def next(self) -> Experiment | None:
+        """An experiment to begin now, noted as running; None where all wait, or nothing is left (see `finished`)."""
+        if self.error is not None or self._paths.stop.exists():
+            return None
+        self.look(self._running)
+        self.choose_starts()
+        settled = self._findings.keys()
+        ready = next_experiments(self.plan, settled, self._running, lambda key: bool(self._paths.trunk(key).finished()))
+        if not ready:
+            return None
+        try:
+            self._ledger.record_planned(ready[0])
+        except StorageError as e:
+            self.error = e
+            return None
+        self._running.add(ready[0].key)
+        return ready[0]
+
+    def finished(self) -> bool:
+        """Whether nothing will be handed out any more."""
+        return self.error is not None or self._paths.stop.exists() or self.done()
+
+    def stop_for(self, words: str) -> None:
+        """Hand out nothing more: the directory cannot be written."""
+        self.error = StorageError(words)
+
+    @property
+    def _paths(self) -> SweepPaths:
+        return self._ledger.paths
+
+    def ended(self, key: str, *, died: bool) -> None:
+        """The trial of an experiment is over; `died`: its process did, again and again."""
+        self._running.discard(key)
+        self.look([key])
+        if key in self._findings or self.finished():
+            return
+        self._returned[key] += 1
+        if died or self._returned[key] >= MAX_RETURNS:
+            with contextlib.suppress(StorageError):
+                self._ledger.record_failure(vanished(key, self._ledger, ""))
+            self.look([key])
+
+    def _prune(self) -> None:
+        """Drop the trunks that nobody will begin at."""
+        keys = {e.key for e in self.plan.experiments}
+        needed = needed_trunks(self.plan.experiments, self._findings.keys())
+        for key in (self._paths.trunk_keys() & keys & self._findings.keys()) - needed:
+            shutil.rmtree(self._paths.trunk(key).directory, ignore_errors=True)
+
+
+def vanished(key: str, ledger: Ledger, error: str) -> Failure:
+    """What is recorded of an experiment whose process ended without a word."""
+    attempts = ledger.num_attempts(key)
+    return Failure(
+        key=key,
+        status="infrastructure",
+        error=f"its worker ended {attempts} times without an outcome"
+        + (f": {error.strip().splitlines()[-1]}" if error.strip() else ""),
+        traceback=error,
+        tokens_seen=0,
+        seconds=0.0,
+        attempts=attempts,
+        host=hostname(),
+        finished_at=time.time(),
+    )

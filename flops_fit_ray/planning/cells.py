@@ -1,0 +1,177 @@
+"""One cell (C, N) as an experiment: exact D, every rule of the recipe resolved, and the key that all of it makes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning.experiment import (
+    Experiment,
+    Frame,
+    ModelSize,
+    Recipe,
+    Role,
+    Survey,
+    content_key,
+)
+from flops_fit_ray.spec import LrRule, LrTable, SweepSpec
+
+ENGINE_VERSION = 2  # raised whenever the same recipe would give other bits, so that old results are never mistaken
+WARMUP_SHARE = 0.1  # of the smallest D of the sweep
+HARMLESS_DATA_KEYS = {"max_epochs", "timeout_seconds", "eval_every_tokens", "bytes_per_token"}  # change no result
+HARMLESS_TRAIN_KEYS = {"precision", "compile", "cuda_graph", "seed"}  # change nothing that a frame holds
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Makes experiments for one sweep."""
+
+    spec: SweepSpec
+    survey: Survey
+    frame: Frame
+
+    def tokens(self, budget: float, size: ModelSize) -> int:
+        """D in whole batches."""
+        return steps_of(self.spec, self.survey, budget, size) * batch_tokens(self.spec, self.survey)
+
+    def make(
+        self,
+        budget: float,
+        size: ModelSize,
+        lr: float,
+        *,
+        role: Role = "grid",
+        reason: str = "",
+        seed: int | None = None,
+        of: str | None = None,
+    ) -> Experiment:
+        """The experiment of one cell; `seed` None is the sweep's own."""
+        spec, survey = self.spec, self.survey
+        steps = steps_of(spec, survey, budget, size)
+        tokens = steps * batch_tokens(spec, survey)
+        per_epoch = survey.data.train_samples
+        recipe = Recipe(
+            batch_size=spec.train.batch_size,
+            micro_batch_size=spec.train.micro_batch_size or spec.train.batch_size,
+            optimizer=spec.train.optimizer,
+            lr=lr,
+            betas=spec.train.betas,
+            momentum=spec.train.momentum,
+            weight_decay=spec.train.weight_decay,
+            grad_clip=spec.train.grad_clip,
+            schedule=spec.train.schedule,
+            warmup_steps=min(self._warmup_tokens(size, tokens) // batch_tokens(spec, survey), steps - 1),
+            decay_fraction=spec.train.decay_fraction,
+            decay_shape=spec.train.decay_shape,
+            final_lr_fraction=spec.train.final_lr_fraction,
+            seed=spec.train.seed if seed is None else seed,
+            precision=spec.train.precision,
+            compile=spec.train.compile is True,
+            cuda_graph=spec.train.cuda_graph,
+        )
+        return Experiment(
+            key=content_key(self._identity(budget, size, tokens, recipe)),
+            budget=budget,
+            size=size.size,
+            size_kwargs=size.kwargs,
+            params=size.params,
+            params_total=size.params_total,
+            tokens=tokens,
+            tokens_per_sample=spec.data.tokens_per_sample,
+            steps=steps,
+            flops=tokens * size.flops_per_token,
+            flops_per_token=size.flops_per_token,
+            epochs=None if per_epoch is None else steps * spec.train.batch_size / per_epoch,
+            recipe=recipe,
+            role=role,
+            reason=reason,
+            of=of,
+        )
+
+    def _warmup_tokens(self, size: ModelSize, tokens: int) -> int:
+        """At most N tokens, and a tenth of the sweep's smallest D (Porian et al. 2024, section 3.3).
+
+        A cell that was added later may have a smaller D than the sweep had when the limit was set: a tenth of its own.
+        """
+        train = self.spec.train
+        if train.warmup_tokens != "auto":
+            return train.warmup_tokens
+        if train.schedule == "constant" or ":" in train.schedule:  # a user's schedule does its own
+            return 0
+        return min(size.params, self.frame.warmup_limit, int(WARMUP_SHARE * tokens))
+
+    def _identity(self, budget: float, size: ModelSize, tokens: int, recipe: Recipe) -> dict[str, Any]:
+        """All that changes an experiment's result. What only changes how it is run (resources, output) stays out."""
+        return {
+            **_common_identity(self.spec, self.survey),
+            "model": {
+                "target": self.spec.model.target,
+                "kwargs": self.spec.model.kwargs,
+                "size": dict(size.kwargs),
+            },
+            "budget": budget,
+            "tokens": tokens,
+            "recipe": asdict(recipe),
+            "parent": None,  # a trunk of another's gives the same bits
+        }
+
+
+def _common_identity(spec: SweepSpec, survey: Survey) -> dict[str, Any]:
+    data = spec.data.model_dump(mode="json", exclude=HARMLESS_DATA_KEYS)
+    return {"engine": ENGINE_VERSION, "data": {**data, "fingerprint": survey.data.fingerprint}, "loss": spec.loss}
+
+
+def frame_identity(spec: SweepSpec, survey: Survey) -> str:
+    """What a frame belongs to: the sweep without its budgets, sizes and seeds."""
+    train = spec.train.model_dump(mode="json", exclude=HARMLESS_TRAIN_KEYS)
+    model = {"target": spec.model.target, "kwargs": spec.model.kwargs}
+    return content_key({**_common_identity(spec, survey), "model": model, "train": train})
+
+
+def make_frame(spec: SweepSpec, survey: Survey, smallest_tokens: int) -> Frame:
+    """The frame of a new sweep whose smallest D is known."""
+    return Frame(
+        identity=frame_identity(spec, survey),
+        base_budget=spec.budgets[0].flops,
+        warmup_limit=int(WARMUP_SHARE * smallest_tokens),
+    )
+
+
+def batch_tokens(spec: SweepSpec, survey: Survey) -> int:
+    """D of one optimizer step."""
+    return spec.train.batch_size * survey.data.tokens_per_sample
+
+
+def steps_of(spec: SweepSpec, survey: Survey, budget: float, size: ModelSize) -> int:
+    """C / (FLOPs per token × tokens per batch), rounded: whole batches, and the rounding is in the FLOPs."""
+    return round(budget / (size.flops_per_token * batch_tokens(spec, survey)))
+
+
+def most_steps(spec: SweepSpec, survey: Survey) -> float:
+    """Optimizer steps that the data allow; infinite where they cannot say how long they are."""
+    per_epoch = survey.data.train_samples
+    return float("inf") if per_epoch is None else spec.data.max_epochs * per_epoch / spec.train.batch_size
+
+
+def resolve_lr(spec: SweepSpec, size: ModelSize) -> float:
+    """The peak learning rate of one size, where it is not measured.
+
+    `auto` is lr = 1e-3 · (N / 1e7)^-0.25: about what is published for AdamW from 1e5 to 1e9 parameters, and low rather
+    than high where it errs, because half the best rate costs less than twice the best. It is a rule, not a measurement.
+    """
+    lr = spec.train.lr
+    if size.lr is not None:
+        return size.lr
+    if isinstance(lr, LrTable):
+        if size.size not in lr.table:
+            raise SpecError("spec", [f"train.lr.table: has no rate for size {size.size}; it has {list(lr.table)}"])
+        return lr.table[size.size]
+    if isinstance(lr, LrRule):
+        x = size.params if lr.of == "params" else size.size
+        if isinstance(x, str):
+            raise SpecError("spec", ["train.lr.of: 'size' needs sizes that are numbers; use 'params'"])
+        return float(lr.base * (x / lr.at) ** lr.exponent)
+    if isinstance(lr, str):
+        return float(1e-3 * (size.params / 1e7) ** -0.25)
+    return lr

@@ -1,0 +1,376 @@
+"""The planner's decisions, replayed from the start: which experiments a sweep has, given what became of them so far.
+
+Every decision waits for the outcomes that it rests on and for no others, and decisions are taken in one fixed order. So
+the plan does not depend on the order in which experiments end, on the number of slots, or on interruptions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from flops_fit_ray import text
+from flops_fit_ray.analysis.outliers import farthest_outlier
+from flops_fit_ray.analysis.valley import FEWEST, Valley
+from flops_fit_ray.planning import adaptive, rates
+from flops_fit_ray.planning.cells import Cells, most_steps, resolve_lr, steps_of
+from flops_fit_ray.planning.experiment import Experiment, Finding, LrFound, ModelSize, Survey
+from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, Cell, by_params
+from flops_fit_ray.planning.trunks import with_parent
+from flops_fit_ray.spec import SweepSpec
+
+UNCHECKED = 2  # of the largest budgets, at whose minima the learning rate is not checked: they cost the most
+FEW_STEPS = 110  # below this a cell says more of its warmup than of its size
+Findings = Mapping[str, Finding]
+
+
+def least_steps(spec: SweepSpec, survey: Survey) -> int:
+    """The fewest optimizer steps of a cell: enough, where the smallest budget has a valley's worth of such cells."""
+    largest = most_steps(spec, survey)
+    steps = [steps_of(spec, survey, spec.budgets[0].flops, s) for s in survey.sizes]
+    for least in (MIN_STEPS, FEW_STEPS):
+        if sum(least <= n <= largest for n in steps) >= GOOD_SIZES:
+            return least
+    return 1
+
+
+def ladder_of(spec: SweepSpec, survey: Survey) -> list[ModelSize]:
+    """The sizes that an adaptive grid is made of: even steps in log N, one of them at the first expected optimum."""
+    anchor = adaptive.expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param)
+    return adaptive.rungs(by_params(survey), anchor, adaptive.spacing(spec.grid))
+
+
+def fitting(spec: SweepSpec, survey: Survey, sizes: Sequence[ModelSize], budget: float) -> list[ModelSize]:
+    """The sizes that leave enough steps at a budget, and that the data can feed."""
+    low, high = least_steps(spec, survey), most_steps(spec, survey)
+    return [s for s in sizes if low <= steps_of(spec, survey, budget, s) <= high]
+
+
+def first_valley(spec: SweepSpec, survey: Survey) -> list[ModelSize]:
+    """The sizes of the wide first valley, at the smallest budget."""
+    budget = spec.budgets[0].flops
+    centre = adaptive.expected_optimum(budget, spec.grid.tokens_per_param)
+    return adaptive.nearest(fitting(spec, survey, ladder_of(spec, survey), budget), centre, spec.grid.first_sizes)
+
+
+class Growth:
+    """One replay. `experiments` are those that are decided; `waiting` says that more may follow.
+
+    Args:
+        assume: take open budgets for bracketed where they were predicted: that gives the forecast.
+        static: the cells of a static grid; None for an adaptive one.
+    """
+
+    def __init__(
+        self, cells: Cells, findings: Findings, *, static: list[Cell] | None = None, assume: bool = False
+    ) -> None:
+        self.experiments: dict[str, Experiment] = {}
+        self.notes: list[str] = []
+        self.waiting = False
+        self.lr: LrFound | None = None
+        self._cells, self._findings, self._assume, self._static = cells, findings, assume, static
+        self._spec = cells.spec
+        self._by_label = {s.size: s for s in cells.survey.sizes}
+        self._trunks: dict[object, list[Experiment]] = {}
+        self._valleys: list[Valley] = []
+        self._ladder = ladder_of(cells.spec, cells.survey) if static is None else []
+
+    def grow(self) -> Growth:
+        """Take every decision that can be taken."""
+        guard = self._spec.grid
+        if self._active(guard.lr_guard) and self._spec.train.lr == "auto" and not self._guard_rates():
+            self.waiting = True
+            return self
+        if self._static is None:
+            self._adaptive()
+        else:
+            self._grid(self._static)
+        return self
+
+    def _active(self, wish: bool | str) -> bool:
+        return self._static is None if wish == "auto" else bool(wish)
+
+    # The learning rate
+
+    def _guard_rates(self) -> bool:
+        """Probe, and find the rule. False while probes are open."""
+        budget = self._cells.frame.base_budget
+        if self._static is None:
+            first = first_valley(self._spec, self._cells.survey)
+        else:
+            smallest = min(b.flops for b, _ in self._static)
+            first = [s for b, s in self._static if b.flops == smallest]
+        sizes = rates.probed_sizes(first)
+        best = [self._probe(budget, size) for size in sizes]
+        if None in best and not self._assume:
+            return False
+        optima = [
+            (s.params, resolve_lr(self._spec, s) * (1.0 if factor is None else factor))
+            for s, factor in zip(sizes, best, strict=True)
+        ]
+        self.lr = rates.lr_law(optima)
+        shown = ", ".join(f"{lr:.2e} at N = {text.count(n)}" for n, lr in optima)
+        self.notes.append(
+            f"learning rate: best {shown}; the grid takes {self.lr.coefficient:.2e} · (N / {text.count(self.lr.at)})"
+            f"^{self.lr.exponent:.2f}"
+        )
+        return True
+
+    def _probe(self, budget: float, size: ModelSize) -> float | None:
+        """The best factor over the general rule at one size; None while its probes are open."""
+        losses: dict[float, float] = {}
+        while factors := rates.missing_factors(losses):
+            for factor in factors:
+                lr = resolve_lr(self._spec, size) * factor
+                reason = f"learning rate {factor:g} times the general rule"
+                probe = self._cells.make(budget, size, lr, role="probe", reason=reason)
+                self._add(probe)
+                losses[factor] = self._loss_or_inf(probe)
+            if any(map(math.isnan, losses.values())):
+                return None
+        if not math.isfinite(losses[rates.best_factor(losses)]):
+            self.notes.append(f"every learning rate failed at size {size.size}: the general rule stands there")
+            return 1.0
+        return rates.optimum_factor(losses)
+
+    def _loss_or_inf(self, experiment: Experiment) -> float:
+        """The loss; NaN while it is open, infinite where there is none."""
+        found = self._findings.get(experiment.key)
+        if found is None:
+            return math.nan
+        return math.inf if found.loss is None else found.loss
+
+    def _lr(self, size: ModelSize) -> float:
+        return resolve_lr(self._spec, size) if self.lr is None else self.lr.of(size.params)
+
+    # The grid
+
+    def _grid(self, static: list[Cell]) -> None:
+        for budget, size in static:
+            self._add_cell(budget.flops, size, "")
+        for number, budget in enumerate(self._spec.budgets):
+            if self._any_guard():
+                valley = self._settled_valley(budget.flops)
+                if valley is not None:
+                    self._valleys.append(valley)
+                elif not self._assume:
+                    self.waiting = True
+                    return
+                self._after(number)
+
+    def _any_guard(self) -> bool:
+        grid = self._spec.grid
+        seeds = isinstance(grid.seeds, int) and grid.seeds > 0
+        return seeds or self._active(grid.rerun_outliers) or grid.lr_check in ("all", "lower")
+
+    def _adaptive(self) -> None:
+        grid = self._spec.grid
+        minima: list[tuple[float, float]] = []
+        for number, budget in enumerate(self._spec.budgets):
+            c = budget.flops
+            if not minima:
+                centre = adaptive.expected_optimum(c, grid.tokens_per_param)
+                sizes = first_valley(self._spec, self._cells.survey)
+                reason = f"first valley, around N = {text.count(centre)}"
+            else:
+                centre = adaptive.predicted_optimum(minima, c)
+                sizes = adaptive.nearest(self._fitting(c), centre, grid.sizes)
+                reason = f"around the predicted N = {text.count(centre)}"
+            for size in sizes:
+                self._add_cell(c, size, reason)
+            if minima and number + 1 < len(self._spec.budgets):
+                self._begin_next(self._spec.budgets[number + 1].flops, minima)
+            found = self._bracket(c, centre)
+            if found is None:
+                self.waiting = True
+                return
+            minima.append((c, found))
+            self._after(number)
+
+    def _begin_next(self, budget: float, minima: list[tuple[float, float]]) -> None:
+        """The middle of the next budget's window: it will be wanted wherever this budget's minimum turns out to be."""
+        centre = adaptive.predicted_optimum(minima, budget)
+        for size in adaptive.nearest(self._fitting(budget), centre, min(adaptive.CORE, self._spec.grid.sizes)):
+            self._add_cell(budget, size, f"around the predicted N = {text.count(centre)}, two budgets ahead")
+
+    def _bracket(self, budget: float, centre: float) -> float | None:
+        """N at the minimum, or the best guess at it; None while experiments of this budget are open."""
+        grid = self._spec.grid
+        while True:
+            valley = self._settled_valley(budget)
+            if valley is None:
+                return centre if self._assume else None
+            more, side = adaptive.beyond(valley, self._fitting(budget)) if len(valley.loss) else ([], "")
+            number = len(self._grid_of(budget))
+            room = min(adaptive.MOST_SIZES - number, grid.max_experiments - len(self.experiments))
+            if not more or room <= 0:
+                if valley.status != "interior" or side:
+                    self._note_open_end(budget, valley, room, side)
+                self._valleys.append(valley)
+                if valley.status == "interior":
+                    return valley.params_opt
+                return float(valley.params[int(np.argmin(valley.loss))]) if len(valley.loss) else centre
+            for size in more[:room]:
+                self._add_cell(budget, size, f"the minimum was at the {side} end of the sizes that were run")
+
+    def _note_open_end(self, budget: float, valley: Valley, room: int, side: str) -> None:
+        why = (
+            f"{adaptive.MOST_SIZES} sizes of one budget or grid.max_experiments = "
+            f"{self._spec.grid.max_experiments} are reached"
+            if room <= 0
+            else f"the model or the data allow no {side} size"
+        )
+        what = valley.reason or f"the minimum is near the {side} end of the sizes"
+        self.notes.append(f"C = {budget:g}: {what}; no more are added, because {why}")
+
+    def _settled_valley(self, budget: float) -> Valley | None:
+        """The valley of a budget once all of its experiments and reruns are settled; None before."""
+        while True:
+            experiments = self._grid_of(budget)
+            if any(e.key not in self._findings for e in experiments):
+                return None
+            if self._active(self._spec.grid.rerun_outliers) and self._rerun(budget, experiments):
+                continue
+            standing = [e for e in self._standing(budget) if self._findings[e.key].loss is not None]
+            return adaptive.valley_through(
+                budget,
+                [self._by_label[e.size] for e in standing],
+                [e.tokens for e in standing],
+                [self._findings[e.key].loss or math.nan for e in standing],
+            )
+
+    def _grid_of(self, budget: float) -> list[Experiment]:
+        return [e for e in self.experiments.values() if e.budget == budget and e.role in ("grid", "rerun")]
+
+    def _standing(self, budget: float) -> list[Experiment]:
+        """The experiments whose losses make the valley: a rerun stands for what it repeats."""
+        experiments = self._grid_of(budget)
+        replaced = {e.of for e in experiments if e.role == "rerun" and self._loss_of(e) is not None}
+        return [e for e in experiments if e.key not in replaced]
+
+    def _loss_of(self, experiment: Experiment) -> float | None:
+        found = self._findings.get(experiment.key)
+        return None if found is None else found.loss
+
+    # What is repeated and tried beside
+
+    def _rerun(self, budget: float, experiments: list[Experiment]) -> bool:
+        """Add the rerun of a diverged or outlying experiment, if there is one that has none. True if one was added."""
+        repeated = {e.of for e in experiments if e.role == "rerun"}
+        standing = self._standing(budget)
+        for e in standing:
+            if self._findings[e.key].diverged and e.key not in repeated:
+                return self._repeat(e, "it diverged", halve=True)
+        good = [e for e in standing if self._loss_of(e) is not None]
+        if len(good) <= FEWEST["parabola"]:
+            return False
+        found = farthest_outlier(
+            np.array([e.params for e in good], dtype=np.float64),
+            np.array([self._loss_of(e) for e in good], dtype=np.float64),
+            self._valleys,
+        )
+        if found is None:
+            return False
+        index, deviation = found
+        e = good[index]
+        if e.key in repeated or e.role == "rerun":
+            return False
+        words = f"it lies {abs(deviation):.1f} standard deviations {'above' if deviation > 0 else 'below'} the others"
+        return self._repeat(e, words, halve=deviation > 0)
+
+    def _repeat(self, e: Experiment, why: str, *, halve: bool) -> bool:
+        if e.role == "rerun":
+            first = self.experiments.get(e.of or "")
+            if first is not None and first.role == "rerun":
+                return False  # twice is enough
+        how = "half the learning rate" if halve else "another seed"
+        again = self._cells.make(
+            e.budget,
+            self._by_label[e.size],
+            e.recipe.lr / 2 if halve else e.recipe.lr,
+            seed=e.recipe.seed if halve else e.recipe.seed + 1000,
+            role="rerun",
+            reason=f"run again with {how}: {why}",
+            of=e.key,
+        )
+        if again.key not in self.experiments:
+            self.notes.append(f"C = {e.budget:g}, size {e.size}: {why}; run again with {how}, both on record")
+        return self._add(again)
+
+    def _after(self, number: int) -> None:
+        """Seeds and rate checks at the minima that are known now; nothing waits for them."""
+        grid, budgets = self._spec.grid, self._spec.budgets
+        seeds = (2 if self._static is None else 0) if grid.seeds == "auto" else grid.seeds
+        if number == 1 and seeds:
+            self._add_seeds(int(seeds))
+        check = grid.lr_check
+        if check == "auto":
+            check = "lower" if self.lr is not None else "none"
+        if check == "all" or (check == "lower" and number + UNCHECKED < len(budgets)):
+            e = self._at_minimum(number)
+            for factor in (0.5, 2.0) if e is not None else ():
+                assert e is not None
+                reason = f"{factor:g} times the learning rate, at the minimum"
+                self._add(
+                    self._cells.make(
+                        e.budget, self._by_label[e.size], e.recipe.lr * factor, role="lr_check", reason=reason, of=e.key
+                    )
+                )
+
+    def _at_minimum(self, number: int, near: float | None = None) -> Experiment | None:
+        """The standing experiment of a budget that is nearest to its minimum, or to N = `near`."""
+        budget = self._spec.budgets[number].flops
+        standing = [
+            e for e in self._standing(budget) if e.role == "grid" and (self._assume or self._loss_of(e) is not None)
+        ]
+        if not standing:
+            return None
+        if near is None:
+            near = self._optimum(number)
+        return min(standing, key=lambda e: abs(math.log(e.params / near)))
+
+    def _optimum(self, number: int) -> float:
+        if number < len(self._valleys):
+            valley = self._valleys[number]
+            if valley.status == "interior":
+                return valley.params_opt
+            if len(valley.loss):
+                return float(valley.params[int(np.argmin(valley.loss))])
+        return adaptive.expected_optimum(self._spec.budgets[number].flops, self._spec.grid.tokens_per_param)
+
+    def _add_seeds(self, seeds: int) -> None:
+        """One size near both minima, so that its trunk is shared: the pairs show how much noise a trunk passes on."""
+        middle = math.sqrt(self._optimum(0) * self._optimum(1))
+        pair = [self._at_minimum(i, middle) for i in (0, 1)]
+        if pair[0] is None or pair[1] is None or pair[0].size != pair[1].size:
+            pair = [self._at_minimum(i) for i in (0, 1)]
+        for seed in range(1, seeds + 1):
+            for e in pair:
+                if e is not None:
+                    self._add(
+                        self._cells.make(
+                            e.budget, self._by_label[e.size], e.recipe.lr, seed=self._spec.train.seed + seed,
+                            role="seed", reason=f"seed {seed} near the minimum", of=e.key,
+                        )
+                    )  # fmt: skip
+
+    # Adding
+
+    def _fitting(self, budget: float) -> list[ModelSize]:
+        return fitting(self._spec, self._cells.survey, self._ladder, budget)
+
+    def _add_cell(self, budget: float, size: ModelSize, reason: str) -> None:
+        self._add(self._cells.make(budget, size, self._lr(size), reason=reason))
+
+    def _add(self, experiment: Experiment) -> bool:
+        """Put an experiment into the plan, with its parent among those that are there. False if it is there already."""
+        if experiment.key in self.experiments:
+            return False
+        if self._spec.grid.trunk:
+            same = self._trunks.setdefault((experiment.size, experiment.recipe), [])
+            experiment = with_parent(experiment, same)
+            same.append(experiment)
+        self.experiments[experiment.key] = experiment
+        return True

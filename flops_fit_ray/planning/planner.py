@@ -1,0 +1,168 @@
+"""The plan: what is decided, what is expected to follow, what is refused. A function of spec, survey and findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning.adaptive import expected_optimum
+from flops_fit_ray.planning.cells import Cells, frame_identity, make_frame, most_steps, steps_of
+from flops_fit_ray.planning.disk import disk_need
+from flops_fit_ray.planning.experiment import Experiment, Frame, Plan, Survey
+from flops_fit_ray.planning.grid import (
+    GOOD_SIZES,
+    Cell,
+    by_params,
+    cell_warnings,
+    size_faults,
+    static_cells,
+    sweep_warnings,
+    too_much_data,
+)
+from flops_fit_ray.planning.growth import Findings, Growth, first_valley
+from flops_fit_ray.planning.schedule import tails
+from flops_fit_ray.spec import SweepSpec
+
+
+class Planner:
+    """Plans one sweep again and again as its findings arrive. What does not depend on them is worked out once.
+
+    Raises:
+        SpecError: a cell has no meaning, or a budget has no sizes.
+    """
+
+    def __init__(self, spec: SweepSpec, survey: Survey, frame: Frame | None = None) -> None:
+        self.spec, self.survey = spec, survey
+        self._static: list[Cell] | None = None
+        if spec.is_adaptive:
+            smallest = self._smallest_adaptive()
+        else:
+            self._static = static_cells(spec, survey)
+            smallest = min(self._tokens(b.flops, s) for b, s in self._static)
+        if frame is None or frame.identity != frame_identity(spec, survey):
+            frame = make_frame(spec, survey, smallest)
+        self.cells = Cells(spec, survey, frame)
+
+    def _tokens(self, budget: float, size: Any) -> int:
+        return (
+            steps_of(self.spec, self.survey, budget, size)
+            * self.spec.train.batch_size
+            * (self.survey.data.tokens_per_sample)
+        )
+
+    def _smallest_adaptive(self) -> int:
+        """The smallest D of the first valley: the sweep's, unless the valley has to reach further."""
+        faults = list(size_faults(self.spec, by_params(self.survey)))
+        if not faults:
+            budget = self.spec.budgets[0].flops
+            first = first_valley(self.spec, self.survey)
+            if len(first) >= 3:
+                return min(self._tokens(budget, s) for s in first)
+            faults.append(
+                f"budgets: {budget:g} has {len(first)} size(s) that pay for one batch and fit the data; "
+                f"an adaptive grid needs at least 3, better {GOOD_SIZES}: raise the budget, lower train.batch_size, or "
+                "bring more data"
+            )
+        raise SpecError("spec", faults)
+
+    def plan(self, findings: Findings | None = None, *, forecast: bool = True) -> Plan:
+        """The plan as far as findings decide it; `forecast` adds what is expected to follow.
+
+        Raises:
+            SpecError: the data cannot feed a budget around its expected optimum.
+        """
+        findings = findings or {}
+        grown = Growth(self.cells, findings, static=self._static).grow()
+        experiments = tuple(grown.experiments.values())
+        expected: tuple[Experiment, ...] = ()
+        if grown.waiting and forecast:
+            assumed = Growth(self.cells, findings, static=self._static, assume=True).grow()
+            places = {(e.budget, e.size, e.recipe.seed, e.role) for e in experiments}
+            expected = tuple(
+                e for e in assumed.experiments.values() if (e.budget, e.size, e.recipe.seed, e.role) not in places
+            )
+            if not findings:
+                self._refuse_unfed((*experiments, *expected))
+        guarded = any(e.role == "probe" for e in experiments)
+        everything = (*experiments, *expected)
+        return Plan(
+            name=self.spec.name,
+            experiments=experiments,
+            survey=self.survey,
+            warnings=(*sweep_warnings(self.spec, self.survey, lr_guarded=guarded), *cell_warnings(everything)),
+            disk=disk_need(everything, self.spec),
+            frame=self.cells.frame,
+            final=not grown.waiting,
+            forecast=expected,
+            notes=tuple(grown.notes),
+            lr=grown.lr,
+        )
+
+    def _refuse_unfed(self, experiments: Sequence[Experiment]) -> None:
+        """Nobody should learn after three budgets that the fourth needs more data than there is."""
+        for budget in self.spec.budgets:
+            cells = [e for e in experiments if e.budget == budget.flops and e.role == "grid"]
+            if len(cells) >= 3:
+                continue
+            centre = expected_optimum(budget.flops, self.spec.grid.tokens_per_param)
+            nearest = min(self.survey.sizes, key=lambda s: abs(s.params - centre))
+            if steps_of(self.spec, self.survey, budget.flops, nearest) > most_steps(self.spec, self.survey):
+                fault = (
+                    f"data.train: C = {budget.flops:g} needs more data than there is; around its expected optimum "
+                    f"{too_much_data(self.spec, self.survey, budget.flops, nearest)}. Bring more "
+                    "data or lower the budget"
+                )
+            else:
+                fault = (
+                    f"budgets: C = {budget.flops:g} has {len(cells)} size(s) around its expected optimum N = "
+                    f"{centre:.3g}; the model allows no others: widen model.sizes or set grid.tokens_per_param"
+                )
+            raise SpecError("spec", [fault])
+
+
+def make_plan(
+    spec: SweepSpec,
+    survey: Survey,
+    findings: Findings | None = None,
+    frame: Frame | None = None,
+    *,
+    forecast: bool = True,
+) -> Plan:
+    """The plan of a sweep as far as `findings` decide it.
+
+    Args:
+        frame: of the directory that is gone on with; one that belongs to another sweep is left out.
+
+    Raises:
+        SpecError: a cell has no meaning (too few sizes, less than one batch, more data than there is); all at once.
+    """
+    return Planner(spec, survey, frame).plan(findings, forecast=forecast)
+
+
+def next_experiments(
+    plan: Plan,
+    settled: Collection[str],
+    running: Collection[str] = (),
+    has_trunk: Callable[[str], bool] = lambda key: False,
+) -> tuple[Experiment, ...]:
+    """What can be begun now: planned, open, and not waiting for a parent; longest first.
+
+    A parent that has ended is waited for no more, whatever came of it: without its trunk a child begins from scratch.
+    Longest first, with what waits for it, keeps the makespan within a few percent of its lower bound.
+    """
+    known = {e.key for e in plan.experiments}
+
+    def waits(e: Experiment) -> bool:
+        return e.parent in known and e.parent not in settled and not has_trunk(str(e.parent))
+
+    left = [e for e in plan.experiments if e.key not in settled]
+    way = tails(left, lambda e: e.flops)
+    able = [e for e in left if e.key not in running and not waits(e)]
+    return tuple(sorted(able, key=lambda e: -way[e.key]))
+
+
+def with_starts(plan: Plan, scratch: Collection[str]) -> Plan:
+    """The plan with some experiments begun from scratch."""
+    return replace(plan, experiments=tuple(e.from_scratch() if e.key in scratch else e for e in plan.experiments))

@@ -1,0 +1,163 @@
+"""What a sweep will cost, before it is spent: FLOPs always; hours, money and the end once a rate is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from flops_fit_ray.planning.experiment import Experiment
+from flops_fit_ray.planning.schedule import Seconds, Start, choose_starts, lower_bound, simulate
+
+FULL_GRID = 7  # sizes of each budget in the grid that published sweeps run
+LONGEST_CORNER = 1.1  # times the lower bound, above which one longest experiment is to blame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How fast experiments run. Either a rate, or what `check` measured."""
+
+    step_seconds: Mapping[str, tuple[float, float]]  # by size: FLOPs of one step, and its seconds
+    slots: int = 1
+    more_steps: float = 0.0  # what evaluating takes, in steps of the same size
+    fixed_seconds: float = 0.0  # of every experiment besides its steps: building, saving
+    start_seconds: float = 0.0  # of the cluster and the workers, once
+    device: str = ""
+    peak_memory_bytes: int | None = None
+    source: str = "check"
+
+    def seconds(self, e: Experiment) -> float:
+        """Seconds of an experiment from scratch, its evaluation and all."""
+        return self.fixed_seconds + (e.steps + self.more_steps) * self.seconds_per_step(e)
+
+    def training_seconds(self, e: Experiment) -> float:
+        """Seconds of its steps alone."""
+        return e.steps * self.seconds_per_step(e)
+
+    def seconds_per_step(self, e: Experiment) -> float:
+        """Between the measured sizes a power of a step's FLOPs, and on from the last two beyond them."""
+        per_step = e.flops / e.steps
+        known = sorted(self.step_seconds.values())
+        if len(known) == 1:
+            return known[0][1] * per_step / known[0][0]
+        x, y = np.log([k[0] for k in known]), np.log([k[1] for k in known])
+        at = math.log(per_step)
+        i = int(np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2))
+        slope = (y[i + 1] - y[i]) / (x[i + 1] - x[i]) if x[i + 1] > x[i] else 0.0
+        return math.exp(y[i] + slope * (at - x[i]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def rates_from_json(content: Mapping[str, Any]) -> Rates:
+    """The inverse of `Rates.to_json`.
+
+    Raises:
+        KeyError, TypeError, ValueError: the content is no such thing.
+    """
+    steps = {str(size): (float(f), float(s)) for size, (f, s) in content["step_seconds"].items()}
+    if not steps:
+        raise ValueError("no rates")
+    return Rates(**{**content, "step_seconds": steps})
+
+
+def stated_rate(flops_per_second: float, slots: int) -> Rates:
+    """Rates of a device that does so many FLOPs in a second whatever it runs."""
+    return Rates(step_seconds={"any": (flops_per_second, 1.0)}, slots=slots, source="stated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """The price of what is still to be run. Seconds are None without a rate."""
+
+    experiments: int
+    forecast: int  # of them, not decided yet
+    flops: float  # executed
+    flops_separate: float  # the same experiments, each as a run of its own
+    flops_full_grid: float  # every budget with `FULL_GRID` sizes, each a run of its own
+    starts: tuple[Start, ...] = ()
+    start: str = "trunk"
+    slots: int | None = None
+    device_seconds: float | None = None
+    wall_seconds: float | None = None
+    bound_seconds: float | None = None
+    money: float | None = None
+    peak_memory_bytes: int | None = None
+    source: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def price_of(
+    experiments: Sequence[Experiment],
+    *,
+    forecast: int = 0,
+    rates: Rates | None = None,
+    slots: int | None = None,
+    wish: str = "auto",
+    money_per_hour: float | None = None,
+) -> Price:
+    """The price of these experiments; `forecast` of them are only expected.
+
+    Args:
+        rates: what is known of the speed; None leaves seconds out.
+        slots: experiments side by side; None takes those of `rates`.
+        wish: `grid.start`.
+        money_per_hour: of one slot.
+    """
+    budgets = {e.budget for e in experiments if e.role == "grid"}
+    slots = slots or (rates.slots if rates is not None else None)
+    seconds: Seconds = _by_flops if rates is None else rates.seconds
+    starts: tuple[Start, ...] = ()
+    chosen, start = tuple(experiments), "trunk"
+    if slots is not None and experiments:
+        chosen, starts, start = choose_starts(experiments, slots, seconds, wish)
+    price = Price(
+        experiments=len(experiments),
+        forecast=forecast,
+        flops=sum(e.flops_executed for e in chosen),
+        flops_separate=sum(e.flops for e in experiments),
+        flops_full_grid=FULL_GRID * sum(budgets),
+        starts=starts,
+        start=start,
+        slots=slots,
+    )
+    if rates is None or slots is None:
+        return price
+    device_seconds = sum(rates.seconds(e) * (e.steps - e.start_step) / e.steps for e in chosen)
+    wall = simulate(chosen, slots, seconds).makespan + rates.start_seconds
+    return Price(
+        **{
+            **vars(price),
+            "device_seconds": device_seconds,
+            "wall_seconds": wall,
+            "bound_seconds": lower_bound(chosen, slots, seconds) + rates.start_seconds,
+            "money": None if money_per_hour is None else money_per_hour * slots * wall / 3600,
+            "peak_memory_bytes": rates.peak_memory_bytes,
+            "source": rates.source,
+        }
+    )
+
+
+def _by_flops(e: Experiment) -> float:
+    return e.flops
+
+
+def price_warnings(price: Price) -> list[str]:
+    """What the schedule says against the plan."""
+    if price.wall_seconds is None or price.bound_seconds is None or price.slots is None:
+        return []
+    if price.wall_seconds > LONGEST_CORNER * price.bound_seconds:
+        later = 100 * (price.wall_seconds / price.bound_seconds - 1)
+        return [
+            f"on {price.slots} slots the sweep ends {later:.0f} % later than its work would take: long experiments are "
+            "one more than slots"
+        ]
+    return []

@@ -1,0 +1,60 @@
+"""Trunk and branch: budgets of one size share the part at constant learning rate (Hägele et al. 2024, section 3).
+
+The trunk of an experiment ends where its decay begins. A larger budget of the same size goes on from there, so it costs
+(1 - f)·D_max + f·sum D_k tokens per size instead of sum D_k, and gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+
+from flops_fit_ray.planning.experiment import Experiment
+
+LATEST_START = 0.9  # of an experiment's steps: its last 5 % are averaged, and must be its own
+SHARING_ROLES = {"grid", "seed"}  # others have a rate that nobody shares
+
+
+def leaves_trunk(experiment: Experiment) -> bool:
+    """Whether others can begin where this one's trunk ends."""
+    return (
+        experiment.recipe.schedule == "wsd"
+        and experiment.role in SHARING_ROLES
+        and experiment.trunk_step > max(experiment.recipe.warmup_steps, experiment.start_step)
+    )
+
+
+def with_parent(experiment: Experiment, others: Iterable[Experiment]) -> Experiment:
+    """The experiment beginning at the longest trunk among `others` that is a part of its own."""
+    if experiment.recipe.schedule != "wsd" or experiment.role not in SHARING_ROLES:
+        return experiment
+    latest = min(experiment.trunk_step, int(LATEST_START * experiment.steps))
+    fitting = [o for o in others if leaves_trunk(o) and o.trunk_step <= latest and _same(o, experiment)]
+    if not fitting:
+        return experiment
+    best = max(fitting, key=lambda o: o.trunk_step)
+    return replace(experiment, parent=best.key, start_step=best.trunk_step)
+
+
+def _same(one: Experiment, other: Experiment) -> bool:
+    return one.key != other.key and one.size == other.size and one.recipe == other.recipe
+
+
+def trunk_of(experiment: Experiment) -> tuple[object, ...]:
+    """What experiments with one trunk have in common."""
+    return experiment.size, experiment.recipe
+
+
+def needed_trunks(experiments: Sequence[Experiment], settled: Collection[str]) -> set[str]:
+    """The experiments whose trunk checkpoint is kept: some open one begins there, or it is the longest of its trunk.
+
+    The longest is what a budget that comes later begins at.
+    """
+    needed = {e.parent for e in experiments if e.parent is not None and e.key not in settled}
+    longest: dict[tuple[object, ...], Experiment] = {}
+    for e in experiments:
+        if leaves_trunk(e) and (e.key in settled or e.key in needed):
+            known = longest.get(trunk_of(e))
+            if known is None or known.trunk_step < e.trunk_step:
+                longest[trunk_of(e)] = e
+    return needed | {e.key for e in longest.values()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -14,9 +14,10 @@ from flops_fit_ray.arguments import SOURCE, describe_target, spec_from_arguments
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
 from flops_fit_ray.layout import SweepPaths
-from flops_fit_ray.pipeline import run_sweep
-from flops_fit_ray.planning import Plan, make_plan
+from flops_fit_ray.pipeline import Order, record_rates, recorded_rates, run_sweep
+from flops_fit_ray.planning import Plan, make_plan, price_of
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.stopping import Until, parse_until
 from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.text import did_you_mean
 
@@ -186,9 +187,10 @@ def find_optimal(
         resume: False refuses a directory that holds results already.
         options: any field of the spec's sections by its name, such as sizes, batch_size, micro_batch_size, precision,
             seed, eval_fraction, tokens_per_sample, max_epochs, draws, curve, window, checkpoint,
-            resources_per_trial; and eval_dataset, address, quiet. Functions are taken for optimizer (model, lr),
-            schedule (step, steps), lr (params, size arguments), count_tokens (batch), flops_per_token (model), and in
-            metrics={name: function}.
+            resources_per_trial, grid (a mapping); and eval_dataset, address, quiet, until ("ci=1.3@1e21": go on, budget
+            after budget, until N_opt there is known within that factor), at_most (FLOPs in all). Functions are taken
+            for optimizer (model, lr), schedule (step, steps), lr (params, size arguments), count_tokens (batch),
+            flops_per_token (model), and in metrics={name: function}.
 
     Returns:
         The plan with `train=False`, else the result.
@@ -199,25 +201,27 @@ def find_optimal(
         InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call goes on.
     """
     from flops_fit_ray.engine.tuner import loader_for
+    from flops_fit_ray.training.measure import survey
 
     spec, guest, plan, extra = _prepared(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options
     )
-    if not train:
-        return plan
     root = Path(output_dir).absolute()
+    if not train:
+        rates = recorded_rates(SweepPaths(root), plan.frame)
+        return replace(plan, price=price_of(plan.expected, forecast=len(plan.forecast), rates=rates))
     if not resume:
         _refuse_results(root)
     console = PlainConsole(io.StringIO() if extra["quiet"] else sys.stdout)
-    sweep = run_sweep(
-        spec,
-        plan,
+    order = Order(
+        spec=spec,
         root=root,
+        survey=lambda wider: survey(wider, guest),
         load_guest=loader_for(guest),
         address=extra["address"],
-        console=console,
         command=f"find_optimal(..., output_dir={str(root)!r})",
     )
+    sweep = run_sweep(order, plan, console=console, until=_until(spec, extra))
     result = Result(sweep)
     console.say(f"report: {sweep.paths.report}")
     return result
@@ -230,12 +234,16 @@ def check(
     dataset: Any = None,
     loss_fn: Any = None,
     compute_budgets: Sequence[float | Mapping[str, Any]] | None = None,
+    output_dir: str | Path | None = None,
     **options: Any,
 ) -> Report:
     """Try the smallest and the biggest model of a sweep on a real worker; the arguments are those of `find_optimal`.
 
+    Args:
+        output_dir: where the measured speed is kept for the plan's price; without it nothing is written.
+
     Returns:
-        Ten answers, PASS, WARN or FAIL; `print` shows them. Nothing is written.
+        Ten answers, PASS, WARN or FAIL; `print` shows them.
 
     Raises:
         SpecError, ResourceError: as `find_optimal`.
@@ -246,7 +254,18 @@ def check(
     spec, guest, plan, extra = _prepared(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options
     )
-    return check_on_worker(plan, spec, load_guest=loader_for(guest), address=extra["address"])[0]
+    report = check_on_worker(plan, spec, load_guest=loader_for(guest), address=extra["address"])[0]
+    if output_dir is not None and report.rates is not None:
+        record_rates(SweepPaths(Path(output_dir).absolute()), plan.frame, report.rates)
+    return report
+
+
+def _until(spec: SweepSpec, extra: Mapping[str, Any]) -> Until | None:
+    if extra["until"] is None:
+        return None
+    if not spec.is_adaptive:
+        raise SpecError(SOURCE, ["until: a grid whose sizes are listed cannot go on by itself; leave sizes out"])
+    return parse_until(str(extra["until"]), extra["at_most"])
 
 
 def fit_table(
@@ -297,7 +316,7 @@ def _prepared(
     from flops_fit_ray.training.guest import HOOKS
     from flops_fit_ray.training.measure import survey
 
-    extra = {name: options.pop(name, None) for name in ("eval_dataset", "address", "quiet")}
+    extra = {name: options.pop(name, None) for name in ("eval_dataset", "address", "quiet", "until", "at_most")}
     metrics = options.pop("metrics", {})
     if not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
         raise SpecError(SOURCE, ["metrics: must be functions by name, for example {'accuracy': accuracy}"])

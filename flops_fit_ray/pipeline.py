@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import text
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, StorageError
-from flops_fit_ray.layout import SweepPaths, read_json, write_bytes, write_json
+from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, write_bytes, write_json
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.planning import Frame, Plan, Planner
-from flops_fit_ray.spec import SweepSpec, dump_spec, read_spec
+from flops_fit_ray.planning import Frame, Plan, Planner, Rates, Survey, price_of, rates_from_json
+from flops_fit_ray.spec import Budget, SweepSpec, dump_spec, read_spec
+from flops_fit_ray.stopping import LIMIT, Until, next_budget, outlook, with_budgets
 from flops_fit_ray.sweep import Sweep, open_sweep
 
 if TYPE_CHECKING:
@@ -22,63 +24,117 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
-def run_sweep(
-    spec: SweepSpec,
-    plan: Plan,
-    *,
-    root: Path,
-    load_guest: Callable[[], Guest],
-    address: str | None,
-    console: PlainConsole,
-    command: str,
-) -> Sweep:
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A sweep that somebody wants to have run, and all that running it needs."""
+
+    spec: SweepSpec
+    root: Path
+    survey: Callable[[SweepSpec], Survey]
+    load_guest: Callable[[], Guest]
+    address: str | None
+    command: str  # that goes on with it
+    base: Path | None = None  # where the spec's targets are looked for; None: they are objects of a program
+
+
+def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until | None = None) -> Sweep:
     """Run what the ledger lacks, then write tables, analysis and report. Returns the directory read back.
+
+    Args:
+        plan: of the order's spec; only its survey is taken, because the directory may know more.
+        until: go on, budget after budget, until it is satisfied or too dear.
 
     Raises:
         DirectoryError: the directory cannot be written, or another process writes it.
         ResourceError, InterruptedSweepError, StorageError: as the engine says.
     """
     from flops_fit_ray.engine.cluster import ray_session
-    from flops_fit_ray.engine.tuner import run_plan
-    from flops_fit_ray.engine.watch import Watcher
     from flops_fit_ray.report import write_report
 
-    paths = SweepPaths(root)
-    ledger = Ledger(paths)
-    with ledger.writer(), contextlib.ExitStack() as session:
+    with Ledger(SweepPaths(order.root)).writer(), contextlib.ExitStack() as session:
+        spec = order.spec
         if AUTO in (spec.train.precision, spec.train.compile):
-            chosen = _recorded_choice(spec, paths)
+            chosen = _recorded_choice(spec, SweepPaths(order.root))
             if chosen is None:
-                session.enter_context(ray_session(address))  # one for the measurement and the sweep
-                chosen = _measured_choice(spec, plan, load_guest, address, console)
+                session.enter_context(ray_session(order.address))  # one for the measurement and the sweep
+                chosen = _measured_choice(spec, plan, order, console)
             spec = spec.model_copy(update={"train": spec.train.model_copy(update=chosen)})
-        planner = Planner(spec, plan.survey, recorded_frame(paths))
-
-        def record(grown: Plan) -> None:
-            write_json(paths.plan, {**grown.to_json(), "command": command})
-
-        try:
-            write_bytes(paths.spec, dump_spec(spec).encode())
-            record(planner.plan())
-        except StorageError as e:  # nothing has been run, so there is nothing to go on with
-            raise DirectoryError(f"{e}, or choose another --output") from e
-        final = run_plan(
-            planner,
-            spec=spec,
-            root=root,
-            load_guest=load_guest,
-            address=address,
-            watcher=Watcher(console),
-            on_plan=record,
-        )
-        others = paths.recorded_keys() - {e.key for e in final.experiments}
-        if others:
-            console.say(
-                f"{len(others)} recorded results belong to another plan of this directory: kept, and left out here"
-            )
-        sweep = open_sweep(root)
+        survey, limit = plan.survey, None
+        while True:
+            sweep = _run_once(replace(order, spec=spec), survey, console)
+            if until is None or not sweep.complete:
+                break
+            limit = until.at_most or limit or LIMIT * sweep.flops_spent
+            budget = next_budget(spec)
+            wider = with_budgets(spec, [Budget(flops=budget)])
+            wider_survey = order.survey(wider)
+            found = outlook(sweep, until, budget, _cost_of_more(sweep, wider, wider_survey), limit)
+            console.say(found.words)
+            if not found.goes_on:
+                break
+            spec, survey = wider, wider_survey
+            session.enter_context(ray_session(order.address))  # one for all budgets
         write_report(sweep)
     return sweep
+
+
+def _run_once(order: Order, survey: Survey, console: PlainConsole) -> Sweep:
+    from flops_fit_ray.engine.tuner import run_plan
+    from flops_fit_ray.engine.watch import Watcher
+
+    paths = SweepPaths(order.root)
+    planner = Planner(order.spec, survey, recorded_frame(paths))
+    rates = recorded_rates(paths, planner.cells.frame)
+
+    def record(grown: Plan) -> None:
+        priced = replace(grown, price=price_of(grown.expected, forecast=len(grown.forecast), rates=rates))
+        base = None if order.base is None else str(order.base)
+        write_json(paths.plan, {**priced.to_json(), "command": order.command, "base": base})
+
+    try:
+        write_bytes(paths.spec, dump_spec(order.spec).encode())
+        record(planner.plan())
+    except StorageError as e:  # nothing has been run, so there is nothing to go on with
+        raise DirectoryError(f"{e}, or choose another --output") from e
+    final = run_plan(
+        planner,
+        spec=order.spec,
+        root=order.root,
+        load_guest=order.load_guest,
+        address=order.address,
+        watcher=Watcher(console),
+        on_plan=record,
+    )
+    others = paths.recorded_keys() - {e.key for e in final.experiments}
+    if others:
+        console.say(f"{len(others)} recorded results belong to another plan of this directory: kept, and left out here")
+    return open_sweep(order.root)
+
+
+def _cost_of_more(sweep: Sweep, spec: SweepSpec, survey: Survey) -> float:
+    """FLOPs that the wider sweep would still execute."""
+    findings = Ledger(sweep.paths).findings(e.key for e in sweep.plan.experiments)
+    plan = Planner(spec, survey, sweep.plan.frame).plan(findings)
+    return sum(e.flops_executed for e in plan.expected if e.key not in findings)
+
+
+def recorded_rates(paths: SweepPaths, frame: Frame) -> Rates | None:
+    """What `check` measured for this sweep; None where it did not, or measured another one."""
+    content = read_json(paths.rates) or {}
+    if content.get("identity") != frame.identity:
+        return None
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return rates_from_json(content["rates"])
+    return None
+
+
+def record_rates(paths: SweepPaths, frame: Frame, rates: Rates) -> None:
+    """Keep what `check` measured beside the sweep, for its plan.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    write_json(paths.rates, {"schema_version": SCHEMA_VERSION, "identity": frame.identity, "rates": rates.to_json()})
 
 
 def recorded_frame(paths: SweepPaths) -> Frame | None:
@@ -102,12 +158,10 @@ def _left_open(spec: SweepSpec) -> list[str]:
     return [name for name in ("precision", "compile") if getattr(spec.train, name) == AUTO]
 
 
-def _measured_choice(
-    spec: SweepSpec, plan: Plan, load_guest: Callable[[], Guest], address: str | None, console: PlainConsole
-) -> dict[str, Any]:
+def _measured_choice(spec: SweepSpec, plan: Plan, order: Order, console: PlainConsole) -> dict[str, Any]:
     from flops_fit_ray.engine.check import choose_on_worker
 
-    choice = choose_on_worker(plan, spec, load_guest=load_guest, address=address)
+    choice = choose_on_worker(plan, spec, load_guest=order.load_guest, address=order.address)
     chosen = {name: getattr(choice, name) for name in _left_open(spec)}
     said = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items())
     shown = ", ".join(f"{name} {text.duration(s)}" for name, s in choice.seconds.items())

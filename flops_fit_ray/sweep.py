@@ -36,6 +36,7 @@ class Sweep:
     results: tuple[Result, ...]
     failures: tuple[Failure, ...]
     command: str  # that goes on with this sweep
+    base: Path | None = None  # where the spec's targets are looked for; None: the sweep was run by a program
 
     @property
     def outcomes(self) -> tuple[Result | Failure, ...]:
@@ -87,7 +88,10 @@ class Sweep:
     @property
     def fit_options(self) -> FitOptions:
         """How the spec wants it fitted."""
-        return FitOptions(**{name: value for name, value in self.spec.fit.model_dump().items() if value is not None})
+        wishes = {name: value for name, value in self.spec.fit.model_dump().items() if value is not None}
+        if self.spec.is_adaptive:  # its valleys differ in width, and with it in the parabola's bias
+            wishes.setdefault("window", self.spec.grid.sizes)
+        return FitOptions(**wishes)
 
     @cached_property
     def points(self) -> Points:
@@ -224,4 +228,5 @@ def open_sweep(root: Path) -> Sweep:
         results=tuple(ledger.results(keys)),
         failures=tuple(ledger.failures(keys)),
         command=command,
+        base=None if content.get("base") is None else Path(str(content["base"])),
     )

@@ -26,6 +26,9 @@ FLOORS = {
     "tables": 0,
     "validity": 0,
     "recommend": 0,
+    "stopping": 0,
+    "extension": 0,
+    "simulate": 0,
     "training": 1,
     "engine": 2,
     "console": 3,
@@ -33,6 +36,7 @@ FLOORS = {
     "arguments": 4,
     "pipeline": 4,
     "api": 4,
+    "selftest": 5,
     "cli": 5,
     "run": 6,
     "__main__": 6,
@@ -59,6 +63,9 @@ ORDER_ON_FLOOR_0 = [
     "sweep",
     "validity",
     "recommend",
+    "stopping",
+    "extension",
+    "simulate",
 ]
 
 

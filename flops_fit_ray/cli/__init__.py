@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from flops_fit_ray.cli import fits, sweeps
+from flops_fit_ray.cli import fits, sweeps, trials
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED, FlopsFitError
 
 
@@ -46,10 +46,12 @@ for command in (
     sweeps.plan,
     sweeps.check,
     sweeps.run,
+    sweeps.extend,
     sweeps.status,
     fits.fit,
     fits.predict,
     fits.compare,
     fits.report,
+    trials.selftest,
 ):
     commands.add_command(command)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, faults_of
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError, faults_of
 
 if TYPE_CHECKING:
     from flops_fit_ray.planning import Plan
     from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.sweep import Sweep
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 SPEC_NAME = "sweep.yaml"
 DEMO_FILES = (SPEC_NAME, "model.py", "data.py")
@@ -29,6 +32,18 @@ set_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object to stdout; the rest to stderr."
 )
+
+
+def until_options(function: _Function) -> _Function:
+    """When to stop going on, budget after budget."""
+    function = click.option(
+        "--at-most", type=click.FloatRange(min=0, min_open=True),
+        help="FLOPs in all that --until may spend [default: 10 times the sweep's].",
+    )(function)  # fmt: skip
+    return click.option(
+        "--until", metavar="ci=FACTOR@C",
+        help="Go on, budget after budget, until N_opt at C is known within FACTOR, e.g. ci=1.3@1e21.",
+    )(function)  # fmt: skip
 
 
 def demo_directory() -> Path:
@@ -74,13 +89,96 @@ def resolve_output(path: Path, spec: SweepSpec, output: Path | None) -> Path:
     return base / (spec.output or f"runs/{spec.name}")
 
 
-def command_line(path: Path, root: Path, overrides: Sequence[str]) -> str:
+def command_line(
+    path: Path, root: Path, overrides: Sequence[str], until: str | None = None, at_most: float | None = None
+) -> str:
     """A command line that goes on with this sweep when it is pasted into a shell."""
+    sets = [word for override in overrides for word in ("--set", override)]
+    return shlex.join([*_door(), "run", str(path), "--output", str(root), *sets, *_until_words(until, at_most)])
+
+
+def extend_line(root: Path, until: str | None, at_most: float | None) -> str:
+    """The same for a sweep whose directory knows more than its spec."""
+    return shlex.join([*_door(), "extend", str(root), *_until_words(until, at_most)])
+
+
+def _door() -> list[str]:
     installed = shutil.which("flops-fit-ray")
     ours = installed is not None and Path(installed).parent == Path(sys.executable).parent
-    door = ["flops-fit-ray"] if ours else [sys.executable, "-m", "flops_fit_ray"]
-    sets = [word for override in overrides for word in ("--set", override)]
-    return shlex.join([*door, "run", str(path), "--output", str(root), *sets])
+    return ["flops-fit-ray"] if ours else [sys.executable, "-m", "flops_fit_ray"]
+
+
+def _until_words(until: str | None, at_most: float | None) -> list[str]:
+    limit = [] if at_most is None else ["--at-most", f"{at_most:g}"]
+    return [] if until is None else ["--until", until, *limit]
+
+
+def run_order(
+    spec: SweepSpec,
+    base: Path,
+    root: Path,
+    address: str | None,
+    command: str,
+    rule: tuple[str | None, float | None],
+    *,
+    as_json: bool,
+    named: str,
+) -> int:
+    """Plan and run a spec whose targets lie in `base`, say what came out, and return the exit code.
+
+    Args:
+        rule: --until and --at-most.
+        named: how faults of the spec are introduced.
+    """
+    import functools
+
+    from flops_fit_ray.analysis import n_opt_to_json
+    from flops_fit_ray.console.fits import fit_text
+    from flops_fit_ray.console.plain import PlainConsole, counts_text
+    from flops_fit_ray.errors import InterruptedSweepError
+    from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
+    from flops_fit_ray.pipeline import Order, recorded_frame, run_sweep
+    from flops_fit_ray.planning import make_plan
+    from flops_fit_ray.stopping import parse_until
+    from flops_fit_ray.training.guest import load_guest
+    from flops_fit_ray.training.measure import survey_spec
+
+    until = None if rule[0] is None else parse_until(rule[0], rule[1])
+    if until is not None and not spec.is_adaptive:
+        raise SpecError("--until", ["a grid whose sizes are listed cannot go on by itself; take model.sizes: auto"])
+    console = PlainConsole(sys.stderr if as_json else sys.stdout)
+    with faults_of(named):
+        survey = survey_spec(spec, base)
+        plan = make_plan(spec, survey, frame=recorded_frame(SweepPaths(root)))
+    order = Order(
+        spec=spec,
+        root=root,
+        survey=lambda wider: survey_spec(wider, base),
+        load_guest=functools.partial(load_guest, spec, base),
+        address=address,
+        command=command,
+        base=base,
+    )
+    try:
+        sweep = run_sweep(order, plan, console=console, until=until)
+    except (InterruptedSweepError, KeyboardInterrupt):
+        console.say(f"interrupted; what is recorded is safe. Go on with:\n{command}")
+        return EXIT_INTERRUPTED
+    if not spec.is_one_run:  # one run has nothing to fit
+        console.say("\n" + fit_text(sweep.fit))
+    console.say(counts_text(sweep))
+    console.say(f"report: {sweep.paths.report}")
+    if as_json:
+        closing = {
+            "schema_version": SCHEMA_VERSION,
+            "output": str(root),
+            "status": sweep.counts,
+            "n_opt": n_opt_to_json(sweep.fit),
+            "report": str(sweep.paths.report),
+            "results_sha256": sweep.results_sha256,
+        }
+        click.echo(json.dumps(closing))
+    return exit_code(sweep)
 
 
 def open_directory(directory: Path | None) -> Sweep:

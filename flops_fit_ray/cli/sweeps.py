@@ -1,9 +1,9 @@
-"""Commands that make and follow a sweep: init, plan, check, run, status."""
+"""Commands that make and follow a sweep: init, plan, check, run, extend, status."""
 
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,15 +14,19 @@ from flops_fit_ray.cli.common import (
     command_line,
     demo_directory,
     directory_argument,
-    exit_code,
+    extend_line,
     json_option,
     open_directory,
     planned,
+    read_resolved,
     resolve_output,
+    resolve_spec,
+    run_order,
     set_option,
     spec_argument,
+    until_options,
 )
-from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
 
 
 @click.command()
@@ -45,34 +49,82 @@ def init(directory: Path) -> None:
 @click.command()
 @spec_argument
 @set_option
+@click.option("--output", type=click.Path(path_type=Path), help="The sweep directory, where `check` left its rates.")
+@click.option("--slots", type=click.IntRange(min=1), help="Experiments side by side [default: those that check saw].")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="FLOP/s of one slot, instead of check's.")
+@click.option("--price", type=click.FloatRange(min=0, min_open=True), help="Money per hour of one slot.")
+@click.option("--simulate", is_flag=True, help="Run the planner and the fit on a known surface, in simulated time.")
+@click.option("--surface", default="hoffmann", help="hoffmann, besiroglu, lopsided, or E,A,B,alpha,beta. [--simulate]")
+@click.option("--noise", default=0.005, type=click.FloatRange(min=0), help="Of a loss, in nats. [--simulate]")
+@click.option(
+    "--sweeps", default=20, type=click.IntRange(min=1), help="How many, each with its own noise. [--simulate]"
+)
 @json_option
-def plan(spec: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show every experiment with its N, D, steps and FLOPs. Nothing is run or written."""
-    from flops_fit_ray.console.plain import plan_text
+def plan(
+    spec: Path | None,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    slots: int | None,
+    rate: float | None,
+    price: float | None,
+    simulate: bool,
+    surface: str,
+    noise: float,
+    sweeps: int,
+    as_json: bool,
+) -> None:
+    """Show every experiment with its N, D, steps and FLOPs, and the price of the sweep. Nothing is run or written.
 
-    _, _, made = planned(spec, overrides, quiet=as_json)
-    click.echo(json.dumps(made.to_json(), indent=1) if as_json else plan_text(made))
+    After `check`, or with --rate, the price has hours, money and the end on so many slots.
+    """
+    from flops_fit_ray.console.planning import plan_text, simulation_text
+    from flops_fit_ray.layout import SweepPaths
+    from flops_fit_ray.pipeline import recorded_rates
+    from flops_fit_ray.planning import price_of, stated_rate
+
+    path, resolved, made = planned(spec, overrides, quiet=as_json)
+    if simulate:
+        from flops_fit_ray.simulate import simulate_spec
+
+        found = simulate_spec(resolved, made, surface=surface, noise=noise, sweeps=sweeps)
+        click.echo(json.dumps(found.to_json()) if as_json else simulation_text(found))
+        return
+    rates = recorded_rates(SweepPaths(resolve_output(path, resolved, output)), made.frame)
+    if rate is not None:
+        rates = stated_rate(rate, slots or 1)
+    wish = resolved.grid.start
+    priced = price_of(
+        made.expected, forecast=len(made.forecast), rates=rates, slots=slots, wish=wish, money_per_hour=price
+    )
+    made = replace(made, price=priced)
+    click.echo(json.dumps({**made.to_json()}, indent=1) if as_json else plan_text(made))
 
 
 @click.command()
 @spec_argument
 @set_option
+@click.option("--output", type=click.Path(path_type=Path), help="The sweep directory [default: runs/NAME beside SPEC].")
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
 @json_option
-def check(spec: Path | None, overrides: tuple[str, ...], address: str | None, as_json: bool) -> int:
+def check(
+    spec: Path | None, overrides: tuple[str, ...], output: Path | None, address: str | None, as_json: bool
+) -> int:
     """Try the smallest and the biggest model on a real worker: ten answers, PASS, WARN or FAIL.
 
-    Nothing is written. Exit code 1 if an answer is FAIL.
+    The speed is kept in the sweep directory (rates.json), where `plan` finds it. Exit code 1 if an answer is FAIL.
     """
     import functools
 
     from flops_fit_ray.engine.check import check_on_worker
-    from flops_fit_ray.layout import SCHEMA_VERSION
+    from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
+    from flops_fit_ray.pipeline import record_rates
     from flops_fit_ray.training.guest import load_guest
 
     path, resolved, made = planned(spec, overrides, quiet=as_json)
     load = functools.partial(load_guest, resolved, path.parent)
     report, slots = check_on_worker(made, resolved, load_guest=load, address=address)
+    if report.rates is not None:
+        record_rates(SweepPaths(resolve_output(path, resolved, output)), made.frame, report.rates)
     content = {"schema_version": SCHEMA_VERSION, "slots": slots.count, **report.to_json()}
     click.echo(json.dumps(content) if as_json else str(report))
     return EXIT_FAILED if report.verdict == "FAIL" else EXIT_DONE
@@ -82,55 +134,63 @@ def check(spec: Path | None, overrides: tuple[str, ...], address: str | None, as
 @spec_argument
 @click.option("--output", type=click.Path(path_type=Path), help="The sweep directory [default: runs/NAME beside SPEC].")
 @set_option
+@until_options
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
 @json_option
-def run(spec: Path | None, output: Path | None, overrides: tuple[str, ...], address: str | None, as_json: bool) -> int:
+def run(
+    spec: Path | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    until: str | None,
+    at_most: float | None,
+    address: str | None,
+    as_json: bool,
+) -> int:
     """Run a sweep and write its report; run again to go on after any interruption.
 
     Without SPEC: sweep.yaml of this directory, else the built-in demo.
     """
-    import functools
-
-    from flops_fit_ray.analysis import n_opt_to_json
-    from flops_fit_ray.console.fits import fit_text
-    from flops_fit_ray.console.plain import PlainConsole, counts_text
-    from flops_fit_ray.errors import InterruptedSweepError
-    from flops_fit_ray.layout import SCHEMA_VERSION
-    from flops_fit_ray.pipeline import run_sweep
-    from flops_fit_ray.training.guest import load_guest
-
-    console = PlainConsole(sys.stderr if as_json else sys.stdout)
-    path, resolved, made = planned(spec, overrides, quiet=as_json)
+    path = resolve_spec(spec, quiet=as_json)
+    resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
-    command = command_line(path, root, overrides)
-    try:
-        sweep = run_sweep(
-            resolved,
-            made,
-            root=root,
-            load_guest=functools.partial(load_guest, resolved, path.parent),
-            address=address,
-            console=console,
-            command=command,
+    command = command_line(path, root, overrides, until, at_most)
+    return run_order(resolved, path.parent, root, address, command, (until, at_most), as_json=as_json, named=str(path))
+
+
+@click.command()
+@directory_argument
+@click.option("--budget", "budgets", multiple=True, type=float, help="A further C in FLOPs; may be repeated.")
+@click.option("--size", "sizes", multiple=True, type=int, help="A further size; with --budget, of that budget.")
+@click.option("--seeds", type=click.IntRange(min=0, max=20), help="Further seeds near the two smallest minima.")
+@until_options
+@click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
+@json_option
+def extend(
+    directory: Path | None,
+    budgets: tuple[float, ...],
+    sizes: tuple[int, ...],
+    seeds: int | None,
+    until: str | None,
+    at_most: float | None,
+    address: str | None,
+    as_json: bool,
+) -> int:
+    """Add budgets, sizes or seeds to a sweep: only what is new is run, and trunks are gone on from.
+
+    Without anything to add it goes on with the sweep as it is in its directory.
+    """
+    from flops_fit_ray.extension import extended
+
+    sweep = open_directory(directory)
+    root = sweep.paths.root
+    if sweep.base is None:
+        raise click.UsageError(
+            f"{root} was run by a program: call find_optimal(...) again with more budgets and the same output_dir"
         )
-    except (InterruptedSweepError, KeyboardInterrupt):
-        console.say(f"interrupted; what is recorded is safe. Go on with:\n{command}")
-        return EXIT_INTERRUPTED
-    if not resolved.is_one_run:  # one run has nothing to fit
-        console.say("\n" + fit_text(sweep.fit))
-    console.say(counts_text(sweep))
-    console.say(f"report: {sweep.paths.report}")
-    if as_json:
-        closing = {
-            "schema_version": SCHEMA_VERSION,
-            "output": str(root),
-            "status": sweep.counts,
-            "n_opt": n_opt_to_json(sweep.fit),
-            "report": str(sweep.paths.report),
-            "results_sha256": sweep.results_sha256,
-        }
-        click.echo(json.dumps(closing))
-    return exit_code(sweep)
+    wider = extended(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds)
+    command = extend_line(root, until, at_most)
+    named = str(sweep.paths.spec)
+    return run_order(wider, sweep.base, root, address, command, (until, at_most), as_json=as_json, named=named)
 
 
 @click.command()

@@ -92,50 +92,6 @@ class PlainConsole:
         self.say(f"[{str(done).rjust(len(str(total)))}/{total}] running: {shares or 'nothing yet'}")
 
 
-def plan_text(plan: Plan) -> str:
-    """The whole plan as a table."""
-    rows = [
-        [
-            text.flops(e.budget),
-            str(e.size),
-            text.count(e.params),
-            text.count(e.tokens),
-            f"{e.tokens / e.params:.3g}",
-            str(e.steps),
-            "?" if e.epochs is None else f"{e.epochs:.2f}",
-            f"{e.recipe.lr:.2e}",
-            f"{e.flops:.3e}",
-            f"{e.flops_per_token / (6 * e.params):.2f}",
-        ]
-        for e in plan.experiments
-    ]
-    size, data = plan.survey.sizes[0], plan.survey.data
-    epoch = data.tokens_per_epoch
-    lines = [
-        text.table(["C", "size", "N", "D", "D/N", "steps", "epochs", "lr", "FLOPs", "FLOPs/6ND"], rows),
-        "",
-        f"{len(plan.experiments)} experiments, {text.flops(plan.flops)} FLOPs in all",
-        f"N: {size.params_source}. FLOPs: {size.flops_source}, forward and backward. D: one token is "
-        f"{data.token_unit}; the training set has {'an unknown number' if epoch is None else text.count(epoch)}.",
-        f"held-out: {f'{data.eval_samples} samples of ' if data.eval_samples else ''}{data.eval_source}",
-        f"precision: {_precision_words(plan)}",
-        f"disk: up to {text.size(plan.disk.per_running)} of checkpoints for each experiment that runs, "
-        f"{text.size(plan.disk.in_the_end)} in the end",
-        *([f"sizes that the model refused: {'; '.join(plan.survey.skipped)}"] if plan.survey.skipped else []),
-        *(f"warning: {warning}" for warning in plan.warnings),
-    ]
-    return "\n".join(lines)
-
-
-def _precision_words(plan: Plan) -> str:
-    precision = plan.experiments[0].recipe.precision
-    return (
-        "auto: fp32 or bf16, whichever is faster on a worker when the sweep starts"
-        if precision == "auto"
-        else precision
-    )
-
-
 def counts_text(sweep: Sweep) -> str:
     """How many experiments are in which state."""
     shown = ", ".join(f"{number} {status}" for status, number in sweep.counts.items() if number)

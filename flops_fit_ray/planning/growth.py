@@ -27,9 +27,11 @@ Findings = Mapping[str, Finding]
 
 
 def least_steps(spec: SweepSpec, survey: Survey) -> int:
-    """The fewest optimizer steps of a cell: enough, where the smallest budget has a valley's worth of such cells."""
-    largest = most_steps(spec, survey)
-    steps = [steps_of(spec, survey, spec.budgets[0].flops, s) for s in survey.sizes]
+    """The fewest optimizer steps of a cell: many, where that leaves the smallest budget a valley of sizes."""
+    budget, largest = spec.budgets[0].flops, most_steps(spec, survey)
+    centre = adaptive.expected_optimum(budget, spec.grid.tokens_per_param)
+    first = adaptive.nearest(ladder_of(spec, survey), centre, spec.grid.first_sizes)
+    steps = [steps_of(spec, survey, budget, s) for s in first]
     for least in (MIN_STEPS, FEW_STEPS):
         if sum(least <= n <= largest for n in steps) >= GOOD_SIZES:
             return least
@@ -216,14 +218,22 @@ class Growth:
                 self._add_cell(budget, size, f"the minimum was at the {side} end of the sizes that were run")
 
     def _note_open_end(self, budget: float, valley: Valley, room: int, side: str) -> None:
-        why = (
-            f"{adaptive.MOST_SIZES} sizes of one budget or grid.max_experiments = "
-            f"{self._spec.grid.max_experiments} are reached"
-            if room <= 0
-            else f"the model or the data allow no {side} size"
-        )
         what = valley.reason or f"the minimum is near the {side} end of the sizes"
-        self.notes.append(f"C = {budget:g}: {what}; no more are added, because {why}")
+        self.notes.append(
+            f"C = {text.flops(budget)}: {what}; no more are added, {self._why_no_more(budget, room, side)}"
+        )
+
+    def _why_no_more(self, budget: float, room: int, side: str) -> str:
+        if room <= 0:
+            most = self._spec.grid.max_experiments
+            return f"because {adaptive.MOST_SIZES} sizes of one budget or grid.max_experiments = {most} are reached"
+        low, high = min(e.params for e in self._grid_of(budget)), max(e.params for e in self._grid_of(budget))
+        further = [s for s in self._ladder if (s.params > high if side == "larger" else s.params < low)]
+        if not further:
+            return f"because the model allows no {side} size"
+        if side == "larger":
+            return "because larger ones would have too few optimizer steps: lower train.batch_size"
+        return "because smaller ones would need more data than there is"
 
     def _settled_valley(self, budget: float) -> Valley | None:
         """The valley of a budget once all of its experiments and reruns are settled; None before."""
@@ -296,7 +306,7 @@ class Growth:
             of=e.key,
         )
         if again.key not in self.experiments:
-            self.notes.append(f"C = {e.budget:g}, size {e.size}: {why}; run again with {how}, both on record")
+            self.notes.append(f"C = {text.flops(e.budget)}, size {e.size}: {why}; run again with {how}, both on record")
         return self._add(again)
 
     def _after(self, number: int) -> None:

@@ -1,0 +1,123 @@
+"""Plans in words: every experiment, the price, and what a simulation came to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flops_fit_ray import text
+from flops_fit_ray.planning import Experiment, Plan, Price, price_warnings
+from flops_fit_ray.simulate import Simulation
+
+MOST_ROWS = 400  # of a plan that people read
+ROLES = {"grid": "", "probe": "lr probe", "seed": "seed", "lr_check": "lr check", "rerun": "rerun"}
+
+
+def plan_text(plan: Plan) -> str:
+    """The whole plan as a table, and its price."""
+    size, data = plan.survey.sizes[0], plan.survey.data
+    epoch = data.tokens_per_epoch
+    shown = plan.expected[:MOST_ROWS]
+    decided = len(plan.experiments)
+    rows = [_row(e, expected=i >= decided) for i, e in enumerate(shown)]
+    head = ["C", "size", "N", "D", "D/N", "steps", "epochs", "lr", "FLOPs", "FLOPs/6ND", "executed", "", ""]
+    lines = [text.table(head, rows), ""]
+    if len(plan.expected) > MOST_ROWS:
+        lines.append(f"... and {len(plan.expected) - MOST_ROWS} more (--json has all)")
+    lines += [
+        *_price_lines(plan, plan.price),
+        f"N: {size.params_source}. FLOPs: {size.flops_source}, forward and backward. D: one token is "
+        f"{data.token_unit}; the training set has {'an unknown number' if epoch is None else text.count(epoch)}.",
+        f"held-out: {f'{data.eval_samples} samples of ' if data.eval_samples else ''}{data.eval_source}",
+        f"precision: {_precision_words(plan)}",
+        f"disk: up to {text.size(plan.disk.per_running)} of checkpoints for each experiment that runs, "
+        f"{text.size(plan.disk.in_the_end)} in the end",
+        *([f"sizes that the model refused: {_refused(plan)}"] if plan.survey.skipped else []),
+        *plan.notes,
+        *(f"warning: {warning}" for warning in plan.warnings),
+        *(f"warning: {warning}" for warning in (price_warnings(plan.price) if plan.price else ())),
+    ]
+    return "\n".join(lines)
+
+
+def _refused(plan: Plan) -> str:
+    few = plan.survey.skipped[:3]
+    more = len(plan.survey.skipped) - len(few)
+    return "; ".join(few) + (f"; and {more} more" if more else "")
+
+
+def _row(e: Experiment, *, expected: bool) -> list[str]:
+    why = ROLES[e.role] or (f"from step {e.start_step}" if e.parent else "")
+    return [
+        text.flops(e.budget),
+        str(e.size),
+        text.count(e.params),
+        text.count(e.tokens),
+        f"{e.tokens / e.params:.3g}",
+        str(e.steps),
+        "?" if e.epochs is None else f"{e.epochs:.2f}",
+        f"{e.recipe.lr:.2e}",
+        f"{e.flops:.3e}",
+        f"{e.flops_per_token / (6 * e.params):.2f}",
+        f"{100 * e.flops_executed / e.flops:.0f} %",
+        why,
+        "expected" if expected else "",
+    ]
+
+
+def _price_lines(plan: Plan, price: Price | None) -> Iterator[str]:
+    number, expected = len(plan.expected), len(plan.forecast)
+    follow = f", {expected} of them expected: results decide" if expected else ""
+    yield f"{number} experiments{follow}; {text.flops(plan.flops)} FLOPs to execute"
+    if price is None:
+        return
+    saved = 100 * (1 - price.flops / price.flops_separate)
+    yield (
+        f"price: {text.flops(price.flops)} FLOPs; as separate runs {text.flops(price.flops_separate)} ({saved:.0f} % "
+        f"saved by trunks); 7 sizes at every budget, each a run of its own, {text.flops(price.flops_full_grid)}"
+    )
+    for start in price.starts:
+        taken = " (taken)" if start.name == price.start else ""
+        known = price.wall_seconds is not None
+        span = text.duration(start.makespan) if known else f"{text.flops(start.makespan)} FLOPs"
+        yield f"  start from {start.name}: {text.flops(start.flops)} FLOPs, {span} on {price.slots} slots{taken}"
+    if price.wall_seconds is None or price.device_seconds is None:
+        yield "hours and money: run `flops-fit-ray check` first, or state --rate FLOP/s"
+        return
+    source = "as check measured it" if price.source == "check" else "at the stated rate"
+    cost = "" if price.money is None else f", {price.money:,.2f} at that price"
+    yield (
+        f"time: {text.duration(price.device_seconds)} of one slot, {text.duration(price.wall_seconds)} on "
+        f"{price.slots} side by side{cost} ({source})"
+    )
+    if price.peak_memory_bytes:
+        yield f"memory: at most {text.size(price.peak_memory_bytes)} per experiment, as check saw it"
+
+
+def _precision_words(plan: Plan) -> str:
+    precision = plan.experiments[0].recipe.precision
+    return (
+        "auto: fp32 or bf16, whichever is faster on a worker when the sweep starts"
+        if precision == "auto"
+        else precision
+    )
+
+
+def simulation_text(found: Simulation) -> str:
+    """What simulated sweeps came to."""
+    e, a, b, alpha, beta = found.surface
+    lines = [
+        f"{found.sweeps} simulated sweep(s) on L = {e:g} + {a:g}/N^{alpha:g} + {b:g}/D^{beta:g}, noise {found.noise:g} "
+        "nats: the planner, the scheduler and the fit are real, training is not",
+        f"{found.experiments:.0f} experiments, {text.flops(found.flops)} FLOPs executed: "
+        f"{found.flops / found.flops_full_grid:.2f} of 7 sizes at every budget as separate runs",
+        f"at C = {text.flops(found.target)} N_opt is {text.count(found.params_true)}: found within "
+        f"x/÷{found.factor:.3g} by its 95 % interval, bias {100 * found.bias:+.1f} %, spread "
+        f"{100 * found.spread:.1f} %, intervals hold the truth in {100 * found.coverage:.0f} % of {found.answered}, regret {found.regret:.2g} nats",
+        "",
+        text.table(
+            ["slots", "makespan (FLOPs)", "/ lower bound"],
+            [[str(m.slots), text.flops(m.makespan), f"{m.over_bound:.3f}"] for m in found.makespans],
+            left=0,
+        ),
+    ]
+    return "\n".join(lines)

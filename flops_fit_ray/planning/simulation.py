@@ -1,0 +1,166 @@
+"""A sweep in simulated time on a surface with a known answer: the planner and the scheduler are real, training is not.
+
+Losses come from L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, equation 2) with scatter, of which a trunk passes a
+part on, and with what a wrong learning rate costs. Times come from the FLOPs that are executed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Finding, Plan
+from flops_fit_ray.planning.planner import Planner, next_experiments
+from flops_fit_ray.planning.schedule import Seconds, choose_starts, own_seconds
+
+Surface = tuple[float, float, float, float, float]  # E, A, B, alpha, beta; nats, parameters, tokens
+SURFACES: Mapping[str, Surface] = {
+    "hoffmann": (1.69, 406.4, 410.7, 0.34, 0.28),  # Hoffmann et al. 2022, section D.3
+    "besiroglu": (1.8172, 482.01, 2085.43, 0.3478, 0.3658),  # Besiroglu et al. 2024, table 1
+    "lopsided": (1.69, 120.0, 3000.0, 0.25, 0.40),  # steep towards less data, flat towards larger models
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What a simulated sweep would find."""
+
+    surface: Surface
+    noise: float  # standard deviation of a loss, in nats
+    trunk_share: float = 0.5  # of the variance: what experiments of one trunk have in common
+    lr_factor: float = 1.7  # the best rate over the general rule, at every size
+    seed: int = 0
+
+    def optimum(self, budget: float) -> tuple[float, float, float]:
+        """N, D and L at the minimum for C = 6·N·D (Hoffmann et al. 2022, equation 4)."""
+        e, a, b, alpha, beta = self.surface
+        g = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
+        n = g * (budget / 6) ** (beta / (alpha + beta))
+        d = budget / 6 / n
+        return n, d, e + a / n**alpha + b / d**beta
+
+    def loss(self, e: Experiment, general_lr: float) -> float:
+        """The loss that this experiment gives, whoever asks and whenever."""
+        floor, a, b, alpha, beta = self.surface
+        own = np.random.default_rng([self.seed, int(e.key, 16)]).standard_normal()
+        trunk = np.random.default_rng([self.seed, e.params, e.recipe.seed, int(1e12 * e.recipe.lr)]).standard_normal()
+        scatter = math.sqrt(1 - self.trunk_share) * own + math.sqrt(self.trunk_share) * trunk
+        clean = floor + a / e.params**alpha + b / e.tokens**beta + lr_penalty(e.recipe.lr / general_lr / self.lr_factor)
+        return float(clean + self.noise * scatter)
+
+
+def lr_penalty(ratio: float) -> float:
+    """What a rate that is `ratio` times the best costs in nats: the medians of Step-Law's 1,911 runs.
+
+    Twice the best rate costs 0.019, four times 0.097, half of it 0.007 (Li et al. 2025).
+    """
+    z = math.log2(ratio)
+    return 0.013 * z**2 + 0.006 * z**3 if z > -1 else 0.007 * z**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """What a simulated sweep came to."""
+
+    plan: Plan
+    findings: Mapping[str, Finding]
+    makespan: float  # in the unit of the seconds that were given
+    work: float  # of all slots
+    bound: float  # no schedule of the experiments that were run ends earlier
+
+    def rows(self) -> list[tuple[Experiment, float]]:
+        """The experiments that make the valleys, with their losses."""
+        found = []
+        replaced = {e.of for e in self.plan.experiments if e.role == "rerun"}
+        for e in self.plan.experiments:
+            loss = self.findings[e.key].loss
+            if e.role in IN_FIT and e.key not in replaced and loss is not None:
+                found.append((e, loss))
+        return found
+
+
+def simulate_sweep(planner: Planner, world: World, slots: int, seconds: Seconds) -> Simulated:
+    """Run a whole sweep: plan, hand out, take results as they arrive, plan again."""
+    return _Sweep(planner, world, slots, seconds).run()
+
+
+class _Sweep:
+    def __init__(self, planner: Planner, world: World, slots: int, seconds: Seconds) -> None:
+        self._planner, self._world, self._seconds = planner, world, seconds
+        self._general = {s.size: _general_lr(s.params) for s in planner.survey.sizes}
+        self._free, self._slots, self._now, self._work = slots, slots, 0.0, 0.0
+        self._findings: dict[str, Finding] = {}
+        self._started: dict[str, Experiment] = {}
+        self._trunks: set[str] = set()
+        self._events: list[tuple[float, int, bool, str]] = []
+        self._plan = planner.plan(forecast=False)
+
+    def run(self) -> Simulated:
+        while True:
+            self._hand_out()
+            if not self._events:
+                break
+            self._now, _, ended, key = heapq.heappop(self._events)
+            self._trunks.add(key)
+            if ended:
+                self._free += 1
+                e = self._started[key]
+                self._findings[key] = Finding(loss=self._world.loss(e, self._general[e.size]))
+                if not self._plan.final:
+                    self._plan = self._planner.plan(self._findings, forecast=False)
+        ran = [self._started[e.key] for e in self._plan.experiments]
+        work = sum(own_seconds(e, self._seconds) for e in ran)
+        longest = max(own_seconds(e, self._seconds) for e in ran)
+        return Simulated(
+            plan=self._plan,
+            findings=self._findings,
+            makespan=self._now,
+            work=work,
+            bound=max(work / self._slots, longest),
+        )
+
+    def _hand_out(self) -> None:
+        if not self._free:
+            return
+        left = [e for e in self._plan.experiments if e.key not in self._started]
+        chosen = {e.key: e for e in choose_starts(left, self._slots, self._seconds, self._planner.spec.grid.start)[0]}
+        plan = _with(self._plan, chosen)
+        running = self._started.keys() - self._findings.keys()
+        for e in next_experiments(plan, self._findings.keys(), running, lambda key: key in self._trunks)[: self._free]:
+            self._begin(e)
+
+    def _begin(self, e: Experiment) -> None:
+        self._free -= 1
+        self._started[e.key] = e
+        lasts = own_seconds(e, self._seconds)
+        number = 2 * len(self._started)
+        share = max(e.trunk_step - e.start_step, 0) / max(e.steps - e.start_step, 1)
+        heapq.heappush(self._events, (self._now + share * lasts, number, False, e.key))
+        heapq.heappush(self._events, (self._now + lasts, number + 1, True, e.key))
+
+
+def _with(plan: Plan, chosen: Mapping[str, Experiment]) -> Plan:
+    return replace(plan, experiments=tuple(chosen.get(e.key, e) for e in plan.experiments))
+
+
+def _general_lr(params: int) -> float:
+    return float(1e-3 * (params / 1e7) ** -0.25)
+
+
+def stated_surface(words: str) -> Surface:
+    """The surface of a name, or of five numbers `E,A,B,alpha,beta`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if words in SURFACES:
+        return SURFACES[words]
+    numbers = [float(x) for x in words.split(",")]
+    if len(numbers) != 5 or not all(x > 0 and math.isfinite(x) for x in numbers):
+        raise ValueError(f"{words!r} is neither {', '.join(SURFACES)} nor five positive numbers E,A,B,alpha,beta")
+    e, a, b, alpha, beta = numbers
+    return e, a, b, alpha, beta

@@ -1,0 +1,158 @@
+"""A spec on a surface with a known answer: what its sweep would cost, when it would end, and how right it would be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from flops_fit_ray.analysis import FitOptions, Points, SweepFit, fit_sweep
+from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning import Plan, Planner, trunk_of
+from flops_fit_ray.planning.experiment import Experiment
+from flops_fit_ray.planning.simulation import Simulated, World, simulate_sweep, stated_surface
+from flops_fit_ray.spec import SweepSpec
+
+SLOTS = (2, 8, 64, 1024)
+DRAWS = 400  # of the bootstrap of each sweep
+BEYOND = 10.0  # times the largest budget: where the answer is asked for
+MOST_MEASURED = 300  # experiments of a sweep, above which one is enough
+
+
+@dataclass(frozen=True, kw_only=True)
+class Makespan:
+    """One number of slots. Seconds are FLOPs over FLOP/s where a rate is known, else FLOPs."""
+
+    slots: int
+    makespan: float
+    over_bound: float  # makespan / the least that these experiments could take
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """What simulated sweeps came to; means over sweeps unless said."""
+
+    surface: tuple[float, ...]
+    noise: float
+    sweeps: int
+    answered: int  # sweeps with a law
+    experiments: float
+    flops: float  # executed
+    flops_full_grid: float
+    target: float
+    params_true: float
+    bias: float  # mean of ln(N_opt / true)
+    spread: float  # standard deviation of the same
+    factor: float  # median of the interval's factor: N/factor to N·factor
+    coverage: float  # of 95 % intervals
+    regret: float  # median, nats: L at the N that was found less L at the true one
+    exponent_bias: float
+    makespans: tuple[Makespan, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def simulate_spec(
+    spec: SweepSpec,
+    plan: Plan,
+    *,
+    surface: str,
+    noise: float,
+    sweeps: int,
+    slots: Sequence[int] = SLOTS,
+) -> Simulation:
+    """Simulate the sweep of a spec again and again.
+
+    Args:
+        surface: a name or `E,A,B,alpha,beta`.
+        noise: of a loss, in nats.
+        slots: for which the makespan is worked out, on the first sweep.
+
+    Raises:
+        SpecError: the surface is none, or the spec's budgets are too few.
+    """
+    try:
+        constants = stated_surface(surface)
+    except ValueError as e:
+        raise SpecError("--surface", [str(e)]) from e
+    if spec.is_one_run:
+        raise SpecError("spec", ["budgets: has one run; there is nothing to simulate"])
+    planner = Planner(spec, plan.survey, plan.frame)
+    worlds = [World(surface=constants, noise=noise, seed=seed) for seed in range(sweeps)]
+    first = [simulate_sweep(planner, worlds[0], n, lambda e: e.flops) for n in slots]
+    if len(first[0].plan.experiments) > MOST_MEASURED:
+        worlds = worlds[:1]
+    ran = [first[0], *(simulate_sweep(planner, w, slots[0], lambda e: e.flops) for w in worlds[1:])]
+    target = BEYOND * spec.budgets[-1].flops
+    marks = [mark for w, s in zip(worlds, ran, strict=True) if (mark := _mark(spec, w, s, target)) is not None]
+    table = np.array(marks) if marks else np.full((1, 5), np.nan)
+    return Simulation(
+        surface=tuple(constants),
+        noise=noise,
+        sweeps=len(worlds),
+        answered=len(marks),
+        experiments=float(np.mean([len(s.plan.experiments) for s in ran])),
+        flops=float(np.mean([sum(e.flops_executed for e in s.plan.experiments) for s in ran])),
+        flops_full_grid=7 * sum(b.flops for b in spec.budgets),
+        target=target,
+        params_true=worlds[0].optimum(target)[0],
+        bias=float(table[:, 0].mean()),
+        spread=float(table[:, 0].std()),
+        factor=float(np.nanmedian(table[:, 1])),
+        coverage=float(table[:, 2].mean()),
+        regret=float(np.median(table[:, 3])),
+        exponent_bias=float(table[:, 4].mean()),
+        makespans=tuple(
+            Makespan(slots=n, makespan=s.makespan, over_bound=s.makespan / s.bound)
+            for n, s in zip(slots, first, strict=True)
+        ),
+    )
+
+
+def fit_simulated(spec: SweepSpec, simulated: Simulated, draws: int = DRAWS) -> SweepFit:
+    """The fit of a simulated sweep, as that of a real one is made."""
+    rows = simulated.rows()
+    window = spec.fit.window or (spec.grid.sizes if spec.is_adaptive else None)
+    return fit_sweep(simulated_points(rows, shared=spec.grid.trunk), FitOptions(draws=draws, window=window))
+
+
+def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) -> Points:
+    """Losses as arrays; `shared`: experiments of one trunk are one run."""
+
+    def column(name: str) -> Floats:
+        return np.array([getattr(e, name) for e, _ in rows], dtype=np.float64)
+
+    numbers: dict[object, int] = {}
+    run = np.array([numbers.setdefault(trunk_of(e), len(numbers)) for e, _ in rows], dtype=np.int64)
+    return Points(
+        budget=column("budget"),
+        flops=column("flops"),
+        params=column("params"),
+        tokens=column("tokens"),
+        loss=np.array([loss for _, loss in rows]),
+        run=run if shared else None,
+    )
+
+
+def _mark(spec: SweepSpec, world: World, simulated: Simulated, target: float) -> tuple[float, ...] | None:
+    """ln(N/true), the interval's factor, whether it holds the truth, regret, error of the exponent."""
+    law = fit_simulated(spec, simulated).methods["valley"].params_opt
+    if law is None:
+        return None
+    n, true, best = law.at(target), *world.optimum(target)[::2]
+    within = law.interval(target, 0.95)
+    e, a, b, alpha, beta = world.surface
+    loss = e + a / n**alpha + b / (target / 6 / n) ** beta
+    return (
+        math.log(n / true),
+        math.nan if within is None else max(within.high / n, n / within.low),
+        float(within is not None and within.holds(true)),
+        loss - best,
+        law.exponent - beta / (alpha + beta),
+    )

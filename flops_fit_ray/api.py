@@ -92,7 +92,7 @@ class Result:
         """The valleys with their minima, as a matplotlib Figure; written to `path` (.svg, .png, .pdf) if given."""
         from flops_fit_ray.report.figures import draw_valleys, valley_curves
 
-        figure = draw_valleys(valley_curves(self.fit), self._sweep.loss_name)
+        figure = draw_valleys(valley_curves(self.fit, self._sweep.replaced_points), self._sweep.loss_name)
         if path is not None:
             figure.savefig(Path(path))
         return figure

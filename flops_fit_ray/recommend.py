@@ -75,7 +75,7 @@ def recommend(sweep: Sweep, fit: SweepFit, prediction: Prediction) -> Recommenda
     tokens = prediction.budget / per_token
     some = sweep.plan.experiments[0]
     batch_tokens = some.tokens / some.steps
-    rates = {e.params: e.recipe.lr for e in sweep.plan.experiments}
+    rates = {e.params: e.recipe.lr for e in sweep.plan.experiments if e.role == "grid"}
     known = sorted(rates)
     lr = math.exp(_line(np.log(known), np.log([rates[n] for n in known]), math.log(params)))
     if not known[0] <= params <= known[-1]:
@@ -159,7 +159,7 @@ def _seconds(
 
 def _spec(sweep: Sweep, budget: float, lr: float) -> SweepSpec:
     train = sweep.spec.train
-    if isinstance(train.lr, LrTable):
+    if isinstance(train.lr, LrTable) or sweep.plan.lr is not None:  # a rule that was measured is no spec's
         train = train.model_copy(update={"lr": lr})
     name = f"{sweep.spec.name[:40]}-{flops(budget)}"
     return sweep.spec.model_copy(update={"name": name, "train": train, "output": None})

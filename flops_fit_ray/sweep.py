@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 
 from flops_fit_ray.analysis import Analysis, FitOptions, Points, SweepFit, analyse, fit_sweep
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.layout import SweepPaths, read_json
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha256, results_table
@@ -22,8 +24,33 @@ from flops_fit_ray.spec import SweepSpec, read_spec
 if TYPE_CHECKING:
     import pandas as pd
 
+CLEARLY = 2.0  # standard deviations of a difference of two runs
 MOST_CURVES = 500  # experiments whose curves are read
 STATUSES = ("completed", "diverged", "out_of_memory", "stalled", "failed", "infrastructure", "running", "planned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrCheck:
+    """Another learning rate beside one minimum."""
+
+    budget: float
+    size: int | str
+    factor: float  # of the rate that the grid has there
+    gain: float  # nats by which the loss is lower with it
+    sigma: float | None  # of one run's loss; None where it is not known
+
+    @property
+    def better(self) -> bool:
+        """Whether it is clearly better: then the valleys are limited by the learning rate."""
+        return self.gain > CLEARLY * math.sqrt(2) * (self.sigma or 0.0)
+
+    @property
+    def words(self) -> str:
+        """What it means, for people."""
+        return (
+            f"LR-limited: at C = {self.budget:g}, size {self.size}, {self.factor:g} times the learning rate is better "
+            f"by {self.gain:.3g}: the valleys are not those of well tuned models"
+        )
 
 
 @dataclass(frozen=True)
@@ -98,11 +125,8 @@ class Sweep:
         """The completed experiments of the grid, their seeds and reruns as arrays."""
         sizes = {s.size: s.params_non_embedding for s in self.plan.survey.sizes}
         standing = self.standing
-        return points_of(
-            standing,
-            {r.key: sizes.get(r.size, 0) for r in standing},
-            trunks=self._trunks if self._shares_trunks else None,
-        )
+        trunks = self._trunks if self._shares_trunks else None
+        return points_of(standing, {r.key: sizes.get(r.size, 0) for r in standing}, trunks)
 
     @cached_property
     def standing(self) -> tuple[Result, ...]:
@@ -115,6 +139,11 @@ class Sweep:
         """The results for which a rerun stands; on record, and drawn."""
         replaced = {r.of for r in self.results if r.role == "rerun"}
         return tuple(r for r in self.results if r.key in replaced)
+
+    @property
+    def replaced_points(self) -> list[tuple[float, float, float]]:
+        """Budget, N and loss of the same."""
+        return [(r.budget, float(r.params), r.loss) for r in self.replaced]
 
     @property
     def _shares_trunks(self) -> bool:
@@ -140,10 +169,28 @@ class Sweep:
         """The fit, questioned at ten times its largest budget."""
         return analyse(self.fit)
 
+    @cached_property
+    def lr_checks(self) -> tuple[LrCheck, ...]:
+        """Other learning rates beside the minima, where both runs are there."""
+        by_key = {r.key: r for r in self.results}
+        noise = run_noise(self.fit)
+        return tuple(
+            LrCheck(
+                budget=r.budget,
+                size=r.size,
+                factor=r.lr / by_key[r.of].lr,
+                gain=by_key[r.of].loss - r.loss,
+                sigma=None if noise is None else noise[0],
+            )
+            for r in self.results
+            if r.role == "lr_check" and r.of in by_key
+        )
+
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What to know before trusting the numbers: of the fit, then of the plan, each once."""
-        return tuple(dict.fromkeys([*map(str, self.fit.warnings), *self.plan.warnings]))
+        """What to know before trusting the numbers: of the fit, of the learning rate, of the plan, each once."""
+        limited = [check.words for check in self.lr_checks if check.better]
+        return tuple(dict.fromkeys([*map(str, self.fit.warnings), *limited, *self.plan.warnings]))
 
     def to_frame(self) -> pd.DataFrame:
         """One row per experiment of the plan."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from flops_fit_ray.analysis import Analysis, SweepFit, analysis_to_json
 from flops_fit_ray.analysis.doubts import TRUSTED_BUDGETS, TRUSTED_RANGE
+from flops_fit_ray.analysis.outliers import EXACT, OUTLIER, deviations
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import LrRule, LrTable
 from flops_fit_ray.sweep import Sweep
@@ -27,8 +28,6 @@ FLOPS_RATIO = (0.8, 3.0)  # counted over 6·N·D
 EPOCHS_PASS, EPOCHS_FAIL = 1.0, 4.0
 GOOD_SIZES = 5
 WINDOW = (2.5, 8.0)  # from the smallest and the largest size to the optimum
-OUTLIER = 4.0  # standard deviations, the run itself left out
-EXACT = 1e-9  # scatter over loss, below which there is none
 FEWEST_DF = 6  # degrees of freedom behind the noise
 
 
@@ -126,13 +125,23 @@ def _schedule(schedule: str) -> tuple[Verdict, str]:
 
 
 def _learning_rate(sweep: Sweep) -> tuple[Verdict, str]:
-    lr = sweep.spec.train.lr
+    lr, found, checks = sweep.spec.train.lr, sweep.plan.lr, sweep.lr_checks
+    limited = [check for check in checks if check.better]
+    if limited:
+        return "FAIL", limited[0].words
+    if checks:
+        highest = max(check.gain for check in checks)
+        checked = f"; {len(checks)} checks with other rates at minima gain {highest:+.2g} nats at most"
+    else:
+        checked = "; nothing checks other rates at the minima"
+    if found is not None:
+        sizes = ", ".join(f"N = {n:,}" for n, _ in found.optima)
+        return ("PASS" if checks else "WARN"), f"measured at {sizes}: lr ~ N^{found.exponent:.2f}{checked}"
     if isinstance(lr, LrRule | LrTable) or (isinstance(lr, str) and ":" in lr):
-        return "PASS", "a rule of your own; nothing here checks x2 and /2 at the minima"
+        return "PASS", f"a rule of your own{checked}"
     if lr == "auto":
         return "WARN", "a general rule, not measured on this model"
-    rates = {e.recipe.lr for e in sweep.plan.experiments}
-    return "WARN", f"{len(rates)} value(s) for all sizes: larger models usually need a lower one"
+    return ("PASS" if checks else "WARN"), f"one rate for all sizes: larger models usually need a lower one{checked}"
 
 
 def _evaluation(sweep: Sweep) -> tuple[Verdict, str]:
@@ -231,14 +240,10 @@ def worst_residual(fit: SweepFit) -> float | None:
     worst = 0.0
     fitted = [v for v in fit.valleys if v.smooth is not None]
     for valley, sigma, df in zip(fitted, fit.noise.sigma, fit.noise.df, strict=True):
-        curve = valley.smooth
-        assert curve is not None
+        assert valley.smooth is not None
         if sigma < EXACT * float(np.mean(valley.loss)):
             continue  # what lies off an exact curve is rounding
-        left = np.maximum(1 - curve.leverage, 1e-9)
-        squares = curve.residuals**2 / left
-        rest = np.maximum((df * sigma**2 - squares) / max(df - 1, 1), 1e-300)
-        seen = left > 1e-6  # a curve that goes through a point says nothing of it
-        if seen.any():
-            worst = max(worst, float(np.sqrt((squares / rest)[seen].max())))
+        off = np.abs(deviations(valley.smooth, float(sigma), float(df)))
+        if np.isfinite(off).any():
+            worst = max(worst, float(np.nanmax(off)))
     return worst

@@ -361,7 +361,7 @@ def test_sigkill_at_any_moment_loses_no_more_than_the_steps_since_the_last_check
 ) -> None:
     arguments = experiment_of(every_kind(tmp_path)[kind])
     whole = train_experiment(arguments[0], arguments[1], eval_samples=arguments[2])
-    draw = random.Random(1)  # noqa: S311 - moments to kill at
+    draw = random.Random(1)
     store = store_in(tmp_path / "s", arguments[0])
     kills, furthest = 0, 0
     while kills < 8:

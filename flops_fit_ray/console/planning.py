@@ -111,8 +111,9 @@ def simulation_text(found: Simulation) -> str:
         f"{found.experiments:.0f} experiments, {text.flops(found.flops)} FLOPs executed: "
         f"{found.flops / found.flops_full_grid:.2f} of 7 sizes at every budget as separate runs",
         f"at C = {text.flops(found.target)} N_opt is {text.count(found.params_true)}: found within "
-        f"x/÷{found.factor:.3g} by its 95 % interval, bias {100 * found.bias:+.1f} %, spread "
-        f"{100 * found.spread:.1f} %, intervals hold the truth in {100 * found.coverage:.0f} % of {found.answered}, regret {found.regret:.2g} nats",
+        f"x/÷{found.factor:.3g} by its 95 % interval, bias {100 * found.bias:+.1f} %, "
+        f"spread {100 * found.spread:.1f} %",
+        f"intervals hold the truth in {100 * found.coverage:.0f} % of {found.answered}; regret {found.regret:.2g} nats",
         "",
         text.table(
             ["slots", "makespan (FLOPs)", "/ lower bound"],

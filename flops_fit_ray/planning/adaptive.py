@@ -15,6 +15,7 @@ from flops_fit_ray.planning.experiment import ModelSize
 from flops_fit_ray.planning.sizes import TOKENS_PER_PARAM
 from flops_fit_ray.spec import GridSection
 
+FEWEST_SIZES = 3  # of a valley
 CORE = 3  # sizes of the next budget that are begun before the one below is complete
 SLOPE, SLOPE_SD = 0.5, 0.15  # of ln N_opt over ln C, before anything is measured (Hoffmann et al. 2022, table 2)
 MINIMUM_SD = 0.15  # of ln N_opt of one valley
@@ -40,10 +41,18 @@ def rungs(candidates: Sequence[ModelSize], anchor: float, step: float) -> list[M
     return [found[n] for n in sorted(found)]
 
 
-def nearest(ladder: Sequence[ModelSize], centre: float, count: int) -> list[ModelSize]:
-    """The `count` sizes nearest to N = `centre` in log N, by increasing N."""
+def nearest(ladder: Sequence[ModelSize], centre: float, count: int, reach: float = math.inf) -> list[ModelSize]:
+    """The `count` sizes nearest to N = `centre` in log N, by increasing N; three at least, others within `reach`."""
     chosen = sorted(ladder, key=lambda s: abs(math.log(s.params / centre)))[:count]
-    return sorted(chosen, key=lambda s: s.params)
+    within = [
+        s for i, s in enumerate(chosen) if i < FEWEST_SIZES or abs(math.log(s.params / centre)) <= math.log(reach)
+    ]
+    return sorted(within, key=lambda s: s.params)
+
+
+def reach(grid: GridSection) -> float:
+    """How far from the expected optimum a size may lie: the window, and half a step of the ladder."""
+    return grid.window * math.sqrt(spacing(grid))
 
 
 def predicted_optimum(minima: Sequence[tuple[float, float]], budget: float) -> float:

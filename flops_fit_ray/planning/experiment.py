@@ -197,6 +197,12 @@ class Plan:
         return (*self.experiments, *self.forecast)
 
     @property
+    def sizes(self) -> list[ModelSize]:
+        """The sizes that are used, by increasing N."""
+        used = {e.size for e in self.expected}
+        return sorted((s for s in self.survey.sizes if s.size in used), key=lambda s: s.params)
+
+    @property
     def flops(self) -> float:
         """Training FLOPs that the whole sweep is expected to execute."""
         return sum(e.flops_executed for e in self.expected)

@@ -123,7 +123,6 @@ def sweep_warnings(spec: SweepSpec, survey: Survey, *, lr_guarded: bool) -> Iter
         yield "there is no held-out data: losses are training losses, smoothed over the last 5 % of the steps"
     if spec.data.max_epochs > 1:
         yield f"data.max_epochs is {spec.data.max_epochs:g}: repeated data bends the valley towards smaller models"
-    yield from flops_audit(survey.sizes)
 
 
 def flops_audit(sizes: Sequence[ModelSize]) -> Iterator[str]:

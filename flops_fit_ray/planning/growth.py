@@ -29,9 +29,7 @@ Findings = Mapping[str, Finding]
 def least_steps(spec: SweepSpec, survey: Survey) -> int:
     """The fewest optimizer steps of a cell: many, where that leaves the smallest budget a valley of sizes."""
     budget, largest = spec.budgets[0].flops, most_steps(spec, survey)
-    centre = adaptive.expected_optimum(budget, spec.grid.tokens_per_param)
-    first = adaptive.nearest(ladder_of(spec, survey), centre, spec.grid.first_sizes)
-    steps = [steps_of(spec, survey, budget, s) for s in first]
+    steps = [steps_of(spec, survey, budget, s) for s in _wished_first(spec, survey)]
     for least in (MIN_STEPS, FEW_STEPS):
         if sum(least <= n <= largest for n in steps) >= GOOD_SIZES:
             return least
@@ -52,9 +50,13 @@ def fitting(spec: SweepSpec, survey: Survey, sizes: Sequence[ModelSize], budget:
 
 def first_valley(spec: SweepSpec, survey: Survey) -> list[ModelSize]:
     """The sizes of the wide first valley, at the smallest budget."""
-    budget = spec.budgets[0].flops
-    centre = adaptive.expected_optimum(budget, spec.grid.tokens_per_param)
-    return adaptive.nearest(fitting(spec, survey, ladder_of(spec, survey), budget), centre, spec.grid.first_sizes)
+    return fitting(spec, survey, _wished_first(spec, survey), spec.budgets[0].flops)
+
+
+def _wished_first(spec: SweepSpec, survey: Survey) -> list[ModelSize]:
+    """What the first valley would be if every size had steps and data enough: as far to either side of its centre."""
+    centre = adaptive.expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param)
+    return adaptive.nearest(ladder_of(spec, survey), centre, spec.grid.first_sizes)
 
 
 class Growth:
@@ -178,7 +180,7 @@ class Growth:
                 reason = f"first valley, around N = {text.count(centre)}"
             else:
                 centre = adaptive.predicted_optimum(minima, c)
-                sizes = adaptive.nearest(self._fitting(c), centre, grid.sizes)
+                sizes = adaptive.nearest(self._fitting(c), centre, grid.sizes, adaptive.reach(grid))
                 reason = f"around the predicted N = {text.count(centre)}"
             for size in sizes:
                 self._add_cell(c, size, reason)
@@ -227,7 +229,10 @@ class Growth:
         if room <= 0:
             most = self._spec.grid.max_experiments
             return f"because {adaptive.MOST_SIZES} sizes of one budget or grid.max_experiments = {most} are reached"
-        low, high = min(e.params for e in self._grid_of(budget)), max(e.params for e in self._grid_of(budget))
+        ran = [e.params for e in self._grid_of(budget)]
+        if not ran:
+            return "because no size has both steps and data enough there"
+        low, high = min(ran), max(ran)
         further = [s for s in self._ladder if (s.params > high if side == "larger" else s.params < low)]
         if not further:
             return f"because the model allows no {side} size"
@@ -372,6 +377,12 @@ class Growth:
         return fitting(self._spec, self._cells.survey, self._ladder, budget)
 
     def _add_cell(self, budget: float, size: ModelSize, reason: str) -> None:
+        most = self._spec.grid.max_experiments
+        if self._static is None and len(self.experiments) >= most:
+            note = f"grid.max_experiments = {most} are reached: the sweep is cut short"
+            if note not in self.notes:
+                self.notes.append(note)
+            return
         self._add(self._cells.make(budget, size, self._lr(size), reason=reason))
 
     def _add(self, experiment: Experiment) -> bool:

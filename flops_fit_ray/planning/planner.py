@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from flops_fit_ray.planning.grid import (
     Cell,
     by_params,
     cell_warnings,
+    flops_audit,
     size_faults,
     static_cells,
     sweep_warnings,
@@ -24,6 +25,8 @@ from flops_fit_ray.planning.grid import (
 from flops_fit_ray.planning.growth import Findings, Growth, first_valley
 from flops_fit_ray.planning.schedule import tails
 from flops_fit_ray.spec import SweepSpec
+
+IDLE_ROLES = {"seed", "lr_check"}  # nothing is decided by them
 
 
 class Planner:
@@ -77,21 +80,30 @@ class Planner:
         grown = Growth(self.cells, findings, static=self._static).grow()
         experiments = tuple(grown.experiments.values())
         expected: tuple[Experiment, ...] = ()
+        unfed: tuple[str, ...] = ()
         if grown.waiting and forecast:
             assumed = Growth(self.cells, findings, static=self._static, assume=True).grow()
             places = {(e.budget, e.size, e.recipe.seed, e.role) for e in experiments}
             expected = tuple(
                 e for e in assumed.experiments.values() if (e.budget, e.size, e.recipe.seed, e.role) not in places
             )
-            if not findings:
-                self._refuse_unfed((*experiments, *expected))
+            short = len(experiments) + len(expected) >= self.spec.grid.max_experiments
+            if not findings and self._static is None and not short:
+                unfed = tuple(self._refuse_unfed((*experiments, *expected)))
         guarded = any(e.role == "probe" for e in experiments)
         everything = (*experiments, *expected)
+        used = {e.size for e in everything}
+        warnings = (
+            *sweep_warnings(self.spec, self.survey, lr_guarded=guarded),
+            *flops_audit([s for s in self.survey.sizes if s.size in used]),
+            *unfed,
+            *cell_warnings(everything),
+        )
         return Plan(
             name=self.spec.name,
             experiments=experiments,
             survey=self.survey,
-            warnings=(*sweep_warnings(self.spec, self.survey, lr_guarded=guarded), *cell_warnings(everything)),
+            warnings=warnings,
             disk=disk_need(everything, self.spec),
             frame=self.cells.frame,
             final=not grown.waiting,
@@ -100,24 +112,31 @@ class Planner:
             lr=grown.lr,
         )
 
-    def _refuse_unfed(self, experiments: Sequence[Experiment]) -> None:
-        """Nobody should learn after three budgets that the fourth needs more data than there is."""
+    def _refuse_unfed(self, experiments: Sequence[Experiment]) -> Iterator[str]:
+        """Nobody should learn after three budgets that the fourth needs more data than there is. Yields warnings."""
         for budget in self.spec.budgets:
-            cells = [e for e in experiments if e.budget == budget.flops and e.role == "grid"]
-            if len(cells) >= 3:
-                continue
+            cells = [e.params for e in experiments if e.budget == budget.flops and e.role == "grid"]
             centre = expected_optimum(budget.flops, self.spec.grid.tokens_per_param)
+            if len(cells) >= 3 and min(cells) <= centre:
+                continue
             nearest = min(self.survey.sizes, key=lambda s: abs(s.params - centre))
-            if steps_of(self.spec, self.survey, budget.flops, nearest) > most_steps(self.spec, self.survey):
+            fed = steps_of(self.spec, self.survey, budget.flops, nearest) <= most_steps(self.spec, self.survey)
+            if len(cells) >= 3 and min(cells) <= self.spec.grid.window * centre:
+                yield (
+                    f"C = {budget.flops:g}: all sizes that {'the model allows' if fed else 'the data can feed'} are "
+                    f"larger than the expected optimum N = {centre:.3g}"
+                )
+                continue
+            if fed:
+                fault = (
+                    f"budgets: C = {budget.flops:g} has {len(cells)} size(s) around its expected optimum N = "
+                    f"{centre:.3g}; the model allows no others: widen model.sizes or set grid.tokens_per_param"
+                )
+            else:
                 fault = (
                     f"data.train: C = {budget.flops:g} needs more data than there is; around its expected optimum "
                     f"{too_much_data(self.spec, self.survey, budget.flops, nearest)}. Bring more "
                     "data or lower the budget"
-                )
-            else:
-                fault = (
-                    f"budgets: C = {budget.flops:g} has {len(cells)} size(s) around its expected optimum N = "
-                    f"{centre:.3g}; the model allows no others: widen model.sizes or set grid.tokens_per_param"
                 )
             raise SpecError("spec", [fault])
 
@@ -150,7 +169,8 @@ def next_experiments(
     """What can be begun now: planned, open, and not waiting for a parent; longest first.
 
     A parent that has ended is waited for no more, whatever came of it: without its trunk a child begins from scratch.
-    Longest first, with what waits for it, keeps the makespan within a few percent of its lower bound.
+    Longest first, with what waits for it, keeps the makespan within a few percent of its lower bound. While decisions
+    are pending, what they rest on goes first: the grid before seeds and checks, smaller budgets before larger ones.
     """
     known = {e.key for e in plan.experiments}
 
@@ -160,7 +180,14 @@ def next_experiments(
     left = [e for e in plan.experiments if e.key not in settled]
     way = tails(left, lambda e: e.flops)
     able = [e for e in left if e.key not in running and not waits(e)]
-    return tuple(sorted(able, key=lambda e: -way[e.key]))
+
+    def rank(e: Experiment) -> tuple[bool, float, float, int]:
+        # Of equal FLOPs the smaller model takes longer: it waits more often
+        if plan.final:
+            return False, 0.0, -way[e.key], -e.steps
+        return e.role in IDLE_ROLES, e.budget, -way[e.key], -e.steps
+
+    return tuple(sorted(able, key=rank))
 
 
 def with_starts(plan: Plan, scratch: Collection[str]) -> Plan:

@@ -54,12 +54,14 @@ def render(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> st
             sweep=sweep,
             answer=_one_run(sweep) or answer(sweep.analysis, sweep.loss_name),
             metrics=sorted({name for r in sweep.results for name in r.metrics}),
-            warnings=[] if sweep.spec.is_one_run else _shown(sweep.analysis, sweep.plan.warnings),
+            warnings=[] if sweep.spec.is_one_run else _shown(sweep.analysis, _of_sweep(sweep)),
             done=len(sweep.results),
             total=len(sweep.plan.experiments),
             by_key={r.key: r for r in sweep.results},
             failed={f.key: f for f in sweep.failures},
-            seconds=sum(r.seconds for r in sweep.results),
+            replaced={r.key for r in sweep.replaced},
+            seconds=sum(r.seconds if r.seconds_executed is None else r.seconds_executed for r in sweep.results),
+            saved=_saved(sweep),
             provenance=_provenance(sweep),
             spec=dump_spec(sweep.spec),
             command=sweep.command,
@@ -117,6 +119,16 @@ def _shown(analysis: Analysis, of_plan: Sequence[str]) -> list[str]:
     """Warnings each once; notes stay in the JSON, and where they belong in the page."""
     loud = [flag.message for flag in analysis.warnings if flag.severity != "info"]
     return list(dict.fromkeys([*loud, *of_plan]))
+
+
+def _of_sweep(sweep: Sweep) -> list[str]:
+    return [*(check.words for check in sweep.lr_checks if check.better), *sweep.plan.warnings]
+
+
+def _saved(sweep: Sweep) -> float:
+    """The part of the FLOPs that trunks have spared."""
+    whole = sum(r.flops for r in sweep.results)
+    return 1 - sweep.flops_spent / whole if whole else 0.0
 
 
 def _one_run(sweep: Sweep) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -35,13 +35,15 @@ from flops_fit_ray.validity import document, validity_card
 MOST_PAGE_VALLEYS = 40  # more are no budgets, but runs scattered over C
 MOST_PAGE_CURVES = 60  # runs; with more the page would grow too large, and the figure's file stands beside it
 
+Replaced = Sequence[tuple[float, float, float]]  # budget, N and loss of runs for which a rerun stands
+
 
 def write_report(sweep: Sweep) -> Path:
     """Write results, analysis, figures and report of a sweep, complete or not. Returns the page's path."""
     write_tables(sweep)
     card = validity_card(sweep.fit, sweep)
     write_json(sweep.paths.analysis, document(sweep.analysis, card))
-    drawn = _write_figures(sweep.paths, sweep.analysis, sweep.curves, sweep.loss_name)
+    drawn = _write_figures(sweep.paths, sweep.analysis, sweep.curves, sweep.loss_name, sweep.replaced_points)
     write_bytes(sweep.paths.report, render(sweep, card, drawn).encode())
     return sweep.paths.report
 
@@ -69,10 +71,12 @@ def write_tables(sweep: Sweep) -> None:
     write_bytes(sweep.paths.results_csv, frame.to_csv(index=False).encode())
 
 
-def _write_figures(paths: ReportPaths, analysis: Analysis, curves: Points | None, loss_name: str) -> dict[str, str]:
+def _write_figures(
+    paths: ReportPaths, analysis: Analysis, curves: Points | None, loss_name: str, replaced: Replaced = ()
+) -> dict[str, str]:
     """Every figure that has something to show, as SVG and PNG; returns the SVG elements for the page by name."""
     drawn = {}
-    for name, draw in _figures(analysis, curves, loss_name):
+    for name, draw in _figures(analysis, curves, loss_name, replaced):
         figure = draw()
         svg = to_svg(figure)
         write_bytes(paths.figure(name, "svg"), svg.encode())
@@ -83,9 +87,11 @@ def _write_figures(paths: ReportPaths, analysis: Analysis, curves: Points | None
     return drawn
 
 
-def _figures(analysis: Analysis, curves: Points | None, loss_name: str) -> Iterator[tuple[str, Callable[[], Figure]]]:
+def _figures(
+    analysis: Analysis, curves: Points | None, loss_name: str, replaced: Replaced
+) -> Iterator[tuple[str, Callable[[], Figure]]]:
     fit = analysis.fit
-    if len(budgets := valley_curves(fit)) <= MOST_PAGE_VALLEYS:
+    if len(budgets := valley_curves(fit, replaced)) <= MOST_PAGE_VALLEYS:
         yield "valleys", lambda: draw_valleys(budgets, loss_name)
     yield "laws", lambda: draw_laws(law_bands(fit))
     surface, rest, panel = contours(fit), residuals(fit), analysis.sensitivity

@@ -19,7 +19,7 @@ import torch
 
 from flops_fit_ray import text
 from flops_fit_ray.errors import first_line
-from flops_fit_ray.planning import Experiment, Plan, Rates, price_of
+from flops_fit_ray.planning import Experiment, Plan, Rates, flops_audit, price_of
 from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.copying import BLIND_LOSS, try_copying
@@ -32,6 +32,7 @@ from flops_fit_ray.training.step import free_memory, settings
 from flops_fit_ray.training.timing import (
     Measured,
     choose,
+    in_the_middle,
     measure,
     rates_of,
     smallest_and_biggest,
@@ -39,8 +40,6 @@ from flops_fit_ray.training.timing import (
 )
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
-# Of counted FLOPs to 6ND. Attention at small width takes it to 2; a layer that the counter does not see, below 0.8.
-TRUSTED_RATIO = (0.8, 3.0)
 
 
 @dataclass(frozen=True)
@@ -95,19 +94,28 @@ def check_plan(plan: Plan, guest: Guest, *, device: str, slots: int = 1, threads
             except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is the answer
                 lines.append(Line("FAIL", "runs", f"size {experiment.size}: {type(e).__name__}: {first_line(e)}"))
             free_memory()
+        timed = list(measured)
         if len(measured) == len(ends):
-            lines += _answers(plan, guest, measured, place, slots, threads)
+            middle = in_the_middle(plan)
+            timed += [] if middle is None else [measure(middle, guest, place)]
+            lines += _answers(plan, guest, measured, rates_of(timed, plan, slots=slots), place, slots, threads)
     return Report(
         lines=tuple(lines),
         device=device_name(place),
         seconds=time.perf_counter() - started,
-        step_seconds={str(m.experiment.size): m.step_seconds for m in measured},
-        rates=replace(rates_of(measured, plan, slots=slots), device=device_name(place)) if measured else None,
+        step_seconds={str(m.experiment.size): m.step_seconds for m in timed},
+        rates=replace(rates_of(timed, plan, slots=slots), device=device_name(place)) if timed else None,
     )
 
 
 def _answers(
-    plan: Plan, guest: Guest, measured: Sequence[Measured], device: torch.device, slots: int, threads: int
+    plan: Plan,
+    guest: Guest,
+    measured: Sequence[Measured],
+    rates: Rates,
+    device: torch.device,
+    slots: int,
+    threads: int,
 ) -> Iterator[Line]:
     yield _runs(measured)
     yield _gradients(measured)
@@ -115,7 +123,7 @@ def _answers(
     yield _memory(measured, device, slots)
     yield _tokens(plan, measured)
     yield _flops(plan)
-    yield _speed(plan, measured, device, slots, threads)
+    yield _speed(plan, measured, rates, device, threads)
     yield _data(plan, measured)
     yield _guarded("checkpoint", lambda: _round_trip(measured[0].experiment, guest, device))
     yield _guarded("targets", lambda: _targets(measured[0].experiment, guest, device))
@@ -191,17 +199,14 @@ def _tokens(plan: Plan, measured: Sequence[Measured]) -> Line:
 
 
 def _flops(plan: Plan) -> Line:
-    ratios = {str(s.size): s.flops_per_token / (6 * s.params) for s in plan.survey.sizes}
-    low, high = min(ratios.values()), max(ratios.values())
-    words = f"{low:.2f} to {high:.2f} times 6ND, {plan.survey.sizes[0].flops_source}"
-    if low < TRUSTED_RATIO[0] or high > TRUSTED_RATIO[1]:
-        return Line(
-            "WARN", "FLOPs", f"{words}: a layer that is not seen, or shared weights? Else model.flops_per_token"
-        )
-    return Line("PASS", "FLOPs", words)
+    sizes = plan.sizes
+    ratios = [s.flops_per_token / (6 * s.params) for s in sizes]
+    words = f"{min(ratios):.2f} to {max(ratios):.2f} times 6ND, {sizes[0].flops_source}"
+    doubts = list(flops_audit(sizes))
+    return Line("WARN", "FLOPs", f"{words}: {'; '.join(doubts)}") if doubts else Line("PASS", "FLOPs", words)
 
 
-def _speed(plan: Plan, measured: Sequence[Measured], device: torch.device, slots: int, threads: int) -> Line:
+def _speed(plan: Plan, measured: Sequence[Measured], rates: Rates, device: torch.device, threads: int) -> Line:
     name, precision = device_name(device), measured[0].experiment.recipe.precision
     peak, _ = peak_flops(name, device.type, precision, threads)
 
@@ -209,9 +214,9 @@ def _speed(plan: Plan, measured: Sequence[Measured], device: torch.device, slots
         rate = m.tokens / m.step_seconds
         return f"{text.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
 
-    price = price_of(plan.expected, rates=rates_of(measured, plan, slots=slots))
+    price = price_of(plan.expected, rates=rates)
     words = f"{_both(measured, shown)} on {name} in {precision}"
-    words += f"; the sweep about {text.duration(price.wall_seconds or 0.0)} on {slots} at a time"
+    words += f"; the sweep about {text.duration(price.wall_seconds or 0.0)} on {rates.slots} at a time"
     if device.type == "cuda" and precision == "fp32":
         return Line("WARN", "speed", f"{words}. A GPU is faster in bf16: train.precision: auto tries it")
     return Line("PASS", "speed", words)

@@ -50,6 +50,18 @@ def smallest_and_biggest(plan: Plan) -> list[Experiment]:
     return [ordered[0], ordered[-1]]
 
 
+def in_the_middle(plan: Plan) -> Experiment | None:
+    """The experiment whose steps cost nearest to the geometric mean of the cheapest and the dearest; None of few sizes.
+
+    Step times are no power law from end to end: small models wait for overhead, large ones for arithmetic.
+    """
+    by_size = {e.size: e for e in plan.expected}.values()
+    cost = {e.size: math.log(e.flops / e.steps) for e in by_size}
+    middle = (min(cost.values()) + max(cost.values())) / 2
+    inner = [e for e in by_size if min(cost.values()) < cost[e.size] < max(cost.values())]
+    return min(inner, key=lambda e: abs(cost[e.size] - middle), default=None)
+
+
 def measure(experiment: Experiment, guest: Guest, device: torch.device) -> Measured:
     """One model on real batches, in the plan's own recipe."""
     with attention_kernel(experiment.recipe.precision, device):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import SweepFit
-from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.valley import FEWEST
 from flops_fit_ray.report.figures.style import INK, MARKERS, colours, plain, too_many
 from flops_fit_ray.text import flops
@@ -25,14 +26,16 @@ class ValleyCurve:
     label: str
     params: Floats
     loss: Floats
+    used: Bools  # the others lie outside the window that was fitted
+    replaced: Sequence[tuple[float, float]]  # N and loss of runs for which a rerun stands
     curve_params: Floats  # empty where no parabola could be fitted
     curve_loss: Floats
     minimum: tuple[float, float] | None  # N_opt, L_opt
     interval: tuple[float, float] | None  # of N_opt
 
 
-def valley_curves(fit: SweepFit) -> list[ValleyCurve]:
-    """What the valleys figure shows."""
+def valley_curves(fit: SweepFit, replaced: Sequence[tuple[float, float, float]] = ()) -> list[ValleyCurve]:
+    """What the valleys figure shows; `replaced` are budget, N and loss of runs for which a rerun stands."""
     curves = []
     for valley, intervals in zip(fit.valleys, fit.intervals, strict=True):
         if not fit.points.labelled and len(valley.loss) < FEWEST["parabola"]:
@@ -45,6 +48,8 @@ def valley_curves(fit: SweepFit) -> list[ValleyCurve]:
                 label=flops(valley.budget),
                 params=valley.params,
                 loss=valley.loss,
+                used=valley.used,
+                replaced=[(n, loss) for budget, n, loss in replaced if budget == valley.budget],
                 curve_params=10**x,
                 curve_loss=curve.at(x) if curve else np.empty(0),
                 minimum=(valley.params_opt, valley.loss_opt) if interior else None,
@@ -55,14 +60,31 @@ def valley_curves(fit: SweepFit) -> list[ValleyCurve]:
 
 
 def draw_valleys(curves: list[ValleyCurve], loss_name: str = "held-out loss") -> Figure:
-    """Loss over N, one valley per budget; a ring marks each minimum, the bar its interval."""
+    """Loss over N, one valley per budget; a ring marks each minimum, the bar its interval.
+
+    Hollow points lie outside the window that was fitted; a cross is a run for which a rerun stands.
+    """
     figure = Figure(figsize=(7.2, 4.3), layout="constrained")
     axes = figure.add_subplot()
     many_points = too_many(sum(len(curve.params) for curve in curves))
     for i, (curve, colour) in enumerate(zip(curves, colours(len(curves)), strict=True)):
         named = i % -(-len(curves) // MOST_NAMED) == 0
         label, marker = (f"C = {curve.label}" if named else None), MARKERS[i % len(MARKERS)]
-        axes.plot(curve.params, curve.loss, marker, color=colour, markersize=4.5, label=label, rasterized=many_points)
+        used = curve.used
+        axes.plot(
+            curve.params[used],
+            curve.loss[used],
+            marker,
+            color=colour,
+            markersize=4.5,
+            label=label,
+            rasterized=many_points,
+        )
+        if not used.all():
+            rest = (curve.params[~used], curve.loss[~used])
+            axes.plot(*rest, marker, markersize=4.5, markerfacecolor="none", markeredgecolor=colour)
+        if curve.replaced:
+            axes.plot(*zip(*curve.replaced, strict=True), "x", color=colour, markersize=6)
         axes.plot(curve.curve_params, curve.curve_loss, "-", color=colour, linewidth=1.4)
         if curve.minimum is not None:
             n, loss = curve.minimum

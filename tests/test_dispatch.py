@@ -1,0 +1,162 @@
+"""What is handed out, and when: without Ray, against a ledger on disk."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flops_fit_ray.engine.dispatch import MAX_RETURNS, Dispatcher
+from flops_fit_ray.errors import StorageError
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.ledger import Failure, Ledger, Result
+from flops_fit_ray.planning import Plan
+from flops_fit_ray.planning.experiment import Experiment
+from tests.worlds import loss_in, planner_of, run_through, world
+
+FIND = loss_in(world(noise=0.005))
+
+
+def record(ledger: Ledger, e: Experiment, status: str = "completed") -> None:
+    """The outcome of an experiment, as a worker would write it."""
+    if status != "completed":
+        ledger.record_failure(
+            Failure(
+                key=e.key,
+                status=status,  # type: ignore[arg-type] # as tests name them
+                error="x",
+                traceback="",
+                tokens_seen=0,
+                seconds=0.0,
+                attempts=1,
+                host="h",
+                finished_at=time.time(),
+            )
+        )
+        return
+    ledger.record_result(
+        Result(
+            key=e.key,
+            budget=e.budget,
+            size=e.size,
+            params=e.params,
+            params_total=e.params_total,
+            tokens=e.tokens,
+            tokens_seen=e.tokens,
+            flops=e.flops,
+            loss=FIND(e).loss or 0.0,
+            loss_stderr=None,
+            train_loss=1.0,
+            lr=e.recipe.lr,
+            steps=e.steps,
+            seed=e.recipe.seed,
+            seconds=1.0,
+            attempts=1,
+            device="d",
+            host="h",
+            versions={},
+            finished_at=time.time(),
+            role=e.role,
+            of=e.of,
+        )
+    )
+
+
+def dispatcher_in(root: Path, **changes: Any) -> tuple[Dispatcher, Ledger, list[Plan]]:
+    told: list[Plan] = []
+    ledger = Ledger(SweepPaths(root))
+    return Dispatcher(planner_of(**changes), ledger, told.append), ledger, told
+
+
+def test_a_whole_adaptive_sweep_without_ray_and_in_pieces(tmp_path: Path) -> None:
+    dispatcher, ledger, told = dispatcher_in(tmp_path)
+    dispatcher.slots = 3
+    running: list[Experiment] = []
+    seen: list[str] = []
+    rounds = 0
+    while not dispatcher.finished():
+        rounds += 1
+        while len(running) < 3 and (e := dispatcher.next()) is not None:
+            assert ledger.planned(e.key) == e
+            running.append(e)
+            seen.append(e.key)
+        e = running.pop(0)
+        record(ledger, e)
+        dispatcher.ended(e.key, died=False)
+        if rounds == 10:  # the driver dies, and another takes over: what ran then is lost, what is recorded is not
+            dispatcher, ledger, _ = dispatcher_in(tmp_path)
+            seen = [key for key in seen if ledger.result(key)]
+            running = []
+            dispatcher.slots = 3
+    plan, _ = run_through(planner_of(), FIND)
+    assert {e.key for e in plan.experiments} == {e.key for e in dispatcher.plan.experiments} == set(seen)
+    assert len(seen) == len(set(seen))  # nothing was handed out twice
+    assert [len(p.experiments) for p in told] == sorted(len(p.experiments) for p in told)
+    assert not told[0].final
+
+
+def test_children_wait_for_their_parents_trunk(tmp_path: Path) -> None:
+    dispatcher, ledger, _ = dispatcher_in(tmp_path, grid={"seeds": 0, "start": "trunk"})
+    for e in iter(dispatcher.next, None):  # the first valley
+        record(ledger, e)
+        dispatcher.ended(e.key, died=False)
+        if len(dispatcher.plan.experiments) > 7:
+            break
+    waiting = [e for e in dispatcher.plan.experiments if e.parent is not None and ledger.result(e.parent) is None]
+    assert waiting
+    out = list(iter(dispatcher.next, None))
+    assert not {e.key for e in out} & {e.key for e in waiting if e.parent in {o.key for o in out}}
+    child = next(e for e in waiting if e.parent in {o.key for o in out})
+    trunk = SweepPaths(tmp_path).trunk(str(child.parent))
+    trunk.directory.mkdir(parents=True)
+    trunk.state(child.start_step).touch()
+    assert dispatcher.next() is None  # not finished
+    trunk.note(child.start_step).touch()
+    begun = dispatcher.next()
+    assert begun is not None and begun.key == child.key
+
+
+def test_failures_settle_and_are_tried_again_by_the_next_run(tmp_path: Path) -> None:
+    dispatcher, ledger, _ = dispatcher_in(tmp_path)
+    first = dispatcher.next()
+    assert first is not None
+    record(ledger, first, "failed")
+    dispatcher.ended(first.key, died=False)
+    assert first.key not in {e.key for e in iter(dispatcher.next, None)}
+    again, ledger, _ = dispatcher_in(tmp_path)
+    assert ledger.failure(first.key) is None
+    assert first.key in {e.key for e in iter(again.next, None)}
+
+
+def test_a_dead_worker_is_recorded_and_a_lost_trial_handed_out_again(tmp_path: Path) -> None:
+    dispatcher, ledger, _ = dispatcher_in(tmp_path)
+    first = dispatcher.next()
+    assert first is not None
+    dispatcher.ended(first.key, died=True)
+    failure = ledger.failure(first.key)
+    assert failure is not None and failure.status == "infrastructure"
+    second = dispatcher.next()
+    assert second is not None and second.key != first.key
+    for _ in range(MAX_RETURNS - 1):
+        dispatcher.ended(second.key, died=False)
+        handed = {e.key for e in iter(dispatcher.next, None)}
+        assert second.key in handed or ledger.failure(second.key)
+    dispatcher.ended(second.key, died=False)
+    assert ledger.failure(second.key) is not None
+
+
+def test_nothing_is_handed_out_while_stopping_or_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher, _, _ = dispatcher_in(tmp_path / "a")
+    SweepPaths(tmp_path / "a").stop.parent.mkdir(parents=True, exist_ok=True)
+    SweepPaths(tmp_path / "a").stop.touch()
+    assert dispatcher.next() is None and dispatcher.finished() and not dispatcher.done()
+
+    dispatcher, ledger, _ = dispatcher_in(tmp_path / "b")
+
+    def full(*_: Any) -> None:
+        raise StorageError("no space")
+
+    monkeypatch.setattr(ledger, "record_planned", full)
+    assert dispatcher.next() is None and dispatcher.finished() and isinstance(dispatcher.error, StorageError)

@@ -1,0 +1,108 @@
+"""More of a sweep, and when it is enough."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from flops_fit_ray.analysis import FitOptions, fit_sweep
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.extension import extended
+from flops_fit_ray.stopping import Until, expected_factor, factor_at, next_budget, outlook, parse_until
+from flops_fit_ray.sweep import Sweep
+from tests.parts import spec_of
+from tests.surfaces import HOFFMANN, sweep_on
+from tests.worlds import adaptive_spec
+
+
+def test_budgets_sizes_and_seeds_are_added() -> None:
+    spec = adaptive_spec(budgets=[1e17, 1e18])
+    assert [b.flops for b in extended(spec, budgets=[1e19, 3e18]).budgets] == [1e17, 1e18, 3e18, 1e19]
+    assert extended(spec, seeds=4).grid.seeds == 4
+    assert extended(spec) == spec
+    listed = spec_of()
+    assert extended(listed, sizes=[32, 8]).model.sizes == [4, 8, 16, 32]
+    own = spec_of(budgets=[{"flops": 1e5, "sizes": [4, 8, 16]}, {"flops": 2e5, "sizes": [8, 16, 32]}])
+    assert [b.sizes for b in extended(own, sizes=[64]).budgets] == [[4, 8, 16, 64], [8, 16, 32, 64]]
+    assert extended(own, budgets=[4e5], sizes=[16, 32, 64]).budgets[2].sizes == [16, 32, 64]
+
+
+@pytest.mark.parametrize(
+    ("spec", "more", "message"),
+    [
+        (adaptive_spec(budgets=[1e17, 1e18]), {"budgets": [1e18]}, "is in this sweep already"),
+        (adaptive_spec(budgets=[1e17, 1e18]), {"budgets": [1e16]}, "below the smallest"),
+        (adaptive_spec(budgets=[1e17, 1e18]), {"budgets": [-1.0]}, "must be a positive"),
+        (adaptive_spec(budgets=[1e17, 1e18]), {"sizes": [8]}, "chooses its sizes itself"),
+        (
+            spec_of(
+                model={"target": "tests.parts:Mlp", "size_param": "width"},
+                budgets=[{"flops": 1e5, "sizes": [4, 8, 16]}, {"flops": 2e5, "sizes": [8, 16, 32]}],
+            ),
+            {"budgets": [4e5]},
+            "give those of the new one with --size",
+        ),
+    ],
+)
+def test_what_cannot_be_added(spec: Any, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        extended(spec, **more)
+
+
+def test_the_rule_is_read_or_refused() -> None:
+    assert parse_until("ci=1.3@1e21") == Until(target=1e21, factor=1.3)
+    for wrong in ("1.3@1e21", "ci=1.3", "ci=0.9@1e21", "ci=x@y", "ci=1.3@-1", "ci=1.3@inf", "loss=1@2"):
+        with pytest.raises(SpecError, match="is not of the form ci=FACTOR@C"):
+            parse_until(wrong)
+    with pytest.raises(SpecError, match="positive number of FLOPs"):
+        parse_until("ci=1.3@1e21", -1.0)
+
+
+def sweep_with(noise: float, budgets: list[float], spent: float = 1.0) -> Sweep:
+    """As much of a sweep as the rule looks at."""
+    fit = fit_sweep(sweep_on(HOFFMANN, budgets, sizes=5, noise=noise), FitOptions(draws=500))
+    return cast(Sweep, SimpleNamespace(fit=fit, flops_spent=spent))
+
+
+def test_a_larger_budget_narrows_about_as_much_as_was_promised() -> None:
+    budgets = [1e18, 3e18, 1e19, 3e19]
+    before, promised, kept = [], [], []
+    for seed in range(40):
+        options = FitOptions(draws=300)
+        now = fit_sweep(sweep_on(HOFFMANN, budgets, sizes=5, noise=0.01, seed=seed), options)
+        later = fit_sweep(sweep_on(HOFFMANN, [*budgets, 1e20], sizes=5, noise=0.01, seed=seed), options)
+        promise, truth = expected_factor(now, 1e21, 1e20), factor_at(later, 1e21)
+        assert promise is not None and truth is not None
+        before.append(np.log(factor_at(now, 1e21) or np.nan))
+        promised.append(np.log(promise))
+        kept.append(np.log(truth))
+    assert np.median(promised) < 0.85 * np.median(before)
+    assert np.median(promised) == pytest.approx(np.median(kept), rel=0.25)
+
+
+def test_when_to_go_on() -> None:
+    budgets = [1e18, 3e18, 1e19, 3e19]
+    sweep = sweep_with(0.01, budgets)
+    factor = factor_at(sweep.fit, 1e21)
+    assert factor is not None and factor > 1.1
+    reached = outlook(sweep, Until(target=1e21, factor=factor + 0.1), 1e20, 5.0, 100.0)
+    assert reached.reached and not reached.goes_on and "was asked for" in reached.words
+    on = outlook(sweep, Until(target=1e21, factor=1.01), 1e20, 5.0, 100.0)
+    assert on.goes_on and "C = 1e20 would cost 5e0 FLOPs and leave x/÷" in on.words
+    dear = outlook(sweep, Until(target=1e21, factor=1.01), 1e20, 5.0, 5.5)
+    assert not dear.goes_on and "--at-most" in dear.words
+    far = outlook(sweep, Until(target=5e19, factor=1.0001), 1e20, 5.0, 100.0)
+    assert not far.goes_on and "beyond the target itself" in far.words
+
+
+def test_the_next_budget_keeps_the_ratio() -> None:
+    assert next_budget(adaptive_spec(budgets=[6e10, 2e11, 6e11, 2e12])) == pytest.approx(6.67e12)
+    assert next_budget(adaptive_spec(budgets=[1e17, 2e17, 4e17])) == 8e17
+
+
+def test_a_sweep_knows_its_base(tmp_path: Path) -> None:
+    from tests.sweeps import known_guest, known_spec, make_sweep
+
+    assert make_sweep(tmp_path, known_spec(), known_guest(known_spec()), only=0).base is None

@@ -1,0 +1,308 @@
+"""The adaptive planner: it finds minima wherever they are, and its plan never depends on who ends first."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flops_fit_ray.analysis.outliers import farthest_outlier, limit
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning import Finding, Plan, Planner, Survey, make_plan
+from flops_fit_ray.planning.adaptive import predicted_optimum
+from flops_fit_ray.planning.experiment import Experiment
+from flops_fit_ray.planning.simulation import World, lr_penalty
+from flops_fit_ray.simulate import fit_simulated, simulated_points
+from tests.surfaces import HOFFMANN, sweep_on
+from tests.worlds import (
+    BUDGETS,
+    DATA,
+    SIZES,
+    adaptive_spec,
+    loss_in,
+    of_role,
+    planner_of,
+    run_through,
+    size,
+    world,
+)
+
+NO_GUARDS = {"seeds": 0, "rerun_outliers": False}
+
+
+def grid_of(plan: Plan, budget: float) -> list[int]:
+    return sorted(e.params for e in plan.experiments if e.budget == budget and e.role == "grid")
+
+
+@pytest.mark.parametrize("surface", ["hoffmann", "besiroglu", "lopsided"])
+@pytest.mark.parametrize("tokens_per_param", [0.5, 20.0, 2000.0])
+def test_every_budget_ends_with_its_minimum_inside(surface: str, tokens_per_param: float) -> None:
+    """Wherever the first valley is looked for: 6 times too large, about right, 10 times too small."""
+    where = world(surface)
+    planner = planner_of(grid={**NO_GUARDS, "tokens_per_param": tokens_per_param})
+    plan, _ = run_through(planner, loss_in(where))
+    for budget in BUDGETS:
+        sizes, true = grid_of(plan, budget), where.optimum(budget)[0]
+        assert sizes[0] < true / 1.3 and true * 1.3 < sizes[-1], budget
+        assert len(sizes) >= 5
+    # Once the first minimum is known, no further valley is a search
+    assert all(len(grid_of(plan, b)) <= 7 for b in BUDGETS[1:])
+    assert plan.notes == ()
+
+
+def test_the_plan_is_the_same_whoever_ends_first_and_nothing_planned_is_taken_back() -> None:
+    find = loss_in(world(noise=0.01))
+    planner = planner_of()
+    first, findings = run_through(planner, find)
+    for seed in range(8):
+        assert {e.key for e in run_through(planner, find, random.Random(seed))[0].experiments} == {
+            e.key for e in first.experiments
+        }
+    known: dict[str, Finding] = {}
+    before: set[str] = set()
+    for key in random.Random(1).sample(sorted(findings), len(findings)):
+        known[key] = findings[key]
+        now = {e.key for e in planner.plan(known).experiments}
+        assert before <= now
+        before = now
+    assert before == {e.key for e in first.experiments}
+
+
+def test_the_forecast_is_about_what_comes() -> None:
+    planner = planner_of()
+    forecast = planner.plan()
+    plan, _ = run_through(planner, loss_in(world()))
+    assert len(forecast.experiments) == 7 and len(forecast.expected) == pytest.approx(len(plan.experiments), abs=3)
+    assert forecast.flops == pytest.approx(plan.flops, rel=0.15)
+    assert not forecast.final and plan.final and plan.forecast == ()
+
+
+def test_the_middle_of_the_next_budget_is_begun_before_this_one_is_complete() -> None:
+    planner, find = planner_of(), loss_in(world())
+    findings: dict[str, Finding] = {}
+    for e in planner.plan().experiments:  # the first valley
+        findings[e.key] = find(e)
+    plan = planner.plan(findings)
+    ahead = [e for e in plan.experiments if e.budget == BUDGETS[2]]
+    assert len(ahead) == 3 and all("two budgets ahead" in e.reason for e in ahead)
+    assert len([e for e in plan.experiments if e.budget == BUDGETS[1] and e.key not in findings]) == 5
+
+
+def test_one_ladder_for_all_budgets_so_that_trunks_are_shared() -> None:
+    plan, _ = run_through(planner_of(grid=NO_GUARDS), loss_in(world()))
+    later = [e for e in plan.experiments if e.budget > BUDGETS[0]]
+    assert sum(e.parent is not None for e in later) >= 0.75 * len(later)
+    known = {e.key: e for e in plan.experiments}
+    for e in later:
+        if e.parent is not None:
+            parent = known[e.parent]
+            assert (parent.size, parent.recipe) == (e.size, e.recipe) and parent.budget < e.budget
+            assert e.start_step == parent.trunk_step < e.trunk_step
+
+
+def test_the_search_stops_where_the_model_ends_and_says_so() -> None:
+    few = tuple(s for s in SIZES if s.params <= 2e7)  # the minimum is at 33M and more
+    plan, _ = run_through(planner_of(sizes=few, grid={"tokens_per_param": 2000}), loss_in(world()))
+    assert plan.final and any("the model allows no larger size" in note for note in plan.notes)
+
+
+def test_the_search_is_capped() -> None:
+    grid = {"tokens_per_param": 20_000, "max_experiments": 9, "seeds": 0}
+    plan, _ = run_through(planner_of(grid=grid), loss_in(world()))
+    assert len(plan.experiments) == 9 and any("grid.max_experiments = 9 are reached" in note for note in plan.notes)
+
+
+def test_data_that_end_at_the_optimum_are_warned_of() -> None:
+    plan = make_plan(adaptive_spec(), Survey(sizes=SIZES, data=replace(DATA, train_samples=3 * 10**9)))
+    assert any("all sizes that the data can feed are larger than the expected optimum" in w for w in plan.warnings)
+
+
+def test_larger_sizes_without_enough_steps_are_not_taken() -> None:
+    planner = planner_of(train={"batch_size": 2_000_000, "lr": 1e-3}, grid={"tokens_per_param": 100})
+    plan, _ = run_through(planner, loss_in(world()))
+    assert min(e.steps for e in plan.experiments) >= 300
+    assert any("too few optimizer steps: lower train.batch_size" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes", "data", "message"),
+    [
+        ({}, SIZES[:2], DATA, "an adaptive grid needs at least 3"),
+        ({}, (*SIZES[20:40], size(SIZES[30].params)), DATA, "both have N"),
+        ({}, SIZES[:66], replace(DATA, train_samples=5 * 10**8), "C = 1e\\+19 needs more data than there is"),
+    ],
+)
+def test_refusals_before_anything_runs(changes: dict[str, Any], sizes: Any, data: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        make_plan(adaptive_spec(**changes), Survey(sizes=sizes, data=data))
+
+
+def test_adaptive_needs_budgets_and_no_lists() -> None:
+    with pytest.raises(SpecError, match="a budget lists sizes of its own"):
+        adaptive_spec(budgets=[1e17, {"flops": 1e18, "sizes": [1, 2, 3]}], grid={"kind": "adaptive"})  # type: ignore[list-item] # on purpose
+    assert not adaptive_spec(model={"target": "m:G", "size_param": "width", "sizes": [1, 2, 3]}).is_adaptive
+    ladder = {"target": "m:G", "size_param": "width", "sizes": {"start": 8, "stop": 512}}
+    assert adaptive_spec(model=ladder).is_adaptive
+    assert not adaptive_spec(grid={"kind": "static"}).is_adaptive
+
+
+def test_predictions_from_minima() -> None:
+    assert predicted_optimum([(1e18, 1e7)], 1e20) == pytest.approx(1e8)  # the prior's slope
+    exact = [(c, 0.1 * c**0.5) for c in (1e17, 1e18, 1e19)]
+    assert predicted_optimum(exact, 1e20) == pytest.approx(0.1 * 1e10)
+    steep = [(c, 0.1 * c**0.7) for c in (1e16, 1e17, 1e18, 1e19)]
+    assert 0.5 < math.log(predicted_optimum(steep, 1e20) / steep[-1][1]) / math.log(10) < 0.7  # pulled to 1/2, a little
+
+
+# The learning rate
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 1.7, 5.0])
+def test_the_learning_rate_is_found_wherever_it_is(factor: float) -> None:
+    planner = planner_of(train={"batch_size": 500}, grid=NO_GUARDS)
+    plan, _ = run_through(planner, loss_in(world(lr_factor=factor)))
+    assert plan.lr is not None
+    for n in (3e7, 3e8):
+        # A parabola through a lopsided valley errs on the low side, which is the cheap one
+        assert 0.8 < plan.lr.of(n) / (factor * 1e-3 * (n / 1e7) ** -0.25) < 1.05
+    probes = of_role(plan, "probe")
+    assert {e.budget for e in probes} == {BUDGETS[0]} and 8 <= len(probes) <= 14
+    assert sum(e.flops for e in probes) < 0.02 * plan.flops
+    grid = [e for e in plan.experiments if e.role == "grid"]
+    assert all(e.recipe.lr == plan.lr.of(e.params) for e in grid)
+    assert "learning rate: best" in plan.notes[0]
+
+
+def test_nothing_but_probes_runs_before_the_rate_is_known() -> None:
+    plan = planner_of(train={"batch_size": 500}).plan()
+    assert {e.role for e in plan.experiments} == {"probe"} and len(plan.experiments) == 8
+    assert {e.role for e in plan.forecast} == {"grid", "seed", "lr_check"}
+    assert not any("not measured" in w for w in plan.warnings)
+
+
+def test_a_rate_that_diverges_bounds_the_search() -> None:
+    inner = loss_in(world())
+
+    def find(e: Experiment) -> Finding:
+        general = 1e-3 * (e.params / 1e7) ** -0.25
+        return Finding(loss=None, diverged=True) if e.recipe.lr > 1.5 * general else inner(e)
+
+    plan, _ = run_through(planner_of(train={"batch_size": 500}, grid=NO_GUARDS), find)
+    assert plan.lr is not None and 0.7 < plan.lr.of(1e7) / 1e-3 < 1.0  # below the best one that did not
+
+
+def test_the_rate_is_checked_at_the_minima_but_of_the_top_two() -> None:
+    plan, _ = run_through(planner_of(train={"batch_size": 500}, grid={"seeds": 0}), loss_in(world()))
+    checks = of_role(plan, "lr_check")
+    assert {e.budget for e in checks} == set(BUDGETS[:3]) and len(checks) == 6
+    known = {e.key: e for e in plan.experiments}
+    assert sorted(round(e.recipe.lr / known[e.of or ""].recipe.lr, 9) for e in checks) == [0.5] * 3 + [2.0] * 3
+    assert of_role(run_through(planner_of(), loss_in(world()))[0], "lr_check") == []  # the user's own rule
+
+
+def test_what_a_wrong_rate_costs_is_what_was_published() -> None:
+    assert [round(lr_penalty(r), 3) for r in (1, 2, 4, 0.5)] == [0, 0.019, 0.1, 0.007]
+
+
+# Seeds and reruns
+
+
+def test_seeds_stand_near_both_of_the_smallest_minima_on_one_trunk() -> None:
+    plan, _ = run_through(planner_of(), loss_in(world()))
+    seeds = of_role(plan, "seed")
+    assert sorted({e.budget for e in seeds}) == BUDGETS[:2] and {e.recipe.seed for e in seeds} == {1, 2}
+    assert len({e.size for e in seeds}) == 1
+    known = {e.key: e for e in plan.experiments}
+    for e in seeds:
+        assert 0.5 < e.params / world().optimum(e.budget)[0] < 2
+        assert known[e.of or ""].recipe.seed == 0
+    assert all(known[e.parent or ""].recipe.seed == e.recipe.seed for e in seeds if e.budget == BUDGETS[1])
+    assert len(of_role(run_through(planner_of(grid={"seeds": 3}), loss_in(world()))[0], "seed")) == 6
+
+
+@pytest.mark.parametrize(("off", "how"), [(0.2, "half the learning rate"), (-0.2, "another seed")])
+def test_an_outlier_is_run_again_and_both_stay_on_record(off: float, how: str) -> None:
+    clean, noisy = loss_in(world(noise=0.002)), loss_in(world(noise=0.002, seed=5))
+    bad = grid_of(planner_of().plan(), BUDGETS[0])[4]
+
+    def find(e: Experiment) -> Finding:
+        found = clean(e)
+        is_bad = e.params == bad and e.budget == BUDGETS[0] and e.role == "grid"
+        return Finding(loss=(found.loss or 0) + off) if is_bad else noisy(e)
+
+    plan, findings = run_through(planner_of(grid={"seeds": 0}), find)
+    (rerun,) = of_role(plan, "rerun")
+    assert how in rerun.reason and rerun.params == bad and any(how in note for note in plan.notes)
+    first = next(e for e in plan.experiments if e.key == rerun.of)
+    assert (rerun.recipe.lr, rerun.recipe.seed) == ((first.recipe.lr / 2, 0) if off > 0 else (first.recipe.lr, 1000))
+    assert findings[first.key].loss is not None  # still there
+
+
+def test_a_diverged_experiment_is_run_again_twice_at_half_the_rate() -> None:
+    inner = loss_in(world())
+    bad = grid_of(planner_of().plan(), BUDGETS[0])[2]
+
+    def find(e: Experiment) -> Finding:
+        return Finding(loss=None, diverged=True) if e.params == bad and e.budget == BUDGETS[0] else inner(e)
+
+    plan, _ = run_through(planner_of(grid={"seeds": 0}), find)
+    first, second = of_role(plan, "rerun")
+    assert second.of == first.key and second.recipe.lr == first.recipe.lr / 2
+    assert plan.final
+
+
+def test_a_failed_experiment_is_left_out_and_stops_nothing() -> None:
+    inner = loss_in(world())
+
+    def find(e: Experiment) -> Finding:
+        return Finding(loss=None) if e.params == SIZES[40].params else inner(e)
+
+    plan, _ = run_through(planner_of(), find)
+    assert plan.final and of_role(plan, "rerun") == []
+
+
+def test_clean_valleys_have_no_outliers_and_the_limit_is_wider_where_little_is_known() -> None:
+    assert limit(1e6) == 4.0 and limit(3) > 10 and limit(10) > 4.5
+    false = 0
+    for seed in range(100):
+        points = sweep_on(HOFFMANN, [1e19], sizes=7, noise=0.01, seed=seed)
+        false += farthest_outlier(points.params, points.loss, []) is not None
+    assert false <= 5
+
+
+# What a directory has decided
+
+
+def test_adding_a_budget_seeds_or_sizes_renames_nothing() -> None:
+    find = loss_in(world(noise=0.005))
+    plan, _ = run_through(planner_of(train={"batch_size": 500}), find)
+    keys = {e.key for e in plan.experiments}
+    for changes in ({"budgets": [*BUDGETS, 3.16e19]}, {"grid": {"seeds": 4}}):
+        spec = adaptive_spec(train={"batch_size": 500}, **changes)
+        wider, _ = run_through(Planner(spec, Survey(sizes=SIZES, data=DATA), plan.frame), find)
+        assert keys < {e.key for e in wider.experiments}
+
+
+def test_a_frame_serves_its_own_sweep_alone() -> None:
+    plan = planner_of().plan()
+    other = adaptive_spec(train={"batch_size": 500, "lr": 1e-3, "weight_decay": 0.1}, budgets=[2e17, 1e18])
+    made = Planner(other, Survey(sizes=SIZES, data=DATA), plan.frame).plan()
+    assert made.frame != plan.frame and made.frame.base_budget == 2e17
+
+
+def test_the_fit_of_a_simulated_sweep_takes_seeds_and_leaves_checks_out() -> None:
+    from flops_fit_ray.planning.simulation import simulate_sweep
+
+    spec = adaptive_spec(train={"batch_size": 500})
+    planner = planner_of(spec)
+    where = World(surface=HOFFMANN, noise=0.003, lr_factor=1.7, trunk_share=0.5)
+    simulated = simulate_sweep(planner, where, 4, lambda e: e.flops)
+    points = simulated_points(simulated.rows(), shared=True)
+    grid = len(of_role(simulated.plan, "grid")) + len(of_role(simulated.plan, "seed"))
+    assert len(points) == grid < len(simulated.plan.experiments)
+    assert points.num_runs < len(points)
+    law = fit_simulated(spec, simulated).params_opt
+    assert law is not None and law.exponent == pytest.approx(0.28 / 0.62, abs=0.03)

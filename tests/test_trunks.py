@@ -1,0 +1,187 @@
+"""Trunk and branch: the bits of a run from scratch, the FLOPs of the formula, trunks kept as long as needed."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flops_fit_ray.engine.dispatch import Dispatcher
+from flops_fit_ray.engine.trainable import trunk_store
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.planning import Experiment, Plan, Planner, make_plan, needed_trunks
+from flops_fit_ray.planning.trunks import leaves_trunk, with_parent
+from flops_fit_ray.training.care import Care
+from flops_fit_ray.training.checkpoint import CheckpointStore
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.loop import Outcome, train_experiment
+from flops_fit_ray.training.measure import survey
+from tests.parts import BIGRAM, guest_of, planned, spec_of
+from tests.streams import every_kind
+from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.test_checkpoint import KINDS, RECIPES, Dropping, Killed, Killer
+
+
+def chain_of(data: Any, **train: Any) -> tuple[list[Experiment], Guest, int]:
+    """Three budgets of one size, each at the trunk of the one before; about 40, 80 and 160 steps."""
+    spec = spec_of(
+        model=BIGRAM,
+        data={"train": "tests.parts:text", "max_epochs": 20, "eval_every_tokens": 1000},
+        loss="cross_entropy",
+        budgets=[9e6, 1.8e7, 3.6e7],
+        train={"batch_size": 8, "lr": 1e-2, "seed": 3, **train},
+    )
+    guest = replace(guest_of(spec, model=Dropping, train=data), max_epochs=20)
+    plan = planned(spec, guest)
+    chain = [e for e in plan.experiments if e.size == 8]
+    assert [e.parent for e in chain] == [None, chain[0].key, chain[1].key]
+    return chain, guest, plan.survey.data.eval_samples
+
+
+def trunk_in(directory: Path, key: str) -> CheckpointStore:
+    return CheckpointStore(directory / "trunks" / key, key=key, keep=1)
+
+
+def run(e: Experiment, guest: Guest, eval_samples: int, directory: Path, observer: Any = None, **care: Any) -> Outcome:
+    parent = None if e.parent is None else trunk_in(directory, e.parent)
+    looked_after = Care(trunk=trunk_in(directory, e.key), parent=parent, eval_every_tokens=1000, **care)
+    return train_experiment(e, guest, eval_samples=eval_samples, care=looked_after, observer=observer)
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    return (one.loss, one.loss_stderr, one.train_loss, one.tokens_seen) == (
+        other.loss,
+        other.loss_stderr,
+        other.train_loss,
+        other.tokens_seen,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_branch_has_the_bits_of_a_run_from_scratch(kind: str, tmp_path: Path) -> None:
+    chain, guest, eval_samples = chain_of(every_kind(tmp_path)[kind])
+    for e in chain:
+        branched = run(e, guest, eval_samples, tmp_path)
+        whole = train_experiment(e.from_scratch(), guest, eval_samples=eval_samples, care=Care(eval_every_tokens=1000))
+        assert same(branched, whole)
+        assert branched.parent_step == e.start_step and whole.parent_step == 0
+        per_step = e.tokens // e.steps
+        assert branched.tokens_executed == per_step * (e.steps - e.start_step)
+        assert whole.tokens_executed == whole.tokens_seen == branched.tokens_seen == e.tokens
+        # The curve is whole, and its losses mean the same
+        assert [p.step for p in branched.curve] == [p.step for p in whole.curve]
+        losses = [[p.train_loss for p in o.curve if p.train_loss is not None] for o in (branched, whole)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+        assert 0 < branched.seconds_executed <= branched.seconds
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_branches(recipe: str, tmp_path: Path) -> None:
+    chain, guest, eval_samples = chain_of(every_kind(tmp_path)["tensors"], **RECIPES[recipe])
+    branched = [run(e, guest, eval_samples, tmp_path) for e in chain]
+    whole = [train_experiment(e.from_scratch(), guest, eval_samples=eval_samples) for e in chain]
+    assert all(map(same, branched, whole))
+
+
+def test_killed_after_branching_and_gone_on_with(tmp_path: Path) -> None:
+    chain, guest, eval_samples = chain_of(every_kind(tmp_path)["augmented"])
+    outcomes = []
+    for e in chain:
+        store = CheckpointStore(tmp_path / e.key, key=e.key)
+        with pytest.raises(Killed):
+            run(e, guest, eval_samples, tmp_path, Killer(13), store=store, checkpoint_steps=5)
+        outcomes.append(run(e, guest, eval_samples, tmp_path, store=store, checkpoint_steps=5))
+    whole = [train_experiment(e.from_scratch(), guest, eval_samples=eval_samples) for e in chain]
+    assert all(map(same, outcomes, whole))
+    assert all(e.start_step < (o.resumed_from or 0) for o, e in zip(outcomes, chain, strict=True))
+    assert [o.tokens_executed for o in outcomes] == [e.tokens // e.steps * (e.steps - e.start_step) for e in chain]
+
+
+@pytest.mark.parametrize("damage", ["missing", "no note", "one bit", "of another step"])
+def test_without_its_trunk_an_experiment_begins_from_scratch_aloud(damage: str, tmp_path: Path) -> None:
+    (first, second, _), guest, eval_samples = chain_of(every_kind(tmp_path)["tensors"])
+    run(first, guest, eval_samples, tmp_path)
+    trunk = tmp_path / "trunks" / first.key
+    (state,) = trunk.glob("*.pt")
+    if damage == "missing":
+        shutil.rmtree(trunk)
+    elif damage == "no note":
+        state.with_suffix(".json").unlink()
+    elif damage == "one bit":
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+    else:
+        second = replace(second, start_step=second.start_step - 1)
+    observer = Killer()
+    outcome = run(second, guest, eval_samples, tmp_path, observer)
+    whole = train_experiment(second.from_scratch(), guest, eval_samples=eval_samples)
+    assert same(outcome, whole) and outcome.parent_step == 0 and outcome.tokens_executed == second.tokens
+    assert any("training from scratch" in event and event.startswith("ALOUD") for event in observer.events)
+
+
+def test_a_sweep_executes_the_flops_of_the_formula(tmp_path: Path) -> None:
+    """Per size and chain (1 - f)·D_max + f·sum D_k tokens, counted in the worker, within 0.1 %."""
+    spec = known_spec(3).model_copy(update={"train": known_spec().train.model_copy(update={"batch_size": 1})})
+    sweep = make_sweep(tmp_path, spec, known_guest(spec))
+    for size in {e.size for e in sweep.plan.experiments}:
+        chain = [e for e in sweep.plan.experiments if e.size == size]
+        executed = sum(r.tokens_executed or 0 for r in sweep.results if r.size == size)
+        f, tokens = spec.train.decay_fraction, [e.tokens for e in chain]
+        assert executed == pytest.approx((1 - f) * max(tokens) + f * sum(tokens), rel=1e-3)
+    assert sweep.flops_spent == pytest.approx(sweep.plan.flops, rel=1e-12)
+    assert sweep.flops_spent < 0.87 * sum(r.flops for r in sweep.results)
+    chained = [r for r in sweep.results if r.parent is not None]
+    assert len(chained) == 10 and all(r.parent_step > 0 for r in chained)
+    # A fit knows what shares a trunk
+    assert sweep.points.num_runs == len({e.size for e in sweep.plan.experiments})
+
+
+def test_trunks_live_as_long_as_they_are_needed(tmp_path: Path) -> None:
+    spec = known_spec(3)
+    guest = known_guest(spec)
+    sweep = make_sweep(tmp_path, spec, guest)
+    paths = SweepPaths(tmp_path)
+    keys = [e.key for e in sweep.plan.experiments]
+    longest = {e.key for e in sweep.plan.experiments if not any(o.parent == e.key for o in sweep.plan.experiments)}
+    assert needed_trunks(sweep.plan.experiments, set(keys)) == longest
+    assert needed_trunks(sweep.plan.experiments, ()) == {e.parent for e in sweep.plan.experiments} - {None}
+    assert paths.trunk_keys() == set(keys)
+    result = Ledger(paths).paths.result(keys[-1])
+    aside = result.rename(tmp_path / "aside.json")
+    told: list[Plan] = []
+    dispatcher = Dispatcher(Planner(spec, survey(spec, guest)), Ledger(paths), told.append)
+    aside.rename(result)
+    dispatcher.look()
+    assert dispatcher.done() and paths.trunk_keys() == longest
+
+
+def test_only_runs_of_one_recipe_share_a_trunk() -> None:
+    spec = spec_of(budgets=[1e5, 4e5])
+    plan = planned(spec, guest_of(spec))
+    small, large = plan.experiments[0], plan.experiments[3].from_scratch()
+    assert with_parent(large, [small]).parent == small.key
+    for change in ({"lr": 0.5}, {"seed": 1}, {"warmup_steps": 7}):
+        other = replace(small, recipe=replace(small.recipe, **change))
+        assert with_parent(large, [other]).parent is None
+    assert with_parent(large, [replace(small, size=99)]).parent is None
+    for schedule in ("cosine", "linear", "constant"):
+        whole = spec_of(budgets=[1e5, 4e5], train={"batch_size": 8, "lr": 1e-2, "schedule": schedule})
+        assert all(e.parent is None and not leaves_trunk(e) for e in planned(whole, guest_of(whole)).experiments)
+    off = spec_of(budgets=[1e5, 4e5], grid={"trunk": False})
+    assert all(e.parent is None for e in planned(off, guest_of(off)).experiments)
+
+
+def test_keys_know_nothing_of_trunks() -> None:
+    on, off = (
+        make_plan(spec, survey(spec, guest_of(spec)))
+        for spec in (spec_of(budgets=[1e5, 4e5]), spec_of(budgets=[1e5, 4e5], grid={"trunk": False}))
+    )
+    assert [e.key for e in on.experiments] == [e.key for e in off.experiments]
+
+
+def test_where_trunks_lie(tmp_path: Path) -> None:
+    store = trunk_store(SweepPaths(tmp_path), "abc")
+    assert store.steps() == [] and SweepPaths(tmp_path).trunk_keys() == set()

@@ -12,7 +12,7 @@ import numpy as np
 from flops_fit_ray.analysis import FitOptions, Points, SweepFit, fit_sweep
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning import Plan, Planner, trunk_of
+from flops_fit_ray.planning import Plan, Planner, Survey, trunk_of
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import Simulated, World, simulate_sweep, stated_surface
 from flops_fit_ray.spec import SweepSpec
@@ -90,7 +90,8 @@ def simulate_spec(
         worlds = worlds[:1]
     ran = [first[0], *(simulate_sweep(planner, w, slots[0], lambda e: e.flops) for w in worlds[1:])]
     target = BEYOND * spec.budgets[-1].flops
-    marks = [mark for w, s in zip(worlds, ran, strict=True) if (mark := _mark(spec, w, s, target)) is not None]
+    truth = _Truth(worlds[0], plan.survey)
+    marks = [mark for s in ran if (mark := _mark(spec, truth, s, target)) is not None]
     table = np.array(marks) if marks else np.full((1, 5), np.nan)
     return Simulation(
         surface=tuple(constants),
@@ -101,7 +102,7 @@ def simulate_spec(
         flops=float(np.mean([sum(e.flops_executed for e in s.plan.experiments) for s in ran])),
         flops_full_grid=7 * sum(b.flops for b in spec.budgets),
         target=target,
-        params_true=worlds[0].optimum(target)[0],
+        params_true=truth.optimum(target),
         bias=float(table[:, 0].mean()),
         spread=float(table[:, 0].std()),
         factor=float(np.nanmedian(table[:, 1])),
@@ -140,19 +141,44 @@ def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) 
     )
 
 
-def _mark(spec: SweepSpec, world: World, simulated: Simulated, target: float) -> tuple[float, ...] | None:
+class _Truth:
+    """The optimum of a surface where a token costs what the models of a survey really cost, and not 6·N FLOPs."""
+
+    def __init__(self, world: World, survey: Survey) -> None:
+        sizes = sorted(survey.sizes, key=lambda s: s.params)
+        self._surface = world.surface
+        self._x, self._y = np.log([s.params for s in sizes]), np.log([s.flops_per_token for s in sizes])
+
+    def loss(self, params: Floats, budget: float) -> Floats:
+        """L of these sizes at C = `budget`, without noise."""
+        e, a, b, alpha, beta = self._surface
+        x = np.log(params)
+        beyond = np.maximum(x - self._x[-1], 0) + np.minimum(x - self._x[0], 0)  # a token costs ~N outside
+        tokens = budget / np.exp(np.interp(x, self._x, self._y) + beyond)
+        return np.asarray(e + a / params**alpha + b / tokens**beta)
+
+    def optimum(self, budget: float) -> float:
+        """N_opt at C = `budget`."""
+        grid = np.exp(np.linspace(self._x[0] - 5, self._x[-1] + 10, 6001))
+        return float(grid[int(np.argmin(self.loss(grid, budget)))])
+
+    def exponent(self, low: float, high: float) -> float:
+        """Of N_opt between two budgets."""
+        return math.log(self.optimum(high) / self.optimum(low)) / math.log(high / low)
+
+
+def _mark(spec: SweepSpec, truth: _Truth, simulated: Simulated, target: float) -> tuple[float, ...] | None:
     """ln(N/true), the interval's factor, whether it holds the truth, regret, error of the exponent."""
     law = fit_simulated(spec, simulated).methods["valley"].params_opt
     if law is None:
         return None
-    n, true, best = law.at(target), *world.optimum(target)[::2]
+    n, true = law.at(target), truth.optimum(target)
     within = law.interval(target, 0.95)
-    e, a, b, alpha, beta = world.surface
-    loss = e + a / n**alpha + b / (target / 6 / n) ** beta
+    losses = truth.loss(np.array([n, true]), target)
     return (
         math.log(n / true),
         math.nan if within is None else max(within.high / n, n / within.low),
         float(within is not None and within.holds(true)),
-        loss - best,
-        law.exponent - beta / (alpha + beta),
+        float(losses[0] - losses[1]),
+        law.exponent - truth.exponent(spec.budgets[0].flops, spec.budgets[-1].flops),
     )

@@ -61,7 +61,7 @@ def test_nothing_is_written_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"batchsize": 3}, "batchsize: unknown option; did you mean 'batch_size'?"),
-    ({"frobnicate": 3}, "frobnicate: unknown option; known: address, batch_size"),
+    ({"frobnicate": 3}, "frobnicate: unknown option; known: address, at_most, batch_size"),
     ({"dataset": None}, "dataset: is missing"),
     ({"compute_budgets": None}, "compute_budgets: is missing"),
     ({"compute_budgets": [1e5]}, "budgets: has 1 budget"),

@@ -48,8 +48,11 @@ def test_init_writes_a_project_that_can_be_planned(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert call("plan", tmp_path / "new", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
-    assert len(plan["experiments"]) == 18
-    assert min(e["steps"] for e in plan["experiments"]) >= 500
+    # A first valley; the rest is expected to follow from its results
+    assert len(plan["experiments"]) == 5 and 12 <= len(plan["forecast"]) <= 20 and not plan["final"]
+    assert {e["budget"] for e in plan["forecast"]} == {6e10, 2e11, 6e11, 2e12}
+    assert min(e["steps"] for e in plan["experiments"] + plan["forecast"]) >= 300
+    assert plan["price"]["flops"] < 0.6 * plan["price"]["flops_full_grid"]
     assert call("init", tmp_path / "new") == 2
     assert "has sweep.yaml, model.py, data.py already; nothing was written" in capsys.readouterr().err
 
@@ -80,7 +83,10 @@ def test_wrong_input_is_exit_2_without_a_traceback_and_writes_nothing(
         ([spec, "--set", "bugets=[1]"], "bugets: unknown key; did you mean 'budgets'?"),
         ([spec, "--set", "model.target=model:GTP"], "did you mean 'GPT'"),
         ([spec, "--set", "model.kwargs.heads=3"], "unexpected keyword argument 'heads'"),
-        ([spec, "--set", "model.kwargs.n_head=3"], "d_model=8 is not divisible by n_head=3"),
+        (
+            [spec, "--set", "model.kwargs.n_head=3", "--set", "model.sizes=[8, 16, 32]"],
+            "d_model=8 is not divisible by n_head=3",
+        ),
         ([spec, "--set", "data.kwargs.context=128"], "fail on first samples: IndexError: index out of range"),
         ([spec, "--set", "budgets=[1e20, 2e20]", "--set", "model.sizes=[8, 16, 32]"], "need more data than there is"),
         ([spec, "--frobnicate"], "No such option"),

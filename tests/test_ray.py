@@ -422,6 +422,73 @@ def test_kill_9_and_sigint_lose_nothing_and_the_same_command_goes_on(project: Pa
     assert plain.results_sha256 == closing["results_sha256"]  # as if nothing had happened, to the last bit
 
 
+def test_an_adaptive_sweep_is_the_planners_is_extended_and_goes_on_until_enough(
+    ray_here: None, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command line, on Ray: sizes are chosen, trunks begun at, only what is new is run, and the rule stops."""
+    root = project / "out"
+    train = "{batch_size: 4, optimizer: sgd, lr: 0.04, grad_clip: null, warmup_tokens: 0}"
+    chosen = ["--set", "budgets=[1e5, 4e5]", "--set", "grid={tokens_per_param: 40, sizes: 4, first_sizes: 4, seeds: 1}"]
+    own = [*chosen, "--set", "model.sizes=auto", "--set", f"train={train}"]
+    with pytest.raises(SystemExit) as caught:
+        main(["run", str(project), *own, "--output", str(root)])
+    said = capsys.readouterr().out
+    assert caught.value.code == 0, said
+    sweep = open_sweep(root)
+    assert sweep.complete and sweep.plan.final and sweep.base == project
+    assert f"plan: {len([e for e in sweep.plan.experiments if e.budget == 1e5 and e.role == 'grid'])}" in said
+    assert "around the predicted N" in said and "near the minimum" in said
+    branched = [r for r in sweep.results if r.parent is not None]
+    assert branched and sweep.flops_spent == pytest.approx(sweep.plan.flops, rel=1e-9)
+    for r in branched:  # the tokens that the worker counted are those of the plan
+        (e,) = [e for e in sweep.plan.experiments if e.key == r.key]
+        assert r.tokens_executed == e.tokens // e.steps * (e.steps - r.parent_step) < r.tokens_seen
+    assert {p.name for p in (root / "trunks").iterdir()} <= {r.key for r in sweep.results}
+
+    before = outcomes(root)
+    with pytest.raises(SystemExit) as caught:
+        main(["extend", str(root), "--budget", "1.6e6"])
+    assert caught.value.code == 0
+    wider = open_sweep(root)
+    assert wider.complete and [b.flops for b in wider.spec.budgets] == [1e5, 4e5, 1.6e6]
+    assert before.items() <= outcomes(root).items()
+    new = [r for r in wider.results if r.key not in before]
+    assert {r.budget for r in new} == {1.6e6} and any(r.parent in before for r in new)
+    assert wider.command.endswith(f" extend {root}")
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["extend", str(root), "--until", "ci=1.0001@1e8", "--at-most", f"{wider.flops_spent * 1.01:.3g}"])
+    said = capsys.readouterr().out
+    assert caught.value.code == 0 and "C = 6.4e6 would cost" in said and "(--at-most)" in said
+    with pytest.raises(SystemExit) as caught:
+        main(["extend", str(root), "--until", "ci=1000@1e8"])
+    assert caught.value.code == 0 and "x/÷1e+03 was asked for" in capsys.readouterr().out
+    assert outcomes(root).keys() == {r.key for r in wider.results}
+
+
+def test_until_adds_budgets_in_python(ray_here: None, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"compute_budgets": [5e4, 2e5], "grid": {"tokens_per_param": 40, "seeds": 0}}
+    result = known(tmp_path, **arguments, until="ci=1.00001@1e6")
+    assert [b.flops for b in result._sweep.spec.budgets] == [5e4, 2e5, 8e5]  # the next one lies beyond the target
+    again = known(tmp_path, **arguments)
+    assert {e.key for e in again.plan.experiments} < {e.key for e in result.plan.experiments}
+    with pytest.raises(SpecError, match="cannot go on by itself"):
+        known(tmp_path / "listed", until="ci=1.1@1e8")
+
+
+@pytest.mark.slow
+def test_the_selftest_finds_both_exponents(ray_here: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["selftest", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert caught.value.code == 0 and found["passed"]
+    assert [case["truth"] for case in found["cases"]] == [0.5, 0.4]
+    for case in found["cases"]:
+        assert case["exponent_ci95"][0] < case["truth"] < case["exponent_ci95"][1]
+        assert case["exponent"] == pytest.approx(case["truth"], abs=0.05)
+
+
 def test_the_code_in_the_readme_does_what_it_says(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (own_model,) = [b for b in blocks if "class " in b]

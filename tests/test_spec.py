@@ -165,7 +165,8 @@ def test_overrides(tmp_path: Path) -> None:
 
 def test_the_demo_spec_is_valid() -> None:
     demo = Path(__file__).parent.parent / "examples" / "bytes" / "sweep.yaml"
-    assert [b.flops for b in read_spec(demo).budgets] == [6e10, 2e11, 6e11]
+    spec = read_spec(demo)
+    assert [b.flops for b in spec.budgets] == [6e10, 2e11, 6e11, 2e12] and spec.is_adaptive
 
 
 def test_ladder() -> None:

@@ -94,7 +94,7 @@ def real_text(lr: float, precision: str) -> Outcome:
     from flops_fit_ray.spec import read_spec
 
     base = ROOT / "examples" / "bytes"
-    spec = read_spec(base / "sweep.yaml")
+    spec = read_spec(base / "sweep.yaml", ["model.sizes=[24, 32, 48]", "budgets=[6e10, 2e11]"])
     guest = load_guest(spec, base)
     experiment = next(e for e in make_plan(spec, survey(spec, guest)).experiments if e.size == 32)
     recipe = replace(experiment.recipe, precision=precision, warmup_steps=20, lr=lr)

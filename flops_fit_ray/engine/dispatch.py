@@ -35,6 +35,7 @@ class Dispatcher:
         self._running: set[str] = set()
         self._returned: Counter[str] = Counter()
         self.slots = 1
+        self._chosen_for: tuple[int, int] | None = None
         self.error: StorageError | None = None
         self.plan = planner.plan()
         self._grow()
@@ -62,6 +63,7 @@ class Dispatcher:
             return
         parents = {e.key: e for e in self.plan.experiments if e.key in self._running}
         plan = self._planner.plan(self._findings)
+        self._chosen_for = None
         self.plan = replace(plan, experiments=tuple(parents.get(e.key, e) for e in plan.experiments))
 
     def look(self, keys: Iterable[str] | None = None) -> None:
@@ -79,10 +81,13 @@ class Dispatcher:
 
     def choose_starts(self) -> None:
         """With the slots known: which experiments begin from scratch rather than wait for a trunk."""
+        if self._chosen_for == (len(self.plan.experiments), self.slots):
+            return  # the plan has not grown since
         wish = self._planner.spec.grid.start
         left = [e for e in self._open() if e.key not in self._running]
         chosen = {e.key: e for e in choose_starts(left, self.slots, lambda e: e.flops, wish)[0]}
         self.plan = replace(self.plan, experiments=tuple(chosen.get(e.key, e) for e in self.plan.experiments))
+        self._chosen_for = (len(self.plan.experiments), self.slots)
 
     def next(self) -> Experiment | None:
         """An experiment to begin now, noted as running; None where all wait, or nothing is left (see `finished`)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -100,6 +100,8 @@ class _Sweep:
         self._plan = planner.plan(forecast=False)
 
     def run(self) -> Simulated:
+        if self._plan.final:
+            return self._all_at_once()
         while True:
             self._hand_out()
             if not self._events:
@@ -108,17 +110,29 @@ class _Sweep:
             self._trunks.add(key)
             if ended:
                 self._free += 1
-                e = self._started[key]
-                self._findings[key] = Finding(loss=self._world.loss(e, self._general[e.size]))
+                self._findings[key] = self._finding(self._started[key])
                 if not self._plan.final:
                     self._plan = self._planner.plan(self._findings, forecast=False)
-        ran = [self._started[e.key] for e in self._plan.experiments]
+        return self._simulated([self._started[e.key] for e in self._plan.experiments], self._now)
+
+    def _finding(self, e: Experiment) -> Finding:
+        return Finding(loss=self._world.loss(e, self._general[e.size]))
+
+    def _all_at_once(self) -> Simulated:
+        """Nothing is decided on the way, so one schedule is the whole sweep."""
+        ran, starts, taken = choose_starts(
+            self._plan.experiments, self._slots, self._seconds, self._planner.spec.grid.start
+        )
+        self._findings = {e.key: self._finding(e) for e in ran}
+        return self._simulated(ran, next(s.makespan for s in starts if s.name == taken))
+
+    def _simulated(self, ran: Sequence[Experiment], makespan: float) -> Simulated:
         work = sum(own_seconds(e, self._seconds) for e in ran)
         longest = max(own_seconds(e, self._seconds) for e in ran)
         return Simulated(
             plan=self._plan,
             findings=self._findings,
-            makespan=self._now,
+            makespan=makespan,
             work=work,
             bound=max(work / self._slots, longest),
         )

@@ -192,13 +192,19 @@ def _noise(fit: SweepFit) -> tuple[Verdict, str]:
         words = f"{fit.seeds.sigma:.2g} between seeds ({fit.seeds.df} degrees of freedom)"
         if fit.noise is not None:
             words += f", {fit.noise.pooled:.2g} about the curves ({fit.noise.pooled_df})"
-        return "PASS", words
+        return "PASS", words + _shared(fit)
     if fit.noise is None:
         return "FAIL", "not measured: no seeds, and every curve goes through all of its points"
     words = (
         f"{fit.noise.pooled:.2g} about the curves ({fit.noise.pooled_df} degrees of freedom); no seeds were repeated"
     )
-    return ("PASS" if fit.noise.pooled_df >= FEWEST_DF else "WARN"), words
+    return ("PASS" if fit.noise.pooled_df >= FEWEST_DF else "WARN"), words + _shared(fit)
+
+
+def _shared(fit: SweepFit) -> str:
+    if fit.noise is None or fit.points.num_runs == len(fit.points):
+        return ""
+    return f"; {100 * fit.noise.shared:.0f} % of the variance is shared along trunks"
 
 
 def _grid(fit: SweepFit) -> tuple[Verdict, str]:

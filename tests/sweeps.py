@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flops_fit_ray.engine.dispatch import Dispatcher
 from flops_fit_ray.engine.trainable import Job, run_experiment
 from flops_fit_ray.layout import SweepPaths, write_bytes, write_json
 from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.pipeline import recorded_frame
+from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec, dump_spec
 from flops_fit_ray.sweep import Sweep, open_sweep
 from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.measure import survey
 from tests.parts import Truncated, guest_of, planned, power_law_regression, spec_of
 
 KNOWN_TRAIN = {"batch_size": 4, "lr": 0.04, "optimizer": "sgd", "grad_clip": None, "warmup_tokens": 0}
@@ -50,3 +54,33 @@ def make_sweep(root: Path, spec: SweepSpec, guest: Guest, *, only: int | None = 
     for experiment in plan.experiments[:only]:
         run_experiment(job, Ledger(paths), guest, experiment)
     return open_sweep(root)
+
+
+def grow_sweep(root: Path, spec: SweepSpec, guest: Guest) -> Sweep:
+    """A whole sweep as the engine runs it, but for Ray: planned, handed out, trained, planned again."""
+    paths, ledger = SweepPaths(root), Ledger(SweepPaths(root))
+    write_bytes(paths.spec, dump_spec(spec).encode())
+
+    def record(plan: Plan) -> None:
+        write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere", "base": str(root)})
+
+    dispatcher = Dispatcher(Planner(spec, survey(spec, guest), recorded_frame(paths)), ledger, record)
+    facts = dispatcher.plan.survey.data
+    job = Job(root=root, load_guest=lambda: guest, spec=spec, eval_samples=facts.eval_samples, uses_gpu=False)
+    while (experiment := dispatcher.next()) is not None:
+        run_experiment(job, ledger, guest, experiment)
+        dispatcher.ended(experiment.key, died=False)
+    assert dispatcher.done()
+    return open_sweep(root)
+
+
+def adaptive_known_spec(**grid: object) -> SweepSpec:
+    """`Truncated` with sizes and whatever else left to the planner."""
+    return spec_of(
+        name="known",
+        model={"target": "tests.parts:Truncated", "size_param": "features"},
+        data={"train": "tests.parts:power_law_regression"},
+        budgets=[5e4, 2e5, 8e5],
+        train=KNOWN_TRAIN,
+        grid={"tokens_per_param": 40, "first_sizes": 5, **grid},
+    )

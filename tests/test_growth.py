@@ -306,3 +306,19 @@ def test_the_fit_of_a_simulated_sweep_takes_seeds_and_leaves_checks_out() -> Non
     assert points.num_runs < len(points)
     law = fit_simulated(spec, simulated).params_opt
     assert law is not None and law.exponent == pytest.approx(0.28 / 0.62, abs=0.03)
+
+
+def test_a_static_grid_is_run_as_it_is_written_and_takes_every_guard_on_request() -> None:
+    sizes = [round(1e4 * 2 ** ((40 + 4 * k) / 4)) for k in range(1, 6)]
+    model = {"target": "m:G", "size_param": "width", "sizes": sizes}
+    budgets = [1e17, 3.16e17, 1e18]
+    plain = planner_of(adaptive_spec(budgets=budgets, model=model, train={"batch_size": 500})).plan()
+    assert plain.final and len(plain.experiments) == 15 and {e.role for e in plain.experiments} == {"grid"}
+    assert any("not measured" in w for w in plain.warnings)
+
+    grid = {"lr_guard": True, "lr_check": "all", "seeds": 1, "rerun_outliers": True}
+    spec = adaptive_spec(budgets=budgets, model=model, train={"batch_size": 500}, grid=grid)
+    plan, _ = run_through(planner_of(spec), loss_in(world(lr_factor=2.0)))
+    counts = {role: len(of_role(plan, role)) for role in ("probe", "grid", "seed", "lr_check", "rerun")}
+    assert counts["grid"] == 15 and counts["probe"] >= 8 and counts["seed"] == 2 and counts["lr_check"] == 6
+    assert plan.lr is not None and 1.6 < plan.lr.of(1e7) / 1e-3 < 2.1

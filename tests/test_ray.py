@@ -279,6 +279,7 @@ def test_a_directory_that_cannot_be_written_stops_the_sweep_and_loses_nothing(ra
         "sizes": [4, 8, 16],
         "batch_size": 8,
         "lr": 1e-2,
+        "grid": {"trunk": False},
         "resources_per_trial": {"cpu": 1},
         "quiet": True,
     }
@@ -463,7 +464,7 @@ def test_an_adaptive_sweep_is_the_planners_is_extended_and_goes_on_until_enough(
     assert caught.value.code == 0 and "C = 6.4e6 would cost" in said and "(--at-most)" in said
     with pytest.raises(SystemExit) as caught:
         main(["extend", str(root), "--until", "ci=1000@1e8"])
-    assert caught.value.code == 0 and "x/÷1e+03 was asked for" in capsys.readouterr().out
+    assert caught.value.code == 0 and "x/÷1000 was asked for" in capsys.readouterr().out
     assert outcomes(root).keys() == {r.key for r in wider.results}
 
 

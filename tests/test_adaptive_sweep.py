@@ -1,0 +1,132 @@
+"""An adaptive sweep from plan to report, really trained: what its directory holds, and what readers make of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flops_fit_ray.layout import read_json, write_json
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.pipeline import record_rates, recorded_frame, recorded_rates
+from flops_fit_ray.planning import plan_from_json, stated_rate
+from flops_fit_ray.report import write_report
+from flops_fit_ray.report.figures import draw_valleys, valley_curves
+from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.validity import validity_card
+from tests.sweeps import adaptive_known_spec, grow_sweep, known_guest
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    spec = adaptive_known_spec(lr_check="all", rerun_outliers=False)
+    return grow_sweep(tmp_path_factory.mktemp("sweep"), spec, known_guest(spec))
+
+
+def test_it_finds_the_known_exponent_with_sizes_of_its_own(sweep: Sweep) -> None:
+    assert sweep.complete and sweep.plan.final and sweep.plan.forecast == ()
+    law = sweep.fit.params_opt
+    assert law is not None and (interval := law.exponent_interval(0.95)) is not None
+    assert interval.low < 0.5 < interval.high
+    assert all(v.status == "interior" for v in sweep.fit.valleys)
+    assert (sweep.to_frame()["tokens"] == sweep.to_frame()["tokens_seen"]).all()
+
+
+def test_the_fit_rests_on_the_grid_and_its_seeds(sweep: Sweep) -> None:
+    roles = [r.role for r in sweep.results]
+    assert roles.count("lr_check") == 6 and roles.count("seed") == 4
+    assert {r.role for r in sweep.standing} == {"grid", "seed"}
+    assert len(sweep.points) == len(sweep.results) - 6
+    assert sweep.fit.options.window == 5  # all valleys of the same width
+    assert sweep.fit.seeds is not None and sweep.fit.seeds.df >= 4
+    assert sweep.points.num_runs < len(sweep.points)
+
+
+def test_it_is_gone_on_with_and_nothing_runs_again(sweep: Sweep) -> None:
+    files = {p: p.stat().st_mtime_ns for p in sweep.paths.root.glob("experiments/*/result.json")}
+    again = grow_sweep(sweep.paths.root, sweep.spec, known_guest(sweep.spec))
+    assert {p: p.stat().st_mtime_ns for p in sweep.paths.root.glob("experiments/*/result.json")} == files
+    assert again.results_sha256 == sweep.results_sha256
+
+
+def test_one_more_budget_keeps_every_result(sweep: Sweep, tmp_path: Path) -> None:
+    import shutil
+
+    from flops_fit_ray.extension import extended
+
+    root = shutil.copytree(sweep.paths.root, tmp_path / "wider")
+    wider = grow_sweep(root, extended(sweep.spec, budgets=[3.2e6]), known_guest(sweep.spec))
+    assert {r.key for r in sweep.results} <= {r.key for r in wider.results}
+    new = {r.key for r in wider.results} - {r.key for r in sweep.results}
+    assert {r.budget for r in wider.results if r.key in new} == {3.2e6}
+    old = {r.key for r in sweep.results}
+    assert any(r.parent in old for r in wider.results if r.key in new)  # a kept trunk was gone on from
+    assert wider.flops_spent < 0.9 * sum(r.flops for r in wider.results)
+
+
+def test_the_card_and_the_report_speak_of_it(sweep: Sweep) -> None:
+    card = {line.item: line for line in validity_card(sweep.fit, sweep)}
+    assert (
+        "6 checks with other rates at minima" in card["learning rate"].words
+        or "LR-limited" in card["learning rate"].words
+    )
+    assert "shared along trunks" in card["noise"].words
+    write_report(sweep)
+    page = sweep.paths.report.read_text()
+    assert "less than as separate runs" in page and "around the predicted N" in page and "first valley" in page
+    assert "0.5 times the learning rate, at the minimum" in page
+
+
+def test_a_rate_that_is_clearly_better_is_called_so(sweep: Sweep) -> None:
+    check = sweep.lr_checks[0]
+    better = replace(check, gain=10 * (check.sigma or 1.0))
+    assert better.better and not replace(check, gain=0.0).better
+    assert "LR-limited: at C = 50000" in better.words
+    lucky = sweep.lr_checks[0]
+    results = tuple(
+        replace(r, loss=r.loss - 10 * (lucky.sigma or 1.0)) if r.role == "lr_check" and r.budget == 5e4 else r
+        for r in sweep.results
+    )
+    tuned = replace(sweep, results=results)
+    assert any("LR-limited" in w for w in tuned.warnings)
+    card = {line.item: line for line in validity_card(tuned.fit, tuned)}
+    assert card["learning rate"].verdict == "FAIL"
+
+
+def test_a_rerun_stands_for_what_it_repeats_and_both_are_drawn(sweep: Sweep) -> None:
+    first = next(r for r in sweep.results if r.role == "grid")
+    rerun = replace(first, key="f" * 16, role="rerun", of=first.key, loss=first.loss * 0.9)
+    with_both = replace(sweep, results=(*sweep.results, rerun))
+    assert [r.key for r in with_both.replaced] == [first.key]
+    assert first.key not in {r.key for r in with_both.standing} and rerun in with_both.standing
+    curves = valley_curves(sweep.fit, with_both.replaced_points)
+    assert sum(len(c.replaced) for c in curves) == 1
+    assert any(not c.used.all() for c in valley_curves(sweep.fit)) or all(len(c.params) <= 7 for c in curves)
+    axes = draw_valleys(curves).axes[0]
+    crosses = [line for line in axes.lines if line.get_marker() == "x"]
+    assert len(crosses) == 1 and float(np.asarray(crosses[0].get_ydata())[0]) == first.loss
+
+
+def test_the_plan_on_disk_is_the_plan_with_its_decisions(sweep: Sweep) -> None:
+    content = json.loads(sweep.paths.plan.read_text())
+    assert plan_from_json(content) == sweep.plan
+    contract = {"role", "reason", "of", "parent", "start_step", "flops_executed"}
+    assert all(contract <= e.keys() for e in content["experiments"])
+    assert recorded_frame(sweep.paths) == sweep.plan.frame
+    for r in sweep.results:
+        assert Ledger(sweep.paths).planned(r.key).key == r.key
+    write_json(sweep.paths.plan, {**content, "frame": {}})
+    assert recorded_frame(sweep.paths) is None
+    write_json(sweep.paths.plan, content)
+    assert open_sweep(sweep.paths.root).plan == sweep.plan
+
+
+def test_rates_belong_to_their_sweep(sweep: Sweep) -> None:
+    rates = stated_rate(1e9, 2)
+    record_rates(sweep.paths, sweep.plan.frame, rates)
+    assert recorded_rates(sweep.paths, sweep.plan.frame) == rates
+    assert recorded_rates(sweep.paths, replace(sweep.plan.frame, identity="other")) is None
+    content = read_json(sweep.paths.rates) or {}
+    write_json(sweep.paths.rates, {**content, "rates": {}})
+    assert recorded_rates(sweep.paths, sweep.plan.frame) is None

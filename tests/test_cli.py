@@ -10,7 +10,9 @@ import pytest
 from flops_fit_ray.cli import main
 from flops_fit_ray.report import write_report
 from flops_fit_ray.sweep import Sweep
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import adaptive_known_spec, grow_sweep, known_guest, known_spec, make_sweep
+
+DEMO = Path(__file__).parent.parent / "examples" / "bytes"
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,8 @@ def test_modules_are_doors(module: str) -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     text = capsys.readouterr().out
-    assert all(
-        f"\n  {name} " in text for name in ("init", "plan", "run", "status", "fit", "predict", "compare", "report")
-    )
+    names = "init plan check run extend status fit predict compare report selftest"
+    assert all(f"\n  {name} " in text for name in names.split())
 
 
 def test_init_writes_a_project_that_can_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,3 +172,64 @@ def test_readers_load_neither_torch_nor_ray(sweep: Sweep) -> None:
     for command in (["status"], ["fit"], ["report"], ["predict", "1e7"]):
         output = subprocess.check_output([sys.executable, "-c", code, *command, str(sweep.paths.root)], text=True)
         assert output.splitlines()[-1].split() == ["LOADED"], command
+
+
+def test_the_price_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("init", tmp_path) == 0
+    capsys.readouterr()
+    asked: list[str | Path] = ["plan", tmp_path, "--slots", "4", "--rate", "2e10", "--price", "3"]
+    assert call(*asked, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    price = plan["price"]
+    assert price["flops"] == pytest.approx(sum(e["flops_executed"] for e in plan["experiments"] + plan["forecast"]))
+    assert price["device_seconds"] == pytest.approx(price["flops"] / 2e10)
+    assert price["money"] == pytest.approx(3 * 4 * price["wall_seconds"] / 3600)
+    assert [start["name"] for start in price["starts"]] == ["trunk", "scratch", "mixed"]
+    assert call(*asked) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "saved by trunks",
+        "start from trunk",
+        "side by side",
+        "at that price (at the stated rate)",
+        "expected",
+    ):
+        assert words in said
+    assert call("plan", tmp_path) == 0
+    assert "hours and money: run `flops-fit-ray check` first" in capsys.readouterr().out
+
+
+def test_a_plan_is_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("init", tmp_path) == 0
+    capsys.readouterr()
+    ask: list[str | Path] = ["plan", tmp_path, "--simulate", "--sweeps", "2", "--set", "grid.tokens_per_param=20"]
+    assert call(*ask, "--surface", "1.5,10,30,0.3,0.35", "--noise", "0.001", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["sweeps"] == 2 and found["flops"] < found["flops_full_grid"]
+    assert [m["slots"] for m in found["makespans"]] == [2, 8, 64, 1024]
+    assert all(m["over_bound"] >= 1 - 1e-9 for m in found["makespans"])
+    assert call(*ask, "--surface", "steep") == 2
+    assert "'steep' is neither hoffmann, besiroglu, lopsided nor five positive numbers" in capsys.readouterr().err
+
+
+def test_extending_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = adaptive_known_spec()
+    sweep = grow_sweep(tmp_path / "own", spec, known_guest(spec))
+    capsys.readouterr()
+    cases: list[tuple[list[str | Path], str]] = [
+        (["extend", tmp_path / "nowhere"], "no such directory"),
+        (["extend", sweep.paths.root, "--budget", "2e5"], "C = 200000 is in this sweep already"),
+        (["extend", sweep.paths.root, "--budget", "1"], "is below the smallest"),
+        (["extend", sweep.paths.root, "--size", "4"], "an adaptive grid chooses its sizes itself"),
+        (["extend", sweep.paths.root, "--until", "1.3@1e21"], "is not of the form ci=FACTOR@C"),
+    ]
+    for arguments, message in cases:
+        assert call(*arguments) == 2, message
+        captured = capsys.readouterr()
+        assert message in captured.err and "Traceback" not in captured.err
+    content = json.loads(sweep.paths.plan.read_text())
+    sweep.paths.plan.write_text(json.dumps({**content, "base": None}))
+    assert call("extend", sweep.paths.root, "--budget", "3e6") == 2
+    assert "call find_optimal(...) again with more budgets" in capsys.readouterr().err
+    assert call("run", DEMO, "--until", "ci=1.3@1e14", "--set", "model.sizes=[8, 16, 32]") == 2
+    assert "a grid whose sizes are listed cannot go on by itself" in capsys.readouterr().err

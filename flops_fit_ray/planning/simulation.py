@@ -173,8 +173,12 @@ def stated_surface(words: str) -> Surface:
     """
     if words in SURFACES:
         return SURFACES[words]
-    numbers = [float(x) for x in words.split(",")]
+    refusal = f"{words!r} is neither {', '.join(SURFACES)} nor five positive numbers E,A,B,alpha,beta"
+    try:
+        numbers = [float(x) for x in words.split(",")]
+    except ValueError as e:
+        raise ValueError(refusal) from e
     if len(numbers) != 5 or not all(x > 0 and math.isfinite(x) for x in numbers):
-        raise ValueError(f"{words!r} is neither {', '.join(SURFACES)} nor five positive numbers E,A,B,alpha,beta")
+        raise ValueError(refusal)
     e, a, b, alpha, beta = numbers
     return e, a, b, alpha, beta

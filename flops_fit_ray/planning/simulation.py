@@ -176,8 +176,8 @@ def stated_surface(words: str) -> Surface:
     refusal = f"{words!r} is neither {', '.join(SURFACES)} nor five positive numbers E,A,B,alpha,beta"
     try:
         numbers = [float(x) for x in words.split(",")]
-    except ValueError as e:
-        raise ValueError(refusal) from e
+    except ValueError:
+        raise ValueError(refusal) from error
     if len(numbers) != 5 or not all(x > 0 and math.isfinite(x) for x in numbers):
         raise ValueError(refusal)
     e, a, b, alpha, beta = numbers

@@ -175,10 +175,9 @@ def stated_surface(words: str) -> Surface:
         return SURFACES[words]
     refusal = f"{words!r} is neither {', '.join(SURFACES)} nor five positive numbers E,A,B,alpha,beta"
     try:
-        numbers = [float(x) for x in words.split(",")]
-    except ValueError:
-        raise ValueError(refusal) from error
-    if len(numbers) != 5 or not all(x > 0 and math.isfinite(x) for x in numbers):
+        floor, a, b, alpha, beta = (float(x) for x in words.split(","))
+    except ValueError as e:
+        raise ValueError(refusal) from e
+    if not all(x > 0 and math.isfinite(x) for x in (floor, a, b, alpha, beta)):
         raise ValueError(refusal)
-    e, a, b, alpha, beta = numbers
-    return e, a, b, alpha, beta
+    return floor, a, b, alpha, beta

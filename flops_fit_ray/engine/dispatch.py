@@ -73,9 +73,9 @@ class Dispatcher:
         if not new:
             return
         self._findings |= found
-        before = {e.key for e in self.plan.experiments}
+        before = self.plan
         self._plan_again()
-        if {e.key for e in self.plan.experiments} != before or self.plan.final:
+        if len(self.plan.experiments) > len(before.experiments) or self.plan.final != before.final:
             self._grow()
         self._prune()
 
@@ -96,7 +96,7 @@ class Dispatcher:
         self.look(self._running)
         self.choose_starts()
         settled = self._findings.keys()
-        ready = next_experiments(self.plan, settled, self._running, lambda key: bool(self._paths.trunk(key).finished()))
+        ready = next_experiments(self.plan, settled, self._running, self._has_trunk)
         if not ready:
             return None
         try:
@@ -106,6 +106,10 @@ class Dispatcher:
             return None
         self._running.add(ready[0].key)
         return ready[0]
+
+    def _has_trunk(self, key: str) -> bool:
+        """Whether a running experiment has passed the end of its trunk."""
+        return key in self._running and bool(self._paths.trunk(key).finished())
 
     def finished(self) -> bool:
         """Whether nothing will be handed out any more."""

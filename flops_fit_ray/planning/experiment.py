@@ -208,11 +208,29 @@ class Plan:
         return sum(e.flops_executed for e in self.expected)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per decided experiment: budget, size, params, tokens, steps, epochs, lr, flops, key and more."""
+        """One row per experiment, decided or only expected: budget, size, params, tokens, steps, lr, flops and more."""
         import pandas as pd
 
-        names = ("budget", "size", "params", "tokens", "steps", "epochs", "flops", "key", "role", "flops_executed")
-        return pd.DataFrame([{n: getattr(e, n) for n in names} | {"lr": e.recipe.lr} for e in self.experiments])
+        names = [
+            "budget",
+            "size",
+            "params",
+            "tokens",
+            "steps",
+            "epochs",
+            "flops",
+            "flops_executed",
+            "key",
+            "role",
+            "reason",
+        ]
+        decided = len(self.experiments)
+        return pd.DataFrame(
+            [
+                {n: getattr(e, n) for n in names} | {"lr": e.recipe.lr, "decided": i < decided}
+                for i, e in enumerate(self.expected)
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in plan.json."""

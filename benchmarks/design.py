@@ -1,6 +1,6 @@
 """What designs of a sweep cost for the same certainty: adaptive with trunks against a full grid of separate runs.
 
-    python -m benchmarks.design [--sweeps 200] [--designs "5 sizes, window 4"] [--ratio 3.16]
+    python -m benchmarks.design [--sweeps 200] [--designs all] [--surfaces hoffmann] [--ratio 3.16]
 
 Synthetic sweeps on three surfaces at two noise levels; the planner, the trunks and the fit are the product's own. The
 full grid has 7 sizes from 1/4 to 4 times the optimum at every budget, each a run of its own, and knows that optimum
@@ -55,11 +55,12 @@ def main() -> None:
     parser.add_argument("--sweeps", type=int, default=200)
     parser.add_argument("--ratio", type=float, default=math.sqrt(10), help="of neighbouring budgets")
     parser.add_argument("--budgets", type=int, default=5)
+    parser.add_argument("--surfaces", default="; ".join(SURFACES))
     parser.add_argument("--designs", default="default", help=f"all, or some of: {'; '.join(DESIGNS)}")
     arguments = parser.parse_args()
     budgets = [float(f"{1e17 * arguments.ratio**k:.4g}") for k in range(arguments.budgets)]
     names = list(DESIGNS) if arguments.designs == "all" else arguments.designs.split("; ")
-    for surface in SURFACES:
+    for surface in arguments.surfaces.split("; "):
         for noise in NOISES:
             full = _marks(arguments.sweeps, surface, noise, partial(_full_grid, budgets=budgets), BEYOND * budgets[-1])
             for name in ["full grid", *names]:

@@ -131,14 +131,17 @@ class Sweep:
     @cached_property
     def standing(self) -> tuple[Result, ...]:
         """The results that make the valleys: not probes and checks, and not what a rerun stands for."""
-        replaced = {r.of for r in self.results if r.role == "rerun"}
-        return tuple(r for r in self.results if r.role in IN_FIT and r.key not in replaced)
+        replaced, roles = self._replaced_keys, {e.key: e.role for e in self.plan.experiments}
+        return tuple(r for r in self.results if roles.get(r.key, r.role) in IN_FIT and r.key not in replaced)
 
     @property
     def replaced(self) -> tuple[Result, ...]:
         """The results for which a rerun stands; on record, and drawn."""
-        replaced = {r.of for r in self.results if r.role == "rerun"}
-        return tuple(r for r in self.results if r.key in replaced)
+        return tuple(r for r in self.results if r.key in self._replaced_keys)
+
+    @property
+    def _replaced_keys(self) -> set[str | None]:
+        return {r.of for r in self.results if r.role == "rerun"}
 
     @property
     def replaced_points(self) -> list[tuple[float, float, float]]:

@@ -207,6 +207,25 @@ def test_what_a_wrong_rate_costs_is_what_was_published() -> None:
     assert [round(lr_penalty(r), 3) for r in (1, 2, 4, 0.5)] == [0, 0.019, 0.1, 0.007]
 
 
+def test_a_probe_that_is_a_cell_of_the_grid_counts_as_one() -> None:
+    """Where every rate fails, the general rule stands, which was probed: the same experiment is not run twice."""
+    inner = loss_in(world())
+
+    def find(e: Experiment) -> Finding:
+        return Finding(loss=None) if e.role == "probe" else inner(e)
+
+    plan, _ = run_through(planner_of(train={"batch_size": 500}, grid=NO_GUARDS), find)
+    assert plan.final and len(grid_of(plan, BUDGETS[0])) >= 5
+    keys = [e.key for e in plan.experiments]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_loss_of_zero_and_below_is_a_loss() -> None:
+    inner = loss_in(world())
+    plan, _ = run_through(planner_of(), lambda e: Finding(loss=(inner(e).loss or 0) - 3.2))
+    assert plan.final and all(len(grid_of(plan, b)) >= 5 for b in BUDGETS)
+
+
 # Seeds and reruns
 
 

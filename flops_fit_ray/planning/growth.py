@@ -7,7 +7,8 @@ the plan does not depend on the order in which experiments end, on the number of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,48 +16,14 @@ from flops_fit_ray import text
 from flops_fit_ray.analysis.outliers import farthest_outlier
 from flops_fit_ray.analysis.valley import FEWEST, Valley
 from flops_fit_ray.planning import adaptive, rates
-from flops_fit_ray.planning.cells import Cells, most_steps, resolve_lr, steps_of
-from flops_fit_ray.planning.experiment import Experiment, Finding, LrFound, ModelSize, Survey
-from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, Cell, by_params
+from flops_fit_ray.planning.cells import Cells, resolve_lr
+from flops_fit_ray.planning.experiment import Experiment, Finding, LrFound, ModelSize
+from flops_fit_ray.planning.grid import Cell
+from flops_fit_ray.planning.ladder import first_valley, fitting, ladder_of
 from flops_fit_ray.planning.trunks import with_parent
-from flops_fit_ray.spec import SweepSpec
 
 UNCHECKED = 2  # of the largest budgets, at whose minima the learning rate is not checked: they cost the most
-FEW_STEPS = 110  # below this a cell says more of its warmup than of its size
 Findings = Mapping[str, Finding]
-
-
-def least_steps(spec: SweepSpec, survey: Survey) -> int:
-    """The fewest optimizer steps of a cell: many, where that leaves the smallest budget a valley of sizes."""
-    budget, largest = spec.budgets[0].flops, most_steps(spec, survey)
-    steps = [steps_of(spec, survey, budget, s) for s in _wished_first(spec, survey)]
-    for least in (MIN_STEPS, FEW_STEPS):
-        if sum(least <= n <= largest for n in steps) >= GOOD_SIZES:
-            return least
-    return 1
-
-
-def ladder_of(spec: SweepSpec, survey: Survey) -> list[ModelSize]:
-    """The sizes that an adaptive grid is made of: even steps in log N, one of them at the first expected optimum."""
-    anchor = adaptive.expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param)
-    return adaptive.rungs(by_params(survey), anchor, adaptive.spacing(spec.grid))
-
-
-def fitting(spec: SweepSpec, survey: Survey, sizes: Sequence[ModelSize], budget: float) -> list[ModelSize]:
-    """The sizes that leave enough steps at a budget, and that the data can feed."""
-    low, high = least_steps(spec, survey), most_steps(spec, survey)
-    return [s for s in sizes if low <= steps_of(spec, survey, budget, s) <= high]
-
-
-def first_valley(spec: SweepSpec, survey: Survey) -> list[ModelSize]:
-    """The sizes of the wide first valley, at the smallest budget."""
-    return fitting(spec, survey, _wished_first(spec, survey), spec.budgets[0].flops)
-
-
-def _wished_first(spec: SweepSpec, survey: Survey) -> list[ModelSize]:
-    """What the first valley would be if every size had steps and data enough: as far to either side of its centre."""
-    centre = adaptive.expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param)
-    return adaptive.nearest(ladder_of(spec, survey), centre, spec.grid.first_sizes)
 
 
 class Growth:
@@ -216,8 +183,9 @@ class Growth:
                 if valley.status == "interior":
                     return valley.params_opt
                 return float(valley.params[int(np.argmin(valley.loss))]) if len(valley.loss) else centre
+            reason = f"the minimum was at the {side} end of the sizes that were run"
             for size in more[:room]:
-                self._add_cell(budget, size, f"the minimum was at the {side} end of the sizes that were run")
+                self._add_cell(budget, size, reason)
 
     def _note_open_end(self, budget: float, valley: Valley, room: int, side: str) -> None:
         what = valley.reason or f"the minimum is near the {side} end of the sizes"
@@ -248,12 +216,12 @@ class Growth:
                 return None
             if self._active(self._spec.grid.rerun_outliers) and self._rerun(budget, experiments):
                 continue
-            standing = [e for e in self._standing(budget) if self._findings[e.key].loss is not None]
+            found = [(e, loss) for e in self._standing(budget) if (loss := self._findings[e.key].loss) is not None]
             return adaptive.valley_through(
                 budget,
-                [self._by_label[e.size] for e in standing],
-                [e.tokens for e in standing],
-                [self._findings[e.key].loss or math.nan for e in standing],
+                [self._by_label[e.size] for e, _ in found],
+                [e.tokens for e, _ in found],
+                [loss for _, loss in found],
             )
 
     def _grid_of(self, budget: float) -> list[Experiment]:
@@ -386,8 +354,14 @@ class Growth:
         self._add(self._cells.make(budget, size, self._lr(size), reason=reason))
 
     def _add(self, experiment: Experiment) -> bool:
-        """Put an experiment into the plan, with its parent among those that are there. False if it is there already."""
-        if experiment.key in self.experiments:
+        """Put an experiment into the plan, with its parent among those that are there. False if it is there already.
+
+        A probe or a check that turns out to be a cell of the grid is one from now on.
+        """
+        known = self.experiments.get(experiment.key)
+        if known is not None:
+            if experiment.role == "grid" and known.role != "grid":
+                self.experiments[known.key] = replace(known, role="grid", reason=experiment.reason, of=None)
             return False
         if self._spec.grid.trunk:
             same = self._trunks.setdefault((experiment.size, experiment.recipe), [])

@@ -22,7 +22,8 @@ from flops_fit_ray.planning.grid import (
     sweep_warnings,
     too_much_data,
 )
-from flops_fit_ray.planning.growth import Findings, Growth, first_valley
+from flops_fit_ray.planning.growth import Findings, Growth
+from flops_fit_ray.planning.ladder import first_valley
 from flops_fit_ray.planning.schedule import tails
 from flops_fit_ray.spec import SweepSpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -15,9 +15,9 @@ from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.pipeline import Order, record_rates, recorded_rates, run_sweep
-from flops_fit_ray.planning import Plan, make_plan, price_of
+from flops_fit_ray.planning import Plan, make_plan, priced
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.stopping import Until, parse_until
+from flops_fit_ray.stopping import until_for
 from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.text import did_you_mean
 
@@ -208,8 +208,7 @@ def find_optimal(
     )
     root = Path(output_dir).absolute()
     if not train:
-        rates = recorded_rates(SweepPaths(root), plan.frame)
-        return replace(plan, price=price_of(plan.expected, forecast=len(plan.forecast), rates=rates))
+        return priced(plan, spec.grid.start, rates=recorded_rates(SweepPaths(root), plan.frame))
     if not resume:
         _refuse_results(root)
     console = PlainConsole(io.StringIO() if extra["quiet"] else sys.stdout)
@@ -221,7 +220,7 @@ def find_optimal(
         address=extra["address"],
         command=f"find_optimal(..., output_dir={str(root)!r})",
     )
-    sweep = run_sweep(order, plan, console=console, until=_until(spec, extra))
+    sweep = run_sweep(order, plan, console=console, until=until_for(spec, extra["until"], extra["at_most"]))
     result = Result(sweep)
     console.say(f"report: {sweep.paths.report}")
     return result
@@ -258,14 +257,6 @@ def check(
     if output_dir is not None and report.rates is not None:
         record_rates(SweepPaths(Path(output_dir).absolute()), plan.frame, report.rates)
     return report
-
-
-def _until(spec: SweepSpec, extra: Mapping[str, Any]) -> Until | None:
-    if extra["until"] is None:
-        return None
-    if not spec.is_adaptive:
-        raise SpecError(SOURCE, ["until: a grid whose sizes are listed cannot go on by itself; leave sizes out"])
-    return parse_until(str(extra["until"]), extra["at_most"])
 
 
 def fit_table(

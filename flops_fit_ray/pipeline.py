@@ -13,7 +13,7 @@ from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, StorageError
 from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, write_bytes, write_json
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.planning import Frame, Plan, Planner, Rates, Survey, price_of, rates_from_json
+from flops_fit_ray.planning import Frame, Plan, Planner, Rates, Survey, priced, rates_from_json
 from flops_fit_ray.spec import Budget, SweepSpec, dump_spec, read_spec
 from flops_fit_ray.stopping import LIMIT, Until, next_budget, outlook, with_budgets
 from flops_fit_ray.sweep import Sweep, open_sweep
@@ -87,9 +87,9 @@ def _run_once(order: Order, survey: Survey, console: PlainConsole) -> Sweep:
     rates = recorded_rates(paths, planner.cells.frame)
 
     def record(grown: Plan) -> None:
-        priced = replace(grown, price=price_of(grown.expected, forecast=len(grown.forecast), rates=rates))
         base = None if order.base is None else str(order.base)
-        write_json(paths.plan, {**priced.to_json(), "command": order.command, "base": base})
+        content = priced(grown, order.spec.grid.start, rates=rates).to_json()
+        write_json(paths.plan, {**content, "command": order.command, "base": base})
 
     try:
         write_bytes(paths.spec, dump_spec(order.spec).encode())

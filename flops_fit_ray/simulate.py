@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.analysis import FitOptions, Points, SweepFit, fit_sweep
+from flops_fit_ray.analysis import Points, SweepFit, fit_sweep
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning import Plan, Planner, Survey, trunk_of
+from flops_fit_ray.planning import Plan, Planner, Survey, trunk_numbers
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import Simulated, World, simulate_sweep, stated_surface
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.sweep import fit_options
 
 SLOTS = (2, 8, 64, 1024)
 DRAWS = 400  # of the bootstrap of each sweep
@@ -118,9 +119,8 @@ def simulate_spec(
 
 def fit_simulated(spec: SweepSpec, simulated: Simulated, draws: int = DRAWS) -> SweepFit:
     """The fit of a simulated sweep, as that of a real one is made."""
-    rows = simulated.rows()
-    window = spec.fit.window or (spec.grid.sizes if spec.is_adaptive else None)
-    return fit_sweep(simulated_points(rows, shared=spec.grid.trunk), FitOptions(draws=draws, window=window))
+    points = simulated_points(simulated.rows(), shared=spec.grid.trunk)
+    return fit_sweep(points, replace(fit_options(spec), draws=draws))
 
 
 def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) -> Points:
@@ -129,15 +129,13 @@ def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) 
     def column(name: str) -> Floats:
         return np.array([getattr(e, name) for e, _ in rows], dtype=np.float64)
 
-    numbers: dict[object, int] = {}
-    run = np.array([numbers.setdefault(trunk_of(e), len(numbers)) for e, _ in rows], dtype=np.int64)
     return Points(
         budget=column("budget"),
         flops=column("flops"),
         params=column("params"),
         tokens=column("tokens"),
         loss=np.array([loss for _, loss in rows]),
-        run=run if shared else None,
+        run=np.array(trunk_numbers(e for e, _ in rows), dtype=np.int64) if shared else None,
     )
 
 

@@ -62,6 +62,19 @@ def parse_until(words: str, at_most: float | None = None) -> Until:
     return found
 
 
+def until_for(spec: SweepSpec, words: str | None, at_most: float | None = None) -> Until | None:
+    """The rule for a sweep; None where none is wanted.
+
+    Raises:
+        SpecError: as `parse_until`, or the sweep cannot choose sizes for a further budget.
+    """
+    if words is None:
+        return None
+    if not spec.is_adaptive:
+        raise SpecError("--until", ["a grid whose sizes are listed cannot go on by itself; leave the sizes out"])
+    return parse_until(words, at_most)
+
+
 def next_budget(spec: SweepSpec) -> float:
     """The budget above the largest, by the usual ratio of this sweep, in three digits."""
     flops = [b.flops for b in spec.budgets]

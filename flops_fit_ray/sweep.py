@@ -18,7 +18,7 @@ from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.layout import SweepPaths, read_json
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha256, results_table
-from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_of
+from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
 from flops_fit_ray.spec import SweepSpec, read_spec
 
 if TYPE_CHECKING:
@@ -115,17 +115,15 @@ class Sweep:
     @property
     def fit_options(self) -> FitOptions:
         """How the spec wants it fitted."""
-        wishes = {name: value for name, value in self.spec.fit.model_dump().items() if value is not None}
-        if self.spec.is_adaptive:  # its valleys differ in width, and with it in the parabola's bias
-            wishes.setdefault("window", self.spec.grid.sizes)
-        return FitOptions(**wishes)
+        return fit_options(self.spec)
 
     @cached_property
     def points(self) -> Points:
         """The completed experiments of the grid, their seeds and reruns as arrays."""
         sizes = {s.size: s.params_non_embedding for s in self.plan.survey.sizes}
         standing = self.standing
-        trunks = self._trunks if self._shares_trunks else None
+        planned = {e.key: e for e in self.plan.experiments}
+        trunks = trunk_numbers(planned[r.key] for r in standing) if self._shares_trunks else None
         return points_of(standing, {r.key: sizes.get(r.size, 0) for r in standing}, trunks)
 
     @cached_property
@@ -152,10 +150,6 @@ class Sweep:
     def _shares_trunks(self) -> bool:
         """On the CPU a run from scratch has the very bits of one from a trunk: what is shared is the recipe."""
         return self.spec.grid.trunk and self.spec.train.schedule == "wsd"
-
-    @property
-    def _trunks(self) -> Mapping[str, object]:
-        return {e.key: trunk_of(e) for e in self.plan.experiments}
 
     @cached_property
     def curves(self) -> Points | None:
@@ -192,24 +186,36 @@ class Sweep:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before trusting the numbers: of the fit, of the learning rate, of the plan, each once."""
-        limited = [check.words for check in self.lr_checks if check.better]
-        return tuple(dict.fromkeys([*map(str, self.fit.warnings), *limited, *self.plan.warnings]))
+        return tuple(dict.fromkeys([*map(str, self.fit.warnings), *self.own_warnings]))
+
+    @property
+    def own_warnings(self) -> tuple[str, ...]:
+        """Those that are not the fit's: of the learning rate, then of the plan."""
+        return (*(check.words for check in self.lr_checks if check.better), *self.plan.warnings)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per experiment of the plan."""
         return results_table(self.plan.experiments, Ledger(self.paths))
 
 
+def fit_options(spec: SweepSpec) -> FitOptions:
+    """How a spec wants its sweep fitted."""
+    wishes = {name: value for name, value in spec.fit.model_dump().items() if value is not None}
+    if spec.is_adaptive:  # its valleys differ in width, and with it in the parabola's bias
+        wishes.setdefault("window", spec.grid.sizes)
+    return FitOptions(**wishes)
+
+
 def points_of(
     results: Sequence[Result],
     non_embedding: Mapping[str, int] | None = None,
-    trunks: Mapping[str, object] | None = None,
+    trunks: Sequence[int] | None = None,
 ) -> Points:
     """The arrays that a fit takes. D and C are what was really seen and what that costs from scratch.
 
     Args:
         non_embedding: N of that definition, by key.
-        trunks: what runs with one trunk have in common, by key: a part of their noise is the trunk's.
+        trunks: a number for each result, the same for those of one trunk: a part of their noise is the trunk's.
     """
 
     def column(name: str) -> Floats:
@@ -220,10 +226,6 @@ def points_of(
         "non-embedding parameters": np.array([(non_embedding or {}).get(r.key, 0) for r in results], dtype=np.float64),
     }
     params = column("params")
-    run = None
-    if trunks is not None:
-        numbers: dict[object, int] = {}
-        run = np.array([numbers.setdefault(trunks[r.key], len(numbers)) for r in results], dtype=np.int64)
     return Points(
         budget=column("budget"),
         flops=column("flops"),
@@ -231,7 +233,7 @@ def points_of(
         tokens=column("tokens_seen"),
         loss=column("loss"),
         seconds=column("seconds"),
-        run=run,
+        run=None if trunks is None else np.array(trunks, dtype=np.int64),
         params_as={name: n for name, n in others.items() if (n > 0).all() and not np.array_equal(n, params)},
     )
 

@@ -16,6 +16,7 @@ from flops_fit_ray.analysis import Analysis, SweepFit, analysis_to_json
 from flops_fit_ray.analysis.doubts import TRUSTED_BUDGETS, TRUSTED_RANGE
 from flops_fit_ray.analysis.outliers import EXACT, OUTLIER, deviations
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.planning.grid import TRUSTED_RATIO
 from flops_fit_ray.spec import LrRule, LrTable
 from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.tables import Table
@@ -24,7 +25,6 @@ Verdict = Literal["PASS", "WARN", "FAIL", "UNKNOWN"]
 
 WARMUP_SHARE = 0.1  # of the smallest D
 STEPS_PASS, STEPS_FAIL = 300, 110  # in the cell with the fewest
-FLOPS_RATIO = (0.8, 3.0)  # counted over 6·N·D
 EPOCHS_PASS, EPOCHS_FAIL = 1.0, 4.0
 GOOD_SIZES = 5
 WINDOW = (2.5, 8.0)  # from the smallest and the largest size to the optimum
@@ -166,7 +166,7 @@ def _of_fit(fit: SweepFit) -> Iterator[_Answer]:
     if len(points):
         ratio = points.flops / (6 * points.params * points.tokens)
         low, high = float(ratio.min()), float(ratio.max())
-        inside = low >= FLOPS_RATIO[0] and high <= FLOPS_RATIO[1]
+        inside = low >= TRUSTED_RATIO[0] and high <= TRUSTED_RATIO[1]
         yield "FLOPs", ("PASS" if inside else "WARN", f"{low:.2f} to {high:.2f} times 6·N·D")
     yield "noise", _noise(fit)
     yield "grid", _grid(fit)

@@ -1,6 +1,6 @@
 """What is handed out, and when: without Ray, against a ledger on disk."""
 
-import time
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import pytest
 from flops_fit_ray.engine.dispatch import MAX_RETURNS, Dispatcher
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.layout import SweepPaths
-from flops_fit_ray.ledger import Failure, Ledger, Result
+from flops_fit_ray.ledger import Ledger, Result
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.planning.experiment import Experiment
+from tests.test_ledger import FAILURE, RESULT
 from tests.worlds import loss_in, planner_of, run_through, world
 
 FIND = loss_in(world(noise=0.005))
@@ -20,46 +21,12 @@ FIND = loss_in(world(noise=0.005))
 def record(ledger: Ledger, e: Experiment, status: str = "completed") -> None:
     """The outcome of an experiment, as a worker would write it."""
     if status != "completed":
-        ledger.record_failure(
-            Failure(
-                key=e.key,
-                status=status,  # type: ignore[arg-type] # as tests name them
-                error="x",
-                traceback="",
-                tokens_seen=0,
-                seconds=0.0,
-                attempts=1,
-                host="h",
-                finished_at=time.time(),
-            )
-        )
+        ledger.record_failure(replace(FAILURE, key=e.key, status=status))  # type: ignore[arg-type] # as tests name them
         return
-    ledger.record_result(
-        Result(
-            key=e.key,
-            budget=e.budget,
-            size=e.size,
-            params=e.params,
-            params_total=e.params_total,
-            tokens=e.tokens,
-            tokens_seen=e.tokens,
-            flops=e.flops,
-            loss=FIND(e).loss or 0.0,
-            loss_stderr=None,
-            train_loss=1.0,
-            lr=e.recipe.lr,
-            steps=e.steps,
-            seed=e.recipe.seed,
-            seconds=1.0,
-            attempts=1,
-            device="d",
-            host="h",
-            versions={},
-            finished_at=time.time(),
-            role=e.role,
-            of=e.of,
-        )
-    )
+    names = {f.name for f in fields(e)} & {f.name for f in fields(Result)}
+    planned = {name: getattr(e, name) for name in names - {"parent"}}  # it began from scratch
+    loss = FIND(e).loss or 0.0
+    ledger.record_result(replace(RESULT, **planned, tokens_seen=e.tokens, loss=loss, seed=e.recipe.seed))
 
 
 def dispatcher_in(root: Path, **changes: Any) -> tuple[Dispatcher, Ledger, list[Plan]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError, faults_of
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, faults_of
 
 if TYPE_CHECKING:
     from flops_fit_ray.planning import Plan
@@ -139,13 +139,11 @@ def run_order(
     from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
     from flops_fit_ray.pipeline import Order, recorded_frame, run_sweep
     from flops_fit_ray.planning import make_plan
-    from flops_fit_ray.stopping import parse_until
+    from flops_fit_ray.stopping import until_for
     from flops_fit_ray.training.guest import load_guest
     from flops_fit_ray.training.measure import survey_spec
 
-    until = None if rule[0] is None else parse_until(rule[0], rule[1])
-    if until is not None and not spec.is_adaptive:
-        raise SpecError("--until", ["a grid whose sizes are listed cannot go on by itself; take model.sizes: auto"])
+    until = until_for(spec, *rule)
     console = PlainConsole(sys.stderr if as_json else sys.stdout)
     with faults_of(named):
         survey = survey_spec(spec, base)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -80,7 +79,7 @@ def plan(
     from flops_fit_ray.console.planning import plan_text, simulation_text
     from flops_fit_ray.layout import SweepPaths
     from flops_fit_ray.pipeline import recorded_rates
-    from flops_fit_ray.planning import price_of, stated_rate
+    from flops_fit_ray.planning import priced, stated_rate
 
     path, resolved, made = planned(spec, overrides, quiet=as_json)
     if simulate:
@@ -92,12 +91,8 @@ def plan(
     rates = recorded_rates(SweepPaths(resolve_output(path, resolved, output)), made.frame)
     if rate is not None:
         rates = stated_rate(rate, slots or 1)
-    wish = resolved.grid.start
-    priced = price_of(
-        made.expected, forecast=len(made.forecast), rates=rates, slots=slots, wish=wish, money_per_hour=price
-    )
-    made = replace(made, price=priced)
-    click.echo(json.dumps({**made.to_json()}, indent=1) if as_json else plan_text(made))
+    made = priced(made, resolved.grid.start, rates=rates, slots=slots, money_per_hour=price)
+    click.echo(json.dumps(made.to_json(), indent=1) if as_json else plan_text(made))
 
 
 @click.command()

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.layout import SweepPaths
@@ -61,10 +60,9 @@ class Dispatcher:
     def _plan_again(self) -> None:
         if self.plan.final:
             return
-        parents = {e.key: e for e in self.plan.experiments if e.key in self._running}
-        plan = self._planner.plan(self._findings)
+        running = {e.key: e for e in self.plan.experiments if e.key in self._running}
         self._chosen_for = None
-        self.plan = replace(plan, experiments=tuple(parents.get(e.key, e) for e in plan.experiments))
+        self.plan = self._planner.plan(self._findings).with_experiments(running)
 
     def look(self, keys: Iterable[str] | None = None) -> None:
         """Take notice of the outcomes of `keys`, of all open experiments by default."""
@@ -86,7 +84,7 @@ class Dispatcher:
         wish = self._planner.spec.grid.start
         left = [e for e in self._open() if e.key not in self._running]
         chosen = {e.key: e for e in choose_starts(left, self.slots, lambda e: e.flops, wish)[0]}
-        self.plan = replace(self.plan, experiments=tuple(chosen.get(e.key, e) for e in self.plan.experiments))
+        self.plan = self.plan.with_experiments(chosen)
         self._chosen_for = (len(self.plan.experiments), self.slots)
 
     def next(self) -> Experiment | None:

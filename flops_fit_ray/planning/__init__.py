@@ -21,7 +21,7 @@ from flops_fit_ray.planning.experiment import (
 )
 from flops_fit_ray.planning.grid import flops_audit
 from flops_fit_ray.planning.planner import Planner, make_plan, next_experiments
-from flops_fit_ray.planning.price import Price, Rates, price_of, price_warnings, rates_from_json, stated_rate
+from flops_fit_ray.planning.price import Price, Rates, price_of, price_warnings, priced, rates_from_json, stated_rate
 from flops_fit_ray.planning.schedule import choose_starts
 from flops_fit_ray.planning.sizes import (
     AUTO_WINDOW,
@@ -33,7 +33,7 @@ from flops_fit_ray.planning.sizes import (
     size_kwargs,
     size_label,
 )
-from flops_fit_ray.planning.trunks import leaves_trunk, needed_trunks, trunk_of
+from flops_fit_ray.planning.trunks import leaves_trunk, needed_trunks, trunk_numbers, trunk_of
 
 __all__ = [
     "AUTO_WINDOW",
@@ -64,11 +64,13 @@ __all__ = [
     "plan_from_json",
     "price_of",
     "price_warnings",
+    "priced",
     "rates_from_json",
     "requested_sizes",
     "rung_targets",
     "size_kwargs",
     "size_label",
     "stated_rate",
+    "trunk_numbers",
     "trunk_of",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from flops_fit_ray.analysis.valley import Valley, fit_valley
 from flops_fit_ray.planning.experiment import ModelSize
-from flops_fit_ray.planning.sizes import TOKENS_PER_PARAM
+from flops_fit_ray.planning.sizes import spacing
 from flops_fit_ray.spec import GridSection
 
 FEWEST_SIZES = 3  # of a valley
@@ -22,11 +22,6 @@ MINIMUM_SD = 0.15  # of ln N_opt of one valley
 MARGIN = 1.5  # between the minimum and the nearest end of its valley
 MOST_AT_ONCE = 2  # sizes added to a valley before it is looked at again
 MOST_SIZES = 11  # of one valley
-
-
-def expected_optimum(budget: float, tokens_per_param: float = TOKENS_PER_PARAM) -> float:
-    """N where D = 20·N and C = 6·N·D: only the place where the first valley is looked for."""
-    return math.sqrt(budget / (6 * tokens_per_param))
 
 
 def rungs(candidates: Sequence[ModelSize], anchor: float, step: float) -> list[ModelSize]:
@@ -67,11 +62,6 @@ def predicted_optimum(minima: Sequence[tuple[float, float]], budget: float) -> f
     # From the last minimum on rather than from the mean of all: what bends the line is nearest there
     level = 0.5 * (y[-1] + y.mean() + slope * (x[-1] - x.mean()))
     return float(np.exp(level + slope * (np.log(budget) - x[-1])))
-
-
-def spacing(grid: GridSection) -> float:
-    """The ratio of neighbouring sizes in a window."""
-    return float(grid.window ** (2 / (grid.sizes - 1)))
 
 
 def beyond(valley: Valley, ladder: Sequence[ModelSize]) -> tuple[list[ModelSize], str]:

@@ -31,10 +31,6 @@ class Cells:
     survey: Survey
     frame: Frame
 
-    def tokens(self, budget: float, size: ModelSize) -> int:
-        """D in whole batches."""
-        return steps_of(self.spec, self.survey, budget, size) * batch_tokens(self.spec, self.survey)
-
     def make(
         self,
         budget: float,
@@ -148,6 +144,11 @@ def steps_of(spec: SweepSpec, survey: Survey, budget: float, size: ModelSize) ->
     return round(budget / (size.flops_per_token * batch_tokens(spec, survey)))
 
 
+def tokens_of(spec: SweepSpec, survey: Survey, budget: float, size: ModelSize) -> int:
+    """D in whole batches."""
+    return steps_of(spec, survey, budget, size) * batch_tokens(spec, survey)
+
+
 def most_steps(spec: SweepSpec, survey: Survey) -> float:
     """Optimizer steps that the data allow; infinite where they cannot say how long they are."""
     per_epoch = survey.data.train_samples
@@ -155,11 +156,7 @@ def most_steps(spec: SweepSpec, survey: Survey) -> float:
 
 
 def resolve_lr(spec: SweepSpec, size: ModelSize) -> float:
-    """The peak learning rate of one size, where it is not measured.
-
-    `auto` is lr = 1e-3 · (N / 1e7)^-0.25: about what is published for AdamW from 1e5 to 1e9 parameters, and low rather
-    than high where it errs, because half the best rate costs less than twice the best. It is a rule, not a measurement.
-    """
+    """The peak learning rate of one size, where it is not measured; `auto` is the general rule."""
     lr = spec.train.lr
     if size.lr is not None:
         return size.lr
@@ -173,5 +170,14 @@ def resolve_lr(spec: SweepSpec, size: ModelSize) -> float:
             raise SpecError("spec", ["train.lr.of: 'size' needs sizes that are numbers; use 'params'"])
         return float(lr.base * (x / lr.at) ** lr.exponent)
     if isinstance(lr, str):
-        return float(1e-3 * (size.params / 1e7) ** -0.25)
+        return general_lr(size.params)
     return lr
+
+
+def general_lr(params: int) -> float:
+    """lr = 1e-3 · (N / 1e7)^-0.25: about what is published for AdamW from 1e5 to 1e9 parameters.
+
+    It is low rather than high where it errs, because half the best rate costs less than twice the best. It is a rule,
+    not a measurement.
+    """
+    return float(1e-3 * (params / 1e7) ** -0.25)

@@ -191,6 +191,10 @@ class Plan:
     lr: LrFound | None = None
     price: Price | None = None
 
+    def with_experiments(self, others: Mapping[str, Experiment]) -> Plan:
+        """The plan with some experiments in place of those of the same keys."""
+        return replace(self, experiments=tuple(others.get(e.key, e) for e in self.experiments))
+
     @property
     def expected(self) -> tuple[Experiment, ...]:
         """What is decided and what is expected to follow."""

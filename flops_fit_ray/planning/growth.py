@@ -20,6 +20,7 @@ from flops_fit_ray.planning.cells import Cells, resolve_lr
 from flops_fit_ray.planning.experiment import Experiment, Finding, LrFound, ModelSize
 from flops_fit_ray.planning.grid import Cell
 from flops_fit_ray.planning.ladder import first_valley, fitting, ladder_of
+from flops_fit_ray.planning.sizes import expected_optimum
 from flops_fit_ray.planning.trunks import with_parent
 
 UNCHECKED = 2  # of the largest budgets, at whose minima the learning rate is not checked: they cost the most
@@ -46,6 +47,7 @@ class Growth:
         self._by_label = {s.size: s for s in cells.survey.sizes}
         self._trunks: dict[object, list[Experiment]] = {}
         self._valleys: list[Valley] = []
+        self._fits: dict[float, list[ModelSize]] = {}  # by budget
         self._ladder = ladder_of(cells.spec, cells.survey) if static is None else []
 
     def grow(self) -> Growth:
@@ -142,7 +144,7 @@ class Growth:
         for number, budget in enumerate(self._spec.budgets):
             c = budget.flops
             if not minima:
-                centre = adaptive.expected_optimum(c, grid.tokens_per_param)
+                centre = expected_optimum(c, grid.tokens_per_param)
                 sizes = first_valley(self._spec, self._cells.survey)
                 reason = f"first valley, around N = {text.count(centre)}"
             else:
@@ -214,9 +216,9 @@ class Growth:
             experiments = self._grid_of(budget)
             if any(e.key not in self._findings for e in experiments):
                 return None
-            if self._active(self._spec.grid.rerun_outliers) and self._rerun(budget, experiments):
+            if self._active(self._spec.grid.rerun_outliers) and self._rerun(experiments):
                 continue
-            found = [(e, loss) for e in self._standing(budget) if (loss := self._findings[e.key].loss) is not None]
+            found = [(e, loss) for e in self._standing(experiments) if (loss := self._findings[e.key].loss) is not None]
             return adaptive.valley_through(
                 budget,
                 [self._by_label[e.size] for e, _ in found],
@@ -227,9 +229,8 @@ class Growth:
     def _grid_of(self, budget: float) -> list[Experiment]:
         return [e for e in self.experiments.values() if e.budget == budget and e.role in ("grid", "rerun")]
 
-    def _standing(self, budget: float) -> list[Experiment]:
-        """The experiments whose losses make the valley: a rerun stands for what it repeats."""
-        experiments = self._grid_of(budget)
+    def _standing(self, experiments: list[Experiment]) -> list[Experiment]:
+        """Those of one budget whose losses make the valley: a rerun stands for what it repeats."""
         replaced = {e.of for e in experiments if e.role == "rerun" and self._loss_of(e) is not None}
         return [e for e in experiments if e.key not in replaced]
 
@@ -239,10 +240,10 @@ class Growth:
 
     # What is repeated and tried beside
 
-    def _rerun(self, budget: float, experiments: list[Experiment]) -> bool:
+    def _rerun(self, experiments: list[Experiment]) -> bool:
         """Add the rerun of a diverged or outlying experiment, if there is one that has none. True if one was added."""
         repeated = {e.of for e in experiments if e.role == "rerun"}
-        standing = self._standing(budget)
+        standing = self._standing(experiments)
         for e in standing:
             if self._findings[e.key].diverged and e.key not in repeated:
                 return self._repeat(e, "it diverged", halve=True)
@@ -306,7 +307,9 @@ class Growth:
         """The standing experiment of a budget that is nearest to its minimum, or to N = `near`."""
         budget = self._spec.budgets[number].flops
         standing = [
-            e for e in self._standing(budget) if e.role == "grid" and (self._assume or self._loss_of(e) is not None)
+            e
+            for e in self._standing(self._grid_of(budget))
+            if e.role == "grid" and (self._assume or self._loss_of(e) is not None)
         ]
         if not standing:
             return None
@@ -321,7 +324,7 @@ class Growth:
                 return valley.params_opt
             if len(valley.loss):
                 return float(valley.params[int(np.argmin(valley.loss))])
-        return adaptive.expected_optimum(self._spec.budgets[number].flops, self._spec.grid.tokens_per_param)
+        return expected_optimum(self._spec.budgets[number].flops, self._spec.grid.tokens_per_param)
 
     def _add_seeds(self, seeds: int) -> None:
         """One size near both minima, so that its trunk is shared: the pairs show how much noise a trunk passes on."""
@@ -342,7 +345,9 @@ class Growth:
     # Adding
 
     def _fitting(self, budget: float) -> list[ModelSize]:
-        return fitting(self._spec, self._cells.survey, self._ladder, budget)
+        if budget not in self._fits:
+            self._fits[budget] = fitting(self._spec, self._cells.survey, self._ladder, budget)
+        return self._fits[budget]
 
     def _add_cell(self, budget: float, size: ModelSize, reason: str) -> None:
         most = self._spec.grid.max_experiments

@@ -8,6 +8,7 @@ from flops_fit_ray.planning import adaptive
 from flops_fit_ray.planning.cells import most_steps, steps_of
 from flops_fit_ray.planning.experiment import ModelSize, Survey
 from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, by_params
+from flops_fit_ray.planning.sizes import expected_optimum, spacing
 from flops_fit_ray.spec import SweepSpec
 
 FEW_STEPS = 110  # below this a cell says more of its warmup than of its size
@@ -25,8 +26,8 @@ def least_steps(spec: SweepSpec, survey: Survey) -> int:
 
 def ladder_of(spec: SweepSpec, survey: Survey) -> list[ModelSize]:
     """The sizes that an adaptive grid is made of: even steps in log N, one of them at the first expected optimum."""
-    anchor = adaptive.expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param)
-    return adaptive.rungs(by_params(survey), anchor, adaptive.spacing(spec.grid))
+    anchor = expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param)
+    return adaptive.rungs(by_params(survey), anchor, spacing(spec.grid))
 
 
 def fitting(spec: SweepSpec, survey: Survey, sizes: Sequence[ModelSize], budget: float) -> list[ModelSize]:
@@ -42,5 +43,5 @@ def first_valley(spec: SweepSpec, survey: Survey) -> list[ModelSize]:
 
 def _wished_first(spec: SweepSpec, survey: Survey) -> list[ModelSize]:
     """What the first valley would be if every size had steps and data enough: as far to either side of its centre."""
-    centre = adaptive.expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param)
+    centre = expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param)
     return adaptive.nearest(ladder_of(spec, survey), centre, spec.grid.first_sizes)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning.adaptive import expected_optimum
-from flops_fit_ray.planning.cells import Cells, frame_identity, make_frame, most_steps, steps_of
+from flops_fit_ray.planning.adaptive import FEWEST_SIZES
+from flops_fit_ray.planning.cells import Cells, frame_identity, make_frame, most_steps, steps_of, tokens_of
 from flops_fit_ray.planning.disk import disk_need
 from flops_fit_ray.planning.experiment import Experiment, Frame, Plan, Survey
 from flops_fit_ray.planning.grid import (
@@ -25,6 +23,7 @@ from flops_fit_ray.planning.grid import (
 from flops_fit_ray.planning.growth import Findings, Growth
 from flops_fit_ray.planning.ladder import first_valley
 from flops_fit_ray.planning.schedule import tails
+from flops_fit_ray.planning.sizes import expected_optimum
 from flops_fit_ray.spec import SweepSpec
 
 IDLE_ROLES = {"seed", "lr_check"}  # nothing is decided by them
@@ -44,17 +43,11 @@ class Planner:
             smallest = self._smallest_adaptive()
         else:
             self._static = static_cells(spec, survey)
-            smallest = min(self._tokens(b.flops, s) for b, s in self._static)
+            smallest = min(tokens_of(spec, survey, b.flops, s) for b, s in self._static)
         if frame is None or frame.identity != frame_identity(spec, survey):
             frame = make_frame(spec, survey, smallest)
         self.cells = Cells(spec, survey, frame)
-
-    def _tokens(self, budget: float, size: Any) -> int:
-        return (
-            steps_of(self.spec, self.survey, budget, size)
-            * self.spec.train.batch_size
-            * (self.survey.data.tokens_per_sample)
-        )
+        self._constant: Plan | None = None  # a plan that was final before anything was found
 
     def _smallest_adaptive(self) -> int:
         """The smallest D of the first valley: the sweep's, unless the valley has to reach further."""
@@ -62,12 +55,12 @@ class Planner:
         if not faults:
             budget = self.spec.budgets[0].flops
             first = first_valley(self.spec, self.survey)
-            if len(first) >= 3:
-                return min(self._tokens(budget, s) for s in first)
+            if len(first) >= FEWEST_SIZES:
+                return min(tokens_of(self.spec, self.survey, budget, s) for s in first)
             faults.append(
                 f"budgets: {budget:g} has {len(first)} size(s) that pay for one batch and fit the data; "
-                f"an adaptive grid needs at least 3, better {GOOD_SIZES}: raise the budget, lower train.batch_size, or "
-                "bring more data"
+                f"an adaptive grid needs at least {FEWEST_SIZES}, better {GOOD_SIZES}: raise the budget, lower "
+                "train.batch_size, or bring more data"
             )
         raise SpecError("spec", faults)
 
@@ -77,6 +70,8 @@ class Planner:
         Raises:
             SpecError: the data cannot feed a budget around its expected optimum.
         """
+        if self._constant is not None:
+            return self._constant
         findings = findings or {}
         grown = Growth(self.cells, findings, static=self._static).grow()
         experiments = tuple(grown.experiments.values())
@@ -100,7 +95,7 @@ class Planner:
             *unfed,
             *cell_warnings(everything),
         )
-        return Plan(
+        plan = Plan(
             name=self.spec.name,
             experiments=experiments,
             survey=self.survey,
@@ -112,17 +107,20 @@ class Planner:
             notes=tuple(grown.notes),
             lr=grown.lr,
         )
+        if plan.final and not findings:
+            self._constant = plan
+        return plan
 
     def _refuse_unfed(self, experiments: Sequence[Experiment]) -> Iterator[str]:
         """Nobody should learn after three budgets that the fourth needs more data than there is. Yields warnings."""
         for budget in self.spec.budgets:
             cells = [e.params for e in experiments if e.budget == budget.flops and e.role == "grid"]
             centre = expected_optimum(budget.flops, self.spec.grid.tokens_per_param)
-            if len(cells) >= 3 and min(cells) <= centre:
+            if len(cells) >= FEWEST_SIZES and min(cells) <= centre:
                 continue
             nearest = min(self.survey.sizes, key=lambda s: abs(s.params - centre))
             fed = steps_of(self.spec, self.survey, budget.flops, nearest) <= most_steps(self.spec, self.survey)
-            if len(cells) >= 3 and min(cells) <= self.spec.grid.window * centre:
+            if len(cells) >= FEWEST_SIZES and min(cells) <= self.spec.grid.window * centre:
                 yield (
                     f"C = {budget.flops:g}: all sizes that {'the model allows' if fed else 'the data can feed'} are "
                     f"larger than the expected optimum N = {centre:.3g}"
@@ -189,8 +187,3 @@ def next_experiments(
         return e.role in IDLE_ROLES, e.budget, -way[e.key], -e.steps
 
     return tuple(sorted(able, key=rank))
-
-
-def with_starts(plan: Plan, scratch: Collection[str]) -> Plan:
-    """The plan with some experiments begun from scratch."""
-    return replace(plan, experiments=tuple(e.from_scratch() if e.key in scratch else e for e in plan.experiments))

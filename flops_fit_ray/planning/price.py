@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.planning.experiment import Experiment
-from flops_fit_ray.planning.schedule import Seconds, Start, choose_starts, lower_bound, simulate
+from flops_fit_ray.planning.experiment import Experiment, Plan
+from flops_fit_ray.planning.schedule import Seconds, Start, choose_starts, lower_bound, own_seconds
 
 FULL_GRID = 7  # sizes of each budget in the grid that published sweeps run
 LONGEST_CORNER = 1.1  # times the lower bound, above which one longest experiment is to blame
@@ -131,19 +131,37 @@ def price_of(
     )
     if rates is None or slots is None:
         return price
-    device_seconds = sum(rates.seconds(e) * (e.steps - e.start_step) / e.steps for e in chosen)
-    wall = simulate(chosen, slots, seconds).makespan + rates.start_seconds
-    return Price(
-        **{
-            **vars(price),
-            "device_seconds": device_seconds,
-            "wall_seconds": wall,
-            "bound_seconds": lower_bound(chosen, slots, seconds) + rates.start_seconds,
-            "money": None if money_per_hour is None else money_per_hour * slots * wall / 3600,
-            "peak_memory_bytes": rates.peak_memory_bytes,
-            "source": rates.source,
-        }
+    makespan = next((s.makespan for s in starts if s.name == start), 0.0)
+    wall = makespan + rates.start_seconds
+    return replace(
+        price,
+        device_seconds=sum(own_seconds(e, seconds) for e in chosen),
+        wall_seconds=wall,
+        bound_seconds=lower_bound(chosen, slots, seconds) + rates.start_seconds,
+        money=None if money_per_hour is None else money_per_hour * slots * wall / 3600,
+        peak_memory_bytes=rates.peak_memory_bytes,
+        source=rates.source,
     )
+
+
+def priced(
+    plan: Plan,
+    wish: str,
+    *,
+    rates: Rates | None = None,
+    slots: int | None = None,
+    money_per_hour: float | None = None,
+) -> Plan:
+    """The plan with its price, what is expected to follow included; arguments as in `price_of`."""
+    price = price_of(
+        plan.expected,
+        forecast=len(plan.forecast),
+        rates=rates,
+        slots=slots,
+        wish=wish,
+        money_per_hour=money_per_hour,
+    )
+    return replace(plan, price=price)
 
 
 def _by_flops(e: Experiment) -> float:

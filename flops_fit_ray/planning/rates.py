@@ -18,7 +18,6 @@ MOST_FACTORS = 8  # per size
 SLOPE, SLOPE_SD = -0.3, 0.3  # of ln lr over ln N, before anything is measured
 OPTIMUM_SD = 0.35  # of ln lr at the best of one size: the valley over lr is flat and its losses are noisy
 CAUTION = 2**-0.25  # where the rate above the best one diverged: half the best rate costs less than twice the best
-SEEN_BETTER = 3.0  # standard deviations of noise by which another rate must win to be called better
 
 
 def probed_sizes(first: Sequence[ModelSize]) -> list[ModelSize]:

@@ -69,7 +69,7 @@ class _Cluster:
     def _begin(self, e: Experiment) -> None:
         self._free -= 1
         lasts = own_seconds(e, self._seconds)
-        trunk = self._now + lasts * _trunk_share(e)
+        trunk = self._now + lasts * trunk_share(e)
         self._trunk_at[e.key] = trunk
         number = len(self._trunk_at)
         heapq.heappush(self._events, (trunk, 2 * number, False, e.key))
@@ -102,7 +102,7 @@ class _Cluster:
         return sorted(found, key=lambda e: -self._seconds(e))
 
 
-def _trunk_share(e: Experiment) -> float:
+def trunk_share(e: Experiment) -> float:
     """The part of an experiment's own steps after which its trunk ends."""
     return max(e.trunk_step - e.start_step, 0) / max(e.steps - e.start_step, 1)
 
@@ -113,7 +113,7 @@ def tails(experiments: Sequence[Experiment], seconds: Seconds) -> dict[str, floa
     after: dict[str, float] = {}  # the longest tail of those that wait, by parent
     for e in sorted(experiments, key=lambda e: -e.trunk_step):  # a child's trunk is longer than its parent's
         own = own_seconds(e, seconds)
-        tail[e.key] = max(own, own * _trunk_share(e) + after.get(e.key, 0.0))
+        tail[e.key] = max(own, own * trunk_share(e) + after.get(e.key, 0.0))
         if e.parent is not None:
             after[e.parent] = max(after.get(e.parent, 0.0), tail[e.key])
     return tail

@@ -9,13 +9,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_ray.planning.cells import general_lr
 from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Finding, Plan
 from flops_fit_ray.planning.planner import Planner, next_experiments
-from flops_fit_ray.planning.schedule import Seconds, choose_starts, own_seconds
+from flops_fit_ray.planning.schedule import Seconds, choose_starts, own_seconds, trunk_share
 
 Surface = tuple[float, float, float, float, float]  # E, A, B, alpha, beta; nats, parameters, tokens
 SURFACES: Mapping[str, Surface] = {
@@ -91,7 +92,7 @@ def simulate_sweep(planner: Planner, world: World, slots: int, seconds: Seconds)
 class _Sweep:
     def __init__(self, planner: Planner, world: World, slots: int, seconds: Seconds) -> None:
         self._planner, self._world, self._seconds = planner, world, seconds
-        self._general = {s.size: _general_lr(s.params) for s in planner.survey.sizes}
+        self._general = {s.size: general_lr(s.params) for s in planner.survey.sizes}
         self._free, self._slots, self._now, self._work = slots, slots, 0.0, 0.0
         self._findings: dict[str, Finding] = {}
         self._started: dict[str, Experiment] = {}
@@ -142,7 +143,7 @@ class _Sweep:
             return
         left = [e for e in self._plan.experiments if e.key not in self._started]
         chosen = {e.key: e for e in choose_starts(left, self._slots, self._seconds, self._planner.spec.grid.start)[0]}
-        plan = _with(self._plan, chosen)
+        plan = self._plan.with_experiments(chosen)
         running = self._started.keys() - self._findings.keys()
         for e in next_experiments(plan, self._findings.keys(), running, lambda key: key in self._trunks)[: self._free]:
             self._begin(e)
@@ -152,17 +153,8 @@ class _Sweep:
         self._started[e.key] = e
         lasts = own_seconds(e, self._seconds)
         number = 2 * len(self._started)
-        share = max(e.trunk_step - e.start_step, 0) / max(e.steps - e.start_step, 1)
-        heapq.heappush(self._events, (self._now + share * lasts, number, False, e.key))
+        heapq.heappush(self._events, (self._now + trunk_share(e) * lasts, number, False, e.key))
         heapq.heappush(self._events, (self._now + lasts, number + 1, True, e.key))
-
-
-def _with(plan: Plan, chosen: Mapping[str, Experiment]) -> Plan:
-    return replace(plan, experiments=tuple(chosen.get(e.key, e) for e in plan.experiments))
-
-
-def _general_lr(params: int) -> float:
-    return float(1e-3 * (params / 1e7) ** -0.25)
 
 
 def stated_surface(words: str) -> Surface:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.spec import Ladder, SizeValue, SweepSpec
+from flops_fit_ray.spec import GridSection, Ladder, SizeValue, SweepSpec
 
 TOKENS_PER_PARAM = 20  # D/N near the optimum of language models (Hoffmann et al. 2022, table 3); only centres `auto`
 AUTO_WINDOW = 8  # `auto` takes N from 1/8 to 8 times the expected optimum of each budget
@@ -51,6 +51,16 @@ def auto_candidates() -> Iterator[int]:
         yield 3 * 2 ** (exponent - 1)
 
 
+def expected_optimum(budget: float, tokens_per_param: float = TOKENS_PER_PARAM) -> float:
+    """N where D = 20·N and C = 6·N·D: only the place where a minimum is looked for first."""
+    return math.sqrt(budget / (6 * tokens_per_param))
+
+
+def spacing(grid: GridSection) -> float:
+    """The ratio of neighbouring sizes in a window of an adaptive grid."""
+    return float(grid.window ** (2 / (grid.sizes - 1)))
+
+
 def auto_range(
     budget: float, tokens_per_param: float = TOKENS_PER_PARAM, window: float = AUTO_WINDOW
 ) -> tuple[float, float]:
@@ -58,14 +68,13 @@ def auto_range(
 
     With C = 6·N·D and D = 20·N the expected optimum is sqrt(C / 120). A valley outside the window is reported as such.
     """
-    expected = math.sqrt(budget / (6 * tokens_per_param))
+    expected = expected_optimum(budget, tokens_per_param)
     return expected / window, expected * window
 
 
 def rung_targets(spec: SweepSpec, low: float, high: float) -> list[float]:
     """The N that an adaptive grid would like to have between `low` and `high`: even steps in log N."""
-    anchor = math.sqrt(spec.budgets[0].flops / (6 * spec.grid.tokens_per_param))
-    step = spec.grid.window ** (2 / (spec.grid.sizes - 1))
+    anchor, step = expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param), spacing(spec.grid)
     first, last = math.ceil(math.log(low / anchor, step)), math.floor(math.log(high / anchor, step))
     return [anchor * step**k for k in range(first, last + 1)]
 

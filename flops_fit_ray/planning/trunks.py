@@ -45,6 +45,12 @@ def trunk_of(experiment: Experiment) -> tuple[object, ...]:
     return experiment.size, experiment.recipe
 
 
+def trunk_numbers(experiments: Iterable[Experiment]) -> list[int]:
+    """A number for each experiment, the same for those of one trunk; from 0 in the order of their first."""
+    numbers: dict[tuple[object, ...], int] = {}
+    return [numbers.setdefault(trunk_of(e), len(numbers)) for e in experiments]
+
+
 def needed_trunks(experiments: Sequence[Experiment], settled: Collection[str]) -> set[str]:
     """The experiments whose trunk checkpoint is kept: some open one begins there, or it is the longest of its trunk.
 

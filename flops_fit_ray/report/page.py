@@ -54,7 +54,7 @@ def render(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> st
             sweep=sweep,
             answer=_one_run(sweep) or answer(sweep.analysis, sweep.loss_name),
             metrics=sorted({name for r in sweep.results for name in r.metrics}),
-            warnings=[] if sweep.spec.is_one_run else _shown(sweep.analysis, _of_sweep(sweep)),
+            warnings=[] if sweep.spec.is_one_run else _shown(sweep.analysis, sweep.own_warnings),
             done=len(sweep.results),
             total=len(sweep.plan.experiments),
             by_key={r.key: r for r in sweep.results},
@@ -119,10 +119,6 @@ def _shown(analysis: Analysis, of_plan: Sequence[str]) -> list[str]:
     """Warnings each once; notes stay in the JSON, and where they belong in the page."""
     loud = [flag.message for flag in analysis.warnings if flag.severity != "info"]
     return list(dict.fromkeys([*loud, *of_plan]))
-
-
-def _of_sweep(sweep: Sweep) -> list[str]:
-    return [*(check.words for check in sweep.lr_checks if check.better), *sweep.plan.warnings]
 
 
 def _saved(sweep: Sweep) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.planning import Experiment, Plan, Rates
+from flops_fit_ray.planning.schedule import own_seconds
 from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.data import Batch, make_feed
 from flops_fit_ray.training.device import peak_memory_bytes, reset_peak_memory
@@ -135,7 +136,7 @@ def rates_of(measured: Sequence[Measured], plan: Plan, *, slots: int = 1, start_
 def sweep_seconds(plan: Plan, measured: Sequence[Measured]) -> float:
     """Training seconds of all experiments, one at a time, each without what its parent has done for it."""
     rates = rates_of(measured, plan)
-    return sum(rates.training_seconds(e) * (e.steps - e.start_step) / e.steps for e in plan.expected)
+    return sum(own_seconds(e, rates.training_seconds) for e in plan.expected)
 
 
 @dataclass(frozen=True, kw_only=True)

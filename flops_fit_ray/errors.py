@@ -100,3 +100,7 @@ class InterruptedSweepError(FlopsFitError):
     """The sweep was stopped from outside; the same command goes on."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class HeadLostError(InterruptedSweepError):
+    """The head of the Ray cluster is gone, and Ray with it."""

@@ -78,6 +78,14 @@ class SweepPaths(ReportPaths):
         """Ray Tune's own files; nothing in there is ever trusted."""
         return self.root / "tune"
 
+    def newest_round(self) -> Path | None:
+        """The directory of the last start of Ray Tune."""
+        return max((p for p in self.tune.glob("round-*") if p.is_dir()), key=lambda p: p.name, default=None)
+
+    def round_note(self, directory: Path) -> Path:
+        """What one start of Ray Tune was made for."""
+        return directory / "round.json"
+
     @property
     def results_parquet(self) -> Path:
         """Derived table, one row per experiment."""

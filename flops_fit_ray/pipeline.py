@@ -19,6 +19,7 @@ from flops_fit_ray.stopping import LIMIT, Until, next_budget, outlook, with_budg
 from flops_fit_ray.sweep import Sweep, open_sweep
 
 if TYPE_CHECKING:
+    from flops_fit_ray.engine.interrupt import Interrupt
     from flops_fit_ray.training.guest import Guest
 
 AUTO = "auto"
@@ -49,9 +50,10 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
         ResourceError, InterruptedSweepError, StorageError: as the engine says.
     """
     from flops_fit_ray.engine.cluster import ray_session
+    from flops_fit_ray.engine.interrupt import interruptible
     from flops_fit_ray.report import write_report
 
-    with Ledger(SweepPaths(order.root)).writer(), contextlib.ExitStack() as session:
+    with interruptible() as interrupt, Ledger(SweepPaths(order.root)).writer(), contextlib.ExitStack() as session:
         spec = order.spec
         if AUTO in (spec.train.precision, spec.train.compile):
             chosen = _recorded_choice(spec, SweepPaths(order.root))
@@ -61,7 +63,7 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
             spec = spec.model_copy(update={"train": spec.train.model_copy(update=chosen)})
         survey, limit = plan.survey, None
         while True:
-            sweep = _run_once(replace(order, spec=spec), survey, console)
+            sweep = _run_once(replace(order, spec=spec), survey, console, interrupt)
             if until is None or not sweep.complete:
                 break
             limit = until.at_most or limit or LIMIT * sweep.flops_spent
@@ -78,7 +80,7 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
     return sweep
 
 
-def _run_once(order: Order, survey: Survey, console: PlainConsole) -> Sweep:
+def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: Interrupt) -> Sweep:
     from flops_fit_ray.engine.tuner import run_plan
     from flops_fit_ray.engine.watch import Watcher
 
@@ -104,6 +106,7 @@ def _run_once(order: Order, survey: Survey, console: PlainConsole) -> Sweep:
         address=order.address,
         watcher=Watcher(console),
         on_plan=record,
+        interrupt=interrupt,
     )
     others = paths.recorded_keys() - {e.key for e in final.experiments}
     if others:

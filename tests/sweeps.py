@@ -52,7 +52,7 @@ def make_sweep(root: Path, spec: SweepSpec, guest: Guest, *, only: int | None = 
         uses_gpu=False,
     )
     for experiment in plan.experiments[:only]:
-        run_experiment(job, Ledger(paths), guest, experiment)
+        run_experiment(job, Ledger(paths), lambda: guest, experiment)
     return open_sweep(root)
 
 
@@ -68,7 +68,7 @@ def grow_sweep(root: Path, spec: SweepSpec, guest: Guest) -> Sweep:
     facts = dispatcher.plan.survey.data
     job = Job(root=root, load_guest=lambda: guest, spec=spec, eval_samples=facts.eval_samples, uses_gpu=False)
     while (experiment := dispatcher.next()) is not None:
-        run_experiment(job, ledger, guest, experiment)
+        run_experiment(job, ledger, lambda: guest, experiment)
         dispatcher.ended(experiment.key, died=False)
     assert dispatcher.done()
     return open_sweep(root)

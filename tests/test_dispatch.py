@@ -99,9 +99,16 @@ def test_a_dead_worker_is_recorded_and_a_lost_trial_handed_out_again(tmp_path: P
     dispatcher, ledger, _ = dispatcher_in(tmp_path)
     first = dispatcher.next()
     assert first is not None
-    dispatcher.ended(first.key, died=True)
+    for death in range(4):  # three retries
+        assert ledger.failure(first.key) is None, death
+        dispatcher.ended(first.key, died=True)
+        if death < 3:
+            again = dispatcher.next()
+            assert again is not None and again.key == first.key
     failure = ledger.failure(first.key)
     assert failure is not None and failure.status == "infrastructure"
+    words = [event.words for event in ledger.events(first.key) if event.aloud]
+    assert words == [f"its worker or node died ({n} of 3 retries since the start): started again" for n in (1, 2, 3)]
     second = dispatcher.next()
     assert second is not None and second.key != first.key
     for _ in range(MAX_RETURNS - 1):
@@ -110,6 +117,45 @@ def test_a_dead_worker_is_recorded_and_a_lost_trial_handed_out_again(tmp_path: P
         assert second.key in handed or ledger.failure(second.key)
     dispatcher.ended(second.key, died=False)
     assert ledger.failure(second.key) is not None
+
+
+def test_a_death_after_progress_is_not_held_against_an_experiment(tmp_path: Path) -> None:
+    dispatcher, ledger, _ = dispatcher_in(tmp_path, max_retries=1)
+    e = dispatcher.next()
+    assert e is not None
+    checkpoints = SweepPaths(tmp_path).checkpoints(e.key)
+    checkpoints.directory.mkdir(parents=True)
+    for step in (10, 20, 30, 40, 50):  # pre-empted again and again, and further each time
+        checkpoints.state(step).touch()
+        checkpoints.note(step).touch()
+        dispatcher.ended(e.key, died=True)
+        assert ledger.failure(e.key) is None
+        assert dispatcher.next() == e
+    dispatcher.ended(e.key, died=True)
+    assert ledger.failure(e.key) is not None
+
+
+def test_a_sweep_that_was_left_hears_nothing_any_more(tmp_path: Path) -> None:
+    dispatcher, ledger, _ = dispatcher_in(tmp_path, max_retries=0)
+    e = dispatcher.next()
+    assert e is not None
+    dispatcher.close()
+    dispatcher.ended(e.key, died=True)  # because its cluster was shut down
+    assert ledger.failure(e.key) is None and dispatcher.next() is None and dispatcher.finished()
+
+
+def test_adopted_trials_are_not_handed_out_and_come_back_where_they_did_not_go_on(tmp_path: Path) -> None:
+    before, ledger, _ = dispatcher_in(tmp_path)
+    out = [e for e in iter(before.next, None)]
+    record(ledger, out[0])
+    dispatcher, ledger, _ = dispatcher_in(tmp_path)
+    dispatcher.adopt([e.key for e in out[:3]])
+    handed = {e.key for e in iter(dispatcher.next, None)}
+    assert handed == {e.key for e in out[3:]}
+    dispatcher.ended(out[1].key, died=True)
+    dispatcher.forget_adopted()
+    assert {e.key for e in iter(dispatcher.next, None)} >= {out[1].key, out[2].key}
+    assert dispatcher.can_go_on(out[0].key) and not dispatcher.can_go_on("unknown")
 
 
 def test_nothing_is_handed_out_while_stopping_or_on_a_full_disk(

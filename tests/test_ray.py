@@ -239,8 +239,9 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
     assert list(frame.loc[8]["error"]) == ["SystemExit: 3"] * 2
     assert list(frame.loc[6]["attempts"]) == [1, 1]  # the user's errors are not retried by themselves
     assert sorted(frame.loc[12]["attempts"]) == [1, 2]  # a dead worker is, up to three times
-    assert list(frame.loc[20]["attempts"]) == [4, 4]
-    assert all("its worker ended 4 times without an outcome" in error for error in frame.loc[20]["error"])
+    # Four times in a row without getting further; the larger budget got to another checkpoint first
+    assert sorted(frame.loc[20]["attempts"]) == [4, 5]
+    assert all(re.search("its worker ended [45] times without an outcome", error) for error in frame.loc[20]["error"])
     assert list(frame.loc[10]["attempts"]) == [1, 1]
     assert list(frame.loc[10]["error"]) == ["data.train gave no batch for 3 s (data.timeout_seconds)"] * 2
     # Once out of memory is once halved; the larger budget begins at the trunk with what fitted, and is halved again

@@ -6,12 +6,18 @@ import contextlib
 import logging
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from flops_fit_ray.errors import ResourceError
+from flops_fit_ray.engine.interrupt import keeping_handlers
+from flops_fit_ray.errors import HeadLostError, ResourceError
 
 CONNECT_SECONDS = 5.0
+HEAD_ASK_SECONDS = 2.0
+HEAD_LOST_SECONDS = 10.0
+LEAVE_SECONDS = 10.0
 
 # Read by Ray and Tune when they are imported or started; the user's own settings win.
 _QUIET = {
@@ -24,8 +30,43 @@ _QUIET = {
 }
 
 
+class Head:
+    """The head of the cluster, and whether it still answers.
+
+    Ray itself tries for a minute, and then ends the process without a word of how to go on.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._asked = self._answered = time.monotonic()
+
+    def answers(self) -> bool:
+        """Whether it does now."""
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        except OSError:
+            return False
+        return True
+
+    def check(self) -> None:
+        """Ask now and then. Quick, unless nobody answers.
+
+        Raises:
+            HeadLostError: nobody has answered for a while.
+        """
+        now = time.monotonic()
+        if now - self._asked < HEAD_ASK_SECONDS:
+            return
+        self._asked = now
+        if self.answers():
+            self._answered = time.monotonic()
+        elif time.monotonic() - self._answered > HEAD_LOST_SECONDS:
+            raise HeadLostError(f"the head of the Ray cluster at {self.address} does not answer any more")
+
+
 @contextlib.contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None) -> Iterator[Head]:
     """Ray for the time of a sweep: the given or surrounding cluster, else a local one that ends with the sweep.
 
     Raises:
@@ -36,19 +77,20 @@ def ray_session(address: str | None) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():  # the user's own program has started it, and ends it
-        yield
+        yield _head()
         return
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     local = where == "local"
     if not local:
         check_reachable(where)
     try:
-        ray.init(
-            address=where,
-            include_dashboard=False if local else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with keeping_handlers():  # Ray takes SIGTERM for itself
+            ray.init(
+                address=where,
+                include_dashboard=False if local else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise ResourceError(
             f"no Ray cluster could be reached at {where!r}: {e}; leave --address out to run here"
@@ -57,11 +99,30 @@ def ray_session(address: str | None) -> Iterator[None]:
     tune_log = logging.getLogger("ray.tune")
     level = tune_log.level
     tune_log.setLevel(logging.CRITICAL)
+    head = _head()
     try:
-        yield
+        yield head
     finally:
-        ray.shutdown()
+        _leave(head)
         tune_log.setLevel(level)
+
+
+def _head() -> Head:
+    import ray
+
+    return Head(str(ray.get_runtime_context().gcs_address))
+
+
+def _leave(head: Head) -> None:
+    """End our part of Ray. Without a head that may take for ever, and is not waited for."""
+    import ray
+
+    if head.answers():
+        ray.shutdown()
+        return
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(LEAVE_SECONDS)
 
 
 def check_reachable(address: str) -> None:

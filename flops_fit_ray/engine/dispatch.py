@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.layout import SweepPaths
@@ -24,6 +25,14 @@ from flops_fit_ray.planning import (
 MAX_RETURNS = 3  # of one experiment without an outcome, though its trial ended in peace
 
 
+@dataclass(frozen=True, kw_only=True)
+class Deaths:
+    """How often an experiment's worker died in a row without getting further, and the newest checkpoint then."""
+
+    count: int = 0
+    step: int = -1
+
+
 class Dispatcher:
     """The plan of a sweep on its way. Every growth of the plan is handed to `on_plan` before anything new is begun."""
 
@@ -32,9 +41,12 @@ class Dispatcher:
         self._findings: dict[str, Finding] = {}
         self._seen: set[str] = set()
         self._running: set[str] = set()
-        self._returned: Counter[str] = Counter()
+        self._adopted: set[str] = set()
+        self._returned: Counter[str] = Counter()  # trials that ended in peace without an outcome
+        self._deaths: dict[str, Deaths] = {}
         self.slots = 1
         self._chosen_for: tuple[int, int] | None = None
+        self._closed = False
         self.error: StorageError | None = None
         self.plan = planner.plan()
         self._grow()
@@ -84,12 +96,14 @@ class Dispatcher:
         wish = self._planner.spec.grid.start
         left = [e for e in self._open() if e.key not in self._running]
         chosen = {e.key: e for e in choose_starts(left, self.slots, lambda e: e.flops, wish)[0]}
-        self.plan = self.plan.with_experiments(chosen)
+        before, self.plan = self.plan, self.plan.with_experiments(chosen)
         self._chosen_for = (len(self.plan.experiments), self.slots)
+        if self.plan != before:  # so that the plan on disk says who waits for whom
+            self._on_plan(self.plan)
 
     def next(self) -> Experiment | None:
         """An experiment to begin now, noted as running; None where all wait, or nothing is left (see `finished`)."""
-        if self.error is not None or self._paths.stop.exists():
+        if self._stopped():
             return None
         self.look(self._running)
         self.choose_starts()
@@ -111,27 +125,79 @@ class Dispatcher:
 
     def finished(self) -> bool:
         """Whether nothing will be handed out any more."""
-        return self.error is not None or self._paths.stop.exists() or self.done()
+        return self._stopped() or self.done()
+
+    def _stopped(self) -> bool:
+        return self._closed or self.error is not None or self._paths.stop.exists()
 
     def stop_for(self, words: str) -> None:
         """Hand out nothing more: the directory cannot be written."""
         self.error = StorageError(words)
+
+    def close(self) -> None:
+        """Take no notice of anything any more: whoever still speaks does so about a sweep that was left."""
+        self._closed = True
+
+    def can_go_on(self, key: str) -> bool:
+        """Whether a trial of this experiment does no harm: it is open, or has an outcome and returns at once."""
+        return any(e.key == key for e in self.plan.experiments)
+
+    def adopt(self, keys: Iterable[str]) -> None:
+        """Trials that another driver began go on: what is open of them is running, and not handed out.
+
+        Raises:
+            StorageError: the directory cannot be written.
+        """
+        for e in self._open():
+            if e.key in set(keys):
+                self._ledger.record_planned(e)
+                self._running.add(e.key)
+                self._adopted.add(e.key)
+
+    def forget_adopted(self) -> None:
+        """They did not go on after all."""
+        self._running -= self._adopted
+        self._adopted.clear()
 
     @property
     def _paths(self) -> SweepPaths:
         return self._ledger.paths
 
     def ended(self, key: str, *, died: bool) -> None:
-        """The trial of an experiment is over; `died`: its process did, again and again."""
+        """The trial of an experiment is over; `died`: its process did.
+
+        A dead worker or node is nobody's fault: the experiment is handed out again, from its newest checkpoint. It has
+        failed when that was no use `max_retries` times in a row, without a new checkpoint in between.
+        """
         self._running.discard(key)
+        self._adopted.discard(key)
         self.look([key])
         if key in self._findings or self.finished():
             return
-        self._returned[key] += 1
-        if died or self._returned[key] >= MAX_RETURNS:
+        if died:
+            given_up = self._died(key)
+        else:
+            self._returned[key] += 1
+            given_up = self._returned[key] >= MAX_RETURNS
+        if given_up:
             with contextlib.suppress(StorageError):
                 self._ledger.record_failure(vanished(key, self._ledger, ""))
             self.look([key])
+
+    def _died(self, key: str) -> bool:
+        """Count a death. Whether it was one too many."""
+        limit = self._planner.spec.max_retries
+        before = self._deaths.get(key, Deaths())
+        step = max(self._paths.checkpoints(key).finished(), default=-1)
+        deaths = Deaths(count=1 if step > before.step else before.count + 1, step=step)
+        self._deaths[key] = deaths
+        if deaths.count > limit:
+            return True
+        since = "the start" if step < 0 else f"the checkpoint at step {step}"
+        self._ledger.record_event(
+            key, f"its worker or node died ({deaths.count} of {limit} retries since {since}): started again", aloud=True
+        )
+        return False
 
     def _prune(self) -> None:
         """Drop the trunks that nobody will begin at."""

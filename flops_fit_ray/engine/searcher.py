@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
 
 from ray.tune.search import Searcher
 
@@ -11,19 +15,34 @@ from flops_fit_ray.engine.trainable import STORAGE_ERROR
 
 
 class ExperimentSearcher(Searcher):
-    """Suggests what the dispatcher hands out. Tune's snapshots of it are empty: the ledger holds what matters."""
+    """Suggests what the dispatcher hands out. Its state is which trial runs which experiment: the ledger has the rest.
 
-    def __init__(self, dispatcher: Dispatcher | None = None) -> None:
+    Tune pickles a searcher and makes another one when it restores; both serve the dispatcher of `serving`.
+    """
+
+    _served: ClassVar[Dispatcher | None] = None
+
+    def __init__(self) -> None:
         super().__init__()
-        self._dispatcher = dispatcher
+        assert ExperimentSearcher._served is not None
+        self._dispatcher = ExperimentSearcher._served
         self._keys: dict[str, str] = {}  # by trial
+
+    @staticmethod
+    @contextlib.contextmanager
+    def serving(dispatcher: Dispatcher) -> Iterator[None]:
+        """Whom searchers serve that are made in the block."""
+        before, ExperimentSearcher._served = ExperimentSearcher._served, dispatcher
+        try:
+            yield
+        finally:
+            ExperimentSearcher._served = before
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ExperimentSearcher, ()
 
     def suggest(self, trial_id: str) -> Any:
         """The configuration of a trial; None where it must wait."""
-        assert self._dispatcher is not None
         experiment = self._dispatcher.next()
         if experiment is not None:
             self._keys[trial_id] = experiment.key
@@ -32,7 +51,6 @@ class ExperimentSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A slot is free."""
-        assert self._dispatcher is not None
         key = self._keys.pop(trial_id, None)
         if key is not None:
             self._dispatcher.ended(key, died=error)
@@ -41,13 +59,16 @@ class ExperimentSearcher(Searcher):
             self._dispatcher.stop_for(str(words))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the plan follows from the ledger."""
+        """Which trial runs which experiment."""
+        Path(checkpoint_path).write_text(json.dumps(self._keys))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Take over the trials that Tune is about to go on with; what was being handed out is theirs."""
+        self._keys = dict(json.loads(Path(checkpoint_path).read_text()))
+        self._dispatcher.adopt(self._keys.values())
 
     def get_state(self) -> dict[str, Any]:
-        """Nothing."""
+        """Nothing but what `save` writes."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -46,15 +46,12 @@ class ExperimentTrainable(tune.Trainable):
     """Tune's view of an experiment. The process is kept and serves one experiment after the other."""
 
     def setup(self, config: dict[str, Any], job: Job | None = None) -> None:
-        """Load the user's parts once for all experiments of this process."""
+        """Nothing that could fail: what the user's parts raise belongs to an experiment."""
         assert job is not None  # tune.with_parameters passes it
         self._job = job
         self._ledger = Ledger(SweepPaths(job.root))
-        self._guest = job.load_guest()
+        self._guest: Guest | None = None
         self._key = str(config["key"])
-        # What is there now stays: looking through all of torch after each experiment would take a seventh of a second.
-        gc.collect()
-        gc.freeze()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next experiment in the same process: a new one costs seconds."""
@@ -65,14 +62,23 @@ class ExperimentTrainable(tune.Trainable):
         """The whole experiment."""
         try:
             experiment = self._ledger.planned(self._key)
-            status, storage_error = run_experiment(self._job, self._ledger, self._guest, experiment), ""
+            status, storage_error = run_experiment(self._job, self._ledger, self._load, experiment), ""
         except StorageError as e:  # Tune would only try again, on the same full disk
             status, storage_error = "storage", str(e)
         gc.collect()
         return {"done": True, "status": status, STORAGE_ERROR: storage_error}
 
+    def _load(self) -> Guest:
+        """The user's parts, once for all experiments of this process."""
+        if self._guest is None:
+            self._guest = self._job.load_guest()
+            # What is there now stays: looking through all of torch after each experiment would take 0.15 s.
+            gc.collect()
+            gc.freeze()
+        return self._guest
 
-def run_experiment(job: Job, ledger: Ledger, guest: Guest, experiment: Experiment) -> str:
+
+def run_experiment(job: Job, ledger: Ledger, load: Callable[[], Guest], experiment: Experiment) -> str:
     """Train one experiment unless the ledger has its result, and record what came of it. Returns its status.
 
     What the user's code raises is recorded and ends this experiment alone; it is never retried by itself.
@@ -91,13 +97,13 @@ def run_experiment(job: Job, ledger: Ledger, guest: Guest, experiment: Experimen
     try:
         with observer.watched(job.spec.data.timeout_seconds):
             observer.progress(0, None)
-            outcome = _train(job, experiment, guest, observer, store)
+            outcome = _train(job, experiment, load(), observer, store)
     except StorageError:
         raise
     except InterruptedSweepError:
         ledger.paths.progress(key).unlink(missing_ok=True)
         return "stopped"
-    except (Exception, SystemExit) as e:  # noqa: BLE001 - a guest may raise anything; it is recorded whole
+    except (Exception, SystemExit, KeyboardInterrupt) as e:  # noqa: BLE001 - a guest may raise anything; it is recorded
         status: FailureKind = e.status if isinstance(e, ExperimentError) else "failed"
         _record_curve(ledger, key, observer.curve)
         ledger.record_failure(observer.failure(e, status, time.perf_counter() - started))

@@ -1,35 +1,37 @@
 """The driver: let Tune execute what the dispatcher hands out, look in the ledger, and again if something is left.
 
 It decides nothing. What Tune says about its trials is never believed: after an interruption its grid calls unfinished
-trials terminated and free of errors.
+trials terminated and free of errors. Tune runs in a thread of its own, so that the main one hears signals, and notices
+when the head of the cluster is gone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flops_fit_ray.engine.cluster import ray_session
+from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.dispatch import Dispatcher, vanished
+from flops_fit_ray.engine.interrupt import GRACE_SECONDS, Interrupt
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
 from flops_fit_ray.engine.watch import Watcher
-from flops_fit_ray.errors import InterruptedSweepError, ResourceError, SpecError
+from flops_fit_ray.errors import ResourceError, SpecError
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.guest import Guest
 
+if TYPE_CHECKING:
+    from ray import tune
+
 MAX_ROUNDS = 3  # of starting Tune, where it says that it is done and the ledger does not
-MAX_RESTARTS = 3  # of one trial within a round, when its process dies
+LOOK_SECONDS = 0.1
 
 
 def run_plan(
@@ -41,6 +43,7 @@ def run_plan(
     address: str | None,
     watcher: Watcher,
     on_plan: Callable[[Plan], None],
+    interrupt: Interrupt,
 ) -> Plan:
     """Bring every experiment that the planner asks for to an outcome in the ledger; results are not touched.
 
@@ -52,7 +55,7 @@ def run_plan(
 
     Raises:
         ResourceError: the cluster cannot run such trials.
-        InterruptedSweepError: a signal stopped the sweep.
+        InterruptedSweepError: a signal stopped the sweep, or the head of the cluster is gone.
         StorageError: the directory cannot be written any more.
     """
     paths = SweepPaths(root)
@@ -67,102 +70,105 @@ def run_plan(
     dispatcher = Dispatcher(planner, ledger, told)
     if dispatcher.done():
         return dispatcher.plan
-    with ray_session(address), _signals(paths) as stop:
+    with ray_session(address) as head:
         slots = choose_slots(spec.resources_per_trial, live_nodes())
         dispatcher.slots = slots.count
         watcher.on_slots(slots)
-        with watcher.following():
-            for round_number in range(MAX_ROUNDS):
-                errors = _run_round(dispatcher, spec, paths, load_guest, slots)
-                for key, words in errors.items():  # with Ray's own words, where the process died
-                    failure = ledger.failure(key)
-                    if failure is None or failure.status == "infrastructure":
-                        ledger.record_failure(vanished(key, ledger, words))
-                dispatcher.look()
-                if dispatcher.done():
-                    break
-                if stop.is_set():
-                    raise InterruptedSweepError("stopped by a signal")
-                if round_number == MAX_ROUNDS - 1:
-                    raise ResourceError("Ray Tune ended again and again before the sweep did; the same command goes on")
+        try:
+            with watcher.following():
+                _run_rounds(dispatcher, ledger, spec, load_guest, slots, interrupt, head)
+        finally:
+            dispatcher.close()
+            paths.stop.unlink(missing_ok=True)
     return dispatcher.plan
 
 
-def _run_round(
+def _run_rounds(
     dispatcher: Dispatcher,
+    ledger: Ledger,
     spec: SweepSpec,
-    paths: SweepPaths,
     load_guest: Callable[[], Guest],
     slots: Slots,
-) -> dict[str, str]:
-    """Have Tune execute what the dispatcher hands out. Returns what Ray says of the trials whose process ended."""
-    from ray import tune
-
-    from flops_fit_ray.engine.searcher import ExperimentSearcher
-    from flops_fit_ray.engine.trainable import ExperimentTrainable, Job
+    interrupt: Interrupt,
+    head: Head,
+) -> None:
+    """Start Tune until the ledger says that all is done."""
+    from flops_fit_ray.engine.rounds import make_tuner
+    from flops_fit_ray.engine.trainable import Job
 
     job = Job(
-        root=paths.root,
+        root=ledger.paths.root,
         load_guest=load_guest,
         spec=spec,
         eval_samples=dispatcher.plan.survey.data.eval_samples,
         uses_gpu=slots.uses_gpu,
     )
-    trainable = tune.with_parameters(ExperimentTrainable, job=job)
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, dict(slots.resources)),
-        tune_config=tune.TuneConfig(
-            search_alg=ExperimentSearcher(dispatcher),
-            num_samples=-1,  # until the searcher has finished
-            reuse_actors=True,
-            max_concurrent_trials=slots.count,
-        ),
-        run_config=tune.RunConfig(
-            name=f"round-{time.time_ns()}",
-            storage_path=str(paths.tune),
-            verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger holds what matters
-            failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
-        ),
-    )
-    errors: dict[str, str] = {}
-    grid = tuner.fit()
+    for round_number in range(MAX_ROUNDS):
+        tuner, restored = make_tuner(dispatcher, job, ledger.paths, slots, restore=round_number == 0)
+        errors = _fit(tuner, dispatcher, ledger.paths, interrupt, head, forgiving=restored)
+        dispatcher.forget_adopted()
+        for key, words in errors.items():  # with Ray's own words, where the process died
+            failure = ledger.failure(key)
+            if failure is not None and failure.status == "infrastructure":
+                ledger.record_failure(vanished(key, ledger, words))
+        dispatcher.look()
+        if dispatcher.done():
+            return
+        if interrupt.asked:
+            raise interrupt.error()
+    raise ResourceError("Ray Tune ended again and again before the sweep did; the same command goes on")
+
+
+def _fit(
+    tuner: tune.Tuner,
+    dispatcher: Dispatcher,
+    paths: SweepPaths,
+    interrupt: Interrupt,
+    head: Head,
+    *,
+    forgiving: bool,
+) -> dict[str, str]:
+    """Let Tune run to its end, or until somebody wants it to stop. Returns what Ray says of the workers that died.
+
+    A stop is a file that experiments see within a second: they save, and end. Those that do not, because one of their
+    steps takes longer, are not waited for.
+
+    Args:
+        forgiving: an error of Tune itself is no reason to stop, because its state of an earlier run may be at fault.
+
+    Raises:
+        InterruptedSweepError: a second signal came, the experiments did not end in time, or the head is gone.
+        StorageError: the directory cannot be written.
+    """
+    found: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            found["grid"] = tuner.fit()
+        except BaseException as e:  # noqa: BLE001 - handed on to the main thread
+            found["error"] = e
+
+    thread = threading.Thread(target=run, name="tune", daemon=True)
+    with interrupt.patience():
+        thread.start()
+        until: float | None = None
+        while thread.is_alive():
+            thread.join(LOOK_SECONDS)
+            head.check()
+            if interrupt.asked and until is None:
+                paths.stop.touch()
+                until = time.monotonic() + GRACE_SECONDS
+            if until is not None and time.monotonic() > until:
+                raise interrupt.error()
     if dispatcher.error is not None:
         raise dispatcher.error
-    for trial in (grid[i] for i in range(len(grid))):
-        if trial.error is not None and trial.config is not None:
-            errors[trial.config["key"]] = str(trial.error)
-    return errors
-
-
-@contextlib.contextmanager
-def _signals(paths: SweepPaths) -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM stop Tune gracefully (its own signal for that is SIGUSR1); a second one stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def on_signal(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        with contextlib.suppress(OSError):  # else Tune waits long for experiments that nobody waits for
-            paths.stop.touch()
-        if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, signal.SIG_IGN, None):
-            raise KeyboardInterrupt  # Tune is not running now, so there is nothing to be graceful with
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    usr1 = signal.getsignal(signal.SIGUSR1)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.signal(signal.SIGUSR1, usr1)
-        with contextlib.suppress(OSError):
-            paths.stop.unlink(missing_ok=True)
+    if "error" in found:
+        if forgiving and isinstance(found["error"], Exception):
+            return {}
+        raise found["error"]
+    grid = found["grid"]
+    trials = [grid[i] for i in range(len(grid))]
+    return {t.config["key"]: str(t.error) for t in trials if t.error is not None and t.config is not None}
 
 
 def loader_for(guest: Guest) -> Callable[[], Guest]:

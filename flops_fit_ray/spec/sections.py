@@ -247,6 +247,7 @@ class SweepSpec(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     metrics: dict[str, Target] = {}
     resources_per_trial: dict[str, Annotated[float, Field(ge=0)]] = {"gpu": 1}
+    max_retries: int = Field(default=3, ge=0, le=1000)  # of an experiment whose worker or node died, without progress
     fit: FitSection = FitSection()
     output: str | None = None
 

@@ -1,0 +1,141 @@
+"""Rounds of Ray Tune: one Tuner each, new, or the last one restored where its state on disk is provably whole.
+
+Tune writes its state now and then, with a plain open-and-write; what it says is checked before it is taken up, and the
+ledger decides in any case what is left. A round that cannot be restored costs nothing but the start of a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flops_fit_ray.engine.resources import Slots
+from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, write_json
+
+if TYPE_CHECKING:
+    from ray import tune
+
+    from flops_fit_ray.engine.dispatch import Dispatcher
+    from flops_fit_ray.engine.trainable import Job
+
+FINISHED = {"TERMINATED", "ERROR"}  # Tune's words for trials that it would not go on with
+CLOCK_SECONDS = 60.0  # by which clocks may differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What a Tuner was made for. One made for anything else is not restored."""
+
+    root: str  # absolute: trials of Tune remember where they were
+    slots: int
+    resources: Mapping[str, float]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as in the note beside Tune's state."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "root": self.root,
+            "slots": self.slots,
+            "resources": dict(self.resources),
+            "versions": dict(self.versions),
+        }
+
+
+def this_round(paths: SweepPaths, slots: Slots) -> Round:
+    """The round that would be begun now."""
+    from flops_fit_ray.engine.trainable import versions
+
+    return Round(root=str(paths.root), slots=slots.count, resources=slots.resources, versions=versions())
+
+
+def restorable(paths: SweepPaths, now: Round, can_go_on: Callable[[str], bool]) -> Path | None:
+    """The newest round's directory, if its state is whole and of trials that are still wanted; else None.
+
+    Args:
+        can_go_on: whether an experiment, by its key, is open in the plan or has an outcome.
+    """
+    newest = paths.newest_round()
+    if newest is None:
+        return None
+    note = read_json(paths.round_note(newest)) or {}
+    if {name: note.get(name) for name in now.to_json()} != now.to_json():
+        return None
+    try:
+        if hashlib.sha256((newest / "tuner.pkl").read_bytes()).hexdigest() != note.get("tuner_sha256"):
+            return None
+        unfinished = _unfinished(newest)
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    return newest if unfinished and all(map(can_go_on, unfinished)) else None
+
+
+def _unfinished(directory: Path) -> list[str]:
+    """The keys of the trials that Tune would go on with, by its newest state.
+
+    Raises:
+        ValueError, KeyError, TypeError, OSError: it is not whole.
+    """
+    state_file = max(directory.glob("experiment_state-*.json"), key=lambda path: path.name)  # as Tune chooses
+    if _written_at(state_file) > time.time() + CLOCK_SECONDS:
+        raise ValueError("written in the future: it would hide every later one")
+    state = json.loads(state_file.read_bytes())
+    trials = [json.loads(trial) for trial, _ in state["trial_data"]]
+    if not any(directory.glob("searcher-state-*")):
+        raise ValueError("the searcher's state is missing")
+    return [str(trial["config"]["key"]) for trial in trials if trial["status"] not in FINISHED]
+
+
+def _written_at(state_file: Path) -> float:
+    stamp = state_file.stem.removeprefix("experiment_state-")
+    return time.mktime(time.strptime(stamp, "%Y-%m-%d_%H-%M-%S"))
+
+
+def make_tuner(
+    dispatcher: Dispatcher, job: Job, paths: SweepPaths, slots: Slots, *, restore: bool
+) -> tuple[tune.Tuner, bool]:
+    """A Tuner over what the dispatcher hands out, and whether it is the last one restored or a new one.
+
+    Args:
+        restore: whether the last one may be gone on with, where its state is whole.
+    """
+    from ray import tune
+
+    from flops_fit_ray.engine.searcher import ExperimentSearcher
+    from flops_fit_ray.engine.trainable import ExperimentTrainable
+
+    trainable = tune.with_resources(tune.with_parameters(ExperimentTrainable, job=job), dict(slots.resources))
+    now = this_round(paths, slots)
+    kept = restorable(paths, now, dispatcher.can_go_on) if restore else None
+    with ExperimentSearcher.serving(dispatcher):
+        if kept is not None:
+            try:
+                return tune.Tuner.restore(str(kept), trainable=trainable, resume_unfinished=True), True
+            except Exception:  # noqa: BLE001, S110 - whatever is wrong with Tune's state, a new round does without it
+                pass
+        name = f"round-{time.time_ns()}"
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=ExperimentSearcher(),
+                num_samples=-1,  # until the searcher has finished
+                reuse_actors=True,
+                max_concurrent_trials=slots.count,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(paths.tune),
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger holds what matters
+                failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher decides what is tried again
+            ),
+        )
+    directory = paths.tune / name
+    digest = hashlib.sha256((directory / "tuner.pkl").read_bytes()).hexdigest()
+    write_json(paths.round_note(directory), {**now.to_json(), "tuner_sha256": digest})
+    return tuner, False

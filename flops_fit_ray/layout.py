@@ -6,8 +6,12 @@ It never knows what a file means: that is the ledger's, the planner's and the re
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
+import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +19,8 @@ from typing import Any, BinaryIO
 
 from flops_fit_ray.errors import StorageError
 
+SEAL = "sealed_sha256"
+NO_SEAL = 64 * "0"  # stands where the digest will, while it is taken
 SCHEMA_VERSION = 1  # of every JSON file, every table and every `--json` object
 
 
@@ -59,6 +65,11 @@ class SweepPaths(ReportPaths):
         return self.root / "sweep.lock"
 
     @property
+    def lease(self) -> Path:
+        """The same where the file system has no locks; renewed every few seconds."""
+        return self.root / "sweep.lease"
+
+    @property
     def lock_owner(self) -> Path:
         """Host, pid and start time of the one who holds `lock`."""
         return self.root / "sweep.lock.json"
@@ -68,7 +79,7 @@ class SweepPaths(ReportPaths):
         """Its presence asks running experiments to end at their next sign of life."""
         return self.root / "stop"
 
-    @property
+    @functools.cached_property
     def experiments(self) -> Path:
         """One directory per experiment, named by its key."""
         return self.root / "experiments"
@@ -98,15 +109,22 @@ class SweepPaths(ReportPaths):
 
     def result(self, key: str) -> Path:
         """The truth about one completed experiment."""
-        return self.experiments / key / "result.json"
+        return self.experiments / f"{key}/result.json"
 
     def recorded_keys(self) -> set[str]:
         """The experiments, of this plan or another, that have a result file."""
-        return {path.parent.name for path in self.experiments.glob("*/result.json")}
+        return {key for key in self.begun_keys() if self.result(key).exists()}
+
+    def begun_keys(self) -> set[str]:
+        """The experiments, of this plan or another, that have a directory."""
+        try:
+            return {entry.name for entry in os.scandir(self.experiments)}
+        except OSError:
+            return set()
 
     def planned(self, key: str) -> Path:
         """The experiment as it was last handed out."""
-        return self.experiments / key / "experiment.json"
+        return self.experiments / f"{key}/experiment.json"
 
     def trunk(self, key: str) -> CheckpointPaths:
         """The trunk that one experiment left for larger budgets of its size."""
@@ -123,31 +141,31 @@ class SweepPaths(ReportPaths):
 
     def failure(self, key: str) -> Path:
         """Why one experiment has no result."""
-        return self.experiments / key / "failure.json"
+        return self.experiments / f"{key}/failure.json"
 
     def progress(self, key: str) -> Path:
         """How far a running experiment is; overwritten about once a second."""
-        return self.experiments / key / "progress.json"
+        return self.experiments / f"{key}/progress.json"
 
     def events(self, key: str) -> Path:
         """What happened to one experiment, a line each."""
-        return self.experiments / key / "events.jsonl"
+        return self.experiments / f"{key}/events.jsonl"
 
     def curve(self, key: str) -> Path:
         """Loss, learning rate and speed along one experiment."""
-        return self.experiments / key / "curve.parquet"
+        return self.experiments / f"{key}/curve.parquet"
 
     def checkpoints(self, key: str) -> CheckpointPaths:
         """What an open experiment goes on from."""
-        return CheckpointPaths(self.experiments / key / "checkpoints")
+        return CheckpointPaths(self.experiments / f"{key}/checkpoints")
 
     def weights(self, key: str) -> Path:
         """The final weights, where they were asked for."""
-        return self.experiments / key / "weights.safetensors"
+        return self.experiments / f"{key}/weights.safetensors"
 
     def attempts(self, key: str) -> Path:
         """One file per start of the experiment, and one per failure that a later start put aside."""
-        return self.experiments / key / "attempts"
+        return self.experiments / f"{key}/attempts"
 
     def attempt(self, key: str, number: int) -> Path:
         """The note of one start, counted from 1."""
@@ -156,6 +174,14 @@ class SweepPaths(ReportPaths):
     def num_attempts(self, key: str) -> int:
         """How many starts are noted."""
         return sum(1 for _ in self.attempts(key).glob("[0-9][0-9][0-9][0-9].json"))
+
+    def death(self, key: str, number: int) -> Path:
+        """That the worker or node of that start died."""
+        return self.attempts(key) / f"{number:04d}-died.json"
+
+    def num_deaths(self, key: str) -> int:
+        """How many starts ended so."""
+        return sum(1 for _ in self.attempts(key).glob("*-died.json"))
 
     def past_failure(self, key: str, number: int) -> Path:
         """How that start ended, once another has been made."""
@@ -186,16 +212,19 @@ class CheckpointPaths:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, once: bool = False) -> Iterator[BinaryIO]:
     """A file to write into that becomes `path` when the block ends, or not at all, and durably.
 
     Temporary file, fsync, rename, fsync of the directory.
+
+    Args:
+        once: what is there already stays, even if somebody else writes at the same moment.
 
     Raises:
         StorageError: it cannot be written; what was there before is still there.
     """
     try:
-        with _whole_file(path) as file:
+        with _whole_file(path, once) as file:
             yield file
     except OSError as e:
         raise StorageError(
@@ -210,18 +239,34 @@ def remove_strays(directory: Path) -> None:
             stray.unlink()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def set_aside(path: Path) -> Path | None:
+    """Rename a file that cannot be read, because nothing recorded is thrown away; None where there is none.
+
+    Raises:
+        StorageError: it cannot be renamed.
+    """
+    aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise StorageError(f"{path}: cannot be renamed: {e.strerror}; mend that, then the same command goes on") from e
+    return aside
+
+
+def write_bytes(path: Path, content: bytes, *, once: bool = False) -> None:
     """Write `path` as `whole_file` does.
 
     Raises:
         StorageError: as `whole_file`.
     """
-    with whole_file(path) as file:
+    with whole_file(path, once=once) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
+def _whole_file(path: Path, once: bool) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -229,7 +274,8 @@ def _whole_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if not (once and _linked(temporary, path)):
+            temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -241,21 +287,52 @@ def _whole_file(path: Path) -> Iterator[BinaryIO]:
         os.close(descriptor)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give the file its name unless that is taken; False where the file system has no such operation."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError as e:
+        if e.errno in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK):
+            return False
+        raise
+    temporary.unlink()
+    return True
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, once: bool = False, sealed: bool = False) -> None:
     """Write a JSON object as `write_bytes` does.
+
+    Args:
+        sealed: with its own sha256 as the last field, so that no changed digit is ever taken for what was written.
 
     Raises:
         ValueError: NaN or infinity, for which JSON has no word.
         StorageError: as `write_bytes`.
     """
-    text = json.dumps(content, indent=1, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    whole = {**content, SEAL: NO_SEAL} if sealed else content
+    raw = (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
+    if sealed:
+        raw = raw.replace(NO_SEAL.encode(), hashlib.sha256(raw).hexdigest().encode())
+    write_bytes(path, raw, once=once)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`, or None where there is none that can be read (missing, torn, not an object)."""
+    """The JSON object in `path`, or None where there is none that can be read.
+
+    It is missing, torn, no object, or not what was sealed.
+    """
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        raw = path.read_bytes()
+        content = json.loads(raw.decode())
+    except (OSError, ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    seal = content.get(SEAL)
+    if isinstance(seal, str):
+        unsealed = raw.replace(seal.encode(), NO_SEAL.encode())
+        if hashlib.sha256(unsealed).hexdigest() != seal:
+            return None
+    return content

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import text
+from flops_fit_ray.changes import changes_since
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, StorageError
 from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, write_bytes, write_json
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.planning import Frame, Plan, Planner, Rates, Survey, priced, rates_from_json
+from flops_fit_ray.planning import Finding, Frame, Plan, Planner, Rates, Survey, priced, rates_from_json
 from flops_fit_ray.spec import Budget, SweepSpec, dump_spec, read_spec
 from flops_fit_ray.stopping import LIMIT, Until, next_budget, outlook, with_budgets
 from flops_fit_ray.sweep import Sweep, open_sweep
@@ -36,6 +37,7 @@ class Order:
     address: str | None
     command: str  # that goes on with it
     base: Path | None = None  # where the spec's targets are looked for; None: they are objects of a program
+    new: bool = False  # train completed experiments again where the spec has changed
 
 
 def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until | None = None) -> Sweep:
@@ -47,13 +49,17 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
 
     Raises:
         DirectoryError: the directory cannot be written, or another process writes it.
+        SpecError: the directory holds completed experiments of another spec.
         ResourceError, InterruptedSweepError, StorageError: as the engine says.
     """
     from flops_fit_ray.engine.cluster import ray_session
     from flops_fit_ray.engine.interrupt import interruptible
     from flops_fit_ray.report import write_report
 
-    with interruptible() as interrupt, Ledger(SweepPaths(order.root)).writer(), contextlib.ExitStack() as session:
+    ledger = Ledger(SweepPaths(order.root))
+    with interruptible() as interrupt, ledger.writer() as dead_owner, contextlib.ExitStack() as session:
+        if dead_owner:
+            console.say(f"{dead_owner} ended without a word: taken over")
         spec = order.spec
         if AUTO in (spec.train.precision, spec.train.compile):
             chosen = _recorded_choice(spec, SweepPaths(order.root))
@@ -62,6 +68,7 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
                 chosen = _measured_choice(spec, plan, order, console)
             spec = spec.model_copy(update={"train": spec.train.model_copy(update=chosen)})
         survey, limit = plan.survey, None
+        _compare(replace(order, spec=spec), survey, ledger, console)
         while True:
             sweep = _run_once(replace(order, spec=spec), survey, console, interrupt)
             if until is None or not sweep.complete:
@@ -78,6 +85,41 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
             session.enter_context(ray_session(order.address))  # one for all budgets
         write_report(sweep)
     return sweep
+
+
+def _compare(order: Order, survey: Survey, ledger: Ledger, console: PlainConsole) -> None:
+    """Show what has changed since the directory's last run.
+
+    Raises:
+        SpecError: completed experiments would be trained again in another way, and nobody has asked for that.
+    """
+    paths = ledger.paths
+    recorded = paths.recorded_keys()
+    if not (recorded or paths.plan.exists()):
+        return
+    planner = Planner(order.spec, survey, recorded_frame(paths))
+    plan = grown_plan(planner, ledger)
+    found = changes_since(paths, order.spec, plan)
+    if found.lines:
+        console.say(f"changed since the last run in {paths.root}:\n{found.text()}")
+    if found.changed and not order.new:
+        raise found.refusal(str(paths.root))
+    if found.changed or found.dropped:
+        console.say(
+            f"{found.changed + found.dropped} completed experiments are not of this plan any more: they stay on "
+            "record, and are left out"
+        )
+
+
+def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
+    """The plan as far as everything that is recorded decides it."""
+    plan, known = planner.plan(), -1
+    findings: dict[str, Finding] = {}
+    while len(plan.experiments) > known and not plan.final:
+        known = len(plan.experiments)
+        findings |= ledger.findings(e.key for e in plan.experiments if e.key not in findings)
+        plan = planner.plan(findings)
+    return plan
 
 
 def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: Interrupt) -> Sweep:
@@ -98,7 +140,7 @@ def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: In
         record(planner.plan())
     except StorageError as e:  # nothing has been run, so there is nothing to go on with
         raise DirectoryError(f"{e}, or choose another --output") from e
-    final = run_plan(
+    run_plan(
         planner,
         spec=order.spec,
         root=order.root,
@@ -108,9 +150,6 @@ def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: In
         on_plan=record,
         interrupt=interrupt,
     )
-    others = paths.recorded_keys() - {e.key for e in final.experiments}
-    if others:
-        console.say(f"{len(others)} recorded results belong to another plan of this directory: kept, and left out here")
     return open_sweep(order.root)
 
 

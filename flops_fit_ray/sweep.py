@@ -18,6 +18,7 @@ from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.layout import SweepPaths, read_json
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha256, results_table
+from flops_fit_ray.lock import living_owner
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
 from flops_fit_ray.spec import SweepSpec, read_spec
 
@@ -26,7 +27,17 @@ if TYPE_CHECKING:
 
 CLEARLY = 2.0  # standard deviations of a difference of two runs
 MOST_CURVES = 500  # experiments whose curves are read
-STATUSES = ("completed", "diverged", "out_of_memory", "stalled", "failed", "infrastructure", "running", "planned")
+STATUSES = (
+    "completed",
+    "diverged",
+    "out_of_memory",
+    "stalled",
+    "failed",  # the user's own error
+    "infrastructure",  # its worker or node died again and again
+    "running",
+    "waiting",  # for its parent's trunk
+    "planned",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +91,48 @@ class Sweep:
         """How many experiments are in each status; all of `STATUSES`, so that the sum is the plan."""
         states = Counter(str(outcome.status) for outcome in self.outcomes)
         states["running"] = len(self.running)
+        states["waiting"] = len(self.waiting)
         states["planned"] = len(self.plan.experiments) - states.total()
         return {status: states[status] for status in STATUSES}
 
-    @property
-    def running(self) -> list[tuple[Experiment, Progress]]:
+    @cached_property
+    def _open(self) -> tuple[Experiment, ...]:
+        settled = {outcome.key for outcome in self.outcomes}
+        return tuple(e for e in self.plan.experiments if e.key not in settled)
+
+    @cached_property
+    def running(self) -> tuple[tuple[Experiment, Progress], ...]:
         """The open experiments that gave a sign of life a short while ago."""
         ledger = Ledger(self.paths)
-        settled = {outcome.key for outcome in self.outcomes}
-        open_ones = (e for e in self.plan.experiments if e.key not in settled)
-        return [(e, progress) for e in open_ones if (progress := ledger.progress(e.key)) is not None]
+        return tuple((e, progress) for e in self._open if (progress := ledger.progress(e.key)) is not None)
+
+    @cached_property
+    def waiting(self) -> tuple[Experiment, ...]:
+        """The open experiments that begin where another one, which is open too, has not been yet."""
+        open_keys, running = {e.key for e in self._open}, {e.key for e, _ in self.running}
+        return tuple(
+            e
+            for e in self._open
+            if e.parent in open_keys and e.key not in running and not self.paths.trunk(str(e.parent)).finished()
+        )
 
     @property
     def num_begun(self) -> int:
         """How many experiments without a result have a checkpoint to go on from."""
         done = {r.key for r in self.results}
-        return sum(bool(self.paths.checkpoints(e.key).finished()) for e in self.plan.experiments if e.key not in done)
+        begun = self.paths.begun_keys()
+        left = (e.key for e in self.plan.experiments if e.key not in done and e.key in begun)
+        return sum(bool(self.paths.checkpoints(key).finished()) for key in left)
+
+    @property
+    def writer(self) -> str | None:
+        """Who runs this sweep now, in words; None where nobody does, as far as files and this machine tell."""
+        return living_owner(self.paths)
+
+    @property
+    def num_deaths(self) -> int:
+        """How often a worker or node died, as far as it is known of experiments that have ended."""
+        return sum(outcome.deaths for outcome in self.outcomes)
 
     @property
     def flops_spent(self) -> float:
@@ -195,7 +232,7 @@ class Sweep:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per experiment of the plan."""
-        return results_table(self.plan.experiments, Ledger(self.paths))
+        return results_table(self.plan.experiments, Ledger(self.paths), {e.key for e in self.waiting})
 
 
 def fit_options(spec: SweepSpec) -> FitOptions:
@@ -271,14 +308,13 @@ def open_sweep(root: Path) -> Sweep:
         plan, command = plan_from_json(content), str(content["command"])
     except (KeyError, TypeError) as e:
         raise DirectoryError(f"{paths.plan}: cannot be read as a plan; `flops-fit-ray run` writes it again") from e
-    keys = [e.key for e in plan.experiments]
-    ledger = Ledger(paths)
+    outcomes = Ledger(paths).outcomes(e.key for e in plan.experiments)
     return Sweep(
         paths=paths,
         spec=read_spec(paths.spec),
         plan=plan,
-        results=tuple(ledger.results(keys)),
-        failures=tuple(ledger.failures(keys)),
+        results=tuple(o for o in outcomes if isinstance(o, Result)),
+        failures=tuple(o for o in outcomes if isinstance(o, Failure)),
         command=command,
         base=None if content.get("base") is None else Path(str(content["base"])),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Iterable, Sequence
 
 
@@ -61,3 +62,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A question that names the known word nearest to a mistyped one; empty where none is near."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {near[0]!r}?" if near else ""
+
+
+def clock(seconds: float) -> str:
+    """A moment, in seconds since the epoch, as local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -146,7 +146,7 @@ def test_a_sweep_that_was_left_hears_nothing_any_more(tmp_path: Path) -> None:
 
 def test_adopted_trials_are_not_handed_out_and_come_back_where_they_did_not_go_on(tmp_path: Path) -> None:
     before, ledger, _ = dispatcher_in(tmp_path)
-    out = [e for e in iter(before.next, None)]
+    out = list(iter(before.next, None))
     record(ledger, out[0])
     dispatcher, ledger, _ = dispatcher_in(tmp_path)
     dispatcher.adopt([e.key for e in out[:3]])

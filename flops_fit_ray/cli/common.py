@@ -123,19 +123,21 @@ def run_order(
     *,
     as_json: bool,
     named: str,
+    new: bool = False,
 ) -> int:
     """Plan and run a spec whose targets lie in `base`, say what came out, and return the exit code.
 
     Args:
         rule: --until and --at-most.
         named: how faults of the spec are introduced.
+        new: train completed experiments again where the spec has changed.
     """
     import functools
 
     from flops_fit_ray.analysis import n_opt_to_json
     from flops_fit_ray.console.fits import fit_text
     from flops_fit_ray.console.plain import PlainConsole, counts_text
-    from flops_fit_ray.errors import InterruptedSweepError
+    from flops_fit_ray.errors import InterruptedSweepError, StorageError
     from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
     from flops_fit_ray.pipeline import Order, recorded_frame, run_sweep
     from flops_fit_ray.planning import make_plan
@@ -156,11 +158,12 @@ def run_order(
         address=address,
         command=command,
         base=base,
+        new=new,
     )
     try:
         sweep = run_sweep(order, plan, console=console, until=until)
-    except (InterruptedSweepError, KeyboardInterrupt):
-        console.say(f"interrupted; what is recorded is safe. Go on with:\n{command}")
+    except (InterruptedSweepError, StorageError, KeyboardInterrupt) as e:
+        console.say(f"interrupted: {e or 'by Ctrl-C'}\nWhat is recorded is safe. Go on with:\n{command}")
         return EXIT_INTERRUPTED
     if not spec.is_one_run:  # one run has nothing to fit
         console.say("\n" + fit_text(sweep.fit))

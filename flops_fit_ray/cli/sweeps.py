@@ -130,6 +130,7 @@ def check(
 @click.option("--output", type=click.Path(path_type=Path), help="The sweep directory [default: runs/NAME beside SPEC].")
 @set_option
 @until_options
+@click.option("--new", is_flag=True, help="Where the spec has changed, train completed experiments anew; the old stay.")
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
 @json_option
 def run(
@@ -138,6 +139,7 @@ def run(
     overrides: tuple[str, ...],
     until: str | None,
     at_most: float | None,
+    new: bool,
     address: str | None,
     as_json: bool,
 ) -> int:
@@ -149,7 +151,8 @@ def run(
     resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
     command = command_line(path, root, overrides, until, at_most)
-    return run_order(resolved, path.parent, root, address, command, (until, at_most), as_json=as_json, named=str(path))
+    rule = until, at_most
+    return run_order(resolved, path.parent, root, address, command, rule, as_json=as_json, named=str(path), new=new)
 
 
 @click.command()

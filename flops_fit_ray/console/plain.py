@@ -92,9 +92,38 @@ class PlainConsole:
         self.say(f"[{str(done).rjust(len(str(total)))}/{total}] running: {shares or 'nothing yet'}")
 
 
+STATES = {  # as people read them
+    "out_of_memory": "out of memory",
+    "failed": "failed (user)",
+    "infrastructure": "failed (infrastructure)",
+    "waiting": "waiting for its parent",
+}
+MOST_LINES = 20  # of a kind, in a status
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = [f"  ... and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+    return [*lines[:MOST_LINES], *more]
+
+
+def _running_text(e: Experiment, progress: Progress) -> str:
+    share = 100 * progress.tokens_seen / progress.tokens
+    since = "" if progress.started_at is None else f", since {text.clock(progress.started_at)}"
+    again = f", start {progress.attempt}" if progress.attempt > 1 else ""
+    return (
+        f"  running  C {text.flops(e.budget)}, size {e.size}: {share:.0f} % on {progress.host} "
+        f"(process {progress.pid}){since}{again}"
+    )
+
+
+def _failure_text(e: Experiment, failure: Failure) -> str:
+    state = STATES.get(failure.status, failure.status)
+    return f"  {state}  C {text.flops(e.budget)}, size {e.size} ({e.key}): {failure.error.splitlines()[0]}"
+
+
 def counts_text(sweep: Sweep) -> str:
     """How many experiments are in which state."""
-    shown = ", ".join(f"{number} {status}" for status, number in sweep.counts.items() if number)
+    shown = ", ".join(f"{number} {STATES.get(status, status)}" for status, number in sweep.counts.items() if number)
     return f"experiments: {shown} of {len(sweep.plan.experiments)}"
 
 
@@ -108,10 +137,12 @@ def status_text(sweep: Sweep) -> str:
     ]
     if begun := sweep.num_begun:
         lines.append(f"checkpoints: {begun} of the others can go on from where they were")
-    for e, progress in sweep.running:
-        share = 100 * progress.tokens_seen / progress.tokens
-        lines.append(f"  running  C {text.flops(e.budget)}, size {e.size}: {share:.0f} % on {progress.host}")
-    lines += [f"  {f.status}  {f.key}: {f.error.splitlines()[0]}" for f in sweep.failures]
+    if deaths := sweep.num_deaths:
+        lines.append(f"retries: {deaths} after a worker or node died")
+    lines.append(f"writer: {sweep.writer}" if sweep.writer else "writer: none; nobody runs this sweep now")
+    experiments = {e.key: e for e in sweep.plan.experiments}
+    lines += _some([_running_text(e, progress) for e, progress in sweep.running])
+    lines += _some([_failure_text(experiments[f.key], f) for f in sweep.failures])
     if not sweep.complete:
         lines.append(f"go on with: {sweep.command}")
     return "\n".join(lines)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.layout import SweepPaths
-from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger, hostname
+from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger
+from flops_fit_ray.lock import hostname
 from flops_fit_ray.planning import (
     Experiment,
     Finding,
@@ -191,6 +192,8 @@ class Dispatcher:
         step = max(self._paths.checkpoints(key).finished(), default=-1)
         deaths = Deaths(count=1 if step > before.step else before.count + 1, step=step)
         self._deaths[key] = deaths
+        with contextlib.suppress(StorageError):
+            self._ledger.record_death(key)
         if deaths.count > limit:
             return True
         since = "the start" if step < 0 else f"the checkpoint at step {step}"
@@ -219,6 +222,7 @@ def vanished(key: str, ledger: Ledger, error: str) -> Failure:
         tokens_seen=0,
         seconds=0.0,
         attempts=attempts,
+        deaths=ledger.num_deaths(key),
         host=hostname(),
         finished_at=time.time(),
     )

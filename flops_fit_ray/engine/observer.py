@@ -10,21 +10,27 @@ import time
 import traceback
 from collections.abc import Iterator
 
-from flops_fit_ray.errors import InterruptedSweepError
-from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress, hostname
+from flops_fit_ray.errors import InterruptedSweepError, StorageError
+from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress
+from flops_fit_ray.lock import hostname
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.care import Observer
 
 STALLED_EXIT_CODE = 75
+BEAT_SECONDS = 15.0  # between signs of life while a step takes long
 
 
 class LedgerObserver(Observer):
     """Writes signs of life and events, and ends the experiment when the sweep is being stopped."""
 
-    def __init__(self, ledger: Ledger, experiment: Experiment, attempt: int) -> None:
+    def __init__(self, ledger: Ledger, experiment: Experiment, attempt: int, deaths: int) -> None:
         super().__init__()
-        self._ledger, self._experiment, self._attempt = ledger, experiment, attempt
+        self._ledger, self._experiment, self._attempt, self._deaths = ledger, experiment, attempt, deaths
         self._seen = 0
+        self._train_loss: float | None = None
+        self._started_at = time.time()
+        self._beaten = time.monotonic()
+        self._beating = threading.Lock()  # two threads write signs of life
         self._waiting_since: float | None = None
         self._thread = threading.get_ident()
 
@@ -38,20 +44,27 @@ class LedgerObserver(Observer):
 
     def progress(self, tokens_seen: int, train_loss: float | None) -> None:
         """Write a sign of life, and end here if the sweep is being stopped."""
-        self._seen = tokens_seen
+        self._seen, self._train_loss = tokens_seen, train_loss
+        with self._beating:
+            self._beat()
+        if self._ledger.paths.stop.exists():
+            raise InterruptedSweepError("the sweep is being stopped")
+
+    def _beat(self) -> None:
+        self._beaten = time.monotonic()
         self._ledger.record_progress(
             Progress(
                 key=self._experiment.key,
-                tokens_seen=tokens_seen,
+                tokens_seen=self._seen,
                 tokens=self._experiment.tokens,
-                train_loss=train_loss,
+                train_loss=self._train_loss,
                 host=hostname(),
                 pid=os.getpid(),
                 updated_at=time.time(),
+                started_at=self._started_at,
+                attempt=self._attempt,
             )
         )
-        if self._ledger.paths.stop.exists():
-            raise InterruptedSweepError("the sweep is being stopped")
 
     def event(self, words: str, *, aloud: bool = False) -> None:
         """Write a line of the experiment's log."""
@@ -72,6 +85,7 @@ class LedgerObserver(Observer):
             tokens_seen=self._seen,
             seconds=seconds,
             attempts=self._attempt,
+            deaths=self._deaths,
             host=hostname(),
             finished_at=time.time(),
         )
@@ -79,6 +93,8 @@ class LedgerObserver(Observer):
     @contextlib.contextmanager
     def watched(self, timeout: float) -> Iterator[None]:
         """End the process when the data keep the experiment waiting for more than `timeout` seconds.
+
+        Also give signs of life while a single step takes long.
 
         What blocks in the user's code (a lock, a socket, a file system) cannot be interrupted from within, so the
         failure is recorded with the place where it blocks, and the process goes. Ray starts another one.
@@ -89,10 +105,14 @@ class LedgerObserver(Observer):
         try:
             yield
         finally:
-            done.set()
+            with self._beating:
+                done.set()
 
     def _watch(self, timeout: float, done: threading.Event, started: float) -> None:
         while not done.wait(min(1.0, timeout / 20)):
+            with self._beating, contextlib.suppress(StorageError):  # the training itself will hear of a full disk
+                if time.monotonic() - self._beaten > BEAT_SECONDS and not done.is_set():
+                    self._beat()
             since = self._waiting_since
             if since is None or time.monotonic() - since < timeout:
                 continue

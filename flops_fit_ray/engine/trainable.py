@@ -19,7 +19,8 @@ import flops_fit_ray
 from flops_fit_ray.engine.observer import LedgerObserver
 from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError
 from flops_fit_ray.layout import SweepPaths
-from flops_fit_ray.ledger import FailureKind, Ledger, Result, hostname
+from flops_fit_ray.ledger import FailureKind, Ledger, Result
+from flops_fit_ray.lock import hostname
 from flops_fit_ray.planning import Experiment, leaves_trunk
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.care import Care
@@ -91,7 +92,8 @@ def run_experiment(job: Job, ledger: Ledger, load: Callable[[], Guest], experime
     if recorded is not None:  # a failure too: what may be tried again, the driver has put aside
         return recorded.status
     attempt = ledger.begin_attempt(key)
-    observer = LedgerObserver(ledger, experiment, attempt)
+    deaths = ledger.num_deaths(key)
+    observer = LedgerObserver(ledger, experiment, attempt, deaths)
     started = time.perf_counter()
     store = _store(job, ledger, key)
     try:
@@ -109,7 +111,7 @@ def run_experiment(job: Job, ledger: Ledger, load: Callable[[], Guest], experime
         ledger.record_failure(observer.failure(e, status, time.perf_counter() - started))
         return status
     _record_curve(ledger, key, outcome.curve)
-    ledger.record_result(_result(job, experiment, outcome, attempt))
+    ledger.record_result(_result(job, experiment, outcome, attempt, deaths))
     store.clear()
     return "completed"
 
@@ -148,7 +150,7 @@ def _record_curve(ledger: Ledger, key: str, curve: Sequence[CurvePoint]) -> None
         ledger.record_curve(key, [asdict(point) for point in curve])
 
 
-def _result(job: Job, experiment: Experiment, outcome: Outcome, attempt: int) -> Result:
+def _result(job: Job, experiment: Experiment, outcome: Outcome, attempt: int, deaths: int) -> Result:
     same = {f.name for f in fields(Outcome)} & {f.name for f in fields(Result)}
     measured = {name: getattr(outcome, name) for name in same}
     return Result(
@@ -168,6 +170,7 @@ def _result(job: Job, experiment: Experiment, outcome: Outcome, attempt: int) ->
         steps=experiment.steps,
         seed=experiment.recipe.seed,
         attempts=attempt,
+        deaths=deaths,
         host=hostname(),
         versions=versions(),
         finished_at=time.time(),

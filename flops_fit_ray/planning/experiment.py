@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from flops_fit_ray.layout import SCHEMA_VERSION
+from flops_fit_ray.values import value_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -264,7 +265,7 @@ def plan_from_json(content: Mapping[str, Any]) -> Plan:
         KeyError, TypeError: the content is not a plan of this schema.
     """
     sizes = tuple(_size(s) for s in content["sizes"])
-    survey = Survey(sizes=sizes, data=DataFacts(**content["data"]), skipped=tuple(content["skipped"]))
+    survey = Survey(sizes=sizes, data=value_of(DataFacts, content["data"]), skipped=tuple(content["skipped"]))
     experiments = tuple(map(experiment_from_json, content["experiments"]))
     lr = content["lr"]
     return Plan(
@@ -272,18 +273,17 @@ def plan_from_json(content: Mapping[str, Any]) -> Plan:
         experiments=experiments,
         survey=survey,
         warnings=tuple(content["warnings"]),
-        disk=Disk(**content["disk"]),
-        frame=Frame(**content["frame"]),
+        disk=value_of(Disk, content["disk"]),
+        frame=value_of(Frame, content["frame"]),
         final=content["final"],
         forecast=tuple(map(experiment_from_json, content["forecast"])),
         notes=tuple(content["notes"]),
-        lr=None if lr is None else LrFound(**{**lr, "optima": tuple(map(tuple, lr["optima"]))}),
+        lr=None if lr is None else value_of(LrFound, {**lr, "optima": tuple(map(tuple, lr["optima"]))}),
     )
 
 
 def _size(content: Mapping[str, Any]) -> ModelSize:
-    fields = {k: v for k, v in content.items() if k != "flops_per_token_6n"}
-    return ModelSize(**{**fields, "uncounted": tuple(fields.get("uncounted", ()))})
+    return value_of(ModelSize, {**content, "uncounted": tuple(content.get("uncounted", ()))})
 
 
 def experiment_from_json(content: Mapping[str, Any]) -> Experiment:
@@ -292,10 +292,8 @@ def experiment_from_json(content: Mapping[str, Any]) -> Experiment:
     Raises:
         KeyError, TypeError: the content is not an experiment of this schema.
     """
-    fields = {k: v for k, v in content.items() if k not in {"recipe", "seed", "flops_executed"}}
-    recipe = dict(content["recipe"])
-    recipe["betas"] = tuple(recipe["betas"])
-    return Experiment(**fields, recipe=Recipe(**recipe))
+    recipe = content["recipe"]
+    return value_of(Experiment, {**content, "recipe": value_of(Recipe, {**recipe, "betas": tuple(recipe["betas"])})})
 
 
 def content_key(identity: Mapping[str, Any]) -> str:

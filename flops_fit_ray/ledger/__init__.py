@@ -1,0 +1,31 @@
+"""The truth about a sweep: one file per outcome, written whole, never changed once it is there.
+
+A worker records its result here before Ray hears of it; the driver runs what the ledger lacks. Reading never executes
+anything, never blocks, and takes a torn file for a missing one.
+"""
+
+from flops_fit_ray.ledger.book import Ledger
+from flops_fit_ray.ledger.records import (
+    RETRY_ON_NEXT_RUN,
+    STALE_SECONDS,
+    Event,
+    Failure,
+    FailureKind,
+    Progress,
+    Result,
+)
+from flops_fit_ray.ledger.table import COLUMNS, results_sha256, results_table
+
+__all__ = [
+    "COLUMNS",
+    "RETRY_ON_NEXT_RUN",
+    "STALE_SECONDS",
+    "Event",
+    "Failure",
+    "FailureKind",
+    "Ledger",
+    "Progress",
+    "Result",
+    "results_sha256",
+    "results_table",
+]

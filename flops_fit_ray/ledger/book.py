@@ -1,0 +1,206 @@
+"""The records of one sweep directory: written whole, read without waiting for anybody."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flops_fit_ray.errors import StorageError
+from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, set_aside, whole_file, write_json
+from flops_fit_ray.ledger.records import STALE_SECONDS, Event, Failure, Progress, Result, read_record
+from flops_fit_ray.lock import exclusive, hostname
+from flops_fit_ray.planning import Experiment, Finding, experiment_from_json
+
+
+class Ledger:
+    """Results, failures, attempts and progress of one sweep directory."""
+
+    def __init__(self, paths: SweepPaths) -> None:
+        self.paths = paths
+
+    def result(self, key: str) -> Result | None:
+        """The recorded result, or None."""
+        return read_record(self.paths.result(key), Result)
+
+    def failure(self, key: str) -> Failure | None:
+        """The recorded failure, or None."""
+        return read_record(self.paths.failure(key), Failure)
+
+    def outcome(self, key: str) -> Result | Failure | None:
+        """How the experiment ended, or None while it is open; a result outranks a failure."""
+        return self.result(key) or self.failure(key)
+
+    def settled(self, keys: Iterable[str]) -> set[str]:
+        """Those of `keys` that have an outcome."""
+        return {key for key in keys if self.outcome(key) is not None}
+
+    def progress(self, key: str) -> Progress | None:
+        """The last sign of life of a running experiment, or None where there was none for a while.
+
+        One from the future is none either: it would look alive for as long as the clocks differ.
+        """
+        progress = read_record(self.paths.progress(key), Progress)
+        stale = progress is None or abs(time.time() - progress.updated_at) > STALE_SECONDS
+        return None if stale else progress
+
+    def record_result(self, result: Result) -> Result:
+        """Record a result for ever. Where there is one already, that one stays and is returned."""
+        recorded = self.result(result.key)
+        if recorded is not None:
+            return recorded
+        path = self.paths.result(result.key)
+        if (aside := set_aside(path)) is not None:  # torn or foreign
+            self.record_event(result.key, f"its result could not be read: kept as {aside.name}", aloud=True)
+        write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(result)}, once=True, sealed=True)
+        for obsolete in (self.paths.failure(result.key), self.paths.progress(result.key)):
+            with contextlib.suppress(OSError):
+                obsolete.unlink(missing_ok=True)
+        return self.result(result.key) or result
+
+    def record_failure(self, failure: Failure) -> None:
+        """Record why an experiment ended without a result; a later attempt may replace it."""
+        write_json(self.paths.failure(failure.key), {"schema_version": SCHEMA_VERSION, **asdict(failure)})
+        with contextlib.suppress(OSError):
+            self.paths.progress(failure.key).unlink(missing_ok=True)
+
+    def retry(self, key: str) -> None:
+        """Put a failure aside, so that its experiment is open again; the record of it stays among the attempts.
+
+        Raises:
+            StorageError: the directory cannot be written.
+        """
+        aside = self.paths.past_failure(key, self.num_attempts(key))
+        try:
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            self.paths.failure(key).rename(aside)
+        except OSError as e:
+            raise StorageError(f"{aside}: cannot be written: {e.strerror}; mend that, then go on") from e
+
+    def record_planned(self, experiment: Experiment) -> None:
+        """Hand out an experiment: what its worker reads, and what its record goes back to."""
+        content = {"schema_version": SCHEMA_VERSION, **experiment.to_json()}
+        if read_json(self.paths.planned(experiment.key)) != content:
+            write_json(self.paths.planned(experiment.key), content)
+
+    def planned(self, key: str) -> Experiment:
+        """The experiment as it was handed out.
+
+        Raises:
+            StorageError: its file cannot be read.
+        """
+        content = read_json(self.paths.planned(key))
+        if content is None:
+            raise StorageError(f"{self.paths.planned(key)}: cannot be read; the same command writes it again")
+        return experiment_from_json({name: v for name, v in content.items() if name != "schema_version"})
+
+    def findings(self, keys: Iterable[str]) -> dict[str, Finding]:
+        """What planning must know of those that are settled, by key."""
+        found = {}
+        for key in keys:
+            outcome = self.outcome(key)
+            if isinstance(outcome, Result):
+                found[key] = Finding(loss=outcome.loss)
+            elif outcome is not None:
+                found[key] = Finding(loss=None, diverged=outcome.status == "diverged")
+        return found
+
+    def record_progress(self, progress: Progress) -> None:
+        """Say that an experiment is alive."""
+        write_json(self.paths.progress(progress.key), {"schema_version": SCHEMA_VERSION, **asdict(progress)})
+
+    def record_event(self, key: str, words: str, *, aloud: bool) -> None:
+        """Add a line to an experiment's log. A line that cannot be written is no reason to stop."""
+        line = json.dumps({"at": time.time(), "host": hostname(), "aloud": aloud, "words": words})
+        path = self.paths.events(key)
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(line + "\n")
+
+    def events(self, key: str) -> list[Event]:
+        """The log of an experiment, oldest first; a torn line is left out."""
+        return self.events_since(key, 0)[0]
+
+    def events_since(self, key: str, position: int) -> tuple[list[Event], int]:
+        """The lines of a log after `position` bytes, and where the next ones will begin."""
+        try:
+            with self.paths.events(key).open("rb") as file:
+                file.seek(position)
+                content = file.read()
+        except OSError:
+            return [], position
+        whole = content[: content.rfind(b"\n") + 1]  # the rest is being written
+        found = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                values = json.loads(line)
+                found.append(Event(key=key, **{name: values[name] for name in ("at", "host", "aloud", "words")}))
+        return found, position + len(whole)
+
+    def record_curve(self, key: str, points: Sequence[Mapping[str, Any]]) -> None:
+        """Write the curve of an experiment, one row per point."""
+        import pandas as pd
+
+        with whole_file(self.paths.curve(key)) as file:
+            pd.DataFrame(list(points)).to_parquet(file, index=False)
+
+    def curve(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Tokens and training loss along an experiment; empty where none was kept or it cannot be read."""
+        import pandas as pd
+
+        try:
+            frame = pd.read_parquet(self.paths.curve(key), columns=["tokens", "train_loss"])
+        except (OSError, ValueError, KeyError):
+            return np.empty(0), np.empty(0)
+        return frame["tokens"].to_numpy(dtype=np.float64), frame["train_loss"].to_numpy(dtype=np.float64)
+
+    def begin_attempt(self, key: str) -> int:
+        """Note that an experiment starts, and return which attempt this is, from 1."""
+        number = self.num_attempts(key) + 1
+        note = {"schema_version": SCHEMA_VERSION, "started_at": time.time(), "host": hostname(), "pid": os.getpid()}
+        write_json(self.paths.attempt(key, number), note)
+        return number
+
+    def num_attempts(self, key: str) -> int:
+        """How often the experiment was started."""
+        return self.paths.num_attempts(key)
+
+    def record_death(self, key: str) -> None:
+        """Note that the worker or node of the last start died: nobody's fault, and counted apart."""
+        note = {"schema_version": SCHEMA_VERSION, "noticed_at": time.time()}
+        write_json(self.paths.death(key, self.num_attempts(key)), note)
+
+    def num_deaths(self, key: str) -> int:
+        """How often its worker or node died."""
+        return self.paths.num_deaths(key)
+
+    def outcomes(self, keys: Iterable[str]) -> list[Result | Failure]:
+        """How those among `keys` ended that have, in that order."""
+        begun = self.paths.begun_keys()
+        return [outcome for key in keys if key in begun and (outcome := self.outcome(key)) is not None]
+
+    def results(self, keys: Iterable[str]) -> list[Result]:
+        """The recorded results among `keys`, in that order."""
+        return [r for r in map(self.result, keys) if r is not None]
+
+    def failures(self, keys: Iterable[str]) -> list[Failure]:
+        """The recorded failures among `keys`, in that order; a result outranks a failure."""
+        return [outcome for outcome in self.outcomes(keys) if isinstance(outcome, Failure)]
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[str | None]:
+        """Be the one writer of this directory, or say who is. Yields the last one, where it ended without a word.
+
+        Raises:
+            DirectoryError: another process is, or the directory cannot be written.
+        """
+        with exclusive(self.paths) as dead_owner:
+            yield dead_owner

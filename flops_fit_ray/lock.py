@@ -1,0 +1,104 @@
+"""One writer per sweep directory. Readers take no lock, and wait for nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from flops_fit_ray import text
+from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.layout import SweepPaths, read_json, write_json
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+LEASE_SECONDS = 30.0  # without a sign of life, where the file system knows no locks
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+def hostname() -> str:
+    """This machine's name, as results and locks carry it."""
+    return socket.gethostname()
+
+
+@contextlib.contextmanager
+def exclusive(paths: SweepPaths) -> Iterator[str | None]:
+    """Be the one writer of a directory, or say who is. Yields the last one, where it ended without a word.
+
+    The kernel's lock ends with its owner. Where the file system has none, a lease that is renewed every few seconds
+    takes its place: an owner of this machine that is dead is recognised at once, one of another machine after half a
+    minute of silence.
+
+    Raises:
+        DirectoryError: another process is writing, or the directory cannot be written.
+    """
+    from filelock import Timeout
+
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(paths)
+    except Timeout as e:
+        owner = _owner(paths) or "another process"
+        raise DirectoryError(
+            f"{paths.root}: {owner} is writing here; wait for it, stop it, or choose another --output"
+        ) from e
+    except OSError as e:
+        raise DirectoryError(f"{paths.root}: cannot be written: {e.strerror}; choose another --output") from e
+    try:
+        dead_owner = _owner(paths)  # a living one would hold the lock
+        write_json(paths.lock_owner, {"host": hostname(), "pid": os.getpid(), "started_at": time.time()})
+        yield dead_owner
+    finally:
+        with contextlib.suppress(OSError):
+            paths.lock_owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def living_owner(paths: SweepPaths) -> str | None:
+    """Who writes a directory now, in words, without asking for the lock. A dead process of this machine is nobody."""
+    found = read_json(paths.lock_owner) or {}
+    if found.get("host") == hostname() and isinstance(found.get("pid"), int):
+        try:
+            os.kill(found["pid"], 0)
+        except ProcessLookupError:
+            return None
+        except OSError:
+            pass
+    return _owner(paths)
+
+
+def _acquire(paths: SweepPaths) -> BaseFileLock:
+    from filelock import FileLock, SoftFileLease
+
+    try:
+        lock = FileLock(paths.lock, fallback_to_soft=False)
+        lock.acquire(timeout=0)
+        return lock
+    except OSError as e:
+        if e.errno not in NO_LOCKS:
+            raise
+    lease = SoftFileLease(paths.lease, lease_duration=LEASE_SECONDS)
+    lease.acquire(timeout=1.2 * LEASE_SECONDS if _looks_old(paths) else 1.0)
+    return lease
+
+
+def _looks_old(paths: SweepPaths) -> bool:
+    """Whether nobody has renewed the lease for a while: then it is worth waiting until that is certain."""
+    with contextlib.suppress(OSError):
+        return abs(time.time() - paths.lease.stat().st_mtime) > LEASE_SECONDS
+    return False
+
+
+def _owner(paths: SweepPaths) -> str | None:
+    """Who holds the lock, or held it, in words."""
+    found = read_json(paths.lock_owner)
+    if not found:
+        return None
+    started = found.get("started_at")
+    since = f", since {text.clock(started)}" if isinstance(started, float) else ""
+    return f"process {found.get('pid', '?')} on {found.get('host', '?')}{since}"

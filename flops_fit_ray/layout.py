@@ -122,6 +122,14 @@ class SweepPaths(ReportPaths):
         except OSError:
             return set()
 
+    def remove_strays(self) -> None:
+        """Remove what killed writers left half-written. For the one writer of this directory."""
+        for directory in (self.root, *(self.experiments / key for key in self.begun_keys())):
+            remove_strays(directory)
+            remove_strays(directory / "attempts")
+        for key in self.trunk_keys():
+            remove_strays(self.trunk(key).directory)
+
     def planned(self, key: str) -> Path:
         """The experiment as it was last handed out."""
         return self.experiments / f"{key}/experiment.json"

@@ -37,6 +37,18 @@ def exclusive(paths: SweepPaths) -> Iterator[str | None]:
     Raises:
         DirectoryError: another process is writing, or the directory cannot be written.
     """
+    with _held(paths):
+        dead_owner = _owner(paths)  # a living one would hold the lock
+        write_json(paths.lock_owner, {"host": hostname(), "pid": os.getpid(), "started_at": time.time()})
+        try:
+            yield dead_owner
+        finally:
+            with contextlib.suppress(OSError):
+                paths.lock_owner.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _held(paths: SweepPaths) -> Iterator[None]:
     from filelock import Timeout
 
     try:
@@ -50,13 +62,20 @@ def exclusive(paths: SweepPaths) -> Iterator[str | None]:
     except OSError as e:
         raise DirectoryError(f"{paths.root}: cannot be written: {e.strerror}; choose another --output") from e
     try:
-        dead_owner = _owner(paths)  # a living one would hold the lock
-        write_json(paths.lock_owner, {"host": hostname(), "pid": os.getpid(), "started_at": time.time()})
-        yield dead_owner
+        yield
     finally:
-        with contextlib.suppress(OSError):
-            paths.lock_owner.unlink(missing_ok=True)
         lock.release()
+
+
+def refuse_second_writer(paths: SweepPaths) -> None:
+    """Say at once that somebody is writing, before anything is worked out for nothing.
+
+    Raises:
+        DirectoryError: another process is writing.
+    """
+    if paths.lock.exists() or paths.lease.exists():
+        with _held(paths):
+            pass
 
 
 def living_owner(paths: SweepPaths) -> str | None:

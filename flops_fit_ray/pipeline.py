@@ -58,6 +58,7 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
 
     ledger = Ledger(SweepPaths(order.root))
     with interruptible() as interrupt, ledger.writer() as dead_owner, contextlib.ExitStack() as session:
+        ledger.paths.remove_strays()
         if dead_owner:
             console.say(f"{dead_owner} ended without a word: taken over")
         spec = order.spec

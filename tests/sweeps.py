@@ -70,6 +70,8 @@ def grow_sweep(root: Path, spec: SweepSpec, guest: Guest) -> Sweep:
     while (experiment := dispatcher.next()) is not None:
         run_experiment(job, ledger, lambda: guest, experiment)
         dispatcher.ended(experiment.key, died=False)
+    if dispatcher.error is not None:
+        raise dispatcher.error
     assert dispatcher.done()
     return open_sweep(root)
 

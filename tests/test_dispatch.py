@@ -12,7 +12,7 @@ from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger, Result
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.planning.experiment import Experiment
-from tests.test_ledger import FAILURE, RESULT
+from tests.records import FAILURE, RESULT
 from tests.worlds import loss_in, planner_of, run_through, world
 
 FIND = loss_in(world(noise=0.005))

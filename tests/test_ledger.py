@@ -12,42 +12,9 @@ import pytest
 
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.layout import SweepPaths
-from flops_fit_ray.ledger import COLUMNS, Failure, Ledger, Progress, Result, results_sha256, results_table
+from flops_fit_ray.ledger import COLUMNS, Ledger, Progress, results_sha256, results_table
 from tests.parts import guest_of, planned, spec_of
-
-RESULT = Result(
-    key="k1",
-    budget=1e5,
-    size=8,
-    params=100,
-    params_total=110,
-    tokens=64,
-    tokens_seen=64,
-    flops=9e4,
-    loss=1.25,
-    loss_stderr=0.1,
-    train_loss=1.2,
-    lr=0.1,
-    steps=8,
-    seed=0,
-    seconds=0.5,
-    attempts=1,
-    device="cpu",
-    host="here",
-    versions={"torch": "2"},
-    finished_at=1.0,
-)
-FAILURE = Failure(
-    key="k1",
-    status="failed",
-    error="E",
-    traceback="T",
-    tokens_seen=8,
-    seconds=0.1,
-    attempts=1,
-    host="here",
-    finished_at=1.0,
-)
+from tests.records import FAILURE, RESULT
 
 
 @pytest.fixture

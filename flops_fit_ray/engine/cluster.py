@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flops_fit_ray.engine.interrupt import keeping_handlers
+from flops_fit_ray.engine.processes import end_all, ray_descendants
 from flops_fit_ray.errors import HeadLostError, ResourceError
 
 CONNECT_SECONDS = 5.0
@@ -103,7 +104,7 @@ def ray_session(address: str | None) -> Iterator[Head]:
     try:
         yield head
     finally:
-        _leave(head)
+        _leave(head, local=local)
         tune_log.setLevel(level)
 
 
@@ -113,16 +114,18 @@ def _head() -> Head:
     return Head(str(ray.get_runtime_context().gcs_address))
 
 
-def _leave(head: Head) -> None:
+def _leave(head: Head, *, local: bool) -> None:
     """End our part of Ray. Without a head that may take for ever, and is not waited for."""
     import ray
 
     if head.answers():
         ray.shutdown()
         return
+    orphans = ray_descendants() if local else set()  # while their parents live
     thread = threading.Thread(target=ray.shutdown, daemon=True)
     thread.start()
     thread.join(LEAVE_SECONDS)
+    end_all(orphans)
 
 
 def check_reachable(address: str) -> None:

@@ -1,0 +1,88 @@
+"""The operating system's files, with one thing going wrong at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHANGING = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir")  # functions of os
+KILL = "kill"  # instead of an errno: the process ends where it stands
+
+
+class _File:
+    """A file whose first two writes are counted; everything else is the real one's."""
+
+    def __init__(self, file: Any, count: Callable[[str, Any], None]) -> None:
+        self._file, self._count, self._writes = file, count, 0
+
+    def write(self, content: Any) -> Any:
+        self._writes += 1
+        if self._writes <= 2:  # an archive of tensors has hundreds
+            self._count("write", self._file.name)
+        return self._file.write(content)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class Faults:
+    """Counts everything that changes files under `root`, and makes one of these operations fail or kill.
+
+    Args:
+        at: the number, from 1, of the operation that fails; 0 for none.
+        what: an errno, or KILL.
+    """
+
+    def __init__(self, root: Path, at: int = 0, what: int | str = errno.EIO) -> None:
+        self._root, self._at, self._what = str(root), at, what
+        self.operations: list[str] = []
+
+    def _count(self, name: str, *paths: Any) -> None:
+        inside = [str(p) for p in paths if isinstance(p, int) or str(p).startswith(self._root)]
+        if not inside:
+            return
+        self.operations.append(f"{name} {Path(inside[0]).name}")
+        if len(self.operations) != self._at:
+            return
+        if self._what == KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert isinstance(self._what, int)
+        raise OSError(self._what, os.strerror(self._what), inside[0])
+
+    @contextlib.contextmanager
+    def armed(self) -> Iterator[Faults]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in CHANGING:
+                patch.setattr(os, name, self._counting(name, getattr(os, name)))
+            patch.setattr(io, "open", self._opening(io.open))
+            yield self
+
+    def _counting(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            self._count(name, *arguments)
+            return real(*arguments, **more)
+
+        return call
+
+    def _opening(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, mode: str = "r", *arguments: Any, **more: Any) -> Any:
+            if not set(mode) & set("wax+") or not str(path).startswith(self._root):
+                return real(path, mode, *arguments, **more)
+            self._count("open", path)
+            return _File(real(path, mode, *arguments, **more), self._count)
+
+        return call

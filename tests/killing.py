@@ -1,0 +1,142 @@
+"""`python -m tests.killing DIRECTORY [TIMES]`: a sweep killed before each of its operations on files, and gone on with.
+
+Every sweep runs in a forked child of a process that has imported torch and never used it: torch does not survive a
+fork after its first backward pass.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock  # noqa: F401 - once here, instead of in every child
+import pandas as pd
+import pyarrow.parquet  # noqa: F401 - the same
+import torch
+import torch._dynamo  # the same
+
+from flops_fit_ray.errors import FlopsFitError
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.training.device import device_name, peak_flops
+from tests.faulty import KILL, Faults
+from tests.parts import guest_of, spec_of
+from tests.sweeps import grow_sweep
+
+
+def one_run() -> SweepSpec:
+    """A sweep of one experiment, with checkpoints on the way."""
+    train = {"batch_size": 8, "lr": 1e-2}
+    return spec_of(budgets=[{"flops": 3e4, "sizes": [4]}], checkpoint={"steps": 6}, train=train)
+
+
+def run_here(root: Path) -> Sweep:
+    """What `run` does, but for Ray and the report."""
+    spec = one_run()
+    with Ledger(SweepPaths(root)).writer():
+        SweepPaths(root).remove_strays()
+        return grow_sweep(root, spec, guest_of(spec))
+
+
+def strays(root: Path) -> list[str]:
+    """Files that were never finished."""
+    return [p.name for p in root.rglob("*.tmp")]
+
+
+def recorded(root: Path) -> dict[str, bytes]:
+    """The result files."""
+    return {p.parent.name: p.read_bytes() for p in root.glob("experiments/*/result.json")}
+
+
+def num_attempts(root: Path, keys: Any) -> dict[str, int]:
+    """How often experiments were started."""
+    return {key: SweepPaths(root).num_attempts(key) for key in keys}
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Do something in a forked process. Returns its exit status, negative for the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _whole(root: Path) -> None:
+    with Faults(root).armed() as faults:
+        run_here(root)
+    (root / "operations").write_text(json.dumps(faults.operations))
+
+
+def _killed(root: Path, n: int) -> None:
+    with Faults(root, n, KILL).armed():
+        run_here(root)
+
+
+def _unreadable(root: Path, completed: int) -> list[str]:
+    """What readers say, who can come at any moment."""
+    if not (SweepPaths(root).plan.exists() and SweepPaths(root).spec.exists()):
+        return []
+    try:
+        good = open_sweep(root).counts["completed"] == completed
+    except FlopsFitError as e:
+        return [f"a reader fails: {e}"]
+    return [] if good else ["a recorded result cannot be read"]
+
+
+def wrong_after(root: Path, n: int, sha256: str) -> list[str]:
+    """Kill a sweep before its n-th operation on files, go on with it, and say what did not hold."""
+    found = []
+    if in_a_child(lambda: _killed(root, n)) not in (-9, 0):  # 0: there were fewer operations this time
+        found.append("failed of itself")
+    before = recorded(root)
+    attempts = num_attempts(root, before)
+    if len(strays(root)) > 1:
+        found.append(f"strays: {strays(root)}")
+    found += _unreadable(root, len(before))
+    if in_a_child(lambda: run_here(root)) != 0:
+        return [*found, "does not go on"]
+    sweep = open_sweep(root)
+    if not (sweep.complete and sweep.results_sha256 == sha256):
+        found.append("another result")
+    if not before.items() <= recorded(root).items():
+        found.append("a recorded result was changed")
+    if attempts != num_attempts(root, before):
+        found.append("a completed experiment was started again")
+    if strays(root):
+        found.append(f"strays in the end: {strays(root)}")
+    return found
+
+
+def main(directory: Path, times: int) -> None:
+    """Kill at every point, so many times each, and print a JSON object about it."""
+    pd.DataFrame({"a": [1]}).to_parquet(io.BytesIO())  # whatever else pandas imports when it is used
+    torch.set_num_threads(1)  # threads do not survive a fork
+    peak_flops(device_name(torch.device("cpu")), "cpu", "fp32", 1)  # measured once, here
+    whole = directory / "whole"
+    assert in_a_child(lambda: _whole(whole)) == 0
+    sha256 = open_sweep(whole).results_sha256
+    operations = json.loads((whole / "operations").read_text())
+    violations = []
+    for n, name in enumerate(operations, 1):
+        for _ in range(times):
+            root = directory / str(n)
+            violations += [f"{n} {name}: {words}" for words in wrong_after(root, n, sha256)]
+            shutil.rmtree(root)
+    print(json.dumps({"points": len(operations), "times": times, "violations": violations}))  # noqa: T201 - its output
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).absolute(), int(sys.argv[2]) if len(sys.argv) > 2 else 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
@@ -60,6 +61,19 @@ def changes_since(paths: SweepPaths, spec: SweepSpec, plan: Plan) -> Changes:
     changed = sum(place in places for place in out)
     lines = [*_spec_lines(paths, spec), *([] if recorded is None else _plan_lines(recorded, plan))]
     return Changes(lines=tuple(lines), changed=changed, dropped=len(out) - changed)
+
+
+def unreadable(paths: SweepPaths) -> list[Path]:
+    """Those of a directory's spec and plan that are there and cannot be read."""
+    found = []
+    if paths.plan.exists() and _recorded_plan(paths) is None:
+        found.append(paths.plan)
+    if paths.spec.exists():
+        try:
+            read_spec(paths.spec)
+        except SpecError:
+            found.append(paths.spec)
+    return found
 
 
 def _recorded_plan(paths: SweepPaths) -> Plan | None:

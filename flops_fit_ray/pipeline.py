@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import text
-from flops_fit_ray.changes import changes_since
+from flops_fit_ray.changes import changes_since, unreadable
 from flops_fit_ray.console.plain import PlainConsole
-from flops_fit_ray.errors import DirectoryError, StorageError
-from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, write_bytes, write_json
+from flops_fit_ray.errors import DirectoryError, SpecError, StorageError
+from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, set_aside, write_bytes, write_json
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Finding, Frame, Plan, Planner, Rates, Survey, priced, rates_from_json
 from flops_fit_ray.spec import Budget, SweepSpec, dump_spec, read_spec
@@ -95,9 +95,12 @@ def _compare(order: Order, survey: Survey, ledger: Ledger, console: PlainConsole
         SpecError: completed experiments would be trained again in another way, and nobody has asked for that.
     """
     paths = ledger.paths
-    recorded = paths.recorded_keys()
-    if not (recorded or paths.plan.exists()):
+    if not (paths.plan.exists() or paths.recorded_keys()):
         return
+    for damaged in unreadable(paths):
+        aside = set_aside(damaged)
+        if aside is not None:
+            console.say(f"{damaged} cannot be read: kept as {aside.name}, and made again from the spec and the results")
     planner = Planner(order.spec, survey, recorded_frame(paths))
     plan = grown_plan(planner, ledger)
     found = changes_since(paths, order.spec, plan)
@@ -190,9 +193,10 @@ def recorded_frame(paths: SweepPaths) -> Frame | None:
 
 def _recorded_choice(spec: SweepSpec, paths: SweepPaths) -> dict[str, Any] | None:
     """What this directory's sweep was found to run best in: one choice for all of it, whenever it is taken up."""
-    if not paths.spec.exists():
+    try:
+        recorded = read_spec(paths.spec).train
+    except SpecError:  # there is none, or none that can be read
         return None
-    recorded = read_spec(paths.spec).train
     chosen = {name: getattr(recorded, name) for name in _left_open(spec)}
     return None if AUTO in chosen.values() else chosen
 

@@ -474,15 +474,15 @@ def scenarios(where: Path, dice: random.Random) -> dict[str, Callable[[], Row]]:
     """The long run of each, by the number of its fault."""
     sha256 = uninterrupted(where / "plain")
     return {
-        "F1": lambda: file_kills(where, 20),
         "F3": lambda: writer_kills(where, 5000),
         "F17": lambda: contention(where, 50),
-        "F8": lambda: signals(where, 10, sha256, dice),
         "F7": lambda: head_kills(where, 5, sha256, dice),
         "F6": lambda: node_kills(where, 10, sha256, dice),
         "F5": lambda: worker_kills(where, 50, sha256, dice),
         "F26": lambda: soak(where, 200),
         "F4": lambda: driver_kills(where, 20, 5, sha256, dice),
+        "F8": lambda: signals(where, 10, sha256, dice),
+        "F1": lambda: file_kills(where, 20),
     }
 
 

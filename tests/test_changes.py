@@ -1,0 +1,142 @@
+"""F20: what has changed since the last run is shown; what is completed is not trained again in another way unasked."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import TensorDataset
+
+from flops_fit_ray.changes import Changes, changes_since
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.pipeline import grown_plan, recorded_frame
+from flops_fit_ray.planning import Planner
+from flops_fit_ray.spec import SweepSpec, make_spec
+from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.measure import survey
+from tests.parts import Mlp, guest_of, regression, spec_of
+from tests.sweeps import adaptive_known_spec, grow_sweep, known_guest, make_sweep
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """Four of six experiments are done."""
+    spec = spec_of()
+    return make_sweep(tmp_path_factory.mktemp("half"), spec, guest_of(spec), only=4)
+
+
+def compared(sweep: Sweep, spec: SweepSpec, guest: Guest) -> Changes:
+    planner = Planner(spec, survey(spec, guest), recorded_frame(sweep.paths))
+    return changes_since(sweep.paths, spec, grown_plan(planner, Ledger(sweep.paths)))
+
+
+def changed(sweep: Sweep, guest: Guest | None = None, **changes: Any) -> Changes:
+    content = sweep.spec.model_dump(mode="json")
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        here = content
+        for name in parents:
+            here = here[name]
+        here[last] = value
+    spec = make_spec(content, "test")
+    return compared(sweep, spec, guest or guest_of(spec))
+
+
+def test_nothing_has_changed(half: Sweep) -> None:
+    assert changed(half) == Changes(lines=(), changed=0, dropped=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"budgets": [1e5, 2e5, 4e5]}, ["budgets: also C = 400000"]),
+        ({"model__sizes": [4, 6, 8, 16]}, ["model.sizes: [4, 8, 16] -> [4, 6, 8, 16]"]),
+        ({"fit__draws": 400, "max_retries": 0}, ["max_retries: 3 -> 0", "fit.draws: 2000 -> 400"]),
+        ({"checkpoint__steps": 7}, ["checkpoint.steps: null -> 7"]),
+    ],
+)
+def test_additions_and_what_changes_no_result_are_fine(half: Sweep, changes: Any, lines: list[str]) -> None:
+    assert changed(half, **changes) == Changes(lines=tuple(lines), changed=0, dropped=0)
+
+
+def test_what_is_left_out_is_counted(half: Sweep) -> None:
+    found = changed(half, budgets=[1e5, 4e5])
+    assert found.lines == ("budgets: without C = 200000", "budgets: also C = 400000")
+    assert (found.changed, found.dropped) == (0, 1)
+    assert changed(half, model__sizes=[4, 8, 32]).dropped == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"train__lr": 0.02}, "train.lr: 0.01 -> 0.02"),
+        ({"train__batch_size": 4}, "train.batch_size: 8 -> 4"),
+        ({"train__seed": 1}, "train.seed: 0 -> 1"),
+        ({"data__eval_fraction": 0.1}, "data.eval_fraction: 0.05 -> 0.1"),
+        ({"model__kwargs": {"dropout": 0.0}}, "model.kwargs.dropout: (not set) -> 0.0"),
+        ({"model__target": "tests.parts:Other"}, 'model.target: "tests.parts:Mlp" -> "tests.parts:Other"'),
+    ],
+)
+def test_a_changed_recipe_is_refused(half: Sweep, changes: Any, line: str) -> None:
+    guest = guest_of(half.spec) if "model__target" in changes else None
+    found = changed(half, guest, **changes)
+    assert line in found.lines and found.changed == 4
+    refusal = str(found.refusal("runs/x"))
+    assert refusal.startswith(
+        "runs/x: 4 completed experiment(s) of this directory would be trained again in another way"
+    )
+    assert line in refusal and "--new" in refusal and "--output" in refusal
+
+
+class Wider(Mlp):
+    """The code behind the same name, edited."""
+
+    def __init__(self, width: int, inputs: int = 8, dropout: float = 0.1) -> None:
+        super().__init__(2 * width, inputs, dropout)
+
+
+def _shifted() -> TensorDataset:
+    x, y = regression().tensors
+    return TensorDataset(x + 1.0, y)
+
+
+@pytest.mark.parametrize(
+    ("guest", "line"),
+    [
+        (lambda spec: guest_of(spec, train=_shifted()), "data.train: its samples are not those of before"),
+        (lambda spec: guest_of(spec, model=Wider), "model, size 4: N 41 -> 81, FLOPs per token"),
+    ],
+)
+def test_the_same_spec_with_other_parts_is_refused(half: Sweep, guest: Callable[[SweepSpec], Guest], line: str) -> None:
+    found = compared(half, half.spec, guest(half.spec))
+    assert any(said.startswith(line) for said in found.lines) and found.changed == 4
+
+
+def test_adaptive_sweeps_are_compared_as_their_results_decide_them(tmp_path: Path) -> None:
+    spec = adaptive_known_spec(seeds=0)
+    sweep = grow_sweep(tmp_path, spec, known_guest(spec))
+    done = len(sweep.results)
+    assert compared(sweep, spec, known_guest(spec)) == Changes(lines=(), changed=0, dropped=0)
+    wider = replace_budgets(spec, 3.2e6)
+    assert compared(sweep, wider, known_guest(wider)).changed == 0
+    other = spec.model_copy(update={"train": spec.train.model_copy(update={"lr": 0.02})})
+    assert compared(sweep, other, known_guest(other)).changed == done
+
+
+def replace_budgets(spec: SweepSpec, more: float) -> SweepSpec:
+    return make_spec({**spec.model_dump(mode="json"), "budgets": [*(b.flops for b in spec.budgets), more]}, "test")
+
+
+def test_a_plan_that_cannot_be_read_is_no_licence_to_train_again(half: Sweep, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(half.paths.root, root)
+    sweep = replace(half, paths=replace(half.paths, root=root))
+    sweep.paths.plan.write_bytes(sweep.paths.plan.read_bytes()[:-100])
+    assert changed(sweep).changed == 0  # the same spec makes the same plan again
+    assert changed(sweep, train__lr=0.02).changed == 4
+    sweep.paths.spec.write_text("{torn")
+    assert changed(sweep).changed == 0
+    assert changed(sweep, train__lr=0.02).changed == 4

@@ -1,0 +1,231 @@
+"""Files of a sweep that were damaged, moved, protected or dated wrongly: never believed, never lost, said aloud."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flops_fit_ray.cli import main
+from flops_fit_ray.console.plain import PlainConsole, status_text
+from flops_fit_ray.errors import DirectoryError, SpecError
+from flops_fit_ray.layout import SweepPaths, read_json
+from flops_fit_ray.ledger import Ledger, Progress
+from flops_fit_ray.sweep import Sweep, open_sweep
+from tests.killing import num_attempts, recorded, run_here
+from tests.records import FAILURE, RESULT
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return run_here(tmp_path_factory.mktemp("done"))
+
+
+@pytest.fixture
+def copy(done: Sweep, tmp_path: Path) -> Sweep:
+    shutil.copytree(done.paths.root, tmp_path / "copy")
+    return open_sweep(tmp_path / "copy")
+
+
+def test_any_damage_to_a_result_is_noticed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    ledger = Ledger(SweepPaths(tmp_path_factory.mktemp("ledger")))
+    ledger.record_result(RESULT)
+    path = ledger.paths.result("k1")
+    good = path.read_bytes()
+
+    @given(at=st.integers(0, len(good) - 1), bit=st.integers(0, 7))
+    def flipped(at: int, bit: int) -> None:
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :])
+        assert ledger.result("k1") in (None, RESULT)
+
+    @given(length=st.integers(0, len(good) - 2))
+    def torn(length: int) -> None:
+        path.write_bytes(good[:length])
+        assert ledger.result("k1") is None
+
+    @given(st.binary(max_size=200))
+    def garbage(content: bytes) -> None:
+        path.write_bytes(content)
+        assert ledger.result("k1") is None and ledger.outcomes(["k1"]) == []
+
+    flipped()
+    torn()
+    garbage()
+
+
+DAMAGE = {"0 %": 0.0, "1 %": 0.01, "25 %": 0.25, "50 %": 0.5, "99 %": 0.99, "a flipped bit": None}
+
+
+@pytest.mark.parametrize("share", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("name", ["result.json", "experiment.json", "attempts/0001.json", "curve.parquet"])
+def test_f15_a_damaged_file_of_an_experiment(copy: Sweep, name: str, share: float | None) -> None:
+    paths, (key,) = copy.paths, recorded(copy.paths.root)
+    path = paths.experiments / key / name
+    content = path.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    path.write_bytes(flipped if share is None else content[: int(share * len(content))])
+    damaged = name == "result.json"
+    assert open_sweep(paths.root).complete != damaged  # readers take it as it is
+    again = run_here(paths.root)
+    assert again.complete and again.results_sha256 == copy.results_sha256
+    assert num_attempts(paths.root, [key]) == {key: 2 if damaged else 1}
+    aside = list(path.parent.glob("result.json.unreadable-*"))
+    assert len(aside) == damaged
+    aloud = [event.words for event in Ledger(paths).events(key) if event.aloud]
+    assert bool(aloud) == damaged and all("could not be read: kept as result.json.unreadable-" in w for w in aloud)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "sweep.yaml"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b"{}"])
+def test_a_damaged_plan_is_refused_by_readers_and_made_again_by_a_run(copy: Sweep, name: str, content: bytes) -> None:
+    (copy.paths.root / name).write_bytes(content)
+    with pytest.raises((DirectoryError, SpecError), match=name):
+        open_sweep(copy.paths.root)
+    again = run_here(copy.paths.root)
+    assert again.complete and again.results_sha256 == copy.results_sha256
+    assert set(num_attempts(copy.paths.root, recorded(copy.paths.root)).values()) == {1}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": "x"}', b"\xff"])
+def test_a_damaged_lock_or_progress_is_nobody(copy: Sweep, content: bytes) -> None:
+    paths = copy.paths
+    (key,) = recorded(paths.root)
+    paths.result(key).unlink()
+    paths.lock_owner.write_bytes(content)
+    paths.lock.write_bytes(content)
+    paths.progress(key).write_bytes(content)
+    sweep = open_sweep(paths.root)
+    assert sweep.running == () and sweep.counts["planned"] == 1
+    assert "planned" in status_text(sweep)
+    assert run_here(paths.root).complete
+
+
+def test_f18_clocks(copy: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, (key,) = copy.paths, recorded(copy.paths.root)
+    real = time.time
+    for shift in (-3600.0, 86400.0, -86400.0 * 365):
+        monkeypatch.setattr(time, "time", lambda shift=shift: real() + shift)
+        again = run_here(paths.root)
+        assert again.complete and num_attempts(paths.root, [key]) == {key: 1}
+    for zone in ("America/St_Johns", "Asia/Kolkata"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert open_sweep(paths.root).results_sha256 == copy.results_sha256
+    monkeypatch.delenv("TZ")
+    time.tzset()
+
+
+def test_a_sign_of_life_from_another_time_is_none(copy: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(copy.paths)
+    now = time.time()
+    for age, alive in ((0.0, True), (30.0, True), (120.0, False), (-120.0, False), (-86400.0, False)):
+        ledger.record_progress(
+            Progress(key="k", tokens_seen=1, tokens=2, train_loss=None, host="h", pid=1, updated_at=now - age)
+        )
+        assert (ledger.progress("k") is not None) == alive, age
+
+
+def test_f22_a_moved_directory_goes_on(copy: Sweep, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / "sweep"
+    moved.parent.mkdir()
+    before = recorded(copy.paths.root)
+    copy.paths.root.rename(moved)
+    assert open_sweep(moved).complete
+    assert run_here(moved).complete and recorded(moved) == before
+
+
+def test_f22_a_read_only_directory_can_be_read(copy: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = copy.paths.root
+
+    def denied(*_: object, **__: object) -> int:
+        raise PermissionError(13, "Permission denied", str(root))
+
+    with monkeypatch.context() as patch:  # permissions do not stop root, who runs many test suites
+        for name in ("mkdir", "unlink", "replace", "rename", "link", "fsync"):
+            patch.setattr(os, name, denied)
+        assert "1 completed" in status_text(open_sweep(root))
+    if os.getuid() != 0:
+        for path in (root, root / "experiments"):
+            path.chmod(0o555)
+        with pytest.raises(DirectoryError, match="cannot be written: Permission denied; choose another --output"):
+            run_here(root)
+        for path in (root, root / "experiments"):
+            path.chmod(0o755)
+
+
+def test_readers_execute_nothing(copy: Sweep, tmp_path: Path) -> None:
+    """G9: pickles that would leave a mark, under every name that a reader might open."""
+    mark = tmp_path / "executed"
+    poison = b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR."
+    root = copy.paths.root
+    (key,) = recorded(root)
+    names = ["tune/round-1/tuner.pkl", "tune/round-1/experiment_state-2026-01-01_00-00-00.json", "rates.json"]
+    names += [
+        f"experiments/{key}/{name}" for name in ("curve.parquet", "failure.json", "progress.json", "events.jsonl")
+    ]
+    names += [f"experiments/{key}/checkpoints/0000000002.pt", f"trunks/{key}/0000000014.pt", "analysis.json"]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(poison)
+    for command in (["status"], ["fit", "--bootstrap", "0"], ["report"], ["predict", "1e5"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, str(root)])
+        assert ended.value.code in (0, 1)
+    assert not mark.exists()
+
+
+def test_a_status_of_all_states(copy: Sweep) -> None:
+    paths = copy.paths
+    plan = read_json(paths.plan)
+    assert plan is not None
+    (one,) = plan["experiments"]
+    states = ["completed", "diverged", "out_of_memory", "stalled", "failed", "infrastructure", "running", "planned"]
+    keys = [f"{i:016x}" for i in range(len(states))]
+    children = [{**one, "key": "f" * 16, "parent": keys[-1], "start_step": 2}]
+    experiments = [{**one, "key": key} for key in keys]
+    paths.plan.write_text(json.dumps({**plan, "experiments": [*experiments, *children]}))
+    ledger = Ledger(paths)
+    for key, state in zip(keys, states, strict=True):
+        ledger.begin_attempt(key)
+        if state == "completed":
+            ledger.record_result(replace(RESULT, key=key, deaths=2, attempts=3))
+        elif state == "running":
+            ledger.record_progress(
+                Progress(key=key, tokens_seen=1, tokens=4, train_loss=None, host="node7", pid=42,
+                         updated_at=time.time(), started_at=1e9, attempt=2)
+            )  # fmt: skip
+        elif state != "planned":
+            ledger.record_failure(replace(FAILURE, key=key, status=state, deaths=4 * (state == "infrastructure")))  # type: ignore[arg-type]
+    sweep = open_sweep(paths.root)
+    assert sweep.counts == {**dict.fromkeys(states, 1), "waiting": 1}
+    said = status_text(sweep)
+    for words in (
+        "1 completed, 1 diverged, 1 out of memory, 1 stalled, 1 failed (user), 1 failed (infrastructure), 1 running, "
+        "1 waiting for its parent, 1 planned of 9",
+        "size 4: 25 % on node7 (process 42), since 2001-09-",
+        ", start 2",
+        "retries: 6 after a worker or node died",
+        "writer: none",
+    ):
+        assert words in said, said
+    assert list(sweep.to_frame()["status"]) == [*states, "waiting"]
+
+
+def test_a_closed_pipe_stops_nothing(copy: Sweep) -> None:
+    code = "from flops_fit_ray.cli import main\nmain(['status', __import__('sys').argv[1]])"
+    command = [sys.executable, "-c", code, str(copy.paths.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+        assert reader.stdout is not None and reader.stderr is not None
+        reader.stdout.close()
+        assert b"Traceback" not in reader.stderr.read()
+    closed = open(os.devnull, "w")  # noqa: PTH123, SIM115 - to be closed at once
+    closed.close()
+    PlainConsole(closed).say("nobody hears this")

@@ -1,0 +1,139 @@
+"""One writer per directory, named; a dead one is recognised; readers never wait."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+import pytest
+
+from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.layout import SweepPaths, write_json
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.lock import exclusive, hostname, living_owner, refuse_second_writer
+from flops_fit_ray.sweep import open_sweep
+from tests.records import RESULT
+from tests.sweeps import known_guest, known_spec, make_sweep
+
+HOLD = (
+    "import sys, time\nfrom pathlib import Path\nfrom flops_fit_ray.layout import SweepPaths\n"
+    "from flops_fit_ray.lock import exclusive\n"
+    "with exclusive(SweepPaths(Path(sys.argv[1]))):\n    print('in', flush=True)\n    time.sleep(60)"
+)
+
+
+@contextmanager
+def holder(root: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Another process that writes a directory, killed in the end."""
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    try:
+        assert other.stdout.readline() == b"in\n"
+        yield other
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+
+
+def test_one_writer_and_a_dead_one_is_taken_over(tmp_path: Path) -> None:
+    paths = SweepPaths(tmp_path / "sweep")
+    (tmp_path / "link").symlink_to(paths.root)
+    refuse_second_writer(paths)  # nobody yet, and nothing is made
+    assert not paths.root.exists()
+    with holder(paths.root) as other:
+        for root in (paths.root, tmp_path / "link"):
+            named = rf"{root}: process {other.pid} on {hostname()}, since 20..-..-.. ..:..:.. is writing here"
+            with pytest.raises(DirectoryError, match=named), exclusive(SweepPaths(root)):
+                pass
+            with pytest.raises(DirectoryError, match=named):
+                refuse_second_writer(SweepPaths(root))
+        assert str(living_owner(paths)).startswith(f"process {other.pid} on {hostname()}")
+    assert living_owner(paths) is None
+    refuse_second_writer(paths)
+    with exclusive(paths) as dead:
+        assert str(dead).startswith(f"process {other.pid} on {hostname()}")
+        assert json.loads(paths.lock_owner.read_text())["pid"] == os.getpid()
+    with exclusive(paths) as dead:
+        assert dead is None  # the one before ended as it should
+
+
+def test_a_writer_on_another_machine_is_believed(tmp_path: Path) -> None:
+    paths = SweepPaths(tmp_path)
+    write_json(paths.lock_owner, {"host": "elsewhere", "pid": os.getpid(), "started_at": 1e9})
+    assert str(living_owner(paths)).startswith(f"process {os.getpid()} on elsewhere, since 2001-")
+    paths.lock_owner.write_text("{torn")
+    assert living_owner(paths) is None
+
+
+def test_readers_do_not_wait_for_a_writer(tmp_path: Path) -> None:
+    spec = known_spec()
+    make_sweep(tmp_path, spec, known_guest(spec), only=1)
+    with holder(tmp_path):
+        assert open_sweep(tmp_path).counts["completed"] == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_has_a_lease(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("filelock._unix.lock_fd_nonblocking", no_locks)
+    paths = SweepPaths(tmp_path)
+    with exclusive(paths):
+        assert paths.lease.exists()
+        with pytest.raises(DirectoryError, match=f"process {os.getpid()} on {hostname()}.* is writing here"):
+            refuse_second_writer(paths)
+        Ledger(paths).record_result(RESULT)
+    assert not paths.lease.exists()
+
+    # A dead process of this machine is recognised at once
+    code = HOLD.replace("with exclusive", "import filelock\nfilelock.FileLock = None\nfrom flops_fit_ray import lock\n"
+                        "lock._acquire = lambda paths: (l := filelock.SoftFileLease(paths.lease, lease_duration=30.0))"
+                        ".acquire() and l\nwith exclusive")  # fmt: skip
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline() == b"in\n"
+    with pytest.raises(DirectoryError, match=f"process {other.pid} on"), exclusive(paths):
+        pass
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    started = time.monotonic()
+    with exclusive(paths) as dead:
+        assert str(dead).startswith(f"process {other.pid} on")
+    assert time.monotonic() - started < 5
+
+
+def test_a_lease_of_a_silent_machine_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "filelock._unix.lock_fd_nonblocking", lambda _: (_ for _ in ()).throw(OSError(errno.ENOLCK, ""))
+    )
+    monkeypatch.setattr("flops_fit_ray.lock.LEASE_SECONDS", 0.5)
+    paths = SweepPaths(tmp_path)
+    lease = filelock.SoftFileLease(paths.lease, lease_duration=0.5, heartbeat_interval=0.1)
+    lease.acquire()
+    try:
+        marker = paths.lease.read_text()
+        assert hostname() in marker
+        time.sleep(0.7)
+        with pytest.raises(DirectoryError), exclusive(paths):  # it is renewed, so it holds
+            pass
+    finally:
+        lease.release()
+    # What a machine leaves that was switched off: a marker that nobody renews
+    paths.lease.write_text(marker.replace(hostname(), "elsewhere"))
+    os.utime(paths.lease, (time.time() - 3600, time.time() - 3600))
+    with exclusive(paths):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DirectoryError, match="cannot be written"), exclusive(SweepPaths(tmp_path / "file" / "x")):
+        pass

@@ -14,7 +14,7 @@ from flops_fit_ray.arguments import SOURCE, describe_target, spec_from_arguments
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
 from flops_fit_ray.layout import SweepPaths
-from flops_fit_ray.pipeline import Order, record_rates, recorded_rates, run_sweep
+from flops_fit_ray.pipeline import Order, check_output, record_rates, recorded_rates, run_sweep
 from flops_fit_ray.planning import Plan, make_plan, priced
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.stopping import until_for
@@ -204,10 +204,12 @@ def find_optimal(
     from flops_fit_ray.engine.tuner import loader_for
     from flops_fit_ray.training.measure import survey
 
+    root = Path(output_dir).absolute()
+    if train:
+        check_output(root)
     spec, guest, plan, extra = _prepared(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options
     )
-    root = Path(output_dir).absolute()
     if not train:
         return priced(plan, spec.grid.start, rates=recorded_rates(SweepPaths(root), plan.frame))
     if not resume:

@@ -14,6 +14,7 @@ from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, StorageError
 from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, set_aside, write_bytes, write_json
 from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.lock import refuse_second_writer
 from flops_fit_ray.planning import Finding, Frame, Plan, Planner, Rates, Survey, priced, rates_from_json
 from flops_fit_ray.spec import Budget, SweepSpec, dump_spec, read_spec
 from flops_fit_ray.stopping import LIMIT, Until, next_budget, outlook, with_budgets
@@ -38,6 +39,18 @@ class Order:
     command: str  # that goes on with it
     base: Path | None = None  # where the spec's targets are looked for; None: they are objects of a program
     new: bool = False  # train completed experiments again where the spec has changed
+
+
+def check_output(root: Path) -> None:
+    """Make sure that a sweep may be written there, before anything is worked out for nothing.
+
+    Raises:
+        DirectoryError: another process is writing there, or it is this package itself.
+    """
+    package = Path(__file__).parent.resolve()
+    if root.resolve().is_relative_to(package):
+        raise DirectoryError(f"{root}: lies inside the package; choose another --output")
+    refuse_second_writer(SweepPaths(root))
 
 
 def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until | None = None) -> Sweep:

@@ -139,14 +139,13 @@ def run_order(
     from flops_fit_ray.console.plain import PlainConsole, counts_text
     from flops_fit_ray.errors import InterruptedSweepError, StorageError
     from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
-    from flops_fit_ray.lock import refuse_second_writer
-    from flops_fit_ray.pipeline import Order, recorded_frame, run_sweep
+    from flops_fit_ray.pipeline import Order, check_output, recorded_frame, run_sweep
     from flops_fit_ray.planning import make_plan
     from flops_fit_ray.stopping import until_for
     from flops_fit_ray.training.guest import load_guest
     from flops_fit_ray.training.measure import survey_spec
 
-    refuse_second_writer(SweepPaths(root))
+    check_output(root)
     until = until_for(spec, *rule)
     console = PlainConsole(sys.stderr if as_json else sys.stdout)
     with faults_of(named):

@@ -52,7 +52,14 @@ def _sizes_for(spec: SweepSpec, budget: Budget, sizes: list[ModelSize]) -> list[
 
 
 def size_faults(spec: SweepSpec, sizes: Sequence[ModelSize]) -> Iterator[str]:
-    """Sizes that are one and the same model."""
+    """Sizes that are one and the same model, or that make it smaller."""
+    numbers = sorted((s.size, s.params) for s in sizes if isinstance(s.size, int))
+    falls = [(a, b) for a, b in itertools.pairwise(numbers) if b[1] < a[1]]
+    for (size, params), (next_size, next_params) in falls[:1]:
+        yield (
+            f"model.sizes: N falls from {params} at size {size} to {next_params} at size {next_size}; is "
+            f"{spec.model.size_param} what makes the model larger?"
+        )
     for smaller, larger in itertools.pairwise(sizes):
         if smaller.params == larger.params:
             yield (

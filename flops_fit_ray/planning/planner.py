@@ -44,6 +44,13 @@ class Planner:
         else:
             self._static = static_cells(spec, survey)
             smallest = min(tokens_of(spec, survey, b.flops, s) for b, s in self._static)
+        warmup = spec.train.warmup_tokens
+        if warmup != "auto" and warmup >= smallest:
+            fault = (
+                f"train.warmup_tokens: {warmup} is not shorter than the shortest run, D = {smallest} tokens; `auto` "
+                "takes at most a tenth of that"
+            )
+            raise SpecError("spec", [fault])
         if frame is None or frame.identity != frame_identity(spec, survey):
             frame = make_frame(spec, survey, smallest)
         self.cells = Cells(spec, survey, frame)

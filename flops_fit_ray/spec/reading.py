@@ -62,6 +62,10 @@ def parse_yaml(text: str, source: str) -> Any:
         raise SpecError(source, [f"{where}{e.problem or e.context}"]) from e
     except yaml.YAMLError as e:
         raise SpecError(source, [f"is not YAML: {e}"]) from e
+    except RecursionError as e:
+        raise SpecError(source, ["is nested too deeply to be a spec"]) from e
+    except (ValueError, KeyError, AttributeError, OverflowError) as e:  # a tag or a date with nonsense in it
+        raise SpecError(source, [f"holds a value that cannot be read: {e}; put quotes around text"]) from e
 
 
 def read_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:

@@ -275,6 +275,9 @@ class SweepSpec(Section):
     def _asks_for_something(cls, resources: dict[str, float]) -> dict[str, float]:
         if not any(resources.values()):
             raise ValueError("asks for nothing; give {gpu: 1} or {cpu: 1}")
+        gpus = resources.get("gpu", 0.0)
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpu: {gpus:g} is neither a part of one GPU nor a whole number of them")
         return resources
 
     @property

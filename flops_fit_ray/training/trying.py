@@ -16,7 +16,8 @@ import torch
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
-from flops_fit_ray.training.data import first_batch
+from flops_fit_ray.training.data import Batch, first_batch
+from flops_fit_ray.training.data.batch import is_whole, mapped
 from flops_fit_ray.training.guest import Guest, build
 from flops_fit_ray.training.losses import as_objective, check_loss
 
@@ -39,7 +40,7 @@ def try_parts(guest: Guest, size: ModelSize) -> None:
         return
     model = build(guest, size.kwargs)
     batch = first_batch(guest.train_data, 2).split(2)[0]
-    with _named(f"model.target: the model of size {size.size} and the loss fail on first samples"):
+    with _named(f"model.target: the model of size {size.size} and the loss fail on first samples", batch):
         check_loss(guest.objective(model, batch))
     for name, metric in guest.metrics.items():
         with _named(f"metrics.{name}"), torch.no_grad():
@@ -62,10 +63,26 @@ def _try_schedule(schedule: Callable[[int, int], float]) -> None:
 
 
 @contextlib.contextmanager
-def _named(key: str) -> Iterator[None]:
+def _named(key: str, batch: Batch | None = None) -> Iterator[None]:
     try:
         yield
     except SpecError:
         raise
     except Exception as e:  # a guest may raise anything; it is named and chained
-        raise SpecError("spec", [f"{key}: {type(e).__name__}: {e}"]) from e
+        hint = _largest_id(batch) if batch is not None and isinstance(e, IndexError) else ""
+        raise SpecError("spec", [f"{key}: {type(e).__name__}: {e}{hint}"]) from e
+
+
+def _largest_id(batch: Batch) -> str:
+    """Of a table that is too small, what is looked up in it."""
+    largest: list[int] = []
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        if is_whole(tensor) and tensor.numel():
+            largest.append(int(tensor.max()))
+        return tensor
+
+    mapped(batch.content, look)
+    if not largest:
+        return ""
+    return f"; the largest id in data.train's first samples is {max(largest)}: is the vocabulary larger?"

@@ -128,4 +128,7 @@ def open_token_files(pattern: str, base: Path, *, context: int | None, dtype: st
     found = sorted(anchor.glob(str(Path(*parts))))
     if not found:
         raise SpecError("spec", [f"{key}: no file {pattern!r} in {anchor}"])
-    return TokenFile(found, context, dtype)
+    try:
+        return TokenFile(found, context, dtype)
+    except SpecError as e:
+        raise SpecError(e.source, [fault.replace("data: ", f"{key}: ", 1) for fault in e.faults]) from e

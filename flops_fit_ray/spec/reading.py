@@ -64,7 +64,7 @@ def parse_yaml(text: str, source: str) -> Any:
         raise SpecError(source, [f"is not YAML: {e}"]) from e
     except RecursionError as e:
         raise SpecError(source, ["is nested too deeply to be a spec"]) from e
-    except (ValueError, KeyError, AttributeError, OverflowError) as e:  # a tag or a date with nonsense in it
+    except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as e:  # a tag or a date of nonsense
         raise SpecError(source, [f"holds a value that cannot be read: {e}; put quotes around text"]) from e
 
 

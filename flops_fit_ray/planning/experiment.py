@@ -259,7 +259,7 @@ class Plan:
 
 
 def plan_from_json(content: Mapping[str, Any]) -> Plan:
-    """The inverse of `Plan.to_json`.
+    """The inverse of `Plan.to_json`, also for plans of earlier versions, which say less.
 
     Raises:
         KeyError, TypeError: the content is not a plan of this schema.
@@ -267,17 +267,18 @@ def plan_from_json(content: Mapping[str, Any]) -> Plan:
     sizes = tuple(_size(s) for s in content["sizes"])
     survey = Survey(sizes=sizes, data=value_of(DataFacts, content["data"]), skipped=tuple(content["skipped"]))
     experiments = tuple(map(experiment_from_json, content["experiments"]))
-    lr = content["lr"]
+    lr = content.get("lr")
+    old_frame = {"identity": "", "base_budget": min((e.budget for e in experiments), default=0.0), "warmup_limit": 0}
     return Plan(
         name=content["name"],
         experiments=experiments,
         survey=survey,
         warnings=tuple(content["warnings"]),
-        disk=value_of(Disk, content["disk"]),
-        frame=value_of(Frame, content["frame"]),
-        final=content["final"],
-        forecast=tuple(map(experiment_from_json, content["forecast"])),
-        notes=tuple(content["notes"]),
+        disk=value_of(Disk, content.get("disk", {"per_running": 0, "in_the_end": 0})),
+        frame=value_of(Frame, content.get("frame", old_frame)),
+        final=content.get("final", True),
+        forecast=tuple(map(experiment_from_json, content.get("forecast", ()))),
+        notes=tuple(content.get("notes", ())),
         lr=None if lr is None else value_of(LrFound, {**lr, "optima": tuple(map(tuple, lr["optima"]))}),
     )
 
@@ -286,13 +287,17 @@ def _size(content: Mapping[str, Any]) -> ModelSize:
     return value_of(ModelSize, {**content, "uncounted": tuple(content.get("uncounted", ()))})
 
 
+# What plans of earlier versions do not say, because there was nothing else
+_OLD_RECIPE = {"decay_shape": "linear", "compile": False, "cuda_graph": False}
+
+
 def experiment_from_json(content: Mapping[str, Any]) -> Experiment:
     """The inverse of `Experiment.to_json`.
 
     Raises:
         KeyError, TypeError: the content is not an experiment of this schema.
     """
-    recipe = content["recipe"]
+    recipe = {"micro_batch_size": content["recipe"]["batch_size"], **_OLD_RECIPE, **content["recipe"]}
     return value_of(Experiment, {**content, "recipe": value_of(Recipe, {**recipe, "betas": tuple(recipe["betas"])})})
 
 

@@ -11,12 +11,13 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -315,7 +316,7 @@ def alive(pids: Iterator[int] | list[int] | set[int]) -> list[int]:
     return found
 
 
-def head_kills(where: Path, kills: int, sha256: str, dice: random.Random) -> Row:
+def head_kills(where: Path, kills: int, sha256: str | None, dice: random.Random) -> Row:
     """F7: the head of the driver's own cluster dies: the driver ends by itself, says how to go on, leaves no orphan."""
     row = Row("F7 the head dies")
     root, spec, slowest = where / "heads", make_project(where), 0.0
@@ -342,28 +343,29 @@ def head_kills(where: Path, kills: int, sha256: str, dice: random.Random) -> Row
         row.expect(not alive(set(family)), f"orphans: {[family[pid][:60] for pid in alive(set(family))]}")
         watched.look()
     row.notes.append(f"slowest end {slowest:.1f} s")
-    finish(Driver(spec, root), row, watched, sha256)
+    if sha256 is not None:  # else nobody waits for the rest
+        finish(Driver(spec, root), row, watched, sha256)
     return row
 
 
 STOPS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGTERM, then SIGKILL after 3 s", "SIGINT twice")
 
 
-def signals(where: Path, times: int, sha256: str, dice: random.Random) -> Row:
+def signals(where: Path, times: int, sha256: str, dice: random.Random, stops: tuple[str, ...] = STOPS) -> Row:
     """F8: every signal that asks for an end: saved, exit 4 within 30 s, the last line is the command that goes on."""
     row = Row("F8 SIGINT, SIGTERM, SIGUSR1, job stop")
     slowest = dict.fromkeys(STOPS, 0.0)
     for i in range(times):
         root, spec = where / f"signals{i}", make_project(where)
         watched = Watched(root, row)
-        for name in STOPS:
+        for name in stops:
             driver, before = Driver(spec, root, pause=0.03), len(recorded(root))
             came = driver.until(lambda n=before + 1, root=root: len(recorded(root)) >= n)  # type: ignore[misc]
             time.sleep(dice.uniform(0.0, 1.0))
             if driver.ended() or not came:
                 break
             started = time.monotonic()
-            driver.process.send_signal(getattr(signal, name[:7].rstrip(",").split(" ")[0]))
+            driver.process.send_signal(getattr(signal, name.split(" ")[0].rstrip(",")))
             if "KILL" in name and not driver.until(driver.ended, 3.0):
                 driver.process.kill()
             if "twice" in name:
@@ -372,7 +374,8 @@ def signals(where: Path, times: int, sha256: str, dice: random.Random) -> Row:
             code = driver.wait(40)
             slowest[name] = max(slowest[name], time.monotonic() - started)
             row.times += 1
-            row.expect(code == EXIT_INTERRUPTED or (code == -9 and "KILL" in name), f"{name}: ended with {code}")
+            killed = "SIGKILL" in name and code == -signal.SIGKILL
+            row.expect(code == EXIT_INTERRUPTED or killed, f"{name}: ended with {code}")
             row.expect(slowest[name] < 30, f"{name}: took {slowest[name]:.0f} s")
             if code == EXIT_INTERRUPTED:
                 last = driver.said[-1]
@@ -382,6 +385,67 @@ def signals(where: Path, times: int, sha256: str, dice: random.Random) -> Row:
         finish(Driver(spec, root), row, watched, sha256)
     row.notes += [f"{name} {seconds:.1f} s" for name, seconds in slowest.items()]
     return row
+
+
+def broken_tune_states(where: Path, sha256: str, only: Collection[str] = ()) -> Row:
+    """F16: Tune's state whole, half, empty, of the future or gone: restored where it is whole, and never missed."""
+    row = Row("F16 corrupt Tune state")
+    root, spec = where / "tune", make_project(where)
+    driver = Driver(spec, root, pause=0.04, TUNE_GLOBAL_CHECKPOINT_S="0.5")
+    driver.until(lambda: len(recorded(root)) >= 3)
+    time.sleep(1.0)
+    driver.process.kill()
+    driver.wait(10)
+    time.sleep(3.0)  # its workers see that it is gone
+    for name, damage in TUNE_DAMAGE.items():
+        if only and name not in only:
+            continue
+        copy = where / f"tune-{name}"
+        shutil.copytree(root, copy, symlinks=True)
+        if name == "whole":  # Tune's trials remember where they were
+            shutil.rmtree(copy)
+            shutil.copytree(root, where / "kept")
+            copy = root
+        (newest,) = (copy / "tune").glob("round-*")
+        damage(newest)
+        watched = Watched(copy, row)
+        watched.look()
+        finish(Driver(spec, copy), row, watched, sha256)
+        rounds = len(list((copy / "tune").glob("round-*")))
+        row.expect(rounds == (1 if name == "whole" else 2), f"{name}: {rounds} rounds of Tune")
+        row.times += 1
+        if name == "whole":
+            shutil.rmtree(root)
+            (where / "kept").rename(root)
+    return row
+
+
+def _halve(directory: Path) -> None:
+    state = max(directory.glob("experiment_state-*.json"))
+    state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
+
+
+def _empty(directory: Path) -> None:
+    (directory / "tuner.pkl").write_bytes(b"")
+
+
+def _postdate(directory: Path) -> None:
+    later = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(time.time() + 3600))
+    max(directory.glob("experiment_state-*.json")).rename(directory / f"experiment_state-{later}.json")
+
+
+def _forget(directory: Path) -> None:
+    for path in directory.glob("*state-*"):
+        path.unlink()
+
+
+TUNE_DAMAGE: dict[str, Callable[[Path], None]] = {
+    "whole": lambda directory: None,
+    "half": _halve,
+    "empty": _empty,
+    "future": _postdate,
+    "gone": _forget,
+}
 
 
 def contention(where: Path, times: int) -> Row:
@@ -476,6 +540,7 @@ def scenarios(where: Path, dice: random.Random) -> dict[str, Callable[[], Row]]:
     return {
         "F3": lambda: writer_kills(where, 5000),
         "F17": lambda: contention(where, 50),
+        "F16": lambda: broken_tune_states(where, sha256),
         "F7": lambda: head_kills(where, 5, sha256, dice),
         "F6": lambda: node_kills(where, 10, sha256, dice),
         "F5": lambda: worker_kills(where, 50, sha256, dice),

@@ -1,0 +1,132 @@
+"""F11, F19: what the user's own code does wrong ends one experiment, in one attempt, with its traceback."""
+
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flops_fit_ray import find_optimal
+from flops_fit_ray.engine.trainable import Job, run_experiment
+from flops_fit_ray.engine.tuner import loader_for
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.training.guest import Guest
+from tests.parts import Mlp, Pairs, guest_of, planned, regression, spec_of
+
+
+class Late(Mlp):
+    """Good while it is planned, and for the first steps."""
+
+    error: BaseException = RuntimeError("mine")
+    where = ""
+
+    def __init__(self, width: int, inputs: int = 8, dropout: float = 0.1) -> None:
+        super().__init__(width, inputs, dropout)
+        self.calls = 0
+        if Late.where == "constructor":
+            raise Late.error
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if Late.where == "forward" and self.calls > 3:
+            raise Late.error
+        return super().forward(x)
+
+
+class LatePairs(Pairs):
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if Late.where == "dataset":
+            raise Late.error
+        return super().__getitem__(index)
+
+
+def late_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    if Late.where == "loss":
+        raise Late.error
+    return (outputs - targets).pow(2).mean()
+
+
+CASES = [
+    ("constructor", ValueError("a bad width"), "ValueError: a bad width"),
+    ("forward", RuntimeError("shapes differ"), "RuntimeError: shapes differ"),
+    ("loss", ZeroDivisionError("nothing counts"), "ZeroDivisionError: nothing counts"),
+    ("dataset", KeyError("text"), "KeyError: 'text'"),
+    ("forward", SystemExit(3), "SystemExit: 3"),
+    ("forward", KeyboardInterrupt(), "KeyboardInterrupt: "),
+    ("load", ImportError("no module named 'mine'"), "ImportError: no module named 'mine'"),
+]
+
+
+@pytest.mark.parametrize(("where", "error", "words"), CASES, ids=[f"{w}-{type(e).__name__}" for w, e, _ in CASES])
+def test_f11_an_error_of_the_users_is_one_attempt_and_its_traceback(
+    where: str, error: BaseException, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of()
+    guest = replace(guest_of(spec, model=Late, train=LatePairs(*regression().tensors)), loss=late_loss)
+    experiments = planned(spec, guest).experiments
+    job = Job(root=tmp_path, load_guest=lambda: guest, spec=spec, eval_samples=100, uses_gpu=False)
+    ledger = Ledger(SweepPaths(tmp_path))
+    monkeypatch.setattr(Late, "where", where)
+    monkeypatch.setattr(Late, "error", error)
+
+    def load() -> Guest:
+        if where == "load":
+            raise error
+        return guest
+
+    assert run_experiment(job, ledger, load, experiments[0]) == "failed"
+    failure = ledger.failure(experiments[0].key)
+    assert failure is not None and failure.status == "failed" and failure.error == words
+    assert (failure.attempts, failure.deaths) == (1, 0)
+    assert f"in {where}" in failure.traceback or "in __" in failure.traceback or "loss" in failure.traceback
+    assert run_experiment(job, ledger, load, experiments[0]) == "failed"  # never again by itself
+    assert ledger.num_attempts(experiments[0].key) == 1
+    monkeypatch.setattr(Late, "where", "")
+    assert run_experiment(job, ledger, lambda: guest, experiments[1]) == "completed"  # the same process goes on
+
+
+def _generator() -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tmp: (tmp / "f").open("w"),
+        lambda tmp: threading.Lock(),
+        lambda tmp: _generator(),
+        lambda tmp: threading.local(),
+        lambda tmp: socket.socket(),
+    ],
+    ids=["open file", "lock", "generator", "thread-local", "socket"],
+)
+def test_f19_what_cannot_travel_is_named(make: Callable[[Path], Any], tmp_path: Path) -> None:
+    thing = make(tmp_path)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        assert thing is not None
+        return (outputs - targets).pow(2).mean()
+
+    guest = replace(guest_of(spec_of()), loss=loss)
+    with pytest.raises(
+        SpecError, match="loss cannot be sent to a worker: .*; open files, locks and connections inside"
+    ):
+        loader_for(guest)
+    with pytest.raises(SpecError, match="loss cannot be sent"):
+        find_optimal(Mlp, "width", dataset=regression(), loss_fn=loss, compute_budgets=[1e5, 2e5], sizes=[4, 8, 16],
+                     batch_size=8, lr=1e-2, output_dir=tmp_path / "out")  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    if hasattr(thing, "close"):
+        thing.close()
+
+
+def test_a_lambda_travels() -> None:
+    guest = replace(guest_of(spec_of()), loss=lambda a, b: (a - b).pow(2).mean())
+    assert loader_for(guest)().loss(torch.ones(2), torch.zeros(2)) == 1

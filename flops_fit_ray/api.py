@@ -15,6 +15,7 @@ from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.pipeline import Order, check_output, record_rates, recorded_rates, run_sweep
+from flops_fit_ray.places import place_of
 from flops_fit_ray.planning import Plan, make_plan, priced
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.stopping import until_for
@@ -204,7 +205,7 @@ def find_optimal(
     from flops_fit_ray.engine.tuner import loader_for
     from flops_fit_ray.training.measure import survey
 
-    root = Path(output_dir).absolute()
+    root = place_of(output_dir)
     if train:
         check_output(root)
     spec, guest, plan, extra = _prepared(
@@ -259,7 +260,7 @@ def check(
     )
     report = check_on_worker(plan, spec, load_guest=loader_for(guest), address=extra["address"])[0]
     if output_dir is not None and report.rates is not None:
-        record_rates(SweepPaths(Path(output_dir).absolute()), plan.frame, report.rates)
+        record_rates(SweepPaths(place_of(output_dir)), plan.frame, report.rates)
     return report
 
 

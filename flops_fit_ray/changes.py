@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.layout import SweepPaths, read_json
+from flops_fit_ray.files import read_json
+from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Plan, plan_from_json
 from flops_fit_ray.spec import SweepSpec, read_spec

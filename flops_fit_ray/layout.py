@@ -1,26 +1,17 @@
-"""The only speller of file names in a sweep directory, and the only writer of whole files.
+"""The only speller of file names in a sweep directory.
 
-It never knows what a file means: that is the ledger's, the planner's and the report's business.
+A `Path` in here may be an `ObjectPath`, which has as much of a path as the package needs of one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
-import hashlib
-import json
-import os
-import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from flops_fit_ray.errors import StorageError
+from flops_fit_ray.files import remove_strays
+from flops_fit_ray.places import is_remote, names_in
 
-SEAL = "sealed_sha256"
-NO_SEAL = 64 * "0"  # stands where the digest will, while it is taken
 SCHEMA_VERSION = 1  # of every JSON file, every table and every `--json` object
 
 
@@ -91,7 +82,8 @@ class SweepPaths(ReportPaths):
 
     def newest_round(self) -> Path | None:
         """The directory of the last start of Ray Tune."""
-        return max((p for p in self.tune.glob("round-*") if p.is_dir()), key=lambda p: p.name, default=None)
+        names = [name for name in names_in(self.tune) if name.startswith("round-")]
+        return self.tune / max(names) if names else None
 
     def round_note(self, directory: Path) -> Path:
         """What one start of Ray Tune was made for."""
@@ -117,13 +109,12 @@ class SweepPaths(ReportPaths):
 
     def begun_keys(self) -> set[str]:
         """The experiments, of this plan or another, that have a directory."""
-        try:
-            return {entry.name for entry in os.scandir(self.experiments)}
-        except OSError:
-            return set()
+        return set(names_in(self.experiments))
 
     def remove_strays(self) -> None:
         """Remove what killed writers left half-written. For the one writer of this directory."""
+        if is_remote(self.root):
+            return  # there nothing is ever half-written
         for directory in (self.root, *(self.experiments / key for key in self.begun_keys())):
             remove_strays(directory)
             remove_strays(directory / "attempts")
@@ -140,7 +131,7 @@ class SweepPaths(ReportPaths):
 
     def trunk_keys(self) -> set[str]:
         """The experiments that left a trunk, finished or not."""
-        return {path.name for path in (self.root / "trunks").glob("*") if path.is_dir()}
+        return set(names_in(self.root / "trunks"))
 
     @property
     def rates(self) -> Path:
@@ -217,130 +208,3 @@ class CheckpointPaths:
     def finished(self) -> list[int]:
         """The steps that can be gone on from."""
         return [step for step in self.started() if self.note(step).exists()]
-
-
-@contextlib.contextmanager
-def whole_file(path: Path, *, once: bool = False) -> Iterator[BinaryIO]:
-    """A file to write into that becomes `path` when the block ends, or not at all, and durably.
-
-    Temporary file, fsync, rename, fsync of the directory.
-
-    Args:
-        once: what is there already stays, even if somebody else writes at the same moment.
-
-    Raises:
-        StorageError: it cannot be written; what was there before is still there.
-    """
-    try:
-        with _whole_file(path, once) as file:
-            yield file
-    except OSError as e:
-        raise StorageError(
-            f"{path}: cannot be written: {e.strerror or e}; mend that, then the same command goes on"
-        ) from e
-
-
-def remove_strays(directory: Path) -> None:
-    """Remove what a killed writer left half-written. Only for a directory with one writer: the one who calls."""
-    for stray in directory.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            stray.unlink()
-
-
-def set_aside(path: Path) -> Path | None:
-    """Rename a file that cannot be read, because nothing recorded is thrown away; None where there is none.
-
-    Raises:
-        StorageError: it cannot be renamed.
-    """
-    aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return None
-    except OSError as e:
-        raise StorageError(f"{path}: cannot be renamed: {e.strerror}; mend that, then the same command goes on") from e
-    return aside
-
-
-def write_bytes(path: Path, content: bytes, *, once: bool = False) -> None:
-    """Write `path` as `whole_file` does.
-
-    Raises:
-        StorageError: as `whole_file`.
-    """
-    with whole_file(path, once=once) as file:
-        file.write(content)
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path, once: bool) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if not (once and _linked(temporary, path)):
-            temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _linked(temporary: Path, path: Path) -> bool:
-    """Give the file its name unless that is taken; False where the file system has no such operation."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    except OSError as e:
-        if e.errno in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK):
-            return False
-        raise
-    temporary.unlink()
-    return True
-
-
-def write_json(path: Path, content: Mapping[str, Any], *, once: bool = False, sealed: bool = False) -> None:
-    """Write a JSON object as `write_bytes` does.
-
-    Args:
-        sealed: with its own sha256 as the last field, so that no changed digit is ever taken for what was written.
-
-    Raises:
-        ValueError: NaN or infinity, for which JSON has no word.
-        StorageError: as `write_bytes`.
-    """
-    whole = {**content, SEAL: NO_SEAL} if sealed else content
-    raw = (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
-    if sealed:
-        raw = raw.replace(NO_SEAL.encode(), hashlib.sha256(raw).hexdigest().encode())
-    write_bytes(path, raw, once=once)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`, or None where there is none that can be read.
-
-    It is missing, torn, no object, or not what was sealed.
-    """
-    try:
-        raw = path.read_bytes()
-        content = json.loads(raw.decode())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(content, dict):
-        return None
-    seal = content.get(SEAL)
-    if isinstance(seal, str):
-        unsealed = raw.replace(seal.encode(), NO_SEAL.encode())
-        if hashlib.sha256(unsealed).hexdigest() != seal:
-            return None
-    return content

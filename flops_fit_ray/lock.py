@@ -7,12 +7,15 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import text
 from flops_fit_ray.errors import DirectoryError
-from flops_fit_ray.layout import SweepPaths, read_json, write_json
+from flops_fit_ray.files import read_json, write_json
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.lease import LeaseHeldError, leased
+from flops_fit_ray.places import ObjectPath, Place, is_remote
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -37,6 +40,11 @@ def exclusive(paths: SweepPaths) -> Iterator[str | None]:
     Raises:
         DirectoryError: another process is writing, or the directory cannot be written.
     """
+    root: Place = paths.root
+    if isinstance(root, ObjectPath):
+        with _leased(root / paths.lock_owner.name) as before:
+            yield before
+        return
     with _held(paths):
         dead_owner = _owner(paths)  # a living one would hold the lock
         write_json(paths.lock_owner, {"host": hostname(), "pid": os.getpid(), "started_at": time.time()})
@@ -45,6 +53,19 @@ def exclusive(paths: SweepPaths) -> Iterator[str | None]:
         finally:
             with contextlib.suppress(OSError):
                 paths.lock_owner.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _leased(note: ObjectPath) -> Iterator[str | None]:
+    try:
+        with leased(note, hostname()) as before:
+            yield None if before is None else _in_words(before)
+    except LeaseHeldError as e:
+        raise DirectoryError(
+            f"{note.parent}: {_in_words(e.owner)} is writing here; wait for it, stop it, or choose another --output"
+        ) from e
+    except OSError as e:
+        raise DirectoryError(f"{note.parent}: cannot be written: {e}; choose another --output") from e
 
 
 @contextlib.contextmanager
@@ -73,7 +94,7 @@ def refuse_second_writer(paths: SweepPaths) -> None:
     Raises:
         DirectoryError: another process is writing.
     """
-    if paths.lock.exists() or paths.lease.exists():
+    if not is_remote(paths.root) and (paths.lock.exists() or paths.lease.exists()):
         with _held(paths):
             pass
 
@@ -116,8 +137,10 @@ def _looks_old(paths: SweepPaths) -> bool:
 def _owner(paths: SweepPaths) -> str | None:
     """Who holds the lock, or held it, in words."""
     found = read_json(paths.lock_owner)
-    if not found:
-        return None
-    started = found.get("started_at")
+    return _in_words(found) if found else None
+
+
+def _in_words(owner: Mapping[str, Any]) -> str:
+    started = owner.get("started_at")
     since = f", since {text.clock(started)}" if isinstance(started, float) else ""
-    return f"process {found.get('pid', '?')} on {found.get('host', '?')}{since}"
+    return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}{since}"

@@ -12,9 +12,11 @@ from flops_fit_ray import text
 from flops_fit_ray.changes import changes_since, unreadable
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, StorageError
-from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, set_aside, write_bytes, write_json
+from flops_fit_ray.files import read_json, set_aside, write_bytes, write_json
+from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.lock import refuse_second_writer
+from flops_fit_ray.places import is_remote
 from flops_fit_ray.planning import Finding, Frame, Plan, Planner, Rates, Survey, priced, rates_from_json
 from flops_fit_ray.spec import Budget, SweepSpec, dump_spec, read_spec
 from flops_fit_ray.stopping import LIMIT, Until, next_budget, outlook, with_budgets
@@ -48,7 +50,7 @@ def check_output(root: Path) -> None:
         DirectoryError: another process is writing there, or it is this package itself.
     """
     package = Path(__file__).parent.resolve()
-    if root.resolve().is_relative_to(package):
+    if not is_remote(root) and root.resolve().is_relative_to(package):
         raise DirectoryError(f"{root}: lies inside the package; choose another --output")
     refuse_second_writer(SweepPaths(root))
 

@@ -16,7 +16,8 @@ from flops_fit_ray.analysis import Analysis, FitOptions, Points, SweepFit, analy
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError
-from flops_fit_ray.layout import SweepPaths, read_json
+from flops_fit_ray.files import read_json
+from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha256, results_table
 from flops_fit_ray.lock import living_owner
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers

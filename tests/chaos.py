@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED
-from flops_fit_ray.layout import SweepPaths, read_json
+from flops_fit_ray.files import read_json
+from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger, Result
 from flops_fit_ray.sweep import Sweep, open_sweep
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from flops_fit_ray.engine.dispatch import Dispatcher
 from flops_fit_ray.engine.trainable import Job, run_experiment
-from flops_fit_ray.layout import SweepPaths, write_bytes, write_json
+from flops_fit_ray.files import write_bytes, write_json
+from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import recorded_frame
 from flops_fit_ray.planning import Plan, Planner

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flops_fit_ray.layout import read_json, write_json
+from flops_fit_ray.files import read_json, write_json
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import record_rates, recorded_frame, recorded_rates
 from flops_fit_ray.planning import plan_from_json, stated_rate

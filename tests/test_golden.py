@@ -10,7 +10,8 @@ import pytest
 
 from flops_fit_ray.cli import main
 from flops_fit_ray.console.plain import status_text
-from flops_fit_ray.layout import SweepPaths, read_json
+from flops_fit_ray.files import read_json
+from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import recorded_frame
 from flops_fit_ray.planning import make_plan

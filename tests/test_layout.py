@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.layout import read_json, write_bytes, write_json
+from flops_fit_ray.files import read_json, write_bytes, write_json
 
 
 def test_round_trip_makes_directories(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import filelock
 import pytest
 
 from flops_fit_ray.errors import DirectoryError
-from flops_fit_ray.layout import SweepPaths, write_json
+from flops_fit_ray.files import write_json
+from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.lock import exclusive, hostname, living_owner, refuse_second_writer
 from flops_fit_ray.sweep import open_sweep

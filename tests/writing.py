@@ -11,7 +11,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from flops_fit_ray.layout import SweepPaths, read_json
+from flops_fit_ray.files import read_json
+from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger, Progress
 from tests.records import RESULT
 

@@ -8,11 +8,12 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, faults_of
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError, faults_of
+from flops_fit_ray.places import place_of
 
 if TYPE_CHECKING:
     from flops_fit_ray.planning import Plan
@@ -25,7 +26,24 @@ SPEC_NAME = "sweep.yaml"
 DEMO_FILES = (SPEC_NAME, "model.py", "data.py")
 
 spec_argument = click.argument("spec", required=False, type=click.Path(path_type=Path))
-directory_argument = click.argument("directory", required=False, type=click.Path(path_type=Path))
+
+
+class PlaceType(click.ParamType[Path]):
+    """A directory of files, or in an object store."""
+
+    name = "directory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The place that is named, absolute."""
+        if not isinstance(value, str):
+            return cast(Path, value)
+        try:
+            return place_of(value)
+        except SpecError as e:
+            self.fail(e.faults[0], param, ctx)
+
+
+directory_argument = click.argument("directory", required=False, type=PlaceType(), metavar="[DIRECTORY]")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the spec, e.g. train.batch_size=16."
 )
@@ -84,8 +102,10 @@ def planned(spec: Path | None, overrides: Sequence[str], *, quiet: bool) -> tupl
 def resolve_output(path: Path, spec: SweepSpec, output: Path | None) -> Path:
     """`--output` is relative to here; what the spec says, and the default, to the spec: so that a rerun resumes."""
     if output is not None:
-        return output.absolute()
+        return output
     base = Path.cwd() if path.parent == demo_directory().absolute() else path.parent
+    if spec.output is not None and "://" in spec.output:
+        return place_of(spec.output)
     return base / (spec.output or f"runs/{spec.name}")
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flops_fit_ray.cli.common import json_option, open_directory
+from flops_fit_ray.cli.common import PlaceType, json_option, open_directory
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
+from flops_fit_ray.places import place_of
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import FitOptions, SweepFit
@@ -61,7 +62,7 @@ def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[_Function], _Fun
 
 
 @click.command()
-@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.argument("source", required=False, type=PlaceType())
 @click.option(
     "--at", type=float, multiple=True, metavar="C", help="Answer at C FLOPs; the first is the panel's target."
 )
@@ -148,8 +149,8 @@ def predict(
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=PlaceType())
+@click.argument("second", type=PlaceType())
 @click.option("--at", type=float, metavar="C", help="FLOPs [default: the largest C that both were fitted to].")
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw both here (.svg, .png, .pdf).")
 @_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
@@ -176,7 +177,7 @@ def compare(first: Path, second: Path, at: float | None, figure: Path | None, as
 
 
 @click.command()
-@click.argument("directory", required=False, type=click.Path(path_type=Path))
+@click.argument("directory", required=False, type=PlaceType())
 @json_option
 def report(directory: Path | None, as_json: bool) -> None:
     """Write report.html, tables and figures of a sweep, complete or not. For a table: `fit TABLE --report DIR`."""
@@ -292,7 +293,7 @@ def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float
             raise click.UsageError(f"BUDGET {first!r} is not a valid float; give FLOPs, for example 1e21") from e
     if len(rest) > 1:
         raise click.UsageError(f"{' '.join(words)}: too many; give {'BUDGET and ' if hours is None else ''}one SOURCE")
-    return budget, Path(rest[0]) if rest else None
+    return budget, place_of(rest[0]) if rest else None
 
 
 def _predict_hours(opened: _Opened, hours: float | None, as_json: bool) -> None:

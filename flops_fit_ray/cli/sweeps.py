@@ -10,6 +10,7 @@ import click
 from flops_fit_ray.cli.common import (
     DEMO_FILES,
     SPEC_NAME,
+    PlaceType,
     command_line,
     demo_directory,
     directory_argument,
@@ -48,7 +49,7 @@ def init(directory: Path) -> None:
 @click.command()
 @spec_argument
 @set_option
-@click.option("--output", type=click.Path(path_type=Path), help="The sweep directory, where `check` left its rates.")
+@click.option("--output", type=PlaceType(), help="The sweep directory, where `check` left its rates.")
 @click.option("--slots", type=click.IntRange(min=1), help="Experiments side by side [default: those that check saw].")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="FLOP/s of one slot, instead of check's.")
 @click.option("--price", type=click.FloatRange(min=0, min_open=True), help="Money per hour of one slot.")
@@ -98,7 +99,7 @@ def plan(
 @click.command()
 @spec_argument
 @set_option
-@click.option("--output", type=click.Path(path_type=Path), help="The sweep directory [default: runs/NAME beside SPEC].")
+@click.option("--output", type=PlaceType(), help="The sweep directory [default: runs/NAME beside SPEC].")
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
 @json_option
 def check(
@@ -127,7 +128,7 @@ def check(
 
 @click.command()
 @spec_argument
-@click.option("--output", type=click.Path(path_type=Path), help="The sweep directory [default: runs/NAME beside SPEC].")
+@click.option("--output", type=PlaceType(), help="The sweep directory [default: runs/NAME beside SPEC].")
 @set_option
 @until_options
 @click.option("--new", is_flag=True, help="Where the spec has changed, train completed experiments anew; the old stay.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -13,6 +12,7 @@ from flops_fit_ray.errors import StorageError
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger
 from flops_fit_ray.lock import hostname
+from flops_fit_ray.places import REMOTE_POLL_SECONDS, is_remote, remove_tree
 from flops_fit_ray.planning import (
     Experiment,
     Finding,
@@ -48,6 +48,8 @@ class Dispatcher:
         self.slots = 1
         self._chosen_for: tuple[int, int] | None = None
         self._closed = False
+        self._looked = 0.0
+        self.stopping = False
         self.error: StorageError | None = None
         self.plan = planner.plan()
         self._grow()
@@ -104,7 +106,7 @@ class Dispatcher:
 
     def next(self) -> Experiment | None:
         """An experiment to begin now, noted as running; None where all wait, or nothing is left (see `finished`)."""
-        if self._stopped():
+        if self._stopped() or not self._due():
             return None
         self.look(self._running)
         self.choose_starts()
@@ -120,6 +122,16 @@ class Dispatcher:
         self._running.add(ready[0].key)
         return ready[0]
 
+    def _due(self) -> bool:
+        """Whether it is time to look again: Tune asks many times a second, and a look may be a request."""
+        if not is_remote(self._paths.root):
+            return True
+        now = time.monotonic()
+        if now - self._looked < REMOTE_POLL_SECONDS / max(1, self.slots):
+            return False
+        self._looked = now
+        return True
+
     def _has_trunk(self, key: str) -> bool:
         """Whether a running experiment has passed the end of its trunk."""
         return key in self._running and bool(self._paths.trunk(key).finished())
@@ -129,7 +141,11 @@ class Dispatcher:
         return self._stopped() or self.done()
 
     def _stopped(self) -> bool:
-        return self._closed or self.error is not None or self._paths.stop.exists()
+        return self._closed or self.error is not None or self._asked_to_stop()
+
+    def _asked_to_stop(self) -> bool:
+        """The driver itself says so where a look for the file is a request."""
+        return self.stopping or (not is_remote(self._paths.root) and self._paths.stop.exists())
 
     def stop_for(self, words: str) -> None:
         """Hand out nothing more: the directory cannot be written."""
@@ -207,7 +223,7 @@ class Dispatcher:
         keys = {e.key for e in self.plan.experiments}
         needed = needed_trunks(self.plan.experiments, self._findings.keys())
         for key in (self._paths.trunk_keys() & keys & self._findings.keys()) - needed:
-            shutil.rmtree(self._paths.trunk(key).directory, ignore_errors=True)
+            remove_tree(self._paths.trunk(key).directory)
 
 
 def vanished(key: str, ledger: Ledger, error: str) -> Failure:

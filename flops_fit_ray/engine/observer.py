@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from flops_fit_ray.errors import InterruptedSweepError, StorageError
 from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress
 from flops_fit_ray.lock import hostname
+from flops_fit_ray.places import REMOTE_POLL_SECONDS, is_remote
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.care import Observer
 
@@ -45,6 +46,9 @@ class LedgerObserver(Observer):
     def progress(self, tokens_seen: int, train_loss: float | None) -> None:
         """Write a sign of life, and end here if the sweep is being stopped."""
         self._seen, self._train_loss = tokens_seen, train_loss
+        first, seconds = tokens_seen == 0, REMOTE_POLL_SECONDS if is_remote(self._ledger.paths.root) else 0.0
+        if time.monotonic() - self._beaten < seconds and not first:  # signs of life are requests there
+            return
         with self._beating:
             self._beat()
         if self._ledger.paths.stop.exists():

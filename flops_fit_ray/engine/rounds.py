@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, write_json
+from flops_fit_ray.files import read_json, write_json
+from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
+from flops_fit_ray.places import file_name, filesystem_of, is_remote
 
 if TYPE_CHECKING:
     from ray import tune
@@ -111,6 +113,8 @@ def make_tuner(
 
     trainable = tune.with_resources(tune.with_parameters(ExperimentTrainable, job=job), dict(slots.resources))
     now = this_round(paths, slots)
+    # In an object store its state is kept for people only: what restores from there is the ledger
+    restore = restore and not is_remote(paths.root)
     kept = restorable(paths, now, dispatcher.can_go_on) if restore else None
     with ExperimentSearcher.serving(dispatcher):
         if kept is not None:
@@ -129,12 +133,15 @@ def make_tuner(
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=str(paths.tune),
+                storage_path=file_name(paths.tune),
+                storage_filesystem=filesystem_of(paths.tune),
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger holds what matters
                 failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher decides what is tried again
             ),
         )
+    if is_remote(paths.root):
+        return tuner, False
     directory = paths.tune / name
     digest = hashlib.sha256((directory / "tuner.pkl").read_bytes()).hexdigest()
     write_json(paths.round_note(directory), {**now.to_json(), "tuner_sha256": digest})

@@ -156,6 +156,7 @@ def _fit(
             thread.join(LOOK_SECONDS)
             head.check()
             if interrupt.asked and until is None:
+                dispatcher.stopping = True
                 paths.stop.touch()
                 until = time.monotonic() + GRACE_SECONDS
             if until is not None and time.monotonic() > until:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
+from flops_fit_ray.places import REMOTE_POLL_SECONDS, is_remote
 from flops_fit_ray.planning import Plan
 
 POLL_SECONDS = 0.5
@@ -81,7 +82,7 @@ class Watcher:
     def _follow(self) -> None:
         last = time.monotonic()
         # Looking at many files must stay cheap
-        while not self._stop.wait(POLL_SECONDS * max(1.0, len(self._keys) / 1000)):
+        while not self._stop.wait(self._poll_seconds()):
             self._tell()
             if time.monotonic() - last >= PROGRESS_SECONDS:
                 assert self._ledger is not None
@@ -90,9 +91,15 @@ class Watcher:
                 self._view.progress(running, len(self._told), len(self._keys))
                 last = time.monotonic()
 
+    def _poll_seconds(self) -> float:
+        assert self._ledger is not None
+        remote = is_remote(self._ledger.paths.root)
+        return (2 * REMOTE_POLL_SECONDS if remote else POLL_SECONDS) * max(1.0, len(self._keys) / 1000)
+
     def _tell(self) -> None:
         assert self._ledger is not None
-        for key in [k for k in self._keys if k not in self._told]:
+        begun = self._ledger.paths.begun_keys()
+        for key in [k for k in self._keys if k not in self._told and k in begun]:
             events, self._heard[key] = self._ledger.events_since(key, self._heard.get(key, 0))
             for event in events:
                 if event.aloud:

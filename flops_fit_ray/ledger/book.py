@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -14,10 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths, read_json, set_aside, whole_file, write_json
+from flops_fit_ray.files import append_line, read_json, set_aside, whole_file, write_json
+from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.ledger.records import STALE_SECONDS, Event, Failure, Progress, Result, read_record
 from flops_fit_ray.lock import exclusive, hostname
+from flops_fit_ray.places import is_remote, make_directory
 from flops_fit_ray.planning import Experiment, Finding, experiment_from_json
+
+REQUESTS_AT_ONCE = 32  # to an object store
 
 
 class Ledger:
@@ -79,7 +84,7 @@ class Ledger:
         """
         aside = self.paths.past_failure(key, self.num_attempts(key))
         try:
-            aside.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(aside.parent)
             self.paths.failure(key).rename(aside)
         except OSError as e:
             raise StorageError(f"{aside}: cannot be written: {e.strerror}; mend that, then go on") from e
@@ -121,9 +126,7 @@ class Ledger:
         line = json.dumps({"at": time.time(), "host": hostname(), "aloud": aloud, "words": words})
         path = self.paths.events(key)
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
-                file.write(line + "\n")
+            append_line(path, line)
 
     def events(self, key: str) -> list[Event]:
         """The log of an experiment, oldest first; a torn line is left out."""
@@ -157,7 +160,8 @@ class Ledger:
         import pandas as pd
 
         try:
-            frame = pd.read_parquet(self.paths.curve(key), columns=["tokens", "train_loss"])
+            with self.paths.curve(key).open("rb") as file:
+                frame = pd.read_parquet(file, columns=["tokens", "train_loss"])
         except (OSError, ValueError, KeyError):
             return np.empty(0), np.empty(0)
         return frame["tokens"].to_numpy(dtype=np.float64), frame["train_loss"].to_numpy(dtype=np.float64)
@@ -185,7 +189,13 @@ class Ledger:
     def outcomes(self, keys: Iterable[str]) -> list[Result | Failure]:
         """How those among `keys` ended that have, in that order."""
         begun = self.paths.begun_keys()
-        return [outcome for key in keys if key in begun and (outcome := self.outcome(key)) is not None]
+        wanted = [key for key in keys if key in begun]
+        if is_remote(self.paths.root):  # one request after the other would take minutes
+            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+                found = list(pool.map(self.outcome, wanted))
+        else:
+            found = list(map(self.outcome, wanted))
+        return [outcome for outcome in found if outcome is not None]
 
     def results(self, keys: Iterable[str]) -> list[Result]:
         """The recorded results among `keys`, in that order."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from flops_fit_ray.layout import SCHEMA_VERSION, read_json
+from flops_fit_ray.files import read_json
+from flops_fit_ray.layout import SCHEMA_VERSION
 from flops_fit_ray.values import value_of
 
 FailureKind = Literal["diverged", "out_of_memory", "stalled", "failed", "infrastructure"]

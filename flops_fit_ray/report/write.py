@@ -9,7 +9,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import Analysis, Points
-from flops_fit_ray.layout import ReportPaths, write_bytes, write_json
+from flops_fit_ray.files import write_bytes, write_json
+from flops_fit_ray.layout import ReportPaths
 from flops_fit_ray.report.figures import (
     contours,
     draw_contours,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from flops_fit_ray.errors import ExperimentError, first_line
-from flops_fit_ray.layout import CheckpointPaths, read_json, remove_strays, whole_file, write_json
+from flops_fit_ray.files import read_json, remove_strays, whole_file, write_json
+from flops_fit_ray.layout import CheckpointPaths
+from flops_fit_ray.places import remove_tree
 
 FORMAT = 1  # raised whenever a checkpoint of this one cannot be read any more
 
@@ -108,7 +109,7 @@ class CheckpointStore:
         if self._best and (best := self._best_step()) is not None:
             self._drop({*self._paths.started()} - {best})
             return
-        shutil.rmtree(self._paths.directory, ignore_errors=True)
+        remove_tree(self._paths.directory)
 
     def _load(self, step: int) -> dict[str, Any]:
         note = read_json(self._paths.note(step))
@@ -119,9 +120,10 @@ class CheckpointStore:
             with self._paths.state(step).open("rb") as file:
                 for block in iter(lambda: file.read(1 << 20), b""):
                     digest.update(block)
-            if digest.hexdigest() != note.get("sha256"):
-                raise _DamagedError("its sha256 differs")
-            state: dict[str, Any] = torch.load(self._paths.state(step), map_location="cpu", weights_only=True)
+                if digest.hexdigest() != note.get("sha256"):
+                    raise _DamagedError("its sha256 differs")
+                file.seek(0)
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except _DamagedError:
             raise
         except Exception as e:  # a torn archive raises many things; none of them ends the experiment

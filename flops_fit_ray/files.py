@@ -1,0 +1,202 @@
+"""Files of a sweep directory, written whole and durably, and read without believing anything.
+
+It never knows what a file means: that is the ledger's, the planner's and the report's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, BinaryIO, TypeVar, cast
+
+from flops_fit_ray.errors import StorageError
+from flops_fit_ray.places import ObjectPath, Place
+
+SEAL = "sealed_sha256"
+NO_SEAL = 64 * "0"  # stands where the digest will, while it is taken
+
+RETRY_SECONDS = (0.5, 2.0, 8.0)  # between tries of a request to an object store, which has its bad moments
+_Answer = TypeVar("_Answer")
+
+
+@contextlib.contextmanager
+def whole_file(path: Place, *, once: bool = False) -> Iterator[BinaryIO]:
+    """A file to write into that becomes `path` when the block ends, or not at all, and durably.
+
+    On a file system: temporary file, fsync, rename, fsync of the directory. In an object store: one PUT.
+
+    Args:
+        once: what is there already stays, even if somebody else writes at the same moment.
+
+    Raises:
+        StorageError: it cannot be written; what was there before is still there.
+    """
+    try:
+        if isinstance(path, ObjectPath):
+            with tempfile.TemporaryFile() as file:
+                yield cast(BinaryIO, file)
+                if not (once and patiently(path.exists)):
+                    patiently(lambda: path.put(cast(IO[bytes], file)))
+        else:
+            with _whole_file(path, once) as local:
+                yield local
+    except OSError as e:
+        raise StorageError(
+            f"{path}: cannot be written: {e.strerror or e}; mend that, then the same command goes on"
+        ) from e
+
+
+def patiently(request: Callable[[], _Answer]) -> _Answer:
+    """An answer of an object store, asked for again where it fails for another reason than that there is nothing.
+
+    Raises:
+        OSError: it failed every time.
+    """
+    for seconds in RETRY_SECONDS:
+        try:
+            return request()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(seconds)
+    return request()
+
+
+def remove_strays(directory: Place) -> None:
+    """Remove what a killed writer left half-written. Only for a directory with one writer: the one who calls."""
+    if isinstance(directory, ObjectPath):
+        return  # there nothing is ever half-written
+    for stray in directory.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            stray.unlink()
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a file that cannot be read, because nothing recorded is thrown away; None where there is none.
+
+    Raises:
+        StorageError: it cannot be renamed.
+    """
+    aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise StorageError(f"{path}: cannot be renamed: {e.strerror}; mend that, then the same command goes on") from e
+    return aside
+
+
+def append_line(path: Place, line: str) -> None:
+    """Add a line to a log, where an object store has to write all of it again.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if isinstance(path, ObjectPath):
+        with tempfile.TemporaryFile() as file:
+            with contextlib.suppress(FileNotFoundError):
+                file.write(path.read_bytes())
+            file.write(f"{line}\n".encode())
+            path.put(cast(IO[bytes], file))
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as log:
+        log.write(line + "\n")
+
+
+def write_bytes(path: Place, content: bytes, *, once: bool = False) -> None:
+    """Write `path` as `whole_file` does.
+
+    Raises:
+        StorageError: as `whole_file`.
+    """
+    with whole_file(path, once=once) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path, once: bool) -> Iterator[BinaryIO]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if not (once and _linked(temporary, path)):
+            temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give the file its name unless that is taken; False where the file system has no such operation."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError as e:
+        if e.errno in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK):
+            return False
+        raise
+    temporary.unlink()
+    return True
+
+
+def write_json(path: Place, content: Mapping[str, Any], *, once: bool = False, sealed: bool = False) -> None:
+    """Write a JSON object as `write_bytes` does.
+
+    Args:
+        sealed: with its own sha256 as the last field, so that no changed digit is ever taken for what was written.
+
+    Raises:
+        ValueError: NaN or infinity, for which JSON has no word.
+        StorageError: as `write_bytes`.
+    """
+    whole = {**content, SEAL: NO_SEAL} if sealed else content
+    raw = (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
+    if sealed:
+        raw = raw.replace(NO_SEAL.encode(), hashlib.sha256(raw).hexdigest().encode())
+    write_bytes(path, raw, once=once)
+
+
+def read_json(path: Place) -> dict[str, Any] | None:
+    """The JSON object in `path`, or None where there is none that can be read.
+
+    It is missing, torn, no object, or not what was sealed.
+
+    Raises:
+        StorageError: an object store does not answer; what it has may well be there.
+    """
+    try:
+        raw = patiently(path.read_bytes) if isinstance(path, ObjectPath) else path.read_bytes()
+        content = json.loads(raw.decode())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    except OSError as e:
+        if isinstance(path, ObjectPath):
+            raise StorageError(f"{path}: cannot be read: {e}; mend that, then the same command goes on") from e
+        return None
+    if not isinstance(content, dict):
+        return None
+    seal = content.get(SEAL)
+    if isinstance(seal, str):
+        unsealed = raw.replace(seal.encode(), NO_SEAL.encode())
+        if hashlib.sha256(unsealed).hexdigest() != seal:
+            return None
+    return content

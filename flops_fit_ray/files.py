@@ -14,16 +14,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.places import ObjectPath, Place
+from flops_fit_ray.places import Answer, ObjectPath, Place
 
 SEAL = "sealed_sha256"
 NO_SEAL = 64 * "0"  # stands where the digest will, while it is taken
 
 RETRY_SECONDS = (0.5, 2.0, 8.0)  # between tries of a request to an object store, which has its bad moments
-_Answer = TypeVar("_Answer")
 
 
 @contextlib.contextmanager
@@ -40,10 +39,11 @@ def whole_file(path: Place, *, once: bool = False) -> Iterator[BinaryIO]:
     """
     try:
         if isinstance(path, ObjectPath):
-            with tempfile.TemporaryFile() as file:
+            with tempfile.NamedTemporaryFile() as file:
                 yield cast(BinaryIO, file)
+                file.flush()
                 if not (once and patiently(path.exists)):
-                    patiently(lambda: path.put(cast(IO[bytes], file)))
+                    patiently(lambda: path.put(Path(file.name)))
         else:
             with _whole_file(path, once) as local:
                 yield local
@@ -53,7 +53,7 @@ def whole_file(path: Place, *, once: bool = False) -> Iterator[BinaryIO]:
         ) from e
 
 
-def patiently(request: Callable[[], _Answer]) -> _Answer:
+def patiently(request: Callable[[], Answer]) -> Answer:
     """An answer of an object store, asked for again where it fails for another reason than that there is nothing.
 
     Raises:
@@ -101,11 +101,12 @@ def append_line(path: Place, line: str) -> None:
         OSError: it cannot be written.
     """
     if isinstance(path, ObjectPath):
-        with tempfile.TemporaryFile() as file:
+        with tempfile.NamedTemporaryFile() as file:
             with contextlib.suppress(FileNotFoundError):
                 file.write(path.read_bytes())
             file.write(f"{line}\n".encode())
-            path.put(cast(IO[bytes], file))
+            file.flush()
+            path.put(Path(file.name))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as log:

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.files import patiently
@@ -110,6 +111,7 @@ def _read(note: ObjectPath) -> dict[str, Any] | None:
 
 
 def _write(note: ObjectPath, content: dict[str, Any]) -> None:
-    with tempfile.TemporaryFile() as file:
+    with tempfile.NamedTemporaryFile() as file:
         file.write(json.dumps(content).encode())
-        patiently(lambda: note.put(file))
+        file.flush()
+        patiently(lambda: note.put(Path(file.name)))

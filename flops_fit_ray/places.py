@@ -13,15 +13,48 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, TypeAlias, cast
+from typing import IO, Any, BinaryIO, TypeAlias, TypeVar, cast
 
 from flops_fit_ray.errors import SpecError
 
 SCHEMES = ("s3", "gs", "gcs")
 REMOTE_POLL_SECONDS = 2.0  # between looks at an object store
+REQUEST_SECONDS = 60.0  # after which a request is given up
+SLOWEST_BYTES = 1e6  # per second, that a transfer is given in addition
+Answer = TypeVar("Answer")
+
+
+def in_time(request: Callable[[], Answer], size: int = 0) -> Answer:
+    """The answer of a store, which on Linux may otherwise be waited for without end.
+
+    Args:
+        size: bytes that travel.
+
+    Raises:
+        TimeoutError: it took too long. The request may still go on, and nobody waits for it.
+        OSError: it failed.
+    """
+    found: list[Answer] = []
+    failed: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            found.append(request())
+        except BaseException as e:  # noqa: BLE001 - handed on to whoever waits
+            failed.append(e)
+
+    thread = threading.Thread(target=ask, name="object store", daemon=True)
+    thread.start()
+    thread.join(REQUEST_SECONDS + size / SLOWEST_BYTES)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {REQUEST_SECONDS:g} s")
+    return found[0]
 
 
 @dataclass(frozen=True, order=True)
@@ -76,7 +109,7 @@ class ObjectPath:
         from pyarrow.fs import FileType
 
         filesystem, name = self.where
-        found = filesystem.get_file_info(name).type
+        found = in_time(lambda: filesystem.get_file_info(name).type)
         return {FileType.File: "file", FileType.Directory: "directory"}.get(found, "")
 
     def exists(self) -> bool:
@@ -92,7 +125,7 @@ class ObjectPath:
         from pyarrow.fs import FileSelector
 
         filesystem, name = self.where
-        for info in filesystem.get_file_info(FileSelector(name, allow_not_found=True)):
+        for info in in_time(lambda: filesystem.get_file_info(FileSelector(name, allow_not_found=True))):
             yield self / info.base_name
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
@@ -103,36 +136,47 @@ class ObjectPath:
     def read_bytes(self) -> bytes:
         """The whole content."""
         filesystem, name = self.where
-        with filesystem.open_input_stream(name) as stream:
-            return cast(bytes, stream.read())
+
+        def read() -> bytes:
+            with filesystem.open_input_stream(name) as stream:
+                return cast(bytes, stream.read())
+
+        return in_time(read)
 
     def open(self, mode: str = "rb") -> BinaryIO:
         """A local copy of the content, to read from."""
         assert mode == "rb"
         filesystem, name = self.where
         copy = tempfile.TemporaryFile()  # noqa: SIM115 - whoever asked closes it
-        with filesystem.open_input_stream(name) as stream:
-            shutil.copyfileobj(stream, cast(IO[bytes], copy), 1 << 20)
+
+        def read() -> None:
+            with filesystem.open_input_stream(name) as stream:
+                shutil.copyfileobj(stream, cast(IO[bytes], copy), 1 << 20)
+
+        in_time(read)
         copy.seek(0)
         return cast(BinaryIO, copy)
 
-    def put(self, content: IO[bytes]) -> None:
-        """Write the whole content, from its start; nobody sees less than all of it."""
+    def put(self, content: Path) -> None:
+        """Write the whole content of a local file; nobody sees less than all of it."""
         filesystem, name = self.where
-        content.seek(0)
-        with filesystem.open_output_stream(name) as stream:
-            shutil.copyfileobj(content, stream, 1 << 20)
+
+        def write() -> None:  # it may go on after it was given up, so the file is its own
+            with content.open("rb") as local, filesystem.open_output_stream(name) as stream:
+                shutil.copyfileobj(local, stream, 1 << 20)
+
+        in_time(write, content.stat().st_size)
 
     def touch(self) -> None:
         """An empty object."""
-        with tempfile.TemporaryFile() as empty:
-            self.put(empty)
+        with tempfile.NamedTemporaryFile() as empty:
+            self.put(Path(empty.name))
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove it."""
         filesystem, name = self.where
         try:
-            filesystem.delete_file(name)
+            in_time(lambda: filesystem.delete_file(name))
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -142,13 +186,13 @@ class ObjectPath:
         if not self.exists():
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
         filesystem, name = self.where
-        filesystem.copy_file(name, target.where[1])
-        filesystem.delete_file(name)
+        in_time(lambda: filesystem.copy_file(name, target.where[1]))
+        in_time(lambda: filesystem.delete_file(name))
 
     def remove_tree(self) -> None:
         """Remove everything below."""
         filesystem, name = self.where
-        filesystem.delete_dir(name)
+        in_time(lambda: filesystem.delete_dir(name))
 
 
 Place: TypeAlias = Path | ObjectPath

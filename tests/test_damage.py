@@ -218,6 +218,9 @@ def test_a_status_of_all_states(copy: Sweep) -> None:
     ):
         assert words in said, said
     assert list(sweep.to_frame()["status"]) == [*states, "waiting"]
+    (_, progress), *_ = sweep.running
+    assert progress.seconds == pytest.approx(time.time() - 1e9, abs=60)
+    assert replace(progress, started_at=progress.updated_at + 3600).seconds == 0.0
 
 
 def test_a_closed_pipe_stops_nothing(copy: Sweep) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -209,6 +210,13 @@ def status(directory: Path | None, as_json: bool) -> None:
             "flops_planned": sweep.plan.flops,
             "flops_spent": sweep.flops_spent,
             "results_sha256": sweep.results_sha256,
+            "writer": sweep.writer,
+            "deaths": sweep.num_deaths,
+            "running": [
+                {"budget": e.budget, "size": e.size, "seconds": p.seconds, **asdict(p)} for e, p in sweep.running
+            ],
+            "failures": [asdict(f) for f in sweep.failures],
+            "command": sweep.command,
         }
         click.echo(json.dumps(content))
         return

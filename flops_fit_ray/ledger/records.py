@@ -94,6 +94,11 @@ class Progress:
     started_at: float | None = None  # of this attempt, seconds since the epoch
     attempt: int = 1
 
+    @property
+    def seconds(self) -> float | None:
+        """How long this attempt has run; never negative, whatever the clocks say."""
+        return None if self.started_at is None else max(0.0, self.updated_at - self.started_at)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:

@@ -1,0 +1,227 @@
+"""A sweep directory on s3://: the same promises, against a real server, and through a proxy that misbehaves."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+from flops_fit_ray.cli import main
+from flops_fit_ray.errors import DirectoryError, SpecError, StorageError
+from flops_fit_ray.files import read_json, write_bytes, write_json
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.lock import exclusive, hostname
+from flops_fit_ray.places import ObjectPath, file_name, names_in, place_of, remove_tree
+from flops_fit_ray.report import write_report
+from flops_fit_ray.sweep import open_sweep
+from flops_fit_ray.training.checkpoint import CheckpointStore
+from tests.killing import one_run, run_here
+from tests.object_store import Proxy, s3_server, uri
+from tests.records import FAILURE, RESULT
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def proxy(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    monkeypatch.setattr("flops_fit_ray.files.RETRY_SECONDS", (0.1, 0.2))
+    proxy = Proxy(port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def root(port: int, request: pytest.FixtureRequest) -> Path:
+    return place_of(uri(port, f"{request.node.name}/sweep"))
+
+
+def test_places() -> None:
+    place = place_of("s3://bucket/a/b/?endpoint_override=localhost:9000&scheme=http")
+    assert str(place) == "s3://bucket/a/b?endpoint_override=localhost:9000&scheme=http"
+    assert str(place / "c.json") == "s3://bucket/a/b/c.json?endpoint_override=localhost:9000&scheme=http"
+    child = place / "c/d.json"
+    assert (child.name, child.stem, child.suffix, child.parent.name) == ("d.json", "d", ".json", "c")
+    assert child.with_name("e").parent == child.parent and place.absolute() is place
+    assert place_of("a/b") == Path.cwd() / "a/b" and place_of(Path("/x")) == Path("/x")
+    for bad in ("s3://", "s3://bucket", "http://x/y", "s3:///key"):
+        with pytest.raises(SpecError, match="no path and not of the form s3://bucket/name"):
+            place_of(bad)
+
+
+def test_the_ledger_keeps_its_promises(root: Path) -> None:
+    ledger = Ledger(SweepPaths(root))
+    assert ledger.result("k1") is None and ledger.outcomes(["k1"]) == []
+    assert ledger.begin_attempt("k1") == 1 and ledger.begin_attempt("k1") == 2
+    ledger.record_death("k1")
+    assert (ledger.num_attempts("k1"), ledger.num_deaths("k1")) == (2, 1)
+    ledger.record_failure(FAILURE)
+    assert ledger.failures(["k1", "k2"]) == [FAILURE]
+    ledger.retry("k1")
+    assert ledger.failure("k1") is None
+    assert sorted(names_in(ledger.paths.attempts("k1"))) == [
+        "0001.json",
+        "0002-died.json",
+        "0002-failure.json",
+        "0002.json",
+    ]
+    assert ledger.record_result(RESULT) == RESULT
+    assert ledger.record_result(replace(RESULT, loss=9.0)) == RESULT  # the first stays
+    assert ledger.outcomes(["k1"]) == [RESULT] and ledger.paths.recorded_keys() == {"k1"}
+    for words in ("one", "two"):
+        ledger.record_event("k1", words, aloud=True)
+    (first, second), position = ledger.events_since("k1", 0)
+    assert (first.words, second.words) == ("one", "two") and ledger.events_since("k1", position) == ([], position)
+
+    path = ledger.paths.result("k1")
+    write_bytes(path, b'{"torn')
+    assert ledger.result("k1") is None
+    assert ledger.record_result(RESULT) == RESULT
+    assert len([name for name in names_in(path.parent) if name.startswith("result.json.unreadable-")]) == 1
+    remove_tree(root)
+    assert names_in(root) == []
+
+
+def test_checkpoints(root: Path) -> None:
+    store = CheckpointStore(root / "checkpoints", key="k", keep=2)
+    state = {"step": 1, "weights": torch.arange(200_000.0)}
+    for step in (1, 2, 3):
+        store.save({**state, "step": step}, step)
+    assert store.steps() == [2, 3]
+    newest, words = store.newest()
+    assert newest is not None and newest["step"] == 3 and newest["weights"].equal(state["weights"]) and not words
+    write_bytes(root / "checkpoints" / "0000000003.pt", b"cut off")
+    newest, words = store.newest()
+    assert newest is not None and newest["step"] == 2
+    assert words == ["checkpoint of step 3 is damaged (its sha256 differs): passed over for the one before"]
+    store.clear()
+    assert names_in(root / "checkpoints") == []
+
+
+def test_a_sweep_there_has_the_bits_of_one_here(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here, there = run_here(tmp_path), run_here(root)
+    assert there.complete and there.results_sha256 == here.results_sha256
+    (key,) = there.paths.recorded_keys()
+    before = there.paths.result(key).read_bytes()
+    assert run_here(root).complete and there.paths.result(key).read_bytes() == before
+    assert Ledger(there.paths).num_attempts(key) == 1
+    write_report(open_sweep(root))
+    assert {"report.html", "results.parquet", "analysis.json"} <= set(names_in(root))
+    for command in (["status", str(root)], ["report", str(root)], ["plan", "--output", str(root)]):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 0
+    assert "1 completed of 1" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["status", str(root / "nothing")])
+    assert ended.value.code == 2 and "no such directory" in capsys.readouterr().err
+    assert one_run().is_one_run
+
+
+HOLD = (
+    "import sys, time\nfrom flops_fit_ray.layout import SweepPaths\nfrom flops_fit_ray.places import place_of\n"
+    "from flops_fit_ray.lock import exclusive\n"
+    "with exclusive(SweepPaths(place_of(sys.argv[1]))):\n    print('in', flush=True)\n    time.sleep(60)"
+)
+
+
+def test_one_writer_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline() == b"in\n"
+    named = f"process {other.pid} on {hostname()}, since .* is writing here"
+    with pytest.raises(DirectoryError, match=named), exclusive(SweepPaths(root)):
+        pass
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    started = time.monotonic()
+    with exclusive(SweepPaths(root)) as dead:  # a dead process of this machine is recognised at once
+        assert str(dead).startswith(f"process {other.pid} on")
+    assert time.monotonic() - started < 10
+
+    monkeypatch.setattr("flops_fit_ray.lease.SILENT_SECONDS", 1.5)
+    note = {"token": "t", "host": "elsewhere", "pid": 1, "started_at": 1e9, "beat": 7}
+    write_json(SweepPaths(root).lock_owner, note)
+    with exclusive(SweepPaths(root)) as dead:  # one of another machine after a while of silence
+        assert str(dead).startswith("process 1 on elsewhere, since 2001")
+    assert read_json(SweepPaths(root).lock_owner) is None
+
+
+def test_an_owner_that_was_superseded_stops(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr("flops_fit_ray.lease.BEAT_SECONDS", 0.2)
+    monkeypatch.setattr("flops_fit_ray.lease.SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr("flops_fit_ray.lease.os.kill", lambda pid, number: told.append(number))
+    with exclusive(SweepPaths(root)):
+        note = read_json(SweepPaths(root).lock_owner)
+        write_json(SweepPaths(root).lock_owner, {**(note or {}), "token": "another"})
+        time.sleep(1.0)
+    assert told and read_json(SweepPaths(root).lock_owner) is not None  # and leaves the other's note alone
+
+
+@pytest.mark.parametrize("mode", ["refuse", "cut"])
+def test_a_store_that_fails_for_a_moment_is_asked_again(mode: str, proxy: Proxy, port: int, root: Path) -> None:
+    path = place_of(uri(proxy.port, f"{mode}/big.bin"))
+    content = os.urandom(300_000)
+    proxy.mode = mode
+
+    def recover() -> None:
+        time.sleep(0.5)
+        proxy.mode = "ok"
+
+    threading.Thread(target=recover).start()
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("flops_fit_ray.files.RETRY_SECONDS", (0.5, 1.0, 1.0))
+    write_bytes(path, content)
+    monkey.undo()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("mode", ["refuse", "cut", "hang"])
+def test_a_store_that_fails_loses_nothing_and_is_never_taken_for_empty(
+    mode: str, proxy: Proxy, port: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flops_fit_ray.files.RETRY_SECONDS", ())
+    monkeypatch.setattr("flops_fit_ray.places.REQUEST_SECONDS", 2.0)
+    name = cast(ObjectPath, root).key
+    direct, through = Ledger(SweepPaths(root)), Ledger(SweepPaths(place_of(uri(proxy.port, name))))
+    direct.record_result(RESULT)
+    store = CheckpointStore(through.paths.root / "checkpoints", key="k")
+    store.save({"step": 1, "weights": torch.zeros(100_000)}, 1)
+    proxy.mode = mode
+    with pytest.raises(StorageError, match="cannot be written: "):
+        store.save({"step": 2, "weights": torch.ones(100_000)}, 2)
+    if mode != "cut":  # small requests pass before the cut
+        with pytest.raises(StorageError, match="result.json.*: cannot be read: "):
+            through.result("k1")  # that it is missing would mean to train it again
+    proxy.mode = "ok"
+    assert through.result("k1") == RESULT
+    assert store.steps() == [1]  # no half of the second one can be seen
+    newest, words = store.newest()
+    assert newest is not None and newest["step"] == 1 and words == []
+
+
+def test_content_that_is_damaged_there_is_noticed(root: Path) -> None:
+    ledger = Ledger(SweepPaths(root))
+    ledger.record_result(RESULT)
+    place = cast(ObjectPath, ledger.paths.result("k1"))
+    good = place.read_bytes()
+    for damaged in (good[: len(good) // 2], good.replace(b"1.25", b"1.35"), b""):
+        write_bytes(ledger.paths.result("k1"), damaged)
+        assert ledger.result("k1") is None
+    write_bytes(ledger.paths.result("k1"), good)
+    assert ledger.result("k1") == RESULT
+    assert json.loads(place.read_bytes())["loss"] == 1.25
+    assert file_name(place).startswith("sweeps/test_content")

@@ -147,6 +147,8 @@ def run(
 ) -> int:
     """Run a sweep and write its report; run again to go on after any interruption.
 
+    Ctrl-C, SIGTERM and SIGUSR1 save what runs and end with exit code 4; the last line is the command that goes on.
+
     Without SPEC: sweep.yaml of this directory, else the built-in demo.
     """
     path = resolve_spec(spec, quiet=as_json)

@@ -16,6 +16,7 @@ from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecE
 from flops_fit_ray.places import place_of
 
 if TYPE_CHECKING:
+    from flops_fit_ray.console.plain import PlainConsole
     from flops_fit_ray.planning import Plan
     from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.sweep import Sweep
@@ -152,13 +153,36 @@ def run_order(
         named: how faults of the spec are introduced.
         new: train completed experiments again where the spec has changed.
     """
+    from flops_fit_ray.console.plain import PlainConsole
+    from flops_fit_ray.engine.interrupt import interruptible
+    from flops_fit_ray.errors import InterruptedSweepError, StorageError
+
+    console = PlainConsole(sys.stderr if as_json else sys.stdout)
+    try:
+        with interruptible():  # from here on a signal has the same end, whatever is going on
+            sweep = _run(spec, base, root, address, command, rule, console, named=named, new=new)
+    except (InterruptedSweepError, StorageError, KeyboardInterrupt) as e:
+        console.say(f"interrupted: {e or 'by Ctrl-C'}\nWhat is recorded is safe. Go on with:\n{command}")
+        return EXIT_INTERRUPTED
+    _say_results(sweep, console, as_json=as_json)
+    return exit_code(sweep)
+
+
+def _run(
+    spec: SweepSpec,
+    base: Path,
+    root: Path,
+    address: str | None,
+    command: str,
+    rule: tuple[str | None, float | None],
+    console: PlainConsole,
+    *,
+    named: str,
+    new: bool,
+) -> Sweep:
     import functools
 
-    from flops_fit_ray.analysis import n_opt_to_json
-    from flops_fit_ray.console.fits import fit_text
-    from flops_fit_ray.console.plain import PlainConsole, counts_text
-    from flops_fit_ray.errors import InterruptedSweepError, StorageError
-    from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
+    from flops_fit_ray.layout import SweepPaths
     from flops_fit_ray.pipeline import Order, check_output, recorded_frame, run_sweep
     from flops_fit_ray.planning import make_plan
     from flops_fit_ray.stopping import until_for
@@ -167,7 +191,6 @@ def run_order(
 
     check_output(root)
     until = until_for(spec, *rule)
-    console = PlainConsole(sys.stderr if as_json else sys.stdout)
     with faults_of(named):
         survey = survey_spec(spec, base)
         plan = make_plan(spec, survey, frame=recorded_frame(SweepPaths(root)))
@@ -181,26 +204,29 @@ def run_order(
         base=base,
         new=new,
     )
-    try:
-        sweep = run_sweep(order, plan, console=console, until=until)
-    except (InterruptedSweepError, StorageError, KeyboardInterrupt) as e:
-        console.say(f"interrupted: {e or 'by Ctrl-C'}\nWhat is recorded is safe. Go on with:\n{command}")
-        return EXIT_INTERRUPTED
-    if not spec.is_one_run:  # one run has nothing to fit
+    return run_sweep(order, plan, console=console, until=until)
+
+
+def _say_results(sweep: Sweep, console: PlainConsole, *, as_json: bool) -> None:
+    from flops_fit_ray.analysis import n_opt_to_json
+    from flops_fit_ray.console.fits import fit_text
+    from flops_fit_ray.console.plain import counts_text
+    from flops_fit_ray.layout import SCHEMA_VERSION
+
+    if not sweep.spec.is_one_run:  # one run has nothing to fit
         console.say("\n" + fit_text(sweep.fit))
     console.say(counts_text(sweep))
     console.say(f"report: {sweep.paths.report}")
     if as_json:
         closing = {
             "schema_version": SCHEMA_VERSION,
-            "output": str(root),
+            "output": str(sweep.paths.root),
             "status": sweep.counts,
             "n_opt": n_opt_to_json(sweep.fit),
             "report": str(sweep.paths.report),
             "results_sha256": sweep.results_sha256,
         }
         click.echo(json.dumps(closing))
-    return exit_code(sweep)
 
 
 def open_directory(directory: Path | None) -> Sweep:

@@ -56,12 +56,16 @@ class Interrupt:
         self.by = signal.Signals(number).name
         self._asked.set()
         if not (first and self._patient):
-            raise self.error()
+            raise KeyboardInterrupt(str(self.error()))  # which nobody takes for an error of the user's code
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Hear signals while the block runs. Only the main thread can; elsewhere its owner must stop the sweep."""
+    """Hear signals while the block runs. Only the main thread can; elsewhere its owner must stop the sweep.
+
+    Raises:
+        InterruptedSweepError: one ended the block.
+    """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
@@ -69,6 +73,10 @@ def interruptible() -> Iterator[Interrupt]:
     before = {number: signal.signal(number, interrupt.on_signal) for number in SIGNALS}
     try:
         yield interrupt
+    except KeyboardInterrupt as e:
+        if interrupt.asked:
+            raise interrupt.error() from e
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,0 +1,75 @@
+"""F8 without Ray: what a signal does, and when."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from flops_fit_ray.engine.interrupt import SIGNALS, interruptible, keeping_handlers
+from flops_fit_ray.errors import InterruptedSweepError
+from tests.bad_values import Case, prepare
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_only_noted_where_it_is_waited_for(number: signal.Signals) -> None:
+    before = [signal.getsignal(n) for n in SIGNALS]
+    with interruptible() as interrupt:
+        with interrupt.patience():
+            os.kill(os.getpid(), number)
+            assert interrupt.asked and str(interrupt.error()) == f"stopped by {number.name}"
+            with pytest.raises(KeyboardInterrupt, match=number.name):
+                os.kill(os.getpid(), number)  # the second one does not wait
+        with pytest.raises(InterruptedSweepError), interrupt.patience():
+            raise AssertionError("nothing new is begun")
+    assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+def test_elsewhere_it_ends_what_is_going_on() -> None:
+    with pytest.raises(InterruptedSweepError, match="stopped by SIGUSR1"), interruptible():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(10)
+
+
+def test_a_library_that_takes_a_signal_gives_it_back() -> None:
+    with interruptible() as interrupt, interrupt.patience():
+        with keeping_handlers():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.asked
+
+
+def test_other_threads_hear_nothing() -> None:
+    before = [signal.getsignal(n) for n in SIGNALS]
+    seen: list[bool] = []
+
+    def work() -> None:
+        with interruptible() as interrupt, keeping_handlers():
+            seen.append(interrupt.asked)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False] and [signal.getsignal(n) for n in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_it_plans_is_exit_4_too(number: signal.Signals, tmp_path: Path) -> None:
+    project = tmp_path / "p"
+    arguments = prepare(Case(words=()), project)
+    parts = (project / "parts.py").read_text()
+    (project / "parts.py").write_text(f"{parts}\n\nprint('importing', flush=True)\n__import__('time').sleep(60)\n")
+    command = [sys.executable, "-m", "flops_fit_ray", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and run.stderr is not None
+        assert run.stdout.readline() == "importing\n"
+        run.send_signal(number)
+        said = run.stdout.read().splitlines()
+        assert run.wait(20) == 4, run.stderr.read()
+    assert said[0] == f"interrupted: stopped by {number.name}"
+    assert said[-1].endswith(f"--output {project}/runs/tiny")
+    assert not (project / "runs").exists()

@@ -57,13 +57,14 @@ def test_torn_files_read_as_missing(tmp_path: Path, content: bytes) -> None:
 
 def test_sigkill_of_a_busy_writer_never_leaves_a_torn_file(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom flops_fit_ray.layout import write_json\n"
+        "import sys\nfrom pathlib import Path\nfrom flops_fit_ray.files import write_json\n"
         "i = 0\nwhile True:\n    i += 1\n    write_json(Path(sys.argv[1]), {'i': i, 'pad': 'x' * 20000})"
     )
     path = tmp_path / "a.json"
     for attempt in range(30):
         writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
         while not path.exists():
+            assert writer.poll() is None, "the writer cannot even begin"
             time.sleep(0.001)
         time.sleep(0.003 * (attempt % 10))
         writer.kill()

@@ -363,65 +363,42 @@ def test_a_run_with_a_failed_experiment_is_exit_1(
             main(command)
         assert caught.value.code == 1
         captured = capsys.readouterr()
-        status = json.loads(captured.out)["status"]
+        closing = json.loads(captured.out)
+        assert set(closing) == {"schema_version", "output", "status", "n_opt", "report", "results_sha256"}
+        status = closing["status"]
         assert {state: number for state, number in status.items() if number} == {"completed": 9, "failed": 1}
         assert "failed: RuntimeError: mine" in captured.err
-
-
-def start(project: Path, *extra: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "flops_fit_ray.run", str(project / "sweep.yaml"), *extra]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project.parent)
-
-
-def wait_for_results(root: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
-    while sum(1 for _ in root.glob("experiments/*/result.json")) < count:
-        assert time.monotonic() < deadline, "no results"
-        time.sleep(0.02)
 
 
 def outcomes(root: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in root.glob("experiments/*/result.json")}
 
 
-@pytest.mark.slow
-def test_kill_9_and_sigint_lose_nothing_and_the_same_command_goes_on(project: Path) -> None:
-    from flops_fit_ray.spec import read_spec
-    from flops_fit_ray.training.guest import load_guest
+def test_a_changed_spec_is_shown_and_refused_unless_it_is_meant(
+    ray_here: None, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = project / "out"
+    budgets = "budgets=[{flops: 1e5, sizes: [10, 14, 20, 28, 40]}, {flops: 4e5, sizes: [20, 28, 40, 56, 80]}]"
+    command = ["run", str(project), "--set", budgets, "--output", str(root)]
 
-    root = project / "runs" / "tiny"
-    killed = start(project)
-    wait_for_results(root, 2)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    after_kill = outcomes(root)
-    assert 2 <= len(after_kill) < 28
+    def run(*more: str) -> tuple[int | str | None, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([*command, *more])
+        captured = capsys.readouterr()
+        return caught.value.code, captured.out + captured.err
 
-    interrupted = start(project)
-    wait_for_results(root, len(after_kill) + 2)
-    stopped = time.monotonic()
-    interrupted.send_signal(signal.SIGINT)
-    out, _ = interrupted.communicate(timeout=60)
-    assert time.monotonic() - stopped < 30
-    assert interrupted.returncode == 4
-    assert out.splitlines()[-1].endswith(f" run {project}/sweep.yaml --output {root}")
-    assert re.search(r"resuming: \d+ of 28 experiments are recorded and will not run again", out)
-    after_stop = outcomes(root)
-    assert not list(root.glob("stop*"))
-    assert len(after_stop) < 28 and after_kill.items() <= after_stop.items()
-
-    finished = start(project, "--json")
-    out, err = finished.communicate(timeout=300)
-    closing = json.loads(out)
-    assert finished.returncode == 0, err
-    assert closing["status"]["completed"] == 28
-    assert [v["status"] for v in closing["n_opt"]] == ["interior"] * 4
-    assert after_stop.items() <= outcomes(root).items()  # no completed experiment was touched
-    assert set(closing) == {"schema_version", "output", "status", "n_opt", "report", "results_sha256"}
-
-    spec = read_spec(project / "sweep.yaml")
-    plain = make_sweep(project / "plain", spec, load_guest(spec, project))
-    assert plain.results_sha256 == closing["results_sha256"]  # as if nothing had happened, to the last bit
+    assert run()[0] == 0
+    before = outcomes(root)
+    code, said = run("--set", "train.lr=0.02")
+    assert code == 2 and outcomes(root) == before, said
+    assert "changed since the last run" in said and "  train.lr: 0.04 -> 0.02" in said
+    assert "10 completed experiment(s) of this directory would be trained again in another way: train.lr: 0.04" in said
+    code, said = run("--set", "fit.draws=400")  # changes no result
+    assert code == 0 and "fit.draws: 2000 -> 400" in said and outcomes(root) == before
+    code, said = run("--set", "train.lr=0.02", "--new")
+    assert code == 0 and "they stay on record, and are left out" in said, said
+    assert before.items() <= outcomes(root).items() and len(outcomes(root)) == 20
+    assert {r.lr for r in open_sweep(root).results} == {0.02}
 
 
 def test_an_adaptive_sweep_is_the_planners_is_extended_and_goes_on_until_enough(

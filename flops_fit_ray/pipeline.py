@@ -107,11 +107,18 @@ def _compare(order: Order, survey: Survey, ledger: Ledger, console: PlainConsole
     """Show what has changed since the directory's last run.
 
     Raises:
+        DirectoryError: a newer version made the directory.
         SpecError: completed experiments would be trained again in another way, and nobody has asked for that.
     """
     paths = ledger.paths
     if not (paths.plan.exists() or paths.recorded_keys()):
         return
+    version = (read_json(paths.plan) or {}).get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise DirectoryError(
+            f"{paths.plan}: has schema_version {version}, and this version knows {SCHEMA_VERSION}; take the newer one "
+            "that made it, or another --output"
+        )
     for damaged in unreadable(paths):
         aside = set_aside(damaged)
         if aside is not None:

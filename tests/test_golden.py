@@ -3,6 +3,7 @@
 All of them hold the same eight experiments. Nothing in `golden/` is ever written again; a new shape gets a new archive.
 """
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from flops_fit_ray.sweep import open_sweep
 from flops_fit_ray.training.guest import make_guest
 from flops_fit_ray.training.losses import mse
 from flops_fit_ray.training.measure import survey
+from tests.bad_values import Case, prepare
 from tests.parts import Truncated
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -89,3 +91,11 @@ def test_a_directory_of_the_future_is_refused_in_words(tmp_path: Path, capsys: p
         main(["status", str(root)])
     assert ended.value.code == 2
     assert "schema_version: input should be 1 (got 2)" in capsys.readouterr().err
+    (root / "plan.json").write_text(json.dumps({**plan, "schema_version": 2}))
+    before = sorted(path.name for path in root.iterdir())
+    project = prepare(Case(words=()), tmp_path / "p")
+    with pytest.raises(SystemExit) as ended:
+        main([*project, "--output", str(root)])
+    assert ended.value.code == 2
+    assert "has schema_version 2, and this version knows 1" in capsys.readouterr().err
+    assert sorted(path.name for path in root.iterdir() if path.name != "sweep.lock") == before

@@ -7,6 +7,7 @@ when the head of the cluster is gone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import threading
@@ -79,7 +80,8 @@ def run_plan(
                 _run_rounds(dispatcher, ledger, spec, load_guest, slots, interrupt, head)
         finally:
             dispatcher.close()
-            paths.stop.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                paths.stop.unlink(missing_ok=True)
     return dispatcher.plan
 
 

@@ -355,7 +355,7 @@ STOPS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGTERM, then SIGKILL after 3 s", "SIG
 def signals(where: Path, times: int, sha256: str, dice: random.Random, stops: tuple[str, ...] = STOPS) -> Row:
     """F8: every signal that asks for an end: saved, exit 4 within 30 s, the last line is the command that goes on."""
     row = Row("F8 SIGINT, SIGTERM, SIGUSR1, job stop")
-    slowest = dict.fromkeys(STOPS, 0.0)
+    slowest = dict.fromkeys(stops, 0.0)
     for i in range(times):
         root, spec = where / f"signals{i}", make_project(where)
         watched = Watched(root, row)

@@ -1,4 +1,4 @@
-"""F16 without Ray: Tune's state is taken up only where it is whole, of this sweep, and of trials that are still wanted."""
+"""F16 without Ray: Tune's state is taken up only where it is whole, of this sweep, and of trials still wanted."""
 
 import hashlib
 import json

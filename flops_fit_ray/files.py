@@ -22,7 +22,7 @@ from flops_fit_ray.places import Answer, ObjectPath, Place
 SEAL = "sealed_sha256"
 NO_SEAL = 64 * "0"  # stands where the digest will, while it is taken
 
-RETRY_SECONDS = (0.5, 2.0, 8.0)  # between tries of a request to an object store, which has its bad moments
+RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0)  # between tries of a request to an object store, which has its bad moments
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from flops_fit_ray.cli import main
-from flops_fit_ray.errors import DirectoryError, SpecError, StorageError
+from flops_fit_ray.engine.observer import LedgerObserver
+from flops_fit_ray.errors import DirectoryError, InterruptedSweepError, SpecError, StorageError
 from flops_fit_ray.files import read_json, write_bytes, write_json
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
@@ -26,6 +27,7 @@ from flops_fit_ray.sweep import open_sweep
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from tests.killing import one_run, run_here
 from tests.object_store import Proxy, s3_server, uri
+from tests.parts import guest_of, planned
 from tests.records import FAILURE, RESULT
 
 
@@ -225,3 +227,31 @@ def test_content_that_is_damaged_there_is_noticed(root: Path) -> None:
     assert ledger.result("k1") == RESULT
     assert json.loads(place.read_bytes())["loss"] == 1.25
     assert file_name(place).startswith("sweeps/test_content")
+
+
+def test_no_request_holds_up_the_training_and_a_stop_is_seen(
+    root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flops_fit_ray.engine.observer.REMOTE_POLL_SECONDS", 0.2)
+    monkeypatch.setattr("flops_fit_ray.files.RETRY_SECONDS", ())
+    spec = one_run()
+    (experiment,) = planned(spec, guest_of(spec)).experiments
+    through = Ledger(SweepPaths(place_of(uri(proxy.port, cast(ObjectPath, root).key))))
+    observer = LedgerObserver(through, experiment, 1, 0)
+    with observer.watched(timeout=60.0):
+        observer.progress(0, None)
+        assert Ledger(SweepPaths(root)).progress(experiment.key) is not None
+        proxy.mode = "hang"
+        time.sleep(1.5)
+        started = time.monotonic()
+        for tokens in range(1, 1000):
+            observer.progress(tokens, 1.0)
+        assert time.monotonic() - started < 1.0
+        proxy.mode = "ok"
+        SweepPaths(root).stop.touch()
+        deadline = time.monotonic() + 30
+        with pytest.raises(InterruptedSweepError):
+            while time.monotonic() < deadline:
+                observer.progress(1000, 1.0)
+                time.sleep(0.05)
+    assert (read_json(SweepPaths(root).progress(experiment.key)) or {})["tokens_seen"] >= 999

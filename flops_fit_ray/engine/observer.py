@@ -32,6 +32,8 @@ class LedgerObserver(Observer):
         self._started_at = time.time()
         self._beaten = time.monotonic()
         self._beating = threading.Lock()  # two threads write signs of life
+        self._remote = is_remote(ledger.paths.root)
+        self._stopping = False
         self._waiting_since: float | None = None
         self._thread = threading.get_ident()
 
@@ -46,12 +48,13 @@ class LedgerObserver(Observer):
     def progress(self, tokens_seen: int, train_loss: float | None) -> None:
         """Write a sign of life, and end here if the sweep is being stopped."""
         self._seen, self._train_loss = tokens_seen, train_loss
-        first, seconds = tokens_seen == 0, REMOTE_POLL_SECONDS if is_remote(self._ledger.paths.root) else 0.0
-        if time.monotonic() - self._beaten < seconds and not first:  # signs of life are requests there
-            return
-        with self._beating:
-            self._beat()
-        if self._ledger.paths.stop.exists():
+        if self._remote and tokens_seen:  # the watching thread sees to it, so that no request holds up the training
+            stopping = self._stopping
+        else:
+            with self._beating:
+                self._beat()
+            stopping = self._ledger.paths.stop.exists()
+        if stopping:
             raise InterruptedSweepError("the sweep is being stopped")
 
     def _beat(self) -> None:
@@ -114,9 +117,11 @@ class LedgerObserver(Observer):
 
     def _watch(self, timeout: float, done: threading.Event, started: float) -> None:
         while not done.wait(min(1.0, timeout / 20)):
-            with self._beating, contextlib.suppress(StorageError):  # the training itself will hear of a full disk
-                if time.monotonic() - self._beaten > BEAT_SECONDS and not done.is_set():
+            with self._beating, contextlib.suppress(StorageError, OSError):  # the training will hear of a full disk
+                seconds = REMOTE_POLL_SECONDS if self._remote else BEAT_SECONDS
+                if time.monotonic() - self._beaten > seconds and not done.is_set():
                     self._beat()
+                    self._stopping = self._ledger.paths.stop.exists()
             since = self._waiting_since
             if since is None or time.monotonic() - since < timeout:
                 continue

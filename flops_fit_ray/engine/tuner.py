@@ -159,7 +159,8 @@ def _fit(
             head.check()
             if interrupt.asked and until is None:
                 dispatcher.stopping = True
-                paths.stop.touch()
+                with contextlib.suppress(OSError):  # else experiments hear of it when their process ends
+                    paths.stop.touch()
                 until = time.monotonic() + GRACE_SECONDS
             if until is not None and time.monotonic() > until:
                 raise interrupt.error()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,11 +48,17 @@ def check_output(root: Path) -> None:
     """Make sure that a sweep may be written there, before anything is worked out for nothing.
 
     Raises:
-        DirectoryError: another process is writing there, or it is this package itself.
+        DirectoryError: another process is writing there, it cannot be written, or it is this package itself.
     """
     package = Path(__file__).parent.resolve()
-    if not is_remote(root) and root.resolve().is_relative_to(package):
-        raise DirectoryError(f"{root}: lies inside the package; choose another --output")
+    if not is_remote(root):
+        if root.resolve().is_relative_to(package):
+            raise DirectoryError(f"{root}: lies inside the package; choose another --output")
+        there = next(place for place in (root, *root.parents) if place.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise DirectoryError(
+                f"{root}: cannot be written: {there} is no directory that may be; choose another --output"
+            )
     refuse_second_writer(SweepPaths(root))
 
 

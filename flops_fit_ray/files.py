@@ -101,12 +101,10 @@ def append_line(path: Place, line: str) -> None:
         OSError: it cannot be written.
     """
     if isinstance(path, ObjectPath):
-        with tempfile.NamedTemporaryFile() as file:
-            with contextlib.suppress(FileNotFoundError):
-                file.write(path.read_bytes())
-            file.write(f"{line}\n".encode())
-            file.flush()
-            path.put(Path(file.name))
+        before = b""
+        with contextlib.suppress(FileNotFoundError):
+            before = path.read_bytes()
+        path.write_bytes(before + f"{line}\n".encode())
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as log:

@@ -7,18 +7,16 @@ pause. An owner that finds another's note, because it was cut off for half a min
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flops_fit_ray.files import patiently
+from flops_fit_ray.errors import StorageError
+from flops_fit_ray.files import read_json, write_json
 from flops_fit_ray.places import ObjectPath
 
 BEAT_SECONDS = 5.0  # between renewals
@@ -40,15 +38,15 @@ def leased(note: ObjectPath, host: str) -> Iterator[dict[str, Any] | None]:
 
     Raises:
         LeaseHeldError: somebody else is.
-        OSError: the store does not answer.
+        StorageError: the store does not answer.
     """
-    before = _read(note)
-    if before is not None and not _is_dead(before, host) and _is_renewed(note, before):
+    before = read_json(note)
+    if before is not None and not is_dead(before, host) and _is_renewed(note, before):
         raise LeaseHeldError(before)
     mine = {"token": secrets.token_hex(8), "host": host, "pid": os.getpid(), "started_at": time.time(), "beat": 0}
-    _write(note, mine)
+    write_json(note, mine)
     time.sleep(SETTLE_SECONDS)
-    found = _read(note)
+    found = read_json(note)
     if found is None or found.get("token") != mine["token"]:
         raise LeaseHeldError(found or {})
     done = threading.Event()
@@ -59,33 +57,31 @@ def leased(note: ObjectPath, host: str) -> Iterator[dict[str, Any] | None]:
     finally:
         done.set()
         thread.join()
-        with contextlib.suppress(OSError):
-            if (_read(note) or {}).get("token") == mine["token"]:
+        with contextlib.suppress(StorageError, OSError):
+            if (read_json(note) or {}).get("token") == mine["token"]:
                 note.unlink(missing_ok=True)
 
 
 def _renew(note: ObjectPath, mine: dict[str, Any], done: threading.Event) -> None:
     beat = 0
     while not done.wait(BEAT_SECONDS):
-        with contextlib.suppress(OSError):  # a bad moment of the store; the next beat is soon
-            found = _read(note)
+        with contextlib.suppress(StorageError, OSError):  # a bad moment of the store; the next beat is soon
+            found = read_json(note)
             if found is not None and found.get("token") != mine["token"]:
                 os.kill(os.getpid(), signal.SIGTERM)  # the sweep has another owner: stop as for any signal
                 return
             beat += 1
-            _write(note, {**mine, "beat": beat})
+            write_json(note, {**mine, "beat": beat})
 
 
-def _is_dead(owner: dict[str, Any], host: str) -> bool:
-    """Whether it was a process of this machine that is gone."""
-    if owner.get("host") != host or not isinstance(owner.get("pid"), int):
-        return False
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+def is_dead(owner: Mapping[str, Any], host: str) -> bool:
+    """Whether a note is of a process of this machine that is gone."""
+    if owner.get("host") == host and isinstance(owner.get("pid"), int):
+        with contextlib.suppress(PermissionError, OverflowError):  # somebody else's, or no process at all
+            try:
+                os.kill(owner["pid"], 0)
+            except ProcessLookupError:
+                return True
     return False
 
 
@@ -94,24 +90,9 @@ def _is_renewed(note: ObjectPath, before: dict[str, Any]) -> bool:
     ends = time.monotonic() + SILENT_SECONDS
     while time.monotonic() < ends:
         time.sleep(min(1.0, BEAT_SECONDS / 5))
-        now = _read(note)
+        now = read_json(note)
         if now is None:
             return False
         if (now.get("token"), now.get("beat")) != (before.get("token"), before.get("beat")):
             return True
     return False
-
-
-def _read(note: ObjectPath) -> dict[str, Any] | None:
-    try:
-        found = json.loads(patiently(note.read_bytes))
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _write(note: ObjectPath, content: dict[str, Any]) -> None:
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(json.dumps(content).encode())
-        file.flush()
-        patiently(lambda: note.put(Path(file.name)))

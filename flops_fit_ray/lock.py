@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import text
-from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.errors import DirectoryError, StorageError
 from flops_fit_ray.files import read_json, write_json
 from flops_fit_ray.layout import SweepPaths
-from flops_fit_ray.lease import LeaseHeldError, leased
+from flops_fit_ray.lease import LeaseHeldError, is_dead, leased
 from flops_fit_ray.places import ObjectPath, Place, is_remote
 
 if TYPE_CHECKING:
@@ -57,15 +57,14 @@ def exclusive(paths: SweepPaths) -> Iterator[str | None]:
 
 @contextlib.contextmanager
 def _leased(note: ObjectPath) -> Iterator[str | None]:
-    try:
-        with leased(note, hostname()) as before:
-            yield None if before is None else _in_words(before)
-    except LeaseHeldError as e:
-        raise DirectoryError(
-            f"{note.parent}: {_in_words(e.owner)} is writing here; wait for it, stop it, or choose another --output"
-        ) from e
-    except OSError as e:
-        raise DirectoryError(f"{note.parent}: cannot be written: {e}; choose another --output") from e
+    with contextlib.ExitStack() as stack:
+        try:
+            before = stack.enter_context(leased(note, hostname()))
+        except LeaseHeldError as e:
+            raise _in_use(note.parent, _in_words(e.owner)) from e
+        except StorageError as e:
+            raise DirectoryError(f"{e}, or choose another --output") from e
+        yield None if before is None else _in_words(before)
 
 
 @contextlib.contextmanager
@@ -76,16 +75,17 @@ def _held(paths: SweepPaths) -> Iterator[None]:
         paths.root.mkdir(parents=True, exist_ok=True)
         lock = _acquire(paths)
     except Timeout as e:
-        owner = _owner(paths) or "another process"
-        raise DirectoryError(
-            f"{paths.root}: {owner} is writing here; wait for it, stop it, or choose another --output"
-        ) from e
+        raise _in_use(paths.root, _owner(paths) or "another process") from e
     except OSError as e:
         raise DirectoryError(f"{paths.root}: cannot be written: {e.strerror}; choose another --output") from e
     try:
         yield
     finally:
         lock.release()
+
+
+def _in_use(root: Place, owner: str) -> DirectoryError:
+    return DirectoryError(f"{root}: {owner} is writing here; wait for it, stop it, or choose another --output")
 
 
 def refuse_second_writer(paths: SweepPaths) -> None:
@@ -101,15 +101,8 @@ def refuse_second_writer(paths: SweepPaths) -> None:
 
 def living_owner(paths: SweepPaths) -> str | None:
     """Who writes a directory now, in words, without asking for the lock. A dead process of this machine is nobody."""
-    found = read_json(paths.lock_owner) or {}
-    if found.get("host") == hostname() and isinstance(found.get("pid"), int):
-        try:
-            os.kill(found["pid"], 0)
-        except ProcessLookupError:
-            return None
-        except OSError:
-            pass
-    return _owner(paths)
+    found = read_json(paths.lock_owner)
+    return None if not found or is_dead(found, hostname()) else _in_words(found)
 
 
 def _acquire(paths: SweepPaths) -> BaseFileLock:

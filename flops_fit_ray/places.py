@@ -1,7 +1,8 @@
 """Where a sweep directory may be: on a file system, or in an object store (s3://, gs://) through pyarrow.
 
 An object is written by one PUT, whole or not at all; there are no directories, no locks, no appending and no renaming,
-and every look costs a request. What follows from that is here and in `layout`, and nobody else knows of it.
+and every look costs a request. What follows for files is in `files`, for the one writer in `lease`; others ask
+`is_remote` where a look is taken again and again.
 """
 
 from __future__ import annotations
@@ -167,10 +168,19 @@ class ObjectPath:
 
         in_time(write, content.stat().st_size)
 
+    def write_bytes(self, content: bytes) -> None:
+        """Write the whole content; nobody sees less than all of it."""
+        filesystem, name = self.where
+
+        def write() -> None:
+            with filesystem.open_output_stream(name) as stream:
+                stream.write(content)
+
+        in_time(write, len(content))
+
     def touch(self) -> None:
         """An empty object."""
-        with tempfile.NamedTemporaryFile() as empty:
-            self.put(Path(empty.name))
+        self.write_bytes(b"")
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove it."""

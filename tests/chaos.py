@@ -22,11 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flops_fit_ray.engine.processes import descendants
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED
 from flops_fit_ray.files import read_json
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger, Result
 from flops_fit_ray.sweep import Sweep, open_sweep
+from tests.records import recorded
 
 SIZES = [5, 7, 10, 14, 20, 28]
 SPEC = f"""
@@ -131,11 +133,6 @@ class Driver:
                 return condition()
             time.sleep(0.02)
         return True
-
-
-def recorded(root: Path) -> dict[str, bytes]:
-    """The result files."""
-    return {p.parent.name: p.read_bytes() for p in root.glob("experiments/*/result.json")}
 
 
 class Watched:
@@ -290,20 +287,10 @@ def node_kills(where: Path, kills: int, sha256: str, dice: random.Random) -> Row
 
 def children_of(pid: int) -> dict[int, str]:
     """The processes that descend from one, with their command lines."""
-    parents: dict[int, int] = {}
-    names: dict[int, str] = {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            stat = (directory / "stat").read_text()
-            parents[int(directory.name)] = int(stat.rpartition(")")[2].split()[1])
-            names[int(directory.name)] = (
-                (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            )
-    found: dict[int, str] = {}
-    grown = {pid}
-    while grown:
-        grown = {child for child, parent in parents.items() if parent in grown and child not in found}
-        found |= {child: names.get(child, "") for child in grown}
+    found = {}
+    for child in descendants(pid):
+        with contextlib.suppress(OSError):
+            found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return found
 
 
@@ -483,25 +470,33 @@ def contention(where: Path, times: int) -> Row:
     return row
 
 
+def _apart(module: str, *arguments: object) -> dict[str, Any]:
+    """What a module of the tests finds in a process of its own."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
 def file_kills(where: Path, times: int) -> Row:
     """F1: killed before each of its operations on files."""
-    row = Row("F1 SIGKILL between durable writes")
-    command = [sys.executable, "-m", "tests.killing", str(where / "killing"), str(times)]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    row.times = found["points"] * found["times"]
-    row.violations = found["violations"]
-    row.notes.append(f"{found['points']} points")
-    return row
+    found = _apart("tests.killing", where / "killing", times)
+    return Row(
+        "F1 SIGKILL between durable writes",
+        times=found["points"] * found["times"],
+        violations=found["violations"],
+        notes=[f"{found['points']} points"],
+    )
 
 
 def writer_kills(where: Path, times: int) -> Row:
     """F3: a process that does nothing but write into the ledger, killed at random moments."""
-    row = Row("F3 SIGKILL of a ledger writer")
-    command = [sys.executable, "-m", "tests.writing", str(where / "writing"), str(times)]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    row.times, row.violations = found["kills"], found["violations"]
-    row.notes.append(f"{found['results']} results written meanwhile")
-    return row
+    found = _apart("tests.writing", where / "writing", times)
+    return Row(
+        "F3 SIGKILL of a ledger writer",
+        times=found["kills"],
+        violations=found["violations"],
+        notes=[f"{found['results']} results written meanwhile"],
+    )
 
 
 def soak(where: Path, experiments: int) -> Row:

@@ -29,6 +29,7 @@ from flops_fit_ray.sweep import Sweep, open_sweep
 from flops_fit_ray.training.device import device_name, peak_flops
 from tests.faulty import KILL, Faults
 from tests.parts import guest_of, spec_of
+from tests.records import recorded
 from tests.sweeps import grow_sweep
 
 
@@ -49,11 +50,6 @@ def run_here(root: Path) -> Sweep:
 def strays(root: Path) -> list[str]:
     """Files that were never finished."""
     return [p.name for p in root.rglob("*.tmp")]
-
-
-def recorded(root: Path) -> dict[str, bytes]:
-    """The result files."""
-    return {p.parent.name: p.read_bytes() for p in root.glob("experiments/*/result.json")}
 
 
 def num_attempts(root: Path, keys: Any) -> dict[str, int]:

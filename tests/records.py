@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flops_fit_ray.ledger import Failure, Result
 
 RESULT = Result(
@@ -37,3 +39,8 @@ FAILURE = Failure(
     host="here",
     finished_at=1.0,
 )
+
+
+def recorded(root: Path) -> dict[str, bytes]:
+    """The result files of a sweep directory, by key."""
+    return {path.parent.name: path.read_bytes() for path in root.glob("experiments/*/result.json")}

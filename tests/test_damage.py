@@ -20,8 +20,8 @@ from flops_fit_ray.files import read_json
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger, Progress
 from flops_fit_ray.sweep import Sweep, open_sweep
-from tests.killing import num_attempts, recorded, run_here
-from tests.records import FAILURE, RESULT
+from tests.killing import num_attempts, run_here
+from tests.records import FAILURE, RESULT, recorded
 
 
 @pytest.fixture(scope="module")

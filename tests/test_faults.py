@@ -14,7 +14,8 @@ import pytest
 from flops_fit_ray.errors import DirectoryError, FlopsFitError, StorageError
 from flops_fit_ray.files import remove_strays
 from tests.faulty import Faults
-from tests.killing import num_attempts, recorded, run_here, strays
+from tests.killing import num_attempts, run_here, strays
+from tests.records import recorded
 
 
 @pytest.fixture(scope="module")

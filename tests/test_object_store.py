@@ -254,3 +254,9 @@ def test_no_request_holds_up_the_training_and_a_stop_is_seen(
             while time.monotonic() < deadline:
                 observer.progress(1000, 1.0)
                 time.sleep(0.05)
+
+
+@pytest.mark.parametrize("error", [StorageError("a full disk"), OSError("an error of the sweep")])
+def test_what_goes_wrong_while_a_directory_is_held_is_no_fault_of_the_lock(root: Path, error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)), exclusive(SweepPaths(root)):
+        raise error

@@ -159,52 +159,37 @@ def run_order(
 
     console = PlainConsole(sys.stderr if as_json else sys.stdout)
     try:
-        with interruptible():  # from here on a signal has the same end, whatever is going on
-            sweep = _run(spec, base, root, address, command, rule, console, named=named, new=new)
+        with interruptible():  # from here on, seconds of imports included, a signal has the same end
+            import functools
+
+            from flops_fit_ray.layout import SweepPaths
+            from flops_fit_ray.pipeline import Order, check_output, recorded_frame, run_sweep
+            from flops_fit_ray.planning import make_plan
+            from flops_fit_ray.stopping import until_for
+            from flops_fit_ray.training.guest import load_guest
+            from flops_fit_ray.training.measure import survey_spec
+
+            check_output(root)
+            until = until_for(spec, *rule)
+            with faults_of(named):
+                survey = survey_spec(spec, base)
+                plan = make_plan(spec, survey, frame=recorded_frame(SweepPaths(root)))
+            order = Order(
+                spec=spec,
+                root=root,
+                survey=lambda wider: survey_spec(wider, base),
+                load_guest=functools.partial(load_guest, spec, base),
+                address=address,
+                command=command,
+                base=base,
+                new=new,
+            )
+            sweep = run_sweep(order, plan, console=console, until=until)
     except (InterruptedSweepError, StorageError, KeyboardInterrupt) as e:
         console.say(f"interrupted: {e or 'by Ctrl-C'}\nWhat is recorded is safe. Go on with:\n{command}")
         return EXIT_INTERRUPTED
     _say_results(sweep, console, as_json=as_json)
     return exit_code(sweep)
-
-
-def _run(
-    spec: SweepSpec,
-    base: Path,
-    root: Path,
-    address: str | None,
-    command: str,
-    rule: tuple[str | None, float | None],
-    console: PlainConsole,
-    *,
-    named: str,
-    new: bool,
-) -> Sweep:
-    import functools
-
-    from flops_fit_ray.layout import SweepPaths
-    from flops_fit_ray.pipeline import Order, check_output, recorded_frame, run_sweep
-    from flops_fit_ray.planning import make_plan
-    from flops_fit_ray.stopping import until_for
-    from flops_fit_ray.training.guest import load_guest
-    from flops_fit_ray.training.measure import survey_spec
-
-    check_output(root)
-    until = until_for(spec, *rule)
-    with faults_of(named):
-        survey = survey_spec(spec, base)
-        plan = make_plan(spec, survey, frame=recorded_frame(SweepPaths(root)))
-    order = Order(
-        spec=spec,
-        root=root,
-        survey=lambda wider: survey_spec(wider, base),
-        load_guest=functools.partial(load_guest, spec, base),
-        address=address,
-        command=command,
-        base=base,
-        new=new,
-    )
-    return run_sweep(order, plan, console=console, until=until)
 
 
 def _say_results(sweep: Sweep, console: PlainConsole, *, as_json: bool) -> None:

@@ -165,8 +165,9 @@ class Dispatcher:
         Raises:
             StorageError: the directory cannot be written.
         """
+        wanted = set(keys)
         for e in self._open():
-            if e.key in set(keys):
+            if e.key in wanted:
                 self._ledger.record_planned(e)
                 self._running.add(e.key)
                 self._adopted.add(e.key)

@@ -12,17 +12,22 @@ _RAYS = (b"ray::", b"/ray/", b"raylet")  # in the command line of everything tha
 
 def ray_descendants() -> set[int]:
     """Ray's processes among those that descend from this one."""
+    return {pid for pid in descendants(os.getpid()) if _is_rays(pid)}
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that descend from one."""
     parents = {}
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError, ValueError):  # it may end while it is looked at
             after_name = (directory / "stat").read_text().rpartition(")")[2]
             parents[int(directory.name)] = int(after_name.split()[1])
     found: set[int] = set()
-    grown = {os.getpid()}
+    grown = {pid}
     while grown:
-        grown = {pid for pid, parent in parents.items() if parent in grown and pid not in found}
+        grown = {child for child, parent in parents.items() if parent in grown and child not in found}
         found |= grown
-    return {pid for pid in found if _is_rays(pid)}
+    return found
 
 
 def _is_rays(pid: int) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -104,7 +104,7 @@ class Ledger:
         content = read_json(self.paths.planned(key))
         if content is None:
             raise StorageError(f"{self.paths.planned(key)}: cannot be read; the same command writes it again")
-        return experiment_from_json({name: v for name, v in content.items() if name != "schema_version"})
+        return experiment_from_json(content)
 
     def findings(self, keys: Iterable[str]) -> dict[str, Finding]:
         """What planning must know of those that are settled, by key."""
@@ -205,12 +205,10 @@ class Ledger:
         """The recorded failures among `keys`, in that order; a result outranks a failure."""
         return [outcome for outcome in self.outcomes(keys) if isinstance(outcome, Failure)]
 
-    @contextlib.contextmanager
-    def writer(self) -> Iterator[str | None]:
+    def writer(self) -> contextlib.AbstractContextManager[str | None]:
         """Be the one writer of this directory, or say who is. Yields the last one, where it ended without a word.
 
         Raises:
             DirectoryError: another process is, or the directory cannot be written.
         """
-        with exclusive(self.paths) as dead_owner:
-            yield dead_owner
+        return exclusive(self.paths)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flops_fit_ray.errors import SpecError
+from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.files import read_json
-from flops_fit_ray.layout import SweepPaths
-from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.planning import Plan, plan_from_json
+from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
+from flops_fit_ray.ledger import Ledger, Result
+from flops_fit_ray.planning import Experiment, Plan, plan_from_json
 from flops_fit_ray.spec import SweepSpec, read_spec
 
 SHOWN = 10  # lines of a difference
@@ -45,75 +46,81 @@ class Changes:
         )
 
 
-def changes_since(paths: SweepPaths, spec: SweepSpec, plan: Plan) -> Changes:
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a directory says of its last run. None is what is not there, or cannot be read."""
+
+    paths: SweepPaths
+    spec: SweepSpec | None
+    plan: Plan | None
+
+    @property
+    def damaged(self) -> list[Path]:
+        """The files that are there and cannot be read."""
+        both = ((self.paths.plan, self.plan), (self.paths.spec, self.spec))
+        return [path for path, content in both if content is None and path.exists()]
+
+
+def recorded_in(paths: SweepPaths) -> Recorded:
+    """Read a directory's spec and plan back.
+
+    Raises:
+        DirectoryError: a newer version made it.
+    """
+    content = read_json(paths.plan) or {}
+    version = content.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise DirectoryError(
+            f"{paths.plan}: has schema_version {version}, and this version knows {SCHEMA_VERSION}; take the newer one "
+            "that made it, or another --output"
+        )
+    spec: SweepSpec | None = None
+    plan: Plan | None = None
+    with contextlib.suppress(SpecError):
+        spec = read_spec(paths.spec)
+    with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):
+        plan = plan_from_json(content)
+    return Recorded(paths=paths, spec=spec, plan=plan)
+
+
+def changes_since(recorded: Recorded, spec: SweepSpec, plan: Plan) -> Changes:
     """Compare what a directory holds with a spec and its plan (as far as the recorded results decide it)."""
-    ledger = Ledger(paths)
-    recorded = _recorded_plan(paths)
-    done: dict[str, _Place] = {}
-    if recorded is not None:
-        keys = {e.key: (e.budget, str(e.size), e.role) for e in recorded.experiments}
-        done = {key: place for key, place in keys.items() if ledger.result(key) is not None}
+    ledger = Ledger(recorded.paths)
+    if recorded.plan is None:
+        results = ledger.results(sorted(recorded.paths.recorded_keys()))
+        done = {r.key: _place(r) for r in results}
     else:
-        results = ledger.results(sorted(paths.recorded_keys()))
-        done = {r.key: (r.budget, str(r.size), r.role) for r in results}
+        planned = {e.key: _place(e) for e in recorded.plan.experiments}
+        done = {r.key: planned[r.key] for r in ledger.results(planned)}
     kept = {e.key for e in plan.experiments}
-    places = {(e.budget, str(e.size), e.role) for e in plan.expected}
+    places = {_place(e) for e in plan.expected}
     out = [place for key, place in done.items() if key not in kept]
     changed = sum(place in places for place in out)
-    lines = [*_spec_lines(paths, spec), *([] if recorded is None else _plan_lines(recorded, plan))]
+    lines = [
+        *([] if recorded.spec is None else _spec_lines(recorded.spec, spec)),
+        *([] if recorded.plan is None else _plan_lines(recorded.plan, plan)),
+    ]
     return Changes(lines=tuple(lines), changed=changed, dropped=len(out) - changed)
 
 
-def unreadable(paths: SweepPaths) -> list[Path]:
-    """Those of a directory's spec and plan that are there and cannot be read."""
-    found = []
-    if paths.plan.exists() and _recorded_plan(paths) is None:
-        found.append(paths.plan)
-    if paths.spec.exists():
-        try:
-            read_spec(paths.spec)
-        except SpecError:
-            found.append(paths.spec)
-    return found
+def _place(of: Experiment | Result) -> _Place:
+    return of.budget, str(of.size), of.role
 
 
-def _recorded_plan(paths: SweepPaths) -> Plan | None:
-    try:
-        return plan_from_json(read_json(paths.plan) or {})
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return None
-
-
-def _spec_lines(paths: SweepPaths, spec: SweepSpec) -> Iterator[str]:
-    """What differs in the spec, key by key."""
-    try:
-        before = _flat(read_spec(paths.spec).model_dump(mode="json"))
-    except SpecError:
-        return
-    now = _flat(spec.model_dump(mode="json"))
-    for path in [*before, *(p for p in now if p not in before)]:
-        if path.startswith("budgets."):
-            continue
-        if before.get(path) != now.get(path):
-            yield f"{path}: {_shown(before, path)} -> {_shown(now, path)}"
-    yield from _budget_lines(before, now)
-
-
-def _budget_lines(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Budgets by their FLOPs, because one more moves the numbers of all that follow."""
-
-    def budgets(flat: Mapping[str, Any]) -> dict[float, Any]:
-        places = {path.split(".")[1] for path in flat if path.startswith("budgets.")}
-        return {flat[f"budgets.{i}.flops"]: flat.get(f"budgets.{i}.sizes") for i in sorted(places, key=int)}
-
-    old, new = budgets(before), budgets(now)
-    for flops in sorted(old.keys() | new.keys()):
-        if flops not in new:
+def _spec_lines(before: SweepSpec, now: SweepSpec) -> Iterator[str]:
+    """What differs in the spec, key by key; budgets by their FLOPs, because one more moves those that follow."""
+    old, new = (_flat(spec.model_dump(mode="json", exclude={"budgets"})) for spec in (before, now))
+    for path in [*old, *(p for p in new if p not in old)]:
+        if old.get(path) != new.get(path):
+            yield f"{path}: {_shown(old, path)} -> {_shown(new, path)}"
+    old_sizes, new_sizes = ({b.flops: b.sizes for b in spec.budgets} for spec in (before, now))
+    for flops in sorted(old_sizes.keys() | new_sizes.keys()):
+        if flops not in new_sizes:
             yield f"budgets: without C = {flops:g}"
-        elif flops not in old:
+        elif flops not in old_sizes:
             yield f"budgets: also C = {flops:g}"
-        elif old[flops] != new[flops]:
-            yield f"budgets: sizes of C = {flops:g}: {old[flops]} -> {new[flops]}"
+        elif old_sizes[flops] != new_sizes[flops]:
+            yield f"budgets: sizes of C = {flops:g}: {old_sizes[flops]} -> {new_sizes[flops]}"
 
 
 def _plan_lines(before: Plan, now: Plan) -> Iterator[str]:

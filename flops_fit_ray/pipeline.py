@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import text
-from flops_fit_ray.changes import changes_since, unreadable
+from flops_fit_ray.changes import changes_since, recorded_in
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, StorageError
 from flops_fit_ray.files import read_json, set_aside, write_bytes, write_json
@@ -120,19 +120,13 @@ def _compare(order: Order, survey: Survey, ledger: Ledger, console: PlainConsole
     paths = ledger.paths
     if not (paths.plan.exists() or paths.recorded_keys()):
         return
-    version = (read_json(paths.plan) or {}).get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        raise DirectoryError(
-            f"{paths.plan}: has schema_version {version}, and this version knows {SCHEMA_VERSION}; take the newer one "
-            "that made it, or another --output"
-        )
-    for damaged in unreadable(paths):
+    recorded = recorded_in(paths)
+    for damaged in recorded.damaged:
         aside = set_aside(damaged)
         if aside is not None:
             console.say(f"{damaged} cannot be read: kept as {aside.name}, and made again from the spec and the results")
-    planner = Planner(order.spec, survey, recorded_frame(paths))
-    plan = grown_plan(planner, ledger)
-    found = changes_since(paths, order.spec, plan)
+    planner = Planner(order.spec, survey, None if recorded.plan is None else recorded.plan.frame)
+    found = changes_since(recorded, order.spec, grown_plan(planner, ledger))
     if found.lines:
         console.say(f"changed since the last run in {paths.root}:\n{found.text()}")
     if found.changed and not order.new:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch.utils.data import TensorDataset
 
-from flops_fit_ray.changes import Changes, changes_since
+from flops_fit_ray.changes import Changes, changes_since, recorded_in
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import grown_plan, recorded_frame
 from flops_fit_ray.planning import Planner
@@ -30,7 +30,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 
 def compared(sweep: Sweep, spec: SweepSpec, guest: Guest) -> Changes:
     planner = Planner(spec, survey(spec, guest), recorded_frame(sweep.paths))
-    return changes_since(sweep.paths, spec, grown_plan(planner, Ledger(sweep.paths)))
+    return changes_since(recorded_in(sweep.paths), spec, grown_plan(planner, Ledger(sweep.paths)))
 
 
 def changed(sweep: Sweep, guest: Guest | None = None, **changes: Any) -> Changes:
@@ -60,6 +60,14 @@ def test_nothing_has_changed(half: Sweep) -> None:
 )
 def test_additions_and_what_changes_no_result_are_fine(half: Sweep, changes: Any, lines: list[str]) -> None:
     assert changed(half, **changes) == Changes(lines=tuple(lines), changed=0, dropped=0)
+
+
+def test_sizes_of_a_budget_are_compared_whatever_they_are(half: Sweep) -> None:
+    own = [{"flops": 1e5, "sizes": [{"width": 5}, {"width": 9}, {"width": 17}]}, {"flops": 2e5, "sizes": [4, 8, 32]}]
+    assert changed(half, budgets=own).lines == (
+        "budgets: sizes of C = 100000: None -> [{'width': 5}, {'width': 9}, {'width': 17}]",
+        "budgets: sizes of C = 200000: None -> [4, 8, 32]",
+    )
 
 
 def test_what_is_left_out_is_counted(half: Sweep) -> None:

@@ -174,6 +174,11 @@ def write_json(path: Place, content: Mapping[str, Any], *, once: bool = False, s
     write_bytes(path, raw, once=once)
 
 
+def _bytes_of(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as file:  # faster than `read_bytes`, and a sweep may have 10,000 of them
+        return file.readall()
+
+
 def read_json(path: Place) -> dict[str, Any] | None:
     """The JSON object in `path`, or None where there is none that can be read.
 
@@ -183,7 +188,7 @@ def read_json(path: Place) -> dict[str, Any] | None:
         StorageError: an object store does not answer; what it has may well be there.
     """
     try:
-        raw = patiently(path.read_bytes) if isinstance(path, ObjectPath) else path.read_bytes()
+        raw = patiently(path.read_bytes) if isinstance(path, ObjectPath) else _bytes_of(path)
         content = json.loads(raw.decode())
     except (FileNotFoundError, ValueError, RecursionError):
         return None

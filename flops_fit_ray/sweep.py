@@ -22,6 +22,7 @@ from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha2
 from flops_fit_ray.lock import living_owner
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
 from flops_fit_ray.spec import SweepSpec, read_spec
+from flops_fit_ray.values import without_collection
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -305,11 +306,12 @@ def open_sweep(root: Path) -> Sweep:
     if not paths.plan.exists() or not paths.spec.exists():
         raise DirectoryError(f"{root}: is not a sweep directory (no {paths.plan.name}); give one that `run` made")
     content = read_json(paths.plan) or {}
-    try:
-        plan, command = plan_from_json(content), str(content["command"])
-    except (KeyError, TypeError) as e:
-        raise DirectoryError(f"{paths.plan}: cannot be read as a plan; `flops-fit-ray run` writes it again") from e
-    outcomes = Ledger(paths).outcomes(e.key for e in plan.experiments)
+    with without_collection():
+        try:
+            plan, command = plan_from_json(content), str(content["command"])
+        except (KeyError, TypeError) as e:
+            raise DirectoryError(f"{paths.plan}: cannot be read as a plan; `flops-fit-ray run` writes it again") from e
+        outcomes = Ledger(paths).outcomes(e.key for e in plan.experiments)
     return Sweep(
         paths=paths,
         spec=read_spec(paths.spec),

@@ -50,10 +50,17 @@ def check_output(root: Path) -> None:
     Raises:
         DirectoryError: another process is writing there, it cannot be written, or it is this package itself.
     """
+    from flops_fit_ray.engine.jobs import upload_of
+
     package = Path(__file__).parent.resolve()
     if not is_remote(root):
         if root.resolve().is_relative_to(package):
             raise DirectoryError(f"{root}: lies inside the package; choose another --output")
+        if upload_of(root.resolve()) is not None:
+            raise DirectoryError(
+                f"{root}: lies in the job's temporary directory, and would be lost with it; give --output an absolute "
+                "path that every node of the cluster sees, or s3://..."
+            )
         there = next(place for place in (root, *root.parents) if place.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise DirectoryError(
@@ -150,6 +157,7 @@ def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
 
 
 def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: Interrupt) -> Sweep:
+    from flops_fit_ray.engine.jobs import upload_of
     from flops_fit_ray.engine.tuner import run_plan
     from flops_fit_ray.engine.watch import Watcher
 
@@ -171,6 +179,7 @@ def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: In
         planner,
         spec=order.spec,
         root=order.root,
+        base=None if order.base is None or upload_of(order.base) is not None else order.base,
         load_guest=order.load_guest,
         address=order.address,
         watcher=Watcher(console),

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from flops_fit_ray.cli import fits, sweeps, trials
+from flops_fit_ray.cli import fits, jobs, sweeps, trials
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED, FlopsFitError
 
 
@@ -52,6 +52,7 @@ for command in (
     fits.predict,
     fits.compare,
     fits.report,
+    jobs.submit,
     trials.selftest,
 ):
     commands.add_command(command)

@@ -114,22 +114,31 @@ def command_line(
     path: Path, root: Path, overrides: Sequence[str], until: str | None = None, at_most: float | None = None
 ) -> str:
     """A command line that goes on with this sweep when it is pasted into a shell."""
+    from flops_fit_ray.engine.jobs import line_to_submit
+
     sets = [word for override in overrides for word in ("--set", override)]
-    return shlex.join([*_door(), "run", str(path), "--output", str(root), *sets, *_until_words(until, at_most)])
+    options = ["--output", str(root), *sets, *until_words(until, at_most)]
+    job = line_to_submit(["flops_fit_ray.run", str(path), *options], path)
+    return job or shlex.join([*door(), "run", str(path), *options])
 
 
-def extend_line(root: Path, until: str | None, at_most: float | None) -> str:
-    """The same for a sweep whose directory knows more than its spec."""
-    return shlex.join([*_door(), "extend", str(root), *_until_words(until, at_most)])
+def extend_line(root: Path, base: Path, until: str | None, at_most: float | None) -> str:
+    """The same for a sweep whose directory knows more than its spec; `base`: where its code is."""
+    from flops_fit_ray.engine.jobs import line_to_submit
+
+    words = ["extend", str(root), *until_words(until, at_most)]
+    return line_to_submit(["flops_fit_ray", *words], base) or shlex.join([*door(), *words])
 
 
-def _door() -> list[str]:
+def door() -> list[str]:
+    """How this package is called from a shell here."""
     installed = shutil.which("flops-fit-ray")
     ours = installed is not None and Path(installed).parent == Path(sys.executable).parent
     return ["flops-fit-ray"] if ours else [sys.executable, "-m", "flops_fit_ray"]
 
 
-def _until_words(until: str | None, at_most: float | None) -> list[str]:
+def until_words(until: str | None, at_most: float | None) -> list[str]:
+    """--until and --at-most, as they were given."""
     limit = [] if at_most is None else ["--at-most", f"{at_most:g}"]
     return [] if until is None else ["--until", until, *limit]
 
@@ -155,18 +164,16 @@ def run_order(
     """
     from flops_fit_ray.console.plain import PlainConsole
     from flops_fit_ray.engine.interrupt import interruptible
+    from flops_fit_ray.engine.jobs import code_loader
     from flops_fit_ray.errors import InterruptedSweepError, StorageError
 
     console = PlainConsole(sys.stderr if as_json else sys.stdout)
     try:
         with interruptible():  # from here on, seconds of imports included, a signal has the same end
-            import functools
-
             from flops_fit_ray.layout import SweepPaths
             from flops_fit_ray.pipeline import Order, check_output, recorded_frame, run_sweep
             from flops_fit_ray.planning import make_plan
             from flops_fit_ray.stopping import until_for
-            from flops_fit_ray.training.guest import load_guest
             from flops_fit_ray.training.measure import survey_spec
 
             check_output(root)
@@ -178,7 +185,7 @@ def run_order(
                 spec=spec,
                 root=root,
                 survey=lambda wider: survey_spec(wider, base),
-                load_guest=functools.partial(load_guest, spec, base),
+                load_guest=code_loader(spec, base),
                 address=address,
                 command=command,
                 base=base,

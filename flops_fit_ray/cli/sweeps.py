@@ -110,16 +110,13 @@ def check(
 
     The speed is kept in the sweep directory (rates.json), where `plan` finds it. Exit code 1 if an answer is FAIL.
     """
-    import functools
-
     from flops_fit_ray.engine.check import check_on_worker
+    from flops_fit_ray.engine.jobs import code_loader
     from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
     from flops_fit_ray.pipeline import record_rates
-    from flops_fit_ray.training.guest import load_guest
 
     path, resolved, made = planned(spec, overrides, quiet=as_json)
-    load = functools.partial(load_guest, resolved, path.parent)
-    report, slots = check_on_worker(made, resolved, load_guest=load, address=address)
+    report, slots = check_on_worker(made, resolved, load_guest=code_loader(resolved, path.parent), address=address)
     if report.rates is not None:
         record_rates(SweepPaths(resolve_output(path, resolved, output)), made.frame, report.rates)
     content = {"schema_version": SCHEMA_VERSION, "slots": slots.count, **report.to_json()}
@@ -190,9 +187,13 @@ def extend(
             f"{root} was run by a program: call find_optimal(...) again with more budgets and the same output_dir"
         )
     wider = extended(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds)
-    command = extend_line(root, until, at_most)
+    base = sweep.base
+    if not base.is_dir():  # a job's, or on another machine
+        base = Path.cwd()
+        click.echo(f"{sweep.base} is not here: the model and data are looked for in {base}", err=as_json)
+    command = extend_line(root, base, until, at_most)
     named = str(sweep.paths.spec)
-    return run_order(wider, sweep.base, root, address, command, (until, at_most), as_json=as_json, named=named)
+    return run_order(wider, base, root, address, command, (until, at_most), as_json=as_json, named=named)
 
 
 @click.command()

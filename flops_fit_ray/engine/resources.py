@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flops_fit_ray.errors import ResourceError
 
@@ -18,6 +18,10 @@ class Slots:
     resources: Mapping[str, float]  # Tune's names: cpu, gpu, ...
     count: int
     note: str = ""
+
+    def with_notes(self, notes: Sequence[str]) -> Slots:
+        """The same with more to say."""
+        return replace(self, note="; ".join(filter(None, [self.note, *notes])))
 
     @property
     def uses_gpu(self) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.dispatch import Dispatcher, vanished
 from flops_fit_ray.engine.interrupt import GRACE_SECONDS, Interrupt
+from flops_fit_ray.engine.nodes import check_nodes
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
 from flops_fit_ray.engine.watch import Watcher
 from flops_fit_ray.errors import ResourceError, SpecError
@@ -40,6 +41,7 @@ def run_plan(
     *,
     spec: SweepSpec,
     root: Path,
+    base: Path | None,
     load_guest: Callable[[], Guest],
     address: str | None,
     watcher: Watcher,
@@ -49,13 +51,14 @@ def run_plan(
     """Bring every experiment that the planner asks for to an outcome in the ledger; results are not touched.
 
     Args:
+        base: the directory of the user's code that every node must have; None where it travels.
         on_plan: told of the plan at first and whenever it has grown, before anything new is begun.
 
     Returns:
         The plan in the end.
 
     Raises:
-        ResourceError: the cluster cannot run such trials.
+        ResourceError: the cluster cannot run such trials, or its nodes do not see the same files.
         InterruptedSweepError: a signal stopped the sweep, or the head of the cluster is gone.
         StorageError: the directory cannot be written any more.
     """
@@ -73,6 +76,7 @@ def run_plan(
         return dispatcher.plan
     with ray_session(address) as head:
         slots = choose_slots(spec.resources_per_trial, live_nodes())
+        slots = slots.with_notes(check_nodes(root, base))
         dispatcher.slots = slots.count
         watcher.on_slots(slots)
         try:

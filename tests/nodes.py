@@ -1,0 +1,142 @@
+"""Ray nodes as their owners start them: `ray start` processes, each its own group, with a token and a dashboard."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flops_fit_ray.engine.processes import descendants, end_all
+from tests.chaos import alive
+
+START_SECONDS = 60
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@dataclass
+class RealCluster:
+    """A head, and nodes that join it."""
+
+    port: int
+    dashboard_port: int
+    temporary: Path  # short: Ray's sockets lie in there
+    token: str
+    environment: Mapping[str, str]
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """Of the cluster, for drivers."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def dashboard(self) -> str:
+        """Of the cluster, for jobs."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def start(self, *options: str, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """`ray start --block` with these options; `before`: what runs it, such as another mount namespace."""
+        command = [
+            *before,
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            *options,
+        ]
+        node = subprocess.Popen(
+            command,
+            env=dict(self.environment),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.nodes.append(node)
+        return node
+
+    def join(self, *options: str, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """A further node."""
+        return self.start("--address", self.address, *options, before=before)
+
+    def until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        """Wait for something."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come"
+            time.sleep(0.05)
+
+    def until_joined(self, count: int) -> None:
+        """Wait until so many nodes are alive."""
+        code = (
+            "import logging, sys, time, ray\n"
+            f"ray.init(address='{self.address}', logging_level=logging.ERROR, log_to_driver=False)\n"
+            f"while sum(node['Alive'] for node in ray.nodes()) != {count}: time.sleep(0.1)\n"
+        )
+        subprocess.run([sys.executable, "-c", code], env=dict(self.environment), check=True, timeout=START_SECONDS)
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """A node is gone, with all that runs on it, and without a word."""
+        doomed = {node.pid, *descendants(node.pid)}
+        for pid in doomed:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        node.wait()
+        end_all({pid for pid in doomed if pid in alive(doomed)})
+        self.nodes.remove(node)
+
+
+@contextlib.contextmanager
+def real_cluster(*head_options: str) -> Iterator[RealCluster]:
+    """A head with its dashboard on loopback."""
+    temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    token = secrets.token_hex(32)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_TMPDIR": str(temporary),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # a job's python is that of the cluster's PATH
+    }
+    cluster = RealCluster(free_port(), free_port(), temporary, token, environment)
+    ports = [
+        "--port",
+        str(cluster.port),
+        "--dashboard-port",
+        str(cluster.dashboard_port),
+        "--dashboard-host",
+        "127.0.0.1",
+    ]
+    try:
+        cluster.start("--head", *ports, "--temp-dir", str(temporary), *head_options)
+        wait_for_port(cluster.port)
+        wait_for_port(cluster.dashboard_port)
+        yield cluster
+    finally:
+        for node in reversed(list(cluster.nodes)):
+            cluster.kill(node)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def wait_for_port(port: int) -> None:
+    until = time.monotonic() + START_SECONDS
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        assert time.monotonic() < until, f"nobody listens on {port}"
+        time.sleep(0.1)

@@ -1,0 +1,96 @@
+"""A cluster as its owner starts it, `ray start` and all: jobs, several nodes, and storage that is not shared."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.sweep import open_sweep
+from tests.chaos import make_project, uninterrupted
+from tests.nodes import RealCluster, real_cluster
+from tests.records import recorded
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RealCluster]:
+    pytest.importorskip("aiohttp", reason="jobs need ray[default]")
+    with real_cluster("--num-cpus", "2") as started:
+        yield started
+
+
+def call(cluster: RealCluster, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """`flops-fit-ray`, as somebody would who may use the cluster."""
+    command = [sys.executable, "-m", "flops_fit_ray", *map(str, words)]
+    return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=False, timeout=240)
+
+
+def ray_job(cluster: RealCluster, *words: str) -> str:
+    command = [str(Path(sys.executable).parent / "ray"), "job", words[0], "--address", cluster.dashboard, *words[1:]]
+    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout
+
+
+def test_a_job_is_submitted_stopped_and_gone_on_with(cluster: RealCluster, tmp_path: Path) -> None:
+    spec, root = make_project(tmp_path / "project"), tmp_path / "out"
+    begun = call(cluster, "submit", spec, "--address", cluster.dashboard, "--output", root)
+    assert begun.returncode == 0, begun.stderr
+    said = dict(line.split(": ", 1) for line in begun.stdout.splitlines() if ": " in line)
+    job_id = said["stop"].split()[-1]
+    cluster.until(lambda: len(recorded(root)) >= 3)
+    ray_job(cluster, "stop", job_id)  # which waits until it has ended
+    before = recorded(root)
+    assert 3 <= len(before) < 12
+    log = ray_job(cluster, "logs", job_id).rstrip().splitlines()
+    assert log[-1] == said["go on"].strip() == open_sweep(root).command
+    assert log[-1].startswith("flops-fit-ray submit") or "-m flops_fit_ray submit" in log[-1]
+    again = call(cluster, "submit", spec, "--address", cluster.dashboard, "--output", root, "--follow")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"resuming: {len(before)} of 12 experiments are recorded and will not run again" in again.stdout
+    sweep = open_sweep(root)
+    assert sweep.complete and sweep.results_sha256 == uninterrupted(tmp_path / "plain")
+    assert {key: recorded(root)[key] for key in before} == before
+    assert all(sweep.paths.num_attempts(key) == 1 for key in before)
+
+
+def test_a_job_without_a_place_for_its_results_says_so(cluster: RealCluster, tmp_path: Path) -> None:
+    working_dir = make_project(tmp_path / "project").parent
+    entry = ["python", "-m", "flops_fit_ray.run"]
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        ray_job(cluster, "submit", "--working-dir", str(working_dir), "--", *entry)
+    assert "lies in the job's temporary directory, and would be lost with it" in failed.value.stdout
+
+
+def test_a_job_that_cannot_even_begin_is_exit_1(cluster: RealCluster, tmp_path: Path) -> None:
+    spec = make_project(tmp_path / "project")
+    (tmp_path / "project" / "parts.py").write_text("import not_installed_here\n")
+    out = tmp_path / "out"
+    done = call(cluster, "submit", spec, "--address", cluster.dashboard, "--output", out, "--follow")
+    assert done.returncode == 2 and "needs the module 'not_installed_here'" in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root may mount")
+def test_a_node_that_does_not_share_the_storage_is_found_before_anything_runs(
+    cluster: RealCluster, tmp_path: Path
+) -> None:
+    spec, apart, shared = make_project(tmp_path / "project"), tmp_path / "apart", tmp_path / "shared"
+    apart.mkdir()
+    own = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none {apart} && exec "$@"', "-"]
+    cluster.join("--num-cpus", "1", before=own)
+    cluster.until_joined(2)
+    refused = call(cluster, "run", spec, "--address", cluster.address, "--output", apart / "out")
+    assert refused.returncode == 2, refused.stdout
+    assert f"does not see {apart / 'out'}: give --output a path on storage that all nodes share" in refused.stderr
+    assert not SweepPaths(apart / "out").begun_keys() and not list((apart / "out").glob(".probe*"))
+    hidden = make_project(apart / "project")
+    refused = call(cluster, "run", hidden, "--address", cluster.address, "--output", shared)
+    assert refused.returncode == 2 and "does not have" in refused.stderr and "send it with a job" in refused.stderr
+    done = call(cluster, "run", spec, "--address", cluster.address, "--output", shared)
+    assert done.returncode == 0 and "cluster: 3 at a time" in done.stdout, done.stdout + done.stderr
+    assert open_sweep(shared).complete

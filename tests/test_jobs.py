@@ -1,0 +1,111 @@
+"""A sweep as a job of a cluster: what is refused before anything is sent, and how a job is gone on with."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flops_fit_ray.cli import main
+from flops_fit_ray.cli.common import command_line, extend_line
+from flops_fit_ray.engine.jobs import DEFAULT_ADDRESS, SUBMITTED_BY, code_loader, job_address, upload_of
+from flops_fit_ray.errors import DirectoryError, ResourceError
+from flops_fit_ray.pipeline import check_output
+from flops_fit_ray.spec import read_spec
+from tests.chaos import make_project
+from tests.nodes import free_port
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> Path:
+    """A directory where Ray puts a job's files."""
+    place = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_00ff"
+    make_project(place / "configs")
+    return place
+
+
+def refused(*args: str | Path) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in args])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_a_path_in_a_jobs_upload_is_known(upload: Path, tmp_path: Path) -> None:
+    assert upload_of(upload / "configs" / "sweep.yaml") == upload == upload_of(upload)
+    assert upload_of(tmp_path) is None
+
+
+def test_a_job_is_gone_on_with_by_the_submission_and_not_by_its_temporary_directory(
+    upload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SUBMITTED_BY, raising=False)
+    line = command_line(upload / "configs/sweep.yaml", Path("/shared/gpt"), ["train.lr=1"])
+    words = "python -m flops_fit_ray.run configs/sweep.yaml --output /shared/gpt --set train.lr=1"
+    assert line == f"ray job submit --working-dir . -- {words}"
+    again = extend_line(Path("/shared/gpt"), upload / "configs", None, None)
+    assert again == "ray job submit --working-dir . -- python -m flops_fit_ray extend /shared/gpt"
+    monkeypatch.setenv(SUBMITTED_BY, "flops-fit-ray submit here.yaml")
+    assert command_line(upload / "configs/sweep.yaml", Path("/shared/gpt"), []) == "flops-fit-ray submit here.yaml"
+
+
+def test_results_are_never_written_into_the_upload(upload: Path) -> None:
+    with pytest.raises(DirectoryError, match="would be lost with it; give --output an absolute path"):
+        check_output(upload / "runs" / "chaos")
+
+
+def test_code_is_found_where_a_worker_unpacked_it(
+    upload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "another" / "working_dir_files" / "_ray_pkg_00ff"
+    load = code_loader(read_spec(upload / "configs/sweep.yaml"), upload / "configs")
+    elsewhere.parent.mkdir(parents=True)
+    upload.rename(elsewhere)  # so that nothing can be loaded from where the driver has it
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    guest = load()
+    assert Path(str(sys.modules["parts"].__file__)).is_relative_to(elsewhere) and guest.train_data is not None
+    del sys.modules["parts"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((), "output: is missing; a job needs --output"),
+        (("--output", "runs/x"), "output: 'runs/x' is relative, and would be lost"),
+        (("--output", "/shared/x", "--working-dir", "OTHER"), "does not lie in"),
+        (("--output", "/shared/x", "--address", "ray://10.0.0.1:10001"), "is no address of a job server"),
+        (("--output", "/shared/x", "--address", "FREE"), "forward its port with `ssh -L 8265:127.0.0.1:8265 HEAD`"),
+        (("--output", "/shared/x", "--set", "train.l=1"), "did you mean 'lr'?"),
+    ],
+)
+def test_a_wrong_submission_is_refused_in_words(
+    given: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = make_project(tmp_path / "project")
+    (tmp_path / "other").mkdir()
+    stand_ins = {"OTHER": str(tmp_path / "other"), "FREE": f"127.0.0.1:{free_port()}"}
+    assert refused("submit", spec, *[stand_ins.get(word, word) for word in given]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_address_is_that_of_rays_own_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    assert job_address(None) == DEFAULT_ADDRESS
+    assert job_address("head:8265") == "http://head:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://cluster.example/ray")
+    assert job_address(None) == "https://cluster.example/ray"
+    assert job_address("http://other:1") == "http://other:1"
+    with pytest.raises(ResourceError, match="that of the dashboard"):
+        job_address("auto://x")
+
+
+def test_without_rays_job_client_the_way_out_is_named(tmp_path: Path) -> None:
+    spec = make_project(tmp_path)
+    code = "import sys; sys.modules['aiohttp'] = None\nfrom flops_fit_ray.cli import main\nmain(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "submit", str(spec), "--output", "/shared/x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert done.returncode == 2
+    assert "pip install 'flops-fit-ray[jobs]'" in done.stderr and "Traceback" not in done.stderr

@@ -189,8 +189,9 @@ def find_optimal(
         options: any field of the spec's sections by its name, such as sizes, batch_size, micro_batch_size, precision,
             seed, eval_fraction, tokens_per_sample, max_epochs, draws, curve, window, checkpoint,
             resources_per_trial, max_retries, grid (a mapping); and eval_dataset, address, quiet, until ("ci=1.3@1e21":
-            go on, budget after budget, until N_opt there is known within that factor), at_most (FLOPs in all), new
-            (True: train completed experiments of this directory anew where the arguments have changed). Functions are
+            go on, budget after budget, until N_opt there is known within that factor), at_most (FLOPs in all),
+            slots (experiments at a time; a cluster is asked to grow to as many), new (True: train completed experiments
+            of this directory anew where the arguments have changed). Functions are
             taken for optimizer (model, lr), schedule (step, steps), lr (params, size arguments), count_tokens (batch),
             flops_per_token (model), and in metrics={name: function}.
 
@@ -223,6 +224,7 @@ def find_optimal(
         load_guest=loader_for(guest),
         address=extra["address"],
         command=f"find_optimal(..., output_dir={str(root)!r})",
+        slots=extra["slots"],
         new=bool(extra["new"]),
     )
     sweep = run_sweep(order, plan, console=console, until=until_for(spec, extra["until"], extra["at_most"]))
@@ -312,7 +314,10 @@ def _prepared(
     from flops_fit_ray.training.guest import HOOKS
     from flops_fit_ray.training.measure import survey
 
-    extra = {name: options.pop(name, None) for name in ("eval_dataset", "address", "quiet", "until", "at_most", "new")}
+    extra = {
+        name: options.pop(name, None)
+        for name in ("eval_dataset", "address", "quiet", "until", "at_most", "slots", "new")
+    }
     metrics = options.pop("metrics", {})
     if not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
         raise SpecError(SOURCE, ["metrics: must be functions by name, for example {'accuracy': accuracy}"])

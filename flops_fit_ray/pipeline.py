@@ -41,6 +41,7 @@ class Order:
     address: str | None
     command: str  # that goes on with it
     base: Path | None = None  # where the spec's targets are looked for; None: they are objects of a program
+    slots: int | None = None  # experiments at a time; None: as many as there is room for
     new: bool = False  # train completed experiments again where the spec has changed
 
 
@@ -182,6 +183,7 @@ def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: In
         base=None if order.base is None or upload_of(order.base) is not None else order.base,
         load_guest=order.load_guest,
         address=order.address,
+        most=order.slots,
         watcher=Watcher(console),
         on_plan=record,
         interrupt=interrupt,
@@ -240,7 +242,7 @@ def _left_open(spec: SweepSpec) -> list[str]:
 def _measured_choice(spec: SweepSpec, plan: Plan, order: Order, console: PlainConsole) -> dict[str, Any]:
     from flops_fit_ray.engine.check import choose_on_worker
 
-    choice = choose_on_worker(plan, spec, load_guest=order.load_guest, address=order.address)
+    choice = choose_on_worker(plan, spec, load_guest=order.load_guest, address=order.address, most=order.slots)
     chosen = {name: getattr(choice, name) for name in _left_open(spec)}
     said = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items())
     shown = ", ".join(f"{name} {text.duration(s)}" for name, s in choice.seconds.items())

@@ -101,8 +101,8 @@ class RealCluster:
 
 
 @contextlib.contextmanager
-def real_cluster(*head_options: str) -> Iterator[RealCluster]:
-    """A head with its dashboard on loopback."""
+def real_cluster(*head_options: str, port: int | None = None, **variables: str) -> Iterator[RealCluster]:
+    """A head with its dashboard on loopback; `variables` go into the environment of all that is started."""
     temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     token = secrets.token_hex(32)
     environment = {
@@ -110,9 +110,10 @@ def real_cluster(*head_options: str) -> Iterator[RealCluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_TMPDIR": str(temporary),
+        **variables,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # a job's python is that of the cluster's PATH
     }
-    cluster = RealCluster(free_port(), free_port(), temporary, token, environment)
+    cluster = RealCluster(port or free_port(), free_port(), temporary, token, environment)
     ports = [
         "--port",
         str(cluster.port),

@@ -1,5 +1,6 @@
 """A cluster as its owner starts it, `ray start` and all: jobs, several nodes, and storage that is not shared."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.sweep import open_sweep
 from tests.chaos import make_project, uninterrupted
-from tests.nodes import RealCluster, real_cluster
+from tests.nodes import RealCluster, free_port, real_cluster
 from tests.records import recorded
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -94,3 +95,31 @@ def test_a_node_that_does_not_share_the_storage_is_found_before_anything_runs(
     done = call(cluster, "run", spec, "--address", cluster.address, "--output", shared)
     assert done.returncode == 0 and "cluster: 3 at a time" in done.stdout, done.stdout + done.stderr
     assert open_sweep(shared).complete
+
+
+def test_what_waits_makes_a_cluster_grow(tmp_path: Path) -> None:
+    """Ray's own autoscaler, over a provider whose nodes are processes: none at first, two when they are asked for."""
+    port, config = free_port(), tmp_path / "autoscaling.json"
+    kinds = {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    }
+    head = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # as the provider wants it
+    empty: dict[str, object] = {"auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False}
+    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    empty |= {f"{name}_commands": [] for name in commands}
+    empty |= {name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")}
+    provider = {"type": "fake_multinode", "head_node_id": head, "gcs_address": f"127.0.0.1:{port}"}
+    numbers = {"cluster_name": "grows", "max_workers": 2, "upscaling_speed": 20, "idle_timeout_minutes": 0.1}
+    whole = {**empty, **numbers, "provider": provider, "head_node_type": "ray.head.default"}
+    config.write_text(json.dumps({**whole, "available_node_types": kinds}))
+    grows = ["--num-cpus", "0", "--autoscaling-config", str(config)]
+    with real_cluster(*grows, port=port, RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1") as cluster:
+        spec, root = make_project(tmp_path / "project"), tmp_path / "out"
+        refused = call(cluster, "run", spec, "--address", cluster.address, "--output", root)
+        assert (
+            refused.returncode == 2 and "the largest node has {cpu: 0}; ask for less, or with --slots" in refused.stderr
+        )
+        done = call(cluster, "run", spec, "--address", cluster.address, "--output", root, "--slots", "2")
+        assert "there is room for 0 now, and the cluster is asked to grow" in done.stdout
+        assert done.returncode == 0 and open_sweep(root).complete, done.stdout + done.stderr

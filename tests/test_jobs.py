@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray.cli import main
-from flops_fit_ray.cli.common import command_line, extend_line
+from flops_fit_ray.cli.common import Way, command_line, extend_line
 from flops_fit_ray.engine.jobs import DEFAULT_ADDRESS, SUBMITTED_BY, code_loader, job_address, upload_of
 from flops_fit_ray.errors import DirectoryError, ResourceError
 from flops_fit_ray.pipeline import check_output
@@ -44,8 +44,8 @@ def test_a_job_is_gone_on_with_by_the_submission_and_not_by_its_temporary_direct
     line = command_line(upload / "configs/sweep.yaml", Path("/shared/gpt"), ["train.lr=1"])
     words = "python -m flops_fit_ray.run configs/sweep.yaml --output /shared/gpt --set train.lr=1"
     assert line == f"ray job submit --working-dir . -- {words}"
-    again = extend_line(Path("/shared/gpt"), upload / "configs", None, None)
-    assert again == "ray job submit --working-dir . -- python -m flops_fit_ray extend /shared/gpt"
+    again = extend_line(Path("/shared/gpt"), upload / "configs", Way(slots=4))
+    assert again == "ray job submit --working-dir . -- python -m flops_fit_ray extend /shared/gpt --slots 4"
     monkeypatch.setenv(SUBMITTED_BY, "flops-fit-ray submit here.yaml")
     assert command_line(upload / "configs/sweep.yaml", Path("/shared/gpt"), []) == "flops-fit-ray submit here.yaml"
 

@@ -37,6 +37,13 @@ def test_slots(
     assert bool(slots.note) == ("gpu" in wanted and not slots.uses_gpu)
 
 
+def test_a_cluster_that_grows_is_asked_for_what_it_has_not_yet() -> None:
+    slots = choose_slots({"gpu": 1}, [LAPTOP], most=8)  # never on the CPU instead
+    assert (slots.count, slots.resources) == (8, {"gpu": 1})
+    assert slots.note == "there is room for 0 now, and the cluster is asked to grow ({gpu: 1} each)"
+    assert choose_slots({"gpu": 1}, [BOX], most=4).note == ""  # and fewer than fit are as good
+
+
 @pytest.mark.parametrize(
     ("wanted", "nodes"),
     [({"gpu": 2}, [{"GPU": 1.0}]), ({"cpu": 4}, [LAPTOP, LAPTOP]), ({"tpu": 1}, [BOX]), ({"cpu": 1}, [])],

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -53,8 +54,30 @@ json_option = click.option(
 )
 
 
-def until_options(function: _Function) -> _Function:
-    """When to stop going on, budget after budget."""
+@dataclass(frozen=True)
+class Way:
+    """How far a sweep goes, and how many experiments at a time."""
+
+    until: str | None = None
+    at_most: float | None = None
+    slots: int | None = None
+
+    def words(self) -> list[str]:
+        """The same as options."""
+        given = {"--until": self.until, "--at-most": self.at_most, "--slots": self.slots}
+        return [word for name, value in given.items() if value is not None for word in (name, _plain(value))]
+
+
+def _plain(value: str | float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def way_options(function: _Function) -> _Function:
+    """When to stop going on, budget after budget, and how many experiments at a time."""
+    function = click.option(
+        "--slots", type=click.IntRange(min=1),
+        help="Experiments at a time; a cluster is asked to grow to as many [default: as many as fit now].",
+    )(function)  # fmt: skip
     function = click.option(
         "--at-most", type=click.FloatRange(min=0, min_open=True),
         help="FLOPs in all that --until may spend [default: 10 times the sweep's].",
@@ -110,23 +133,21 @@ def resolve_output(path: Path, spec: SweepSpec, output: Path | None) -> Path:
     return base / (spec.output or f"runs/{spec.name}")
 
 
-def command_line(
-    path: Path, root: Path, overrides: Sequence[str], until: str | None = None, at_most: float | None = None
-) -> str:
+def command_line(path: Path, root: Path, overrides: Sequence[str], way: Way = Way()) -> str:
     """A command line that goes on with this sweep when it is pasted into a shell."""
     from flops_fit_ray.engine.jobs import line_to_submit
 
     sets = [word for override in overrides for word in ("--set", override)]
-    options = ["--output", str(root), *sets, *until_words(until, at_most)]
+    options = ["--output", str(root), *sets, *way.words()]
     job = line_to_submit(["flops_fit_ray.run", str(path), *options], path)
     return job or shlex.join([*door(), "run", str(path), *options])
 
 
-def extend_line(root: Path, base: Path, until: str | None, at_most: float | None) -> str:
+def extend_line(root: Path, base: Path, way: Way) -> str:
     """The same for a sweep whose directory knows more than its spec; `base`: where its code is."""
     from flops_fit_ray.engine.jobs import line_to_submit
 
-    words = ["extend", str(root), *until_words(until, at_most)]
+    words = ["extend", str(root), *way.words()]
     return line_to_submit(["flops_fit_ray", *words], base) or shlex.join([*door(), *words])
 
 
@@ -137,19 +158,13 @@ def door() -> list[str]:
     return ["flops-fit-ray"] if ours else [sys.executable, "-m", "flops_fit_ray"]
 
 
-def until_words(until: str | None, at_most: float | None) -> list[str]:
-    """--until and --at-most, as they were given."""
-    limit = [] if at_most is None else ["--at-most", f"{at_most:g}"]
-    return [] if until is None else ["--until", until, *limit]
-
-
 def run_order(
     spec: SweepSpec,
     base: Path,
     root: Path,
     address: str | None,
     command: str,
-    rule: tuple[str | None, float | None],
+    way: Way,
     *,
     as_json: bool,
     named: str,
@@ -158,7 +173,6 @@ def run_order(
     """Plan and run a spec whose targets lie in `base`, say what came out, and return the exit code.
 
     Args:
-        rule: --until and --at-most.
         named: how faults of the spec are introduced.
         new: train completed experiments again where the spec has changed.
     """
@@ -177,7 +191,7 @@ def run_order(
             from flops_fit_ray.training.measure import survey_spec
 
             check_output(root)
-            until = until_for(spec, *rule)
+            until = until_for(spec, way.until, way.at_most)
             with faults_of(named):
                 survey = survey_spec(spec, base)
                 plan = make_plan(spec, survey, frame=recorded_frame(SweepPaths(root)))
@@ -189,6 +203,7 @@ def run_order(
                 address=address,
                 command=command,
                 base=base,
+                slots=way.slots,
                 new=new,
             )
             sweep = run_sweep(order, plan, console=console, until=until)

@@ -11,14 +11,14 @@ import click
 
 from flops_fit_ray.cli.common import (
     PlaceType,
+    Way,
     door,
     json_option,
     read_resolved,
     resolve_spec,
     set_option,
     spec_argument,
-    until_options,
-    until_words,
+    way_options,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
 from flops_fit_ray.places import is_remote, place_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--output", metavar="DIRECTORY", help="A path that every node sees, or s3://... [default: the spec's].")
 @click.option("--working-dir", type=PlaceType(), help="What is sent to the cluster [default: the directory of SPEC].")
 @set_option
-@until_options
+@way_options
 @click.option("--new", is_flag=True, help="Where the spec has changed, train completed experiments anew; the old stay.")
 @click.option("--follow", is_flag=True, help="Show what the job says until it ends, and end with its exit code.")
 @json_option
@@ -45,6 +45,7 @@ def submit(
     overrides: tuple[str, ...],
     until: str | None,
     at_most: float | None,
+    slots: int | None,
     new: bool,
     follow: bool,
     as_json: bool,
@@ -61,7 +62,7 @@ def submit(
     root = _output(output or resolved.output, str(path))
     sent = path.parent if working_dir is None else working_dir
     sets = [word for override in overrides for word in ("--set", override)]
-    options = ["--output", str(root), *sets, *until_words(until, at_most)]
+    options = ["--output", str(root), *sets, *Way(until, at_most, slots).words()]
     words = words_for(path, sent, [*options, *(["--new"] if new else [])])
     jobs = Jobs(address)
     place = [] if working_dir is None else ["--working-dir", str(sent)]

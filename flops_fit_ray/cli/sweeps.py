@@ -12,6 +12,7 @@ from flops_fit_ray.cli.common import (
     DEMO_FILES,
     SPEC_NAME,
     PlaceType,
+    Way,
     command_line,
     demo_directory,
     directory_argument,
@@ -25,7 +26,7 @@ from flops_fit_ray.cli.common import (
     run_order,
     set_option,
     spec_argument,
-    until_options,
+    way_options,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
 
@@ -128,7 +129,7 @@ def check(
 @spec_argument
 @click.option("--output", type=PlaceType(), help="The sweep directory [default: runs/NAME beside SPEC].")
 @set_option
-@until_options
+@way_options
 @click.option("--new", is_flag=True, help="Where the spec has changed, train completed experiments anew; the old stay.")
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
 @json_option
@@ -138,6 +139,7 @@ def run(
     overrides: tuple[str, ...],
     until: str | None,
     at_most: float | None,
+    slots: int | None,
     new: bool,
     address: str | None,
     as_json: bool,
@@ -151,9 +153,9 @@ def run(
     path = resolve_spec(spec, quiet=as_json)
     resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
-    command = command_line(path, root, overrides, until, at_most)
-    rule = until, at_most
-    return run_order(resolved, path.parent, root, address, command, rule, as_json=as_json, named=str(path), new=new)
+    way = Way(until, at_most, slots)
+    command = command_line(path, root, overrides, way)
+    return run_order(resolved, path.parent, root, address, command, way, as_json=as_json, named=str(path), new=new)
 
 
 @click.command()
@@ -161,7 +163,7 @@ def run(
 @click.option("--budget", "budgets", multiple=True, type=float, help="A further C in FLOPs; may be repeated.")
 @click.option("--size", "sizes", multiple=True, type=int, help="A further size; with --budget, of that budget.")
 @click.option("--seeds", type=click.IntRange(min=0, max=20), help="Further seeds near the two smallest minima.")
-@until_options
+@way_options
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
 @json_option
 def extend(
@@ -171,6 +173,7 @@ def extend(
     seeds: int | None,
     until: str | None,
     at_most: float | None,
+    slots: int | None,
     address: str | None,
     as_json: bool,
 ) -> int:
@@ -191,9 +194,10 @@ def extend(
     if not base.is_dir():  # a job's, or on another machine
         base = Path.cwd()
         click.echo(f"{sweep.base} is not here: the model and data are looked for in {base}", err=as_json)
-    command = extend_line(root, base, until, at_most)
+    way = Way(until, at_most, slots)
+    command = extend_line(root, base, way)
     named = str(sweep.paths.spec)
-    return run_order(wider, base, root, address, command, (until, at_most), as_json=as_json, named=named)
+    return run_order(wider, base, root, address, command, way, as_json=as_json, named=named)
 
 
 @click.command()

@@ -17,16 +17,21 @@ from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.timing import Choice, choose
 
 
-def choose_on_worker(plan: Plan, spec: SweepSpec, *, load_guest: Callable[[], Guest], address: str | None) -> Choice:
+def choose_on_worker(
+    plan: Plan, spec: SweepSpec, *, load_guest: Callable[[], Guest], address: str | None, most: int | None = None
+) -> Choice:
     """What `auto` stands for, measured where the sweep will run.
+
+    Args:
+        most: as for the sweep.
 
     Raises:
         ResourceError: the cluster cannot be reached, can never run such an experiment, or its worker died.
     """
     import ray
 
-    with ray_session(address):
-        slots = choose_slots(spec.resources_per_trial, live_nodes())
+    with ray_session(address) as head:
+        slots = choose_slots(spec.resources_per_trial, live_nodes(), None if head.local else most)
         try:
             found: Choice = ray.get(_on(slots, _choose).remote(plan, load_guest, slots))
         except ray.exceptions.RayError as e:

@@ -37,8 +37,9 @@ class Head:
     Ray itself tries for a minute, and then ends the process without a word of how to go on.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, local: bool) -> None:
         self.address = address
+        self.local = local  # it is this machine alone, for the time of the sweep
         self._asked = self._answered = time.monotonic()
 
     def answers(self) -> bool:
@@ -78,7 +79,7 @@ def ray_session(address: str | None) -> Iterator[Head]:
     import ray
 
     if ray.is_initialized():  # the user's own program has started it, and ends it
-        yield _head()
+        yield _head(local=False)
         return
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     local = where == "local"
@@ -100,28 +101,28 @@ def ray_session(address: str | None) -> Iterator[Head]:
     tune_log = logging.getLogger("ray.tune")
     level = tune_log.level
     tune_log.setLevel(logging.CRITICAL)
-    head = _head()
+    head = _head(local=local)
     try:
         yield head
     finally:
-        _leave(head, local=local)
+        _leave(head)
         tune_log.setLevel(level)
 
 
-def _head() -> Head:
+def _head(*, local: bool) -> Head:
     import ray
 
-    return Head(str(ray.get_runtime_context().gcs_address))
+    return Head(str(ray.get_runtime_context().gcs_address), local=local)
 
 
-def _leave(head: Head, *, local: bool) -> None:
+def _leave(head: Head) -> None:
     """End our part of Ray. Without a head that may take for ever, and is not waited for."""
     import ray
 
     if head.answers():
         ray.shutdown()
         return
-    orphans = ray_descendants() if local else set()  # while their parents live
+    orphans = ray_descendants() if head.local else set()  # while their parents live
     thread = threading.Thread(target=ray.shutdown, daemon=True)
     thread.start()
     thread.join(LEAVE_SECONDS)

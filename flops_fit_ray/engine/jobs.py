@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib.util
 import logging
 import os
 import shlex
@@ -96,12 +97,11 @@ class Jobs:
             ResourceError: Ray's part for jobs is not installed, or nobody answers at `address`.
         """
         self.address = job_address(address)
-        try:
-            import aiohttp  # noqa: F401 - Ray's own check comes as a traceback
-            from ray.job_submission import JobSubmissionClient
-        except ImportError as e:
-            raise ResourceError("submitting jobs needs Ray's job client: pip install 'flops-fit-ray[jobs]'") from e
+        if importlib.util.find_spec("aiohttp") is None:  # Ray itself would say so in a traceback
+            raise ResourceError("submitting jobs needs Ray's job client: pip install 'flops-fit-ray[jobs]'")
         _reach(self.address)
+        from ray.job_submission import JobSubmissionClient
+
         for name in ("dashboard_sdk", "job.sdk"):  # which would say what they upload, with dates and levels
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)

@@ -40,14 +40,24 @@ def live_nodes() -> list[Node]:
     ]
 
 
-def choose_slots(wanted: Mapping[str, float], nodes: Sequence[Node]) -> Slots:
+def choose_slots(wanted: Mapping[str, float], nodes: Sequence[Node], most: int | None = None) -> Slots:
     """The slots for `wanted` resources per trial; where no node has a GPU, one CPU core takes its place.
+
+    Args:
+        most: so many at a time, whatever the nodes have now: the cluster grows, and what waits makes it grow. Then a
+            GPU is waited for, and never replaced.
 
     Raises:
         ResourceError: no node can ever provide what is asked for.
     """
     note = ""
     needed = {name: amount for name, amount in wanted.items() if amount > 0}
+    if most is not None:
+        now = sum(_fits(needed, node) for node in nodes)
+        if now < most:
+            asked = ", ".join(f"{name}: {amount:g}" for name, amount in needed.items())
+            note = f"there is room for {now} now, and the cluster is asked to grow ({{{asked}}} each)"
+        return Slots(resources=needed, count=most, note=note)
     if "gpu" in needed and not any(node.get("GPU", 0) for node in nodes):
         others = {name: amount for name, amount in needed.items() if name != "gpu"}
         needed = {"cpu": 1.0, **others}
@@ -58,7 +68,8 @@ def choose_slots(wanted: Mapping[str, float], nodes: Sequence[Node]) -> Slots:
         have = ", ".join(f"{name}: {amount:g}" for name, amount in largest.items())
         asked = ", ".join(f"{name}: {amount:g}" for name, amount in needed.items())
         raise ResourceError(
-            f"resources_per_trial asks for {{{asked}}}, and the largest node has {{{have}}}; ask for less"
+            f"resources_per_trial asks for {{{asked}}}, and the largest node has {{{have}}}; ask for "
+            "less, or with --slots for a cluster to grow"
         )
     return Slots(resources=needed, count=count, note=note)
 

@@ -44,6 +44,7 @@ def run_plan(
     base: Path | None,
     load_guest: Callable[[], Guest],
     address: str | None,
+    most: int | None,
     watcher: Watcher,
     on_plan: Callable[[Plan], None],
     interrupt: Interrupt,
@@ -52,6 +53,7 @@ def run_plan(
 
     Args:
         base: the directory of the user's code that every node must have; None where it travels.
+        most: experiments at a time; on a cluster as many, even if it has to grow for that.
         on_plan: told of the plan at first and whenever it has grown, before anything new is begun.
 
     Returns:
@@ -75,7 +77,9 @@ def run_plan(
     if dispatcher.done():
         return dispatcher.plan
     with ray_session(address) as head:
-        slots = choose_slots(spec.resources_per_trial, live_nodes())
+        slots = choose_slots(spec.resources_per_trial, live_nodes(), None if head.local else most)
+        if head.local and most is not None:  # this machine does not grow
+            slots = dataclasses.replace(slots, count=min(most, slots.count))
         slots = slots.with_notes(check_nodes(root, base))
         dispatcher.slots = slots.count
         watcher.on_slots(slots)

@@ -23,7 +23,8 @@ from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.data.feed import EPOCH_STEP
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Outcome, train_experiment
+from flops_fit_ray.training.loop import train_experiment
+from flops_fit_ray.training.outcome import Outcome
 from tests.parts import BIGRAM, Bigram, guest_of, planned, spec_of, text
 from tests.streams import Noisy, Stateful, every_kind, loader
 

@@ -29,8 +29,9 @@ from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.sweep import open_sweep
 from flops_fit_ray.training.guest import make_guest
-from flops_fit_ray.training.loop import Outcome, train_experiment
+from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.losses import mse
+from flops_fit_ray.training.outcome import Outcome
 from flops_fit_ray.training.timing import Choice
 from tests.parts import Mlp, Pairs, Truncated, guest_of, power_law_regression, regression, spec_of
 from tests.streams import every_kind

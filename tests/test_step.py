@@ -18,10 +18,11 @@ from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.care import Observer
 from flops_fit_ray.training.data import Batch, TokenFile
 from flops_fit_ray.training.guest import Guest, load_guest
-from flops_fit_ray.training.loop import Outcome, train_experiment
+from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.losses import cross_entropy
 from flops_fit_ray.training.measure import survey
 from flops_fit_ray.training.optimizer import make_optimizer, parameter_groups
+from flops_fit_ray.training.outcome import Outcome
 from flops_fit_ray.training.schedule import lr_factor
 from flops_fit_ray.training.step import Stepper
 from tests.parts import BIGRAM, Bigram, Mlp, guest_of, planned, spec_of, text

@@ -16,8 +16,9 @@ from flops_fit_ray.planning.trunks import leaves_trunk, with_parent
 from flops_fit_ray.training.care import Care
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Outcome, train_experiment
+from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.measure import survey
+from flops_fit_ray.training.outcome import Outcome
 from tests.parts import BIGRAM, guest_of, planned, spec_of
 from tests.streams import every_kind
 from tests.sweeps import known_guest, known_spec, make_sweep

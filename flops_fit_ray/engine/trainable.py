@@ -26,8 +26,9 @@ from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.care import Care
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Outcome, train_experiment
+from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.meter import CurvePoint
+from flops_fit_ray.training.outcome import Outcome
 
 STORAGE_ERROR = "storage_error"  # the metric by which a trial tells the driver
 

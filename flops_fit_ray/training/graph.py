@@ -17,6 +17,7 @@ from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.data.batch import mapped
+from flops_fit_ray.training.group import ALONE, Group
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.step import Stepper
 
@@ -30,10 +31,12 @@ def make_stepper(
     steps: int,
     device: torch.device,
     say: Callable[[str], None],
+    group: Group = ALONE,
 ) -> Stepper:
     """A stepper for a recipe: with a graph where it is asked for and can be."""
     capturable = (
         recipe.cuda_graph
+        and group.alone
         and device.type == "cuda"
         and guest.optimizer is None
         and recipe.optimizer == "adamw"
@@ -42,10 +45,10 @@ def make_stepper(
     )
     if recipe.cuda_graph and not capturable:
         say("train.cuda_graph needs CUDA, adamw, fp32 or bf16, and no micro-batches: going on without a graph")
-    stepper = CapturedStepper if capturable else Stepper
-    made = stepper(model, guest, recipe, steps, device)
-    if isinstance(made, CapturedStepper):
-        made.say = say
+    if not capturable:
+        return Stepper(model, guest, recipe, steps, device, group)
+    made = CapturedStepper(model, guest, recipe, steps, device)
+    made.say = say
     return made
 
 

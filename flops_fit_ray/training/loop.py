@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,43 +26,16 @@ from flops_fit_ray.training.data.dataset import on_device
 from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory, resident_room
 from flops_fit_ray.training.evaluate import Evaluation, evaluate
 from flops_fit_ray.training.graph import make_stepper
+from flops_fit_ray.training.group import ALONE, Group
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.meter import CurvePoint, Meter
+from flops_fit_ray.training.meter import Meter
+from flops_fit_ray.training.outcome import Outcome
 from flops_fit_ray.training.precision import check_precision
 from flops_fit_ray.training.random import RandomState
 from flops_fit_ray.training.step import is_out_of_memory, settings
 
 READ_STEPS = 50  # reading the loss waits for the device, so not at every step
 PROGRESS_SECONDS = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What one experiment gave."""
-
-    tokens_seen: int  # D, counted in the batches
-    loss: float  # held-out; where there is no held-out data, the smoothed training loss
-    loss_kind: str  # which of the two
-    loss_stderr: float | None
-    train_loss: float  # mean over the last 5 % of the steps
-    metrics: Mapping[str, float]
-    seconds: float  # training, of all attempts that this result rests on, and the last evaluation
-    train_seconds: float
-    tokens_per_second: float
-    flops_per_second: float
-    mfu: float  # share of the device's peak
-    peak_source: str
-    peak_memory_bytes: int | None
-    data_wait_share: float
-    micro_batch_size: int  # what ran
-    precision: str
-    attention: str  # the kernel
-    device: str
-    resumed_from: int | None  # step
-    parent_step: int  # steps that a trunk of another experiment had taken; 0 from scratch
-    tokens_executed: int  # D without the trunk's, counted in the batches
-    seconds_executed: float  # `seconds` without the trunk's
-    curve: list[CurvePoint] = field(repr=False)
 
 
 def train_experiment(
@@ -75,6 +47,7 @@ def train_experiment(
     threads: int = 1,
     care: Care | None = None,
     observer: Observer | None = None,
+    group: Group = ALONE,
 ) -> Outcome:
     """Train one experiment, from its newest checkpoint or its parent's trunk if there is one, and evaluate it.
 
@@ -83,6 +56,7 @@ def train_experiment(
     Args:
         eval_samples: how many held-out samples to evaluate on; 0 where there are none.
         threads: CPU threads of torch; a part of the result's last bits, hence not the machine's choice.
+        group: the workers that train it together, of whom this one leads; the others `follow`.
 
     Raises:
         DivergedError: the loss became NaN or infinite, or exploded.
@@ -98,7 +72,7 @@ def train_experiment(
     reset_peak_memory(place)
     with settings(threads), attention_kernel(experiment.recipe.precision, place) as attention:
         try:
-            training = Training(experiment, guest, place, eval_samples, care or Care(), observer or Observer())
+            training = Training(experiment, guest, place, eval_samples, care or Care(), observer or Observer(), group)
             training.resume()
             training.run()
             return training.outcome(threads, attention)
@@ -119,6 +93,7 @@ class Training:
         eval_samples: int,
         care: Care,
         observer: Observer,
+        group: Group = ALONE,
     ) -> None:
         recipe = experiment.recipe
         RandomState.seed(recipe.seed)
@@ -130,9 +105,10 @@ class Training:
             model.compile()
         self._experiment, self._guest, self._device = experiment, guest, device
         self._eval_samples, self._care, self._observer = eval_samples, care, observer
-        self._model = model
+        self._model, self._group = model, group
+        group.share_weights(model)
         self._stepper = make_stepper(
-            model, guest, recipe, experiment.steps, device, lambda words: observer.event(words, aloud=True)
+            model, guest, recipe, experiment.steps, device, lambda words: observer.event(words, aloud=True), group
         )
         room = resident_room(device)
         data = guest.train_data
@@ -181,14 +157,16 @@ class Training:
         self._observer.curve = self._meter.curve
         return train_loss
 
-    def advance(self, steps: int) -> None:
-        """So many optimizer steps, and nothing else."""
-        for _ in range(steps):
+    def advance(self, steps: int | None = None) -> None:
+        """So many optimizer steps, by default all that are left, and nothing else."""
+        for _ in range(self._experiment.steps - self._step if steps is None else steps):
             self._advance()
 
     def _advance(self) -> None:
         with self._meter.training():
+            self._group.seed(self._experiment.recipe.seed, self._step, shared=True)
             batch = self._next_batch()
+            self._group.seed(self._experiment.recipe.seed, self._step, shared=False)
             self._tokens_seen += self._guest.num_tokens(batch, self._experiment.tokens_per_sample)
             micro_batch_size = self._stepper.micro_batch_size
             loss, norm = self._stepper.advance(batch, self._step)
@@ -296,6 +274,13 @@ class Training:
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, else from the parent's trunk, if there is one."""
+        if self._group.leads:
+            self._resume()
+            self._group.share_state(self.state() if self._step else None)
+        elif (state := self._group.share_state(None)) is not None:
+            self._load(state, "checkpoint")
+
+    def _resume(self) -> None:
         state = None if self._care.store is None else self._newest(self._care.store)
         if state is not None:
             self._load(state, "checkpoint")
@@ -370,6 +355,7 @@ class Training:
         speed = self._tokens_seen / meter.train_seconds
         name, precision = device_name(self._device), experiment.recipe.precision
         peak, source = peak_flops(name, self._device.type, precision, threads)
+        peak *= self._group.size
         return Outcome(
             tokens_seen=self._tokens_seen,
             loss=loss,
@@ -389,6 +375,7 @@ class Training:
             precision=precision,
             attention=attention,
             device=name,
+            workers=self._group.size,
             resumed_from=self._resumed_from,
             parent_step=self._parent_step,
             tokens_executed=self._tokens_seen - self._parent_tokens,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flops_fit_ray.errors import MemoryExhaustedError, first_line
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
+from flops_fit_ray.training.group import ALONE, Group
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.losses import check_loss
 from flops_fit_ray.training.optimizer import make_optimizer
@@ -26,9 +27,18 @@ _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "al
 class Stepper:
     """A model with its optimizer, and what it takes to advance it by one batch."""
 
-    def __init__(self, model: nn.Module, guest: Guest, recipe: Recipe, steps: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        guest: Guest,
+        recipe: Recipe,
+        steps: int,
+        device: torch.device,
+        group: Group = ALONE,
+    ) -> None:
         self.model = model
-        self.micro_batch_size = recipe.micro_batch_size
+        self.micro_batch_size = self._largest = min(recipe.micro_batch_size, group.share(recipe.batch_size))
+        self._group = group
         self._guest, self._recipe, self._steps, self._device = guest, recipe, steps, device
         self._objective = guest.objective
         self._params = [p for p in model.parameters() if p.requires_grad]
@@ -44,7 +54,7 @@ class Stepper:
         The norm is None where nothing is clipped; `grad_norm` then works it out when it is wanted.
         """
         self._set_lr(step)
-        loss = self._gradients(batch)
+        loss = self._group.sum_gradients(self._params, self._gradients(batch))
         return loss, self._update()
 
     def _set_lr(self, step: int) -> None:
@@ -79,7 +89,7 @@ class Stepper:
         Raises:
             MemoryExhaustedError: it does not suffice for an eighth of the micro-batch either.
         """
-        smallest = max(1, self._recipe.micro_batch_size // 2**MAX_HALVINGS)
+        smallest = max(1, self._largest // 2**MAX_HALVINGS)
         while True:
             self.optimizer.zero_grad()
             try:
@@ -90,20 +100,21 @@ class Stepper:
                 if self.micro_batch_size <= smallest:
                     raise MemoryExhaustedError(
                         f"out of memory with {self.micro_batch_size} samples at a time, halved from "
-                        f"{self._recipe.micro_batch_size}: {first_line(e)}"
+                        f"{self._largest}: {first_line(e)}"
                     ) from e
             self.micro_batch_size = max(smallest, self.micro_batch_size // 2)
             free_memory()
 
     def _accumulated(self, batch: Batch) -> Tensor:
-        parts = batch.split(self.micro_batch_size)
-        if len(parts) == 1:
+        own = self._group.own(batch)
+        parts = [] if own is None else own.split(self.micro_batch_size)
+        if len(parts) == 1 and self._group.alone:
             loss = self._loss(batch)
             self._backward(loss)
             return loss.detach()
         # The mean over the batch is the mean of the parts by the number of their targets, so the gradient is the same.
         weights = [_on_host(part.loss_weight()) for part in parts]
-        total = sum(weights)
+        total = sum(weights) if self._group.alone else _on_host(batch.loss_weight())
         summed = torch.zeros((), device=self._device)
         for part, weight in zip(parts, weights, strict=True):
             if not isinstance(weight, Tensor) and weight == 0:

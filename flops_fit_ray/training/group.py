@@ -1,0 +1,151 @@
+"""Several workers that train one experiment together: each takes its share of every batch, and all take the same step.
+
+Every worker draws the whole batch in the order that the seed decides, and computes the gradient of its share, weighted
+so that the sum over the workers is the gradient of the batch's mean. One sum over all workers after the backward pass,
+and all of them hold the same gradient, take the same step, and see the same loss. So D is exact, whatever counts as a
+token, and the result is that of one worker but for the order of a sum (Li et al. 2020, section 3.2, without overlap).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined] # torch leaves them unexported
+
+from flops_fit_ray.training.data import Batch
+from flops_fit_ray.training.random import RandomState
+
+BUCKET_BYTES = 25 * 2**20  # summed at once
+
+
+@dataclass(frozen=True)
+class Group:
+    """One of `size` workers. A group of one does nothing at all."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether there are no others."""
+        return self.size == 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker reads the clock, evaluates and saves; the others follow."""
+        return self.rank == 0
+
+    def share(self, samples: int) -> int:
+        """The largest number of samples of a batch that one worker has."""
+        return -(-samples // self.size)
+
+    def own(self, batch: Batch) -> Batch | None:
+        """This worker's part of a batch; None where there is none for it."""
+        if self.alone:
+            return batch
+        parts = batch.split(self.share(batch.num_samples))
+        return parts[self.rank] if self.rank < len(parts) else None
+
+    def seed(self, seed: int, step: int, *, shared: bool) -> None:
+        """Before each draw of the data (`shared`) and each forward pass: random numbers that resume by themselves.
+
+        Data must be the same for all; what the model draws (dropout) must not.
+        """
+        if self.alone:
+            return
+        words = f"{seed}/{step}/{'data' if shared else self.rank}"
+        RandomState.seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") % 2**63)
+
+    def sum_gradients(self, params: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+        """Sum the gradients over all workers, in place, and return the sum of the losses.
+
+        A parameter that no worker has a gradient of keeps none, so that the optimizer leaves it alone.
+        """
+        if self.alone:
+            return loss
+        first = torch.zeros(1 + len(params), dtype=torch.float64, device=loss.device)
+        first[0] = loss
+        first[1:] = torch.tensor([p.grad is not None for p in params], dtype=torch.float64, device=loss.device)
+        dist.all_reduce(first)
+        used = [p for p, count in zip(params, first[1:].tolist(), strict=True) if count]
+        for p in used:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        for bucket in _buckets([p.grad for p in used if p.grad is not None]):
+            flat = torch.cat([g.reshape(-1) for g in bucket])
+            dist.all_reduce(flat)
+            for gradient, summed in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
+        return first[0].to(loss.dtype)
+
+    def share_weights(self, model: nn.Module) -> None:
+        """Take the leader's weights: what a constructor draws may not depend on the seed alone."""
+        if self.alone:
+            return
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor, src=0)
+
+    def share_state(self, state: Any) -> Any:
+        """The leader's value, on every worker. It is unpickled, and comes from nobody else."""
+        if self.alone:
+            return state
+        box = [state]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Gradients of one kind, as many as are worth one sum."""
+    bucket: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        if bucket and (gradient.dtype != bucket[0].dtype or size + gradient.nbytes > BUCKET_BYTES):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.nbytes
+    if bucket:
+        yield bucket
+
+
+ALONE = Group()
+
+
+def open_store(host: str) -> tuple[Store, int]:
+    """Where the workers of an experiment meet, kept by its leader; and the port it listens on."""
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    return store, int(store.port)
+
+
+@contextlib.contextmanager
+def joined(store: Store, group: Group, device: str, timeout: float) -> Iterator[Group]:
+    """Be one of the workers: gloo on CPUs, NCCL on GPUs.
+
+    Args:
+        timeout: seconds that the others are waited for.
+    """
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=store,
+        rank=group.rank,
+        world_size=group.size,
+        timeout=datetime.timedelta(seconds=timeout),
+    )
+    try:
+        yield group
+    finally:
+        dist.destroy_process_group()
+
+
+def meet(host: str, port: int, timeout: float) -> Store:
+    """The store that the leader has opened."""
+    return TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=timeout))

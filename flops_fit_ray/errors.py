@@ -70,6 +70,10 @@ class ResourceError(FlopsFitError):
     exit_code = EXIT_INPUT
 
 
+class WorkerLostError(FlopsFitError):
+    """One of several workers of an experiment died, or its node; nobody's failure."""
+
+
 class FitError(FlopsFitError):
     """The results do not support the number that was asked for."""
 

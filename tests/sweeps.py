@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flops_fit_ray.engine.dispatch import Dispatcher
+from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.trainable import Job, run_experiment
 from flops_fit_ray.files import write_bytes, write_json
 from flops_fit_ray.layout import SweepPaths
@@ -50,7 +51,7 @@ def make_sweep(root: Path, spec: SweepSpec, guest: Guest, *, only: int | None = 
         load_guest=lambda: guest,
         spec=spec,
         eval_samples=plan.survey.data.eval_samples,
-        uses_gpu=False,
+        slots=Slots(resources={"cpu": 1}, count=1),
     )
     for experiment in plan.experiments[:only]:
         run_experiment(job, Ledger(paths), lambda: guest, experiment)
@@ -67,7 +68,13 @@ def grow_sweep(root: Path, spec: SweepSpec, guest: Guest) -> Sweep:
 
     dispatcher = Dispatcher(Planner(spec, survey(spec, guest), recorded_frame(paths)), ledger, record)
     facts = dispatcher.plan.survey.data
-    job = Job(root=root, load_guest=lambda: guest, spec=spec, eval_samples=facts.eval_samples, uses_gpu=False)
+    job = Job(
+        root=root,
+        load_guest=lambda: guest,
+        spec=spec,
+        eval_samples=facts.eval_samples,
+        slots=Slots(resources={"cpu": 1}, count=1),
+    )
     while (experiment := dispatcher.next()) is not None:
         run_experiment(job, ledger, lambda: guest, experiment)
         dispatcher.ended(experiment.key, died=False)

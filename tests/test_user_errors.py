@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flops_fit_ray import find_optimal
+from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.trainable import Job, run_experiment
 from flops_fit_ray.engine.tuner import loader_for
 from flops_fit_ray.errors import SpecError
@@ -71,7 +72,9 @@ def test_f11_an_error_of_the_users_is_one_attempt_and_its_traceback(
     spec = spec_of()
     guest = replace(guest_of(spec, model=Late, train=LatePairs(*regression().tensors)), loss=late_loss)
     experiments = planned(spec, guest).experiments
-    job = Job(root=tmp_path, load_guest=lambda: guest, spec=spec, eval_samples=100, uses_gpu=False)
+    job = Job(
+        root=tmp_path, load_guest=lambda: guest, spec=spec, eval_samples=100, slots=Slots(resources={"cpu": 1}, count=1)
+    )
     ledger = Ledger(SweepPaths(tmp_path))
     monkeypatch.setattr(Late, "where", where)
     monkeypatch.setattr(Late, "error", error)

@@ -71,6 +71,9 @@ def check_on_worker(
         try:
             report, began = ray.get(_on(slots, _check).remote(plan, load_guest, slots))
             rates = None if report.rates is None else replace(report.rates, start_seconds=max(0.0, began - asked))
+            if spec.workers_per_trial > 1:
+                words = f"of one worker; nothing says yet how much faster {spec.workers_per_trial} together are"
+                return replace(report, rates=None, lines=(*report.lines, Line("WARN", "speed", words))), slots
             return replace(report, rates=rates), slots
         except ray.exceptions.RayError as e:
             words = f"the worker ended: {str(e).strip().splitlines()[-1]}"

@@ -15,13 +15,19 @@ Node = Mapping[str, float]  # Ray's resource names (CPU, GPU, ...) to amounts
 class Slots:
     """How trials are placed. `note` is for the user where it is not what was asked for."""
 
-    resources: Mapping[str, float]  # Tune's names: cpu, gpu, ...
+    resources: Mapping[str, float]  # of one worker, in Tune's names: cpu, gpu, ...
     count: int
     note: str = ""
+    workers: int = 1  # of one trial
 
     def with_notes(self, notes: Sequence[str]) -> Slots:
         """The same with more to say."""
         return replace(self, note="; ".join(filter(None, [self.note, *notes])))
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What each worker of a trial has, in Ray's names."""
+        return [{_ray_name(name): amount for name, amount in self.resources.items()}] * self.workers
 
     @property
     def uses_gpu(self) -> bool:
@@ -40,12 +46,15 @@ def live_nodes() -> list[Node]:
     ]
 
 
-def choose_slots(wanted: Mapping[str, float], nodes: Sequence[Node], most: int | None = None) -> Slots:
+def choose_slots(
+    wanted: Mapping[str, float], nodes: Sequence[Node], most: int | None = None, workers: int = 1
+) -> Slots:
     """The slots for `wanted` resources per trial; where no node has a GPU, one CPU core takes its place.
 
     Args:
         most: so many at a time, whatever the nodes have now: the cluster grows, and what waits makes it grow. Then a
             GPU is waited for, and never replaced.
+        workers: of one trial, each with `wanted`; they may be on several nodes.
 
     Raises:
         ResourceError: no node can ever provide what is asked for.
@@ -53,16 +62,21 @@ def choose_slots(wanted: Mapping[str, float], nodes: Sequence[Node], most: int |
     note = ""
     needed = {name: amount for name, amount in wanted.items() if amount > 0}
     if most is not None:
-        now = sum(_fits(needed, node) for node in nodes)
+        now = sum(_fits(needed, node) for node in nodes) // workers
         if now < most:
             asked = ", ".join(f"{name}: {amount:g}" for name, amount in needed.items())
             note = f"there is room for {now} now, and the cluster is asked to grow ({{{asked}}} each)"
-        return Slots(resources=needed, count=most, note=note)
+        return Slots(resources=needed, count=most, note=note, workers=workers)
     if "gpu" in needed and not any(node.get("GPU", 0) for node in nodes):
         others = {name: amount for name, amount in needed.items() if name != "gpu"}
         needed = {"cpu": 1.0, **others}
         note = "no GPU in this cluster: each experiment runs on one CPU core"
     count = sum(_fits(needed, node) for node in nodes)
+    if 0 < count < workers:
+        raise ResourceError(
+            f"workers_per_trial asks for {workers} workers, and there is room for {count}; ask for less, or with "
+            "--slots for a cluster to grow"
+        )
     if count == 0:
         largest = {name: max((node.get(_ray_name(name), 0) for node in nodes), default=0) for name in needed}
         have = ", ".join(f"{name}: {amount:g}" for name, amount in largest.items())
@@ -71,7 +85,7 @@ def choose_slots(wanted: Mapping[str, float], nodes: Sequence[Node], most: int |
             f"resources_per_trial asks for {{{asked}}}, and the largest node has {{{have}}}; ask for "
             "less, or with --slots for a cluster to grow"
         )
-    return Slots(resources=needed, count=count, note=note)
+    return Slots(resources=needed, count=count // workers, note=note, workers=workers)
 
 
 def _fits(needed: Mapping[str, float], node: Node) -> int:

@@ -36,6 +36,7 @@ class Round:
     root: str  # absolute: trials of Tune remember where they were
     slots: int
     resources: Mapping[str, float]
+    workers: int
     versions: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -45,6 +46,7 @@ class Round:
             "root": self.root,
             "slots": self.slots,
             "resources": dict(self.resources),
+            "workers": self.workers,
             "versions": dict(self.versions),
         }
 
@@ -53,7 +55,13 @@ def this_round(paths: SweepPaths, slots: Slots) -> Round:
     """The round that would be begun now."""
     from flops_fit_ray.engine.trainable import versions
 
-    return Round(root=str(paths.root), slots=slots.count, resources=slots.resources, versions=versions())
+    return Round(
+        root=str(paths.root),
+        slots=slots.count,
+        resources=slots.resources,
+        workers=slots.workers,
+        versions=versions(),
+    )
 
 
 def restorable(paths: SweepPaths, now: Round, can_go_on: Callable[[str], bool]) -> Path | None:
@@ -111,7 +119,10 @@ def make_tuner(
     from flops_fit_ray.engine.searcher import ExperimentSearcher
     from flops_fit_ray.engine.trainable import ExperimentTrainable
 
-    trainable = tune.with_resources(tune.with_parameters(ExperimentTrainable, job=job), dict(slots.resources))
+    # One bundle for the trial itself, and one for each of the other workers of its experiment
+    several = tune.PlacementGroupFactory(slots.bundles, strategy="PACK")
+    amounts = dict(slots.resources) if slots.workers == 1 else several
+    trainable = tune.with_resources(tune.with_parameters(ExperimentTrainable, job=job), amounts)
     now = this_round(paths, slots)
     # In an object store its state is kept for people only: what restores from there is the ledger
     restore = restore and not is_remote(paths.root)

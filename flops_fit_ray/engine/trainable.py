@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import platform
@@ -17,7 +18,9 @@ from ray import tune
 
 import flops_fit_ray
 from flops_fit_ray.engine.observer import LedgerObserver
-from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError
+from flops_fit_ray.engine.resources import Slots
+from flops_fit_ray.engine.team import Team
+from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError, WorkerLostError
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import FailureKind, Ledger, Result
 from flops_fit_ray.lock import hostname
@@ -25,6 +28,7 @@ from flops_fit_ray.planning import Experiment, leaves_trunk
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.care import Care
 from flops_fit_ray.training.checkpoint import CheckpointStore
+from flops_fit_ray.training.group import ALONE, Group
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.meter import CurvePoint
@@ -41,7 +45,12 @@ class Job:
     load_guest: Callable[[], Guest]
     spec: SweepSpec
     eval_samples: int
-    uses_gpu: bool
+    slots: Slots
+
+    @property
+    def device(self) -> str:
+        """By what a trial was given, never by what can be seen: without a GPU of its own it still sees them all."""
+        return "cuda" if self.slots.uses_gpu else "cpu"
 
 
 class ExperimentTrainable(tune.Trainable):
@@ -53,6 +62,9 @@ class ExperimentTrainable(tune.Trainable):
         self._job = job
         self._ledger = Ledger(SweepPaths(job.root))
         self._guest: Guest | None = None
+        self._team = Team(
+            job.load_guest, job.device, job.slots.workers, job.slots.resources, job.spec.data.timeout_seconds
+        )
         self._key = str(config["key"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -64,7 +76,7 @@ class ExperimentTrainable(tune.Trainable):
         """The whole experiment."""
         try:
             experiment = self._ledger.planned(self._key)
-            status, storage_error = run_experiment(self._job, self._ledger, self._load, experiment), ""
+            status, storage_error = run_experiment(self._job, self._ledger, self._load, experiment, self._team), ""
         except StorageError as e:  # Tune would only try again, on the same full disk
             status, storage_error = "storage", str(e)
         gc.collect()
@@ -80,13 +92,16 @@ class ExperimentTrainable(tune.Trainable):
         return self._guest
 
 
-def run_experiment(job: Job, ledger: Ledger, load: Callable[[], Guest], experiment: Experiment) -> str:
+def run_experiment(
+    job: Job, ledger: Ledger, load: Callable[[], Guest], experiment: Experiment, team: Team | None = None
+) -> str:
     """Train one experiment unless the ledger has its result, and record what came of it. Returns its status.
 
     What the user's code raises is recorded and ends this experiment alone; it is never retried by itself.
 
     Raises:
         StorageError: the ledger cannot be written.
+        WorkerLostError: another worker of this experiment died.
     """
     key = experiment.key
     recorded = ledger.outcome(key)
@@ -100,8 +115,10 @@ def run_experiment(job: Job, ledger: Ledger, load: Callable[[], Guest], experime
     try:
         with observer.watched(job.spec.data.timeout_seconds):
             observer.progress(0, None)
-            outcome = _train(job, experiment, load(), observer, store)
-    except StorageError:
+            guest = load()
+            with contextlib.nullcontext(ALONE) if team is None else team.training(experiment) as group:
+                outcome = _train(job, experiment, guest, observer, store, group)
+    except (StorageError, WorkerLostError):
         raise
     except InterruptedSweepError:
         ledger.paths.progress(key).unlink(missing_ok=True)
@@ -127,7 +144,9 @@ def trunk_store(paths: SweepPaths, key: str) -> CheckpointStore:
     return CheckpointStore(paths.trunk(key).directory, key=key, keep=1)
 
 
-def _train(job: Job, experiment: Experiment, guest: Guest, observer: LedgerObserver, store: CheckpointStore) -> Outcome:
+def _train(
+    job: Job, experiment: Experiment, guest: Guest, observer: LedgerObserver, store: CheckpointStore, group: Group
+) -> Outcome:
     asked, paths = job.spec.checkpoint, SweepPaths(job.root)
     care = Care(
         store=store,
@@ -139,10 +158,15 @@ def _train(job: Job, experiment: Experiment, guest: Guest, observer: LedgerObser
         trunk=trunk_store(paths, experiment.key) if job.spec.grid.trunk and leaves_trunk(experiment) else None,
         parent=None if experiment.parent is None else trunk_store(paths, experiment.parent),
     )
-    # By what the trial was given, never by what can be seen: without a GPU of its own a trial still sees them all.
-    device = "cuda" if job.uses_gpu else "cpu"
     return train_experiment(
-        experiment, guest, eval_samples=job.eval_samples, device=device, threads=1, care=care, observer=observer
+        experiment,
+        guest,
+        eval_samples=job.eval_samples,
+        device=job.device,
+        threads=1,
+        care=care,
+        observer=observer,
+        group=group,
     )
 
 

@@ -77,7 +77,8 @@ def run_plan(
     if dispatcher.done():
         return dispatcher.plan
     with ray_session(address) as head:
-        slots = choose_slots(spec.resources_per_trial, live_nodes(), None if head.local else most)
+        grows = None if head.local else most
+        slots = choose_slots(spec.resources_per_trial, live_nodes(), grows, spec.workers_per_trial)
         if head.local and most is not None:  # this machine does not grow
             slots = dataclasses.replace(slots, count=min(most, slots.count))
         slots = slots.with_notes(check_nodes(root, base))
@@ -111,7 +112,7 @@ def _run_rounds(
         load_guest=load_guest,
         spec=spec,
         eval_samples=dispatcher.plan.survey.data.eval_samples,
-        uses_gpu=slots.uses_gpu,
+        slots=slots,
     )
     for round_number in range(MAX_ROUNDS):
         tuner, restored = make_tuner(dispatcher, job, ledger.paths, slots, restore=round_number == 0)

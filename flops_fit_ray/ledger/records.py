@@ -62,6 +62,7 @@ class Result:
     flops_executed: float | None = None
     seconds_executed: float | None = None
     deaths: int = 0  # starts, among `attempts`, that ended because the worker or node died
+    workers: int = 1  # that trained it together
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,7 +246,8 @@ class SweepSpec(Section):
     grid: GridSection = GridSection()
     checkpoint: CheckpointSection = CheckpointSection()
     metrics: dict[str, Target] = {}
-    resources_per_trial: dict[str, Annotated[float, Field(ge=0)]] = {"gpu": 1}
+    resources_per_trial: dict[str, Annotated[float, Field(ge=0)]] = {"gpu": 1}  # of each of its workers
+    workers_per_trial: int = Field(default=1, gt=0, le=1024)  # that share every batch of an experiment
     max_retries: int = Field(default=3, ge=0, le=1000)  # of an experiment whose worker or node died, without progress
     fit: FitSection = FitSection()
     output: str | None = None
@@ -300,6 +301,15 @@ class SweepSpec(Section):
                 raise ValueError("grid.kind is adaptive, and a budget lists sizes of its own; give model.sizes instead")
             if self.is_one_run:
                 raise ValueError("grid.kind is adaptive, and there is one budget; a law needs at least 2")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_can_share(self) -> SweepSpec:
+        workers, train = self.workers_per_trial, self.train
+        if train.batch_size % workers:
+            raise ValueError(f"workers_per_trial: {workers} workers cannot share train.batch_size {train.batch_size}")
+        if workers > 1 and train.cuda_graph:
+            raise ValueError("workers_per_trial: several workers sum their gradients, and train.cuda_graph cannot")
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,123 @@
+"""The workers of one experiment beside the trial itself: started in its placement group, and kept for the next one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from flops_fit_ray.errors import WorkerLostError
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.training.follow import follow
+from flops_fit_ray.training.group import ALONE, Group, joined, meet, open_store
+from flops_fit_ray.training.guest import Guest
+
+LONGER_SECONDS = 300.0  # than data may take: a step, or the others' start
+FOREVER_SECONDS = 7 * 86400.0  # that a follower waits; the leader evaluates meanwhile, and ends it when it ends itself
+TOLD_SECONDS = 10.0
+
+
+class Follower:
+    """One of the other workers, as an actor."""
+
+    def __init__(self, load_guest: Callable[[], Guest], device: str) -> None:
+        self._load_guest, self._device = load_guest, device
+        self._guest: Guest | None = None
+
+    def get_ready(self) -> None:
+        """Load the user's parts, once."""
+        self._guest = self._guest or self._load_guest()
+
+    def train(self, experiment: Experiment, group: Group, host: str, port: int) -> None:
+        """Train one experiment with its leader."""
+        assert self._guest is not None
+        with joined(meet(host, port, LONGER_SECONDS), group, self._device, FOREVER_SECONDS):
+            follow(experiment, self._guest, group=group, device=self._device)
+
+
+class Team:
+    """The other workers of a trial. Of one worker there are none."""
+
+    def __init__(
+        self, load_guest: Callable[[], Guest], device: str, size: int, resources: Mapping[str, float], patience: float
+    ) -> None:
+        self._load_guest, self._device, self._size = load_guest, device, size
+        self._resources, self._patience = resources, patience
+        self._others: list[Any] = []
+
+    @contextlib.contextmanager
+    def training(self, experiment: Experiment) -> Iterator[Group]:
+        """While this worker leads an experiment, the others follow.
+
+        Raises:
+            WorkerLostError: one of them died.
+            Exception: what the user's parts raised in one of them; else what the block raised.
+        """
+        if self._size == 1:
+            yield ALONE
+            return
+        tasks: list[Any] = []
+        try:
+            self._gather()
+            host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray leaves it untyped
+            store, port = open_store(host)
+            groups = [Group(rank, self._size) for rank in range(1, self._size)]
+            tasks = [w.train.remote(experiment, g, host, port) for w, g in zip(self._others, groups, strict=True)]
+            with joined(store, Group(0, self._size), self._device, self._patience + LONGER_SECONDS) as group:
+                yield group
+            ray.get(tasks, timeout=LONGER_SECONDS)
+        except BaseException as e:
+            reason = _reason(e, tasks)
+            self._dismiss()
+            if reason is not None:
+                raise reason from e
+            raise
+
+    def _gather(self) -> None:
+        """Start the others where the trial's other bundles are, unless they are there."""
+        if not self._others:
+            bundles = ray.util.get_current_placement_group()
+            assert bundles is not None  # Tune starts every trial in one
+            options = {
+                "num_cpus": self._resources.get("cpu", 0),
+                "num_gpus": self._resources.get("gpu", 0),
+                "resources": {name: n for name, n in self._resources.items() if name not in ("cpu", "gpu")},
+            }
+            for number in range(1, self._size):
+                there = PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=number)
+                actor = ray.remote(Follower).options(**options, scheduling_strategy=there)
+                self._others.append(actor.remote(self._load_guest, self._device))
+        ray.get([other.get_ready.remote() for other in self._others])
+
+    def _dismiss(self) -> None:
+        """End the others: they may wait in the middle of a step for somebody who does not come."""
+        for other in self._others:
+            ray.kill(other)
+        self._others = []
+
+
+def _reason(error: BaseException, tasks: Sequence[Any]) -> Exception | None:
+    """What one of the others says of an error here; None where it is not theirs.
+
+    Where another worker fails, the leader hears no more than that nobody answers.
+    """
+    if isinstance(error, RuntimeError) and tasks:
+        ready, _ = ray.wait(list(tasks), num_returns=1, timeout=TOLD_SECONDS)
+        for task in ready:
+            try:
+                ray.get(task)
+            except Exception as e:  # noqa: BLE001 - whatever it is, it is handed on
+                return _theirs(e)
+    return _theirs(error)
+
+
+def _theirs(error: BaseException) -> Exception | None:
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = error.as_instanceof_cause()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+        return cause if isinstance(cause, Exception) else error
+    if isinstance(error, ray.exceptions.RayError):
+        return WorkerLostError(f"a worker of this experiment ended: {str(error).strip().splitlines()[-1]}")
+    return None

@@ -1,0 +1,71 @@
+"""Experiments of several workers, through Ray: two processes with gloo here, GPUs with NCCL elsewhere."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.sweep import open_sweep
+from tests.chaos import Driver, children_of, make_project
+from tests.records import recorded
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TOGETHER = ("--set", "workers_per_trial=2")
+FAILS = """
+
+class Odd(Slow):
+    def forward(self, x):
+        import torch.distributed as dist
+        if dist.is_initialized() and dist.get_rank() == 1 and self.features == 10:
+            raise ValueError("only the other worker sees this")
+        return super().forward(x)
+"""
+
+
+def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tmp_path: Path) -> None:
+    spec = make_project(tmp_path / "project")
+    alone = Driver(spec, tmp_path / "alone", pause=0)
+    assert alone.wait(200) == 0, alone.said
+    together = Driver(spec, tmp_path / "together", *TOGETHER, pause=0.01)
+    root = together.root
+    assert together.until(lambda: len(recorded(root)) >= 2)
+    followers = [pid for pid, words in children_of(together.process.pid).items() if "ray::Follower" in words]
+    assert len(followers) == 1
+    os.kill(followers[0], signal.SIGKILL)  # in the middle of a step, as far as the leader knows
+    assert together.until(lambda: len(recorded(root)) >= 5)
+    together.process.send_signal(signal.SIGTERM)
+    assert together.wait(60) == 4, together.said
+    before = recorded(root)
+    together = Driver(spec, root, *TOGETHER, pause=0)
+    assert together.wait(200) == 0, together.said
+    assert "cluster: 1 at a time" in together.said
+    one, two = open_sweep(tmp_path / "alone"), open_sweep(root)
+    losses = {r.key: r.loss for r in one.results}
+    assert {r.key for r in two.results} == set(losses) and not two.failures and two.num_deaths == 1
+    for result in two.results:
+        assert result.workers == 2 and result.tokens_seen == result.tokens
+        assert result.loss == pytest.approx(losses[result.key], rel=1e-6)
+    assert {key: recorded(root)[key] for key in before} == before
+
+
+def test_an_error_of_another_worker_is_that_experiments_failure(tmp_path: Path) -> None:
+    spec = make_project(tmp_path / "project")
+    with (spec.parent / "parts.py").open("a") as file:
+        file.write(FAILS)
+    driver = Driver(spec, tmp_path / "out", *TOGETHER, "--set", "model.target=parts:Odd", pause=0)
+    assert driver.wait(200) == 1, driver.said
+    sweep = open_sweep(driver.root)
+    assert len(sweep.results) == 10 and [f.status for f in sweep.failures] == ["failed", "failed"]
+    assert all("only the other worker sees this" in f.error and f.deaths == 0 for f in sweep.failures)
+    assert Ledger(SweepPaths(driver.root)).num_attempts(sweep.failures[0].key) == 1
+
+
+def test_more_workers_than_there_are_are_refused(tmp_path: Path) -> None:
+    spec = make_project(tmp_path / "project")
+    driver = Driver(spec, tmp_path / "out", "--set", "workers_per_trial=4", "--set", "resources_per_trial={cpu: 64}")
+    assert driver.wait(60) == 2
+    assert any("the largest node has {cpu:" in line for line in driver.said)

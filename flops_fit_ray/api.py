@@ -203,7 +203,7 @@ def find_optimal(
         ResourceError, DirectoryError: the cluster or the directory cannot be used.
         InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call goes on.
     """
-    from flops_fit_ray.engine.tuner import loader_for
+    from flops_fit_ray.engine.loaders import loader_for
     from flops_fit_ray.training.measure import survey
 
     root = place_of(output_dir)
@@ -255,7 +255,7 @@ def check(
         SpecError, ResourceError: as `find_optimal`.
     """
     from flops_fit_ray.engine.check import check_on_worker
-    from flops_fit_ray.engine.tuner import loader_for
+    from flops_fit_ray.engine.loaders import loader_for
 
     spec, guest, plan, extra = _prepared(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options

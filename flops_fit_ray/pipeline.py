@@ -25,7 +25,7 @@ from flops_fit_ray.sweep import Sweep, open_sweep
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.interrupt import Interrupt
-    from flops_fit_ray.training.guest import Guest
+    from flops_fit_ray.engine.loaders import Loader
 
 AUTO = "auto"
 
@@ -37,7 +37,7 @@ class Order:
     spec: SweepSpec
     root: Path
     survey: Callable[[SweepSpec], Survey]
-    load_guest: Callable[[], Guest]
+    load_guest: Loader
     address: str | None
     command: str  # that goes on with it
     base: Path | None = None  # where the spec's targets are looked for; None: they are objects of a program

@@ -9,7 +9,8 @@ import pytest
 
 from flops_fit_ray.cli import main
 from flops_fit_ray.cli.common import Way, command_line, extend_line
-from flops_fit_ray.engine.jobs import DEFAULT_ADDRESS, SUBMITTED_BY, code_loader, job_address, upload_of
+from flops_fit_ray.engine.jobs import DEFAULT_ADDRESS, SUBMITTED_BY, job_address, upload_of
+from flops_fit_ray.engine.loaders import code_loader
 from flops_fit_ray.errors import DirectoryError, ResourceError
 from flops_fit_ray.pipeline import check_output
 from flops_fit_ray.spec import read_spec

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flops_fit_ray import find_optimal
+from flops_fit_ray.engine.loaders import loader_for
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.trainable import Job, run_experiment
-from flops_fit_ray.engine.tuner import loader_for
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger

@@ -178,7 +178,7 @@ def run_order(
     """
     from flops_fit_ray.console.plain import PlainConsole
     from flops_fit_ray.engine.interrupt import interruptible
-    from flops_fit_ray.engine.jobs import code_loader
+    from flops_fit_ray.engine.loaders import code_loader
     from flops_fit_ray.errors import InterruptedSweepError, StorageError
 
     console = PlainConsole(sys.stderr if as_json else sys.stdout)

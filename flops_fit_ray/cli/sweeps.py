@@ -112,7 +112,7 @@ def check(
     The speed is kept in the sweep directory (rates.json), where `plan` finds it. Exit code 1 if an answer is FAIL.
     """
     from flops_fit_ray.engine.check import check_on_worker
-    from flops_fit_ray.engine.jobs import code_loader
+    from flops_fit_ray.engine.loaders import code_loader
     from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
     from flops_fit_ray.pipeline import record_rates
 

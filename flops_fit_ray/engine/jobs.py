@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import importlib.util
 import logging
 import os
@@ -26,9 +25,6 @@ from flops_fit_ray.errors import EXIT_FAILED, ResourceError, SpecError, first_li
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-    from flops_fit_ray.spec import SweepSpec
-    from flops_fit_ray.training.guest import Guest
-
 UPLOADS = "working_dir_files"  # where Ray unpacks what was submitted, on every node
 SUBMITTED_BY = "FLOPS_FIT_RAY_SUBMITTED_BY"  # in a job's environment: the command that submits it again
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -42,18 +38,6 @@ POLL_SECONDS = 0.5
 def upload_of(path: Path) -> Path | None:
     """The temporary directory of a Ray job that `path` lies in; None where it lies in none."""
     return next((place for place in (path, *path.parents) if place.parent.name == UPLOADS), None)
-
-
-def code_loader(spec: SweepSpec, base: Path) -> Callable[[], Guest]:
-    """What loads the spec's model and data from `base` on any node, where a job's upload may have another name."""
-    upload = upload_of(base)
-    return functools.partial(_load, spec, base if upload is None else base.relative_to(upload))
-
-
-def _load(spec: SweepSpec, base: Path) -> Guest:
-    from flops_fit_ray.training.guest import load_guest
-
-    return load_guest(spec, base if base.is_absolute() else Path.cwd() / base)
 
 
 def line_to_submit(words: Sequence[str], base: Path) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import threading
 import time
 from collections.abc import Callable
@@ -19,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.dispatch import Dispatcher, vanished
 from flops_fit_ray.engine.interrupt import GRACE_SECONDS, Interrupt
+from flops_fit_ray.engine.loaders import Loader, sharing
 from flops_fit_ray.engine.nodes import check_nodes
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
 from flops_fit_ray.engine.watch import Watcher
-from flops_fit_ray.errors import ResourceError, SpecError
+from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.training.guest import Guest
 
 if TYPE_CHECKING:
     from ray import tune
@@ -42,7 +41,7 @@ def run_plan(
     spec: SweepSpec,
     root: Path,
     base: Path | None,
-    load_guest: Callable[[], Guest],
+    load_guest: Loader,
     address: str | None,
     most: int | None,
     watcher: Watcher,
@@ -98,7 +97,7 @@ def _run_rounds(
     dispatcher: Dispatcher,
     ledger: Ledger,
     spec: SweepSpec,
-    load_guest: Callable[[], Guest],
+    load_guest: Loader,
     slots: Slots,
     interrupt: Interrupt,
     head: Head,
@@ -109,7 +108,7 @@ def _run_rounds(
 
     job = Job(
         root=ledger.paths.root,
-        load_guest=load_guest,
+        load_guest=sharing(load_guest, dispatcher.plan.survey.data.tensor_bytes),
         spec=spec,
         eval_samples=dispatcher.plan.survey.data.eval_samples,
         slots=slots,
@@ -182,29 +181,3 @@ def _fit(
     grid = found["grid"]
     trials = [grid[i] for i in range(len(grid))]
     return {t.config["key"]: str(t.error) for t in trials if t.error is not None and t.config is not None}
-
-
-def loader_for(guest: Guest) -> Callable[[], Guest]:
-    """A loader that carries the user's objects themselves.
-
-    Raises:
-        SpecError: an object cannot be pickled; it is named.
-    """
-    from ray import cloudpickle
-
-    for name in (field.name for field in dataclasses.fields(guest)):
-        try:
-            cloudpickle.dumps(getattr(guest, name))  # type: ignore[no-untyped-call] # Ray leaves it untyped
-        except Exception as e:
-            raise SpecError(
-                "find_optimal",
-                [
-                    f"{name} cannot be sent to a worker: {type(e).__name__}: {e}; open files, locks and "
-                    "connections inside the worker instead"
-                ],
-            ) from e
-    return functools.partial(_itself, guest)
-
-
-def _itself(guest: Guest) -> Guest:
-    return guest

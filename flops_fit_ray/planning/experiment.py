@@ -46,6 +46,7 @@ class DataFacts:
     token_unit: str  # what one token is, in words
     eval_source: str
     fingerprint: str  # of the training and held-out samples
+    tensor_bytes: int = 0  # of data that are made of tensors, which each process would hold
 
     @property
     def tokens_per_epoch(self) -> int | None:

@@ -16,7 +16,16 @@ from torch import nn
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import DataSection, SweepSpec
 from flops_fit_ray.text import did_you_mean
-from flops_fit_ray.training.data import Batch, Data, Stream, as_data, num_samples, open_token_files, split_held_out
+from flops_fit_ray.training.data import (
+    Batch,
+    Data,
+    Ready,
+    Stream,
+    as_data,
+    num_samples,
+    open_token_files,
+    split_held_out,
+)
 from flops_fit_ray.training.losses import BUILT_IN, Objective, as_objective
 
 HOOKS = {  # fields of a guest, and the keys of the spec that name them
@@ -57,8 +66,11 @@ class Guest:
         return batch.num_tokens() if tokens_per_sample is None else batch.num_samples * tokens_per_sample
 
 
-def load_guest(spec: SweepSpec, base: Path) -> Guest:
+def load_guest(spec: SweepSpec, base: Path, ready: Ready | None = None) -> Guest:
     """Import what the spec names, relative to the directory `base`, and make the datasets.
+
+    Args:
+        ready: the data, where they have been made before.
 
     Raises:
         SpecError: a target cannot be imported or made; all such faults at once.
@@ -73,7 +85,7 @@ def load_guest(spec: SweepSpec, base: Path) -> Guest:
             return None
 
     def get_data(key: str, named: str | None) -> Any:
-        if named is None:
+        if named is None or ready is not None:
             return None
         try:
             if named.endswith(".bin"):
@@ -99,6 +111,7 @@ def load_guest(spec: SweepSpec, base: Path) -> Guest:
         held_out=_made("data.eval", held_out, spec.data.kwargs),
         data=spec.data,
         metrics=metrics,
+        ready=ready,
         **hooks,
     )
 
@@ -123,9 +136,10 @@ def make_guest(
     train: Any,
     held_out: Any,
     data: DataSection,
+    ready: Ready | None = None,
     **hooks: Any,
 ) -> Guest:
-    """A guest from objects; `hooks` are its optional fields.
+    """A guest from objects; `hooks` are its optional fields, and `ready` stands for `train` and `held_out`.
 
     Without `held_out` a fixed part of map-style training data is kept for evaluation. A stream has no such part: then,
     and where `eval_fraction` is 0, the training loss stands in for the held-out one.
@@ -135,25 +149,28 @@ def make_guest(
     """
     if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
         raise SpecError("spec", ["loss: has parameters that learn; move them into the model, where N counts them"])
-    train_data = as_data(train, "data.train")
-    eval_data: Data | None = None
-    source = "none: the training loss, smoothed"
-    if held_out is not None:
-        eval_data, source = as_data(held_out, "data.eval"), "data.eval"
-    elif not isinstance(train_data, Stream) and data.eval_fraction:
-        if num_samples(train_data) < 2:
-            raise SpecError("spec", ["data.train: has 1 sample, so none can be held out; give data.eval"])
-        train_data, eval_data = split_held_out(train_data, data.eval_fraction)
-        source = f"{data.eval_fraction:.0%} of data.train, held out"
+    ready = ready or _made_ready(train, held_out, data.eval_fraction)
     return Guest(
         model=functools.partial(model, **model_kwargs),
         loss=loss,
-        train_data=train_data,
-        eval_data=eval_data,
-        eval_source=source,
+        train_data=ready.train,
+        eval_data=ready.held_out,
+        eval_source=ready.source,
         max_epochs=data.max_epochs,
         **hooks,
     )
+
+
+def _made_ready(train: Any, held_out: Any, eval_fraction: float) -> Ready:
+    train_data = as_data(train, "data.train")
+    if held_out is not None:
+        return Ready(train=train_data, held_out=as_data(held_out, "data.eval"), source="data.eval")
+    if isinstance(train_data, Stream) or not eval_fraction:
+        return Ready(train=train_data, held_out=None, source="none: the training loss, smoothed")
+    if num_samples(train_data) < 2:
+        raise SpecError("spec", ["data.train: has 1 sample, so none can be held out; give data.eval"])
+    kept, taken = split_held_out(train_data, eval_fraction)
+    return Ready(train=kept, held_out=taken, source=f"{eval_fraction:.0%} of data.train, held out")
 
 
 def build(guest: Guest, kwargs: Mapping[str, Any]) -> nn.Module:

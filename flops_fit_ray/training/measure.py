@@ -30,6 +30,7 @@ from flops_fit_ray.spec import SizeValue, SweepSpec
 from flops_fit_ray.training.data import (
     Batch,
     Data,
+    Ready,
     Stream,
     fingerprint,
     first_batch,
@@ -37,6 +38,7 @@ from flops_fit_ray.training.data import (
     num_samples,
     spread_samples,
 )
+from flops_fit_ray.training.data.packed import pack_ready
 from flops_fit_ray.training.guest import Guest, build, describe, load_guest
 from flops_fit_ray.training.losses import Objective, outputs_of
 from flops_fit_ray.training.modules import TABLES, lookup_tables
@@ -144,7 +146,14 @@ def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:
         token_unit=_token_unit(spec, batch),
         eval_source=guest.eval_source,
         fingerprint=mark,
+        tensor_bytes=_tensor_bytes(guest),
     )
+
+
+def _tensor_bytes(guest: Guest) -> int:
+    """Of data that can be shared."""
+    packed = pack_ready(Ready(train=guest.train_data, held_out=guest.eval_data, source=guest.eval_source))
+    return 0 if packed is None else packed.nbytes
 
 
 def _check_batch_size(spec: SweepSpec, guest: Guest) -> None:

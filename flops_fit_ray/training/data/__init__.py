@@ -1,7 +1,15 @@
 """The user's data: what one batch is, where batches come from and in what order, and what one token is."""
 
 from flops_fit_ray.training.data.batch import Batch, has_tokens
-from flops_fit_ray.training.data.dataset import Data, MapDataset, as_data, eval_batches, num_samples, split_held_out
+from flops_fit_ray.training.data.dataset import (
+    Data,
+    MapDataset,
+    Ready,
+    as_data,
+    eval_batches,
+    num_samples,
+    split_held_out,
+)
 from flops_fit_ray.training.data.feed import Feed, first_batch, make_feed
 from flops_fit_ray.training.data.fingerprint import fingerprint, spread_samples
 from flops_fit_ray.training.data.stream import Stream
@@ -12,6 +20,7 @@ __all__ = [
     "Data",
     "Feed",
     "MapDataset",
+    "Ready",
     "Stream",
     "TokenFile",
     "as_data",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -18,6 +19,15 @@ from flops_fit_ray.training.data.token_file import TokenFile
 
 MapDataset: TypeAlias = Dataset[Any]
 Data: TypeAlias = MapDataset | Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """The data of a sweep as experiments use them."""
+
+    train: Data
+    held_out: Data | None  # None: the smoothed training loss stands in
+    source: str  # of the held-out part, in words
 
 
 class Columns(Dataset[Any]):
@@ -69,7 +79,7 @@ def _fault(key: str, what: str) -> SpecError:
 
 def _from_arrays(value: Any, key: str) -> Any:
     if isinstance(value, Tensor | np.ndarray):
-        return _Alone(_tensor(value))
+        return Alone(_tensor(value))
     if isinstance(value, tuple) and value and all(isinstance(a, Tensor | np.ndarray) for a in value):
         parts = [_tensor(a) for a in value]
         _same_length({str(i): len(a) for i, a in enumerate(parts)}, key)
@@ -81,7 +91,7 @@ def _from_arrays(value: Any, key: str) -> Any:
     return value
 
 
-class _Alone(Dataset[Any]):
+class Alone(Dataset[Any]):
     """One tensor: each sample is a row of it, and there is no target."""
 
     def __init__(self, rows: Tensor) -> None:
@@ -142,7 +152,7 @@ def _collated(dataset: MapDataset, indices: NDArray[np.int64]) -> Any:
         return tuple(rows_at(t, indices) for t in dataset.tensors)
     if isinstance(dataset, Columns):
         return {name: rows_at(column, indices) for name, column in dataset.columns.items()}
-    if isinstance(dataset, _Alone):
+    if isinstance(dataset, Alone):
         return rows_at(dataset.rows, indices)
     if hasattr(dataset, "__getitems__"):  # torch's own protocol for many samples at once
         return default_collate(dataset.__getitems__(indices.tolist()))
@@ -162,7 +172,7 @@ def draws_nothing(dataset: MapDataset) -> bool:
     inner = dataset
     while isinstance(inner, Subset):
         inner = inner.dataset
-    return isinstance(inner, TensorDataset | TokenFile | Columns | _Alone)
+    return isinstance(inner, TensorDataset | TokenFile | Columns | Alone)
 
 
 def on_device(dataset: MapDataset, device: torch.device, room: int) -> MapDataset:

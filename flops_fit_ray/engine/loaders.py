@@ -1,0 +1,151 @@
+"""How workers come by the user's parts: by their names, or as objects; and by data that lie once per node.
+
+Data made of tensors are put into Ray's object store, where every worker of a node reads the same memory. Token files
+are read from disk, and need none of this; what else a dataset may be is loaded by every worker for itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flops_fit_ray.engine.jobs import upload_of
+from flops_fit_ray.errors import SpecError
+
+if TYPE_CHECKING:
+    from flops_fit_ray.spec import SweepSpec
+    from flops_fit_ray.training.data import Ready
+    from flops_fit_ray.training.data.packed import PackedReady
+    from flops_fit_ray.training.guest import Guest
+
+WORTH_BYTES = 32 * 2**20  # below that, a copy for each worker costs less than the way to a shared one
+MOST_OF_STORE = 0.5  # of a node's object store
+
+
+class Loader(Protocol):
+    """What loads the user's parts in a worker."""
+
+    def __call__(self, ready: Ready | None = None) -> Guest:
+        """Load them; with `ready` everything but the data."""
+
+    def without_data(self) -> Loader:
+        """The same, to be called with `ready` alone."""
+
+
+@dataclass(frozen=True)
+class CodeLoader:
+    """Loads what a spec names from `base`; one that is relative lies in the upload of a job, wherever that is."""
+
+    spec: SweepSpec
+    base: Path
+
+    def __call__(self, ready: Ready | None = None) -> Guest:
+        """Import and make them."""
+        from flops_fit_ray.training.guest import load_guest
+
+        return load_guest(self.spec, self.base if self.base.is_absolute() else Path.cwd() / self.base, ready)
+
+    def without_data(self) -> CodeLoader:
+        """Itself: names weigh nothing."""
+        return self
+
+
+@dataclass(frozen=True)
+class ObjectLoader:
+    """Carries the user's objects themselves."""
+
+    guest: Guest
+
+    def __call__(self, ready: Ready | None = None) -> Guest:
+        """The objects."""
+        if ready is None:
+            return self.guest
+        return replace(self.guest, train_data=ready.train, eval_data=ready.held_out)
+
+    def without_data(self) -> ObjectLoader:
+        """The objects but the data."""
+        nothing: Any = None
+        return ObjectLoader(replace(self.guest, train_data=nothing, eval_data=nothing))
+
+
+@dataclass(frozen=True)
+class SharedLoader:
+    """A loader whose data lie in the object store."""
+
+    loader: Loader
+    data: Any  # a reference to what `_packed` gives
+
+    def __call__(self, ready: Ready | None = None) -> Guest:
+        """Load the rest, and take the data from where they lie."""
+        import ray
+
+        from flops_fit_ray.training.data.packed import unpack_ready
+
+        return self.loader(unpack_ready(ray.get(self.data)))
+
+    def without_data(self) -> SharedLoader:
+        """Itself."""
+        return self
+
+
+def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:
+    """What loads the spec's model and data from `base` on any node, where a job's upload may have another name."""
+    upload = upload_of(base)
+    return CodeLoader(spec, base if upload is None else base.relative_to(upload))
+
+
+def loader_for(guest: Guest) -> ObjectLoader:
+    """A loader that carries the user's objects themselves.
+
+    Raises:
+        SpecError: an object cannot be pickled; it is named.
+    """
+    from ray import cloudpickle
+
+    for name in (field.name for field in dataclasses.fields(guest)):
+        try:
+            cloudpickle.dumps(getattr(guest, name))  # type: ignore[no-untyped-call] # Ray leaves it untyped
+        except Exception as e:
+            raise SpecError(
+                "find_optimal",
+                [
+                    f"{name} cannot be sent to a worker: {type(e).__name__}: {e}; open files, locks and "
+                    "connections inside the model or the dataset, not in its constructor"
+                ],
+            ) from e
+    return ObjectLoader(guest)
+
+
+def sharing(loader: Loader, tensor_bytes: int) -> Loader:
+    """The same loader with its data once per node, where that can be done and is worth it. Ray is running.
+
+    Args:
+        tensor_bytes: of data that are made of tensors; 0 where they are not.
+    """
+    import ray
+
+    if tensor_bytes < WORTH_BYTES or tensor_bytes > MOST_OF_STORE * _smallest_store():
+        return loader
+    if isinstance(loader, ObjectLoader):
+        return SharedLoader(loader.without_data(), ray.put(_packed(loader)))
+    task = ray.remote(_packed).options(num_cpus=0)
+    return SharedLoader(loader, task.remote(loader))  # which Ray runs again where the node is lost
+
+
+def _packed(loader: Loader) -> PackedReady:
+    from flops_fit_ray.training.data import Ready
+    from flops_fit_ray.training.data.packed import pack_ready
+
+    guest = loader()
+    packed = pack_ready(Ready(train=guest.train_data, held_out=guest.eval_data, source=guest.eval_source))
+    assert packed is not None  # the survey has found it so
+    return packed
+
+
+def _smallest_store() -> float:
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    return min(float(node["Resources"].get("object_store_memory", 0.0)) for node in nodes if node["Alive"])

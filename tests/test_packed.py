@@ -1,0 +1,77 @@
+"""Data that many workers read from one place in memory."""
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Subset, TensorDataset
+
+from flops_fit_ray.training.data import Ready, as_data, eval_batches, split_held_out
+from flops_fit_ray.training.data.dataset import fetch
+from flops_fit_ray.training.data.packed import PackedReady, pack_ready, unpack_ready
+
+X = torch.arange(40.0).reshape(20, 2)
+Y = torch.arange(20)
+
+
+def ready(value: Any, *, split: bool = True) -> Ready:
+    data = cast(Any, as_data(value, "data.train"))
+    train, held_out = split_held_out(data, 0.2) if split else (data, None)
+    return Ready(train=train, held_out=held_out, source="here")
+
+
+def packed(value: Ready) -> PackedReady:
+    found = pack_ready(value)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize(
+    "value",
+    [TensorDataset(X, Y), (X, Y), {"x": X, "labels": Y}, Y, X.numpy(), X.to(torch.bfloat16), (X > 3, Y)],
+    ids=["dataset", "tuple", "mapping", "rows", "array", "bfloat16", "bool"],
+)
+def test_the_same_batches_come_back(value: Any, split: bool) -> None:
+    before = ready(value, split=split)
+    after = unpack_ready(packed(before))
+    assert after.source == "here" and (after.held_out is None) == (before.held_out is None)
+    for one, other in ((before.train, after.train), (before.held_out, after.held_out)):
+        if one is not None and other is not None:
+            count = len(cast(Any, one))
+            assert count == len(cast(Any, other))
+            for a, b in zip(eval_batches(one, count, 5), eval_batches(other, count, 5), strict=True):
+                torch.testing.assert_close(a.content, b.content, rtol=0, atol=0)
+
+
+def test_a_part_held_out_costs_no_second_copy() -> None:
+    found = packed(ready((X, Y)))
+    assert found.nbytes == X.nbytes + Y.nbytes + 20 * 8
+    assert found.held_out is not None
+    assert all(found.train.arrays[n].numbers is found.held_out.arrays[n].numbers for n in found.train.arrays)
+    train = cast(Any, unpack_ready(found).train)
+    assert train.dataset.tensors[0].data_ptr() == X.data_ptr()  # and none in this process
+
+
+def test_memory_that_nobody_may_write_to_gives_batches_that_everybody_may() -> None:
+    found = packed(ready((X.clone(), Y.clone())))
+    for array in found.train.arrays.values():
+        array.numbers.flags.writeable = False  # as Ray's object store gives it
+    batch = fetch(cast(Any, unpack_ready(found).train), np.arange(4))
+    batch.content[0].add_(1)
+
+
+class Mine(TensorDataset):
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(2 * t[index] for t in self.tensors)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Mine(X, Y), [(x, y) for x, y in zip(X, Y, strict=True)], Subset(Subset(TensorDataset(X), range(9)), range(5)),
+     TensorDataset(X.t())],
+    ids=["a class of its own", "a list", "a part of a part", "not in a row"],
+)  # fmt: skip
+def test_what_is_not_plainly_made_of_tensors_is_left_alone(value: Any) -> None:
+    assert pack_ready(ready(value, split=False)) is None

@@ -1,5 +1,6 @@
 """What is handed out, and when: without Ray, against a ledger on disk."""
 
+import itertools
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def record(ledger: Ledger, e: Experiment, status: str = "completed") -> None:
 def dispatcher_in(root: Path, **changes: Any) -> tuple[Dispatcher, Ledger, list[Plan]]:
     told: list[Plan] = []
     ledger = Ledger(SweepPaths(root))
-    return Dispatcher(planner_of(**changes), ledger, told.append), ledger, told
+    clock = itertools.count().__next__  # a second between any two looks
+    return Dispatcher(planner_of(**changes), ledger, told.append, clock), ledger, told
 
 
 def test_a_whole_adaptive_sweep_without_ray_and_in_pieces(tmp_path: Path) -> None:

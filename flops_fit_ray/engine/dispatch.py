@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from flops_fit_ray.errors import StorageError
@@ -18,11 +19,14 @@ from flops_fit_ray.planning import (
     Finding,
     Plan,
     Planner,
+    Queue,
     choose_starts,
     needed_trunks,
-    next_experiments,
+    trunk_numbers,
 )
 
+ASK_SECONDS = 0.25  # between looks for the trunk of one running experiment
+LOOK_SECONDS = 1.0  # between looks for outcomes of trials that have not ended yet
 MAX_RETURNS = 3  # of one experiment without an outcome, though its trial ended in peace
 
 
@@ -37,18 +41,30 @@ class Deaths:
 class Dispatcher:
     """The plan of a sweep on its way. Every growth of the plan is handed to `on_plan` before anything new is begun."""
 
-    def __init__(self, planner: Planner, ledger: Ledger, on_plan: Callable[[Plan], None]) -> None:
-        self._planner, self._ledger, self._on_plan = planner, ledger, on_plan
+    def __init__(
+        self,
+        planner: Planner,
+        ledger: Ledger,
+        on_plan: Callable[[Plan], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._planner, self._ledger, self._on_plan, self._clock = planner, ledger, on_plan, clock
         self._findings: dict[str, Finding] = {}
         self._seen: set[str] = set()
         self._running: set[str] = set()
         self._adopted: set[str] = set()
         self._returned: Counter[str] = Counter()  # trials that ended in peace without an outcome
         self._deaths: dict[str, Deaths] = {}
+        self._has_one: dict[str, tuple[bool, float]] = {}  # trunks of running experiments, and when that was seen
+        self._queued_for: Plan | None = None
+        self._queued: Queue
+        self._pruned = False
+        self._trunks: dict[str, int] = {}  # by experiment
+        self._sharing: dict[int, list[Experiment]] = {}  # those of one trunk
         self.slots = 1
         self._chosen_for: tuple[int, int] | None = None
         self._closed = False
-        self._looked = 0.0
+        self._looked = self._looked_at_running = 0.0
         self.stopping = False
         self.error: StorageError | None = None
         self.plan = planner.plan()
@@ -56,7 +72,7 @@ class Dispatcher:
 
     def done(self) -> bool:
         """Whether every experiment has an outcome, and none will be added."""
-        return self.plan.final and not self._open()
+        return self.plan.final and all(e.key in self._findings for e in self.plan.experiments)
 
     def _open(self) -> list[Experiment]:
         return [e for e in self.plan.experiments if e.key not in self._findings]
@@ -90,7 +106,7 @@ class Dispatcher:
         self._plan_again()
         if len(self.plan.experiments) > len(before.experiments) or self.plan.final != before.final:
             self._grow()
-        self._prune()
+        self._prune(new)
 
     def choose_starts(self) -> None:
         """With the slots known: which experiments begin from scratch rather than wait for a trunk."""
@@ -108,33 +124,52 @@ class Dispatcher:
         """An experiment to begin now, noted as running; None where all wait, or nothing is left (see `finished`)."""
         if self._stopped() or not self._due():
             return None
-        self.look(self._running)
+        now = self._clock()
+        if now - self._looked_at_running >= LOOK_SECONDS:  # one that ends is looked at when it does
+            self._looked_at_running = now
+            self.look(self._running)
         self.choose_starts()
-        settled = self._findings.keys()
-        ready = next_experiments(self.plan, settled, self._running, self._has_trunk)
-        if not ready:
+        chosen = next(self._queue().ready(self._findings.keys(), self._running, self._has_trunk), None)
+        if chosen is None:
             return None
         try:
-            self._ledger.record_planned(ready[0])
+            self._ledger.record_planned(chosen)
         except StorageError as e:
             self.error = e
             return None
-        self._running.add(ready[0].key)
-        return ready[0]
+        self._running.add(chosen.key)
+        return chosen
+
+    def _queue(self) -> Queue:
+        if self._queued_for is not self.plan:
+            self._queued, self._queued_for = Queue(self.plan), self.plan
+            numbers = trunk_numbers(self.plan.experiments)
+            self._trunks = {e.key: number for e, number in zip(self.plan.experiments, numbers, strict=True)}
+            self._sharing = {}
+            for e, number in zip(self.plan.experiments, numbers, strict=True):
+                self._sharing.setdefault(number, []).append(e)
+        return self._queued
 
     def _due(self) -> bool:
         """Whether it is time to look again: Tune asks many times a second, and a look may be a request."""
         if not is_remote(self._paths.root):
             return True
-        now = time.monotonic()
+        now = self._clock()
         if now - self._looked < REMOTE_POLL_SECONDS / max(1, self.slots):
             return False
         self._looked = now
         return True
 
     def _has_trunk(self, key: str) -> bool:
-        """Whether a running experiment has passed the end of its trunk."""
-        return key in self._running and bool(self._paths.trunk(key).finished())
+        """Whether a running experiment has passed the end of its trunk. Where it has not, it is asked again later."""
+        if key not in self._running:
+            return False
+        now = self._clock()
+        known, asked = self._has_one.get(key, (False, -math.inf))
+        if not known and now - asked >= ASK_SECONDS:
+            known = bool(self._paths.trunk(key).finished())
+            self._has_one[key] = known, now
+        return known
 
     def finished(self) -> bool:
         """Whether nothing will be handed out any more."""
@@ -219,10 +254,15 @@ class Dispatcher:
         )
         return False
 
-    def _prune(self) -> None:
-        """Drop the trunks that nobody will begin at."""
-        keys = {e.key for e in self.plan.experiments}
-        needed = needed_trunks(self.plan.experiments, self._findings.keys())
+    def _prune(self, ended: Collection[str]) -> None:
+        """Drop the trunks that nobody will begin at, now that these have ended. A trunk is no others' concern."""
+        self._queue()
+        # At first all of them: a driver that was killed may have left some
+        trunks = {self._trunks[key] for key in (ended if self._pruned else self._trunks) if key in self._trunks}
+        self._pruned = True
+        group = [e for trunk in trunks for e in self._sharing[trunk]]
+        keys = {e.key for e in group}
+        needed = needed_trunks(group, self._findings.keys())
         for key in (self._paths.trunk_keys() & keys & self._findings.keys()) - needed:
             remove_tree(self._paths.trunk(key).directory)
 

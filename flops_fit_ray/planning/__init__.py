@@ -20,7 +20,7 @@ from flops_fit_ray.planning.experiment import (
     plan_from_json,
 )
 from flops_fit_ray.planning.grid import flops_audit
-from flops_fit_ray.planning.planner import Planner, make_plan, next_experiments
+from flops_fit_ray.planning.planner import Planner, Queue, make_plan, next_experiments
 from flops_fit_ray.planning.price import Price, Rates, price_of, price_warnings, priced, rates_from_json, stated_rate
 from flops_fit_ray.planning.schedule import choose_starts
 from flops_fit_ray.planning.sizes import (
@@ -47,6 +47,7 @@ __all__ = [
     "Plan",
     "Planner",
     "Price",
+    "Queue",
     "Rates",
     "Recipe",
     "Survey",

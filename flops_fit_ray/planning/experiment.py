@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from flops_fit_ray.layout import SCHEMA_VERSION
@@ -111,7 +112,7 @@ class Experiment:
     parent: str | None = None
     start_step: int = 0  # optimizer steps that the parent has taken for it
 
-    @property
+    @cached_property
     def trunk_step(self) -> int:
         """Steps at the peak rate: where the trunk ends and the decay of this experiment's own begins."""
         return self.steps - decay_steps(self.recipe, self.steps)

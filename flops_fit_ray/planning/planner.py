@@ -166,31 +166,50 @@ def make_plan(
     return Planner(spec, survey, frame).plan(findings, forecast=forecast)
 
 
+class Queue:
+    """What can be begun of one plan, in the order in which it should be: longest first.
+
+    A parent that has ended is waited for no more, whatever came of it: without its trunk a child begins from scratch.
+    Longest first, with what waits for it, keeps the makespan within a few percent of its lower bound. While decisions
+    are pending, what they rest on goes first: the grid before seeds and checks, smaller budgets before larger ones.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        way = tails(plan.experiments, lambda e: e.flops)
+
+        def rank(e: Experiment) -> tuple[bool, float, float, int]:
+            # Of equal FLOPs the smaller model takes longer: it waits more often
+            if plan.final:
+                return False, 0.0, -way[e.key], -e.steps
+            return e.role in IDLE_ROLES, e.budget, -way[e.key], -e.steps
+
+        self._known = {e.key for e in plan.experiments}
+        self._left = sorted(plan.experiments, key=rank)
+        self._settled = 0  # experiments when `_left` was made
+
+    def ready(
+        self,
+        settled: Collection[str],
+        running: Collection[str] = (),
+        has_trunk: Callable[[str], bool] = lambda key: False,
+    ) -> Iterator[Experiment]:
+        """Planned, open, and not waiting for a parent. `settled` only grows."""
+        if len(settled) > self._settled + 100:
+            self._left = [e for e in self._left if e.key not in settled]
+            self._settled = len(settled)
+        for e in self._left:
+            if e.key in settled or e.key in running:
+                continue
+            waits = e.parent in self._known and e.parent not in settled and not has_trunk(str(e.parent))
+            if not waits:
+                yield e
+
+
 def next_experiments(
     plan: Plan,
     settled: Collection[str],
     running: Collection[str] = (),
     has_trunk: Callable[[str], bool] = lambda key: False,
 ) -> tuple[Experiment, ...]:
-    """What can be begun now: planned, open, and not waiting for a parent; longest first.
-
-    A parent that has ended is waited for no more, whatever came of it: without its trunk a child begins from scratch.
-    Longest first, with what waits for it, keeps the makespan within a few percent of its lower bound. While decisions
-    are pending, what they rest on goes first: the grid before seeds and checks, smaller budgets before larger ones.
-    """
-    known = {e.key for e in plan.experiments}
-
-    def waits(e: Experiment) -> bool:
-        return e.parent in known and e.parent not in settled and not has_trunk(str(e.parent))
-
-    left = [e for e in plan.experiments if e.key not in settled]
-    way = tails(left, lambda e: e.flops)
-    able = [e for e in left if e.key not in running and not waits(e)]
-
-    def rank(e: Experiment) -> tuple[bool, float, float, int]:
-        # Of equal FLOPs the smaller model takes longer: it waits more often
-        if plan.final:
-            return False, 0.0, -way[e.key], -e.steps
-        return e.role in IDLE_ROLES, e.budget, -way[e.key], -e.steps
-
-    return tuple(sorted(able, key=rank))
+    """All that can be begun now, as a `Queue` has it."""
+    return tuple(Queue(plan).ready(settled, running, has_trunk))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray.engine.cluster import check_reachable
-from flops_fit_ray.engine.resources import choose_slots
+from flops_fit_ray.engine.resources import choose_slots, on_cpus, on_gpus
 from flops_fit_ray.errors import ResourceError
 
 Amounts = dict[str, float]
@@ -35,6 +35,31 @@ def test_slots(
     slots = choose_slots(wanted, nodes)
     assert (slots.count, slots.resources) == (count, resources)
     assert bool(slots.note) == ("gpu" in wanted and not slots.uses_gpu)
+
+
+def test_small_models_share_a_gpu_and_large_ones_do_not() -> None:
+    whole = choose_slots({"gpu": 1}, [BOX])
+    slots = on_gpus(whole, [BOX, BOX], [(10**6, 0.1), (10**8, 0.4), (10**9, 0.7)])
+    assert [slots.share(n) for n in (10**5, 10**6, 10**7, 10**8, 10**9, 10**10)] == [1 / 8, 1 / 8, 1 / 2, 1 / 2, 1, 1]
+    assert slots.count == 16 * 8 and slots.uses_gpu
+    assert (
+        slots.note
+        == "experiments on one GPU: up to N = 1,000,000: 8, up to N = 100,000,000: 2, up to N = 1,000,000,000: 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("node", "peak", "cores", "count"),
+    [
+        ({"CPU": 8.0, "memory": 64e9}, 2e9, 1, 8),
+        ({"CPU": 8.0, "memory": 5e9}, 2e9, 4, 2),  # room for two
+        ({"CPU": 8.0, "memory": 1e9}, 2e9, 8, 1),  # for none: one can try
+        ({"CPU": 2.0}, 2e9, 1, 2),
+    ],
+)
+def test_slots_on_cpus_are_cores_as_far_as_memory_goes(node: Amounts, peak: float, cores: int, count: int) -> None:
+    slots = on_cpus([node], peak)
+    assert (slots.resources, slots.count) == ({"cpu": cores}, count)
 
 
 def test_a_cluster_that_grows_is_asked_for_what_it_has_not_yet() -> None:

@@ -8,13 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from flops_fit_ray.engine.cluster import ray_session
-from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
+from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes, on_cpus, on_gpus
 from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.check import Line, Report, check_plan
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.timing import Choice, choose
+from flops_fit_ray.training.usage import Usage, usages
+
+MEMORY_MARGIN = 1.25  # evaluation, fragments, and what differs between two models of one size
 
 
 def choose_on_worker(
@@ -31,7 +34,7 @@ def choose_on_worker(
     import ray
 
     with ray_session(address) as head:
-        slots = choose_slots(spec.resources_per_trial, live_nodes(), None if head.local else most)
+        slots = choose_slots(spec.whole_resources, live_nodes(), None if head.local else most)
         try:
             found: Choice = ray.get(_on(slots, _choose).remote(plan, load_guest, slots))
         except ray.exceptions.RayError as e:
@@ -67,7 +70,7 @@ def check_on_worker(
 
     asked = time.time()
     with ray_session(address):
-        slots = choose_slots(spec.resources_per_trial, live_nodes())
+        slots = choose_slots(spec.whole_resources, live_nodes())
         try:
             report, began = ray.get(_on(slots, _check).remote(plan, load_guest, slots))
             rates = None if report.rates is None else replace(report.rates, start_seconds=max(0.0, began - asked))
@@ -78,6 +81,29 @@ def check_on_worker(
         except ray.exceptions.RayError as e:
             words = f"the worker ended: {str(e).strip().splitlines()[-1]}"
             return Report(lines=(Line("FAIL", "runs", words),), device="?", seconds=0.0, step_seconds={}), slots
+
+
+def shared_slots(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Slots:
+    """The slots for `resources_per_trial: auto`, by what models of this sweep take on a worker with whole ones.
+
+    Raises:
+        ResourceError: they could not be measured there.
+    """
+    import ray
+
+    try:
+        found: list[Usage] = ray.get(_on(slots, _usages).remote(plan, load_guest, slots))
+    except ray.exceptions.RayError as e:
+        last = str(e).strip().splitlines()[-1]
+        raise ResourceError(f"resources_per_trial: auto could not be measured: {last}; say what it is") from e
+    if not slots.uses_gpu:
+        return on_cpus(live_nodes(), found[-1].peak_bytes)
+    needs = [(u.params, max(u.busy, MEMORY_MARGIN * u.peak_bytes / (u.memory_bytes or 1))) for u in found]
+    return on_gpus(slots, live_nodes(), needs)
+
+
+def _usages(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> list[Usage]:
+    return usages(plan, load_guest(), "cuda" if slots.uses_gpu else "cpu")
 
 
 def _choose(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Choice:

@@ -26,7 +26,7 @@ from flops_fit_ray.planning import (
 )
 
 ASK_SECONDS = 0.25  # between looks for the trunk of one running experiment
-LOOK_SECONDS = 1.0  # between looks for outcomes of trials that have not ended yet
+LOOK_SECONDS = 10.0  # between looks for outcomes of trials that have not ended yet
 MAX_RETURNS = 3  # of one experiment without an outcome, though its trial ended in peace
 
 
@@ -62,6 +62,7 @@ class Dispatcher:
         self._trunks: dict[str, int] = {}  # by experiment
         self._sharing: dict[int, list[Experiment]] = {}  # those of one trunk
         self.slots = 1
+        self.share: Callable[[int], float] = lambda params: 1.0  # of a GPU, by N
         self._chosen_for: tuple[int, int] | None = None
         self._closed = False
         self._looked = self._looked_at_running = 0.0

@@ -19,6 +19,11 @@ class Slots:
     count: int
     note: str = ""
     workers: int = 1  # of one trial
+    shares: tuple[tuple[int, float], ...] = ()  # up to which N a trial has which part of a GPU; none: a whole one
+
+    def share(self, params: int) -> float:
+        """The part of a GPU for a model of N = `params`; 1 of one that is larger than any that was measured."""
+        return next((share for limit, share in self.shares if params <= limit), 1.0)
 
     def with_notes(self, notes: Sequence[str]) -> Slots:
         """The same with more to say."""
@@ -86,6 +91,39 @@ def choose_slots(
             "less, or with --slots for a cluster to grow"
         )
     return Slots(resources=needed, count=count // workers, note=note, workers=workers)
+
+
+def on_gpus(slots: Slots, nodes: Sequence[Node], sizes: Sequence[tuple[int, float]]) -> Slots:
+    """Small models share a GPU, large ones do not.
+
+    Args:
+        slots: with a whole GPU each.
+        sizes: N, and the part of a GPU that a model of this size takes, from the smallest on. What lies between two of
+            them takes what the larger one does.
+    """
+    shares = tuple((params, part_of(need)) for params, need in sizes)
+    smallest = min(share for _, share in shares)
+    gpus = sum(math.floor(node.get("GPU", 0)) for node in nodes)
+    words = ", ".join(f"up to N = {params:,}: {round(1 / share)}" for params, share in shares)
+    return replace(slots, shares=shares, count=round(gpus / smallest)).with_notes([f"experiments on one GPU: {words}"])
+
+
+def part_of(need: float) -> float:
+    """1/8, 1/4, 1/2 or all of a GPU: the least that is `need` or more."""
+    return next((1 / parts for parts in (8, 4, 2) if need <= 1 / parts), 1.0)
+
+
+def on_cpus(nodes: Sequence[Node], peak_bytes: float) -> Slots:
+    """One thread and one core each, fewer where the memory that Ray gives away is too small for so many."""
+    cores = 1.0
+    for node in nodes:
+        fitting = max(1.0, min(node.get("CPU", 0), node.get("memory", math.inf) / peak_bytes))
+        cores = max(cores, math.ceil(node.get("CPU", 0) / math.floor(fitting)))
+    resources = {"cpu": cores}
+    count = sum(_fits(resources, node) for node in nodes)
+    room = f"{peak_bytes / 1e9:.1f} GB each"
+    note = f"{room}, so each takes the place of {cores:g} cores" if cores > 1 else ""
+    return Slots(resources=resources, count=max(1, count), note=note)
 
 
 def _fits(needed: Mapping[str, float], node: Node) -> int:

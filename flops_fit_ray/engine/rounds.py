@@ -106,6 +106,24 @@ def _written_at(state_file: Path) -> float:
     return time.mktime(time.strptime(stamp, "%Y-%m-%d_%H-%M-%S"))
 
 
+def _amounts(slots: Slots) -> Any:
+    """What Tune reserves for a trial, in one of the forms that it takes."""
+    from ray import tune
+
+    if slots.shares:
+        return _part_of_a_gpu
+    if slots.workers == 1:
+        return dict(slots.resources)
+    # One bundle for the trial itself, and one for each of the other workers of its experiment
+    return tune.PlacementGroupFactory(slots.bundles, strategy="PACK")
+
+
+def _part_of_a_gpu(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    from ray import tune
+
+    return tune.PlacementGroupFactory([{"CPU": 0, "GPU": config["share"]}])
+
+
 def make_tuner(
     dispatcher: Dispatcher, job: Job, paths: SweepPaths, slots: Slots, *, restore: bool
 ) -> tuple[tune.Tuner, bool]:
@@ -119,10 +137,7 @@ def make_tuner(
     from flops_fit_ray.engine.searcher import ExperimentSearcher
     from flops_fit_ray.engine.trainable import ExperimentTrainable
 
-    # One bundle for the trial itself, and one for each of the other workers of its experiment
-    several = tune.PlacementGroupFactory(slots.bundles, strategy="PACK")
-    amounts = dict(slots.resources) if slots.workers == 1 else several
-    trainable = tune.with_resources(tune.with_parameters(ExperimentTrainable, job=job), amounts)
+    trainable = tune.with_resources(tune.with_parameters(ExperimentTrainable, job=job), _amounts(slots))
     now = this_round(paths, slots)
     # In an object store its state is kept for people only: what restores from there is the ledger
     restore = restore and not is_remote(paths.root)

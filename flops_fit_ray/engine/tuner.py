@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_ray.engine.check import shared_slots
 from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.dispatch import Dispatcher, vanished
 from flops_fit_ray.engine.interrupt import GRACE_SECONDS, Interrupt
@@ -77,11 +78,15 @@ def run_plan(
         return dispatcher.plan
     with ray_session(address) as head:
         grows = None if head.local else most
-        slots = choose_slots(spec.resources_per_trial, live_nodes(), grows, spec.workers_per_trial)
+        slots = choose_slots(spec.whole_resources, live_nodes(), grows, spec.workers_per_trial)
         if head.local and most is not None:  # this machine does not grow
             slots = dataclasses.replace(slots, count=min(most, slots.count))
-        slots = slots.with_notes(check_nodes(root, base))
-        dispatcher.slots = slots.count
+        odd = check_nodes(root, base)
+        if spec.resources_per_trial == "auto":
+            shared = shared_slots(dispatcher.plan, load_guest, slots)
+            slots = shared if most is None else dataclasses.replace(shared, count=slots.count)
+        slots = slots.with_notes(odd)
+        dispatcher.slots, dispatcher.share = slots.count, slots.share
         watcher.on_slots(slots)
         try:
             with watcher.following():

@@ -246,7 +246,7 @@ class SweepSpec(Section):
     grid: GridSection = GridSection()
     checkpoint: CheckpointSection = CheckpointSection()
     metrics: dict[str, Target] = {}
-    resources_per_trial: dict[str, Annotated[float, Field(ge=0)]] = {"gpu": 1}  # of each of its workers
+    resources_per_trial: dict[str, Annotated[float, Field(ge=0)]] | Literal["auto"] = {"gpu": 1}  # of each worker
     workers_per_trial: int = Field(default=1, gt=0, le=1024)  # that share every batch of an experiment
     max_retries: int = Field(default=3, ge=0, le=1000)  # of an experiment whose worker or node died, without progress
     fit: FitSection = FitSection()
@@ -273,13 +273,20 @@ class SweepSpec(Section):
 
     @field_validator("resources_per_trial")
     @classmethod
-    def _asks_for_something(cls, resources: dict[str, float]) -> dict[str, float]:
+    def _asks_for_something(cls, resources: dict[str, float] | str) -> dict[str, float] | str:
+        if isinstance(resources, str):
+            return resources
         if not any(resources.values()):
             raise ValueError("asks for nothing; give {gpu: 1} or {cpu: 1}")
         gpus = resources.get("gpu", 0.0)
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(f"gpu: {gpus:g} is neither a part of one GPU nor a whole number of them")
         return resources
+
+    @property
+    def whole_resources(self) -> dict[str, float]:
+        """Of an experiment that shares nothing."""
+        return {"gpu": 1} if self.resources_per_trial == "auto" else dict(self.resources_per_trial)
 
     @property
     def is_one_run(self) -> bool:
@@ -308,6 +315,8 @@ class SweepSpec(Section):
         workers, train = self.workers_per_trial, self.train
         if train.batch_size % workers:
             raise ValueError(f"workers_per_trial: {workers} workers cannot share train.batch_size {train.batch_size}")
+        if workers > 1 and self.resources_per_trial == "auto":
+            raise ValueError("resources_per_trial: auto lets small models share a GPU, and several workers cannot")
         if workers > 1 and train.cuda_graph:
             raise ValueError("workers_per_trial: several workers sum their gradients, and train.cuda_graph cannot")
         return self

@@ -1,0 +1,76 @@
+"""How much of a device one experiment takes: its memory, and whether it keeps it busy."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.training.attention import attention_kernel
+from flops_fit_ray.training.data import make_feed
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.random import RandomState
+from flops_fit_ray.training.step import Stepper, free_memory, settings
+from flops_fit_ray.training.timing import in_the_middle, smallest_and_biggest
+
+WARM_STEPS = 3
+TIMED_STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What one model showed."""
+
+    params: int
+    peak_bytes: int  # of the device's memory; of the whole process where that is a CPU
+    memory_bytes: int | None  # that the device has; None of a CPU: who gives it to whom is Ray's business
+    busy: float  # share of the time in which the device computes
+
+
+def usages(plan: Plan, guest: Guest, device: str) -> list[Usage]:
+    """Of the biggest, the smallest and a middle model of a sweep, from the smallest on."""
+    smallest, biggest = smallest_and_biggest(plan)
+    middle = in_the_middle(plan)
+    place = torch.device(device)
+    # On a CPU the process's peak is never given back, so only the last and biggest one counts
+    chosen: Sequence[Experiment] = [e for e in (smallest, middle, biggest) if e is not None]
+    with settings(threads=1):
+        return [_usage(e, guest, place) for e in chosen]
+
+
+def _usage(experiment: Experiment, guest: Guest, device: torch.device) -> Usage:
+    recipe = experiment.recipe
+    free_memory()
+    RandomState.seed(recipe.seed)
+    with attention_kernel(recipe.precision, device):
+        model = guest.model(**experiment.size_kwargs).to(device)
+        model.train()
+        feed = make_feed(guest.train_data, recipe.batch_size, recipe.seed, guest.max_epochs)
+        stepper = Stepper(model, guest, recipe, experiment.steps, device)
+        steps = 0
+
+        def advance(count: int) -> None:
+            nonlocal steps
+            for _ in range(count):
+                stepper.advance(feed.next_batch(), min(steps, experiment.steps - 1))
+                steps += 1
+
+        advance(min(WARM_STEPS, experiment.steps))
+        if device.type != "cuda":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            return Usage(params=experiment.params, peak_bytes=peak, memory_bytes=None, busy=1.0)
+        count = min(TIMED_STEPS, experiment.steps)
+        torch.cuda.synchronize(device)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            began = time.perf_counter()
+            advance(count)
+            torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - began
+        computing = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+        free, total = torch.cuda.mem_get_info(device)  # what the driver keeps for the process included
+        busy = min(1.0, computing / seconds)
+        return Usage(params=experiment.params, peak_bytes=total - free, memory_bytes=total, busy=busy)

@@ -39,10 +39,11 @@ def usages(plan: Plan, guest: Guest, device: str) -> list[Usage]:
     # On a CPU the process's peak is never given back, so only the last and biggest one counts
     chosen: Sequence[Experiment] = [e for e in (smallest, middle, biggest) if e is not None]
     with settings(threads=1):
-        return [_usage(e, guest, place) for e in chosen]
+        return [usage(e, guest, place) for e in chosen]
 
 
-def _usage(experiment: Experiment, guest: Guest, device: torch.device) -> Usage:
+def usage(experiment: Experiment, guest: Guest, device: torch.device) -> Usage:
+    """Of one model, on real batches in the plan's own recipe."""
     recipe = experiment.recipe
     free_memory()
     RandomState.seed(recipe.seed)

@@ -44,22 +44,23 @@ DATA = DataFacts(
 
 
 def make_planner(experiments: int) -> Planner:
-    """A static grid of so many experiments: 100 sizes, budgets over two decades."""
-    budgets = [float(c) for c in np.geomspace(1e18, 1e20, experiments // 100)]
+    """A static grid of so many experiments: ten budgets over two decades, and sizes from 20M to 3B parameters."""
+    budgets = [float(c) for c in np.geomspace(1e18, 1e20, 10)]
+    count = experiments // len(budgets)
     spec: SweepSpec = make_spec(
         {
-            "model": {"target": "m:M", "size_param": "d", "sizes": list(range(64, 64 * 101, 64))},
+            "model": {"target": "m:M", "size_param": "d", "sizes": list(range(1, count + 1))},
             "data": {"train": "m:data"},
             "budgets": budgets,
             "train": {"batch_size": 32, "lr": 1e-3},
         },
         "scale",
     )
-    params = np.geomspace(2e7, 3e9, 100)
+    params = np.geomspace(2e7, 3e9, count)
     sizes = tuple(
         ModelSize(
-            size=64 * (i + 1),
-            kwargs={"d": 64 * (i + 1)},
+            size=i + 1,
+            kwargs={"d": i + 1},
             params=int(n),
             params_total=int(n),
             params_non_embedding=int(n),
@@ -232,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--experiments", type=int, default=10_000)
     parser.add_argument("--gpus", type=int, default=1024)
-    parser.add_argument("--mtbf-days", type=float, nargs="*", default=[264.0, 30.0], help="of a node of 8 GPUs")
+    parser.add_argument("--mtbf-days", type=float, nargs="*", default=[264.0, 30.0, 3.0], help="of a node of 8 GPUs")
     given = parser.parse_args()
     for days in given.mtbf_days:
         with tempfile.TemporaryDirectory() as where, counted() as calls:
@@ -250,6 +251,7 @@ def main() -> None:
                 "gpus": given.gpus,
                 "mtbf_days_of_a_node": days,
                 "makespan_days": round(cluster.now / 86400, 3),
+                "busy": round(sum(map(seconds_of, experiments)) / (given.gpus * cluster.now), 4),
                 "makespan_over_bound": round(cluster.now / bound, 4),
                 "node_deaths": cluster.node_deaths,
                 "experiments_that_died": cluster.deaths,

@@ -192,6 +192,11 @@ BAD: dict[str, Case] = {
     "output in the package": Case(options=("--output", "PACKAGE/runs"), words=("flops_fit_ray/runs", "--output")),
     "half a GPU too many": Case(changes={"resources_per_trial": {"gpu": 1.5}}, words=("resources_per_trial", "1.5")),
     "resources negative": Case(changes={"resources_per_trial": {"gpu": -1}}, words=("resources_per_trial.gpu", "-1")),
+    "resources a word": Case(changes={"resources_per_trial": "atuo"}, words=("resources_per_trial", "'auto'", "atuo")),
+    "workers do not divide": Case(changes={"workers_per_trial": 3}, words=("workers_per_trial: 3", "batch_size 8")),
+    "workers share a share": Case(
+        changes={"workers_per_trial": 2, "resources_per_trial": "auto"}, words=("resources_per_trial: auto", "workers")
+    ),
     "resources nothing": Case(changes={"resources_per_trial": {}}, words=("resources_per_trial", "{gpu: 1}")),
     "tracker": Case(changes={"tracker": "wandb"}, words=("tracker: unknown key",)),
     "checkpoint interval 0": Case(changes={"checkpoint": {"minutes": 0}}, words=("checkpoint.minutes", "positive")),

@@ -59,6 +59,8 @@ class RealCluster:
             "--disable-usage-stats",
             *options,
         ]
+        # The default is one port for all nodes of a machine: the second one would have no agent, and take no jobs
+        command += ["--dashboard-agent-listen-port", str(free_port())]
         node = subprocess.Popen(
             command,
             env=dict(self.environment),

@@ -73,3 +73,19 @@ def test_a_signal_while_it_plans_is_exit_4_too(number: signal.Signals, tmp_path:
     assert said[0] == f"interrupted: stopped by {number.name}"
     assert said[-1].endswith(f"--output {project}/runs/tiny")
     assert not (project / "runs").exists()
+
+
+def test_a_signal_inside_an_exec_is_exit_4_and_no_end_by_sigint(tmp_path: Path) -> None:
+    """As dataclasses are made, at any import: `python -m` remembers a KeyboardInterrupt there, and ends by SIGINT."""
+    (tmp_path / "stopped.py").write_text("""
+import os, signal, sys
+from flops_fit_ray.engine.interrupt import interruptible
+from flops_fit_ray.errors import InterruptedSweepError
+try:
+    with interruptible():
+        exec("os.kill(os.getpid(), signal.SIGUSR1)\\nwhile True: pass")
+except InterruptedSweepError:
+    sys.exit(4)
+""")
+    command = [sys.executable, "-m", "stopped"]
+    assert subprocess.run(command, check=False, timeout=60, cwd=tmp_path).returncode == 4

@@ -103,9 +103,15 @@ def plan(
 @set_option
 @click.option("--output", type=PlaceType(), help="The sweep directory [default: runs/NAME beside SPEC].")
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
+@click.option("--slots", type=click.IntRange(min=1), help="On a cluster that grows: how far it will.")
 @json_option
 def check(
-    spec: Path | None, overrides: tuple[str, ...], output: Path | None, address: str | None, as_json: bool
+    spec: Path | None,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    address: str | None,
+    slots: int | None,
+    as_json: bool,
 ) -> int:
     """Try the smallest and the biggest model on a real worker: ten answers, PASS, WARN or FAIL.
 
@@ -117,10 +123,11 @@ def check(
     from flops_fit_ray.pipeline import record_rates
 
     path, resolved, made = planned(spec, overrides, quiet=as_json)
-    report, slots = check_on_worker(made, resolved, load_guest=code_loader(resolved, path.parent), address=address)
+    load = code_loader(resolved, path.parent)
+    report, found = check_on_worker(made, resolved, load_guest=load, address=address, most=slots)
     if report.rates is not None:
         record_rates(SweepPaths(resolve_output(path, resolved, output)), made.frame, report.rates)
-    content = {"schema_version": SCHEMA_VERSION, "slots": slots.count, **report.to_json()}
+    content = {"schema_version": SCHEMA_VERSION, "slots": found.count, **report.to_json()}
     click.echo(json.dumps(content) if as_json else str(report))
     return EXIT_FAILED if report.verdict == "FAIL" else EXIT_DONE
 

@@ -59,9 +59,12 @@ def _on(slots: Slots, function: Callable[..., Any]) -> Any:
 
 
 def check_on_worker(
-    plan: Plan, spec: SweepSpec, *, load_guest: Callable[[], Guest], address: str | None
+    plan: Plan, spec: SweepSpec, *, load_guest: Callable[[], Guest], address: str | None, most: int | None = None
 ) -> tuple[Report, Slots]:
     """Run the check where an experiment would run. A worker that dies is an answer too.
+
+    Args:
+        most: as for the sweep.
 
     Raises:
         ResourceError: the cluster cannot be reached, or can never run an experiment of this sweep.
@@ -69,8 +72,8 @@ def check_on_worker(
     import ray
 
     asked = time.time()
-    with ray_session(address):
-        slots = choose_slots(spec.whole_resources, live_nodes())
+    with ray_session(address) as head:
+        slots = choose_slots(spec.whole_resources, live_nodes(), None if head.local else most)
         try:
             report, began = ray.get(_on(slots, _check).remote(plan, load_guest, slots))
             rates = None if report.rates is None else replace(report.rates, start_seconds=max(0.0, began - asked))

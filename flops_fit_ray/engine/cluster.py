@@ -97,16 +97,19 @@ def ray_session(address: str | None) -> Iterator[Head]:
         raise ResourceError(
             f"no Ray cluster could be reached at {where!r}: {e}; leave --address out to run here"
         ) from e
-    # What Tune says of its trials is read from its results; its log would print a page for each.
-    tune_log = logging.getLogger("ray.tune")
-    level = tune_log.level
-    tune_log.setLevel(logging.CRITICAL)
+    # What Tune says of its trials is read from its results; its log would print a page for each. And what Ray finds to
+    # say while it is ended in the middle of something would come after our last line.
+    logs = [logging.getLogger(name) for name in ("ray.tune", "ray._private.services")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     head = _head(local=local)
     try:
         yield head
     finally:
         _leave(head)
-        tune_log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _head(*, local: bool) -> Head:

@@ -26,7 +26,6 @@ from flops_fit_ray.planning import (
 )
 
 ASK_SECONDS = 0.25  # between looks for the trunk of one running experiment
-LOOK_SECONDS = 10.0  # between looks for outcomes of trials that have not ended yet
 MAX_RETURNS = 3  # of one experiment without an outcome, though its trial ended in peace
 
 
@@ -65,7 +64,7 @@ class Dispatcher:
         self.share: Callable[[int], float] = lambda params: 1.0  # of a GPU, by N
         self._chosen_for: tuple[int, int] | None = None
         self._closed = False
-        self._looked = self._looked_at_running = 0.0
+        self._looked = 0.0
         self.stopping = False
         self.error: StorageError | None = None
         self.plan = planner.plan()
@@ -125,11 +124,7 @@ class Dispatcher:
         """An experiment to begin now, noted as running; None where all wait, or nothing is left (see `finished`)."""
         if self._stopped() or not self._due():
             return None
-        now = self._clock()
-        if now - self._looked_at_running >= LOOK_SECONDS:  # one that ends is looked at when it does
-            self._looked_at_running = now
-            self.look(self._running)
-        self.choose_starts()
+        self.choose_starts()  # what has ended was looked at when it did
         chosen = next(self._queue().ready(self._findings.keys(), self._running, self._has_trunk), None)
         if chosen is None:
             return None

@@ -32,6 +32,7 @@ NOT_UPLOADED = [".git", ".venv", "venv", "__pycache__", "*.pyc", "runs", ".mypy_
 SECONDS_TO_SAVE = 60  # after `ray job stop`; by default Ray kills after 3
 CONNECT_SECONDS = 5.0
 BEGIN_SECONDS = 30.0
+AGENT_SECONDS = 60.0
 POLL_SECONDS = 0.5
 
 
@@ -107,17 +108,19 @@ class Jobs:
             "excludes": NOT_UPLOADED,
         }
         name = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
-        try:
-            return str(
-                self._client.submit_job(
-                    entrypoint=shlex.join(["python", "-m", *job.words]), submission_id=name, runtime_env=environment
-                )
-            )
-        except (RuntimeError, ValueError, OSError) as e:
-            raise ResourceError(
-                f"the cluster did not take the job: {first_line(e)}; of {job.working_dir} these would be sent: "
-                f"{_largest(job.working_dir)}; data belong where every node sees them, code alone travels (100 MB)"
-            ) from e
+        entrypoint = shlex.join(["python", "-m", *job.words])
+        until = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                return str(self._client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=environment))
+            except (RuntimeError, ValueError, OSError) as e:
+                if "No available agent" in str(e) and time.monotonic() < until:  # a head that has just been started
+                    time.sleep(POLL_SECONDS)
+                    continue
+                raise ResourceError(
+                    f"the cluster did not take the job: {first_line(e)}; of {job.working_dir} these would be sent: "
+                    f"{_largest(job.working_dir)}; data belong where every node sees them, code alone travels (100 MB)"
+                ) from e
 
     def begun(self, job_id: str) -> str:
         """Wait a short while for the job to begin. Returns its status: PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED."""

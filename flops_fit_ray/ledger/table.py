@@ -42,6 +42,7 @@ COLUMNS = [
     "seed",
     "attempts",
     "deaths",
+    "workers",
     "lr",
     "steps",
     "precision",
@@ -86,7 +87,7 @@ def results_table(experiments: Sequence[Experiment], ledger: Ledger, waiting: Co
         rows.append({column: row.get(column) for column in COLUMNS} | metrics)
     names = [name for row in rows for name in row if name.startswith("metric_")]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *dict.fromkeys(names)])
-    whole = ["params", "params_total", "tokens", "tokens_seen", "seed", "attempts", "deaths", "steps"]
+    whole = ["params", "params_total", "tokens", "tokens_seen", "seed", "attempts", "deaths", "workers", "steps"]
     whole += ["micro_batch_size", "peak_memory_bytes", "tokens_executed"]
     real = ["budget", "flops", "loss", "loss_stderr", "train_loss", "seconds", "lr", "flops_executed"]
     real += ["tokens_per_second", "flops_per_second", "mfu", "data_wait_share"]

@@ -24,6 +24,7 @@ from flops_fit_ray.analysis import fit_to_json
 from flops_fit_ray.api import Result
 from flops_fit_ray.cli import main
 from flops_fit_ray.engine.cluster import ray_session
+from flops_fit_ray.engine.loaders import Loader, SharedLoader, sharing
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Plan
@@ -33,6 +34,7 @@ from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.losses import mse
 from flops_fit_ray.training.outcome import Outcome
 from flops_fit_ray.training.timing import Choice
+from tests.chaos import make_project, uninterrupted
 from tests.parts import Mlp, Pairs, Truncated, guest_of, power_law_regression, regression, spec_of
 from tests.streams import every_kind
 from tests.sweeps import known_guest, known_spec, make_sweep
@@ -111,6 +113,33 @@ def test_every_kind_of_data_gives_the_same_bits_in_a_trial(ray_here: None, kind:
     eval_samples = result.plan.survey.data.eval_samples
     losses = [train_experiment(e, guest, eval_samples=eval_samples).loss for e in result.plan.experiments]
     assert list(result.to_frame()["loss"]) == losses
+
+
+@pytest.mark.parametrize("how", ["objects", "code"])
+def test_data_that_lie_once_per_node_give_the_same_bits(
+    ray_here: None, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Loader] = []
+
+    def shared(loader: Loader, tensor_bytes: int) -> Loader:
+        found.append(sharing(loader, tensor_bytes))
+        return found[-1]
+
+    monkeypatch.setattr("flops_fit_ray.engine.loaders.WORTH_BYTES", 0)
+    monkeypatch.setattr("flops_fit_ray.engine.tuner.sharing", shared)
+    if how == "objects":
+        spec = known_spec(2)
+        result = known(tmp_path / "ray", compute_budgets=[{"flops": b.flops, "sizes": b.sizes} for b in spec.budgets])
+        losses = list(make_sweep(tmp_path / "plain", spec, known_guest(spec)).to_frame()["loss"])
+        assert list(result.to_frame()["loss"]) == losses
+    else:
+        monkeypatch.setenv("CHAOS_PAUSE", "0")
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(make_project(tmp_path / "project")), "--output", str(tmp_path / "out")])
+        assert ended.value.code == 0
+        assert open_sweep(tmp_path / "out").results_sha256 == uninterrupted(tmp_path / "plain")
+    assert isinstance(found[0], SharedLoader)
 
 
 def test_python_users_can_check_first(ray_here: None) -> None:

@@ -83,7 +83,9 @@ class Jobs:
         """
         self.address = job_address(address)
         if importlib.util.find_spec("aiohttp") is None:  # Ray itself would say so in a traceback
-            raise ResourceError("submitting jobs needs Ray's job client: pip install 'flops-fit-ray[jobs]'")
+            raise ResourceError(
+                "submitting jobs needs Ray's job client: pip install 'flops-fit-ray[jobs]', or 'ray[default]'"
+            )
         _reach(self.address)
         from ray.job_submission import JobSubmissionClient
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flops_fit_ray.engine.resources import fits
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.files import read_json, write_json
 from flops_fit_ray.lock import hostname
@@ -36,10 +37,10 @@ class Answer:
     error: str = ""  # instead of all that
 
 
-def check_nodes(root: Place, base: Path | None) -> list[str]:
+def check_nodes(root: Place, base: Path | None, resources: Mapping[str, float]) -> list[str]:
     """Make sure that every node sees `root` and the code in `base`. Returns what is odd, and no reason to stop.
 
-    A node that is the driver's own, and alone, is not asked.
+    A node that is the driver's own, and alone, is not asked, nor one that cannot run an experiment.
 
     Raises:
         ResourceError: a node does not; all of them are named.
@@ -47,9 +48,10 @@ def check_nodes(root: Place, base: Path | None) -> list[str]:
     """
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    every = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    nodes = [node for node in every if node["Alive"] and fits(resources, node["Resources"])]
     own = ray.get_runtime_context().get_node_id()
-    if [node["NodeID"] for node in nodes] == [own]:
+    if {node["NodeID"] for node in nodes} <= {own}:
         return []
     token = uuid.uuid4().hex
     marker = root / f".probe-{token}.tmp"  # what a killed driver leaves of them, the next one removes

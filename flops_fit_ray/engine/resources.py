@@ -67,7 +67,7 @@ def choose_slots(
     note = ""
     needed = {name: amount for name, amount in wanted.items() if amount > 0}
     if most is not None:
-        now = sum(_fits(needed, node) for node in nodes) // workers
+        now = sum(fits(needed, node) for node in nodes) // workers
         if now < most:
             asked = ", ".join(f"{name}: {amount:g}" for name, amount in needed.items())
             note = f"there is room for {now} now, and the cluster is asked to grow ({{{asked}}} each)"
@@ -76,7 +76,7 @@ def choose_slots(
         others = {name: amount for name, amount in needed.items() if name != "gpu"}
         needed = {"cpu": 1.0, **others}
         note = "no GPU in this cluster: each experiment runs on one CPU core"
-    count = sum(_fits(needed, node) for node in nodes)
+    count = sum(fits(needed, node) for node in nodes)
     if 0 < count < workers:
         raise ResourceError(
             f"workers_per_trial asks for {workers} workers, and there is room for {count}; ask for less, or with "
@@ -120,13 +120,14 @@ def on_cpus(nodes: Sequence[Node], peak_bytes: float) -> Slots:
         fitting = max(1.0, min(node.get("CPU", 0), node.get("memory", math.inf) / peak_bytes))
         cores = max(cores, math.ceil(node.get("CPU", 0) / math.floor(fitting)))
     resources = {"cpu": cores}
-    count = sum(_fits(resources, node) for node in nodes)
+    count = sum(fits(resources, node) for node in nodes)
     room = f"{peak_bytes / 1e9:.1f} GB each"
     note = f"{room}, so each takes the place of {cores:g} cores" if cores > 1 else ""
     return Slots(resources=resources, count=max(1, count), note=note)
 
 
-def _fits(needed: Mapping[str, float], node: Node) -> int:
+def fits(needed: Mapping[str, float], node: Node) -> int:
+    """How many times a node has what is needed."""
     # A small allowance, so that 3 × 1/3 is one GPU.
     return min(math.floor(node.get(_ray_name(name), 0) / amount + 1e-9) for name, amount in needed.items())
 

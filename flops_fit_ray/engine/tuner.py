@@ -81,7 +81,7 @@ def run_plan(
         slots = choose_slots(spec.whole_resources, live_nodes(), grows, spec.workers_per_trial)
         if head.local and most is not None:  # this machine does not grow
             slots = dataclasses.replace(slots, count=min(most, slots.count))
-        odd = check_nodes(root, base)
+        odd = check_nodes(root, base, slots.resources)
         if spec.resources_per_trial == "auto":
             shared = shared_slots(dispatcher.plan, load_guest, slots)
             slots = shared if most is None else dataclasses.replace(shared, count=slots.count)

@@ -19,6 +19,8 @@ from pathlib import Path
 from flops_fit_ray.engine.processes import descendants
 
 TRIALS = 8
+TRY_SECONDS = 180.0
+LOADED_SECONDS = 20.0
 CODE = """
 import sys, time
 import torch
@@ -34,7 +36,7 @@ class Slow(nn.Module):
 
     def forward(self, x):
         if self.training and not x.is_meta:
-            time.sleep(0.05)
+            time.sleep(0.5)
         return self.linear(x[:, : self.features])
 
 if __name__ == "__main__":
@@ -45,6 +47,7 @@ if __name__ == "__main__":
     find_optimal(
         Slow, "features", {}, (x, x[:, :1].clone()), "mse", [4e4, 8e4], output_dir=out, sizes=[4, 6, 8, 12],
         batch_size=4, lr=1e-2, optimizer="sgd", eval_samples=64, resources_per_trial={"cpu": 0.125}, slots=8,
+        grid={"trunk": False},
     )
 """
 
@@ -64,9 +67,11 @@ def measured(megabytes: int, how: str) -> dict[str, float]:
         script.write_text(CODE)
         command = [sys.executable, str(script), str(megabytes), how, str(Path(where) / "out")]
         environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)  # noqa: S603 - our own script
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment)  # noqa: S603 - our own script
         most = {"trials": 0, "megabytes_of_trials": 0.0, "megabytes_in_all": 0.0}
-        while process.poll() is None:
+        until = time.monotonic() + TRY_SECONDS
+        while process.poll() is None and time.monotonic() < until:
             sizes = {}
             for pid in descendants(process.pid):
                 with contextlib.suppress(OSError):
@@ -75,13 +80,16 @@ def measured(megabytes: int, how: str) -> dict[str, float]:
             trials = [size for name, size in sizes.values() if "Trainable.train" in name]
             total = sum(size for _, size in sizes.values()) / 1e6
             if (len(trials), total) > (most["trials"], most["megabytes_in_all"]):
+                if len(trials) == TRIALS > most["trials"]:  # all are there; what they load is soon there, too
+                    until = time.monotonic() + LOADED_SECONDS
                 most = {
                     "trials": len(trials),
                     "megabytes_of_trials": round(sum(trials) / 1e6),
                     "megabytes_in_all": round(total),
                 }
             time.sleep(0.5)
-        assert process.returncode == 0, process.returncode
+        process.terminate()
+        process.wait()
         return most
 
 

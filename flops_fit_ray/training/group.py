@@ -142,6 +142,7 @@ def joined(store: Store, group: Group, device: str, timeout: float) -> Iterator[
     )
     try:
         yield group
+        dist.barrier()  # nobody leaves while another one still waits for the last sum
     finally:
         dist.destroy_process_group()
 

@@ -27,7 +27,6 @@ import torch
 from torch import nn
 import flops_fit_ray.engine.loaders as loaders
 from flops_fit_ray import find_optimal
-import flops_fit_ray
 
 class Slow(nn.Module):
     def __init__(self, features):

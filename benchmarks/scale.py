@@ -97,12 +97,12 @@ class Simulated:
         self._down: set[int] = set()
         self._running: dict[str, Running] = {}
         self._progress: dict[str, float] = {}
-        self._events: list[tuple[float, int, str, str | int]] = []
+        self._events: list[tuple[float, int, str, Running | int]] = []
         self._count = 0
         for node in range(gpus // GPUS_PER_NODE):
             self._push(self._random.exponential(self._mtbf), "dies", node)
 
-    def _push(self, at: float, what: str, whom: str | int) -> None:
+    def _push(self, at: float, what: str, whom: Running | int) -> None:
         self._count += 1
         heapq.heappush(self._events, (at, self._count, what, whom))
 
@@ -110,17 +110,16 @@ class Simulated:
         """Until all is done."""
         self._hand_out()
         while not self.dispatcher.done():
-            self.now, number, what, whom = heapq.heappop(self._events)
-            if what == "dies":
-                self._node_dies(int(whom))
-            elif what == "back":
-                self._down.discard(int(whom))
-                self._free += [int(whom)] * GPUS_PER_NODE
-                self._push(self.now + self._random.exponential(self._mtbf), "dies", whom)
-            elif what == "trunk":
-                self._reach_trunk(str(whom), number)
+            self.now, _, what, whom = heapq.heappop(self._events)
+            if isinstance(whom, Running):
+                if self._running.get(whom.experiment.key) is whom:  # else its node has died since
+                    (self._reach_trunk if what == "trunk" else self._end)(whom)
+            elif what == "dies":
+                self._node_dies(whom)
             else:
-                self._end(str(whom), number)
+                self._down.discard(whom)
+                self._free += [whom] * GPUS_PER_NODE
+                self._push(self.now + self._random.exponential(self._mtbf), "dies", whom)
             self._hand_out()
 
     def _hand_out(self) -> None:
@@ -130,41 +129,28 @@ class Simulated:
                 return
             node = self._free.pop()
             done = self._progress.get(e.key, 0.0)
-            self._running[e.key] = Running(e, node, self.now, done)
+            running = self._running[e.key] = Running(e, node, self.now, done)
             self.ledger.begin_attempt(e.key)
             lasts = seconds_of(e)
             trunk = lasts * trunk_share(e)
             if e.trunk_step and trunk > done:
-                self._push(self.now + START_SECONDS + trunk - done, "trunk", e.key)
-            self._push(self.now + START_SECONDS + lasts - done, "ends", e.key)
+                self._push(self.now + START_SECONDS + trunk - done, "trunk", running)
+            self._push(self.now + START_SECONDS + lasts - done, "ends", running)
 
-    def _current(self, key: str, at: float) -> Running | None:
-        """The run that an event is of; None where its node has died since."""
-        found = self._running.get(key)
-        return found if found is not None and found.began <= at else None
-
-    def _reach_trunk(self, key: str, number: int) -> None:
-        running = self._current(key, self.now)
-        if running is None or self.now < running.began + START_SECONDS:
-            return
-        trunk = self.ledger.paths.trunk(key)
-        trunk.directory.mkdir(parents=True, exist_ok=True)
-        trunk.state(running.experiment.trunk_step).touch()
-        trunk.note(running.experiment.trunk_step).touch()
-
-    def _end(self, key: str, number: int) -> None:
-        running = self._current(key, self.now)
-        if running is None:
-            return
+    def _reach_trunk(self, running: Running) -> None:
         e = running.experiment
-        due = running.began + START_SECONDS + seconds_of(e) - running.done
-        if abs(due - self.now) > 1e-3:  # an event of a run that died
-            return
-        del self._running[key]
+        trunk = self.ledger.paths.trunk(e.key)
+        trunk.directory.mkdir(parents=True, exist_ok=True)
+        trunk.state(e.trunk_step).touch()
+        trunk.note(e.trunk_step).touch()
+
+    def _end(self, running: Running) -> None:
+        e = running.experiment
+        del self._running[e.key]
         self.ledger.record_result(result_of(e))
         if running.node not in self._down:
             self._free.append(running.node)
-        self.dispatcher.ended(key, died=False)
+        self.dispatcher.ended(e.key, died=False)
 
     def _node_dies(self, node: int) -> None:
         self.node_deaths += 1

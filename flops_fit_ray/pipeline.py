@@ -82,10 +82,12 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
         SpecError: the directory holds completed experiments of another spec.
         ResourceError, InterruptedSweepError, StorageError: as the engine says.
     """
+    from flops_fit_ray.engine.check import refuse_early
     from flops_fit_ray.engine.cluster import ray_session
     from flops_fit_ray.engine.interrupt import interruptible
     from flops_fit_ray.report import write_report
 
+    refuse_early(order.spec, order.address)
     ledger = Ledger(SweepPaths(order.root))
     with interruptible() as interrupt, ledger.writer() as dead_owner, contextlib.ExitStack() as session:
         ledger.paths.remove_strays()

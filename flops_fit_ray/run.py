@@ -5,7 +5,7 @@ It defines nothing: under `-m` this module is `__main__`, and whatever were defi
 
 import sys
 
-from flops_fit_ray.cli import main
+from flops_fit_ray.cli import enter
 
 if __name__ == "__main__":
-    main(["run", *sys.argv[1:]], prog_name="python -m flops_fit_ray")
+    enter(["run", *sys.argv[1:]], prog_name="python -m flops_fit_ray")

@@ -190,6 +190,9 @@ BAD: dict[str, Case] = {
     ),
     "output is a file": Case(prepare=_no_room, options=("--output", "file"), words=("file", "cannot", "--output")),
     "output in the package": Case(options=("--output", "PACKAGE/runs"), words=("flops_fit_ray/runs", "--output")),
+    "more cores than there are": Case(
+        changes={"resources_per_trial": {"cpu": 4096}}, words=("asks for {cpu: 4096}, and the largest node has",)
+    ),
     "half a GPU too many": Case(changes={"resources_per_trial": {"gpu": 1.5}}, words=("resources_per_trial", "1.5")),
     "resources negative": Case(changes={"resources_per_trial": {"gpu": -1}}, words=("resources_per_trial.gpu", "-1")),
     "resources a word": Case(changes={"resources_per_trial": "atuo"}, words=("resources_per_trial", "'auto'", "atuo")),

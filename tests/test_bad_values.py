@@ -21,7 +21,7 @@ def test_a_bad_value_is_refused(
     def started(*_: Any) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr("flops_fit_ray.engine.cluster.ray_session", started)
+    monkeypatch.setattr("ray.init", started)
     arguments = prepare(case, tmp_path / "p")
     before = sorted(p.name for p in (tmp_path / "p").iterdir())
     with pytest.raises(SystemExit) as ended:

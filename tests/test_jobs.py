@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from flops_fit_ray.cli import main
 from flops_fit_ray.cli.common import Way, command_line, extend_line
 from flops_fit_ray.engine.jobs import DEFAULT_ADDRESS, SUBMITTED_BY, job_address, upload_of
 from flops_fit_ray.engine.loaders import code_loader
@@ -16,6 +15,7 @@ from flops_fit_ray.pipeline import check_output
 from flops_fit_ray.spec import read_spec
 from tests.chaos import make_project
 from tests.nodes import free_port
+from tests.test_cli import call
 
 
 @pytest.fixture
@@ -24,13 +24,6 @@ def upload(tmp_path: Path) -> Path:
     place = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_00ff"
     make_project(place / "configs")
     return place
-
-
-def refused(*args: str | Path) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in args])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
 
 
 def test_a_path_in_a_jobs_upload_is_known(upload: Path, tmp_path: Path) -> None:
@@ -87,7 +80,7 @@ def test_a_wrong_submission_is_refused_in_words(
     spec = make_project(tmp_path / "project")
     (tmp_path / "other").mkdir()
     stand_ins = {"OTHER": str(tmp_path / "other"), "FREE": f"127.0.0.1:{free_port()}"}
-    assert refused("submit", spec, *[stand_ins.get(word, word) for word in given]) == 2
+    assert call("submit", spec, *[stand_ins.get(word, word) for word in given]) == 2
     assert words in capsys.readouterr().err
 
 

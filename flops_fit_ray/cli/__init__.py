@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -10,6 +12,21 @@ import click
 
 from flops_fit_ray.cli import fits, jobs, sweeps, trials
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED, FlopsFitError
+
+
+def enter(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -> NoReturn:
+    """`main` as a process of its own, that ends when its work does.
+
+    To take torch and Ray apart piece by piece costs the interpreter 1 to 2 s after the last word, and a thread of Tune
+    that has been left behind could start Ray once more.
+    """
+    try:
+        main(args, prog_name)
+    except SystemExit as e:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(e.code if isinstance(e.code, int) else EXIT_DONE)
 
 
 def main(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -> NoReturn:

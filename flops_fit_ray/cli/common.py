@@ -133,12 +133,17 @@ def resolve_output(path: Path, spec: SweepSpec, output: Path | None) -> Path:
     return base / (spec.output or f"runs/{spec.name}")
 
 
+def run_options(root: Path, overrides: Sequence[str], way: Way) -> list[str]:
+    """What `run` is called with besides its spec, to do the same again."""
+    sets = [word for override in overrides for word in ("--set", override)]
+    return ["--output", str(root), *sets, *way.words()]
+
+
 def command_line(path: Path, root: Path, overrides: Sequence[str], way: Way = Way()) -> str:
     """A command line that goes on with this sweep when it is pasted into a shell."""
     from flops_fit_ray.engine.jobs import line_to_submit
 
-    sets = [word for override in overrides for word in ("--set", override)]
-    options = ["--output", str(root), *sets, *way.words()]
+    options = run_options(root, overrides, way)
     job = line_to_submit(["flops_fit_ray.run", str(path), *options], path)
     return job or shlex.join([*door(), "run", str(path), *options])
 

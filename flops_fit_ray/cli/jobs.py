@@ -16,6 +16,7 @@ from flops_fit_ray.cli.common import (
     json_option,
     read_resolved,
     resolve_spec,
+    run_options,
     set_option,
     spec_argument,
     way_options,
@@ -61,8 +62,7 @@ def submit(
     resolved = read_resolved(path, overrides)
     root = _output(output or resolved.output, str(path))
     sent = path.parent if working_dir is None else working_dir
-    sets = [word for override in overrides for word in ("--set", override)]
-    options = ["--output", str(root), *sets, *Way(until, at_most, slots).words()]
+    options = run_options(root, overrides, Way(until, at_most, slots))
     words = words_for(path, sent, [*options, *(["--new"] if new else [])])
     jobs = Jobs(address)
     place = [] if working_dir is None else ["--working-dir", str(sent)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from flops_fit_ray.engine.cluster import ray_session
+from flops_fit_ray.engine.cluster import ray_session, runs_here
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes, on_cpus, on_gpus
 from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.planning import Plan
@@ -18,6 +19,24 @@ from flops_fit_ray.training.timing import Choice, choose
 from flops_fit_ray.training.usage import Usage, usages
 
 MEMORY_MARGIN = 1.25  # evaluation, fragments, and what differs between two models of one size
+
+
+def refuse_early(spec: SweepSpec, address: str | None) -> None:
+    """Refuse what this machine can never give before Ray is started on it, which takes seconds.
+
+    Ray may find fewer cores (in a container), and never more; what else it has, only Ray knows.
+
+    Raises:
+        ResourceError: as `choose_slots` says it of a machine with all its cores and GPUs.
+    """
+    if not runs_here(address):
+        return
+    import torch
+
+    wanted = {name: amount for name, amount in spec.whole_resources.items() if name in ("cpu", "gpu") and amount > 0}
+    if wanted:
+        machine = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+        choose_slots(wanted, [machine], workers=spec.workers_per_trial)
 
 
 def choose_on_worker(
@@ -34,7 +53,7 @@ def choose_on_worker(
     import ray
 
     with ray_session(address) as head:
-        slots = choose_slots(spec.whole_resources, live_nodes(), None if head.local else most)
+        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(most))
         try:
             found: Choice = ray.get(_on(slots, _choose).remote(plan, load_guest, slots))
         except ray.exceptions.RayError as e:
@@ -49,13 +68,7 @@ def _on(slots: Slots, function: Callable[..., Any]) -> Any:
     """A function as a Ray task with the resources of one experiment."""
     import ray
 
-    others = {name: amount for name, amount in slots.resources.items() if name not in ("cpu", "gpu")}
-    return ray.remote(
-        num_cpus=slots.resources.get("cpu", 0),
-        num_gpus=slots.resources.get("gpu", 0),
-        resources=others,
-        max_retries=0,
-    )(function)
+    return ray.remote(function).options(**slots.options, max_retries=0)
 
 
 def check_on_worker(
@@ -71,9 +84,10 @@ def check_on_worker(
     """
     import ray
 
+    refuse_early(spec, address)
     asked = time.time()
     with ray_session(address) as head:
-        slots = choose_slots(spec.whole_resources, live_nodes(), None if head.local else most)
+        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(most))
         try:
             report, began = ray.get(_on(slots, _check).remote(plan, load_guest, slots))
             rates = None if report.rates is None else replace(report.rates, start_seconds=max(0.0, began - asked))
@@ -106,15 +120,15 @@ def shared_slots(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> S
 
 
 def _usages(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> list[Usage]:
-    return usages(plan, load_guest(), "cuda" if slots.uses_gpu else "cpu")
+    return usages(plan, load_guest(), slots.device)
 
 
 def _choose(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Choice:
-    return choose(plan, load_guest(), device="cuda" if slots.uses_gpu else "cpu")
+    return choose(plan, load_guest(), device=slots.device)
 
 
 def _check(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> tuple[Report, float]:
     """The report, and when the worker was ready to train, in seconds since the epoch."""
     guest = load_guest()
     began = time.time()
-    return check_plan(plan, guest, device="cuda" if slots.uses_gpu else "cpu", slots=slots.count), began
+    return check_plan(plan, guest, device=slots.device, slots=slots.count), began

@@ -6,13 +6,14 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from flops_fit_ray.engine.interrupt import keeping_handlers
-from flops_fit_ray.engine.processes import end_all, ray_descendants
+from flops_fit_ray.engine.interrupt import AskedToStop, keeping_handlers
+from flops_fit_ray.engine.processes import HEAD, end_all, ray_descendants
 from flops_fit_ray.errors import HeadLostError, ResourceError
 
 CONNECT_SECONDS = 5.0
@@ -31,6 +32,15 @@ _QUIET = {
 }
 
 
+def knock(host: str, port: int) -> None:
+    """Make sure that somebody listens there.
+
+    Raises:
+        OSError: nobody does.
+    """
+    socket.create_connection((host.strip("[]"), port), timeout=CONNECT_SECONDS).close()
+
+
 class Head:
     """The head of the cluster, and whether it still answers.
 
@@ -42,11 +52,15 @@ class Head:
         self.local = local  # it is this machine alone, for the time of the sweep
         self._asked = self._answered = time.monotonic()
 
+    def grows_to(self, most: int | None) -> int | None:
+        """The experiments at a time that the cluster may be asked to grow to; None where it does not grow."""
+        return None if self.local else most
+
     def answers(self) -> bool:
         """Whether it does now."""
         host, _, port = self.address.rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            knock(host, int(port))
         except OSError:
             return False
         return True
@@ -65,6 +79,13 @@ class Head:
             self._answered = time.monotonic()
         elif time.monotonic() - self._answered > HEAD_LOST_SECONDS:
             raise HeadLostError(f"the head of the Ray cluster at {self.address} does not answer any more")
+
+
+def runs_here(address: str | None) -> bool:
+    """Whether Ray would be started on this machine alone, for the time of a sweep."""
+    ray = sys.modules.get("ray")
+    running = ray is not None and ray.is_initialized()
+    return not running and (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
 
 
 @contextlib.contextmanager
@@ -106,6 +127,10 @@ def ray_session(address: str | None) -> Iterator[Head]:
     head = _head(local=local)
     try:
         yield head
+    except AskedToStop:
+        if local:  # nobody waits for anything any more, and Ray's own shutdown waits for each of its processes
+            end_all(ray_descendants(besides=HEAD))  # without its head it takes longer
+        raise
     finally:
         _leave(head)
         for log, level in zip(logs, levels, strict=True):
@@ -150,7 +175,7 @@ def check_reachable(address: str) -> None:
             raise ResourceError(f"no Ray cluster runs on this machine; {way_out}") from e
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        knock(host, int(port))
     except ValueError as e:
         raise ResourceError(f"{address!r} is not host:port, 'auto' or 'local'; {way_out}") from e
     except OSError as e:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flops_fit_ray.errors import StorageError
@@ -37,6 +37,25 @@ class Deaths:
     step: int = -1
 
 
+@dataclass(frozen=True)
+class _Derived:
+    """What follows from a plan alone, worked out once."""
+
+    plan: Plan
+    queue: Queue
+    trunks: Mapping[str, int]  # the number of each experiment's trunk
+    sharing: Mapping[int, Sequence[Experiment]]  # the experiments of each trunk
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Derived:
+        numbers = trunk_numbers(plan.experiments)
+        sharing: dict[int, list[Experiment]] = {}
+        for e, number in zip(plan.experiments, numbers, strict=True):
+            sharing.setdefault(number, []).append(e)
+        trunks = {e.key: number for e, number in zip(plan.experiments, numbers, strict=True)}
+        return cls(plan, Queue(plan), trunks, sharing)
+
+
 class Dispatcher:
     """The plan of a sweep on its way. Every growth of the plan is handed to `on_plan` before anything new is begun."""
 
@@ -55,11 +74,8 @@ class Dispatcher:
         self._returned: Counter[str] = Counter()  # trials that ended in peace without an outcome
         self._deaths: dict[str, Deaths] = {}
         self._has_one: dict[str, tuple[bool, float]] = {}  # trunks of running experiments, and when that was seen
-        self._queued_for: Plan | None = None
-        self._queued: Queue
+        self._of_plan: _Derived | None = None
         self._pruned = False
-        self._trunks: dict[str, int] = {}  # by experiment
-        self._sharing: dict[int, list[Experiment]] = {}  # those of one trunk
         self.slots = 1
         self.share: Callable[[int], float] = lambda params: 1.0  # of a GPU, by N
         self._chosen_for: tuple[int, int] | None = None
@@ -125,7 +141,7 @@ class Dispatcher:
         if self._stopped() or not self._due():
             return None
         self.choose_starts()  # what has ended was looked at when it did
-        chosen = next(self._queue().ready(self._findings.keys(), self._running, self._has_trunk), None)
+        chosen = next(self._derived().queue.ready(self._findings.keys(), self._running, self._has_trunk), None)
         if chosen is None:
             return None
         try:
@@ -136,15 +152,10 @@ class Dispatcher:
         self._running.add(chosen.key)
         return chosen
 
-    def _queue(self) -> Queue:
-        if self._queued_for is not self.plan:
-            self._queued, self._queued_for = Queue(self.plan), self.plan
-            numbers = trunk_numbers(self.plan.experiments)
-            self._trunks = {e.key: number for e, number in zip(self.plan.experiments, numbers, strict=True)}
-            self._sharing = {}
-            for e, number in zip(self.plan.experiments, numbers, strict=True):
-                self._sharing.setdefault(number, []).append(e)
-        return self._queued
+    def _derived(self) -> _Derived:
+        if self._of_plan is None or self._of_plan.plan is not self.plan:
+            self._of_plan = _Derived.of(self.plan)
+        return self._of_plan
 
     def _due(self) -> bool:
         """Whether it is time to look again: Tune asks many times a second, and a look may be a request."""
@@ -252,11 +263,11 @@ class Dispatcher:
 
     def _prune(self, ended: Collection[str]) -> None:
         """Drop the trunks that nobody will begin at, now that these have ended. A trunk is no others' concern."""
-        self._queue()
+        derived = self._derived()
         # At first all of them: a driver that was killed may have left some
-        trunks = {self._trunks[key] for key in (ended if self._pruned else self._trunks) if key in self._trunks}
+        trunks = {derived.trunks[key] for key in (ended if self._pruned else derived.trunks) if key in derived.trunks}
         self._pruned = True
-        group = [e for trunk in trunks for e in self._sharing[trunk]]
+        group = [e for trunk in trunks for e in derived.sharing[trunk]]
         keys = {e.key for e in group}
         needed = needed_trunks(group, self._findings.keys())
         for key in (self._paths.trunk_keys() & keys & self._findings.keys()) - needed:

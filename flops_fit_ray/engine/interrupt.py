@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE_SECONDS = 20.0  # for running experiments to save; whoever asked waits for 30 s at most
 
 
-class _AskedToStop(KeyboardInterrupt):
+class AskedToStop(KeyboardInterrupt):
     """A signal that is not waited for. Nobody takes it for an error of the user's code.
 
     A KeyboardInterrupt of exactly that class would, where it meets an `exec` of a string (as dataclasses do when they
@@ -64,7 +64,7 @@ class Interrupt:
         self.by = signal.Signals(number).name
         self._asked.set()
         if not (first and self._patient):
-            raise _AskedToStop(str(self.error()))
+            raise AskedToStop(str(self.error()))
 
 
 @contextlib.contextmanager

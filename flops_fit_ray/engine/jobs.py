@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 import shlex
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from flops_fit_ray.engine.cluster import knock
 from flops_fit_ray.errors import EXIT_FAILED, ResourceError, SpecError, first_line
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ SUBMITTED_BY = "FLOPS_FIT_RAY_SUBMITTED_BY"  # in a job's environment: the comma
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 NOT_UPLOADED = [".git", ".venv", "venv", "__pycache__", "*.pyc", "runs", ".mypy_cache", ".pytest_cache", ".ruff_cache"]
 SECONDS_TO_SAVE = 60  # after `ray job stop`; by default Ray kills after 3
-CONNECT_SECONDS = 5.0
 BEGIN_SECONDS = 30.0
 AGENT_SECONDS = 60.0
 POLL_SECONDS = 0.5
@@ -175,7 +174,7 @@ def _reach(address: str) -> None:
     parts = urlsplit(address)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_SECONDS).close()
+        knock(parts.hostname or "", port)
     except (OSError, ValueError) as e:
         raise ResourceError(
             f"nobody answers at {address}: {e}; on a cluster the dashboard listens on the head's loopback: "

@@ -30,9 +30,6 @@ class Loader(Protocol):
     def __call__(self, ready: Ready | None = None) -> Guest:
         """Load them; with `ready` everything but the data."""
 
-    def without_data(self) -> Loader:
-        """The same, to be called with `ready` alone."""
-
 
 @dataclass(frozen=True)
 class CodeLoader:
@@ -46,10 +43,6 @@ class CodeLoader:
         from flops_fit_ray.training.guest import load_guest
 
         return load_guest(self.spec, self.base if self.base.is_absolute() else Path.cwd() / self.base, ready)
-
-    def without_data(self) -> CodeLoader:
-        """Itself: names weigh nothing."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ class ObjectLoader:
         return replace(self.guest, train_data=ready.train, eval_data=ready.held_out)
 
     def without_data(self) -> ObjectLoader:
-        """The objects but the data."""
+        """The same without the weight of the data, to be called with `ready` alone."""
         nothing: Any = None
         return ObjectLoader(replace(self.guest, train_data=nothing, eval_data=nothing))
 
@@ -84,10 +77,6 @@ class SharedLoader:
         from flops_fit_ray.training.data.packed import unpack_ready
 
         return self.loader(unpack_ready(ray.get(self.data)))
-
-    def without_data(self) -> SharedLoader:
-        """Itself."""
-        return self
 
 
 def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:
@@ -135,11 +124,9 @@ def sharing(loader: Loader, tensor_bytes: int) -> Loader:
 
 
 def _packed(loader: Loader) -> PackedReady:
-    from flops_fit_ray.training.data import Ready
     from flops_fit_ray.training.data.packed import pack_ready
 
-    guest = loader()
-    packed = pack_ready(Ready(train=guest.train_data, held_out=guest.eval_data, source=guest.eval_source))
+    packed = pack_ready(loader().ready)
     assert packed is not None  # the survey has found it so
     return packed
 

@@ -8,11 +8,17 @@ import signal
 from pathlib import Path
 
 _RAYS = (b"ray::", b"/ray/", b"raylet")  # in the command line of everything that Ray starts
+HEAD = b"gcs_server"  # and of its head
 
 
-def ray_descendants() -> set[int]:
-    """Ray's processes among those that descend from this one."""
-    return {pid for pid in descendants(os.getpid()) if _is_rays(pid)}
+def ray_descendants(besides: bytes | None = None) -> set[int]:
+    """Ray's processes among those that descend from this one.
+
+    Args:
+        besides: words in the command line of those that are not meant.
+    """
+    commands = {pid: _command(pid) for pid in descendants(os.getpid())}
+    return {pid for pid, command in commands.items() if _is_rays(command) and not (besides and besides in command)}
 
 
 def descendants(pid: int) -> set[int]:
@@ -30,17 +36,20 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def _is_rays(pid: int) -> bool:
+def _command(pid: int) -> bytes:
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+def _is_rays(command: bytes) -> bool:
     return any(word in command for word in _RAYS)
 
 
 def end_all(pids: set[int]) -> None:
     """End those that are still Ray's."""
     for pid in pids:
-        if _is_rays(pid):
+        if _is_rays(_command(pid)):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

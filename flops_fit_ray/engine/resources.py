@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flops_fit_ray.errors import ResourceError
 
@@ -33,6 +34,18 @@ class Slots:
     def bundles(self) -> list[dict[str, float]]:
         """What each worker of a trial has, in Ray's names."""
         return [{_ray_name(name): amount for name, amount in self.resources.items()}] * self.workers
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What one worker has, as Ray's tasks and actors take it."""
+        others = {name: amount for name, amount in self.resources.items() if name not in ("cpu", "gpu")}
+        whole = {"num_cpus": self.resources.get("cpu", 0), "num_gpus": self.resources.get("gpu", 0)}
+        return {**whole, "resources": others}
+
+    @property
+    def device(self) -> str:
+        """By what a trial is given, never by what can be seen: without a GPU of its own it still sees them all."""
+        return "cuda" if self.uses_gpu else "cpu"
 
     @property
     def uses_gpu(self) -> bool:

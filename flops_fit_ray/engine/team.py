@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import WorkerLostError
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.follow import follow
@@ -41,11 +42,8 @@ class Follower:
 class Team:
     """The other workers of a trial. Of one worker there are none."""
 
-    def __init__(
-        self, load_guest: Callable[[], Guest], device: str, size: int, resources: Mapping[str, float], patience: float
-    ) -> None:
-        self._load_guest, self._device, self._size = load_guest, device, size
-        self._resources, self._patience = resources, patience
+    def __init__(self, load_guest: Callable[[], Guest], slots: Slots, patience: float) -> None:
+        self._load_guest, self._slots, self._size, self._patience = load_guest, slots, slots.workers, patience
         self._others: list[Any] = []
 
     @contextlib.contextmanager
@@ -66,7 +64,7 @@ class Team:
             store, port = open_store(host)
             groups = [Group(rank, self._size) for rank in range(1, self._size)]
             tasks = [w.train.remote(experiment, g, host, port) for w, g in zip(self._others, groups, strict=True)]
-            with joined(store, Group(0, self._size), self._device, self._patience + LONGER_SECONDS) as group:
+            with joined(store, Group(0, self._size), self._slots.device, self._patience + LONGER_SECONDS) as group:
                 yield group
             ray.get(tasks, timeout=LONGER_SECONDS)
         except BaseException as e:
@@ -81,15 +79,10 @@ class Team:
         if not self._others:
             bundles = ray.util.get_current_placement_group()
             assert bundles is not None  # Tune starts every trial in one
-            options = {
-                "num_cpus": self._resources.get("cpu", 0),
-                "num_gpus": self._resources.get("gpu", 0),
-                "resources": {name: n for name, n in self._resources.items() if name not in ("cpu", "gpu")},
-            }
             for number in range(1, self._size):
                 there = PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=number)
-                actor = ray.remote(Follower).options(**options, scheduling_strategy=there)
-                self._others.append(actor.remote(self._load_guest, self._device))
+                actor = ray.remote(Follower).options(**self._slots.options, scheduling_strategy=there)
+                self._others.append(actor.remote(self._load_guest, self._slots.device))
         ray.get([other.get_ready.remote() for other in self._others])
 
     def _dismiss(self) -> None:

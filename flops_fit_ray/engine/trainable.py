@@ -47,11 +47,6 @@ class Job:
     eval_samples: int
     slots: Slots
 
-    @property
-    def device(self) -> str:
-        """By what a trial was given, never by what can be seen: without a GPU of its own it still sees them all."""
-        return "cuda" if self.slots.uses_gpu else "cpu"
-
 
 class ExperimentTrainable(tune.Trainable):
     """Tune's view of an experiment. The process is kept and serves one experiment after the other."""
@@ -62,9 +57,7 @@ class ExperimentTrainable(tune.Trainable):
         self._job = job
         self._ledger = Ledger(SweepPaths(job.root))
         self._guest: Guest | None = None
-        self._team = Team(
-            job.load_guest, job.device, job.slots.workers, job.slots.resources, job.spec.data.timeout_seconds
-        )
+        self._team = Team(job.load_guest, job.slots, job.spec.data.timeout_seconds)
         self._key = str(config["key"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -162,7 +155,7 @@ def _train(
         experiment,
         guest,
         eval_samples=job.eval_samples,
-        device=job.device,
+        device=job.slots.device,
         threads=1,
         care=care,
         observer=observer,

@@ -77,14 +77,12 @@ def run_plan(
     if dispatcher.done():
         return dispatcher.plan
     with ray_session(address) as head:
-        grows = None if head.local else most
-        slots = choose_slots(spec.whole_resources, live_nodes(), grows, spec.workers_per_trial)
-        if head.local and most is not None:  # this machine does not grow
-            slots = dataclasses.replace(slots, count=min(most, slots.count))
+        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(most), spec.workers_per_trial)
         odd = check_nodes(root, base, slots.resources)
         if spec.resources_per_trial == "auto":
-            shared = shared_slots(dispatcher.plan, load_guest, slots)
-            slots = shared if most is None else dataclasses.replace(shared, count=slots.count)
+            slots = shared_slots(dispatcher.plan, load_guest, slots)
+        if most is not None:
+            slots = dataclasses.replace(slots, count=head.grows_to(most) or min(most, slots.count))
         slots = slots.with_notes(odd)
         dispatcher.slots, dispatcher.share = slots.count, slots.share
         watcher.on_slots(slots)

@@ -55,6 +55,11 @@ class Guest:
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     @property
+    def ready(self) -> Ready:
+        """Its data alone."""
+        return Ready(train=self.train_data, held_out=self.eval_data, source=self.eval_source)
+
+    @property
     def objective(self) -> Objective:
         """The loss, called the same way whatever it takes."""
         return as_objective(self.loss)

@@ -30,7 +30,6 @@ from flops_fit_ray.spec import SizeValue, SweepSpec
 from flops_fit_ray.training.data import (
     Batch,
     Data,
-    Ready,
     Stream,
     fingerprint,
     first_batch,
@@ -152,7 +151,7 @@ def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:
 
 def _tensor_bytes(guest: Guest) -> int:
     """Of data that can be shared."""
-    packed = pack_ready(Ready(train=guest.train_data, held_out=guest.eval_data, source=guest.eval_source))
+    packed = pack_ready(guest.ready)
     return 0 if packed is None else packed.nbytes
 
 

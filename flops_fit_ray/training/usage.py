@@ -5,16 +5,16 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.training.attention import attention_kernel
-from flops_fit_ray.training.data import make_feed
+from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.random import RandomState
-from flops_fit_ray.training.step import Stepper, free_memory, settings
+from flops_fit_ray.training.loop import Training
+from flops_fit_ray.training.step import free_memory, settings
 from flops_fit_ray.training.timing import in_the_middle, smallest_and_biggest
 
 WARM_STEPS = 3
@@ -44,31 +44,18 @@ def usages(plan: Plan, guest: Guest, device: str) -> list[Usage]:
 
 def usage(experiment: Experiment, guest: Guest, device: torch.device) -> Usage:
     """Of one model, on real batches in the plan's own recipe."""
-    recipe = experiment.recipe
     free_memory()
-    RandomState.seed(recipe.seed)
-    with attention_kernel(recipe.precision, device):
-        model = guest.model(**experiment.size_kwargs).to(device)
-        model.train()
-        feed = make_feed(guest.train_data, recipe.batch_size, recipe.seed, guest.max_epochs)
-        stepper = Stepper(model, guest, recipe, experiment.steps, device)
-        steps = 0
-
-        def advance(count: int) -> None:
-            nonlocal steps
-            for _ in range(count):
-                stepper.advance(feed.next_batch(), min(steps, experiment.steps - 1))
-                steps += 1
-
-        advance(min(WARM_STEPS, experiment.steps))
+    long_enough = replace(experiment, steps=max(experiment.steps, WARM_STEPS + TIMED_STEPS))
+    with attention_kernel(experiment.recipe.precision, device):
+        training = Training(long_enough, guest, device, 0, Care(), Observer())
+        training.advance(WARM_STEPS)
         if device.type != "cuda":
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             return Usage(params=experiment.params, peak_bytes=peak, memory_bytes=None, busy=1.0)
-        count = min(TIMED_STEPS, experiment.steps)
         torch.cuda.synchronize(device)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             began = time.perf_counter()
-            advance(count)
+            training.advance(TIMED_STEPS)
             torch.cuda.synchronize(device)
             seconds = time.perf_counter() - began
         computing = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6

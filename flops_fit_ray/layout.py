@@ -134,6 +134,11 @@ class SweepPaths(ReportPaths):
         return set(names_in(self.root / "trunks"))
 
     @property
+    def cluster(self) -> Path:
+        """Where the sweep runs, or ran last."""
+        return self.root / "cluster.json"
+
+    @property
     def rates(self) -> Path:
         """What `check` measured of the speed."""
         return self.root / "rates.json"

@@ -101,6 +101,7 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
                 chosen = _measured_choice(spec, plan, order, console)
             spec = spec.model_copy(update={"train": spec.train.model_copy(update=chosen)})
         survey, limit = plan.survey, None
+        console.question(spec, plan)
         _compare(replace(order, spec=spec), survey, ledger, console)
         while True:
             sweep = _run_once(replace(order, spec=spec), survey, console, interrupt)
@@ -162,7 +163,7 @@ def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
 def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: Interrupt) -> Sweep:
     from flops_fit_ray.engine.jobs import upload_of
     from flops_fit_ray.engine.tuner import run_plan
-    from flops_fit_ray.engine.watch import Watcher
+    from flops_fit_ray.watch import Watcher
 
     paths = SweepPaths(order.root)
     planner = Planner(order.spec, survey, recorded_frame(paths))

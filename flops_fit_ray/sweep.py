@@ -142,6 +142,11 @@ class Sweep:
         return sum(r.flops if r.flops_executed is None else r.flops_executed for r in self.results)
 
     @property
+    def device_seconds(self) -> float:
+        """Seconds that devices spent on the completed experiments, each worker's counted."""
+        return sum((r.seconds if r.seconds_executed is None else r.seconds_executed) * r.workers for r in self.results)
+
+    @property
     def results_sha256(self) -> str:
         """Fingerprint of the losses; equal for an interrupted and an uninterrupted sweep."""
         return results_sha256(self.results)

@@ -23,6 +23,7 @@ FLOORS = {
     "layout": 0,
     "lease": 0,
     "lock": 0,
+    "hardware": 0,
     "spec": 0,
     "analysis": 0,
     "planning": 0,
@@ -35,6 +36,7 @@ FLOORS = {
     "stopping": 0,
     "extension": 0,
     "simulate": 0,
+    "watch": 0,
     "training": 1,
     "engine": 2,
     "console": 3,
@@ -49,10 +51,10 @@ FLOORS = {
     "__init__": 6,
 }
 ALLOWED_OUTSIDE = {
-    0: {"numpy", "scipy", "pydantic", "pydantic_core", "yaml", "pandas", "filelock", "pyarrow"},
+    0: {"numpy", "scipy", "pydantic", "pydantic_core", "yaml", "pandas", "filelock", "pyarrow", "pynvml"},
     1: {"numpy", "torch", "safetensors"},
     2: {"torch", "ray"},
-    3: {"numpy", "matplotlib", "jinja2", "markupsafe"},
+    3: {"numpy", "matplotlib", "jinja2", "markupsafe", "rich"},
     4: {"pandas", "matplotlib"},
     5: {"click"},
     6: set(),
@@ -66,6 +68,7 @@ ORDER_ON_FLOOR_0 = [
     "layout",
     "lease",
     "lock",
+    "hardware",
     "spec",
     "analysis",
     "planning",
@@ -78,6 +81,7 @@ ORDER_ON_FLOOR_0 = [
     "stopping",
     "extension",
     "simulate",
+    "watch",
 ]
 
 

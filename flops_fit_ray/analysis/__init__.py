@@ -4,7 +4,7 @@ from flops_fit_ray.analysis.compare import Comparison, compare
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.isotime import IsoTime, TimedAnswer, answer_in, isotime
 from flops_fit_ray.analysis.law import Interval, Law
-from flops_fit_ray.analysis.methods import METHODS, WORDS, Method, MethodName
+from flops_fit_ray.analysis.methods import METHODS, WORDS, Method, MethodName, ValleyIntervals
 from flops_fit_ray.analysis.points import Points, group_by_nearness
 from flops_fit_ray.analysis.prediction import Prediction, predict
 from flops_fit_ray.analysis.sensitivity import Row, Sensitivity, sensitivity
@@ -17,7 +17,7 @@ from flops_fit_ray.analysis.summary import (
     prediction_to_json,
     timed_to_json,
 )
-from flops_fit_ray.analysis.sweep import FitOptions, SweepFit, fit_sweep
+from flops_fit_ray.analysis.sweep import FitOptions, SweepFit, ValleyFit, fit_minima, fit_sweep
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.analysis.whole import Analysis, analyse, analysis_to_json
 
@@ -40,11 +40,14 @@ __all__ = [
     "SweepFit",
     "TimedAnswer",
     "Valley",
+    "ValleyFit",
+    "ValleyIntervals",
     "analyse",
     "analysis_to_json",
     "answer_in",
     "compare",
     "comparison_to_json",
+    "fit_minima",
     "fit_sweep",
     "fit_to_json",
     "group_by_nearness",

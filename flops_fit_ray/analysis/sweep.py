@@ -152,7 +152,7 @@ def fit_sweep(points: Points, options: FitOptions = FitOptions(), curves: Points
     valleys = tuple(fit_valleys(points, options))
     noise = valley_noise(valleys, points)
     rng = np.random.default_rng(options.seed)
-    minima = draw_minima(valleys, points, noise, options.draws, rng) if noise is not None and options.draws else None
+    minima = _draws(valleys, points, noise, options, rng)
     methods: dict[MethodName, Method] = {"valley": valley_method(valleys, minima, options.law_weights)}
     losses: tuple[SurfaceLoss, ...] = ("huber", "squared")
     for loss in losses:
@@ -177,6 +177,39 @@ def fit_sweep(points: Points, options: FitOptions = FitOptions(), curves: Points
         options=options,
         warnings=tuple(doubts(points, valleys, minima, noise, methods, default)),
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ValleyFit:
+    """The valleys alone, without the surfaces that check them: what a look in mid-sweep takes milliseconds for."""
+
+    valleys: tuple[Valley, ...]
+    intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
+    method: Method  # with N_opt(C), or why there is none
+    confidence: float
+
+
+def fit_minima(points: Points, options: FitOptions = FitOptions()) -> ValleyFit:
+    """The valleys of all points, their minima with intervals, and the law through them.
+
+    Raises:
+        FitError: as `fit_sweep`.
+    """
+    check_points(points)
+    valleys = tuple(fit_valleys(points, options))
+    minima = _draws(valleys, points, valley_noise(valleys, points), options, np.random.default_rng(options.seed))
+    return ValleyFit(
+        valleys=valleys,
+        intervals=tuple(valley_intervals(valleys, minima, options.confidence)),
+        method=valley_method(valleys, minima, options.law_weights),
+        confidence=options.confidence,
+    )
+
+
+def _draws(
+    valleys: Sequence[Valley], points: Points, noise: Noise | None, options: FitOptions, rng: np.random.Generator
+) -> Minima | None:
+    return draw_minima(valleys, points, noise, options.draws, rng) if noise is not None and options.draws else None
 
 
 def fit_valleys(points: Points, options: FitOptions) -> Iterator[Valley]:

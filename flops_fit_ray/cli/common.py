@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecE
 from flops_fit_ray.places import place_of
 
 if TYPE_CHECKING:
+    from flops_fit_ray.console.choice import Wish
     from flops_fit_ray.console.plain import PlainConsole
     from flops_fit_ray.planning import Plan
     from flops_fit_ray.spec import SweepSpec
@@ -86,6 +88,18 @@ def way_options(function: _Function) -> _Function:
         "--until", metavar="ci=FACTOR@C",
         help="Go on, budget after budget, until N_opt at C is known within FACTOR, e.g. ci=1.3@1e21.",
     )(function)  # fmt: skip
+
+
+def look_options(function: _Function) -> _Function:
+    """How much is said on the way, and how."""
+    words = {
+        "json": ("--json-lines", "Say what happens as one JSON object per line."),
+        "quiet": ("--quiet", "Say only what fails, and what came out."),
+        "plain": ("--plain", "Plain lines on a terminal too, as in a log."),
+    }
+    for value, (flag, help_text) in words.items():
+        function = click.option(flag, "look", flag_value=value, help=help_text)(function)
+    return function
 
 
 def demo_directory() -> Path:
@@ -173,23 +187,26 @@ def run_order(
     *,
     as_json: bool,
     named: str,
+    look: Wish = "",
     new: bool = False,
 ) -> int:
     """Plan and run a spec whose targets lie in `base`, say what came out, and return the exit code.
 
     Args:
         named: how faults of the spec are introduced.
+        look: of what is said on the way; by default what suits the terminal.
         new: train completed experiments again where the spec has changed.
     """
-    from flops_fit_ray.console.plain import PlainConsole
+    from flops_fit_ray.console.choice import console_for
     from flops_fit_ray.engine.interrupt import interruptible
     from flops_fit_ray.engine.loaders import code_loader
     from flops_fit_ray.errors import InterruptedSweepError, StorageError
+    from flops_fit_ray.layout import SweepPaths
 
-    console = PlainConsole(sys.stderr if as_json else sys.stdout)
+    console = console_for(look, SweepPaths(root.absolute()), spec, sys.stderr if as_json else sys.stdout)
+    began = time.monotonic()
     try:
         with interruptible():  # from here on, seconds of imports included, a signal has the same end
-            from flops_fit_ray.layout import SweepPaths
             from flops_fit_ray.pipeline import Order, check_output, recorded_frame, run_sweep
             from flops_fit_ray.planning import make_plan
             from flops_fit_ray.stopping import until_for
@@ -215,19 +232,19 @@ def run_order(
     except (InterruptedSweepError, StorageError, KeyboardInterrupt) as e:
         console.say(f"interrupted: {e or 'by Ctrl-C'}\nWhat is recorded is safe. Go on with:\n{command}")
         return EXIT_INTERRUPTED
-    _say_results(sweep, console, as_json=as_json)
+    _say_results(sweep, console, time.monotonic() - began, as_json=as_json)
     return exit_code(sweep)
 
 
-def _say_results(sweep: Sweep, console: PlainConsole, *, as_json: bool) -> None:
+def _say_results(sweep: Sweep, console: PlainConsole, elapsed: float, *, as_json: bool) -> None:
     from flops_fit_ray.analysis import n_opt_to_json
     from flops_fit_ray.console.fits import fit_text
-    from flops_fit_ray.console.plain import counts_text
+    from flops_fit_ray.console.plain import summary_text
     from flops_fit_ray.layout import SCHEMA_VERSION
 
     if not sweep.spec.is_one_run:  # one run has nothing to fit
         console.say("\n" + fit_text(sweep.fit))
-    console.say(counts_text(sweep))
+    console.say(summary_text(sweep, elapsed))
     console.say(f"report: {sweep.paths.report}")
     if as_json:
         closing = {

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+import zlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +22,7 @@ from flops_fit_ray.cli.common import (
     directory_argument,
     extend_line,
     json_option,
+    look_options,
     open_directory,
     planned,
     read_resolved,
@@ -29,6 +34,12 @@ from flops_fit_ray.cli.common import (
     way_options,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
+
+if TYPE_CHECKING:
+    from flops_fit_ray.console.choice import Wish
+    from flops_fit_ray.sweep import Sweep
+
+WATCH_SECONDS = 2.0  # between two looks at whether the plan has grown
 
 
 @click.command()
@@ -139,6 +150,7 @@ def check(
 @way_options
 @click.option("--new", is_flag=True, help="Where the spec has changed, train completed experiments anew; the old stay.")
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
+@look_options
 @json_option
 def run(
     spec: Path | None,
@@ -149,6 +161,7 @@ def run(
     slots: int | None,
     new: bool,
     address: str | None,
+    look: Wish | None,
     as_json: bool,
 ) -> int:
     """Run a sweep and write its report; run again to go on after any interruption.
@@ -162,7 +175,9 @@ def run(
     root = resolve_output(path, resolved, output)
     way = Way(until, at_most, slots)
     command = command_line(path, root, overrides, way)
-    return run_order(resolved, path.parent, root, address, command, way, as_json=as_json, named=str(path), new=new)
+    return run_order(
+        resolved, path.parent, root, address, command, way, as_json=as_json, named=str(path), look=look or "", new=new
+    )
 
 
 @click.command()
@@ -172,6 +187,7 @@ def run(
 @click.option("--seeds", type=click.IntRange(min=0, max=20), help="Further seeds near the two smallest minima.")
 @way_options
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
+@look_options
 @json_option
 def extend(
     directory: Path | None,
@@ -182,6 +198,7 @@ def extend(
     at_most: float | None,
     slots: int | None,
     address: str | None,
+    look: Wish | None,
     as_json: bool,
 ) -> int:
     """Add budgets, sizes or seeds to a sweep: only what is new is run, and trunks are gone on from.
@@ -204,18 +221,23 @@ def extend(
     way = Way(until, at_most, slots)
     command = extend_line(root, base, way)
     named = str(sweep.paths.spec)
-    return run_order(wider, base, root, address, command, way, as_json=as_json, named=named)
+    return run_order(wider, base, root, address, command, way, as_json=as_json, named=named, look=look or "")
 
 
 @click.command()
 @directory_argument
+@click.option("--watch", is_flag=True, help="Go on showing it, as `run` does, until the sweep is done or Ctrl-C.")
+@look_options
 @json_option
-def status(directory: Path | None, as_json: bool) -> None:
-    """Show how far a sweep is, from its files alone."""
+def status(directory: Path | None, watch: bool, look: Wish | None, as_json: bool) -> None:
+    """Show how far a sweep is, from its files alone: from any terminal and any machine that sees them."""
     from flops_fit_ray.console.plain import status_text
     from flops_fit_ray.layout import SCHEMA_VERSION
 
     sweep = open_directory(directory)
+    if watch:
+        _watch(sweep, look or "")
+        return
     if as_json:
         content = {
             "schema_version": SCHEMA_VERSION,
@@ -235,3 +257,30 @@ def status(directory: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(content))
         return
     click.echo(status_text(sweep))
+
+
+def _watch(sweep: Sweep, look: Wish) -> None:
+    """Follow a directory. Whoever runs the sweep does not know of it."""
+    from flops_fit_ray.console.choice import console_for
+    from flops_fit_ray.console.plain import counts_text
+    from flops_fit_ray.ledger import Ledger
+    from flops_fit_ray.sweep import open_sweep
+    from flops_fit_ray.watch import Watcher
+
+    console = console_for(look, sweep.paths, sweep.spec, sys.stdout)
+    watcher = Watcher(console)
+    watcher.take(Ledger(sweep.paths))
+    watcher.on_plan(sweep.plan)
+    watcher.on_cluster()
+    seen = zlib.crc32(sweep.paths.plan.read_bytes())
+    try:
+        with watcher.following():
+            while not (sweep.plan.final and watcher.all_told and sweep.writer is None):
+                time.sleep(WATCH_SECONDS)
+                now = zlib.crc32(sweep.paths.plan.read_bytes())
+                if now != seen:
+                    seen, sweep = now, open_sweep(sweep.paths.root)
+                    watcher.on_plan(sweep.plan)
+    except KeyboardInterrupt:
+        return
+    console.say(counts_text(open_sweep(sweep.paths.root)))

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 from flops_fit_ray import text
+from flops_fit_ray.console.question import question_lines
+from flops_fit_ray.hardware import Cluster, Machine
 from flops_fit_ray.ledger import Event, Failure, Progress, Result
 from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep import Sweep
 
 
 class PlainConsole:
-    """Writes lines to `out`; satisfies the engine's View. A closed pipe silences it and stops nothing."""
+    """Writes lines to `out`; a View. A closed pipe silences it and stops nothing."""
+
+    every = 60.0
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = sys.stdout if out is None else out
@@ -27,6 +33,11 @@ class PlainConsole:
             self._out.flush()
         except (OSError, ValueError):
             return
+
+    def question(self, spec: SweepSpec, plan: Plan) -> None:
+        """What it is all about, once."""
+        for line in question_lines(spec, plan):
+            self.say(line)
 
     def plan(self, plan: Plan, done: int) -> None:
         """What will run, before it runs; later, what has been added."""
@@ -56,9 +67,17 @@ class PlainConsole:
         if done:
             self.say(f"resuming: {done} of {len(plan.experiments)} experiments are recorded and will not run again")
 
-    def slots(self, count: int, note: str) -> None:
+    def begin(self) -> None:
+        """Nothing to prepare."""
+
+    def end(self) -> None:
+        """Nothing to put away."""
+
+    def cluster(self, cluster: Cluster) -> None:
         """Where experiments run."""
-        self.say(f"cluster: {count} at a time{'; ' + note if note else ''}")
+        self.say(f"cluster: {cluster.slots} at a time{'; ' + cluster.note if cluster.note else ''}")
+        for line in machine_lines(cluster.machines):
+            self.say(f"  {line}")
 
     def outcome(self, record: Result | Failure, done: int, total: int) -> None:
         """One experiment ended."""
@@ -74,8 +93,9 @@ class PlainConsole:
             self.say(f"{where} {name}: {record.status}: {record.error.splitlines()[0]}")
 
     def event(self, event: Event) -> None:
-        """Something that the owner should hear of now."""
-        self.say(f"{self._name(event.key)}: {event.words}")
+        """Something that the owner should hear of now; the rest stays in the experiment's log."""
+        if event.aloud:
+            self.say(f"{self._name(event.key)}: {event.words}")
 
     def _name(self, key: str) -> str:
         experiment = self._experiments.get(key)
@@ -90,6 +110,29 @@ class PlainConsole:
         """Once a minute."""
         shares = ", ".join(f"{p.key[:8]} {100 * p.tokens_seen / p.tokens:.0f} %" for p in running)
         self.say(f"[{str(done).rjust(len(str(total)))}/{total}] running: {shares or 'nothing yet'}")
+
+
+MOST_NODES = 8  # lines
+
+
+def machine_lines(machines: Sequence[Machine]) -> list[str]:
+    """What nodes have: GPUs by name with their memory, driver, CUDA and NCCL; else cores."""
+    lines = []
+    for m in machines[:MOST_NODES]:
+        words = []
+        for name, group in itertools.groupby(sorted(m.gpus, key=lambda g: g.name), key=lambda g: g.name):
+            gpus = list(group)
+            memory = gpus[0].memory_total
+            words.append(f"{len(gpus)} x {name}{f' ({memory / 2**30:.0f} GiB)' if memory else ''}")
+        if m.gpus:
+            known = {"driver": m.driver, "CUDA": m.cuda, "NCCL": m.nccl}
+            words += [f"{what} {version}" for what, version in known.items() if version]
+        words.append(f"{m.cpus} cores{f' of {m.cpu}' if m.cpu else ''}" if m.cpus else m.cpu)
+        words.append(f"{text.size(m.memory_total)} memory" if m.memory_total else "")
+        lines.append(f"{m.host}: {', '.join(word for word in words if word)}")
+    if len(machines) > MOST_NODES:
+        lines.append(f"and {len(machines) - MOST_NODES} more nodes")
+    return lines
 
 
 STATES = {  # as people read them
@@ -125,6 +168,21 @@ def counts_text(sweep: Sweep) -> str:
     """How many experiments are in which state."""
     shown = ", ".join(f"{number} {STATES.get(status, status)}" for status, number in sweep.counts.items() if number)
     return f"experiments: {shown} of {len(sweep.plan.experiments)}"
+
+
+def summary_text(sweep: Sweep, elapsed: float) -> str:
+    """What the whole sweep took; `elapsed` are the seconds of this run of it."""
+    devices = {r.device.startswith("cpu") for r in sweep.results}
+    hours = sweep.device_seconds / 3600
+    words = [
+        counts_text(sweep),
+        f"FLOPs: {text.flops(sweep.flops_spent)} of {text.flops(sweep.plan.flops)} planned",
+        f"time: {text.duration(elapsed)}, in which and before which {'CPU' if devices == {True} else 'GPU'}s trained "
+        f"for {f'{hours:.1f} hours' if hours >= 1 else text.duration(sweep.device_seconds)}",
+    ]
+    if sweep.num_deaths:
+        words.append(f"retries: {sweep.num_deaths} after a worker or node died")
+    return "\n".join(words)
 
 
 def status_text(sweep: Sweep) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from flops_fit_ray.engine.resources import fits
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.files import read_json, write_json
+from flops_fit_ray.hardware import Machine, Readings
 from flops_fit_ray.lock import hostname
 from flops_fit_ray.places import Place, is_remote
 
@@ -34,11 +35,14 @@ class Answer:
     wrote: bool = False  # its own, which the driver must see
     has_code: bool = True
     versions: Mapping[str, str] | None = None
+    machine: Machine | None = None
     error: str = ""  # instead of all that
 
 
-def check_nodes(root: Place, base: Path | None, resources: Mapping[str, float]) -> list[str]:
-    """Make sure that every node sees `root` and the code in `base`. Returns what is odd, and no reason to stop.
+def check_nodes(root: Place, base: Path | None, resources: Mapping[str, float]) -> tuple[list[str], list[Machine]]:
+    """Make sure that every node sees `root` and the code in `base`.
+
+    Returns what is odd, and no reason to stop, and what each node has.
 
     A node that is the driver's own, and alone, is not asked, nor one that cannot run an experiment.
 
@@ -52,7 +56,7 @@ def check_nodes(root: Place, base: Path | None, resources: Mapping[str, float]) 
     nodes = [node for node in every if node["Alive"] and fits(resources, node["Resources"])]
     own = ray.get_runtime_context().get_node_id()
     if {node["NodeID"] for node in nodes} <= {own}:
-        return []
+        return [], [this_machine()] if nodes else []
     token = uuid.uuid4().hex
     marker = root / f".probe-{token}.tmp"  # what a killed driver leaves of them, the next one removes
     write_json(marker, {"token": token})
@@ -66,7 +70,16 @@ def check_nodes(root: Place, base: Path | None, resources: Mapping[str, float]) 
                 place.unlink(missing_ok=True)
     if faults:
         raise ResourceError("\n  ".join(["the nodes of the cluster do not see the same files:", *faults]))
-    return _differences(answers)
+    return _differences(answers), [a.machine for a in answers if a.machine is not None]
+
+
+def this_machine() -> Machine:
+    """What the machine of this process has."""
+    from flops_fit_ray.training.device import gpu_libraries
+
+    found = Readings().read()
+    cuda, nccl = gpu_libraries() if found.gpus else (None, None)
+    return replace(found, cuda=cuda, nccl=nccl)
 
 
 def _ask(
@@ -112,6 +125,7 @@ def look(node: str, marker: Place, reply: Place, token: str, base: str | None) -
         wrote=wrote,
         has_code=base is None or Path(base).is_dir(),
         versions=versions(),
+        machine=this_machine(),
     )
 
 

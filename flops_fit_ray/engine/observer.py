@@ -9,15 +9,19 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 from flops_fit_ray.errors import InterruptedSweepError, StorageError
+from flops_fit_ray.hardware import Readings
 from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress
 from flops_fit_ray.lock import hostname
 from flops_fit_ray.places import REMOTE_POLL_SECONDS, is_remote
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.care import Observer
+from flops_fit_ray.training.device import gpu_uuids
 
 STALLED_EXIT_CODE = 75
+READ_SECONDS = 5.0  # between readings of the node
 BEAT_SECONDS = 15.0  # between signs of life while a step takes long
 
 
@@ -29,6 +33,8 @@ class LedgerObserver(Observer):
         self._ledger, self._experiment, self._attempt, self._deaths = ledger, experiment, attempt, deaths
         self._seen = 0
         self._train_loss: float | None = None
+        self._readings, self._read_at = Readings(), -READ_SECONDS
+        self._machine: dict[str, Any] | None = None
         self._started_at = time.time()
         self._beaten = time.monotonic()
         self._beating = threading.Lock()  # two threads write signs of life
@@ -59,6 +65,7 @@ class LedgerObserver(Observer):
 
     def _beat(self) -> None:
         self._beaten = time.monotonic()
+        point, speed = self.curve[-1] if self.curve else None, self.speed
         self._ledger.record_progress(
             Progress(
                 key=self._experiment.key,
@@ -70,6 +77,11 @@ class LedgerObserver(Observer):
                 updated_at=time.time(),
                 started_at=self._started_at,
                 attempt=self._attempt,
+                lr=None if point is None else point.lr,
+                grad_norm=None if point is None else point.grad_norm,
+                tokens_per_second=None if speed is None else speed.tokens_per_second,
+                mfu=None if speed is None else speed.mfu,
+                machine=self._machine,
             )
         )
 
@@ -117,6 +129,8 @@ class LedgerObserver(Observer):
 
     def _watch(self, timeout: float, done: threading.Event, started: float) -> None:
         while not done.wait(min(1.0, timeout / 20)):
+            if time.monotonic() - self._read_at > READ_SECONDS:  # in this thread, so that no training waits for it
+                self._machine, self._read_at = self._readings.read(gpu_uuids()).to_json(), time.monotonic()
             with self._beating, contextlib.suppress(StorageError, OSError):  # the training will hear of a full disk
                 seconds = REMOTE_POLL_SECONDS if self._remote else BEAT_SECONDS
                 if time.monotonic() - self._beaten > seconds and not done.is_set():

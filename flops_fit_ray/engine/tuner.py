@@ -22,12 +22,13 @@ from flops_fit_ray.engine.interrupt import GRACE_SECONDS, Interrupt
 from flops_fit_ray.engine.loaders import Loader, sharing
 from flops_fit_ray.engine.nodes import check_nodes
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
-from flops_fit_ray.engine.watch import Watcher
 from flops_fit_ray.errors import ResourceError
+from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.watch import Watcher
 
 if TYPE_CHECKING:
     from ray import tune
@@ -78,14 +79,15 @@ def run_plan(
         return dispatcher.plan
     with ray_session(address) as head:
         slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(most), spec.workers_per_trial)
-        odd = check_nodes(root, base, slots.resources)
+        odd, machines = check_nodes(root, base, slots.resources)
         if spec.resources_per_trial == "auto":
             slots = shared_slots(dispatcher.plan, load_guest, slots)
         if most is not None:
             slots = dataclasses.replace(slots, count=head.grows_to(most) or min(most, slots.count))
         slots = slots.with_notes(odd)
         dispatcher.slots, dispatcher.share = slots.count, slots.share
-        watcher.on_slots(slots)
+        ledger.record_cluster(Cluster(slots=slots.count, note=slots.note, machines=tuple(machines)))
+        watcher.on_cluster()
         try:
             with watcher.following():
                 _run_rounds(dispatcher, ledger, spec, load_guest, slots, interrupt, head)

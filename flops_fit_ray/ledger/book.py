@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.files import append_line, read_json, set_aside, whole_file, write_json
+from flops_fit_ray.hardware import Cluster, machine_from_json
 from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.ledger.records import STALE_SECONDS, Event, Failure, Progress, Result, read_record
 from flops_fit_ray.lock import exclusive, hostname
@@ -120,6 +121,19 @@ class Ledger:
     def record_progress(self, progress: Progress) -> None:
         """Say that an experiment is alive."""
         write_json(self.paths.progress(progress.key), {"schema_version": SCHEMA_VERSION, **asdict(progress)})
+
+    def record_cluster(self, cluster: Cluster) -> None:
+        """Say where the sweep runs from now on."""
+        write_json(self.paths.cluster, {"schema_version": SCHEMA_VERSION, **asdict(cluster)})
+
+    def cluster(self) -> Cluster | None:
+        """Where it runs, or ran last; None where that is not known."""
+        content = read_json(self.paths.cluster) or {}
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            machines = (machine_from_json(machine) for machine in content["machines"])
+            found = tuple(machine for machine in machines if machine is not None)
+            return Cluster(slots=int(content["slots"]), note=str(content["note"]), machines=found)
+        return None
 
     def record_event(self, key: str, words: str, *, aloud: bool) -> None:
         """Add a line to an experiment's log. A line that cannot be written is no reason to stop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from flops_fit_ray.files import read_json
 from flops_fit_ray.layout import SCHEMA_VERSION
@@ -94,6 +94,11 @@ class Progress:
     updated_at: float
     started_at: float | None = None  # of this attempt, seconds since the epoch
     attempt: int = 1
+    lr: float | None = None  # of the last step that is known
+    grad_norm: float | None = None  # before clipping
+    tokens_per_second: float | None = None  # of training alone, since the sign of life before
+    mfu: float | None = None  # at that speed
+    machine: Mapping[str, Any] | None = None  # a reading of its node, with its own GPUs (hardware.py)
 
     @property
     def seconds(self) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +35,8 @@ class ModelSize:
     flops_source: str
     lr: float | None = None  # what the user's function gave
     uncounted: tuple[str, ...] = ()  # modules with parameters in which the counter saw no FLOPs
+    modules: Mapping[str, int] = field(default_factory=dict)  # with weights of their own: how many, by kind
+    tables: tuple[tuple[int, int], ...] = ()  # entries and width of each lookup table that is not another's
 
 
 @dataclass(frozen=True, kw_only=True)

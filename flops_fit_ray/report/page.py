@@ -60,7 +60,7 @@ def render(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> st
             by_key={r.key: r for r in sweep.results},
             failed={f.key: f for f in sweep.failures},
             replaced={r.key for r in sweep.replaced},
-            seconds=sum(r.seconds if r.seconds_executed is None else r.seconds_executed for r in sweep.results),
+            seconds=sweep.device_seconds,
             saved=_saved(sweep),
             provenance=_provenance(sweep),
             spec=dump_spec(sweep.spec),

@@ -9,13 +9,23 @@ from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.meter import CurvePoint
 
 
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Of training alone, since the sign of life before."""
+
+    tokens_per_second: float
+    mfu: float  # share of the device's peak
+
+
 class Observer:
     """Told what happens, and does nothing about it. Whoever watches overrides what is of interest."""
 
-    curve: list[CurvePoint]  # of the experiment so far; the loop keeps it up to date
+    curve: list[CurvePoint]  # of the experiment so far; the loop keeps both up to date
+    speed: Speed | None
 
     def __init__(self) -> None:
         self.curve = []
+        self.speed = None
 
     def fetching(self) -> None:
         """A batch is being asked for; what blocks from now on is the user's data."""

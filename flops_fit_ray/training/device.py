@@ -90,6 +90,22 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def gpu_uuids() -> list[str]:
+    """Of the GPUs that this process computes on, as their driver names them; none before it has begun to."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch leaves it untyped
+        return []
+    return [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())]
+
+
+def gpu_libraries() -> tuple[str | None, str | None]:
+    """The CUDA that torch was built for, and its NCCL; None where it was built without."""
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return torch.version.cuda, None
+    with contextlib.suppress(RuntimeError, AttributeError, ImportError):
+        return torch.version.cuda, ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call] # torch leaves it untyped
+    return torch.version.cuda, None
+
+
 def resident_room(device: torch.device) -> int:
     """Bytes of data that may stay on the device: a quarter of what is free there, and none on the CPU."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0

@@ -19,7 +19,7 @@ from flops_fit_ray.errors import (
 )
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.attention import attention_kernel
-from flops_fit_ray.training.care import Care, Observer
+from flops_fit_ray.training.care import Care, Observer, Speed
 from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
 from flops_fit_ray.training.data.dataset import on_device
@@ -75,7 +75,7 @@ def train_experiment(
             training = Training(experiment, guest, place, eval_samples, care or Care(), observer or Observer(), group)
             training.resume()
             training.run()
-            return training.outcome(threads, attention)
+            return training.outcome(attention)
         except (RuntimeError, MemoryError) as e:
             if is_out_of_memory(e):  # where a smaller micro-batch would not help: weights, optimizer states
                 raise MemoryExhaustedError(f"out of memory: {e}") from e
@@ -126,6 +126,7 @@ class Training:
     def run(self) -> None:
         """To the last step of the plan."""
         reported = saved = time.monotonic()
+        self._meter.lap(self._tokens_seen)
         while self._step < self._experiment.steps:
             before = self._tokens_seen
             self.advance(1)
@@ -201,6 +202,7 @@ class Training:
         self._read()
         found = self._evaluate()
         self._meter.evaluated(self._step, self._tokens_seen, self._stepper.lr, found.loss)
+        self._observer.event(f"held-out loss {found.loss:.4f} at step {self._step}")
         if self._care.keep_best and self._care.store is not None and found.loss < self._best:
             self._best = found.loss
             self._save(found.loss)
@@ -228,11 +230,25 @@ class Training:
 
     def _report(self, train_loss: float | None) -> None:
         try:
+            self._observer.speed = self._speed() or self._observer.speed
             self._observer.progress(self._tokens_seen, train_loss)
         except InterruptedSweepError:
             if self._care.store is not None:
                 self._save()
             raise
+
+    def _speed(self) -> Speed | None:
+        """Since it was asked last."""
+        speed = self._meter.lap(self._tokens_seen)
+        if speed is None:
+            return None
+        return Speed(tokens_per_second=speed, mfu=speed * self._experiment.flops_per_token / self._peak()[0])
+
+    def _peak(self) -> tuple[float, str]:
+        """FLOP/s that its devices reach together, and where the number comes from."""
+        threads, precision = torch.get_num_threads(), self._experiment.recipe.precision
+        peak, source = peak_flops(device_name(self._device), self._device.type, precision, threads)
+        return peak * self._group.size, source
 
     def _save_due(self, seconds: float) -> bool:
         care = self._care
@@ -334,7 +350,7 @@ class Training:
         if isinstance(self._guest.loss, torch.nn.Module):
             self._guest.loss.load_state_dict(state["loss"])
 
-    def outcome(self, threads: int, attention: str) -> Outcome:
+    def outcome(self, attention: str) -> Outcome:
         """Evaluate, and sum up.
 
         Raises:
@@ -353,9 +369,7 @@ class Training:
         if self._care.weights is not None:
             write_weights(self._model, self._care.weights)
         speed = self._tokens_seen / meter.train_seconds
-        name, precision = device_name(self._device), experiment.recipe.precision
-        peak, source = peak_flops(name, self._device.type, precision, threads)
-        peak *= self._group.size
+        peak, source = self._peak()
         return Outcome(
             tokens_seen=self._tokens_seen,
             loss=loss,
@@ -372,9 +386,9 @@ class Training:
             peak_memory_bytes=peak_memory_bytes(self._device),
             data_wait_share=meter.wait_seconds / meter.train_seconds,
             micro_batch_size=self._stepper.micro_batch_size,
-            precision=precision,
+            precision=experiment.recipe.precision,
             attention=attention,
-            device=name,
+            device=device_name(self._device),
             workers=self._group.size,
             resumed_from=self._resumed_from,
             parent_step=self._parent_step,

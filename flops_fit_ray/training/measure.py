@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -227,7 +228,19 @@ def measure_size(spec: SweepSpec, guest: Guest, size: SizeValue, batch: Batch, t
         flops_source=source,
         lr=None if guest.lr is None else _own_lr(guest.lr, params, kwargs),
         uncounted=uncounted,
+        modules=_modules(model),
+        tables=_tables(model),
     )
+
+
+def _modules(model: nn.Module) -> dict[str, int]:
+    own = [type(m).__name__ for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    return dict(Counter(own).most_common())
+
+
+def _tables(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    tables = {id(m.weight): m for m in model.modules() if isinstance(m, TABLES)}
+    return tuple((int(m.num_embeddings), int(m.embedding_dim)) for m in tables.values())
 
 
 def _own_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs: Mapping[str, Any]) -> float:

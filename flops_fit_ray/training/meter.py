@@ -47,6 +47,7 @@ class Meter:
         self.curve: list[CurvePoint] = []
         self.train_seconds = 0.0
         self.wait_seconds = 0.0
+        self._lap = (0, 0.0)  # tokens and seconds of training
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -117,6 +118,12 @@ class Meter:
             eval_loss=eval_loss,
             seconds=self.train_seconds,
         )
+
+    def lap(self, tokens: int) -> float | None:
+        """Tokens per second of training since the call before; None where there was none."""
+        (before, began), self._lap = self._lap, (tokens, self.train_seconds)
+        spent = self.train_seconds - began
+        return (tokens - before) / spent if spent > 0 else None
 
     def smoothed_loss(self) -> float:
         """The mean training loss of the last 5 % of the steps."""

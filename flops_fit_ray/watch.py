@@ -1,4 +1,7 @@
-"""Telling whoever watches what happens, by reading the ledger. No Tune callback: one that raises aborts a sweep."""
+"""Telling whoever watches what happens, by reading the ledger: in the driver, or in another terminal.
+
+No Tune callback: one that raises aborts a sweep.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +11,40 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
-from flops_fit_ray.engine.resources import Slots
+from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
 from flops_fit_ray.places import REMOTE_POLL_SECONDS, is_remote
 from flops_fit_ray.planning import Plan
 
 POLL_SECONDS = 0.5
-PROGRESS_SECONDS = 60.0
+AT_MOST_LOOKED_AT = 200  # running experiments a second
 
 
 class View(Protocol):
     """What a console must be able to show."""
 
+    every: float  # seconds between two words on what runs
+
+    def begin(self) -> None:
+        """The sweep is on its way, and will be followed."""
+
+    def end(self) -> None:
+        """Not any more, for now."""
+
     def plan(self, plan: Plan, done: int) -> None:
         """What is decided; called again when the plan has grown."""
 
-    def slots(self, count: int, note: str) -> None:
-        """Where experiments run."""
+    def cluster(self, cluster: Cluster) -> None:
+        """Where experiments run, and how many at a time."""
 
     def outcome(self, record: Result | Failure, done: int, total: int) -> None:
         """One experiment ended."""
 
     def event(self, event: Event) -> None:
-        """Something that the owner should hear of now."""
+        """Something happened to one; `aloud` where the owner should hear of it now."""
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
-        """Once a minute: what runs now."""
+        """What runs now."""
 
 
 class Watcher:
@@ -62,14 +73,23 @@ class Watcher:
         self._keys = [e.key for e in plan.experiments]
         self._view.plan(plan, len(self._told))
 
-    def on_slots(self, slots: Slots) -> None:
-        """The cluster is known."""
-        self._view.slots(slots.count, slots.note)
+    def on_cluster(self) -> None:
+        """The cluster is known, and recorded."""
+        assert self._ledger is not None
+        cluster = self._ledger.cluster()
+        if cluster is not None:
+            self._view.cluster(cluster)
+
+    @property
+    def all_told(self) -> bool:
+        """Whether the end of every experiment of the plan is known."""
+        return len(self._told) == len(self._keys)
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
         """Follow until the block ends, then show what came last."""
         self._stop.clear()
+        self._view.begin()
         thread = threading.Thread(target=self._follow, daemon=True)
         thread.start()
         try:
@@ -78,18 +98,21 @@ class Watcher:
             self._stop.set()
             thread.join()
             self._tell()
+            self._view.end()
 
     def _follow(self) -> None:
-        last = time.monotonic()
+        last, every = time.monotonic(), self._view.every
         # Looking at many files must stay cheap
         while not self._stop.wait(self._poll_seconds()):
             self._tell()
-            if time.monotonic() - last >= PROGRESS_SECONDS:
+            if time.monotonic() - last >= every:
                 assert self._ledger is not None
-                open_ones = [k for k in self._keys if k not in self._told]
+                begun = self._ledger.paths.begun_keys()
+                open_ones = [k for k in self._keys if k in begun and k not in self._told]
                 running = [p for k in open_ones if (p := self._ledger.progress(k)) is not None]
                 self._view.progress(running, len(self._told), len(self._keys))
                 last = time.monotonic()
+                every = self._view.every * max(1.0, len(running) / AT_MOST_LOOKED_AT)
 
     def _poll_seconds(self) -> float:
         assert self._ledger is not None
@@ -102,8 +125,7 @@ class Watcher:
         for key in [k for k in self._keys if k not in self._told and k in begun]:
             events, self._heard[key] = self._ledger.events_since(key, self._heard.get(key, 0))
             for event in events:
-                if event.aloud:
-                    self._view.event(event)
+                self._view.event(event)
             record = self._ledger.outcome(key)
             if record is not None:
                 self._told.add(key)

@@ -1,0 +1,223 @@
+"""The live view of a terminal: what happens scrolls by, and how things stand is below it, drawn anew every second.
+
+It only looks. Where it fails, plain lines take over, and the sweep never hears of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from flops_fit_ray.analysis import ValleyFit, fit_minima
+from flops_fit_ray.console.drawing import draw
+from flops_fit_ray.console.plain import PlainConsole
+from flops_fit_ray.console.scene import Pace, Scene, flops_executed, measured_rates, nodes_of, seconds_left
+from flops_fit_ray.errors import FitError
+from flops_fit_ray.hardware import Cluster
+from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
+from flops_fit_ray.planning import Plan
+from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.sweep import Sweep
+
+FIT_SHARE = 0.005  # of a core's time that the valleys may take
+MARGIN = 2  # lines of the terminal that are left to what scrolls by
+
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def _careful(method: Method) -> Method:
+    """Where it fails, say so once, and go on in plain lines."""
+
+    @functools.wraps(method)
+    def guarded(self: LiveConsole, *args: Any) -> None:
+        try:
+            method(self, *args)
+        except Exception as e:  # noqa: BLE001 - whatever it is, training goes on
+            self.give_up(e)
+
+    return cast(Method, guarded)
+
+
+class LiveConsole(PlainConsole):
+    """A View on a terminal."""
+
+    every = 1.0
+
+    def __init__(self, paths: SweepPaths, spec: SweepSpec, console: Console | None = None) -> None:
+        super().__init__()
+        self._console = Console(highlight=False) if console is None else console
+        self._paths, self._spec = paths, spec
+        self._plan: Plan | None = None
+        self._outcomes: dict[str, Result | Failure] = {}
+        self._running: Sequence[Progress] = ()
+        self._cluster: Cluster | None = None
+        self._live: Live | None = None
+        self._broken = False
+        self._began = time.monotonic()
+        self._fitting = _Fitting()
+
+    def say(self, line: str) -> None:
+        """One line above the view, or where the view would be."""
+        try:
+            self._console.print(Text(line), soft_wrap=True)
+        except (OSError, ValueError):
+            return
+
+    @_careful
+    def plan(self, plan: Plan, done: int) -> None:
+        """What will run; what is recorded already is read here."""
+        fresh = [e.key for e in plan.experiments if e.key not in self._experiments]
+        super().plan(plan, done)
+        for outcome in Ledger(self._paths).outcomes(fresh):
+            self._outcomes[outcome.key] = outcome
+        self._plan = plan
+        self._fitting.note(self._sweep())
+
+    @_careful
+    def cluster(self, cluster: Cluster) -> None:
+        """Where experiments run."""
+        super().cluster(cluster)
+        self._cluster = cluster
+
+    @_careful
+    def outcome(self, record: Result | Failure, done: int, total: int) -> None:
+        """One experiment ended."""
+        super().outcome(record, done, total)
+        self._outcomes[record.key] = record
+        self._running = [p for p in self._running if p.key != record.key]
+        self._fitting.note(self._sweep())
+        self._draw()
+
+    @_careful
+    def event(self, event: Event) -> None:
+        """Whatever happened to one."""
+        style = "" if event.aloud else "dim"
+        self._console.print(Text(f"{self._name(event.key)}: {event.words}", style=style), soft_wrap=True)
+
+    @_careful
+    def progress(self, running: list[Progress], done: int, total: int) -> None:
+        """Draw everything anew."""
+        if self._live is None:
+            super().progress(running, done, total)
+            return
+        self._running = running
+        self._draw()
+
+    @_careful
+    def begin(self) -> None:
+        """Take the lower part of the terminal."""
+        if self._broken:
+            return
+        self._began = time.monotonic()
+        self._fitting.begin()
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
+        self._live.start()
+        self._draw()
+
+    @_careful
+    def end(self) -> None:
+        """Give it back."""
+        self._fitting.end()
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def give_up(self, error: Exception) -> None:
+        """Plain lines from here on."""
+        live, self._live = self._live, None
+        if self._broken:
+            return
+        self._broken, self.every = True, PlainConsole.every
+        try:
+            if live is not None:
+                live.stop()
+        except Exception as e:  # noqa: BLE001 - a terminal that is gone
+            error = e
+        self.say(f"the live view failed ({type(error).__name__}: {error}); plain lines from here on")
+
+    def _draw(self) -> None:
+        if self._live is None or self._plan is None:
+            return
+        size = self._console.size
+        lines = draw(self.scene(), size.width, max(4, size.height - MARGIN))
+        self._live.update(Group(*lines), refresh=True)
+
+    def scene(self) -> Scene:
+        """How things stand now."""
+        plan = self._plan
+        assert plan is not None
+        experiments = {e.key: e for e in plan.experiments}
+        running = tuple((experiments[p.key], p) for p in self._running if p.key in experiments)
+        completed = sum(isinstance(o, Result) for o in self._outcomes.values())
+        speeds = [e.flops_per_token * p.tokens_per_second for e, p in running if p.tokens_per_second]
+        cluster = self._cluster
+        slots = 1 if cluster is None else cluster.slots
+        rates = measured_rates(self._outcomes.values(), running)
+        return Scene(
+            name=plan.name,
+            counts={"completed": completed, "failed": len(self._outcomes) - completed, "running": len(running)},
+            total=len(plan.experiments),
+            final=plan.final,
+            pace=Pace(
+                flops_done=flops_executed(plan, self._outcomes.values(), self._running),
+                flops_planned=plan.flops,
+                elapsed=time.monotonic() - self._began,
+                flops_per_second=sum(speeds) or None,
+                seconds_left=seconds_left(plan, self._outcomes, running, rates, slots),
+            ),
+            running=running,
+            nodes=nodes_of(() if cluster is None else cluster.machines, running),
+            slots=None if cluster is None else cluster.slots,
+            fit=self._fitting.found,
+            perplexity=self._spec.loss == "cross_entropy",
+        )
+
+    def _sweep(self) -> Sweep:
+        assert self._plan is not None
+        results = tuple(o for o in self._outcomes.values() if isinstance(o, Result))
+        return Sweep(paths=self._paths, spec=self._spec, plan=self._plan, results=results, failures=(), command="")
+
+
+class _Fitting:
+    """Fits the valleys in a thread of its own, as seldom as it takes to stay cheap."""
+
+    def __init__(self) -> None:
+        self.found: ValleyFit | None = None
+        self._newest: Sweep | None = None
+        self._news, self._stop = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def note(self, sweep: Sweep) -> None:
+        """There are results."""
+        self._newest = sweep
+        self._news.set()
+
+    def begin(self) -> None:
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="valleys", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._stop.set()
+        self._news.set()
+
+    def _run(self) -> None:
+        rest = 0.0
+        while not self._stop.wait(rest):
+            self._news.wait()
+            self._news.clear()
+            sweep, began = self._newest, time.thread_time()
+            if sweep is not None and sweep.results and not self._stop.is_set():
+                try:
+                    self.found = fit_minima(sweep.points, sweep.fit_options)
+                except FitError:
+                    self.found = None
+            rest = max(1.0, (time.thread_time() - began) / FIT_SHARE)

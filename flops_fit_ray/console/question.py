@@ -1,0 +1,76 @@
+"""What a sweep will train, in three lines before anything runs: what the spec says, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flops_fit_ray import text
+from flops_fit_ray.planning import Experiment, ModelSize, Plan
+from flops_fit_ray.spec import SweepSpec
+
+
+def question_lines(spec: SweepSpec, plan: Plan) -> list[str]:
+    """Model, data, training."""
+    return [f"model: {_model(spec, plan)}", f"data: {_data(spec, plan)}", f"training: {_training(plan.expected)}"]
+
+
+def _model(spec: SweepSpec, plan: Plan) -> str:
+    used = {e.size for e in plan.expected}
+    sizes = sorted((s for s in plan.survey.sizes if s.size in used), key=lambda s: s.params)
+    names = dict.fromkeys(name for s in sizes for name in s.kwargs)
+    words = [str(spec.model.target), f"N {_range([s.params for s in sizes])}"]
+    words += [f"{name} {_range([s.kwargs[name] for s in sizes if name in s.kwargs])}" for name in names]
+    words += [f"{name} {value}" for name, value in spec.model.kwargs.items()]
+    return ", ".join([*words, *_architecture(sizes[0], sizes[-1])])
+
+
+def _architecture(smallest: ModelSize, largest: ModelSize) -> list[str]:
+    """Modules with weights of their own, by kind, and the tables: a language model's first is vocabulary by width."""
+    words = []
+    for kind, most in largest.modules.items():
+        least = smallest.modules.get(kind, 0)
+        words.append(f"{most if least == most else f'{least} to {most}'} {kind}")
+    tables = [f"{entries} x {width}" for entries, width in largest.tables]
+    return [*words, *([f"tables up to {', '.join(tables)}"] if tables else [])]
+
+
+def _data(spec: SweepSpec, plan: Plan) -> str:
+    data = plan.survey.data
+    epoch = data.tokens_per_epoch
+    length = "a stream" if data.train_samples is None else f"{data.train_samples:,} samples"
+    return ", ".join(
+        [
+            str(spec.data.train),
+            length,
+            *([f"{text.count(epoch)} tokens"] if epoch is not None else []),
+            f"{data.tokens_per_sample} per sample, a token is {data.token_unit}",
+            f"held-out: {f'{data.eval_samples:,} samples of ' if data.eval_samples else ''}{data.eval_source}",
+        ]
+    )
+
+
+def _training(experiments: Sequence[Experiment]) -> str:
+    recipes = [e.recipe for e in experiments]
+    first = recipes[0]
+    return ", ".join(
+        [
+            f"batch {_range([r.batch_size for r in recipes])} samples",
+            " or ".join(dict.fromkeys(r.precision for r in recipes)),
+            *(["compiled"] if first.compile else []),
+            first.optimizer,
+            f"lr {_range([r.lr for r in recipes])}",
+            first.schedule + (f" with {100 * first.decay_fraction:g} % decay" if first.schedule == "wsd" else ""),
+            f"{_range([e.steps for e in experiments])} steps",
+        ]
+    )
+
+
+def _range(values: Sequence[Any]) -> str:
+    """Smallest to largest, or each once where they are no numbers."""
+    once = list(dict.fromkeys(values))
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in once):
+        return " or ".join(map(str, once))
+    low, high = min(once), max(once)
+    named = [f"{v:.2g}" if isinstance(v, float) else (str(v) if v < 10_000 else text.count(v)) for v in (low, high)]
+    return named[0] if low == high else f"{named[0]} to {named[1]}"

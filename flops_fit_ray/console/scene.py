@@ -1,0 +1,157 @@
+"""What the live view shows at one moment: frozen, made from records and readings, known to no terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from flops_fit_ray.analysis import ValleyFit
+from flops_fit_ray.hardware import Gpu, Machine, machine_from_json
+from flops_fit_ray.ledger import Failure, Progress, Result
+from flops_fit_ray.planning import Experiment, Plan, Rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How the sweep gets on."""
+
+    flops_done: float
+    flops_planned: float
+    elapsed: float  # seconds since the sweep was begun or gone on with
+    flops_per_second: float | None = None  # of what runs now, together; None: not known
+    seconds_left: float | None = None  # None: nothing has been measured yet
+
+    @property
+    def share(self) -> float:
+        """Of the planned FLOPs, 0 to 1."""
+        return min(1.0, self.flops_done / self.flops_planned) if self.flops_planned else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A GPU and the experiments that it trains now."""
+
+    gpu: Gpu
+    experiments: tuple[Experiment, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine with its GPUs and what they are busy with."""
+
+    machine: Machine
+    gpus: tuple[Holder, ...] = ()
+    running: int = 0  # experiments on it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """All of it."""
+
+    name: str
+    counts: Mapping[str, int]  # experiments by status: completed, failed, running
+    total: int
+    final: bool  # whether no experiments will be added
+    pace: Pace
+    running: tuple[tuple[Experiment, Progress], ...]
+    nodes: tuple[Node, ...] = ()
+    slots: int | None = None
+    fit: ValleyFit | None = None
+    perplexity: bool = False  # whether exp(loss) is one
+    unit: str = "tokens"
+    folded: int = field(default=16)  # GPUs; of more, each node is one line
+
+
+def flops_executed(plan: Plan, outcomes: Iterable[Result | Failure], running: Iterable[Progress] = ()) -> float:
+    """FLOPs that went into results, and into what runs now."""
+    experiments = {e.key: e for e in plan.experiments}
+    done = 0.0
+    for outcome in outcomes:
+        if isinstance(outcome, Result):
+            done += outcome.flops if outcome.flops_executed is None else outcome.flops_executed
+    for progress in running:
+        e = experiments.get(progress.key)
+        if e is not None:
+            begun = e.tokens * e.start_step / e.steps  # a trunk that was not there is trained again: then it is more
+            done += max(0.0, progress.tokens_seen - begun) * e.flops_per_token
+    return done
+
+
+def measured_rates(
+    outcomes: Iterable[Result | Failure], running: Iterable[tuple[Experiment, Progress]]
+) -> Rates | None:
+    """Seconds per step of the sizes that have trained, as they really were; None before anything has."""
+    steps: dict[str, tuple[float, float]] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, Result) and outcome.tokens_per_second:
+            per_step = outcome.tokens_seen / outcome.steps
+            steps[str(outcome.size)] = (outcome.flops / outcome.steps, per_step / outcome.tokens_per_second)
+    for e, p in running:
+        if p.tokens_per_second and str(e.size) not in steps:
+            steps[str(e.size)] = (e.flops / e.steps, e.tokens / e.steps / p.tokens_per_second)
+    return Rates(step_seconds=steps) if steps else None
+
+
+def seconds_left(
+    plan: Plan, settled: Container[str], running: Sequence[tuple[Experiment, Progress]], rates: Rates | None, slots: int
+) -> float | None:
+    """Until the last expected experiment ends: all that is left to train, on so many slots at once, and never sooner
+    than the longest that runs. None where no speed is known."""
+    if rates is None:
+        return None
+    begun = {e.key: p for e, p in running}
+    left, longest = 0.0, 0.0
+    for e in plan.expected:
+        if e.key in settled:
+            continue
+        seconds = rates.training_seconds(e)
+        seen = begun[e.key].tokens_seen / e.tokens if e.key in begun else e.start_step / e.steps
+        rest = seconds * max(0.0, 1 - seen)
+        left += rest
+        longest = max(longest, rest if e.key in begun else 0.0)
+    return max(left / max(1, slots), longest)
+
+
+def nodes_of(machines: Sequence[Machine], running: Iterable[tuple[Experiment, Progress]]) -> tuple[Node, ...]:
+    """The machines as they were found, each with the newest reading that an experiment on it has sent."""
+    known = {machine.host: machine for machine in machines}
+    gpus = {machine.host: {gpu.uuid: gpu for gpu in machine.gpus} for machine in machines}
+    newest: dict[str, float] = {}
+    held: dict[str, list[Experiment]] = {}
+    count: dict[str, int] = {}
+    for e, progress in running:
+        count[progress.host] = count.get(progress.host, 0) + 1
+        reading = None if progress.machine is None else machine_from_json(progress.machine)
+        if reading is None:
+            continue
+        for gpu in reading.gpus:
+            held.setdefault(gpu.uuid, []).append(e)
+            gpus.setdefault(reading.host, {})[gpu.uuid] = gpu
+        if progress.updated_at > newest.get(reading.host, -math.inf):
+            newest[reading.host] = progress.updated_at
+            before = known.get(reading.host, reading)
+            known[reading.host] = replace(
+                reading,
+                driver=reading.driver or before.driver,
+                cuda=reading.cuda or before.cuda,
+                nccl=reading.nccl or before.nccl,
+            )
+    return tuple(
+        Node(
+            machine=machine,
+            gpus=tuple(
+                Holder(gpu=gpu, experiments=tuple(held.get(gpu.uuid, ())))
+                for gpu in sorted(gpus.get(host, {}).values(), key=lambda gpu: gpu.index)
+            ),
+            running=count.get(host, 0),
+        )
+        for host, machine in sorted(known.items())
+    )
+
+
+def tokens_left_seconds(progress: Progress) -> float | None:
+    """Until the training of an experiment ends, at its pace just now."""
+    if not progress.tokens_per_second:
+        return None
+    return max(0, progress.tokens - progress.tokens_seen) / progress.tokens_per_second

@@ -1,0 +1,106 @@
+"""The valleys in characters: loss over N, as far as results have come. Numbers first: no terminal is known here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_ray import text
+from flops_fit_ray.analysis import Valley, ValleyFit, ValleyIntervals
+from flops_fit_ray.analysis.arrays import Floats
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+CURVE, MINIMUM = "·", "◆"
+WITHOUT = {"edge": "the lowest is at the edge", "concave": "no minimum inside", "too_few": "too few results"}
+LEAST_SPREAD = 0.02  # of the loss, in ln: flatter than that is drawn flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One character of the picture."""
+
+    glyph: str
+    budget: int  # which one, by increasing C
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Rows of cells from the top, None where nothing is; what its edges stand for."""
+
+    rows: Sequence[Sequence[Cell | None]]
+    params: tuple[float, float]  # N at the left and at the right edge
+    loss: tuple[float, float]  # at the bottom and at the top
+
+
+def letter(budget: int) -> str:
+    """How a budget is called in the picture."""
+    return LETTERS[budget % len(LETTERS)]
+
+
+def picture(fit: ValleyFit, width: int, height: int) -> Picture | None:
+    """The results of every budget as letters, the fitted curve as dots, the minimum as a diamond; both axes in log.
+
+    None where there is nothing to draw yet.
+    """
+    valleys = [valley for valley in fit.valleys if len(valley.loss)]
+    if not valleys or width < 2 or height < 2:
+        return None
+    params = np.concatenate([v.params for v in valleys])
+    loss = np.concatenate([v.loss for v in valleys])
+    if not (np.isfinite(loss).all() and (loss > 0).all()):
+        return None
+    x_low, x_high = _range(np.log(params), 0.1)
+    y_low, y_high = _range(np.log(loss), LEAST_SPREAD)
+    rows: list[list[Cell | None]] = [[None] * width for _ in range(height)]
+
+    def put(n: Floats, values: Floats, glyph: str, budget: int) -> None:
+        columns = np.rint((np.log(n) - x_low) / (x_high - x_low) * (width - 1)).astype(int)
+        lines = np.rint((y_high - np.log(values)) / (y_high - y_low) * (height - 1)).astype(int)
+        for column, line in zip(columns, lines, strict=True):
+            if 0 <= column < width and 0 <= line < height:
+                rows[line][column] = Cell(glyph=glyph, budget=budget)
+
+    for number, valley in enumerate(valleys):  # what is most worth seeing comes last
+        put(*_curve(valley, 2 * width), CURVE, number)
+    for number, valley in enumerate(valleys):
+        put(valley.params, valley.loss, letter(number), number)
+    for number, valley in enumerate(valleys):
+        if valley.status == "interior":
+            put(np.array([valley.params_opt]), np.array([valley.loss_opt]), MINIMUM, number)
+    edges = (float(np.exp(x_low)), float(np.exp(x_high))), (float(np.exp(y_low)), float(np.exp(y_high)))
+    return Picture(rows=rows, params=edges[0], loss=edges[1])
+
+
+def _range(values: Floats, least: float) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    missing = max(0.0, least - (high - low)) / 2
+    return low - missing, high + missing
+
+
+def _curve(valley: Valley, points: int) -> tuple[Floats, Floats]:
+    if valley.over_params is None:
+        return np.empty(0), np.empty(0)
+    x = np.linspace(*valley.over_params.x_range, points)
+    loss = valley.over_params.at(x)
+    return 10 ** x[loss > 0], loss[loss > 0]
+
+
+def optimum_words(valley: Valley, intervals: ValleyIntervals | None) -> str:
+    """N_opt of one budget with its interval, or why there is none."""
+    if valley.status != "interior":
+        return f"{len(valley.loss)} of 3 results" if valley.status == "too_few" else WITHOUT[valley.status]
+    within = f" {text.interval(intervals.params_opt.low, intervals.params_opt.high)}" if intervals else ""
+    return f"N_opt {text.count(valley.params_opt)}{within}"
+
+
+def law_words(fit: ValleyFit) -> str:
+    """N_opt over C with the interval of its exponent; why not, where there is none."""
+    law = fit.method.params_opt
+    if law is None:
+        found = sum(valley.status == "interior" for valley in fit.valleys)
+        return f"no law yet: {found} of {len(fit.valleys)} budgets have an optimum, and it takes 2"
+    interval = law.exponent_interval(fit.confidence)
+    within = f" [{interval.low:.2f}, {interval.high:.2f}]" if interval else ""
+    return f"N_opt ~ C^{law.exponent:.3f}{within}"

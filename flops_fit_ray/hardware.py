@@ -1,0 +1,194 @@
+"""What a machine has, and how it fares just now. Read from its own sources; what they do not say is None, never 0."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flops_fit_ray.lock import hostname
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU, as its driver reports it (NVML)."""
+
+    uuid: str
+    index: int  # on its node, in the driver's order
+    name: str
+    utilisation: float | None = None  # share of the last moments in which a kernel ran, 0 to 1
+    memory_used: int | None = None  # bytes
+    memory_total: int | None = None
+    temperature: float | None = None  # °C
+    power: float | None = None  # W
+    power_limit: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """One node."""
+
+    host: str
+    cpu: str = ""  # its name
+    cpus: int | None = None  # cores that the system shows
+    cpu_share: float | None = None  # of all of them, busy since the reading before, 0 to 1
+    memory_used: int | None = None  # bytes
+    memory_total: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None  # of its GPUs
+    cuda: str | None = None  # that torch was built for
+    nccl: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where a sweep runs."""
+
+    slots: int  # experiments at a time
+    note: str = ""  # where it is not what was asked for
+    machines: tuple[Machine, ...] = ()
+
+
+def machine_from_json(content: Mapping[str, Any]) -> Machine | None:
+    """A machine from its plain values; None where they are none."""
+    try:
+        gpus = tuple(Gpu(**_known(Gpu, gpu)) for gpu in content.get("gpus", ()))
+        return Machine(**{**_known(Machine, content), "gpus": gpus})
+    except (TypeError, AttributeError):
+        return None
+
+
+def _known(kind: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(kind)}
+    return {name: value for name, value in content.items() if name in names}
+
+
+class Readings:
+    """Reads this machine now and then; the share of its cores is over the time between."""
+
+    def __init__(self) -> None:
+        self._before = _cpu_times()
+
+    def read(self, uuids: Sequence[str] | None = None) -> Machine:
+        """Everything, with the GPUs in `uuids`; by default all that there are."""
+        now, before = _cpu_times(), self._before
+        share = None
+        if now is not None and before is not None and (spent := now[1] - before[1]) > 0:
+            share = min(1.0, max(0.0, (now[0] - before[0]) / spent))
+            self._before = now
+        used, total = _memory()
+        return Machine(
+            host=hostname(),
+            cpu=_cpu_name(),
+            cpus=os.cpu_count(),
+            cpu_share=share,
+            memory_used=used,
+            memory_total=total,
+            gpus=read_gpus(uuids),
+            driver=_driver(),
+        )
+
+
+def read_gpus(uuids: Sequence[str] | None = None) -> tuple[Gpu, ...]:
+    """The GPUs of this machine, as NVML reports them; none where there is no NVML."""
+    nvml = _nvml()
+    if nvml is None:
+        return ()
+    found = []
+    for index in range(_asked(nvml.nvmlDeviceGetCount) or 0):
+        handle = _asked(lambda i=index: nvml.nvmlDeviceGetHandleByIndex(i))  # type: ignore[misc] # mypy: no lambda defaults
+        uuid = None if handle is None else _asked(lambda h=handle: _text(nvml.nvmlDeviceGetUUID(h)))  # type: ignore[misc] # as above
+        if uuid is not None and (uuids is None or uuid in uuids):
+            found.append(_gpu(nvml, handle, index, uuid))
+    return tuple(found)
+
+
+def _gpu(nvml: Any, handle: Any, index: int, uuid: str) -> Gpu:
+    memory = _asked(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    busy = _asked(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)  # percent
+    power = _asked(lambda: nvml.nvmlDeviceGetPowerUsage(handle))  # mW
+    limit = _asked(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
+    warmth = _asked(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
+    return Gpu(
+        uuid=uuid,
+        index=index,
+        name=_asked(lambda: _text(nvml.nvmlDeviceGetName(handle))) or "GPU",
+        utilisation=None if busy is None else busy / 100,
+        memory_used=None if memory is None else int(memory.used),
+        memory_total=None if memory is None else int(memory.total),
+        temperature=None if warmth is None else float(warmth),
+        power=None if power is None else power / 1000,
+        power_limit=None if limit is None else limit / 1000,
+    )
+
+
+@functools.cache
+def _nvml() -> Any | None:
+    """The driver's library, once it has been opened; None where there is no NVIDIA GPU."""
+    try:
+        import pynvml  # type: ignore[import-untyped] # it has no types
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
+def _asked(question: Callable[[], _T]) -> _T | None:
+    """NVML's answer; None where this device has none (a MIG slice has no utilisation, a laptop no power limit)."""
+    nvml = _nvml()
+    assert nvml is not None
+    try:
+        return question()
+    except nvml.NVMLError:
+        return None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value  # older bindings give bytes
+
+
+@functools.cache
+def _driver() -> str | None:
+    nvml = _nvml()
+    return None if nvml is None else _asked(lambda: _text(nvml.nvmlSystemGetDriverVersion()))
+
+
+@functools.cache
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_times() -> tuple[float, float] | None:
+    """Busy and all ticks of all cores since the start of the machine (Linux)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        ticks = [float(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        idle = ticks[3] + ticks[4]  # idle, and waiting for disks
+        return sum(ticks) - idle, sum(ticks)
+    return None
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """Bytes used and in all (Linux)."""
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        found = {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines}
+        return found["MemTotal"] - found["MemAvailable"], found["MemTotal"]
+    return None, None

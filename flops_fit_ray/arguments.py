@@ -81,7 +81,7 @@ def _option_homes() -> dict[str, str]:
     homes |= dict.fromkeys(set(DataSection.model_fields) - {"train", "eval", "kwargs"}, "data")
     homes |= dict.fromkeys(TrainSection.model_fields, "train")
     homes |= dict.fromkeys(set(FitSection.model_fields) - {"seed"}, "fit")
-    homes |= {"checkpoint": "", "grid": ""}
+    homes |= {"checkpoint": "", "grid": "", "trackers": ""}
     return homes
 
 

@@ -134,6 +134,16 @@ class SweepPaths(ReportPaths):
         return set(names_in(self.root / "trunks"))
 
     @property
+    def tensorboard(self) -> Path:
+        """Event files, a directory per experiment."""
+        return self.root / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """W&B's own files."""
+        return self.root / "wandb"
+
+    @property
     def cluster(self) -> Path:
         """Where the sweep runs, or ran last."""
         return self.root / "cluster.json"

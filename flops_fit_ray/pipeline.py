@@ -86,7 +86,9 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
     from flops_fit_ray.engine.cluster import ray_session
     from flops_fit_ray.engine.interrupt import interruptible
     from flops_fit_ray.report import write_report
+    from flops_fit_ray.trackers import check_installed
 
+    check_installed(order.spec)
     refuse_early(order.spec, order.address)
     ledger = Ledger(SweepPaths(order.root))
     with interruptible() as interrupt, ledger.writer() as dead_owner, contextlib.ExitStack() as session:
@@ -163,7 +165,8 @@ def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
 def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: Interrupt) -> Sweep:
     from flops_fit_ray.engine.jobs import upload_of
     from flops_fit_ray.engine.tuner import run_plan
-    from flops_fit_ray.watch import Watcher
+    from flops_fit_ray.trackers import watchers_for
+    from flops_fit_ray.watch import Watcher, Watchers
 
     paths = SweepPaths(order.root)
     planner = Planner(order.spec, survey, recorded_frame(paths))
@@ -187,7 +190,7 @@ def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: In
         load_guest=order.load_guest,
         address=order.address,
         most=order.slots,
-        watcher=Watcher(console),
+        watcher=Watchers([Watcher(console), *watchers_for(order.spec, paths, console.say)]),
         on_plan=record,
         interrupt=interrupt,
     )

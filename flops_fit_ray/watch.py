@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from flops_fit_ray.hardware import Cluster
@@ -17,6 +17,7 @@ from flops_fit_ray.places import REMOTE_POLL_SECONDS, is_remote
 from flops_fit_ray.planning import Plan
 
 POLL_SECONDS = 0.5
+HURRIED_SECONDS = 2.0  # for the last words to somebody else, when the sweep is being stopped
 AT_MOST_LOOKED_AT = 200  # running experiments a second
 
 
@@ -48,10 +49,26 @@ class View(Protocol):
 
 
 class Watcher:
-    """Follows the ledger in a thread of its own and hands what is new to a view."""
+    """Follows the ledger in a thread of its own and hands what is new to a view.
 
-    def __init__(self, view: View) -> None:
+    Args:
+        poll_seconds: between two looks.
+        patience: seconds that the view has for its last words; None waits for it.
+        name: of the view, for those who need not wait for it.
+        say: told if it was left behind.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        *,
+        poll_seconds: float = POLL_SECONDS,
+        patience: float | None = None,
+        name: str = "view",
+        say: Callable[[str], None] = print,
+    ) -> None:
         self._view = view
+        self._poll, self._patience, self._name, self._say = poll_seconds, patience, name, say
         self._stop = threading.Event()
         self._ledger: Ledger | None = None
         self._keys: list[str] = []
@@ -90,17 +107,28 @@ class Watcher:
         """Follow until the block ends, then show what came last."""
         self._stop.clear()
         self._view.begin()
-        thread = threading.Thread(target=self._follow, daemon=True)
+        thread = threading.Thread(target=self._follow, name=self._name, daemon=True)
         thread.start()
+        patience = self._patience
         try:
             yield
+        except BaseException:
+            patience = None if patience is None else min(patience, HURRIED_SECONDS)
+            raise
         finally:
             self._stop.set()
-            thread.join()
-            self._tell()
-            self._view.end()
+            thread.join(patience)
+            if thread.is_alive():
+                self._say(f"{self._name} did not come to its end within {patience:g} s, and is left behind")
 
     def _follow(self) -> None:
+        try:
+            self._look()
+            self._tell()
+        finally:
+            self._view.end()
+
+    def _look(self) -> None:
         last, every = time.monotonic(), self._view.every
         # Looking at many files must stay cheap
         while not self._stop.wait(self._poll_seconds()):
@@ -117,7 +145,7 @@ class Watcher:
     def _poll_seconds(self) -> float:
         assert self._ledger is not None
         remote = is_remote(self._ledger.paths.root)
-        return (2 * REMOTE_POLL_SECONDS if remote else POLL_SECONDS) * max(1.0, len(self._keys) / 1000)
+        return (2 * REMOTE_POLL_SECONDS if remote else self._poll) * max(1.0, len(self._keys) / 1000)
 
     def _tell(self) -> None:
         assert self._ledger is not None
@@ -130,3 +158,33 @@ class Watcher:
             if record is not None:
                 self._told.add(key)
                 self._view.outcome(record, len(self._told), len(self._keys))
+
+
+class Watchers:
+    """Several of them as one. What holds one up holds up no other."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = watchers
+
+    def take(self, ledger: Ledger) -> None:
+        """Whose outcomes are followed."""
+        for watcher in self._watchers:
+            watcher.take(ledger)
+
+    def on_plan(self, plan: Plan) -> None:
+        """The plan is known, or has grown."""
+        for watcher in self._watchers:
+            watcher.on_plan(plan)
+
+    def on_cluster(self) -> None:
+        """The cluster is known, and recorded."""
+        for watcher in self._watchers:
+            watcher.on_cluster()
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow until the block ends; the first one has the last word."""
+        with contextlib.ExitStack() as stack:
+            for watcher in self._watchers:
+                stack.enter_context(watcher.following())
+            yield

@@ -28,7 +28,7 @@ from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.watch import Watcher
+from flops_fit_ray.watch import Watchers
 
 if TYPE_CHECKING:
     from ray import tune
@@ -46,7 +46,7 @@ def run_plan(
     load_guest: Loader,
     address: str | None,
     most: int | None,
-    watcher: Watcher,
+    watcher: Watchers,
     on_plan: Callable[[Plan], None],
     interrupt: Interrupt,
 ) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import time
@@ -179,6 +180,15 @@ class Ledger:
         except (OSError, ValueError, KeyError):
             return np.empty(0), np.empty(0)
         return frame["tokens"].to_numpy(dtype=np.float64), frame["train_loss"].to_numpy(dtype=np.float64)
+
+    def curve_rows(self, key: str) -> list[dict[str, Any]]:
+        """The curve of an experiment, a mapping per point (as `CurvePoint` has them); empty where none was kept."""
+        from pyarrow import parquet
+
+        try:
+            return list(parquet.read_table(io.BytesIO(self.paths.curve(key).read_bytes())).to_pylist())
+        except (OSError, ValueError):
+            return []
 
     def begin_attempt(self, key: str) -> int:
         """Note that an experiment starts, and return which attempt this is, from 1."""

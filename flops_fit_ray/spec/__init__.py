@@ -13,9 +13,12 @@ from flops_fit_ray.spec.sections import (
     Ladder,
     LrRule,
     LrTable,
+    MlflowSection,
     SizeValue,
     SweepSpec,
+    TrackersSection,
     TrainSection,
+    WandbSection,
 )
 
 __all__ = [
@@ -27,9 +30,12 @@ __all__ = [
     "Ladder",
     "LrRule",
     "LrTable",
+    "MlflowSection",
     "SizeValue",
     "SweepSpec",
+    "TrackersSection",
     "TrainSection",
+    "WandbSection",
     "dump_spec",
     "make_spec",
     "parse_yaml",

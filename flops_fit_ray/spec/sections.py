@@ -233,6 +233,29 @@ class FitSection(Section):
     pins: dict[Literal["E", "alpha", "beta"], Positive] | None = None
 
 
+class WandbSection(Section):
+    """Weights & Biases. Its key is its own business: `wandb login` or WANDB_API_KEY, never the spec."""
+
+    project: str | None = None  # by default the sweep's name
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"
+
+
+class MlflowSection(Section):
+    """MLflow. Without a tracking_uri it is MLFLOW_TRACKING_URI."""
+
+    tracking_uri: str | None = None
+    experiment: str | None = None  # by default the sweep's name
+
+
+class TrackersSection(Section):
+    """Who is told of the experiments besides the ledger. None of them can hold up or change a training."""
+
+    tensorboard: bool = True
+    wandb: WandbSection | None = None
+    mlflow: MlflowSection | None = None
+
+
 class SweepSpec(Section):
     """A whole sweep. `SweepSpec.model_json_schema()` is the published schema of the file."""
 
@@ -250,6 +273,7 @@ class SweepSpec(Section):
     workers_per_trial: int = Field(default=1, gt=0, le=1024)  # that share every batch of an experiment
     max_retries: int = Field(default=3, ge=0, le=1000)  # of an experiment whose worker or node died, without progress
     fit: FitSection = FitSection()
+    trackers: TrackersSection = TrackersSection()
     output: str | None = None
 
     @field_validator("budgets", mode="before")

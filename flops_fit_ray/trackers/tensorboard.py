@@ -1,0 +1,64 @@
+"""Event files for `tensorboard --logdir`: a run per experiment with its curves, and what it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flops_fit_ray.ledger import Failure, Progress, Result
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.trackers.tracked import measured_of, points_of, run_name, settings_of
+
+
+class TensorBoard:
+    """A Tracker. Figures of an experiment that runs stand under `live`, its whole curve when it has ended."""
+
+    name = "TensorBoard"
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._writers: dict[str, Any] = {}
+
+    def progress(self, e: Experiment, progress: Progress) -> None:
+        """Loss, speed and MFU over tokens."""
+        figures = {
+            "live/train_loss": progress.train_loss,
+            "live/tokens_per_second": progress.tokens_per_second,
+            "live/mfu": progress.mfu,
+        }
+        writer = self._writer(e)
+        for tag, value in figures.items():
+            if value is not None:
+                writer.add_scalar(tag, value, progress.tokens_seen)
+        writer.flush()
+
+    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+        """The curve over steps, and the line among the hyperparameters."""
+        from tensorboardX.summary import hparams  # type: ignore[import-untyped] # it has no types
+
+        writer = self._writer(e)
+        for step, figures in points_of(curve):
+            for tag, value in figures.items():
+                writer.add_scalar(tag, value, step)
+        if isinstance(record, Result):
+            measured = {f"result/{name}": value for name, value in measured_of(record).items()}
+            for tag, value in measured.items():
+                writer.add_scalar(tag, value, record.steps)
+            for summary in hparams(settings_of(e), measured):
+                writer.file_writer.add_summary(summary)
+        else:
+            writer.add_text("failure", f"{record.status}: {record.error}", 0)
+        self._writers.pop(e.key).close()
+
+    def close(self) -> None:
+        """Whatever is still open."""
+        while self._writers:
+            self._writers.popitem()[1].close()
+
+    def _writer(self, e: Experiment) -> Any:
+        if e.key not in self._writers:
+            from tensorboardX import SummaryWriter  # type: ignore[import-untyped] # it has no types
+
+            self._writers[e.key] = SummaryWriter(logdir=str(self._directory / run_name(e)))
+        return self._writers[e.key]

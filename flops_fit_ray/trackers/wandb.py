@@ -1,0 +1,65 @@
+"""Weights & Biases: a run per experiment in a group for the sweep, told when it has ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.ledger import Failure, Progress, Result
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.spec import WandbSection
+from flops_fit_ray.trackers.tracked import measured_of, points_of, run_name, settings_of
+
+
+class Wandb:
+    """A Tracker."""
+
+    name = "W&B"
+
+    def __init__(self, asked: WandbSection, sweep: str, directory: Path) -> None:
+        self._asked, self._sweep, self._directory = asked, sweep, directory
+
+    def progress(self, e: Experiment, progress: Progress) -> None:
+        """Nothing: a run is told whole."""
+
+    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+        """One run; told again it is the same one.
+
+        Raises:
+            SpecError: there is no key, and nobody to ask for it.
+        """
+        import wandb
+
+        if self._asked.mode == "online" and not wandb.api.api_key:
+            raise SpecError("trackers.wandb", ["no API key: set WANDB_API_KEY, log in once, or give mode: offline"])
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self._directory.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
+            project=self._asked.project or self._sweep,
+            entity=self._asked.entity,
+            mode=self._asked.mode,
+            dir=str(self._directory),
+            id=e.key,
+            resume="allow",
+            group=self._sweep,
+            name=run_name(e),
+            config=settings_of(e),
+            reinit="create_new",
+            save_code=False,
+            settings=wandb.Settings(console="off", disable_git=True, x_disable_stats=True),
+        )
+        try:
+            for step, figures in points_of(curve):
+                run.log(figures, step=step)
+            if isinstance(record, Result):
+                run.summary.update(measured_of(record))
+            else:
+                run.summary.update({"status": record.status, "error": record.error})
+        finally:
+            run.finish(exit_code=0 if isinstance(record, Result) else 1)
+
+    def close(self) -> None:
+        """Every run is closed by itself."""

@@ -1,0 +1,283 @@
+"""Trackers are told what the ledger holds, and nothing that happens to them touches a sweep. F24."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.trackers import check_installed, watchers_for
+from flops_fit_ray.trackers.tracked import Tracked, Tracker, measured_of, run_name
+from flops_fit_ray.watch import Watcher, Watchers
+from tests.nodes import free_port
+from tests.sweeps import known_guest, known_spec, make_sweep
+
+NEW = 3  # experiments that run while somebody looks
+
+
+def spec_with(**trackers: Any) -> SweepSpec:
+    spec = known_spec()
+    return SweepSpec.model_validate({**spec.model_dump(), "trackers": trackers})
+
+
+def followed(root: Path, spec: SweepSpec, watchers: Sequence[Watcher]) -> Sweep:
+    """A sweep of which `NEW` experiments are run under the eyes of `watchers`."""
+    sweep = make_sweep(root, spec, known_guest(spec), only=1)
+    every = Watchers(watchers)
+    every.take(Ledger(sweep.paths))
+    every.on_plan(sweep.plan)
+    with every.following():
+        make_sweep(root, spec, known_guest(spec), only=1 + NEW)
+    return open_sweep(root)
+
+
+def told(sweep: Sweep) -> dict[str, tuple[Experiment, Result]]:
+    by_key = {r.key: r for r in sweep.results}
+    return {run_name(e): (e, by_key[e.key]) for e in sweep.plan.experiments[1 : 1 + NEW]}
+
+
+def test_tensorboard_shows_every_curve_and_the_hyperparameters(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped] # has no types
+
+    spec, said = known_spec(), list[str]()
+    assert spec.trackers.tensorboard  # by default
+    root = tmp_path / "s"
+    sweep = followed(
+        root, spec, watchers_for(spec, make_sweep(root, spec, known_guest(spec), only=0).paths, said.append)
+    )
+    assert said == []
+    runs = told(sweep)
+    assert {path.name for path in sweep.paths.tensorboard.iterdir()} == set(runs)
+    for name, (e, result) in runs.items():
+        events = event_accumulator.EventAccumulator(str(sweep.paths.tensorboard / name))
+        events.Reload()
+        rows = [row for row in Ledger(sweep.paths).curve_rows(e.key) if row["train_loss"] is not None]
+        shown = events.Scalars("loss/train")
+        assert [point.step for point in shown] == [row["step"] for row in rows]
+        assert [point.value for point in shown] == pytest.approx([row["train_loss"] for row in rows])
+        assert {"lr", "grad_norm", "loss/held_out", "tokens"} <= set(events.Tags()["scalars"])
+        assert events.Scalars("result/loss")[0].value == pytest.approx(result.loss)
+        assert "_hparams_/session_start_info" in str(events.summary_metadata)
+
+
+class Sink:
+    """A tracker that counts."""
+
+    name = "sink"
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+
+    def progress(self, e: Experiment, progress: Progress) -> None:
+        pass
+
+    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+        self.outcomes.append(e.key)
+
+    def close(self) -> None:
+        pass
+
+
+class Raising(Sink):
+    name = "raising"
+
+    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+        super().outcome(e, record, curve)
+        raise ConnectionError("nobody there")
+
+
+class Hanging(Sink):
+    name = "hanging"
+    ever = threading.Event()
+
+    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+        super().outcome(e, record, curve)
+        self.ever.wait()
+
+
+def watcher_of(tracker: Tracker, sweep: Sweep, said: list[str], patience: float = 60.0) -> Watcher:
+    view = Tracked(tracker, Ledger(sweep.paths), said.append)
+    return Watcher(view, poll_seconds=0.05, patience=patience, name=tracker.name, say=said.append)
+
+
+def test_one_that_raises_or_hangs_holds_up_nothing(tmp_path: Path) -> None:
+    spec, said = known_spec(), list[str]()
+    alone = make_sweep(tmp_path / "alone", spec, known_guest(spec), only=1 + NEW)
+    empty = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0)
+    raising, hanging, sink = Raising(), Hanging(), Sink()
+    trackers = [(raising, 60.0), (hanging, 0.5), (sink, 60.0)]
+    sweep = followed(tmp_path / "s", spec, [watcher_of(t, empty, said, patience) for t, patience in trackers])
+    assert sweep.results_sha256 == alone.results_sha256
+    assert len(sink.outcomes) == NEW and len(raising.outcomes) == NEW and len(hanging.outcomes) == 1
+    assert sorted(said) == [
+        "hanging did not come to its end within 0.5 s, and is left behind",
+        "raising failed, and training goes on: ConnectionError: nobody there",
+        f"raising: {NEW} experiments could not be told; the ledger has them",
+    ]
+    Hanging.ever.set()
+
+
+def test_one_that_hangs_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+    spec, said = known_spec(), list[str]()
+    sweep = make_sweep(tmp_path / "s", spec, known_guest(spec), only=1)
+    Hanging.ever.clear()
+    watcher = watcher_of(Hanging(), make_sweep(tmp_path / "s", spec, known_guest(spec), only=0), said, patience=600)
+    watcher.take(Ledger(sweep.paths))
+    watcher.on_plan(sweep.plan)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), watcher.following():
+        make_sweep(tmp_path / "s", spec, known_guest(spec), only=2)
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 60
+    assert said == ["hanging did not come to its end within 2 s, and is left behind"]
+    Hanging.ever.set()
+
+
+def test_one_that_is_not_installed_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_installed(known_spec())
+    with pytest.raises(
+        SpecError, match=r"trackers.wandb: wandb is not installed; pip install 'flops-fit-ray\[wandb\]'"
+    ):
+        check_installed(spec_with(wandb={}, mlflow={}))
+
+
+def test_trackers_change_no_experiment(tmp_path: Path) -> None:
+    plain, tracked = known_spec(), spec_with(tensorboard=False, mlflow={"tracking_uri": "http://x"})
+    plans = [make_sweep(tmp_path / str(i), s, known_guest(s), only=0).plan for i, s in enumerate((plain, tracked))]
+    assert [e.key for e in plans[0].experiments] == [e.key for e in plans[1].experiments]
+
+
+def test_flops_beyond_64_bits_are_floats(tmp_path: Path) -> None:
+    spec = known_spec()
+    (result, *_) = make_sweep(tmp_path / "s", spec, known_guest(spec), only=1).results
+    assert all(type(value) is float for value in measured_of(result).values())
+
+
+def test_wandb_without_a_key_is_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spec, said = spec_with(tensorboard=False, wandb={}), list[str]()
+    paths = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0).paths
+    sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
+    assert len(sweep.results) == 1 + NEW
+    assert len(said) == 2 and said[0].startswith(
+        "W&B failed, and training goes on: SpecError: trackers.wandb: no API key"
+    )
+
+
+def wandb_records(content: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file: LevelDB's log format (32 KiB blocks) behind 7 bytes of W&B's own."""
+    at, whole = 7, b""
+    while at + 7 <= len(content):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        whole += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # all of a record, or its end
+            yield whole
+            whole = b""
+
+
+def test_wandb_offline_has_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    spec, said = spec_with(tensorboard=False, wandb={"mode": "offline", "project": "p"}), list[str]()
+    paths = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0).paths
+    sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
+    assert said == []
+    found = {}
+    for file in sorted(sweep.paths.wandb.rglob("run-*.wandb")):
+        steps, name = 0, ""
+        for data in wandb_records(file.read_bytes()):
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined] # made by protobuf when it is imported
+            record.ParseFromString(data)
+            steps += record.WhichOneof("record_type") == "history"
+            name = record.run.display_name or name
+        found[name] = steps
+    assert found == {
+        name: len({row["step"] for row in Ledger(sweep.paths).curve_rows(e.key)})
+        for name, (e, _) in told(sweep).items()
+    }
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[str]:
+    """A real one, on a port of its own."""
+    pytest.importorskip("mlflow")
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/mlflow.db",
+        "--artifacts-destination",
+        str(tmp_path / "a"),
+    ]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}/health", timeout=2).close()  # noqa: S310 - our own server
+                break
+            assert server.poll() is None and time.monotonic() < until, (tmp_path / "server.log").read_text()
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(server.pid, 9)
+        server.wait()
+
+
+def test_an_mlflow_server_has_every_run(tmp_path: Path, mlflow_server: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    spec, said = spec_with(tensorboard=False, mlflow={"tracking_uri": mlflow_server, "experiment": "mine"}), list[str]()
+    paths = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0).paths
+    sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
+    assert said == []
+    client = MlflowClient(mlflow_server)
+    experiment = client.get_experiment_by_name("mine")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.run_name for run in runs} == set(told(sweep))
+    for run in runs:
+        e, result = told(sweep)[run.info.run_name]
+        assert run.info.status == "FINISHED" and run.data.tags["flops_fit_ray.key"] == e.key
+        assert run.data.metrics["loss"] == result.loss and run.data.params["params"] == str(e.params)
+        history = client.get_metric_history(run.info.run_id, "loss/train")
+        rows = [row for row in Ledger(sweep.paths).curve_rows(e.key) if row["train_loss"] is not None]
+        assert sorted((m.step, m.value) for m in history) == [(row["step"], row["train_loss"]) for row in rows]
+
+
+def test_an_mlflow_server_that_is_not_there_is_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    spec, said = spec_with(tensorboard=False, mlflow={"tracking_uri": f"http://127.0.0.1:{free_port()}"}), list[str]()
+    paths = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0).paths
+    sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
+    assert len(sweep.results) == 1 + NEW
+    assert said[0].startswith("MLflow failed, and training goes on: MlflowException") and len(said) == 2

@@ -98,6 +98,12 @@ class Result:
             figure.savefig(Path(path))
         return figure
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from flops_fit_ray.report.page import render_short
+
+        return render_short(self._sweep)
+
     def report(self) -> Path:
         """Write report.html, tables and figures again. Returns the page's path."""
         from flops_fit_ray.report import write_report

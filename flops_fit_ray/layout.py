@@ -31,6 +31,16 @@ class ReportPaths:
         """The one file to look at."""
         return self.root / "report.html"
 
+    @property
+    def report_markdown(self) -> Path:
+        """The same without its long tables, for places that show Markdown."""
+        return self.root / "report.md"
+
+    @property
+    def summary(self) -> Path:
+        """The same for programs."""
+        return self.root / "summary.json"
+
     def figure(self, name: str, suffix: str) -> Path:
         """A drawing of the report, such as `figure("valleys", "svg")`."""
         return self.root / "figures" / f"{name}.{suffix}"

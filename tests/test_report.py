@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,13 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from flops_fit_ray import Result
 from flops_fit_ray.console.plain import status_text
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.ledger import COLUMNS
+from flops_fit_ray.planning import Rates, plan_from_json, priced
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, law_bands, to_png, to_svg, valley_curves
+from flops_fit_ray.report.figures.style import Drawing
 from flops_fit_ray.report.page import answer
+from flops_fit_ray.report.words import ADVICE, costs
 from flops_fit_ray.sweep import STATUSES, Sweep, open_sweep
+from flops_fit_ray.text import duration
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from tests.parts import BIGRAM, Bigram, guest_of, spec_of, text
 from tests.streams import Stateful
@@ -99,6 +105,47 @@ def test_tables_and_analysis_are_what_the_contract_says(sweep: Sweep) -> None:
     assert names == {f"{name}.{suffix}" for name in drawn for suffix in ("svg", "png")}
 
 
+def test_markdown_and_summary_say_what_the_page_says(sweep: Sweep) -> None:
+    write_report(sweep)
+    markdown, content = sweep.paths.report_markdown.read_text(), json.loads(sweep.paths.summary.read_text())
+    said = answer(sweep.analysis, "held-out loss")
+    assert said in markdown and content["answer"] == said
+    law = sweep.fit.params_opt
+    assert law is not None and content["n_opt"]["exponent"] == law.exponent and law.formula in markdown
+    assert content["results_sha256"] == sweep.results_sha256 and sweep.results_sha256 in markdown
+    assert len(content["valleys"]) == len(sweep.fit.valleys)
+    assert not content["provisional"] and content["failures"] == []
+    for name in ("valleys", "laws"):
+        assert f"(figures/{name}.svg)" in markdown and sweep.paths.figure(name, "svg").exists()
+    widths = [line.count("|") for line in markdown.splitlines() if line.startswith("|")]
+    blocks = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("|")]
+    assert widths and all(len({line.count("|") for line in block}) == 1 for block in blocks)  # whole tables
+
+
+def test_the_cost_is_planned_and_real(sweep: Sweep) -> None:
+    rates = Rates(step_seconds={"any": (1e6, 1.0)})
+    plan = priced(sweep.plan, "auto", rates=rates)
+    again = plan_from_json(json.loads(json.dumps(plan.to_json())))
+    assert again.price == plan.price and again == plan
+    hours = {line.what: (line.planned, line.real) for line in costs(replace(sweep, plan=plan))}
+    assert plan.price is not None and plan.price.device_seconds is not None
+    assert hours["training, all devices together"][0] == duration(plan.price.device_seconds)
+    assert hours["training, all devices together"][1] == duration(sweep.device_seconds)
+    assert costs(sweep)[2].planned.startswith("not known")
+
+
+def test_notebooks_show_results_plans_and_figures(sweep: Sweep) -> None:
+    shown = Result(sweep)._repr_html_()
+    parser = Closed()
+    parser.feed(shown)
+    assert parser.open == [] and "<svg" in shown and answer(sweep.analysis, "held-out loss") in shown
+    assert all(target.startswith("#") for target in parser.fetched) and "<script" not in shown
+    plan = sweep.plan._repr_html_()
+    assert "21 experiments" in plan and plan.count("<tr") == 22
+    figure = Result(sweep).plot()
+    assert isinstance(figure, Drawing) and figure._repr_png_().startswith(b"\x89PNG")
+
+
 def test_figures_show_the_fit(sweep: Sweep) -> None:
     curves, (n_opt, d_opt) = valley_curves(sweep.fit), law_bands(sweep.fit)
     for curve, valley in zip(curves, sweep.fit.valleys, strict=True):
@@ -123,6 +170,9 @@ def test_a_partial_sweep_has_a_provisional_page(tmp_path: Path) -> None:
             **dict.fromkeys(STATUSES, 0), "completed": only, "waiting": waiting, "planned": 21 - only - waiting
         }  # fmt: skip
         assert "There is no law" in page
+        assert f"# known (provisional, {only} of 21 experiments)" in sweep.paths.report_markdown.read_text()
+        content = json.loads(sweep.paths.summary.read_text())
+        assert content["provisional"] and content["status"]["completed"] == only
 
 
 def test_failures_are_listed_escaped_and_left_out_of_the_fit(tmp_path: Path) -> None:
@@ -140,6 +190,11 @@ def test_failures_are_listed_escaped_and_left_out_of_the_fit(tmp_path: Path) -> 
     assert failure.error == "ValueError: <b>my own bug</b>"
     assert "in fragile" in failure.traceback and failure.attempts == 1
     page = write_report(sweep).read_text()
+    short = sweep.paths.report_markdown.read_text()
+    assert "# sweep (5 of 6 experiments)" in short and "ValueError: &lt;b>my own bug&lt;/b>" in short
+    assert ADVICE["failed"] in short and ADVICE["failed"] in page
+    (told,) = json.loads(sweep.paths.summary.read_text())["failures"]
+    assert told["key"] == failure.key and told["advice"] == ADVICE["failed"]
     assert "sweep · 5 of 6 experiments" in page  # nothing is left to run, so it is not provisional
     assert "ValueError: &lt;b&gt;my own bug&lt;/b&gt;" in page and "<b>my own bug" not in page
     assert sum(len(v.loss) for v in sweep.fit.valleys) == 5

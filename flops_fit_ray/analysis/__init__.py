@@ -11,6 +11,7 @@ from flops_fit_ray.analysis.sensitivity import Row, Sensitivity, sensitivity
 from flops_fit_ray.analysis.summary import (
     comparison_to_json,
     fit_to_json,
+    laws_to_json,
     n_opt_to_json,
     pair,
     plain,
@@ -52,6 +53,7 @@ __all__ = [
     "fit_to_json",
     "group_by_nearness",
     "isotime",
+    "laws_to_json",
     "n_opt_to_json",
     "pair",
     "plain",

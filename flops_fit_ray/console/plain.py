@@ -172,13 +172,12 @@ def counts_text(sweep: Sweep) -> str:
 
 def summary_text(sweep: Sweep, elapsed: float) -> str:
     """What the whole sweep took; `elapsed` are the seconds of this run of it."""
-    devices = {r.device.startswith("cpu") for r in sweep.results}
+    device = "CPU" if all(r.device.startswith("cpu") for r in sweep.results) else "GPU"
     hours = sweep.device_seconds / 3600
     words = [
         counts_text(sweep),
         f"FLOPs: {text.flops(sweep.flops_spent)} of {text.flops(sweep.plan.flops)} planned",
-        f"time: {text.duration(elapsed)}, in which and before which {'CPU' if devices == {True} else 'GPU'}s trained "
-        f"for {f'{hours:.1f} hours' if hours >= 1 else text.duration(sweep.device_seconds)}",
+        f"time: {text.duration(elapsed)}; training in all: {hours:.{1 if hours >= 1 else 3}f} {device}-hours",
     ]
     if sweep.num_deaths:
         words.append(f"retries: {sweep.num_deaths} after a worker or node died")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -241,6 +242,13 @@ class Plan:
             ]
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        said = [f"{len(self.experiments)} experiments", f"{self.flops:.3g} FLOPs", *self.notes]
+        said += [f"warning: {warning}" for warning in self.warnings]
+        lines = "".join(f"<p>{html.escape(line)}</p>" for line in said)
+        return f"<p><strong>{html.escape(self.name)}</strong></p>{lines}{self.to_frame().to_html(max_rows=60)}"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in plan.json."""
         return {
@@ -271,7 +279,9 @@ def plan_from_json(content: Mapping[str, Any]) -> Plan:
     sizes = tuple(_size(s) for s in content["sizes"])
     survey = Survey(sizes=sizes, data=value_of(DataFacts, content["data"]), skipped=tuple(content["skipped"]))
     experiments = tuple(map(experiment_from_json, content["experiments"]))
-    lr = content.get("lr")
+    from flops_fit_ray.planning.price import price_from_json
+
+    lr, price = content.get("lr"), content.get("price")
     old_frame = {"identity": "", "base_budget": min((e.budget for e in experiments), default=0.0), "warmup_limit": 0}
     return Plan(
         name=content["name"],
@@ -284,11 +294,13 @@ def plan_from_json(content: Mapping[str, Any]) -> Plan:
         forecast=tuple(map(experiment_from_json, content.get("forecast", ()))),
         notes=tuple(content.get("notes", ())),
         lr=None if lr is None else value_of(LrFound, {**lr, "optima": tuple(map(tuple, lr["optima"]))}),
+        price=None if price is None else price_from_json(price),
     )
 
 
 def _size(content: Mapping[str, Any]) -> ModelSize:
-    return value_of(ModelSize, {**content, "uncounted": tuple(content.get("uncounted", ()))})
+    tables = tuple(map(tuple, content.get("tables", ())))
+    return value_of(ModelSize, {**content, "uncounted": tuple(content.get("uncounted", ())), "tables": tables})
 
 
 # What plans of earlier versions do not say, because there was nothing else

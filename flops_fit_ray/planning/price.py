@@ -11,6 +11,7 @@ import numpy as np
 
 from flops_fit_ray.planning.experiment import Experiment, Plan
 from flops_fit_ray.planning.schedule import Seconds, Start, choose_starts, lower_bound, own_seconds
+from flops_fit_ray.values import value_of
 
 FULL_GRID = 7  # sizes of each budget in the grid that published sweeps run
 LONGEST_CORNER = 1.1  # times the lower bound, above which one longest experiment is to blame
@@ -162,6 +163,12 @@ def priced(
         money_per_hour=money_per_hour,
     )
     return replace(plan, price=price)
+
+
+def price_from_json(content: Mapping[str, Any]) -> Price:
+    """The inverse of `Price.to_json`."""
+    starts = tuple(value_of(Start, start) for start in content.get("starts", ()))
+    return value_of(Price, {**content, "starts": starts})
 
 
 def _by_flops(e: Experiment) -> float:

@@ -10,8 +10,10 @@ import jinja2
 from markupsafe import Markup
 
 from flops_fit_ray import text
-from flops_fit_ray.analysis import Analysis, Interval, predict
-from flops_fit_ray.planning import DataFacts
+from flops_fit_ray.analysis import Analysis, Interval, laws_to_json, n_opt_to_json, predict, prediction_to_json
+from flops_fit_ray.layout import SCHEMA_VERSION
+from flops_fit_ray.report.figures import draw_valleys, for_page, to_svg, valley_curves
+from flops_fit_ray.report.words import ADVICE, costs, provenance
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.tables import Table
@@ -50,23 +52,66 @@ def render(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> st
         _environment()
         .get_template("report.html.j2")
         .render(
-            **_of_fit(sweep.analysis, card, figures, sweep.loss_name),
-            sweep=sweep,
-            answer=_one_run(sweep) or answer(sweep.analysis, sweep.loss_name),
+            **_of_sweep(sweep, card, figures),
             metrics=sorted({name for r in sweep.results for name in r.metrics}),
-            warnings=[] if sweep.spec.is_one_run else _shown(sweep.analysis, sweep.own_warnings),
-            done=len(sweep.results),
-            total=len(sweep.plan.experiments),
             by_key={r.key: r for r in sweep.results},
-            failed={f.key: f for f in sweep.failures},
             replaced={r.key for r in sweep.replaced},
-            seconds=sweep.device_seconds,
             saved=_saved(sweep),
-            provenance=_provenance(sweep),
             spec=dump_spec(sweep.spec),
-            command=sweep.command,
         )
     )
+
+
+def render_markdown(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> str:
+    """The same without the table of experiments, for a merge request or a wiki; the figures lie beside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("flops_fit_ray.report"),
+        autoescape=False,  # noqa: S701 - this is no HTML; what stands in a table goes through `cell`
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=text.count, flops=text.flops, cell=_cell, within=lambda i: text.interval(i.low, i.high)
+    )
+    return environment.get_template("report.md.j2").render(**_of_sweep(sweep, card, figures))
+
+
+def render_short(sweep: Sweep) -> str:
+    """A fragment for notebooks: the answer, the valleys, the laws."""
+    curves = valley_curves(sweep.fit, sweep.replaced_points)
+    drawn = for_page(to_svg(draw_valleys(curves, sweep.loss_name)), f"v{sweep.results_sha256[:8]}") if curves else ""
+    return _environment().get_template("short.html.j2").render(**_of_sweep(sweep, (), {"valleys": drawn}))
+
+
+def summary(sweep: Sweep) -> dict[str, Any]:
+    """The report for programs: the answer with its intervals, how far the sweep is, and what it took."""
+    fit = sweep.fit
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": sweep.plan.name,
+        "answer": _answer(sweep),
+        "provisional": not sweep.complete,
+        "status": sweep.counts,
+        "valleys": n_opt_to_json(fit),
+        **laws_to_json(fit.answer, fit),
+        "predictions": [prediction_to_json(p, fit.options.confidence) for p in sweep.analysis.predictions],
+        "problem": fit.problem,
+        "warnings": list(sweep.warnings),
+        "flops_planned": sweep.plan.flops,
+        "flops_spent": sweep.flops_spent,
+        "device_seconds": sweep.device_seconds,
+        "failures": [
+            {"key": f.key, "status": f.status, "error": f.error, "advice": ADVICE[f.status]} for f in sweep.failures
+        ],
+        "results_sha256": sweep.results_sha256,
+        "command": sweep.command,
+    }
+
+
+def _cell(words: str) -> str:
+    """Words inside of a table of Markdown, where they cannot end a cell or begin a tag."""
+    return words.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
 def render_table(
@@ -84,6 +129,27 @@ def render_table(
             command=command,
         )
     )
+
+
+def _answer(sweep: Sweep) -> str:
+    return _one_run(sweep) or answer(sweep.analysis, sweep.loss_name)
+
+
+def _of_sweep(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> dict[str, Any]:
+    """What both forms of a sweep's report show."""
+    return {
+        **_of_fit(sweep.analysis, card, figures, sweep.loss_name),
+        "sweep": sweep,
+        "answer": _answer(sweep),
+        "warnings": [] if sweep.spec.is_one_run else _shown(sweep.analysis, sweep.own_warnings),
+        "done": len(sweep.results),
+        "total": len(sweep.plan.experiments),
+        "failed": {f.key: f for f in sweep.failures},
+        "advice": ADVICE,
+        "costs": costs(sweep),
+        "provenance": provenance(sweep),
+        "command": sweep.command,
+    }
 
 
 def _environment() -> jinja2.Environment:
@@ -138,29 +204,3 @@ def _one_run(sweep: Sweep) -> str:
         f"One training run: N = {text.count(r.params)} parameters on D = {text.count(r.tokens_seen)} tokens, "
         f"C = {text.flops(r.flops)} FLOPs; {sweep.loss_name} {r.loss:.4f}."
     )
-
-
-def _provenance(sweep: Sweep) -> list[tuple[str, str]]:
-    devices = sorted({f"{r.device} ({r.host})" for r in sweep.results})
-    versions = sorted({", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in sweep.results})
-    size = sweep.plan.survey.sizes[0]
-    data = sweep.plan.survey.data
-    return [
-        ("versions", "; ".join(versions) or "nothing has run"),
-        ("devices", "; ".join(devices) or "nothing has run"),
-        ("seed", str(sweep.spec.train.seed)),
-        ("N is", size.params_source),
-        ("FLOPs are", f"{size.flops_source}, forward and backward"),
-        ("one token is", data.token_unit),
-        ("training data", f"{_length(data)}, {data.fingerprint}"),
-        ("held-out data", f"{f'{data.eval_samples:,} samples of ' if data.eval_samples else ''}{data.eval_source}"),
-        ("precision", ", ".join(sorted({f"{r.precision}, {r.attention} attention" for r in sweep.results})) or "-"),
-        ("MFU is of", "; ".join(sorted({r.peak_source for r in sweep.results})) or "-"),
-        ("results", f"sha256 {sweep.results_sha256}"),
-    ]
-
-
-def _length(data: DataFacts) -> str:
-    if data.train_samples is None:
-        return "a stream of unknown length"
-    return f"{data.train_samples:,} samples, {data.tokens_per_epoch:,} tokens"

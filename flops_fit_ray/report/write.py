@@ -28,7 +28,7 @@ from flops_fit_ray.report.figures import (
     training_curves,
     valley_curves,
 )
-from flops_fit_ray.report.page import render, render_table
+from flops_fit_ray.report.page import render, render_markdown, render_table, summary
 from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.tables import Table
 from flops_fit_ray.validity import document, validity_card
@@ -46,6 +46,8 @@ def write_report(sweep: Sweep) -> Path:
     write_json(sweep.paths.analysis, document(sweep.analysis, card))
     drawn = _write_figures(sweep.paths, sweep.analysis, sweep.curves, sweep.loss_name, sweep.replaced_points)
     write_bytes(sweep.paths.report, render(sweep, card, drawn).encode())
+    write_bytes(sweep.paths.report_markdown, render_markdown(sweep, card, drawn).encode())
+    write_json(sweep.paths.summary, summary(sweep))
     return sweep.paths.report
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from flops_fit_ray.analysis import Points
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import smoothed
-from flops_fit_ray.report.figures.style import INK, colours, plain
+from flops_fit_ray.report.figures.style import INK, Drawing, colours, plain
 from flops_fit_ray.text import count
 
 MOST_LABELS = 8
@@ -43,7 +43,7 @@ def training_curves(curves: Points | None) -> list[TrainingCurve]:
 
 def draw_curves(shown: list[TrainingCurve]) -> Figure:
     """Loss over C, one line per run, coloured by N."""
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    figure = Drawing(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.add_subplot()
     sizes = sorted({curve.params for curve in shown})
     colour = dict(zip(sizes, colours(len(sizes)), strict=True))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import Comparison, Law, SweepFit
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.report.figures.style import INK, MARKERS, colours, plain, readable_ticks
+from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, plain, readable_ticks
 
 BAND_POINTS = 61
 
@@ -79,7 +79,7 @@ def _band(
 
 def draw_laws(bands: list[LawBand]) -> Figure:
     """N_opt(C) and D_opt(C) on log axes with their bands, ten times beyond the data."""
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    figure = Drawing(figsize=(7.2, 3.4), layout="constrained")
     for axes, band in zip(figure.subplots(1, len(bands)), bands, strict=True):
         colour = colours(3)[1]
         if len(band.band_low):
@@ -123,7 +123,7 @@ def comparison_bands(fits: Sequence[SweepFit], names: Sequence[str], comparison:
 
 def draw_comparison(bands: list[list[LawBand]]) -> Figure:
     """Both sweeps over one another."""
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = Drawing(figsize=(7.2, 3.6), layout="constrained")
     for column, (axes, title) in enumerate(
         zip(figure.subplots(1, 2), ("N_opt (parameters)", "D_opt (tokens)"), strict=True)
     ):

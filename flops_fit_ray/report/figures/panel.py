@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import Interval, Sensitivity
-from flops_fit_ray.report.figures.style import INK, MARKERS, colours, plain
+from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, plain
 from flops_fit_ray.text import count, flops
 
 
@@ -43,7 +43,7 @@ def panel_numbers(panel: Sensitivity, interval: Interval | None) -> PanelNumbers
 
 def draw_panel(shown: PanelNumbers) -> Figure:
     """One line per lever, a mark per choice; the vertical line is the answer, its interval the shade."""
-    figure = Figure(figsize=(7.2, 1.2 + 0.34 * len(shown.spreads)), layout="constrained")
+    figure = Drawing(figsize=(7.2, 1.2 + 0.34 * len(shown.spreads)), layout="constrained")
     axes = figure.add_subplot()
     if shown.interval is not None:
         axes.axvspan(shown.interval.low, shown.interval.high, color=INK, alpha=0.08, linewidth=0)

@@ -52,6 +52,13 @@ def readable_ticks(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter("")
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows whatever its backend is."""
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self)
+
+
 def to_svg(figure: Figure) -> str:
     """The figure as SVG text, the same bytes for the same numbers."""
     buffer = io.BytesIO()

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.report.figures.style import INK, colours, plain, too_many
+from flops_fit_ray.report.figures.style import INK, Drawing, colours, plain, too_many
 from flops_fit_ray.text import count
 
 GRID = 61
@@ -78,7 +78,7 @@ def residuals(fit: SweepFit) -> Residuals | None:
 
 def draw_contours(shown: Contours, loss_name: str = "loss") -> Figure:
     """Lines of equal loss over N and D; dots are runs, the dashed line runs through the optima."""
-    figure = Figure(figsize=(7.2, 4.3), layout="constrained")
+    figure = Drawing(figsize=(7.2, 4.3), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")  # before the contours: their labels cut gaps that are measured on the page
     axes.set_yscale("log")
@@ -101,7 +101,7 @@ def draw_contours(shown: Contours, loss_name: str = "loss") -> Figure:
 
 def draw_residuals(shown: Residuals) -> Figure:
     """Three times the same residuals; a pattern in one of them is what the surface cannot bend to."""
-    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    figure = Drawing(figsize=(7.2, 2.8), layout="constrained")
     sides = ((shown.params, "N (parameters)"), (shown.tokens, "D (tokens)"), (shown.fitted, "fitted loss"))
     for i, (axes, (x, label)) in enumerate(zip(figure.subplots(1, 3, sharey=True), sides, strict=True)):
         axes.axhline(0, color=INK, linewidth=0.8)

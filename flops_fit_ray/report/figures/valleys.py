@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.valley import FEWEST
-from flops_fit_ray.report.figures.style import INK, MARKERS, colours, plain, too_many
+from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, plain, too_many
 from flops_fit_ray.text import flops
 
 CURVE_POINTS = 121
@@ -64,7 +64,7 @@ def draw_valleys(curves: list[ValleyCurve], loss_name: str = "held-out loss") ->
 
     Hollow points lie outside the window that was fitted; a cross is a run for which a rerun stands.
     """
-    figure = Figure(figsize=(7.2, 4.3), layout="constrained")
+    figure = Drawing(figsize=(7.2, 4.3), layout="constrained")
     axes = figure.add_subplot()
     many_points = too_many(sum(len(curve.params) for curve in curves))
     for i, (curve, colour) in enumerate(zip(curves, colours(len(curves)), strict=True)):

@@ -1,0 +1,89 @@
+"""What every form of the report says of a sweep: its cost, its failures and the way out of them, its provenance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flops_fit_ray import text
+from flops_fit_ray.hardware import Cluster
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.planning import DataFacts
+from flops_fit_ray.sweep import Sweep
+
+ADVICE = {
+    "diverged": "Lower train.lr at this size, or warm up for longer; it is not tried again as it is.",
+    "out_of_memory": "The micro-batch was halved as far as it goes: take precision: bf16, fewer experiments per GPU "
+    "(resources_per_trial), or a larger GPU.",
+    "stalled": "The traceback says where the data hang; data.timeout_seconds is how long they may take.",
+    "failed": "The traceback says where in your code; the same command tries it again.",
+    "infrastructure": "Its worker or node died again and again without getting further: look at the node's log and "
+    "memory; the same command tries it again.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """A line of what was planned and what it took."""
+
+    what: str
+    planned: str
+    real: str
+
+
+def costs(sweep: Sweep) -> list[Cost]:
+    """Experiments, FLOPs, and hours where a rate was measured before."""
+    plan, price = sweep.plan, sweep.plan.price
+    planned = None if price is None else price.device_seconds
+    follow = f", about {len(plan.forecast)} more to follow" if plan.forecast else ""
+    return [
+        Cost(what="experiments", planned=f"{len(plan.experiments)}{follow}", real=f"{len(sweep.results)} completed"),
+        Cost(what="FLOPs", planned=text.flops(plan.flops), real=text.flops(sweep.flops_spent)),
+        Cost(
+            what="training, all devices together",
+            planned="not known (`check` measures it)" if planned is None else text.duration(planned),
+            real=text.duration(sweep.device_seconds),
+        ),
+    ]
+
+
+def provenance(sweep: Sweep) -> list[tuple[str, str]]:
+    """What made the results, by name."""
+    devices = sorted({f"{r.device} ({r.host})" for r in sweep.results})
+    versions = sorted({", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in sweep.results})
+    size, data = sweep.plan.survey.sizes[0], sweep.plan.survey.data
+    return [
+        ("versions", "; ".join(versions) or "nothing has run"),
+        ("devices", "; ".join(devices) or "nothing has run"),
+        ("cluster", _cluster(Ledger(sweep.paths).cluster())),
+        ("seed", str(sweep.spec.train.seed)),
+        ("N is", size.params_source),
+        ("FLOPs are", f"{size.flops_source}, forward and backward"),
+        ("one token is", data.token_unit),
+        ("training data", f"{_length(data)}, {data.fingerprint}"),
+        ("held-out data", f"{f'{data.eval_samples:,} samples of ' if data.eval_samples else ''}{data.eval_source}"),
+        ("precision", ", ".join(sorted({f"{r.precision}, {r.attention} attention" for r in sweep.results})) or "-"),
+        ("MFU is of", "; ".join(sorted({r.peak_source for r in sweep.results})) or "-"),
+        ("results", f"sha256 {sweep.results_sha256}"),
+    ]
+
+
+def _cluster(cluster: Cluster | None) -> str:
+    if cluster is None:
+        return "not recorded"
+    gpus = [gpu.name for machine in cluster.machines for gpu in machine.gpus]
+    named = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
+    libraries = {
+        f"{what} {version}"
+        for m in cluster.machines
+        for what, version in (("driver", m.driver), ("CUDA", m.cuda), ("NCCL", m.nccl))
+        if version
+    }
+    nodes = f"{len(cluster.machines)} node{'s' if len(cluster.machines) != 1 else ''}"
+    words = [nodes, named, *sorted(libraries), f"{cluster.slots} experiments at a time"]
+    return ", ".join(word for word in words if word)
+
+
+def _length(data: DataFacts) -> str:
+    if data.train_samples is None:
+        return "a stream of unknown length"
+    return f"{data.train_samples:,} samples, {data.tokens_per_epoch:,} tokens"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from flops_fit_ray.analysis import Analysis, FitOptions, Prediction, SweepFit, analyse, fit_sweep, predict
 from flops_fit_ray.arguments import SOURCE, describe_target, spec_from_arguments
+from flops_fit_ray.console.choice import console_for
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
 from flops_fit_ray.layout import SweepPaths
@@ -222,7 +223,8 @@ def find_optimal(
         return priced(plan, spec.grid.start, rates=recorded_rates(SweepPaths(root), plan.frame))
     if not resume:
         _refuse_results(root)
-    console = PlainConsole(io.StringIO() if extra["quiet"] else sys.stdout)
+    silent = PlainConsole(io.StringIO())
+    console = silent if extra["quiet"] else console_for("", SweepPaths(root), spec, sys.stdout)
     order = Order(
         spec=spec,
         root=root,

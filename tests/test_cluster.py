@@ -53,7 +53,7 @@ def test_a_job_is_submitted_stopped_and_gone_on_with(cluster: RealCluster, tmp_p
     assert log[-1].startswith("flops-fit-ray submit") or "-m flops_fit_ray submit" in log[-1]
     again = call(cluster, "submit", spec, "--address", cluster.dashboard, "--output", root, "--follow")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"resuming: {len(before)} of 12 experiments are recorded and will not run again" in again.stdout
+    assert f"{len(before)} of 12 experiments are recorded and will not run again" in again.stdout
     sweep = open_sweep(root)
     assert sweep.complete and sweep.results_sha256 == uninterrupted(tmp_path / "plain")
     assert {key: recorded(root)[key] for key in before} == before

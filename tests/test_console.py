@@ -183,7 +183,7 @@ def test_64_gpus_are_8_lines(half: Sweep) -> None:
     )
     lines = [line.plain for line in draw(scene_of(half, nodes=nodes, fit=None), 100, 40) if "H200" in line.plain]
     assert len(lines) == 8
-    assert lines[0] == "n0 ▅▅▅▅▅▅▅▅  8 x H200  50 %  memory up to 50 %  up to 60 °C  4.0 kW  0 running"
+    assert lines[0] == "n0 ▅▅▅▅▅▅▅▅  8 x H200  50 %  memory max 50 %  max 60 °C  4.0 kW  0 running"
 
 
 def test_the_end_is_estimated_from_the_speed_of_each_size(half: Sweep) -> None:
@@ -331,7 +331,7 @@ def test_status_watch_follows_a_directory_to_its_end(copy: Sweep, capsys: pytest
     assert call("status", copy.paths.root, "--watch") == 0
     work.join()
     shown = capsys.readouterr().out
-    assert "resuming: " in shown and "[21/21]" in shown
+    assert "are recorded and will not run again" in shown and "[21/21]" in shown
     assert shown.splitlines()[-1] == "experiments: 21 completed of 21"
     assert open_sweep(copy.paths.root).complete
 

@@ -270,6 +270,7 @@ def _watch(sweep: Sweep, look: Wish) -> None:
     console = console_for(look, sweep.paths, sweep.spec, sys.stdout)
     watcher = Watcher(console)
     watcher.take(Ledger(sweep.paths))
+    console.question(sweep.spec, sweep.plan)
     watcher.on_plan(sweep.plan)
     watcher.on_cluster()
     seen = zlib.crc32(sweep.paths.plan.read_bytes())

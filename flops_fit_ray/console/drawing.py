@@ -201,7 +201,7 @@ def _gpu_line(node: Node, holder: Holder, *, alone: bool) -> Text:
     if gpu.memory_used is not None and gpu.memory_total:
         share = gpu.memory_used / gpu.memory_total
         parts.append(
-            (f"{gpu.memory_used / 2**30:.0f}/{gpu.memory_total / 2**30:.0f} GiB  ", _heat(share, FULL, FULLEST))
+            (f"{gpu.memory_used / 2**30:3.0f}/{gpu.memory_total / 2**30:.0f} GiB  ", _heat(share, FULL, FULLEST))
         )
     if gpu.temperature is not None:
         parts.append((f"{gpu.temperature:.0f} °C  ", _heat(gpu.temperature, WARM, HOT)))
@@ -230,8 +230,8 @@ def _folded_line(node: Node) -> Text:
     words = [
         f"{len(gpus)} x {gpus[0].name}",
         f"{100 * sum(busy) / len(busy):.0f} %" if busy else "",
-        f"memory up to {100 * max(fullest):.0f} %" if fullest else "",
-        f"up to {max(warmth):.0f} °C" if warmth else "",
+        f"memory max {100 * max(fullest):.0f} %" if fullest else "",
+        f"max {max(warmth):.0f} °C" if warmth else "",
         f"{sum(power) / 1000:.1f} kW" if power else "",
         f"{node.running} running",
     ]
@@ -267,7 +267,7 @@ def valley_lines(scene: Scene, width: int, height: int) -> list[Text]:
     lines = []
     for i, row in enumerate(drawn.rows):
         edge = {0: f"{drawn.loss[1]:.3f}", rows - 1: f"{drawn.loss[0]:.3f}"}.get(i, "")
-        line = Text(f"{edge:>7} │", style="dim")
+        line = Text.assemble((f"{edge:>7} │", "dim"))
         for cell in row:
             line.append(
                 " " if cell is None else cell.glyph, None if cell is None else COLOURS[cell.budget % len(COLOURS)]

@@ -20,6 +20,7 @@ from flops_fit_ray.console.drawing import draw
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.console.scene import Pace, Scene, flops_executed, measured_rates, nodes_of, seconds_left
 from flops_fit_ray.errors import FitError
+from flops_fit_ray.files import read_json
 from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
@@ -61,7 +62,7 @@ class LiveConsole(PlainConsole):
         self._cluster: Cluster | None = None
         self._live: Live | None = None
         self._broken = False
-        self._began = time.monotonic()
+        self._began = time.time()  # when the one who runs it did, as far as that is known
         self._fitting = _Fitting()
 
     def say(self, line: str) -> None:
@@ -116,7 +117,7 @@ class LiveConsole(PlainConsole):
         """Take the lower part of the terminal."""
         if self._broken:
             return
-        self._began = time.monotonic()
+        self._began = float((read_json(self._paths.lock_owner) or {}).get("started_at", time.time()))
         self._fitting.begin()
         self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
         self._live.start()
@@ -169,7 +170,7 @@ class LiveConsole(PlainConsole):
             pace=Pace(
                 flops_done=flops_executed(plan, self._outcomes.values(), self._running),
                 flops_planned=plan.flops,
-                elapsed=time.monotonic() - self._began,
+                elapsed=max(0.0, time.time() - self._began),
                 flops_per_second=sum(speeds) or None,
                 seconds_left=seconds_left(plan, self._outcomes, running, rates, slots),
             ),

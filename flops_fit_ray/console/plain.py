@@ -65,7 +65,7 @@ class PlainConsole:
         for warning in plan.warnings:
             self.say(f"warning: {warning}")
         if done:
-            self.say(f"resuming: {done} of {len(plan.experiments)} experiments are recorded and will not run again")
+            self.say(f"{done} of {len(plan.experiments)} experiments are recorded and will not run again")
 
     def begin(self) -> None:
         """Nothing to prepare."""

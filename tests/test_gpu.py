@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from flops_fit_ray.hardware import read_gpus
 from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.checkpoint import CheckpointStore
+from flops_fit_ray.training.device import gpu_uuids
 from flops_fit_ray.training.loop import train_experiment
 from tests.parts import Bigram
 from tests.streams import every_kind
@@ -69,3 +71,13 @@ def test_killed_and_resumed_on_a_gpu(kind: str, graph: bool, tmp_path: Path) -> 
     assert resumed.resumed_from == 20
     assert resumed.loss == pytest.approx(whole.loss, rel=1e-4)
     assert whole.device == torch.cuda.get_device_name() and whole.peak_memory_bytes
+
+
+def test_the_driver_reports_the_gpu_that_this_process_computes_on() -> None:
+    torch.zeros(1 << 28, device="cuda")
+    (mine, *_) = read_gpus(gpu_uuids())
+    assert mine.name == torch.cuda.get_device_name()
+    assert mine.memory_total is not None and mine.memory_used is not None
+    assert mine.memory_total == pytest.approx(torch.cuda.get_device_properties(0).total_memory, rel=0.05)
+    assert mine.memory_used > 1 << 28
+    assert mine.temperature is None or 0 < mine.temperature < 120

@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,12 +22,14 @@ from flops_fit_ray.planning import Rates, plan_from_json, priced
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, law_bands, to_png, to_svg, valley_curves
 from flops_fit_ray.report.figures.style import Drawing
-from flops_fit_ray.report.page import answer
+from flops_fit_ray.report.page import answer, render
 from flops_fit_ray.report.words import ADVICE, costs
+from flops_fit_ray.spec import FitSection
 from flops_fit_ray.sweep import STATUSES, Sweep, open_sweep
 from flops_fit_ray.text import duration
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from tests.parts import BIGRAM, Bigram, guest_of, spec_of, text
+from tests.records import FAILURE
 from tests.streams import Stateful
 from tests.sweeps import known_guest, known_spec, make_sweep
 
@@ -120,6 +124,21 @@ def test_markdown_and_summary_say_what_the_page_says(sweep: Sweep) -> None:
     widths = [line.count("|") for line in markdown.splitlines() if line.startswith("|")]
     blocks = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("|")]
     assert widths and all(len({line.count("|") for line in block}) == 1 for block in blocks)  # whole tables
+
+
+def test_the_page_of_many_experiments_stays_small(sweep: Sweep, tmp_path: Path) -> None:
+    def copies(things: Iterable[Any]) -> tuple[Any, ...]:
+        return tuple(replace(thing, key=f"{thing.key}-{i}") for thing in things for i in range(60))
+
+    many = replace(
+        sweep,
+        plan=replace(sweep.plan, experiments=copies(sweep.plan.experiments)),
+        results=copies(sweep.results[:14]),
+        failures=tuple(replace(FAILURE, key=e.key, error="E" * 5000) for e in copies(sweep.plan.experiments[14:])),
+    )
+    page = render(replace(many, spec=many.spec.model_copy(update={"fit": FitSection(draws=200)})), (), {})
+    assert len(page) < 250_000
+    assert "and 1010 more, all in results.csv" in page and "and 360 more." in page
 
 
 def test_the_cost_is_planned_and_real(sweep: Sweep) -> None:

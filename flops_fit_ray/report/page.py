@@ -19,7 +19,7 @@ from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.tables import Table
 from flops_fit_ray.validity import Line
 
-MOST_VALLEYS = 40  # rows
+MOST_VALLEYS, MOST_ROWS, MOST_FAILURES = 40, 250, 60  # rows; a page of 10,000 experiments must open, too
 
 
 def answer(analysis: Analysis, loss_name: str) -> str:
@@ -137,6 +137,7 @@ def _answer(sweep: Sweep) -> str:
 
 def _of_sweep(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> dict[str, Any]:
     """What both forms of a sweep's report show."""
+    failed = {f.key: f for f in sweep.failures}
     return {
         **_of_fit(sweep.analysis, card, figures, sweep.loss_name),
         "sweep": sweep,
@@ -144,7 +145,9 @@ def _of_sweep(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) ->
         "warnings": [] if sweep.spec.is_one_run else _shown(sweep.analysis, sweep.own_warnings),
         "done": len(sweep.results),
         "total": len(sweep.plan.experiments),
-        "failed": {f.key: f for f in sweep.failures},
+        "failed": failed,
+        "failed_rows": [(e, failed[e.key]) for e in sweep.plan.experiments if e.key in failed][:MOST_FAILURES],
+        "most_rows": MOST_ROWS,
         "advice": ADVICE,
         "costs": costs(sweep),
         "provenance": provenance(sweep),

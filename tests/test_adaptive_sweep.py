@@ -74,7 +74,7 @@ def test_the_card_and_the_report_speak_of_it(sweep: Sweep) -> None:
     assert "shared along trunks" in card["noise"].words
     write_report(sweep)
     page = sweep.paths.report.read_text()
-    assert "less than as separate runs" in page and "around the predicted N" in page and "first valley" in page
+    assert "fewer FLOPs than as separate runs" in page and "around the predicted N" in page and "first valley" in page
     assert "0.5 times the learning rate, at the minimum" in page
 
 

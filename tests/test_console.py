@@ -292,15 +292,18 @@ def test_json_lines_are_objects_and_quiet_is_quiet(copy: Sweep) -> None:
         view.event(event)
         view.progress([sign_of_life(copy.plan.experiments[5])], 2, 21)
         view.say("in the end")
+        view.result(copy, 75.0)
         texts[name] = (out if name == "json" else quiet).getvalue()
     found = [json.loads(line) for line in texts["json"].splitlines()]
-    kinds = ["question", "plan", "cluster", "outcome", "outcome", "event", "progress", "said"]
+    kinds = ["question", "plan", "cluster", "outcome", "outcome", "event", "progress", "said", "result"]
     assert [line["kind"] for line in found] == kinds
     assert all(line["schema_version"] == 1 for line in found)
     assert found[3]["loss"] == copy.results[0].loss and found[3]["done"] == 1
     assert len(found[1]["experiments"]) == 21 and found[0]["spec"]["name"] == "known"
     quiet_lines = texts["quiet"].splitlines()
-    assert len(quiet_lines) == 2 and "failed: E" in quiet_lines[0] and quiet_lines[1] == "in the end"
+    assert "failed: E" in quiet_lines[0] and quiet_lines[1] == "in the end"
+    assert "time: 1 min 15 s" in texts["quiet"] and quiet_lines[-1] == f"report: {copy.paths.report}"
+    assert found[-1]["status"]["completed"] == 2 and found[-1]["results_sha256"] == copy.results_sha256
 
 
 def test_who_gets_which_view(half: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,14 +238,9 @@ def run_order(
 
 def _say_results(sweep: Sweep, console: PlainConsole, elapsed: float, *, as_json: bool) -> None:
     from flops_fit_ray.analysis import n_opt_to_json
-    from flops_fit_ray.console.fits import fit_text
-    from flops_fit_ray.console.plain import summary_text
     from flops_fit_ray.layout import SCHEMA_VERSION
 
-    if not sweep.spec.is_one_run:  # one run has nothing to fit
-        console.say("\n" + fit_text(sweep.fit))
-    console.say(summary_text(sweep, elapsed))
-    console.say(f"report: {sweep.paths.report}")
+    console.result(sweep, elapsed)
     if as_json:
         closing = {
             "schema_version": SCHEMA_VERSION,

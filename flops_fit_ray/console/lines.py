@@ -8,12 +8,14 @@ import time
 from dataclasses import asdict
 from typing import Any, TextIO
 
+from flops_fit_ray.analysis import n_opt_to_json
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.layout import SCHEMA_VERSION
 from flops_fit_ray.ledger import Event, Failure, Progress, Result
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.sweep import Sweep
 
 
 class QuietConsole(PlainConsole):
@@ -101,6 +103,21 @@ class JsonConsole(PlainConsole):
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """What runs now."""
         self._write("progress", done=done, total=total, running=[asdict(p) for p in running])
+
+    def result(self, sweep: Sweep, elapsed: float) -> None:
+        """What came out in the end."""
+        self._write(
+            "result",
+            output=str(sweep.paths.root),
+            status=sweep.counts,
+            n_opt=n_opt_to_json(sweep.fit),
+            flops_planned=sweep.plan.flops,
+            flops_spent=sweep.flops_spent,
+            seconds=elapsed,
+            device_seconds=sweep.device_seconds,
+            report=str(sweep.paths.report),
+            results_sha256=sweep.results_sha256,
+        )
 
     def _write(self, kind: str, **content: Any) -> None:
         line = {"schema_version": SCHEMA_VERSION, "kind": kind, "at": time.time(), **content}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from flops_fit_ray import text
+from flops_fit_ray.console.fits import fit_text
 from flops_fit_ray.console.question import question_lines
 from flops_fit_ray.hardware import Cluster, Machine
 from flops_fit_ray.ledger import Event, Failure, Progress, Result
@@ -96,6 +97,13 @@ class PlainConsole:
         """Something that the owner should hear of now; the rest stays in the experiment's log."""
         if event.aloud:
             self.say(f"{self._name(event.key)}: {event.words}")
+
+    def result(self, sweep: Sweep, elapsed: float) -> None:
+        """What came out in the end, after `elapsed` seconds."""
+        if not sweep.spec.is_one_run:  # one run has nothing to fit
+            self.say("\n" + fit_text(sweep.fit))
+        self.say(summary_text(sweep, elapsed))
+        self.say(f"report: {sweep.paths.report}")
 
     def _name(self, key: str) -> str:
         experiment = self._experiments.get(key)

@@ -306,6 +306,16 @@ def test_json_lines_are_objects_and_quiet_is_quiet(copy: Sweep) -> None:
     assert found[-1]["status"]["completed"] == 2 and found[-1]["results_sha256"] == copy.results_sha256
 
 
+def test_a_line_of_progress_names_what_runs_and_stays_a_line(half: Sweep) -> None:
+    view = PlainConsole(out := io.StringIO())
+    view.plan(half.plan, 0)
+    view.progress([sign_of_life(e) for e in half.plan.experiments[:10]], 3, 21)
+    line = out.getvalue().splitlines()[-1]
+    assert line.startswith("[ 3/21] running: C 1e5, size 8: 50 %; C 1e5, size 12: 50 %") and line.endswith(
+        "; and 2 more"
+    )
+
+
 def test_who_gets_which_view(half: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -116,11 +116,13 @@ class PlainConsole:
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """Once a minute."""
-        shares = ", ".join(f"{p.key[:8]} {100 * p.tokens_seen / p.tokens:.0f} %" for p in running)
-        self.say(f"[{str(done).rjust(len(str(total)))}/{total}] running: {shares or 'nothing yet'}")
+        shares = [f"{self._name(p.key)}: {100 * p.tokens_seen / p.tokens:.0f} %" for p in running]
+        more = [f"and {len(shares) - MOST_NAMED} more"] if len(shares) > MOST_NAMED else []
+        words = "; ".join([*shares[:MOST_NAMED], *more])
+        self.say(f"[{str(done).rjust(len(str(total)))}/{total}] running: {words or 'nothing yet'}")
 
 
-MOST_NODES = 8  # lines
+MOST_NODES, MOST_NAMED = 8, 8  # lines; experiments in one
 
 
 def machine_lines(machines: Sequence[Machine]) -> list[str]:

@@ -19,7 +19,7 @@ def _model(spec: SweepSpec, plan: Plan) -> str:
     used = {e.size for e in plan.expected}
     sizes = sorted((s for s in plan.survey.sizes if s.size in used), key=lambda s: s.params)
     names = dict.fromkeys(name for s in sizes for name in s.kwargs)
-    words = [str(spec.model.target), f"N {_range([s.params for s in sizes])}"]
+    words = [str(spec.model.target), f"N {text.count(sizes[0].params)} to {text.count(sizes[-1].params)}"]
     words += [f"{name} {_range([s.kwargs[name] for s in sizes if name in s.kwargs])}" for name in names]
     words += [f"{name} {value}" for name, value in spec.model.kwargs.items()]
     return ", ".join([*words, *_architecture(sizes[0], sizes[-1])])

@@ -319,6 +319,7 @@ def _prepared(
     options: dict[str, Any],
 ) -> tuple[SweepSpec, Guest, Plan, dict[str, Any]]:
     """Spec, parts and plan of the arguments, and those options that belong to neither."""
+    from flops_fit_ray.trackers import check_installed
     from flops_fit_ray.training.guest import HOOKS
     from flops_fit_ray.training.measure import survey
 
@@ -336,6 +337,7 @@ def _prepared(
         model_cls, model_size_param, model_kwargs or {}, dataset, loss_fn, compute_budgets, extra, options, hooks
     )
     with faults_of(SOURCE):
+        check_installed(spec)
         guest = _guest_from_arguments(
             model_cls, model_kwargs or {}, dataset, loss_fn, extra, spec, {**hooks, "metrics": metrics}
         )

@@ -86,9 +86,7 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
     from flops_fit_ray.engine.cluster import ray_session
     from flops_fit_ray.engine.interrupt import interruptible
     from flops_fit_ray.report import write_report
-    from flops_fit_ray.trackers import check_installed
 
-    check_installed(order.spec)
     refuse_early(order.spec, order.address)
     ledger = Ledger(SweepPaths(order.root))
     with interruptible() as interrupt, ledger.writer() as dead_owner, contextlib.ExitStack() as session:

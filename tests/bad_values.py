@@ -201,6 +201,11 @@ BAD: dict[str, Case] = {
         changes={"workers_per_trial": 2, "resources_per_trial": "auto"}, words=("resources_per_trial: auto", "workers")
     ),
     "resources nothing": Case(changes={"resources_per_trial": {}}, words=("resources_per_trial", "{gpu: 1}")),
+    "unknown tracker": Case(changes={"trackers": {"wnadb": {}}}, words=("trackers.wnadb", "did you mean 'wandb'")),
+    "a tracker's secret": Case(
+        changes={"trackers": {"mlflow": {"tracking_uri": "http://me:pw@host"}}},
+        words=("trackers.mlflow.tracking_uri", "MLFLOW_TRACKING_PASSWORD"),
+    ),
     "tracker": Case(changes={"tracker": "wandb"}, words=("tracker: unknown key",)),
     "checkpoint interval 0": Case(changes={"checkpoint": {"minutes": 0}}, words=("checkpoint.minutes", "positive")),
     "checkpoint steps 0": Case(changes={"checkpoint": {"steps": 0}}, words=("checkpoint.steps", "greater than 0")),

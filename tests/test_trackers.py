@@ -16,7 +16,7 @@ import pytest
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.sweep import Sweep, open_sweep
 from flops_fit_ray.trackers import check_installed, watchers_for
 from flops_fit_ray.trackers.tracked import Tracked, Tracker, measured_of, run_name
@@ -152,6 +152,12 @@ def test_one_that_is_not_installed_is_refused_before_anything_runs(monkeypatch: 
         SpecError, match=r"trackers.wandb: wandb is not installed; pip install 'flops-fit-ray\[wandb\]'"
     ):
         check_installed(spec_with(wandb={}, mlflow={}))
+
+
+def test_a_secret_in_the_spec_is_refused_and_not_repeated() -> None:
+    with pytest.raises(SpecError, match="holds credentials") as caught:
+        make_spec({**known_spec().model_dump(), "trackers": {"mlflow": {"tracking_uri": "http://me:hunter2@h"}}}, "s")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_trackers_change_no_experiment(tmp_path: Path) -> None:

@@ -210,11 +210,13 @@ def run_order(
             from flops_fit_ray.pipeline import Order, check_output, recorded_frame, run_sweep
             from flops_fit_ray.planning import make_plan
             from flops_fit_ray.stopping import until_for
+            from flops_fit_ray.trackers import check_installed
             from flops_fit_ray.training.measure import survey_spec
 
             check_output(root)
             until = until_for(spec, way.until, way.at_most)
             with faults_of(named):
+                check_installed(spec)
                 survey = survey_spec(spec, base)
                 plan = make_plan(spec, survey, frame=recorded_frame(SweepPaths(root)))
             order = Order(

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.console.choice import Wish
     from flops_fit_ray.sweep import Sweep
 
-WATCH_SECONDS = 2.0  # between two looks at whether the plan has grown
+WATCH_SECONDS, REMOTE_WATCH_SECONDS = 2.0, 30.0  # between two looks at whether the plan has grown
 
 
 @click.command()
@@ -264,6 +264,7 @@ def _watch(sweep: Sweep, look: Wish) -> None:
     from flops_fit_ray.console.choice import console_for
     from flops_fit_ray.console.plain import counts_text
     from flops_fit_ray.ledger import Ledger
+    from flops_fit_ray.places import is_remote
     from flops_fit_ray.sweep import open_sweep
     from flops_fit_ray.watch import Watcher
 
@@ -274,10 +275,11 @@ def _watch(sweep: Sweep, look: Wish) -> None:
     watcher.on_plan(sweep.plan)
     watcher.on_cluster()
     seen = zlib.crc32(sweep.paths.plan.read_bytes())
+    rest = REMOTE_WATCH_SECONDS if is_remote(sweep.paths.root) else WATCH_SECONDS
     try:
         with watcher.following():
             while not (sweep.plan.final and watcher.all_told and sweep.writer is None):
-                time.sleep(WATCH_SECONDS)
+                time.sleep(rest)
                 now = zlib.crc32(sweep.paths.plan.read_bytes())
                 if now != seen:
                     seen, sweep = now, open_sweep(sweep.paths.root)

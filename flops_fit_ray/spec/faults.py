@@ -53,7 +53,8 @@ def _fault(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{path}: is missing"
     message = error["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(value, dict | list | BaseModel) else f" (got {value!r})"
+    unshown = isinstance(value, dict | list | BaseModel) or error["type"] == "secret"
+    shown = "" if unshown else f" (got {value!r})"
     return f"{path}: {message[:1].lower()}{message[1:]}{shown}"
 
 

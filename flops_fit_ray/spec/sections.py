@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from flops_fit_ray.text import did_you_mean
 
@@ -246,6 +247,14 @@ class MlflowSection(Section):
 
     tracking_uri: str | None = None
     experiment: str | None = None  # by default the sweep's name
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _holds_no_secret(cls, uri: str | None) -> str | None:
+        if uri is not None and "@" in uri.partition("://")[2].partition("/")[0]:  # the spec is kept, and shown
+            words = "holds credentials; give them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            raise PydanticCustomError("secret", words)
+        return uri
 
 
 class TrackersSection(Section):

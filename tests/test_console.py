@@ -21,7 +21,7 @@ from flops_fit_ray.console.lines import JsonConsole, QuietConsole
 from flops_fit_ray.console.live import LiveConsole
 from flops_fit_ray.console.plain import PlainConsole, machine_lines, summary_text
 from flops_fit_ray.console.question import question_lines
-from flops_fit_ray.console.scene import Pace, Scene, measured_rates, nodes_of, seconds_left
+from flops_fit_ray.console.scene import Holder, Node, Pace, Scene, measured_rates, nodes_of, seconds_left
 from flops_fit_ray.console.valleys import CURVE, MINIMUM, law_words, letter, picture
 from flops_fit_ray.hardware import Cluster, Gpu, Machine
 from flops_fit_ray.layout import SweepPaths
@@ -124,8 +124,8 @@ def test_the_picture_has_every_result_and_the_minimum_where_it_is() -> None:
 @pytest.mark.parametrize("width", [40, 60, 80, 140, 240])
 @pytest.mark.parametrize("height", [4, 10, 22, 60])
 def test_the_view_keeps_to_its_room(half: Sweep, width: int, height: int) -> None:
-    many = tuple(Machine(host=f"n{i}", gpus=tuple(gpu(k) for k in range(8))) for i in range(8))
-    for nodes in (nodes_of(many, ()), nodes_of((), ())):
+    many = [Machine(host=f"n{i}", gpus=tuple(gpu(k) for k in range(8))) for i in range(8)]
+    for nodes in (nodes_with(many), nodes_with(many[:1]), nodes_of(many, ()), ()):
         lines = draw(scene_of(half, nodes=nodes), width, height)
         assert 1 <= len(lines) <= height
         assert all(line.cell_len <= width for line in lines)
@@ -158,14 +158,15 @@ def test_devices_have_their_holders_and_the_colours_of_heat(half: Sweep) -> None
         gpu(1, temperature=76.0),
         gpu(2, temperature=86.0, memory_used=135 * 2**30),
     )
-    whole = Machine(host="node-1", gpus=(cool, warm, hot), driver="570.1", cuda="12.8", nccl="2.26.2")
-    reading = Machine(host="node-1", cpu_share=0.5, gpus=(replace(hot, utilisation=0.99),)).to_json()
-    signs = [(first, sign_of_life(first, machine=reading)), (second, sign_of_life(second, machine=reading))]
+    whole = Machine(host="node-1", gpus=(cool, warm, hot, gpu(3)), driver="570.1", cuda="12.8", nccl="2.26.2")
+    one = Machine(host="node-1", cpu_share=0.5, gpus=(replace(hot, utilisation=0.99), warm)).to_json()
+    other = Machine(host="node-1", cpu_share=0.5, gpus=(replace(hot, utilisation=0.99), cool)).to_json()
+    signs = [(first, sign_of_life(first, machine=one)), (second, sign_of_life(second, machine=other))]
     (node,) = nodes_of([whole], signs)
     assert node.machine.driver == "570.1" and node.machine.cpu_share == 0.5 and node.running == 2
-    assert [holder.experiments for holder in node.gpus] == [(), (), (first, second)]
+    assert [holder.experiments for holder in node.gpus] == [(second,), (first,), (first, second), ()]
     lines = [line for line in draw(scene_of(half, nodes=(node,), fit=None), 160, 40) if "GPU" in line.plain]
-    assert [line.plain.rstrip().endswith("idle") for line in lines] == [True, True, False]
+    assert lines.pop().plain.rstrip() == "GPU 3 H200  idle"  # what was read of it is of another time
     assert "99 %" in lines[2].plain and "135/141 GiB" in lines[2].plain and "500/700 W" in lines[2].plain
 
     def styles(line: object, words: str) -> set[str]:
@@ -174,13 +175,16 @@ def test_devices_have_their_holders_and_the_colours_of_heat(half: Sweep) -> None
 
     assert [styles(line, "°C") for line in lines] == [set(), {"yellow"}, {"bold red"}]
     assert styles(lines[2], "GiB") == {"bold red"} and styles(lines[0], "GiB") == set()
-    assert machine_lines([whole]) == ["node-1: 3 x H200 (141 GiB), driver 570.1, CUDA 12.8, NCCL 2.26.2"]
+    assert machine_lines([whole]) == ["node-1: 4 x H200 (141 GiB), driver 570.1, CUDA 12.8, NCCL 2.26.2"]
+
+
+def nodes_with(machines: list[Machine]) -> tuple[Node, ...]:
+    return tuple(Node(machine=m, gpus=tuple(Holder(gpu=g) for g in m.gpus)) for m in machines)
 
 
 def test_64_gpus_are_8_lines(half: Sweep) -> None:
-    nodes = nodes_of(
-        [Machine(host=f"n{i}", gpus=tuple(gpu(k, uuid=f"{i}-{k}") for k in range(8))) for i in range(8)], ()
-    )
+    """Made-up readings: no real ones of so many GPUs are at hand."""
+    nodes = nodes_with([Machine(host=f"n{i}", gpus=tuple(gpu(k) for k in range(8))) for i in range(8)])
     lines = [line.plain for line in draw(scene_of(half, nodes=nodes, fit=None), 100, 40) if "H200" in line.plain]
     assert len(lines) == 8
     assert lines[0] == "n0 ▅▅▅▅▅▅▅▅  8 x H200  50 %  memory max 50 %  max 60 °C  4.0 kW  0 running"

@@ -218,7 +218,10 @@ def _folded_line(node: Node) -> Text:
     cells: list[tuple[str, str]] = []
     for holder in node.gpus:
         gpu = holder.gpu
-        glyph = "?" if gpu.utilisation is None else LEVELS[min(7, int(gpu.utilisation * 8))]
+        if gpu.utilisation is None:
+            cells.append(("·", "dim"))
+            continue
+        glyph = LEVELS[min(7, int(gpu.utilisation * 8))]
         full = gpu.memory_used / gpu.memory_total if gpu.memory_used is not None and gpu.memory_total else 0.0
         worst = max(_level(gpu.temperature or 0.0, WARM, HOT), _level(full, FULL, FULLEST))
         cells.append((glyph, ("green", "yellow", "bold red")[worst]))

@@ -114,9 +114,12 @@ def seconds_left(
 
 
 def nodes_of(machines: Sequence[Machine], running: Iterable[tuple[Experiment, Progress]]) -> tuple[Node, ...]:
-    """The machines as they were found, each with the newest reading that an experiment on it has sent."""
-    known = {machine.host: machine for machine in machines}
-    gpus = {machine.host: {gpu.uuid: gpu for gpu in machine.gpus} for machine in machines}
+    """The machines, each with the newest reading that an experiment on it has sent.
+
+    What was read of them when they were found is of that time, so it is not shown: of an idle GPU only what it is.
+    """
+    known = {machine.host: replace(machine, cpu_share=None, memory_used=None) for machine in machines}
+    gpus = {machine.host: {gpu.uuid: _at_rest(gpu) for gpu in machine.gpus} for machine in machines}
     newest: dict[str, float] = {}
     held: dict[str, list[Experiment]] = {}
     count: dict[str, int] = {}
@@ -148,6 +151,10 @@ def nodes_of(machines: Sequence[Machine], running: Iterable[tuple[Experiment, Pr
         )
         for host, machine in sorted(known.items())
     )
+
+
+def _at_rest(gpu: Gpu) -> Gpu:
+    return Gpu(uuid=gpu.uuid, index=gpu.index, name=gpu.name, memory_total=gpu.memory_total)
 
 
 def tokens_left_seconds(progress: Progress) -> float | None:

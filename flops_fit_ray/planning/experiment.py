@@ -247,7 +247,9 @@ class Plan:
         said = [f"{len(self.experiments)} experiments", f"{self.flops:.3g} FLOPs", *self.notes]
         said += [f"warning: {warning}" for warning in self.warnings]
         lines = "".join(f"<p>{html.escape(line)}</p>" for line in said)
-        return f"<p><strong>{html.escape(self.name)}</strong></p>{lines}{self.to_frame().to_html(max_rows=60)}"
+        shown = self.to_frame().drop(columns=["key", "decided"])
+        table = shown.to_html(max_rows=60, index=False, float_format="{:.4g}".format)
+        return f"<p><strong>{html.escape(self.name)}</strong></p>{lines}{table}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in plan.json."""

@@ -355,7 +355,7 @@ def test_status_watch_follows_a_directory_to_its_end(copy: Sweep, capsys: pytest
 
 def test_the_summary_counts_what_was_spent(half: Sweep) -> None:
     words = summary_text(half, 75.0)
-    assert "10 completed" in words and "time: 1 min 15 s" in words and "CPU-hours" in words
+    assert "10 completed" in words and "time: 1 min 15 s" in words and "s of CPU time" in words
     assert sum(r.seconds_executed or 0 for r in half.results) == pytest.approx(half.device_seconds)
 
 

@@ -34,6 +34,7 @@ SHAPES = {
     "1-fits": ENGINE_2,
     "1-trunks": ENGINE_2,
     "1-sealed": ENGINE_2,
+    "1-watched": ENGINE_2,
 }
 
 
@@ -66,7 +67,7 @@ def test_an_old_directory_opens(name: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_what_this_version_plans_is_what_the_newest_has_done(tmp_path: Path) -> None:
     """The keys of today: a changed key would train all of it again."""
-    root = unpacked("1-sealed", tmp_path)
+    root = unpacked("1-watched", tmp_path)
     spec = open_sweep(root).spec
     assert make_spec(spec.model_dump(mode="json"), "golden") == spec
     import torch

@@ -184,10 +184,11 @@ def summary_text(sweep: Sweep, elapsed: float) -> str:
     """What the whole sweep took; `elapsed` are the seconds of this run of it."""
     device = "CPU" if all(r.device.startswith("cpu") for r in sweep.results) else "GPU"
     hours = sweep.device_seconds / 3600
+    spent = f"{hours:.1f} {device}-hours" if hours >= 1 else f"{text.duration(sweep.device_seconds)} of {device} time"
     words = [
         counts_text(sweep),
         f"FLOPs: {text.flops(sweep.flops_spent)} of {text.flops(sweep.plan.flops)} planned",
-        f"time: {text.duration(elapsed)}; training in all: {hours:.{1 if hours >= 1 else 3}f} {device}-hours",
+        f"time: {text.duration(elapsed)}; training in all: {spent}",
     ]
     if sweep.num_deaths:
         words.append(f"retries: {sweep.num_deaths} after a worker or node died")

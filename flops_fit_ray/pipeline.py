@@ -117,6 +117,8 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
                 break
             spec, survey = wider, wider_survey
             session.enter_context(ray_session(order.address))  # one for all budgets
+        if sweep.num_deaths:
+            ledger.paths.remove_strays()  # a worker may have died in the middle of a write
         write_report(sweep)
     return sweep
 

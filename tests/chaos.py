@@ -224,6 +224,7 @@ def worker_kills(where: Path, kills: int, sha256: str, dice: random.Random) -> R
                     os.kill(int(progress["pid"]), signal.SIGKILL)
                     killed[key] = killed.get(key, 0) + 1
                     row.times += 1
+                    path.with_name(f".{path.name}.{progress['pid']}.tmp").touch()  # as if in the middle of a write
                 path.unlink(missing_ok=True)  # so that nobody is killed for a sign of life of before
         sweep = finish(driver, row, watched, sha256)
         if sweep is not None:

@@ -7,11 +7,12 @@ import functools
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from flops_fit_ray.lock import hostname
+from flops_fit_ray.values import value_of
 
 _T = TypeVar("_T")
 
@@ -30,6 +31,11 @@ class Gpu:
     power: float | None = None  # W
     power_limit: float | None = None
 
+    @property
+    def memory_share(self) -> float | None:
+        """Of its memory, what is used, 0 to 1."""
+        return self.memory_used / self.memory_total if self.memory_used is not None and self.memory_total else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -45,6 +51,12 @@ class Machine:
     driver: str | None = None  # of its GPUs
     cuda: str | None = None  # that torch was built for
     nccl: str | None = None
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """What its GPUs work with, as far as it is known: "driver 570.86", "CUDA 13.0"."""
+        known = {"driver": self.driver, "CUDA": self.cuda, "NCCL": self.nccl}
+        return tuple(f"{what} {version}" for what, version in known.items() if version)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -63,15 +75,10 @@ class Cluster:
 def machine_from_json(content: Mapping[str, Any]) -> Machine | None:
     """A machine from its plain values; None where they are none."""
     try:
-        gpus = tuple(Gpu(**_known(Gpu, gpu)) for gpu in content.get("gpus", ()))
-        return Machine(**{**_known(Machine, content), "gpus": gpus})
-    except (TypeError, AttributeError):
+        gpus = tuple(value_of(Gpu, gpu) for gpu in content.get("gpus", ()))
+        return value_of(Machine, {**content, "gpus": gpus})
+    except (KeyError, TypeError, AttributeError):
         return None
-
-
-def _known(kind: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in fields(kind)}
-    return {name: value for name, value in content.items() if name in names}
 
 
 class Readings:
@@ -107,10 +114,10 @@ def read_gpus(uuids: Sequence[str] | None = None) -> tuple[Gpu, ...]:
         return ()
     found = []
     for index in range(_asked(nvml.nvmlDeviceGetCount) or 0):
-        handle = _asked(lambda i=index: nvml.nvmlDeviceGetHandleByIndex(i))  # type: ignore[misc] # mypy: no lambda defaults
-        uuid = None if handle is None else _asked(lambda h=handle: _text(nvml.nvmlDeviceGetUUID(h)))  # type: ignore[misc] # as above
-        if uuid is not None and (uuids is None or uuid in uuids):
-            found.append(_gpu(nvml, handle, index, uuid))
+        handle = _asked(nvml.nvmlDeviceGetHandleByIndex, index)
+        uuid = None if handle is None else _asked(nvml.nvmlDeviceGetUUID, handle)
+        if uuid is not None and (uuids is None or _text(uuid) in uuids):
+            found.append(_gpu(nvml, handle, index, _text(uuid)))
     return tuple(found)
 
 
@@ -147,12 +154,12 @@ def _nvml() -> Any | None:
     return pynvml
 
 
-def _asked(question: Callable[[], _T]) -> _T | None:
+def _asked(question: Callable[..., _T], *of: Any) -> _T | None:
     """NVML's answer; None where this device has none (a MIG slice has no utilisation, a laptop no power limit)."""
     nvml = _nvml()
     assert nvml is not None
     try:
-        return question()
+        return question(*of)
     except nvml.NVMLError:
         return None
 

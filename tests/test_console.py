@@ -71,13 +71,13 @@ def scene_of(sweep: Sweep, **more: object) -> Scene:
     signs = tuple((e, sign_of_life(e, 0.25, lr=0.01, tokens_per_second=100.0, mfu=0.4)) for e in running)
     values = {
         "name": "known",
-        "counts": {"completed": len(sweep.results), "failed": 1, "running": len(signs)},
+        "completed": len(sweep.results),
+        "failed": 1,
         "total": len(sweep.plan.experiments),
         "final": True,
         "pace": Pace(flops_done=1e6, flops_planned=4e6, elapsed=75, flops_per_second=1e4, seconds_left=300),
         "running": signs,
         "nodes": nodes_of([Machine(host="node-1", cpu="EPYC", cpus=2)], signs),
-        "slots": 4,
         "fit": fit_minima(sweep.points, sweep.fit_options),
     }
     return Scene(**{**values, **more})  # type: ignore[arg-type] # fields by name

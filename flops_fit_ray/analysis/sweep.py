@@ -148,12 +148,9 @@ def fit_sweep(points: Points, options: FitOptions = FitOptions(), curves: Points
     Raises:
         FitError: a loss, size or budget is not a finite number (or not positive, where it must be).
     """
-    check_points(points)
-    valleys = tuple(fit_valleys(points, options))
-    noise = valley_noise(valleys, points)
     rng = np.random.default_rng(options.seed)
-    minima = _draws(valleys, points, noise, options, rng)
-    methods: dict[MethodName, Method] = {"valley": valley_method(valleys, minima, options.law_weights)}
+    low = fit_minima(points, options, rng)
+    methods: dict[MethodName, Method] = {"valley": low.method}
     losses: tuple[SurfaceLoss, ...] = ("huber", "squared")
     for loss in losses:
         wanted = options.surface(loss)
@@ -164,18 +161,18 @@ def fit_sweep(points: Points, options: FitOptions = FitOptions(), curves: Points
         methods[method.name] = method
     if (envelope := envelope_method(points if curves is None else curves, options.draws, rng)) is not None:
         methods["envelope"] = envelope
-    default = _default(points, valleys, methods, options)
+    default = _default(points, low.valleys, methods, options)
     return SweepFit(
         points=points,
-        valleys=valleys,
-        minima=minima,
-        intervals=tuple(valley_intervals(valleys, minima, options.confidence)),
+        valleys=low.valleys,
+        minima=low.minima,
+        intervals=low.intervals,
         methods=methods,
         default=default,
-        noise=noise,
+        noise=low.noise,
         seeds=seed_noise(points),
         options=options,
-        warnings=tuple(doubts(points, valleys, minima, noise, methods, default)),
+        warnings=tuple(doubts(points, low.valleys, low.minima, low.noise, methods, default)),
     )
 
 
@@ -184,32 +181,35 @@ class ValleyFit:
     """The valleys alone, without the surfaces that check them: what a look in mid-sweep takes milliseconds for."""
 
     valleys: tuple[Valley, ...]
+    noise: Noise | None  # about the valleys' curves
+    minima: Minima | None  # of the valleys in every draw
     intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
     method: Method  # with N_opt(C), or why there is none
     confidence: float
 
 
-def fit_minima(points: Points, options: FitOptions = FitOptions()) -> ValleyFit:
+def fit_minima(points: Points, options: FitOptions = FitOptions(), rng: np.random.Generator | None = None) -> ValleyFit:
     """The valleys of all points, their minima with intervals, and the law through them.
+
+    Args:
+        rng: whose draws are taken; by default one with the options' seed.
 
     Raises:
         FitError: as `fit_sweep`.
     """
     check_points(points)
     valleys = tuple(fit_valleys(points, options))
-    minima = _draws(valleys, points, valley_noise(valleys, points), options, np.random.default_rng(options.seed))
+    noise, minima = valley_noise(valleys, points), None
+    if noise is not None and options.draws:
+        minima = draw_minima(valleys, points, noise, options.draws, rng or np.random.default_rng(options.seed))
     return ValleyFit(
         valleys=valleys,
+        noise=noise,
+        minima=minima,
         intervals=tuple(valley_intervals(valleys, minima, options.confidence)),
         method=valley_method(valleys, minima, options.law_weights),
         confidence=options.confidence,
     )
-
-
-def _draws(
-    valleys: Sequence[Valley], points: Points, noise: Noise | None, options: FitOptions, rng: np.random.Generator
-) -> Minima | None:
-    return draw_minima(valleys, points, noise, options.draws, rng) if noise is not None and options.draws else None
 
 
 def fit_valleys(points: Points, options: FitOptions) -> Iterator[Valley]:

@@ -239,20 +239,12 @@ def run_order(
 
 
 def _say_results(sweep: Sweep, console: PlainConsole, elapsed: float, *, as_json: bool) -> None:
-    from flops_fit_ray.analysis import n_opt_to_json
+    from flops_fit_ray.console.lines import closing
     from flops_fit_ray.layout import SCHEMA_VERSION
 
     console.result(sweep, elapsed)
     if as_json:
-        closing = {
-            "schema_version": SCHEMA_VERSION,
-            "output": str(sweep.paths.root),
-            "status": sweep.counts,
-            "n_opt": n_opt_to_json(sweep.fit),
-            "report": str(sweep.paths.report),
-            "results_sha256": sweep.results_sha256,
-        }
-        click.echo(json.dumps(closing))
+        click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **closing(sweep)}))
 
 
 def open_directory(directory: Path | None) -> Sweep:

@@ -18,6 +18,7 @@ COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "
 WARM, HOT = 75.0, 85.0  # °C
 FULL, FULLEST = 0.85, 0.95  # of a GPU's memory
 PLOT_ROWS = (6, 16)  # at least and at most
+FOLDED = 16  # GPUs; of more, each node is one line
 FEWEST_SHOWN = 3  # results of a budget
 BAR = 24  # characters
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -32,7 +33,7 @@ def draw(scene: Scene, width: int, height: int) -> list[Text]:
     """
     head = [_sweep_line(scene, width)]
     room = height - len(head)
-    devices = device_lines(scene, width)
+    devices = device_lines(scene)
     running = running_lines(scene, width, max(2, room - PLOT_ROWS[0] - min(len(devices), room // 4) - 2))
     room -= len(running)
     plot = valley_lines(scene, width, min(PLOT_ROWS[1], room - min(len(devices), max(1, room // 3))))
@@ -62,16 +63,15 @@ def bar(share: float, width: int, style: str = "cyan") -> Text:
 
 
 def _sweep_line(scene: Scene, width: int) -> Text:
-    pace, counts = scene.pace, scene.counts
-    done = f"{counts.get('completed', 0)}/{scene.total}{'' if scene.final else '+'}"
-    failed = counts.get("failed", 0)
+    pace = scene.pace
+    done = f"{scene.completed}/{scene.total}{'' if scene.final else '+'}"
     words: list[str | tuple[str, str] | Text] = [
         (f"{scene.name} ", "bold"),
         bar(pace.share, max(8, min(BAR, width // 5))),
         f" {100 * pace.share:.0f} %  ",
         f"{text.flops(pace.flops_done)}/{text.flops(pace.flops_planned)} FLOPs  " if pace.flops_done else "",
         f"{done} done",
-        (f", {failed} failed", "red") if failed else "",
+        (f", {scene.failed} failed", "red") if scene.failed else "",
         f"  {clock(pace.elapsed)}",
     ]
     if pace.seconds_left is not None and pace.share < 1:
@@ -164,9 +164,9 @@ def _colour_of(scene: Scene, e: Experiment) -> str:
     return COLOURS[budgets.index(e.budget) % len(COLOURS)] if e.budget in budgets else "white"
 
 
-def device_lines(scene: Scene, width: int) -> list[Text]:
+def device_lines(scene: Scene) -> list[Text]:
     """One line per GPU; of many, one per node; of a node without, its cores and memory."""
-    fold = sum(len(node.gpus) for node in scene.nodes) > scene.folded
+    fold = sum(len(node.gpus) for node in scene.nodes) > FOLDED
     lines = []
     for node in scene.nodes:
         if not node.gpus:
@@ -198,11 +198,9 @@ def _gpu_line(node: Node, holder: Holder, *, alone: bool) -> Text:
     ]
     if gpu.utilisation is not None:
         parts += [bar(gpu.utilisation, 8, "green"), f" {100 * gpu.utilisation:3.0f} %  "]
-    if gpu.memory_used is not None and gpu.memory_total:
-        share = gpu.memory_used / gpu.memory_total
-        parts.append(
-            (f"{gpu.memory_used / 2**30:3.0f}/{gpu.memory_total / 2**30:.0f} GiB  ", _heat(share, FULL, FULLEST))
-        )
+    if gpu.memory_share is not None and gpu.memory_total is not None:
+        used = gpu.memory_share * gpu.memory_total / 2**30
+        parts.append((f"{used:3.0f}/{gpu.memory_total / 2**30:.0f} GiB  ", _heat(gpu.memory_share, FULL, FULLEST)))
     if gpu.temperature is not None:
         parts.append((f"{gpu.temperature:.0f} °C  ", _heat(gpu.temperature, WARM, HOT)))
     if gpu.power is not None:
@@ -222,14 +220,13 @@ def _folded_line(node: Node) -> Text:
             cells.append(("·", "dim"))
             continue
         glyph = LEVELS[min(7, int(gpu.utilisation * 8))]
-        full = gpu.memory_used / gpu.memory_total if gpu.memory_used is not None and gpu.memory_total else 0.0
-        worst = max(_level(gpu.temperature or 0.0, WARM, HOT), _level(full, FULL, FULLEST))
+        worst = max(_level(gpu.temperature or 0.0, WARM, HOT), _level(gpu.memory_share or 0.0, FULL, FULLEST))
         cells.append((glyph, ("green", "yellow", "bold red")[worst]))
     gpus = [holder.gpu for holder in node.gpus]
     busy = [g.utilisation for g in gpus if g.utilisation is not None]
     warmth = [g.temperature for g in gpus if g.temperature is not None]
     power = [g.power for g in gpus if g.power is not None]
-    fullest = [g.memory_used / g.memory_total for g in gpus if g.memory_used is not None and g.memory_total]
+    fullest = [g.memory_share for g in gpus if g.memory_share is not None]
     words = [
         f"{len(gpus)} x {gpus[0].name}",
         f"{100 * sum(busy) / len(busy):.0f} %" if busy else "",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict
-from typing import Any, TextIO
+from typing import Any
 
 from flops_fit_ray.analysis import n_opt_to_json
 from flops_fit_ray.console.plain import PlainConsole
@@ -16,6 +15,17 @@ from flops_fit_ray.ledger import Event, Failure, Progress, Result
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep import Sweep
+
+
+def closing(sweep: Sweep) -> dict[str, Any]:
+    """What came out in the end, for programs."""
+    return {
+        "output": str(sweep.paths.root),
+        "status": sweep.counts,
+        "n_opt": n_opt_to_json(sweep.fit),
+        "report": str(sweep.paths.report),
+        "results_sha256": sweep.results_sha256,
+    }
 
 
 class QuietConsole(PlainConsole):
@@ -49,9 +59,6 @@ class JsonConsole(PlainConsole):
     """One object per line: `kind` and `at` (seconds since the epoch), and what belongs to it."""
 
     every = 10.0
-
-    def __init__(self, out: TextIO | None = None) -> None:
-        super().__init__(sys.stdout if out is None else out)
 
     def say(self, line: str) -> None:
         """What has no fields of its own."""
@@ -108,15 +115,11 @@ class JsonConsole(PlainConsole):
         """What came out in the end."""
         self._write(
             "result",
-            output=str(sweep.paths.root),
-            status=sweep.counts,
-            n_opt=n_opt_to_json(sweep.fit),
+            **closing(sweep),
             flops_planned=sweep.plan.flops,
             flops_spent=sweep.flops_spent,
             seconds=elapsed,
             device_seconds=sweep.device_seconds,
-            report=str(sweep.paths.report),
-            results_sha256=sweep.results_sha256,
         )
 
     def _write(self, kind: str, **content: Any) -> None:

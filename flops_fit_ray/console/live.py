@@ -18,7 +18,7 @@ from rich.text import Text
 from flops_fit_ray.analysis import ValleyFit, fit_minima
 from flops_fit_ray.console.drawing import draw
 from flops_fit_ray.console.plain import PlainConsole
-from flops_fit_ray.console.scene import Pace, Scene, flops_executed, measured_rates, nodes_of, seconds_left
+from flops_fit_ray.console.scene import Pace, Scene, flops_under_way, measured_rates, nodes_of, seconds_left
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.files import read_json
 from flops_fit_ray.hardware import Cluster
@@ -155,20 +155,20 @@ class LiveConsole(PlainConsole):
         """How things stand now."""
         plan = self._plan
         assert plan is not None
-        experiments = {e.key: e for e in plan.experiments}
-        running = tuple((experiments[p.key], p) for p in self._running if p.key in experiments)
-        completed = sum(isinstance(o, Result) for o in self._outcomes.values())
+        running = tuple((e, p) for p in self._running if (e := self._experiments.get(p.key)) is not None)
+        sweep = self._sweep()
         speeds = [e.flops_per_token * p.tokens_per_second for e, p in running if p.tokens_per_second]
         cluster = self._cluster
         slots = 1 if cluster is None else cluster.slots
         rates = measured_rates(self._outcomes.values(), running)
         return Scene(
             name=plan.name,
-            counts={"completed": completed, "failed": len(self._outcomes) - completed, "running": len(running)},
+            completed=len(sweep.results),
+            failed=len(self._outcomes) - len(sweep.results),
             total=len(plan.experiments),
             final=plan.final,
             pace=Pace(
-                flops_done=flops_executed(plan, self._outcomes.values(), self._running),
+                flops_done=sweep.flops_spent + flops_under_way(running),
                 flops_planned=plan.flops,
                 elapsed=max(0.0, time.time() - self._began),
                 flops_per_second=sum(speeds) or None,
@@ -176,7 +176,6 @@ class LiveConsole(PlainConsole):
             ),
             running=running,
             nodes=nodes_of(() if cluster is None else cluster.machines, running),
-            slots=None if cluster is None else cluster.slots,
             fit=self._fitting.found,
             perplexity=self._spec.loss == "cross_entropy",
         )

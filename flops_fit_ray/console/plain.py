@@ -16,6 +16,8 @@ from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep import Sweep
 
+MOST_NODES, MOST_NAMED = 8, 8  # lines; experiments in one
+
 
 class PlainConsole:
     """Writes lines to `out`; a View. A closed pipe silences it and stops nothing."""
@@ -122,9 +124,6 @@ class PlainConsole:
         self.say(f"[{str(done).rjust(len(str(total)))}/{total}] running: {words or 'nothing yet'}")
 
 
-MOST_NODES, MOST_NAMED = 8, 8  # lines; experiments in one
-
-
 def machine_lines(machines: Sequence[Machine]) -> list[str]:
     """What nodes have: GPUs by name with their memory, driver, CUDA and NCCL; else cores."""
     lines = []
@@ -135,8 +134,7 @@ def machine_lines(machines: Sequence[Machine]) -> list[str]:
             memory = gpus[0].memory_total
             words.append(f"{len(gpus)} x {name}{f' ({memory / 2**30:.0f} GiB)' if memory else ''}")
         if m.gpus:
-            known = {"driver": m.driver, "CUDA": m.cuda, "NCCL": m.nccl}
-            words += [f"{what} {version}" for what, version in known.items() if version]
+            words += m.libraries
         words.append(f"{m.cpus} cores{f' of {m.cpu}' if m.cpu else ''}" if m.cpus else m.cpu)
         words.append(f"{text.size(m.memory_total)} memory" if m.memory_total else "")
         lines.append(f"{m.host}: {', '.join(word for word in words if word)}")

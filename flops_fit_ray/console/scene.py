@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from flops_fit_ray.analysis import ValleyFit
 from flops_fit_ray.hardware import Gpu, Machine, machine_from_json
@@ -50,31 +50,23 @@ class Scene:
     """All of it."""
 
     name: str
-    counts: Mapping[str, int]  # experiments by status: completed, failed, running
+    completed: int
+    failed: int
     total: int
     final: bool  # whether no experiments will be added
     pace: Pace
     running: tuple[tuple[Experiment, Progress], ...]
     nodes: tuple[Node, ...] = ()
-    slots: int | None = None
     fit: ValleyFit | None = None
     perplexity: bool = False  # whether exp(loss) is one
-    unit: str = "tokens"
-    folded: int = field(default=16)  # GPUs; of more, each node is one line
 
 
-def flops_executed(plan: Plan, outcomes: Iterable[Result | Failure], running: Iterable[Progress] = ()) -> float:
-    """FLOPs that went into results, and into what runs now."""
-    experiments = {e.key: e for e in plan.experiments}
+def flops_under_way(running: Iterable[tuple[Experiment, Progress]]) -> float:
+    """FLOPs that went into what runs now."""
     done = 0.0
-    for outcome in outcomes:
-        if isinstance(outcome, Result):
-            done += outcome.flops if outcome.flops_executed is None else outcome.flops_executed
-    for progress in running:
-        e = experiments.get(progress.key)
-        if e is not None:
-            begun = e.tokens * e.start_step / e.steps  # a trunk that was not there is trained again: then it is more
-            done += max(0.0, progress.tokens_seen - begun) * e.flops_per_token
+    for e, progress in running:
+        begun = e.tokens * e.start_step / e.steps  # a trunk that was not there is trained again: then it is more
+        done += max(0.0, progress.tokens_seen - begun) * e.flops_per_token
     return done
 
 
@@ -102,10 +94,14 @@ def seconds_left(
         return None
     begun = {e.key: p for e, p in running}
     left, longest = 0.0, 0.0
+    step_seconds: dict[float, float] = {}  # by its FLOPs: thousands of experiments have steps of a few kinds
     for e in plan.expected:
         if e.key in settled:
             continue
-        seconds = rates.training_seconds(e)
+        per_step = e.flops / e.steps
+        if per_step not in step_seconds:
+            step_seconds[per_step] = rates.seconds_per_step(e)
+        seconds = step_seconds[per_step] * e.steps
         seen = begun[e.key].tokens_seen / e.tokens if e.key in begun else e.start_step / e.steps
         rest = seconds * max(0.0, 1 - seen)
         left += rest

@@ -85,7 +85,11 @@ def runs_here(address: str | None) -> bool:
     """Whether Ray would be started on this machine alone, for the time of a sweep."""
     ray = sys.modules.get("ray")
     running = ray is not None and ray.is_initialized()
-    return not running and (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    return not running and _where(address) == "local"
+
+
+def _where(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 @contextlib.contextmanager
@@ -102,7 +106,7 @@ def ray_session(address: str | None) -> Iterator[Head]:
     if ray.is_initialized():  # the user's own program has started it, and ends it
         yield _head(local=False)
         return
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    where = _where(address)
     local = where == "local"
     if not local:
         check_reachable(where)

@@ -64,16 +64,8 @@ def render(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> st
 
 def render_markdown(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> str:
     """The same without the table of experiments, for a merge request or a wiki; the figures lie beside it."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flops_fit_ray.report"),
-        autoescape=False,  # noqa: S701 - this is no HTML; what stands in a table goes through `cell`
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=text.count, flops=text.flops, cell=_cell, within=lambda i: text.interval(i.low, i.high)
-    )
+    # This is no HTML; what stands in a table goes through `cell`
+    environment = _environment(autoescape=False, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.md.j2").render(**_of_sweep(sweep, card, figures))
 
 
@@ -155,11 +147,21 @@ def _of_sweep(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) ->
     }
 
 
-def _environment() -> jinja2.Environment:
+def _environment(*, autoescape: bool = True, **blocks: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flops_fit_ray.report"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("flops_fit_ray.report"),
+        autoescape=autoescape,  # noqa: S701 - only Markdown does without
+        undefined=jinja2.StrictUndefined,
+        **blocks,  # type: ignore[arg-type] # mypy looks for the bool among options of other types
     )
-    environment.filters.update(count=text.count, flops=text.flops, duration=text.duration, exp=math.exp)
+    environment.filters.update(
+        count=text.count,
+        flops=text.flops,
+        duration=text.duration,
+        exp=math.exp,
+        within=lambda i: text.interval(i.low, i.high),
+        cell=_cell,
+    )
     return environment
 
 

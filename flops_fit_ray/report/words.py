@@ -72,12 +72,7 @@ def _cluster(cluster: Cluster | None) -> str:
         return "not recorded"
     gpus = [gpu.name for machine in cluster.machines for gpu in machine.gpus]
     named = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
-    libraries = {
-        f"{what} {version}"
-        for m in cluster.machines
-        for what, version in (("driver", m.driver), ("CUDA", m.cuda), ("NCCL", m.nccl))
-        if version
-    }
+    libraries = {library for machine in cluster.machines for library in machine.libraries}
     nodes = f"{len(cluster.machines)} node{'s' if len(cluster.machines) != 1 else ''}"
     words = [nodes, named, *sorted(libraries), f"{cluster.slots} experiments at a time"]
     return ", ".join(word for word in words if word)

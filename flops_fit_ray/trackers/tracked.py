@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -105,7 +106,7 @@ class Tracked:
         """How far everything is."""
         for progress in running:
             if (e := self._experiments.get(progress.key)) is not None:
-                self._try(lambda e=e, p=progress: self._tracker.progress(e, p))  # type: ignore[misc] # mypy: no lambda defaults
+                self._try(functools.partial(self._tracker.progress, e, progress))
 
     def outcome(self, record: Result | Failure, done: int, total: int) -> None:
         """One experiment ended."""

@@ -105,18 +105,16 @@ class Sweep:
     @cached_property
     def running(self) -> tuple[tuple[Experiment, Progress], ...]:
         """The open experiments that gave a sign of life a short while ago."""
-        ledger = Ledger(self.paths)
-        return tuple((e, progress) for e in self._open if (progress := ledger.progress(e.key)) is not None)
+        ledger, begun = Ledger(self.paths), self.paths.begun_keys()
+        open_ones = (e for e in self._open if e.key in begun)
+        return tuple((e, progress) for e in open_ones if (progress := ledger.progress(e.key)) is not None)
 
     @cached_property
     def waiting(self) -> tuple[Experiment, ...]:
         """The open experiments that begin where another one, which is open too, has not been yet."""
         open_keys, running = {e.key for e in self._open}, {e.key for e, _ in self.running}
-        return tuple(
-            e
-            for e in self._open
-            if e.parent in open_keys and e.key not in running and not self.paths.trunk(str(e.parent)).finished()
-        )
+        trunks = {key for key in self.paths.trunk_keys() & open_keys if self.paths.trunk(key).finished()}
+        return tuple(e for e in self._open if e.parent in open_keys and e.key not in running and e.parent not in trunks)
 
     @property
     def num_begun(self) -> int:

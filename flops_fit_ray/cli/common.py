@@ -51,6 +51,11 @@ directory_argument = click.argument("directory", required=False, type=PlaceType(
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the spec, e.g. train.batch_size=16."
 )
+code_option = click.option(
+    "--code",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Where the model and data that SPEC names are looked for [default: beside SPEC].",
+)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object to stdout; the rest to stderr."
 )
@@ -126,7 +131,9 @@ def read_resolved(path: Path, overrides: Sequence[str]) -> SweepSpec:
     return read_spec(path, overrides)
 
 
-def planned(spec: Path | None, overrides: Sequence[str], *, quiet: bool) -> tuple[Path, SweepSpec, Plan]:
+def planned(
+    spec: Path | None, overrides: Sequence[str], *, quiet: bool, code: Path | None = None
+) -> tuple[Path, SweepSpec, Plan]:
     """The spec's path, the spec, and its plan, with faults named by the path."""
     from flops_fit_ray.planning import make_plan
     from flops_fit_ray.training.measure import survey_spec
@@ -134,7 +141,12 @@ def planned(spec: Path | None, overrides: Sequence[str], *, quiet: bool) -> tupl
     path = resolve_spec(spec, quiet=quiet)
     resolved = read_resolved(path, overrides)
     with faults_of(str(path)):
-        return path, resolved, make_plan(resolved, survey_spec(resolved, path.parent))
+        return path, resolved, make_plan(resolved, survey_spec(resolved, base_of(path, code)))
+
+
+def base_of(path: Path, code: Path | None) -> Path:
+    """The directory of a spec's code and data."""
+    return path.parent if code is None else code.absolute()
 
 
 def resolve_output(path: Path, spec: SweepSpec, output: Path | None) -> Path:
@@ -153,12 +165,12 @@ def run_options(root: Path, overrides: Sequence[str], way: Way) -> list[str]:
     return ["--output", str(root), *sets, *way.words()]
 
 
-def command_line(path: Path, root: Path, overrides: Sequence[str], way: Way = Way()) -> str:
+def command_line(path: Path, root: Path, overrides: Sequence[str], way: Way = Way(), code: Path | None = None) -> str:
     """A command line that goes on with this sweep when it is pasted into a shell."""
     from flops_fit_ray.engine.jobs import line_to_submit
 
-    options = run_options(root, overrides, way)
-    job = line_to_submit(["flops_fit_ray.run", str(path), *options], path)
+    options = [*([] if code is None else ["--code", str(code.absolute())]), *run_options(root, overrides, way)]
+    job = line_to_submit(["flops_fit_ray.run", str(path), *options], base_of(path, code))
     return job or shlex.join([*door(), "run", str(path), *options])
 
 

@@ -17,6 +17,8 @@ from flops_fit_ray.cli.common import (
     SPEC_NAME,
     PlaceType,
     Way,
+    base_of,
+    code_option,
     command_line,
     demo_directory,
     directory_argument,
@@ -63,6 +65,7 @@ def init(directory: Path) -> None:
 @spec_argument
 @set_option
 @click.option("--output", type=PlaceType(), help="The sweep directory, where `check` left its rates.")
+@code_option
 @click.option("--slots", type=click.IntRange(min=1), help="Experiments side by side [default: those that check saw].")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="FLOP/s of one slot, instead of check's.")
 @click.option("--price", type=click.FloatRange(min=0, min_open=True), help="Money per hour of one slot.")
@@ -77,6 +80,7 @@ def plan(
     spec: Path | None,
     overrides: tuple[str, ...],
     output: Path | None,
+    code: Path | None,
     slots: int | None,
     rate: float | None,
     price: float | None,
@@ -95,7 +99,7 @@ def plan(
     from flops_fit_ray.pipeline import recorded_rates
     from flops_fit_ray.planning import priced, stated_rate
 
-    path, resolved, made = planned(spec, overrides, quiet=as_json)
+    path, resolved, made = planned(spec, overrides, quiet=as_json, code=code)
     if simulate:
         from flops_fit_ray.simulate import simulate_spec
 
@@ -115,6 +119,7 @@ def plan(
 @click.option("--output", type=PlaceType(), help="The sweep directory [default: runs/NAME beside SPEC].")
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
 @click.option("--slots", type=click.IntRange(min=1), help="On a cluster that grows: how far it will.")
+@code_option
 @json_option
 def check(
     spec: Path | None,
@@ -122,6 +127,7 @@ def check(
     output: Path | None,
     address: str | None,
     slots: int | None,
+    code: Path | None,
     as_json: bool,
 ) -> int:
     """Try the smallest and the biggest model on a real worker: ten answers, PASS, WARN or FAIL.
@@ -133,8 +139,8 @@ def check(
     from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
     from flops_fit_ray.pipeline import record_rates
 
-    path, resolved, made = planned(spec, overrides, quiet=as_json)
-    load = code_loader(resolved, path.parent)
+    path, resolved, made = planned(spec, overrides, quiet=as_json, code=code)
+    load = code_loader(resolved, base_of(path, code))
     report, found = check_on_worker(made, resolved, load_guest=load, address=address, most=slots)
     if report.rates is not None:
         record_rates(SweepPaths(resolve_output(path, resolved, output)), made.frame, report.rates)
@@ -147,6 +153,7 @@ def check(
 @spec_argument
 @click.option("--output", type=PlaceType(), help="The sweep directory [default: runs/NAME beside SPEC].")
 @set_option
+@code_option
 @way_options
 @click.option("--new", is_flag=True, help="Where the spec has changed, train completed experiments anew; the old stay.")
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
@@ -156,6 +163,7 @@ def run(
     spec: Path | None,
     output: Path | None,
     overrides: tuple[str, ...],
+    code: Path | None,
     until: str | None,
     at_most: float | None,
     slots: int | None,
@@ -174,9 +182,18 @@ def run(
     resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
     way = Way(until, at_most, slots)
-    command = command_line(path, root, overrides, way)
+    command = command_line(path, root, overrides, way, code)
     return run_order(
-        resolved, path.parent, root, address, command, way, as_json=as_json, named=str(path), look=look or "", new=new
+        resolved,
+        base_of(path, code),
+        root,
+        address,
+        command,
+        way,
+        as_json=as_json,
+        named=str(path),
+        look=look or "",
+        new=new,
     )
 
 

@@ -68,7 +68,8 @@ class Submission:
     name: str
     working_dir: Path
     words: tuple[str, ...]  # after `python -m`; paths relative to `working_dir`
-    again: str  # the command that submits it again
+    again: str  # what submits it again
+    job_id: str | None = None  # by default a name of its own
 
 
 class Jobs:
@@ -108,7 +109,7 @@ class Jobs:
             "working_dir": str(job.working_dir),
             "excludes": NOT_UPLOADED,
         }
-        name = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+        name = job.job_id or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         entrypoint = shlex.join(["python", "-m", *job.words])
         until = time.monotonic() + AGENT_SECONDS
         while True:
@@ -134,6 +135,19 @@ class Jobs:
         """What Ray says of the job."""
         return str(self._client.get_job_status(job_id).value)
 
+    def stop(self, job_id: str) -> None:
+        """Ask it to end; it saves what runs first."""
+        self._client.stop_job(job_id)
+
+    def log(self, job_id: str) -> str:
+        """What it has said so far."""
+        return str(self._client.get_job_logs(job_id))
+
+    def exit_code(self, job_id: str) -> int | None:
+        """Of a job that has ended; None where it never began."""
+        code = self._client.get_job_info(job_id).driver_exit_code
+        return None if code is None else int(code)
+
     def message(self, job_id: str) -> str:
         """Why it ended as it did, in Ray's words."""
         return str(self._client.get_job_info(job_id).message or "")
@@ -148,7 +162,7 @@ class Jobs:
         asyncio.run(tail())
         while self.status(job_id) in ("PENDING", "RUNNING"):
             time.sleep(POLL_SECONDS)
-        code = self._client.get_job_info(job_id).driver_exit_code
+        code = self.exit_code(job_id)
         return EXIT_FAILED if code is None else code
 
 

@@ -70,6 +70,8 @@ def check_nodes(root: Place, base: Path | None, resources: Mapping[str, float]) 
                 place.unlink(missing_ok=True)
     if faults:
         raise ResourceError("\n  ".join(["the nodes of the cluster do not see the same files:", *faults]))
+    if not answers:
+        raise ResourceError("no node of the cluster answers; start one, or leave --address out to run here")
     return _differences(answers), [a.machine for a in answers if a.machine is not None]
 
 
@@ -95,16 +97,18 @@ def _ask(
         task = ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
         asked[name] = task.remote(name, marker, replies[name], token, base)
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
-    answers = []
+    answers, alive = [], {str(node["NodeID"]) for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call] # as above
     for node in nodes:
         name, address = str(node["NodeID"]), str(node["NodeManagerAddress"])
         try:
             answer: Answer = ray.get(asked[name], timeout=0)
             answers.append(replace(answer, host=f"{answer.host} ({address})"))
-        except ray.exceptions.GetTimeoutError:
-            answers.append(Answer(node=name, host=address, error=f"does not answer within {ANSWER_SECONDS:g} s"))
         except ray.exceptions.RayError as e:
+            if name not in alive:
+                continue  # it died a moment ago, and nothing will run there
             error = f"cannot run this package: {str(e).strip().splitlines()[-1]}"
+            if isinstance(e, ray.exceptions.GetTimeoutError):
+                error = f"does not answer within {ANSWER_SECONDS:g} s"
             answers.append(Answer(node=name, host=address, error=error))
     return answers
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from flops_fit_ray.cli import fits, jobs, sweeps, trials
+from flops_fit_ray.cli import fits, jobs, server, sweeps, trials
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED, FlopsFitError
 
 
@@ -70,6 +70,7 @@ for command in (
     fits.compare,
     fits.report,
     jobs.submit,
+    server.serve,
     trials.selftest,
 ):
     commands.add_command(command)

@@ -202,6 +202,7 @@ def run(
 @click.option("--budget", "budgets", multiple=True, type=float, help="A further C in FLOPs; may be repeated.")
 @click.option("--size", "sizes", multiple=True, type=int, help="A further size; with --budget, of that budget.")
 @click.option("--seeds", type=click.IntRange(min=0, max=20), help="Further seeds near the two smallest minima.")
+@code_option
 @way_options
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
 @look_options
@@ -211,6 +212,7 @@ def extend(
     budgets: tuple[float, ...],
     sizes: tuple[int, ...],
     seeds: int | None,
+    code: Path | None,
     until: str | None,
     at_most: float | None,
     slots: int | None,
@@ -231,7 +233,7 @@ def extend(
             f"{root} was run by a program: call find_optimal(...) again with more budgets and the same output_dir"
         )
     wider = extended(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds)
-    base = sweep.base
+    base = sweep.base if code is None else code.absolute()
     if not base.is_dir():  # a job's, or on another machine
         base = Path.cwd()
         click.echo(f"{sweep.base} is not here: the model and data are looked for in {base}", err=as_json)

@@ -51,6 +51,12 @@ def write_report(sweep: Sweep) -> Path:
     return sweep.paths.report
 
 
+def drawn_page(sweep: Sweep) -> str:
+    """The same page, and no file."""
+    drawn = dict(_drawn(sweep.analysis, sweep.curves, sweep.loss_name, sweep.replaced_points))
+    return render(sweep, validity_card(sweep.fit, sweep), drawn)
+
+
 def write_table_report(table: Table, analysis: Analysis, directory: Path, command: str) -> Path:
     """Write analysis, figures and report of a table of runs. Returns the page's path.
 
@@ -84,10 +90,20 @@ def _write_figures(
         svg = to_svg(figure)
         write_bytes(paths.figure(name, "svg"), svg.encode())
         write_bytes(paths.figure(name, "png"), to_png(figure))
-        drawn[name] = for_page(svg, name)
-    if "curves" in drawn and curves is not None and curves.num_runs > MOST_PAGE_CURVES:
-        del drawn["curves"]
+        if _belongs(name, curves):
+            drawn[name] = for_page(svg, name)
     return drawn
+
+
+def _drawn(analysis: Analysis, curves: Points | None, loss_name: str, replaced: Replaced) -> Iterator[tuple[str, str]]:
+    for name, draw in _figures(analysis, curves, loss_name, replaced):
+        if _belongs(name, curves):
+            yield name, for_page(to_svg(draw()), name)
+
+
+def _belongs(name: str, curves: Points | None) -> bool:
+    """Whether a figure is small enough for the page."""
+    return name != "curves" or curves is None or curves.num_runs <= MOST_PAGE_CURVES
 
 
 def _figures(

@@ -3,7 +3,7 @@
 Nothing here imports the user's code; the targets stay names until `training.guest` loads them.
 """
 
-from flops_fit_ray.spec.reading import dump_spec, make_spec, parse_yaml, read_spec
+from flops_fit_ray.spec.reading import dump_spec, make_spec, parse_yaml, read_spec, spec_from_bytes
 from flops_fit_ray.spec.sections import (
     Budget,
     CheckpointSection,
@@ -40,4 +40,5 @@ __all__ = [
     "make_spec",
     "parse_yaml",
     "read_spec",
+    "spec_from_bytes",
 ]

@@ -81,6 +81,15 @@ def read_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
         raise SpecError(source, ["no such file; `flops-fit-ray init` writes a starter"]) from e
     except OSError as e:
         raise SpecError(source, [f"cannot be read: {e.strerror}"]) from e
+    return spec_from_bytes(raw, source, overrides)
+
+
+def spec_from_bytes(raw: bytes, source: str, overrides: Sequence[str] = ()) -> SweepSpec:
+    """The spec in the bytes of a YAML file.
+
+    Raises:
+        SpecError: anything in it is wrong; all faults at once.
+    """
     if len(raw) > MAX_SPEC_BYTES:
         raise SpecError(source, [f"has {len(raw)} bytes; a spec is at most {MAX_SPEC_BYTES}"])
     try:

@@ -1,0 +1,234 @@
+"""What every request passes before anything else: the right host, the token, a body of bearable size and speed.
+
+Plain ASGI, so that streams go through as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.layout import ServicePaths
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+TOKEN_BYTES = 16  # 128 bits
+COOKIE = "flops_fit_ray"
+MOST_BODY = 2 * 1024 * 1024  # bytes; a spec has at most half of that
+BODY_SECONDS = 20.0
+DEEPEST = 64  # brackets inside of one another; JSON of ours has four
+SAFE = ("GET", "HEAD", "OPTIONS")
+OPEN = ("/api/v1/health", "/login", "/static/style.css", "/static/page.js")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+STANDALONE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'none'"
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+def token_of(paths: ServicePaths) -> str:
+    """The token of a root: the one that is there, else a new one, for the owner's eyes alone.
+
+    Raises:
+        DirectoryError: the file cannot be written, or others could read it.
+    """
+    place = paths.token
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileExistsError):
+            file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(file, "w") as out:
+                out.write(secrets.token_hex(TOKEN_BYTES) + "\n")
+        if place.is_symlink() or place.stat().st_mode & 0o077 or place.stat().st_uid != os.geteuid():
+            raise DirectoryError(f"{place}: others can read this token, or it is not yours; remove it, and start again")
+        token = place.read_text().strip()
+    except OSError as e:
+        raise DirectoryError(f"{place}: cannot be written: {e.strerror}; choose another --root") from e
+    if len(token) < 2 * TOKEN_BYTES:
+        raise DirectoryError(f"{place}: holds no token; remove it, and start again")
+    return token
+
+
+_WRONG = (HTTPStatus.FORBIDDEN, "the token is wrong; it stands in the file that the service named")
+_FOREIGN = (HTTPStatus.FORBIDDEN, "this comes from another page, or from none; a program sends the token")
+
+
+class Guard:
+    """Around the whole application.
+
+    Args:
+        hosts: names under which the service is reached, as browsers send them: `127.0.0.1:8400`.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str, hosts: Iterable[str]) -> None:
+        self._app, self._token = app, token.encode()
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self.session = hmac.new(self._token, b"session", hashlib.sha256).hexdigest()  # what a browser keeps
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there are no others
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refused = self._refused(scope, headers)
+        if refused is not None:
+            await self._refuse(scope, send, *refused)
+            return
+        with_headers = _with_headers(send)
+        try:
+            body = await asyncio.wait_for(_body(headers, receive), BODY_SECONDS)
+        except _TooMuchError as e:
+            await self._refuse(scope, with_headers, e.status, str(e))
+        except TimeoutError:
+            await self._refuse(scope, with_headers, HTTPStatus.REQUEST_TIMEOUT, f"no whole body in {BODY_SECONDS:g} s")
+        else:
+            await self._app(scope, _replayed(body, receive), with_headers)
+
+    def _refused(self, scope: Scope, headers: Mapping[str, str]) -> tuple[HTTPStatus, str] | None:
+        if headers.get("host", "").lower() not in self._hosts:
+            return HTTPStatus.MISDIRECTED_REQUEST, "this service is not known by that name; see --name"
+        own = scope["method"] in SAFE or self._own_origin(headers)
+        bearer = headers.get("authorization")
+        if scope["path"] in OPEN:
+            return None if own else _FOREIGN
+        if bearer is not None:  # no browser sends that by itself
+            kind, _, given = bearer.partition(" ")
+            return None if kind.lower() == "bearer" and self.is_token(given.strip()) else _WRONG
+        cookie = _cookie(headers.get("cookie", ""))
+        if cookie is None:
+            return HTTPStatus.UNAUTHORIZED, "the token is missing; it stands in the file that the service named"
+        if not hmac.compare_digest(cookie.encode(), self.session.encode()):
+            return _WRONG
+        return None if own else _FOREIGN
+
+    def is_token(self, given: str) -> bool:
+        """Whether it is the right one; how long that takes does not tell."""
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token)
+
+    def _own_origin(self, headers: Mapping[str, str]) -> bool:
+        origin = headers.get("origin")
+        if origin is None or headers.get("sec-fetch-site", "same-origin") != "same-origin":
+            return False
+        parts = urlsplit(origin)
+        return parts.scheme in ("http", "https") and parts.netloc.lower() in self._hosts
+
+    async def _refuse(self, scope: Scope, send: Send, status: HTTPStatus, words: str) -> None:
+        """JSON for programs; where a person comes without the token, the page that asks for it."""
+        content, kind = json.dumps({"error": words}).encode(), "application/json"
+        asks = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and not scope["path"].startswith("/api/")
+        if asks and scope["method"] in SAFE:
+            from flops_fit_ray.service.html import page
+
+            content, kind = (
+                page("login.html.j2", wrong=status == HTTPStatus.FORBIDDEN).encode(),
+                "text/html; charset=utf-8",
+            )
+        headers = {**HEADERS, "content-type": kind, "content-length": str(len(content)), "connection": "close"}
+        if status == HTTPStatus.UNAUTHORIZED:
+            headers["www-authenticate"] = "Bearer"
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": int(status), "headers": raw})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+
+
+class _TooMuchError(Exception):
+    def __init__(self, status: HTTPStatus, words: str) -> None:
+        super().__init__(words)
+        self.status = status
+
+
+async def _body(headers: Mapping[str, str], receive: Receive) -> bytes:
+    """All of it, and never more than is bearable."""
+    length = headers.get("content-length", "0")
+    if not length.isdigit() or int(length) > MOST_BODY:
+        raise _TooMuchError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MOST_BODY} bytes")
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            break
+        part, more = message.get("body", b""), message.get("more_body", False)
+        size += len(part)
+        if size > MOST_BODY:
+            raise _TooMuchError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MOST_BODY} bytes")
+        parts.append(part)
+    body = b"".join(parts)
+    if "json" in headers.get("content-type", "") and _depth(body) > DEEPEST:
+        raise _TooMuchError(
+            HTTPStatus.UNPROCESSABLE_ENTITY, f"the body has more than {DEEPEST} brackets in one another"
+        )
+    return body
+
+
+def _depth(body: bytes) -> int:
+    """How deep brackets lie in one another, at most; those in texts count as well, which only errs to the safe side."""
+    if body.count(b"[") + body.count(b"{") <= DEEPEST:
+        return 0
+    depth = deepest = 0
+    for char in body:
+        if char in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+            if deepest > DEEPEST:
+                break
+        elif char in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()  # that the client has gone
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            present = {name.lower() for name, _ in message["headers"]}
+            missing = [(n.encode(), v.encode()) for n, v in HEADERS.items() if n.encode() not in present]
+            message = {**message, "headers": [*message["headers"], *missing]}
+        await send(message)
+
+    return sending
+
+
+def _cookie(header: str) -> str | None:
+    jar: SimpleCookie = SimpleCookie()
+    try:
+        jar.load(header)
+    except CookieError:
+        return None
+    return jar[COOKIE].value if COOKIE in jar else None

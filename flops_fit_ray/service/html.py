@@ -1,0 +1,41 @@
+"""Templates of the pages. Everything is escaped; nothing in them is a script or a style."""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import version
+from typing import Any
+
+import jinja2
+
+from flops_fit_ray import text
+from flops_fit_ray.console.plain import STATES
+
+VERSION = version("flops-fit-ray")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("flops_fit_ray.service"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=text.count,
+        flops=text.flops,
+        duration=text.duration,
+        size=text.size,
+        clock=text.clock,
+        status=lambda word: STATES.get(word, word),
+        percent=lambda share: f"{100 * share:.0f} %",
+    )
+    environment.globals["version"] = VERSION
+    return environment
+
+
+def page(template: str, **values: Any) -> str:
+    """One page."""
+    return _environment().get_template(template).render(**values)

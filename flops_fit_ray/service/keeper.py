@@ -1,0 +1,55 @@
+"""`python -m flops_fit_ray.service.keeper DIRECTORY LOG WORD...`: runs a command, and writes down how it ended.
+
+It is the parent of a local run, so that the service can end, and be started again, without missing anything.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from flops_fit_ray.files import write_json
+from flops_fit_ray.layout import StartPaths
+
+
+def main(directory: Path, log: Path, words: list[str]) -> int:
+    """Run it to its end; its output goes to `log`."""
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # they are meant for the one who trains
+        signal.signal(name, signal.SIG_IGN)
+    paths = StartPaths(directory)
+    with log.open("ab") as out:
+        child = subprocess.Popen(  # noqa: S603 - the service has made these words
+            [sys.executable, "-m", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            preexec_fn=_hears,
+        )
+    note = {"pid": child.pid, "born": born(child.pid), "keeper": os.getpid(), "keeper_born": born(os.getpid())}
+    write_json(paths.process, note)
+    code = child.wait()
+    write_json(paths.ended, {"exit_code": code, "at": time.time()})
+    return 0
+
+
+def _hears() -> None:
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(name, signal.SIG_DFL)
+
+
+def born(pid: int) -> int | None:
+    """When a process began, in ticks since the machine did: no other of its pid has that. None: it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))

@@ -1,0 +1,64 @@
+"""Names that come in from outside, and the places they stand for: by pattern, inside the root, never through a link."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from flops_fit_ray.layout import ServicePaths, SweepPaths
+from flops_fit_ray.service.refusal import not_found
+
+SWEEP = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+SPEC = r"^[0-9a-f]{16}$"
+KEY = r"^[0-9a-f]{8,64}$"  # of an experiment
+CHECKPOINT = r"^[0-9a-f]{8,64}-(?:[ct][0-9]{1,10}|w)$"  # experiment; checkpoint or trunk with its step, or weights
+
+
+def sweep_directory(paths: ServicePaths, name: str) -> SweepPaths:
+    """The directory of a sweep that may not be there yet.
+
+    Raises:
+        Refusal: this cannot be a sweep's name, or a link has it.
+    """
+    found = paths.sweep(name)
+    if not re.fullmatch(SWEEP, name) or found.root.is_symlink():
+        raise not_found("sweep")
+    return found
+
+
+def opened(path: Path, root: Path, what: str) -> BinaryIO:
+    """A file below `root`, opened without following a link anywhere on the way.
+
+    Raises:
+        Refusal: there is none, or a link is on the way.
+    """
+    try:
+        here = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        for part in path.relative_to(root).parts[:-1]:
+            before = here
+            try:
+                here = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=before)
+            finally:
+                os.close(before)
+        try:
+            file = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=here)
+        finally:
+            os.close(here)
+    except OSError as e:
+        raise not_found(what) from e
+    if not _is_regular(file):
+        os.close(file)
+        raise not_found(what)
+    return os.fdopen(file, "rb")
+
+
+def _is_regular(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def is_sweep(name: str) -> bool:
+    """Whether a sweep can have this name."""
+    return re.fullmatch(SWEEP, name) is not None

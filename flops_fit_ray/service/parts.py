@@ -1,0 +1,137 @@
+"""What handlers work with, and how they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from flops_fit_ray.analysis import plain
+from flops_fit_ray.service import views
+from flops_fit_ray.service.guard import STANDALONE
+from flops_fit_ray.service.html import VERSION
+from flops_fit_ray.service.reading import Mirrors, Reading
+from flops_fit_ray.service.redact import redacted
+from flops_fit_ray.service.refusal import Refusal, conflict
+from flops_fit_ray.service.runs import Runs
+from flops_fit_ray.service.specs import Specs
+from flops_fit_ray.service.work import Work
+
+ANSWER_SECONDS = 120.0  # for a fit of 10,000 experiments, and what stands before it
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What handlers work with."""
+
+    runs: Runs
+    specs: Specs
+    mirrors: Mirrors
+    work: Work
+
+    def view(self, name: str) -> dict[str, Any]:
+        """How one sweep stands."""
+        return views.sweep_view(self.runs, self.mirrors, name)
+
+    def reading(self, name: str) -> Reading:
+        """What is in its directory."""
+        return views.reading_of(self.mirrors, self.runs, name)
+
+    def sweeps(self) -> list[dict[str, Any]]:
+        """All of them: what runs or waits first, then by name."""
+        known = sorted({*self.mirrors.names(), *self.runs.known()})
+        order = {state: i for i, state in enumerate(("running", "stopping", "queued"))}
+        found = []
+        for name in known:
+            try:
+                found.append(self.view(name))
+            except Refusal:  # its directory went away
+                continue
+        return sorted(found, key=lambda view: (order.get(view["state"], 9), view["name"]))
+
+    def server(self) -> dict[str, Any]:
+        """The service itself."""
+        sweeps = self.sweeps()
+        return {
+            "version": VERSION,
+            "root": str(self.runs.paths.root),
+            "code": [str(root) for root in self.specs.roots],
+            "runs_on": self.runs.launcher.here,
+            "at_once": self.runs.at_once,
+            "most_waiting": self.runs.most_waiting,
+            "states": {state: sum(s["state"] == state for s in sweeps) for state in views.STATES},
+            "queue": [s.start.sweep for s in self.runs.open() if s.phase == "queued"],
+            "trouble": self.runs.trouble,
+        }
+
+
+def parts_of(request: Request) -> Parts:
+    """Those of the application that serves a request."""
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+async def fresh(request: Request, name: str) -> Reading:
+    """What is in a sweep's directory: at once where it is known, else by a thread."""
+    parts = parts_of(request)
+    known = parts.mirrors.of(name).fresh
+    return known if known is not None else await asyncio.to_thread(parts.reading, name)
+
+
+async def answer(request: Request, reading: Reading, question: str, *more: str) -> bytes:
+    """What the process that fits and draws says of a sweep.
+
+    Raises:
+        Refusal: there is nothing to fit yet, or it takes too long.
+    """
+    if not reading.sweep.results and question not in ("csv", "parquet"):
+        raise conflict("no experiment is completed yet")
+    root = reading.sweep.paths.root
+    try:
+        return await parts_of(request).work.answer(ANSWER_SECONDS, question, root, reading.version, *more)
+    except TimeoutError as e:
+        words = f"that takes more than {ANSWER_SECONDS:g} s; it is being worked on, so ask again"
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, words) from e
+
+
+def redacted_bytes(content: bytes) -> bytes:
+    """The same without secrets."""
+    return redacted(content.decode()).encode()
+
+
+def as_json(content: Mapping[str, Any] | list[Any], status: HTTPStatus = HTTPStatus.OK) -> Response:
+    """As JSON; what is not finite is null."""
+    return JSONResponse(plain(content), status_code=status)
+
+
+def as_is(content: bytes) -> Response:
+    """JSON that is made already."""
+    return Response(content, media_type="application/json")
+
+
+def as_svg(content: bytes) -> Response:
+    """A figure, which stands on its own."""
+    return Response(content, media_type="image/svg+xml", headers={"content-security-policy": STANDALONE})
+
+
+def as_events(request: Request, source: AsyncIterator[tuple[str, str | None, Any]]) -> StreamingResponse:
+    """Server-sent events, as long as somebody listens."""
+
+    async def lines() -> AsyncIterator[str]:
+        yield "retry: 2000\n\n"
+        async for kind, event_id, content in source:
+            if await request.is_disconnected():
+                return
+            if not kind:
+                yield ": still here\n\n"
+                continue
+            number = "" if event_id is None else f"id: {event_id}\n"
+            yield f"{number}event: {kind}\ndata: {json.dumps(plain(content))}\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})

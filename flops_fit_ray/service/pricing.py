@@ -1,0 +1,115 @@
+"""`python -m flops_fit_ray.service.pricing SPEC CODE OUT`: what a spec would run and cost, in a process of its own.
+
+It loads the owner's code, as `plan` does, which may print, hang or crash: the service only waits, for so long.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from flops_fit_ray.errors import FlopsFitError, SpecError
+from flops_fit_ray.files import read_json, write_json
+from flops_fit_ray.service.refusal import Refusal
+
+SECONDS = 120.0
+AT_ONCE = 2
+MOST_SHOWN = 500  # experiments
+
+_room = threading.BoundedSemaphore(AT_ONCE)
+
+
+def price_of(text: str, code: Path) -> dict[str, Any]:
+    """The plan and its price, or the faults of a spec that is right as far as it can be read without its code.
+
+    Raises:
+        Refusal: too many are being priced.
+    """
+    if not _room.acquire(blocking=False):
+        raise Refusal(
+            HTTPStatus.SERVICE_UNAVAILABLE, f"{AT_ONCE} specs are being priced already; try again in a moment"
+        )
+    try:
+        with tempfile.TemporaryDirectory(prefix="price") as place:
+            spec, out = Path(place, "sweep.yaml"), Path(place, "price.json")
+            spec.write_text(text)
+            words = _run([sys.executable, "-m", "flops_fit_ray.service.pricing", str(spec), str(code), str(out)], code)
+            return read_json(out) or {"valid": False, "faults": [words]}
+    finally:
+        _room.release()
+
+
+def _run(command: list[str], code: Path) -> str:
+    """Run it. Returns why it may have left nothing."""
+    process = subprocess.Popen(  # noqa: S603 - the service has made these words
+        command, cwd=code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        status = process.wait(SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return f"loading the model and data took more than {SECONDS:g} s, and was ended"
+    return f"loading the model and data ended the process (status {status})"
+
+
+def main(spec_path: Path, code: Path, out: Path) -> int:
+    """Plan it, and write down what that says."""
+    try:
+        found = _priced(spec_path, code)
+    except SpecError as e:
+        found = {"valid": False, "faults": list(e.faults)}
+    except FlopsFitError as e:
+        found = {"valid": False, "faults": [str(e)]}
+    write_json(out, found)
+    return 0
+
+
+def _priced(spec_path: Path, code: Path) -> dict[str, Any]:
+    from flops_fit_ray.analysis import plain
+    from flops_fit_ray.console.planning import plan_text
+    from flops_fit_ray.console.question import question_lines
+    from flops_fit_ray.planning import make_plan, price_warnings, priced
+    from flops_fit_ray.spec import read_spec
+    from flops_fit_ray.training.measure import survey_spec
+
+    spec = read_spec(spec_path)
+    plan = priced(make_plan(spec, survey_spec(spec, code)), spec.grid.start)
+    price = plan.price
+    found = {
+        "valid": True,
+        "faults": [],
+        "name": spec.name,
+        "experiments": len(plan.experiments),
+        "expected": len(plan.forecast),
+        "flops": plan.flops,
+        "price": None if price is None else price.to_json(),
+        "question": question_lines(spec, plan),
+        "plan": [
+            {
+                "budget": e.budget,
+                "size": e.size,
+                "params": e.params,
+                "tokens": e.tokens,
+                "steps": e.steps,
+                "role": e.role,
+            }
+            for e in plan.experiments[:MOST_SHOWN]
+        ],
+        "text": plan_text(plan),
+        "warnings": [*plan.warnings, *(price_warnings(price) if price else ())],
+        "notes": list(plan.notes),
+    }
+    return dict(plain(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:4])))

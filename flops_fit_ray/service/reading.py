@@ -1,0 +1,254 @@
+"""Sweep directories as they are now, kept in memory and read again only where something can have changed.
+
+A result never changes, so of 10,000 experiments only those are looked at that have begun and are not settled.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flops_fit_ray.console.scene import Node, flops_under_way, measured_rates, nodes_of, seconds_left
+from flops_fit_ray.errors import DirectoryError, FlopsFitError
+from flops_fit_ray.layout import ServicePaths, SweepPaths
+from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
+from flops_fit_ray.places import names_in
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.service import names
+from flops_fit_ray.service.redact import redacted
+from flops_fit_ray.sweep import Sweep, open_sweep
+
+FRESH_SECONDS = 1.0  # for which a look is good
+MOST_KEPT = 64  # sweeps
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One sweep directory at one moment. `version` grows with every outcome and with the plan."""
+
+    sweep: Sweep
+    version: str
+    rows: tuple[Row, ...]  # one per planned experiment, in the plan's order
+
+    @functools.cached_property
+    def counts(self) -> dict[str, int]:
+        """Experiments by status, those with none left out."""
+        return {status: number for status, number in self.sweep.counts.items() if number}
+
+    @functools.cached_property
+    def by_key(self) -> Mapping[str, Row]:
+        """The rows by the keys of their experiments."""
+        return {row["key"]: row for row in self.rows}
+
+    @functools.cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """What a status says of the directory."""
+        sweep, planned = self.sweep, self.sweep.plan.flops
+        share = min(1.0, self.flops_done / planned) if planned else 0.0
+        return {
+            "version": self.version,
+            "counts": self.counts,
+            "total": len(sweep.plan.experiments),
+            "final": sweep.plan.final,
+            "flops_planned": planned,
+            "flops_done": self.flops_done,
+            "share": 1.0 if sweep.complete else share,
+            "seconds_left": self.seconds_left,
+            "device_seconds": sweep.device_seconds,
+            "deaths": sweep.num_deaths,
+            "budgets": sorted({e.budget for e in sweep.plan.experiments}),
+            "results_sha256": sweep.results_sha256 if sweep.complete else None,
+        }
+
+    @functools.cached_property
+    def flops_done(self) -> float:
+        """FLOPs in results, and in what runs."""
+        return self.sweep.flops_spent + flops_under_way(self.sweep.running)
+
+    @functools.cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """The machines with their GPUs, and what they are busy with."""
+        cluster = Ledger(self.sweep.paths).cluster()
+        return nodes_of(() if cluster is None else cluster.machines, self.sweep.running)
+
+    @functools.cached_property
+    def seconds_left(self) -> float | None:
+        """Until the last planned experiment ends, at the speeds that were measured; None where nothing runs."""
+        if not self.sweep.running:
+            return None
+        cluster = Ledger(self.sweep.paths).cluster()
+        settled = {outcome.key for outcome in self.sweep.outcomes}
+        rates = measured_rates(self.sweep.outcomes, self.sweep.running)
+        return seconds_left(
+            self.sweep.plan, settled, self.sweep.running, rates, 1 if cluster is None else cluster.slots
+        )
+
+
+class Mirror:
+    """One sweep directory, read again when somebody asks and it was long enough ago."""
+
+    def __init__(self, paths: SweepPaths) -> None:
+        self._paths, self._ledger = paths, Ledger(paths)
+        self._lock = threading.Lock()
+        self._plan_stat: tuple[int, int, int] | None = None
+        self._opened: Sweep | None = None
+        self._outcomes: dict[str, Result | Failure] = {}
+        self._settled_rows: dict[str, Row] = {}
+        self._changes = 0
+        self._reading: Reading | None = None
+        self._read_at = -FRESH_SECONDS
+
+    @property
+    def fresh(self) -> Reading | None:
+        """What is known, if it is new enough."""
+        return self._reading if time.monotonic() - self._read_at < FRESH_SECONDS else None
+
+    def now(self) -> Reading:
+        """How things stand.
+
+        Raises:
+            DirectoryError: it is no sweep directory, or its plan cannot be read.
+        """
+        with self._lock:
+            found = self.fresh
+            if found is None:
+                found = self._reading = self._read()
+                self._read_at = time.monotonic()
+            return found
+
+    def _read(self) -> Reading:
+        sweep = self._plan()
+        begun = self._paths.begun_keys()
+        for e in sweep.plan.experiments:
+            known = self._outcomes.get(e.key)
+            if e.key in begun and not isinstance(known, Result):
+                self._note(e.key, known, self._ledger.outcome(e.key))
+        settled = [self._outcomes[e.key] for e in sweep.plan.experiments if e.key in self._outcomes]
+        now = Sweep(
+            paths=self._paths,
+            spec=sweep.spec,
+            plan=sweep.plan,
+            results=tuple(o for o in settled if isinstance(o, Result)),
+            failures=tuple(o for o in settled if isinstance(o, Failure)),
+            command=sweep.command,
+            base=sweep.base,
+        )
+        running = {e.key: progress for e, progress in now.running}
+        waiting = {e.key for e in now.waiting}
+        rows = tuple(self._row(e, running.get(e.key), e.key in waiting) for e in sweep.plan.experiments)
+        return Reading(now, f"{self._plan_stat[1] if self._plan_stat else 0:x}-{self._changes}", rows)
+
+    def _plan(self) -> Sweep:
+        try:
+            found = self._paths.plan.stat()
+        except OSError as e:
+            raise DirectoryError(f"{self._paths.root.name}: there is no plan yet") from e
+        stat = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if self._opened is None or stat != self._plan_stat:
+            self._opened = open_sweep(self._paths.root)
+            self._plan_stat = stat
+            self._settled_rows = {}
+            self._outcomes |= {outcome.key: outcome for outcome in self._opened.outcomes}
+            self._changes += 1
+        return self._opened
+
+    def _note(self, key: str, known: Result | Failure | None, found: Result | Failure | None) -> None:
+        if found == known:
+            return
+        self._changes += 1
+        self._settled_rows.pop(key, None)
+        if found is None:  # a failure that was put aside: it is tried again
+            del self._outcomes[key]
+        else:
+            self._outcomes[key] = found
+
+    def _row(self, e: Experiment, progress: Progress | None, waits: bool) -> Row:
+        outcome = self._outcomes.get(e.key)
+        if outcome is None:
+            return row_of(e, None, progress, "waiting" if waits else "planned")
+        row = self._settled_rows.get(e.key)
+        if row is None:
+            row = self._settled_rows[e.key] = row_of(e, outcome, None, str(outcome.status))
+        return row
+
+
+def row_of(e: Experiment, outcome: Result | Failure | None, progress: Progress | None, idle: str) -> Row:
+    """One experiment for a table: what is not known is None."""
+    share = 1.0 if isinstance(outcome, Result) else None
+    if outcome is None and progress is not None and e.tokens:
+        share = progress.tokens_seen / e.tokens
+    source: Any = outcome if outcome is not None else progress
+    failure = outcome if isinstance(outcome, Failure) else None
+    return {
+        "key": e.key,
+        "budget": e.budget,
+        "size": e.size,
+        "params": e.params,
+        "tokens": e.tokens,
+        "role": e.role,
+        "seed": e.recipe.seed,
+        "lr": e.recipe.lr,
+        "status": "running" if outcome is None and progress is not None else idle,
+        "share": share,
+        "loss": getattr(outcome, "loss", None),
+        "loss_stderr": getattr(outcome, "loss_stderr", None),
+        "train_loss": getattr(source, "train_loss", None),
+        "seconds": getattr(source, "seconds", None),
+        "tokens_per_second": getattr(source, "tokens_per_second", None),
+        "mfu": getattr(source, "mfu", None),
+        "attempts": getattr(outcome, "attempts", None) or getattr(progress, "attempt", None),
+        "deaths": getattr(outcome, "deaths", None),
+        "host": getattr(source, "host", None),
+        "finished_at": getattr(outcome, "finished_at", None),
+        "error": None if failure is None else redacted(failure.error.splitlines()[0] if failure.error else ""),
+    }
+
+
+class Mirrors:
+    """The sweeps below a root, as many as fit, each read when it is asked for."""
+
+    def __init__(self, paths: ServicePaths) -> None:
+        self._paths = paths
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Mirror] = OrderedDict()
+
+    def names(self) -> list[str]:
+        """The sweep directories, by name."""
+        found = []
+        for name in names_in(self._paths.root):
+            place = Path(self._paths.root, name)
+            if not place.is_symlink() and names.is_sweep(name) and (place / self._paths.sweep(name).plan.name).exists():
+                found.append(name)
+        return sorted(found)
+
+    def of(self, name: str) -> Mirror:
+        """One of them.
+
+        Raises:
+            Refusal: this cannot be one.
+        """
+        paths = names.sweep_directory(self._paths, name)
+        with self._lock:
+            mirror = self._kept.pop(name, None) or Mirror(paths)
+            self._kept[name] = mirror
+            while len(self._kept) > MOST_KEPT:
+                self._kept.popitem(last=False)
+        return mirror
+
+    def now(self, name: str) -> Reading | None:
+        """How one stands; None where it has no plan, or one that cannot be read.
+
+        Raises:
+            Refusal: this cannot be one.
+        """
+        try:
+            return self.of(name).now()
+        except FlopsFitError:
+            return None

@@ -1,0 +1,108 @@
+"""Routes of sweeps: how they stand, and what is asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+
+from flops_fit_ray.analysis import plain
+from flops_fit_ray.service import shapes, views
+from flops_fit_ray.service.parts import as_events, as_json, parts_of
+from flops_fit_ray.service.runs import More, Way
+from flops_fit_ray.service.shapes import Limit, Offset
+from flops_fit_ray.service.stream import sweep_events
+
+routes = APIRouter()
+
+
+@routes.get("/sweeps", tags=["sweeps"], response_model=shapes.SweepPage)
+def list_sweeps(request: Request, state: views.State | None = None, offset: Offset = 0, limit: Limit = 100) -> Response:
+    """Those that run or wait first, then by name."""
+    found = [view for view in parts_of(request).sweeps() if state in (None, view["state"])]
+    return as_json(views.page_of(found, offset, limit))
+
+
+@routes.post(
+    "/sweeps",
+    tags=["sweeps"],
+    response_model=shapes.SweepOut,
+    status_code=201,
+    responses={200: {"model": shapes.SweepOut}},
+)
+def start_sweep(
+    request: Request,
+    body: shapes.StartIn,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+) -> Response:
+    """Start a sweep of a spec, or let it wait. With a key that was used before: what that one came to, and 200."""
+    parts = parts_of(request)
+    spec = parts.specs.named(body.spec)
+    way = Way(until=body.until, at_most=body.at_most, slots=body.slots)
+    start, new = parts.runs.start(spec, body.name, way, idempotency_key)
+    parts.runs.pump()
+    return as_json(parts.view(start.sweep), HTTPStatus.CREATED if new else HTTPStatus.OK)
+
+
+@routes.get("/sweeps/{name}", tags=["sweeps"], response_model=shapes.SweepOut)
+def get_sweep(request: Request, name: str) -> Response:
+    """How it stands."""
+    return as_json(parts_of(request).view(name))
+
+
+@routes.post("/sweeps/{name}/stop", tags=["sweeps"], response_model=shapes.SweepOut)
+def stop(request: Request, name: str) -> Response:
+    """Save what runs, and end; what is recorded stays. A second time: at once."""
+    parts = parts_of(request)
+    parts.runs.stop(name)
+    return as_json(parts.view(name))
+
+
+@routes.post("/sweeps/{name}/resume", tags=["sweeps"], response_model=shapes.SweepOut)
+def resume(request: Request, name: str, body: shapes.WayIn | None = None) -> Response:
+    """Go on where it was stopped."""
+    return _go_on(request, name, More(), body or shapes.WayIn())
+
+
+@routes.post("/sweeps/{name}/extend", tags=["sweeps"], response_model=shapes.SweepOut)
+def extend(request: Request, name: str, body: shapes.ExtendIn) -> Response:
+    """Add budgets, sizes or seeds: only what is new is run."""
+    return _go_on(request, name, More(budgets=tuple(body.budgets), sizes=tuple(body.sizes), seeds=body.seeds), body)
+
+
+def _go_on(request: Request, name: str, more: More, way: shapes.WayIn) -> Response:
+    parts = parts_of(request)
+    parts.runs.go_on(name, more, Way(until=way.until, at_most=way.at_most, slots=way.slots))
+    parts.runs.pump()
+    return as_json(parts.view(name))
+
+
+@routes.get("/sweeps/{name}/log", tags=["sweeps"], response_class=PlainTextResponse)
+def sweep_log(request: Request, name: str, lines: Annotated[int, Query(ge=1, le=10_000)] = 200) -> Response:
+    """The end of what its runs have said; secrets left out."""
+    parts = parts_of(request)
+    parts.view(name)
+    return PlainTextResponse(views.log_text(parts.runs.log(name), lines))
+
+
+@routes.get("/sweeps/{name}/events", tags=["sweeps"])
+async def one_sweeps_events(
+    request: Request, name: str, last_event_id: Annotated[str | None, Header(max_length=100)] = None
+) -> StreamingResponse:
+    """Server-sent events: `status` whenever something changes, and `outcome` for each experiment that ends.
+
+    With Last-Event-ID, as browsers send it, outcomes since then come first; some of them perhaps twice.
+    """
+    parts = parts_of(request)
+    await asyncio.to_thread(parts.view, name)
+    return as_events(request, sweep_events(parts, name, last_event_id))
+
+
+@routes.get("/sweeps/{name}/devices", tags=["sweeps"])
+def devices(request: Request, name: str) -> list[dict[str, Any]]:
+    """Machines and GPUs as they were read last, and what they train; what is not known is null."""
+    found: list[dict[str, Any]] = plain(views.devices_of(parts_of(request).reading(name)))
+    return found

@@ -1,0 +1,183 @@
+"""What goes in and comes out, as the published OpenAPI has it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from flops_fit_ray.service import names
+from flops_fit_ray.service.views import State
+
+MOST_TEXT = 1 << 20
+Offset = Annotated[int, Query(ge=0, le=10_000_000)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Flops = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Asked(BaseModel):
+    """A body; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SpecIn(Asked):
+    """A spec, and the directory that its model and data are looked for in."""
+
+    text: str = Field(max_length=MOST_TEXT, description="YAML, as in sweep.yaml; without `output`")
+    code: str | None = Field(
+        default=None,
+        max_length=4096,
+        description="An absolute path inside of the service's --code; by default the only one",
+    )
+
+
+class SpecOut(BaseModel):
+    """A spec that was handed in."""
+
+    id: str
+    name: str
+    text: str
+    code: str
+    created_at: float = Field(description="seconds since the epoch")
+
+
+class PriceOut(BaseModel):
+    """What a spec would run, or what is wrong with it."""
+
+    model_config = ConfigDict(extra="allow")
+    valid: bool
+    faults: list[str]
+
+
+class WayIn(Asked):
+    """How far a run goes, and how many experiments at a time."""
+
+    until: str | None = Field(default=None, max_length=100, description="ci=FACTOR@C, as `run --until`")
+    at_most: Flops | None = Field(default=None, description="FLOPs in all that `until` may spend")
+    slots: int | None = Field(default=None, ge=1, le=100_000, description="experiments at a time")
+
+
+class StartIn(WayIn):
+    """A new sweep."""
+
+    spec: str = Field(pattern=names.SPEC)
+    name: str | None = Field(default=None, pattern=names.SWEEP, description="by default the spec's")
+
+
+class ExtendIn(WayIn):
+    """What is added to a sweep."""
+
+    budgets: list[Flops] = Field(default=[], max_length=100)
+    sizes: list[Annotated[int, Field(gt=0, le=2**31)]] = Field(default=[], max_length=100)
+    seeds: int | None = Field(default=None, ge=0, le=20)
+
+
+class Can(BaseModel):
+    """What may be done with a sweep now."""
+
+    stop: bool
+    resume: bool
+    extend: bool
+
+
+class SweepOut(BaseModel):
+    """How a sweep stands."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    state: State
+    words: str = Field(description="why, where that needs words")
+    exit_code: int | None
+    started_here: bool
+    can: Can
+    counts: dict[str, int] = Field(description="experiments by status")
+    total: int
+    flops_planned: float
+    flops_done: float
+    share: float
+    seconds_left: float | None = None
+
+
+class ExperimentOut(BaseModel):
+    """One experiment, planned, running or ended."""
+
+    model_config = ConfigDict(extra="allow")
+    key: str
+    budget: float
+    size: Any
+    params: int
+    tokens: int
+    role: str
+    status: str
+    share: float | None
+    loss: float | None
+    error: str | None
+
+
+class CheckpointOut(BaseModel):
+    """A file that training can go on from, or the final weights."""
+
+    id: str
+    key: str
+    step: int | None
+    kind: Literal["checkpoint", "trunk", "weights"]
+    bytes: int
+    sha256: str
+    eval_loss: float | None
+
+
+class Page(BaseModel):
+    """A part of a list. `next` is the offset of the part after it."""
+
+    items: list[Any]
+    total: int
+    offset: int
+    next: int | None
+
+
+class SweepPage(Page):
+    """Sweeps."""
+
+    items: list[SweepOut]
+
+
+class SpecPage(Page):
+    """Specs."""
+
+    items: list[SpecOut]
+
+
+class ExperimentPage(Page):
+    """Experiments."""
+
+    items: list[ExperimentOut]
+
+
+class CheckpointPage(Page):
+    """Checkpoints."""
+
+    items: list[CheckpointOut]
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    error: str
+    faults: list[str] = []
+
+
+class ServerOut(BaseModel):
+    """The service itself."""
+
+    model_config = ConfigDict(extra="allow")
+    version: str
+    root: str
+    code: list[str]
+    runs_on: str
+    at_once: int
+    most_waiting: int
+    states: dict[str, int]
+    queue: list[str]
+    trouble: str

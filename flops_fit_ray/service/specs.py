@@ -1,0 +1,123 @@
+"""The specs that were handed in. An id is a hash of the text and of where its code is, so none is there twice."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.files import read_json, write_json
+from flops_fit_ray.layout import SCHEMA_VERSION, ServicePaths
+from flops_fit_ray.places import names_in
+from flops_fit_ray.service import names
+from flops_fit_ray.service.allowed import check_allowed
+from flops_fit_ray.service.refusal import not_found
+from flops_fit_ray.spec import SweepSpec, spec_from_bytes
+from flops_fit_ray.values import value_of
+
+MOST_SPECS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSpec:
+    """A spec as it was handed in."""
+
+    id: str
+    name: str
+    text: str  # YAML
+    code: str  # the directory that its model and data are looked for in
+    created_at: float  # seconds since the epoch
+
+
+class Specs:
+    """All of them. `roots` are the directories that specs may take code from."""
+
+    def __init__(self, paths: ServicePaths, roots: Sequence[Path]) -> None:
+        self._paths, self.roots = paths, tuple(roots)
+
+    def check(self, text: str, code: str | None) -> tuple[SweepSpec, Path]:
+        """The spec in a text, and the directory of its code.
+
+        Raises:
+            SpecError: the text is wrong, or names what it may not; all faults at once.
+        """
+        if code is None and len(self.roots) != 1:
+            words = "name one of those that the service was started with (--code)"
+            raise SpecError(
+                "spec", [f"code: is missing; {words}: {', '.join(map(str, self.roots)) or 'there are none'}"]
+            )
+        if code is not None and "\0" in code:
+            raise SpecError("spec", ["code: holds a null character"])
+        where = self.roots[0] if code is None else Path(code)
+        if not where.is_absolute():
+            raise SpecError("spec", [f"code: {code!r} is not absolute"])
+        found = spec_from_bytes(text.encode(errors="replace"), "spec")
+        if found.output is not None:
+            raise SpecError("spec", [f"output: {found.output!r}; the sweep's name says where it is: leave output out"])
+        check_allowed(found, where, self.roots)
+        return found, where.resolve()
+
+    def create(self, text: str, code: str | None) -> tuple[StoredSpec, bool]:
+        """Keep a spec. Whether it is new.
+
+        Raises:
+            SpecError: as `check`; or there are too many.
+        """
+        found, where = self.check(text, code)
+        spec_id = hashlib.sha256(f"{where}\n{text}".encode()).hexdigest()[:16]
+        try:
+            return self.get(spec_id), False
+        except LookupError:
+            pass
+        if len(names_in(self._paths.specs)) >= MOST_SPECS:
+            raise SpecError("spec", [f"there are {MOST_SPECS} specs already; delete some"])
+        made = StoredSpec(id=spec_id, name=found.name, text=text, code=str(where), created_at=time.time())
+        write_json(self._paths.spec(spec_id), {"schema_version": SCHEMA_VERSION, **asdict(made)}, once=True)
+        return made, True
+
+    def all(self) -> list[StoredSpec]:
+        """The newest first."""
+        ids = (name.removesuffix(".json") for name in names_in(self._paths.specs) if name.endswith(".json"))
+        found = (self._read(spec_id) for spec_id in ids if re.fullmatch(names.SPEC, spec_id))
+        return sorted((spec for spec in found if spec is not None), key=lambda s: (-s.created_at, s.id))
+
+    def get(self, spec_id: str) -> StoredSpec:
+        """One of them.
+
+        Raises:
+            LookupError: there is none.
+        """
+        found = self._read(spec_id) if re.fullmatch(names.SPEC, spec_id) else None
+        if found is None:
+            raise LookupError(spec_id)
+        return found
+
+    def named(self, spec_id: str) -> StoredSpec:
+        """The same for a request.
+
+        Raises:
+            Refusal: there is none.
+        """
+        try:
+            return self.get(spec_id)
+        except LookupError as e:
+            raise not_found("spec") from e
+
+    def delete(self, spec_id: str) -> None:
+        """Forget one; what was started with it keeps its own copy.
+
+        Raises:
+            Refusal: there is none.
+        """
+        self._paths.spec(self.named(spec_id).id).unlink(missing_ok=True)
+
+    def _read(self, spec_id: str) -> StoredSpec | None:
+        content = read_json(self._paths.spec(spec_id))
+        try:
+            return None if content is None else value_of(StoredSpec, content)
+        except KeyError:
+            return None

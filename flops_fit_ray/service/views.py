@@ -1,0 +1,301 @@
+"""What the API and the pages say of a sweep: plain values, made from what was read."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from flops_fit_ray.analysis import plain
+from flops_fit_ray.console.scene import tokens_left_seconds
+from flops_fit_ray.errors import EXIT_FAILED, EXIT_INPUT
+from flops_fit_ray.files import read_json
+from flops_fit_ray.layout import CheckpointPaths, SweepPaths
+from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
+from flops_fit_ray.lock import living_owner
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.report.words import ADVICE
+from flops_fit_ray.service import names
+from flops_fit_ray.service.reading import Mirrors, Reading, Row
+from flops_fit_ray.service.redact import redacted, redacted_values
+from flops_fit_ray.service.refusal import Refusal, conflict, not_found
+from flops_fit_ray.service.runs import Runs, Standing
+
+State = Literal["queued", "running", "stopping", "stopped", "completed", "failed"]
+STATES: tuple[State, ...] = ("queued", "running", "stopping", "stopped", "completed", "failed")
+SORTS = ("budget", "params", "tokens", "loss", "seconds", "share", "status", "attempts", "finished_at", "lr")
+CURVE_POINTS = 500  # at most, of one experiment
+LOG_LINES = 40  # of what a run has said, that stand in a status
+
+
+def state_of(standing: Standing | None, reading: Reading | None, owner: str | None) -> State:
+    """One word for a sweep, whoever runs it."""
+    if standing is not None and standing.phase != "ended":
+        return standing.phase
+    if owner is not None:
+        return "running"
+    if reading is not None and reading.sweep.complete:
+        return "completed"
+    wrong = standing is not None and standing.exit_code in (EXIT_FAILED, EXIT_INPUT)
+    return "failed" if wrong or reading is None else "stopped"
+
+
+def sweep_view(runs: Runs, mirrors: Mirrors, name: str) -> dict[str, Any]:
+    """How one sweep stands.
+
+    Raises:
+        Refusal: there is none.
+    """
+    directory = names.sweep_directory(runs.paths, name)
+    standing, reading = runs.last(name), mirrors.now(name)
+    if standing is None and reading is None and not directory.plan.exists():
+        raise not_found("sweep")
+    owner = living_owner(directory)
+    state = state_of(standing, reading, owner)
+    start = None if standing is None else standing.start
+    open_here = standing is not None and standing.phase != "ended"
+    free = not open_here and owner is None
+    view: dict[str, Any] = {
+        "name": name,
+        "state": state,
+        "words": "" if standing is None else redacted(standing.words),
+        "exit_code": None if standing is None else standing.exit_code,
+        "started_here": start is not None,
+        "kind": None if start is None else start.kind,
+        "run": None if start is None else start.number,
+        "asked_at": None if start is None else start.asked_at,
+        "writer": owner,
+        "can": {"stop": open_here, "resume": free and state != "completed", "extend": free and reading is not None},
+    }
+    if state == "failed" and not view["words"]:
+        view["words"] = _last_words(runs.log(name))
+    return {**view, **_of_reading(reading)}
+
+
+def _of_reading(reading: Reading | None) -> Mapping[str, Any]:
+    if reading is None:
+        return {"version": "", "counts": {}, "total": 0, "flops_planned": 0.0, "flops_done": 0.0, "share": 0.0}
+    return reading.facts
+
+
+def _last_words(log: bytes) -> str:
+    """Why a run ended, as it said itself."""
+    lines = redacted(log.decode(errors="replace")).splitlines()
+    at = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("error:")), None)
+    return "\n".join(lines[at:] if at is not None else lines[-3:])[:2000]
+
+
+def log_text(raw: bytes, lines: int) -> str:
+    """The last lines of what was said."""
+    return "\n".join(redacted(raw.decode(errors="replace")).splitlines()[-lines:])
+
+
+def page_of(rows: Sequence[Any], offset: int, limit: int) -> dict[str, Any]:
+    """One page of a list."""
+    shown = list(rows[offset : offset + limit])
+    after = offset + len(shown)
+    return {"items": shown, "total": len(rows), "offset": offset, "next": after if after < len(rows) else None}
+
+
+def chosen(
+    reading: Reading, *, status: str | None, budget: float | None, role: str | None, sort: str | None, down: bool
+) -> list[Row]:
+    """The rows that are asked for, in the order that is asked for; what is not known comes last."""
+    rows: Iterable[Row] = reading.rows
+    if status is not None:
+        rows = (row for row in rows if row["status"] == status)
+    if budget is not None:
+        rows = (row for row in rows if math.isclose(row["budget"], budget, rel_tol=1e-9))
+    if role is not None:
+        rows = (row for row in rows if row["role"] == role)
+    found = list(rows)
+    if sort is not None:
+        known = [row for row in found if row[sort] is not None]
+        rest = [row for row in found if row[sort] is None]
+        return [*sorted(known, key=lambda row: row[sort], reverse=down), *rest]
+    return found[::-1] if down else found
+
+
+def experiment_view(reading: Reading, key: str) -> dict[str, Any]:
+    """All that is known of one experiment.
+
+    Raises:
+        Refusal: the sweep has none of this key.
+    """
+    e = experiment_of(reading, key)
+    ledger = Ledger(reading.sweep.paths)
+    outcome, progress = ledger.outcome(key), ledger.progress(key)
+    failure = outcome if isinstance(outcome, Failure) else None
+    return dict(
+        plain(
+            redacted_values(
+                {
+                    **reading.by_key[key],
+                    "planned": e.to_json(),
+                    "outcome": None if outcome is None else asdict(outcome),
+                    "advice": None if failure is None else ADVICE[failure.status],
+                    "progress": None if progress is None or outcome is not None else asdict(progress),
+                    "events": [asdict(event) for event in ledger.events(key)][-100:],
+                    "checkpoints": checkpoints_of(reading, key),
+                }
+            )
+        )
+    )
+
+
+def experiment_of(reading: Reading, key: str) -> Experiment:
+    """One experiment of the plan.
+
+    Raises:
+        Refusal: the sweep has none of this key.
+    """
+    if re.fullmatch(names.KEY, key) and key in reading.by_key:
+        return next(e for e in reading.sweep.plan.experiments if e.key == key)
+    raise not_found("experiment")
+
+
+def metrics_of(reading: Reading, key: str) -> dict[str, Any]:
+    """What is measured of it now, or was in the end."""
+    experiment_of(reading, key)
+    ledger = Ledger(reading.sweep.paths)
+    outcome = ledger.outcome(key)
+    if isinstance(outcome, Result):
+        wanted = ("loss", "loss_stderr", "train_loss", "tokens_seen", "tokens", "seconds", "tokens_per_second", "mfu")
+        now: dict[str, Any] = {name: getattr(outcome, name) for name in wanted} | {"metrics": dict(outcome.metrics)}
+    else:
+        progress = ledger.progress(key)
+        now = {} if progress is None else _progress_metrics(progress)
+    return {"key": key, "status": reading.by_key[key]["status"], **plain(now)}
+
+
+def _progress_metrics(progress: Progress) -> dict[str, Any]:
+    wanted = (
+        "train_loss",
+        "lr",
+        "grad_norm",
+        "tokens_seen",
+        "tokens",
+        "seconds",
+        "tokens_per_second",
+        "mfu",
+        "updated_at",
+    )
+    return {name: getattr(progress, name) for name in wanted} | {"seconds_left": tokens_left_seconds(progress)}
+
+
+def history_of(reading: Reading, key: str) -> list[dict[str, Any]]:
+    """Every point of its curve; none before its first attempt has ended."""
+    experiment_of(reading, key)
+    return [dict(plain(row)) for row in Ledger(reading.sweep.paths).curve_rows(key)]
+
+
+def thinned(rows: Sequence[Mapping[str, Any]], points: int, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """So many points of a curve at most, the last one among them, as columns."""
+    step = max(1, -(-len(rows) // points))
+    shown = rows[len(rows) - 1 :: -step][::-1] if rows else []
+    return {column: [row.get(column) for row in shown] for column in columns}
+
+
+def checkpoints_of(reading: Reading, key: str) -> list[dict[str, Any]]:
+    """The checkpoints that an open experiment can go on from, the trunk it left, its weights; the newest last."""
+    paths = reading.sweep.paths
+    both = (("checkpoint", paths.checkpoints(key)), ("trunk", paths.trunk(key)))
+    return [*(one for kind, place in both for one in _checkpoints_in(kind, key, place)), *_weights(key, paths)]
+
+
+def _weights(key: str, paths: SweepPaths) -> Iterable[dict[str, Any]]:
+    try:
+        with names.opened(paths.weights(key), paths.root, "weights") as file:
+            stat = os.fstat(file.fileno())
+    except Refusal:
+        return
+    sha256 = _sha256(paths, key, stat.st_size, stat.st_mtime_ns)
+    yield {"id": f"{key}-w", "key": key, "step": None, "kind": "weights", "bytes": stat.st_size, "sha256": sha256,
+           "eval_loss": None}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1000)
+def _sha256(paths: SweepPaths, key: str, size: int, changed: int) -> str:
+    with names.opened(paths.weights(key), paths.root, "weights") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+def _checkpoints_in(kind: str, key: str, place: CheckpointPaths) -> Iterable[dict[str, Any]]:
+    for step in place.started():
+        note = read_json(place.note(step))
+        if note is not None and isinstance(note.get("bytes"), int) and isinstance(note.get("sha256"), str):
+            yield {
+                "id": f"{key}-{kind[0]}{step}",
+                "key": key,
+                "step": step,
+                "kind": kind,
+                "bytes": note["bytes"],
+                "sha256": note["sha256"],
+                "eval_loss": note.get("eval_loss"),
+            }
+
+
+def all_checkpoints(reading: Reading) -> list[dict[str, Any]]:
+    """Those of all experiments, in the plan's order."""
+    paths = reading.sweep.paths
+    some = paths.begun_keys() | paths.trunk_keys()
+    return [one for e in reading.sweep.plan.experiments if e.key in some for one in checkpoints_of(reading, e.key)]
+
+
+def checkpoint_of(reading: Reading, checkpoint_id: str) -> dict[str, Any]:
+    """One by its id.
+
+    Raises:
+        Refusal: there is none.
+    """
+    if re.fullmatch(names.CHECKPOINT, checkpoint_id):
+        key = checkpoint_id.partition("-")[0]
+        if key in reading.by_key:
+            for one in checkpoints_of(reading, key):
+                if one["id"] == checkpoint_id:
+                    return one
+    raise not_found("checkpoint")
+
+
+def file_of(reading: Reading, one: Mapping[str, Any]) -> Path:
+    """The file of a checkpoint."""
+    paths, key = reading.sweep.paths, str(one["key"])
+    if one["kind"] == "weights":
+        return paths.weights(key)
+    place = paths.trunk(key) if one["kind"] == "trunk" else paths.checkpoints(key)
+    return place.state(int(one["step"]))
+
+
+def devices_of(reading: Reading) -> list[dict[str, Any]]:
+    """The machines and GPUs as they were read last, and what they train."""
+    return [
+        {
+            **{name: value for name, value in node.machine.to_json().items() if name != "gpus"},
+            "running": node.running,
+            "gpus": [{**asdict(g.gpu), "experiments": [e.key for e in g.experiments]} for g in node.gpus],
+        }
+        for node in reading.nodes
+    ]
+
+
+def reading_of(mirrors: Mirrors, runs: Runs, name: str) -> Reading:
+    """A sweep that has a plan.
+
+    Raises:
+        Refusal: there is no such sweep, or it has no plan yet.
+    """
+    reading = mirrors.now(name)
+    if reading is None:
+        if runs.last(name) is None:
+            raise not_found("sweep")
+        raise conflict(f"{name} has no plan yet")
+    return reading

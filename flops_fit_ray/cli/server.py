@@ -68,4 +68,7 @@ def serve(
         root=root.resolve(), code=tuple(c.resolve() for c in code), host=host, port=port, names=names,
         address=address, at_once=at_once, most_waiting=queue,
     )  # fmt: skip
-    run(settings, click.echo)
+    try:
+        run(settings, click.echo)
+    except KeyboardInterrupt:
+        click.echo("ended; sweeps go on")

@@ -36,7 +36,7 @@ def check_allowed(spec: SweepSpec, code: Path, roots: Sequence[Path]) -> None:
 def _faults(spec: SweepSpec, code: Path, roots: Sequence[Path]) -> Iterator[str]:
     for key, named in _named(spec):
         if key in ("data.train", "data.eval") and named.endswith(".bin"):
-            if not _inside(Path(os.path.normpath(code / named.rpartition("*")[0].partition("*")[0])), roots):
+            if not _inside(Path(os.path.normpath(code / named.partition("*")[0])), roots):
                 yield f"{key}: {named!r} lies outside of the directories that this service may read"
         elif ":" in named or key == "model.target":
             yield from _target_faults(key, named, code, roots)

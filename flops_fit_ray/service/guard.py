@@ -29,8 +29,9 @@ COOKIE = "flops_fit_ray"
 MOST_BODY = 2 * 1024 * 1024  # bytes; a spec has at most half of that
 BODY_SECONDS = 20.0
 DEEPEST = 64  # brackets inside of one another; JSON of ours has four
+NEVER = (b"%2f", b"%5c", b"%00")  # in a path: a name with a slash in it is none of ours
 SAFE = ("GET", "HEAD", "OPTIONS")
-OPEN = ("/api/v1/health", "/login", "/static/style.css", "/static/page.js")
+OPEN = ("/api/v1/health", "/login", "/static/style.css", "/static/page.js", "/static/icon.svg")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
@@ -40,7 +41,7 @@ HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
@@ -112,6 +113,8 @@ class Guard:
     def _refused(self, scope: Scope, headers: Mapping[str, str]) -> tuple[HTTPStatus, str] | None:
         if headers.get("host", "").lower() not in self._hosts:
             return HTTPStatus.MISDIRECTED_REQUEST, "this service is not known by that name; see --name"
+        if any(code in scope.get("raw_path", b"").lower() for code in NEVER):
+            return HTTPStatus.NOT_FOUND, "no such place"
         own = scope["method"] in SAFE or self._own_origin(headers)
         bearer = headers.get("authorization")
         if scope["path"] in OPEN:

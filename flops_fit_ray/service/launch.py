@@ -91,7 +91,8 @@ class LocalRuns:
         process = read_json(start.process)
         if process is None:
             begun = (read_json(start.begun) or {}).get("at", 0.0)
-            return Look(runs=abs(time.time() - begun) < BEGIN_SECONDS, words="it never began")
+            runs = abs(time.time() - begun) < BEGIN_SECONDS
+            return Look(runs=runs, words="" if runs else "it never began")
         runs = any(_lives(process, who, since) for who, since in (("pid", "born"), ("keeper", "keeper_born")))
         if not runs and (ended := read_json(start.ended)) is not None:  # between the two looks
             return _over(ended)

@@ -121,18 +121,32 @@ def experiment(request: Request, name: str, key: str) -> str:
                 results=len(reading.sweep.results))  # fmt: skip
 
 
-@pages.post("/sweeps/{name}/{act}")
-async def act(request: Request, name: str, act: str) -> Response:
-    """A button: stop, resume, extend."""
-    parts, form = parts_of(request), await _form(request)
-    if act == "stop":
-        await asyncio.to_thread(parts.runs.stop, name)
-    elif act in ("resume", "extend"):
-        more = _more(form) if act == "extend" else More()
-        await asyncio.to_thread(parts.runs.go_on, name, more, Way())
-        await asyncio.to_thread(parts.runs.pump)
-    else:
-        raise Refusal(HTTPStatus.NOT_FOUND, "no such page")
+@pages.post("/sweeps/{name}/stop")
+def stop(request: Request, name: str) -> Response:
+    """The button."""
+    parts_of(request).runs.stop(name)
+    return _to(name)
+
+
+@pages.post("/sweeps/{name}/resume")
+def resume(request: Request, name: str) -> Response:
+    """The button."""
+    return _go_on(parts_of(request), name, More())
+
+
+@pages.post("/sweeps/{name}/extend")
+async def extend(request: Request, name: str) -> Response:
+    """The button beside what is to be added."""
+    return await asyncio.to_thread(_go_on, parts_of(request), name, _more(await _form(request)))
+
+
+def _go_on(parts: Parts, name: str, more: More) -> Response:
+    parts.runs.go_on(name, more, Way())
+    parts.runs.pump()
+    return _to(name)
+
+
+def _to(name: str) -> Response:
     return RedirectResponse(f"/sweeps/{quote(name)}", HTTPStatus.SEE_OTHER)
 
 

@@ -31,6 +31,10 @@ State = Literal["queued", "running", "stopping", "stopped", "completed", "failed
 STATES: tuple[State, ...] = ("queued", "running", "stopping", "stopped", "completed", "failed")
 SORTS = ("budget", "params", "tokens", "loss", "seconds", "share", "status", "attempts", "finished_at", "lr")
 CURVE_POINTS = 500  # at most, of one experiment
+UNKNOWN: Mapping[str, Any] = {  # of a sweep that has no plan yet
+    **{"version": "", "counts": {}, "total": 0, "final": False, "flops_planned": 0.0, "flops_done": 0.0, "share": 0.0},
+    **{"seconds_left": None, "device_seconds": 0.0, "deaths": 0, "budgets": [], "results_sha256": None},
+}
 LOG_LINES = 40  # of what a run has said, that stand in a status
 
 
@@ -79,9 +83,7 @@ def sweep_view(runs: Runs, mirrors: Mirrors, name: str) -> dict[str, Any]:
 
 
 def _of_reading(reading: Reading | None) -> Mapping[str, Any]:
-    if reading is None:
-        return {"version": "", "counts": {}, "total": 0, "flops_planned": 0.0, "flops_done": 0.0, "share": 0.0}
-    return reading.facts
+    return UNKNOWN if reading is None else reading.facts
 
 
 def _last_words(log: bytes) -> str:

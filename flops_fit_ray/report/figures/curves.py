@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from flops_fit_ray.analysis import Points
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import smoothed
-from flops_fit_ray.report.figures.style import INK, Drawing, colours, plain
+from flops_fit_ray.report.figures.style import INK, Drawing, colours, plain, readable_ticks
 from flops_fit_ray.text import count
 
 MOST_LABELS = 8
@@ -56,7 +56,8 @@ def draw_curves(shown: list[TrainingCurve]) -> Figure:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        if not readable_ticks(axes):
+            axes.yaxis.set_minor_formatter("{x:g}")
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     axes.set_xlabel("C (FLOPs spent)")
     axes.set_ylabel("training loss")

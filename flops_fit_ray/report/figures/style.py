@@ -16,7 +16,7 @@ from flops_fit_ray.text import count
 
 INK = "#010203"  # replaced by the page's own text colour where a figure stands in a page
 MARKERS = "os^DvPX*<>"  # with the colours' lightness they tell series apart in grey print as well
-MOST_TICKS = 9
+FEWEST_TICKS, MOST_TICKS = 3, 9
 MOST_ELEMENTS = 300
 FORMATS = (".svg", ".png", ".pdf")
 
@@ -42,14 +42,15 @@ def plain(axes: Axes) -> None:
     axes.grid(True, which="major", color=INK, alpha=0.12, linewidth=0.6)
 
 
-def readable_ticks(axes: Axes) -> None:
-    """On a logarithmic y axis of few decades: 1, 2 and 5 of each, as people read them."""
+def readable_ticks(axes: Axes) -> bool:
+    """On a logarithmic y axis of few decades: 1, 2 and 5 of each, as people read them. Whether there are some."""
     low, high = axes.get_ylim()
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
     if len(ticks) <= MOST_TICKS:
         axes.set_yticks(ticks, [count(tick) for tick in ticks])
     axes.yaxis.set_minor_formatter("")
+    return len(ticks) >= FEWEST_TICKS
 
 
 class Drawing(Figure):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, BinaryIO, Literal
@@ -11,7 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from flops_fit_ray.service import names, shapes, views
 from flops_fit_ray.service.parts import answer, as_json, as_svg, fresh, parts_of
-from flops_fit_ray.service.refusal import Refusal
+from flops_fit_ray.service.refusal import Refusal, conflict
 from flops_fit_ray.service.shapes import Limit, Offset
 
 CHUNK = 1 << 20  # bytes of a download, at a time
@@ -134,6 +135,9 @@ def download(request: Request, name: str, checkpoint_id: str) -> Response:
     one = views.checkpoint_of(reading, checkpoint_id)
     path = views.file_of(reading, one)
     file = names.opened(path, reading.sweep.paths.root, "checkpoint")
+    if os.fstat(file.fileno()).st_size != one["bytes"]:
+        file.close()
+        raise conflict(f"{checkpoint_id} is damaged: it has not the {one['bytes']} bytes that its note says")
     headers = {
         "content-length": str(one["bytes"]),
         "etag": f'"{one["sha256"]}"',

@@ -1,0 +1,119 @@
+"""A client of the service in the standard library alone: `Client("http://127.0.0.1:8400", token)`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any, cast
+from urllib.error import HTTPError
+from urllib.parse import quote, urlencode
+from urllib.request import Request, urlopen
+
+from flops_fit_ray.errors import FlopsFitError
+
+OVER = ("stopped", "completed", "failed")
+
+
+class ServiceError(FlopsFitError):
+    """The service refused a request. `status` is HTTP's, `faults` one line per fault."""
+
+    def __init__(self, status: int, words: str, faults: list[str]) -> None:
+        super().__init__(f"{status}: {words}")
+        self.status, self.faults = status, faults
+
+
+class Client:
+    """One service. Every method raises ServiceError where it is refused, and OSError where nobody answers.
+
+    Args:
+        token: what stands in ROOT/.service/token, or the path of that file.
+    """
+
+    def __init__(self, url: str, token: str | Path, *, timeout: float = 150.0) -> None:
+        self._url, self._timeout = f"{url.rstrip('/')}/api/v1", timeout
+        self._token = token.read_text().strip() if isinstance(token, Path) else token
+
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> HTTPResponse:
+        """Any route; the response is a file of bytes."""
+        content = None if body is None else json.dumps(body).encode()
+        every = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json", **headers}
+        asked = Request(self._url + path, content, every, method=method)  # noqa: S310 - the owner's own address
+        try:
+            return cast(HTTPResponse, urlopen(asked, timeout=self._timeout))  # noqa: S310 - as above
+        except HTTPError as e:
+            with e:
+                raw = e.read()
+            said: dict[str, Any] = json.loads(raw) if raw.startswith(b"{") else {"error": e.reason}
+            raise ServiceError(e.code, said["error"], said.get("faults", [])) from None
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        """The same for a route that answers in JSON."""
+        with self.request(method, path, body, **headers) as answer:
+            raw = answer.read()
+        return json.loads(raw) if raw else None
+
+    def pages(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """All items of a list, page after page."""
+        offset: int | None = 0
+        while offset is not None:
+            page = self.ask("GET", f"{path}?{urlencode({**query, 'offset': offset, 'limit': 1000})}")
+            yield from page["items"]
+            offset = page["next"]
+
+    def validate(self, text: str, code: str | None = None) -> dict[str, Any]:
+        """What a spec would run and cost, or its faults; nothing is kept."""
+        return dict(self.ask("POST", "/specs/validate", {"text": text, "code": code}))
+
+    def start(
+        self, text: str, *, code: str | None = None, name: str | None = None, key: str | None = None, **way: Any
+    ) -> str:
+        """Start a sweep and return its name. The same key never starts a second one; by default each call is new."""
+        spec = self.ask("POST", "/specs", {"text": text, "code": code})
+        body = {"spec": spec["id"], "name": name, **way}
+        return str(self.ask("POST", "/sweeps", body, **{"Idempotency-Key": key or uuid.uuid4().hex})["name"])
+
+    def sweep(self, name: str) -> dict[str, Any]:
+        """How it stands."""
+        return dict(self.ask("GET", f"/sweeps/{quote(name)}"))
+
+    def act(self, name: str, what: str, **more: Any) -> dict[str, Any]:
+        """stop, resume, or extend with budgets, sizes or seeds."""
+        return dict(self.ask("POST", f"/sweeps/{quote(name)}/{what}", more or ({} if what == "extend" else None)))
+
+    def wait(self, name: str, seconds: float = 3600.0) -> dict[str, Any]:
+        """Until it is over, one way or another, or the time is."""
+        until = time.monotonic() + seconds
+        while (found := self.sweep(name))["state"] not in OVER and time.monotonic() < until:
+            time.sleep(0.5)
+        return found
+
+    def events(self, name: str, since: str | None = None) -> Iterator[tuple[str, str | None, Any]]:
+        """Kind, id and content of what happens, for as long as the service lives; go on later with the last id."""
+        path, headers = f"/sweeps/{quote(name)}/events", {} if since is None else {"Last-Event-ID": since}
+        with self.request("GET", path, **headers) as lines:
+            event: dict[str, str] = {}
+            for line in lines:
+                field, _, value = line.decode().rstrip("\n").partition(": ")
+                if field:
+                    event[field] = value
+                    continue
+                if "data" in event:
+                    yield event["event"], event.get("id"), json.loads(event["data"])
+                event = {}
+
+    def download(self, name: str, checkpoint_id: str, to: Path) -> Path:
+        """Fetch a checkpoint, and make sure that it is whole."""
+        path = f"/sweeps/{quote(name)}/checkpoints/{quote(checkpoint_id)}"
+        wanted, digest = self.ask("GET", path)["sha256"], hashlib.sha256()
+        with self.request("GET", f"{path}/file") as answer, to.open("wb") as file:
+            while chunk := answer.read(1 << 20):
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != wanted:
+            raise OSError(f"{to}: sha256 is {digest.hexdigest()}, and should be {wanted}; fetch it again")
+        return to

@@ -1,0 +1,106 @@
+"""The service, really listening: in a thread of the test, or as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import uvicorn
+
+from flops_fit_ray.layout import ServicePaths
+from flops_fit_ray.service.app import Settings, make_app, make_parts
+from flops_fit_ray.service.client import Client
+from flops_fit_ray.service.guard import token_of
+from flops_fit_ray.service.parts import Parts
+from tests.nodes import free_port
+
+
+@dataclass
+class Served:
+    """A service in a thread."""
+
+    url: str
+    token: str
+    parts: Parts
+    app: Any
+
+    @property
+    def client(self) -> Client:
+        """Whoever has the token."""
+        return Client(self.url, self.token)
+
+
+@contextlib.contextmanager
+def serving(root: Path, code: tuple[Path, ...] = (), **settings: Any) -> Iterator[Served]:
+    """A service of `root` on a free port."""
+    port = free_port()
+    asked = Settings(root=root, code=code, port=port, **settings)
+    token = token_of(ServicePaths(root))
+    parts = make_parts(asked)
+    app = make_app(parts, token, asked.hosts)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1, ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 30
+    while not server.started and time.monotonic() < until:
+        time.sleep(0.02)
+    try:
+        yield Served(f"http://127.0.0.1:{port}", token, parts, app)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+class ServiceProcess:
+    """`flops-fit-ray serve` in a process of its own."""
+
+    def __init__(self, root: Path, code: Path, *more: str) -> None:
+        self.port = free_port()
+        self.url, self.root = f"http://127.0.0.1:{self.port}", root
+        words = ["serve", "--root", str(root), "--code", str(code), "--port", str(self.port), *more]
+        self.log = root.parent / "service.log"
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flops_fit_ray", *words],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=dict(os.environ),
+            )
+        until = time.monotonic() + 60
+        while time.monotonic() < until and self.process.poll() is None:
+            with contextlib.suppress(URLError, OSError), urlopen(f"{self.url}/api/v1/health", timeout=5):  # noqa: S310 - its own
+                return
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    @property
+    def client(self) -> Client:
+        """Whoever can read the token's file."""
+        return Client(self.url, ServicePaths(self.root).token)
+
+    def memory(self) -> int:
+        """Bytes that it holds now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+    def kill(self) -> None:
+        """As the kernel does."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def end(self) -> int:
+        """As Ctrl-C does."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.process.wait(20)

@@ -1,0 +1,453 @@
+"""What the service refuses: tokens, hosts, origins, bodies, places outside, code from elsewhere, secrets."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+
+from flops_fit_ray.errors import DirectoryError, SpecError
+from flops_fit_ray.layout import ServicePaths, SweepPaths
+from flops_fit_ray.service import guard
+from flops_fit_ray.service.allowed import check_allowed
+from flops_fit_ray.service.client import ServiceError
+from flops_fit_ray.service.guard import COOKIE, token_of
+from flops_fit_ray.service.pages import pages
+from flops_fit_ray.service.redact import HIDDEN, redacted, redacted_values
+from flops_fit_ray.spec import make_spec
+from tests.chaos import make_project
+from tests.serving import Served, ServiceProcess, serving
+from tests.sweeps import known_guest, known_spec, make_sweep
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("service") / "runs"
+    spec = known_spec()
+    make_sweep(root / "known", spec, known_guest(spec), only=14)
+    return root
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("code")
+    make_project(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def served(root: Path, code: Path) -> Iterator[Served]:
+    with serving(root, (code,), at_once=0) as found:
+        yield found
+
+
+def ask(served: Served, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+    """One request as it is written here: nothing is added, quoted or followed."""
+    connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=30)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body, named)
+    answer = connection.getresponse()
+    found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    connection.close()
+    return found
+
+
+def bearer(served: Served) -> str:
+    return f"Bearer {served.token}"
+
+
+def routes_of(served: Served) -> list[tuple[str, str]]:
+    """Every route with every method, its blanks filled in with what is there."""
+    key = served.client.ask("GET", "/sweeps/known/experiments?limit=1")["items"][0]["key"]
+    one = served.client.ask("GET", "/sweeps/known/checkpoints?limit=1")["items"][0]["id"]
+    spec = served.parts.specs.create((Path(served.parts.specs.roots[0]) / "sweep.yaml").read_text(), None)[0]
+    known = {"name": "known", "key": key, "checkpoint_id": one, "spec_id": spec.id, "figure": "valleys"}
+    api = [(method.upper(), path) for path, item in served.app.openapi()["paths"].items() for method in item]
+    own = [(m, r.path) for r in pages.routes if isinstance(r, APIRoute) for m in r.methods or ()]
+    return [
+        (method, path.format(**known))
+        for method, path in sorted({*api, *own}, key=lambda one: (one[0] == "DELETE", one))
+        if method != "HEAD"
+    ]
+
+
+def test_every_route_wants_the_token(served: Served) -> None:
+    routes = [r for r in routes_of(served) if r[1] not in guard.OPEN]
+    assert len(routes) > 40
+    queries = {"predict": "?budget=1e6"}
+    waits = [path for _, path in routes if path.endswith("/events")]
+    for method, path in routes:
+        assert ask(served, method, path)[0] == 401, (method, path)
+        for wrong in (
+            "Bearer wrong",
+            f"Bearer {served.token[:-1]}",
+            f"Basic {served.token}",
+            "Bearer",
+            f"Bearer {served.token}x",
+        ):
+            assert ask(served, method, path, Authorization=wrong)[0] == 403, (method, path, wrong)
+        assert ask(served, method, path, Cookie=f"{COOKIE}={served.token}")[0] == 403, (method, path)
+        if path in waits:  # streams, which have no end
+            continue
+        query = queries.get(path.rpartition("/")[2], "")
+        status, headers, content = ask(served, method, path + query, Authorization=bearer(served))
+        assert status not in (401, 403) and status < 500, (method, path, status, content[:200])
+        if method == "GET":
+            assert status == 200, (path, status, content[:300])
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "script-src 'unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_health_alone_asks_for_nothing(served: Served) -> None:
+    assert ask(served, "GET", "/api/v1/health")[0] == 200
+    status, headers, content = ask(served, "GET", "/")
+    assert status == 401 and b'name="token"' in content and headers["www-authenticate"] == "Bearer"
+
+
+def test_the_token_is_128_bits_for_the_owners_eyes_alone(tmp_path: Path) -> None:
+    paths = ServicePaths(tmp_path)
+    os.umask(before := os.umask(0))
+    token = token_of(paths)
+    assert len(bytes.fromhex(token)) == 16 and token_of(paths) == token
+    assert stat.S_IMODE(paths.token.stat().st_mode) == 0o600
+    assert token_of(ServicePaths(tmp_path / "other")) != token
+    paths.token.chmod(0o644)
+    with pytest.raises(DirectoryError, match="others can read this token"):
+        token_of(paths)
+    paths.token.unlink()
+    paths.token.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DirectoryError):
+        token_of(paths)
+    assert before is not None
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example", ""]
+)
+def test_another_hosts_name_is_refused(host: str, served: Served) -> None:
+    assert ask(served, "GET", "/api/v1/sweeps", Host=host, Authorization=bearer(served))[0] == 421
+
+
+def logged_in(served: Served) -> str:
+    status, headers, _ = ask(
+        served, "POST", "/login", f"token={served.token}".encode(), Origin=served.url,
+        Content_Type="application/x-www-form-urlencoded",
+    )  # fmt: skip
+    assert status == 303
+    cookie = headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=strict" in cookie and served.token not in cookie
+    return cookie.partition(";")[0]
+
+
+def test_another_page_cannot_ask_in_a_browsers_name(served: Served) -> None:
+    cookie = logged_in(served)
+    assert ask(served, "GET", "/", Cookie=cookie)[0] == 200
+    for foreign in (
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {},
+        {"Origin": served.url, "Sec_Fetch_Site": "cross-site"},
+    ):
+        assert ask(served, "POST", "/sweeps/known/stop", b"", Cookie=cookie, **foreign)[0] == 403, foreign
+    assert ask(served, "POST", "/sweeps/known/stop", b"", Cookie=cookie, Origin=served.url)[0] == 409  # it does not run
+    assert ask(served, "POST", "/login", b"token=wrong", Origin=served.url)[0] == 403
+    assert ask(served, "POST", "/login", f"token={served.token}".encode(), Origin="http://evil.example")[0] == 403
+
+
+OUTSIDE = [
+    "..",
+    "../known",
+    "../../etc",
+    "..%2f..%2fetc%2fpasswd",
+    "%2e%2e",
+    "%2e%2e%2fknown",
+    "..%5c..%5cetc",
+    "....//",
+    "known/..",
+    "known%00",
+    "%00",
+    "~",
+    "~root",
+    "/etc/passwd",
+    "%2fetc%2fpasswd",
+    "known%2f..%2f..",
+    ".service",
+    ".",
+    "known.",
+    "known;ls",
+    "known$(id)",
+    "kn%0aown",
+    "-rf",
+    "C:%5cwindows",
+    "file:%2f%2f%2fetc",
+    "linked",
+    "known%2fexperiments",
+    "%c0%ae%c0%ae",
+    "%e2%80%ae",
+    "..%252f..%252fetc",
+    "known%20",
+    "%20known",
+] + ["a" * 300]
+PLACES = ["/api/v1/sweeps/{}", "/api/v1/sweeps/known/checkpoints/{}/file", "/api/v1/sweeps/known/experiments/{}",
+          "/api/v1/specs/{}", "/api/v1/sweeps/known/figures/{}", "/sweeps/{}", "/static/{}"]  # fmt: skip
+
+
+def test_no_name_leads_outside(served: Served, root: Path, tmp_path: Path) -> None:
+    """33 names in 7 places."""
+    shutil.copytree(root / "known", tmp_path / "elsewhere")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    try:
+        for place in PLACES:
+            for name in OUTSIDE:
+                path = place.format(name)
+                status, _, content = ask(served, "GET", path, Authorization=bearer(served))
+                plain_list = path.rstrip("/") in ("/api/v1/sweeps", "/api/v1/specs") or status == 307
+                assert status == 404 or plain_list, (path, status, content[:200])
+                assert b"root:" not in content
+        assert "linked" not in [sweep["name"] for sweep in served.client.pages("/sweeps")]
+    finally:
+        (root / "linked").unlink()
+
+
+def test_a_link_is_never_followed_to_a_file(served: Served, root: Path, tmp_path: Path) -> None:
+    one = served.client.ask("GET", "/sweeps/known/checkpoints?limit=1")["items"][0]
+    secret = tmp_path / "secret"
+    secret.write_text("root:x:0:0")
+    paths = SweepPaths(root / "known")
+    state = paths.trunk(one["key"]).state(one["step"])
+    kept = state.read_bytes()
+    state.unlink()
+    state.symlink_to(secret)
+    try:
+        assert (
+            ask(served, "GET", f"/api/v1/sweeps/known/checkpoints/{one['id']}/file", Authorization=bearer(served))[0]
+            == 404
+        )
+    finally:
+        state.unlink()
+        state.write_bytes(kept)
+    trunk = paths.trunk(one["key"]).directory
+    trunk.rename(tmp_path / "trunk")
+    trunk.symlink_to(tmp_path / "trunk")
+    try:
+        assert (
+            ask(served, "GET", f"/api/v1/sweeps/known/checkpoints/{one['id']}/file", Authorization=bearer(served))[0]
+            == 404
+        )
+    finally:
+        trunk.unlink()
+        (tmp_path / "trunk").rename(trunk)
+
+
+def test_nothing_in_a_directory_is_unpickled(served: Served, root: Path, tmp_path: Path) -> None:
+    """Poisoned files where pickles could be; every reading route is asked."""
+    paths, mark = SweepPaths(root / "known"), tmp_path / "executed"
+    poison = b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR."
+    one = served.client.ask("GET", "/sweeps/known/checkpoints?limit=1")["items"][0]
+    key = one["key"]
+    poisoned = [paths.trunk(key).state(one["step"]), paths.checkpoints(key).state(1), paths.curve(key)]
+    poisoned += [paths.tune / "round-1" / "tuner.pkl", paths.progress(key), paths.cluster]
+    kept = {place: place.read_bytes() for place in poisoned if place.exists()}
+    for place in poisoned:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(poison)
+    try:
+        for method, path in routes_of(served):
+            if method == "GET" and not path.endswith("/events"):
+                query = "?budget=1e6" if path.endswith("/predict") else ""
+                assert ask(served, method, path + query, Authorization=bearer(served))[0] < 500, path
+        assert not mark.exists()
+    finally:
+        for place in poisoned:
+            place.unlink()
+        for place, content in kept.items():
+            place.write_bytes(content)
+
+
+DEEP = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.slow
+def test_a_body_that_is_too_much_is_refused_and_costs_nothing(root: Path, code: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "runs", ignore=shutil.ignore_patterns(".service"))
+    service = ServiceProcess(tmp_path / "runs", code)
+    try:
+        client = service.client
+        client.ask("GET", "/sweeps")
+        before = service.memory()
+        kind = {
+            "Authorization": f"Bearer {ServicePaths(service.root).token.read_text().strip()}",
+            "Content-Type": "application/json",
+        }
+
+        def send(body: Any, **more: str) -> int:
+            connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=40)
+            try:
+                connection.request("POST", "/api/v1/specs", body, {**kind, **more})
+                return connection.getresponse().status
+            except (BrokenPipeError, ConnectionResetError):
+                return 0  # it hung up
+            finally:
+                connection.close()
+
+        for _ in range(5):
+            assert send(b"x" * 50_000_000) in (413, 0)
+            assert send(b"x" * 65536 for _ in range(800)) in (413, 0)  # chunks that would come to 50 MB
+            assert send(DEEP) == 422
+            assert send(b"[" * 1_000_000) == 422
+        with socket.create_connection(("127.0.0.1", service.port), timeout=40) as slow:
+            head = f"POST /api/v1/specs HTTP/1.1\r\nHost: 127.0.0.1:{service.port}\r\nContent-Length: 1000\r\n"
+            slow.sendall(
+                f"{head}Authorization: {kind['Authorization']}\r\nContent-Type: application/json\r\n\r\n".encode()
+            )
+            began = time.monotonic()
+            answer = b""
+            while not answer and time.monotonic() - began < guard.BODY_SECONDS + 10:
+                slow.sendall(b" ")
+                slow.settimeout(1.0)
+                try:
+                    answer = slow.recv(100)
+                except TimeoutError:
+                    continue
+            assert b" 408 " in answer and time.monotonic() - began < guard.BODY_SECONDS + 5
+        assert client.ask("GET", "/health") == {"status": "ok"}
+        assert service.memory() - before < 50_000_000
+    finally:
+        assert service.end() == 0
+
+
+def spec_with(**changed: Any) -> Any:
+    content: dict[str, Any] = {
+        "model": {"target": "parts:Slow", "size_param": "features"},
+        "data": {"train": "parts:data"},
+        "loss": "mse",
+        "budgets": [1e5, 2e5],
+        "train": {"lr": 0.1},
+    }
+    for path, value in changed.items():
+        section, _, name = path.partition("__")
+        if name:
+            content[section] = {**content.get(section, {}), name: value}
+        else:
+            content[section] = value
+    return make_spec(content, "spec")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model__target": "subprocess:run"}, "model.target"),
+        ({"model__target": "os:system"}, "model.target"),
+        ({"model__target": "torch.nn:Linear"}, "model.target"),
+        ({"model__target": "parts:os.system"}, "does not define 'os' itself"),
+        ({"model__target": "parts:torch.load"}, "does not define 'torch' itself"),
+        ({"model__target": "parts:nn"}, "does not define 'nn' itself"),
+        ({"model__target": "..parts:Slow"}, "model.target"),
+        ({"model__target": "away:Model"}, "model.target"),
+        ({"model__target": "linked:Model"}, "model.target"),
+        ({"model__flops_per_token": "builtins:eval"}, "model.flops_per_token"),
+        ({"data__train": "pickle:loads"}, "data.train"),
+        ({"data__train": "/etc/secret.bin"}, "data.train"),
+        ({"data__train": "../../away/*.bin"}, "data.train"),
+        ({"data__eval": "shutil:rmtree"}, "data.eval"),
+        ({"data__count_tokens": "os:remove"}, "data.count_tokens"),
+        ({"loss": "os:system"}, "loss"),
+        ({"train__optimizer": "os:system"}, "train.optimizer"),
+        ({"train__schedule": "os:system"}, "train.schedule"),
+        ({"train__lr": "os:system"}, "train.lr"),
+        ({"metrics": {"m": "os:system"}}, "metrics.m"),
+        ({"trackers": {"mlflow": {"tracking_uri": "file:///tmp/x"}}}, "tracking_uri"),
+    ],
+)
+def test_only_code_of_the_owners_directories_is_named(
+    changed: dict[str, Any], words: str, code: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "away.py").write_text("class Model: ...")
+    if not (code / "linked.py").exists():
+        (code / "linked.py").symlink_to(tmp_path / "away.py")
+    try:
+        with pytest.raises(SpecError, match=re.escape(words)):
+            check_allowed(spec_with(**changed), code, [code])
+    finally:
+        (code / "linked.py").unlink()
+    check_allowed(spec_with(), code, [code])
+
+
+def test_a_name_may_come_from_a_file_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("from .deep import Model as Slow\nfrom subprocess import run\n")
+    (tmp_path / "package" / "deep.py").write_text("class Model: ...\n")
+    (tmp_path / "parts.py").write_text("def data(): ...\n")
+    check_allowed(spec_with(model__target="package:Slow"), tmp_path, [tmp_path])
+    with pytest.raises(SpecError, match="'run' itself"):
+        check_allowed(spec_with(model__target="package:run"), tmp_path, [tmp_path])
+    with pytest.raises(SpecError, match="none of the directories"):
+        check_allowed(spec_with(), tmp_path, [tmp_path / "package"])
+    with pytest.raises(SpecError, match="--code"):
+        check_allowed(spec_with(), tmp_path, [])
+
+
+SECRETS = {
+    "wandb": ("WANDB_API_KEY=0123456789abcdef0123456789abcdef01234567", "0123456789abcdef0123456789abcdef01234567"),
+    "url": ("mlflow at https://anna:hunter2secret@example.org/x", "hunter2secret"),
+    "aws": ("key AKIAIOSFODNN7EXAMPLE was refused", "AKIAIOSFODNN7EXAMPLE"),
+    "aws secret": ("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG", "wJalrXUtnFEMI/K7MDENG"),
+    "hf": ("token hf_abcdefghijklmnopqrstuvwxyz0123", "hf_abcdefghijklmnopqrstuvwxyz0123"),
+    "github": ("ghp_abcdefghijklmnopqrstuvwxyz0123456789", "ghp_abcdefghijklmnopqrstuvwxyz0123456789"),
+    "yaml": ("kwargs: {api_key: sesame-open, d: 3}", "sesame-open"),
+    "json": ('{"password": "sesame open"}', "sesame open"),
+    "bearer": ("Authorization: Bearer abcdef0123456789", "abcdef0123456789"),
+    "environment": ("it said planted-value-of-mine", "planted-value-of-mine"),
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secrets_are_left_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, secret = SECRETS[name]
+    monkeypatch.setenv("MY_OWN_TOKEN", "planted-value-of-mine")
+    assert secret not in redacted(text) and HIDDEN in redacted(text)
+    assert secret not in json.dumps(redacted_values({"a": [{"b": text}]}))
+
+
+def test_what_is_no_secret_stays() -> None:
+    text = "token_unit: one sample; tokens_per_sample: 3; keys: 4; 261125564bfb79e2: loss 0.5; https://example.org:80/a"
+    assert redacted(text) == text
+
+
+def test_a_planted_secret_is_on_no_route(code: Path, tmp_path: Path) -> None:
+    planted = "AKIAIOSFODNN7EXAMPLE"
+    with serving(tmp_path / "runs", (code,), at_once=0) as served:
+        text = (code / "sweep.yaml").read_text() + f"\nmetrics: {{}} # {planted}\n"
+        name = served.client.start(text)
+        served.parts.runs.paths.log(name).write_text(f"error: {planted} was refused\n")
+        for path in (f"/api/v1/sweeps/{name}", f"/api/v1/sweeps/{name}/log", "/api/v1/specs", f"/sweeps/{name}", "/"):
+            status, _, content = ask(served, "GET", path, Authorization=bearer(served))
+            assert status == 200 and planted.encode() not in content, path
+
+
+def test_a_refusal_says_what_to_do(served: Served) -> None:
+    with pytest.raises(ServiceError, match="its own name|takes|spec") as caught:
+        served.client.ask("POST", "/specs", {"text": "bugets: [1]"})
+    assert caught.value.status == 422 and any("did you mean 'budgets'" in fault for fault in caught.value.faults)
+    with pytest.raises(ServiceError, match="no such sweep"):
+        served.client.sweep("nothing")
+    with pytest.raises(ServiceError, match="leave output out"):
+        served.client.ask(
+            "POST",
+            "/specs",
+            {"text": (Path(served.parts.specs.roots[0]) / "sweep.yaml").read_text() + "\noutput: /tmp/x\n"},
+        )

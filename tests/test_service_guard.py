@@ -201,7 +201,8 @@ OUTSIDE = [
     "..%252f..%252fetc",
     "known%20",
     "%20known",
-] + ["a" * 300]
+    "a" * 300,
+]
 PLACES = ["/api/v1/sweeps/{}", "/api/v1/sweeps/known/checkpoints/{}/file", "/api/v1/sweeps/known/experiments/{}",
           "/api/v1/specs/{}", "/api/v1/sweeps/known/figures/{}", "/sweeps/{}", "/static/{}"]  # fmt: skip
 

@@ -32,6 +32,8 @@ def main(directory: Path, log: Path, words: list[str]) -> int:
         )
     note = {"pid": child.pid, "born": born(child.pid), "keeper": os.getpid(), "keeper_born": born(os.getpid())}
     write_json(paths.process, note)
+    if paths.stop.exists():  # it came before anybody knew whom to tell
+        child.terminate()
     code = child.wait()
     write_json(paths.ended, {"exit_code": code, "at": time.time()})
     return 0

@@ -135,3 +135,8 @@ def as_events(request: Request, source: AsyncIterator[tuple[str, str | None, Any
             yield f"{number}event: {kind}\ndata: {json.dumps(plain(content))}\n\n"
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+
+def of_kind(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """What the published OpenAPI says of an answer that is not JSON."""
+    return {200: {"content": {kind: {} for kind in kinds}}}

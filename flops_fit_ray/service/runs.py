@@ -84,6 +84,7 @@ class Standing:
     phase: Phase
     exit_code: int | None = None
     words: str = ""
+    told_to_stop: bool = False
 
 
 class Runs:
@@ -240,11 +241,11 @@ class Runs:
             ended = read_json(place.ended)
             if ended is None:
                 return Standing(start=start, phase="queued", words=self.trouble)
-            return Standing(start=start, phase="ended", words=str(ended.get("words", "")))
+            return Standing(start=start, phase="ended", words=str(ended.get("words", "")), told_to_stop=True)
         look: Look = self.launcher.look(place)
-        if not look.runs:
-            return Standing(start=start, phase="ended", exit_code=look.exit_code, words=look.words)
-        return Standing(start=start, phase="stopping" if place.stop.exists() else "running", words=look.words)
+        told = place.stop.exists()
+        phase: Phase = "ended" if not look.runs else "stopping" if told else "running"
+        return Standing(start=start, phase=phase, exit_code=look.exit_code, words=look.words, told_to_stop=told)
 
     def _ask(self, name: str, kind: Kind, words: Sequence[str], code: Path) -> Start:
         number = self.paths.num_starts(name) + 1

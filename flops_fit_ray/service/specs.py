@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ class Specs:
 
     def __init__(self, paths: ServicePaths, roots: Sequence[Path]) -> None:
         self._paths, self.roots = paths, tuple(roots)
+        self._lock = threading.Lock()
 
     def check(self, text: str, code: str | None) -> tuple[SweepSpec, Path]:
         """The spec in a text, and the directory of its code.
@@ -69,14 +71,14 @@ class Specs:
         """
         found, where = self.check(text, code)
         spec_id = hashlib.sha256(f"{where}\n{text}".encode()).hexdigest()[:16]
-        try:
-            return self.get(spec_id), False
-        except LookupError:
-            pass
-        if len(names_in(self._paths.specs)) >= MOST_SPECS:
-            raise SpecError("spec", [f"there are {MOST_SPECS} specs already; delete some"])
-        made = StoredSpec(id=spec_id, name=found.name, text=text, code=str(where), created_at=time.time())
-        write_json(self._paths.spec(spec_id), {"schema_version": SCHEMA_VERSION, **asdict(made)}, once=True)
+        with self._lock:  # a file has one writer at a time
+            known = self._read(spec_id)
+            if known is not None:
+                return known, False
+            if len(names_in(self._paths.specs)) >= MOST_SPECS:
+                raise SpecError("spec", [f"there are {MOST_SPECS} specs already; delete some"])
+            made = StoredSpec(id=spec_id, name=found.name, text=text, code=str(where), created_at=time.time())
+            write_json(self._paths.spec(spec_id), {"schema_version": SCHEMA_VERSION, **asdict(made)})
         return made, True
 
     def all(self) -> list[StoredSpec]:
@@ -85,27 +87,16 @@ class Specs:
         found = (self._read(spec_id) for spec_id in ids if re.fullmatch(names.SPEC, spec_id))
         return sorted((spec for spec in found if spec is not None), key=lambda s: (-s.created_at, s.id))
 
-    def get(self, spec_id: str) -> StoredSpec:
-        """One of them.
-
-        Raises:
-            LookupError: there is none.
-        """
-        found = self._read(spec_id) if re.fullmatch(names.SPEC, spec_id) else None
-        if found is None:
-            raise LookupError(spec_id)
-        return found
-
     def named(self, spec_id: str) -> StoredSpec:
-        """The same for a request.
+        """One of them.
 
         Raises:
             Refusal: there is none.
         """
-        try:
-            return self.get(spec_id)
-        except LookupError as e:
-            raise not_found("spec") from e
+        found = self._read(spec_id) if re.fullmatch(names.SPEC, spec_id) else None
+        if found is None:
+            raise not_found("spec")
+        return found
 
     def delete(self, spec_id: str) -> None:
         """Forget one; what was started with it keeps its own copy.

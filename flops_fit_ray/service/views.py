@@ -46,6 +46,8 @@ def state_of(standing: Standing | None, reading: Reading | None, owner: str | No
         return "running"
     if reading is not None and reading.sweep.complete:
         return "completed"
+    if standing is not None and standing.told_to_stop:
+        return "stopped"
     wrong = standing is not None and standing.exit_code in (EXIT_FAILED, EXIT_INPUT)
     return "failed" if wrong or reading is None else "stopped"
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from flops_fit_ray.service import names, shapes, views
-from flops_fit_ray.service.parts import answer, as_json, as_svg, fresh, parts_of
+from flops_fit_ray.service.parts import answer, as_json, as_svg, fresh, of_kind, parts_of
 from flops_fit_ray.service.refusal import Refusal, conflict
 from flops_fit_ray.service.shapes import Limit, Offset
 
@@ -78,7 +78,12 @@ def curve(
     return views.thinned(rows, points, ("step", "tokens", "train_loss", "eval_loss", "lr"))
 
 
-@routes.get("/sweeps/{name}/experiments/{key}/figure", tags=["experiments"], response_class=Response)
+@routes.get(
+    "/sweeps/{name}/experiments/{key}/figure",
+    tags=["experiments"],
+    response_class=Response,
+    responses=of_kind("image/svg+xml"),
+)
 async def experiment_figure(request: Request, name: str, key: str) -> Response:
     """Its training loss, as SVG."""
     reading = await fresh(request, name)
@@ -128,7 +133,12 @@ def checkpoint(request: Request, name: str, checkpoint_id: str) -> Response:
     return as_json(views.checkpoint_of(parts_of(request).reading(name), checkpoint_id))
 
 
-@routes.get("/sweeps/{name}/checkpoints/{checkpoint_id}/file", tags=["checkpoints"], response_class=Response)
+@routes.get(
+    "/sweeps/{name}/checkpoints/{checkpoint_id}/file",
+    tags=["checkpoints"],
+    response_class=Response,
+    responses=of_kind("application/octet-stream"),
+)
 def download(request: Request, name: str, checkpoint_id: str) -> Response:
     """The file itself; ETag is its sha256."""
     reading = parts_of(request).reading(name)

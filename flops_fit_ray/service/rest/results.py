@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from flops_fit_ray.service import shapes, views
 from flops_fit_ray.service.guard import STANDALONE
-from flops_fit_ray.service.parts import answer, as_is, as_json, as_svg, fresh, redacted_bytes
+from flops_fit_ray.service.parts import answer, as_is, as_json, as_svg, fresh, of_kind, redacted_bytes
 from flops_fit_ray.service.refusal import Refusal
 from flops_fit_ray.service.shapes import Limit, Offset
 
@@ -20,7 +20,12 @@ KINDS = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.pa
 routes = APIRouter()
 
 
-@routes.get("/sweeps/{name}/results", tags=["results"], response_model=shapes.ExperimentPage)
+@routes.get(
+    "/sweeps/{name}/results",
+    tags=["results"],
+    response_model=shapes.ExperimentPage,
+    responses=of_kind("text/csv", "application/vnd.apache.parquet"),
+)
 async def results(
     request: Request,
     name: str,
@@ -54,7 +59,7 @@ async def summary(request: Request, name: str) -> Response:
     return as_is(redacted_bytes(await answer(request, await fresh(request, name), "summary")))
 
 
-@routes.get("/sweeps/{name}/report", tags=["results"], response_class=Response)
+@routes.get("/sweeps/{name}/report", tags=["results"], response_class=Response, responses=of_kind("text/html"))
 async def report(request: Request, name: str) -> Response:
     """The report of what is there now, as one HTML page."""
     content = redacted_bytes(await answer(request, await fresh(request, name), "report"))
@@ -62,7 +67,9 @@ async def report(request: Request, name: str) -> Response:
     return Response(content, media_type="text/html", headers=headers)
 
 
-@routes.get("/sweeps/{name}/figures/{figure}", tags=["results"], response_class=Response)
+@routes.get(
+    "/sweeps/{name}/figures/{figure}", tags=["results"], response_class=Response, responses=of_kind("image/svg+xml")
+)
 async def figure(request: Request, name: str, figure: str) -> Response:
     """valleys, laws or curves, as SVG."""
     if figure not in FIGURES:

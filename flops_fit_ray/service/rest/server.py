@@ -11,7 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from flops_fit_ray.errors import FlopsFitError
 from flops_fit_ray.service import shapes, views
-from flops_fit_ray.service.parts import as_events, as_json, parts_of
+from flops_fit_ray.service.parts import as_events, as_json, of_kind, parts_of
 from flops_fit_ray.service.pricing import price_of
 from flops_fit_ray.service.redact import redacted, redacted_values
 from flops_fit_ray.service.shapes import Limit, Offset
@@ -33,7 +33,7 @@ def server(request: Request) -> Response:
     return as_json(parts_of(request).server())
 
 
-@routes.get("/events", tags=["server"])
+@routes.get("/events", tags=["server"], response_class=Response, responses=of_kind("text/event-stream"))
 async def events(request: Request) -> StreamingResponse:
     """Server-sent events: `sweeps` with name, state and share of each, whenever one of them changes."""
     return as_events(request, sweeps_events(parts_of(request)))

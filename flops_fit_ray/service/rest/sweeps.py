@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
 from flops_fit_ray.analysis import plain
 from flops_fit_ray.service import shapes, views
-from flops_fit_ray.service.parts import as_events, as_json, parts_of
+from flops_fit_ray.service.parts import as_events, as_json, of_kind, parts_of
 from flops_fit_ray.service.runs import More, Way
 from flops_fit_ray.service.shapes import Limit, Offset
 from flops_fit_ray.service.stream import sweep_events
@@ -80,7 +80,7 @@ def _go_on(request: Request, name: str, more: More, way: shapes.WayIn) -> Respon
     return as_json(parts.view(name))
 
 
-@routes.get("/sweeps/{name}/log", tags=["sweeps"], response_class=PlainTextResponse)
+@routes.get("/sweeps/{name}/log", tags=["sweeps"], response_class=Response, responses=of_kind("text/plain"))
 def sweep_log(request: Request, name: str, lines: Annotated[int, Query(ge=1, le=10_000)] = 200) -> Response:
     """The end of what its runs have said; secrets left out."""
     parts = parts_of(request)
@@ -88,7 +88,7 @@ def sweep_log(request: Request, name: str, lines: Annotated[int, Query(ge=1, le=
     return PlainTextResponse(views.log_text(parts.runs.log(name), lines))
 
 
-@routes.get("/sweeps/{name}/events", tags=["sweeps"])
+@routes.get("/sweeps/{name}/events", tags=["sweeps"], response_class=Response, responses=of_kind("text/event-stream"))
 async def one_sweeps_events(
     request: Request, name: str, last_event_id: Annotated[str | None, Header(max_length=100)] = None
 ) -> StreamingResponse:

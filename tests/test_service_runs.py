@@ -1,0 +1,277 @@
+"""Runs that are asked for over HTTP: one per key, a queue with an end, states from files, keepers that outlive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from flops_fit_ray.errors import EXIT_INTERRUPTED
+from flops_fit_ray.files import read_json, write_json
+from flops_fit_ray.layout import ServicePaths
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.service.client import ServiceError
+from flops_fit_ray.service.keeper import born
+from flops_fit_ray.service.launch import LocalRuns, Look, tail
+from flops_fit_ray.service.refusal import Refusal
+from flops_fit_ray.service.runs import More, Runs, Way
+from flops_fit_ray.service.specs import Specs
+from flops_fit_ray.service.views import state_of
+from tests.chaos import make_project
+from tests.records import recorded
+from tests.serving import ServiceProcess, serving
+from tests.sweeps import known_guest, known_spec, make_sweep
+
+NAPPING = """
+import sys, time, signal
+signal.signal(15, lambda *_: sys.exit(4))
+print("napping", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    make_project(tmp_path / "code")
+    return tmp_path / "code"
+
+
+@pytest.fixture
+def runs(tmp_path: Path, code: Path) -> Iterator[Runs]:
+    """All of it but the server; nothing is handed over by itself."""
+    paths = ServicePaths(tmp_path / "runs")
+    launcher = LocalRuns(paths)
+    yield Runs(paths, Specs(paths, [code]), launcher, at_once=1, most_waiting=3)
+    for keeper in launcher._keepers:
+        keeper.wait(30)
+
+
+def ask(runs: Runs, code: Path, name: str, key: str | None = None) -> str:
+    spec, _ = runs._specs.create((code / "sweep.yaml").read_text(), None)
+    return runs.start(spec, name, Way(), key)[0].sweep
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def naps(runs: Runs, name: str) -> None:
+    """What would train, naps instead: a real process that ends as training does when it is asked to."""
+    module = runs.paths.root.parent / "code" / "napping.py"
+    module.write_text(NAPPING)
+    asked = runs.paths.start(name, 1).asked
+    content = read_json(asked)
+    assert content is not None
+    write_json(asked, {**content, "words": ["napping"]})
+
+
+def test_twenty_starts_at_once_with_one_key_are_one_run(tmp_path: Path, code: Path) -> None:
+    with serving(tmp_path / "runs", (code,), at_once=0) as served:
+        text, gate = (code / "sweep.yaml").read_text(), threading.Barrier(20)
+
+        def start(_: int) -> str:
+            client = served.client
+            gate.wait()
+            return client.start(text, key="the same")
+
+        with ThreadPoolExecutor(20) as pool:
+            assert set(pool.map(start, range(20))) == {"chaos"}
+        assert served.parts.runs.paths.num_starts("chaos") == 1
+        assert [s["name"] for s in served.client.pages("/sweeps")] == ["chaos"]
+        assert served.client.sweep("chaos")["state"] == "queued"
+        with pytest.raises(ServiceError, match="was used for another request"):
+            served.client.start(text, key="the same", name="another")
+        with pytest.raises(ServiceError, match="chaos is there already"):
+            served.client.start(text, key="a new one")
+    with serving(tmp_path / "runs", (code,), at_once=0) as served:  # a service that was started again knows as much
+        assert served.client.start(text, key="the same") == "chaos"
+        assert served.parts.runs.paths.num_starts("chaos") == 1
+
+
+def test_a_key_whose_service_died_in_between_is_gone_on_with(runs: Runs, code: Path) -> None:
+    ask(runs, code, "one", "key")
+    runs.paths.start("one", 1).asked.unlink()  # the last thing that is written
+    assert ask(runs, code, "one", "key") == "one" and runs.paths.num_starts("one") == 1
+
+
+def test_the_queue_has_an_end_and_an_order(runs: Runs, code: Path) -> None:
+    for name in ("b", "a", "c"):
+        ask(runs, code, name)
+        naps(runs, name)
+    with pytest.raises(Refusal, match="3 runs wait already"):
+        ask(runs, code, "d")
+    assert [s.start.sweep for s in runs.open()] == ["b", "a", "c"]
+    runs.pump()
+    runs.pump()
+    phases = {s.start.sweep: s.phase for s in runs.open()}
+    assert phases == {"b": "running", "a": "queued", "c": "queued"}  # one at a time
+    runs.stop("a")
+    gone = runs.last("a")
+    assert gone is not None and gone.phase == "ended" and gone.words == "it was stopped while it waited"
+    assert state_of(gone, None, None) == "stopped"
+    until(lambda: runs.log("b") == b"napping\n")
+    assert runs.stop("b").phase in ("stopping", "ended")
+    until(lambda: getattr(runs.last("b"), "phase", "") == "ended")
+    assert getattr(runs.last("b"), "exit_code", None) == EXIT_INTERRUPTED
+    with pytest.raises(Refusal, match="is not running"):
+        runs.stop("b")
+    runs.pump()
+    assert [(s.start.sweep, s.phase) for s in runs.open()] == [("c", "running")]
+    runs.stop("c")  # before it can be there to hear it
+    until(lambda: getattr(runs.last("c"), "phase", "") == "ended")
+    assert state_of(runs.last("c"), None, None) == "stopped"
+
+
+def test_a_run_outlives_its_service_and_its_end_is_known(runs: Runs, code: Path) -> None:
+    ask(runs, code, "one")
+    naps(runs, "one")
+    runs.pump()
+    place = runs.paths.start("one", 1)
+    until(place.process.exists)
+    again = Runs(runs.paths, Specs(runs.paths, [code]), LocalRuns(runs.paths))  # another service, that knows nothing
+    assert getattr(again.last("one"), "phase", "") == "running"
+    process = read_json(place.process)
+    assert process is not None
+    os.kill(int(process["pid"]), signal.SIGKILL)
+    until(place.ended.exists)
+    ended = again.last("one")
+    assert ended is not None and ended.phase == "ended" and ended.exit_code == -signal.SIGKILL
+    assert state_of(ended, None, None) == "failed"
+
+
+def test_another_process_of_the_same_number_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    launcher, paths = LocalRuns(ServicePaths(tmp_path)), ServicePaths(tmp_path).start("one", 1)
+    mine, long_ago = os.getpid(), 1
+    assert born(mine) not in (None, long_ago)
+    write_json(paths.begun, {"at": time.time()})
+    write_json(paths.process, {"pid": mine, "born": long_ago, "keeper": mine, "keeper_born": long_ago})
+    assert launcher.look(paths) == Look(runs=False, words="its process is gone")
+    launcher.stop(paths)  # which would have ended this test
+    write_json(paths.begun, {"at": time.time() - 3600})
+    paths.process.unlink()
+    assert launcher.look(paths) == Look(runs=False, words="it never began")
+
+
+def test_a_sweep_of_somebody_else_is_shown_and_not_touched(runs: Runs, tmp_path: Path) -> None:
+    spec = known_spec()
+    make_sweep(runs.paths.root / "mine", spec, known_guest(spec), only=2)
+    assert runs.last("mine") is None
+    with pytest.raises(Refusal, match="is not running"):
+        runs.stop("mine")
+    with Ledger(runs.paths.sweep("mine")).writer():
+        with pytest.raises(Refusal, match="it was not started here, so stop it there"):
+            runs.stop("mine")
+        with pytest.raises(Refusal, match="it was not started here"):
+            runs.go_on("mine", More(), Way())
+    with pytest.raises(Refusal, match="was run by a program"):
+        runs.go_on("mine", More(), Way())
+    with pytest.raises(Refusal, match="no such sweep"):
+        runs.go_on("nothing", More(), Way())
+
+
+def test_code_that_is_not_allowed_any_more_is_not_gone_on_with(runs: Runs, tmp_path: Path) -> None:
+    root = runs.paths.root / "mine"
+    spec = known_spec()
+    sweep = make_sweep(root, spec, known_guest(spec), only=2)
+    content = read_json(sweep.paths.plan)
+    assert content is not None
+    write_json(sweep.paths.plan, {**content, "base": str(tmp_path)})
+    with serving(runs.paths.root, (tmp_path / "code",), at_once=0) as served:
+        with pytest.raises(ServiceError, match="none of the directories that this service runs code of") as caught:
+            served.client.act("mine", "resume")
+        assert caught.value.status == 422
+        with pytest.raises(ServiceError, match="none of the directories"):
+            served.client.act("mine", "extend", budgets=[1e8])
+
+
+def test_the_end_of_a_log_begins_with_a_whole_line(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("".join(f"line {i}\n" for i in range(1000)))
+    assert tail(log, 30).decode().splitlines() == ["line 997", "line 998", "line 999"]
+    assert tail(tmp_path / "none") == b""
+
+
+def test_serve_refuses_what_cannot_be(tmp_path: Path, code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.test_cli import call
+
+    service = ServiceProcess(tmp_path / "runs", code)
+    try:
+        assert call("serve", "--root", tmp_path / "runs", "--port", str(service.port)) == 2
+        assert "another service looks after it" in capsys.readouterr().err
+        assert call("serve", "--root", tmp_path / "other", "--port", str(service.port)) == 2
+        assert "take another --host or --port" in capsys.readouterr().err
+        assert call("serve", "--root", tmp_path / "third", "--address", "http://127.0.0.1:9") == 2
+        assert "nobody answers" in capsys.readouterr().err
+        (tmp_path / "file").touch()
+        assert call("serve", "--root", tmp_path / "file" / "below") == 2
+        assert call("serve", "--code", tmp_path / "nothing") == 2
+    finally:
+        assert service.end() == 0
+    assert service.log.read_text().splitlines()[-1] == "ended; sweeps go on"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: Path, code: Path) -> None:
+    """Validated, started, followed, service killed, started again, stopped, resumed, extended: nothing missed."""
+    root = tmp_path / "runs"
+    text = (code / "sweep.yaml").read_text().replace("chaos", "story")
+    service = ServiceProcess(root, code)
+    try:
+        price = service.client.validate(text)
+        assert price["valid"] and price["experiments"] == 12 and price["flops"] == 264144
+        assert service.client.validate(text.replace("features", "feature"))["faults"]
+        os.environ["CHAOS_PAUSE"] = "0.02"
+        name = service.client.start(text, key="story")
+        heard: dict[str, str] = {}
+        last = None
+        for kind, event_id, content in service.client.events(name):
+            if kind == "outcome":
+                heard[content["key"]], last = content["status"], event_id
+            if len(heard) >= 2:
+                break
+        service.kill()  # the sweep goes on
+        until(lambda: len(recorded(root / name)) >= len(heard) + 2, 60)
+        service = ServiceProcess(root, code)
+        client = service.client
+        assert client.sweep(name)["state"] == "running"
+        assert client.start(text, key="story") == name
+        for kind, _, content in client.events(name, since=last):
+            if kind == "outcome":
+                heard[content["key"]] = content["status"]
+            if len(heard) >= 5:
+                break
+        assert client.act(name, "stop")["state"] in ("stopping", "stopped")
+        stopped = client.wait(name, 60)
+        assert stopped["state"] == "stopped" and stopped["exit_code"] == EXIT_INTERRUPTED
+        done = recorded(root / name)
+        assert len(heard) <= len(done) < 12
+        client.act(name, "resume")
+        ended = client.wait(name, 120)
+        assert ended["state"] == "completed" and ended["counts"] == {"completed": 12}
+        assert {key: content for key, content in recorded(root / name).items() if key in done} == done
+        report = client.request("GET", f"/sweeps/{name}/report").read().decode()
+        assert ended["results_sha256"] in report
+        client.act(name, "extend", budgets=[8e4], sizes=[10, 14, 20])
+        wider = client.wait(name, 120)
+        assert wider["state"] == "completed" and wider["total"] == 15
+        assert "experiments: 15 completed" in client.request("GET", f"/sweeps/{name}/log").read().decode()
+    finally:
+        os.environ["CHAOS_PAUSE"] = "0"
+        service.end()
+
+
+def test_the_keeper_is_light() -> None:
+    code = "import sys, flops_fit_ray.service.keeper; print(*{'torch', 'ray', 'numpy', 'fastapi'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code]).split() == []

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def serving(root: Path, code: tuple[Path, ...] = (), **settings: Any) -> Iterato
 class ServiceProcess:
     """`flops-fit-ray serve` in a process of its own."""
 
-    def __init__(self, root: Path, code: Path, *more: str) -> None:
+    def __init__(self, root: Path, code: Path, *more: str, environment: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
         self.url, self.root = f"http://127.0.0.1:{self.port}", root
         words = ["serve", "--root", str(root), "--code", str(code), "--port", str(self.port), *more]
@@ -75,7 +75,7 @@ class ServiceProcess:
                 [sys.executable, "-m", "flops_fit_ray", *words],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=dict(os.environ),
+                env=dict(os.environ if environment is None else environment),
             )
         until = time.monotonic() + 60
         while time.monotonic() < until and self.process.poll() is None:

@@ -15,6 +15,7 @@ from flops_fit_ray.sweep import open_sweep
 from tests.chaos import make_project, uninterrupted
 from tests.nodes import RealCluster, free_port, real_cluster
 from tests.records import recorded
+from tests.serving import ServiceProcess
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -60,6 +61,35 @@ def test_a_job_is_submitted_stopped_and_gone_on_with(cluster: RealCluster, tmp_p
     assert sweep.complete and sweep.results_sha256 == uninterrupted(tmp_path / "plain")
     assert {key: recorded(root)[key] for key in before} == before
     assert all(sweep.paths.num_attempts(key) == 1 for key in before)
+
+
+def test_a_service_starts_stops_and_resumes_jobs(cluster: RealCluster, tmp_path: Path) -> None:
+    spec, root = make_project(tmp_path / "project"), tmp_path / "shared"
+    parts = spec.parent / "parts.py"
+    parts.write_text(parts.read_text().replace('"0.01"', '"0.03"'))  # so that the stop comes in time on a busy machine
+    words = ("--address", cluster.dashboard)
+    service = ServiceProcess(root, spec.parent, *words, environment=cluster.environment)
+    try:
+        assert service.client.ask("GET", "/server")["runs_on"] == f"jobs of the Ray cluster at {cluster.dashboard}"
+        name = service.client.start(spec.read_text(), key="job")
+        cluster.until(lambda: len(recorded(root / name)) >= 2)
+        service.kill()
+        service = ServiceProcess(root, spec.parent, *words, environment=cluster.environment)
+        client = service.client
+        assert client.start(spec.read_text(), key="job") == name and client.sweep(name)["state"] == "running"
+        client.act(name, "stop")
+        stopped = client.wait(name, 90)
+        before = recorded(root / name)
+        assert stopped["state"] == "stopped" and 2 <= len(before) < 12, stopped
+        client.act(name, "resume")
+        done = client.wait(name, 120)
+        assert done["state"] == "completed" and done["exit_code"] == 0, done
+        assert done["results_sha256"] == uninterrupted(tmp_path / "plain")
+        assert {key: recorded(root / name)[key] for key in before} == before
+        with client.request("GET", f"/sweeps/{name}/log") as log:
+            assert f"{len(before)} of 12 experiments are recorded and will not run again" in log.read().decode()
+    finally:
+        service.end()
 
 
 def test_a_job_without_a_place_for_its_results_says_so(cluster: RealCluster, tmp_path: Path) -> None:

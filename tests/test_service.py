@@ -27,12 +27,14 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from flops_fit_ray.analysis import plain, predict, prediction_to_json
+from flops_fit_ray.engine.observer import LedgerObserver
 from flops_fit_ray.files import read_json, write_json
 from flops_fit_ray.ledger import Failure, Ledger, Progress
 from flops_fit_ray.lock import hostname
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.reading import Mirror
 from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.training.meter import CurvePoint
 from flops_fit_ray.validity import document, validity_card
 from tests.serving import Served, serving
 from tests.sweeps import known_guest, known_spec, make_sweep
@@ -152,6 +154,31 @@ def test_an_experiment_is_what_the_ledger_holds(served: Served, root: Path) -> N
     assert failed["outcome"]["traceback"] == last.traceback and "the same command tries it again" in failed["advice"]
     with pytest.raises(ServiceError, match="no such experiment"):
         served.client.ask("GET", "/sweeps/partial/experiments/0123456789abcdef")
+
+
+def test_the_curve_of_what_runs_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flops_fit_ray.engine.observer.CURVE_SECONDS", 0.2)
+    spec = known_spec()
+    sweep = make_sweep(tmp_path / "runs" / "x", spec, known_guest(spec), only=0)
+    e = sweep.plan.experiments[0]
+    observer = LedgerObserver(Ledger(sweep.paths), e, 1, 0)
+    with serving(tmp_path / "runs", at_once=0) as served, observer.watched(timeout=30.0):
+        observer.curve = [
+            CurvePoint(
+                step=i, tokens=100 * i, train_loss=1 / i, lr=0.1, grad_norm=None, eval_loss=None, seconds=0.5 * i
+            )
+            for i in range(1, 5)
+        ]
+        observer.progress(400, 0.25)
+        base = f"/sweeps/x/experiments/{e.key}"
+        deadline = time.monotonic() + 20
+        while not (points := list(served.client.pages(f"{base}/history"))) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert [point["tokens"] for point in points] == [100, 200, 300, 400]
+        along = served.client.ask("GET", f"{base}/throughput")["along"]
+        assert along["tokens_per_second"] == [200.0] * 4
+        assert text_of(served, f"/api/v1{base}/figure").startswith("<svg")
+        assert served.client.ask("GET", f"{base}/metrics")["train_loss"] == 0.25
 
 
 def test_results_are_those_of_the_commands(served: Served, root: Path) -> None:

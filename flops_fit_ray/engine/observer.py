@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from flops_fit_ray.errors import InterruptedSweepError, StorageError
@@ -22,6 +23,7 @@ from flops_fit_ray.training.device import gpu_uuids
 
 STALLED_EXIT_CODE = 75
 READ_SECONDS = 5.0  # between readings of the node
+CURVE_SECONDS = 20.0  # between two looks at the curve of what runs
 BEAT_SECONDS = 15.0  # between signs of life while a step takes long
 
 
@@ -35,6 +37,7 @@ class LedgerObserver(Observer):
         self._train_loss: float | None = None
         self._readings, self._read_at = Readings(), -READ_SECONDS
         self._machine: dict[str, Any] | None = None
+        self._drawn, self._drawn_at = 0, time.monotonic()
         self._started_at = time.time()
         self._beaten = time.monotonic()
         self._beating = threading.Lock()  # two threads write signs of life
@@ -84,6 +87,15 @@ class LedgerObserver(Observer):
                 machine=self._machine,
             )
         )
+
+    def _draw(self) -> None:
+        """Write the curve so far, for whoever looks on; the end of the experiment writes all of it."""
+        points, self._drawn_at = list(self.curve), time.monotonic()
+        if len(points) <= self._drawn:
+            return
+        with contextlib.suppress(ValueError, TypeError):  # a table that cannot be made is no reason to watch no more
+            self._ledger.record_curve(self._experiment.key, [asdict(point) for point in points])
+            self._drawn = len(points)
 
     def event(self, words: str, *, aloud: bool = False) -> None:
         """Write a line of the experiment's log."""
@@ -136,6 +148,8 @@ class LedgerObserver(Observer):
                 if time.monotonic() - self._beaten > seconds and not done.is_set():
                     self._beat()
                     self._stopping = self._ledger.paths.stop.exists()
+                if time.monotonic() - self._drawn_at > CURVE_SECONDS and not done.is_set():
+                    self._draw()
             since = self._waiting_since
             if since is None or time.monotonic() - since < timeout:
                 continue

@@ -165,10 +165,12 @@ class Ledger:
 
     def record_curve(self, key: str, points: Sequence[Mapping[str, Any]]) -> None:
         """Write the curve of an experiment, one row per point."""
-        import pandas as pd
+        import pyarrow
+        from pyarrow import parquet
 
         with whole_file(self.paths.curve(key)) as file:
-            pd.DataFrame(list(points)).to_parquet(file, index=False)
+            rows = [{name: None if value != value else value for name, value in point.items()} for point in points]
+            parquet.write_table(pyarrow.Table.from_pylist(rows), file)  # NaN is no number: nothing stands there
 
     def curve(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Tokens and training loss along an experiment; empty where none was kept or it cannot be read."""

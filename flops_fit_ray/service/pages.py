@@ -117,8 +117,8 @@ def experiment(request: Request, name: str, key: str) -> str:
     parts = parts_of(request)
     reading = parts.reading(name)
     found = views.experiment_view(reading, key)
-    return page("experiment.html.j2", name=name, e=found, drawn=reading.sweep.paths.curve(key).exists(),
-                results=len(reading.sweep.results))  # fmt: skip
+    stamp = views.changed(reading.sweep.paths.curve(key))
+    return page("experiment.html.j2", name=name, e=found, drawn=stamp is not None, stamp=stamp)
 
 
 @pages.post("/sweeps/{name}/stop")

@@ -90,7 +90,7 @@ async def answer(request: Request, reading: Reading, question: str, *more: str) 
     Raises:
         Refusal: there is nothing to fit yet, or it takes too long.
     """
-    if not reading.sweep.results and question not in ("csv", "parquet"):
+    if not reading.sweep.results and question not in ("csv", "parquet", "curve"):
         raise conflict("no experiment is completed yet")
     root = reading.sweep.paths.root
     try:

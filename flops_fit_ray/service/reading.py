@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Reading:
     sweep: Sweep
     version: str
     rows: tuple[Row, ...]  # one per planned experiment, in the plan's order
+    kept: dict[Any, list[Row]] = field(default_factory=dict)  # choices of rows that were asked for
 
     @functools.cached_property
     def counts(self) -> dict[str, int]:
@@ -46,6 +47,11 @@ class Reading:
     def by_key(self) -> Mapping[str, Row]:
         """The rows by the keys of their experiments."""
         return {row["key"]: row for row in self.rows}
+
+    @functools.cached_property
+    def experiments(self) -> Mapping[str, Experiment]:
+        """The plan's experiments by their keys."""
+        return {e.key: e for e in self.sweep.plan.experiments}
 
     @functools.cached_property
     def facts(self) -> Mapping[str, Any]:
@@ -101,7 +107,9 @@ class Mirror:
         self._opened: Sweep | None = None
         self._outcomes: dict[str, Result | Failure] = {}
         self._settled_rows: dict[str, Row] = {}
+        self._unfinished: set[str] = set()  # no result yet: all others are settled for ever
         self._changes = 0
+        self._signature: Any = None
         self._reading: Reading | None = None
         self._read_at = -FRESH_SECONDS
 
@@ -126,10 +134,16 @@ class Mirror:
     def _read(self) -> Reading:
         sweep = self._plan()
         begun = self._paths.begun_keys()
-        for e in sweep.plan.experiments:
-            known = self._outcomes.get(e.key)
-            if e.key in begun and not isinstance(known, Result):
-                self._note(e.key, known, self._ledger.outcome(e.key))
+        alive: dict[str, Progress] = {}
+        for key in begun & self._unfinished:
+            known = self._outcomes.get(key)
+            self._note(key, known, self._ledger.outcome(key))
+            if key not in self._outcomes and (progress := self._ledger.progress(key)) is not None:
+                alive[key] = progress
+        signature = (self._changes, tuple(sorted((k, p.updated_at) for k, p in alive.items())))
+        if self._reading is not None and signature == self._signature:
+            return self._reading  # nothing has happened
+        self._signature = signature
         settled = [self._outcomes[e.key] for e in sweep.plan.experiments if e.key in self._outcomes]
         now = Sweep(
             paths=self._paths,
@@ -140,9 +154,11 @@ class Mirror:
             command=sweep.command,
             base=sweep.base,
         )
-        running = {e.key: progress for e, progress in now.running}
+        vars(now)["running"] = tuple(
+            (e, alive[e.key]) for e in sweep.plan.experiments if e.key in alive
+        )  # read already
         waiting = {e.key for e in now.waiting}
-        rows = tuple(self._row(e, running.get(e.key), e.key in waiting) for e in sweep.plan.experiments)
+        rows = tuple(self._row(e, alive.get(e.key), e.key in waiting) for e in sweep.plan.experiments)
         return Reading(now, f"{self._plan_stat[1] if self._plan_stat else 0:x}-{self._changes}", rows)
 
     def _plan(self) -> Sweep:
@@ -156,6 +172,8 @@ class Mirror:
             self._plan_stat = stat
             self._settled_rows = {}
             self._outcomes |= {outcome.key: outcome for outcome in self._opened.outcomes}
+            done = {key for key, outcome in self._outcomes.items() if isinstance(outcome, Result)}
+            self._unfinished = {e.key for e in self._opened.plan.experiments} - done
             self._changes += 1
         return self._opened
 
@@ -168,6 +186,8 @@ class Mirror:
             del self._outcomes[key]
         else:
             self._outcomes[key] = found
+            if isinstance(found, Result):
+                self._unfinished.discard(key)
 
     def _row(self, e: Experiment, progress: Progress | None, waits: bool) -> Row:
         outcome = self._outcomes.get(e.key)

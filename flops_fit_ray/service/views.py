@@ -30,6 +30,7 @@ from flops_fit_ray.service.runs import Runs, Standing
 State = Literal["queued", "running", "stopping", "stopped", "completed", "failed"]
 STATES: tuple[State, ...] = ("queued", "running", "stopping", "stopped", "completed", "failed")
 SORTS = ("budget", "params", "tokens", "loss", "seconds", "share", "status", "attempts", "finished_at", "lr")
+MOST_CHOICES = 50  # of rows that are kept for the next page of a list
 CURVE_POINTS = 500  # at most, of one experiment
 UNKNOWN: Mapping[str, Any] = {  # of a sweep that has no plan yet
     **{"version": "", "counts": {}, "total": 0, "final": False, "flops_planned": 0.0, "flops_done": 0.0, "share": 0.0},
@@ -111,6 +112,18 @@ def chosen(
     reading: Reading, *, status: str | None, budget: float | None, role: str | None, sort: str | None, down: bool
 ) -> list[Row]:
     """The rows that are asked for, in the order that is asked for; what is not known comes last."""
+    asked = (status, budget, role, sort, down)
+    known = reading.kept.get(asked)
+    if known is None:
+        if len(reading.kept) >= MOST_CHOICES:
+            reading.kept.clear()
+        known = reading.kept[asked] = _chosen(reading, status, budget, role, sort, down)
+    return known
+
+
+def _chosen(
+    reading: Reading, status: str | None, budget: float | None, role: str | None, sort: str | None, down: bool
+) -> list[Row]:
     rows: Iterable[Row] = reading.rows
     if status is not None:
         rows = (row for row in rows if row["status"] == status)
@@ -160,7 +173,7 @@ def experiment_of(reading: Reading, key: str) -> Experiment:
         Refusal: the sweep has none of this key.
     """
     if re.fullmatch(names.KEY, key) and key in reading.by_key:
-        return next(e for e in reading.sweep.plan.experiments if e.key == key)
+        return reading.experiments[key]
     raise not_found("experiment")
 
 
@@ -194,7 +207,7 @@ def _progress_metrics(progress: Progress) -> dict[str, Any]:
 
 
 def history_of(reading: Reading, key: str) -> list[dict[str, Any]]:
-    """Every point of its curve; none before its first attempt has ended."""
+    """Every point of its curve; of what runs, as of some seconds ago."""
     experiment_of(reading, key)
     return [dict(plain(row)) for row in Ledger(reading.sweep.paths).curve_rows(key)]
 
@@ -204,6 +217,24 @@ def thinned(rows: Sequence[Mapping[str, Any]], points: int, columns: Sequence[st
     step = max(1, -(-len(rows) // points))
     shown = rows[len(rows) - 1 :: -step][::-1] if rows else []
     return {column: [row.get(column) for row in shown] for column in columns}
+
+
+def changed(path: Path) -> int | None:
+    """When a file was written, in ns since the epoch; None where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def with_speed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each point of a curve with the tokens per second since the one before."""
+    found: list[dict[str, Any]] = []
+    for before, row in zip([None, *rows], rows, strict=False):
+        tokens = row["tokens"] - (before["tokens"] if before else 0)
+        seconds = (row.get("seconds") or 0) - ((before.get("seconds") or 0) if before else 0)
+        found.append({**row, "tokens_per_second": tokens / seconds if seconds > 0 and tokens > 0 else None})
+    return found
 
 
 def checkpoints_of(reading: Reading, key: str) -> list[dict[str, Any]]:

@@ -182,8 +182,8 @@ def _curves(sweep: Sweep) -> bytes:
     return _inked(to_svg(draw_curves(training_curves(sweep.curves))))
 
 
-def _curve(sweep: Sweep, key: str) -> bytes:
-    """The figure of one experiment."""
+def _curve(sweep: Sweep, key: str, _changed: str) -> bytes:
+    """The figure of one experiment, as its curve was when it was last written."""
     import numpy as np
 
     from flops_fit_ray.ledger import Ledger

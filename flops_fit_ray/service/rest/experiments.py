@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -61,11 +62,11 @@ def history(request: Request, name: str, key: str, offset: Offset = 0, limit: Li
 def throughput(
     request: Request, name: str, key: str, points: Annotated[int, Query(ge=2, le=5000)] = views.CURVE_POINTS
 ) -> dict[str, Any]:
-    """Tokens per second and MFU, now and along the way."""
+    """Tokens per second and MFU now, and tokens per second along the way."""
     reading = parts_of(request).reading(name)
     rows = views.history_of(reading, key)
     now = views.metrics_of(reading, key)
-    along = views.thinned(rows, points, ("step", "tokens", "seconds", "tokens_per_second", "mfu"))
+    along = views.thinned(views.with_speed(rows), points, ("step", "tokens", "seconds", "tokens_per_second"))
     return {"key": key, "tokens_per_second": now.get("tokens_per_second"), "mfu": now.get("mfu"), "along": along}
 
 
@@ -88,7 +89,8 @@ async def experiment_figure(request: Request, name: str, key: str) -> Response:
     """Its training loss, as SVG."""
     reading = await fresh(request, name)
     views.experiment_of(reading, key)
-    return as_svg(await answer(request, reading, "curve", key))
+    changed = await asyncio.to_thread(views.changed, reading.sweep.paths.curve(key))
+    return as_svg(await answer(request, reading, "curve", key, str(changed)))
 
 
 @routes.get("/sweeps/{name}/experiments/{key}/log", tags=["experiments"])

@@ -216,7 +216,9 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as found:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # With its protocol named, asyncio sends small answers at once; else each waits 40 ms for an acknowledgement
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as found:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind((settings.host, settings.port))

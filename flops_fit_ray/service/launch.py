@@ -71,7 +71,7 @@ class LocalRuns:
         """Start a keeper."""
         start, log = self._paths.start(name, number), self._paths.log(name)
         write_json(start.begun, {"at": time.time(), "how": "local"})
-        command = [sys.executable, "-m", "flops_fit_ray.service.keeper", str(start.directory), str(log), *words]
+        command = [sys.executable, "-P", "-m", "flops_fit_ray.service.keeper", str(start.directory), str(log), *words]
         try:
             keeper = subprocess.Popen(  # noqa: S603 - the service has made these words
                 command, cwd=code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -22,6 +22,7 @@ from flops_fit_ray.service.reading import Reading
 from flops_fit_ray.service.redact import redacted, redacted_values
 from flops_fit_ray.service.refusal import Refusal
 from flops_fit_ray.service.runs import More, Way
+from flops_fit_ray.spec import dump_spec
 
 ROWS = 50
 MOST_FAILURES = 20
@@ -98,6 +99,7 @@ async def sweep(
         view=view,
         reading=reading,
         short=short,
+        stale=_is_stale(reading, short),
         listed=None if reading is None else _listed(reading, query, offset),
         query=query,
         heads=HEADS,
@@ -106,7 +108,7 @@ async def sweep(
         failures=[] if reading is None else _failures(reading),
         devices=[] if reading is None else views.devices_of(reading),
         prediction=await _prediction(parts, reading, budget),
-        spec_text="" if reading is None else redacted(reading.sweep.paths.spec.read_text()),
+        spec_text="" if reading is None else redacted(dump_spec(reading.sweep.spec)),
         log=views.log_text(await asyncio.to_thread(parts.runs.log, name), views.LOG_LINES),
     )
 
@@ -214,6 +216,13 @@ def _short(parts: Parts, reading: Reading) -> dict[str, Any] | None:
         return None
     found = parts.work.newest("short", reading.sweep.paths.root, reading.version)
     return None if found is None else dict(redacted_values(json.loads(found[1])))
+
+
+def _is_stale(reading: Reading | None, short: dict[str, Any] | None) -> bool:
+    """Whether a newer fit is on its way."""
+    if reading is None or not reading.sweep.results or reading.sweep.spec.is_one_run:
+        return False
+    return short is None or short["results"] != len(reading.sweep.results)
 
 
 def _listed(reading: Reading, query: dict[str, Any], offset: int) -> dict[str, Any]:

@@ -40,7 +40,9 @@ def price_of(text: str, code: Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="price") as place:
             spec, out = Path(place, "sweep.yaml"), Path(place, "price.json")
             spec.write_text(text)
-            words = _run([sys.executable, "-m", "flops_fit_ray.service.pricing", str(spec), str(code), str(out)], code)
+            words = _run(
+                [sys.executable, "-P", "-m", "flops_fit_ray.service.pricing", str(spec), str(code), str(out)], code
+            )
             return read_json(out) or {"valid": False, "faults": [words]}
     finally:
         _room.release()

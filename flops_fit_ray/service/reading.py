@@ -35,6 +35,7 @@ class Reading:
 
     sweep: Sweep
     version: str
+    flops_planned: float
     rows: tuple[Row, ...]  # one per planned experiment, in the plan's order
     kept: dict[Any, list[Row]] = field(default_factory=dict)  # choices of rows that were asked for
 
@@ -56,7 +57,7 @@ class Reading:
     @functools.cached_property
     def facts(self) -> Mapping[str, Any]:
         """What a status says of the directory."""
-        sweep, planned = self.sweep, self.sweep.plan.flops
+        sweep, planned = self.sweep, self.flops_planned
         share = min(1.0, self.flops_done / planned) if planned else 0.0
         return {
             "version": self.version,
@@ -106,7 +107,11 @@ class Mirror:
         self._plan_stat: tuple[int, int, int] | None = None
         self._opened: Sweep | None = None
         self._outcomes: dict[str, Result | Failure] = {}
-        self._settled_rows: dict[str, Row] = {}
+        self._places: dict[str, int] = {}  # of experiments in the plan
+        self._rows: list[Row] = []  # in its order
+        self._marks: dict[str, Any] = {}  # what each row was made from
+        self._touched: set[str] = set()  # whose rows have to be looked at
+        self._flops_planned = 0.0
         self._unfinished: set[str] = set()  # no result yet: all others are settled for ever
         self._changes = 0
         self._signature: Any = None
@@ -144,22 +149,37 @@ class Mirror:
         if self._reading is not None and signature == self._signature:
             return self._reading  # nothing has happened
         self._signature = signature
-        settled = [self._outcomes[e.key] for e in sweep.plan.experiments if e.key in self._outcomes]
+        experiments, outcomes = sweep.plan.experiments, self._outcomes
         now = Sweep(
             paths=self._paths,
             spec=sweep.spec,
             plan=sweep.plan,
-            results=tuple(o for o in settled if isinstance(o, Result)),
-            failures=tuple(o for o in settled if isinstance(o, Failure)),
+            results=tuple(o for e in experiments if isinstance(o := outcomes.get(e.key), Result)),
+            failures=tuple(
+                o for at in self._open_places() if isinstance(o := outcomes.get(experiments[at].key), Failure)
+            ),
             command=sweep.command,
             base=sweep.base,
         )
-        vars(now)["running"] = tuple(
-            (e, alive[e.key]) for e in sweep.plan.experiments if e.key in alive
-        )  # read already
+        vars(now)["running"] = tuple((e, alive[e.key]) for e in experiments if e.key in alive)  # read already
+        self._renew_rows(now, alive)
+        stamp = self._plan_stat[1] if self._plan_stat else 0
+        return Reading(now, f"{stamp:x}-{self._changes}", self._flops_planned, tuple(self._rows))
+
+    def _open_places(self) -> list[int]:
+        return sorted(self._places[key] for key in self._unfinished)
+
+    def _renew_rows(self, now: Sweep, alive: Mapping[str, Progress]) -> None:
+        """Make those rows anew that are not what they were."""
         waiting = {e.key for e in now.waiting}
-        rows = tuple(self._row(e, alive.get(e.key), e.key in waiting) for e in sweep.plan.experiments)
-        return Reading(now, f"{self._plan_stat[1] if self._plan_stat else 0:x}-{self._changes}", rows)
+        for key in self._touched | self._unfinished:
+            outcome, progress, at = self._outcomes.get(key), alive.get(key), self._places[key]
+            idle = str(outcome.status) if outcome is not None else "waiting" if key in waiting else "planned"
+            mark = (idle, outcome, None if progress is None else progress.updated_at)
+            if self._marks.get(key) != mark:
+                self._marks[key] = mark
+                self._rows[at] = row_of(now.plan.experiments[at], outcome, progress, idle)
+        self._touched.clear()
 
     def _plan(self) -> Sweep:
         try:
@@ -170,10 +190,14 @@ class Mirror:
         if self._opened is None or stat != self._plan_stat:
             self._opened = open_sweep(self._paths.root)
             self._plan_stat = stat
-            self._settled_rows = {}
+            experiments = self._opened.plan.experiments
+            self._places = {e.key: at for at, e in enumerate(experiments)}
+            self._flops_planned = self._opened.plan.flops
             self._outcomes |= {outcome.key: outcome for outcome in self._opened.outcomes}
             done = {key for key, outcome in self._outcomes.items() if isinstance(outcome, Result)}
-            self._unfinished = {e.key for e in self._opened.plan.experiments} - done
+            self._unfinished = self._places.keys() - done
+            self._touched, self._marks = set(self._places), {}
+            self._rows = [{} for _ in experiments]
             self._changes += 1
         return self._opened
 
@@ -181,22 +205,13 @@ class Mirror:
         if found == known:
             return
         self._changes += 1
-        self._settled_rows.pop(key, None)
+        self._touched.add(key)
         if found is None:  # a failure that was put aside: it is tried again
             del self._outcomes[key]
         else:
             self._outcomes[key] = found
             if isinstance(found, Result):
                 self._unfinished.discard(key)
-
-    def _row(self, e: Experiment, progress: Progress | None, waits: bool) -> Row:
-        outcome = self._outcomes.get(e.key)
-        if outcome is None:
-            return row_of(e, None, progress, "waiting" if waits else "planned")
-        row = self._settled_rows.get(e.key)
-        if row is None:
-            row = self._settled_rows[e.key] = row_of(e, outcome, None, str(outcome.status))
-        return row
 
 
 def row_of(e: Experiment, outcome: Result | Failure | None, progress: Progress | None, idle: str) -> Row:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NICE = 10
 MOST_OPEN = 4  # fitted sweeps that are kept in the process
 MOST_ANSWERS = 500  # that are kept in the service
+SHARE = 0.1  # of a core that fits may take which nobody has asked for
 PARENT_SECONDS = 2.0  # between looks at whether the service still lives
 INK = "#1b1f24", "#e4e8ec"  # of figures on light and on dark ground
 
@@ -40,6 +41,7 @@ class Work:
         self._pool: ProcessPoolExecutor | None = None
         self._asked: OrderedDict[tuple[str, ...], Future[bytes]] = OrderedDict()
         self._newest: dict[tuple[str, ...], tuple[str, bytes]] = {}
+        self._rest: dict[tuple[str, ...], float] = {}  # until when nobody asks by himself again
 
     def ask(self, question: str, root: Path, version: str, *more: str) -> Future[bytes]:
         """An answer to be, of the directory as it was at `version`.
@@ -49,9 +51,10 @@ class Work:
         at = (question, str(root), version, *more)
         with self._lock:
             known = self._asked.get(at)
-            if known is not None and not (known.done() and known.exception() is not None):
+            if known is not None and not _was_lost(known):
                 self._asked.move_to_end(at)
                 return known
+            began = time.monotonic()
             try:
                 future = self._started().submit(_answer, question, str(root), version, more)
             except BrokenProcessPool:  # it was killed, for example for want of memory
@@ -60,7 +63,7 @@ class Work:
             self._asked[at] = future
             while len(self._asked) > MOST_ANSWERS:
                 self._asked.popitem(last=False)
-        future.add_done_callback(lambda done: self._keep(at, done))
+        future.add_done_callback(lambda done: self._keep(at, done, time.monotonic() - began))
         return future
 
     async def answer(self, seconds: float, question: str, root: Path, version: str, *more: str) -> bytes:
@@ -68,19 +71,26 @@ class Work:
 
         Raises:
             TimeoutError: it takes longer; it is being worked on still.
+            FitError: there is no answer, or the process was killed twice.
         """
-        asked = asyncio.wrap_future(self.ask(question, root, version, *more))
-        return await asyncio.wait_for(asyncio.shield(asked), seconds)
+        for _ in range(2):
+            asked = asyncio.wrap_future(self.ask(question, root, version, *more))
+            try:
+                return await asyncio.wait_for(asyncio.shield(asked), seconds)
+            except BrokenProcessPool:
+                continue
+        raise FitError("the process that fits and draws was killed twice; is there memory enough?")
 
     def newest(self, question: str, root: Path, version: str, *more: str) -> tuple[str, bytes] | None:
-        """The last answer there is, with its version; a newer one is asked for where there can be one."""
-        known = self._newest.get((question, str(root), *more))
-        if known is None or known[0] != version:
+        """The last answer there is, with its version; a newer one is asked for, as seldom as it takes to stay cheap."""
+        of = (question, str(root), *more)
+        known = self._newest.get(of)
+        if (known is None or known[0] != version) and time.monotonic() >= self._rest.get(of, 0.0):
             with self._lock:
-                busy = any(at[:2] == (question, str(root)) and not f.done() for at, f in self._asked.items())
+                busy = any((at[0], at[1], *at[3:]) == of and not f.done() for at, f in self._asked.items())
             if not busy:
                 self.ask(question, root, version, *more)
-        return known
+        return self._newest.get(of)
 
     def close(self) -> None:
         """End the process."""
@@ -90,9 +100,11 @@ class Work:
             for process in multiprocessing.active_children():
                 process.terminate()
 
-    def _keep(self, at: tuple[str, ...], done: Future[bytes]) -> None:
+    def _keep(self, at: tuple[str, ...], done: Future[bytes], took: float) -> None:
+        of = (at[0], at[1], *at[3:])
+        self._rest[of] = time.monotonic() + took / SHARE
         if not done.cancelled() and done.exception() is None:
-            self._newest[(at[0], at[1], *at[3:])] = (at[2], done.result())
+            self._newest[of] = (at[2], done.result())
             while len(self._newest) > MOST_ANSWERS:
                 self._newest.pop(next(iter(self._newest)))
 
@@ -101,6 +113,11 @@ class Work:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
         return self._pool
+
+
+def _was_lost(asked: Future[bytes]) -> bool:
+    """Whether the process died over it; any other failure would only come again."""
+    return asked.done() and (asked.cancelled() or isinstance(asked.exception(), BrokenProcessPool))
 
 
 def _begin() -> None:

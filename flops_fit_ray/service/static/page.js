@@ -13,7 +13,14 @@ async function renew() {
     else if (answer.status === 401 || answer.status === 403) location.reload();
   } catch { /* the service is away; events begin again when it is back */ }
   busy = false;
+  await_fit();
   if (again) { again = false; setTimeout(renew, 500); }
+}
+
+let waits;
+function await_fit() { // a newer fit is being made, and no event tells when it is there
+  clearTimeout(waits);
+  if (document.querySelector("[data-stale]")) waits = setTimeout(renew, 2000);
 }
 
 function swap(page) {
@@ -25,7 +32,9 @@ function swap(page) {
   }
   for (const old of document.querySelectorAll("[data-live]")) {
     const fresh = page.getElementById(old.id);
-    if (!fresh || fresh.innerHTML === old.dataset.was || old.contains(document.activeElement)) continue;
+    if (!fresh || old.contains(document.activeElement)) continue;
+    old.toggleAttribute("data-stale", fresh.hasAttribute("data-stale"));
+    if (fresh.innerHTML === old.dataset.was) continue;
     const was = fresh.innerHTML;
     for (const open of old.querySelectorAll("details[open]")) {
       const same = open.id && fresh.querySelector("#" + CSS.escape(open.id));
@@ -81,6 +90,7 @@ function slide() {
 }
 
 slide();
+await_fit();
 if (source) {
   const events = new EventSource(source);
   for (const kind of ["status", "outcome", "sweeps"]) events.addEventListener(kind, renew);

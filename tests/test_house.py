@@ -17,6 +17,7 @@ PACKAGE = ROOT / "flops_fit_ray"
 FLOORS = {
     "errors": 0,
     "text": 0,
+    "way": 0,
     "values": 0,
     "places": 0,
     "files": 0,
@@ -64,6 +65,7 @@ ALLOWED_OUTSIDE = {
 ORDER_ON_FLOOR_0 = [
     "errors",
     "text",
+    "way",
     "values",
     "places",
     "files",

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from flops_fit_ray.cli.common import Way, command_line, extend_line
+from flops_fit_ray.cli.common import command_line, extend_line
 from flops_fit_ray.engine.jobs import DEFAULT_ADDRESS, SUBMITTED_BY, job_address, upload_of
 from flops_fit_ray.engine.loaders import code_loader
 from flops_fit_ray.errors import DirectoryError, ResourceError
 from flops_fit_ray.pipeline import check_output
 from flops_fit_ray.spec import read_spec
+from flops_fit_ray.way import Way
 from tests.chaos import make_project
 from tests.nodes import free_port
 from tests.test_cli import call

@@ -115,6 +115,7 @@ def test_a_status_is_that_of_the_directory(served: Served, root: Path) -> None:
     assert [s["name"] for s in served.client.pages("/sweeps", state="completed")] == ["whole"]
     server = served.client.ask("GET", "/server")
     assert server["states"]["completed"] == 1 and server["states"]["stopped"] == 1 and server["queue"] == []
+    assert server["machine"]["cpus"] == os.cpu_count() and server["machine"]["memory_total"] > 0
 
 
 def test_pages_hold_every_experiment_once(served: Served, root: Path) -> None:

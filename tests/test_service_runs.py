@@ -22,9 +22,10 @@ from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.keeper import born
 from flops_fit_ray.service.launch import LocalRuns, Look, tail
 from flops_fit_ray.service.refusal import Refusal
-from flops_fit_ray.service.runs import More, Runs, Way
+from flops_fit_ray.service.runs import More, Runs
 from flops_fit_ray.service.specs import Specs
 from flops_fit_ray.service.views import state_of
+from flops_fit_ray.way import Way
 from tests.chaos import make_project
 from tests.records import recorded
 from tests.serving import ServiceProcess, serving

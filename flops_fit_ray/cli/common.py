@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -16,6 +15,7 @@ import click
 
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError, faults_of
 from flops_fit_ray.places import place_of
+from flops_fit_ray.way import Way
 
 if TYPE_CHECKING:
     from flops_fit_ray.console.choice import Wish
@@ -59,24 +59,6 @@ code_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object to stdout; the rest to stderr."
 )
-
-
-@dataclass(frozen=True)
-class Way:
-    """How far a sweep goes, and how many experiments at a time."""
-
-    until: str | None = None
-    at_most: float | None = None
-    slots: int | None = None
-
-    def words(self) -> list[str]:
-        """The same as options."""
-        given = {"--until": self.until, "--at-most": self.at_most, "--slots": self.slots}
-        return [word for name, value in given.items() if value is not None for word in (name, _plain(value))]
-
-
-def _plain(value: str | float) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def way_options(function: _Function) -> _Function:
@@ -165,11 +147,13 @@ def run_options(root: Path, overrides: Sequence[str], way: Way) -> list[str]:
     return ["--output", str(root), *sets, *way.words()]
 
 
-def command_line(path: Path, root: Path, overrides: Sequence[str], way: Way = Way(), code: Path | None = None) -> str:
+def command_line(
+    path: Path, root: Path, overrides: Sequence[str], way: Way | None = None, code: Path | None = None
+) -> str:
     """A command line that goes on with this sweep when it is pasted into a shell."""
     from flops_fit_ray.engine.jobs import line_to_submit
 
-    options = [*([] if code is None else ["--code", str(code.absolute())]), *run_options(root, overrides, way)]
+    options = [*([] if code is None else ["--code", str(code.absolute())]), *run_options(root, overrides, way or Way())]
     job = line_to_submit(["flops_fit_ray.run", str(path), *options], base_of(path, code))
     return job or shlex.join([*door(), "run", str(path), *options])
 

@@ -11,7 +11,6 @@ import click
 
 from flops_fit_ray.cli.common import (
     PlaceType,
-    Way,
     door,
     json_option,
     read_resolved,
@@ -23,6 +22,7 @@ from flops_fit_ray.cli.common import (
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
 from flops_fit_ray.places import is_remote, place_of
+from flops_fit_ray.way import Way
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.jobs import Jobs

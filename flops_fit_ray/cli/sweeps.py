@@ -16,7 +16,6 @@ from flops_fit_ray.cli.common import (
     DEMO_FILES,
     SPEC_NAME,
     PlaceType,
-    Way,
     base_of,
     code_option,
     command_line,
@@ -36,6 +35,7 @@ from flops_fit_ray.cli.common import (
     way_options,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
+from flops_fit_ray.way import Way
 
 if TYPE_CHECKING:
     from flops_fit_ray.console.choice import Wish

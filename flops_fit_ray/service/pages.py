@@ -21,8 +21,9 @@ from flops_fit_ray.service.pricing import price_of
 from flops_fit_ray.service.reading import Reading
 from flops_fit_ray.service.redact import redacted, redacted_values
 from flops_fit_ray.service.refusal import Refusal
-from flops_fit_ray.service.runs import More, Way
+from flops_fit_ray.service.runs import More
 from flops_fit_ray.spec import dump_spec
+from flops_fit_ray.way import Way
 
 ROWS = 50
 MOST_FAILURES = 20

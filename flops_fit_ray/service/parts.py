@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from flops_fit_ray.analysis import plain
+from flops_fit_ray.hardware import Readings
 from flops_fit_ray.service import views
 from flops_fit_ray.service.guard import STANDALONE
 from flops_fit_ray.service.html import VERSION
@@ -34,6 +35,7 @@ class Parts:
     specs: Specs
     mirrors: Mirrors
     work: Work
+    readings: Readings = field(default_factory=Readings)  # of the service's own machine
 
     def view(self, name: str) -> dict[str, Any]:
         """How one sweep stands."""
@@ -63,6 +65,7 @@ class Parts:
             "root": str(self.runs.paths.root),
             "code": [str(root) for root in self.specs.roots],
             "runs_on": self.runs.launcher.here,
+            "machine": plain(self.readings.read().to_json()),
             "at_once": self.runs.at_once,
             "most_waiting": self.runs.most_waiting,
             "states": {state: sum(s["state"] == state for s in sweeps) for state in views.STATES},

@@ -30,24 +30,11 @@ from flops_fit_ray.service.refusal import Refusal, conflict, not_found
 from flops_fit_ray.service.specs import Specs, StoredSpec
 from flops_fit_ray.sweep import open_sweep
 from flops_fit_ray.values import value_of
+from flops_fit_ray.way import Way
 
 Kind = Literal["run", "resume", "extend"]
 Phase = Literal["queued", "running", "stopping", "ended"]
 TRY_AGAIN_SECONDS = 10.0  # after a cluster has not taken a run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """How far a run goes: what `run` and `extend` have options for."""
-
-    until: str | None = None
-    at_most: float | None = None
-    slots: int | None = None
-
-    def words(self) -> list[str]:
-        """The same as options."""
-        given = {"--until": self.until, "--at-most": self.at_most, "--slots": self.slots}
-        return [f"{name}={value}" for name, value in given.items() if value is not None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,6 +176,7 @@ class ServerOut(BaseModel):
     root: str
     code: list[str]
     runs_on: str
+    machine: dict[str, Any] = Field(description="the service's own: cores, memory, GPUs, as they are now")
     at_once: int
     most_waiting: int
     states: dict[str, int]

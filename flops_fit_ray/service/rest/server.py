@@ -29,7 +29,7 @@ async def health() -> dict[str, str]:
 
 @routes.get("/server", tags=["server"], response_model=shapes.ServerOut)
 def server(request: Request) -> Response:
-    """The service, its cluster, its queue, and sweeps by state."""
+    """The service, its machine, where sweeps run, its queue, and sweeps by state."""
     return as_json(parts_of(request).server())
 
 

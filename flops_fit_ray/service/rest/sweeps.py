@@ -12,9 +12,10 @@ from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from flops_fit_ray.analysis import plain
 from flops_fit_ray.service import shapes, views
 from flops_fit_ray.service.parts import as_events, as_json, of_kind, parts_of
-from flops_fit_ray.service.runs import More, Way
+from flops_fit_ray.service.runs import More
 from flops_fit_ray.service.shapes import Limit, Offset
 from flops_fit_ray.service.stream import sweep_events
+from flops_fit_ray.way import Way
 
 routes = APIRouter()
 

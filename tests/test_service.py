@@ -260,7 +260,7 @@ def test_events_tell_every_outcome_and_again_after_a_break(tmp_path: Path) -> No
     sweep = make_sweep(tmp_path / "runs" / "x", spec, known_guest(spec), only=3)
     with serving(tmp_path / "runs", at_once=0) as served:
         events = served.client.events("x")
-        kind, _, view = next(events)
+        kind, first, view = next(events)
         assert kind == "status" and view["counts"]["completed"] == 3  # what is there already is no news
         make_sweep(tmp_path / "runs" / "x", spec, known_guest(spec), only=6)
         heard, last = [], None
@@ -274,6 +274,11 @@ def test_events_tell_every_outcome_and_again_after_a_break(tmp_path: Path) -> No
         make_sweep(tmp_path / "runs" / "x", spec, known_guest(spec), only=8)
         missed = {e.key for e in sweep.plan.experiments[6:8]}
         for kind, _, content in served.client.events("x", since=last):
+            missed -= {content["key"]} if kind == "outcome" else set()
+            if not missed:
+                break
+        missed = {e.key for e in sweep.plan.experiments[3:8]}
+        for kind, _, content in served.client.events("x", since=first):  # of somebody who had heard of no outcome yet
             missed -= {content["key"]} if kind == "outcome" else set()
             if not missed:
                 break
@@ -345,6 +350,8 @@ def test_pages_say_it_without_a_script_and_to_everybody(served: Served) -> None:
     assert "is no number of FLOPs" in text_of(served, "/sweeps/whole?budget=much")
     down = text_of(served, "/sweeps/partial?sort=loss&down=1")
     assert 'aria-sort="descending"' in down
+    assert "1 to 1 of 1" in text_of(served, "/sweeps/partial?status=failed")
+    assert "1 to 21 of 21" in text_of(served, "/sweeps/partial?status=")  # what the form asks for where all are wanted
 
 
 def test_nothing_that_is_shown_is_run(tmp_path: Path) -> None:

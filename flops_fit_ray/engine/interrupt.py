@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C, by SIGTERM (`ray job stop`, Kubernetes, Slurm), by SIGUSR1 (Slurm, ahead of time)."""
+"""Being asked to stop: Ctrl-C, SIGTERM (`ray job stop`, Kubernetes, Slurm), SIGUSR1 (Slurm, ahead of time), SIGHUP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from flops_fit_ray.errors import InterruptedSweepError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # the last: the terminal was closed
 GRACE_SECONDS = 20.0  # for running experiments to save; whoever asked waits for 30 s at most
 
 
@@ -78,7 +78,9 @@ def interruptible() -> Iterator[Interrupt]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    before = {number: signal.signal(number, interrupt.on_signal) for number in SIGNALS}
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # then a closed terminal is nobody's concern
+    heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, interrupt.on_signal) for number in heard}
     try:
         yield interrupt
     except KeyboardInterrupt as e:

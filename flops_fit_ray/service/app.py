@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from flops_fit_ray.errors import DirectoryError, FitError, FlopsFitError, ResourceError, SpecError, first_line
 from flops_fit_ray.layout import ServicePaths
-from flops_fit_ray.service.guard import Guard, token_of
+from flops_fit_ray.service.guard import Guard, Key, token_of
 from flops_fit_ray.service.html import VERSION, page
 from flops_fit_ray.service.launch import Launcher, LocalRuns, RayRuns
 from flops_fit_ray.service.pages import pages
@@ -84,8 +84,8 @@ def make_app(parts: Parts, token: str, hosts: Sequence[str]) -> FastAPI:
     for kind, answer in _ANSWERS.items():
         app.add_exception_handler(kind, answer)
     _with_token(app)
-    app.state.guard = Guard(app.router, token=token, hosts=hosts)
-    app.add_middleware(Guard, token=token, hosts=hosts)
+    app.state.key = Key(token)
+    app.add_middleware(Guard, key=app.state.key, hosts=hosts)
     return app
 
 

@@ -20,14 +20,14 @@ from urllib.parse import urlsplit
 
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.layout import ServicePaths
+from flops_fit_ray.service.html import page
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TOKEN_BYTES = 16  # 128 bits
-COOKIE = "flops_fit_ray"
 MOST_BODY = 2 * 1024 * 1024  # bytes; a spec has at most half of that
-BODY_SECONDS = 20.0
+BODY_SECONDS = 10.0
 DEEPEST = 64  # brackets inside of one another; JSON of ours has four
 NEVER = (b"%2f", b"%5c", b"%00")  # in a path: a name with a slash in it is none of ours
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -75,6 +75,23 @@ _WRONG = (HTTPStatus.FORBIDDEN, "the token is wrong; it stands in the file that 
 _FOREIGN = (HTTPStatus.FORBIDDEN, "this comes from another page, or from none; a program sends the token")
 
 
+class Key:
+    """The token, and what a browser keeps in its place."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+        self.session = hmac.new(self._token, b"session", hashlib.sha256).hexdigest()
+        self.cookie = f"flops_fit_ray_{self.session[-8:]}"  # browsers share cookies among the ports of a host
+
+    def is_token(self, given: str) -> bool:
+        """Whether it is the right one; how long that takes does not tell."""
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token)
+
+    def is_session(self, given: str) -> bool:
+        """The same for a cookie."""
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self.session.encode())
+
+
 class Guard:
     """Around the whole application.
 
@@ -82,10 +99,9 @@ class Guard:
         hosts: names under which the service is reached, as browsers send them: `127.0.0.1:8400`.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str, hosts: Iterable[str]) -> None:
-        self._app, self._token = app, token.encode()
+    def __init__(self, app: ASGIApp, *, key: Key, hosts: Iterable[str]) -> None:
+        self._app, self._key = app, key
         self._hosts = frozenset(host.lower() for host in hosts)
-        self.session = hmac.new(self._token, b"session", hashlib.sha256).hexdigest()  # what a browser keeps
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection."""
@@ -121,17 +137,13 @@ class Guard:
             return None if own else _FOREIGN
         if bearer is not None:  # no browser sends that by itself
             kind, _, given = bearer.partition(" ")
-            return None if kind.lower() == "bearer" and self.is_token(given.strip()) else _WRONG
-        cookie = _cookie(headers.get("cookie", ""))
+            return None if kind.lower() == "bearer" and self._key.is_token(given.strip()) else _WRONG
+        cookie = _cookie(headers.get("cookie", ""), self._key.cookie)
         if cookie is None:
             return HTTPStatus.UNAUTHORIZED, "the token is missing; it stands in the file that the service named"
-        if not hmac.compare_digest(cookie.encode(), self.session.encode()):
+        if not self._key.is_session(cookie):
             return _WRONG
         return None if own else _FOREIGN
-
-    def is_token(self, given: str) -> bool:
-        """Whether it is the right one; how long that takes does not tell."""
-        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token)
 
     def _own_origin(self, headers: Mapping[str, str]) -> bool:
         origin = headers.get("origin")
@@ -145,12 +157,8 @@ class Guard:
         content, kind = json.dumps({"error": words}).encode(), "application/json"
         asks = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and not scope["path"].startswith("/api/")
         if asks and scope["method"] in SAFE:
-            from flops_fit_ray.service.html import page
-
-            content, kind = (
-                page("login.html.j2", wrong=status == HTTPStatus.FORBIDDEN).encode(),
-                "text/html; charset=utf-8",
-            )
+            content = page("login.html.j2", wrong=status == HTTPStatus.FORBIDDEN).encode()
+            kind = "text/html; charset=utf-8"
         headers = {**HEADERS, "content-type": kind, "content-length": str(len(content)), "connection": "close"}
         if status == HTTPStatus.UNAUTHORIZED:
             headers["www-authenticate"] = "Bearer"
@@ -228,10 +236,10 @@ def _with_headers(send: Send) -> Send:
     return sending
 
 
-def _cookie(header: str) -> str | None:
+def _cookie(header: str, name: str) -> str | None:
     jar: SimpleCookie = SimpleCookie()
     try:
         jar.load(header)
     except CookieError:
         return None
-    return jar[COOKIE].value if COOKIE in jar else None
+    return jar[name].value if name in jar else None

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.service import views
-from flops_fit_ray.service.guard import COOKIE
+from flops_fit_ray.service.guard import Key
 from flops_fit_ray.service.html import page
 from flops_fit_ray.service.parts import Parts, parts_of
 from flops_fit_ray.service.pricing import price_of
@@ -40,7 +40,8 @@ pages = APIRouter(include_in_schema=False)
 def index(request: Request) -> str:
     """All sweeps."""
     parts = parts_of(request)
-    return page("index.html.j2", sweeps=parts.sweeps(), server=parts.server(), specs=parts.specs.all()[:20])
+    sweeps = parts.sweeps()
+    return page("index.html.j2", sweeps=sweeps, server=parts.server(sweeps), specs=parts.specs.all()[:20])
 
 
 @pages.get("/login", response_class=HTMLResponse)
@@ -52,20 +53,20 @@ def login_form() -> str:
 @pages.post("/login")
 async def login(request: Request) -> Response:
     """Takes the token, and leaves a cookie that only stands for it."""
-    guard = request.app.state.guard
-    if not guard.is_token((await _form(request)).get("token", "").strip()):
+    key: Key = request.app.state.key
+    if not key.is_token((await _form(request)).get("token", "").strip()):
         return HTMLResponse(page("login.html.j2", wrong=True), status_code=HTTPStatus.FORBIDDEN)
     answer = RedirectResponse("/", HTTPStatus.SEE_OTHER)
     secure = request.url.scheme == "https"
-    answer.set_cookie(COOKIE, guard.session, httponly=True, samesite="strict", secure=secure, path="/")
+    answer.set_cookie(key.cookie, key.session, httponly=True, samesite="strict", secure=secure, path="/")
     return answer
 
 
 @pages.post("/logout")
-def logout() -> Response:
+def logout(request: Request) -> Response:
     """Forgets it."""
     answer = RedirectResponse("/login", HTTPStatus.SEE_OTHER)
-    answer.delete_cookie(COOKIE, path="/")
+    answer.delete_cookie(request.app.state.key.cookie, path="/")
     return answer
 
 
@@ -81,15 +82,21 @@ async def sweep(
 ) -> str:
     """One sweep: how it stands, its valleys, its experiments, its failures."""
     parts = parts_of(request)
-    view = await asyncio.to_thread(parts.view, name)
     reading = await asyncio.to_thread(parts.mirrors.now, name)
-    short = None if reading is None else _short(parts, reading)
     query = {
-        "status": status,
+        "status": status or None,
         "sort": sort if sort in views.SORTS else None,
         "down": down or None,
         "budget": budget or None,
     }
+    prediction = await _prediction(parts, reading, budget)
+    return await asyncio.to_thread(_sweep, parts, name, reading, query, offset, prediction)
+
+
+def _sweep(
+    parts: Parts, name: str, reading: Reading | None, query: dict[str, Any], offset: int, prediction: dict[str, Any]
+) -> str:
+    short = None if reading is None else _short(parts, reading)
 
     def link(**changed: Any) -> str:
         merged = {k: v for k, v in {**query, **changed}.items() if v is not None}
@@ -97,7 +104,7 @@ async def sweep(
 
     return page(
         "sweep.html.j2",
-        view=view,
+        view=parts.view(name),
         reading=reading,
         short=short,
         stale=_is_stale(reading, short),
@@ -108,9 +115,9 @@ async def sweep(
         link=link,
         failures=[] if reading is None else _failures(reading),
         devices=[] if reading is None else views.devices_of(reading),
-        prediction=await _prediction(parts, reading, budget),
+        prediction=prediction,
         spec_text="" if reading is None else redacted(dump_spec(reading.sweep.spec)),
-        log=views.log_text(await asyncio.to_thread(parts.runs.log, name), views.LOG_LINES),
+        log=views.log_text(parts.runs.log(name), views.LOG_LINES),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -18,7 +18,6 @@ from flops_fit_ray.service import views
 from flops_fit_ray.service.guard import STANDALONE
 from flops_fit_ray.service.html import VERSION
 from flops_fit_ray.service.reading import Mirrors, Reading
-from flops_fit_ray.service.redact import redacted
 from flops_fit_ray.service.refusal import Refusal, conflict
 from flops_fit_ray.service.runs import Runs
 from flops_fit_ray.service.specs import Specs
@@ -57,9 +56,8 @@ class Parts:
                 continue
         return sorted(found, key=lambda view: (order.get(view["state"], 9), view["name"]))
 
-    def server(self) -> dict[str, Any]:
-        """The service itself."""
-        sweeps = self.sweeps()
+    def server(self, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The service itself; `sweeps` are all that there are."""
         return {
             "version": VERSION,
             "root": str(self.runs.paths.root),
@@ -101,11 +99,6 @@ async def answer(request: Request, reading: Reading, question: str, *more: str) 
     except TimeoutError as e:
         words = f"that takes more than {ANSWER_SECONDS:g} s; it is being worked on, so ask again"
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, words) from e
-
-
-def redacted_bytes(content: bytes) -> bytes:
-    """The same without secrets."""
-    return redacted(content.decode()).encode()
 
 
 def as_json(content: Mapping[str, Any] | list[Any], status: HTTPStatus = HTTPStatus.OK) -> Response:

@@ -75,6 +75,11 @@ class Reading:
         }
 
     @functools.cached_property
+    def newest(self) -> float:
+        """When the last outcome was made, in seconds since the epoch; 0 before the first."""
+        return max((row["finished_at"] for row in self.rows if row["finished_at"] is not None), default=0.0)
+
+    @functools.cached_property
     def flops_done(self) -> float:
         """FLOPs in results, and in what runs."""
         return self.sweep.flops_spent + flops_under_way(self.sweep.running)

@@ -12,15 +12,17 @@ HIDDEN = "[redacted]"
 SHORTEST = 8  # characters of a value that is looked for as it is
 
 _NAMES = re.compile(r"(?i)(key|token|secret|passw|credential)")
+_WORDS = r"(?:api[-_]?key|access[-_]?key(?:[-_]id)?|secret(?:[-_][a-z]{1,20}){0,3}|password|passwd|auth[-_]?token|access[-_]?token)"
+_QUOTE = r"(?:['\"]|&#3[49];|&quot;)"  # as it is, or as it stands in a page
 _SHAPES = [
     re.compile(r"(?<=://)[^\s/@:'\"]+:[^\s/@'\"]+(?=@)"),  # user:password in a URL
     re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),  # AWS
     re.compile(r"\b(?:hf|ghp|gho|ghs|glpat|xox[abp]|sk|wandb_v1)[-_][A-Za-z0-9_-]{16,}"),
-    re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),  # a JSON web token
+    re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),  # a JSON web token
     re.compile(r"(?i)(?<=bearer )[A-Za-z0-9._~+/=-]{8,}"),
     re.compile(
-        r"(?i)(?<![A-Za-z0-9])((?:[a-z0-9]+[-_])*(?:api[-_]?key|access[-_]?key(?:[-_]id)?|secret(?:[-_][a-z]+)*|password|passwd|"
-        r"auth[-_]?token|access[-_]?token)['\"]?\s*[:=]\s*)(?!\[redacted\])(?:'[^']*'|\"[^\"]*\"|[^\s,'\"}\]]+)"
+        rf"(?i)(?<![A-Za-z0-9])((?:[a-z0-9]{{1,40}}[-_]){{0,4}}{_WORDS}{_QUOTE}?\s*[:=]\s*)(?!\[redacted\])"
+        rf"(?:(?P<quote>{_QUOTE}).*?(?P=quote)|[^\s,'\"}}\]<&]+)"
     ),
 ]
 

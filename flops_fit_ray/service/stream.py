@@ -46,7 +46,7 @@ async def sweep_events(parts: Parts, name: str, since: str | None) -> AsyncItera
             yield event
         if view != before:
             before, alive = view, time.monotonic()
-            yield "status", None, view
+            yield "status", repr(0.0 if reading is None else reading.newest), view
         elif time.monotonic() - alive > ALIVE_SECONDS:
             alive = time.monotonic()
             yield "", None, None

@@ -6,6 +6,7 @@ Nothing is written into a sweep directory, and no code of its owner is loaded.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import multiprocessing
 import os
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING
 from flops_fit_ray.errors import FitError, FlopsFitError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from flops_fit_ray.sweep import Sweep
 
 NICE = 10
@@ -227,15 +230,21 @@ def _summary(sweep: Sweep) -> bytes:
     return json.dumps(plain(summary(sweep))).encode()
 
 
+def _table(sweep: Sweep) -> pd.DataFrame:
+    from flops_fit_ray.service.redact import redacted
+
+    frame = sweep.to_frame()
+    frame["error"] = frame["error"].map(lambda words: redacted(words) if isinstance(words, str) else words)
+    return frame
+
+
 def _csv(sweep: Sweep) -> bytes:
-    return bytes(sweep.to_frame().to_csv(index=False).encode())
+    return bytes(_table(sweep).to_csv(index=False).encode())
 
 
 def _parquet(sweep: Sweep) -> bytes:
-    import io
-
     buffer = io.BytesIO()
-    sweep.to_frame().to_parquet(buffer, index=False)
+    _table(sweep).to_parquet(buffer, index=False)
     return buffer.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
 from typing import Annotated, Literal
 
@@ -10,7 +11,8 @@ from fastapi.responses import Response
 
 from flops_fit_ray.service import shapes, views
 from flops_fit_ray.service.guard import STANDALONE
-from flops_fit_ray.service.parts import answer, as_is, as_json, as_svg, fresh, of_kind, redacted_bytes
+from flops_fit_ray.service.parts import answer, as_is, as_json, as_svg, fresh, of_kind
+from flops_fit_ray.service.redact import redacted, redacted_values
 from flops_fit_ray.service.refusal import Refusal
 from flops_fit_ray.service.shapes import Limit, Offset
 
@@ -56,13 +58,13 @@ async def predict(request: Request, name: str, budget: Annotated[float, Query(gt
 @routes.get("/sweeps/{name}/summary", tags=["results"])
 async def summary(request: Request, name: str) -> Response:
     """The report for programs."""
-    return as_is(redacted_bytes(await answer(request, await fresh(request, name), "summary")))
+    return as_json(redacted_values(json.loads(await answer(request, await fresh(request, name), "summary"))))
 
 
 @routes.get("/sweeps/{name}/report", tags=["results"], response_class=Response, responses=of_kind("text/html"))
 async def report(request: Request, name: str) -> Response:
     """The report of what is there now, as one HTML page."""
-    content = redacted_bytes(await answer(request, await fresh(request, name), "report"))
+    content = redacted((await answer(request, await fresh(request, name), "report")).decode())
     headers = {"content-security-policy": STANDALONE, "content-disposition": f'inline; filename="{name}.html"'}
     return Response(content, media_type="text/html", headers=headers)
 

@@ -30,7 +30,8 @@ async def health() -> dict[str, str]:
 @routes.get("/server", tags=["server"], response_model=shapes.ServerOut)
 def server(request: Request) -> Response:
     """The service, its machine, where sweeps run, its queue, and sweeps by state."""
-    return as_json(parts_of(request).server())
+    parts = parts_of(request)
+    return as_json(parts.server(parts.sweeps()))
 
 
 @routes.get("/events", tags=["server"], response_class=Response, responses=of_kind("text/event-stream"))

@@ -95,7 +95,7 @@ async def one_sweeps_events(
 ) -> StreamingResponse:
     """Server-sent events: `status` whenever something changes, and `outcome` for each experiment that ends.
 
-    With Last-Event-ID, as browsers send it, outcomes since then come first; some of them perhaps twice.
+    Each has an id. With Last-Event-ID, as browsers send it, outcomes since then come first; some of them perhaps twice.
     """
     parts = parts_of(request)
     await asyncio.to_thread(parts.view, name)

@@ -12,7 +12,10 @@ HIDDEN = "[redacted]"
 SHORTEST = 8  # characters of a value that is looked for as it is
 
 _NAMES = re.compile(r"(?i)(key|token|secret|passw|credential)")
-_WORDS = r"(?:api[-_]?key|access[-_]?key(?:[-_]id)?|secret(?:[-_][a-z]{1,20}){0,3}|password|passwd|auth[-_]?token|access[-_]?token)"
+_WORDS = (
+    r"(?:api[-_]?key|access[-_]?key(?:[-_]id)?|secret(?:[-_][a-z]{1,20}){0,3}|password|passwd|"
+    r"auth[-_]?token|access[-_]?token)"
+)
 _QUOTE = r"(?:['\"]|&#3[49];|&quot;)"  # as it is, or as it stands in a page
 _SHAPES = [
     re.compile(r"(?<=://)[^\s/@:'\"]+:[^\s/@'\"]+(?=@)"),  # user:password in a URL

@@ -174,7 +174,8 @@ def run(
 ) -> int:
     """Run a sweep and write its report; run again to go on after any interruption.
 
-    Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP save what runs and end with exit code 4; the last line is the command that goes on.
+    Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP save what runs and end with exit code 4; the last line is the command that
+    goes on.
 
     Without SPEC: sweep.yaml of this directory, else the built-in demo.
     """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,22 @@ import pytest
 from flops_fit_ray.engine.interrupt import SIGNALS, interruptible, keeping_handlers
 from flops_fit_ray.errors import InterruptedSweepError
 from tests.bad_values import Case, prepare
+
+
+@pytest.fixture(autouse=True)
+def closed_terminals_are_heard_of() -> Iterator[None]:
+    """Whether or not the suite itself runs under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_under_nohup_a_closed_terminal_is_nobodys_concern() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interruptible() as interrupt:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not interrupt.asked
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -223,7 +223,7 @@ def _short(parts: Parts, reading: Reading) -> dict[str, Any] | None:
     if not reading.sweep.results or reading.sweep.spec.is_one_run:
         return None
     found = parts.work.newest("short", reading.sweep.paths.root, reading.version)
-    return None if found is None else dict(redacted_values(json.loads(found[1])))
+    return None if found is None else {**redacted_values(json.loads(found[1])), "version": found[0]}
 
 
 def _is_stale(reading: Reading | None, short: dict[str, Any] | None) -> bool:

@@ -24,7 +24,7 @@ def sweep_directory(paths: ServicePaths, name: str) -> SweepPaths:
         Refusal: this cannot be a sweep's name, or a link has it.
     """
     found = paths.sweep(name)
-    if not re.fullmatch(SWEEP, name) or found.root.is_symlink():
+    if not is_sweep(name) or found.root.is_symlink():
         raise not_found("sweep")
     return found
 

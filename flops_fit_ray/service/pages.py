@@ -16,8 +16,7 @@ from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.service import views
 from flops_fit_ray.service.guard import Key
 from flops_fit_ray.service.html import page
-from flops_fit_ray.service.parts import Parts, parts_of
-from flops_fit_ray.service.pricing import price_of
+from flops_fit_ray.service.parts import Parts, faulty, parts_of
 from flops_fit_ray.service.reading import Reading
 from flops_fit_ray.service.redact import redacted, redacted_values
 from flops_fit_ray.service.refusal import Refusal
@@ -175,18 +174,17 @@ async def validated(request: Request) -> Response:
     parts, form = parts_of(request), await _form(request)
     text, code = form.get("text", "").replace("\r\n", "\n"), form.get("code") or None
     try:
-        _, where = parts.specs.check(text, code)
         if form.get("do") == "start":
             stored, _ = await asyncio.to_thread(parts.specs.create, text, code)
             name, key = form.get("name") or None, form.get("key") or None
             start, _ = await asyncio.to_thread(parts.runs.start, stored, name, Way(), key)
             await asyncio.to_thread(parts.runs.pump)
             return RedirectResponse(f"/sweeps/{quote(start.sweep)}", HTTPStatus.SEE_OTHER)
-        price = redacted_values(await asyncio.to_thread(price_of, text, where))
+        price = await asyncio.to_thread(parts.price, text, code)
     except SpecError as e:
-        price = {"valid": False, "faults": [redacted(fault) for fault in e.faults]}
+        price = faulty(e.faults)
     except Refusal as e:
-        price = {"valid": False, "faults": [redacted(e.words)]}
+        price = faulty([e.words])
     status = HTTPStatus.OK if price["valid"] else HTTPStatus.UNPROCESSABLE_ENTITY
     return HTMLResponse(_new(parts, form, price), status_code=status)
 

@@ -13,11 +13,14 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from flops_fit_ray.analysis import plain
+from flops_fit_ray.errors import SpecError
 from flops_fit_ray.hardware import Readings
 from flops_fit_ray.service import views
 from flops_fit_ray.service.guard import STANDALONE
 from flops_fit_ray.service.html import VERSION
+from flops_fit_ray.service.pricing import price_of
 from flops_fit_ray.service.reading import Mirrors, Reading
+from flops_fit_ray.service.redact import redacted, redacted_values
 from flops_fit_ray.service.refusal import Refusal, conflict
 from flops_fit_ray.service.runs import Runs
 from flops_fit_ray.service.specs import Specs
@@ -43,6 +46,18 @@ class Parts:
     def reading(self, name: str) -> Reading:
         """What is in its directory."""
         return views.reading_of(self.mirrors, self.runs, name)
+
+    def price(self, text: str, code: str | None) -> dict[str, Any]:
+        """What a spec would run and cost, or its faults. It loads the model and the data, and takes seconds.
+
+        Raises:
+            Refusal: too many are being priced.
+        """
+        try:
+            _, where = self.specs.check(text, code)
+        except SpecError as e:
+            return faulty(e.faults)
+        return dict(redacted_values(price_of(text, where)))
 
     def sweeps(self) -> list[dict[str, Any]]:
         """All of them: what runs or waits first, then by name."""
@@ -70,6 +85,11 @@ class Parts:
             "queue": [s.start.sweep for s in self.runs.open() if s.phase == "queued"],
             "trouble": self.runs.trouble,
         }
+
+
+def faulty(faults: Sequence[str]) -> dict[str, Any]:
+    """What stands in the place of a price."""
+    return {"valid": False, "faults": [redacted(fault) for fault in faults]}
 
 
 def parts_of(request: Request) -> Parts:

@@ -16,6 +16,7 @@ from typing import Any
 
 from flops_fit_ray.console.scene import Node, flops_under_way, measured_rates, nodes_of, seconds_left
 from flops_fit_ray.errors import DirectoryError, FlopsFitError
+from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.layout import ServicePaths, SweepPaths
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
 from flops_fit_ray.places import names_in
@@ -85,22 +86,24 @@ class Reading:
         return self.sweep.flops_spent + flops_under_way(self.sweep.running)
 
     @functools.cached_property
+    def cluster(self) -> Cluster | None:
+        """Where it runs, or ran last."""
+        return Ledger(self.sweep.paths).cluster()
+
+    @functools.cached_property
     def nodes(self) -> tuple[Node, ...]:
         """The machines with their GPUs, and what they are busy with."""
-        cluster = Ledger(self.sweep.paths).cluster()
-        return nodes_of(() if cluster is None else cluster.machines, self.sweep.running)
+        return nodes_of(() if self.cluster is None else self.cluster.machines, self.sweep.running)
 
     @functools.cached_property
     def seconds_left(self) -> float | None:
         """Until the last planned experiment ends, at the speeds that were measured; None where nothing runs."""
         if not self.sweep.running:
             return None
-        cluster = Ledger(self.sweep.paths).cluster()
         settled = {outcome.key for outcome in self.sweep.outcomes}
         rates = measured_rates(self.sweep.outcomes, self.sweep.running)
-        return seconds_left(
-            self.sweep.plan, settled, self.sweep.running, rates, 1 if cluster is None else cluster.slots
-        )
+        slots = 1 if self.cluster is None else self.cluster.slots
+        return seconds_left(self.sweep.plan, settled, self.sweep.running, rates, slots)
 
 
 class Mirror:

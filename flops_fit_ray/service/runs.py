@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
 
-from flops_fit_ray.errors import DirectoryError, ResourceError, SpecError, StorageError
+from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError
 from flops_fit_ray.extension import extended
 from flops_fit_ray.files import read_json, write_bytes, write_json
 from flops_fit_ray.layout import SCHEMA_VERSION, ServicePaths
@@ -100,7 +99,7 @@ class Runs:
         """
         asked = {"spec": spec.id, "name": name, **asdict(way)}
         sweep = name or spec.name
-        if not re.fullmatch(names.SWEEP, sweep):
+        if not names.is_sweep(sweep):
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"name: {sweep!r} is no name for a sweep")
         with self._lock:
             if key is not None and (before := self._of_key(key, asked)) is not None:
@@ -190,7 +189,7 @@ class Runs:
 
     def known(self) -> list[str]:
         """The sweeps that were started here."""
-        return sorted(name for name in names_in(self.paths.started) if re.fullmatch(names.SWEEP, name))
+        return sorted(name for name in names_in(self.paths.started) if names.is_sweep(name))
 
     def open(self) -> list[Standing]:
         """What waits or runs, the oldest first."""
@@ -280,8 +279,3 @@ def _read_start(path: Path) -> Start | None:
     with contextlib.suppress(KeyError, TypeError):
         return None if content is None else value_of(Start, content)
     return None
-
-
-def checked(faults: SpecError) -> Refusal:
-    """A wrong input as an answer."""
-    return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(faults), faults.faults)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flops_fit_ray.analysis import plain
 from flops_fit_ray.console.scene import tokens_left_seconds
@@ -28,14 +28,18 @@ from flops_fit_ray.service.refusal import Refusal, conflict, not_found
 from flops_fit_ray.service.runs import Runs, Standing
 
 State = Literal["queued", "running", "stopping", "stopped", "completed", "failed"]
-STATES: tuple[State, ...] = ("queued", "running", "stopping", "stopped", "completed", "failed")
-SORTS = ("budget", "params", "tokens", "loss", "seconds", "share", "status", "attempts", "finished_at", "lr")
+STATES: tuple[State, ...] = get_args(State)
+Sort = Literal[
+    "budget", "params", "tokens", "loss", "seconds", "share", "status", "attempts", "finished_at", "lr"
+]  # fmt: skip
+SORTS: tuple[Sort, ...] = get_args(Sort)
 MOST_CHOICES = 50  # of rows that are kept for the next page of a list
 CURVE_POINTS = 500  # at most, of one experiment
 UNKNOWN: Mapping[str, Any] = {  # of a sweep that has no plan yet
     **{"version": "", "counts": {}, "total": 0, "final": False, "flops_planned": 0.0, "flops_done": 0.0, "share": 0.0},
     **{"seconds_left": None, "device_seconds": 0.0, "deaths": 0, "budgets": [], "results_sha256": None},
 }
+MOST_EVENTS = 100  # of an experiment, that are shown
 LOG_LINES = 40  # of what a run has said, that stand in a status
 
 
@@ -158,12 +162,26 @@ def experiment_view(reading: Reading, key: str) -> dict[str, Any]:
                     "outcome": None if outcome is None else asdict(outcome),
                     "advice": None if failure is None else ADVICE[failure.status],
                     "progress": None if progress is None or outcome is not None else asdict(progress),
-                    "events": [asdict(event) for event in ledger.events(key)][-100:],
+                    "events": _events(ledger, key),
                     "checkpoints": checkpoints_of(reading, key),
                 }
             )
         )
     )
+
+
+def _events(ledger: Ledger, key: str) -> list[dict[str, Any]]:
+    return [asdict(event) for event in ledger.events(key)][-MOST_EVENTS:]
+
+
+def events_of(reading: Reading, key: str) -> list[dict[str, Any]]:
+    """What happened to one experiment, the newest last.
+
+    Raises:
+        Refusal: the sweep has none of this key.
+    """
+    experiment_of(reading, key)
+    return list(plain(redacted_values(_events(Ledger(reading.sweep.paths), key))))
 
 
 def experiment_of(reading: Reading, key: str) -> Experiment:

@@ -28,8 +28,7 @@ async def experiments(
     status: Annotated[str | None, Query(max_length=30)] = None,
     budget: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
     role: Annotated[str | None, Query(max_length=30)] = None,
-    sort: Literal["budget", "params", "tokens", "loss", "seconds", "share", "status", "attempts", "finished_at", "lr"]
-    | None = None,
+    sort: views.Sort | None = None,
     order: Literal["asc", "desc"] = "asc",
     offset: Offset = 0,
     limit: Limit = 100,
@@ -96,8 +95,7 @@ async def experiment_figure(request: Request, name: str, key: str) -> Response:
 @routes.get("/sweeps/{name}/experiments/{key}/log", tags=["experiments"])
 def experiment_log(request: Request, name: str, key: str, limit: Limit = 100) -> list[dict[str, Any]]:
     """What happened to it, the newest last."""
-    found: list[dict[str, Any]] = views.experiment_view(parts_of(request).reading(name), key)["events"][-limit:]
-    return found
+    return views.events_of(parts_of(request).reading(name), key)[-limit:]
 
 
 @routes.get(

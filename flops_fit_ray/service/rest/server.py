@@ -9,11 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from flops_fit_ray.errors import FlopsFitError
 from flops_fit_ray.service import shapes, views
 from flops_fit_ray.service.parts import as_events, as_json, of_kind, parts_of
-from flops_fit_ray.service.pricing import price_of
-from flops_fit_ray.service.redact import redacted, redacted_values
+from flops_fit_ray.service.redact import redacted
 from flops_fit_ray.service.shapes import Limit, Offset
 from flops_fit_ray.service.specs import StoredSpec
 from flops_fit_ray.service.stream import sweeps_events
@@ -59,11 +57,7 @@ def create_spec(request: Request, body: shapes.SpecIn) -> Response:
 @routes.post("/specs/validate", tags=["specs"], response_model=shapes.PriceOut)
 def validate(request: Request, body: shapes.SpecIn) -> Response:
     """What a spec would run and cost, or what is wrong with it. Nothing is kept; it loads the model and the data."""
-    try:
-        _, code = parts_of(request).specs.check(body.text, body.code)
-    except FlopsFitError as e:
-        return as_json({"valid": False, "faults": list(getattr(e, "faults", (str(e),)))})
-    return as_json(redacted_values(price_of(body.text, code)))
+    return as_json(parts_of(request).price(body.text, body.code))
 
 
 @routes.get("/specs/{spec_id}", tags=["specs"], response_model=shapes.SpecOut)

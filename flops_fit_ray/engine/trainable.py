@@ -57,6 +57,7 @@ class ExperimentTrainable(tune.Trainable):
         self._job = job
         self._ledger = Ledger(SweepPaths(job.root))
         self._guest: Guest | None = None
+        self._settled = False  # whether this process has all that it keeps for good
         self._team = Team(job.load_guest, job.slots, job.spec.data.timeout_seconds)
         self._key = str(config["key"])
 
@@ -72,17 +73,29 @@ class ExperimentTrainable(tune.Trainable):
             status, storage_error = run_experiment(self._job, self._ledger, self._load, experiment, self._team), ""
         except StorageError as e:  # Tune would only try again, on the same full disk
             status, storage_error = "storage", str(e)
-        gc.collect()
+        self._clear_up()
         return {"done": True, "status": status, STORAGE_ERROR: storage_error}
 
     def _load(self) -> Guest:
         """The user's parts, once for all experiments of this process."""
         if self._guest is None:
             self._guest = self._job.load_guest()
-            # What is there now stays: looking through all of torch after each experiment would take 0.15 s.
-            gc.collect()
-            gc.freeze()
+            _keep_what_is_there()
         return self._guest
+
+    def _clear_up(self) -> None:
+        """Give back what the experiment leaves in cycles: models and data may be in them."""
+        if self._settled:
+            gc.collect()
+        elif self._guest is not None:  # torch imports a good deal more while it trains for the first time
+            _keep_what_is_there()
+            self._settled = True
+
+
+def _keep_what_is_there() -> None:
+    """Collect, and never look through the rest again: all of torch takes 0.2 s, which each experiment would pay."""
+    gc.collect()
+    gc.freeze()
 
 
 def run_experiment(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import warnings
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,9 @@ import yaml
 from botocore.validate import ParamValidator
 
 from flops_fit_ray.cli import commands
+
+with warnings.catch_warnings(action="ignore", category=ImportWarning):  # a package that only better words would need
+    from google.cloud.compute_v1.types import AttachedDisk, Instance, Scheduling
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 Schema = dict[str, Any]
@@ -82,28 +86,6 @@ _JOB_SPEC = _object(
 _RUNTIME_ENVIRONMENT = _object(env_vars={"type": "object", "propertyNames": {"enum": ["RAY_JOB_STOP_WAIT_TIME_S"]}})
 _KUBERAY = {"RayJob": _JOB_SPEC, "RayCluster": _CLUSTER_SPEC}
 
-# Of an instance as Google's compute API takes it; nothing installed here has its description
-_DISK = _object(
-    boot=YES_NO,
-    autoDelete=YES_NO,
-    type={"const": "PERSISTENT"},
-    initializeParams=_object(diskSizeGb=COUNT, sourceImage=TEXT),
-)
-_GCP_NODE = _object(
-    "machineType disks",
-    machineType=TEXT,
-    disks={"type": "array", "items": _DISK},
-    guestAccelerators={"type": "array", "items": _object(acceleratorType=TEXT, acceleratorCount=COUNT)},
-    metadata=_object(items={"type": "array", "items": _object("key value", key=TEXT, value=TEXT)}),
-    scheduling=_object(
-        onHostMaintenance={"enum": ["TERMINATE", "MIGRATE"]},
-        automaticRestart=YES_NO,
-        provisioningModel={"enum": ["SPOT", "STANDARD"]},
-        instanceTerminationAction={"enum": ["DELETE", "STOP"]},
-    ),
-    serviceAccounts={"type": "array", "items": _object("email", email=TEXT, scopes={"type": "array", "items": TEXT})},
-)
-
 
 def check_yaml(text: str) -> None:
     """Refuse what does not belong into a file of `cluster/`.
@@ -161,7 +143,21 @@ def _check_launcher(document: dict[str, Any]) -> None:
             report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **kind["node_config"]}, shape)
             assert not report.has_errors(), report.generate_report()
         else:
-            jsonschema.validate(kind["node_config"], _GCP_NODE)
+            _check_gcp_node(kind["node_config"])
+
+
+def _check_gcp_node(config: dict[str, Any]) -> None:
+    """An instance as Google's compute API describes it; its enumerations are plain strings in JSON."""
+    instance = Instance.from_json(json.dumps(config), ignore_unknown_fields=False)
+    scheduling = instance.scheduling
+    chosen: list[tuple[str, Any]] = [
+        *((disk.type_, AttachedDisk.Type) for disk in instance.disks),
+        (scheduling.on_host_maintenance, Scheduling.OnHostMaintenance),
+        (scheduling.provisioning_model, Scheduling.ProvisioningModel),
+        (scheduling.instance_termination_action, Scheduling.InstanceTerminationAction),
+    ]
+    for value, enumeration in chosen:
+        assert not value or value in enumeration.__members__, (value, list(enumeration.__members__))
 
 
 def check_commands(text: str) -> None:

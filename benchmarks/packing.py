@@ -19,10 +19,9 @@ from benchmarks.harness import hardware
 from benchmarks.step_gpu import ON_CPU, SIZES, parts_of
 from flops_fit_ray.engine.check import MEMORY_MARGIN
 from flops_fit_ray.engine.resources import part_of
-from flops_fit_ray.training.care import Care, Observer
-from flops_fit_ray.training.loop import Training
 from flops_fit_ray.training.step import settings
 from flops_fit_ray.training.usage import usage
+from flops_fit_ray.training.worker import Worker
 
 WARM_STEPS = 20
 
@@ -32,13 +31,13 @@ def train(name: str, seconds: float, begin: Barrier, results: Any) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with settings(threads=1):
         experiment, guest = parts_of(name, device, 10**9)
-        training = Training(experiment, guest, device, 0, Care(), Observer())
-        training.advance(WARM_STEPS)
+        worker = Worker(experiment, guest, device)
+        worker.advance(WARM_STEPS)
         _wait(device)
         begin.wait()
         began, steps = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
-            training.advance(5)
+            worker.advance(5)
             steps += 5
             _wait(device)
         taken = time.perf_counter() - began

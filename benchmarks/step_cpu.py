@@ -21,12 +21,12 @@ from benchmarks.parts import experiment_of
 from benchmarks.peers import Peer
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.attention import attention_kernel
-from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.data import make_feed
 from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Training, train_experiment
+from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.timing import measure
+from flops_fit_ray.training.worker import Worker
 
 SIZES = {  # width, layers, heads, context
     "demo-16": (16, 2, 2, 64),
@@ -44,15 +44,15 @@ SAME = 0.02  # nats between the losses of 20 steps, bf16 against fp32
 CPU = torch.device("cpu")
 
 
-def ours(experiment: Experiment, guest: Guest) -> Training:
+def ours(experiment: Experiment, guest: Guest) -> Worker:
     """Our loop, ready to go."""
-    return Training(experiment, guest, CPU, 0, Care(), Observer())
+    return Worker(experiment, guest, CPU)
 
 
-def advance(training: Training, experiment: Experiment, steps: int) -> None:
+def advance(worker: Worker, experiment: Experiment, steps: int) -> None:
     """Some steps, with the kernels that a trial has."""
     with attention_kernel(experiment.recipe.precision, CPU):
-        training.advance(steps)
+        worker.advance(steps)
 
 
 def with_kernel(peer: Peer, experiment: Experiment, steps: int) -> None:
@@ -129,14 +129,14 @@ def measure_size(name: str, blocks: int) -> None:
     same = math.isfinite(mine) and abs(mine - reference) < SAME
     full = replace(best, recipe=replace(best.recipe, precision="fp32"))
     dtype = torch.bfloat16 if best.recipe.precision == "bf16" else None
-    training, exact = ours(best, guest), ours(full, guest)
+    worker, exact = ours(best, guest), ours(full, guest)
     plain, fused = Peer(experiment, guest, plain=True), Peer(experiment, guest, plain=False)
     bare = Peer(experiment, guest, plain=False, dtype=dtype)
     batch = make_feed(guest.train_data, BATCH, 0, 1e9).next_batch().content
     bare.use(iter(lambda: batch, None))  # no data at all: what is left is the model and its optimizer
     seconds = interleaved(
         {
-            "ours": lambda: advance(training, best, block_steps),
+            "ours": lambda: advance(worker, best, block_steps),
             "ours_fp32": lambda: advance(exact, full, block_steps),
             "plain": lambda: plain.steps(block_steps),
             "sdpa_fused": lambda: fused.steps(block_steps),

@@ -23,10 +23,11 @@ from benchmarks.parts import experiment_of
 from benchmarks.peers import Peer
 from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.care import Care, Observer
+from flops_fit_ray.training.care import Observer
 from flops_fit_ray.training.device import device_name, peak_flops
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Training, train_experiment
+from flops_fit_ray.training.loop import train_experiment
+from flops_fit_ray.training.worker import Worker
 
 # name: width, layers, heads, context, samples a step, vocabulary
 SIZES = {
@@ -71,11 +72,11 @@ def parts_of(name: str, device: torch.device, steps: int) -> tuple[Experiment, G
     )
 
 
-def ours(experiment: Experiment, guest: Guest, device: torch.device, *, graph: bool) -> tuple[Training, Words]:
+def ours(experiment: Experiment, guest: Guest, device: torch.device, *, graph: bool) -> tuple[Worker, Words]:
     """Our loop, with a graph or without."""
     observer = Words()
     wanted = replace(experiment, recipe=replace(experiment.recipe, cuda_graph=graph))
-    return Training(wanted, guest, device, 0, Care(), observer), observer
+    return Worker(wanted, guest, device, observer=observer), observer
 
 
 def synchronized(steps: Callable[[int], None], count: int, device: torch.device) -> Callable[[], None]:

@@ -84,9 +84,9 @@ class Stops(Observer):
 
 def _follower(kind: str, train: dict[str, Any], rank: int, size: int, port: int) -> None:
     try:
-        experiment, guest, _ = parts(kind, **train)
+        experiment, guest, eval_samples = parts(kind, **train)
         with joined(meet("127.0.0.1", port, TIMEOUT), Group(rank, size), "cpu", TIMEOUT) as group:
-            follow(experiment, guest, group=group)
+            follow(experiment, guest, eval_samples=eval_samples, group=group)
     except BaseException:
         traceback.print_exc(file=sys.stderr)
         raise
@@ -183,7 +183,8 @@ def test_alone_nothing_is_changed() -> None:
     ALONE.seed(1, 2, shared=True)
     model = nn.Linear(2, 2)
     loss = torch.tensor(1.0)
-    ALONE.share_weights(model)
+    ALONE.place(model, torch.device("cpu"))
     assert ALONE.sum_gradients(list(model.parameters()), loss) is loss
-    assert ALONE.share_state("x") == "x"
+    state = {"step": 1}
+    assert ALONE.share_state(state, model, torch.optim.SGD(model.parameters())) is state
     torch.random.set_rng_state(before)

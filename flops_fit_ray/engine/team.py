@@ -32,18 +32,21 @@ class Follower:
         """Load the user's parts, once."""
         self._guest = self._guest or self._load_guest()
 
-    def train(self, experiment: Experiment, group: Group, host: str, port: int) -> None:
+    def train(self, experiment: Experiment, eval_samples: int, group: Group, host: str, port: int) -> None:
         """Train one experiment with its leader."""
         assert self._guest is not None
         with joined(meet(host, port, LONGER_SECONDS), group, self._device, FOREVER_SECONDS):
-            follow(experiment, self._guest, group=group, device=self._device)
+            follow(experiment, self._guest, eval_samples=eval_samples, group=group, device=self._device)
 
 
 class Team:
     """The other workers of a trial. Of one worker there are none."""
 
-    def __init__(self, load_guest: Callable[[], Guest], slots: Slots, patience: float) -> None:
-        self._load_guest, self._slots, self._size, self._patience = load_guest, slots, slots.workers, patience
+    def __init__(
+        self, load_guest: Callable[[], Guest], slots: Slots, *, eval_samples: int, sharded: bool, patience: float
+    ) -> None:
+        self._load_guest, self._slots, self._size = load_guest, slots, slots.workers
+        self._eval_samples, self._sharded, self._patience = eval_samples, sharded, patience
         self._others: list[Any] = []
 
     @contextlib.contextmanager
@@ -62,9 +65,12 @@ class Team:
             self._gather()
             host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray leaves it untyped
             store, port = open_store(host)
-            groups = [Group(rank, self._size) for rank in range(1, self._size)]
-            tasks = [w.train.remote(experiment, g, host, port) for w, g in zip(self._others, groups, strict=True)]
-            with joined(store, Group(0, self._size), self._slots.device, self._patience + LONGER_SECONDS) as group:
+            leader, *groups = self._groups()
+            tasks = [
+                other.train.remote(experiment, self._eval_samples, group, host, port)
+                for other, group in zip(self._others, groups, strict=True)
+            ]
+            with joined(store, leader, self._slots.device, self._patience + LONGER_SECONDS) as group:
                 yield group
             ray.get(tasks, timeout=LONGER_SECONDS)
         except BaseException as e:
@@ -73,6 +79,15 @@ class Team:
             if reason is not None:
                 raise reason from e
             raise
+
+    def _groups(self) -> list[Group]:
+        """Of every worker, the leader's first."""
+        kind = Group
+        if self._sharded:
+            from flops_fit_ray.training.shards import ShardedGroup  # torch's part for it takes a second to import
+
+            kind = ShardedGroup
+        return [kind(rank, self._size) for rank in range(self._size)]
 
     def _gather(self) -> None:
         """Start the others where the trial's other bundles are, unless they are there."""

@@ -58,7 +58,13 @@ class ExperimentTrainable(tune.Trainable):
         self._ledger = Ledger(SweepPaths(job.root))
         self._guest: Guest | None = None
         self._settled = False  # whether this process has all that it keeps for good
-        self._team = Team(job.load_guest, job.slots, job.spec.data.timeout_seconds)
+        self._team = Team(
+            job.load_guest,
+            job.slots,
+            eval_samples=job.eval_samples,
+            sharded=job.spec.shard_model,
+            patience=job.spec.data.timeout_seconds,
+        )
         self._key = str(config["key"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -280,6 +280,7 @@ class SweepSpec(Section):
     metrics: dict[str, Target] = {}
     resources_per_trial: dict[str, Annotated[float, Field(ge=0)]] | Literal["auto"] = {"gpu": 1}  # of each worker
     workers_per_trial: int = Field(default=1, gt=0, le=1024)  # that share every batch of an experiment
+    shard_model: bool = False  # over the workers of an experiment, each with its part of weights and optimizer states
     max_retries: int = Field(default=3, ge=0, le=1000)  # of an experiment whose worker or node died, without progress
     fit: FitSection = FitSection()
     trackers: TrackersSection = TrackersSection()
@@ -352,6 +353,10 @@ class SweepSpec(Section):
             raise ValueError("resources_per_trial: auto lets small models share a GPU, and several workers cannot")
         if workers > 1 and train.cuda_graph:
             raise ValueError("workers_per_trial: several workers sum their gradients, and train.cuda_graph cannot")
+        if self.shard_model and workers == 1:
+            raise ValueError("shard_model splits a model over workers, and there is one; set workers_per_trial")
+        if self.shard_model and train.precision == "fp16":
+            raise ValueError("shard_model: fp16's loss scale is each worker's own; set train.precision to bf16 or fp32")
         return self
 
     @model_validator(mode="after")

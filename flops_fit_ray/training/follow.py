@@ -6,21 +6,37 @@ import torch
 
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.attention import attention_kernel
-from flops_fit_ray.training.care import Care, Observer
-from flops_fit_ray.training.group import Group
+from flops_fit_ray.training.group import Group, Order
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Training
 from flops_fit_ray.training.step import settings
+from flops_fit_ray.training.worker import Worker
 
 
-def follow(experiment: Experiment, guest: Guest, *, group: Group, device: str = "cpu", threads: int = 1) -> None:
+def follow(
+    experiment: Experiment,
+    guest: Guest,
+    *,
+    eval_samples: int,
+    group: Group,
+    device: str = "cpu",
+    threads: int = 1,
+) -> None:
     """Train with the leader of a group, who calls `train_experiment`, to the last step.
+
+    Args:
+        eval_samples: as for the leader; where the workers share a model, it takes all of them to evaluate it.
 
     Raises:
         Exception: whatever the user's model, data or loss raises, and torch's own where the leader has gone.
     """
     place = torch.device(device)
     with settings(threads), attention_kernel(experiment.recipe.precision, place):
-        training = Training(experiment, guest, place, 0, Care(), Observer(), group)
-        training.resume()
-        training.advance()
+        worker = Worker(experiment, guest, place, eval_samples=eval_samples, group=group)
+        worker.resume()
+        for order in group.orders(experiment.steps - worker.step):
+            if order == Order.ADVANCE:
+                worker.advance(1)
+            elif order == Order.EVALUATE:
+                worker.evaluate()
+            else:
+                worker.state()

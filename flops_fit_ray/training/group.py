@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import enum
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -26,12 +28,23 @@ from flops_fit_ray.training.random import RandomState
 BUCKET_BYTES = 25 * 2**20  # summed at once
 
 
+class Order(enum.IntEnum):
+    """What workers do together."""
+
+    ADVANCE = 0
+    EVALUATE = 1
+    STATE = 2
+    END = 3
+
+
 @dataclass(frozen=True)
 class Group:
-    """One of `size` workers. A group of one does nothing at all."""
+    """One of `size` workers, each with the whole model. A group of one does nothing at all."""
 
     rank: int = 0
     size: int = 1
+
+    sharded: ClassVar[bool] = False  # whether each worker holds a part of the model (see `shards`)
 
     @property
     def alone(self) -> bool:
@@ -86,21 +99,44 @@ class Group:
                 gradient.copy_(summed.view_as(gradient))
         return first[0].to(loss.dtype)
 
-    def share_weights(self, model: nn.Module) -> None:
-        """Take the leader's weights: what a constructor draws may not depend on the seed alone."""
-        if self.alone:
-            return
+    def place(self, model: nn.Module, device: torch.device) -> None:
+        """Bring a model to the device. The weights are the leader's: a constructor may draw what no seed decides."""
+        model.to(device)
+        if not self.alone:
+            self.share_weights(model, device)
+
+    def share_weights(self, model: nn.Module, device: torch.device) -> None:
+        """Take the leader's weights, by way of the device."""
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
-                dist.broadcast(tensor, src=0)
+                there = tensor.to(device)
+                dist.broadcast(there, src=0)
+                tensor.copy_(there)
 
-    def share_state(self, state: Any) -> Any:
-        """The leader's value, on every worker. It is unpickled, and comes from nobody else."""
+    def whole(self, value: Any) -> Any:
+        """A tree of plain values, with the tensors put together that the workers have parts of."""
+        return value
+
+    def whole_weights(self, model: nn.Module) -> Mapping[str, Any]:
+        """The model's state, whole."""
+        return model.state_dict()
+
+    def share_state(
+        self, state: Mapping[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> Mapping[str, Any] | None:
+        """The leader's state, on every worker. It is unpickled, and comes from nobody else."""
         if self.alone:
             return state
         box = [state]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def tell(self, order: Order) -> None:
+        """What this worker is about to do. Where each has the whole model, only steps concern the others."""
+
+    def orders(self, steps: int) -> Iterator[Order]:
+        """What a worker that does not lead has to do until the leader is done, with so many steps left."""
+        return itertools.repeat(Order.ADVANCE, steps)
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

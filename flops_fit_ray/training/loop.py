@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from flops_fit_ray.errors import (
-    DataEndedError,
     DivergedError,
     ExperimentError,
     InterruptedSweepError,
     MemoryExhaustedError,
-    first_line,
 )
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.care import Care, Observer, Speed
 from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
-from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
-from flops_fit_ray.training.data.dataset import on_device
-from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory, resident_room
-from flops_fit_ray.training.evaluate import Evaluation, evaluate
-from flops_fit_ray.training.graph import make_stepper
-from flops_fit_ray.training.group import ALONE, Group
+from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory
+from flops_fit_ray.training.group import ALONE, Group, Order
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.meter import Meter
 from flops_fit_ray.training.outcome import Outcome
 from flops_fit_ray.training.precision import check_precision
-from flops_fit_ray.training.random import RandomState
 from flops_fit_ray.training.step import is_out_of_memory, settings
+from flops_fit_ray.training.worker import Worker
 
 READ_STEPS = 50  # reading the loss waits for the device, so not at every step
 PROGRESS_SECONDS = 1.0
@@ -75,7 +67,9 @@ def train_experiment(
             training = Training(experiment, guest, place, eval_samples, care or Care(), observer or Observer(), group)
             training.resume()
             training.run()
-            return training.outcome(attention)
+            outcome = training.outcome(attention)
+            group.tell(Order.END)
+            return outcome
         except (RuntimeError, MemoryError) as e:
             if is_out_of_memory(e):  # where a smaller micro-batch would not help: weights, optimizer states
                 raise MemoryExhaustedError(f"out of memory: {e}") from e
@@ -83,7 +77,7 @@ def train_experiment(
 
 
 class Training:
-    """One experiment on its way. All that changes is here or in what it holds, and `state` is the whole of it."""
+    """One experiment on its way, led by this worker: it reads the clock, evaluates, saves, and sums up."""
 
     def __init__(
         self,
@@ -95,29 +89,10 @@ class Training:
         observer: Observer,
         group: Group = ALONE,
     ) -> None:
-        recipe = experiment.recipe
-        RandomState.seed(recipe.seed)
-        model = guest.model(**experiment.size_kwargs).to(device)
-        model.train()
-        if isinstance(guest.loss, torch.nn.Module):
-            guest.loss.to(device)
-        if recipe.compile:
-            model.compile()
-        self._experiment, self._guest, self._device = experiment, guest, device
+        self._worker = Worker(experiment, guest, device, eval_samples=eval_samples, observer=observer, group=group)
+        self._meter = self._worker.meter
+        self._experiment, self._device, self._size = experiment, device, group.size
         self._eval_samples, self._care, self._observer = eval_samples, care, observer
-        self._model, self._group = model, group
-        group.share_weights(model)
-        self._stepper = make_stepper(
-            model, guest, recipe, experiment.steps, device, lambda words: observer.event(words, aloud=True), group
-        )
-        room = resident_room(device)
-        data = guest.train_data
-        data = data if isinstance(data, Stream) or not room else on_device(data, device, room)
-        ahead = device.type == "cuda"
-        self._feed = make_feed(data, recipe.batch_size, recipe.seed, guest.max_epochs, ahead=ahead)
-        self._meter = Meter(experiment.steps, device)
-        self._step = 0  # optimizer steps done
-        self._tokens_seen = 0
         self._resumed_from: int | None = None
         self._parent_step, self._parent_tokens, self._parent_seconds = 0, 0, 0.0
         self._best = math.inf
@@ -125,27 +100,28 @@ class Training:
 
     def run(self) -> None:
         """To the last step of the plan."""
+        worker, last = self._worker, self._experiment.steps
         reported = saved = time.monotonic()
-        self._meter.lap(self._tokens_seen)
-        while self._step < self._experiment.steps:
-            before = self._tokens_seen
-            self.advance(1)
+        self._meter.lap(worker.tokens_seen)
+        while worker.step < last:
+            before = worker.tokens_seen
+            worker.advance(1)
             self._evaluate_on_the_way(before)
             now = time.monotonic()
             due = now - reported >= PROGRESS_SECONDS
-            if due or self._step % READ_STEPS == 0 or self._step in (1, self._experiment.steps):
+            if due or worker.step % READ_STEPS == 0 or worker.step in (1, last):
                 train_loss = self._read()
             if due:
                 self._report(train_loss)
                 reported = now
-            if self._step == self._experiment.trunk_step and self._care.trunk is not None:
-                self._care.trunk.save(self.state(), self._step)
+            if worker.step == self._experiment.trunk_step and self._care.trunk is not None:
+                self._care.trunk.save(self._state(), worker.step)
             if self._save_due(now - saved):
                 self._save()
                 saved = time.monotonic()
-        if self._tokens_seen != self._experiment.tokens:
+        if worker.tokens_seen != self._experiment.tokens:
             raise ExperimentError(
-                f"saw {self._tokens_seen} tokens where {self._experiment.tokens} were planned: the samples differ in "
+                f"saw {worker.tokens_seen} tokens where {self._experiment.tokens} were planned: the samples differ in "
                 "length; set data.tokens_per_sample"
             )
 
@@ -158,80 +134,23 @@ class Training:
         self._observer.curve = self._meter.curve
         return train_loss
 
-    def advance(self, steps: int | None = None) -> None:
-        """So many optimizer steps, by default all that are left, and nothing else."""
-        for _ in range(self._experiment.steps - self._step if steps is None else steps):
-            self._advance()
-
-    def _advance(self) -> None:
-        with self._meter.training():
-            self._group.seed(self._experiment.recipe.seed, self._step, shared=True)
-            batch = self._next_batch()
-            self._group.seed(self._experiment.recipe.seed, self._step, shared=False)
-            self._tokens_seen += self._guest.num_tokens(batch, self._experiment.tokens_per_sample)
-            micro_batch_size = self._stepper.micro_batch_size
-            loss, norm = self._stepper.advance(batch, self._step)
-            self._meter.add(loss, self._step)
-            self._step += 1
-        if self._stepper.micro_batch_size != micro_batch_size:
-            self._observer.event(
-                f"out of memory at step {self._step}: going on with {self._stepper.micro_batch_size} samples at a time "
-                f"and the same {self._experiment.recipe.batch_size} per step",
-                aloud=True,
-            )
-        if self._step % self._meter.every == 0 or self._step in (1, self._experiment.steps):
-            norm = self._stepper.grad_norm() if norm is None else norm
-            self._meter.mark(self._step, self._tokens_seen, self._stepper.lr, norm)
-
-    def _next_batch(self) -> Batch:
-        self._observer.fetching()
-        try:
-            with self._meter.waiting():
-                batch = self._feed.next_batch()
-                return batch.pinned() if self._device.type == "cuda" else batch
-        except DataEndedError as e:
-            raise DataEndedError(f"{e}: {self._tokens_seen:,} of D = {self._experiment.tokens:,} tokens") from None
-        finally:
-            self._observer.fetched()
-
     def _evaluate_on_the_way(self, tokens_before: int) -> None:
-        every = self._care.eval_every_tokens
-        last = self._step == self._experiment.steps
-        if not every or not self._eval_samples or last or tokens_before // every == self._tokens_seen // every:
+        every, worker = self._care.eval_every_tokens, self._worker
+        last = worker.step == self._experiment.steps
+        if not every or not self._eval_samples or last or tokens_before // every == worker.tokens_seen // every:
             return
         self._read()
-        found = self._evaluate()
-        self._meter.evaluated(self._step, self._tokens_seen, self._stepper.lr, found.loss)
-        self._observer.event(f"held-out loss {found.loss:.4f} at step {self._step}")
+        found = worker.evaluate()
+        self._meter.evaluated(worker.step, worker.tokens_seen, worker.stepper.lr, found.loss)
+        self._observer.event(f"held-out loss {found.loss:.4f} at step {worker.step}")
         if self._care.keep_best and self._care.store is not None and found.loss < self._best:
             self._best = found.loss
             self._save(found.loss)
 
-    def _evaluate(self) -> Evaluation:
-        return evaluate(
-            self._model,
-            self._guest,
-            self._experiment.recipe,
-            self._held_out(),
-            self._device,
-        )
-
-    def _held_out(self) -> Iterator[Batch]:
-        """The held-out batches; a wait for them is a wait for data like any other."""
-        assert self._guest.eval_data is not None
-        batches = eval_batches(self._guest.eval_data, self._eval_samples, self._stepper.micro_batch_size)
-        while True:
-            self._observer.fetching()
-            batch = next(batches, None)
-            self._observer.fetched()
-            if batch is None:
-                return
-            yield batch
-
     def _report(self, train_loss: float | None) -> None:
         try:
             self._observer.speed = self._speed() or self._observer.speed
-            self._observer.progress(self._tokens_seen, train_loss)
+            self._observer.progress(self._worker.tokens_seen, train_loss)
         except InterruptedSweepError:
             if self._care.store is not None:
                 self._save()
@@ -239,7 +158,7 @@ class Training:
 
     def _speed(self) -> Speed | None:
         """Since it was asked last."""
-        speed = self._meter.lap(self._tokens_seen)
+        speed = self._meter.lap(self._worker.tokens_seen)
         if speed is None:
             return None
         return Speed(tokens_per_second=speed, mfu=speed * self._experiment.flops_per_token / self._peak()[0])
@@ -248,13 +167,13 @@ class Training:
         """FLOP/s that its devices reach together, and where the number comes from."""
         threads, precision = torch.get_num_threads(), self._experiment.recipe.precision
         peak, source = peak_flops(device_name(self._device), self._device.type, precision, threads)
-        return peak * self._group.size, source
+        return peak * self._size, source
 
     def _save_due(self, seconds: float) -> bool:
-        care = self._care
-        if care.store is None or self._step in (self._saved, self._experiment.steps):
+        care, step = self._care, self._worker.step
+        if care.store is None or step in (self._saved, self._experiment.steps):
             return False
-        by_steps = care.checkpoint_steps is not None and self._step % care.checkpoint_steps == 0
+        by_steps = care.checkpoint_steps is not None and step % care.checkpoint_steps == 0
         return by_steps or (care.checkpoint_seconds is not None and seconds >= care.checkpoint_seconds)
 
     def _save(self, eval_loss: float | None = None) -> None:
@@ -262,50 +181,40 @@ class Training:
         started = time.perf_counter()
         self._read()
         first = self._saved is None
-        self._saved = self._step
-        saved = self._care.store.save(self.state(), self._step, eval_loss)
+        self._saved = step = self._worker.step
+        saved = self._care.store.save(self._state(), step, eval_loss)
         if first:
-            self._care.store.verify(self._step)
+            self._care.store.verify(step)
         self._observer.event(
-            f"checkpoint at step {self._step}: {saved.bytes / 1e6:.1f} MB in {time.perf_counter() - started:.2f} s"
+            f"checkpoint at step {step}: {saved.bytes / 1e6:.1f} MB in {time.perf_counter() - started:.2f} s"
         )
 
-    def state(self) -> dict[str, Any]:
-        """All that going on needs."""
-        loss, scaler = self._guest.loss, self._stepper.scaler
+    def _state(self) -> dict[str, Any]:
+        """All that going on needs: the worker's state, and what was measured and found so far."""
         return {
-            "step": self._step,
-            "tokens_seen": self._tokens_seen,
-            "model": self._model.state_dict(),
-            "optimizer": self._stepper.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "loss": loss.state_dict() if isinstance(loss, torch.nn.Module) else None,
-            "micro_batch_size": self._stepper.micro_batch_size,
-            "feed": self._feed.state(),
+            **self._worker.state(),
             "meter": self._meter.state(),
             "best": self._best,
-            "random": RandomState.capture(),
             "parent": (self._parent_step, self._parent_tokens, self._parent_seconds),
         }
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, else from the parent's trunk, if there is one."""
-        if self._group.leads:
-            self._resume()
-            self._group.share_state(self.state() if self._step else None)
-        elif (state := self._group.share_state(None)) is not None:
-            self._load(state, "checkpoint")
-
-    def _resume(self) -> None:
         state = None if self._care.store is None else self._newest(self._care.store)
         if state is not None:
-            self._load(state, "checkpoint")
+            self._worker.resume(state)
             self._meter.load_state(state["meter"])
             self._parent_step, self._parent_tokens, self._parent_seconds = state.get("parent", (0, 0, 0.0))
-            self._resumed_from = state["step"]
-            self._observer.event(f"going on from the checkpoint at step {self._step}", aloud=True)
-        elif self._care.parent is not None:
-            self._branch(self._care.parent)
+            self._resumed_from, self._best = state["step"], state["best"]
+            self._observer.event(f"going on from the checkpoint at step {state['step']}", aloud=True)
+        elif (trunk := self._trunk()) is not None:
+            self._worker.resume(trunk, "trunk")
+            self._meter.inherit(trunk["meter"])
+            self._parent_step, self._parent_tokens = trunk["step"], trunk["tokens_seen"]
+            self._parent_seconds = self._meter.train_seconds
+            self._observer.event(f"begun at the trunk of a smaller budget, step {trunk['step']}")
+        else:
+            self._worker.resume()
 
     def _newest(self, store: CheckpointStore) -> dict[str, Any] | None:
         state, words = store.newest()
@@ -313,42 +222,15 @@ class Training:
             self._observer.event(line, aloud=True)
         return state
 
-    def _branch(self, parent: CheckpointStore) -> None:
-        """Begin where the parent's trunk ends. Without it the same result costs more."""
-        state = self._newest(parent)
-        if state is None or state["step"] != self._experiment.start_step:
-            self._observer.event("the trunk to begin at is not there: training from scratch", aloud=True)
-            return
-        self._load(state, "trunk")
-        self._meter.inherit(state["meter"])
-        self._parent_step, self._parent_tokens = self._step, self._tokens_seen
-        self._parent_seconds, self._best = self._meter.train_seconds, math.inf
-        self._observer.event(f"begun at the trunk of a smaller budget, step {self._step}")
-
-    def _load(self, state: Mapping[str, Any], what: str) -> None:
-        try:
-            self._load_parts(state)
-        except (RuntimeError, ValueError, KeyError) as e:
-            raise ExperimentError(
-                f"the {what} at step {state['step']} does not fit this model: {first_line(e)}; has its "
-                "code changed? Take another output, or remove the experiment's checkpoints and the sweep's trunks"
-            ) from e
-        self._stepper.micro_batch_size = state["micro_batch_size"]
-        if isinstance(self._guest.train_data, Stream) and not self._guest.train_data.has_state:
-            self._observer.event(f"reading the stream again up to step {state['step']}", aloud=True)
-        self._feed.load_state(state["feed"])
-        self._best = state["best"]
-        self._step = state["step"]
-        self._tokens_seen = state["tokens_seen"]
-        RandomState.restore(state["random"])  # last, because loading may have drawn
-
-    def _load_parts(self, state: Mapping[str, Any]) -> None:
-        self._model.load_state_dict(state["model"])
-        self._stepper.optimizer.load_state_dict(state["optimizer"])
-        if self._stepper.scaler is not None:
-            self._stepper.scaler.load_state_dict(state["scaler"])
-        if isinstance(self._guest.loss, torch.nn.Module):
-            self._guest.loss.load_state_dict(state["loss"])
+    def _trunk(self) -> dict[str, Any] | None:
+        """Where the parent's trunk ends. Without it the same result costs more."""
+        if self._care.parent is None:
+            return None
+        state = self._newest(self._care.parent)
+        if state is not None and state["step"] == self._experiment.start_step:
+            return state
+        self._observer.event("the trunk to begin at is not there: training from scratch", aloud=True)
+        return None
 
     def outcome(self, attention: str) -> Outcome:
         """Evaluate, and sum up.
@@ -359,19 +241,19 @@ class Training:
         meter, experiment = self._meter, self._experiment
         self._read()
         started = time.perf_counter()
-        found = self._evaluate() if self._eval_samples else None
+        found = self._worker.evaluate() if self._eval_samples else None
         loss = meter.smoothed_loss() if found is None else found.loss
         if not math.isfinite(loss):
-            raise DivergedError(f"the held-out loss is {loss} after {self._tokens_seen} tokens")
+            raise DivergedError(f"the held-out loss is {loss} after {self._worker.tokens_seen} tokens")
         if found is not None:
-            meter.evaluated(self._step, self._tokens_seen, self._stepper.lr, loss)
+            meter.evaluated(self._worker.step, self._worker.tokens_seen, self._worker.stepper.lr, loss)
         self._observer.curve = meter.curve
         if self._care.weights is not None:
-            write_weights(self._model, self._care.weights)
-        speed = self._tokens_seen / meter.train_seconds
+            write_weights(self._worker.state()["model"], self._care.weights)
+        speed = self._worker.tokens_seen / meter.train_seconds
         peak, source = self._peak()
         return Outcome(
-            tokens_seen=self._tokens_seen,
+            tokens_seen=self._worker.tokens_seen,
             loss=loss,
             loss_kind="training, smoothed" if found is None else "held-out",
             loss_stderr=None if found is None else found.loss_stderr,
@@ -385,14 +267,14 @@ class Training:
             peak_source=source,
             peak_memory_bytes=peak_memory_bytes(self._device),
             data_wait_share=meter.wait_seconds / meter.train_seconds,
-            micro_batch_size=self._stepper.micro_batch_size,
+            micro_batch_size=self._worker.stepper.micro_batch_size,
             precision=experiment.recipe.precision,
             attention=attention,
             device=device_name(self._device),
-            workers=self._group.size,
+            workers=self._size,
             resumed_from=self._resumed_from,
             parent_step=self._parent_step,
-            tokens_executed=self._tokens_seen - self._parent_tokens,
+            tokens_executed=self._worker.tokens_seen - self._parent_tokens,
             seconds_executed=seconds - self._parent_seconds,
             curve=meter.curve,
         )

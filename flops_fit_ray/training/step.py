@@ -71,7 +71,7 @@ class Stepper:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         clip = self._recipe.grad_clip
-        norm = None if clip is None else nn.utils.clip_grad_norm_(self._params, clip)
+        norm = None if clip is None else self._group.whole(nn.utils.clip_grad_norm_(self._params, clip))
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -81,7 +81,8 @@ class Stepper:
 
     def grad_norm(self) -> Tensor:
         """The norm of the gradient of the last step, as it was when the optimizer used it."""
-        return nn.utils.get_total_norm([p.grad for p in self._params if p.grad is not None])
+        norm: Tensor = self._group.whole(nn.utils.get_total_norm([p.grad for p in self._params if p.grad is not None]))
+        return norm
 
     def _gradients(self, batch: Batch) -> Tensor:
         """Forward and backward; where the memory does not suffice, again with half the micro-batch.
@@ -97,6 +98,11 @@ class Stepper:
             except (RuntimeError, MemoryError) as e:
                 if not is_out_of_memory(e):
                     raise
+                if self._group.sharded:
+                    raise MemoryExhaustedError(
+                        f"out of memory with {self.micro_batch_size} samples at a time; workers that share a model do "
+                        f"not halve them one by one, so give train.micro_batch_size: {first_line(e)}"
+                    ) from e
                 if self.micro_batch_size <= smallest:
                     raise MemoryExhaustedError(
                         f"out of memory with {self.micro_batch_size} samples at a time, halved from "
@@ -113,16 +119,27 @@ class Stepper:
             self._backward(loss)
             return loss.detach()
         # The mean over the batch is the mean of the parts by the number of their targets, so the gradient is the same.
-        weights = [_on_host(part.loss_weight()) for part in parts]
-        total = sum(weights) if self._group.alone else _on_host(batch.loss_weight())
+        weighted = [(part, _on_host(part.loss_weight())) for part in parts]
+        total = sum(w for _, w in weighted) if self._group.alone else _on_host(batch.loss_weight())
+        # Where every target is ignored there is no loss: the mean of nothing is not a number
+        weighted = [(part, w) for part, w in weighted if isinstance(w, Tensor) or w != 0]
+        if self._group.sharded:
+            weighted = self._as_many_as_the_others(weighted, batch)
         summed = torch.zeros((), device=self._device)
-        for part, weight in zip(parts, weights, strict=True):
-            if not isinstance(weight, Tensor) and weight == 0:
-                continue  # every target is ignored, and the mean of nothing is not a number
+        for part, weight in weighted:
             share: Tensor = self._loss(part) * (weight / total)
             self._backward(share)
             summed += share.detach()
         return summed
+
+    def _as_many_as_the_others(
+        self, weighted: list[tuple[Batch, Tensor | int]], batch: Batch
+    ) -> list[tuple[Batch, Tensor | int]]:
+        """Filled up with passes that count for nothing: workers that share a model have to pass through it together."""
+        most = -(-self._group.share(batch.num_samples) // self.micro_batch_size)
+        counting = (part for part in batch.split(self.micro_batch_size) if int(part.loss_weight()) != 0)
+        idle = next(counting, None)
+        return weighted if idle is None else weighted + [(idle, 0)] * (most - len(weighted))
 
     def _loss(self, batch: Batch) -> Tensor:
         with autocast(self._recipe.precision, self._device):

@@ -11,11 +11,10 @@ import torch
 
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.training.attention import attention_kernel
-from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import Training
 from flops_fit_ray.training.step import free_memory, settings
 from flops_fit_ray.training.timing import in_the_middle, smallest_and_biggest
+from flops_fit_ray.training.worker import Worker
 
 WARM_STEPS = 3
 TIMED_STEPS = 20
@@ -47,15 +46,15 @@ def usage(experiment: Experiment, guest: Guest, device: torch.device) -> Usage:
     free_memory()
     long_enough = replace(experiment, steps=max(experiment.steps, WARM_STEPS + TIMED_STEPS))
     with attention_kernel(experiment.recipe.precision, device):
-        training = Training(long_enough, guest, device, 0, Care(), Observer())
-        training.advance(WARM_STEPS)
+        worker = Worker(long_enough, guest, device)
+        worker.advance(WARM_STEPS)
         if device.type != "cuda":
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             return Usage(params=experiment.params, peak_bytes=peak, memory_bytes=None, busy=1.0)
         torch.cuda.synchronize(device)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             began = time.perf_counter()
-            training.advance(TIMED_STEPS)
+            worker.advance(TIMED_STEPS)
             torch.cuda.synchronize(device)
             seconds = time.perf_counter() - began
         computing = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6

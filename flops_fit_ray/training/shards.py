@@ -1,0 +1,186 @@
+"""A model split over the workers of an experiment: fully sharded data parallelism (Zhao et al. 2023, arXiv:2304.11277).
+
+Each worker keeps its part of every weight, gradient and optimizer state, and has the whole weights of a block only
+while it computes with them. All workers must therefore run the same modules in the same order, and what a worker asks
+its group for, all of them must ask for: the leader tells the others what it is about to do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from flops_fit_ray.training.group import Group, Order
+
+LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+class ShardedGroup(Group):
+    """One of several workers, each with its part of the model."""
+
+    sharded = True
+
+    def sum_gradients(self, params: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+        """The sum of the losses; the backward pass has summed the gradients."""
+        summed = loss.double()
+        dist.all_reduce(summed)
+        return summed.to(loss.dtype)
+
+    def place(self, model: nn.Module, device: torch.device) -> None:
+        """Bring this worker's part of a model to the device, block by block: the whole may be larger."""
+        self.share_weights(model, device)
+        split(model, device, self.size)
+
+    def whole(self, value: Any) -> Any:
+        """A tree of plain values, with every tensor that is split put together, on the CPU."""
+        return whole(value)
+
+    def whole_weights(self, model: nn.Module) -> Mapping[str, Any]:
+        """The model's state, whole; a tied weight is one tensor, as it is in the model."""
+        return whole_weights(model)
+
+    def share_state(
+        self, state: Mapping[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> Mapping[str, Any] | None:
+        """The leader's state: this worker's part of what is split, and all of the rest.
+
+        A whole optimizer state of a model that needs this does not fit into each worker, so tensors come one by one.
+        """
+        tensors: list[Tensor] = []
+        box = [None if state is None else _taken_apart(state, model, optimizer, tensors)]
+        dist.broadcast_object_list(box, src=0)
+        found = box[0]
+        if found is None:
+            return None
+        mesh = next(p.device_mesh for p in model.parameters() if isinstance(p, DTensor))
+        device = torch.device(mesh.device_type)
+
+        def filled(value: Any) -> Any:
+            if isinstance(value, _Gap):
+                full = (
+                    tensors.pop(0).to(device) if self.leads else torch.empty(value.shape, dtype=value.dtype).to(device)
+                )
+                return distribute_tensor(full, mesh, [Shard(0)], src_data_rank=0)
+            return {key: filled(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+        return {**found, "model": filled(found["model"]), "optimizer": filled(found["optimizer"])}
+
+    def tell(self, order: Order) -> None:
+        """Have the others do what this worker, their leader, is about to do."""
+        if self.leads:
+            self._exchange(order)
+
+    def orders(self, steps: int) -> Iterator[Order]:
+        """What the leader has the others do, until it is done."""
+        while (order := self._exchange(Order.END)) != Order.END:
+            yield order
+
+    def _exchange(self, order: Order) -> Order:
+        """The leader's order, on every worker."""
+        box = torch.tensor([order], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.broadcast(box, src=0)
+        return Order(int(box))
+
+
+def split(model: nn.Module, device: torch.device, size: int) -> None:
+    """Leave this worker with its part of a model that all of them hold whole, on the device.
+
+    Raises:
+        ValueError: a parameter that cannot be split: a number without dimensions.
+    """
+    mesh = init_device_mesh(device.type, (size,))
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh)
+    whole_model = fully_shard(model, mesh=mesh)
+    # Where a sample decides which weights are used, all workers must still sum the same ones
+    whole_model.set_reduce_scatter_unused_params(True)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The shares of a batch are weighted already: the sum of their gradients is the gradient of the mean
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """What is gathered at once: the modules of the outermost lists, but for those that share a weight with another."""
+    everywhere = _uses(model)
+    return [b for b in _listed(model) if (own := _uses(b)) and all(everywhere[p] == count for p, count in own.items())]
+
+
+def _listed(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, LISTS):
+            yield from child.children()
+        else:
+            yield from _listed(child)
+
+
+def _uses(module: nn.Module) -> Counter[int]:
+    """How many modules hold each parameter."""
+    return Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
+
+
+def whole(value: Any) -> Any:
+    """A tree of plain values, with every tensor that is split put together, on the CPU."""
+    if isinstance(value, DTensor):
+        return value.full_tensor().cpu()
+    if isinstance(value, Mapping):
+        return {key: whole(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(whole(part) for part in value)
+    return value
+
+
+def whole_weights(model: nn.Module) -> dict[str, Any]:
+    """The model's state, whole; a tied weight is one tensor, as it is in the model."""
+    params = dict(model.named_parameters(remove_duplicate=False))
+    found: dict[int, Tensor] = {}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if (param := params.get(name)) is None:
+            state[name] = tensor
+        else:
+            if id(param) not in found:
+                found[id(param)] = whole(tensor)
+            state[name] = found[id(param)]
+    return state
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """Where a tensor belongs that every worker gets its part of."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _taken_apart(
+    state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, tensors: list[Tensor]
+) -> dict[str, Any]:
+    """A state with gaps where the tensors were that are to be split; they are appended to `tensors`, in this order."""
+
+    def gap(tensor: Tensor) -> _Gap:
+        tensors.append(tensor)
+        return _Gap(tuple(tensor.shape), tensor.dtype)
+
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    shapes = dict(enumerate(p.shape for group in optimizer.param_groups for p in group["params"]))
+
+    def like_its_param(number: Any, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim > 0 and value.shape == shapes.get(number)
+
+    weights = {name: gap(t) if name in names else t for name, t in state["model"].items()}
+    moments = {
+        number: {name: gap(v) if like_its_param(number, v) else v for name, v in of_param.items()}
+        for number, of_param in state["optimizer"]["state"].items()
+    }
+    return {**state, "model": weights, "optimizer": {**state["optimizer"], "state": moments}}

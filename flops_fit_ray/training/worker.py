@@ -1,0 +1,162 @@
+"""One worker of an experiment: its model, its optimizer and its data, and what all workers of it do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from flops_fit_ray.errors import DataEndedError, ExperimentError, first_line
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.training.care import Observer
+from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
+from flops_fit_ray.training.data.dataset import on_device
+from flops_fit_ray.training.device import resident_room
+from flops_fit_ray.training.evaluate import Evaluation, evaluate
+from flops_fit_ray.training.graph import make_stepper
+from flops_fit_ray.training.group import ALONE, Group, Order
+from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.meter import Meter
+from flops_fit_ray.training.random import RandomState
+
+
+class Worker:
+    """One of the workers of an experiment, or the only one. What goes on from `state` gives the same bits."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        guest: Guest,
+        device: torch.device,
+        *,
+        eval_samples: int = 0,
+        observer: Observer | None = None,
+        group: Group = ALONE,
+    ) -> None:
+        recipe, observer = experiment.recipe, observer or Observer()
+        self._experiment, self._guest, self._device = experiment, guest, device
+        self._eval_samples, self._observer, self._group = eval_samples, observer, group
+        RandomState.seed(recipe.seed)
+        model = guest.model(**experiment.size_kwargs)
+        model.train()
+        if isinstance(guest.loss, torch.nn.Module):
+            guest.loss.to(device)
+        group.place(model, device)
+        if recipe.compile:
+            model.compile()
+        self._model = model
+        self.stepper = make_stepper(
+            model, guest, recipe, experiment.steps, device, lambda words: observer.event(words, aloud=True), group
+        )
+        room = resident_room(device)
+        data = guest.train_data
+        data = data if isinstance(data, Stream) or not room else on_device(data, device, room)
+        ahead = device.type == "cuda"
+        self._feed = make_feed(data, recipe.batch_size, recipe.seed, guest.max_epochs, ahead=ahead)
+        self.meter = Meter(experiment.steps, device)
+        self.step = 0  # optimizer steps done
+        self.tokens_seen = 0
+
+    def advance(self, steps: int) -> None:
+        """So many optimizer steps, and nothing else."""
+        for _ in range(steps):
+            self._group.tell(Order.ADVANCE)
+            self._advance()
+
+    def _advance(self) -> None:
+        experiment, stepper = self._experiment, self.stepper
+        with self.meter.training():
+            self._group.seed(experiment.recipe.seed, self.step, shared=True)
+            batch = self._next_batch()
+            self._group.seed(experiment.recipe.seed, self.step, shared=False)
+            self.tokens_seen += self._guest.num_tokens(batch, experiment.tokens_per_sample)
+            micro_batch_size = stepper.micro_batch_size
+            loss, norm = stepper.advance(batch, self.step)
+            self.meter.add(loss, self.step)
+            self.step += 1
+        if stepper.micro_batch_size != micro_batch_size:
+            self._observer.event(
+                f"out of memory at step {self.step}: going on with {stepper.micro_batch_size} samples at a time "
+                f"and the same {experiment.recipe.batch_size} per step",
+                aloud=True,
+            )
+        if self.step % self.meter.every == 0 or self.step in (1, experiment.steps):
+            norm = stepper.grad_norm() if norm is None else norm
+            self.meter.mark(self.step, self.tokens_seen, stepper.lr, norm)
+
+    def _next_batch(self) -> Batch:
+        self._observer.fetching()
+        try:
+            with self.meter.waiting():
+                batch = self._feed.next_batch()
+                return batch.pinned() if self._device.type == "cuda" else batch
+        except DataEndedError as e:
+            raise DataEndedError(f"{e}: {self.tokens_seen:,} of D = {self._experiment.tokens:,} tokens") from None
+        finally:
+            self._observer.fetched()
+
+    def evaluate(self) -> Evaluation:
+        """What the held-out samples say of the model as it is."""
+        self._group.tell(Order.EVALUATE)
+        return evaluate(self._model, self._guest, self._experiment.recipe, self._held_out(), self._device)
+
+    def _held_out(self) -> Iterator[Batch]:
+        """The held-out batches; a wait for them is a wait for data like any other."""
+        assert self._guest.eval_data is not None
+        batches = eval_batches(self._guest.eval_data, self._eval_samples, self.stepper.micro_batch_size)
+        while True:
+            self._observer.fetching()
+            batch = next(batches, None)
+            self._observer.fetched()
+            if batch is None:
+                return
+            yield batch
+
+    def state(self) -> dict[str, Any]:
+        """All that going on needs, whole, however many workers there are."""
+        self._group.tell(Order.STATE)
+        loss, scaler = self._guest.loss, self.stepper.scaler
+        return {
+            "step": self.step,
+            "tokens_seen": self.tokens_seen,
+            "model": self._group.whole_weights(self._model),
+            "optimizer": self._group.whole(self.stepper.optimizer.state_dict()),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "loss": loss.state_dict() if isinstance(loss, torch.nn.Module) else None,
+            "micro_batch_size": self.stepper.micro_batch_size,
+            "feed": self._feed.state(),
+            "random": RandomState.capture(),
+        }
+
+    def resume(self, state: Mapping[str, Any] | None = None, what: str = "checkpoint") -> None:
+        """Go on from the leader's state, if it has one.
+
+        Raises:
+            ExperimentError: it is of another model.
+        """
+        state = self._group.share_state(state, self._model, self.stepper.optimizer)
+        if state is None:
+            return
+        try:
+            self._load(state)
+        except (RuntimeError, ValueError, KeyError) as e:
+            raise ExperimentError(
+                f"the {what} at step {state['step']} does not fit this model: {first_line(e)}; has its "
+                "code changed? Take another output, or remove the experiment's checkpoints and the sweep's trunks"
+            ) from e
+        self.stepper.micro_batch_size = state["micro_batch_size"]
+        if isinstance(self._guest.train_data, Stream) and not self._guest.train_data.has_state:
+            self._observer.event(f"reading the stream again up to step {state['step']}", aloud=True)
+        self._feed.load_state(state["feed"])
+        self.step = state["step"]
+        self.tokens_seen = state["tokens_seen"]
+        RandomState.restore(state["random"])  # last, because loading may have drawn
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self._model.load_state_dict(state["model"])
+        self.stepper.optimizer.load_state_dict(state["optimizer"])
+        if self.stepper.scaler is not None:
+            self.stepper.scaler.load_state_dict(state["scaler"])
+        if isinstance(self._guest.loss, torch.nn.Module):
+            self._guest.loss.load_state_dict(state["loss"])

@@ -6,11 +6,13 @@ import multiprocessing
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from flops_fit_ray.errors import InterruptedSweepError
 from flops_fit_ray.planning import Experiment
@@ -22,6 +24,7 @@ from flops_fit_ray.training.group import ALONE, Group, joined, meet, open_store
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.outcome import Outcome
+from flops_fit_ray.training.shards import ShardedGroup, blocks
 from tests.parts import BIGRAM, Bigram, guest_of, planned, spec_of, text
 
 TIMEOUT = 60.0
@@ -55,6 +58,28 @@ class Gated(nn.Module):
         return out
 
 
+class Stack(nn.Module):
+    """Blocks in a list, a norm, a buffer, a tied table: what is gathered at once, and what is not."""
+
+    def __init__(self, width: int, vocab: int = 32) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(vocab, width), nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
+                                    for _ in range(3))  # fmt: skip
+        self.head = nn.Linear(width, vocab, bias=False)
+        self.head.weight = self.table.weight
+        self.register_buffer("scale", torch.full((1,), 0.5))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.table(ids)
+        for block in self.blocks:
+            inner = block(h)
+            inner += h  # in place, as many do
+            h = h + self.scale * inner
+        out: Tensor = self.head(self.norm(h))
+        return out
+
+
 def parts(kind: str, **train: Any) -> tuple[Experiment, Guest, int]:
     """An experiment of each kind, with what it trains on."""
     recipe = {"batch_size": 8, "lr": 0.02, "grad_clip": 0.5, "weight_decay": 0.1, "seed": 5, **train}
@@ -63,8 +88,9 @@ def parts(kind: str, **train: Any) -> tuple[Experiment, Guest, int]:
                                             "kwargs": {"dropout": 0.0}})  # fmt: skip
         guest = guest_of(spec)
     else:
-        spec = spec_of(**{**TEXT, "train": recipe})
-        model = {"text": Bigram, "ragged": Bigram, "gated": Gated}[kind]
+        budgets = [8e6, 1.6e7] if kind == "stack" else TEXT["budgets"]
+        spec = spec_of(**{**TEXT, "train": recipe, "budgets": budgets})
+        model = {"text": Bigram, "ragged": Bigram, "gated": Gated, "stack": Stack}[kind]
         guest = guest_of(spec, model=model, train=ragged() if kind == "ragged" else text(500))
     plan = planned(spec, guest)
     return plan.experiments[1], guest, plan.survey.data.eval_samples
@@ -82,17 +108,25 @@ class Stops(Observer):
             raise InterruptedSweepError("stop")
 
 
-def _follower(kind: str, train: dict[str, Any], rank: int, size: int, port: int) -> None:
+def _follower(kind: str, train: dict[str, Any], group: Group, port: int) -> None:
     try:
         experiment, guest, eval_samples = parts(kind, **train)
-        with joined(meet("127.0.0.1", port, TIMEOUT), Group(rank, size), "cpu", TIMEOUT) as group:
+        with joined(meet("127.0.0.1", port, TIMEOUT), group, "cpu", TIMEOUT):
             follow(experiment, guest, eval_samples=eval_samples, group=group)
     except BaseException:
         traceback.print_exc(file=sys.stderr)
         raise
 
 
-def trained(kind: str, size: int, care: Care | None = None, observer: Observer | None = None, **train: Any) -> Outcome:
+def trained(
+    kind: str,
+    size: int,
+    care: Care | None = None,
+    observer: Observer | None = None,
+    *,
+    how: type[Group] = Group,
+    **train: Any,
+) -> Outcome:
     """The outcome with so many workers, this one leading."""
     experiment, guest, eval_samples = parts(kind, **train)
     arguments: dict[str, Any] = {"eval_samples": eval_samples, "care": care, "observer": observer}
@@ -100,11 +134,11 @@ def trained(kind: str, size: int, care: Care | None = None, observer: Observer |
         return train_experiment(experiment, guest, **arguments)
     store, port = open_store("127.0.0.1")
     context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=_follower, args=(kind, train, rank, size, port)) for rank in range(1, size)]
+    others = [context.Process(target=_follower, args=(kind, train, how(rank, size), port)) for rank in range(1, size)]
     for other in others:
         other.start()
     try:
-        with joined(store, Group(0, size), "cpu", TIMEOUT) as group:
+        with joined(store, how(0, size), "cpu", TIMEOUT) as group:
             outcome = train_experiment(experiment, guest, **arguments, group=group)
         for other in others:
             other.join(TIMEOUT)
@@ -118,16 +152,21 @@ def trained(kind: str, size: int, care: Care | None = None, observer: Observer |
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "size", "train"),
+    ("kind", "size", "how", "train"),
     [
-        ("text", 2, {}),
-        ("ragged", 2, {"micro_batch_size": 2}),
-        ("gated", 2, {}),
-        ("mlp", 4, {"optimizer": "sgd", "momentum": 0.9}),
+        ("text", 2, Group, {}),
+        ("ragged", 2, Group, {"micro_batch_size": 2}),
+        ("gated", 2, Group, {}),
+        ("mlp", 4, Group, {"optimizer": "sgd", "momentum": 0.9}),
+        ("stack", 2, ShardedGroup, {}),
+        ("ragged", 2, ShardedGroup, {"micro_batch_size": 2}),
+        ("mlp", 4, ShardedGroup, {"optimizer": "sgd", "momentum": 0.9}),
     ],
 )
-def test_a_group_has_the_tokens_and_the_loss_of_one_worker(kind: str, size: int, train: dict[str, Any]) -> None:
-    alone, together = trained(kind, 1, **train), trained(kind, size, **train)
+def test_a_group_has_the_tokens_and_the_loss_of_one_worker(
+    kind: str, size: int, how: type[Group], train: dict[str, Any]
+) -> None:
+    alone, together = trained(kind, 1, **train), trained(kind, size, how=how, **train)
     experiment, _, _ = parts(kind, **train)
     assert together.tokens_seen == alone.tokens_seen == experiment.tokens
     assert (alone.workers, together.workers) == (1, size)
@@ -138,22 +177,74 @@ def test_a_group_has_the_tokens_and_the_loss_of_one_worker(kind: str, size: int,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", [Group, ShardedGroup])
 def test_a_group_goes_on_from_its_checkpoint_and_so_does_one_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: type[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flops_fit_ray.training.loop.PROGRESS_SECONDS", 0.0)
-    whole = trained("text", 2)
-    experiment, _, _ = parts("text")
-    for number, size in enumerate((2, 1)):
+    whole = trained("stack", 2, how=how)
+    experiment, _, _ = parts("stack")
+    ways: dict[tuple[type[Group], type[Group], int], None] = dict.fromkeys(
+        [(how, how, 2), (how, Group, 1), (Group, how, 2)]
+    )
+    for number, (before, after, size) in enumerate(ways):
         care = Care(store=CheckpointStore(tmp_path / str(number), key=experiment.key), checkpoint_seconds=None)
         with pytest.raises(InterruptedSweepError):
-            trained("text", 2, care, Stops(experiment.tokens // 2))
-        resumed = trained("text", size, care)
+            trained("stack", 2, care, Stops(experiment.tokens // 2), how=before)
+        resumed = trained("stack", size, care, how=after)
         assert resumed.resumed_from and resumed.tokens_seen == experiment.tokens
-        if size == 2:
+        if (before, size) == (how, 2):
             assert (resumed.loss, resumed.train_loss) == (whole.loss, whole.train_loss)  # the same bits
         else:
             assert resumed.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_workers_that_share_a_model_hold_their_parts_and_evaluate_and_write_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[tuple[int, int]] = []
+    place = ShardedGroup.place
+
+    def noted(self: ShardedGroup, model: nn.Module, device: torch.device) -> None:
+        whole = sum(p.numel() for p in model.parameters())
+        place(self, model, device)
+        held.append((sum(p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor)), whole))
+
+    monkeypatch.setattr(ShardedGroup, "place", noted)
+    found = {}
+    kinds: list[tuple[str, int, type[Group]]] = [("alone", 1, Group), ("sharded", 2, ShardedGroup)]
+    for name, size, how in kinds:
+        experiment, _, _ = parts("stack")
+        store = CheckpointStore(tmp_path / name, key=experiment.key, best=True)
+        every = experiment.tokens // 4
+        care = Care(store=store, keep_best=True, eval_every_tokens=every, weights=tmp_path / f"{name}.safetensors")
+        found[name] = trained("stack", size, care, how=how)
+    on_the_way = {name: [p.eval_loss for p in of.curve if p.eval_loss is not None] for name, of in found.items()}
+    assert len(on_the_way["alone"]) >= 4
+    assert on_the_way["sharded"] == pytest.approx(on_the_way["alone"], rel=1e-6)
+    alone, sharded = (load_file(tmp_path / f"{name}.safetensors") for name in found)
+    assert alone.keys() == sharded.keys() and "head.weight" not in sharded  # tied: once
+    assert all(torch.allclose(sharded[name], alone[name], rtol=1e-4, atol=1e-5) for name in alone)
+    ((part, whole),) = held
+    assert part <= 0.55 * whole
+
+
+@pytest.mark.slow
+def test_workers_that_share_a_model_may_use_different_weights() -> None:
+    experiment, _, _ = parts("gated")
+    together = trained("gated", 2, how=ShardedGroup)
+    assert together.tokens_seen == experiment.tokens
+    assert together.loss == pytest.approx(trained("gated", 1).loss, rel=0.01)
+
+
+def test_what_is_gathered_at_once_shares_no_weight_with_the_rest() -> None:
+    model = Stack(4)
+    assert blocks(model) == list(model.blocks)
+    (first, second) = (cast(nn.Sequential, model.blocks[i])[0] for i in (0, 1))
+    second.weight = first.weight
+    assert blocks(model) == [model.blocks[2]]
+    assert blocks(nn.Linear(2, 2)) == []
 
 
 def test_dropout_differs_between_workers_and_resumes_to_the_same_bits() -> None:

@@ -167,8 +167,8 @@ def keep_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def write_weights(model: torch.nn.Module, path: Path) -> None:
-    """The weights as safetensors, a tied one once.
+def write_weights(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """A model's state as safetensors, a tied weight once.
 
     Raises:
         StorageError: the file cannot be written.
@@ -177,13 +177,13 @@ def write_weights(model: torch.nn.Module, path: Path) -> None:
 
     seen: dict[tuple[int, int, tuple[int, ...]], str] = {}
     tensors = {}
-    for name, tensor in model.state_dict().items():
-        identity = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+    for name, tensor in state.items():
+        identity = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(tensor.shape))
         if seen.setdefault(identity, name) == name:
             tensors[name] = tensor.detach().cpu().contiguous()
     aliases = {
-        name: seen[tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape)]
-        for name, tensor in model.state_dict().items()
+        name: seen[tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(tensor.shape)]
+        for name, tensor in state.items()
         if name not in tensors
     }
     with whole_file(path) as file:

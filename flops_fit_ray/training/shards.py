@@ -8,7 +8,7 @@ its group for, all of them must ask for: the leader tells the others what it is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,10 @@ def split(model: nn.Module, device: torch.device, size: int) -> None:
         ValueError: a parameter that cannot be split: a number without dimensions.
     """
     mesh = init_device_mesh(device.type, (size,))
-    for block in blocks(model):
+    units = blocks(model)
+    for unit in (*units, model):
+        unit.register_forward_hook(_without_views)  # before torch's own hook
+    for block in units:
         fully_shard(block, mesh=mesh)
     whole_model = fully_shard(model, mesh=mesh)
     # Where a sample decides which weights are used, all workers must still sum the same ones
@@ -108,6 +111,25 @@ def split(model: nn.Module, device: torch.device, size: int) -> None:
             # The shares of a batch are weighted already: the sum of their gradients is the gradient of the mean
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _without_views(module: nn.Module, args: Any, output: Any) -> Any:
+    """A module's output with a copy for every view of another tensor.
+
+    Weights are gathered for the backward pass when the gradient of the output is there. Of a view that is changed in
+    place (`x += y`) torch never hears that, and would go on with other weights, in silence.
+    """
+    if isinstance(output, Tensor):
+        return output.clone() if output._is_view() else output
+    if isinstance(output, MutableMapping):  # a class of its own, often
+        for name, value in list(output.items()):
+            output[name] = _without_views(module, args, value)
+        return output
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*(_without_views(module, args, value) for value in output))
+    if isinstance(output, tuple | list):
+        return type(output)(_without_views(module, args, value) for value in output)
+    return output
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -77,7 +77,7 @@ def spec_from_arguments(
 def _option_homes() -> dict[str, str]:
     """The section of every option that `find_optimal` takes; "" for the top level."""
     homes = {"sizes": "model", "flops_per_token": "model", "name": "", "resources_per_trial": "", "metrics": ""}
-    homes |= {"max_retries": "", "workers_per_trial": ""}
+    homes |= dict.fromkeys(("max_retries", "workers_per_trial", "shard_model"), "")
     homes |= dict.fromkeys(set(DataSection.model_fields) - {"train", "eval", "kwargs"}, "data")
     homes |= dict.fromkeys(TrainSection.model_fields, "train")
     homes |= dict.fromkeys(set(FitSection.model_fields) - {"seed"}, "fit")

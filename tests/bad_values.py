@@ -62,6 +62,12 @@ class Shrinking(Net):
         super().__init__(64 - 2 * width)
 
 
+class Scaled(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+
 class Bigram(nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -199,6 +205,19 @@ BAD: dict[str, Case] = {
     "workers do not divide": Case(changes={"workers_per_trial": 3}, words=("workers_per_trial: 3", "batch_size 8")),
     "workers share a share": Case(
         changes={"workers_per_trial": 2, "resources_per_trial": "auto"}, words=("resources_per_trial: auto", "workers")
+    ),
+    "nobody to share a model with": Case(changes={"shard_model": True}, words=("shard_model", "set workers_per_trial")),
+    "a shared model in fp16": Case(
+        changes={"shard_model": True, "workers_per_trial": 2, "train.precision": "fp16"},
+        words=("shard_model", "fp16", "bf16 or fp32"),
+    ),
+    "a shared model is not measured": Case(
+        changes={"shard_model": True, "workers_per_trial": 2, "train.precision": "auto"},
+        words=("shard_model", "train.precision: auto", "say what it is"),
+    ),
+    "a number cannot be shared": Case(
+        changes={"shard_model": True, "workers_per_trial": 2, "model.target": "parts:Scaled"},
+        words=("shard_model: scale has no dimension", "(1,)"),
     ),
     "resources nothing": Case(changes={"resources_per_trial": {}}, words=("resources_per_trial", "{gpu: 1}")),
     "unknown tracker": Case(changes={"trackers": {"wnadb": {}}}, words=("trackers.wnadb", "did you mean 'wandb'")),

@@ -15,6 +15,7 @@ from tests.records import recorded
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TOGETHER = ("--set", "workers_per_trial=2")
+SHARED = ("--set", "shard_model=true")
 FAILS = """
 
 class Odd(Slow):
@@ -30,7 +31,7 @@ def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tm
     spec = make_project(tmp_path / "project")
     alone = Driver(spec, tmp_path / "alone", pause=0)
     assert alone.wait(200) == 0, alone.said
-    together = Driver(spec, tmp_path / "together", *TOGETHER, pause=0.01)
+    together = Driver(spec, tmp_path / "together", *TOGETHER, *SHARED, pause=0.01)  # each with half of the model
     root = together.root
     assert together.until(lambda: len(recorded(root)) >= 2)
     followers = [pid for pid, words in children_of(together.process.pid).items() if "ray::Follower" in words]

@@ -92,12 +92,27 @@ def check_on_worker(
             report, began = ray.get(_on(slots, _check).remote(plan, load_guest, slots))
             rates = None if report.rates is None else replace(report.rates, start_seconds=max(0.0, began - asked))
             if spec.workers_per_trial > 1:
-                words = f"of one worker; nothing says yet how much faster {spec.workers_per_trial} together are"
-                return replace(report, rates=None, lines=(*report.lines, Line("WARN", "speed", words))), slots
+                return _of_one_worker(report, spec), slots
             return replace(report, rates=rates), slots
         except ray.exceptions.RayError as e:
             words = f"the worker ended: {str(e).strip().splitlines()[-1]}"
             return Report(lines=(Line("FAIL", "runs", words),), device="?", seconds=0.0, step_seconds={}), slots
+
+
+def _of_one_worker(report: Report, spec: SweepSpec) -> Report:
+    """What one worker found out about a model that several will train together."""
+    workers = spec.workers_per_trial
+    lines = list(report.lines)
+    if spec.shard_model:
+        split = f"; shard_model splits it over {workers}, which was not tried here"
+        lines = [
+            replace(line, verdict="WARN", words=line.words + split)
+            if line.verdict == "FAIL" and "memory" in line.words.lower()
+            else line
+            for line in lines
+        ]
+    words = f"of one worker; nothing says yet how much faster {workers} together are"
+    return replace(report, rates=None, lines=(*lines, Line("WARN", "speed", words)))
 
 
 def shared_slots(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Slots:

@@ -357,6 +357,9 @@ class SweepSpec(Section):
             raise ValueError("shard_model splits a model over workers, and there is one; set workers_per_trial")
         if self.shard_model and train.precision == "fp16":
             raise ValueError("shard_model: fp16's loss scale is each worker's own; set train.precision to bf16 or fp32")
+        measured = [name for name in ("precision", "compile") if getattr(train, name) == "auto"]
+        if self.shard_model and measured:
+            raise ValueError(f"shard_model: train.{measured[0]}: auto is measured with a whole model; say what it is")
         return self
 
     @model_validator(mode="after")

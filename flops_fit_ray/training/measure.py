@@ -209,6 +209,9 @@ def measure_size(spec: SweepSpec, guest: Guest, size: SizeValue, batch: Batch, t
     total = sum(p.numel() for p in model.parameters())
     if params <= 0 or total == 0:
         raise SpecError("spec", [f"model.sizes: {describe(kwargs)} has no parameters"])
+    numbers = [name for name, p in model.named_parameters() if p.ndim == 0]
+    if spec.shard_model and numbers:
+        raise SpecError("spec", [f"shard_model: {numbers[0]} has no dimension to split; give it the shape (1,)"])
     if not per_token > 0:
         raise SpecError(
             "spec",

@@ -3,7 +3,8 @@
 Every worker draws the whole batch in the order that the seed decides, and computes the gradient of its share, weighted
 so that the sum over the workers is the gradient of the batch's mean. One sum over all workers after the backward pass,
 and all of them hold the same gradient, take the same step, and see the same loss. So D is exact, whatever counts as a
-token, and the result is that of one worker but for the order of a sum (Li et al. 2020, section 3.2, without overlap).
+token, and the result is that of one worker but for the order of a sum (Li et al. 2020, section 3.2, without overlap);
+training lets the difference grow as it does any rounding.
 """
 
 from __future__ import annotations

@@ -162,6 +162,12 @@ def test_devices_have_their_holders_and_the_colours_of_heat(half: Sweep) -> None
     one = Machine(host="node-1", cpu_share=0.5, gpus=(replace(hot, utilisation=0.99), warm)).to_json()
     other = Machine(host="node-1", cpu_share=0.5, gpus=(replace(hot, utilisation=0.99), cool)).to_json()
     signs = [(first, sign_of_life(first, machine=one)), (second, sign_of_life(second, machine=other))]
+    apart = replace(
+        sign_of_life(first, machine=one), others=[Machine(host="node-2", gpus=(gpu(4, uuid="x"),)).to_json()]
+    )
+    near, far = nodes_of([whole], [(first, apart)])  # an experiment of two workers
+    assert (near.running, far.running, far.machine.host) == (1, 1, "node-2")
+    assert [holder.experiments for holder in far.gpus] == [(first,)]
     (node,) = nodes_of([whole], signs)
     assert node.machine.driver == "570.1" and node.machine.cpu_share == 0.5 and node.running == 2
     assert [holder.experiments for holder in node.gpus] == [(second,), (first,), (first, second), ()]

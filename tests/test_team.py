@@ -3,9 +3,11 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flops_fit_ray.files import read_json
 from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.sweep import open_sweep
@@ -27,6 +29,12 @@ class Odd(Slow):
 """
 
 
+def others_of(experiments: Path) -> list[dict[str, Any]]:
+    """What the other workers of running experiments have sent."""
+    signs = [read_json(path) or {} for path in experiments.glob("*/progress.json")]
+    return [reading for sign in signs for reading in sign.get("others", ())]
+
+
 def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tmp_path: Path) -> None:
     spec = make_project(tmp_path / "project")
     alone = Driver(spec, tmp_path / "alone", pause=0)
@@ -36,6 +44,8 @@ def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tm
     assert together.until(lambda: len(recorded(root)) >= 2)
     followers = [pid for pid, words in children_of(together.process.pid).items() if "ray::Follower" in words]
     assert len(followers) == 1
+    running = SweepPaths(root).experiments
+    assert together.until(lambda: any(o["host"] for o in others_of(running)))  # a reading of the other's node
     os.kill(followers[0], signal.SIGKILL)  # in the middle of a step, as far as the leader knows
     assert together.until(lambda: len(recorded(root)) >= 5)
     together.process.send_signal(signal.SIGTERM)

@@ -120,22 +120,23 @@ def nodes_of(machines: Sequence[Machine], running: Iterable[tuple[Experiment, Pr
     held: dict[str, list[Experiment]] = {}
     count: dict[str, int] = {}
     for e, progress in running:
-        count[progress.host] = count.get(progress.host, 0) + 1
-        reading = None if progress.machine is None else machine_from_json(progress.machine)
-        if reading is None:
-            continue
-        for gpu in reading.gpus:
-            held.setdefault(gpu.uuid, []).append(e)
-            gpus.setdefault(reading.host, {})[gpu.uuid] = gpu
-        if progress.updated_at > newest.get(reading.host, -math.inf):
-            newest[reading.host] = progress.updated_at
-            before = known.get(reading.host, reading)
-            known[reading.host] = replace(
-                reading,
-                driver=reading.driver or before.driver,
-                cuda=reading.cuda or before.cuda,
-                nccl=reading.nccl or before.nccl,
-            )
+        sent = () if progress.machine is None else (progress.machine, *progress.others)
+        readings = [reading for content in sent if (reading := machine_from_json(content)) is not None]
+        for host in {progress.host, *(reading.host for reading in readings)}:
+            count[host] = count.get(host, 0) + 1
+        for reading in readings:
+            for gpu in reading.gpus:
+                held.setdefault(gpu.uuid, []).append(e)
+                gpus.setdefault(reading.host, {})[gpu.uuid] = gpu
+            if progress.updated_at > newest.get(reading.host, -math.inf):
+                newest[reading.host] = progress.updated_at
+                before = known.get(reading.host, reading)
+                known[reading.host] = replace(
+                    reading,
+                    driver=reading.driver or before.driver,
+                    cuda=reading.cuda or before.cuda,
+                    nccl=reading.nccl or before.nccl,
+                )
     return tuple(
         Node(
             machine=machine,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch.distributed import Store  # type: ignore[attr-defined] # torch leaves it unexported
 
+from flops_fit_ray.engine.observer import READ_SECONDS
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import WorkerLostError
+from flops_fit_ray.hardware import Readings
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.training.device import gpu_uuids
 from flops_fit_ray.training.follow import follow
 from flops_fit_ray.training.group import ALONE, Group, joined, meet, open_store
 from flops_fit_ray.training.guest import Guest
@@ -35,8 +41,35 @@ class Follower:
     def train(self, experiment: Experiment, eval_samples: int, group: Group, host: str, port: int) -> None:
         """Train one experiment with its leader."""
         assert self._guest is not None
-        with joined(meet(host, port, LONGER_SECONDS), group, self._device, FOREVER_SECONDS):
+        store = meet(host, port, LONGER_SECONDS)
+        with joined(store, group, self._device, FOREVER_SECONDS), _telling(host, port, group.rank):
             follow(experiment, self._guest, eval_samples=eval_samples, group=group, device=self._device)
+
+
+@contextlib.contextmanager
+def _telling(host: str, port: int, rank: int) -> Iterator[None]:
+    """Put a reading of this worker's node where its leader finds it, now and then."""
+    done = threading.Event()
+
+    def tell() -> None:
+        readings = Readings()
+        with contextlib.suppress(RuntimeError):  # the leader is gone; whoever trains hears of it
+            board = meet(host, port, LONGER_SECONDS)
+            while True:
+                board.set(_name(rank), json.dumps(readings.read(gpu_uuids()).to_json()))
+                if done.wait(READ_SECONDS):
+                    return
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _name(rank: int) -> str:
+    return f"reading of worker {rank}"
 
 
 class Team:
@@ -48,6 +81,17 @@ class Team:
         self._load_guest, self._slots, self._size = load_guest, slots, slots.workers
         self._eval_samples, self._sharded, self._patience = eval_samples, sharded, patience
         self._others: list[Any] = []
+        self._board: Store | None = None  # where the others leave their readings
+
+    def readings(self) -> list[dict[str, Any]]:
+        """The newest of each other worker that has left one (hardware.py)."""
+        board, names = self._board, [_name(rank) for rank in range(1, self._size)]
+        if board is None:
+            return []
+        try:
+            return [json.loads(board.get(name)) for name in names if board.check([name])]
+        except RuntimeError:  # the experiment has just ended
+            return []
 
     @contextlib.contextmanager
     def training(self, experiment: Experiment) -> Iterator[Group]:
@@ -65,6 +109,7 @@ class Team:
             self._gather()
             host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray leaves it untyped
             store, port = open_store(host)
+            self._board = meet(host, port, LONGER_SECONDS)  # not by way of `store`, which the workers' sums wait on
             leader, *groups = self._groups()
             tasks = [
                 other.train.remote(experiment, self._eval_samples, group, host, port)
@@ -79,6 +124,8 @@ class Team:
             if reason is not None:
                 raise reason from e
             raise
+        finally:
+            self._board = None
 
     def _groups(self) -> list[Group]:
         """Of every worker, the leader's first."""

@@ -124,6 +124,8 @@ def run_experiment(
     observer = LedgerObserver(ledger, experiment, attempt, deaths)
     started = time.perf_counter()
     store = _store(job, ledger, key)
+    if team is not None:
+        observer.others = team.readings
     try:
         with observer.watched(job.spec.data.timeout_seconds):
             observer.progress(0, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -99,6 +99,7 @@ class Progress:
     tokens_per_second: float | None = None  # of training alone, since the sign of life before
     mfu: float | None = None  # at that speed
     machine: Mapping[str, Any] | None = None  # a reading of its node, with its own GPUs (hardware.py)
+    others: Sequence[Mapping[str, Any]] = ()  # the same of its other workers, where it has several
 
     @property
     def seconds(self) -> float | None:

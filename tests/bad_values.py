@@ -201,6 +201,9 @@ BAD: dict[str, Case] = {
     ),
     "half a GPU too many": Case(changes={"resources_per_trial": {"gpu": 1.5}}, words=("resources_per_trial", "1.5")),
     "resources negative": Case(changes={"resources_per_trial": {"gpu": -1}}, words=("resources_per_trial.gpu", "-1")),
+    "resources in the plural": Case(
+        changes={"resources_per_trial": {"gpus": 1}}, words=("resources_per_trial", "gpus", "did you mean 'gpu'")
+    ),
     "resources a word": Case(changes={"resources_per_trial": "atuo"}, words=("resources_per_trial", "'auto'", "atuo")),
     "workers do not divide": Case(changes={"workers_per_trial": 3}, words=("workers_per_trial: 3", "batch_size 8")),
     "workers share a share": Case(

@@ -218,7 +218,7 @@ def test_extending_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     cases: list[tuple[list[str | Path], str]] = [
         (["extend", tmp_path / "nowhere"], "no such directory"),
-        (["extend", sweep.paths.root, "--budget", "2e5"], "C = 200000 is in this sweep already"),
+        (["extend", sweep.paths.root, "--budget", "2e5"], "C = 2e5 is in this sweep already"),
         (["extend", sweep.paths.root, "--budget", "1"], "is below the smallest"),
         (["extend", sweep.paths.root, "--size", "4"], "an adaptive grid chooses its sizes itself"),
         (["extend", sweep.paths.root, "--until", "1.3@1e21"], "is not of the form ci=FACTOR@C"),

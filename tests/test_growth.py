@@ -132,7 +132,7 @@ def test_larger_sizes_without_enough_steps_are_not_taken() -> None:
     [
         ({}, SIZES[:2], DATA, "an adaptive grid needs at least 3"),
         ({}, (*SIZES[20:40], size(SIZES[30].params)), DATA, "both have N"),
-        ({}, SIZES[:66], replace(DATA, train_samples=5 * 10**8), "C = 1e\\+18 needs more data than there is"),
+        ({}, SIZES[:66], replace(DATA, train_samples=5 * 10**8), "C = 1e18 needs more data than there is"),
     ],
 )
 def test_refusals_before_anything_runs(changes: dict[str, Any], sizes: Any, data: Any, message: str) -> None:

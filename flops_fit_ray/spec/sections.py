@@ -312,6 +312,9 @@ class SweepSpec(Section):
             return resources
         if not any(resources.values()):
             raise ValueError("asks for nothing; give {gpu: 1} or {cpu: 1}")
+        for name in resources.keys() - {"cpu", "gpu"}:
+            if (meant := name.lower().removesuffix("s")) in ("cpu", "gpu"):
+                raise ValueError(f"{name} is no resource; did you mean '{meant}'?")
         gpus = resources.get("gpu", 0.0)
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(f"gpu: {gpus:g} is neither a part of one GPU nor a whole number of them")

@@ -12,7 +12,9 @@ from flops_fit_ray.hardware import read_gpus
 from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.device import gpu_uuids
+from flops_fit_ray.training.group import Group, joined, open_store
 from flops_fit_ray.training.loop import train_experiment
+from flops_fit_ray.training.shards import ShardedGroup
 from tests.parts import Bigram
 from tests.streams import every_kind
 from tests.test_checkpoint import KINDS, Killed, Killer, experiment_of
@@ -81,3 +83,19 @@ def test_the_driver_reports_the_gpu_that_this_process_computes_on() -> None:
     assert mine.memory_total == pytest.approx(torch.cuda.get_device_properties(0).total_memory, rel=0.05)
     assert mine.memory_used > 1 << 28
     assert mine.temperature is None or 0 < mine.temperature < 120
+
+
+@pytest.mark.parametrize("kind", [Group, ShardedGroup])
+def test_a_group_of_one_trains_by_nccl_as_nobody_does(kind: type[Group], tmp_path: Path) -> None:
+    """More workers need more GPUs: NCCL gives each its own."""
+    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    arguments: dict[str, Any] = {"eval_samples": eval_samples, "device": "cuda"}
+    alone = train_experiment(experiment, guest, **arguments)
+    store, _ = open_store("127.0.0.1")
+    care = Care(store=CheckpointStore(tmp_path / "s", key=experiment.key), checkpoint_steps=10)
+    with joined(store, kind(0, 1), "cuda", 60.0) as group:
+        with pytest.raises(Killed):
+            train_experiment(experiment, guest, **arguments, care=care, observer=Killer(25), group=group)
+        resumed = train_experiment(experiment, guest, **arguments, care=care, group=group)
+    assert resumed.resumed_from == 20 and resumed.tokens_seen == experiment.tokens
+    assert resumed.loss == pytest.approx(alone.loss, rel=1e-4)

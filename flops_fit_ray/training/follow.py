@@ -6,7 +6,7 @@ import torch
 
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.attention import attention_kernel
-from flops_fit_ray.training.group import Group, Order
+from flops_fit_ray.training.group import Action, Group
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.step import settings
 from flops_fit_ray.training.worker import Worker
@@ -33,10 +33,10 @@ def follow(
     with settings(threads), attention_kernel(experiment.recipe.precision, place):
         worker = Worker(experiment, guest, place, eval_samples=eval_samples, group=group)
         worker.resume()
-        for order in group.orders(experiment.steps - worker.step):
-            if order == Order.ADVANCE:
+        for action in group.actions(experiment.steps - worker.step):
+            if action == Action.ADVANCE:
                 worker.advance(1)
-            elif order == Order.EVALUATE:
+            elif action == Action.EVALUATE:
                 worker.evaluate()
             else:
                 worker.state()

@@ -29,7 +29,7 @@ from flops_fit_ray.training.random import RandomState
 BUCKET_BYTES = 25 * 2**20  # summed at once
 
 
-class Order(enum.IntEnum):
+class Action(enum.IntEnum):
     """What workers do together."""
 
     ADVANCE = 0
@@ -132,12 +132,12 @@ class Group:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def tell(self, order: Order) -> None:
+    def tell(self, action: Action) -> None:
         """What this worker is about to do. Where each has the whole model, only steps concern the others."""
 
-    def orders(self, steps: int) -> Iterator[Order]:
+    def actions(self, steps: int) -> Iterator[Action]:
         """What a worker that does not lead has to do until the leader is done, with so many steps left."""
-        return itertools.repeat(Order.ADVANCE, steps)
+        return itertools.repeat(Action.ADVANCE, steps)
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

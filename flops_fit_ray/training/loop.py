@@ -19,7 +19,7 @@ from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.care import Care, Observer, Speed
 from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory
-from flops_fit_ray.training.group import ALONE, Group, Order
+from flops_fit_ray.training.group import ALONE, Action, Group
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.outcome import Outcome
 from flops_fit_ray.training.precision import check_precision
@@ -68,7 +68,7 @@ def train_experiment(
             training.resume()
             training.run()
             outcome = training.outcome(attention)
-            group.tell(Order.END)
+            group.tell(Action.END)
             return outcome
         except (RuntimeError, MemoryError) as e:
             if is_out_of_memory(e):  # where a smaller micro-batch would not help: weights, optimizer states

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from flops_fit_ray.training.group import Group, Order
+from flops_fit_ray.training.group import Action, Group
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -66,29 +66,28 @@ class ShardedGroup(Group):
 
         def filled(value: Any) -> Any:
             if isinstance(value, _Gap):
-                full = (
-                    tensors.pop(0).to(device) if self.leads else torch.empty(value.shape, dtype=value.dtype).to(device)
-                )
+                full = tensors.pop(0) if self.leads else torch.empty(value.shape, dtype=value.dtype)
+                full = full.to(device)
                 return distribute_tensor(full, mesh, [Shard(0)], src_data_rank=0)
             return {key: filled(part) for key, part in value.items()} if isinstance(value, dict) else value
 
         return {**found, "model": filled(found["model"]), "optimizer": filled(found["optimizer"])}
 
-    def tell(self, order: Order) -> None:
+    def tell(self, action: Action) -> None:
         """Have the others do what this worker, their leader, is about to do."""
         if self.leads:
-            self._exchange(order)
+            self._exchange(action)
 
-    def orders(self, steps: int) -> Iterator[Order]:
+    def actions(self, steps: int) -> Iterator[Action]:
         """What the leader has the others do, until it is done."""
-        while (order := self._exchange(Order.END)) != Order.END:
-            yield order
+        while (action := self._exchange(Action.END)) != Action.END:
+            yield action
 
-    def _exchange(self, order: Order) -> Order:
-        """The leader's order, on every worker."""
-        box = torch.tensor([order], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    def _exchange(self, action: Action) -> Action:
+        """The leader's action, on every worker."""
+        box = torch.tensor([action], device="cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.broadcast(box, src=0)
-        return Order(int(box))
+        return Action(int(box))
 
 
 def split(model: nn.Module, device: torch.device, size: int) -> None:
@@ -188,7 +187,7 @@ class _Gap:
 def _taken_apart(
     state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, tensors: list[Tensor]
 ) -> dict[str, Any]:
-    """A state with gaps where the tensors were that are to be split; they are appended to `tensors`, in this order."""
+    """A state with gaps where the tensors were that are to be split; they are appended to `tensors`, in this action."""
 
     def gap(tensor: Tensor) -> _Gap:
         tensors.append(tensor)
@@ -203,6 +202,6 @@ def _taken_apart(
     weights = {name: gap(t) if name in names else t for name, t in state["model"].items()}
     moments = {
         number: {name: gap(v) if like_its_param(number, v) else v for name, v in of_param.items()}
-        for number, of_param in state["optimizer"]["state"].items()
+        for number, of_param in state["optimizer"].get("state", {}).items()
     }
     return {**state, "model": weights, "optimizer": {**state["optimizer"], "state": moments}}

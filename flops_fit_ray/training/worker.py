@@ -15,7 +15,7 @@ from flops_fit_ray.training.data.dataset import on_device
 from flops_fit_ray.training.device import resident_room
 from flops_fit_ray.training.evaluate import Evaluation, evaluate
 from flops_fit_ray.training.graph import make_stepper
-from flops_fit_ray.training.group import ALONE, Group, Order
+from flops_fit_ray.training.group import ALONE, Action, Group
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.meter import Meter
 from flops_fit_ray.training.random import RandomState
@@ -61,7 +61,7 @@ class Worker:
     def advance(self, steps: int) -> None:
         """So many optimizer steps, and nothing else."""
         for _ in range(steps):
-            self._group.tell(Order.ADVANCE)
+            self._group.tell(Action.ADVANCE)
             self._advance()
 
     def _advance(self) -> None:
@@ -98,7 +98,7 @@ class Worker:
 
     def evaluate(self) -> Evaluation:
         """What the held-out samples say of the model as it is."""
-        self._group.tell(Order.EVALUATE)
+        self._group.tell(Action.EVALUATE)
         return evaluate(self._model, self._guest, self._experiment.recipe, self._held_out(), self._device)
 
     def _held_out(self) -> Iterator[Batch]:
@@ -115,7 +115,7 @@ class Worker:
 
     def state(self) -> dict[str, Any]:
         """All that going on needs, whole, however many workers there are."""
-        self._group.tell(Order.STATE)
+        self._group.tell(Action.STATE)
         loss, scaler = self._guest.loss, self.stepper.scaler
         return {
             "step": self.step,

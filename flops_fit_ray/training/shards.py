@@ -187,7 +187,7 @@ class _Gap:
 def _taken_apart(
     state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, tensors: list[Tensor]
 ) -> dict[str, Any]:
-    """A state with gaps where the tensors were that are to be split; they are appended to `tensors`, in this action."""
+    """A state with gaps where the tensors were that are to be split; they are appended to `tensors`, in this order."""
 
     def gap(tensor: Tensor) -> _Gap:
         tensors.append(tensor)

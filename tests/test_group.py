@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -116,6 +117,7 @@ def _follower(kind: str, train: dict[str, Any], group: Group, port: int) -> None
     except BaseException:
         traceback.print_exc(file=sys.stderr)
         raise
+    os._exit(0)  # threads of torch's may abort a process whose interpreter is being taken apart
 
 
 def trained(

@@ -120,7 +120,7 @@ def nodes_of(machines: Sequence[Machine], running: Iterable[tuple[Experiment, Pr
     held: dict[str, list[Experiment]] = {}
     count: dict[str, int] = {}
     for e, progress in running:
-        sent = () if progress.machine is None else (progress.machine, *progress.others)
+        sent = () if progress.machine is None else (progress.machine, *(progress.others or ()))
         readings = [reading for content in sent if (reading := machine_from_json(content)) is not None]
         for host in {progress.host, *(reading.host for reading in readings)}:
             count[host] = count.get(host, 0) + 1

@@ -37,8 +37,8 @@ class LedgerObserver(Observer):
         self._train_loss: float | None = None
         self._readings, self._read_at = Readings(), -READ_SECONDS
         self._machine: Mapping[str, Any] | None = None
-        self.others: Callable[[], Sequence[Mapping[str, Any]]] = tuple  # readings of the other workers' nodes
-        self._others: Sequence[Mapping[str, Any]] = ()
+        self.others: Callable[[], Sequence[Mapping[str, Any]]] = list  # readings of the other workers' nodes
+        self._others: Sequence[Mapping[str, Any]] | None = None
         self._drawn, self._drawn_at = 0, time.monotonic()
         self._started_at = time.time()
         self._beaten = time.monotonic()
@@ -145,7 +145,7 @@ class LedgerObserver(Observer):
     def _watch(self, timeout: float, done: threading.Event, started: float) -> None:
         while not done.wait(min(1.0, timeout / 20)):
             if time.monotonic() - self._read_at > READ_SECONDS:  # in this thread, so that no training waits for it
-                self._machine, self._others = self._readings.read(gpu_uuids()).to_json(), self.others()
+                self._machine, self._others = self._readings.read(gpu_uuids()).to_json(), self.others() or None
                 self._read_at = time.monotonic()
             with self._beating, contextlib.suppress(StorageError, OSError):  # the training will hear of a full disk
                 seconds = REMOTE_POLL_SECONDS if self._remote else BEAT_SECONDS

@@ -99,7 +99,7 @@ class Progress:
     tokens_per_second: float | None = None  # of training alone, since the sign of life before
     mfu: float | None = None  # at that speed
     machine: Mapping[str, Any] | None = None  # a reading of its node, with its own GPUs (hardware.py)
-    others: Sequence[Mapping[str, Any]] = ()  # the same of its other workers, where it has several
+    others: Sequence[Mapping[str, Any]] | None = None  # the same of its other workers, where it has several
 
     @property
     def seconds(self) -> float | None:

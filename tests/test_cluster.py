@@ -42,7 +42,7 @@ def ray_job(cluster: RealCluster, *words: str) -> str:
 def test_a_job_is_submitted_stopped_and_gone_on_with(cluster: RealCluster, tmp_path: Path) -> None:
     spec, root = make_project(tmp_path / "project"), tmp_path / "out"
     parts = spec.parent / "parts.py"
-    parts.write_text(parts.read_text().replace('"0.01"', '"0.03"'))  # so that the stop comes in time on a busy machine
+    parts.write_text(parts.read_text().replace('"0.01"', '"0.06"'))  # so that the stop comes in time on a busy machine
     begun = call(cluster, "submit", spec, "--address", cluster.dashboard, "--output", root)
     assert begun.returncode == 0, begun.stderr
     said = dict(line.split(": ", 1) for line in begun.stdout.splitlines() if ": " in line)
@@ -66,7 +66,7 @@ def test_a_job_is_submitted_stopped_and_gone_on_with(cluster: RealCluster, tmp_p
 def test_a_service_starts_stops_and_resumes_jobs(cluster: RealCluster, tmp_path: Path) -> None:
     spec, root = make_project(tmp_path / "project"), tmp_path / "shared"
     parts = spec.parent / "parts.py"
-    parts.write_text(parts.read_text().replace('"0.01"', '"0.03"'))  # so that the stop comes in time on a busy machine
+    parts.write_text(parts.read_text().replace('"0.01"', '"0.06"'))  # so that the stop comes in time on a busy machine
     words = ("--address", cluster.dashboard)
     service = ServiceProcess(root, spec.parent, *words, environment=cluster.environment)
     try:

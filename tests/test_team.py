@@ -32,7 +32,7 @@ class Odd(Slow):
 def others_of(experiments: Path) -> list[dict[str, Any]]:
     """What the other workers of running experiments have sent."""
     signs = [read_json(path) or {} for path in experiments.glob("*/progress.json")]
-    return [reading for sign in signs for reading in sign.get("others", ())]
+    return [reading for sign in signs for reading in sign.get("others") or ()]
 
 
 def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tmp_path: Path) -> None:

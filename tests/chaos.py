@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.engine.processes import descendants
+from flops_fit_ray.engine.rounds import FINISHED
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED
 from flops_fit_ray.files import read_json
 from flops_fit_ray.layout import SweepPaths
@@ -382,12 +383,17 @@ def broken_tune_states(where: Path, sha256: str, only: Collection[str] = ()) -> 
     """F16: Tune's state whole, half, empty, of the future or gone: restored where it is whole, and never missed."""
     row = Row("F16 corrupt Tune state")
     root, spec = where / "tune", make_project(where)
-    driver = Driver(spec, root, pause=0.04, TUNE_GLOBAL_CHECKPOINT_S="0.5")
-    driver.until(lambda: len(recorded(root)) >= 3)
-    time.sleep(1.0)
-    driver.process.kill()
-    driver.wait(10)
-    time.sleep(3.0)  # its workers see that it is gone
+    for _ in range(3):  # a kill may come while Tune writes, or between two trials: then there is nothing to restore
+        shutil.rmtree(root, ignore_errors=True)
+        driver = Driver(spec, root, pause=0.04, TUNE_GLOBAL_CHECKPOINT_S="0.5")
+        driver.until(lambda: len(recorded(root)) >= 3)
+        time.sleep(1.0)
+        driver.process.kill()
+        driver.wait(10)
+        time.sleep(3.0)  # its workers see that it is gone
+        if _open_trials(root):
+            break
+    row.expect(_open_trials(root) > 0, "no kill left a whole state of Tune with open trials")
     for name, damage in TUNE_DAMAGE.items():
         if only and name not in only:
             continue
@@ -409,6 +415,16 @@ def broken_tune_states(where: Path, sha256: str, only: Collection[str] = ()) -> 
             shutil.rmtree(root)
             (where / "kept").rename(root)
     return row
+
+
+def _open_trials(root: Path) -> int:
+    """By Tune's state; 0 where it is torn."""
+    try:
+        (newest,) = (root / "tune").glob("round-*")
+        trials = json.loads(max(newest.glob("experiment_state-*.json")).read_bytes())["trial_data"]
+        return sum(json.loads(trial)["status"] not in FINISHED for trial, _ in trials)
+    except (OSError, ValueError):
+        return 0
 
 
 def _halve(directory: Path) -> None:

@@ -131,7 +131,7 @@ def ray_session(address: str | None) -> Iterator[Head]:
     head = _head(local=local)
     try:
         yield head
-    except (AskedToStop, ResourceError):
+    except AskedToStop:
         if local:  # nobody waits for anything any more, and Ray's own shutdown waits for each of its processes
             end_all(ray_descendants(besides=HEAD))  # without its head it takes longer
         raise

@@ -76,12 +76,12 @@ def spec_from_arguments(
 
 def _option_homes() -> dict[str, str]:
     """The section of every option that `find_optimal` takes; "" for the top level."""
-    homes = {"sizes": "model", "flops_per_token": "model", "name": "", "resources_per_trial": "", "metrics": ""}
-    homes |= dict.fromkeys(("max_retries", "workers_per_trial", "shard_model"), "")
+    homes = {"sizes": "model", "flops_per_token": "model"}
+    top = ("name", "resources_per_trial", "workers_per_trial", "shard_model", "max_retries", "metrics")
+    homes |= dict.fromkeys((*top, "checkpoint", "grid", "trackers"), "")
     homes |= dict.fromkeys(set(DataSection.model_fields) - {"train", "eval", "kwargs"}, "data")
     homes |= dict.fromkeys(TrainSection.model_fields, "train")
     homes |= dict.fromkeys(set(FitSection.model_fields) - {"seed"}, "fit")
-    homes |= {"checkpoint": "", "grid": "", "trackers": ""}
     return homes
 
 

@@ -177,14 +177,13 @@ def write_weights(state: Mapping[str, torch.Tensor], path: Path) -> None:
 
     seen: dict[tuple[int, int, tuple[int, ...]], str] = {}
     tensors = {}
+    aliases = {}
     for name, tensor in state.items():
         identity = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(tensor.shape))
-        if seen.setdefault(identity, name) == name:
+        first = seen.setdefault(identity, name)
+        if first == name:
             tensors[name] = tensor.detach().cpu().contiguous()
-    aliases = {
-        name: seen[tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(tensor.shape)]
-        for name, tensor in state.items()
-        if name not in tensors
-    }
+        else:
+            aliases[name] = first
     with whole_file(path) as file:
         file.write(save(tensors, metadata={"format": "pt", **aliases}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from flops_fit_ray.planning import Experiment
@@ -33,10 +35,11 @@ def follow(
     with settings(threads), attention_kernel(experiment.recipe.precision, place):
         worker = Worker(experiment, guest, place, eval_samples=eval_samples, group=group)
         worker.resume()
+        does: dict[Action, Callable[[], object]] = {
+            Action.ADVANCE: lambda: worker.advance(1),
+            Action.EVALUATE: worker.evaluate,
+            Action.STATE: worker.state,
+            Action.WEIGHTS: worker.weights,
+        }
         for action in group.actions(experiment.steps - worker.step):
-            if action == Action.ADVANCE:
-                worker.advance(1)
-            elif action == Action.EVALUATE:
-                worker.evaluate()
-            else:
-                worker.state()
+            does[action]()

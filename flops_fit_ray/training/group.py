@@ -35,7 +35,8 @@ class Action(enum.IntEnum):
     ADVANCE = 0
     EVALUATE = 1
     STATE = 2
-    END = 3
+    WEIGHTS = 3
+    END = 4
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,10 @@ class Group:
         """A tree of plain values, with the tensors put together that the workers have parts of."""
         return value
 
-    def whole_weights(self, model: nn.Module) -> Mapping[str, Any]:
+    def whole_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The model's state, whole."""
-        return model.state_dict()
+        state: Mapping[str, Tensor] = model.state_dict()
+        return state
 
     def share_state(
         self, state: Mapping[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer

@@ -249,7 +249,7 @@ class Training:
             meter.evaluated(self._worker.step, self._worker.tokens_seen, self._worker.stepper.lr, loss)
         self._observer.curve = meter.curve
         if self._care.weights is not None:
-            write_weights(self._worker.state()["model"], self._care.weights)
+            write_weights(self._worker.weights(), self._care.weights)
         speed = self._worker.tokens_seen / meter.train_seconds
         peak, source = self._peak()
         return Outcome(

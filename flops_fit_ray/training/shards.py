@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from flops_fit_ray.training.data.batch import mapped
 from flops_fit_ray.training.group import Action, Group
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -42,11 +43,21 @@ class ShardedGroup(Group):
 
     def whole(self, value: Any) -> Any:
         """A tree of plain values, with every tensor that is split put together, on the CPU."""
-        return whole(value)
+        return mapped(value, _gathered)
 
-    def whole_weights(self, model: nn.Module) -> Mapping[str, Any]:
+    def whole_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The model's state, whole; a tied weight is one tensor, as it is in the model."""
-        return whole_weights(model)
+        params = dict(model.named_parameters(remove_duplicate=False))
+        found: dict[int, Tensor] = {}
+        state = {}
+        for name, tensor in model.state_dict().items():
+            if (param := params.get(name)) is None:
+                state[name] = tensor
+            else:
+                if id(param) not in found:
+                    found[id(param)] = _gathered(tensor)
+                state[name] = found[id(param)]
+        return state
 
     def share_state(
         self, state: Mapping[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer
@@ -88,6 +99,10 @@ class ShardedGroup(Group):
         box = torch.tensor([action], device="cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.broadcast(box, src=0)
         return Action(int(box))
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def split(model: nn.Module, device: torch.device, size: int) -> None:
@@ -148,32 +163,6 @@ def _listed(module: nn.Module) -> Iterator[nn.Module]:
 def _uses(module: nn.Module) -> Counter[int]:
     """How many modules hold each parameter."""
     return Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
-
-
-def whole(value: Any) -> Any:
-    """A tree of plain values, with every tensor that is split put together, on the CPU."""
-    if isinstance(value, DTensor):
-        return value.full_tensor().cpu()
-    if isinstance(value, Mapping):
-        return {key: whole(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(whole(part) for part in value)
-    return value
-
-
-def whole_weights(model: nn.Module) -> dict[str, Any]:
-    """The model's state, whole; a tied weight is one tensor, as it is in the model."""
-    params = dict(model.named_parameters(remove_duplicate=False))
-    found: dict[int, Tensor] = {}
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if (param := params.get(name)) is None:
-            state[name] = tensor
-        else:
-            if id(param) not in found:
-                found[id(param)] = whole(tensor)
-            state[name] = found[id(param)]
-    return state
 
 
 @dataclass(frozen=True)

@@ -136,10 +136,11 @@ class Stepper:
         self, weighted: list[tuple[Batch, Tensor | int]], batch: Batch
     ) -> list[tuple[Batch, Tensor | int]]:
         """Filled up with passes that count for nothing: workers that share a model have to pass through it together."""
-        most = -(-self._group.share(batch.num_samples) // self.micro_batch_size)
-        counting = (part for part in batch.split(self.micro_batch_size) if int(part.loss_weight()) != 0)
-        idle = next(counting, None)
-        return weighted if idle is None else weighted + [(idle, 0)] * (most - len(weighted))
+        missing = -(-self._group.share(batch.num_samples) // self.micro_batch_size) - len(weighted)
+        if not missing:
+            return weighted
+        idle = next((part for part in batch.split(self.micro_batch_size) if int(part.loss_weight()) != 0), None)
+        return weighted if idle is None else weighted + [(idle, 0)] * missing
 
     def _loss(self, batch: Batch) -> Tensor:
         with autocast(self._recipe.precision, self._device):

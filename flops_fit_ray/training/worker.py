@@ -129,6 +129,11 @@ class Worker:
             "random": RandomState.capture(),
         }
 
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The model's state alone, whole."""
+        self._group.tell(Action.WEIGHTS)
+        return self._group.whole_weights(self._model)
+
     def resume(self, state: Mapping[str, Any] | None = None, what: str = "checkpoint") -> None:
         """Go on from the leader's state, if it has one.
 

@@ -106,7 +106,7 @@ if __name__ == "__main__":
 
 def ours(where: Path) -> tuple[float, list[tuple[float, float]]]:
     """Wall seconds from the cluster's start to the last result, and when each experiment began and ended."""
-    from flops_fit_ray.layout import SweepPaths
+    from flops_fit_ray.storage.paths import SweepPaths
 
     (where / "parts.py").write_text(PARTS)
     (where / "sweep.yaml").write_text(SPEC)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.errors import DirectoryError, SpecError
-from flops_fit_ray.files import read_json
-from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.ledger import Ledger, Result
 from flops_fit_ray.planning import Experiment, Plan, plan_from_json
 from flops_fit_ray.spec import SweepSpec, read_spec
+from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 
 SHOWN = 10  # lines of a difference
 _Place = tuple[float, str, str]  # budget, size, role: what an experiment is there for, however it is trained

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flops_fit_ray.lock import hostname
-from flops_fit_ray.values import value_of
+from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.storage.lock import hostname
 
 _T = TypeVar("_T")
 

@@ -13,8 +13,8 @@ import numpy as np
 from flops_fit_ray.analysis import Interval, Prediction, SweepFit, pair, plain
 from flops_fit_ray.analysis.isotime import seconds_interval, seconds_of, time_law
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.files import write_bytes
 from flops_fit_ray.spec import Budget, LrTable, SweepSpec, dump_spec
+from flops_fit_ray.storage.atomic import write_bytes
 from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.text import flops
 

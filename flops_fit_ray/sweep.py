@@ -16,13 +16,13 @@ from flops_fit_ray.analysis import Analysis, FitOptions, Points, SweepFit, analy
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError
-from flops_fit_ray.files import read_json
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha256, results_table
-from flops_fit_ray.lock import living_owner
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
 from flops_fit_ray.spec import SweepSpec, read_spec
-from flops_fit_ray.values import without_collection
+from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.codec import without_collection
+from flops_fit_ray.storage.lock import living_owner
+from flops_fit_ray.storage.paths import SweepPaths
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,9 +25,9 @@ from typing import Any
 from flops_fit_ray.engine.processes import descendants
 from flops_fit_ray.engine.rounds import FINISHED
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED
-from flops_fit_ray.files import read_json
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger, Result
+from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep import Sweep, open_sweep
 from tests.records import recorded
 
@@ -463,7 +463,7 @@ def contention(where: Path, times: int) -> Row:
     link = where / "link"
     link.symlink_to(root)
     hold = (
-        "import sys, time\nfrom pathlib import Path\nfrom flops_fit_ray.layout import SweepPaths\n"
+        "import sys, time\nfrom pathlib import Path\nfrom flops_fit_ray.storage.paths import SweepPaths\n"
         "from flops_fit_ray.ledger import Ledger\n"
         "with Ledger(SweepPaths(Path(sys.argv[1]))).writer() as dead:\n    print(dead, flush=True)\n    time.sleep(600)"
     )

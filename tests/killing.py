@@ -22,9 +22,9 @@ import torch
 import torch._dynamo  # the same
 
 from flops_fit_ray.errors import FlopsFitError
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep import Sweep, open_sweep
 from flops_fit_ray.training.device import device_name, peak_flops
 from tests.faulty import KILL, Faults

@@ -7,12 +7,12 @@ from pathlib import Path
 from flops_fit_ray.engine.dispatch import Dispatcher
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.trainable import Job, run_experiment
-from flops_fit_ray.files import write_bytes, write_json
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import recorded_frame
 from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec, dump_spec
+from flops_fit_ray.storage.atomic import write_bytes, write_json
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep import Sweep, open_sweep
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.measure import survey

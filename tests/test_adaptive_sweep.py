@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flops_fit_ray.files import read_json, write_json
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import record_rates, recorded_frame, recorded_rates
 from flops_fit_ray.planning import plan_from_json, stated_rate
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, valley_curves
+from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.sweep import Sweep, open_sweep
 from flops_fit_ray.validity import validity_card
 from tests.sweeps import adaptive_known_spec, grow_sweep, known_guest

@@ -24,9 +24,9 @@ from flops_fit_ray.console.question import question_lines
 from flops_fit_ray.console.scene import Holder, Node, Pace, Scene, measured_rates, nodes_of, seconds_left
 from flops_fit_ray.console.valleys import CURVE, MINIMUM, law_words, letter, picture
 from flops_fit_ray.hardware import Cluster, Gpu, Machine
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Event, Ledger, Progress
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep import Sweep, open_sweep
 from flops_fit_ray.watch import Watcher
 from tests.records import FAILURE

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from flops_fit_ray.cli import main
 from flops_fit_ray.console.plain import PlainConsole, status_text
 from flops_fit_ray.errors import DirectoryError, SpecError
-from flops_fit_ray.files import read_json
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger, Progress
+from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep import Sweep, open_sweep
 from tests.killing import num_attempts, run_here
 from tests.records import FAILURE, RESULT, recorded

@@ -9,10 +9,10 @@ import pytest
 
 from flops_fit_ray.engine.dispatch import MAX_RETURNS, Dispatcher
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger, Result
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.planning.experiment import Experiment
+from flops_fit_ray.storage.paths import SweepPaths
 from tests.records import FAILURE, RESULT
 from tests.worlds import loss_in, planner_of, run_through, world
 

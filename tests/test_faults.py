@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray.errors import DirectoryError, FlopsFitError, StorageError
-from flops_fit_ray.files import remove_strays
+from flops_fit_ray.storage.atomic import remove_strays
 from tests.faulty import Faults
 from tests.killing import num_attempts, run_here, strays
 from tests.records import recorded

@@ -11,13 +11,13 @@ import pytest
 
 from flops_fit_ray.cli import main
 from flops_fit_ray.console.plain import status_text
-from flops_fit_ray.files import read_json
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import recorded_frame
 from flops_fit_ray.planning import make_plan
 from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import make_spec
+from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep import open_sweep
 from flops_fit_ray.training.guest import make_guest
 from flops_fit_ray.training.losses import mse

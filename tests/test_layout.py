@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.files import read_json, write_bytes, write_json
+from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
 
 
 def test_round_trip_makes_directories(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_torn_files_read_as_missing(tmp_path: Path, content: bytes) -> None:
 
 def test_sigkill_of_a_busy_writer_never_leaves_a_torn_file(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom flops_fit_ray.files import write_json\n"
+        "import sys\nfrom pathlib import Path\nfrom flops_fit_ray.storage.atomic import write_json\n"
         "i = 0\nwhile True:\n    i += 1\n    write_json(Path(sys.argv[1]), {'i': i, 'pad': 'x' * 20000})"
     )
     path = tmp_path / "a.json"

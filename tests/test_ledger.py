@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import COLUMNS, Ledger, Progress, results_sha256, results_table
+from flops_fit_ray.storage.paths import SweepPaths
 from tests.parts import guest_of, planned, spec_of
 from tests.records import FAILURE, RESULT
 

@@ -14,17 +14,17 @@ import filelock
 import pytest
 
 from flops_fit_ray.errors import DirectoryError
-from flops_fit_ray.files import write_json
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.lock import exclusive, hostname, living_owner, refuse_second_writer
+from flops_fit_ray.storage.atomic import write_json
+from flops_fit_ray.storage.lock import exclusive, hostname, living_owner, refuse_second_writer
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep import open_sweep
 from tests.records import RESULT
 from tests.sweeps import known_guest, known_spec, make_sweep
 
 HOLD = (
-    "import sys, time\nfrom pathlib import Path\nfrom flops_fit_ray.layout import SweepPaths\n"
-    "from flops_fit_ray.lock import exclusive\n"
+    "import sys, time\nfrom pathlib import Path\nfrom flops_fit_ray.storage.paths import SweepPaths\n"
+    "from flops_fit_ray.storage.lock import exclusive\n"
     "with exclusive(SweepPaths(Path(sys.argv[1]))):\n    print('in', flush=True)\n    time.sleep(60)"
 )
 
@@ -115,7 +115,7 @@ def test_a_lease_of_a_silent_machine_ends(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         "filelock._unix.lock_fd_nonblocking", lambda _: (_ for _ in ()).throw(OSError(errno.ENOLCK, ""))
     )
-    monkeypatch.setattr("flops_fit_ray.lock.LEASE_SECONDS", 0.5)
+    monkeypatch.setattr("flops_fit_ray.storage.lock.LEASE_SECONDS", 0.5)
     paths = SweepPaths(tmp_path)
     lease = filelock.SoftFileLease(paths.lease, lease_duration=0.5, heartbeat_interval=0.1)
     lease.acquire()

@@ -17,12 +17,12 @@ import torch
 from flops_fit_ray.cli import main
 from flops_fit_ray.engine.observer import LedgerObserver
 from flops_fit_ray.errors import DirectoryError, InterruptedSweepError, SpecError, StorageError
-from flops_fit_ray.files import read_json, write_bytes, write_json
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.lock import exclusive, hostname
-from flops_fit_ray.places import ObjectPath, file_name, names_in, place_of, remove_tree
 from flops_fit_ray.report import write_report
+from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
+from flops_fit_ray.storage.lock import exclusive, hostname
+from flops_fit_ray.storage.object_store import ObjectPath, file_name, names_in, place_of, remove_tree
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep import open_sweep
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from tests.killing import one_run, run_here
@@ -39,7 +39,7 @@ def port() -> Iterator[int]:
 
 @pytest.fixture
 def proxy(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr("flops_fit_ray.files.RETRY_SECONDS", (0.1, 0.2))
+    monkeypatch.setattr("flops_fit_ray.storage.atomic.RETRY_SECONDS", (0.1, 0.2))
     proxy = Proxy(port)
     yield proxy
     proxy.close()
@@ -133,8 +133,8 @@ def test_a_sweep_there_has_the_bits_of_one_here(root: Path, tmp_path: Path, caps
 
 
 HOLD = (
-    "import sys, time\nfrom flops_fit_ray.layout import SweepPaths\nfrom flops_fit_ray.places import place_of\n"
-    "from flops_fit_ray.lock import exclusive\n"
+    "import sys, time\nfrom flops_fit_ray.storage.paths import SweepPaths\nfrom flops_fit_ray.storage.object_store import place_of\n"
+    "from flops_fit_ray.storage.lock import exclusive\n"
     "with exclusive(SweepPaths(place_of(sys.argv[1]))):\n    print('in', flush=True)\n    time.sleep(60)"
 )
 
@@ -153,7 +153,7 @@ def test_one_writer_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert str(dead).startswith(f"process {other.pid} on")
     assert time.monotonic() - started < 10
 
-    monkeypatch.setattr("flops_fit_ray.lease.SILENT_SECONDS", 1.5)
+    monkeypatch.setattr("flops_fit_ray.storage.lease.SILENT_SECONDS", 1.5)
     note = {"token": "t", "host": "elsewhere", "pid": 1, "started_at": 1e9, "beat": 7}
     write_json(SweepPaths(root).lock_owner, note)
     with exclusive(SweepPaths(root)) as dead:  # one of another machine after a while of silence
@@ -163,9 +163,9 @@ def test_one_writer_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_owner_that_was_superseded_stops(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
-    monkeypatch.setattr("flops_fit_ray.lease.BEAT_SECONDS", 0.2)
-    monkeypatch.setattr("flops_fit_ray.lease.SETTLE_SECONDS", 0.1)
-    monkeypatch.setattr("flops_fit_ray.lease.os.kill", lambda pid, number: told.append(number))
+    monkeypatch.setattr("flops_fit_ray.storage.lease.BEAT_SECONDS", 0.2)
+    monkeypatch.setattr("flops_fit_ray.storage.lease.SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr("flops_fit_ray.storage.lease.os.kill", lambda pid, number: told.append(number))
     with exclusive(SweepPaths(root)):
         note = read_json(SweepPaths(root).lock_owner)
         write_json(SweepPaths(root).lock_owner, {**(note or {}), "token": "another"})
@@ -185,7 +185,7 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(mode: str, proxy: Proxy,
 
     threading.Thread(target=recover).start()
     monkey = pytest.MonkeyPatch()
-    monkey.setattr("flops_fit_ray.files.RETRY_SECONDS", (0.5, 1.0, 1.0))
+    monkey.setattr("flops_fit_ray.storage.atomic.RETRY_SECONDS", (0.5, 1.0, 1.0))
     write_bytes(path, content)
     monkey.undo()
     assert path.read_bytes() == content
@@ -195,8 +195,8 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(mode: str, proxy: Proxy,
 def test_a_store_that_fails_loses_nothing_and_is_never_taken_for_empty(
     mode: str, proxy: Proxy, port: int, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flops_fit_ray.files.RETRY_SECONDS", ())
-    monkeypatch.setattr("flops_fit_ray.places.REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr("flops_fit_ray.storage.atomic.RETRY_SECONDS", ())
+    monkeypatch.setattr("flops_fit_ray.storage.object_store.REQUEST_SECONDS", 2.0)
     name = cast(ObjectPath, root).key
     direct, through = Ledger(SweepPaths(root)), Ledger(SweepPaths(place_of(uri(proxy.port, name))))
     direct.record_result(RESULT)
@@ -233,7 +233,7 @@ def test_no_request_holds_up_the_training_and_a_stop_is_seen(
     root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flops_fit_ray.engine.observer.REMOTE_POLL_SECONDS", 0.2)
-    monkeypatch.setattr("flops_fit_ray.files.RETRY_SECONDS", ())
+    monkeypatch.setattr("flops_fit_ray.storage.atomic.RETRY_SECONDS", ())
     spec = one_run()
     (experiment,) = planned(spec, guest_of(spec)).experiments
     through = Ledger(SweepPaths(place_of(uri(proxy.port, cast(ObjectPath, root).key))))

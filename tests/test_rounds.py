@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray.engine.rounds import Round, restorable
-from flops_fit_ray.files import write_json
-from flops_fit_ray.layout import SweepPaths
+from flops_fit_ray.storage.atomic import write_json
+from flops_fit_ray.storage.paths import SweepPaths
 
 NOW = Round(root="/sweeps/one", slots=2, resources={"cpu": 1.0}, workers=1, versions={"ray": "2.60.0"})
 STAMP = "2026-01-02_03-04-05"

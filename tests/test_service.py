@@ -28,11 +28,11 @@ from schemathesis.specs.openapi.checks import (
 
 from flops_fit_ray.analysis import plain, predict, prediction_to_json
 from flops_fit_ray.engine.observer import LedgerObserver
-from flops_fit_ray.files import read_json, write_json
 from flops_fit_ray.ledger import Failure, Ledger, Progress
-from flops_fit_ray.lock import hostname
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.reading import Mirror
+from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.sweep import Sweep, open_sweep
 from flops_fit_ray.training.meter import CurvePoint
 from flops_fit_ray.validity import document, validity_card

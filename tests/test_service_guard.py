@@ -18,7 +18,6 @@ import pytest
 from fastapi.routing import APIRoute
 
 from flops_fit_ray.errors import DirectoryError, SpecError
-from flops_fit_ray.layout import ServicePaths, SweepPaths
 from flops_fit_ray.ledger import Failure, Ledger
 from flops_fit_ray.service import guard
 from flops_fit_ray.service.allowed import check_allowed
@@ -27,6 +26,7 @@ from flops_fit_ray.service.guard import token_of
 from flops_fit_ray.service.pages import pages
 from flops_fit_ray.service.redact import HIDDEN, redacted, redacted_values
 from flops_fit_ray.spec import make_spec
+from flops_fit_ray.storage.paths import ServicePaths, SweepPaths
 from tests.chaos import make_project
 from tests.serving import Served, ServiceProcess, serving
 from tests.sweeps import known_guest, known_spec, make_sweep

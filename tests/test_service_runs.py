@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray.errors import EXIT_INTERRUPTED
-from flops_fit_ray.files import read_json, write_json
-from flops_fit_ray.layout import ServicePaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.keeper import born
@@ -25,6 +23,8 @@ from flops_fit_ray.service.refusal import Refusal
 from flops_fit_ray.service.runs import More, Runs
 from flops_fit_ray.service.specs import Specs
 from flops_fit_ray.service.views import state_of
+from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.paths import ServicePaths
 from flops_fit_ray.way import Way
 from tests.chaos import make_project
 from tests.records import recorded

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from flops_fit_ray.files import read_json
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep import open_sweep
 from tests.chaos import Driver, children_of, make_project
 from tests.records import recorded

@@ -9,10 +9,10 @@ import pytest
 
 from flops_fit_ray.engine.dispatch import Dispatcher
 from flops_fit_ray.engine.trainable import trunk_store
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Experiment, Plan, Planner, make_plan, needed_trunks
 from flops_fit_ray.planning.trunks import leaves_trunk, with_parent
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.training.care import Care
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.guest import Guest

@@ -16,8 +16,8 @@ from flops_fit_ray.engine.loaders import loader_for
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.trainable import Job, run_experiment
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.training.guest import Guest
 from tests.parts import Mlp, Pairs, guest_of, planned, regression, spec_of
 

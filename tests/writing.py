@@ -11,9 +11,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from flops_fit_ray.files import read_json
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger, Progress
+from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.paths import SweepPaths
 from tests.records import RESULT
 
 

@@ -17,7 +17,7 @@ from flops_fit_ray.analysis.prediction import Prediction
 from flops_fit_ray.analysis.surface import SurfaceFit
 from flops_fit_ray.analysis.sweep import SweepFit
 from flops_fit_ray.analysis.valley import Valley
-from flops_fit_ray.layout import SCHEMA_VERSION
+from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
 LAWS = (("n_opt", "params_opt"), ("d_opt", "tokens_opt"), ("l_opt", "loss_opt"))
 

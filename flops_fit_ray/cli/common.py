@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError, faults_of
-from flops_fit_ray.places import place_of
+from flops_fit_ray.storage.object_store import place_of
 from flops_fit_ray.way import Way
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def run_order(
     from flops_fit_ray.engine.interrupt import interruptible
     from flops_fit_ray.engine.loaders import code_loader
     from flops_fit_ray.errors import InterruptedSweepError, StorageError
-    from flops_fit_ray.layout import SweepPaths
+    from flops_fit_ray.storage.paths import SweepPaths
 
     console = console_for(look, SweepPaths(root.absolute()), spec, sys.stderr if as_json else sys.stdout)
     began = time.monotonic()
@@ -236,7 +236,7 @@ def run_order(
 
 def _say_results(sweep: Sweep, console: PlainConsole, elapsed: float, *, as_json: bool) -> None:
     from flops_fit_ray.console.lines import closing
-    from flops_fit_ray.layout import SCHEMA_VERSION
+    from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
     console.result(sweep, elapsed)
     if as_json:

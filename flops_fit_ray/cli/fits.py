@@ -12,7 +12,7 @@ import click
 
 from flops_fit_ray.cli.common import PlaceType, json_option, open_directory
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
-from flops_fit_ray.places import place_of
+from flops_fit_ray.storage.object_store import place_of
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import FitOptions, SweepFit
@@ -181,8 +181,8 @@ def compare(first: Path, second: Path, at: float | None, figure: Path | None, as
 @json_option
 def report(directory: Path | None, as_json: bool) -> None:
     """Write report.html, tables and figures of a sweep, complete or not. For a table: `fit TABLE --report DIR`."""
-    from flops_fit_ray.layout import SCHEMA_VERSION
     from flops_fit_ray.report import write_report
+    from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
     path = write_report(open_directory(directory))
     click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "report": str(path)}) if as_json else f"report: {path}")

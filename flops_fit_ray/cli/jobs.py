@@ -21,7 +21,7 @@ from flops_fit_ray.cli.common import (
     way_options,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
-from flops_fit_ray.places import is_remote, place_of
+from flops_fit_ray.storage.object_store import is_remote, place_of
 from flops_fit_ray.way import Way
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def submit(
     The directory of SPEC travels to every node (code, not data: at most 100 MB). flops_fit_ray is installed there.
     """
     from flops_fit_ray.engine.jobs import Jobs, Submission, words_for
-    from flops_fit_ray.layout import SCHEMA_VERSION
+    from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
     path = resolve_spec(spec, quiet=as_json)
     resolved = read_resolved(path, overrides)

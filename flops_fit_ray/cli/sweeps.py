@@ -95,9 +95,9 @@ def plan(
     After `check`, or with --rate, the price has hours, money and the end on so many slots.
     """
     from flops_fit_ray.console.planning import plan_text, simulation_text
-    from flops_fit_ray.layout import SweepPaths
     from flops_fit_ray.pipeline import recorded_rates
     from flops_fit_ray.planning import priced, stated_rate
+    from flops_fit_ray.storage.paths import SweepPaths
 
     path, resolved, made = planned(spec, overrides, quiet=as_json, code=code)
     if simulate:
@@ -136,8 +136,8 @@ def check(
     """
     from flops_fit_ray.engine.check import check_on_worker
     from flops_fit_ray.engine.loaders import code_loader
-    from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
     from flops_fit_ray.pipeline import record_rates
+    from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 
     path, resolved, made = planned(spec, overrides, quiet=as_json, code=code)
     load = code_loader(resolved, base_of(path, code))
@@ -252,7 +252,7 @@ def extend(
 def status(directory: Path | None, watch: bool, look: Wish | None, as_json: bool) -> None:
     """Show how far a sweep is, from its files alone: from any terminal and any machine that sees them."""
     from flops_fit_ray.console.plain import status_text
-    from flops_fit_ray.layout import SCHEMA_VERSION
+    from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
     sweep = open_directory(directory)
     if watch:
@@ -284,7 +284,7 @@ def _watch(sweep: Sweep, look: Wish) -> None:
     from flops_fit_ray.console.choice import console_for
     from flops_fit_ray.console.plain import counts_text
     from flops_fit_ray.ledger import Ledger
-    from flops_fit_ray.places import is_remote
+    from flops_fit_ray.storage.object_store import is_remote
     from flops_fit_ray.sweep import open_sweep
     from flops_fit_ray.watch import Watcher
 

@@ -7,8 +7,8 @@ from typing import Literal, TextIO
 
 from flops_fit_ray.console.lines import JsonConsole, QuietConsole
 from flops_fit_ray.console.plain import PlainConsole
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.storage.paths import SweepPaths
 
 Wish = Literal["", "plain", "quiet", "json"]
 

@@ -10,10 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger
-from flops_fit_ray.lock import hostname
-from flops_fit_ray.places import REMOTE_POLL_SECONDS, is_remote, remove_tree
 from flops_fit_ray.planning import (
     Experiment,
     Finding,
@@ -24,6 +21,9 @@ from flops_fit_ray.planning import (
     needed_trunks,
     trunk_numbers,
 )
+from flops_fit_ray.storage.lock import hostname
+from flops_fit_ray.storage.object_store import REMOTE_POLL_SECONDS, is_remote, remove_tree
+from flops_fit_ray.storage.paths import SweepPaths
 
 ASK_SECONDS = 0.25  # between looks for the trunk of one running experiment
 MAX_RETURNS = 3  # of one experiment without an outcome, though its trial ended in peace

@@ -16,10 +16,10 @@ from typing import Any
 
 from flops_fit_ray.engine.resources import fits
 from flops_fit_ray.errors import ResourceError, StorageError
-from flops_fit_ray.files import read_json, write_json
 from flops_fit_ray.hardware import Machine, Readings
-from flops_fit_ray.lock import hostname
-from flops_fit_ray.places import Place, is_remote
+from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.lock import hostname
+from flops_fit_ray.storage.object_store import Place, is_remote
 
 ANSWER_SECONDS = 120.0  # a worker process has to start, and to import this package
 SEE_SECONDS = 10.0  # shared file systems may show a new file late

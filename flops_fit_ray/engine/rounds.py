@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.files import read_json, write_json
-from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
-from flops_fit_ray.places import file_name, filesystem_of, is_remote
+from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.object_store import file_name, filesystem_of, is_remote
+from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 
 if TYPE_CHECKING:
     from ray import tune

@@ -21,11 +21,11 @@ from flops_fit_ray.engine.observer import LedgerObserver
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.team import Team
 from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError, WorkerLostError
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import FailureKind, Ledger, Result
-from flops_fit_ray.lock import hostname
 from flops_fit_ray.planning import Experiment, leaves_trunk
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.storage.lock import hostname
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.training.care import Care
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.group import ALONE, Group

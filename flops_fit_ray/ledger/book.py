@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.files import append_line, read_json, set_aside, whole_file, write_json
 from flops_fit_ray.hardware import Cluster, machine_from_json
-from flops_fit_ray.layout import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.ledger.records import STALE_SECONDS, Event, Failure, Progress, Result, read_record
-from flops_fit_ray.lock import exclusive, hostname
-from flops_fit_ray.places import is_remote, make_directory
 from flops_fit_ray.planning import Experiment, Finding, experiment_from_json
+from flops_fit_ray.storage.atomic import append_line, read_json, set_aside, whole_file, write_json
+from flops_fit_ray.storage.lock import exclusive, hostname
+from flops_fit_ray.storage.object_store import is_remote, make_directory
+from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 
 REQUESTS_AT_ONCE = 32  # to an object store
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from flops_fit_ray.files import read_json
-from flops_fit_ray.layout import SCHEMA_VERSION
-from flops_fit_ray.values import value_of
+from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
 FailureKind = Literal["diverged", "out_of_memory", "stalled", "failed", "infrastructure"]
 STALE_SECONDS = 60.0  # progress is written about once a second, unless a step takes longer

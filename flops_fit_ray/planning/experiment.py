@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from flops_fit_ray.layout import SCHEMA_VERSION
-from flops_fit_ray.values import value_of
+from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from flops_fit_ray import text
 from flops_fit_ray.analysis import Analysis, Interval, laws_to_json, n_opt_to_json, predict, prediction_to_json
-from flops_fit_ray.layout import SCHEMA_VERSION
 from flops_fit_ray.report.figures import draw_valleys, for_page, to_svg, valley_curves
 from flops_fit_ray.report.words import ADVICE, costs, provenance
 from flops_fit_ray.spec import dump_spec
+from flops_fit_ray.storage.paths import SCHEMA_VERSION
 from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.tables import Table
 from flops_fit_ray.validity import Line

@@ -9,8 +9,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import Analysis, Points
-from flops_fit_ray.files import write_bytes, write_json
-from flops_fit_ray.layout import ReportPaths
 from flops_fit_ray.report.figures import (
     contours,
     draw_contours,
@@ -29,6 +27,8 @@ from flops_fit_ray.report.figures import (
     valley_curves,
 )
 from flops_fit_ray.report.page import render, render_markdown, render_table, summary
+from flops_fit_ray.storage.atomic import write_bytes, write_json
+from flops_fit_ray.storage.paths import ReportPaths
 from flops_fit_ray.sweep import Sweep
 from flops_fit_ray.tables import Table
 from flops_fit_ray.validity import document, validity_card

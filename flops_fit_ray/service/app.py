@@ -18,7 +18,6 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from flops_fit_ray.errors import DirectoryError, FitError, FlopsFitError, ResourceError, SpecError, first_line
-from flops_fit_ray.layout import ServicePaths
 from flops_fit_ray.service.guard import Guard, Key, token_of
 from flops_fit_ray.service.html import VERSION, page
 from flops_fit_ray.service.launch import Launcher, LocalRuns, RayRuns
@@ -31,6 +30,7 @@ from flops_fit_ray.service.rest import api
 from flops_fit_ray.service.runs import Runs
 from flops_fit_ray.service.specs import Specs
 from flops_fit_ray.service.work import Work
+from flops_fit_ray.storage.paths import ServicePaths
 
 PUMP_SECONDS = 0.5
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from flops_fit_ray.files import write_json
-from flops_fit_ray.layout import StartPaths
+from flops_fit_ray.storage.atomic import write_json
+from flops_fit_ray.storage.paths import StartPaths
 
 
 def main(directory: Path, log: Path, words: list[str]) -> int:

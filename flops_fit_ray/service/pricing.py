@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.errors import FlopsFitError, SpecError
-from flops_fit_ray.files import read_json, write_json
 from flops_fit_ray.service.refusal import Refusal
+from flops_fit_ray.storage.atomic import read_json, write_json
 
 SECONDS = 120.0
 AT_ONCE = 2

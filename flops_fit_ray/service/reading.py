@@ -17,12 +17,12 @@ from typing import Any
 from flops_fit_ray.console.scene import Node, flops_under_way, measured_rates, nodes_of, seconds_left
 from flops_fit_ray.errors import DirectoryError, FlopsFitError
 from flops_fit_ray.hardware import Cluster
-from flops_fit_ray.layout import ServicePaths, SweepPaths
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
-from flops_fit_ray.places import names_in
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.service import names
 from flops_fit_ray.service.redact import redacted
+from flops_fit_ray.storage.object_store import names_in
+from flops_fit_ray.storage.paths import ServicePaths, SweepPaths
 from flops_fit_ray.sweep import Sweep, open_sweep
 
 FRESH_SECONDS = 1.0  # for which a look is good

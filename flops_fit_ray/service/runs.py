@@ -18,17 +18,17 @@ from typing import Any, Literal
 
 from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError
 from flops_fit_ray.extension import extended
-from flops_fit_ray.files import read_json, write_bytes, write_json
-from flops_fit_ray.layout import SCHEMA_VERSION, ServicePaths
-from flops_fit_ray.lock import living_owner
-from flops_fit_ray.places import names_in
 from flops_fit_ray.service import names
 from flops_fit_ray.service.allowed import check_allowed
 from flops_fit_ray.service.launch import Launcher, Look
 from flops_fit_ray.service.refusal import Refusal, conflict, not_found
 from flops_fit_ray.service.specs import Specs, StoredSpec
+from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
+from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.storage.lock import living_owner
+from flops_fit_ray.storage.object_store import names_in
+from flops_fit_ray.storage.paths import SCHEMA_VERSION, ServicePaths
 from flops_fit_ray.sweep import open_sweep
-from flops_fit_ray.values import value_of
 from flops_fit_ray.way import Way
 
 Kind = Literal["run", "resume", "extend"]

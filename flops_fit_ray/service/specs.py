@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.files import read_json, write_json
-from flops_fit_ray.layout import SCHEMA_VERSION, ServicePaths
-from flops_fit_ray.places import names_in
 from flops_fit_ray.service import names
 from flops_fit_ray.service.allowed import check_allowed
 from flops_fit_ray.service.refusal import not_found
 from flops_fit_ray.spec import SweepSpec, spec_from_bytes
-from flops_fit_ray.values import value_of
+from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.storage.object_store import names_in
+from flops_fit_ray.storage.paths import SCHEMA_VERSION, ServicePaths
 
 MOST_SPECS = 1000
 

@@ -15,10 +15,7 @@ from typing import Any, Literal, get_args
 from flops_fit_ray.analysis import plain
 from flops_fit_ray.console.scene import tokens_left_seconds
 from flops_fit_ray.errors import EXIT_FAILED, EXIT_INPUT
-from flops_fit_ray.files import read_json
-from flops_fit_ray.layout import CheckpointPaths, SweepPaths
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
-from flops_fit_ray.lock import living_owner
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.report.words import ADVICE
 from flops_fit_ray.service import names
@@ -26,6 +23,9 @@ from flops_fit_ray.service.reading import Mirrors, Reading, Row
 from flops_fit_ray.service.redact import redacted, redacted_values
 from flops_fit_ray.service.refusal import Refusal, conflict, not_found
 from flops_fit_ray.service.runs import Runs, Standing
+from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.lock import living_owner
+from flops_fit_ray.storage.paths import CheckpointPaths, SweepPaths
 
 State = Literal["queued", "running", "stopping", "stopped", "completed", "failed"]
 STATES: tuple[State, ...] = get_args(State)

@@ -6,10 +6,10 @@ import importlib.util
 from collections.abc import Callable, Iterator
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.layout import SweepPaths
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.places import is_remote
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.storage.object_store import is_remote
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.trackers.mlflow import Mlflow
 from flops_fit_ray.trackers.tensorboard import TensorBoard
 from flops_fit_ray.trackers.tracked import Tracked, Tracker

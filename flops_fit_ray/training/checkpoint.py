@@ -17,9 +17,9 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from flops_fit_ray.errors import ExperimentError, first_line
-from flops_fit_ray.files import read_json, remove_strays, whole_file, write_json
-from flops_fit_ray.layout import CheckpointPaths
-from flops_fit_ray.places import remove_tree
+from flops_fit_ray.storage.atomic import read_json, remove_strays, whole_file, write_json
+from flops_fit_ray.storage.object_store import remove_tree
+from flops_fit_ray.storage.paths import CheckpointPaths
 
 FORMAT = 1  # raised whenever a checkpoint of this one cannot be read any more
 

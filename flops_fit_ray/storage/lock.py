@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import text
 from flops_fit_ray.errors import DirectoryError, StorageError
-from flops_fit_ray.files import read_json, write_json
-from flops_fit_ray.layout import SweepPaths
-from flops_fit_ray.lease import LeaseHeldError, is_dead, leased
-from flops_fit_ray.places import ObjectPath, Place, is_remote
+from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.lease import LeaseHeldError, is_dead, leased
+from flops_fit_ray.storage.object_store import ObjectPath, Place, is_remote
+from flops_fit_ray.storage.paths import SweepPaths
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

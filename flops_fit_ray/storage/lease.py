@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.files import read_json, write_json
-from flops_fit_ray.places import ObjectPath
+from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.object_store import ObjectPath
 
 BEAT_SECONDS = 5.0  # between renewals
 SILENT_SECONDS = 30.0  # after which an owner is taken for dead

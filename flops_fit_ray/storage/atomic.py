@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.places import Answer, ObjectPath, Place
+from flops_fit_ray.storage.object_store import Answer, ObjectPath, Place
 
 SEAL = "sealed_sha256"
 NO_SEAL = 64 * "0"  # stands where the digest will, while it is taken

@@ -9,8 +9,8 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from flops_fit_ray.files import remove_strays
-from flops_fit_ray.places import is_remote, names_in
+from flops_fit_ray.storage.atomic import remove_strays
+from flops_fit_ray.storage.object_store import is_remote, names_in
 
 SCHEMA_VERSION = 1  # of every JSON file, every table and every `--json` object
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.formatting import did_you_mean
 from flops_fit_ray.spec import DataSection, FitSection, SweepSpec, TrainSection, make_spec
-from flops_fit_ray.text import did_you_mean
 
 SOURCE = "find_optimal"  # how faults of arguments are introduced
 

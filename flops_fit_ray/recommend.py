@@ -13,10 +13,10 @@ import numpy as np
 from flops_fit_ray.analysis import Interval, Prediction, SweepFit, pair, plain
 from flops_fit_ray.analysis.isotime import seconds_interval, seconds_of, time_law
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.formatting import flops
 from flops_fit_ray.spec import Budget, LrTable, SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import write_bytes
 from flops_fit_ray.sweep import Sweep
-from flops_fit_ray.text import flops
 
 CANDIDATES = 9  # sizes around the best that are tried, in case the model refuses some
 FAR_SIZE = 1.2  # a recorded size this far from N_opt is no answer

@@ -17,6 +17,7 @@ from torch import Tensor
 from flops_fit_ray import Result
 from flops_fit_ray.console.plain import status_text
 from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.formatting import duration
 from flops_fit_ray.ledger import COLUMNS
 from flops_fit_ray.planning import Rates, plan_from_json, priced
 from flops_fit_ray.report import write_report
@@ -26,7 +27,6 @@ from flops_fit_ray.report.page import answer, render
 from flops_fit_ray.report.words import ADVICE, costs
 from flops_fit_ray.spec import FitSection
 from flops_fit_ray.sweep import STATUSES, Sweep, open_sweep
-from flops_fit_ray.text import duration
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from tests.parts import BIGRAM, Bigram, guest_of, spec_of, text
 from tests.records import FAILURE

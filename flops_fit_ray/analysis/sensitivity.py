@@ -14,7 +14,7 @@ from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import SurfaceLoss, fit_surface, refit_surfaces
 from flops_fit_ray.analysis.sweep import FitOptions, SweepFit, fit_valleys, valley_of
 from flops_fit_ray.analysis.valley import FEWEST, Valley
-from flops_fit_ray.text import count, flops
+from flops_fit_ray.formatting import count, flops
 
 MOST_LEFT_OUT = 200  # runs, those with the greatest influence
 NOTABLE_BIAS = 1.02

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from flops_fit_ray import text
+from flops_fit_ray import formatting
 from flops_fit_ray.analysis.outliers import farthest_outlier
 from flops_fit_ray.analysis.valley import FEWEST, Valley
 from flops_fit_ray.planning import adaptive, rates
@@ -84,9 +84,9 @@ class Growth:
             for s, factor in zip(sizes, best, strict=True)
         ]
         self.lr = rates.lr_law(optima)
-        shown = ", ".join(f"{lr:.2e} at N = {text.count(n)}" for n, lr in optima)
+        shown = ", ".join(f"{lr:.2e} at N = {formatting.count(n)}" for n, lr in optima)
         self.notes.append(
-            f"learning rate: best {shown}; the grid takes {self.lr.coefficient:.2e} · (N / {text.count(self.lr.at)})"
+            f"learning rate: best {shown}; the grid takes {self.lr.coefficient:.2e} · (N / {formatting.count(self.lr.at)})"
             f"^{self.lr.exponent:.2f}"
         )
         return True
@@ -146,11 +146,11 @@ class Growth:
             if not minima:
                 centre = expected_optimum(c, grid.tokens_per_param)
                 sizes = first_valley(self._spec, self._cells.survey)
-                reason = f"first valley, around N = {text.count(centre)}"
+                reason = f"first valley, around N = {formatting.count(centre)}"
             else:
                 centre = adaptive.predicted_optimum(minima, c)
                 sizes = adaptive.nearest(self._fitting(c), centre, grid.sizes, adaptive.reach(grid))
-                reason = f"around the predicted N = {text.count(centre)}"
+                reason = f"around the predicted N = {formatting.count(centre)}"
             for size in sizes:
                 self._add_cell(c, size, reason)
             if minima and number + 1 < len(self._spec.budgets):
@@ -166,7 +166,7 @@ class Growth:
         """The middle of the next budget's window: it will be wanted wherever this budget's minimum turns out to be."""
         centre = adaptive.predicted_optimum(minima, budget)
         for size in adaptive.nearest(self._fitting(budget), centre, min(adaptive.CORE, self._spec.grid.sizes)):
-            self._add_cell(budget, size, f"around the predicted N = {text.count(centre)}, two budgets ahead")
+            self._add_cell(budget, size, f"around the predicted N = {formatting.count(centre)}, two budgets ahead")
 
     def _bracket(self, budget: float, centre: float) -> float | None:
         """N at the minimum, or the best guess at it; None while experiments of this budget are open."""
@@ -192,7 +192,7 @@ class Growth:
     def _note_open_end(self, budget: float, valley: Valley, room: int, side: str) -> None:
         what = valley.reason or f"the minimum is near the {side} end of the sizes"
         self.notes.append(
-            f"C = {text.flops(budget)}: {what}; no more are added, {self._why_no_more(budget, room, side)}"
+            f"C = {formatting.flops(budget)}: {what}; no more are added, {self._why_no_more(budget, room, side)}"
         )
 
     def _why_no_more(self, budget: float, room: int, side: str) -> str:
@@ -280,7 +280,9 @@ class Growth:
             of=e.key,
         )
         if again.key not in self.experiments:
-            self.notes.append(f"C = {text.flops(e.budget)}, size {e.size}: {why}; run again with {how}, both on record")
+            self.notes.append(
+                f"C = {formatting.flops(e.budget)}, size {e.size}: {why}; run again with {how}, both on record"
+            )
         return self._add(again)
 
     def _after(self, number: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from flops_fit_ray import text
+from flops_fit_ray import formatting
 from flops_fit_ray.console.plain import STATES
 
 VERSION = version("flops-fit-ray")
@@ -24,11 +24,11 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=text.count,
-        flops=text.flops,
-        duration=text.duration,
-        size=text.size,
-        clock=text.clock,
+        count=formatting.count,
+        flops=formatting.flops,
+        duration=formatting.duration,
+        size=formatting.size,
+        clock=formatting.clock,
         status=lambda word: STATES.get(word, word),
         percent=lambda share: f"{100 * share:.0f} %",
     )

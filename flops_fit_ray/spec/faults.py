@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from flops_fit_ray.formatting import did_you_mean
 from flops_fit_ray.spec.sections import Section, SweepSpec
-from flops_fit_ray.text import did_you_mean
 
 _UNION_TAGS = {"float", "int", "str", "dict", "Ladder", "LrRule", "LrTable", "list", "none"}
 _WRONG_KIND = ("_type", "_parsing", "literal_error", "_from_float", "_required")  # ends of pydantic's names for it

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from flops_fit_ray.text import did_you_mean
+from flops_fit_ray.formatting import did_you_mean
 
 SizeValue: TypeAlias = int | dict[str, Any]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.text import did_you_mean
+from flops_fit_ray.formatting import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd

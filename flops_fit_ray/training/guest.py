@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.formatting import did_you_mean
 from flops_fit_ray.spec import DataSection, SweepSpec
-from flops_fit_ray.text import did_you_mean
 from flops_fit_ray.training.data import (
     Batch,
     Data,

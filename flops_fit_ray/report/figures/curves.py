@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from flops_fit_ray.analysis import Points
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import smoothed
+from flops_fit_ray.formatting import count
 from flops_fit_ray.report.figures.style import INK, Drawing, colours, plain, readable_ticks
-from flops_fit_ray.text import count
 
 MOST_LABELS = 8
 

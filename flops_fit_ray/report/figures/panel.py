@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import Interval, Sensitivity
+from flops_fit_ray.formatting import count, flops
 from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, plain
-from flops_fit_ray.text import count, flops
 
 
 @dataclass(frozen=True, kw_only=True)

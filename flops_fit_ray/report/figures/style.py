@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.text import count
+from flops_fit_ray.formatting import count
 
 INK = "#010203"  # replaced by the page's own text colour where a figure stands in a page
 MARKERS = "os^DvPX*<>"  # with the colours' lightness they tell series apart in grey print as well

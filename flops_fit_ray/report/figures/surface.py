@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.formatting import count
 from flops_fit_ray.report.figures.style import INK, Drawing, colours, plain, too_many
-from flops_fit_ray.text import count
 
 GRID = 61
 LEVELS = 10

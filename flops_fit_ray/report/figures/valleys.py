@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.valley import FEWEST
+from flops_fit_ray.formatting import flops
 from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, plain, too_many
-from flops_fit_ray.text import flops
 
 CURVE_POINTS = 121
 MOST_NAMED = 20  # budgets; of more, every so many

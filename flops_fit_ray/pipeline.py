@@ -165,8 +165,8 @@ def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
 def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: Interrupt) -> Sweep:
     from flops_fit_ray.engine.jobs import upload_of
     from flops_fit_ray.engine.tuner import run_plan
+    from flops_fit_ray.ledger.watch import Watcher, Watchers
     from flops_fit_ray.trackers import watchers_for
-    from flops_fit_ray.watch import Watcher, Watchers
 
     paths = SweepPaths(order.root)
     planner = Planner(order.spec, survey, recorded_frame(paths))

@@ -23,12 +23,12 @@ from flops_fit_ray.console.plain import PlainConsole, machine_lines, summary_tex
 from flops_fit_ray.console.question import question_lines
 from flops_fit_ray.console.scene import Holder, Node, Pace, Scene, measured_rates, nodes_of, seconds_left
 from flops_fit_ray.console.valleys import CURVE, MINIMUM, law_words, letter, picture
-from flops_fit_ray.hardware import Cluster, Gpu, Machine
 from flops_fit_ray.ledger import Event, Ledger, Progress
+from flops_fit_ray.ledger.hardware import Cluster, Gpu, Machine
+from flops_fit_ray.ledger.watch import Watcher
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep import Sweep, open_sweep
-from flops_fit_ray.watch import Watcher
 from tests.records import FAILURE
 from tests.surfaces import HOFFMANN, sweep_on
 from tests.sweeps import known_guest, known_spec, make_sweep

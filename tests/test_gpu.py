@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flops_fit_ray.hardware import read_gpus
+from flops_fit_ray.ledger.hardware import read_gpus
 from flops_fit_ray.training.care import Care, Observer
 from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.device import gpu_uuids

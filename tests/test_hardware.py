@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from flops_fit_ray import hardware
-from flops_fit_ray.hardware import Gpu, Machine, Readings, machine_from_json, read_gpus
+from flops_fit_ray.ledger import hardware
+from flops_fit_ray.ledger.hardware import Gpu, Machine, Readings, machine_from_json, read_gpus
 
 
 class NVMLError(Exception):

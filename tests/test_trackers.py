@@ -15,12 +15,12 @@ import pytest
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger.watch import Watcher, Watchers
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.sweep import Sweep, open_sweep
 from flops_fit_ray.trackers import check_installed, watchers_for
 from flops_fit_ray.trackers.tracked import Tracked, Tracker, measured_of, run_name
-from flops_fit_ray.watch import Watcher, Watchers
 from tests.nodes import free_port
 from tests.sweeps import known_guest, known_spec, make_sweep
 

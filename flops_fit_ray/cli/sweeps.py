@@ -284,9 +284,9 @@ def _watch(sweep: Sweep, look: Wish) -> None:
     from flops_fit_ray.console.choice import console_for
     from flops_fit_ray.console.plain import counts_text
     from flops_fit_ray.ledger import Ledger
+    from flops_fit_ray.ledger.watch import Watcher
     from flops_fit_ray.storage.object_store import is_remote
     from flops_fit_ray.sweep import open_sweep
-    from flops_fit_ray.watch import Watcher
 
     console = console_for(look, sweep.paths, sweep.spec, sys.stdout)
     watcher = Watcher(console)

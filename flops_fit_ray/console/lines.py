@@ -9,8 +9,8 @@ from typing import Any
 
 from flops_fit_ray.analysis import n_opt_to_json
 from flops_fit_ray.console.plain import PlainConsole
-from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.ledger import Event, Failure, Progress, Result
+from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.paths import SCHEMA_VERSION

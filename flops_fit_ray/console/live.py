@@ -20,8 +20,8 @@ from flops_fit_ray.console.drawing import draw
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.console.scene import Pace, Scene, flops_under_way, measured_rates, nodes_of, seconds_left
 from flops_fit_ray.errors import FitError
-from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.atomic import read_json

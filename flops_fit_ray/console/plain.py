@@ -10,8 +10,8 @@ from typing import TextIO
 from flops_fit_ray import formatting
 from flops_fit_ray.console.fits import fit_text
 from flops_fit_ray.console.question import question_lines
-from flops_fit_ray.hardware import Cluster, Machine
 from flops_fit_ray.ledger import Event, Failure, Progress, Result
+from flops_fit_ray.ledger.hardware import Cluster, Machine
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep import Sweep

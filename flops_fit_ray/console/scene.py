@@ -7,8 +7,8 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from flops_fit_ray.analysis import ValleyFit
-from flops_fit_ray.hardware import Gpu, Machine, machine_from_json
 from flops_fit_ray.ledger import Failure, Progress, Result
+from flops_fit_ray.ledger.hardware import Gpu, Machine, machine_from_json
 from flops_fit_ray.planning import Experiment, Plan, Rates
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from flops_fit_ray.engine.resources import fits
 from flops_fit_ray.errors import ResourceError, StorageError
-from flops_fit_ray.hardware import Machine, Readings
+from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.object_store import Place, is_remote

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import Any
 
 from flops_fit_ray.errors import InterruptedSweepError, StorageError
-from flops_fit_ray.hardware import Readings
 from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress
+from flops_fit_ray.ledger.hardware import Readings
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.object_store import REMOTE_POLL_SECONDS, is_remote

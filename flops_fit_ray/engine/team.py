@@ -15,7 +15,7 @@ from torch.distributed import Store  # type: ignore[attr-defined] # torch leaves
 from flops_fit_ray.engine.observer import READ_SECONDS
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import WorkerLostError
-from flops_fit_ray.hardware import Readings
+from flops_fit_ray.ledger.hardware import Readings
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.device import gpu_uuids
 from flops_fit_ray.training.follow import follow

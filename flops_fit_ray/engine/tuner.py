@@ -23,12 +23,12 @@ from flops_fit_ray.engine.loaders import Loader, sharing
 from flops_fit_ray.engine.nodes import check_nodes
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
 from flops_fit_ray.errors import ResourceError
-from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.ledger.hardware import Cluster
+from flops_fit_ray.ledger.watch import Watchers
 from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.watch import Watchers
 
 if TYPE_CHECKING:
     from ray import tune

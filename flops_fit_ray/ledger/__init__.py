@@ -4,7 +4,6 @@ A worker records its result here before Ray hears of it; the driver runs what th
 anything, never blocks, and takes a torn file for a missing one.
 """
 
-from flops_fit_ray.ledger.book import Ledger
 from flops_fit_ray.ledger.records import (
     RETRY_ON_NEXT_RUN,
     STALE_SECONDS,
@@ -14,6 +13,7 @@ from flops_fit_ray.ledger.records import (
     Progress,
     Result,
 )
+from flops_fit_ray.ledger.store import Ledger
 from flops_fit_ray.ledger.table import COLUMNS, results_sha256, results_table
 
 __all__ = [

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_ray.ledger.book import Ledger
 from flops_fit_ray.ledger.records import Result
+from flops_fit_ray.ledger.store import Ledger
 from flops_fit_ray.planning import Experiment
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flops_fit_ray import formatting
-from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import DataFacts
 from flops_fit_ray.sweep import Sweep
 

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from flops_fit_ray.analysis import plain
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.hardware import Readings
+from flops_fit_ray.ledger.hardware import Readings
 from flops_fit_ray.service import views
 from flops_fit_ray.service.guard import STANDALONE
 from flops_fit_ray.service.html import VERSION

@@ -16,8 +16,8 @@ from typing import Any
 
 from flops_fit_ray.console.scene import Node, flops_under_way, measured_rates, nodes_of, seconds_left
 from flops_fit_ray.errors import DirectoryError, FlopsFitError
-from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.service import names
 from flops_fit_ray.service.redact import redacted

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.ledger.watch import Watcher
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.object_store import is_remote
 from flops_fit_ray.storage.paths import SweepPaths
@@ -14,7 +15,6 @@ from flops_fit_ray.trackers.mlflow import Mlflow
 from flops_fit_ray.trackers.tensorboard import TensorBoard
 from flops_fit_ray.trackers.tracked import Tracked, Tracker
 from flops_fit_ray.trackers.wandb import Wandb
-from flops_fit_ray.watch import Watcher
 
 POLL_SECONDS = 5.0  # between looks at the ledger
 PATIENCE = 30.0  # seconds that a tracker has to come to its end, once the sweep has

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment, Plan
 
 MOST_FAILURES = 3  # in a row, after which a tracker is not asked any more

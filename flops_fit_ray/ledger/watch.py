@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from flops_fit_ray.hardware import Cluster
 from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.storage.object_store import REMOTE_POLL_SECONDS, is_remote
 

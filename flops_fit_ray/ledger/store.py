@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.hardware import Cluster, machine_from_json
+from flops_fit_ray.ledger.hardware import Cluster, machine_from_json
 from flops_fit_ray.ledger.records import STALE_SECONDS, Event, Failure, Progress, Result, read_record
 from flops_fit_ray.planning import Experiment, Finding, experiment_from_json
 from flops_fit_ray.storage.atomic import append_line, read_json, set_aside, whole_file, write_json

@@ -1,5 +1,6 @@
 """Arrays in, laws out: valleys, surfaces, intervals, and what they are worth. No files, no torch, no drawing."""
 
+from flops_fit_ray.analysis.analysis import Analysis, analyse, analysis_to_json
 from flops_fit_ray.analysis.compare import Comparison, compare
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.isotime import IsoTime, TimedAnswer, answer_in, isotime
@@ -18,9 +19,8 @@ from flops_fit_ray.analysis.summary import (
     prediction_to_json,
     timed_to_json,
 )
-from flops_fit_ray.analysis.sweep import FitOptions, SweepFit, ValleyFit, fit_minima, fit_sweep
+from flops_fit_ray.analysis.sweep_fit import FitOptions, SweepFit, ValleyFit, fit_minima, fit_sweep
 from flops_fit_ray.analysis.valley import Valley
-from flops_fit_ray.analysis.whole import Analysis, analyse, analysis_to_json
 
 __all__ = [
     "METHODS",

@@ -12,7 +12,7 @@ from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.law import Interval, Law, interval
 from flops_fit_ray.analysis.methods import MethodName
 from flops_fit_ray.analysis.prediction import check_budget, extrapolation
-from flops_fit_ray.analysis.sweep import SweepFit
+from flops_fit_ray.analysis.sweep_fit import SweepFit
 from flops_fit_ray.errors import FitError
 
 

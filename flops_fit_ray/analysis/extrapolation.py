@@ -11,7 +11,7 @@ from flops_fit_ray.analysis.arrays import Bools
 from flops_fit_ray.analysis.law import Interval, fit_power_law
 from flops_fit_ray.analysis.methods import interior
 from flops_fit_ray.analysis.surface import fit_surface
-from flops_fit_ray.analysis.sweep import SweepFit
+from flops_fit_ray.analysis.sweep_fit import SweepFit
 
 FEWEST_FITTED = 2
 TOP_SHARE = 0.2  # of the points, held out by C where no label says what the top budget is

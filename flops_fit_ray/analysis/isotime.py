@@ -10,7 +10,7 @@ from flops_fit_ray.analysis.law import Interval, interval
 from flops_fit_ray.analysis.methods import Method, surface_method
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import CostLaw, fit_cost_law
-from flops_fit_ray.analysis.sweep import SweepFit
+from flops_fit_ray.analysis.sweep_fit import SweepFit
 from flops_fit_ray.errors import FitError
 
 FEWEST_TIMED = 3

@@ -11,7 +11,7 @@ from flops_fit_ray.analysis.doubts import extrapolation_warning, range_warning
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.law import Interval, Law, interval
 from flops_fit_ray.analysis.methods import Method, MethodName
-from flops_fit_ray.analysis.sweep import SweepFit
+from flops_fit_ray.analysis.sweep_fit import SweepFit
 from flops_fit_ray.errors import FitError
 
 FEWEST_SEEDS = 6  # degrees of freedom from which the spread between seeds is a run's noise

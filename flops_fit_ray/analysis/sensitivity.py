@@ -12,7 +12,7 @@ from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.methods import Method, MethodName, surface_method, valley_method
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import SurfaceLoss, fit_surface, refit_surfaces
-from flops_fit_ray.analysis.sweep import FitOptions, SweepFit, fit_valleys, valley_of
+from flops_fit_ray.analysis.sweep_fit import FitOptions, SweepFit, fit_valleys, valley_of
 from flops_fit_ray.analysis.valley import FEWEST, Valley
 from flops_fit_ray.formatting import count, flops
 

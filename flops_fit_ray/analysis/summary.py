@@ -15,7 +15,7 @@ from flops_fit_ray.analysis.law import Interval, Law, interval
 from flops_fit_ray.analysis.methods import Method, ValleyIntervals
 from flops_fit_ray.analysis.prediction import Prediction
 from flops_fit_ray.analysis.surface import SurfaceFit
-from flops_fit_ray.analysis.sweep import SweepFit
+from flops_fit_ray.analysis.sweep_fit import SweepFit
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 

@@ -1,6 +1,6 @@
 """The loss surface L(N, D): fitted by a robust loss or by squared error, thousands of times a second."""
 
-from flops_fit_ray.analysis.surface.fit import (
+from flops_fit_ray.analysis.surface.estimate import (
     SurfaceFit,
     SurfaceLoss,
     SurfaceOptions,

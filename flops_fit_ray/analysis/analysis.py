@@ -12,7 +12,7 @@ from flops_fit_ray.analysis.isotime import IsoTime, isotime
 from flops_fit_ray.analysis.prediction import Prediction, check_budget, predict
 from flops_fit_ray.analysis.sensitivity import Row, Sensitivity, sensitivity, valley_bias, verdict
 from flops_fit_ray.analysis.summary import fit_to_json, laws_to_json, pair, plain, prediction_to_json
-from flops_fit_ray.analysis.sweep import SweepFit
+from flops_fit_ray.analysis.sweep_fit import SweepFit
 
 TARGET = 10.0  # times the largest fitted C, where no target is named
 

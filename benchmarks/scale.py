@@ -23,7 +23,7 @@ import numpy as np
 from flops_fit_ray.engine.dispatch import Dispatcher
 from flops_fit_ray.ledger import Ledger, Result
 from flops_fit_ray.planning import DataFacts, Experiment, ModelSize, Planner, Survey
-from flops_fit_ray.planning.schedule import lower_bound, own_seconds, trunk_share
+from flops_fit_ray.planning.slots import lower_bound, own_seconds, trunk_share
 from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.storage import atomic as files
 from flops_fit_ray.storage.paths import SweepPaths

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import Budget, SizeValue, SweepSpec, make_spec
 from flops_fit_ray.stopping import with_budgets
@@ -40,10 +40,10 @@ def _faults(spec: SweepSpec, budgets: Sequence[float], sizes: Sequence[int]) -> 
         if not (math.isfinite(c) and c > 0):
             faults.append(f"--budget: must be a positive, finite number (got {c:g})")
         elif c in known:
-            faults.append(f"--budget: C = {formatting.flops(c)} is in this sweep already")
+            faults.append(f"--budget: C = {fmt.flops(c)} is in this sweep already")
         elif c < smallest and spec.is_adaptive:
             faults.append(
-                f"--budget: C = {formatting.flops(c)} is below the smallest, {formatting.flops(smallest)}, where the learning rate "
+                f"--budget: C = {fmt.flops(c)} is below the smallest, {fmt.flops(smallest)}, where the learning rate "
                 "was measured and the first valley lies; that is another sweep: take another --output"
             )
     if sizes and spec.is_adaptive:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.changes import changes_since, recorded_in
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, StorageError
@@ -251,6 +251,6 @@ def _measured_choice(spec: SweepSpec, plan: Plan, order: Order, console: PlainCo
     choice = choose_on_worker(plan, spec, load_guest=order.load_guest, address=order.address, most=order.slots)
     chosen = {name: getattr(choice, name) for name in _left_open(spec)}
     said = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items())
-    shown = ", ".join(f"{name} {formatting.duration(s)}" for name, s in choice.seconds.items())
+    shown = ", ".join(f"{name} {fmt.duration(s)}" for name, s in choice.seconds.items())
     console.say(f"{said}, measured on a worker (training of the whole sweep, one at a time: {shown})")
     return chosen

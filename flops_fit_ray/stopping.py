@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.analysis.law import fit_power_law
 from flops_fit_ray.errors import SpecError
@@ -123,15 +123,15 @@ def outlook(sweep: Sweep, until: Until, budget: float, flops: float, limit: floa
     after = expected_factor(sweep.fit, until.target, budget)
     reached = factor is not None and factor <= until.factor
     known = "is not known" if factor is None else f"is known within x/÷{factor:.3g}"
-    said = f"N_opt at C = {formatting.flops(until.target)} {known}"
-    coming = f"C = {formatting.flops(budget)} would cost {formatting.flops(flops)} FLOPs" + (
+    said = f"N_opt at C = {fmt.flops(until.target)} {known}"
+    coming = f"C = {fmt.flops(budget)} would cost {fmt.flops(flops)} FLOPs" + (
         "" if after is None else f" and leave x/÷{after:.3g}"
     )
     goes_on = False
     if reached:
         words = f"{said}: x/÷{until.factor:g} was asked for"
     elif sweep.flops_spent + flops > limit:
-        words = f"{said}; {coming}, beyond the {formatting.flops(limit)} FLOPs that all may cost (--at-most)"
+        words = f"{said}; {coming}, beyond the {fmt.flops(limit)} FLOPs that all may cost (--at-most)"
     elif budget > until.target:
         words = f"{said}; {coming}, and lies beyond the target itself"
     elif factor is not None and after is not None and after > WORTH_IT * factor:

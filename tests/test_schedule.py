@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from flops_fit_ray.planning import Experiment, Rates, price_of, price_warnings, rates_from_json, stated_rate
-from flops_fit_ray.planning.schedule import choose_starts, lower_bound, simulate, tails
 from flops_fit_ray.planning.simulation import simulate_sweep
+from flops_fit_ray.planning.slots import choose_starts, lower_bound, simulate, tails
 from tests.worlds import BUDGETS, RULE, adaptive_spec, loss_in, planner_of, run_through, world
 
 FLOPS = lambda e: e.flops  # noqa: E731 - as the planner itself says seconds where no rate is known

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.flags import Flag, Severity
 from flops_fit_ray.analysis.law import FEWEST_DRAWS
@@ -59,7 +59,7 @@ def _lost_budgets(points: Points, valleys: Sequence[Valley], severity: Severity)
             yield Flag(
                 f"valley_{valley.status}",
                 severity,
-                f"no optimum at C = {formatting.flops(valley.budget)}: {valley.reason}",
+                f"no optimum at C = {fmt.flops(valley.budget)}: {valley.reason}",
             )
     alone = sum(len(v.loss) for v in valleys if v.status == "too_few")
     if alone and not points.labelled:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.law import Interval, Law, LawDraws, fit_power_law, fit_shifted_law, interval
 from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise
@@ -144,7 +144,7 @@ def valley_method(valleys: Sequence[Valley], minima: Minima | None, weights: Law
     draws = 0 if minima is None else len(minima.loss)
     lost = 0 if minima is None or not used else int(np.isnan(minima.loss[:, used]).any(axis=1).sum())
     if len(used) < 2:
-        without = "; ".join(f"C = {formatting.flops(v.budget)}: {v.reason}" for v in valleys if v.status != "interior")
+        without = "; ".join(f"C = {fmt.flops(v.budget)}: {v.reason}" for v in valleys if v.status != "interior")
         reason = f"{len(used)} budget(s) have an optimum, and a law needs 2{f' ({without})' if without else ''}"
         return _no_law("valley", reason)
     flops = np.array([valleys[i].flops for i in used])

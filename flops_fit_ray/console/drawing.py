@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.console.scene import Holder, Node, Scene, tokens_left_seconds
 from flops_fit_ray.console.valleys import law_words, letter, optimum_words, picture
 from flops_fit_ray.ledger import Progress
@@ -69,9 +69,7 @@ def _sweep_line(scene: Scene, width: int) -> Text:
         (f"{scene.name} ", "bold"),
         bar(pace.share, max(8, min(BAR, width // 5))),
         f" {100 * pace.share:.0f} %  ",
-        f"{formatting.flops(pace.flops_done)}/{formatting.flops(pace.flops_planned)} FLOPs  "
-        if pace.flops_done
-        else "",
+        f"{fmt.flops(pace.flops_done)}/{fmt.flops(pace.flops_planned)} FLOPs  " if pace.flops_done else "",
         f"{done} done",
         (f", {scene.failed} failed", "red") if scene.failed else "",
         f"  {clock(pace.elapsed)}",
@@ -79,7 +77,7 @@ def _sweep_line(scene: Scene, width: int) -> Text:
     if pace.seconds_left is not None and pace.share < 1:
         words.append((f"  ETA {clock(pace.seconds_left)}", "bold"))
     if pace.flops_per_second and width >= 120:
-        words.append((f"  {formatting.flops(pace.flops_per_second)} FLOP/s", "dim"))
+        words.append((f"  {fmt.flops(pace.flops_per_second)} FLOP/s", "dim"))
     return Text.assemble(*words)
 
 
@@ -118,8 +116,8 @@ COLUMNS = (
     _Column("ppl", 3, _perplexity),
     _Column("lr", 4, lambda s, e, p: "" if p.lr is None else f"{p.lr:.1e}"),
     _Column("grad", 5, lambda s, e, p: "" if p.grad_norm is None else f"{p.grad_norm:.3g}"),
-    _Column("tokens", 7, lambda s, e, p: f"{formatting.count(p.tokens_seen)}/{formatting.count(p.tokens)}"),
-    _Column("/s", 2, lambda s, e, p: "" if p.tokens_per_second is None else formatting.count(p.tokens_per_second)),
+    _Column("tokens", 7, lambda s, e, p: f"{fmt.count(p.tokens_seen)}/{fmt.count(p.tokens)}"),
+    _Column("/s", 2, lambda s, e, p: "" if p.tokens_per_second is None else fmt.count(p.tokens_per_second)),
     _Column("MFU", 3, lambda s, e, p: "" if p.mfu is None else f"{100 * p.mfu:.0f} %"),
     _Column("left", 1, _left),
     _Column("where", 6, lambda s, e, p: f"{p.host}:{p.pid}"),
@@ -131,7 +129,7 @@ def running_lines(scene: Scene, width: int, room: int) -> list[Text]:
     if not scene.running or room < 2:
         return []
     shown = scene.running if len(scene.running) < room else scene.running[: max(1, room - 2)]
-    names = [f"C {formatting.flops(e.budget)} · {e.size}{_role(e)}" for e, _ in shown]
+    names = [f"C {fmt.flops(e.budget)} · {e.size}{_role(e)}" for e, _ in shown]
     first = min(max(map(len, names)), max(12, width // 4))
     bars = 10 if width < 120 else 20
     cells = {column: [column.cell(scene, e, p) for e, p in shown] for column in COLUMNS}
@@ -187,7 +185,7 @@ def _cpu_line(node: Node) -> Text:
     elif m.cpus:
         words.append(f"{m.cpus} cores")
     if m.memory_used is not None and m.memory_total:
-        words.append(f"memory {formatting.size(m.memory_used)} of {formatting.size(m.memory_total)}")
+        words.append(f"memory {fmt.size(m.memory_used)} of {fmt.size(m.memory_total)}")
     words.append(f"{node.running} running")
     return Text.assemble((f"{m.host}  ", "bold"), "  ".join(words))
 
@@ -208,7 +206,7 @@ def _gpu_line(node: Node, holder: Holder, *, alone: bool) -> Text:
     if gpu.power is not None:
         limit = f"/{gpu.power_limit:.0f}" if gpu.power_limit else ""
         parts.append(f"{gpu.power:.0f}{limit} W  ")
-    held = ", ".join(f"C {formatting.flops(e.budget)} · {e.size}" for e in holder.experiments)
+    held = ", ".join(f"C {fmt.flops(e.budget)} · {e.size}" for e in holder.experiments)
     parts.append((held or "idle", "" if held else "dim"))
     return Text.assemble(*parts)
 
@@ -255,7 +253,7 @@ def valley_lines(scene: Scene, width: int, height: int) -> list[Text]:
     if fit is None or height < PLOT_ROWS[0] or max(len(v.loss) for v in fit.valleys) < FEWEST_SHOWN:
         return []
     beside = [
-        Text(f"{letter(i)} C {formatting.flops(v.budget)}  {optimum_words(v, within)}", style=COLOURS[i % len(COLOURS)])
+        Text(f"{letter(i)} C {fmt.flops(v.budget)}  {optimum_words(v, within)}", style=COLOURS[i % len(COLOURS)])
         for i, (v, within) in enumerate(zip(fit.valleys, fit.intervals, strict=True))
     ]
     rows = height - 2  # the edges of N, and the law
@@ -278,6 +276,6 @@ def valley_lines(scene: Scene, width: int, height: int) -> list[Text]:
         if i < len(beside):
             line.append_text(beside[i])
         lines.append(line)
-    low, high = (formatting.count(n) for n in drawn.params)
+    low, high = (fmt.count(n) for n in drawn.params)
     axis = f"{'loss':>7} └ N {low}".ljust(8 + plot - len(high)) + f" {high}"
     return [*lines, Text(axis, style="dim"), Text(law_words(fit), style="bold")]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import (
     METHODS,
     Analysis,
@@ -54,22 +54,22 @@ def fit_text(fit: SweepFit) -> str:
     rows = []
     shown = [(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True) if fit.points.labelled or len(v.loss) > 2]
     for valley, intervals in shown[:MOST_VALLEYS]:
-        row = [formatting.flops(valley.budget), str(len(valley.loss))]
+        row = [fmt.flops(valley.budget), str(len(valley.loss))]
         if valley.status != "interior":
             rows.append([*row, valley.status, "", "", "", ""])
             continue
         params, tokens = (intervals.params_opt, intervals.tokens_opt) if intervals else (None, None)
         row += [
-            formatting.count(valley.params_opt),
+            fmt.count(valley.params_opt),
             _bounds(params),
-            formatting.count(valley.tokens_opt),
+            fmt.count(valley.tokens_opt),
             _bounds(tokens),
         ]
         rows.append([*row, f"{valley.loss_opt:.4f}"])
     percent = f"{100 * fit.options.confidence:g} %"
     lines = []
     if rows:
-        lines += [formatting.table(["C", "runs", "N_opt", percent, "D_opt", percent, "L_opt"], rows), ""]
+        lines += [fmt.table(["C", "runs", "N_opt", percent, "D_opt", percent, "L_opt"], rows), ""]
     if fit.laws and fit.default != "valley":
         lines.append(f"{fit.answer.words}:")
     for name, law in fit.laws:
@@ -98,10 +98,10 @@ def methods_text(analysis: Analysis) -> str:
         bounds = law.exponent_interval(fit.options.confidence)
         exponents = f"[{bounds.low:.3f}, {bounds.high:.3f}]" if bounds else ""
         answer = law.interval(target, fit.options.confidence)
-        rows.append([method.words, method.status, f"{law.exponent:.4f}", exponents, formatting.count(law.at(target)),
+        rows.append([method.words, method.status, f"{law.exponent:.4f}", exponents, fmt.count(law.at(target)),
                      _bounds(answer)])  # fmt: skip
     percent = f"{100 * fit.options.confidence:g} %"
-    lines = [formatting.table(["method", "status", "a", percent, f"N_opt({formatting.flops(target)})", percent], rows)]
+    lines = [fmt.table(["method", "status", "a", percent, f"N_opt({fmt.flops(target)})", percent], rows)]
     surface = fit.methods["surface_huber"].surface
     if surface is not None and surface.usable and surface.surface is not None:
         s, starts = surface.surface, surface.starts
@@ -123,20 +123,20 @@ def panel_text(panel: Sensitivity) -> str:
         if row.params is None or row.exponent is None or row.tokens is None:
             rows.append([row.lever, row.choice, "-", "", "", ""])
             continue
-        rows.append([row.lever, row.choice, formatting.count(row.params), f"x{row.params / base:.3f}",
-                     formatting.count(row.tokens), f"{row.exponent:.4f}"])  # fmt: skip
+        rows.append([row.lever, row.choice, fmt.count(row.params), f"x{row.params / base:.3f}",
+                     fmt.count(row.tokens), f"{row.exponent:.4f}"])  # fmt: skip
     names = [cells[0] for cells in rows]
     for i in range(1, len(rows)):  # a lever is named once
         rows[i][0] = "" if names[i] == names[i - 1] else names[i]
-    head = ["lever", "choice", f"N_opt({formatting.flops(panel.budget)})", "ratio", "D_opt", "a"]
-    return formatting.table(head, rows, left=2) + "\n" + panel.sentence
+    head = ["lever", "choice", f"N_opt({fmt.flops(panel.budget)})", "ratio", "D_opt", "a"]
+    return fmt.table(head, rows, left=2) + "\n" + panel.sentence
 
 
 def hold_out_text(analysis: Analysis) -> str:
     """How far off the lower budgets would have been."""
     lines = [
-        f"  C = {formatting.flops(one.budget)} from the {one.fitted} below ({one.extrapolation:.3g}x beyond): "
-        f"N_opt {formatting.count(one.predicted)} predicted, {formatting.count(one.observed)} found, off by x{one.factor:.3g}"
+        f"  C = {fmt.flops(one.budget)} from the {one.fitted} below ({one.extrapolation:.3g}x beyond): "
+        f"N_opt {fmt.count(one.predicted)} predicted, {fmt.count(one.observed)} found, off by x{one.factor:.3g}"
         for one in analysis.top_hold_outs[-MOST_HOLD_OUTS:]
     ]
     if analysis.loss_hold_out is not None:
@@ -167,7 +167,7 @@ def prediction_text(prediction: Prediction, confidence: float) -> str:
     severe = [flag for flag in prediction.warnings if flag.severity == "severe"]
     lines = [f"{flag}" for flag in severe]
     lines += [
-        f"C = {formatting.flops(prediction.budget)} FLOPs ({100 * confidence:g} % intervals)",
+        f"C = {fmt.flops(prediction.budget)} FLOPs ({100 * confidence:g} % intervals)",
         f"  N  {_with(prediction.params, prediction.params_interval)}",
         f"  D  {_with(prediction.tokens, prediction.tokens_interval)}",
         f"  L  {loss}",
@@ -181,13 +181,13 @@ def recommendation_text(advice: Recommendation) -> str:
     """The run to make."""
     size = f"{advice.size_param or 'size'} = {advice.size}, " if advice.size is not None else ""
     lines = [
-        f"run: {size}N = {formatting.count(advice.params)}, D = {formatting.count(advice.tokens)}, {advice.steps:,} steps of "
+        f"run: {size}N = {fmt.count(advice.params)}, D = {fmt.count(advice.tokens)}, {advice.steps:,} steps of "
         f"{advice.batch_size} samples, lr {advice.lr:.3g}"
     ]
     if advice.seconds is not None:
         within = advice.seconds_interval
-        bounds = f" [{formatting.duration(within.low)}, {formatting.duration(within.high)}]" if within else ""
-        lines.append(f"  {formatting.duration(advice.seconds)}{bounds} at the measured speed of one {advice.device}")
+        bounds = f" [{fmt.duration(within.low)}, {fmt.duration(within.high)}]" if within else ""
+        lines.append(f"  {fmt.duration(advice.seconds)}{bounds} at the measured speed of one {advice.device}")
     return "\n".join([*lines, *(f"note: {note}" for note in advice.notes)])
 
 
@@ -201,7 +201,7 @@ def comparison_text(comparison: Comparison, first: Path, second: Path) -> str:
         if d.interval is not None:
             low, high = d.interval.low, d.interval.high
             bounds = f"[x{low:.4g}, x{high:.4g}]" if ratio else f"[{low:+.4f}, {high:+.4f}]"
-        shown = [formatting.count(v) if ratio else f"{v:.4f}" for v in (d.a, d.b)]
+        shown = [fmt.count(v) if ratio else f"{v:.4f}" for v in (d.a, d.b)]
         said = {True: "differs", False: "no difference seen", None: "no interval"}[d.differs]
         rows.append([d.name, *shown, value, bounds, said])
     percent = f"{100 * comparison.confidence:g} %"
@@ -210,8 +210,8 @@ def comparison_text(comparison: Comparison, first: Path, second: Path) -> str:
         [
             f"first:  {first}",
             f"second: {second}",
-            f"at C = {formatting.flops(comparison.budget)} FLOPs, by {comparison.method}",
-            formatting.table(head, rows),
+            f"at C = {fmt.flops(comparison.budget)} FLOPs, by {comparison.method}",
+            fmt.table(head, rows),
             "extrapolation factors " + " and ".join(f"{factor:.3g}" for factor in comparison.extrapolation),
             *(f"{_label(flag.severity)}: {flag}" for flag in comparison.warnings),
         ]
@@ -224,7 +224,7 @@ def timed_text(answer: TimedAnswer, timed: IsoTime, fit: SweepFit) -> str:
     assert law is not None
     return "\n".join(
         [
-            f"{formatting.duration(answer.seconds)} on one device as measured ({100 * fit.options.confidence:g} % intervals)",
+            f"{fmt.duration(answer.seconds)} on one device as measured ({100 * fit.options.confidence:g} % intervals)",
             f"  N  {_with(answer.params, answer.params_interval)}",
             f"  D  {_with(answer.tokens, answer.tokens_interval)}",
             f"  L  {answer.loss:.4f}",
@@ -239,8 +239,8 @@ def _label(severity: str) -> str:
 
 
 def _with(value: float, interval: Interval | None) -> str:
-    return f"{formatting.count(value)}  {_bounds(interval)}".rstrip()
+    return f"{fmt.count(value)}  {_bounds(interval)}".rstrip()
 
 
 def _bounds(interval: Interval | None) -> str:
-    return formatting.interval(interval.low, interval.high) if interval else ""
+    return fmt.interval(interval.low, interval.high) if interval else ""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.console.fits import fit_text
 from flops_fit_ray.console.question import question_lines
 from flops_fit_ray.ledger import Event, Failure, Progress, Result
@@ -55,15 +55,15 @@ class PlainConsole:
         else:
             for reason, group in itertools.groupby(fresh, key=lambda e: (e.budget, e.role, e.reason)):
                 sizes = ", ".join(str(e.size) for e in group)
-                self.say(f"plan: C {formatting.flops(reason[0])}, sizes {sizes}: {reason[2]}")
+                self.say(f"plan: C {fmt.flops(reason[0])}, sizes {sizes}: {reason[2]}")
 
     def _first(self, plan: Plan, done: int) -> None:
         budgets, sizes = sorted({e.budget for e in plan.expected}), {e.size for e in plan.expected}
         follow = f" and about {len(plan.forecast)} that follow from results" if plan.forecast else ""
         self.say(
             f"plan: {len(plan.experiments)} experiments{follow}, {len(budgets)} budgets "
-            f"{formatting.flops(budgets[0])} to {formatting.flops(budgets[-1])} FLOPs, {len(sizes)} sizes, "
-            f"{formatting.flops(plan.flops)} FLOPs in all; a token is {plan.survey.data.token_unit}"
+            f"{fmt.flops(budgets[0])} to {fmt.flops(budgets[-1])} FLOPs, {len(sizes)} sizes, "
+            f"{fmt.flops(plan.flops)} FLOPs in all; a token is {plan.survey.data.token_unit}"
         )
         for warning in plan.warnings:
             self.say(f"warning: {warning}")
@@ -89,8 +89,8 @@ class PlainConsole:
         if isinstance(record, Result):
             error = f" ± {record.loss_stderr:.4f}" if record.loss_stderr is not None else ""
             self.say(
-                f"{where} {name}: N {formatting.count(record.params)}, D {formatting.count(record.tokens_seen)}, "
-                f"{record.loss_kind} loss {record.loss:.4f}{error}, {formatting.duration(record.seconds)}"
+                f"{where} {name}: N {fmt.count(record.params)}, D {fmt.count(record.tokens_seen)}, "
+                f"{record.loss_kind} loss {record.loss:.4f}{error}, {fmt.duration(record.seconds)}"
             )
         else:
             self.say(f"{where} {name}: {record.status}: {record.error.splitlines()[0]}")
@@ -114,7 +114,7 @@ class PlainConsole:
         role = {"probe": f", lr {experiment.recipe.lr:.2g}", "lr_check": f", lr {experiment.recipe.lr:.2g}"}.get(
             experiment.role, f", seed {experiment.recipe.seed}" if experiment.role == "seed" else ""
         )
-        return f"C {formatting.flops(experiment.budget)}, size {experiment.size}{role}"
+        return f"C {fmt.flops(experiment.budget)}, size {experiment.size}{role}"
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """Once a minute."""
@@ -136,7 +136,7 @@ def machine_lines(machines: Sequence[Machine]) -> list[str]:
         if m.gpus:
             words += m.libraries
         words.append(f"{m.cpus} cores{f' of {m.cpu}' if m.cpu else ''}" if m.cpus else m.cpu)
-        words.append(f"{formatting.size(m.memory_total)} memory" if m.memory_total else "")
+        words.append(f"{fmt.size(m.memory_total)} memory" if m.memory_total else "")
         lines.append(f"{m.host}: {', '.join(word for word in words if word)}")
     if len(machines) > MOST_NODES:
         lines.append(f"and {len(machines) - MOST_NODES} more nodes")
@@ -159,17 +159,17 @@ def _some(lines: list[str]) -> list[str]:
 
 def _running_text(e: Experiment, progress: Progress) -> str:
     share = 100 * progress.tokens_seen / progress.tokens
-    since = "" if progress.started_at is None else f", since {formatting.clock(progress.started_at)}"
+    since = "" if progress.started_at is None else f", since {fmt.clock(progress.started_at)}"
     again = f", start {progress.attempt}" if progress.attempt > 1 else ""
     return (
-        f"  running  C {formatting.flops(e.budget)}, size {e.size}: {share:.0f} % on {progress.host} "
+        f"  running  C {fmt.flops(e.budget)}, size {e.size}: {share:.0f} % on {progress.host} "
         f"(process {progress.pid}){since}{again}"
     )
 
 
 def _failure_text(e: Experiment, failure: Failure) -> str:
     state = STATES.get(failure.status, failure.status)
-    return f"  {state}  C {formatting.flops(e.budget)}, size {e.size} ({e.key}): {failure.error.splitlines()[0]}"
+    return f"  {state}  C {fmt.flops(e.budget)}, size {e.size} ({e.key}): {failure.error.splitlines()[0]}"
 
 
 def counts_text(sweep: Sweep) -> str:
@@ -182,13 +182,11 @@ def summary_text(sweep: Sweep, elapsed: float) -> str:
     """What the whole sweep took; `elapsed` are the seconds of this run of it."""
     device = "CPU" if all(r.device.startswith("cpu") for r in sweep.results) else "GPU"
     hours = sweep.device_seconds / 3600
-    spent = (
-        f"{hours:.1f} {device}-hours" if hours >= 1 else f"{formatting.duration(sweep.device_seconds)} of {device} time"
-    )
+    spent = f"{hours:.1f} {device}-hours" if hours >= 1 else f"{fmt.duration(sweep.device_seconds)} of {device} time"
     words = [
         counts_text(sweep),
-        f"FLOPs: {formatting.flops(sweep.flops_spent)} of {formatting.flops(sweep.plan.flops)} planned",
-        f"time: {formatting.duration(elapsed)}; training in all: {spent}",
+        f"FLOPs: {fmt.flops(sweep.flops_spent)} of {fmt.flops(sweep.plan.flops)} planned",
+        f"time: {fmt.duration(elapsed)}; training in all: {spent}",
     ]
     if sweep.num_deaths:
         words.append(f"retries: {sweep.num_deaths} after a worker or node died")
@@ -201,9 +199,7 @@ def status_text(sweep: Sweep) -> str:
     lines = [
         f"{sweep.plan.name}: {sweep.paths.root}",
         counts_text(sweep),
-        f"FLOPs: {formatting.flops(spent)} of {formatting.flops(sweep.plan.flops)}"
-        if spent
-        else "FLOPs: none spent yet",
+        f"FLOPs: {fmt.flops(spent)} of {fmt.flops(sweep.plan.flops)}" if spent else "FLOPs: none spent yet",
     ]
     if begun := sweep.num_begun:
         lines.append(f"checkpoints: {begun} of the others can go on from where they were")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.planning import Experiment, Plan, Price, price_warnings
 from flops_fit_ray.simulate import Simulation
 
@@ -20,17 +20,17 @@ def plan_text(plan: Plan) -> str:
     decided = len(plan.experiments)
     rows = [_row(e, expected=i >= decided) for i, e in enumerate(shown)]
     head = ["C", "size", "N", "D", "D/N", "steps", "epochs", "lr", "FLOPs", "FLOPs/6ND", "executed", "", ""]
-    lines = [formatting.table(head, rows), ""]
+    lines = [fmt.table(head, rows), ""]
     if len(plan.expected) > MOST_ROWS:
         lines.append(f"... and {len(plan.expected) - MOST_ROWS} more (--json has all)")
     lines += [
         *_price_lines(plan, plan.price),
         f"N: {size.params_source}. FLOPs: {size.flops_source}, forward and backward. D: one token is "
-        f"{data.token_unit}; the training set has {'an unknown number' if epoch is None else formatting.count(epoch)}.",
+        f"{data.token_unit}; the training set has {'an unknown number' if epoch is None else fmt.count(epoch)}.",
         f"held-out: {f'{data.eval_samples} samples of ' if data.eval_samples else ''}{data.eval_source}",
         f"precision: {_precision_words(plan)}",
-        f"disk: up to {formatting.size(plan.disk.per_running)} of checkpoints for each experiment that runs, "
-        f"{formatting.size(plan.disk.in_the_end)} in the end",
+        f"disk: up to {fmt.size(plan.disk.per_running)} of checkpoints for each experiment that runs, "
+        f"{fmt.size(plan.disk.in_the_end)} in the end",
         *([f"sizes that the model refused: {_refused(plan)}"] if plan.survey.skipped else []),
         *plan.notes,
         *(f"warning: {warning}" for warning in plan.warnings),
@@ -48,10 +48,10 @@ def _refused(plan: Plan) -> str:
 def _row(e: Experiment, *, expected: bool) -> list[str]:
     why = ROLES[e.role] or (f"from step {e.start_step}" if e.parent else "")
     return [
-        formatting.flops(e.budget),
+        fmt.flops(e.budget),
         str(e.size),
-        formatting.count(e.params),
-        formatting.count(e.tokens),
+        fmt.count(e.params),
+        fmt.count(e.tokens),
         f"{e.tokens / e.params:.3g}",
         str(e.steps),
         "?" if e.epochs is None else f"{e.epochs:.2f}",
@@ -67,30 +67,30 @@ def _row(e: Experiment, *, expected: bool) -> list[str]:
 def _price_lines(plan: Plan, price: Price | None) -> Iterator[str]:
     number, expected = len(plan.expected), len(plan.forecast)
     follow = f", {expected} of them expected: results decide" if expected else ""
-    yield f"{number} experiments{follow}; {formatting.flops(plan.flops)} FLOPs to execute"
+    yield f"{number} experiments{follow}; {fmt.flops(plan.flops)} FLOPs to execute"
     if price is None:
         return
     saved = 100 * (1 - price.flops / price.flops_separate)
     yield (
-        f"price: {formatting.flops(price.flops)} FLOPs; as separate runs {formatting.flops(price.flops_separate)} ({saved:.0f} % "
-        f"saved by trunks); 7 sizes at every budget, each a run of its own, {formatting.flops(price.flops_full_grid)}"
+        f"price: {fmt.flops(price.flops)} FLOPs; as separate runs {fmt.flops(price.flops_separate)} ({saved:.0f} % "
+        f"saved by trunks); 7 sizes at every budget, each a run of its own, {fmt.flops(price.flops_full_grid)}"
     )
     for start in price.starts:
         taken = " (taken)" if start.name == price.start else ""
         known = price.wall_seconds is not None
-        span = formatting.duration(start.makespan) if known else f"{formatting.flops(start.makespan)} FLOPs"
-        yield f"  start from {start.name}: {formatting.flops(start.flops)} FLOPs, {span} on {price.slots} slots{taken}"
+        span = fmt.duration(start.makespan) if known else f"{fmt.flops(start.makespan)} FLOPs"
+        yield f"  start from {start.name}: {fmt.flops(start.flops)} FLOPs, {span} on {price.slots} slots{taken}"
     if price.wall_seconds is None or price.device_seconds is None:
         yield "hours and money: run `flops-fit-ray check` first, or state --rate FLOP/s"
         return
     source = "as check measured it" if price.source == "check" else "at the stated rate"
     cost = "" if price.money is None else f", {price.money:,.2f} at that price"
     yield (
-        f"time: {formatting.duration(price.device_seconds)} of one slot, {formatting.duration(price.wall_seconds)} on "
+        f"time: {fmt.duration(price.device_seconds)} of one slot, {fmt.duration(price.wall_seconds)} on "
         f"{price.slots} side by side{cost} ({source})"
     )
     if price.peak_memory_bytes:
-        yield f"memory: at most {formatting.size(price.peak_memory_bytes)} per experiment, as check saw it"
+        yield f"memory: at most {fmt.size(price.peak_memory_bytes)} per experiment, as check saw it"
 
 
 def _precision_words(plan: Plan) -> str:
@@ -108,16 +108,16 @@ def simulation_text(found: Simulation) -> str:
     lines = [
         f"{found.sweeps} simulated sweep(s) on L = {e:g} + {a:g}/N^{alpha:g} + {b:g}/D^{beta:g}, noise {found.noise:g} "
         "nats: the planner, the scheduler and the fit are real, training is not",
-        f"{found.experiments:.0f} experiments, {formatting.flops(found.flops)} FLOPs executed: "
+        f"{found.experiments:.0f} experiments, {fmt.flops(found.flops)} FLOPs executed: "
         f"{found.flops / found.flops_full_grid:.2f} of 7 sizes at every budget as separate runs",
-        f"at C = {formatting.flops(found.target)} N_opt is {formatting.count(found.params_true)}: found within "
+        f"at C = {fmt.flops(found.target)} N_opt is {fmt.count(found.params_true)}: found within "
         f"x/÷{found.factor:.3g} by its 95 % interval, bias {100 * found.bias:+.1f} %, "
         f"spread {100 * found.spread:.1f} %",
         f"intervals hold the truth in {100 * found.coverage:.0f} % of {found.answered}; regret {found.regret:.2g} nats",
         "",
-        formatting.table(
+        fmt.table(
             ["slots", "makespan (FLOPs)", "/ lower bound"],
-            [[str(m.slots), formatting.flops(m.makespan), f"{m.over_bound:.3f}"] for m in found.makespans],
+            [[str(m.slots), fmt.flops(m.makespan), f"{m.over_bound:.3f}"] for m in found.makespans],
             left=0,
         ),
     ]

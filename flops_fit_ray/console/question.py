@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.planning import Experiment, ModelSize, Plan
 from flops_fit_ray.spec import SweepSpec
 
@@ -19,7 +19,7 @@ def _model(spec: SweepSpec, plan: Plan) -> str:
     used = {e.size for e in plan.expected}
     sizes = sorted((s for s in plan.survey.sizes if s.size in used), key=lambda s: s.params)
     names = dict.fromkeys(name for s in sizes for name in s.kwargs)
-    words = [str(spec.model.target), f"N {formatting.count(sizes[0].params)} to {formatting.count(sizes[-1].params)}"]
+    words = [str(spec.model.target), f"N {fmt.count(sizes[0].params)} to {fmt.count(sizes[-1].params)}"]
     words += [f"{name} {_range([s.kwargs[name] for s in sizes if name in s.kwargs])}" for name in names]
     words += [f"{name} {value}" for name, value in spec.model.kwargs.items()]
     return ", ".join([*words, *_architecture(sizes[0], sizes[-1])])
@@ -43,7 +43,7 @@ def _data(spec: SweepSpec, plan: Plan) -> str:
         [
             str(spec.data.train),
             length,
-            *([f"{formatting.count(epoch)} tokens"] if epoch is not None else []),
+            *([f"{fmt.count(epoch)} tokens"] if epoch is not None else []),
             f"{data.tokens_per_sample} per sample, a token is {data.token_unit}",
             f"held-out: {f'{data.eval_samples:,} samples of ' if data.eval_samples else ''}{data.eval_source}",
         ]
@@ -72,7 +72,5 @@ def _range(values: Sequence[Any]) -> str:
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in once):
         return " or ".join(map(str, once))
     low, high = min(once), max(once)
-    named = [
-        f"{v:.2g}" if isinstance(v, float) else (str(v) if v < 10_000 else formatting.count(v)) for v in (low, high)
-    ]
+    named = [f"{v:.2g}" if isinstance(v, float) else (str(v) if v < 10_000 else fmt.count(v)) for v in (low, high)]
     return named[0] if low == high else f"{named[0]} to {named[1]}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import Valley, ValleyFit, ValleyIntervals
 from flops_fit_ray.analysis.arrays import Floats
 
@@ -91,8 +91,8 @@ def optimum_words(valley: Valley, intervals: ValleyIntervals | None) -> str:
     """N_opt of one budget with its interval, or why there is none."""
     if valley.status != "interior":
         return f"{len(valley.loss)} of 3 results" if valley.status == "too_few" else WITHOUT[valley.status]
-    within = f" {formatting.interval(intervals.params_opt.low, intervals.params_opt.high)}" if intervals else ""
-    return f"N_opt {formatting.count(valley.params_opt)}{within}"
+    within = f" {fmt.interval(intervals.params_opt.low, intervals.params_opt.high)}" if intervals else ""
+    return f"N_opt {fmt.count(valley.params_opt)}{within}"
 
 
 def law_words(fit: ValleyFit) -> str:

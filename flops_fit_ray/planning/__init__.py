@@ -22,7 +22,6 @@ from flops_fit_ray.planning.experiment import (
 from flops_fit_ray.planning.grid import flops_audit
 from flops_fit_ray.planning.planner import Planner, Queue, make_plan, next_experiments
 from flops_fit_ray.planning.price import Price, Rates, price_of, price_warnings, priced, rates_from_json, stated_rate
-from flops_fit_ray.planning.schedule import choose_starts
 from flops_fit_ray.planning.sizes import (
     AUTO_WINDOW,
     auto_candidates,
@@ -33,6 +32,7 @@ from flops_fit_ray.planning.sizes import (
     size_kwargs,
     size_label,
 )
+from flops_fit_ray.planning.slots import choose_starts
 from flops_fit_ray.planning.trunks import leaves_trunk, needed_trunks, trunk_numbers, trunk_of
 
 __all__ = [

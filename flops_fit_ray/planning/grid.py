@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.doubts import range_warning
 from flops_fit_ray.analysis.valley import FEWEST
 from flops_fit_ray.errors import SpecError
@@ -78,7 +78,7 @@ def _budget_faults(spec: SweepSpec, cells: list[Cell], survey: Survey) -> list[s
         if len(found) < FEWEST["parabola"]:
             skipped = f"; the model refused {'; '.join(survey.skipped)}" if survey.skipped and not found else ""
             faults.append(
-                f"budgets: {formatting.flops(budget.flops)} has {len(found)} size(s) {found}; a valley needs at least "
+                f"budgets: {fmt.flops(budget.flops)} has {len(found)} size(s) {found}; a valley needs at least "
                 f"{FEWEST['parabola']}, better {GOOD_SIZES}: give model.sizes{skipped}"
             )
     return faults
@@ -89,7 +89,7 @@ def _cell_faults(spec: SweepSpec, cells: list[Cell], survey: Survey) -> Iterator
     for budget, size in cells:
         if steps[budget.flops, size.size] < 1:
             yield (
-                f"budget {formatting.flops(budget.flops)}, size {size.size}: C pays for less than one batch "
+                f"budget {fmt.flops(budget.flops)}, size {size.size}: C pays for less than one batch "
                 f"({budget.flops / size.flops_per_token:.3g} tokens); raise the budget or lower train.batch_size"
             )
     largest = most_steps(spec, survey)
@@ -108,7 +108,7 @@ def too_much_data(spec: SweepSpec, survey: Survey, budget: float, size: ModelSiz
     steps, per_epoch = steps_of(spec, survey, budget, size), survey.data.train_samples or 1
     samples = steps * spec.train.batch_size
     return (
-        f"D = {steps * batch_tokens(spec, survey):,} tokens (budget {formatting.flops(budget)}, size {size.size}), "
+        f"D = {steps * batch_tokens(spec, survey):,} tokens (budget {fmt.flops(budget)}, size {size.size}), "
         f"{samples / per_epoch:.3g} epochs of {survey.data.tokens_per_epoch:,}, where "
         f"data.max_epochs allows {spec.data.max_epochs:g}"
     )
@@ -163,20 +163,20 @@ def cell_warnings(experiments: Sequence[Experiment]) -> Iterator[str]:
         fewest = min(short, key=lambda e: e.steps)
         yield (
             f"{len(short)} of {len(grid)} experiments have fewer than {MIN_STEPS} optimizer steps "
-            f"(C = {formatting.flops(fewest.budget)}, size {fewest.size}: {fewest.steps}): lower train.batch_size or raise "
+            f"(C = {fmt.flops(fewest.budget)}, size {fewest.size}: {fewest.steps}): lower train.batch_size or raise "
             "the budget"
         )
     if grid:
         rounded = max(grid, key=lambda e: abs(e.flops / e.budget - 1))
         if abs(rounded.flops / rounded.budget - 1) > LARGEST_ROUNDING:
             yield (
-                f"whole batches move C = {formatting.flops(rounded.budget)}, size {rounded.size} by "
+                f"whole batches move C = {fmt.flops(rounded.budget)}, size {rounded.size} by "
                 f"{100 * (rounded.flops / rounded.budget - 1):+.1f} %"
             )
     for budget in sorted({e.budget for e in grid}):
         count = sum(e.budget == budget for e in grid)
         if count < GOOD_SIZES:
-            yield f"C = {formatting.flops(budget)} has {count} sizes; {GOOD_SIZES} give a valley that one bad run cannot bend"
+            yield f"C = {fmt.flops(budget)} has {count} sizes; {GOOD_SIZES} give a valley that one bad run cannot bend"
     first = {e.key: e.tokens for e in grid}  # the smallest D of the trunk that each is a part of
     for e in grid:
         if e.parent is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.adaptive import FEWEST_SIZES
 from flops_fit_ray.planning.cells import Cells, frame_identity, make_frame, most_steps, steps_of, tokens_of
@@ -21,10 +21,10 @@ from flops_fit_ray.planning.grid import (
     sweep_warnings,
     too_much_data,
 )
-from flops_fit_ray.planning.growth import Findings, Growth
 from flops_fit_ray.planning.ladder import first_valley
-from flops_fit_ray.planning.schedule import tails
+from flops_fit_ray.planning.replay import Findings, Growth
 from flops_fit_ray.planning.sizes import expected_optimum
+from flops_fit_ray.planning.slots import tails
 from flops_fit_ray.spec import SweepSpec
 
 IDLE_ROLES = {"seed", "lr_check"}  # nothing is decided by them
@@ -66,7 +66,7 @@ class Planner:
             if len(first) >= FEWEST_SIZES:
                 return min(tokens_of(self.spec, self.survey, budget, s) for s in first)
             faults.append(
-                f"budgets: {formatting.flops(budget)} has {len(first)} size(s) that pay for one batch and fit the data; "
+                f"budgets: {fmt.flops(budget)} has {len(first)} size(s) that pay for one batch and fit the data; "
                 f"an adaptive grid needs at least {FEWEST_SIZES}, better {GOOD_SIZES}: raise the budget, lower "
                 "train.batch_size, or bring more data"
             )
@@ -131,18 +131,18 @@ class Planner:
             if len(cells) >= FEWEST_SIZES and min(cells) <= self.spec.grid.window * centre:
                 limit = "the model allows" if fed else "the data can feed"
                 yield (
-                    f"C = {formatting.flops(budget.flops)}: all sizes that {limit} are larger than the expected optimum "
+                    f"C = {fmt.flops(budget.flops)}: all sizes that {limit} are larger than the expected optimum "
                     f"N = {centre:.3g}"
                 )
                 continue
             if fed:
                 fault = (
-                    f"budgets: C = {formatting.flops(budget.flops)} has {len(cells)} size(s) around its expected optimum N = "
+                    f"budgets: C = {fmt.flops(budget.flops)} has {len(cells)} size(s) around its expected optimum N = "
                     f"{centre:.3g}; the model allows no others: widen model.sizes or set grid.tokens_per_param"
                 )
             else:
                 fault = (
-                    f"data.train: C = {formatting.flops(budget.flops)} needs more data than there is; around its expected "
+                    f"data.train: C = {fmt.flops(budget.flops)} needs more data than there is; around its expected "
                     f"optimum {too_much_data(self.spec, self.survey, budget.flops, nearest)}. Bring more "
                     "data or lower the budget"
                 )

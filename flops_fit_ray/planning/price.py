@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flops_fit_ray.planning.experiment import Experiment, Plan
-from flops_fit_ray.planning.schedule import Seconds, Start, choose_starts, lower_bound, own_seconds
+from flops_fit_ray.planning.slots import Seconds, Start, choose_starts, lower_bound, own_seconds
 from flops_fit_ray.storage.codec import value_of
 
 FULL_GRID = 7  # sizes of each budget in the grid that published sweeps run

@@ -16,7 +16,7 @@ import numpy as np
 from flops_fit_ray.planning.cells import general_lr
 from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Finding, Plan
 from flops_fit_ray.planning.planner import Planner, next_experiments
-from flops_fit_ray.planning.schedule import Seconds, choose_starts, own_seconds, trunk_share
+from flops_fit_ray.planning.slots import Seconds, choose_starts, own_seconds, trunk_share
 
 Surface = tuple[float, float, float, float, float]  # E, A, B, alpha, beta; nats, parameters, tokens
 SURFACES: Mapping[str, Surface] = {

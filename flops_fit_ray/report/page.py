@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import Analysis, Interval, laws_to_json, n_opt_to_json, predict, prediction_to_json
 from flops_fit_ray.report.figures import draw_valleys, for_page, to_svg, valley_curves
 from flops_fit_ray.report.words import ADVICE, costs, provenance
@@ -35,11 +35,11 @@ def answer(analysis: Analysis, loss_name: str) -> str:
     else:
         p = predict(fit, fit.fitted_range[1])
         within, found = [p.params_interval, p.tokens_interval], (p.budget, p.params, p.tokens, p.loss)
-    bounds = [f" {formatting.interval(i.low, i.high)}" if i else "" for i in within]
+    bounds = [f" {fmt.interval(i.low, i.high)}" if i else "" for i in within]
     budget, params, tokens, loss = found
     said = (
-        f"With C = {formatting.flops(budget)} FLOPs the best model has N = {formatting.count(params)} parameters"
-        f"{bounds[0]} and trains on D = {formatting.count(tokens)} tokens{bounds[1]}, "
+        f"With C = {fmt.flops(budget)} FLOPs the best model has N = {fmt.count(params)} parameters"
+        f"{bounds[0]} and trains on D = {fmt.count(tokens)} tokens{bounds[1]}, "
         f"D/N = {tokens / params:.3g}; {loss_name} {loss:.4f}."
     )
     far = [flag.message for p in analysis.predictions for flag in p.warnings if flag.severity == "severe"]
@@ -155,11 +155,11 @@ def _environment(*, autoescape: bool = True, **blocks: bool) -> jinja2.Environme
         **blocks,  # type: ignore[arg-type] # mypy looks for the bool among options of other types
     )
     environment.filters.update(
-        count=formatting.count,
-        flops=formatting.flops,
-        duration=formatting.duration,
+        count=fmt.count,
+        flops=fmt.flops,
+        duration=fmt.duration,
         exp=math.exp,
-        within=lambda i: formatting.interval(i.low, i.high),
+        within=lambda i: fmt.interval(i.low, i.high),
         cell=_cell,
     )
     return environment
@@ -206,6 +206,6 @@ def _one_run(sweep: Sweep) -> str:
         return "One training run, not finished yet."
     r = sweep.results[0]
     return (
-        f"One training run: N = {formatting.count(r.params)} parameters on D = {formatting.count(r.tokens_seen)} tokens, "
-        f"C = {formatting.flops(r.flops)} FLOPs; {sweep.loss_name} {r.loss:.4f}."
+        f"One training run: N = {fmt.count(r.params)} parameters on D = {fmt.count(r.tokens_seen)} tokens, "
+        f"C = {fmt.flops(r.flops)} FLOPs; {sweep.loss_name} {r.loss:.4f}."
     )

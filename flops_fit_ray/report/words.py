@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import DataFacts
@@ -37,11 +37,11 @@ def costs(sweep: Sweep) -> list[Cost]:
     follow = f", about {len(plan.forecast)} more to follow" if plan.forecast else ""
     return [
         Cost(what="experiments", planned=f"{len(plan.experiments)}{follow}", real=f"{len(sweep.results)} completed"),
-        Cost(what="FLOPs", planned=formatting.flops(plan.flops), real=formatting.flops(sweep.flops_spent)),
+        Cost(what="FLOPs", planned=fmt.flops(plan.flops), real=fmt.flops(sweep.flops_spent)),
         Cost(
             what="training, all devices together",
-            planned="not known (`check` measures it)" if planned is None else formatting.duration(planned),
-            real=formatting.duration(sweep.device_seconds),
+            planned="not known (`check` measures it)" if planned is None else fmt.duration(planned),
+            real=fmt.duration(sweep.device_seconds),
         ),
     ]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.console.plain import STATES
 
 VERSION = version("flops-fit-ray")
@@ -24,11 +24,11 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=formatting.count,
-        flops=formatting.flops,
-        duration=formatting.duration,
-        size=formatting.size,
-        clock=formatting.clock,
+        count=fmt.count,
+        flops=fmt.flops,
+        duration=fmt.duration,
+        size=fmt.size,
+        clock=fmt.clock,
         status=lambda word: STATES.get(word, word),
         percent=lambda share: f"{100 * share:.0f} %",
     )

@@ -1,1 +1,1 @@
-"""Files and objects: where they are, written whole or not at all, by one writer at a time. Nothing here knows what they mean."""
+"""Files and objects: where they are, written whole or not at all, by one writer at a time."""

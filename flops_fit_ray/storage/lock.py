@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import DirectoryError, StorageError
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lease import LeaseHeldError, is_dead, leased
@@ -135,5 +135,5 @@ def _owner(paths: SweepPaths) -> str | None:
 
 def _in_words(owner: Mapping[str, Any]) -> str:
     started = owner.get("started_at")
-    since = f", since {formatting.clock(started)}" if isinstance(started, float) else ""
+    since = f", since {fmt.clock(started)}" if isinstance(started, float) else ""
     return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}{since}"

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Experiment, Plan, Rates, flops_audit, price_of
 from flops_fit_ray.training.care import Care, Observer
@@ -70,7 +70,7 @@ class Report:
     def __str__(self) -> str:
         width = max(len(line.name) for line in self.lines)
         lines = [f"{line.verdict}  {line.name.ljust(width)}  {line.words}" for line in self.lines]
-        return "\n".join([*lines, f"{self.verdict} on {self.device} in {formatting.duration(self.seconds)}"])
+        return "\n".join([*lines, f"{self.verdict} on {self.device} in {fmt.duration(self.seconds)}"])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -142,7 +142,7 @@ def _both(measured: Sequence[Measured], show: Callable[[Measured], str]) -> str:
 
 def _runs(measured: Sequence[Measured]) -> Line:
     wrong = [m for m in measured if m.params_total != m.experiment.params_total]
-    shown = _both(measured, lambda m: f"{formatting.count(m.params_total)} parameters")
+    shown = _both(measured, lambda m: f"{fmt.count(m.params_total)} parameters")
     if wrong:
         return Line(
             "FAIL", "runs", f"{shown}; the plan counted {_both(wrong, lambda m: str(m.experiment.params_total))}"
@@ -180,7 +180,7 @@ def _memory(measured: Sequence[Measured], device: torch.device, slots: int) -> L
     room = whole if device.type == "cuda" else whole // slots
     halved = [m for m in measured if m.micro_batch_size != m.experiment.recipe.micro_batch_size]
     peak = max((m.peak_bytes or 0) for m in measured)
-    words = f"at most {formatting.size(peak)} of {formatting.size(room)} per experiment"
+    words = f"at most {fmt.size(peak)} of {fmt.size(room)} per experiment"
     if halved:
         size = halved[0].micro_batch_size
         return Line("WARN", "memory", f"{words}; too little for the micro-batch: train.micro_batch_size: {size} fits")
@@ -212,11 +212,11 @@ def _speed(plan: Plan, measured: Sequence[Measured], rates: Rates, device: torch
 
     def shown(m: Measured) -> str:
         rate = m.tokens / m.step_seconds
-        return f"{formatting.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
+        return f"{fmt.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
 
     price = price_of(plan.expected, rates=rates)
     words = f"{_both(measured, shown)} on {name} in {precision}"
-    words += f"; the sweep about {formatting.duration(price.wall_seconds or 0.0)} on {rates.slots} at a time"
+    words += f"; the sweep about {fmt.duration(price.wall_seconds or 0.0)} on {rates.slots} at a time"
     if device.type == "cuda" and precision == "fp32":
         return Line("WARN", "speed", f"{words}. A GPU is faster in bf16: train.precision: auto tries it")
     return Line("PASS", "speed", words)
@@ -259,7 +259,7 @@ def _round_trip(experiment: Experiment, guest: Guest, device: torch.device) -> L
             train_experiment(short, guest, eval_samples=0, device=device.type, care=care, observer=stopping)
         size = sum(path.stat().st_size for path in Path(directory).iterdir())
         resumed = train_experiment(short, guest, eval_samples=0, device=device.type, care=care)
-    words = f"{formatting.size(size)} at size {experiment.size}, written, read back and gone on from"
+    words = f"{fmt.size(size)} at size {experiment.size}, written, read back and gone on from"
     same = [p.train_loss for p in resumed.curve] == [p.train_loss for p in whole.curve]
     if same:
         return Line("PASS", "checkpoint", f"{words}: the same losses to the last bit")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.planning import Experiment, Plan, Rates
-from flops_fit_ray.planning.schedule import own_seconds
+from flops_fit_ray.planning.slots import own_seconds
 from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.data import Batch, make_feed
 from flops_fit_ray.training.device import peak_memory_bytes, reset_peak_memory

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from flops_fit_ray import formatting
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.outliers import farthest_outlier
 from flops_fit_ray.analysis.valley import FEWEST, Valley
-from flops_fit_ray.planning import adaptive, rates
+from flops_fit_ray.planning import adaptive, lr_probes
 from flops_fit_ray.planning.cells import Cells, resolve_lr
 from flops_fit_ray.planning.experiment import Experiment, Finding, LrFound, ModelSize
 from flops_fit_ray.planning.grid import Cell
@@ -75,7 +75,7 @@ class Growth:
         else:
             smallest = min(b.flops for b, _ in self._static)
             first = [s for b, s in self._static if b.flops == smallest]
-        sizes = rates.probed_sizes(first)
+        sizes = lr_probes.probed_sizes(first)
         best = [self._probe(budget, size) for size in sizes]
         if None in best and not self._assume:
             return False
@@ -83,10 +83,10 @@ class Growth:
             (s.params, resolve_lr(self._spec, s) * (1.0 if factor is None else factor))
             for s, factor in zip(sizes, best, strict=True)
         ]
-        self.lr = rates.lr_law(optima)
-        shown = ", ".join(f"{lr:.2e} at N = {formatting.count(n)}" for n, lr in optima)
+        self.lr = lr_probes.lr_law(optima)
+        shown = ", ".join(f"{lr:.2e} at N = {fmt.count(n)}" for n, lr in optima)
         self.notes.append(
-            f"learning rate: best {shown}; the grid takes {self.lr.coefficient:.2e} · (N / {formatting.count(self.lr.at)})"
+            f"learning rate: best {shown}; the grid takes {self.lr.coefficient:.2e} · (N / {fmt.count(self.lr.at)})"
             f"^{self.lr.exponent:.2f}"
         )
         return True
@@ -94,7 +94,7 @@ class Growth:
     def _probe(self, budget: float, size: ModelSize) -> float | None:
         """The best factor over the general rule at one size; None while its probes are open."""
         losses: dict[float, float] = {}
-        while factors := rates.missing_factors(losses):
+        while factors := lr_probes.missing_factors(losses):
             for factor in factors:
                 lr = resolve_lr(self._spec, size) * factor
                 reason = f"learning rate {factor:g} times the general rule"
@@ -103,10 +103,10 @@ class Growth:
                 losses[factor] = self._loss_or_inf(probe)
             if any(map(math.isnan, losses.values())):
                 return None
-        if not math.isfinite(losses[rates.best_factor(losses)]):
+        if not math.isfinite(losses[lr_probes.best_factor(losses)]):
             self.notes.append(f"every learning rate failed at size {size.size}: the general rule stands there")
             return 1.0
-        return rates.optimum_factor(losses)
+        return lr_probes.optimum_factor(losses)
 
     def _loss_or_inf(self, experiment: Experiment) -> float:
         """The loss; NaN while it is open, infinite where there is none."""
@@ -146,11 +146,11 @@ class Growth:
             if not minima:
                 centre = expected_optimum(c, grid.tokens_per_param)
                 sizes = first_valley(self._spec, self._cells.survey)
-                reason = f"first valley, around N = {formatting.count(centre)}"
+                reason = f"first valley, around N = {fmt.count(centre)}"
             else:
                 centre = adaptive.predicted_optimum(minima, c)
                 sizes = adaptive.nearest(self._fitting(c), centre, grid.sizes, adaptive.reach(grid))
-                reason = f"around the predicted N = {formatting.count(centre)}"
+                reason = f"around the predicted N = {fmt.count(centre)}"
             for size in sizes:
                 self._add_cell(c, size, reason)
             if minima and number + 1 < len(self._spec.budgets):
@@ -166,7 +166,7 @@ class Growth:
         """The middle of the next budget's window: it will be wanted wherever this budget's minimum turns out to be."""
         centre = adaptive.predicted_optimum(minima, budget)
         for size in adaptive.nearest(self._fitting(budget), centre, min(adaptive.CORE, self._spec.grid.sizes)):
-            self._add_cell(budget, size, f"around the predicted N = {formatting.count(centre)}, two budgets ahead")
+            self._add_cell(budget, size, f"around the predicted N = {fmt.count(centre)}, two budgets ahead")
 
     def _bracket(self, budget: float, centre: float) -> float | None:
         """N at the minimum, or the best guess at it; None while experiments of this budget are open."""
@@ -192,7 +192,7 @@ class Growth:
     def _note_open_end(self, budget: float, valley: Valley, room: int, side: str) -> None:
         what = valley.reason or f"the minimum is near the {side} end of the sizes"
         self.notes.append(
-            f"C = {formatting.flops(budget)}: {what}; no more are added, {self._why_no_more(budget, room, side)}"
+            f"C = {fmt.flops(budget)}: {what}; no more are added, {self._why_no_more(budget, room, side)}"
         )
 
     def _why_no_more(self, budget: float, room: int, side: str) -> str:
@@ -280,9 +280,7 @@ class Growth:
             of=e.key,
         )
         if again.key not in self.experiments:
-            self.notes.append(
-                f"C = {formatting.flops(e.budget)}, size {e.size}: {why}; run again with {how}, both on record"
-            )
+            self.notes.append(f"C = {fmt.flops(e.budget)}, size {e.size}: {why}; run again with {how}, both on record")
         return self._add(again)
 
     def _after(self, number: int) -> None:

@@ -27,8 +27,8 @@ import numpy as np
 from flops_fit_ray.analysis import FitOptions, fit_sweep
 from flops_fit_ray.planning import Planner, Survey
 from flops_fit_ray.planning.simulation import SURFACES, World, simulate_sweep
-from flops_fit_ray.simulate import simulated_points
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.sweep.simulate import simulated_points
 from tests.worlds import DATA, RULE, SIZES, adaptive_spec
 
 NOISES = (0.003, 0.01)

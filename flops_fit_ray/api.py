@@ -18,10 +18,10 @@ from flops_fit_ray.formatting import did_you_mean
 from flops_fit_ray.pipeline import Order, check_output, record_rates, recorded_rates, run_sweep
 from flops_fit_ray.planning import Plan, make_plan, priced
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.stopping import until_for
 from flops_fit_ray.storage.object_store import place_of
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.stopping import until_for
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.changes import changes_since, recorded_in
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Finding, Frame, Plan, Planner, Rates, Survey, priced, rates_from_json
 from flops_fit_ray.spec import Budget, SweepSpec, dump_spec, read_spec
-from flops_fit_ray.stopping import LIMIT, Until, next_budget, outlook, with_budgets
 from flops_fit_ray.storage.atomic import read_json, set_aside, write_bytes, write_json
 from flops_fit_ray.storage.lock import refuse_second_writer
 from flops_fit_ray.storage.object_store import is_remote
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
-from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.sweep.changes import changes_since, recorded_in
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.stopping import LIMIT, Until, next_budget, outlook, with_budgets
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.interrupt import Interrupt

@@ -28,7 +28,7 @@ from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED
 from flops_fit_ray.ledger import Ledger, Result
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from tests.records import recorded
 
 SIZES = [5, 7, 10, 14, 20, 28]

@@ -13,7 +13,7 @@ from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.measure import survey
 from tests.parts import Truncated, guest_of, planned, power_law_regression, spec_of

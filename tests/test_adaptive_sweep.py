@@ -13,8 +13,8 @@ from flops_fit_ray.planning import plan_from_json, stated_rate
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, valley_curves
 from flops_fit_ray.storage.atomic import read_json, write_json
-from flops_fit_ray.sweep import Sweep, open_sweep
-from flops_fit_ray.validity import validity_card
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.validity import validity_card
 from tests.sweeps import adaptive_known_spec, grow_sweep, known_guest
 
 
@@ -53,7 +53,7 @@ def test_it_is_gone_on_with_and_nothing_runs_again(sweep: Sweep) -> None:
 def test_one_more_budget_keeps_every_result(sweep: Sweep, tmp_path: Path) -> None:
     import shutil
 
-    from flops_fit_ray.extension import extended
+    from flops_fit_ray.sweep.extend import extended
 
     root = shutil.copytree(sweep.paths.root, tmp_path / "wider")
     wider = grow_sweep(root, extended(sweep.spec, budgets=[3.2e6]), known_guest(sweep.spec))

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from torch.utils.data import TensorDataset
 
-from flops_fit_ray.changes import Changes, changes_since, recorded_in
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import grown_plan, recorded_frame
 from flops_fit_ray.planning import Planner
 from flops_fit_ray.spec import SweepSpec, make_spec
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.changes import Changes, changes_since, recorded_in
+from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.training.guest import Guest
 from flops_fit_ray.training.measure import survey
 from tests.parts import Mlp, guest_of, regression, spec_of

@@ -9,7 +9,7 @@ import pytest
 
 from flops_fit_ray.cli import main
 from flops_fit_ray.report import write_report
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
 from tests.sweeps import adaptive_known_spec, grow_sweep, known_guest, known_spec, make_sweep
 
 DEMO = Path(__file__).parent.parent / "examples" / "bytes"

@@ -11,7 +11,7 @@ from flops_fit_ray.cli import main
 from flops_fit_ray.cli.common import exit_code
 from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, Surface, optimum, sweep_on
 from tests.sweeps import known_guest, known_spec, make_sweep
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep import open_sweep
+from flops_fit_ray.sweep.directory import open_sweep
 from tests.chaos import make_project, uninterrupted
 from tests.nodes import RealCluster, free_port, real_cluster
 from tests.records import recorded

@@ -28,7 +28,7 @@ from flops_fit_ray.ledger.hardware import Cluster, Gpu, Machine
 from flops_fit_ray.ledger.watch import Watcher
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from tests.records import FAILURE
 from tests.surfaces import HOFFMANN, sweep_on
 from tests.sweeps import known_guest, known_spec, make_sweep

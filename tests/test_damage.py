@@ -19,7 +19,7 @@ from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import Ledger, Progress
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from tests.killing import num_attempts, run_here
 from tests.records import FAILURE, RESULT, recorded
 

@@ -9,9 +9,9 @@ import pytest
 
 from flops_fit_ray.analysis import FitOptions, fit_sweep
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.extension import extended
-from flops_fit_ray.stopping import Until, expected_factor, factor_at, next_budget, outlook, parse_until
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.extend import extended
+from flops_fit_ray.sweep.stopping import Until, expected_factor, factor_at, next_budget, outlook, parse_until
 from tests.parts import spec_of
 from tests.surfaces import HOFFMANN, sweep_on
 from tests.worlds import adaptive_spec

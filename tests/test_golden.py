@@ -18,7 +18,7 @@ from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import make_spec
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep import open_sweep
+from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.guest import make_guest
 from flops_fit_ray.training.losses import mse
 from flops_fit_ray.training.measure import survey

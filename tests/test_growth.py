@@ -15,7 +15,7 @@ from flops_fit_ray.planning import Finding, Plan, Planner, Survey, make_plan
 from flops_fit_ray.planning.adaptive import predicted_optimum
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import World, lr_penalty
-from flops_fit_ray.simulate import fit_simulated, simulated_points
+from flops_fit_ray.sweep.simulate import fit_simulated, simulated_points
 from tests.surfaces import HOFFMANN, sweep_on
 from tests.worlds import (
     BUDGETS,

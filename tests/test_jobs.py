@@ -13,7 +13,7 @@ from flops_fit_ray.engine.loaders import code_loader
 from flops_fit_ray.errors import DirectoryError, ResourceError
 from flops_fit_ray.pipeline import check_output
 from flops_fit_ray.spec import read_spec
-from flops_fit_ray.way import Way
+from flops_fit_ray.sweep.run_limits import Way
 from tests.chaos import make_project
 from tests.nodes import free_port
 from tests.test_cli import call

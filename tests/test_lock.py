@@ -18,7 +18,7 @@ from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.lock import exclusive, hostname, living_owner, refuse_second_writer
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep import open_sweep
+from flops_fit_ray.sweep.directory import open_sweep
 from tests.records import RESULT
 from tests.sweeps import known_guest, known_spec, make_sweep
 

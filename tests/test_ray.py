@@ -28,7 +28,7 @@ from flops_fit_ray.engine.loaders import Loader, SharedLoader, sharing
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Plan
-from flops_fit_ray.sweep import open_sweep
+from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.guest import make_guest
 from flops_fit_ray.training.loop import train_experiment
 from flops_fit_ray.training.losses import mse

@@ -25,7 +25,7 @@ from flops_fit_ray.service.specs import Specs
 from flops_fit_ray.service.views import state_of
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.paths import ServicePaths
-from flops_fit_ray.way import Way
+from flops_fit_ray.sweep.run_limits import Way
 from tests.chaos import make_project
 from tests.records import recorded
 from tests.serving import ServiceProcess, serving

@@ -10,7 +10,7 @@ import pytest
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep import open_sweep
+from flops_fit_ray.sweep.directory import open_sweep
 from tests.chaos import Driver, children_of, make_project
 from tests.records import recorded
 

@@ -18,7 +18,7 @@ from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
 from flops_fit_ray.ledger.watch import Watcher, Watchers
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import SweepSpec, make_spec
-from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.trackers import check_installed, watchers_for
 from flops_fit_ray.trackers.tracked import Tracked, Tracker, measured_of, run_name
 from tests.nodes import free_port

@@ -23,8 +23,8 @@ from flops_fit_ray.analysis import (
 from flops_fit_ray.analysis.extrapolation import hold_outs, loss_hold_out
 from flops_fit_ray.analysis.sensitivity import valley_bias, verdict
 from flops_fit_ray.errors import FitError
-from flops_fit_ray.sweep import Sweep
-from flops_fit_ray.validity import validity_card, worst_residual
+from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.validity import validity_card, worst_residual
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, joined, optimum, sweep_on
 from tests.sweeps import known_guest, known_spec, make_sweep
 

@@ -15,14 +15,14 @@ import click
 
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError, faults_of
 from flops_fit_ray.storage.object_store import place_of
-from flops_fit_ray.way import Way
+from flops_fit_ray.sweep.run_limits import Way
 
 if TYPE_CHECKING:
     from flops_fit_ray.console.choice import Wish
     from flops_fit_ray.console.plain import PlainConsole
     from flops_fit_ray.planning import Plan
     from flops_fit_ray.spec import SweepSpec
-    from flops_fit_ray.sweep import Sweep
+    from flops_fit_ray.sweep.directory import Sweep
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -205,7 +205,7 @@ def run_order(
         with interruptible():  # from here on, seconds of imports included, a signal has the same end
             from flops_fit_ray.pipeline import Order, check_output, recorded_frame, run_sweep
             from flops_fit_ray.planning import make_plan
-            from flops_fit_ray.stopping import until_for
+            from flops_fit_ray.sweep.stopping import until_for
             from flops_fit_ray.trackers import check_installed
             from flops_fit_ray.training.measure import survey_spec
 
@@ -245,7 +245,7 @@ def _say_results(sweep: Sweep, console: PlainConsole, elapsed: float, *, as_json
 
 def open_directory(directory: Path | None) -> Sweep:
     """The sweep that is meant."""
-    from flops_fit_ray.sweep import open_sweep
+    from flops_fit_ray.sweep.directory import open_sweep
 
     if directory is None:
         path = resolve_spec(None, quiet=True)

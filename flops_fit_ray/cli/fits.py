@@ -17,8 +17,8 @@ from flops_fit_ray.storage.object_store import place_of
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import FitOptions, SweepFit
     from flops_fit_ray.planning import Plan
-    from flops_fit_ray.recommend import Recommendation
-    from flops_fit_ray.sweep import Sweep
+    from flops_fit_ray.sweep.directory import Sweep
+    from flops_fit_ray.sweep.recommend import Recommendation
     from flops_fit_ray.tables import Table
 
 FEWEST_DRAWS, MOST_REFITTED = 400, 4_000_000  # draws; rows times draws, which take about 3 seconds
@@ -79,7 +79,7 @@ def fit(source: Path | None, at: tuple[float, ...], report_to: Path | None, as_j
     """
     from flops_fit_ray.analysis import analyse
     from flops_fit_ray.console.fits import analysis_text, card_text, table_text
-    from flops_fit_ray.validity import document, validity_card
+    from flops_fit_ray.sweep.validity import document, validity_card
 
     opened = _open_source(source, options)
     if report_to is not None and opened.table is None:
@@ -134,7 +134,7 @@ def predict(
     lines = [f"{flag}" for flag in (opened.table.flags if opened.table else ()) if flag.severity != "info"]
     lines.append(prediction_text(prediction, confidence))
     if opened.sweep is not None:
-        from flops_fit_ray.recommend import recommend
+        from flops_fit_ray.sweep.recommend import recommend
 
         advice = recommend(opened.sweep, opened.fit, prediction)
         content["run"] = advice.to_json()

@@ -22,7 +22,7 @@ from flops_fit_ray.cli.common import (
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
 from flops_fit_ray.storage.object_store import is_remote, place_of
-from flops_fit_ray.way import Way
+from flops_fit_ray.sweep.run_limits import Way
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.jobs import Jobs

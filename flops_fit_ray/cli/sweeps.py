@@ -35,11 +35,11 @@ from flops_fit_ray.cli.common import (
     way_options,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
-from flops_fit_ray.way import Way
+from flops_fit_ray.sweep.run_limits import Way
 
 if TYPE_CHECKING:
     from flops_fit_ray.console.choice import Wish
-    from flops_fit_ray.sweep import Sweep
+    from flops_fit_ray.sweep.directory import Sweep
 
 WATCH_SECONDS, REMOTE_WATCH_SECONDS = 2.0, 30.0  # between two looks at whether the plan has grown
 
@@ -101,7 +101,7 @@ def plan(
 
     path, resolved, made = planned(spec, overrides, quiet=as_json, code=code)
     if simulate:
-        from flops_fit_ray.simulate import simulate_spec
+        from flops_fit_ray.sweep.simulate import simulate_spec
 
         found = simulate_spec(resolved, made, surface=surface, noise=noise, sweeps=sweeps)
         click.echo(json.dumps(found.to_json()) if as_json else simulation_text(found))
@@ -225,7 +225,7 @@ def extend(
 
     Without anything to add it goes on with the sweep as it is in its directory.
     """
-    from flops_fit_ray.extension import extended
+    from flops_fit_ray.sweep.extend import extended
 
     sweep = open_directory(directory)
     root = sweep.paths.root
@@ -286,7 +286,7 @@ def _watch(sweep: Sweep, look: Wish) -> None:
     from flops_fit_ray.ledger import Ledger
     from flops_fit_ray.ledger.watch import Watcher
     from flops_fit_ray.storage.object_store import is_remote
-    from flops_fit_ray.sweep import open_sweep
+    from flops_fit_ray.sweep.directory import open_sweep
 
     console = console_for(look, sweep.paths, sweep.spec, sys.stdout)
     watcher = Watcher(console)

@@ -19,9 +19,9 @@ from flops_fit_ray.analysis import (
     SweepFit,
     TimedAnswer,
 )
-from flops_fit_ray.recommend import Recommendation
+from flops_fit_ray.sweep.recommend import Recommendation
+from flops_fit_ray.sweep.validity import Line
 from flops_fit_ray.tables import Table
-from flops_fit_ray.validity import Line
 
 MOST_VALLEYS = 40  # lines
 MOST_HOLD_OUTS = 10

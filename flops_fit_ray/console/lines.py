@@ -14,7 +14,7 @@ from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
 
 
 def closing(sweep: Sweep) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
 
 FIT_SHARE = 0.005  # of a core's time that the valleys may take
 MARGIN = 2  # lines of the terminal that are left to what scrolls by

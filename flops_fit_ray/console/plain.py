@@ -14,7 +14,7 @@ from flops_fit_ray.ledger import Event, Failure, Progress, Result
 from flops_fit_ray.ledger.hardware import Cluster, Machine
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
 
 MOST_NODES, MOST_NAMED = 8, 8  # lines; experiments in one
 

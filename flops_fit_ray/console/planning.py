@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.planning import Experiment, Plan, Price, price_warnings
-from flops_fit_ray.simulate import Simulation
+from flops_fit_ray.sweep.simulate import Simulation
 
 MOST_ROWS = 400  # of a plan that people read
 ROLES = {"grid": "", "probe": "lr probe", "seed": "seed", "lr_check": "lr check", "rerun": "rerun"}

@@ -15,9 +15,9 @@ from flops_fit_ray.report.figures import draw_valleys, for_page, to_svg, valley_
 from flops_fit_ray.report.words import ADVICE, costs, provenance
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.validity import Line
 from flops_fit_ray.tables import Table
-from flops_fit_ray.validity import Line
 
 MOST_VALLEYS, MOST_ROWS, MOST_FAILURES = 40, 250, 60  # rows; a page of 10,000 experiments must open, too
 

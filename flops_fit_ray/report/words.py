@@ -8,7 +8,7 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import DataFacts
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
 
 ADVICE = {
     "diverged": "Lower train.lr at this size, or warm up for longer; it is not tried again as it is.",

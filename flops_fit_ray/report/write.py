@@ -29,9 +29,9 @@ from flops_fit_ray.report.figures import (
 from flops_fit_ray.report.page import render, render_markdown, render_table, summary
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import ReportPaths
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.validity import document, validity_card
 from flops_fit_ray.tables import Table
-from flops_fit_ray.validity import document, validity_card
 
 MOST_PAGE_VALLEYS = 40  # more are no budgets, but runs scattered over C
 MOST_PAGE_CURVES = 60  # runs; with more the page would grow too large, and the figure's file stands beside it

@@ -22,7 +22,7 @@ from flops_fit_ray.service.redact import redacted, redacted_values
 from flops_fit_ray.service.refusal import Refusal
 from flops_fit_ray.service.runs import More
 from flops_fit_ray.spec import dump_spec
-from flops_fit_ray.way import Way
+from flops_fit_ray.sweep.run_limits import Way
 
 ROWS = 50
 MOST_FAILURES = 20

@@ -23,7 +23,7 @@ from flops_fit_ray.service import names
 from flops_fit_ray.service.redact import redacted
 from flops_fit_ray.storage.object_store import names_in
 from flops_fit_ray.storage.paths import ServicePaths, SweepPaths
-from flops_fit_ray.sweep import Sweep, open_sweep
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
 
 FRESH_SECONDS = 1.0  # for which a look is good
 MOST_KEPT = 64  # sweeps

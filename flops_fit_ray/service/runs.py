@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError
-from flops_fit_ray.extension import extended
 from flops_fit_ray.service import names
 from flops_fit_ray.service.allowed import check_allowed
 from flops_fit_ray.service.launch import Launcher, Look
@@ -28,8 +27,9 @@ from flops_fit_ray.storage.codec import value_of
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.object_store import names_in
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, ServicePaths
-from flops_fit_ray.sweep import open_sweep
-from flops_fit_ray.way import Way
+from flops_fit_ray.sweep.directory import open_sweep
+from flops_fit_ray.sweep.extend import extended
+from flops_fit_ray.sweep.run_limits import Way
 
 Kind = Literal["run", "resume", "extend"]
 Phase = Literal["queued", "running", "stopping", "ended"]

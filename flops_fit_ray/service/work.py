@@ -24,7 +24,7 @@ from flops_fit_ray.errors import FitError, FlopsFitError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from flops_fit_ray.sweep import Sweep
+    from flops_fit_ray.sweep.directory import Sweep
 
 NICE = 10
 MOST_OPEN = 4  # fitted sweeps that are kept in the process
@@ -137,7 +137,7 @@ def _end_with(parent: int) -> None:
 def _answer(question: str, root: str, version: str, more: tuple[str, ...]) -> bytes:
     known = _open.pop(root, None)
     if known is None or known[0] != version:
-        from flops_fit_ray.sweep import open_sweep
+        from flops_fit_ray.sweep.directory import open_sweep
 
         known = (version, open_sweep(Path(root)))
     _open[root] = known
@@ -152,7 +152,7 @@ def _answer(question: str, root: str, version: str, more: tuple[str, ...]) -> by
 
 
 def _fit(sweep: Sweep) -> bytes:
-    from flops_fit_ray.validity import document, validity_card
+    from flops_fit_ray.sweep.validity import document, validity_card
 
     return json.dumps(document(sweep.analysis, validity_card(sweep.fit, sweep))).encode()
 
@@ -177,7 +177,7 @@ def _short(sweep: Sweep) -> bytes:
 
 def _predict(sweep: Sweep, budget: str) -> bytes:
     from flops_fit_ray.analysis import plain, predict, prediction_to_json
-    from flops_fit_ray.recommend import recommend
+    from flops_fit_ray.sweep.recommend import recommend
 
     prediction = predict(sweep.fit, float(budget))
     content = prediction_to_json(prediction, sweep.fit.options.confidence)

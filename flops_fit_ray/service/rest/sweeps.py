@@ -15,7 +15,7 @@ from flops_fit_ray.service.parts import as_events, as_json, of_kind, parts_of
 from flops_fit_ray.service.runs import More
 from flops_fit_ray.service.shapes import Limit, Offset
 from flops_fit_ray.service.stream import sweep_events
-from flops_fit_ray.way import Way
+from flops_fit_ray.sweep.run_limits import Way
 
 routes = APIRouter()
 

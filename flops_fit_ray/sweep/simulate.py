@@ -16,7 +16,7 @@ from flops_fit_ray.planning import Plan, Planner, Survey, trunk_numbers
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import Simulated, World, simulate_sweep, stated_surface
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.sweep import fit_options
+from flops_fit_ray.sweep.directory import fit_options
 
 SLOTS = (2, 8, 64, 1024)
 DRAWS = 400  # of the bootstrap of each sweep

@@ -16,7 +16,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import flops
 from flops_fit_ray.spec import Budget, LrTable, SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import write_bytes
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
 
 CANDIDATES = 9  # sizes around the best that are tried, in case the model refuses some
 FAR_SIZE = 1.2  # a recorded size this far from N_opt is no answer

@@ -14,7 +14,7 @@ from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.analysis.law import fit_power_law
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import Budget, SweepSpec
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
 
 LIMIT = 10.0  # times what the sweep has cost before, where nobody says how much it may cost in all
 WORTH_IT = 0.97  # of the factor now, that the next budget must promise

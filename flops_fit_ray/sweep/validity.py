@@ -18,7 +18,7 @@ from flops_fit_ray.analysis.outliers import EXACT, OUTLIER, deviations
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.planning.grid import TRUSTED_RATIO
 from flops_fit_ray.spec import LrRule, LrTable
-from flops_fit_ray.sweep import Sweep
+from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.tables import Table
 
 Verdict = Literal["PASS", "WARN", "FAIL", "UNKNOWN"]

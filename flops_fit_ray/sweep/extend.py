@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import Budget, SizeValue, SweepSpec, make_spec
-from flops_fit_ray.stopping import with_budgets
+from flops_fit_ray.sweep.stopping import with_budgets
 
 SOURCE = "extend"
 

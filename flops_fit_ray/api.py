@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from flops_fit_ray.analysis import Analysis, FitOptions, Prediction, SweepFit, analyse, fit_sweep, predict
-from flops_fit_ray.arguments import SOURCE, describe_target, spec_from_arguments
 from flops_fit_ray.console.choice import console_for
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
@@ -18,6 +17,7 @@ from flops_fit_ray.formatting import did_you_mean
 from flops_fit_ray.pipeline import Order, check_output, record_rates, recorded_rates, run_sweep
 from flops_fit_ray.planning import Plan, make_plan, priced
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.spec.arguments import SOURCE, describe_target, spec_from_arguments
 from flops_fit_ray.storage.object_store import place_of
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep

@@ -10,9 +10,9 @@ from torch import nn
 
 from flops_fit_ray import SpecError, find_optimal
 from flops_fit_ray.api import Result
-from flops_fit_ray.arguments import describe, describe_value
 from flops_fit_ray.engine.loaders import loader_for
 from flops_fit_ray.planning import Plan
+from flops_fit_ray.spec.arguments import describe, describe_value
 from tests.parts import Mlp, Truncated, guest_of, planned, power_law_regression, regression, spec_of
 from tests.sweeps import known_guest, known_spec, make_sweep
 

@@ -19,9 +19,9 @@ from benchmarks.harness import hardware
 from benchmarks.step_gpu import ON_CPU, SIZES, parts_of
 from flops_fit_ray.engine.check import MEMORY_MARGIN
 from flops_fit_ray.engine.resources import part_of
-from flops_fit_ray.training.step import settings
-from flops_fit_ray.training.usage import usage
-from flops_fit_ray.training.worker import Worker
+from flops_fit_ray.training.loop.worker import Worker
+from flops_fit_ray.training.preflight.usage import usage
+from flops_fit_ray.training.step.stepper import settings
 
 WARM_STEPS = 20
 

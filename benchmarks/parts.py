@@ -10,9 +10,9 @@ from torch.utils.data import TensorDataset
 
 from flops_fit_ray.planning import Experiment, make_plan
 from flops_fit_ray.spec import make_spec
-from flops_fit_ray.training.guest import Guest, load_target, make_guest
-from flops_fit_ray.training.losses import cross_entropy
-from flops_fit_ray.training.measure import survey
+from flops_fit_ray.training.preflight.model_size import survey
+from flops_fit_ray.training.user.losses import cross_entropy
+from flops_fit_ray.training.user.parts import Guest, load_target, make_guest
 
 DEMO = Path(__file__).parent.parent / "examples" / "bytes"
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.user.parts import Guest
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = True) -> Tensor:

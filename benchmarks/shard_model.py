@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from benchmarks.parts import experiment_of
-from flops_fit_ray.training.group import Action, Group, joined, meet, open_store
-from flops_fit_ray.training.shards import ShardedGroup
-from flops_fit_ray.training.step import settings
-from flops_fit_ray.training.worker import Worker
+from flops_fit_ray.training.distributed.fsdp import ShardedGroup
+from flops_fit_ray.training.distributed.group import Action, Group, joined, meet, open_store
+from flops_fit_ray.training.loop.worker import Worker
+from flops_fit_ray.training.step.stepper import settings
 
 STEPS = 3
 TIMEOUT = 600.0

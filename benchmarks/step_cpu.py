@@ -20,13 +20,13 @@ from benchmarks.harness import Line, interleaved, ratio_of
 from benchmarks.parts import experiment_of
 from benchmarks.peers import Peer
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.data import make_feed
-from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.timing import measure
-from flops_fit_ray.training.worker import Worker
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.worker import Worker
+from flops_fit_ray.training.preflight.timing import measure
+from flops_fit_ray.training.step.attention import attention_kernel
+from flops_fit_ray.training.step.device import device_name, peak_flops, peak_memory_bytes
+from flops_fit_ray.training.user.parts import Guest
 
 SIZES = {  # width, layers, heads, context
     "demo-16": (16, 2, 2, 64),

@@ -23,11 +23,11 @@ from benchmarks.parts import experiment_of
 from benchmarks.peers import Peer
 from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.care import Observer
-from flops_fit_ray.training.device import device_name, peak_flops
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.worker import Worker
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.save_policy import Observer
+from flops_fit_ray.training.loop.worker import Worker
+from flops_fit_ray.training.step.device import device_name, peak_flops
+from flops_fit_ray.training.user.parts import Guest
 
 # name: width, layers, heads, context, samples a step, vocabulary
 SIZES = {

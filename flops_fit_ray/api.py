@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from flops_fit_ray.training.check import Report
-    from flops_fit_ray.training.guest import Guest
+    from flops_fit_ray.training.preflight.check import Report
+    from flops_fit_ray.training.user.parts import Guest
 
 
 class Result:
@@ -211,7 +211,7 @@ def find_optimal(
         InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call goes on.
     """
     from flops_fit_ray.engine.loaders import loader_for
-    from flops_fit_ray.training.measure import survey
+    from flops_fit_ray.training.preflight.model_size import survey
 
     root = place_of(output_dir)
     if train:
@@ -320,8 +320,8 @@ def _prepared(
 ) -> tuple[SweepSpec, Guest, Plan, dict[str, Any]]:
     """Spec, parts and plan of the arguments, and those options that belong to neither."""
     from flops_fit_ray.trackers import check_installed
-    from flops_fit_ray.training.guest import HOOKS
-    from flops_fit_ray.training.measure import survey
+    from flops_fit_ray.training.preflight.model_size import survey
+    from flops_fit_ray.training.user.parts import HOOKS
 
     extra = {
         name: options.pop(name, None)
@@ -353,7 +353,7 @@ def _guest_from_arguments(
     spec: SweepSpec,
     hooks: Mapping[str, Any],
 ) -> Guest:
-    from flops_fit_ray.training.guest import load_loss, make_guest
+    from flops_fit_ray.training.user.parts import load_loss, make_guest
 
     faults: list[str] = []
     loss = load_loss(loss_fn, Path.cwd(), faults) if isinstance(loss_fn, str) else loss_fn

@@ -174,7 +174,7 @@ def finish(driver: Driver, row: Row, watched: Watched, sha256: str) -> Sweep | N
 def uninterrupted(where: Path) -> str:
     """The fingerprint of the same sweep without Ray and without anything that goes wrong."""
     from flops_fit_ray.spec import read_spec
-    from flops_fit_ray.training.guest import load_guest
+    from flops_fit_ray.training.user.parts import load_guest
     from tests.sweeps import make_sweep
 
     os.environ["CHAOS_PAUSE"] = "0"

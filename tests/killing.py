@@ -26,7 +26,7 @@ from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
-from flops_fit_ray.training.device import device_name, peak_flops
+from flops_fit_ray.training.step.device import device_name, peak_flops
 from tests.faulty import KILL, Faults
 from tests.parts import guest_of, spec_of
 from tests.records import recorded

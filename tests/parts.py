@@ -10,9 +10,9 @@ from torch.utils.data import Dataset, TensorDataset
 
 from flops_fit_ray.planning import Plan, make_plan
 from flops_fit_ray.spec import SweepSpec, make_spec
-from flops_fit_ray.training.guest import Guest, make_guest
-from flops_fit_ray.training.losses import cross_entropy, mse
-from flops_fit_ray.training.measure import survey
+from flops_fit_ray.training.preflight.model_size import survey
+from flops_fit_ray.training.user.losses import cross_entropy, mse
+from flops_fit_ray.training.user.parts import Guest, make_guest
 
 INPUTS = 512
 BIGRAM = {"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]}  # a spec's model section

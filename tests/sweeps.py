@@ -14,8 +14,8 @@ from flops_fit_ray.spec import SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.measure import survey
+from flops_fit_ray.training.preflight.model_size import survey
+from flops_fit_ray.training.user.parts import Guest
 from tests.parts import Truncated, guest_of, planned, power_law_regression, spec_of
 
 KNOWN_TRAIN = {"batch_size": 4, "lr": 0.04, "optimizer": "sgd", "grad_clip": None, "warmup_tokens": 0}

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from flops_fit_ray.errors import DataEndedError, SpecError
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.guest import Guest, make_guest
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.losses import BUILT_IN, cross_entropy
-from flops_fit_ray.training.outcome import Outcome
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.outcome import Outcome
+from flops_fit_ray.training.user.losses import BUILT_IN, cross_entropy
+from flops_fit_ray.training.user.parts import Guest, make_guest
 from tests.parts import BIGRAM, Bigram, Mlp, guest_of, planned, regression, spec_of, text
 from tests.streams import Noisy, Plain, Stateful, loader, mappings, token_file
 

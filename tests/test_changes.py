@@ -15,8 +15,8 @@ from flops_fit_ray.planning import Planner
 from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.sweep.changes import Changes, changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.measure import survey
+from flops_fit_ray.training.preflight.model_size import survey
+from flops_fit_ray.training.user.parts import Guest
 from tests.parts import Mlp, guest_of, regression, spec_of
 from tests.sweeps import adaptive_known_spec, grow_sweep, known_guest, make_sweep
 

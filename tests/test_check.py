@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from flops_fit_ray.cli import main
 from flops_fit_ray.planning import Plan
-from flops_fit_ray.training import timing
-from flops_fit_ray.training.check import Report, check_plan
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.losses import BUILT_IN
+from flops_fit_ray.training.preflight import timing
+from flops_fit_ray.training.preflight.check import Report, check_plan
+from flops_fit_ray.training.user.losses import BUILT_IN
+from flops_fit_ray.training.user.parts import Guest
 from tests.parts import BIGRAM, Bigram, Mlp, guest_of, planned, regression, spec_of, text
 from tests.streams import every_kind, mappings
 

@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader, default_collate
 
 from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.care import Care, Observer
-from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.data.feed import EPOCH_STEP
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.outcome import Outcome
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore, write_weights
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.outcome import Outcome
+from flops_fit_ray.training.loop.save_policy import Care, Observer
+from flops_fit_ray.training.user.parts import Guest
 from tests.parts import BIGRAM, Bigram, guest_of, planned, spec_of, text
 from tests.streams import Noisy, Stateful, every_kind, loader
 
@@ -330,7 +330,7 @@ def test_stopping_from_outside_saves_first(tmp_path: Path, monkeypatch: pytest.M
             if tokens_seen >= 20 * 128:
                 raise InterruptedSweepError("stop")
 
-    monkeypatch.setattr("flops_fit_ray.training.loop.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("flops_fit_ray.training.loop.loop.PROGRESS_SECONDS", 0.0)
     experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["augmented"])
     store = store_in(tmp_path / "s", experiment)
     with pytest.raises(InterruptedSweepError):

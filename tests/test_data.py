@@ -13,7 +13,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.training.data import Batch, MapDataset, as_data, fingerprint, split_held_out
 from flops_fit_ray.training.data import dataset as dataset_module
 from flops_fit_ray.training.data.feed import IndexedFeed, PrefetchedFeed, make_feed
-from flops_fit_ray.training.measure import survey
+from flops_fit_ray.training.preflight.model_size import survey
 from tests.parts import Pairs, guest_of, regression, spec_of, text
 
 

@@ -19,9 +19,9 @@ from flops_fit_ray.spec import make_spec
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import open_sweep
-from flops_fit_ray.training.guest import make_guest
-from flops_fit_ray.training.losses import mse
-from flops_fit_ray.training.measure import survey
+from flops_fit_ray.training.preflight.model_size import survey
+from flops_fit_ray.training.user.losses import mse
+from flops_fit_ray.training.user.parts import make_guest
 from tests.bad_values import Case, prepare
 from tests.parts import Truncated
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from flops_fit_ray.ledger.hardware import read_gpus
-from flops_fit_ray.training.care import Care, Observer
-from flops_fit_ray.training.checkpoint import CheckpointStore
-from flops_fit_ray.training.device import gpu_uuids
-from flops_fit_ray.training.group import Group, joined, open_store
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.shards import ShardedGroup
+from flops_fit_ray.training.distributed.fsdp import ShardedGroup
+from flops_fit_ray.training.distributed.group import Group, joined, open_store
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.save_policy import Care, Observer
+from flops_fit_ray.training.step.device import gpu_uuids
 from tests.parts import Bigram
 from tests.streams import every_kind
 from tests.test_checkpoint import KINDS, Killed, Killer, experiment_of

@@ -17,15 +17,15 @@ from torch.distributed.tensor import DTensor
 
 from flops_fit_ray.errors import InterruptedSweepError
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.care import Care, Observer
-from flops_fit_ray.training.checkpoint import CheckpointStore
 from flops_fit_ray.training.data import Batch
-from flops_fit_ray.training.follow import follow
-from flops_fit_ray.training.group import ALONE, Group, joined, meet, open_store
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.outcome import Outcome
-from flops_fit_ray.training.shards import ShardedGroup, blocks
+from flops_fit_ray.training.distributed.fsdp import ShardedGroup, blocks
+from flops_fit_ray.training.distributed.group import ALONE, Group, joined, meet, open_store
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore
+from flops_fit_ray.training.loop.follower import follow
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.outcome import Outcome
+from flops_fit_ray.training.loop.save_policy import Care, Observer
+from flops_fit_ray.training.user.parts import Guest
 from tests.parts import BIGRAM, Bigram, guest_of, planned, spec_of, text
 
 TIMEOUT = 60.0
@@ -183,7 +183,7 @@ def test_a_group_has_the_tokens_and_the_loss_of_one_worker(
 def test_a_group_goes_on_from_its_checkpoint_and_so_does_one_worker(
     how: type[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flops_fit_ray.training.loop.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("flops_fit_ray.training.loop.loop.PROGRESS_SECONDS", 0.0)
     whole = trained("stack", 2, how=how)
     experiment, _, _ = parts("stack")
     ways: dict[tuple[type[Group], type[Group], int], None] = dict.fromkeys(

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.training.guest import load_guest, load_target
-from flops_fit_ray.training.losses import cross_entropy, mse
+from flops_fit_ray.training.user.losses import cross_entropy, mse
+from flops_fit_ray.training.user.parts import load_guest, load_target
 from tests.parts import spec_of
 
 MODEL = "from torch import nn\nWORD = '{word}'\nclass GPT(nn.Module):\n    word = WORD\n"

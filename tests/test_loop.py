@@ -16,11 +16,11 @@ from flops_fit_ray.planning import Experiment, Recipe
 from flops_fit_ray.training.data import Batch, MapDataset, eval_batches, num_samples
 from flops_fit_ray.training.data.dataset import fetch as fetch_at
 from flops_fit_ray.training.data.feed import IndexedFeed
-from flops_fit_ray.training.evaluate import evaluate
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.losses import cross_entropy, mse
-from flops_fit_ray.training.schedule import lr_factor
+from flops_fit_ray.training.loop.evaluate import evaluate
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.step.lr_schedule import lr_factor
+from flops_fit_ray.training.user.losses import cross_entropy, mse
+from flops_fit_ray.training.user.parts import Guest
 from tests.parts import BIGRAM, Bigram, Mlp, Pairs, guest_of, planned, spec_of, text
 
 PLAIN = {"batch_size": 8, "lr": 0.05, "optimizer": "sgd", "schedule": "constant", "grad_clip": None, "seed": 5}

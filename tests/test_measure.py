@@ -14,8 +14,8 @@ from torch.utils.data import TensorDataset
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
-from flops_fit_ray.training.guest import load_target
-from flops_fit_ray.training.measure import _non_embedding, count_params, survey
+from flops_fit_ray.training.preflight.model_size import _non_embedding, count_params, survey
+from flops_fit_ray.training.user.parts import load_target
 from tests.parts import Bigram, Mlp, Truncated, guest_of, planned, power_law_regression, regression, spec_of, text
 
 ROOT = Path(__file__).parent.parent

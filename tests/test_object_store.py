@@ -24,7 +24,7 @@ from flops_fit_ray.storage.lock import exclusive, hostname
 from flops_fit_ray.storage.object_store import ObjectPath, file_name, names_in, place_of, remove_tree
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import open_sweep
-from flops_fit_ray.training.checkpoint import CheckpointStore
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from tests.killing import one_run, run_here
 from tests.object_store import Proxy, s3_server, uri
 from tests.parts import guest_of, planned

@@ -23,9 +23,9 @@ from flops_fit_ray.planning import (
 )
 from flops_fit_ray.planning.disk import checkpoint_bytes
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.training.care import Care
-from flops_fit_ray.training.checkpoint import CheckpointStore
-from flops_fit_ray.training.loop import train_experiment
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.save_policy import Care
 from tests.parts import guest_of, planned, spec_of
 
 DATA = DataFacts(

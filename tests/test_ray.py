@@ -29,11 +29,11 @@ from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.sweep.directory import open_sweep
-from flops_fit_ray.training.guest import make_guest
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.losses import mse
-from flops_fit_ray.training.outcome import Outcome
-from flops_fit_ray.training.timing import Choice
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.outcome import Outcome
+from flops_fit_ray.training.preflight.timing import Choice
+from flops_fit_ray.training.user.losses import mse
+from flops_fit_ray.training.user.parts import make_guest
 from tests.chaos import make_project, uninterrupted
 from tests.parts import Mlp, Pairs, Truncated, guest_of, power_law_regression, regression, spec_of
 from tests.streams import every_kind

@@ -27,7 +27,7 @@ from flops_fit_ray.report.page import answer, render
 from flops_fit_ray.report.words import ADVICE, costs
 from flops_fit_ray.spec import FitSection
 from flops_fit_ray.sweep.directory import STATUSES, Sweep, open_sweep
-from flops_fit_ray.training.checkpoint import CheckpointStore
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from tests.parts import BIGRAM, Bigram, guest_of, spec_of, text
 from tests.records import FAILURE
 from tests.streams import Stateful

@@ -35,7 +35,7 @@ from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.validity import document, validity_card
-from flops_fit_ray.training.meter import CurvePoint
+from flops_fit_ray.training.loop.meter import CurvePoint
 from tests.serving import Served, serving
 from tests.sweeps import known_guest, known_spec, make_sweep
 

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from flops_fit_ray.errors import MemoryExhaustedError, SpecError
 from flops_fit_ray.planning import Experiment, Recipe, make_plan
-from flops_fit_ray.training.attention import attention_kernel
-from flops_fit_ray.training.care import Observer
 from flops_fit_ray.training.data import Batch, TokenFile
-from flops_fit_ray.training.guest import Guest, load_guest
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.losses import cross_entropy
-from flops_fit_ray.training.measure import survey
-from flops_fit_ray.training.optimizer import make_optimizer, parameter_groups
-from flops_fit_ray.training.outcome import Outcome
-from flops_fit_ray.training.schedule import lr_factor
-from flops_fit_ray.training.step import Stepper
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.outcome import Outcome
+from flops_fit_ray.training.loop.save_policy import Observer
+from flops_fit_ray.training.preflight.model_size import survey
+from flops_fit_ray.training.step.attention import attention_kernel
+from flops_fit_ray.training.step.lr_schedule import lr_factor
+from flops_fit_ray.training.step.optimizer import make_optimizer, parameter_groups
+from flops_fit_ray.training.step.stepper import Stepper
+from flops_fit_ray.training.user.losses import cross_entropy
+from flops_fit_ray.training.user.parts import Guest, load_guest
 from tests.parts import BIGRAM, Bigram, Mlp, guest_of, planned, spec_of, text
 
 ROOT = Path(__file__).parent.parent
@@ -312,7 +312,7 @@ def _raise() -> Tensor:
 def test_real_memory_that_runs_out_is_recognised() -> None:
     code = """
 import resource, torch
-from flops_fit_ray.training.step import is_out_of_memory
+from flops_fit_ray.training.step.stepper import is_out_of_memory
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 try:
     torch.zeros(1 << 40)
@@ -377,13 +377,13 @@ def test_nothing_waits_for_the_device_between_reads(monkeypatch: pytest.MonkeyPa
 
     for name in ("item", "tolist", "__float__", "__bool__", "__int__", "cpu"):
         waiting(name)
-    monkeypatch.setattr("flops_fit_ray.training.loop.PROGRESS_SECONDS", 1e9)
+    monkeypatch.setattr("flops_fit_ray.training.loop.loop.PROGRESS_SECONDS", 1e9)
     train_experiment(long, guest, eval_samples=0, observer=observer)
     assert waits == {1, 50, 100, 150, 200, 250, 300, 350, 400, 420}
 
 
 def test_dropout_and_evaluation_on_the_way_do_not_meet() -> None:
-    from flops_fit_ray.training.care import Care
+    from flops_fit_ray.training.loop.save_policy import Care
 
     spec = spec_of()
     guest = guest_of(spec, model=Mlp)

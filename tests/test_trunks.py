@@ -13,12 +13,12 @@ from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Experiment, Plan, Planner, make_plan, needed_trunks
 from flops_fit_ray.planning.trunks import leaves_trunk, with_parent
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.training.care import Care
-from flops_fit_ray.training.checkpoint import CheckpointStore
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.measure import survey
-from flops_fit_ray.training.outcome import Outcome
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.outcome import Outcome
+from flops_fit_ray.training.loop.save_policy import Care
+from flops_fit_ray.training.preflight.model_size import survey
+from flops_fit_ray.training.user.parts import Guest
 from tests.parts import BIGRAM, guest_of, planned, spec_of
 from tests.streams import every_kind
 from tests.sweeps import known_guest, known_spec, make_sweep

@@ -18,7 +18,7 @@ from flops_fit_ray.engine.trainable import Job, run_experiment
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.user.parts import Guest
 from tests.parts import Mlp, Pairs, guest_of, planned, regression, spec_of
 
 

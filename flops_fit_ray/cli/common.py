@@ -118,7 +118,7 @@ def planned(
 ) -> tuple[Path, SweepSpec, Plan]:
     """The spec's path, the spec, and its plan, with faults named by the path."""
     from flops_fit_ray.planning import make_plan
-    from flops_fit_ray.training.measure import survey_spec
+    from flops_fit_ray.training.preflight.model_size import survey_spec
 
     path = resolve_spec(spec, quiet=quiet)
     resolved = read_resolved(path, overrides)
@@ -207,7 +207,7 @@ def run_order(
             from flops_fit_ray.planning import make_plan
             from flops_fit_ray.sweep.stopping import until_for
             from flops_fit_ray.trackers import check_installed
-            from flops_fit_ray.training.measure import survey_spec
+            from flops_fit_ray.training.preflight.model_size import survey_spec
 
             check_output(root)
             until = until_for(spec, way.until, way.at_most)

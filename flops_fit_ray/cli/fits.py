@@ -192,7 +192,7 @@ def _write_spec(advice: Recommendation, path: Path) -> tuple[Plan | None, str]:
     """Write the spec with the nearest size that the model takes; its plan, or why there is none yet."""
     from flops_fit_ray.planning import make_plan
     from flops_fit_ray.spec import read_spec
-    from flops_fit_ray.training.measure import survey_spec
+    from flops_fit_ray.training.preflight.model_size import survey_spec
 
     if path.exists():
         raise click.UsageError(f"--spec {path}: is there already; nothing was written")

@@ -13,10 +13,10 @@ from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes, on_c
 from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.training.check import Line, Report, check_plan
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.timing import Choice, choose
-from flops_fit_ray.training.usage import Usage, usages
+from flops_fit_ray.training.preflight.check import Line, Report, check_plan
+from flops_fit_ray.training.preflight.timing import Choice, choose
+from flops_fit_ray.training.preflight.usage import Usage, usages
+from flops_fit_ray.training.user.parts import Guest
 
 MEMORY_MARGIN = 1.25  # evaluation, fragments, and what differs between two models of one size
 

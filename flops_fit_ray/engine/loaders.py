@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.training.data import Ready
     from flops_fit_ray.training.data.packed import PackedReady
-    from flops_fit_ray.training.guest import Guest
+    from flops_fit_ray.training.user.parts import Guest
 
 WORTH_BYTES = 32 * 2**20  # below that, a copy for each worker costs less than the way to a shared one
 MOST_OF_STORE = 0.5  # of a node's object store
@@ -40,7 +40,7 @@ class CodeLoader:
 
     def __call__(self, ready: Ready | None = None) -> Guest:
         """Import and make them."""
-        from flops_fit_ray.training.guest import load_guest
+        from flops_fit_ray.training.user.parts import load_guest
 
         return load_guest(self.spec, self.base if self.base.is_absolute() else Path.cwd() / self.base, ready)
 

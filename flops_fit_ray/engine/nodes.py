@@ -77,7 +77,7 @@ def check_nodes(root: Place, base: Path | None, resources: Mapping[str, float]) 
 
 def this_machine() -> Machine:
     """What the machine of this process has."""
-    from flops_fit_ray.training.device import gpu_libraries
+    from flops_fit_ray.training.step.device import gpu_libraries
 
     found = Readings().read()
     cuda, nccl = gpu_libraries() if found.gpus else (None, None)

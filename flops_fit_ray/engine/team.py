@@ -17,10 +17,10 @@ from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import WorkerLostError
 from flops_fit_ray.ledger.hardware import Readings
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.device import gpu_uuids
-from flops_fit_ray.training.follow import follow
-from flops_fit_ray.training.group import ALONE, Group, joined, meet, open_store
-from flops_fit_ray.training.guest import Guest
+from flops_fit_ray.training.distributed.group import ALONE, Group, joined, meet, open_store
+from flops_fit_ray.training.loop.follower import follow
+from flops_fit_ray.training.step.device import gpu_uuids
+from flops_fit_ray.training.user.parts import Guest
 
 LONGER_SECONDS = 300.0  # than data may take: a step, or the others' start
 FOREVER_SECONDS = 7 * 86400.0  # that a follower waits; the leader evaluates meanwhile, and ends it when it ends itself
@@ -131,7 +131,9 @@ class Team:
         """Of every worker, the leader's first."""
         kind = Group
         if self._sharded:
-            from flops_fit_ray.training.shards import ShardedGroup  # torch's part for it takes a second to import
+            from flops_fit_ray.training.distributed.fsdp import (
+                ShardedGroup,  # torch's part for it takes a second to import
+            )
 
             kind = ShardedGroup
         return [kind(rank, self._size) for rank in range(self._size)]

@@ -26,13 +26,13 @@ from flops_fit_ray.planning import Experiment, leaves_trunk
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.training.care import Care
-from flops_fit_ray.training.checkpoint import CheckpointStore
-from flops_fit_ray.training.group import ALONE, Group
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.meter import CurvePoint
-from flops_fit_ray.training.outcome import Outcome
+from flops_fit_ray.training.distributed.group import ALONE, Group
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.meter import CurvePoint
+from flops_fit_ray.training.loop.outcome import Outcome
+from flops_fit_ray.training.loop.save_policy import Care
+from flops_fit_ray.training.user.parts import Guest
 
 STORAGE_ERROR = "storage_error"  # the metric by which a trial tells the driver
 

@@ -81,7 +81,7 @@ def _priced(spec_path: Path, code: Path) -> dict[str, Any]:
     from flops_fit_ray.console.question import question_lines
     from flops_fit_ray.planning import make_plan, price_warnings, priced
     from flops_fit_ray.spec import read_spec
-    from flops_fit_ray.training.measure import survey_spec
+    from flops_fit_ray.training.preflight.model_size import survey_spec
 
     spec = read_spec(spec_path)
     plan = priced(make_plan(spec, survey_spec(spec, code)), spec.grid.start)

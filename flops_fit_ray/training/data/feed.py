@@ -19,7 +19,7 @@ from flops_fit_ray.errors import DataEndedError
 from flops_fit_ray.training.data.batch import Batch
 from flops_fit_ray.training.data.dataset import Data, MapDataset, draws_nothing, fetch, num_samples
 from flops_fit_ray.training.data.stream import Stream
-from flops_fit_ray.training.random import RandomState
+from flops_fit_ray.training.rng import RandomState
 
 EPOCH_STEP = 0x9E3779B97F4A7C15  # between the seeds of two epochs: far apart and never the same
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from flops_fit_ray.training.data.batch import Batch, sample_count
-from flops_fit_ray.training.random import RandomState
+from flops_fit_ray.training.rng import RandomState
 
 
 class Stream:

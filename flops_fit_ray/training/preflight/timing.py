@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.planning import Experiment, Plan, Rates
 from flops_fit_ray.planning.slots import own_seconds
-from flops_fit_ray.training.attention import attention_kernel
 from flops_fit_ray.training.data import Batch, make_feed
-from flops_fit_ray.training.device import peak_memory_bytes, reset_peak_memory
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.losses import logits_of, outputs_of
-from flops_fit_ray.training.precision import autocast, check_precision
-from flops_fit_ray.training.random import RandomState
-from flops_fit_ray.training.step import Stepper, free_memory, settings
+from flops_fit_ray.training.rng import RandomState
+from flops_fit_ray.training.step.attention import attention_kernel
+from flops_fit_ray.training.step.device import peak_memory_bytes, reset_peak_memory
+from flops_fit_ray.training.step.precision import autocast, check_precision
+from flops_fit_ray.training.step.stepper import Stepper, free_memory, settings
+from flops_fit_ray.training.user.losses import logits_of, outputs_of
+from flops_fit_ray.training.user.parts import Guest
 
 TIMED_SECONDS = 3.0  # per model
 EVALUATION_SHARE = 1 / 3  # of a training step's time that a forward pass over as many samples takes

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from flops_fit_ray.planning import Recipe
-from flops_fit_ray.training.checkpoint import keep_mode
 from flops_fit_ray.training.data import Batch
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.losses import Objective, as_objective, outputs_of
-from flops_fit_ray.training.precision import autocast
-from flops_fit_ray.training.random import RandomState
+from flops_fit_ray.training.loop.checkpoint import keep_mode
+from flops_fit_ray.training.rng import RandomState
+from flops_fit_ray.training.step.precision import autocast
+from flops_fit_ray.training.user.losses import Objective, as_objective, outputs_of
+from flops_fit_ray.training.user.parts import Guest
 
 
 @dataclass(frozen=True, kw_only=True)

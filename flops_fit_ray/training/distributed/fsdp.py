@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from flops_fit_ray.training.data.batch import mapped
-from flops_fit_ray.training.group import Action, Group
+from flops_fit_ray.training.distributed.group import Action, Group
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 

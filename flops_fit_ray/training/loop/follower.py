@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.attention import attention_kernel
-from flops_fit_ray.training.group import Action, Group
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.step import settings
-from flops_fit_ray.training.worker import Worker
+from flops_fit_ray.training.distributed.group import Action, Group
+from flops_fit_ray.training.loop.worker import Worker
+from flops_fit_ray.training.step.attention import attention_kernel
+from flops_fit_ray.training.step.stepper import settings
+from flops_fit_ray.training.user.parts import Guest
 
 
 def follow(

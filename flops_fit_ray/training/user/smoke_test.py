@@ -18,8 +18,8 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
 from flops_fit_ray.training.data import Batch, first_batch
 from flops_fit_ray.training.data.batch import is_whole, mapped
-from flops_fit_ray.training.guest import Guest, build
-from flops_fit_ray.training.losses import as_objective, check_loss
+from flops_fit_ray.training.user.losses import as_objective, check_loss
+from flops_fit_ray.training.user.parts import Guest, build
 
 LARGEST_TRIED = 20_000_000  # parameters that planning is willing to make for real
 TRIED_STEPS = 1000

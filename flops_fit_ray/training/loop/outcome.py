@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flops_fit_ray.training.meter import CurvePoint
+from flops_fit_ray.training.loop.meter import CurvePoint
 
 
 @dataclass(frozen=True, kw_only=True)

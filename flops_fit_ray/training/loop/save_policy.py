@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from flops_fit_ray.training.checkpoint import CheckpointStore
-from flops_fit_ray.training.meter import CurvePoint
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore
+from flops_fit_ray.training.loop.meter import CurvePoint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from flops_fit_ray.errors import MemoryExhaustedError, first_line
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
-from flops_fit_ray.training.group import ALONE, Group
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.losses import check_loss
-from flops_fit_ray.training.optimizer import make_optimizer
-from flops_fit_ray.training.precision import autocast, make_scaler
-from flops_fit_ray.training.schedule import lr_factor
+from flops_fit_ray.training.distributed.group import ALONE, Group
+from flops_fit_ray.training.step.lr_schedule import lr_factor
+from flops_fit_ray.training.step.optimizer import make_optimizer
+from flops_fit_ray.training.step.precision import autocast, make_scaler
+from flops_fit_ray.training.user.losses import check_loss
+from flops_fit_ray.training.user.parts import Guest
 
 MAX_HALVINGS = 3
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")  # in torch's own words

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from flops_fit_ray.planning import Experiment, Plan
-from flops_fit_ray.training.attention import attention_kernel
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.step import free_memory, settings
-from flops_fit_ray.training.timing import in_the_middle, smallest_and_biggest
-from flops_fit_ray.training.worker import Worker
+from flops_fit_ray.training.loop.worker import Worker
+from flops_fit_ray.training.preflight.timing import in_the_middle, smallest_and_biggest
+from flops_fit_ray.training.step.attention import attention_kernel
+from flops_fit_ray.training.step.stepper import free_memory, settings
+from flops_fit_ray.training.user.parts import Guest
 
 WARM_STEPS = 3
 TIMED_STEPS = 20

@@ -20,16 +20,12 @@ import torch
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Experiment, Plan, Rates, flops_audit, price_of
-from flops_fit_ray.training.care import Care, Observer
-from flops_fit_ray.training.checkpoint import CheckpointStore
-from flops_fit_ray.training.copying import BLIND_LOSS, try_copying
 from flops_fit_ray.training.data import first_batch
-from flops_fit_ray.training.device import device_memory, device_name, peak_flops
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.loop import train_experiment
-from flops_fit_ray.training.random import RandomState
-from flops_fit_ray.training.step import free_memory, settings
-from flops_fit_ray.training.timing import (
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.save_policy import Care, Observer
+from flops_fit_ray.training.preflight.target_leak import BLIND_LOSS, try_copying
+from flops_fit_ray.training.preflight.timing import (
     Measured,
     choose,
     in_the_middle,
@@ -38,6 +34,10 @@ from flops_fit_ray.training.timing import (
     smallest_and_biggest,
     with_precision,
 )
+from flops_fit_ray.training.rng import RandomState
+from flops_fit_ray.training.step.device import device_memory, device_name, peak_flops
+from flops_fit_ray.training.step.stepper import free_memory, settings
+from flops_fit_ray.training.user.parts import Guest
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 

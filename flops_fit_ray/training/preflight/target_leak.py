@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flops_fit_ray.training.data import Batch, has_tokens
-from flops_fit_ray.training.losses import Objective
+from flops_fit_ray.training.user.losses import Objective
 
 COPY_SECONDS = 15.0
 COPY_STEPS = 300

@@ -15,16 +15,16 @@ from flops_fit_ray.errors import (
     MemoryExhaustedError,
 )
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.attention import attention_kernel
-from flops_fit_ray.training.care import Care, Observer, Speed
-from flops_fit_ray.training.checkpoint import CheckpointStore, write_weights
-from flops_fit_ray.training.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory
-from flops_fit_ray.training.group import ALONE, Action, Group
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.outcome import Outcome
-from flops_fit_ray.training.precision import check_precision
-from flops_fit_ray.training.step import is_out_of_memory, settings
-from flops_fit_ray.training.worker import Worker
+from flops_fit_ray.training.distributed.group import ALONE, Action, Group
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore, write_weights
+from flops_fit_ray.training.loop.outcome import Outcome
+from flops_fit_ray.training.loop.save_policy import Care, Observer, Speed
+from flops_fit_ray.training.loop.worker import Worker
+from flops_fit_ray.training.step.attention import attention_kernel
+from flops_fit_ray.training.step.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory
+from flops_fit_ray.training.step.precision import check_precision
+from flops_fit_ray.training.step.stepper import is_out_of_memory, settings
+from flops_fit_ray.training.user.parts import Guest
 
 READ_STEPS = 50  # reading the loss waits for the device, so not at every step
 PROGRESS_SECONDS = 1.0

@@ -9,16 +9,16 @@ import torch
 
 from flops_fit_ray.errors import DataEndedError, ExperimentError, first_line
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.care import Observer
 from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
 from flops_fit_ray.training.data.dataset import on_device
-from flops_fit_ray.training.device import resident_room
-from flops_fit_ray.training.evaluate import Evaluation, evaluate
-from flops_fit_ray.training.graph import make_stepper
-from flops_fit_ray.training.group import ALONE, Action, Group
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.meter import Meter
-from flops_fit_ray.training.random import RandomState
+from flops_fit_ray.training.distributed.group import ALONE, Action, Group
+from flops_fit_ray.training.loop.evaluate import Evaluation, evaluate
+from flops_fit_ray.training.loop.meter import Meter
+from flops_fit_ray.training.loop.save_policy import Observer
+from flops_fit_ray.training.rng import RandomState
+from flops_fit_ray.training.step.cuda_graph import make_stepper
+from flops_fit_ray.training.step.device import resident_room
+from flops_fit_ray.training.user.parts import Guest
 
 
 class Worker:

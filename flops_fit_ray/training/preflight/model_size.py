@@ -39,11 +39,11 @@ from flops_fit_ray.training.data import (
     spread_samples,
 )
 from flops_fit_ray.training.data.packed import pack_ready
-from flops_fit_ray.training.guest import Guest, build, describe, load_guest
-from flops_fit_ray.training.losses import Objective, outputs_of
-from flops_fit_ray.training.modules import TABLES, lookup_tables
-from flops_fit_ray.training.patience import patience
-from flops_fit_ray.training.trying import try_parts
+from flops_fit_ray.training.preflight.time_limit import patience
+from flops_fit_ray.training.user.layers import TABLES, lookup_tables
+from flops_fit_ray.training.user.losses import Objective, outputs_of
+from flops_fit_ray.training.user.parts import Guest, build, describe, load_guest
+from flops_fit_ray.training.user.smoke_test import try_parts
 
 _T = TypeVar("_T")
 

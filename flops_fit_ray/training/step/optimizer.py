@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from flops_fit_ray.planning import Recipe
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.modules import NORMS, lookup_tables
+from flops_fit_ray.training.user.layers import NORMS, lookup_tables
+from flops_fit_ray.training.user.parts import Guest
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, guest: Guest) -> torch.optim.Optimizer:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined] # torch leaves them unexported
 
 from flops_fit_ray.training.data import Batch
-from flops_fit_ray.training.random import RandomState
+from flops_fit_ray.training.rng import RandomState
 
 BUCKET_BYTES = 25 * 2**20  # summed at once
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from flops_fit_ray.training.precision import DTYPES
+from flops_fit_ray.training.step.precision import DTYPES
 
 # Dense matmul peaks in FLOP/s from the vendors' data sheets, without sparsity: (fp32 as torch runs it, bf16 and fp16).
 # fp32 is without TF32, because torch leaves TF32 off unless it is asked for.

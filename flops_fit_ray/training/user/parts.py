@@ -26,7 +26,7 @@ from flops_fit_ray.training.data import (
     open_token_files,
     split_held_out,
 )
-from flops_fit_ray.training.losses import BUILT_IN, Objective, as_objective
+from flops_fit_ray.training.user.losses import BUILT_IN, Objective, as_objective
 
 HOOKS = {  # fields of a guest, and the keys of the spec that name them
     "flops_per_token": "model.flops_per_token",

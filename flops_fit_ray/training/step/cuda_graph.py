@@ -17,9 +17,9 @@ from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.data.batch import mapped
-from flops_fit_ray.training.group import ALONE, Group
-from flops_fit_ray.training.guest import Guest
-from flops_fit_ray.training.step import Stepper
+from flops_fit_ray.training.distributed.group import ALONE, Group
+from flops_fit_ray.training.step.stepper import Stepper
+from flops_fit_ray.training.user.parts import Guest
 
 WARMUP_STEPS = 3  # real steps on a stream of their own, in which libraries choose their kernels (torch's CUDA notes)
 

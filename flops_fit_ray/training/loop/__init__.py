@@ -1,0 +1,1 @@
+"""One experiment from its start, or its checkpoint, to its outcome."""

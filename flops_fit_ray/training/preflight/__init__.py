@@ -1,0 +1,1 @@
+"""What is measured and tried before a sweep is paid for."""

@@ -1,0 +1,1 @@
+"""The user's model, data and loss as they come."""

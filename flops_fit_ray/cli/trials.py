@@ -16,7 +16,7 @@ from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
 @json_option
 def selftest(address: str | None, as_json: bool) -> int:
     """Run two small sweeps whose exponents are known, through Ray, and compare. Exit code 1 if one is missed."""
-    from flops_fit_ray.selftest import run_cases
+    from flops_fit_ray.selftest.cases import run_cases
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
     out = sys.stderr if as_json else sys.stdout

@@ -49,7 +49,7 @@ def run_cases(address: str | None, say: Callable[[str], None], alphas: Sequence[
 
 def _case(alpha: float, root: Path, say: Callable[[str], None]) -> Case:
     from flops_fit_ray.api import find_optimal
-    from flops_fit_ray.training.known import Truncated, known_data, known_risk
+    from flops_fit_ray.selftest.task import Truncated, known_data, known_risk
 
     started = time.perf_counter()
     truth = 1 / (1 + 2 * alpha)

@@ -1,0 +1,1 @@
+"""Sweeps of a task whose answer is known."""

@@ -19,9 +19,9 @@ from urllib.request import urlopen
 import uvicorn
 
 from flops_fit_ray.service.app import Settings, make_app, make_parts
+from flops_fit_ray.service.app_state import Parts
 from flops_fit_ray.service.client import Client
-from flops_fit_ray.service.guard import token_of
-from flops_fit_ray.service.parts import Parts
+from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.storage.paths import ServicePaths
 from tests.nodes import free_port
 

@@ -30,7 +30,7 @@ from flops_fit_ray.analysis import plain, predict, prediction_to_json
 from flops_fit_ray.engine.observer import LedgerObserver
 from flops_fit_ray.ledger import Failure, Ledger, Progress
 from flops_fit_ray.service.client import ServiceError
-from flops_fit_ray.service.reading import Mirror
+from flops_fit_ray.service.state.cache import Mirror
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
@@ -225,7 +225,7 @@ def test_a_checkpoint_comes_whole(served: Served, root: Path, tmp_path: Path) ->
 
 
 def test_a_mirror_sees_what_changes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flops_fit_ray.service.reading.FRESH_SECONDS", -1.0)
+    monkeypatch.setattr("flops_fit_ray.service.state.cache.FRESH_SECONDS", -1.0)
     spec = known_spec()
     sweep = make_sweep(tmp_path / "x", spec, known_guest(spec), only=3)
     mirror, ledger = Mirror(sweep.paths), Ledger(sweep.paths)

@@ -19,12 +19,12 @@ from fastapi.routing import APIRoute
 
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import Failure, Ledger
-from flops_fit_ray.service import guard
-from flops_fit_ray.service.allowed import check_allowed
 from flops_fit_ray.service.client import ServiceError
-from flops_fit_ray.service.guard import token_of
+from flops_fit_ray.service.http import guard
+from flops_fit_ray.service.http.guard import token_of
+from flops_fit_ray.service.http.redact import HIDDEN, redacted, redacted_values
 from flops_fit_ray.service.pages import pages
-from flops_fit_ray.service.redact import HIDDEN, redacted, redacted_values
+from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.spec import make_spec
 from flops_fit_ray.storage.paths import ServicePaths, SweepPaths
 from tests.chaos import make_project

@@ -18,18 +18,18 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from flops_fit_ray.errors import DirectoryError, FitError, FlopsFitError, ResourceError, SpecError, first_line
-from flops_fit_ray.service.guard import Guard, Key, token_of
-from flops_fit_ray.service.html import VERSION, page
-from flops_fit_ray.service.launch import Launcher, LocalRuns, RayRuns
+from flops_fit_ray.service.app_state import Parts
+from flops_fit_ray.service.http.guard import Guard, Key, token_of
+from flops_fit_ray.service.http.html import VERSION, page
+from flops_fit_ray.service.http.redact import redacted
+from flops_fit_ray.service.http.refusal import Refusal
 from flops_fit_ray.service.pages import pages
-from flops_fit_ray.service.parts import Parts
-from flops_fit_ray.service.reading import Mirrors
-from flops_fit_ray.service.redact import redacted
-from flops_fit_ray.service.refusal import Refusal
 from flops_fit_ray.service.rest import api
-from flops_fit_ray.service.runs import Runs
-from flops_fit_ray.service.specs import Specs
-from flops_fit_ray.service.work import Work
+from flops_fit_ray.service.runs.launch import Launcher, LocalRuns, RayRuns
+from flops_fit_ray.service.runs.queue import Runs
+from flops_fit_ray.service.runs.specs import Specs
+from flops_fit_ray.service.state.cache import Mirrors
+from flops_fit_ray.service.state.fits import Work
 from flops_fit_ray.storage.paths import ServicePaths
 
 PUMP_SECONDS = 0.5

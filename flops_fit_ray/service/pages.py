@@ -13,14 +13,14 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from flops_fit_ray.errors import FitError, SpecError
-from flops_fit_ray.service import views
-from flops_fit_ray.service.guard import Key
-from flops_fit_ray.service.html import page
-from flops_fit_ray.service.parts import Parts, faulty, parts_of
-from flops_fit_ray.service.reading import Reading
-from flops_fit_ray.service.redact import redacted, redacted_values
-from flops_fit_ray.service.refusal import Refusal
-from flops_fit_ray.service.runs import More
+from flops_fit_ray.service.app_state import Parts, faulty, parts_of
+from flops_fit_ray.service.http.guard import Key
+from flops_fit_ray.service.http.html import page
+from flops_fit_ray.service.http.redact import redacted, redacted_values
+from flops_fit_ray.service.http.refusal import Refusal
+from flops_fit_ray.service.runs.queue import More
+from flops_fit_ray.service.state import views
+from flops_fit_ray.service.state.cache import Reading
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.sweep.run_limits import Way
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from flops_fit_ray.service.rest import experiments, results, server, sweeps
-from flops_fit_ray.service.shapes import Problem
+from flops_fit_ray.service.rest.shapes import Problem
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem} for code in (400, 401, 403, 404, 405, 408, 409, 413, 421, 422, 503)

@@ -11,10 +11,12 @@ from typing import Annotated, Any, BinaryIO, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from flops_fit_ray.service import names, shapes, views
-from flops_fit_ray.service.parts import answer, as_json, as_svg, fresh, of_kind, parts_of
-from flops_fit_ray.service.refusal import Refusal, conflict
-from flops_fit_ray.service.shapes import Limit, Offset
+from flops_fit_ray.service.app_state import answer, as_json, as_svg, fresh, of_kind, parts_of
+from flops_fit_ray.service.http import names
+from flops_fit_ray.service.http.refusal import Refusal, conflict
+from flops_fit_ray.service.rest import shapes
+from flops_fit_ray.service.rest.shapes import Limit, Offset
+from flops_fit_ray.service.state import views
 
 CHUNK = 1 << 20  # bytes of a download, at a time
 

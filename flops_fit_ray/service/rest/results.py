@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from flops_fit_ray.service import shapes, views
-from flops_fit_ray.service.guard import STANDALONE
-from flops_fit_ray.service.parts import answer, as_is, as_json, as_svg, fresh, of_kind
-from flops_fit_ray.service.redact import redacted, redacted_values
-from flops_fit_ray.service.refusal import Refusal
-from flops_fit_ray.service.shapes import Limit, Offset
+from flops_fit_ray.service.app_state import answer, as_is, as_json, as_svg, fresh, of_kind
+from flops_fit_ray.service.http.guard import STANDALONE
+from flops_fit_ray.service.http.redact import redacted, redacted_values
+from flops_fit_ray.service.http.refusal import Refusal
+from flops_fit_ray.service.rest import shapes
+from flops_fit_ray.service.rest.shapes import Limit, Offset
+from flops_fit_ray.service.state import views
 
 FIGURES = ("valleys", "laws", "curves")
 KINDS = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}

@@ -9,12 +9,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from flops_fit_ray.service import shapes, views
-from flops_fit_ray.service.parts import as_events, as_json, of_kind, parts_of
-from flops_fit_ray.service.redact import redacted
-from flops_fit_ray.service.shapes import Limit, Offset
-from flops_fit_ray.service.specs import StoredSpec
-from flops_fit_ray.service.stream import sweeps_events
+from flops_fit_ray.service.app_state import as_events, as_json, of_kind, parts_of
+from flops_fit_ray.service.http.redact import redacted
+from flops_fit_ray.service.rest import shapes
+from flops_fit_ray.service.rest.events import sweeps_events
+from flops_fit_ray.service.rest.shapes import Limit, Offset
+from flops_fit_ray.service.runs.specs import StoredSpec
+from flops_fit_ray.service.state import views
 
 routes = APIRouter()
 

@@ -10,11 +10,12 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
 from flops_fit_ray.analysis import plain
-from flops_fit_ray.service import shapes, views
-from flops_fit_ray.service.parts import as_events, as_json, of_kind, parts_of
-from flops_fit_ray.service.runs import More
-from flops_fit_ray.service.shapes import Limit, Offset
-from flops_fit_ray.service.stream import sweep_events
+from flops_fit_ray.service.app_state import as_events, as_json, of_kind, parts_of
+from flops_fit_ray.service.rest import shapes
+from flops_fit_ray.service.rest.events import sweep_events
+from flops_fit_ray.service.rest.shapes import Limit, Offset
+from flops_fit_ray.service.runs.queue import More
+from flops_fit_ray.service.state import views
 from flops_fit_ray.sweep.run_limits import Way
 
 routes = APIRouter()

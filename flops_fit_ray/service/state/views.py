@@ -18,11 +18,11 @@ from flops_fit_ray.errors import EXIT_FAILED, EXIT_INPUT
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.report.words import ADVICE
-from flops_fit_ray.service import names
-from flops_fit_ray.service.reading import Mirrors, Reading, Row
-from flops_fit_ray.service.redact import redacted, redacted_values
-from flops_fit_ray.service.refusal import Refusal, conflict, not_found
-from flops_fit_ray.service.runs import Runs, Standing
+from flops_fit_ray.service.http import names
+from flops_fit_ray.service.http.redact import redacted, redacted_values
+from flops_fit_ray.service.http.refusal import Refusal, conflict, not_found
+from flops_fit_ray.service.runs.queue import Runs, Standing
+from flops_fit_ray.service.state.cache import Mirrors, Reading, Row
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import CheckpointPaths, SweepPaths

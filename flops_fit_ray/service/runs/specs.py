@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.service import names
-from flops_fit_ray.service.allowed import check_allowed
-from flops_fit_ray.service.refusal import not_found
+from flops_fit_ray.service.http import names
+from flops_fit_ray.service.http.refusal import not_found
+from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.spec import SweepSpec, spec_from_bytes
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.codec import value_of

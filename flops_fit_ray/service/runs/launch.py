@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from flops_fit_ray.errors import ResourceError, first_line
-from flops_fit_ray.service.keeper import born
+from flops_fit_ray.service.runs.supervisor import born
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.paths import ServicePaths, StartPaths
 
@@ -71,7 +71,15 @@ class LocalRuns:
         """Start a keeper."""
         start, log = self._paths.start(name, number), self._paths.log(name)
         write_json(start.begun, {"at": time.time(), "how": "local"})
-        command = [sys.executable, "-P", "-m", "flops_fit_ray.service.keeper", str(start.directory), str(log), *words]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "flops_fit_ray.service.runs.supervisor",
+            str(start.directory),
+            str(log),
+            *words,
+        ]
         try:
             keeper = subprocess.Popen(  # noqa: S603 - the service has made these words
                 command, cwd=code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError
-from flops_fit_ray.service import names
-from flops_fit_ray.service.allowed import check_allowed
-from flops_fit_ray.service.launch import Launcher, Look
-from flops_fit_ray.service.refusal import Refusal, conflict, not_found
-from flops_fit_ray.service.specs import Specs, StoredSpec
+from flops_fit_ray.service.http import names
+from flops_fit_ray.service.http.refusal import Refusal, conflict, not_found
+from flops_fit_ray.service.runs.allowed import check_allowed
+from flops_fit_ray.service.runs.launch import Launcher, Look
+from flops_fit_ray.service.runs.specs import Specs, StoredSpec
 from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
 from flops_fit_ray.storage.codec import value_of
 from flops_fit_ray.storage.lock import living_owner

@@ -231,7 +231,7 @@ def _summary(sweep: Sweep) -> bytes:
 
 
 def _table(sweep: Sweep) -> pd.DataFrame:
-    from flops_fit_ray.service.redact import redacted
+    from flops_fit_ray.service.http.redact import redacted
 
     frame = sweep.to_frame()
     frame["error"] = frame["error"].map(lambda words: redacted(words) if isinstance(words, str) else words)

@@ -1,4 +1,4 @@
-"""`python -m flops_fit_ray.service.keeper DIRECTORY LOG WORD...`: runs a command, and writes down how it ended.
+"""`python -m flops_fit_ray.service.runs.supervisor DIRECTORY LOG WORD...`: runs a command, and writes down how it ended.
 
 It is the parent of a local run, so that the service can end, and be started again, without missing anything.
 """

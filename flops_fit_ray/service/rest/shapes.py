@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from flops_fit_ray.service import names
-from flops_fit_ray.service.views import State
+from flops_fit_ray.service.http import names
+from flops_fit_ray.service.state.views import State
 
 MOST_TEXT = 1 << 20
 Offset = Annotated[int, Query(ge=0, le=10_000_000)]

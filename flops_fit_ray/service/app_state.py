@@ -15,16 +15,16 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from flops_fit_ray.analysis import plain
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger.hardware import Readings
-from flops_fit_ray.service import views
-from flops_fit_ray.service.guard import STANDALONE
-from flops_fit_ray.service.html import VERSION
-from flops_fit_ray.service.pricing import price_of
-from flops_fit_ray.service.reading import Mirrors, Reading
-from flops_fit_ray.service.redact import redacted, redacted_values
-from flops_fit_ray.service.refusal import Refusal, conflict
-from flops_fit_ray.service.runs import Runs
-from flops_fit_ray.service.specs import Specs
-from flops_fit_ray.service.work import Work
+from flops_fit_ray.service.http.guard import STANDALONE
+from flops_fit_ray.service.http.html import VERSION
+from flops_fit_ray.service.http.redact import redacted, redacted_values
+from flops_fit_ray.service.http.refusal import Refusal, conflict
+from flops_fit_ray.service.runs.queue import Runs
+from flops_fit_ray.service.runs.specs import Specs
+from flops_fit_ray.service.state import views
+from flops_fit_ray.service.state.cache import Mirrors, Reading
+from flops_fit_ray.service.state.fits import Work
+from flops_fit_ray.service.state.pricing import price_of
 
 ANSWER_SECONDS = 120.0  # for a fit of 10,000 experiments, and what stands before it
 

@@ -19,8 +19,8 @@ from flops_fit_ray.errors import DirectoryError, FlopsFitError
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.service import names
-from flops_fit_ray.service.redact import redacted
+from flops_fit_ray.service.http import names
+from flops_fit_ray.service.http.redact import redacted
 from flops_fit_ray.storage.object_store import names_in
 from flops_fit_ray.storage.paths import ServicePaths, SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from flops_fit_ray.errors import DirectoryError
-from flops_fit_ray.service.html import page
+from flops_fit_ray.service.http.html import page
 from flops_fit_ray.storage.paths import ServicePaths
 
 if TYPE_CHECKING:

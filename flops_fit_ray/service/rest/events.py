@@ -8,11 +8,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_ray.service.reading import Reading, Row
-from flops_fit_ray.service.refusal import Refusal
+from flops_fit_ray.service.http.refusal import Refusal
+from flops_fit_ray.service.state.cache import Reading, Row
 
 if TYPE_CHECKING:
-    from flops_fit_ray.service.parts import Parts
+    from flops_fit_ray.service.app_state import Parts
 
 Event = tuple[str, str | None, Any]  # its kind ("" for a sign of life), its id, its content
 Told = tuple[str, float]  # an experiment, and when it ended: one that failed may be tried again

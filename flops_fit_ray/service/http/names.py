@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from flops_fit_ray.service.refusal import not_found
+from flops_fit_ray.service.http.refusal import not_found
 from flops_fit_ray.storage.paths import ServicePaths, SweepPaths
 
 SWEEP = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"

@@ -1,4 +1,4 @@
-"""`python -m flops_fit_ray.service.pricing SPEC CODE OUT`: what a spec would run and cost, in a process of its own.
+"""`python -m flops_fit_ray.service.state.pricing SPEC CODE OUT`: what a spec would run and cost, in a process of its own.
 
 It loads the owner's code, as `plan` does, which may print, hang or crash: the service only waits, for so long.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.errors import FlopsFitError, SpecError
-from flops_fit_ray.service.refusal import Refusal
+from flops_fit_ray.service.http.refusal import Refusal
 from flops_fit_ray.storage.atomic import read_json, write_json
 
 SECONDS = 120.0
@@ -41,7 +41,8 @@ def price_of(text: str, code: Path) -> dict[str, Any]:
             spec, out = Path(place, "sweep.yaml"), Path(place, "price.json")
             spec.write_text(text)
             words = _run(
-                [sys.executable, "-P", "-m", "flops_fit_ray.service.pricing", str(spec), str(code), str(out)], code
+                [sys.executable, "-P", "-m", "flops_fit_ray.service.state.pricing", str(spec), str(code), str(out)],
+                code,
             )
             return read_json(out) or {"valid": False, "faults": [words]}
     finally:

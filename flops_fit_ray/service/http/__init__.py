@@ -1,0 +1,1 @@
+"""What stands between the service and whoever asks: tokens, names, redaction, pages, refusals."""

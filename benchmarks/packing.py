@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.harness import hardware
 from benchmarks.step_gpu import ON_CPU, SIZES, parts_of
-from flops_fit_ray.engine.check import MEMORY_MARGIN
+from flops_fit_ray.engine.preflight import MEMORY_MARGIN
 from flops_fit_ray.engine.resources import part_of
 from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.preflight.usage import usage

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.storage.atomic import write_bytes, write_json
-from flops_fit_ray.storage.paths import SCHEMA_VERSION, ServicePaths, SweepPaths
+from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from tests.serving import ServiceProcess
 from tests.sweeps import known_guest, known_spec, make_sweep
 

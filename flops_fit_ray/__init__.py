@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flops_fit_ray._version import __version__
+
 if TYPE_CHECKING:
     from flops_fit_ray.api import Result, check, find_optimal, fit_table
     from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
     from flops_fit_ray.training.data import TokenFile
 
-__version__ = "0.1.0"
 __all__ = [
     "FitError",
     "FlopsFitError",

@@ -262,8 +262,8 @@ def check(
     Raises:
         SpecError, ResourceError: as `find_optimal`.
     """
-    from flops_fit_ray.engine.check import check_on_worker
     from flops_fit_ray.engine.loaders import loader_for
+    from flops_fit_ray.engine.preflight import check_on_worker
 
     spec, guest, plan, extra = _prepared(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options

@@ -82,9 +82,9 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
         SpecError: the directory holds completed experiments of another spec.
         ResourceError, InterruptedSweepError, StorageError: as the engine says.
     """
-    from flops_fit_ray.engine.check import refuse_early
     from flops_fit_ray.engine.cluster import ray_session
     from flops_fit_ray.engine.interrupt import interruptible
+    from flops_fit_ray.engine.preflight import refuse_early
     from flops_fit_ray.report import write_report
 
     refuse_early(order.spec, order.address)
@@ -246,7 +246,7 @@ def _left_open(spec: SweepSpec) -> list[str]:
 
 
 def _measured_choice(spec: SweepSpec, plan: Plan, order: Order, console: PlainConsole) -> dict[str, Any]:
-    from flops_fit_ray.engine.check import choose_on_worker
+    from flops_fit_ray.engine.preflight import choose_on_worker
 
     choice = choose_on_worker(plan, spec, load_guest=order.load_guest, address=order.address, most=order.slots)
     chosen = {name: getattr(choice, name) for name in _left_open(spec)}

@@ -22,7 +22,7 @@ from flops_fit_ray.service.app import Settings, make_app, make_parts
 from flops_fit_ray.service.app_state import Parts
 from flops_fit_ray.service.client import Client
 from flops_fit_ray.service.http.guard import token_of
-from flops_fit_ray.storage.paths import ServicePaths
+from flops_fit_ray.service.paths import ServicePaths
 from tests.nodes import free_port
 
 

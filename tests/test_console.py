@@ -22,7 +22,7 @@ from flops_fit_ray.console.live import LiveConsole
 from flops_fit_ray.console.plain import PlainConsole, machine_lines, summary_text
 from flops_fit_ray.console.question import question_lines
 from flops_fit_ray.console.scene import Holder, Node, Pace, Scene, measured_rates, nodes_of, seconds_left
-from flops_fit_ray.console.valleys import CURVE, MINIMUM, law_words, letter, picture
+from flops_fit_ray.console.valley_plot import CURVE, MINIMUM, law_words, letter, picture
 from flops_fit_ray.ledger import Event, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster, Gpu, Machine
 from flops_fit_ray.ledger.watch import Watcher

@@ -133,7 +133,8 @@ def test_a_sweep_there_has_the_bits_of_one_here(root: Path, tmp_path: Path, caps
 
 
 HOLD = (
-    "import sys, time\nfrom flops_fit_ray.storage.paths import SweepPaths\nfrom flops_fit_ray.storage.object_store import place_of\n"
+    "import sys, time\nfrom flops_fit_ray.storage.paths import SweepPaths\n"
+    "from flops_fit_ray.storage.object_store import place_of\n"
     "from flops_fit_ray.storage.lock import exclusive\n"
     "with exclusive(SweepPaths(place_of(sys.argv[1]))):\n    print('in', flush=True)\n    time.sleep(60)"
 )

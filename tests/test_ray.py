@@ -159,7 +159,7 @@ def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_
     other = {"fp32": "bf16", "bf16": "fp32"}[chosen]
     with pytest.MonkeyPatch.context() as patch:  # had it been measured again, the other one would have come out
         choice = Choice(precision=other, compile=True, seconds={})
-        patch.setattr("flops_fit_ray.engine.check.choose_on_worker", lambda *a, **k: choice)
+        patch.setattr("flops_fit_ray.engine.preflight.choose_on_worker", lambda *a, **k: choice)
         again = known(tmp_path, precision="auto", compile="auto")
     assert set(again.to_frame()["precision"]) == {chosen}
     assert {p: p.stat().st_mtime_ns for p in again.output.glob("experiments/*/result.json")} == files

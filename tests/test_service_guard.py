@@ -24,9 +24,10 @@ from flops_fit_ray.service.http import guard
 from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.http.redact import HIDDEN, redacted, redacted_values
 from flops_fit_ray.service.pages import pages
+from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.spec import make_spec
-from flops_fit_ray.storage.paths import ServicePaths, SweepPaths
+from flops_fit_ray.storage.paths import SweepPaths
 from tests.chaos import make_project
 from tests.serving import Served, ServiceProcess, serving
 from tests.sweeps import known_guest, known_spec, make_sweep

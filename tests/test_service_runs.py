@@ -18,13 +18,13 @@ from flops_fit_ray.errors import EXIT_INTERRUPTED
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.http.refusal import Refusal
+from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs.launch import LocalRuns, Look, tail
 from flops_fit_ray.service.runs.queue import More, Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.runs.supervisor import born
 from flops_fit_ray.service.state.views import state_of
 from flops_fit_ray.storage.atomic import read_json, write_json
-from flops_fit_ray.storage.paths import ServicePaths
 from flops_fit_ray.sweep.run_limits import Way
 from tests.chaos import make_project
 from tests.records import recorded
@@ -274,5 +274,6 @@ def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: P
 
 
 def test_the_keeper_is_light() -> None:
-    code = "import sys, flops_fit_ray.service.runs.supervisor; print(*{'torch', 'ray', 'numpy', 'fastapi'} & set(sys.modules))"
+    heavy = "{'torch', 'ray', 'numpy', 'fastapi'}"
+    code = f"import sys, flops_fit_ray.service.runs.supervisor; print(*{heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code]).split() == []

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from flops_fit_ray.cli import fits, jobs, server, sweeps, trials
+from flops_fit_ray.cli import fit_commands, run_commands, selftest, serve, submit
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED, FlopsFitError
 
 
@@ -59,18 +59,18 @@ def commands() -> None:
 
 
 for command in (
-    sweeps.init,
-    sweeps.plan,
-    sweeps.check,
-    sweeps.run,
-    sweeps.extend,
-    sweeps.status,
-    fits.fit,
-    fits.predict,
-    fits.compare,
-    fits.report,
-    jobs.submit,
-    server.serve,
-    trials.selftest,
+    run_commands.init,
+    run_commands.plan,
+    run_commands.check,
+    run_commands.run,
+    run_commands.extend,
+    run_commands.status,
+    fit_commands.fit,
+    fit_commands.predict,
+    fit_commands.compare,
+    fit_commands.report,
+    submit.submit,
+    serve.serve,
+    selftest.selftest,
 ):
     commands.add_command(command)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.console.scene import Holder, Node, Scene, tokens_left_seconds
-from flops_fit_ray.console.valleys import law_words, letter, optimum_words, picture
+from flops_fit_ray.console.valley_plot import law_words, letter, optimum_words, picture
 from flops_fit_ray.ledger import Progress
 from flops_fit_ray.planning import Experiment
 

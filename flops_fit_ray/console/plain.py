@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.console.fits import fit_text
+from flops_fit_ray.console.fit_text import fit_text
 from flops_fit_ray.console.question import question_lines
 from flops_fit_ray.ledger import Event, Failure, Progress, Result
 from flops_fit_ray.ledger.hardware import Cluster, Machine

@@ -16,7 +16,7 @@ import ray
 import torch
 from ray import tune
 
-import flops_fit_ray
+from flops_fit_ray._version import __version__
 from flops_fit_ray.engine.observer import LedgerObserver
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.team import Team
@@ -229,7 +229,7 @@ def _derived_metrics(spec: SweepSpec, loss: float) -> dict[str, float]:
 def versions() -> dict[str, str]:
     """What made a result."""
     return {
-        "flops_fit_ray": flops_fit_ray.__version__,
+        "flops_fit_ray": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ray": ray.__version__,

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_ray.engine.check import shared_slots
 from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.dispatch import Dispatcher, vanished
 from flops_fit_ray.engine.interrupt import GRACE_SECONDS, Interrupt
 from flops_fit_ray.engine.loaders import Loader, sharing
 from flops_fit_ray.engine.nodes import check_nodes
+from flops_fit_ray.engine.preflight import shared_slots
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
 from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.ledger import Ledger

@@ -12,16 +12,15 @@ from flops_fit_ray.planning.experiment import (
     Frame,
     LrFound,
     ModelSize,
-    Plan,
     Recipe,
     Survey,
     decay_steps,
     experiment_from_json,
-    plan_from_json,
 )
 from flops_fit_ray.planning.grid import flops_audit
+from flops_fit_ray.planning.plan import Plan, plan_from_json, priced
 from flops_fit_ray.planning.planner import Planner, Queue, make_plan, next_experiments
-from flops_fit_ray.planning.price import Price, Rates, price_of, price_warnings, priced, rates_from_json, stated_rate
+from flops_fit_ray.planning.price import Price, Rates, price_of, price_warnings, rates_from_json, stated_rate
 from flops_fit_ray.planning.sizes import (
     AUTO_WINDOW,
     auto_candidates,

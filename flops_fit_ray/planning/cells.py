@@ -6,15 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning.experiment import (
-    Experiment,
-    Frame,
-    ModelSize,
-    Recipe,
-    Role,
-    Survey,
-    content_key,
-)
+from flops_fit_ray.planning.experiment import Experiment, Frame, ModelSize, Recipe, Role, Survey, content_key
 from flops_fit_ray.spec import LrRule, LrTable, SweepSpec
 
 ENGINE_VERSION = 2  # raised whenever the same recipe would give other bits, so that old results are never mistaken

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flops_fit_ray.planning.experiment import Disk, Experiment
+from flops_fit_ray.planning.experiment import Experiment
+from flops_fit_ray.planning.plan import Disk
 from flops_fit_ray.planning.trunks import leaves_trunk, trunk_of
 from flops_fit_ray.spec import SweepSpec
 

@@ -9,7 +9,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.adaptive import FEWEST_SIZES
 from flops_fit_ray.planning.cells import Cells, frame_identity, make_frame, most_steps, steps_of, tokens_of
 from flops_fit_ray.planning.disk import disk_need
-from flops_fit_ray.planning.experiment import Experiment, Frame, Plan, Survey
+from flops_fit_ray.planning.experiment import Experiment, Frame, Survey
 from flops_fit_ray.planning.grid import (
     GOOD_SIZES,
     Cell,
@@ -22,6 +22,7 @@ from flops_fit_ray.planning.grid import (
     too_much_data,
 )
 from flops_fit_ray.planning.ladder import first_valley
+from flops_fit_ray.planning.plan import Plan
 from flops_fit_ray.planning.replay import Findings, Growth
 from flops_fit_ray.planning.sizes import expected_optimum
 from flops_fit_ray.planning.slots import tails

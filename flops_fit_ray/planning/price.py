@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.planning.experiment import Experiment, Plan
+from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.slots import Seconds, Start, choose_starts, lower_bound, own_seconds
 from flops_fit_ray.storage.codec import value_of
 
@@ -143,26 +143,6 @@ def price_of(
         peak_memory_bytes=rates.peak_memory_bytes,
         source=rates.source,
     )
-
-
-def priced(
-    plan: Plan,
-    wish: str,
-    *,
-    rates: Rates | None = None,
-    slots: int | None = None,
-    money_per_hour: float | None = None,
-) -> Plan:
-    """The plan with its price, what is expected to follow included; arguments as in `price_of`."""
-    price = price_of(
-        plan.expected,
-        forecast=len(plan.forecast),
-        rates=rates,
-        slots=slots,
-        wish=wish,
-        money_per_hour=money_per_hour,
-    )
-    return replace(plan, price=price)
 
 
 def price_from_json(content: Mapping[str, Any]) -> Price:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.planning.cells import general_lr
-from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Finding, Plan
+from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Finding
+from flops_fit_ray.planning.plan import Plan
 from flops_fit_ray.planning.planner import Planner, next_experiments
 from flops_fit_ray.planning.slots import Seconds, choose_starts, own_seconds, trunk_share
 

@@ -24,13 +24,13 @@ from flops_fit_ray.service.http.html import VERSION, page
 from flops_fit_ray.service.http.redact import redacted
 from flops_fit_ray.service.http.refusal import Refusal
 from flops_fit_ray.service.pages import pages
+from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.rest import api
 from flops_fit_ray.service.runs.launch import Launcher, LocalRuns, RayRuns
 from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state.cache import Mirrors
 from flops_fit_ray.service.state.fits import Work
-from flops_fit_ray.storage.paths import ServicePaths
 
 PUMP_SECONDS = 0.5
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -1,1 +1,1 @@
-"""Questions about one sweep directory and the table that it gives: what it holds, what changed, whether it is valid, what to do next."""
+"""Questions about one sweep directory: what it holds, what changed, whether it is valid, what to run next."""

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.service.http.html import page
-from flops_fit_ray.storage.paths import ServicePaths
+from flops_fit_ray.service.paths import ServicePaths
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

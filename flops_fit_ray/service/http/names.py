@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flops_fit_ray.service.http.refusal import not_found
-from flops_fit_ray.storage.paths import ServicePaths, SweepPaths
+from flops_fit_ray.service.paths import ServicePaths
+from flops_fit_ray.storage.paths import SweepPaths
 
 SWEEP = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 SPEC = r"^[0-9a-f]{16}$"

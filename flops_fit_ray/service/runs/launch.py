@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from flops_fit_ray.errors import ResourceError, first_line
+from flops_fit_ray.service.paths import ServicePaths, StartPaths
 from flops_fit_ray.service.runs.supervisor import born
 from flops_fit_ray.storage.atomic import read_json, write_json
-from flops_fit_ray.storage.paths import ServicePaths, StartPaths
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.jobs import Jobs

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.refusal import Refusal, conflict, not_found
+from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.service.runs.launch import Launcher, Look
 from flops_fit_ray.service.runs.specs import Specs, StoredSpec
@@ -26,7 +27,7 @@ from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
 from flops_fit_ray.storage.codec import value_of
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.object_store import names_in
-from flops_fit_ray.storage.paths import SCHEMA_VERSION, ServicePaths
+from flops_fit_ray.storage.paths import SCHEMA_VERSION
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.sweep.extend import extended
 from flops_fit_ray.sweep.run_limits import Way

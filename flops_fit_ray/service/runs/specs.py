@@ -13,12 +13,13 @@ from pathlib import Path
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.refusal import not_found
+from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.spec import SweepSpec, spec_from_bytes
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.codec import value_of
 from flops_fit_ray.storage.object_store import names_in
-from flops_fit_ray.storage.paths import SCHEMA_VERSION, ServicePaths
+from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
 MOST_SPECS = 1000
 

@@ -1,4 +1,4 @@
-"""`python -m flops_fit_ray.service.runs.supervisor DIRECTORY LOG WORD...`: runs a command, and writes down how it ended.
+"""Run a command, and write down how it ended: `python -m flops_fit_ray.service.runs.supervisor DIRECTORY LOG WORD...`.
 
 It is the parent of a local run, so that the service can end, and be started again, without missing anything.
 """
@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from flops_fit_ray.service.paths import StartPaths
 from flops_fit_ray.storage.atomic import write_json
-from flops_fit_ray.storage.paths import StartPaths
 
 
 def main(directory: Path, log: Path, words: list[str]) -> int:

@@ -21,8 +21,9 @@ from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.redact import redacted
+from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.storage.object_store import names_in
-from flops_fit_ray.storage.paths import ServicePaths, SweepPaths
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 
 FRESH_SECONDS = 1.0  # for which a look is good

@@ -1,4 +1,4 @@
-"""`python -m flops_fit_ray.service.state.pricing SPEC CODE OUT`: what a spec would run and cost, in a process of its own.
+"""Plan and price of a spec in a process of its own: `python -m flops_fit_ray.service.state.pricing SPEC CODE OUT`.
 
 It loads the owner's code, as `plan` does, which may print, hang or crash: the service only waits, for so long.
 """
@@ -78,7 +78,7 @@ def main(spec_path: Path, code: Path, out: Path) -> int:
 
 def _priced(spec_path: Path, code: Path) -> dict[str, Any]:
     from flops_fit_ray.analysis import plain
-    from flops_fit_ray.console.planning import plan_text
+    from flops_fit_ray.console.plan_text import plan_text
     from flops_fit_ray.console.question import question_lines
     from flops_fit_ray.planning import make_plan, price_warnings, priced
     from flops_fit_ray.spec import read_spec

@@ -78,7 +78,7 @@ def fit(source: Path | None, at: tuple[float, ...], report_to: Path | None, as_j
     N, D and C. Columns are found by common names.
     """
     from flops_fit_ray.analysis import analyse
-    from flops_fit_ray.console.fits import analysis_text, card_text, table_text
+    from flops_fit_ray.console.fit_text import analysis_text, card_text, table_text
     from flops_fit_ray.sweep.validity import document, validity_card
 
     opened = _open_source(source, options)
@@ -126,7 +126,7 @@ def predict(
         _predict_hours(opened, hours, as_json)
         return
     from flops_fit_ray import analysis
-    from flops_fit_ray.console.fits import prediction_text, recommendation_text
+    from flops_fit_ray.console.fit_text import prediction_text, recommendation_text
 
     prediction = analysis.predict(opened.fit, budget)
     confidence = opened.fit.options.confidence
@@ -159,7 +159,7 @@ def compare(first: Path, second: Path, at: float | None, figure: Path | None, as
     """Compare two sweeps or tables: exponents, and N_opt, D_opt and loss at one C, with intervals of the difference."""
     from flops_fit_ray.analysis import compare as compare_fits
     from flops_fit_ray.analysis import comparison_to_json
-    from flops_fit_ray.console.fits import comparison_text
+    from flops_fit_ray.console.fit_text import comparison_text
 
     method = options["method"]
     fits = [_open_source(source, options).fit for source in (first, second)]
@@ -298,7 +298,7 @@ def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float
 
 def _predict_hours(opened: _Opened, hours: float | None, as_json: bool) -> None:
     from flops_fit_ray.analysis import answer_in, isotime, timed_to_json
-    from flops_fit_ray.console.fits import timed_text
+    from flops_fit_ray.console.fit_text import timed_text
     from flops_fit_ray.errors import FitError
 
     timed = isotime(opened.fit)

@@ -94,7 +94,7 @@ def plan(
 
     After `check`, or with --rate, the price has hours, money and the end on so many slots.
     """
-    from flops_fit_ray.console.planning import plan_text, simulation_text
+    from flops_fit_ray.console.plan_text import plan_text, simulation_text
     from flops_fit_ray.pipeline import recorded_rates
     from flops_fit_ray.planning import priced, stated_rate
     from flops_fit_ray.storage.paths import SweepPaths
@@ -134,8 +134,8 @@ def check(
 
     The speed is kept in the sweep directory (rates.json), where `plan` finds it. Exit code 1 if an answer is FAIL.
     """
-    from flops_fit_ray.engine.check import check_on_worker
     from flops_fit_ray.engine.loaders import code_loader
+    from flops_fit_ray.engine.preflight import check_on_worker
     from flops_fit_ray.pipeline import record_rates
     from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from flops_fit_ray.analysis import FitOptions, fit_sweep
-from flops_fit_ray.planning import Planner, Survey
+from flops_fit_ray.planning import Measurements, Planner
 from flops_fit_ray.planning.simulation import SURFACES, World, simulate_sweep
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.simulate import simulated_points
@@ -34,7 +34,7 @@ from tests.worlds import DATA, RULE, SIZES, adaptive_spec
 NOISES = (0.003, 0.01)
 KNOWN_WITHIN = 1.4  # the factor within which the full grid knows its optima beforehand
 BEYOND = 10.0
-SURVEY = Survey(sizes=SIZES, data=DATA)
+SURVEY = Measurements(sizes=SIZES, data=DATA)
 DESIGNS: dict[str, dict[str, Any]] = {
     "default": {},
     "default, rate given": {"train": {"batch_size": 500, "lr": RULE}},

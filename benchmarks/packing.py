@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import hardware
-from benchmarks.step_gpu import ON_CPU, SIZES, parts_of
+from benchmarks.step_gpu import ON_CPU, SIZES, app_state_of
 from flops_fit_ray.engine.preflight import MEMORY_MARGIN
 from flops_fit_ray.engine.resources import part_of
 from flops_fit_ray.training.loop.worker import Worker
@@ -30,8 +30,8 @@ def train(name: str, seconds: float, begin: Barrier, results: Any) -> None:
     """One trial: its tokens per second while all of them train."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with settings(threads=1):
-        experiment, guest = parts_of(name, device, 10**9)
-        worker = Worker(experiment, guest, device)
+        experiment, user = app_state_of(name, device, 10**9)
+        worker = Worker(experiment, user, device)
         worker.advance(WARM_STEPS)
         _wait(device)
         begin.wait()
@@ -52,8 +52,8 @@ def _wait(device: torch.device) -> None:
 def share_of(name: str, results: Any) -> None:
     """What `auto` gives this model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    experiment, guest = parts_of(name, device, 1000)
-    found = usage(experiment, guest, device)
+    experiment, user = app_state_of(name, device, 1000)
+    found = usage(experiment, user, device)
     memory = 0.0 if found.memory_bytes is None else MEMORY_MARGIN * found.peak_bytes / found.memory_bytes
     results.put((found.busy, found.peak_bytes, part_of(max(found.busy, memory))))
 

@@ -10,9 +10,9 @@ from torch.utils.data import TensorDataset
 
 from flops_fit_ray.planning import Experiment, make_plan
 from flops_fit_ray.spec import make_spec
-from flops_fit_ray.training.preflight.model_size import survey
+from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.losses import cross_entropy
-from flops_fit_ray.training.user.parts import Guest, load_target, make_guest
+from flops_fit_ray.training.user.parts import UserParts, load_target, make_user_parts
 
 DEMO = Path(__file__).parent.parent / "examples" / "bytes"
 
@@ -27,7 +27,7 @@ def real_text(context: int, vocab: int = 256) -> TensorDataset:
 
 def experiment_of(
     *, width: int, layers: int, heads: int, context: int, batch_size: int, steps: int, vocab: int = 256, **train: Any
-) -> tuple[Experiment, Guest]:
+) -> tuple[Experiment, UserParts]:
     """An experiment of so many steps, and the parts that go with it."""
     kwargs = {"n_layer": layers, "n_head": heads, "context": context, "vocab": vocab}
     spec = make_spec(
@@ -44,7 +44,7 @@ def experiment_of(
         },
         "benchmark",
     )
-    guest = make_guest(
+    user = make_user_parts(
         model=load_target("model:GPT", DEMO, "model.target"),
         model_kwargs=kwargs,
         loss=cross_entropy,
@@ -52,7 +52,7 @@ def experiment_of(
         held_out=None,
         data=spec.data,
     )
-    experiment = make_plan(spec, survey(spec, guest)).experiments[0]
+    experiment = make_plan(spec, measure_sizes(spec, user)).experiments[0]
     recipe = replace(experiment.recipe, warmup_steps=0)
     tokens = steps * batch_size * context
-    return replace(experiment, steps=steps, tokens=tokens, recipe=recipe), guest
+    return replace(experiment, steps=steps, tokens=tokens, recipe=recipe), user

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = True) -> Tensor:
@@ -26,10 +26,10 @@ class Peer:
     """A loop over a DataLoader. Each call of `steps` goes on where the last one stopped."""
 
     def __init__(
-        self, experiment: Experiment, guest: Guest, *, plain: bool, device: str = "cpu", **options: Any
+        self, experiment: Experiment, user: UserParts, *, plain: bool, device: str = "cpu", **options: Any
     ) -> None:
         torch.manual_seed(experiment.recipe.seed)
-        self.model: nn.Module = guest.model(**experiment.size_kwargs).to(device)
+        self.model: nn.Module = user.model(**experiment.size_kwargs).to(device)
         self._plain, self._device, self._clip = plain, device, experiment.recipe.grad_clip
         self._dtype: torch.dtype | None = options.get("dtype")
         self.optimizer = torch.optim.AdamW(
@@ -42,7 +42,7 @@ class Peer:
         )
         if options.get("compile"):
             self.model.compile(mode=options.get("mode"))
-        self.batches = self._endless(guest.train_data, experiment.recipe.batch_size)
+        self.batches = self._endless(user.train_data, experiment.recipe.batch_size)
         self.loss = math.nan
 
     def _endless(self, data: Any, batch_size: int) -> Iterator[Any]:

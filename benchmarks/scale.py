@@ -22,7 +22,7 @@ import numpy as np
 
 from flops_fit_ray.engine.dispatch import Dispatcher
 from flops_fit_ray.ledger import Ledger, Result
-from flops_fit_ray.planning import DataFacts, Experiment, ModelSize, Planner, Survey
+from flops_fit_ray.planning import DataFacts, Experiment, Measurements, ModelSize, Planner
 from flops_fit_ray.planning.slots import lower_bound, own_seconds, trunk_share
 from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.storage import atomic as files
@@ -70,7 +70,7 @@ def make_planner(experiments: int) -> Planner:
         )
         for i, n in enumerate(params)
     )
-    return Planner(spec, Survey(sizes=sizes, data=DATA))
+    return Planner(spec, Measurements(sizes=sizes, data=DATA))
 
 
 @dataclass

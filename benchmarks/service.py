@@ -26,7 +26,7 @@ from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from tests.serving import ServiceProcess
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 CONNECTIONS = 16
 ARRIVALS = 5.0  # results a second
@@ -62,9 +62,9 @@ def data():
 
 def large_directory(root: Path, number: int, done: int) -> list[tuple[Path, dict[str, Any]]]:
     """A sweep directory of so many experiments, the first `done` with results; returns what the others would have."""
-    spec = known_spec()
+    spec = reference_spec()
     with tempfile.TemporaryDirectory() as place:
-        small = make_sweep(Path(place), spec, known_guest(spec))
+        small = make_sweep(Path(place), spec, reference_parts(spec))
     known = {r.key: r for r in small.results}
     paths = SweepPaths(root)
     experiments, contents = [], []

@@ -38,11 +38,11 @@ def resident(name: str) -> int:
 
 def work(group: Group, port: int, model: dict[str, int], found: Queue[dict[str, Any]]) -> None:
     """Be one of the workers."""
-    experiment, guest = experiment_of(**model, steps=STEPS)
+    experiment, user = experiment_of(**model, steps=STEPS)
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]).step()  # what torch imports for it is not the model's
     before = resident("VmRSS")
     with settings(threads=1), joined(meet("127.0.0.1", port, TIMEOUT), group, "cpu", TIMEOUT):
-        worker = Worker(experiment, guest, torch.device("cpu"), group=group)
+        worker = Worker(experiment, user, torch.device("cpu"), group=group)
         if not group.leads:
             for _ in group.actions(STEPS):
                 worker.advance(1)

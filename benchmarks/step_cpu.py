@@ -26,7 +26,7 @@ from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.preflight.timing import measure
 from flops_fit_ray.training.step.attention import attention_kernel
 from flops_fit_ray.training.step.device import device_name, peak_flops, peak_memory_bytes
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 SIZES = {  # width, layers, heads, context
     "demo-16": (16, 2, 2, 64),
@@ -44,9 +44,9 @@ SAME = 0.02  # nats between the losses of 20 steps, bf16 against fp32
 CPU = torch.device("cpu")
 
 
-def ours(experiment: Experiment, guest: Guest) -> Worker:
+def ours(experiment: Experiment, user: UserParts) -> Worker:
     """Our loop, ready to go."""
-    return Worker(experiment, guest, CPU)
+    return Worker(experiment, user, CPU)
 
 
 def advance(worker: Worker, experiment: Experiment, steps: int) -> None:
@@ -61,21 +61,21 @@ def with_kernel(peer: Peer, experiment: Experiment, steps: int) -> None:
         peer.steps(steps)
 
 
-def chosen(experiment: Experiment, guest: Guest) -> Experiment:
+def chosen(experiment: Experiment, user: UserParts) -> Experiment:
     """In the faster precision, by measurement: what `auto` does for one size."""
     found = {}
     for precision in ("fp32", "bf16"):
         candidate = replace(experiment, recipe=replace(experiment.recipe, precision=precision))
-        found[precision] = (measure(candidate, guest, CPU).step_seconds, candidate)
+        found[precision] = (measure(candidate, user, CPU).step_seconds, candidate)
     return min(found.values(), key=lambda pair: pair[0])[1]
 
 
-def same_losses(experiment: Experiment, guest: Guest, steps: int) -> tuple[float, float]:
+def same_losses(experiment: Experiment, user: UserParts, steps: int) -> tuple[float, float]:
     """The loss after the same steps on the same batches: ours, and the plain loop's."""
     tokens = steps * experiment.tokens // experiment.steps
-    outcome = train_experiment(replace(experiment, steps=steps, tokens=tokens), guest, eval_samples=0)
-    peer = Peer(experiment, guest, plain=True)
-    feed = make_feed(guest.train_data, experiment.recipe.batch_size, experiment.recipe.seed, 1e9)
+    outcome = train_experiment(replace(experiment, steps=steps, tokens=tokens), user, eval_samples=0)
+    peer = Peer(experiment, user, plain=True)
+    feed = make_feed(user.train_data, experiment.recipe.batch_size, experiment.recipe.seed, 1e9)
     peer.use(feed.next_batch().content for _ in range(steps))
     peer.steps(steps)
     return outcome.curve[-1].train_loss or math.nan, peer.loss
@@ -95,7 +95,7 @@ def main() -> None:
         measure_size(name, 4 if given.quick else 16)
 
 
-def parts_of(name: str) -> tuple[Experiment, Guest]:
+def app_state_of(name: str) -> tuple[Experiment, UserParts]:
     """The experiment of a size."""
     width, layers, heads, context = SIZES[name]
     return experiment_of(width=width, layers=layers, heads=heads, context=context, batch_size=BATCH, steps=100_000)
@@ -103,11 +103,11 @@ def parts_of(name: str) -> tuple[Experiment, Guest]:
 
 def peak_of(name: str, loop: str) -> int:
     """Bytes resident at most in this process, which runs one loop and nothing else."""
-    experiment, guest = parts_of(name)
+    experiment, user = app_state_of(name)
     if loop == "ours":
-        advance(ours(experiment, guest), experiment, PEAK_STEPS)
+        advance(ours(experiment, user), experiment, PEAK_STEPS)
     else:
-        Peer(experiment, guest, plain=True).steps(PEAK_STEPS)
+        Peer(experiment, user, plain=True).steps(PEAK_STEPS)
     return peak_memory_bytes(CPU) or 0
 
 
@@ -122,17 +122,17 @@ def peaks_of(name: str) -> dict[str, int]:
 
 def measure_size(name: str, blocks: int) -> None:
     """All lines of one size."""
-    experiment, guest = parts_of(name)
+    experiment, user = app_state_of(name)
     block_steps, context = BLOCK_STEPS[name], SIZES[name][3]
-    best = chosen(experiment, guest)
-    mine, reference = same_losses(best, guest, 20)
+    best = chosen(experiment, user)
+    mine, reference = same_losses(best, user, 20)
     same = math.isfinite(mine) and abs(mine - reference) < SAME
     full = replace(best, recipe=replace(best.recipe, precision="fp32"))
     dtype = torch.bfloat16 if best.recipe.precision == "bf16" else None
-    worker, exact = ours(best, guest), ours(full, guest)
-    plain, fused = Peer(experiment, guest, plain=True), Peer(experiment, guest, plain=False)
-    bare = Peer(experiment, guest, plain=False, dtype=dtype)
-    batch = make_feed(guest.train_data, BATCH, 0, 1e9).next_batch().content
+    worker, exact = ours(best, user), ours(full, user)
+    plain, fused = Peer(experiment, user, plain=True), Peer(experiment, user, plain=False)
+    bare = Peer(experiment, user, plain=False, dtype=dtype)
+    batch = make_feed(user.train_data, BATCH, 0, 1e9).next_batch().content
     bare.use(iter(lambda: batch, None))  # no data at all: what is left is the model and its optimizer
     seconds = interleaved(
         {

@@ -27,7 +27,7 @@ from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.save_policy import Observer
 from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.step.device import device_name, peak_flops
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 # name: width, layers, heads, context, samples a step, vocabulary
 SIZES = {
@@ -57,7 +57,7 @@ class Words(Observer):
             self.aloud.append(words)
 
 
-def parts_of(name: str, device: torch.device, steps: int) -> tuple[Experiment, Guest]:
+def app_state_of(name: str, device: torch.device, steps: int) -> tuple[Experiment, UserParts]:
     """The experiment of a size, in bf16; on a CPU with a smaller batch."""
     width, layers, heads, context, batch_size, vocab = SIZES[name]
     return experiment_of(
@@ -72,11 +72,11 @@ def parts_of(name: str, device: torch.device, steps: int) -> tuple[Experiment, G
     )
 
 
-def ours(experiment: Experiment, guest: Guest, device: torch.device, *, graph: bool) -> tuple[Worker, Words]:
+def ours(experiment: Experiment, user: UserParts, device: torch.device, *, graph: bool) -> tuple[Worker, Words]:
     """Our loop, with a graph or without."""
     observer = Words()
     wanted = replace(experiment, recipe=replace(experiment.recipe, cuda_graph=graph))
-    return Worker(wanted, guest, device, observer=observer), observer
+    return Worker(wanted, user, device, observer=observer), observer
 
 
 def synchronized(steps: Callable[[int], None], count: int, device: torch.device) -> Callable[[], None]:
@@ -123,11 +123,11 @@ def main() -> None:
 
 def compare_losses(device: torch.device) -> None:
     """Losses of the captured graph against the eager step, over 200 steps."""
-    experiment, guest = parts_of("1M", device, COMPARED_STEPS)
+    experiment, user = app_state_of("1M", device, COMPARED_STEPS)
     observer = Words()
-    eager = train_experiment(experiment, guest, eval_samples=0, device=device.type)
+    eager = train_experiment(experiment, user, eval_samples=0, device=device.type)
     graph = replace(experiment, recipe=replace(experiment.recipe, cuda_graph=True))
-    captured = train_experiment(graph, guest, eval_samples=0, device=device.type, observer=observer)
+    captured = train_experiment(graph, user, eval_samples=0, device=device.type, observer=observer)
     pairs = [
         (a.train_loss or math.nan, b.train_loss or math.nan) for a, b in zip(captured.curve, eager.curve, strict=True)
     ]
@@ -146,8 +146,8 @@ def compare_losses(device: torch.device) -> None:
 
 def measure_size(name: str, device: torch.device, ends: float) -> None:
     """All kinds of step of one size, interleaved."""
-    experiment, guest = parts_of(name, device, 1_000_000)
-    kinds, said = _kinds(experiment, guest, device, ends)
+    experiment, user = app_state_of(name, device, 1_000_000)
+    kinds, said = _kinds(experiment, user, device, ends)
     counts = {kind: block_steps(steps, device) for kind, steps in kinds.items()}
     runners = {kind: synchronized(steps, counts[kind], device) for kind, steps in kinds.items()}
     seconds = interleaved(runners, BLOCKS, clock=time.perf_counter)
@@ -177,13 +177,13 @@ def measure_size(name: str, device: torch.device, ends: float) -> None:
 
 
 def _kinds(
-    experiment: Experiment, guest: Guest, device: torch.device, ends: float
+    experiment: Experiment, user: UserParts, device: torch.device, ends: float
 ) -> tuple[dict[str, Callable[[int], None]], list[str]]:
-    eager, _ = ours(experiment, guest, device, graph=False)
+    eager, _ = ours(experiment, user, device, graph=False)
     kinds: dict[str, Callable[[int], None]] = {"eager": eager.advance}
     if device.type != "cuda":
         return kinds, []
-    captured, observer = ours(experiment, guest, device, graph=True)
+    captured, observer = ours(experiment, user, device, graph=True)
     captured.advance(5)
     kinds["captured"] = captured.advance
     options: dict[str, Any] = {"plain": False, "device": "cuda", "dtype": torch.bfloat16, "compile": True}
@@ -191,7 +191,7 @@ def _kinds(
         if time.monotonic() > ends - 60:
             sys.stderr.write(f"{kind}: left out, the time is over\n")
             continue
-        peer = Peer(experiment, guest, mode=mode, **options)
+        peer = Peer(experiment, user, mode=mode, **options)
         resident = [t.to(device) for t in next(peer.batches)]
         peer.use(itertools.repeat(resident))  # no loader: the step alone
         peer.steps(3)

@@ -14,7 +14,7 @@ from flops_fit_ray.console.choice import console_for
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
 from flops_fit_ray.formatting import did_you_mean
-from flops_fit_ray.pipeline import Order, check_output, record_rates, recorded_rates, run_sweep
+from flops_fit_ray.pipeline import RunRequest, check_output, record_rates, recorded_rates, run_sweep
 from flops_fit_ray.planning import Plan, make_plan, priced
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.spec.arguments import SOURCE, describe_target, spec_from_arguments
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from flops_fit_ray.training.preflight.check import Report
-    from flops_fit_ray.training.user.parts import Guest
+    from flops_fit_ray.training.user.parts import UserParts
 
 
 class Result:
@@ -211,31 +211,31 @@ def find_optimal(
         InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call goes on.
     """
     from flops_fit_ray.engine.loaders import loader_for
-    from flops_fit_ray.training.preflight.model_size import survey
+    from flops_fit_ray.training.preflight.model_size import measure_sizes
 
     root = place_of(output_dir)
     if train:
         check_output(root)
-    spec, guest, plan, extra = _prepared(
+    spec, user, plan, extra = _prepared(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options
     )
     if not train:
-        return priced(plan, spec.grid.start, rates=recorded_rates(SweepPaths(root), plan.frame))
+        return priced(plan, spec.grid.start, rates=recorded_rates(SweepPaths(root), plan.constants))
     if not resume:
         _refuse_results(root)
     silent = PlainConsole(io.StringIO())
     console = silent if extra["quiet"] else console_for("", SweepPaths(root), spec, sys.stdout)
-    order = Order(
+    request = RunRequest(
         spec=spec,
         root=root,
-        survey=lambda wider: survey(wider, guest),
-        load_guest=loader_for(guest),
+        measure=lambda wider: measure_sizes(wider, user),
+        load_user_parts=loader_for(user),
         address=extra["address"],
         command=f"find_optimal(..., output_dir={str(root)!r})",
         slots=extra["slots"],
         new=bool(extra["new"]),
     )
-    sweep = run_sweep(order, plan, console=console, until=until_for(spec, extra["until"], extra["at_most"]))
+    sweep = run_sweep(request, plan, console=console, until=until_for(spec, extra["until"], extra["at_most"]))
     result = Result(sweep)
     console.say(f"report: {sweep.paths.report}")
     return result
@@ -265,12 +265,12 @@ def check(
     from flops_fit_ray.engine.loaders import loader_for
     from flops_fit_ray.engine.preflight import check_on_worker
 
-    spec, guest, plan, extra = _prepared(
+    spec, user, plan, extra = _prepared(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options
     )
-    report = check_on_worker(plan, spec, load_guest=loader_for(guest), address=extra["address"])[0]
+    report = check_on_worker(plan, spec, load_user_parts=loader_for(user), address=extra["address"])[0]
     if output_dir is not None and report.rates is not None:
-        record_rates(SweepPaths(place_of(output_dir)), plan.frame, report.rates)
+        record_rates(SweepPaths(place_of(output_dir)), plan.constants, report.rates)
     return report
 
 
@@ -317,10 +317,10 @@ def _prepared(
     loss_fn: Any,
     compute_budgets: Sequence[float | Mapping[str, Any]] | None,
     options: dict[str, Any],
-) -> tuple[SweepSpec, Guest, Plan, dict[str, Any]]:
+) -> tuple[SweepSpec, UserParts, Plan, dict[str, Any]]:
     """Spec, parts and plan of the arguments, and those options that belong to neither."""
     from flops_fit_ray.trackers import check_installed
-    from flops_fit_ray.training.preflight.model_size import survey
+    from flops_fit_ray.training.preflight.model_size import measure_sizes
     from flops_fit_ray.training.user.parts import HOOKS
 
     extra = {
@@ -338,13 +338,13 @@ def _prepared(
     )
     with faults_of(SOURCE):
         check_installed(spec)
-        guest = _guest_from_arguments(
+        user = _user_parts_from_arguments(
             model_cls, model_kwargs or {}, dataset, loss_fn, extra, spec, {**hooks, "metrics": metrics}
         )
-        return spec, guest, make_plan(spec, survey(spec, guest)), extra
+        return spec, user, make_plan(spec, measure_sizes(spec, user)), extra
 
 
-def _guest_from_arguments(
+def _user_parts_from_arguments(
     model_cls: Any,
     model_kwargs: Mapping[str, Any],
     dataset: Any,
@@ -352,14 +352,14 @@ def _guest_from_arguments(
     extra: Mapping[str, Any],
     spec: SweepSpec,
     hooks: Mapping[str, Any],
-) -> Guest:
-    from flops_fit_ray.training.user.parts import load_loss, make_guest
+) -> UserParts:
+    from flops_fit_ray.training.user.parts import load_loss, make_user_parts
 
     faults: list[str] = []
     loss = load_loss(loss_fn, Path.cwd(), faults) if isinstance(loss_fn, str) else loss_fn
     if faults:
         raise SpecError(SOURCE, faults)
-    return make_guest(
+    return make_user_parts(
         model=model_cls,
         model_kwargs=model_kwargs,
         loss=loss,

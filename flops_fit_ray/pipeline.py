@@ -13,7 +13,16 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, StorageError
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.planning import Finding, Frame, Plan, Planner, Rates, Survey, priced, rates_from_json
+from flops_fit_ray.planning import (
+    Measurements,
+    Observation,
+    Plan,
+    Planner,
+    Rates,
+    SweepConstants,
+    priced,
+    rates_from_json,
+)
 from flops_fit_ray.spec import Budget, SweepSpec, dump_spec, read_spec
 from flops_fit_ray.storage.atomic import read_json, set_aside, write_bytes, write_json
 from flops_fit_ray.storage.lock import refuse_second_writer
@@ -31,13 +40,13 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class RunRequest:
     """A sweep that somebody wants to have run, and all that running it needs."""
 
     spec: SweepSpec
     root: Path
-    survey: Callable[[SweepSpec], Survey]
-    load_guest: Loader
+    measure: Callable[[SweepSpec], Measurements]
+    load_user_parts: Loader
     address: str | None
     command: str  # that goes on with it
     base: Path | None = None  # where the spec's targets are looked for; None: they are objects of a program
@@ -70,11 +79,11 @@ def check_output(root: Path) -> None:
     refuse_second_writer(SweepPaths(root))
 
 
-def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until | None = None) -> Sweep:
+def run_sweep(request: RunRequest, plan: Plan, *, console: PlainConsole, until: Until | None = None) -> Sweep:
     """Run what the ledger lacks, then write tables, analysis and report. Returns the directory read back.
 
     Args:
-        plan: of the order's spec; only its survey is taken, because the directory may know more.
+        plan: of the request's spec; only its measurements are taken, because the directory may know more.
         until: go on, budget after budget, until it is satisfied or too dear.
 
     Raises:
@@ -87,43 +96,43 @@ def run_sweep(order: Order, plan: Plan, *, console: PlainConsole, until: Until |
     from flops_fit_ray.engine.preflight import refuse_early
     from flops_fit_ray.report import write_report
 
-    refuse_early(order.spec, order.address)
-    ledger = Ledger(SweepPaths(order.root))
+    refuse_early(request.spec, request.address)
+    ledger = Ledger(SweepPaths(request.root))
     with interruptible() as interrupt, ledger.writer() as dead_owner, contextlib.ExitStack() as session:
         ledger.paths.remove_strays()
         if dead_owner:
             console.say(f"{dead_owner} ended without a word: taken over")
-        spec = order.spec
+        spec = request.spec
         if AUTO in (spec.train.precision, spec.train.compile):
-            chosen = _recorded_choice(spec, SweepPaths(order.root))
+            chosen = _recorded_choice(spec, SweepPaths(request.root))
             if chosen is None:
-                session.enter_context(ray_session(order.address))  # one for the measurement and the sweep
-                chosen = _measured_choice(spec, plan, order, console)
+                session.enter_context(ray_session(request.address))  # one for the measurement and the sweep
+                chosen = _measured_choice(spec, plan, request, console)
             spec = spec.model_copy(update={"train": spec.train.model_copy(update=chosen)})
-        survey, limit = plan.survey, None
+        measurements, limit = plan.measurements, None
         console.question(spec, plan)
-        _compare(replace(order, spec=spec), survey, ledger, console)
+        _compare(replace(request, spec=spec), measurements, ledger, console)
         while True:
-            sweep = _run_once(replace(order, spec=spec), survey, console, interrupt)
+            sweep = _run_once(replace(request, spec=spec), measurements, console, interrupt)
             if until is None or not sweep.complete:
                 break
             limit = until.at_most or limit or LIMIT * sweep.flops_spent
             budget = next_budget(spec)
             wider = with_budgets(spec, [Budget(flops=budget)])
-            wider_survey = order.survey(wider)
-            found = outlook(sweep, until, budget, _cost_of_more(sweep, wider, wider_survey), limit)
+            wider_measurements = request.measure(wider)
+            found = outlook(sweep, until, budget, _cost_of_more(sweep, wider, wider_measurements), limit)
             console.say(found.words)
             if not found.goes_on:
                 break
-            spec, survey = wider, wider_survey
-            session.enter_context(ray_session(order.address))  # one for all budgets
+            spec, measurements = wider, wider_measurements
+            session.enter_context(ray_session(request.address))  # one for all budgets
         if sweep.num_deaths:
             ledger.paths.remove_strays()  # a worker may have died in the middle of a write
         write_report(sweep)
     return sweep
 
 
-def _compare(order: Order, survey: Survey, ledger: Ledger, console: PlainConsole) -> None:
+def _compare(request: RunRequest, measurements: Measurements, ledger: Ledger, console: PlainConsole) -> None:
     """Show what has changed since the directory's last run.
 
     Raises:
@@ -138,11 +147,11 @@ def _compare(order: Order, survey: Survey, ledger: Ledger, console: PlainConsole
         aside = set_aside(damaged)
         if aside is not None:
             console.say(f"{damaged} cannot be read: kept as {aside.name}, and made again from the spec and the results")
-    planner = Planner(order.spec, survey, None if recorded.plan is None else recorded.plan.frame)
-    found = changes_since(recorded, order.spec, grown_plan(planner, ledger))
+    planner = Planner(request.spec, measurements, None if recorded.plan is None else recorded.plan.constants)
+    found = changes_since(recorded, request.spec, grown_plan(planner, ledger))
     if found.lines:
         console.say(f"changed since the last run in {paths.root}:\n{found.text()}")
-    if found.changed and not order.new:
+    if found.changed and not request.new:
         raise found.refusal(str(paths.root))
     if found.changed or found.dropped:
         console.say(
@@ -154,80 +163,82 @@ def _compare(order: Order, survey: Survey, ledger: Ledger, console: PlainConsole
 def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
     """The plan as far as everything that is recorded decides it."""
     plan, known = planner.plan(), -1
-    findings: dict[str, Finding] = {}
+    observed: dict[str, Observation] = {}
     while len(plan.experiments) > known and not plan.final:
         known = len(plan.experiments)
-        findings |= ledger.findings(e.key for e in plan.experiments if e.key not in findings)
-        plan = planner.plan(findings)
+        observed |= ledger.observed(e.key for e in plan.experiments if e.key not in observed)
+        plan = planner.plan(observed)
     return plan
 
 
-def _run_once(order: Order, survey: Survey, console: PlainConsole, interrupt: Interrupt) -> Sweep:
+def _run_once(request: RunRequest, measurements: Measurements, console: PlainConsole, interrupt: Interrupt) -> Sweep:
     from flops_fit_ray.engine.jobs import upload_of
     from flops_fit_ray.engine.tuner import run_plan
     from flops_fit_ray.ledger.watch import Watcher, Watchers
     from flops_fit_ray.trackers import watchers_for
 
-    paths = SweepPaths(order.root)
-    planner = Planner(order.spec, survey, recorded_frame(paths))
-    rates = recorded_rates(paths, planner.cells.frame)
+    paths = SweepPaths(request.root)
+    planner = Planner(request.spec, measurements, recorded_constants(paths))
+    rates = recorded_rates(paths, planner.cells.constants)
 
     def record(grown: Plan) -> None:
-        base = None if order.base is None else str(order.base)
-        content = priced(grown, order.spec.grid.start, rates=rates).to_json()
-        write_json(paths.plan, {**content, "command": order.command, "base": base})
+        base = None if request.base is None else str(request.base)
+        content = priced(grown, request.spec.grid.start, rates=rates).to_json()
+        write_json(paths.plan, {**content, "command": request.command, "base": base})
 
     try:
-        write_bytes(paths.spec, dump_spec(order.spec).encode())
+        write_bytes(paths.spec, dump_spec(request.spec).encode())
         record(planner.plan())
     except StorageError as e:  # nothing has been run, so there is nothing to go on with
         raise DirectoryError(f"{e}, or choose another --output") from e
     run_plan(
         planner,
-        spec=order.spec,
-        root=order.root,
-        base=None if order.base is None or upload_of(order.base) is not None else order.base,
-        load_guest=order.load_guest,
-        address=order.address,
-        most=order.slots,
-        watcher=Watchers([Watcher(console), *watchers_for(order.spec, paths, console.say)]),
+        spec=request.spec,
+        root=request.root,
+        base=None if request.base is None or upload_of(request.base) is not None else request.base,
+        load_user_parts=request.load_user_parts,
+        address=request.address,
+        max_slots=request.slots,
+        watcher=Watchers([Watcher(console), *watchers_for(request.spec, paths, console.say)]),
         on_plan=record,
         interrupt=interrupt,
     )
-    return open_sweep(order.root)
+    return open_sweep(request.root)
 
 
-def _cost_of_more(sweep: Sweep, spec: SweepSpec, survey: Survey) -> float:
+def _cost_of_more(sweep: Sweep, spec: SweepSpec, measurements: Measurements) -> float:
     """FLOPs that the wider sweep would still execute."""
-    findings = Ledger(sweep.paths).findings(e.key for e in sweep.plan.experiments)
-    plan = Planner(spec, survey, sweep.plan.frame).plan(findings)
-    return sum(e.flops_executed for e in plan.expected if e.key not in findings)
+    observed = Ledger(sweep.paths).observed(e.key for e in sweep.plan.experiments)
+    plan = Planner(spec, measurements, sweep.plan.constants).plan(observed)
+    return sum(e.flops_executed for e in plan.expected if e.key not in observed)
 
 
-def recorded_rates(paths: SweepPaths, frame: Frame) -> Rates | None:
+def recorded_rates(paths: SweepPaths, constants: SweepConstants) -> Rates | None:
     """What `check` measured for this sweep; None where it did not, or measured another one."""
     content = read_json(paths.rates) or {}
-    if content.get("identity") != frame.identity:
+    if content.get("identity") != constants.identity:
         return None
     with contextlib.suppress(KeyError, TypeError, ValueError):
         return rates_from_json(content["rates"])
     return None
 
 
-def record_rates(paths: SweepPaths, frame: Frame, rates: Rates) -> None:
+def record_rates(paths: SweepPaths, constants: SweepConstants, rates: Rates) -> None:
     """Keep what `check` measured beside the sweep, for its plan.
 
     Raises:
         StorageError: the directory cannot be written.
     """
-    write_json(paths.rates, {"schema_version": SCHEMA_VERSION, "identity": frame.identity, "rates": rates.to_json()})
+    write_json(
+        paths.rates, {"schema_version": SCHEMA_VERSION, "identity": constants.identity, "rates": rates.to_json()}
+    )
 
 
-def recorded_frame(paths: SweepPaths) -> Frame | None:
+def recorded_constants(paths: SweepPaths) -> SweepConstants | None:
     """What this directory's sweep decided once; the planner takes it if the sweep is still the same."""
     content = read_json(paths.plan) or {}
     with contextlib.suppress(KeyError, TypeError):
-        return Frame(**content["frame"])
+        return SweepConstants(**content["frame"])
     return None
 
 
@@ -245,10 +256,12 @@ def _left_open(spec: SweepSpec) -> list[str]:
     return [name for name in ("precision", "compile") if getattr(spec.train, name) == AUTO]
 
 
-def _measured_choice(spec: SweepSpec, plan: Plan, order: Order, console: PlainConsole) -> dict[str, Any]:
+def _measured_choice(spec: SweepSpec, plan: Plan, request: RunRequest, console: PlainConsole) -> dict[str, Any]:
     from flops_fit_ray.engine.preflight import choose_on_worker
 
-    choice = choose_on_worker(plan, spec, load_guest=order.load_guest, address=order.address, most=order.slots)
+    choice = choose_on_worker(
+        plan, spec, load_user_parts=request.load_user_parts, address=request.address, max_slots=request.slots
+    )
     chosen = {name: getattr(choice, name) for name in _left_open(spec)}
     said = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items())
     shown = ", ".join(f"{name} {fmt.duration(s)}" for name, s in choice.seconds.items())

@@ -174,13 +174,13 @@ def finish(driver: Driver, row: Row, watched: Watched, sha256: str) -> Sweep | N
 def uninterrupted(where: Path) -> str:
     """The fingerprint of the same sweep without Ray and without anything that goes wrong."""
     from flops_fit_ray.spec import read_spec
-    from flops_fit_ray.training.user.parts import load_guest
+    from flops_fit_ray.training.user.parts import load_user_parts
     from tests.sweeps import make_sweep
 
     os.environ["CHAOS_PAUSE"] = "0"
     spec = make_project(where)
     resolved = read_spec(spec)
-    return make_sweep(where / "plain", resolved, load_guest(resolved, spec.parent)).results_sha256
+    return make_sweep(where / "plain", resolved, load_user_parts(resolved, spec.parent)).results_sha256
 
 
 def driver_kills(where: Path, sweeps: int, kills: int, sha256: str, dice: random.Random) -> Row:

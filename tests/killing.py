@@ -28,7 +28,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.training.step.device import device_name, peak_flops
 from tests.faulty import KILL, Faults
-from tests.parts import guest_of, spec_of
+from tests.parts import spec_of, user_parts_of
 from tests.records import recorded
 from tests.sweeps import grow_sweep
 
@@ -44,7 +44,7 @@ def run_here(root: Path) -> Sweep:
     spec = one_run()
     with Ledger(SweepPaths(root)).writer():
         SweepPaths(root).remove_strays()
-        return grow_sweep(root, spec, guest_of(spec))
+        return grow_sweep(root, spec, user_parts_of(spec))
 
 
 def strays(root: Path) -> list[str]:

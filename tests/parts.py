@@ -10,15 +10,15 @@ from torch.utils.data import Dataset, TensorDataset
 
 from flops_fit_ray.planning import Plan, make_plan
 from flops_fit_ray.spec import SweepSpec, make_spec
-from flops_fit_ray.training.preflight.model_size import survey
+from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.losses import cross_entropy, mse
-from flops_fit_ray.training.user.parts import Guest, make_guest
+from flops_fit_ray.training.user.parts import UserParts, make_user_parts
 
 INPUTS = 512
 BIGRAM = {"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]}  # a spec's model section
 
 
-class Truncated(nn.Module):
+class TruncatedRegression(nn.Module):
     """Linear regression on the first `features` inputs: N = features, 6·N FLOPs a sample, and a known optimum."""
 
     def __init__(self, features: int) -> None:
@@ -106,9 +106,9 @@ def spec_of(**changes: Any) -> SweepSpec:
     return make_spec({**content, **changes}, "test")
 
 
-def guest_of(spec: SweepSpec, model: Any = Mlp, train: Any = None, loss: Any = None) -> Guest:
+def user_parts_of(spec: SweepSpec, model: Any = Mlp, train: Any = None, loss: Any = None) -> UserParts:
     """The parts that go with `spec_of`."""
-    return make_guest(
+    return make_user_parts(
         model=model,
         model_kwargs=spec.model.kwargs,
         loss=loss or (cross_entropy if spec.loss == "cross_entropy" else mse),
@@ -118,6 +118,6 @@ def guest_of(spec: SweepSpec, model: Any = Mlp, train: Any = None, loss: Any = N
     )
 
 
-def planned(spec: SweepSpec, guest: Guest) -> Plan:
+def planned(spec: SweepSpec, user: UserParts) -> Plan:
     """The plan of a spec with these parts."""
-    return make_plan(spec, survey(spec, guest))
+    return make_plan(spec, measure_sizes(spec, user))

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 import uvicorn
 
 from flops_fit_ray.service.app import Settings, make_app, make_parts
-from flops_fit_ray.service.app_state import Parts
+from flops_fit_ray.service.app_state import AppState
 from flops_fit_ray.service.client import Client
 from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.paths import ServicePaths
@@ -32,7 +32,7 @@ class Served:
 
     url: str
     token: str
-    parts: Parts
+    parts: AppState
     app: Any
 
     @property

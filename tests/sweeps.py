@@ -6,26 +6,26 @@ from pathlib import Path
 
 from flops_fit_ray.engine.dispatch import Dispatcher
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.engine.trainable import Job, run_experiment
+from flops_fit_ray.engine.trainable import TrialContext, run_experiment
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.pipeline import recorded_frame
+from flops_fit_ray.pipeline import recorded_constants
 from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
-from flops_fit_ray.training.preflight.model_size import survey
-from flops_fit_ray.training.user.parts import Guest
-from tests.parts import Truncated, guest_of, planned, power_law_regression, spec_of
+from flops_fit_ray.training.preflight.model_size import measure_sizes
+from flops_fit_ray.training.user.parts import UserParts
+from tests.parts import TruncatedRegression, planned, power_law_regression, spec_of, user_parts_of
 
 KNOWN_TRAIN = {"batch_size": 4, "lr": 0.04, "optimizer": "sgd", "grad_clip": None, "warmup_tokens": 0}
 
 
-def known_spec(budgets: int = 3) -> SweepSpec:
+def reference_spec(budgets: int = 3) -> SweepSpec:
     """`Truncated` on data with a power-law spectrum: the optimum is known to grow as C^(1/2)."""
     return spec_of(
         name="known",
-        model={"target": "tests.parts:Truncated", "size_param": "features"},
+        model={"target": "tests.parts:TruncatedRegression", "size_param": "features"},
         data={"train": "tests.parts:power_law_regression"},
         budgets=[
             {"flops": 1e5 * 4**i, "sizes": [round(24 * 2**i * 2 ** (k / 2)) for k in range(-3, 4)]}
@@ -35,30 +35,30 @@ def known_spec(budgets: int = 3) -> SweepSpec:
     )
 
 
-def known_guest(spec: SweepSpec) -> Guest:
+def reference_parts(spec: SweepSpec) -> UserParts:
     """The parts of `known_spec`."""
-    return guest_of(spec, model=Truncated, train=power_law_regression())
+    return user_parts_of(spec, model=TruncatedRegression, train=power_law_regression())
 
 
-def make_sweep(root: Path, spec: SweepSpec, guest: Guest, *, only: int | None = None) -> Sweep:
+def make_sweep(root: Path, spec: SweepSpec, user: UserParts, *, only: int | None = None) -> Sweep:
     """A sweep directory in which the first `only` experiments have run, all of them by default."""
-    plan = planned(spec, guest)
+    plan = planned(spec, user)
     paths = SweepPaths(root)
     write_bytes(paths.spec, dump_spec(spec).encode())
     write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere"})
-    job = Job(
+    job = TrialContext(
         root=root,
-        load_guest=lambda: guest,
+        load_user_parts=lambda: user,
         spec=spec,
-        eval_samples=plan.survey.data.eval_samples,
+        eval_samples=plan.measurements.data.eval_samples,
         slots=Slots(resources={"cpu": 1}, count=1),
     )
     for experiment in plan.experiments[:only]:
-        run_experiment(job, Ledger(paths), lambda: guest, experiment)
+        run_experiment(job, Ledger(paths), lambda: user, experiment)
     return open_sweep(root)
 
 
-def grow_sweep(root: Path, spec: SweepSpec, guest: Guest) -> Sweep:
+def grow_sweep(root: Path, spec: SweepSpec, user: UserParts) -> Sweep:
     """A whole sweep as the engine runs it, but for Ray: planned, handed out, trained, planned again."""
     paths, ledger = SweepPaths(root), Ledger(SweepPaths(root))
     write_bytes(paths.spec, dump_spec(spec).encode())
@@ -66,17 +66,17 @@ def grow_sweep(root: Path, spec: SweepSpec, guest: Guest) -> Sweep:
     def record(plan: Plan) -> None:
         write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere", "base": str(root)})
 
-    dispatcher = Dispatcher(Planner(spec, survey(spec, guest), recorded_frame(paths)), ledger, record)
-    facts = dispatcher.plan.survey.data
-    job = Job(
+    dispatcher = Dispatcher(Planner(spec, measure_sizes(spec, user), recorded_constants(paths)), ledger, record)
+    facts = dispatcher.plan.measurements.data
+    job = TrialContext(
         root=root,
-        load_guest=lambda: guest,
+        load_user_parts=lambda: user,
         spec=spec,
         eval_samples=facts.eval_samples,
         slots=Slots(resources={"cpu": 1}, count=1),
     )
     while (experiment := dispatcher.next()) is not None:
-        run_experiment(job, ledger, lambda: guest, experiment)
+        run_experiment(job, ledger, lambda: user, experiment)
         dispatcher.ended(experiment.key, died=False)
     if dispatcher.error is not None:
         raise dispatcher.error
@@ -84,11 +84,11 @@ def grow_sweep(root: Path, spec: SweepSpec, guest: Guest) -> Sweep:
     return open_sweep(root)
 
 
-def adaptive_known_spec(**grid: object) -> SweepSpec:
+def adaptive_reference_spec(**grid: object) -> SweepSpec:
     """`Truncated` with sizes and whatever else left to the planner."""
     return spec_of(
         name="known",
-        model={"target": "tests.parts:Truncated", "size_param": "features"},
+        model={"target": "tests.parts:TruncatedRegression", "size_param": "features"},
         data={"train": "tests.parts:power_law_regression"},
         budgets=[5e4, 2e5, 8e5],
         train=KNOWN_TRAIN,

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.pipeline import record_rates, recorded_frame, recorded_rates
+from flops_fit_ray.pipeline import record_rates, recorded_constants, recorded_rates
 from flops_fit_ray.planning import plan_from_json, stated_rate
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, valley_curves
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.validity import validity_card
-from tests.sweeps import adaptive_known_spec, grow_sweep, known_guest
+from tests.sweeps import adaptive_reference_spec, grow_sweep, reference_parts
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    spec = adaptive_known_spec(lr_check="all", rerun_outliers=False)
-    return grow_sweep(tmp_path_factory.mktemp("sweep"), spec, known_guest(spec))
+    spec = adaptive_reference_spec(lr_check="all", rerun_outliers=False)
+    return grow_sweep(tmp_path_factory.mktemp("sweep"), spec, reference_parts(spec))
 
 
 def test_it_finds_the_known_exponent_with_sizes_of_its_own(sweep: Sweep) -> None:
@@ -45,7 +45,7 @@ def test_the_fit_rests_on_the_grid_and_its_seeds(sweep: Sweep) -> None:
 
 def test_it_is_gone_on_with_and_nothing_runs_again(sweep: Sweep) -> None:
     files = {p: p.stat().st_mtime_ns for p in sweep.paths.root.glob("experiments/*/result.json")}
-    again = grow_sweep(sweep.paths.root, sweep.spec, known_guest(sweep.spec))
+    again = grow_sweep(sweep.paths.root, sweep.spec, reference_parts(sweep.spec))
     assert {p: p.stat().st_mtime_ns for p in sweep.paths.root.glob("experiments/*/result.json")} == files
     assert again.results_sha256 == sweep.results_sha256
 
@@ -56,7 +56,7 @@ def test_one_more_budget_keeps_every_result(sweep: Sweep, tmp_path: Path) -> Non
     from flops_fit_ray.sweep.extend import extended
 
     root = shutil.copytree(sweep.paths.root, tmp_path / "wider")
-    wider = grow_sweep(root, extended(sweep.spec, budgets=[3.2e6]), known_guest(sweep.spec))
+    wider = grow_sweep(root, extended(sweep.spec, budgets=[3.2e6]), reference_parts(sweep.spec))
     assert {r.key for r in sweep.results} <= {r.key for r in wider.results}
     new = {r.key for r in wider.results} - {r.key for r in sweep.results}
     assert {r.budget for r in wider.results if r.key in new} == {3.2e6}
@@ -113,20 +113,20 @@ def test_the_plan_on_disk_is_the_plan_with_its_decisions(sweep: Sweep) -> None:
     assert plan_from_json(content) == sweep.plan
     contract = {"role", "reason", "of", "parent", "start_step", "flops_executed"}
     assert all(contract <= e.keys() for e in content["experiments"])
-    assert recorded_frame(sweep.paths) == sweep.plan.frame
+    assert recorded_constants(sweep.paths) == sweep.plan.constants
     for r in sweep.results:
         assert Ledger(sweep.paths).planned(r.key).key == r.key
     write_json(sweep.paths.plan, {**content, "frame": {}})
-    assert recorded_frame(sweep.paths) is None
+    assert recorded_constants(sweep.paths) is None
     write_json(sweep.paths.plan, content)
     assert open_sweep(sweep.paths.root).plan == sweep.plan
 
 
 def test_rates_belong_to_their_sweep(sweep: Sweep) -> None:
     rates = stated_rate(1e9, 2)
-    record_rates(sweep.paths, sweep.plan.frame, rates)
-    assert recorded_rates(sweep.paths, sweep.plan.frame) == rates
-    assert recorded_rates(sweep.paths, replace(sweep.plan.frame, identity="other")) is None
+    record_rates(sweep.paths, sweep.plan.constants, rates)
+    assert recorded_rates(sweep.paths, sweep.plan.constants) == rates
+    assert recorded_rates(sweep.paths, replace(sweep.plan.constants, identity="other")) is None
     content = read_json(sweep.paths.rates) or {}
     write_json(sweep.paths.rates, {**content, "rates": {}})
-    assert recorded_rates(sweep.paths, sweep.plan.frame) is None
+    assert recorded_rates(sweep.paths, sweep.plan.constants) is None

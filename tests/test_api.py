@@ -13,8 +13,8 @@ from flops_fit_ray.api import Result
 from flops_fit_ray.engine.loaders import loader_for
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec.arguments import describe, describe_value
-from tests.parts import Mlp, Truncated, guest_of, planned, power_law_regression, regression, spec_of
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.parts import Mlp, TruncatedRegression, planned, power_law_regression, regression, spec_of, user_parts_of
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 ARGUMENTS: dict[str, Any] = {
     "model_size_param": "width",
@@ -32,10 +32,10 @@ def plan_with(model: Any = Mlp, **changes: Any) -> Plan:
 
 
 def test_the_plan_is_the_specs_plan() -> None:
-    spec = known_spec()
-    other = planned(spec, known_guest(spec))
+    spec = reference_spec()
+    other = planned(spec, reference_parts(spec))
     plan = find_optimal(
-        Truncated,
+        TruncatedRegression,
         "features",
         dataset=power_law_regression(),
         loss_fn="mse",
@@ -118,12 +118,12 @@ def test_what_cannot_travel_is_named_before_anything_runs(tmp_path: Path) -> Non
 
     spec = spec_of()
     with handle, pytest.raises(SpecError, match="loss cannot be sent to a worker: PicklingError"):
-        loader_for(guest_of(spec, loss=loss))
+        loader_for(user_parts_of(spec, loss=loss))
 
 
 def test_result(tmp_path: Path) -> None:
-    spec = known_spec()
-    result = Result(make_sweep(tmp_path, spec, known_guest(spec)))
+    spec = reference_spec()
+    result = Result(make_sweep(tmp_path, spec, reference_parts(spec)))
     assert result.complete and repr(result) == f"Result({str(tmp_path)!r}, 21 of 21 experiments)"
     answer = result.predict(1.6e6)
     assert answer.params_interval is not None

@@ -18,8 +18,8 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.user.losses import BUILT_IN, cross_entropy
-from flops_fit_ray.training.user.parts import Guest, make_guest
-from tests.parts import BIGRAM, Bigram, Mlp, guest_of, planned, regression, spec_of, text
+from flops_fit_ray.training.user.parts import UserParts, make_user_parts
+from tests.parts import BIGRAM, Bigram, Mlp, planned, regression, spec_of, text, user_parts_of
 from tests.streams import Noisy, Plain, Stateful, loader, mappings, token_file
 
 
@@ -164,7 +164,7 @@ GUESTS: dict[str, tuple[Callable[..., nn.Module], Callable[[Path], Any], Any]] =
 }
 
 
-def plan_guest(model: Any, data: Any, loss: Any, **train: Any) -> tuple[list[Experiment], Guest, int]:
+def plan_user_parts(model: Any, data: Any, loss: Any, **train: Any) -> tuple[list[Experiment], UserParts, int]:
     word = loss if isinstance(loss, str) else "tests.parts:loss"
     spec = spec_of(
         model=BIGRAM,
@@ -173,17 +173,17 @@ def plan_guest(model: Any, data: Any, loss: Any, **train: Any) -> tuple[list[Exp
         budgets=[2e6, 4e6],
         train={"batch_size": 8, "lr": 1e-2, **train},
     )
-    guest = guest_of(spec, model=model, train=data, loss=BUILT_IN[loss] if isinstance(loss, str) else loss)
-    plan = planned(spec, guest)
-    return list(plan.experiments), guest, plan.survey.data.eval_samples
+    user = user_parts_of(spec, model=model, train=data, loss=BUILT_IN[loss] if isinstance(loss, str) else loss)
+    plan = planned(spec, user)
+    return list(plan.experiments), user, plan.measurements.data.eval_samples
 
 
-def counted(guest: Guest, experiment: Experiment, eval_samples: int) -> tuple[Outcome, int]:
+def counted(user: UserParts, experiment: Experiment, eval_samples: int) -> tuple[Outcome, int]:
     """The outcome, and D as counted by somebody else: the samples that went through the model in training."""
     seen = 0
 
     def model(**kwargs: Any) -> nn.Module:
-        built = guest.model(**kwargs)
+        built = user.model(**kwargs)
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             nonlocal seen
@@ -197,7 +197,7 @@ def counted(guest: Guest, experiment: Experiment, eval_samples: int) -> tuple[Ou
 
     from dataclasses import replace
 
-    outcome = train_experiment(experiment, replace(guest, model=model), eval_samples=eval_samples)
+    outcome = train_experiment(experiment, replace(user, model=model), eval_samples=eval_samples)
     return outcome, seen
 
 
@@ -208,9 +208,9 @@ def test_tokens_planned_are_tokens_seen(name: str, batch_size: int, tmp_path: Pa
     brought = data(tmp_path)
     if isinstance(brought, DataLoader):
         brought = DataLoader(brought.dataset, batch_size=batch_size, shuffle=True)
-    experiments, guest, eval_samples = plan_guest(model, brought, loss, batch_size=batch_size)
+    experiments, user, eval_samples = plan_user_parts(model, brought, loss, batch_size=batch_size)
     for experiment in experiments[:2]:
-        outcome, samples = counted(guest, experiment, eval_samples)
+        outcome, samples = counted(user, experiment, eval_samples)
         per_sample = experiment.tokens // (experiment.steps * batch_size)
         assert outcome.tokens_seen == experiment.tokens == samples * per_sample
         assert per_sample == (1 if name in ("MLP", "CNN with BatchNorm", "ViT") or "rows" in name else 16)
@@ -238,8 +238,8 @@ def test_all_ways_to_give_the_same_data_and_loss_give_the_same_loss(tmp_path: Pa
     ]
     losses = set()
     for model, data, loss in ways:
-        experiments, guest, eval_samples = plan_guest(model, data, loss)
-        losses.add(train_experiment(experiments[0], guest, eval_samples=eval_samples).loss)
+        experiments, user, eval_samples = plan_user_parts(model, data, loss)
+        losses.add(train_experiment(experiments[0], user, eval_samples=eval_samples).loss)
     assert len(losses) == 1
 
 
@@ -253,7 +253,7 @@ def test_a_token_rule_of_the_users(tmp_path: Path) -> None:
         loss="cross_entropy",
         budgets=[1e6, 2e6],
     )
-    guest = make_guest(
+    user = make_user_parts(
         model=Bigram,
         model_kwargs={},
         loss=cross_entropy,
@@ -262,37 +262,37 @@ def test_a_token_rule_of_the_users(tmp_path: Path) -> None:
         data=spec.data,
         count_tokens=lambda batch: batch[1][:, ::2].numel(),
     )
-    plan = planned(spec, guest)
-    assert plan.survey.data.tokens_per_sample == 8
-    assert plan.survey.data.token_unit == f"what {RULE} counts"
-    outcome = train_experiment(plan.experiments[0], guest, eval_samples=8)
+    plan = planned(spec, user)
+    assert plan.measurements.data.tokens_per_sample == 8
+    assert plan.measurements.data.token_unit == f"what {RULE} counts"
+    outcome = train_experiment(plan.experiments[0], user, eval_samples=8)
     assert outcome.tokens_seen == plan.experiments[0].tokens
 
 
 def test_a_stream_that_ends_before_d_fails_with_the_numbers() -> None:
-    experiments, guest, _ = plan_guest(Bigram, Plain(100), "cross_entropy")
+    experiments, user, _ = plan_user_parts(Bigram, Plain(100), "cross_entropy")
     from dataclasses import replace
 
-    once = replace(guest, max_epochs=1.0)
+    once = replace(user, max_epochs=1.0)
     message = r"data.train ended after 96 samples in whole batches of 8 \(1 of at most 1 epochs\): 1,536 of D = [\d,]+"
     with pytest.raises(DataEndedError, match=message):
         train_experiment(experiments[0], once, eval_samples=0)
-    assert train_experiment(experiments[0], guest, eval_samples=0).tokens_seen == experiments[0].tokens
+    assert train_experiment(experiments[0], user, eval_samples=0).tokens_seen == experiments[0].tokens
 
 
 def test_every_experiment_of_a_process_sees_the_same_stream() -> None:
     for data in (Plain(), Stateful(), loader()):
-        experiments, guest, _ = plan_guest(Bigram, data, "cross_entropy")
-        first = train_experiment(experiments[0], guest, eval_samples=0)
-        train_experiment(experiments[1], guest, eval_samples=0)
-        assert train_experiment(experiments[0], guest, eval_samples=0).loss == first.loss
+        experiments, user, _ = plan_user_parts(Bigram, data, "cross_entropy")
+        first = train_experiment(experiments[0], user, eval_samples=0)
+        train_experiment(experiments[1], user, eval_samples=0)
+        assert train_experiment(experiments[0], user, eval_samples=0).loss == first.loss
 
 
 def test_a_known_length_is_planned_with_and_an_unknown_one_said() -> None:
     spec = spec_of(data={"train": "tests.parts:text"}, loss="cross_entropy", budgets=[1e8, 2e8])
     with pytest.raises(SpecError, match=r"need more data than there is; .* epochs of 7,936, where data.max_epochs"):
-        planned(spec, guest_of(spec, model=Bigram, train=loader(500)))
-    plan = planned(spec, guest_of(spec, model=Bigram, train=Stateful()))
+        planned(spec, user_parts_of(spec, model=Bigram, train=loader(500)))
+    plan = planned(spec, user_parts_of(spec, model=Bigram, train=Stateful()))
     assert {e.epochs for e in plan.experiments} == {None}
     assert any("data.train cannot say how long it is" in w for w in plan.warnings)
     assert any("there is no held-out data" in w for w in plan.warnings)
@@ -302,12 +302,12 @@ def test_held_out_streams_and_loaders() -> None:
     spec = spec_of(data={"train": "tests.parts:text", "eval_samples": 50}, loss="cross_entropy", budgets=[1e6, 2e6])
 
     def loss_on(held_out: Any) -> float:
-        guest = make_guest(
+        user = make_user_parts(
             model=Bigram, model_kwargs={}, loss=cross_entropy, train=text(), held_out=held_out, data=spec.data
         )
-        plan = planned(spec, guest)
-        assert plan.survey.data.eval_samples == 50
-        found = [train_experiment(plan.experiments[0], guest, eval_samples=50).loss for _ in range(2)]
+        plan = planned(spec, user)
+        assert plan.measurements.data.eval_samples == 50
+        found = [train_experiment(plan.experiments[0], user, eval_samples=50).loss for _ in range(2)]
         assert found[0] == found[1]
         return found[0]
 
@@ -315,11 +315,11 @@ def test_held_out_streams_and_loaders() -> None:
     assert loss_on(straight) == pytest.approx(loss_on(text(60)), rel=1e-6)
     assert loss_on(Stateful()) > 0
     unknown = spec.model_copy(update={"data": spec.data.model_copy(update={"eval_samples": None})})
-    guest = make_guest(
+    user = make_user_parts(
         model=Bigram, model_kwargs={}, loss=cross_entropy, train=text(), held_out=Stateful(), data=unknown.data
     )
     with pytest.raises(SpecError, match="data.eval_samples: is missing"):
-        planned(unknown, guest)
+        planned(unknown, user)
 
 
 def test_a_hugging_face_dataset_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -330,13 +330,13 @@ def test_a_hugging_face_dataset_is_taken_as_it_is(tmp_path: Path) -> None:
     stored = datasets.load_from_disk(tmp_path / "hf")
     losses = []
     for data in (stored, mappings()):
-        experiments, guest, eval_samples = plan_guest(HuggingFaceStyle, data, "model")
-        losses.append(train_experiment(experiments[0], guest, eval_samples=eval_samples).loss)
+        experiments, user, eval_samples = plan_user_parts(HuggingFaceStyle, data, "model")
+        losses.append(train_experiment(experiments[0], user, eval_samples=eval_samples).loss)
     assert losses[0] == losses[1]
-    experiments, guest, eval_samples = plan_guest(HuggingFaceStyle, stored.to_iterable_dataset(), "model")
-    assert train_experiment(experiments[0], guest, eval_samples=0).tokens_seen == experiments[0].tokens
+    experiments, user, eval_samples = plan_user_parts(HuggingFaceStyle, stored.to_iterable_dataset(), "model")
+    assert train_experiment(experiments[0], user, eval_samples=0).tokens_seen == experiments[0].tokens
     with pytest.raises(SpecError, match="is a DatasetDict; choose one of its splits: train, test"):
-        plan_guest(HuggingFaceStyle, stored.train_test_split(0.1, seed=0), "model")
+        plan_user_parts(HuggingFaceStyle, stored.train_test_split(0.1, seed=0), "model")
 
 
 class Blind(Bigram):
@@ -360,7 +360,7 @@ BAD: list[tuple[Any, Any, str, str]] = [
 @pytest.mark.parametrize(("model", "data", "loss", "message"), BAD, ids=[m for *_, m in BAD])
 def test_what_does_not_fit_together_is_refused_in_the_plan(model: Any, data: Any, loss: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        plan_guest(model, data(), loss, batch_size=4)
+        plan_user_parts(model, data(), loss, batch_size=4)
 
 
 HOOKS: list[tuple[dict[str, Any], str]] = [
@@ -378,15 +378,15 @@ HOOKS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("hooks", "message"), HOOKS, ids=[m for _, m in HOOKS])
 def test_functions_that_do_not_work_are_named_in_the_plan(hooks: dict[str, Any], message: str) -> None:
     spec = spec_of(loss="cross_entropy", budgets=[1e6, 2e6])
-    guest = make_guest(
+    user = make_user_parts(
         model=Bigram, model_kwargs={}, loss=cross_entropy, train=text(), held_out=None, data=spec.data, **hooks
     )
     with pytest.raises(SpecError) as caught:
-        planned(spec, guest)
+        planned(spec, user)
     assert message in str(caught.value)
 
 
 def test_a_loss_with_parameters_is_refused() -> None:
     loss = nn.Sequential(nn.Linear(1, 1))
     with pytest.raises(SpecError, match="loss: has parameters that learn; move them into the model"):
-        plan_guest(Bigram, text(), loss)
+        plan_user_parts(Bigram, text(), loss)

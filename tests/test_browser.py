@@ -16,7 +16,7 @@ import pytest
 from flops_fit_ray.ledger import Ledger
 from tests.chaos import make_project
 from tests.serving import ServiceProcess, serving
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 from tests.test_service import PAYLOADS, _fail
 
 Browser: TypeAlias = Any  # playwright's types are not everywhere
@@ -130,8 +130,8 @@ def test_the_whole_story(browser: Browser, tmp_path: Path) -> None:
 
 def test_no_script_of_a_sweep_is_run(browser: Browser, tmp_path: Path) -> None:
     """20 payloads as error, traceback, event and in a spec."""
-    spec = known_spec()
-    sweep = make_sweep(tmp_path / "runs" / "x", spec, known_guest(spec), only=1)
+    spec = reference_spec()
+    sweep = make_sweep(tmp_path / "runs" / "x", spec, reference_parts(spec), only=1)
     key = sweep.plan.experiments[-1].key
     with serving(tmp_path / "runs", (tmp_path,), at_once=0) as served:
         page, said = logged_in(browser, served.url, served.token)

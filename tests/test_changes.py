@@ -10,30 +10,30 @@ import pytest
 from torch.utils.data import TensorDataset
 
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.pipeline import grown_plan, recorded_frame
+from flops_fit_ray.pipeline import grown_plan, recorded_constants
 from flops_fit_ray.planning import Planner
 from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.sweep.changes import Changes, changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep
-from flops_fit_ray.training.preflight.model_size import survey
-from flops_fit_ray.training.user.parts import Guest
-from tests.parts import Mlp, guest_of, regression, spec_of
-from tests.sweeps import adaptive_known_spec, grow_sweep, known_guest, make_sweep
+from flops_fit_ray.training.preflight.model_size import measure_sizes
+from flops_fit_ray.training.user.parts import UserParts
+from tests.parts import Mlp, regression, spec_of, user_parts_of
+from tests.sweeps import adaptive_reference_spec, grow_sweep, make_sweep, reference_parts
 
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """Four of six experiments are done."""
     spec = spec_of()
-    return make_sweep(tmp_path_factory.mktemp("half"), spec, guest_of(spec), only=4)
+    return make_sweep(tmp_path_factory.mktemp("half"), spec, user_parts_of(spec), only=4)
 
 
-def compared(sweep: Sweep, spec: SweepSpec, guest: Guest) -> Changes:
-    planner = Planner(spec, survey(spec, guest), recorded_frame(sweep.paths))
+def compared(sweep: Sweep, spec: SweepSpec, user: UserParts) -> Changes:
+    planner = Planner(spec, measure_sizes(spec, user), recorded_constants(sweep.paths))
     return changes_since(recorded_in(sweep.paths), spec, grown_plan(planner, Ledger(sweep.paths)))
 
 
-def changed(sweep: Sweep, guest: Guest | None = None, **changes: Any) -> Changes:
+def changed(sweep: Sweep, user: UserParts | None = None, **changes: Any) -> Changes:
     content = sweep.spec.model_dump(mode="json")
     for path, value in changes.items():
         *parents, last = path.split("__")
@@ -42,7 +42,7 @@ def changed(sweep: Sweep, guest: Guest | None = None, **changes: Any) -> Changes
             here = here[name]
         here[last] = value
     spec = make_spec(content, "test")
-    return compared(sweep, spec, guest or guest_of(spec))
+    return compared(sweep, spec, user or user_parts_of(spec))
 
 
 def test_nothing_has_changed(half: Sweep) -> None:
@@ -89,8 +89,8 @@ def test_what_is_left_out_is_counted(half: Sweep) -> None:
     ],
 )
 def test_a_changed_recipe_is_refused(half: Sweep, changes: Any, line: str) -> None:
-    guest = guest_of(half.spec) if "model__target" in changes else None
-    found = changed(half, guest, **changes)
+    user = user_parts_of(half.spec) if "model__target" in changes else None
+    found = changed(half, user, **changes)
     assert line in found.lines and found.changed == 4
     refusal = str(found.refusal("runs/x"))
     assert refusal.startswith(
@@ -112,26 +112,28 @@ def _shifted() -> TensorDataset:
 
 
 @pytest.mark.parametrize(
-    ("guest", "line"),
+    ("user", "line"),
     [
-        (lambda spec: guest_of(spec, train=_shifted()), "data.train: its samples are not those of before"),
-        (lambda spec: guest_of(spec, model=Wider), "model, size 4: N 41 -> 81, FLOPs per token"),
+        (lambda spec: user_parts_of(spec, train=_shifted()), "data.train: its samples are not those of before"),
+        (lambda spec: user_parts_of(spec, model=Wider), "model, size 4: N 41 -> 81, FLOPs per token"),
     ],
 )
-def test_the_same_spec_with_other_parts_is_refused(half: Sweep, guest: Callable[[SweepSpec], Guest], line: str) -> None:
-    found = compared(half, half.spec, guest(half.spec))
+def test_the_same_spec_with_other_parts_is_refused(
+    half: Sweep, user: Callable[[SweepSpec], UserParts], line: str
+) -> None:
+    found = compared(half, half.spec, user(half.spec))
     assert any(said.startswith(line) for said in found.lines) and found.changed == 4
 
 
 def test_adaptive_sweeps_are_compared_as_their_results_decide_them(tmp_path: Path) -> None:
-    spec = adaptive_known_spec(seeds=0)
-    sweep = grow_sweep(tmp_path, spec, known_guest(spec))
+    spec = adaptive_reference_spec(seeds=0)
+    sweep = grow_sweep(tmp_path, spec, reference_parts(spec))
     done = len(sweep.results)
-    assert compared(sweep, spec, known_guest(spec)) == Changes(lines=(), changed=0, dropped=0)
+    assert compared(sweep, spec, reference_parts(spec)) == Changes(lines=(), changed=0, dropped=0)
     wider = replace_budgets(spec, 3.2e6)
-    assert compared(sweep, wider, known_guest(wider)).changed == 0
+    assert compared(sweep, wider, reference_parts(wider)).changed == 0
     other = spec.model_copy(update={"train": spec.train.model_copy(update={"lr": 0.02})})
-    assert compared(sweep, other, known_guest(other)).changed == done
+    assert compared(sweep, other, reference_parts(other)).changed == done
 
 
 def replace_budgets(spec: SweepSpec, more: float) -> SweepSpec:

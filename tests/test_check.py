@@ -15,8 +15,8 @@ from flops_fit_ray.planning import Plan
 from flops_fit_ray.training.preflight import timing
 from flops_fit_ray.training.preflight.check import Report, check_plan
 from flops_fit_ray.training.user.losses import BUILT_IN
-from flops_fit_ray.training.user.parts import Guest
-from tests.parts import BIGRAM, Bigram, Mlp, guest_of, planned, regression, spec_of, text
+from flops_fit_ray.training.user.parts import UserParts
+from tests.parts import BIGRAM, Bigram, Mlp, planned, regression, spec_of, text, user_parts_of
 from tests.streams import every_kind, mappings
 
 ROOT = Path(__file__).parent.parent
@@ -27,15 +27,15 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "TIMED_SECONDS", 0.1)
 
 
-def parts(model: Any = Bigram, data: Any = None, loss: str = "cross_entropy") -> tuple[Plan, Guest]:
+def parts(model: Any = Bigram, data: Any = None, loss: str = "cross_entropy") -> tuple[Plan, UserParts]:
     spec = spec_of(
         model=BIGRAM,
         data={"train": "tests.parts:text", "max_epochs": 1e6},
         loss=loss,
         budgets=[4e8, 8e8],
     )
-    guest = guest_of(spec, model=model, train=text() if data is None else data, loss=BUILT_IN[loss])
-    return planned(spec, guest), guest
+    user = user_parts_of(spec, model=model, train=text() if data is None else data, loss=BUILT_IN[loss])
+    return planned(spec, user), user
 
 
 def checked(model: Any = Bigram, data: Any = None, loss: str = "cross_entropy") -> Report:
@@ -133,8 +133,8 @@ def test_a_model_that_sees_its_targets_is_found_out(model: Any, data: Any, loss:
 
 def test_there_is_nothing_to_copy_without_tokens() -> None:
     spec = spec_of()
-    guest = guest_of(spec, model=Mlp, train=regression())
-    report = check_plan(planned(spec, guest), guest, device="cpu")
+    user = user_parts_of(spec, model=Mlp, train=regression())
+    report = check_plan(planned(spec, user), user, device="cpu")
     assert answers(report)["targets"] == "PASS" and "nothing to copy" in words(report, "targets")
 
 
@@ -184,16 +184,16 @@ def test_what_is_wrong_is_found(model: Any, name: str, verdict: str, message: st
 
 
 def test_a_plan_that_is_not_of_this_model_is_found() -> None:
-    plan, guest = parts()
-    other = replace(guest, model=lambda width: Bigram(width + 1))
+    plan, user = parts()
+    other = replace(user, model=lambda width: Bigram(width + 1))
     report = check_plan(plan, other, device="cpu")
     assert answers(report)["runs"] == "FAIL" and "the plan counted" in words(report, "runs")
 
 
 def test_the_faster_precision_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, guest = parts()
+    plan, user = parts()
     plan = timing.with_precision(plan, "auto")
-    seconds = timing.choose(plan, guest, device="cpu").seconds
+    seconds = timing.choose(plan, user, device="cpu").seconds
     assert set(seconds) == {"fp32", "bf16"} and all(s > 0 for s in seconds.values())
     measure = timing.measure
     for factor, expected in [(0.5, "bf16"), (0.99, "fp32"), (2.0, "fp32")]:
@@ -203,16 +203,16 @@ def test_the_faster_precision_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None
             return replace(measure(experiment, *rest), step_seconds=step)
 
         monkeypatch.setattr(timing, "measure", timed)
-        choice = timing.choose(plan, guest, device="cpu")
+        choice = timing.choose(plan, user, device="cpu")
         whole = sum(e.steps for e in plan.experiments) * min(1.0, factor)
         assert choice.precision == expected
         assert choice.compile == (whole / 3 > 300)
-        assert set(timing.choose(timing.with_precision(plan, "bf16"), guest, device="cpu").seconds) == {"bf16"}
+        assert set(timing.choose(timing.with_precision(plan, "bf16"), user, device="cpu").seconds) == {"bf16"}
 
 
 def test_the_sweep_is_priced_by_both_ends() -> None:
-    plan, guest = parts()
-    ends = [timing.measure(e, guest, torch.device("cpu")) for e in timing.smallest_and_biggest(plan)]
+    plan, user = parts()
+    ends = [timing.measure(e, user, torch.device("cpu")) for e in timing.smallest_and_biggest(plan)]
     same = [replace(m, step_seconds=0.01) for m in ends]
     assert timing.sweep_seconds(plan, same) == pytest.approx(
         0.01 * sum(e.steps - e.start_step for e in plan.experiments)

@@ -23,9 +23,9 @@ from flops_fit_ray.training.data.feed import EPOCH_STEP
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
-from flops_fit_ray.training.loop.save_policy import Care, Observer
-from flops_fit_ray.training.user.parts import Guest
-from tests.parts import BIGRAM, Bigram, guest_of, planned, spec_of, text
+from flops_fit_ray.training.loop.save_policy import Observer, SavePolicy
+from flops_fit_ray.training.user.parts import UserParts
+from tests.parts import BIGRAM, Bigram, planned, spec_of, text, user_parts_of
 from tests.streams import Noisy, Stateful, every_kind, loader
 
 KINDS = ["tensors", "augmented", "token file", "iterable", "iterable with state", "loader", "mappings"]
@@ -70,7 +70,7 @@ class Killer(Observer):
         self.events.append(f"ALOUD {words}" if aloud else words)
 
 
-def experiment_of(data: Any, **train: Any) -> tuple[Experiment, Guest, int]:
+def experiment_of(data: Any, **train: Any) -> tuple[Experiment, UserParts, int]:
     """One of about 80 steps, over more than one epoch."""
     spec = spec_of(
         model=BIGRAM,
@@ -79,9 +79,9 @@ def experiment_of(data: Any, **train: Any) -> tuple[Experiment, Guest, int]:
         budgets=[1.8e7, 3e7],
         train={"batch_size": 8, "lr": 1e-2, "seed": 3, **train},
     )
-    guest = guest_of(spec, model=Dropping, train=data)
-    plan = planned(spec, guest)
-    return plan.experiments[1], guest, plan.survey.data.eval_samples
+    user = user_parts_of(spec, model=Dropping, train=data)
+    plan = planned(spec, user)
+    return plan.experiments[1], user, plan.measurements.data.eval_samples
 
 
 def known_of(outcome: Outcome) -> tuple[Any, ...]:
@@ -96,19 +96,19 @@ def store_in(directory: Path, experiment: Experiment, **options: Any) -> Checkpo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_anywhere_and_resumed_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)[kind])
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)[kind])
     assert 70 < experiment.steps < 100
     whole = train_experiment(
-        experiment, guest, eval_samples=eval_samples, care=Care(eval_every_tokens=1000), observer=Killer()
+        experiment, user, eval_samples=eval_samples, policy=SavePolicy(eval_every_tokens=1000), observer=Killer()
     )
     for number, kills in enumerate([[3], [7], [8, 20], [experiment.steps - 1], [71, 72, 70]]):
         store = store_in(tmp_path / str(number), experiment)
-        care = Care(store=store, checkpoint_steps=7, eval_every_tokens=1000)
+        policy = SavePolicy(store=store, checkpoint_steps=7, eval_every_tokens=1000)
         for step in kills:
             killer = Killer(step - max(store.steps(), default=0))
             with pytest.raises(Killed):
-                train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=killer)
-        resumed = train_experiment(experiment, guest, eval_samples=eval_samples, care=care)
+                train_experiment(experiment, user, eval_samples=eval_samples, policy=policy, observer=killer)
+        resumed = train_experiment(experiment, user, eval_samples=eval_samples, policy=policy)
         assert known_of(resumed) == known_of(whole)
         assert (resumed.resumed_from is not None) == (kills != [3])
     assert len(whole.curve) > 40 and any(p.eval_loss for p in whole.curve[:-1]) == bool(eval_samples)
@@ -145,7 +145,7 @@ def batches_by_hand(kind: str, directory: Path, steps: int) -> list[Any]:
 @pytest.mark.parametrize("kind", ["tensors", "token file", "iterable", "loader"])
 def test_our_loop_is_a_bare_pytorch_loop_bit_for_bit(kind: str, tmp_path: Path) -> None:
     recipe = {"optimizer": "sgd", "lr": 0.05, "schedule": "constant", "grad_clip": None}
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)[kind], **recipe)
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)[kind], **recipe)
     batches = batches_by_hand(kind, tmp_path, experiment.steps)
     assert len(batches) == experiment.steps
     torch.set_num_threads(1)
@@ -159,29 +159,29 @@ def test_our_loop_is_a_bare_pytorch_loop_bit_for_bit(kind: str, tmp_path: Path) 
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
         optimizer.step()
         losses.append(loss.item())
-    outcome = train_experiment(experiment, guest, eval_samples=eval_samples)
+    outcome = train_experiment(experiment, user, eval_samples=eval_samples)
     assert [p.train_loss for p in outcome.curve if p.train_loss is not None] == losses
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_every_recipe_resumes_to_the_same_bits(recipe: dict[str, Any], tmp_path: Path) -> None:
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["augmented"], **recipe)
-    whole = train_experiment(experiment, guest, eval_samples=eval_samples)
-    care = Care(store=store_in(tmp_path / "s", experiment), checkpoint_steps=10)
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["augmented"], **recipe)
+    whole = train_experiment(experiment, user, eval_samples=eval_samples)
+    policy = SavePolicy(store=store_in(tmp_path / "s", experiment), checkpoint_steps=10)
     with pytest.raises(Killed):
-        train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=Killer(25))
-    resumed = train_experiment(experiment, guest, eval_samples=eval_samples, care=care)
+        train_experiment(experiment, user, eval_samples=eval_samples, policy=policy, observer=Killer(25))
+    resumed = train_experiment(experiment, user, eval_samples=eval_samples, policy=policy)
     assert resumed.resumed_from == 20
     assert known_of(resumed) == known_of(whole)
 
 
 def test_a_loader_with_workers_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    experiment, guest, eval_samples = experiment_of(loader(workers=1))
-    whole = train_experiment(experiment, guest, eval_samples=eval_samples)
-    care = Care(store=store_in(tmp_path, experiment), checkpoint_steps=10)
+    experiment, user, eval_samples = experiment_of(loader(workers=1))
+    whole = train_experiment(experiment, user, eval_samples=eval_samples)
+    policy = SavePolicy(store=store_in(tmp_path, experiment), checkpoint_steps=10)
     with pytest.raises(Killed):
-        train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=Killer(25))
-    assert known_of(train_experiment(experiment, guest, eval_samples=eval_samples, care=care)) == known_of(whole)
+        train_experiment(experiment, user, eval_samples=eval_samples, policy=policy, observer=Killer(25))
+    assert known_of(train_experiment(experiment, user, eval_samples=eval_samples, policy=policy)) == known_of(whole)
 
 
 class Known(Noisy):
@@ -213,13 +213,13 @@ MORE: dict[str, Any] = {
 
 @pytest.mark.parametrize("make", MORE.values(), ids=MORE)
 def test_more_streams_resume_to_the_same_bits(make: Any, tmp_path: Path) -> None:
-    experiment, guest, _ = experiment_of(make())
-    whole = train_experiment(experiment, guest, eval_samples=0)
-    care = Care(store=store_in(tmp_path, experiment), checkpoint_steps=10)
+    experiment, user, _ = experiment_of(make())
+    whole = train_experiment(experiment, user, eval_samples=0)
+    policy = SavePolicy(store=store_in(tmp_path, experiment), checkpoint_steps=10)
     for batches in (25, 58):  # the second one is in the second epoch
         with pytest.raises(Killed):
-            train_experiment(experiment, guest, eval_samples=0, care=care, observer=Killer(batches))
-    resumed = train_experiment(experiment, guest, eval_samples=0, care=care)
+            train_experiment(experiment, user, eval_samples=0, policy=policy, observer=Killer(batches))
+    resumed = train_experiment(experiment, user, eval_samples=0, policy=policy)
     assert resumed.resumed_from == 70
     assert known_of(resumed) == known_of(whole)
 
@@ -242,44 +242,44 @@ DAMAGE = [f"{share} {what}" for share in (0, 1, 25, 50, 99) for what in ("cut", 
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over_aloud(how: str, tmp_path: Path) -> None:
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
     store = store_in(tmp_path / "s", experiment)
-    care = Care(store=store, checkpoint_steps=10)
+    policy = SavePolicy(store=store, checkpoint_steps=10)
     with pytest.raises(Killed):
-        train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=Killer(35))
+        train_experiment(experiment, user, eval_samples=eval_samples, policy=policy, observer=Killer(35))
     assert store.steps() == [20, 30]
     damage(tmp_path / "s" / "0000000030.pt", how)
     observer = Killer()
-    resumed = train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=observer)
+    resumed = train_experiment(experiment, user, eval_samples=eval_samples, policy=policy, observer=observer)
     assert resumed.resumed_from == 20
     assert observer.events[0].startswith("ALOUD checkpoint of step 30 is damaged (")
     assert observer.events[0].endswith("): passed over for the one before")
-    assert known_of(resumed) == known_of(train_experiment(experiment, guest, eval_samples=eval_samples))
+    assert known_of(resumed) == known_of(train_experiment(experiment, user, eval_samples=eval_samples))
 
 
 def test_without_a_note_with_another_key_or_none_whole_it_starts_over(tmp_path: Path) -> None:
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
     store = store_in(tmp_path / "s", experiment)
-    care = Care(store=store, checkpoint_steps=10)
+    policy = SavePolicy(store=store, checkpoint_steps=10)
     with pytest.raises(Killed):
-        train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=Killer(35))
+        train_experiment(experiment, user, eval_samples=eval_samples, policy=policy, observer=Killer(35))
     assert store_in(tmp_path / "s", replace(experiment, key="f" * 16)).newest()[0] is None
     (tmp_path / "s" / "0000000030.json").unlink()
     (tmp_path / "s" / "0000000020.json").write_text("{")
     state, words = store.newest()
     assert state is None  # the one without a note was never finished, which is nothing to speak of
     assert words == ["checkpoint of step 20 is damaged (its note is torn): passed over for the one before"]
-    assert train_experiment(experiment, guest, eval_samples=eval_samples, care=care).resumed_from is None
+    assert train_experiment(experiment, user, eval_samples=eval_samples, policy=policy).resumed_from is None
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_words(tmp_path: Path) -> None:
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
-    care = Care(store=store_in(tmp_path / "s", experiment), checkpoint_steps=10)
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    policy = SavePolicy(store=store_in(tmp_path / "s", experiment), checkpoint_steps=10)
     with pytest.raises(Killed):
-        train_experiment(experiment, guest, eval_samples=eval_samples, care=care, observer=Killer(15))
-    other = replace(guest, model=lambda width: Dropping(width + 1))
+        train_experiment(experiment, user, eval_samples=eval_samples, policy=policy, observer=Killer(15))
+    other = replace(user, model=lambda width: Dropping(width + 1))
     with pytest.raises(ExperimentError, match="checkpoint at step 10 does not fit this model: .*has its code changed?"):
-        train_experiment(experiment, other, eval_samples=eval_samples, care=care)
+        train_experiment(experiment, other, eval_samples=eval_samples, policy=policy)
 
 
 def test_a_poisoned_checkpoint_executes_nothing(tmp_path: Path) -> None:
@@ -313,10 +313,10 @@ def test_the_last_k_and_the_best_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_best_checkpoint_is_of_the_lowest_held_out_loss(tmp_path: Path) -> None:
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"], schedule="constant", lr=0.2)
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"], schedule="constant", lr=0.2)
     store = store_in(tmp_path / "s", experiment, keep=1, best=True)
-    care = Care(store=store, checkpoint_steps=5, eval_every_tokens=640, keep_best=True)
-    outcome = train_experiment(experiment, guest, eval_samples=eval_samples, care=care)
+    policy = SavePolicy(store=store, checkpoint_steps=5, eval_every_tokens=640, keep_best=True)
+    outcome = train_experiment(experiment, user, eval_samples=eval_samples, policy=policy)
     losses = {p.step: p.eval_loss for p in outcome.curve if p.eval_loss is not None and p.step < experiment.steps}
     best = min(losses, key=lambda step: losses[step])
     assert best in store.steps()
@@ -331,16 +331,18 @@ def test_stopping_from_outside_saves_first(tmp_path: Path, monkeypatch: pytest.M
                 raise InterruptedSweepError("stop")
 
     monkeypatch.setattr("flops_fit_ray.training.loop.loop.PROGRESS_SECONDS", 0.0)
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["augmented"])
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["augmented"])
     store = store_in(tmp_path / "s", experiment)
     with pytest.raises(InterruptedSweepError):
-        train_experiment(experiment, guest, eval_samples=eval_samples, care=Care(store=store), observer=Stopper())
+        train_experiment(
+            experiment, user, eval_samples=eval_samples, policy=SavePolicy(store=store), observer=Stopper()
+        )
     assert store.steps() == [20]
-    resumed = train_experiment(experiment, guest, eval_samples=eval_samples, care=Care(store=store))
-    assert known_of(resumed) == known_of(train_experiment(experiment, guest, eval_samples=eval_samples))
+    resumed = train_experiment(experiment, user, eval_samples=eval_samples, policy=SavePolicy(store=store))
+    assert known_of(resumed) == known_of(train_experiment(experiment, user, eval_samples=eval_samples))
 
 
-def train_in_a_child(arguments: tuple[Experiment, Guest, int], directory: Path) -> int:
+def train_in_a_child(arguments: tuple[Experiment, UserParts, int], directory: Path) -> int:
     """Start a process that trains with a checkpoint at every third step and leaves its loss behind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads; ours are idle
@@ -348,9 +350,9 @@ def train_in_a_child(arguments: tuple[Experiment, Guest, int], directory: Path) 
     if child:
         return child
     try:
-        experiment, guest, eval_samples = arguments
-        care = Care(store=store_in(directory / "s", experiment), checkpoint_steps=3)
-        outcome = train_experiment(experiment, guest, eval_samples=eval_samples, care=care)
+        experiment, user, eval_samples = arguments
+        policy = SavePolicy(store=store_in(directory / "s", experiment), checkpoint_steps=3)
+        outcome = train_experiment(experiment, user, eval_samples=eval_samples, policy=policy)
         (directory / "loss").write_text(f"{outcome.loss.hex()} {outcome.resumed_from}")
     finally:
         os._exit(0)
@@ -392,14 +394,14 @@ def test_what_cannot_be_read_back_is_said_at_the_first_checkpoint(tmp_path: Path
         def state_dict(self) -> dict[str, Any]:
             return {**super().state_dict(), "mine": Path("x")}
 
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
-    odd = replace(guest, optimizer=lambda model, lr: Odd(model.parameters(), lr=lr))
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    odd = replace(user, optimizer=lambda model, lr: Odd(model.parameters(), lr=lr))
     with pytest.raises(ExperimentError, match="a checkpoint of this experiment cannot be read back: UnpicklingError"):
         train_experiment(
             experiment,
             odd,
             eval_samples=eval_samples,
-            care=Care(store=store_in(tmp_path / "s", experiment), checkpoint_steps=5),
+            policy=SavePolicy(store=store_in(tmp_path / "s", experiment), checkpoint_steps=5),
         )
 
 

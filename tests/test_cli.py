@@ -10,15 +10,15 @@ import pytest
 from flops_fit_ray.cli import main
 from flops_fit_ray.report import write_report
 from flops_fit_ray.sweep.directory import Sweep
-from tests.sweeps import adaptive_known_spec, grow_sweep, known_guest, known_spec, make_sweep
+from tests.sweeps import adaptive_reference_spec, grow_sweep, make_sweep, reference_parts, reference_spec
 
 DEMO = Path(__file__).parent.parent / "examples" / "bytes"
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    spec = known_spec()
-    made = make_sweep(tmp_path_factory.mktemp("known"), spec, known_guest(spec))
+    spec = reference_spec()
+    made = make_sweep(tmp_path_factory.mktemp("known"), spec, reference_parts(spec))
     write_report(made)
     return made
 
@@ -136,8 +136,8 @@ def test_json_of_every_reader(sweep: Sweep, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_fit_that_cannot_be_made_is_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = known_spec()
-    sweep = make_sweep(tmp_path, spec, known_guest(spec), only=3)
+    spec = reference_spec()
+    sweep = make_sweep(tmp_path, spec, reference_parts(spec), only=3)
     assert call("fit", sweep.paths.root) == 1
     assert "no law: " in capsys.readouterr().out
     assert call("predict", "1e9", sweep.paths.root) == 1
@@ -213,8 +213,8 @@ def test_a_plan_is_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_extending_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = adaptive_known_spec()
-    sweep = grow_sweep(tmp_path / "own", spec, known_guest(spec))
+    spec = adaptive_reference_spec()
+    sweep = grow_sweep(tmp_path / "own", spec, reference_parts(spec))
     capsys.readouterr()
     cases: list[tuple[list[str | Path], str]] = [
         (["extend", tmp_path / "nowhere"], "no such directory"),

@@ -13,7 +13,7 @@ from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
 from flops_fit_ray.sweep.directory import Sweep
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, Surface, optimum, sweep_on
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 DATA = """import torch
 def train():
@@ -25,8 +25,8 @@ def train():
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    spec = known_spec()
-    return make_sweep(tmp_path_factory.mktemp("known"), spec, known_guest(spec))
+    spec = reference_spec()
+    return make_sweep(tmp_path_factory.mktemp("known"), spec, reference_parts(spec))
 
 
 def call(*args: object) -> int:
@@ -140,8 +140,8 @@ def test_predict_for_hours(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_spec_of_the_predicted_run_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = known_spec()
-    made = make_sweep(tmp_path / "sweep", spec, known_guest(spec))
+    spec = reference_spec()
+    made = make_sweep(tmp_path / "sweep", spec, reference_parts(spec))
     target = tmp_path / "one.yaml"
     assert call("predict", "2e6", made.paths.root, "--spec", target, "--json") == 0
     content = json.loads(capsys.readouterr().out)
@@ -155,7 +155,7 @@ def test_the_spec_of_the_predicted_run_is_ready(tmp_path: Path, capsys: pytest.C
     assert "is there already; nothing was written" in capsys.readouterr().err
     assert call("plan", target) == 0
     assert "1 experiments" in capsys.readouterr().out
-    done = make_sweep(tmp_path / "one", written, known_guest(written))
+    done = make_sweep(tmp_path / "one", written, reference_parts(written))
     assert done.complete and exit_code(done) == 0 and done.fit.problem  # one run has no law, and wants none
     assert "One training run: N = " in write_report(done).read_text()
     beyond = tmp_path / "far.yaml"

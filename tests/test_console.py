@@ -22,7 +22,7 @@ from flops_fit_ray.console.live import LiveConsole
 from flops_fit_ray.console.plain import PlainConsole, machine_lines, summary_text
 from flops_fit_ray.console.question import question_lines
 from flops_fit_ray.console.scene import Holder, Node, Pace, Scene, measured_rates, nodes_of, seconds_left
-from flops_fit_ray.console.valley_plot import CURVE, MINIMUM, law_words, letter, picture
+from flops_fit_ray.console.valley_plot import CURVE, MINIMUM, law_text, letter, picture
 from flops_fit_ray.ledger import Event, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster, Gpu, Machine
 from flops_fit_ray.ledger.watch import Watcher
@@ -31,7 +31,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from tests.records import FAILURE
 from tests.surfaces import HOFFMANN, sweep_on
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 from tests.test_cli import call
 
 BUDGETS = [1e18, 1e19, 1e20]
@@ -40,8 +40,8 @@ BUDGETS = [1e18, 1e19, 1e20]
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """A sweep of 21 experiments, 10 of which are done."""
-    spec = known_spec()
-    return make_sweep(tmp_path_factory.mktemp("console") / "half", spec, known_guest(spec), only=10)
+    spec = reference_spec()
+    return make_sweep(tmp_path_factory.mktemp("console") / "half", spec, reference_parts(spec), only=10)
 
 
 def sign_of_life(e: Experiment, share: float = 0.5, **more: object) -> Progress:
@@ -94,7 +94,7 @@ def test_a_look_in_mid_sweep_sees_the_valleys_of_the_whole_fit() -> None:
     assert quick.intervals == whole.intervals
     assert quick.method.params_opt is not None and whole.methods["valley"].params_opt is not None
     assert quick.method.params_opt.exponent == whole.methods["valley"].params_opt.exponent
-    assert f"C^{quick.method.params_opt.exponent:.3f} [" in law_words(quick)
+    assert f"C^{quick.method.params_opt.exponent:.3f} [" in law_text(quick)
 
 
 def test_the_picture_has_every_result_and_the_minimum_where_it_is() -> None:
@@ -226,8 +226,8 @@ def watched(sweep: Sweep, console: PlainConsole) -> Watcher:
 @pytest.fixture
 def copy(half: Sweep, tmp_path: Path) -> Iterator[Sweep]:
     """The same directory, to be written into."""
-    spec = known_spec()
-    yield make_sweep(tmp_path / "copy", spec, known_guest(spec), only=2)
+    spec = reference_spec()
+    yield make_sweep(tmp_path / "copy", spec, reference_parts(spec), only=2)
 
 
 def test_the_live_view_shows_what_comes_and_gives_the_terminal_back(copy: Sweep) -> None:
@@ -235,10 +235,10 @@ def test_the_live_view_shows_what_comes_and_gives_the_terminal_back(copy: Sweep)
     view = LiveConsole(copy.paths, copy.spec, console)
     view.every = 0.05
     watcher = watched(copy, view)
-    spec = known_spec()
+    spec = reference_spec()
     with watcher.following():
         assert "\x1b[?25l" in out.getvalue()  # the cursor is hidden
-        make_sweep(copy.paths.root, spec, known_guest(spec), only=4)
+        make_sweep(copy.paths.root, spec, reference_parts(spec), only=4)
     shown = out.getvalue()
     assert "[ 3/21] C 1e5" in shown and "[ 4/21] C 1e5" in shown and "[ 2/21]" not in shown
     assert "4/21 done" in shown
@@ -254,9 +254,9 @@ def test_a_view_that_fails_goes_on_in_plain_lines(copy: Sweep, monkeypatch: pyte
 
     monkeypatch.setattr(live, "draw", broken)
     watcher = watched(copy, view)
-    spec = known_spec()
+    spec = reference_spec()
     with watcher.following():
-        make_sweep(copy.paths.root, spec, known_guest(spec), only=3)
+        make_sweep(copy.paths.root, spec, reference_parts(spec), only=3)
     shown = out.getvalue()
     assert shown.count("the live view failed (ZeroDivisionError: no room); plain lines from here on") == 1
     assert "[ 3/21] C 1e5" in shown and "Traceback" not in shown
@@ -270,15 +270,15 @@ def test_a_log_has_lines_and_no_escape_codes(copy: Sweep, monkeypatch: pytest.Mo
     watcher = watched(copy, view)
     Ledger(copy.paths).record_cluster(Cluster(slots=2, machines=(Machine(host="n", cpu="EPYC", cpus=2),)))
     watcher.on_cluster()
-    spec = known_spec()
+    spec = reference_spec()
     with watcher.following():
-        make_sweep(copy.paths.root, spec, known_guest(spec), only=4)
+        make_sweep(copy.paths.root, spec, reference_parts(spec), only=4)
         key = copy.plan.experiments[3].key
         Ledger(copy.paths).record_event(key, "nobody need hear this", aloud=False)
         Ledger(copy.paths).record_event(key, "everybody should", aloud=True)
     lines = out.getvalue().splitlines()
     assert "\x1b" not in out.getvalue()
-    assert lines[0].startswith("model: tests.parts:Truncated, N 8 to 272, features 8 to 272, 1 Linear")
+    assert lines[0].startswith("model: tests.parts:TruncatedRegression, N 8 to 272, features 8 to 272, 1 Linear")
     assert lines[1].startswith("data: tests.parts:power_law_regression, ") and "a token is one sample" in lines[1]
     assert lines[2].startswith("training: batch 4 samples, fp32, sgd, lr 0.04, wsd with 20 % decay")
     assert "cluster: 2 at a time" in lines and "  n: 2 cores of EPYC" in lines
@@ -348,8 +348,8 @@ def test_without_colour_there_are_none(half: Sweep, monkeypatch: pytest.MonkeyPa
 
 
 def test_status_watch_follows_a_directory_to_its_end(copy: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = known_spec()
-    work = threading.Thread(target=make_sweep, args=(copy.paths.root, spec, known_guest(spec)))
+    spec = reference_spec()
+    work = threading.Thread(target=make_sweep, args=(copy.paths.root, spec, reference_parts(spec)))
     work.start()
     assert call("status", copy.paths.root, "--watch") == 0
     work.join()
@@ -366,17 +366,17 @@ def test_the_summary_counts_what_was_spent(half: Sweep) -> None:
 
 
 def test_the_question_names_layers_and_tables() -> None:
-    from tests.parts import Bigram, guest_of, planned, spec_of, text
+    from tests.parts import Bigram, planned, spec_of, text, user_parts_of
 
     spec = spec_of(
         model={"target": "tests.parts:Bigram", "size_param": "width", "sizes": [4, 8, 16]},
         loss="cross_entropy",
         budgets=[1e6, 4e6],
     )
-    plan = planned(spec, guest_of(spec, model=Bigram, train=text()))
+    plan = planned(spec, user_parts_of(spec, model=Bigram, train=text()))
     model = question_lines(spec, plan)[0]
     assert "width 4 to 16" in model and "tables up to " in model and " x 16" in model
-    assert asdict(plan.survey.sizes[0])["modules"]
+    assert asdict(plan.measurements.sizes[0])["modules"]
 
 
 def test_a_killed_watcher_leaves_the_directory_alone(copy: Sweep) -> None:
@@ -390,4 +390,4 @@ def test_no_terminal_at_all() -> None:
     closed = open(os.devnull, "w")  # noqa: PTH123, SIM115 - to be closed at once
     closed.close()
     paths = SweepPaths(Path("/nowhere"))
-    assert type(console_for("", paths, known_spec(), closed)) is PlainConsole
+    assert type(console_for("", paths, reference_spec(), closed)) is PlainConsole

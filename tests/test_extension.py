@@ -103,6 +103,6 @@ def test_the_next_budget_keeps_the_ratio() -> None:
 
 
 def test_a_sweep_knows_its_base(tmp_path: Path) -> None:
-    from tests.sweeps import known_guest, known_spec, make_sweep
+    from tests.sweeps import make_sweep, reference_parts, reference_spec
 
-    assert make_sweep(tmp_path, known_spec(), known_guest(known_spec()), only=0).base is None
+    assert make_sweep(tmp_path, reference_spec(), reference_parts(reference_spec()), only=0).base is None

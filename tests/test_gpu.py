@@ -13,7 +13,7 @@ from flops_fit_ray.training.distributed.fsdp import ShardedGroup
 from flops_fit_ray.training.distributed.group import Group, joined, open_store
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
-from flops_fit_ray.training.loop.save_policy import Care, Observer
+from flops_fit_ray.training.loop.save_policy import Observer, SavePolicy
 from flops_fit_ray.training.step.device import gpu_uuids
 from tests.parts import Bigram
 from tests.streams import every_kind
@@ -36,11 +36,11 @@ class Words(Observer):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_captured_graph_trains_like_the_eager_step(tmp_path: Path, precision: str) -> None:
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"], precision=precision)
-    eager = train_experiment(experiment, guest, eval_samples=eval_samples, device="cuda")
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"], precision=precision)
+    eager = train_experiment(experiment, user, eval_samples=eval_samples, device="cuda")
     observer = Words()
     graph = replace(experiment, recipe=replace(experiment.recipe, cuda_graph=True))
-    captured = train_experiment(graph, guest, eval_samples=eval_samples, device="cuda", observer=observer)
+    captured = train_experiment(graph, user, eval_samples=eval_samples, device="cuda", observer=observer)
     assert observer.words == []
     for a, b in zip(captured.curve, eager.curve, strict=True):
         assert a.train_loss == pytest.approx(b.train_loss, rel=1e-3) if b.train_loss else a.train_loss is None
@@ -51,8 +51,8 @@ def test_a_model_that_cannot_be_captured_is_trained_all_the_same(tmp_path: Path)
         def forward(self, ids: Tensor) -> Tensor:
             return super().forward(ids) * (1.0 if ids.is_meta or ids.sum().item() >= 0 else 2.0)
 
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
-    asking = replace(guest, model=Asks)
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    asking = replace(user, model=Asks)
     graph = replace(experiment, recipe=replace(experiment.recipe, cuda_graph=True))
     observer = Words()
     outcome = train_experiment(graph, asking, eval_samples=eval_samples, device="cuda", observer=observer)
@@ -63,13 +63,13 @@ def test_a_model_that_cannot_be_captured_is_trained_all_the_same(tmp_path: Path)
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_and_resumed_on_a_gpu(kind: str, graph: bool, tmp_path: Path) -> None:
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)[kind], cuda_graph=graph)
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)[kind], cuda_graph=graph)
     arguments: dict[str, Any] = {"eval_samples": eval_samples, "device": "cuda"}
-    whole = train_experiment(experiment, guest, **arguments)
-    care = Care(store=CheckpointStore(tmp_path / "s", key=experiment.key), checkpoint_steps=10)
+    whole = train_experiment(experiment, user, **arguments)
+    policy = SavePolicy(store=CheckpointStore(tmp_path / "s", key=experiment.key), checkpoint_steps=10)
     with pytest.raises(Killed):
-        train_experiment(experiment, guest, **arguments, care=care, observer=Killer(25))
-    resumed = train_experiment(experiment, guest, **arguments, care=care)
+        train_experiment(experiment, user, **arguments, policy=policy, observer=Killer(25))
+    resumed = train_experiment(experiment, user, **arguments, policy=policy)
     assert resumed.resumed_from == 20
     assert resumed.loss == pytest.approx(whole.loss, rel=1e-4)
     assert whole.device == torch.cuda.get_device_name() and whole.peak_memory_bytes
@@ -88,14 +88,14 @@ def test_the_driver_reports_the_gpu_that_this_process_computes_on() -> None:
 @pytest.mark.parametrize("kind", [Group, ShardedGroup])
 def test_a_group_of_one_trains_by_nccl_as_nobody_does(kind: type[Group], tmp_path: Path) -> None:
     """More workers need more GPUs: NCCL gives each its own."""
-    experiment, guest, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
     arguments: dict[str, Any] = {"eval_samples": eval_samples, "device": "cuda"}
-    alone = train_experiment(experiment, guest, **arguments)
+    alone = train_experiment(experiment, user, **arguments)
     store, _ = open_store("127.0.0.1")
-    care = Care(store=CheckpointStore(tmp_path / "s", key=experiment.key), checkpoint_steps=10)
+    policy = SavePolicy(store=CheckpointStore(tmp_path / "s", key=experiment.key), checkpoint_steps=10)
     with joined(store, kind(0, 1), "cuda", 60.0) as group:
         with pytest.raises(Killed):
-            train_experiment(experiment, guest, **arguments, care=care, observer=Killer(25), group=group)
-        resumed = train_experiment(experiment, guest, **arguments, care=care, group=group)
+            train_experiment(experiment, user, **arguments, policy=policy, observer=Killer(25), group=group)
+        resumed = train_experiment(experiment, user, **arguments, policy=policy, group=group)
     assert resumed.resumed_from == 20 and resumed.tokens_seen == experiment.tokens
     assert resumed.loss == pytest.approx(alone.loss, rel=1e-4)

@@ -24,9 +24,9 @@ from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.follower import follow
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
-from flops_fit_ray.training.loop.save_policy import Care, Observer
-from flops_fit_ray.training.user.parts import Guest
-from tests.parts import BIGRAM, Bigram, guest_of, planned, spec_of, text
+from flops_fit_ray.training.loop.save_policy import Observer, SavePolicy
+from flops_fit_ray.training.user.parts import UserParts
+from tests.parts import BIGRAM, Bigram, planned, spec_of, text, user_parts_of
 
 TIMEOUT = 60.0
 TEXT = {"model": BIGRAM, "data": {"train": "tests.parts:text"}, "loss": "cross_entropy", "budgets": [1e6, 2e6]}
@@ -81,20 +81,20 @@ class Stack(nn.Module):
         return out
 
 
-def parts(kind: str, **train: Any) -> tuple[Experiment, Guest, int]:
+def parts(kind: str, **train: Any) -> tuple[Experiment, UserParts, int]:
     """An experiment of each kind, with what it trains on."""
     recipe = {"batch_size": 8, "lr": 0.02, "grad_clip": 0.5, "weight_decay": 0.1, "seed": 5, **train}
     if kind == "mlp":
         spec = spec_of(train=recipe, model={"target": "tests.parts:Mlp", "size_param": "width", "sizes": [4, 8, 16],
                                             "kwargs": {"dropout": 0.0}})  # fmt: skip
-        guest = guest_of(spec)
+        user = user_parts_of(spec)
     else:
         budgets = [8e6, 1.6e7] if kind == "stack" else TEXT["budgets"]
         spec = spec_of(**{**TEXT, "train": recipe, "budgets": budgets})
         model = {"text": Bigram, "ragged": Bigram, "gated": Gated, "stack": Stack}[kind]
-        guest = guest_of(spec, model=model, train=ragged() if kind == "ragged" else text(500))
-    plan = planned(spec, guest)
-    return plan.experiments[1], guest, plan.survey.data.eval_samples
+        user = user_parts_of(spec, model=model, train=ragged() if kind == "ragged" else text(500))
+    plan = planned(spec, user)
+    return plan.experiments[1], user, plan.measurements.data.eval_samples
 
 
 class Stops(Observer):
@@ -111,9 +111,9 @@ class Stops(Observer):
 
 def _follower(kind: str, train: dict[str, Any], group: Group, port: int) -> None:
     try:
-        experiment, guest, eval_samples = parts(kind, **train)
+        experiment, user, eval_samples = parts(kind, **train)
         with joined(meet("127.0.0.1", port, TIMEOUT), group, "cpu", TIMEOUT):
-            follow(experiment, guest, eval_samples=eval_samples, group=group)
+            follow(experiment, user, eval_samples=eval_samples, group=group)
     except BaseException:
         traceback.print_exc(file=sys.stderr)
         raise
@@ -123,17 +123,17 @@ def _follower(kind: str, train: dict[str, Any], group: Group, port: int) -> None
 def trained(
     kind: str,
     size: int,
-    care: Care | None = None,
+    policy: SavePolicy | None = None,
     observer: Observer | None = None,
     *,
     how: type[Group] = Group,
     **train: Any,
 ) -> Outcome:
     """The outcome with so many workers, this one leading."""
-    experiment, guest, eval_samples = parts(kind, **train)
-    arguments: dict[str, Any] = {"eval_samples": eval_samples, "care": care, "observer": observer}
+    experiment, user, eval_samples = parts(kind, **train)
+    arguments: dict[str, Any] = {"eval_samples": eval_samples, "policy": policy, "observer": observer}
     if size == 1:
-        return train_experiment(experiment, guest, **arguments)
+        return train_experiment(experiment, user, **arguments)
     store, port = open_store("127.0.0.1")
     context = multiprocessing.get_context("spawn")
     others = [context.Process(target=_follower, args=(kind, train, how(rank, size), port)) for rank in range(1, size)]
@@ -141,7 +141,7 @@ def trained(
         other.start()
     try:
         with joined(store, how(0, size), "cpu", TIMEOUT) as group:
-            outcome = train_experiment(experiment, guest, **arguments, group=group)
+            outcome = train_experiment(experiment, user, **arguments, group=group)
         for other in others:
             other.join(TIMEOUT)
             assert other.exitcode == 0
@@ -190,10 +190,10 @@ def test_a_group_goes_on_from_its_checkpoint_and_so_does_one_worker(
         [(how, how, 2), (how, Group, 1), (Group, how, 2)]
     )
     for number, (before, after, size) in enumerate(ways):
-        care = Care(store=CheckpointStore(tmp_path / str(number), key=experiment.key), checkpoint_seconds=None)
+        policy = SavePolicy(store=CheckpointStore(tmp_path / str(number), key=experiment.key), checkpoint_seconds=None)
         with pytest.raises(InterruptedSweepError):
-            trained("stack", 2, care, Stops(experiment.tokens // 2), how=before)
-        resumed = trained("stack", size, care, how=after)
+            trained("stack", 2, policy, Stops(experiment.tokens // 2), how=before)
+        resumed = trained("stack", size, policy, how=after)
         assert resumed.resumed_from and resumed.tokens_seen == experiment.tokens
         if (before, size) == (how, 2):
             assert (resumed.loss, resumed.train_loss) == (whole.loss, whole.train_loss)  # the same bits
@@ -220,8 +220,10 @@ def test_workers_that_share_a_model_hold_their_parts_and_evaluate_and_write_it_w
         experiment, _, _ = parts("stack")
         store = CheckpointStore(tmp_path / name, key=experiment.key, best=True)
         every = experiment.tokens // 4
-        care = Care(store=store, keep_best=True, eval_every_tokens=every, weights=tmp_path / f"{name}.safetensors")
-        found[name] = trained("stack", size, care, how=how)
+        policy = SavePolicy(
+            store=store, keep_best=True, eval_every_tokens=every, weights=tmp_path / f"{name}.safetensors"
+        )
+        found[name] = trained("stack", size, policy, how=how)
     on_the_way = {name: [p.eval_loss for p in of.curve if p.eval_loss is not None] for name, of in found.items()}
     assert len(on_the_way["alone"]) >= 4
     assert on_the_way["sharded"] == pytest.approx(on_the_way["alone"], rel=1e-6)

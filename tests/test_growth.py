@@ -11,7 +11,7 @@ import pytest
 
 from flops_fit_ray.analysis.outliers import farthest_outlier, limit
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning import Finding, Plan, Planner, Survey, make_plan
+from flops_fit_ray.planning import Measurements, Observation, Plan, Planner, make_plan
 from flops_fit_ray.planning.adaptive import predicted_optimum
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import World, lr_penalty
@@ -56,15 +56,15 @@ def test_every_budget_ends_with_its_minimum_inside(surface: str, tokens_per_para
 def test_the_plan_is_the_same_whoever_ends_first_and_nothing_planned_is_taken_back() -> None:
     find = loss_in(world(noise=0.01))
     planner = planner_of()
-    first, findings = run_through(planner, find)
+    first, observed = run_through(planner, find)
     for seed in range(8):
         assert {e.key for e in run_through(planner, find, random.Random(seed))[0].experiments} == {
             e.key for e in first.experiments
         }
-    known: dict[str, Finding] = {}
+    known: dict[str, Observation] = {}
     before: set[str] = set()
-    for key in random.Random(1).sample(sorted(findings), len(findings)):
-        known[key] = findings[key]
+    for key in random.Random(1).sample(sorted(observed), len(observed)):
+        known[key] = observed[key]
         now = {e.key for e in planner.plan(known).experiments}
         assert before <= now
         before = now
@@ -82,13 +82,13 @@ def test_the_forecast_is_about_what_comes() -> None:
 
 def test_the_middle_of_the_next_budget_is_begun_before_this_one_is_complete() -> None:
     planner, find = planner_of(), loss_in(world())
-    findings: dict[str, Finding] = {}
+    observed: dict[str, Observation] = {}
     for e in planner.plan().experiments:  # the first valley
-        findings[e.key] = find(e)
-    plan = planner.plan(findings)
+        observed[e.key] = find(e)
+    plan = planner.plan(observed)
     ahead = [e for e in plan.experiments if e.budget == BUDGETS[2]]
     assert len(ahead) == 3 and all("two budgets ahead" in e.reason for e in ahead)
-    assert len([e for e in plan.experiments if e.budget == BUDGETS[1] and e.key not in findings]) == 5
+    assert len([e for e in plan.experiments if e.budget == BUDGETS[1] and e.key not in observed]) == 5
 
 
 def test_one_ladder_for_all_budgets_so_that_trunks_are_shared() -> None:
@@ -116,7 +116,7 @@ def test_the_search_is_capped() -> None:
 
 
 def test_data_that_end_at_the_optimum_are_warned_of() -> None:
-    plan = make_plan(adaptive_spec(), Survey(sizes=SIZES, data=replace(DATA, train_samples=3 * 10**9)))
+    plan = make_plan(adaptive_spec(), Measurements(sizes=SIZES, data=replace(DATA, train_samples=3 * 10**9)))
     assert any("all sizes that the data can feed are larger than the expected optimum" in w for w in plan.warnings)
 
 
@@ -137,7 +137,7 @@ def test_larger_sizes_without_enough_steps_are_not_taken() -> None:
 )
 def test_refusals_before_anything_runs(changes: dict[str, Any], sizes: Any, data: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        make_plan(adaptive_spec(**changes), Survey(sizes=sizes, data=data))
+        make_plan(adaptive_spec(**changes), Measurements(sizes=sizes, data=data))
 
 
 def test_adaptive_needs_budgets_and_no_lists() -> None:
@@ -186,9 +186,9 @@ def test_nothing_but_probes_runs_before_the_rate_is_known() -> None:
 def test_a_rate_that_diverges_bounds_the_search() -> None:
     inner = loss_in(world())
 
-    def find(e: Experiment) -> Finding:
+    def find(e: Experiment) -> Observation:
         general = 1e-3 * (e.params / 1e7) ** -0.25
-        return Finding(loss=None, diverged=True) if e.recipe.lr > 1.5 * general else inner(e)
+        return Observation(loss=None, diverged=True) if e.recipe.lr > 1.5 * general else inner(e)
 
     plan, _ = run_through(planner_of(train={"batch_size": 500}, grid=NO_GUARDS), find)
     assert plan.lr is not None and 0.7 < plan.lr.of(1e7) / 1e-3 < 1.0  # below the best one that did not
@@ -211,8 +211,8 @@ def test_a_probe_that_is_a_cell_of_the_grid_counts_as_one() -> None:
     """Where every rate fails, the general rule stands, which was probed: the same experiment is not run twice."""
     inner = loss_in(world())
 
-    def find(e: Experiment) -> Finding:
-        return Finding(loss=None) if e.role == "probe" else inner(e)
+    def find(e: Experiment) -> Observation:
+        return Observation(loss=None) if e.role == "probe" else inner(e)
 
     plan, _ = run_through(planner_of(train={"batch_size": 500}, grid=NO_GUARDS), find)
     assert plan.final and len(grid_of(plan, BUDGETS[0])) >= 5
@@ -222,7 +222,7 @@ def test_a_probe_that_is_a_cell_of_the_grid_counts_as_one() -> None:
 
 def test_a_loss_of_zero_and_below_is_a_loss() -> None:
     inner = loss_in(world())
-    plan, _ = run_through(planner_of(), lambda e: Finding(loss=(inner(e).loss or 0) - 3.2))
+    plan, _ = run_through(planner_of(), lambda e: Observation(loss=(inner(e).loss or 0) - 3.2))
     assert plan.final and all(len(grid_of(plan, b)) >= 5 for b in BUDGETS)
 
 
@@ -247,25 +247,25 @@ def test_an_outlier_is_run_again_and_both_stay_on_record(off: float, how: str) -
     clean, noisy = loss_in(world(noise=0.002)), loss_in(world(noise=0.002, seed=5))
     bad = grid_of(planner_of().plan(), BUDGETS[0])[4]
 
-    def find(e: Experiment) -> Finding:
+    def find(e: Experiment) -> Observation:
         found = clean(e)
         is_bad = e.params == bad and e.budget == BUDGETS[0] and e.role == "grid"
-        return Finding(loss=(found.loss or 0) + off) if is_bad else noisy(e)
+        return Observation(loss=(found.loss or 0) + off) if is_bad else noisy(e)
 
-    plan, findings = run_through(planner_of(grid={"seeds": 0}), find)
+    plan, observed = run_through(planner_of(grid={"seeds": 0}), find)
     (rerun,) = of_role(plan, "rerun")
     assert how in rerun.reason and rerun.params == bad and any(how in note for note in plan.notes)
     first = next(e for e in plan.experiments if e.key == rerun.of)
     assert (rerun.recipe.lr, rerun.recipe.seed) == ((first.recipe.lr / 2, 0) if off > 0 else (first.recipe.lr, 1000))
-    assert findings[first.key].loss is not None  # still there
+    assert observed[first.key].loss is not None  # still there
 
 
 def test_a_diverged_experiment_is_run_again_twice_at_half_the_rate() -> None:
     inner = loss_in(world())
     bad = grid_of(planner_of().plan(), BUDGETS[0])[2]
 
-    def find(e: Experiment) -> Finding:
-        return Finding(loss=None, diverged=True) if e.params == bad and e.budget == BUDGETS[0] else inner(e)
+    def find(e: Experiment) -> Observation:
+        return Observation(loss=None, diverged=True) if e.params == bad and e.budget == BUDGETS[0] else inner(e)
 
     plan, _ = run_through(planner_of(grid={"seeds": 0}), find)
     first, second = of_role(plan, "rerun")
@@ -276,8 +276,8 @@ def test_a_diverged_experiment_is_run_again_twice_at_half_the_rate() -> None:
 def test_a_failed_experiment_is_left_out_and_stops_nothing() -> None:
     inner = loss_in(world())
 
-    def find(e: Experiment) -> Finding:
-        return Finding(loss=None) if e.params == SIZES[40].params else inner(e)
+    def find(e: Experiment) -> Observation:
+        return Observation(loss=None) if e.params == SIZES[40].params else inner(e)
 
     plan, _ = run_through(planner_of(), find)
     assert plan.final and of_role(plan, "rerun") == []
@@ -301,15 +301,15 @@ def test_adding_a_budget_seeds_or_sizes_renames_nothing() -> None:
     keys = {e.key for e in plan.experiments}
     for changes in ({"budgets": [*BUDGETS, 3.16e19]}, {"grid": {"seeds": 4}}):
         spec = adaptive_spec(train={"batch_size": 500}, **changes)
-        wider, _ = run_through(Planner(spec, Survey(sizes=SIZES, data=DATA), plan.frame), find)
+        wider, _ = run_through(Planner(spec, Measurements(sizes=SIZES, data=DATA), plan.constants), find)
         assert keys < {e.key for e in wider.experiments}
 
 
 def test_a_frame_serves_its_own_sweep_alone() -> None:
     plan = planner_of().plan()
     other = adaptive_spec(train={"batch_size": 500, "lr": 1e-3, "weight_decay": 0.1}, budgets=[2e17, 1e18])
-    made = Planner(other, Survey(sizes=SIZES, data=DATA), plan.frame).plan()
-    assert made.frame != plan.frame and made.frame.base_budget == 2e17
+    made = Planner(other, Measurements(sizes=SIZES, data=DATA), plan.constants).plan()
+    assert made.constants != plan.constants and made.constants.base_budget == 2e17
 
 
 def test_the_fit_of_a_simulated_sweep_takes_seeds_and_leaves_checks_out() -> None:

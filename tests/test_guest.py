@@ -8,7 +8,7 @@ from torch import nn
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.training.user.losses import cross_entropy, mse
-from flops_fit_ray.training.user.parts import load_guest, load_target
+from flops_fit_ray.training.user.parts import load_target, load_user_parts
 from tests.parts import spec_of
 
 MODEL = "from torch import nn\nWORD = '{word}'\nclass GPT(nn.Module):\n    word = WORD\n"
@@ -71,7 +71,7 @@ def test_all_faults_of_loading_at_once(tmp_path: Path) -> None:
         model={"target": "no:M", "size_param": "w"}, data={"train": "no:t", "eval": "no:e"}, loss="no_such_loss"
     )
     with pytest.raises(SpecError) as caught:
-        load_guest(spec, tmp_path)
+        load_user_parts(spec, tmp_path)
     assert [f.split(":")[0] for f in caught.value.faults] == ["model.target", "loss", "data.train", "data.eval"]
     assert "none of cross_entropy, mse" in str(caught.value)
 
@@ -91,19 +91,19 @@ def test_datasets_may_be_objects_factories_or_classes(tmp_path: Path) -> None:
         ),
     )
 
-    def guest(target: str, **data: object) -> object:
+    def user(target: str, **data: object) -> object:
         model = {"target": "torch.nn:Linear", "size_param": "out_features", "kwargs": {"in_features": 2}}
-        return load_guest(spec_of(model=model, data={"train": target, **data}, loss="parts:Loss"), base)
+        return load_user_parts(spec_of(model=model, data={"train": target, **data}, loss="parts:Loss"), base)
 
     for target, length in [("parts:make", 20), ("parts:ready", 30), ("parts:Own", 20)]:
         kwargs = {} if target == "parts:ready" else {"n": 20}
-        loaded = guest(target, kwargs=kwargs, eval="parts:ready")
+        loaded = user(target, kwargs=kwargs, eval="parts:ready")
         assert len(loaded.train_data) == length  # type: ignore[attr-defined] # the Guest's dataset
         assert isinstance(loaded.loss, nn.Module)  # type: ignore[attr-defined]
     with pytest.raises(SpecError, match="data.train: raises raised OSError: gone"):
-        guest("parts:raises")
+        user("parts:raises")
     with pytest.raises(SpecError, match="data.train: make raised TypeError: .*'m'"):
-        guest("parts:make", kwargs={"m": 1})
+        user("parts:make", kwargs={"m": 1})
 
 
 def test_built_in_losses() -> None:

@@ -13,7 +13,7 @@ from flops_fit_ray.engine.loaders import code_loader
 from flops_fit_ray.errors import DirectoryError, ResourceError
 from flops_fit_ray.pipeline import check_output
 from flops_fit_ray.spec import read_spec
-from flops_fit_ray.sweep.run_limits import Way
+from flops_fit_ray.sweep.run_limits import RunLimits
 from tests.chaos import make_project
 from tests.nodes import free_port
 from tests.test_cli import call
@@ -39,7 +39,7 @@ def test_a_job_is_gone_on_with_by_the_submission_and_not_by_its_temporary_direct
     line = command_line(upload / "configs/sweep.yaml", Path("/shared/gpt"), ["train.lr=1"])
     words = "python -m flops_fit_ray.run configs/sweep.yaml --output /shared/gpt --set train.lr=1"
     assert line == f"ray job submit --working-dir . -- {words}"
-    again = extend_line(Path("/shared/gpt"), upload / "configs", Way(slots=4))
+    again = extend_line(Path("/shared/gpt"), upload / "configs", RunLimits(slots=4))
     assert again == "ray job submit --working-dir . -- python -m flops_fit_ray extend /shared/gpt --slots 4"
     monkeypatch.setenv(SUBMITTED_BY, "flops-fit-ray submit here.yaml")
     assert command_line(upload / "configs/sweep.yaml", Path("/shared/gpt"), []) == "flops-fit-ray submit here.yaml"
@@ -59,8 +59,8 @@ def test_code_is_found_where_a_worker_unpacked_it(
     upload.rename(elsewhere)  # so that nothing can be loaded from where the driver has it
     monkeypatch.chdir(elsewhere)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    guest = load()
-    assert Path(str(sys.modules["parts"].__file__)).is_relative_to(elsewhere) and guest.train_data is not None
+    user = load()
+    assert Path(str(sys.modules["parts"].__file__)).is_relative_to(elsewhere) and user.train_data is not None
     del sys.modules["parts"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from flops_fit_ray.ledger import COLUMNS, Ledger, Progress, results_sha256, results_table
 from flops_fit_ray.storage.paths import SweepPaths
-from tests.parts import guest_of, planned, spec_of
+from tests.parts import planned, spec_of, user_parts_of
 from tests.records import FAILURE, RESULT
 
 
@@ -71,7 +71,7 @@ def test_results_hash_depends_on_bits_and_not_on_order() -> None:
 
 def test_table_has_a_row_for_every_planned_experiment(ledger: Ledger) -> None:
     spec = spec_of()
-    plan = planned(spec, guest_of(spec))
+    plan = planned(spec, user_parts_of(spec))
     first, second = plan.experiments[:2]
     ledger.record_result(replace(RESULT, key=first.key))
     ledger.record_failure(replace(FAILURE, key=second.key))

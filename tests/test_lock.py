@@ -20,7 +20,7 @@ from flops_fit_ray.storage.lock import exclusive, hostname, living_owner, refuse
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import open_sweep
 from tests.records import RESULT
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 HOLD = (
     "import sys, time\nfrom pathlib import Path\nfrom flops_fit_ray.storage.paths import SweepPaths\n"
@@ -74,8 +74,8 @@ def test_a_writer_on_another_machine_is_believed(tmp_path: Path) -> None:
 
 
 def test_readers_do_not_wait_for_a_writer(tmp_path: Path) -> None:
-    spec = known_spec()
-    make_sweep(tmp_path, spec, known_guest(spec), only=1)
+    spec = reference_spec()
+    make_sweep(tmp_path, spec, reference_parts(spec), only=1)
     with holder(tmp_path):
         assert open_sweep(tmp_path).counts["completed"] == 1
 

@@ -20,8 +20,8 @@ from flops_fit_ray.training.loop.evaluate import evaluate
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.step.lr_schedule import lr_factor
 from flops_fit_ray.training.user.losses import cross_entropy, mse
-from flops_fit_ray.training.user.parts import Guest
-from tests.parts import BIGRAM, Bigram, Mlp, Pairs, guest_of, planned, spec_of, text
+from flops_fit_ray.training.user.parts import UserParts
+from tests.parts import BIGRAM, Bigram, Mlp, Pairs, planned, spec_of, text, user_parts_of
 
 PLAIN = {"batch_size": 8, "lr": 0.05, "optimizer": "sgd", "schedule": "constant", "grad_clip": None, "seed": 5}
 
@@ -38,21 +38,21 @@ def lr_at(step: int, steps: int, recipe: Recipe) -> float:
     return recipe.lr * lr_factor(step, steps, recipe)
 
 
-def first_experiment(train: dict[str, Any], **sections: Any) -> tuple[Experiment, Guest, int]:
+def first_experiment(train: dict[str, Any], **sections: Any) -> tuple[Experiment, UserParts, int]:
     spec = spec_of(train=train, **sections)
-    guest = guest_of(spec)
-    plan = planned(spec, guest)
-    return plan.experiments[1], guest, plan.survey.data.eval_samples
+    user = user_parts_of(spec)
+    plan = planned(spec, user)
+    return plan.experiments[1], user, plan.measurements.data.eval_samples
 
 
 def test_the_plain_recipe_is_a_bare_pytorch_loop_bit_for_bit() -> None:
-    experiment, guest, eval_samples = first_experiment(PLAIN)
+    experiment, user, eval_samples = first_experiment(PLAIN)
     torch.set_num_threads(1)
     torch.manual_seed(5)
     model = Mlp(width=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     model.train()
-    feed = IndexedFeed(map_style(guest.train_data), 8, seed=5)
+    feed = IndexedFeed(map_style(user.train_data), 8, seed=5)
     losses = []
     for _ in range(experiment.steps):
         batch = feed.next_batch()
@@ -65,9 +65,9 @@ def test_the_plain_recipe_is_a_bare_pytorch_loop_bit_for_bit() -> None:
     with torch.no_grad():
         held_out = [
             float(functional.mse_loss(model(b.content[0]), b.target).double()) * b.num_samples
-            for b in (fetch(guest.eval_data, range(s, min(s + 8, 100))) for s in range(0, 100, 8))
+            for b in (fetch(user.eval_data, range(s, min(s + 8, 100))) for s in range(0, 100, 8))
         ]
-    outcome = train_experiment(experiment, guest, eval_samples=eval_samples)
+    outcome = train_experiment(experiment, user, eval_samples=eval_samples)
     assert eval_samples == 100
     tail = max(1, round(0.05 * experiment.steps))
     assert outcome.train_loss == math.fsum(losses[-tail:]) / tail
@@ -81,62 +81,62 @@ def test_exactly_d_tokens_are_seen() -> None:
         loss="cross_entropy",
         budgets=[1e6, 2e6],
     )
-    guest = guest_of(spec, model=Bigram, train=text(500))
+    user = user_parts_of(spec, model=Bigram, train=text(500))
     calls: list[int] = []
 
     def counting(outputs: Tensor, targets: Tensor) -> Tensor:
         calls.append(targets.numel())
         return cross_entropy(outputs, targets)
 
-    plan = planned(spec, guest)
+    plan = planned(spec, user)
     for experiment in plan.experiments:
         calls.clear()
-        outcome = train_experiment(experiment, replace(guest, loss=counting), eval_samples=8)
+        outcome = train_experiment(experiment, replace(user, loss=counting), eval_samples=8)
         assert outcome.tokens_seen == experiment.tokens == sum(calls[:-1])  # the last call is the evaluation
         assert len(calls) == experiment.steps + 1
 
 
 def test_the_same_experiment_gives_the_same_bits_whatever_ran_before() -> None:
-    experiment, guest, eval_samples = first_experiment({"batch_size": 8, "lr": 1e-2, "seed": 1})
-    first = train_experiment(experiment, guest, eval_samples=eval_samples)
+    experiment, user, eval_samples = first_experiment({"batch_size": 8, "lr": 1e-2, "seed": 1})
+    first = train_experiment(experiment, user, eval_samples=eval_samples)
     torch.rand(1000)
-    train_experiment(replace(experiment, recipe=replace(experiment.recipe, seed=9)), guest, eval_samples=3)
+    train_experiment(replace(experiment, recipe=replace(experiment.recipe, seed=9)), user, eval_samples=3)
     torch.set_num_threads(2)
-    again = train_experiment(experiment, guest, eval_samples=eval_samples)
+    again = train_experiment(experiment, user, eval_samples=eval_samples)
     torch.set_num_threads(1)
-    everything = fetch(guest.train_data, range(num_samples(map_style(guest.train_data))))
-    one_by_one = replace(guest, train_data=Pairs(everything.content[0], everything.target))
+    everything = fetch(user.train_data, range(num_samples(map_style(user.train_data))))
+    one_by_one = replace(user, train_data=Pairs(everything.content[0], everything.target))
     by_item = train_experiment(experiment, one_by_one, eval_samples=eval_samples)
     assert (first.loss, first.loss_stderr, first.train_loss) == (again.loss, again.loss_stderr, again.train_loss)
     assert first.loss == by_item.loss
 
 
 def test_another_seed_is_another_run() -> None:
-    experiment, guest, eval_samples = first_experiment({"batch_size": 8, "lr": 1e-2})
+    experiment, user, eval_samples = first_experiment({"batch_size": 8, "lr": 1e-2})
     other = replace(experiment, recipe=replace(experiment.recipe, seed=1))
-    first, second = (train_experiment(e, guest, eval_samples=eval_samples).loss for e in (experiment, other))
+    first, second = (train_experiment(e, user, eval_samples=eval_samples).loss for e in (experiment, other))
     assert first != second
 
 
 def test_evaluation_is_in_eval_mode_and_weighs_by_samples() -> None:
-    _, guest, _ = first_experiment(PLAIN)
+    _, user, _ = first_experiment(PLAIN)
     model = Mlp(8, dropout=0.9)
     found = evaluate(
         model,
-        guest,
+        user,
         recipe(),
-        eval_batches(cast(Any, guest.eval_data), 20, 8),
+        eval_batches(cast(Any, user.eval_data), 20, 8),
         torch.device("cpu"),
     )
     loss, stderr = found.loss, found.loss_stderr
     assert model.training
     model.eval()
-    batch = fetch(guest.eval_data, range(20))
+    batch = fetch(user.eval_data, range(20))
     whole = functional.mse_loss(model(batch.content[0]), batch.target).item()
     assert loss == pytest.approx(whole, rel=1e-6)
     means = [
         functional.mse_loss(model(b.content[0]), b.target).item()
-        for b in (fetch(guest.eval_data, range(s, min(s + 8, 20))) for s in (0, 8, 16))
+        for b in (fetch(user.eval_data, range(s, min(s + 8, 20))) for s in (0, 8, 16))
     ]
     assert stderr == pytest.approx(torch.tensor(means).std().item() / math.sqrt(3), rel=1e-5)
 
@@ -146,34 +146,34 @@ def test_evaluation_weighs_by_targets_that_count() -> None:
     ids, targets = (t.clone() for t in text(40).tensors)
     targets[:8, 2:] = -100
     targets[16:24] = -100
-    guest = guest_of(spec, model=Bigram, train=(ids, targets))
+    user = user_parts_of(spec, model=Bigram, train=(ids, targets))
     model = Bigram(8)
     data = TensorDataset(ids, targets)
-    found = evaluate(model, guest, recipe(), eval_batches(data, 40, 8), torch.device("cpu"))
+    found = evaluate(model, user, recipe(), eval_batches(data, 40, 8), torch.device("cpu"))
     assert found.loss == pytest.approx(cross_entropy(model(ids), targets).item(), rel=1e-6)
 
 
 def test_divergence_is_named() -> None:
-    experiment, guest, eval_samples = first_experiment({**PLAIN, "lr": 1e6})
+    experiment, user, eval_samples = first_experiment({**PLAIN, "lr": 1e6})
     with pytest.raises(DivergedError, match=r"the training loss is 1\.\d+e\+28 after 16 tokens; it began at 33\.14"):
-        train_experiment(experiment, guest, eval_samples=eval_samples)
+        train_experiment(experiment, user, eval_samples=eval_samples)
     for bad in (math.nan, math.inf):
-        broken = replace(guest, loss=lambda out, y, bad=bad: mse(out, y) * bad)
+        broken = replace(user, loss=lambda out, y, bad=bad: mse(out, y) * bad)
         with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) after 8 tokens"):
             train_experiment(experiment, broken, eval_samples=eval_samples)
 
 
 def test_a_loss_must_be_one_number() -> None:
-    experiment, guest, eval_samples = first_experiment(PLAIN)
-    per_sample = replace(guest, loss=lambda out, y: functional.mse_loss(out, y, reduction="none"))
+    experiment, user, eval_samples = first_experiment(PLAIN)
+    per_sample = replace(user, loss=lambda out, y: functional.mse_loss(out, y, reduction="none"))
     with pytest.raises(ExperimentError, match=r"must be one number, a mean over the batch, but is \(8, 1\)"):
         train_experiment(experiment, per_sample, eval_samples=eval_samples)
 
 
 def test_samples_of_other_lengths_are_noticed() -> None:
-    experiment, guest, eval_samples = first_experiment(PLAIN)
+    experiment, user, eval_samples = first_experiment(PLAIN)
     with pytest.raises(ExperimentError, match=r"saw \d+ tokens where 7 were planned"):
-        train_experiment(replace(experiment, tokens=7), guest, eval_samples=eval_samples)
+        train_experiment(replace(experiment, tokens=7), user, eval_samples=eval_samples)
 
 
 def test_gradients_are_clipped_to_the_norm() -> None:
@@ -185,7 +185,7 @@ def test_gradients_are_clipped_to_the_norm() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 1e3 * functional.linear(x, self.weight)
 
-    experiment, guest, _ = first_experiment({**PLAIN, "lr": 0.5, "grad_clip": 1.0})
+    experiment, user, _ = first_experiment({**PLAIN, "lr": 0.5, "grad_clip": 1.0})
     one_step = replace(experiment, steps=1, tokens=8, size_kwargs={"width": 8})
     kept: list[nn.Module] = []
 
@@ -193,7 +193,7 @@ def test_gradients_are_clipped_to_the_norm() -> None:
         kept.append(Steep(**kwargs))
         return kept[-1]
 
-    train_experiment(one_step, replace(guest, model=build, loss=mse), eval_samples=8)
+    train_experiment(one_step, replace(user, model=build, loss=mse), eval_samples=8)
     (model,) = kept
     assert torch.linalg.vector_norm(next(model.parameters())).item() == pytest.approx(0.5, rel=1e-4)
 

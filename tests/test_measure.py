@@ -14,16 +14,26 @@ from torch.utils.data import TensorDataset
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
-from flops_fit_ray.training.preflight.model_size import _non_embedding, count_params, survey
+from flops_fit_ray.training.preflight.model_size import _non_embedding, count_params, measure_sizes
 from flops_fit_ray.training.user.parts import load_target
-from tests.parts import Bigram, Mlp, Truncated, guest_of, planned, power_law_regression, regression, spec_of, text
+from tests.parts import (
+    Bigram,
+    Mlp,
+    TruncatedRegression,
+    planned,
+    power_law_regression,
+    regression,
+    spec_of,
+    text,
+    user_parts_of,
+)
 
 ROOT = Path(__file__).parent.parent
 
 
-def sizes_of(guest_model: Any, train: Any, loss: str = "mse", **sections: Any) -> tuple[ModelSize, ...]:
+def sizes_of(user_model: Any, train: Any, loss: str = "mse", **sections: Any) -> tuple[ModelSize, ...]:
     spec = spec_of(loss=loss, **sections)
-    return survey(spec, guest_of(spec, model=guest_model, train=train)).sizes
+    return measure_sizes(spec, user_parts_of(spec, model=user_model, train=train)).sizes
 
 
 def model_section(param: str | None, sizes: list[Any], **kwargs: Any) -> dict[str, Any]:
@@ -31,7 +41,7 @@ def model_section(param: str | None, sizes: list[Any], **kwargs: Any) -> dict[st
 
 
 def test_linear_is_6n_per_sample() -> None:
-    found = sizes_of(Truncated, power_law_regression(100), model=model_section("features", [4, 32, 500]))
+    found = sizes_of(TruncatedRegression, power_law_regression(100), model=model_section("features", [4, 32, 500]))
     assert [(s.params, s.flops_per_token) for s in found] == [(4, 24.0), (32, 192.0), (500, 3000.0)]
     assert {s.flops_source for s in found} == {"counted on the meta device"}
 
@@ -121,9 +131,9 @@ def test_a_model_that_meta_cannot_run_is_counted_on_the_cpu() -> None:
 
 def test_the_users_own_flop_count_wins() -> None:
     spec = spec_of()
-    guest = guest_of(spec)
-    own = replace(guest, flops_per_token=lambda model: 1234.0)
-    assert {s.flops_per_token for s in survey(spec, own).sizes} == {1234.0}
+    user = user_parts_of(spec)
+    own = replace(user, flops_per_token=lambda model: 1234.0)
+    assert {s.flops_per_token for s in measure_sizes(spec, own).sizes} == {1234.0}
 
 
 def test_with_the_users_own_count_the_model_is_not_run() -> None:
@@ -132,10 +142,10 @@ def test_with_the_users_own_count_the_model_is_not_run() -> None:
             raise RuntimeError("this kernel needs a GPU")
 
     spec = spec_of()
-    guest = replace(guest_of(spec, model=OnlyOnGpu), flops_per_token=lambda model: 6.0 * count_params(model)[0])
-    assert [s.flops_per_token for s in survey(spec, guest).sizes] == [6.0 * (10 * w + 1) for w in (4, 8, 16)]
+    user = replace(user_parts_of(spec, model=OnlyOnGpu), flops_per_token=lambda model: 6.0 * count_params(model)[0])
+    assert [s.flops_per_token for s in measure_sizes(spec, user).sizes] == [6.0 * (10 * w + 1) for w in (4, 8, 16)]
     with pytest.raises(SpecError, match="this kernel needs a GPU"):
-        survey(spec, guest_of(spec, model=OnlyOnGpu))
+        measure_sizes(spec, user_parts_of(spec, model=OnlyOnGpu))
 
 
 class Heads(Mlp):
@@ -172,8 +182,8 @@ def test_refusals_name_the_size_and_the_reason(model: Any, message: str) -> None
 
 def test_auto_sizes_skip_what_the_model_refuses() -> None:
     spec = spec_of(model=model_section("width", "auto"), budgets=[1e9, 2e9])  # type: ignore[arg-type] # the word
-    plan = planned(spec, guest_of(spec, model=Heads, train=regression(1_000_000)))
-    assert plan.survey.skipped[0].startswith("model.sizes: width=1 raised ValueError")
+    plan = planned(spec, user_parts_of(spec, model=Heads, train=regression(1_000_000)))
+    assert plan.measurements.skipped[0].startswith("model.sizes: width=1 raised ValueError")
     assert all(int(e.size) % 8 == 0 for e in plan.experiments)
     assert min(sum(e.budget == b for e in plan.expected) for b in (1e9, 2e9)) >= 5
 
@@ -219,7 +229,7 @@ plan = find_optimal(GPT, dataset=Stream(), eval_dataset=Stream(), compute_budget
                     batch_size=256, train=False)
 with open("/proc/self/status") as status:  # getrusage would count what the parent process had
     memory = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
-print(plan.survey.sizes[-1].params, len(plan.experiments), time.perf_counter() - started, memory)
+print(plan.measurements.sizes[-1].params, len(plan.experiments), time.perf_counter() - started, memory)
 """
 
 

@@ -27,7 +27,7 @@ from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from tests.killing import one_run, run_here
 from tests.object_store import Proxy, s3_server, uri
-from tests.parts import guest_of, planned
+from tests.parts import planned, user_parts_of
 from tests.records import FAILURE, RESULT
 
 
@@ -236,7 +236,7 @@ def test_no_request_holds_up_the_training_and_a_stop_is_seen(
     monkeypatch.setattr("flops_fit_ray.engine.observer.REMOTE_POLL_SECONDS", 0.2)
     monkeypatch.setattr("flops_fit_ray.storage.atomic.RETRY_SECONDS", ())
     spec = one_run()
-    (experiment,) = planned(spec, guest_of(spec)).experiments
+    (experiment,) = planned(spec, user_parts_of(spec)).experiments
     through = Ledger(SweepPaths(place_of(uri(proxy.port, cast(ObjectPath, root).key))))
     observer = LedgerObserver(through, experiment, 1, 0)
     with observer.watched(timeout=60.0):

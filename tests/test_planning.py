@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import (
     DataFacts,
+    Measurements,
     ModelSize,
     Plan,
-    Survey,
     auto_candidates,
     auto_range,
     make_plan,
@@ -25,8 +25,8 @@ from flops_fit_ray.planning.disk import checkpoint_bytes
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
-from flops_fit_ray.training.loop.save_policy import Care
-from tests.parts import guest_of, planned, spec_of
+from flops_fit_ray.training.loop.save_policy import SavePolicy
+from tests.parts import planned, spec_of, user_parts_of
 
 DATA = DataFacts(
     train_samples=10**7, eval_samples=100, tokens_per_sample=4, token_unit="t", eval_source="e", fingerprint="f"
@@ -47,7 +47,7 @@ def size(params: int, label: int | str = 0) -> ModelSize:
 
 
 def plan_of(spec: SweepSpec | None = None, data: DataFacts = DATA, sizes: tuple[int, ...] = (4, 8, 16)) -> Plan:
-    return make_plan(spec or spec_of(), Survey(sizes=tuple(map(size, sizes)), data=data))
+    return make_plan(spec or spec_of(), Measurements(sizes=tuple(map(size, sizes)), data=data))
 
 
 def test_a_frozen_plan() -> None:
@@ -230,12 +230,12 @@ def test_the_disk_in_the_plan_is_what_checkpoints_take(tmp_path: Path) -> None:
             train={"batch_size": 8, "lr": 1e-4, **train},
             checkpoint={"keep": 3, "weights": True},
         )
-        guest = guest_of(spec)
-        plan = planned(spec, guest)
+        user = user_parts_of(spec)
+        plan = planned(spec, user)
         experiment = plan.experiments[2]
         store = CheckpointStore(tmp_path / str(train), key=experiment.key)
         train_experiment(
-            experiment, guest, eval_samples=8, care=Care(store=store, checkpoint_steps=experiment.steps - 1)
+            experiment, user, eval_samples=8, policy=SavePolicy(store=store, checkpoint_steps=experiment.steps - 1)
         )
         (saved,) = (tmp_path / str(train)).glob("*.pt")
         assert saved.stat().st_size == pytest.approx(checkpoint_bytes(experiment), rel=0.05)

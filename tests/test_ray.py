@@ -33,11 +33,11 @@ from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.preflight.timing import Choice
 from flops_fit_ray.training.user.losses import mse
-from flops_fit_ray.training.user.parts import make_guest
+from flops_fit_ray.training.user.parts import make_user_parts
 from tests.chaos import make_project, uninterrupted
-from tests.parts import Mlp, Pairs, Truncated, guest_of, power_law_regression, regression, spec_of
+from tests.parts import Mlp, Pairs, TruncatedRegression, power_law_regression, regression, spec_of, user_parts_of
 from tests.streams import every_kind
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 from tests.test_checkpoint import Dropping
 
 pytestmark = pytest.mark.ray
@@ -51,7 +51,7 @@ def ray_here() -> Iterator[None]:
 
 
 def known(output: Path, **changes: Any) -> Result:
-    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in known_spec().budgets]
+    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in reference_spec().budgets]
     arguments: dict[str, Any] = {
         "dataset": power_law_regression(),
         "loss_fn": "mse",
@@ -64,7 +64,7 @@ def known(output: Path, **changes: Any) -> Result:
         "quiet": True,
         "resources_per_trial": {"cpu": 1},  # bit-equality is promised on the CPU
     }
-    return find_optimal(Truncated, "features", output_dir=output, train=True, **{**arguments, **changes})
+    return find_optimal(TruncatedRegression, "features", output_dir=output, train=True, **{**arguments, **changes})
 
 
 def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None, tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None
     assert law is not None and (interval := law.exponent_interval(0.95)) is not None
     assert interval.low < 0.5 < interval.high  # N_opt ~ C^(1/2) is known
 
-    spec = known_spec()
-    plain = make_sweep(tmp_path / "plain", spec, known_guest(spec)).to_frame()
+    spec = reference_spec()
+    plain = make_sweep(tmp_path / "plain", spec, reference_parts(spec)).to_frame()
     for column in ("budget", "size", "tokens_seen", "loss", "loss_stderr", "train_loss"):
         assert list(frame[column]) == list(plain[column]), column
 
@@ -108,10 +108,10 @@ def test_every_kind_of_data_gives_the_same_bits_in_a_trial(ray_here: None, kind:
     }
     result = find_optimal(Dropping, "width", output_dir=tmp_path / "out", **arguments)
     assert result.complete
-    guest = guest_of(spec_of(loss="cross_entropy"), model=Dropping, train=every_kind(tmp_path)[kind])
-    guest = replace(guest, max_epochs=9)
-    eval_samples = result.plan.survey.data.eval_samples
-    losses = [train_experiment(e, guest, eval_samples=eval_samples).loss for e in result.plan.experiments]
+    user = user_parts_of(spec_of(loss="cross_entropy"), model=Dropping, train=every_kind(tmp_path)[kind])
+    user = replace(user, max_epochs=9)
+    eval_samples = result.plan.measurements.data.eval_samples
+    losses = [train_experiment(e, user, eval_samples=eval_samples).loss for e in result.plan.experiments]
     assert list(result.to_frame()["loss"]) == losses
 
 
@@ -128,9 +128,9 @@ def test_data_that_lie_once_per_node_give_the_same_bits(
     monkeypatch.setattr("flops_fit_ray.engine.loaders.WORTH_BYTES", 0)
     monkeypatch.setattr("flops_fit_ray.engine.tuner.sharing", shared)
     if how == "objects":
-        spec = known_spec(2)
+        spec = reference_spec(2)
         result = known(tmp_path / "ray", compute_budgets=[{"flops": b.flops, "sizes": b.sizes} for b in spec.budgets])
-        losses = list(make_sweep(tmp_path / "plain", spec, known_guest(spec)).to_frame()["loss"])
+        losses = list(make_sweep(tmp_path / "plain", spec, reference_parts(spec)).to_frame()["loss"])
         assert list(result.to_frame()["loss"]) == losses
     else:
         monkeypatch.setenv("CHAOS_PAUSE", "0")
@@ -143,9 +143,9 @@ def test_data_that_lie_once_per_node_give_the_same_bits(
 
 
 def test_python_users_can_check_first(ray_here: None) -> None:
-    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in known_spec().budgets]
+    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in reference_spec().budgets]
     arguments: dict[str, Any] = {"dataset": power_law_regression(), "loss_fn": "mse", "compute_budgets": budgets}
-    report = check(Truncated, "features", **arguments, batch_size=4, lr=0.04, resources_per_trial={"cpu": 1})
+    report = check(TruncatedRegression, "features", **arguments, batch_size=4, lr=0.04, resources_per_trial={"cpu": 1})
     assert report.verdict == "PASS" and len(report.lines) == 10
     assert str(report).splitlines()[0].startswith("PASS  runs        size 8: 8 parameters, size 272: 272 parameters")
 
@@ -169,8 +169,8 @@ def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_trial_with_a_gpu_trains_on_it(ray_here: None, tmp_path: Path) -> None:
     frame = known(tmp_path / "gpu", resources_per_trial={"gpu": 1}).to_frame()
-    spec = known_spec()
-    plain = make_sweep(tmp_path / "plain", spec, known_guest(spec)).to_frame()
+    spec = reference_spec()
+    plain = make_sweep(tmp_path / "plain", spec, reference_parts(spec)).to_frame()
     assert set(frame["device"]) == {torch.cuda.get_device_name()}
     assert list(frame["tokens_seen"]) == list(plain["tokens_seen"])
     assert list(frame["loss"]) == pytest.approx(list(plain["loss"]), rel=1e-3)
@@ -221,7 +221,7 @@ class Fragile(Mlp):
 
 def alone(plan: Plan, key: str, marks: Path) -> Outcome:
     """One experiment without Ray, and with nothing that goes wrong."""
-    guest = make_guest(
+    user = make_user_parts(
         model=Fragile,
         model_kwargs={"marks": str(marks / "elsewhere")},
         loss=mse,
@@ -230,7 +230,7 @@ def alone(plan: Plan, key: str, marks: Path) -> Outcome:
         data=spec_of().data,
     )
     (experiment,) = [e for e in plan.experiments if e.key == key]
-    return train_experiment(experiment, guest, eval_samples=plan.survey.data.eval_samples)
+    return train_experiment(experiment, user, eval_samples=plan.measurements.data.eval_samples)
 
 
 def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ BUDGETS = {2e5: 28, 8e5: 56, 3.2e6: 112, 1.28e7: 224}  # C to the middle of its 
 PROJECT = {
     "sweep.yaml": f"""
 name: tiny
-model: {{target: "parts:Truncated", size_param: features}}
+model: {{target: "parts:TruncatedRegression", size_param: features}}
 data: {{train: "parts:data", kwargs: {{samples: 30_000}}}}
 loss: mse
 budgets: {[{"flops": c, "sizes": [round(n * 2 ** (k / 2)) for k in range(-3, 4)]} for c, n in BUDGETS.items()]}

@@ -28,16 +28,16 @@ from flops_fit_ray.report.words import ADVICE, costs
 from flops_fit_ray.spec import FitSection
 from flops_fit_ray.sweep.directory import STATUSES, Sweep, open_sweep
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
-from tests.parts import BIGRAM, Bigram, guest_of, spec_of, text
+from tests.parts import BIGRAM, Bigram, spec_of, text, user_parts_of
 from tests.records import FAILURE
 from tests.streams import Stateful
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    spec = known_spec()
-    return make_sweep(tmp_path_factory.mktemp("known"), spec, known_guest(spec))
+    spec = reference_spec()
+    return make_sweep(tmp_path_factory.mktemp("known"), spec, reference_parts(spec))
 
 
 class Closed(HTMLParser):
@@ -179,9 +179,9 @@ def test_figures_show_the_fit(sweep: Sweep) -> None:
 
 
 def test_a_partial_sweep_has_a_provisional_page(tmp_path: Path) -> None:
-    spec = known_spec()
+    spec = reference_spec()
     for only in (0, 7, 9):
-        sweep = make_sweep(tmp_path / str(only), spec, known_guest(spec), only=only)
+        sweep = make_sweep(tmp_path / str(only), spec, reference_parts(spec), only=only)
         page = write_report(sweep).read_text()
         assert f"provisional, {only} of 21 experiments" in page
         waiting = {0: 10, 7: 5, 9: 5}[only]  # sizes of a larger budget whose smaller one is open
@@ -203,7 +203,7 @@ def test_failures_are_listed_escaped_and_left_out_of_the_fit(tmp_path: Path) -> 
             raise ValueError("<b>my own bug</b>")
         return torch.nn.functional.mse_loss(outputs, targets)
 
-    sweep = make_sweep(tmp_path, spec, guest_of(spec, loss=fragile))
+    sweep = make_sweep(tmp_path, spec, user_parts_of(spec, loss=fragile))
     assert sweep.counts["failed"] == 1 and sweep.counts["completed"] == 5
     (failure,) = sweep.failures
     assert failure.error == "ValueError: <b>my own bug</b>"
@@ -224,8 +224,8 @@ def test_what_is_no_sweep_directory_is_refused(tmp_path: Path) -> None:
         open_sweep(tmp_path / "none")
     with pytest.raises(DirectoryError, match="is not a sweep directory"):
         open_sweep(tmp_path)
-    spec = known_spec()
-    sweep = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0)
+    spec = reference_spec()
+    sweep = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=0)
     sweep.paths.plan.write_text("{}")
     with pytest.raises(DirectoryError, match="cannot be read as a plan"):
         open_sweep(tmp_path / "s")
@@ -238,8 +238,8 @@ def test_a_sweep_without_held_out_data_says_so_wherever_it_speaks_of_losses(tmp_
         loss="cross_entropy",
         budgets=[2e6, 4e6],
     )
-    guest = guest_of(spec, model=Bigram, train=Stateful())
-    sweep = make_sweep(tmp_path, spec, guest)
+    user = user_parts_of(spec, model=Bigram, train=Stateful())
+    sweep = make_sweep(tmp_path, spec, user)
     page = write_report(sweep).read_text()
     assert {r.loss_kind for r in sweep.results} == {"training, smoothed"}
     assert sweep.loss_name == "training loss, smoothed"
@@ -256,7 +256,7 @@ def test_metrics_are_columns_of_the_report_and_the_tables(tmp_path: Path) -> Non
         loss="cross_entropy",
         budgets=[2e6, 4e6],
     )
-    sweep = make_sweep(tmp_path, spec, guest_of(spec, model=Bigram, train=text()))
+    sweep = make_sweep(tmp_path, spec, user_parts_of(spec, model=Bigram, train=text()))
     page = write_report(sweep).read_text()
     assert "<th>bits_per_byte</th><th>perplexity</th>" in page
     frame = sweep.to_frame()
@@ -268,8 +268,8 @@ def test_metrics_are_columns_of_the_report_and_the_tables(tmp_path: Path) -> Non
 
 
 def test_status_says_what_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
-    spec = known_spec()
-    sweep = make_sweep(tmp_path, spec, known_guest(spec), only=3)
+    spec = reference_spec()
+    sweep = make_sweep(tmp_path, spec, reference_parts(spec), only=3)
     assert "checkpoints" not in status_text(sweep)
     finished, begun = sweep.plan.experiments[0].key, sweep.plan.experiments[5].key
     for key in (finished, begun):

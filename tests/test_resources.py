@@ -63,10 +63,10 @@ def test_slots_on_cpus_are_cores_as_far_as_memory_goes(node: Amounts, peak: floa
 
 
 def test_a_cluster_that_grows_is_asked_for_what_it_has_not_yet() -> None:
-    slots = choose_slots({"gpu": 1}, [LAPTOP], most=8)  # never on the CPU instead
+    slots = choose_slots({"gpu": 1}, [LAPTOP], max_slots=8)  # never on the CPU instead
     assert (slots.count, slots.resources) == (8, {"gpu": 1})
     assert slots.note == "there is room for 0 now, and the cluster is asked to grow ({gpu: 1} each)"
-    assert choose_slots({"gpu": 1}, [BOX], most=4).note == ""  # and fewer than fit are as good
+    assert choose_slots({"gpu": 1}, [BOX], max_slots=4).note == ""  # and fewer than fit are as good
 
 
 @pytest.mark.parametrize(

@@ -98,11 +98,11 @@ def test_grids_end_near_their_lower_bound(budgets: int, sizes: int, slots: int) 
 
 def test_a_simulated_sweep_is_the_planners() -> None:
     planner = planner_of()
-    plan, findings = run_through(planner, loss_in(world()))
+    plan, observed = run_through(planner, loss_in(world()))
     for slots in (1, 4, 64):
         simulated = simulate_sweep(planner, world(), slots, FLOPS)
         assert {e.key for e in simulated.plan.experiments} == {e.key for e in plan.experiments}
-        assert simulated.findings == findings
+        assert simulated.observed == observed
         assert simulated.bound <= simulated.makespan
         assert simulated.work >= plan.flops * (1 - 1e-12)
     assert simulate_sweep(planner, world(), 1, FLOPS).makespan == pytest.approx(plan.flops)

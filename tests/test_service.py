@@ -30,14 +30,14 @@ from flops_fit_ray.analysis import plain, predict, prediction_to_json
 from flops_fit_ray.engine.observer import LedgerObserver
 from flops_fit_ray.ledger import Failure, Ledger, Progress
 from flops_fit_ray.service.client import ServiceError
-from flops_fit_ray.service.state.cache import Mirror
+from flops_fit_ray.service.state.cache import SweepCache
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.validity import document, validity_card
 from flops_fit_ray.training.loop.meter import CurvePoint
 from tests.serving import Served, serving
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 PAYLOADS = (
     "<script>alert(1)</script>",
@@ -67,9 +67,9 @@ PAYLOADS = (
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole sweep; one with a failure and something that runs; nothing that trains."""
     root = tmp_path_factory.mktemp("service") / "runs"
-    spec = known_spec()
-    make_sweep(root / "whole", spec, known_guest(spec))
-    partial = make_sweep(root / "partial", spec, known_guest(spec), only=12)
+    spec = reference_spec()
+    make_sweep(root / "whole", spec, reference_parts(spec))
+    partial = make_sweep(root / "partial", spec, reference_parts(spec), only=12)
     _fail(partial, "diverged at\n<b>step</b> 3")
     return root
 
@@ -159,8 +159,8 @@ def test_an_experiment_is_what_the_ledger_holds(served: Served, root: Path) -> N
 
 def test_the_curve_of_what_runs_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flops_fit_ray.engine.observer.CURVE_SECONDS", 0.2)
-    spec = known_spec()
-    sweep = make_sweep(tmp_path / "runs" / "x", spec, known_guest(spec), only=0)
+    spec = reference_spec()
+    sweep = make_sweep(tmp_path / "runs" / "x", spec, reference_parts(spec), only=0)
     e = sweep.plan.experiments[0]
     observer = LedgerObserver(Ledger(sweep.paths), e, 1, 0)
     with serving(tmp_path / "runs", at_once=0) as served, observer.watched(timeout=30.0):
@@ -226,9 +226,9 @@ def test_a_checkpoint_comes_whole(served: Served, root: Path, tmp_path: Path) ->
 
 def test_a_mirror_sees_what_changes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flops_fit_ray.service.state.cache.FRESH_SECONDS", -1.0)
-    spec = known_spec()
-    sweep = make_sweep(tmp_path / "x", spec, known_guest(spec), only=3)
-    mirror, ledger = Mirror(sweep.paths), Ledger(sweep.paths)
+    spec = reference_spec()
+    sweep = make_sweep(tmp_path / "x", spec, reference_parts(spec), only=3)
+    mirror, ledger = SweepCache(sweep.paths), Ledger(sweep.paths)
     first = mirror.now()
     assert first.counts["completed"] == 3 and mirror.now().version == first.version
     key = _fail(sweep, "once")
@@ -247,7 +247,7 @@ def test_a_mirror_sees_what_changes(root: Path, tmp_path: Path, monkeypatch: pyt
     running = mirror.now()
     assert running.by_key[key]["status"] == "running" and running.counts["running"] == 1
     assert running.by_key[key]["share"] == pytest.approx(0.5, abs=0.01) and running.seconds_left is not None
-    make_sweep(tmp_path / "x", spec, known_guest(spec), only=5)
+    make_sweep(tmp_path / "x", spec, reference_parts(spec), only=5)
     assert mirror.now().counts["completed"] == 5
     content = read_json(sweep.paths.plan)
     assert content is not None
@@ -256,13 +256,13 @@ def test_a_mirror_sees_what_changes(root: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_events_tell_every_outcome_and_again_after_a_break(tmp_path: Path) -> None:
-    spec = known_spec()
-    sweep = make_sweep(tmp_path / "runs" / "x", spec, known_guest(spec), only=3)
+    spec = reference_spec()
+    sweep = make_sweep(tmp_path / "runs" / "x", spec, reference_parts(spec), only=3)
     with serving(tmp_path / "runs", at_once=0) as served:
         events = served.client.events("x")
         kind, first, view = next(events)
         assert kind == "status" and view["counts"]["completed"] == 3  # what is there already is no news
-        make_sweep(tmp_path / "runs" / "x", spec, known_guest(spec), only=6)
+        make_sweep(tmp_path / "runs" / "x", spec, reference_parts(spec), only=6)
         heard, last = [], None
         for kind, event_id, content in events:
             if kind == "outcome":
@@ -271,7 +271,7 @@ def test_events_tell_every_outcome_and_again_after_a_break(tmp_path: Path) -> No
             if kind == "status" and content["counts"]["completed"] == 6:
                 break
         assert heard == [e.key for e in sweep.plan.experiments[3:6]]
-        make_sweep(tmp_path / "runs" / "x", spec, known_guest(spec), only=8)
+        make_sweep(tmp_path / "runs" / "x", spec, reference_parts(spec), only=8)
         missed = {e.key for e in sweep.plan.experiments[6:8]}
         for kind, _, content in served.client.events("x", since=last):
             missed -= {content["key"]} if kind == "outcome" else set()
@@ -356,8 +356,8 @@ def test_pages_say_it_without_a_script_and_to_everybody(served: Served) -> None:
 
 def test_nothing_that_is_shown_is_run(tmp_path: Path) -> None:
     """20 payloads as error, traceback, spec's text, and event: all of them text."""
-    spec = known_spec()
-    sweep = make_sweep(tmp_path / "runs" / "x", spec, known_guest(spec), only=1)
+    spec = reference_spec()
+    sweep = make_sweep(tmp_path / "runs" / "x", spec, reference_parts(spec), only=1)
     key = sweep.plan.experiments[-1].key
     with serving(tmp_path / "runs", (tmp_path,), at_once=0) as served:
         before = len([t for t in Outline(text_of(served, "/sweeps/x")).tags if t[0] == "script"])

@@ -30,7 +30,7 @@ from flops_fit_ray.spec import make_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from tests.chaos import make_project
 from tests.serving import Served, ServiceProcess, serving
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -38,8 +38,8 @@ Answer = tuple[int, dict[str, str], bytes]
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("service") / "runs"
-    spec = known_spec()
-    make_sweep(root / "known", spec, known_guest(spec), only=14)
+    spec = reference_spec()
+    make_sweep(root / "known", spec, reference_parts(spec), only=14)
     return root
 
 
@@ -443,8 +443,8 @@ def test_what_is_no_secret_stays() -> None:
 def test_a_planted_secret_is_on_no_route(code: Path, tmp_path: Path) -> None:
     """In a spec, a log, an error, a traceback and an event; every route is asked."""
     planted = "AKIAIOSFODNN7EXAMPLE"
-    spec = known_spec()
-    sweep = make_sweep(tmp_path / "runs" / "known", spec, known_guest(spec), only=14)
+    spec = reference_spec()
+    sweep = make_sweep(tmp_path / "runs" / "known", spec, reference_parts(spec), only=14)
     key = sweep.plan.experiments[-1].key
     words = f'ValueError: {{"password": "sesame", "key": "{planted}"}}'
     failure = Failure(

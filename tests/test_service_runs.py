@@ -25,11 +25,11 @@ from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.runs.supervisor import born
 from flops_fit_ray.service.state.views import state_of
 from flops_fit_ray.storage.atomic import read_json, write_json
-from flops_fit_ray.sweep.run_limits import Way
+from flops_fit_ray.sweep.run_limits import RunLimits
 from tests.chaos import make_project
 from tests.records import recorded
 from tests.serving import ServiceProcess, serving
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 NAPPING = """
 import sys, time, signal
@@ -57,7 +57,7 @@ def runs(tmp_path: Path, code: Path) -> Iterator[Runs]:
 
 def ask(runs: Runs, code: Path, name: str, key: str | None = None) -> str:
     spec, _ = runs._specs.create((code / "sweep.yaml").read_text(), None)
-    return runs.start(spec, name, Way(), key)[0].sweep
+    return runs.start(spec, name, RunLimits(), key)[0].sweep
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -165,8 +165,8 @@ def test_another_process_of_the_same_number_is_not_taken_for_a_run(tmp_path: Pat
 
 
 def test_a_sweep_of_somebody_else_is_shown_and_not_touched(runs: Runs, tmp_path: Path) -> None:
-    spec = known_spec()
-    make_sweep(runs.paths.root / "mine", spec, known_guest(spec), only=2)
+    spec = reference_spec()
+    make_sweep(runs.paths.root / "mine", spec, reference_parts(spec), only=2)
     assert runs.last("mine") is None
     with pytest.raises(Refusal, match="is not running"):
         runs.stop("mine")
@@ -174,17 +174,17 @@ def test_a_sweep_of_somebody_else_is_shown_and_not_touched(runs: Runs, tmp_path:
         with pytest.raises(Refusal, match="it was not started here, so stop it there"):
             runs.stop("mine")
         with pytest.raises(Refusal, match="it was not started here"):
-            runs.go_on("mine", More(), Way())
+            runs.go_on("mine", More(), RunLimits())
     with pytest.raises(Refusal, match="was run by a program"):
-        runs.go_on("mine", More(), Way())
+        runs.go_on("mine", More(), RunLimits())
     with pytest.raises(Refusal, match="no such sweep"):
-        runs.go_on("nothing", More(), Way())
+        runs.go_on("nothing", More(), RunLimits())
 
 
 def test_code_that_is_not_allowed_any_more_is_not_gone_on_with(runs: Runs, tmp_path: Path) -> None:
     root = runs.paths.root / "mine"
-    spec = known_spec()
-    sweep = make_sweep(root, spec, known_guest(spec), only=2)
+    spec = reference_spec()
+    sweep = make_sweep(root, spec, reference_parts(spec), only=2)
     content = read_json(sweep.paths.plan)
     assert content is not None
     write_json(sweep.paths.plan, {**content, "base": str(tmp_path)})

@@ -18,19 +18,19 @@ from flops_fit_ray.training.data import Batch, TokenFile
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.loop.save_policy import Observer
-from flops_fit_ray.training.preflight.model_size import survey
+from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.step.attention import attention_kernel
 from flops_fit_ray.training.step.lr_schedule import lr_factor
 from flops_fit_ray.training.step.optimizer import make_optimizer, parameter_groups
 from flops_fit_ray.training.step.stepper import Stepper
 from flops_fit_ray.training.user.losses import cross_entropy
-from flops_fit_ray.training.user.parts import Guest, load_guest
-from tests.parts import BIGRAM, Bigram, Mlp, guest_of, planned, spec_of, text
+from flops_fit_ray.training.user.parts import UserParts, load_user_parts
+from tests.parts import BIGRAM, Bigram, Mlp, planned, spec_of, text, user_parts_of
 
 ROOT = Path(__file__).parent.parent
 
 
-def experiment_of(model: Any = Bigram, train: Any = None, **recipe: Any) -> tuple[Experiment, Guest]:
+def experiment_of(model: Any = Bigram, train: Any = None, **recipe: Any) -> tuple[Experiment, UserParts]:
     spec = spec_of(
         model=BIGRAM,
         data={"train": "tests.parts:text", "max_epochs": 9},
@@ -38,19 +38,19 @@ def experiment_of(model: Any = Bigram, train: Any = None, **recipe: Any) -> tupl
         budgets=[4e6, 8e6],
         train={"batch_size": 8, "lr": 1e-2, **recipe},
     )
-    guest = guest_of(spec, model=model, train=text() if train is None else train)
-    return planned(spec, guest).experiments[1], guest
+    user = user_parts_of(spec, model=model, train=text() if train is None else train)
+    return planned(spec, user).experiments[1], user
 
 
-def run(experiment: Experiment, guest: Guest, **recipe: Any) -> Outcome:
-    return train_experiment(replace(experiment, recipe=replace(experiment.recipe, **recipe)), guest, eval_samples=24)
+def run(experiment: Experiment, user: UserParts, **recipe: Any) -> Outcome:
+    return train_experiment(replace(experiment, recipe=replace(experiment.recipe, **recipe)), user, eval_samples=24)
 
 
 @pytest.mark.parametrize("micro_batch_size", [8, 4, 3, 1])
 def test_accumulation_is_the_big_batch(micro_batch_size: int) -> None:
-    experiment, guest = experiment_of()
-    whole = run(experiment, guest)
-    parts = run(experiment, guest, micro_batch_size=micro_batch_size)
+    experiment, user = experiment_of()
+    whole = run(experiment, user)
+    parts = run(experiment, user, micro_batch_size=micro_batch_size)
     assert parts.loss == pytest.approx(whole.loss, rel=2e-6)
     assert len(whole.curve) == experiment.steps + 1  # the last point is the evaluation
     for a, b in zip(parts.curve[:-1], whole.curve[:-1], strict=True):
@@ -60,25 +60,25 @@ def test_accumulation_is_the_big_batch(micro_batch_size: int) -> None:
 
 
 def gradient(
-    batch: Batch, micro_batch_size: int, model: nn.Module, guest: Guest, recipe: Recipe
+    batch: Batch, micro_batch_size: int, model: nn.Module, user: UserParts, recipe: Recipe
 ) -> tuple[float, Tensor]:
     torch.manual_seed(0)
-    stepper = Stepper(model, guest, replace(recipe, micro_batch_size=micro_batch_size), 10, torch.device("cpu"))
+    stepper = Stepper(model, user, replace(recipe, micro_batch_size=micro_batch_size), 10, torch.device("cpu"))
     loss = stepper._gradients(batch)
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def test_accumulation_weighs_by_targets_that_count() -> None:
     """Where most targets of some samples are ignored, a mean of means would be wrong."""
-    experiment, guest = experiment_of()
+    experiment, user = experiment_of()
     ids, targets = (t[:8].clone() for t in text().tensors)
     targets[0, 1:] = -100
     targets[3] = -100
     batch = Batch((ids, targets), 8)
     model = Bigram(8).double()
-    loss, whole = gradient(batch, 8, model, guest, experiment.recipe)
+    loss, whole = gradient(batch, 8, model, user, experiment.recipe)
     for micro_batch_size in (4, 2, 1):
-        again, parts = gradient(batch, micro_batch_size, model, guest, experiment.recipe)
+        again, parts = gradient(batch, micro_batch_size, model, user, experiment.recipe)
         assert again == pytest.approx(loss, rel=1e-6)
         assert torch.allclose(parts, whole, rtol=0, atol=1e-14)
 
@@ -96,10 +96,10 @@ def real_text(lr: float, precision: str) -> Outcome:
 
     base = ROOT / "examples" / "bytes"
     spec = read_spec(base / "sweep.yaml", ["model.sizes=[24, 32, 48]", "budgets=[6e10, 2e11]"])
-    guest = load_guest(spec, base)
-    experiment = next(e for e in make_plan(spec, survey(spec, guest)).experiments if e.size == 32)
+    user = load_user_parts(spec, base)
+    experiment = next(e for e in make_plan(spec, measure_sizes(spec, user)).experiments if e.size == 32)
     recipe = replace(experiment.recipe, precision=precision, warmup_steps=20, lr=lr)
-    return train_experiment(replace(experiment, steps=200, tokens=200 * 512, recipe=recipe), guest, eval_samples=256)
+    return train_experiment(replace(experiment, steps=200, tokens=200 * 512, recipe=recipe), user, eval_samples=256)
 
 
 def test_bf16_is_within_3e_3_of_fp32_over_200_steps_of_real_text() -> None:
@@ -144,17 +144,17 @@ def test_lower_precision_computes_in_it_and_keeps_weights_in_fp32(precision: str
             seen.add((out.dtype, self.head.weight.dtype))
             return out
 
-    experiment, guest = experiment_of(Spy, precision=precision)
-    outcome = train_experiment(experiment, guest, eval_samples=24)
+    experiment, user = experiment_of(Spy, precision=precision)
+    outcome = train_experiment(experiment, user, eval_samples=24)
     expected = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     assert (expected, torch.float32) in seen
     assert outcome.precision == precision
-    assert outcome.loss == pytest.approx(run(experiment, guest, precision="fp32").loss, abs=2e-2)
+    assert outcome.loss == pytest.approx(run(experiment, user, precision="fp32").loss, abs=2e-2)
 
 
 def test_fp16_gradients_are_unscaled_before_they_are_clipped() -> None:
-    experiment, guest = experiment_of(grad_clip=0.01)
-    full, half = run(experiment, guest), run(experiment, guest, precision="fp16")
+    experiment, user = experiment_of(grad_clip=0.01)
+    full, half = run(experiment, user), run(experiment, user, precision="fp16")
     norms = [(a.grad_norm, b.grad_norm) for a, b in zip(full.curve, half.curve, strict=True) if a.grad_norm]
     assert all(b == pytest.approx(a, rel=0.05) for a, b in norms[5:])
 
@@ -195,12 +195,12 @@ def test_a_factory_gives_each_group_a_rate_and_the_schedule_moves_all(tmp_path: 
         groups.append({"params": [model.head.weight], "lr": lr / 8})
         return Recording(groups, lr=lr)
 
-    experiment, guest = experiment_of()
-    train_experiment(experiment, replace(guest, optimizer=mup), eval_samples=24)
+    experiment, user = experiment_of()
+    train_experiment(experiment, replace(user, optimizer=mup), eval_samples=24)
     factors = [lr_factor(s, experiment.steps, experiment.recipe) for s in range(experiment.steps)]
     assert rates == [[1e-2 * f, 1e-2 / 8 * f] for f in factors]
     with pytest.raises(TypeError, match="train.optimizer made a int, not a torch.optim.Optimizer"):
-        make_optimizer(Bigram(4), experiment.recipe, replace(guest, optimizer=lambda model, lr: 3))  # type: ignore[arg-type,return-value] # on purpose
+        make_optimizer(Bigram(4), experiment.recipe, replace(user, optimizer=lambda model, lr: 3))  # type: ignore[arg-type,return-value] # on purpose
 
 
 SCHEDULES = [("wsd", "linear"), ("wsd", "1-sqrt"), ("cosine", "linear"), ("linear", "linear"), ("constant", "linear")]
@@ -234,8 +234,8 @@ def test_every_schedule_is_drawn_and_meets_its_ends(
 
 
 def test_a_schedule_of_the_users_does_everything_itself() -> None:
-    experiment, guest = experiment_of()
-    own = replace(guest, schedule=lambda step, steps: (step + 1) / steps)
+    experiment, user = experiment_of()
+    own = replace(user, schedule=lambda step, steps: (step + 1) / steps)
     outcome = train_experiment(experiment, own, eval_samples=24)
     assert [p.lr for p in outcome.curve if p.eval_loss is None] == [
         1e-2 * ((s + 1) / experiment.steps) for s in range(experiment.steps)
@@ -254,18 +254,18 @@ def test_a_schedule_of_the_users_does_everything_itself() -> None:
 def test_the_rate_of_each_size(lr: Any, expected: list[float]) -> None:
     spec = spec_of(train={"batch_size": 8, "lr": lr})
     own = (lambda params, size: 1.6 / size["width"]) if isinstance(lr, str) else None
-    guest = replace(guest_of(spec), lr=own)
-    plan = planned(spec, guest)
+    user = replace(user_parts_of(spec), lr=own)
+    plan = planned(spec, user)
     assert [e.recipe.lr for e in plan.experiments[:3]] == pytest.approx(expected)
 
 
 def test_rates_that_are_none_are_refused() -> None:
     spec = spec_of(train={"batch_size": 8, "lr": {"table": {4: 0.4}}})
     with pytest.raises(SpecError, match=r"train.lr.table: has no rate for size 8; it has \[4\]"):
-        planned(spec, guest_of(spec))
+        planned(spec, user_parts_of(spec))
     spec = spec_of(train={"batch_size": 8, "lr": "mine:rule"})
     with pytest.raises(SpecError, match="train.lr: gave -1.0 for width=4; a positive number is needed"):
-        planned(spec, replace(guest_of(spec), lr=lambda params, size: -1))
+        planned(spec, replace(user_parts_of(spec), lr=lambda params, size: -1))
 
 
 class Greedy(Bigram):
@@ -284,25 +284,25 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch() -> None:
         def event(self, text: str, *, aloud: bool = False) -> None:
             words.append((aloud, text))
 
-    experiment, guest = experiment_of(Greedy)
-    outcome = train_experiment(experiment, guest, eval_samples=24, observer=Listener())
+    experiment, user = experiment_of(Greedy)
+    outcome = train_experiment(experiment, user, eval_samples=24, observer=Listener())
     assert outcome.micro_batch_size == 2
-    same = run(experiment, replace(guest, model=Bigram), micro_batch_size=2)
+    same = run(experiment, replace(user, model=Bigram), micro_batch_size=2)
     assert (outcome.loss, outcome.tokens_seen) == (same.loss, same.tokens_seen)
     assert words == [(True, "out of memory at step 1: going on with 2 samples at a time and the same 8 per step")]
 
 
 def test_after_three_halvings_it_is_out_of_memory() -> None:
-    experiment, guest = experiment_of(Greedy, batch_size=32)
+    experiment, user = experiment_of(Greedy, batch_size=32)
     message = r"out of memory with 4 samples at a time, halved from 32: CUDA out of memory"
     with pytest.raises(MemoryExhaustedError, match=message):
-        train_experiment(experiment, guest, eval_samples=24)
+        train_experiment(experiment, user, eval_samples=24)
 
 
 def test_an_error_that_is_not_about_memory_goes_through() -> None:
-    experiment, guest = experiment_of()
+    experiment, user = experiment_of()
     with pytest.raises(RuntimeError, match="my own"):
-        train_experiment(experiment, replace(guest, loss=lambda out, y: _raise()), eval_samples=24)
+        train_experiment(experiment, replace(user, loss=lambda out, y: _raise()), eval_samples=24)
 
 
 def _raise() -> Tensor:
@@ -323,10 +323,10 @@ except RuntimeError as e:
 
 
 def test_what_is_measured_is_true(tmp_path: Path) -> None:
-    experiment, guest = experiment_of()
+    experiment, user = experiment_of()
     outcome = train_experiment(
         experiment,
-        replace(guest, metrics={"accuracy": accuracy, "double": lambda out, y: 2 * cross_entropy(out, y)}),
+        replace(user, metrics={"accuracy": accuracy, "double": lambda out, y: 2 * cross_entropy(out, y)}),
         eval_samples=24,
     )
     assert outcome.metrics["double"] == pytest.approx(2 * outcome.loss, rel=1e-6)
@@ -346,9 +346,9 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def test_a_long_curve_is_thinned_and_its_losses_are_means() -> None:
-    experiment, guest = experiment_of()
+    experiment, user = experiment_of()
     long = replace(experiment, steps=1003, tokens=1003 * 128)
-    outcome = train_experiment(long, guest, eval_samples=0)
+    outcome = train_experiment(long, user, eval_samples=0)
     points = [p for p in outcome.curve if p.train_loss is not None]
     assert 150 < len(points) < 260
     assert [p.step for p in points[:3]] == [1, 5, 10] and points[-1].step == 1003
@@ -362,7 +362,7 @@ def test_nothing_waits_for_the_device_between_reads(monkeypatch: pytest.MonkeyPa
         def fetching(self) -> None:
             self.steps += 1
 
-    experiment, guest = experiment_of()
+    experiment, user = experiment_of()
     long = replace(experiment, steps=420, tokens=420 * 128)
     observer, waits = Counting(), set()
 
@@ -378,18 +378,18 @@ def test_nothing_waits_for_the_device_between_reads(monkeypatch: pytest.MonkeyPa
     for name in ("item", "tolist", "__float__", "__bool__", "__int__", "cpu"):
         waiting(name)
     monkeypatch.setattr("flops_fit_ray.training.loop.loop.PROGRESS_SECONDS", 1e9)
-    train_experiment(long, guest, eval_samples=0, observer=observer)
+    train_experiment(long, user, eval_samples=0, observer=observer)
     assert waits == {1, 50, 100, 150, 200, 250, 300, 350, 400, 420}
 
 
 def test_dropout_and_evaluation_on_the_way_do_not_meet() -> None:
-    from flops_fit_ray.training.loop.save_policy import Care
+    from flops_fit_ray.training.loop.save_policy import SavePolicy
 
     spec = spec_of()
-    guest = guest_of(spec, model=Mlp)
-    experiment = planned(spec, guest).experiments[1]
-    often = train_experiment(experiment, guest, eval_samples=50, care=Care(eval_every_tokens=64))
-    never = train_experiment(experiment, guest, eval_samples=50)
+    user = user_parts_of(spec, model=Mlp)
+    experiment = planned(spec, user).experiments[1]
+    often = train_experiment(experiment, user, eval_samples=50, policy=SavePolicy(eval_every_tokens=64))
+    never = train_experiment(experiment, user, eval_samples=50)
     assert often.loss == never.loss
     assert (
         sum(p.eval_loss is not None for p in often.curve) == experiment.tokens // 64 - (experiment.tokens % 64 == 0) + 1
@@ -445,9 +445,9 @@ def test_token_files_that_cannot_be_used(tmp_path: Path, name: str, message: str
     (tmp_path / "torn.bin").write_bytes(token_path(tmp_path, header=True).read_bytes()[: 1024 + 40])
     spec = spec_of(data={"train": name, "context": 8})
     with pytest.raises(SpecError, match=message):
-        load_guest(spec, tmp_path)
+        load_user_parts(spec, tmp_path)
     with pytest.raises(SpecError, match=r"data.context: is missing; data.train is a token file"):
-        load_guest(spec_of(data={"train": name}), tmp_path)
+        load_user_parts(spec_of(data={"train": name}), tmp_path)
 
 
 def test_reading_a_token_file_does_not_grow_memory(tmp_path: Path) -> None:

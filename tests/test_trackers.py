@@ -22,24 +22,24 @@ from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.trackers import check_installed, watchers_for
 from flops_fit_ray.trackers.tracked import Tracked, Tracker, measured_of, run_name
 from tests.nodes import free_port
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 NEW = 3  # experiments that run while somebody looks
 
 
 def spec_with(**trackers: Any) -> SweepSpec:
-    spec = known_spec()
+    spec = reference_spec()
     return SweepSpec.model_validate({**spec.model_dump(), "trackers": trackers})
 
 
 def followed(root: Path, spec: SweepSpec, watchers: Sequence[Watcher]) -> Sweep:
     """A sweep of which `NEW` experiments are run under the eyes of `watchers`."""
-    sweep = make_sweep(root, spec, known_guest(spec), only=1)
+    sweep = make_sweep(root, spec, reference_parts(spec), only=1)
     every = Watchers(watchers)
     every.take(Ledger(sweep.paths))
     every.on_plan(sweep.plan)
     with every.following():
-        make_sweep(root, spec, known_guest(spec), only=1 + NEW)
+        make_sweep(root, spec, reference_parts(spec), only=1 + NEW)
     return open_sweep(root)
 
 
@@ -51,11 +51,11 @@ def told(sweep: Sweep) -> dict[str, tuple[Experiment, Result]]:
 def test_tensorboard_shows_every_curve_and_the_hyperparameters(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped] # has no types
 
-    spec, said = known_spec(), list[str]()
+    spec, said = reference_spec(), list[str]()
     assert spec.trackers.tensorboard  # by default
     root = tmp_path / "s"
     sweep = followed(
-        root, spec, watchers_for(spec, make_sweep(root, spec, known_guest(spec), only=0).paths, said.append)
+        root, spec, watchers_for(spec, make_sweep(root, spec, reference_parts(spec), only=0).paths, said.append)
     )
     assert said == []
     runs = told(sweep)
@@ -107,18 +107,18 @@ class Hanging(Sink):
         self.ever.wait()
 
 
-def watcher_of(tracker: Tracker, sweep: Sweep, said: list[str], patience: float = 60.0) -> Watcher:
+def watcher_of(tracker: Tracker, sweep: Sweep, said: list[str], time_limit: float = 60.0) -> Watcher:
     view = Tracked(tracker, Ledger(sweep.paths), said.append)
-    return Watcher(view, poll_seconds=0.05, patience=patience, name=tracker.name, say=said.append)
+    return Watcher(view, poll_seconds=0.05, time_limit=time_limit, name=tracker.name, say=said.append)
 
 
 def test_one_that_raises_or_hangs_holds_up_nothing(tmp_path: Path) -> None:
-    spec, said = known_spec(), list[str]()
-    alone = make_sweep(tmp_path / "alone", spec, known_guest(spec), only=1 + NEW)
-    empty = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0)
+    spec, said = reference_spec(), list[str]()
+    alone = make_sweep(tmp_path / "alone", spec, reference_parts(spec), only=1 + NEW)
+    empty = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=0)
     raising, hanging, sink = Raising(), Hanging(), Sink()
     trackers = [(raising, 60.0), (hanging, 0.5), (sink, 60.0)]
-    sweep = followed(tmp_path / "s", spec, [watcher_of(t, empty, said, patience) for t, patience in trackers])
+    sweep = followed(tmp_path / "s", spec, [watcher_of(t, empty, said, time_limit) for t, time_limit in trackers])
     assert sweep.results_sha256 == alone.results_sha256
     assert len(sink.outcomes) == NEW and len(raising.outcomes) == NEW and len(hanging.outcomes) == 1
     assert sorted(said) == [
@@ -130,15 +130,17 @@ def test_one_that_raises_or_hangs_holds_up_nothing(tmp_path: Path) -> None:
 
 
 def test_one_that_hangs_does_not_hold_up_a_stop(tmp_path: Path) -> None:
-    spec, said = known_spec(), list[str]()
-    sweep = make_sweep(tmp_path / "s", spec, known_guest(spec), only=1)
+    spec, said = reference_spec(), list[str]()
+    sweep = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=1)
     Hanging.ever.clear()
-    watcher = watcher_of(Hanging(), make_sweep(tmp_path / "s", spec, known_guest(spec), only=0), said, patience=600)
+    watcher = watcher_of(
+        Hanging(), make_sweep(tmp_path / "s", spec, reference_parts(spec), only=0), said, time_limit=600
+    )
     watcher.take(Ledger(sweep.paths))
     watcher.on_plan(sweep.plan)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), watcher.following():
-        make_sweep(tmp_path / "s", spec, known_guest(spec), only=2)
+        make_sweep(tmp_path / "s", spec, reference_parts(spec), only=2)
         raise KeyboardInterrupt
     assert time.monotonic() - started < 60
     assert said == ["hanging did not come to its end within 2 s, and is left behind"]
@@ -147,7 +149,7 @@ def test_one_that_hangs_does_not_hold_up_a_stop(tmp_path: Path) -> None:
 
 def test_one_that_is_not_installed_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_installed(known_spec())
+    check_installed(reference_spec())
     with pytest.raises(
         SpecError, match=r"trackers.wandb: wandb is not installed; pip install 'flops-fit-ray\[wandb\]'"
     ):
@@ -156,19 +158,21 @@ def test_one_that_is_not_installed_is_refused_before_anything_runs(monkeypatch: 
 
 def test_a_secret_in_the_spec_is_refused_and_not_repeated() -> None:
     with pytest.raises(SpecError, match="holds credentials") as caught:
-        make_spec({**known_spec().model_dump(), "trackers": {"mlflow": {"tracking_uri": "http://me:hunter2@h"}}}, "s")
+        make_spec(
+            {**reference_spec().model_dump(), "trackers": {"mlflow": {"tracking_uri": "http://me:hunter2@h"}}}, "s"
+        )
     assert "hunter2" not in str(caught.value)
 
 
 def test_trackers_change_no_experiment(tmp_path: Path) -> None:
-    plain, tracked = known_spec(), spec_with(tensorboard=False, mlflow={"tracking_uri": "http://x"})
-    plans = [make_sweep(tmp_path / str(i), s, known_guest(s), only=0).plan for i, s in enumerate((plain, tracked))]
+    plain, tracked = reference_spec(), spec_with(tensorboard=False, mlflow={"tracking_uri": "http://x"})
+    plans = [make_sweep(tmp_path / str(i), s, reference_parts(s), only=0).plan for i, s in enumerate((plain, tracked))]
     assert [e.key for e in plans[0].experiments] == [e.key for e in plans[1].experiments]
 
 
 def test_flops_beyond_64_bits_are_floats(tmp_path: Path) -> None:
-    spec = known_spec()
-    (result, *_) = make_sweep(tmp_path / "s", spec, known_guest(spec), only=1).results
+    spec = reference_spec()
+    (result, *_) = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=1).results
     assert all(type(value) is float for value in measured_of(result).values())
 
 
@@ -179,7 +183,7 @@ def test_wandb_without_a_key_is_one_warning(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
     spec, said = spec_with(tensorboard=False, wandb={}), list[str]()
-    paths = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0).paths
+    paths = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=0).paths
     sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
     assert len(sweep.results) == 1 + NEW
     assert len(said) == 2 and said[0].startswith(
@@ -211,7 +215,7 @@ def test_wandb_offline_has_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     spec, said = spec_with(tensorboard=False, wandb={"mode": "offline", "project": "p"}), list[str]()
-    paths = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0).paths
+    paths = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=0).paths
     sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
     assert said == []
     found = {}
@@ -262,7 +266,7 @@ def test_an_mlflow_server_has_every_run(tmp_path: Path, mlflow_server: str) -> N
     from mlflow.tracking import MlflowClient
 
     spec, said = spec_with(tensorboard=False, mlflow={"tracking_uri": mlflow_server, "experiment": "mine"}), list[str]()
-    paths = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0).paths
+    paths = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=0).paths
     sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
     assert said == []
     client = MlflowClient(mlflow_server)
@@ -283,7 +287,7 @@ def test_an_mlflow_server_that_is_not_there_is_one_warning(tmp_path: Path, monke
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     spec, said = spec_with(tensorboard=False, mlflow={"tracking_uri": f"http://127.0.0.1:{free_port()}"}), list[str]()
-    paths = make_sweep(tmp_path / "s", spec, known_guest(spec), only=0).paths
+    paths = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=0).paths
     sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
     assert len(sweep.results) == 1 + NEW
     assert said[0].startswith("MLflow failed, and training goes on: MlflowException") and len(said) == 2

@@ -16,16 +16,16 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
-from flops_fit_ray.training.loop.save_policy import Care
-from flops_fit_ray.training.preflight.model_size import survey
-from flops_fit_ray.training.user.parts import Guest
-from tests.parts import BIGRAM, guest_of, planned, spec_of
+from flops_fit_ray.training.loop.save_policy import SavePolicy
+from flops_fit_ray.training.preflight.model_size import measure_sizes
+from flops_fit_ray.training.user.parts import UserParts
+from tests.parts import BIGRAM, planned, spec_of, user_parts_of
 from tests.streams import every_kind
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 from tests.test_checkpoint import KINDS, RECIPES, Dropping, Killed, Killer
 
 
-def chain_of(data: Any, **train: Any) -> tuple[list[Experiment], Guest, int]:
+def chain_of(data: Any, **train: Any) -> tuple[list[Experiment], UserParts, int]:
     """Three budgets of one size, each at the trunk of the one before; about 40, 80 and 160 steps."""
     spec = spec_of(
         model=BIGRAM,
@@ -34,21 +34,23 @@ def chain_of(data: Any, **train: Any) -> tuple[list[Experiment], Guest, int]:
         budgets=[9e6, 1.8e7, 3.6e7],
         train={"batch_size": 8, "lr": 1e-2, "seed": 3, **train},
     )
-    guest = replace(guest_of(spec, model=Dropping, train=data), max_epochs=20)
-    plan = planned(spec, guest)
+    user = replace(user_parts_of(spec, model=Dropping, train=data), max_epochs=20)
+    plan = planned(spec, user)
     chain = [e for e in plan.experiments if e.size == 8]
     assert [e.parent for e in chain] == [None, chain[0].key, chain[1].key]
-    return chain, guest, plan.survey.data.eval_samples
+    return chain, user, plan.measurements.data.eval_samples
 
 
 def trunk_in(directory: Path, key: str) -> CheckpointStore:
     return CheckpointStore(directory / "trunks" / key, key=key, keep=1)
 
 
-def run(e: Experiment, guest: Guest, eval_samples: int, directory: Path, observer: Any = None, **care: Any) -> Outcome:
+def run(
+    e: Experiment, user: UserParts, eval_samples: int, directory: Path, observer: Any = None, **policy: Any
+) -> Outcome:
     parent = None if e.parent is None else trunk_in(directory, e.parent)
-    looked_after = Care(trunk=trunk_in(directory, e.key), parent=parent, eval_every_tokens=1000, **care)
-    return train_experiment(e, guest, eval_samples=eval_samples, care=looked_after, observer=observer)
+    looked_after = SavePolicy(trunk=trunk_in(directory, e.key), parent=parent, eval_every_tokens=1000, **policy)
+    return train_experiment(e, user, eval_samples=eval_samples, policy=looked_after, observer=observer)
 
 
 def same(one: Outcome, other: Outcome) -> bool:
@@ -62,10 +64,12 @@ def same(one: Outcome, other: Outcome) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_branch_has_the_bits_of_a_run_from_scratch(kind: str, tmp_path: Path) -> None:
-    chain, guest, eval_samples = chain_of(every_kind(tmp_path)[kind])
+    chain, user, eval_samples = chain_of(every_kind(tmp_path)[kind])
     for e in chain:
-        branched = run(e, guest, eval_samples, tmp_path)
-        whole = train_experiment(e.from_scratch(), guest, eval_samples=eval_samples, care=Care(eval_every_tokens=1000))
+        branched = run(e, user, eval_samples, tmp_path)
+        whole = train_experiment(
+            e.from_scratch(), user, eval_samples=eval_samples, policy=SavePolicy(eval_every_tokens=1000)
+        )
         assert same(branched, whole)
         assert branched.parent_step == e.start_step and whole.parent_step == 0
         per_step = e.tokens // e.steps
@@ -80,21 +84,21 @@ def test_a_branch_has_the_bits_of_a_run_from_scratch(kind: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_branches(recipe: str, tmp_path: Path) -> None:
-    chain, guest, eval_samples = chain_of(every_kind(tmp_path)["tensors"], **RECIPES[recipe])
-    branched = [run(e, guest, eval_samples, tmp_path) for e in chain]
-    whole = [train_experiment(e.from_scratch(), guest, eval_samples=eval_samples) for e in chain]
+    chain, user, eval_samples = chain_of(every_kind(tmp_path)["tensors"], **RECIPES[recipe])
+    branched = [run(e, user, eval_samples, tmp_path) for e in chain]
+    whole = [train_experiment(e.from_scratch(), user, eval_samples=eval_samples) for e in chain]
     assert all(map(same, branched, whole))
 
 
 def test_killed_after_branching_and_gone_on_with(tmp_path: Path) -> None:
-    chain, guest, eval_samples = chain_of(every_kind(tmp_path)["augmented"])
+    chain, user, eval_samples = chain_of(every_kind(tmp_path)["augmented"])
     outcomes = []
     for e in chain:
         store = CheckpointStore(tmp_path / e.key, key=e.key)
         with pytest.raises(Killed):
-            run(e, guest, eval_samples, tmp_path, Killer(13), store=store, checkpoint_steps=5)
-        outcomes.append(run(e, guest, eval_samples, tmp_path, store=store, checkpoint_steps=5))
-    whole = [train_experiment(e.from_scratch(), guest, eval_samples=eval_samples) for e in chain]
+            run(e, user, eval_samples, tmp_path, Killer(13), store=store, checkpoint_steps=5)
+        outcomes.append(run(e, user, eval_samples, tmp_path, store=store, checkpoint_steps=5))
+    whole = [train_experiment(e.from_scratch(), user, eval_samples=eval_samples) for e in chain]
     assert all(map(same, outcomes, whole))
     assert all(e.start_step < (o.resumed_from or 0) for o, e in zip(outcomes, chain, strict=True))
     assert [o.tokens_executed for o in outcomes] == [e.tokens // e.steps * (e.steps - e.start_step) for e in chain]
@@ -102,8 +106,8 @@ def test_killed_after_branching_and_gone_on_with(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "no note", "one bit", "of another step"])
 def test_without_its_trunk_an_experiment_begins_from_scratch_aloud(damage: str, tmp_path: Path) -> None:
-    (first, second, _), guest, eval_samples = chain_of(every_kind(tmp_path)["tensors"])
-    run(first, guest, eval_samples, tmp_path)
+    (first, second, _), user, eval_samples = chain_of(every_kind(tmp_path)["tensors"])
+    run(first, user, eval_samples, tmp_path)
     trunk = tmp_path / "trunks" / first.key
     (state,) = trunk.glob("*.pt")
     if damage == "missing":
@@ -117,16 +121,16 @@ def test_without_its_trunk_an_experiment_begins_from_scratch_aloud(damage: str, 
     else:
         second = replace(second, start_step=second.start_step - 1)
     observer = Killer()
-    outcome = run(second, guest, eval_samples, tmp_path, observer)
-    whole = train_experiment(second.from_scratch(), guest, eval_samples=eval_samples)
+    outcome = run(second, user, eval_samples, tmp_path, observer)
+    whole = train_experiment(second.from_scratch(), user, eval_samples=eval_samples)
     assert same(outcome, whole) and outcome.parent_step == 0 and outcome.tokens_executed == second.tokens
     assert any("training from scratch" in event and event.startswith("ALOUD") for event in observer.events)
 
 
 def test_a_sweep_executes_the_flops_of_the_formula(tmp_path: Path) -> None:
     """Per size and chain (1 - f)·D_max + f·sum D_k tokens, counted in the worker, within 0.1 %."""
-    spec = known_spec(3).model_copy(update={"train": known_spec().train.model_copy(update={"batch_size": 1})})
-    sweep = make_sweep(tmp_path, spec, known_guest(spec))
+    spec = reference_spec(3).model_copy(update={"train": reference_spec().train.model_copy(update={"batch_size": 1})})
+    sweep = make_sweep(tmp_path, spec, reference_parts(spec))
     for size in {e.size for e in sweep.plan.experiments}:
         chain = [e for e in sweep.plan.experiments if e.size == size]
         executed = sum(r.tokens_executed or 0 for r in sweep.results if r.size == size)
@@ -141,9 +145,9 @@ def test_a_sweep_executes_the_flops_of_the_formula(tmp_path: Path) -> None:
 
 
 def test_trunks_live_as_long_as_they_are_needed(tmp_path: Path) -> None:
-    spec = known_spec(3)
-    guest = known_guest(spec)
-    sweep = make_sweep(tmp_path, spec, guest)
+    spec = reference_spec(3)
+    user = reference_parts(spec)
+    sweep = make_sweep(tmp_path, spec, user)
     paths = SweepPaths(tmp_path)
     keys = [e.key for e in sweep.plan.experiments]
     longest = {e.key for e in sweep.plan.experiments if not any(o.parent == e.key for o in sweep.plan.experiments)}
@@ -153,7 +157,7 @@ def test_trunks_live_as_long_as_they_are_needed(tmp_path: Path) -> None:
     result = Ledger(paths).paths.result(keys[-1])
     aside = result.rename(tmp_path / "aside.json")
     told: list[Plan] = []
-    dispatcher = Dispatcher(Planner(spec, survey(spec, guest)), Ledger(paths), told.append)
+    dispatcher = Dispatcher(Planner(spec, measure_sizes(spec, user)), Ledger(paths), told.append)
     aside.rename(result)
     dispatcher.look()
     assert dispatcher.done() and paths.trunk_keys() == longest
@@ -161,7 +165,7 @@ def test_trunks_live_as_long_as_they_are_needed(tmp_path: Path) -> None:
 
 def test_only_runs_of_one_recipe_share_a_trunk() -> None:
     spec = spec_of(budgets=[1e5, 4e5])
-    plan = planned(spec, guest_of(spec))
+    plan = planned(spec, user_parts_of(spec))
     small, large = plan.experiments[0], plan.experiments[3].from_scratch()
     assert with_parent(large, [small]).parent == small.key
     for change in ({"lr": 0.5}, {"seed": 1}, {"warmup_steps": 7}):
@@ -170,14 +174,14 @@ def test_only_runs_of_one_recipe_share_a_trunk() -> None:
     assert with_parent(large, [replace(small, size=99)]).parent is None
     for schedule in ("cosine", "linear", "constant"):
         whole = spec_of(budgets=[1e5, 4e5], train={"batch_size": 8, "lr": 1e-2, "schedule": schedule})
-        assert all(e.parent is None and not leaves_trunk(e) for e in planned(whole, guest_of(whole)).experiments)
+        assert all(e.parent is None and not leaves_trunk(e) for e in planned(whole, user_parts_of(whole)).experiments)
     off = spec_of(budgets=[1e5, 4e5], grid={"trunk": False})
-    assert all(e.parent is None for e in planned(off, guest_of(off)).experiments)
+    assert all(e.parent is None for e in planned(off, user_parts_of(off)).experiments)
 
 
 def test_keys_know_nothing_of_trunks() -> None:
     on, off = (
-        make_plan(spec, survey(spec, guest_of(spec)))
+        make_plan(spec, measure_sizes(spec, user_parts_of(spec)))
         for spec in (spec_of(budgets=[1e5, 4e5]), spec_of(budgets=[1e5, 4e5], grid={"trunk": False}))
     )
     assert [e.key for e in on.experiments] == [e.key for e in off.experiments]

@@ -14,12 +14,12 @@ from torch import Tensor
 from flops_fit_ray import find_optimal
 from flops_fit_ray.engine.loaders import loader_for
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.engine.trainable import Job, run_experiment
+from flops_fit_ray.engine.trainable import TrialContext, run_experiment
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.training.user.parts import Guest
-from tests.parts import Mlp, Pairs, guest_of, planned, regression, spec_of
+from flops_fit_ray.training.user.parts import UserParts
+from tests.parts import Mlp, Pairs, planned, regression, spec_of, user_parts_of
 
 
 class Late(Mlp):
@@ -70,19 +70,23 @@ def test_f11_an_error_of_the_users_is_one_attempt_and_its_traceback(
     where: str, error: BaseException, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of()
-    guest = replace(guest_of(spec, model=Late, train=LatePairs(*regression().tensors)), loss=late_loss)
-    experiments = planned(spec, guest).experiments
-    job = Job(
-        root=tmp_path, load_guest=lambda: guest, spec=spec, eval_samples=100, slots=Slots(resources={"cpu": 1}, count=1)
+    user = replace(user_parts_of(spec, model=Late, train=LatePairs(*regression().tensors)), loss=late_loss)
+    experiments = planned(spec, user).experiments
+    job = TrialContext(
+        root=tmp_path,
+        load_user_parts=lambda: user,
+        spec=spec,
+        eval_samples=100,
+        slots=Slots(resources={"cpu": 1}, count=1),
     )
     ledger = Ledger(SweepPaths(tmp_path))
     monkeypatch.setattr(Late, "where", where)
     monkeypatch.setattr(Late, "error", error)
 
-    def load() -> Guest:
+    def load() -> UserParts:
         if where == "load":
             raise error
-        return guest
+        return user
 
     assert run_experiment(job, ledger, load, experiments[0]) == "failed"
     failure = ledger.failure(experiments[0].key)
@@ -92,7 +96,7 @@ def test_f11_an_error_of_the_users_is_one_attempt_and_its_traceback(
     assert run_experiment(job, ledger, load, experiments[0]) == "failed"  # never again by itself
     assert ledger.num_attempts(experiments[0].key) == 1
     monkeypatch.setattr(Late, "where", "")
-    assert run_experiment(job, ledger, lambda: guest, experiments[1]) == "completed"  # the same process goes on
+    assert run_experiment(job, ledger, lambda: user, experiments[1]) == "completed"  # the same process goes on
 
 
 def _generator() -> Any:
@@ -117,11 +121,11 @@ def test_f19_what_cannot_travel_is_named(make: Callable[[Path], Any], tmp_path: 
         assert thing is not None
         return (outputs - targets).pow(2).mean()
 
-    guest = replace(guest_of(spec_of()), loss=loss)
+    user = replace(user_parts_of(spec_of()), loss=loss)
     with pytest.raises(
         SpecError, match="loss cannot be sent to a worker: .*; open files, locks and connections inside"
     ):
-        loader_for(guest)
+        loader_for(user)
     with pytest.raises(SpecError, match="loss cannot be sent"):
         find_optimal(Mlp, "width", dataset=regression(), loss_fn=loss, compute_budgets=[1e5, 2e5], sizes=[4, 8, 16],
                      batch_size=8, lr=1e-2, output_dir=tmp_path / "out")  # fmt: skip
@@ -131,5 +135,5 @@ def test_f19_what_cannot_travel_is_named(make: Callable[[Path], Any], tmp_path: 
 
 
 def test_a_lambda_travels() -> None:
-    guest = replace(guest_of(spec_of()), loss=lambda a, b: (a - b).pow(2).mean())
-    assert loader_for(guest)().loss(torch.ones(2), torch.zeros(2)) == 1
+    user = replace(user_parts_of(spec_of()), loss=lambda a, b: (a - b).pow(2).mean())
+    assert loader_for(user)().loss(torch.ones(2), torch.zeros(2)) == 1

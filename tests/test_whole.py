@@ -26,7 +26,7 @@ from flops_fit_ray.errors import FitError
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.validity import validity_card, worst_residual
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, joined, optimum, sweep_on
-from tests.sweeps import known_guest, known_spec, make_sweep
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 QUICK = FitOptions(draws=0)
 SOME = FitOptions(draws=300)
@@ -34,8 +34,8 @@ SOME = FitOptions(draws=300)
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    spec = known_spec()
-    return make_sweep(tmp_path_factory.mktemp("known"), spec, known_guest(spec))
+    spec = reference_spec()
+    return make_sweep(tmp_path_factory.mktemp("known"), spec, reference_parts(spec))
 
 
 def test_without_noise_no_choice_moves_the_answer_but_the_definitions() -> None:
@@ -246,10 +246,10 @@ def test_the_card_of_a_sweep_answers_all(sweep: Sweep) -> None:
 
 
 def test_the_spec_says_how_it_is_fitted(tmp_path: Path) -> None:
-    spec = known_spec()
+    spec = reference_spec()
     wanted = spec.fit.model_copy(update={"curve": "cubic", "window": 5, "pins": {"alpha": 1.0}})
     spec = spec.model_copy(update={"fit": wanted})
-    made = make_sweep(tmp_path, spec, known_guest(spec))
+    made = make_sweep(tmp_path, spec, reference_parts(spec))
     assert {v.curve for v in made.fit.valleys} == {"cubic"}
     assert {int(v.used.sum()) for v in made.fit.valleys} == {5}
     surface = made.fit.methods["surface_huber"].surface

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from flops_fit_ray.planning import DataFacts, Finding, ModelSize, Plan, Planner, Survey, next_experiments
+from flops_fit_ray.planning import DataFacts, Measurements, ModelSize, Observation, Plan, Planner, next_experiments
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import SURFACES, World
 from flops_fit_ray.spec import SweepSpec, make_spec
@@ -48,7 +48,7 @@ def adaptive_spec(budgets: list[float] = BUDGETS, **changes: Any) -> SweepSpec:
 
 def planner_of(spec: SweepSpec | None = None, sizes: tuple[ModelSize, ...] = SIZES, **changes: Any) -> Planner:
     """A planner over these sizes."""
-    return Planner(spec or adaptive_spec(**changes), Survey(sizes=sizes, data=DATA))
+    return Planner(spec or adaptive_spec(**changes), Measurements(sizes=sizes, data=DATA))
 
 
 def world(surface: str = "hoffmann", noise: float = 0.0, **more: Any) -> World:
@@ -56,24 +56,24 @@ def world(surface: str = "hoffmann", noise: float = 0.0, **more: Any) -> World:
     return World(surface=SURFACES[surface], noise=noise, lr_factor=more.pop("lr_factor", 1.0), **more)
 
 
-def loss_in(where: World) -> Callable[[Experiment], Finding]:
+def loss_in(where: World) -> Callable[[Experiment], Observation]:
     """What experiments come to in a world."""
-    return lambda e: Finding(loss=where.loss(e, 1e-3 * (e.params / 1e7) ** -0.25))
+    return lambda e: Observation(loss=where.loss(e, 1e-3 * (e.params / 1e7) ** -0.25))
 
 
 def run_through(
-    planner: Planner, find: Callable[[Experiment], Finding], order: random.Random | None = None
-) -> tuple[Plan, dict[str, Finding]]:
+    planner: Planner, find: Callable[[Experiment], Observation], order: random.Random | None = None
+) -> tuple[Plan, dict[str, Observation]]:
     """A whole sweep, one experiment at a time: the first that can run, or any of them by `order`."""
-    findings: dict[str, Finding] = {}
+    observed: dict[str, Observation] = {}
     while True:
-        plan = planner.plan(findings)
-        ready = next_experiments(plan, findings)
+        plan = planner.plan(observed)
+        ready = next_experiments(plan, observed)
         if not ready:
             assert plan.final
-            return plan, findings
+            return plan, observed
         chosen = ready[0] if order is None else order.choice(ready)
-        findings[chosen.key] = find(chosen)
+        observed[chosen.key] = find(chosen)
 
 
 def of_role(plan: Plan, role: str) -> list[Experiment]:

@@ -10,7 +10,7 @@ import numpy as np
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.flags import Flag, Severity
-from flops_fit_ray.analysis.law import FEWEST_DRAWS
+from flops_fit_ray.analysis.law import MIN_DRAWS
 from flops_fit_ray.analysis.methods import METHODS, Method, MethodName, Minima, interior
 from flops_fit_ray.analysis.noise import Noise
 from flops_fit_ray.analysis.points import Points
@@ -77,7 +77,7 @@ def _method_doubts(methods: Mapping[MethodName, Method], default: MethodName) ->
         if method.reason and name != "valley":
             yield Flag(f"{name}_{method.status}", loud, f"{method.words}: {method.reason}")
         if method.lost_draws > LOST_DRAWS_WARNING * max(method.draws, 1):
-            most = method.lost_draws > (1 - FEWEST_DRAWS) * method.draws
+            most = method.lost_draws > (1 - MIN_DRAWS) * method.draws
             what = "there is no interval" if most else "the intervals are too narrow"
             words = f"{method.words}: {method.lost_draws} of {method.draws} bootstrap draws gave no optimum: {what}"
             yield Flag("lost_draws", loud, words)

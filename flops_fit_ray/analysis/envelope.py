@@ -20,8 +20,8 @@ CAVEAT = (
     "schedule does not depend on their length"
 )
 PLACES = 100  # C at which the lowest curve is looked up
-FEWEST_RUNS = 3
-MOST_DRAWS = 500
+MIN_RUNS = 3
+MAX_DRAWS = 500
 
 
 def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator) -> Method | None:
@@ -44,7 +44,7 @@ def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator)
         params[run] = curves.params[here[0]]
     best = _lowest(loss, params)
     chosen = np.unique(best[best >= 0])
-    if len(chosen) < FEWEST_RUNS:
+    if len(chosen) < MIN_RUNS:
         return Method(name="envelope", status="no_law", reason=f"{len(chosen)} run(s) touch the envelope",
                       params_opt=None, tokens_opt=None, loss_opt=None)  # fmt: skip
     seen = np.flatnonzero(best >= 0)
@@ -54,7 +54,7 @@ def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator)
         loss[best[seen], seen],
     )
     laws = [fit_power_law(10 ** places[seen], value) for value in values]
-    drawn = _draw(loss, tokens, params, places, min(draws, MOST_DRAWS), rng)
+    drawn = _draw(loss, tokens, params, places, min(draws, MAX_DRAWS), rng)
     laws = [replace(law, stderr_ols=None, draws=draw) for law, draw in zip(laws, drawn, strict=True)]
     return Method(name="envelope", status="fitted", reason=CAVEAT, params_opt=laws[0], tokens_opt=laws[1],
                   loss_opt=laws[2], draws=len(drawn[0].exponent),

@@ -13,7 +13,7 @@ from flops_fit_ray.analysis.methods import interior
 from flops_fit_ray.analysis.surface import fit_surface
 from flops_fit_ray.analysis.sweep_fit import SweepFit
 
-FEWEST_FITTED = 2
+MIN_FITTED = 2
 TOP_SHARE = 0.2  # of the points, held out by C where no label says what the top budget is
 
 
@@ -56,8 +56,8 @@ def _hold_outs(fit: SweepFit) -> Iterator[HoldOut]:
     order = np.argsort(flops, kind="stable")
     flops, params = flops[order], params[order]
     draws = None if fit.minima is None else fit.minima.log10_params[:, np.array(used, dtype=int)[order]]
-    for cut in range(FEWEST_FITTED, len(used)):
-        if len(np.unique(flops[:cut])) < FEWEST_FITTED:
+    for cut in range(MIN_FITTED, len(used)):
+        if len(np.unique(flops[:cut])) < MIN_FITTED:
             continue
         law = fit_power_law(flops[:cut], params[:cut], None, None if draws is None else draws[:, :cut])
         for c, n in zip(flops[cut:], params[cut:], strict=True):

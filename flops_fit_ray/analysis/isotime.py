@@ -13,7 +13,7 @@ from flops_fit_ray.analysis.surface import CostLaw, fit_cost_law
 from flops_fit_ray.analysis.sweep_fit import SweepFit
 from flops_fit_ray.errors import FitError
 
-FEWEST_TIMED = 3
+MIN_TIMED = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +53,7 @@ def time_law(points: Points) -> tuple[CostLaw, int] | None:
     if points.seconds is None:
         return None
     timed = np.isfinite(points.seconds) & (points.seconds > 0)
-    if timed.sum() < FEWEST_TIMED or len(np.unique(points.params[timed])) < 2:
+    if timed.sum() < MIN_TIMED or len(np.unique(points.params[timed])) < 2:
         return None
     cost = fit_cost_law(points.params[timed], points.tokens[timed], points.seconds[timed])
     return cost, int(timed.sum())

@@ -11,7 +11,7 @@ from flops_fit_ray.errors import FitError
 
 GAMMA = (0.01, 2.0)
 GRID_POINTS, GRID_ROUNDS = 21, 8  # each round closes in by a factor of ten
-FEWEST_DRAWS = 0.5  # of the draws must have given a value, else there is no interval
+MIN_DRAWS = 0.5  # of the draws must have given a value, else there is no interval
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Law:
 def interval(values: Floats, confidence: float) -> Interval | None:
     """Central quantiles over the draws that gave a value; None where hardly any did."""
     kept = values[~np.isnan(values)]
-    if not len(values) or len(kept) < FEWEST_DRAWS * len(values):
+    if not len(values) or len(kept) < MIN_DRAWS * len(values):
         return None
     low, high = np.quantile(kept, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))

@@ -18,7 +18,7 @@ from flops_fit_ray.analysis.valley import Polynomial, Valley
 
 MethodName = Literal["valley", "surface_huber", "surface_squared", "envelope"]
 LawWeights = Literal["equal", "precision"]
-FEWEST_FOR_SHIFT = 4  # budgets from which the loss law has an irreducible term
+MIN_FOR_SHIFT = 4  # budgets from which the loss law has an irreducible term
 METHODS: tuple[MethodName, ...] = ("valley", "surface_huber", "surface_squared", "envelope")
 WORDS: dict[MethodName, str] = {
     "valley": "valleys (approach 2)",
@@ -160,7 +160,7 @@ def valley_method(valleys: Sequence[Valley], minima: Minima | None, weights: Law
         fit_power_law(flops, value, _precision(draw) if weights == "precision" else None, draw)
         for value, draw in zip(values, drawn, strict=True)
     ]
-    if len(used) >= FEWEST_FOR_SHIFT and laws[2].exponent < 0:  # a loss that rises has no irreducible part
+    if len(used) >= MIN_FOR_SHIFT and laws[2].exponent < 0:  # a loss that rises has no irreducible part
         laws[2] = fit_shifted_law(flops, values[2], None if minima is None else minima.loss[:, used])
     return Method(name="valley", status="fitted", reason="", params_opt=laws[0], tokens_opt=laws[1], loss_opt=laws[2],
                   draws=draws, lost_draws=lost)  # fmt: skip

@@ -16,7 +16,7 @@ from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.points import Points
 
 DIFFERENT = 0.05  # chance below which groups are taken to differ in their noise
-FEWEST_PAIRS = 6  # of points in one run, below which a shared part cannot be seen
+MIN_PAIRS = 6  # of points in one run, below which a shared part cannot be seen
 LEAST_LEVERAGE_LEFT = 1e-6
 
 
@@ -108,7 +108,7 @@ def _shared_part(standard: Floats, runs: Ints) -> float:
     count = np.bincount(runs)
     pairs = float((count * (count - 1)).sum() / 2)
     square = float(np.mean(standard**2))
-    if pairs < FEWEST_PAIRS or square == 0:
+    if pairs < MIN_PAIRS or square == 0:
         return 0.0
     sums = np.bincount(runs, weights=standard)
     products = float((sums**2).sum() - (standard**2).sum()) / 2

@@ -14,7 +14,7 @@ from flops_fit_ray.analysis.methods import Method, MethodName
 from flops_fit_ray.analysis.sweep_fit import SweepFit
 from flops_fit_ray.errors import FitError
 
-FEWEST_SEEDS = 6  # degrees of freedom from which the spread between seeds is a run's noise
+MIN_SEEDS = 6  # degrees of freedom from which the spread between seeds is a run's noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def _run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:
 
 def run_noise(fit: SweepFit) -> tuple[float, int] | None:
     """Standard deviation of one run's loss in nats, and its degrees of freedom: between seeds, else about the fit."""
-    if fit.seeds is not None and fit.seeds.df >= FEWEST_SEEDS:
+    if fit.seeds is not None and fit.seeds.df >= MIN_SEEDS:
         return fit.seeds.sigma, fit.seeds.df
     if fit.default == "valley":
         return None if fit.noise is None else (fit.noise.pooled, fit.noise.pooled_df)

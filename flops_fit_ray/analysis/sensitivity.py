@@ -16,7 +16,7 @@ from flops_fit_ray.analysis.sweep_fit import FitOptions, SweepFit, fit_valleys, 
 from flops_fit_ray.analysis.valley import FEWEST, Valley
 from flops_fit_ray.formatting import count, flops
 
-MOST_LEFT_OUT = 200  # runs, those with the greatest influence
+MAX_LEFT_OUT = 200  # runs, those with the greatest influence
 NOTABLE_BIAS = 1.02
 NOTABLE_SHARE = 0.25  # of the interval's half, from which it covers less than it says
 SAME_FLOPS = 1e-3  # relative; another definition of C that never differs by more is no choice
@@ -242,7 +242,7 @@ def _influential(fit: SweepFit) -> Ints:
         far = np.einsum("ip,ij,jp->p", centred, np.linalg.pinv(centred @ centred.T / len(points)), centred)
         strength = np.abs(surface.residuals) * (1 + far)
     by_run = np.bincount(points.runs, weights=strength, minlength=points.num_runs)
-    return np.argsort(-by_run, kind="stable")[:MOST_LEFT_OUT]
+    return np.argsort(-by_run, kind="stable")[:MAX_LEFT_OUT]
 
 
 def _left_out_valley(fit: SweepFit, runs: Ints, budget: float) -> list[Row]:

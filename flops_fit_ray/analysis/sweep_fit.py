@@ -32,7 +32,7 @@ from flops_fit_ray.analysis.surface import SurfaceLoss, SurfaceOptions, bootstra
 from flops_fit_ray.analysis.valley import FEWEST, CurveName, Valley, fit_valley
 from flops_fit_ray.errors import FitError
 
-FEWEST_FOR_SURFACE = 15  # points, three for each parameter, below which a surface is no answer by itself
+MIN_FOR_SURFACE = 15  # points, three for each parameter, below which a surface is no answer by itself
 APART = 1.15  # least ratio of neighbouring budgets' nearest C, where they were found by nearness
 MOSTLY = 0.75  # of the points must lie in valleys with an optimum, where budgets were found by nearness
 
@@ -244,7 +244,7 @@ def _default(
         if options.method not in methods:
             raise FitError(f"there are no training curves for the {options.method}")
         return options.method
-    if len(points) < FEWEST_FOR_SURFACE:
+    if len(points) < MIN_FOR_SURFACE:
         return "valley"
     in_valleys = sum(len(v.loss) for v in valleys if v.status == "interior")
     valley = methods["valley"]

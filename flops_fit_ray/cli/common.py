@@ -15,7 +15,7 @@ import click
 
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError, faults_of
 from flops_fit_ray.storage.object_store import place_of
-from flops_fit_ray.sweep.run_limits import Way
+from flops_fit_ray.sweep.run_limits import RunLimits
 
 if TYPE_CHECKING:
     from flops_fit_ray.console.choice import Wish
@@ -61,7 +61,7 @@ json_option = click.option(
 )
 
 
-def way_options(function: _Function) -> _Function:
+def limit_options(function: _Function) -> _Function:
     """When to stop going on, budget after budget, and how many experiments at a time."""
     function = click.option(
         "--slots", type=click.IntRange(min=1),
@@ -118,12 +118,12 @@ def planned(
 ) -> tuple[Path, SweepSpec, Plan]:
     """The spec's path, the spec, and its plan, with faults named by the path."""
     from flops_fit_ray.planning import make_plan
-    from flops_fit_ray.training.preflight.model_size import survey_spec
+    from flops_fit_ray.training.preflight.model_size import measure_spec
 
     path = resolve_spec(spec, quiet=quiet)
     resolved = read_resolved(path, overrides)
     with faults_of(str(path)):
-        return path, resolved, make_plan(resolved, survey_spec(resolved, base_of(path, code)))
+        return path, resolved, make_plan(resolved, measure_spec(resolved, base_of(path, code)))
 
 
 def base_of(path: Path, code: Path | None) -> Path:
@@ -141,28 +141,31 @@ def resolve_output(path: Path, spec: SweepSpec, output: Path | None) -> Path:
     return base / (spec.output or f"runs/{spec.name}")
 
 
-def run_options(root: Path, overrides: Sequence[str], way: Way) -> list[str]:
+def run_options(root: Path, overrides: Sequence[str], limits: RunLimits) -> list[str]:
     """What `run` is called with besides its spec, to do the same again."""
     sets = [word for override in overrides for word in ("--set", override)]
-    return ["--output", str(root), *sets, *way.words()]
+    return ["--output", str(root), *sets, *limits.words()]
 
 
 def command_line(
-    path: Path, root: Path, overrides: Sequence[str], way: Way | None = None, code: Path | None = None
+    path: Path, root: Path, overrides: Sequence[str], limits: RunLimits | None = None, code: Path | None = None
 ) -> str:
     """A command line that goes on with this sweep when it is pasted into a shell."""
     from flops_fit_ray.engine.jobs import line_to_submit
 
-    options = [*([] if code is None else ["--code", str(code.absolute())]), *run_options(root, overrides, way or Way())]
+    options = [
+        *([] if code is None else ["--code", str(code.absolute())]),
+        *run_options(root, overrides, limits or RunLimits()),
+    ]
     job = line_to_submit(["flops_fit_ray.run", str(path), *options], base_of(path, code))
     return job or shlex.join([*door(), "run", str(path), *options])
 
 
-def extend_line(root: Path, base: Path, way: Way) -> str:
+def extend_line(root: Path, base: Path, limits: RunLimits) -> str:
     """The same for a sweep whose directory knows more than its spec; `base`: where its code is."""
     from flops_fit_ray.engine.jobs import line_to_submit
 
-    words = ["extend", str(root), *way.words()]
+    words = ["extend", str(root), *limits.words()]
     return line_to_submit(["flops_fit_ray", *words], base) or shlex.join([*door(), *words])
 
 
@@ -173,13 +176,13 @@ def door() -> list[str]:
     return ["flops-fit-ray"] if ours else [sys.executable, "-m", "flops_fit_ray"]
 
 
-def run_order(
+def run_spec(
     spec: SweepSpec,
     base: Path,
     root: Path,
     address: str | None,
     command: str,
-    way: Way,
+    limits: RunLimits,
     *,
     as_json: bool,
     named: str,
@@ -203,30 +206,30 @@ def run_order(
     began = time.monotonic()
     try:
         with interruptible():  # from here on, seconds of imports included, a signal has the same end
-            from flops_fit_ray.pipeline import Order, check_output, recorded_frame, run_sweep
+            from flops_fit_ray.pipeline import RunRequest, check_output, recorded_constants, run_sweep
             from flops_fit_ray.planning import make_plan
             from flops_fit_ray.sweep.stopping import until_for
             from flops_fit_ray.trackers import check_installed
-            from flops_fit_ray.training.preflight.model_size import survey_spec
+            from flops_fit_ray.training.preflight.model_size import measure_spec
 
             check_output(root)
-            until = until_for(spec, way.until, way.at_most)
+            until = until_for(spec, limits.until, limits.at_most)
             with faults_of(named):
                 check_installed(spec)
-                survey = survey_spec(spec, base)
-                plan = make_plan(spec, survey, frame=recorded_frame(SweepPaths(root)))
-            order = Order(
+                measurements = measure_spec(spec, base)
+                plan = make_plan(spec, measurements, constants=recorded_constants(SweepPaths(root)))
+            request = RunRequest(
                 spec=spec,
                 root=root,
-                survey=lambda wider: survey_spec(wider, base),
-                load_guest=code_loader(spec, base),
+                measure=lambda wider: measure_spec(wider, base),
+                load_user_parts=code_loader(spec, base),
                 address=address,
                 command=command,
                 base=base,
-                slots=way.slots,
+                slots=limits.slots,
                 new=new,
             )
-            sweep = run_sweep(order, plan, console=console, until=until)
+            sweep = run_sweep(request, plan, console=console, until=until)
     except (InterruptedSweepError, StorageError, KeyboardInterrupt) as e:
         console.say(f"interrupted: {e or 'by Ctrl-C'}\nWhat is recorded is safe. Go on with:\n{command}")
         return EXIT_INTERRUPTED

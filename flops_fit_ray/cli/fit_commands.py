@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.sweep.recommend import Recommendation
     from flops_fit_ray.tables import Table
 
-FEWEST_DRAWS, MOST_REFITTED = 400, 4_000_000  # draws; rows times draws, which take about 3 seconds
+MIN_DRAWS, MAX_REFITTED = 400, 4_000_000  # draws; rows times draws, which take about 3 seconds
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -192,7 +192,7 @@ def _write_spec(advice: Recommendation, path: Path) -> tuple[Plan | None, str]:
     """Write the spec with the nearest size that the model takes; its plan, or why there is none yet."""
     from flops_fit_ray.planning import make_plan
     from flops_fit_ray.spec import read_spec
-    from flops_fit_ray.training.preflight.model_size import survey_spec
+    from flops_fit_ray.training.preflight.model_size import measure_spec
 
     if path.exists():
         raise click.UsageError(f"--spec {path}: is there already; nothing was written")
@@ -202,12 +202,12 @@ def _write_spec(advice: Recommendation, path: Path) -> tuple[Plan | None, str]:
         advice.write(path, size)
         spec = read_spec(path)
         try:
-            survey = survey_spec(spec, path.absolute().parent)
+            measurements = measure_spec(spec, path.absolute().parent)
         except SpecError as e:
             refused = refused or e
             continue
         try:
-            return make_plan(spec, survey), ""
+            return make_plan(spec, measurements), ""
         except SpecError as e:  # the model is right; the rest, such as too little data, is for its owner to mend
             return None, str(e)
     path.unlink()
@@ -242,7 +242,7 @@ def _open_source(source: Path | None, options: Mapping[str, Any]) -> _Opened:
         )
         table = read_table(source, reading)
         base = FitOptions()
-        base = replace(base, draws=min(base.draws, max(FEWEST_DRAWS, MOST_REFITTED // len(table.points))))
+        base = replace(base, draws=min(base.draws, max(MIN_DRAWS, MAX_REFITTED // len(table.points))))
         return _Opened(fit_sweep(table.points, _fit_options(base, options)), table=table)
     for name in ("columns", "units", "where"):
         if options[name]:

@@ -23,19 +23,19 @@ from flops_fit_ray.cli.common import (
     directory_argument,
     extend_line,
     json_option,
+    limit_options,
     look_options,
     open_directory,
     planned,
     read_resolved,
     resolve_output,
     resolve_spec,
-    run_order,
+    run_spec,
     set_option,
     spec_argument,
-    way_options,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
-from flops_fit_ray.sweep.run_limits import Way
+from flops_fit_ray.sweep.run_limits import RunLimits
 
 if TYPE_CHECKING:
     from flops_fit_ray.console.choice import Wish
@@ -106,7 +106,7 @@ def plan(
         found = simulate_spec(resolved, made, surface=surface, noise=noise, sweeps=sweeps)
         click.echo(json.dumps(found.to_json()) if as_json else simulation_text(found))
         return
-    rates = recorded_rates(SweepPaths(resolve_output(path, resolved, output)), made.frame)
+    rates = recorded_rates(SweepPaths(resolve_output(path, resolved, output)), made.constants)
     if rate is not None:
         rates = stated_rate(rate, slots or 1)
     made = priced(made, resolved.grid.start, rates=rates, slots=slots, money_per_hour=price)
@@ -141,9 +141,9 @@ def check(
 
     path, resolved, made = planned(spec, overrides, quiet=as_json, code=code)
     load = code_loader(resolved, base_of(path, code))
-    report, found = check_on_worker(made, resolved, load_guest=load, address=address, most=slots)
+    report, found = check_on_worker(made, resolved, load_user_parts=load, address=address, max_slots=slots)
     if report.rates is not None:
-        record_rates(SweepPaths(resolve_output(path, resolved, output)), made.frame, report.rates)
+        record_rates(SweepPaths(resolve_output(path, resolved, output)), made.constants, report.rates)
     content = {"schema_version": SCHEMA_VERSION, "slots": found.count, **report.to_json()}
     click.echo(json.dumps(content) if as_json else str(report))
     return EXIT_FAILED if report.verdict == "FAIL" else EXIT_DONE
@@ -154,7 +154,7 @@ def check(
 @click.option("--output", type=PlaceType(), help="The sweep directory [default: runs/NAME beside SPEC].")
 @set_option
 @code_option
-@way_options
+@limit_options
 @click.option("--new", is_flag=True, help="Where the spec has changed, train completed experiments anew; the old stay.")
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
 @look_options
@@ -182,15 +182,15 @@ def run(
     path = resolve_spec(spec, quiet=as_json)
     resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
-    way = Way(until, at_most, slots)
-    command = command_line(path, root, overrides, way, code)
-    return run_order(
+    limits = RunLimits(until, at_most, slots)
+    command = command_line(path, root, overrides, limits, code)
+    return run_spec(
         resolved,
         base_of(path, code),
         root,
         address,
         command,
-        way,
+        limits,
         as_json=as_json,
         named=str(path),
         look=look or "",
@@ -204,7 +204,7 @@ def run(
 @click.option("--size", "sizes", multiple=True, type=int, help="A further size; with --budget, of that budget.")
 @click.option("--seeds", type=click.IntRange(min=0, max=20), help="Further seeds near the two smallest minima.")
 @code_option
-@way_options
+@limit_options
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
 @look_options
 @json_option
@@ -238,10 +238,10 @@ def extend(
     if not base.is_dir():  # a job's, or on another machine
         base = Path.cwd()
         click.echo(f"{sweep.base} is not here: the model and data are looked for in {base}", err=as_json)
-    way = Way(until, at_most, slots)
-    command = extend_line(root, base, way)
+    limits = RunLimits(until, at_most, slots)
+    command = extend_line(root, base, limits)
     named = str(sweep.paths.spec)
-    return run_order(wider, base, root, address, command, way, as_json=as_json, named=named, look=look or "")
+    return run_spec(wider, base, root, address, command, limits, as_json=as_json, named=named, look=look or "")
 
 
 @click.command()

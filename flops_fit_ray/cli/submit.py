@@ -13,16 +13,16 @@ from flops_fit_ray.cli.common import (
     PlaceType,
     door,
     json_option,
+    limit_options,
     read_resolved,
     resolve_spec,
     run_options,
     set_option,
     spec_argument,
-    way_options,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
 from flops_fit_ray.storage.object_store import is_remote, place_of
-from flops_fit_ray.sweep.run_limits import Way
+from flops_fit_ray.sweep.run_limits import RunLimits
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.jobs import Jobs
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--output", metavar="DIRECTORY", help="A path that every node sees, or s3://... [default: the spec's].")
 @click.option("--working-dir", type=PlaceType(), help="What is sent to the cluster [default: the directory of SPEC].")
 @set_option
-@way_options
+@limit_options
 @click.option("--new", is_flag=True, help="Where the spec has changed, train completed experiments anew; the old stay.")
 @click.option("--follow", is_flag=True, help="Show what the job says until it ends, and end with its exit code.")
 @json_option
@@ -62,7 +62,7 @@ def submit(
     resolved = read_resolved(path, overrides)
     root = _output(output or resolved.output, str(path))
     sent = path.parent if working_dir is None else working_dir
-    options = run_options(root, overrides, Way(until, at_most, slots))
+    options = run_options(root, overrides, RunLimits(until, at_most, slots))
     words = words_for(path, sent, [*options, *(["--new"] if new else [])])
     jobs = Jobs(address)
     place = [] if working_dir is None else ["--working-dir", str(sent)]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.console.scene import Holder, Node, Scene, tokens_left_seconds
-from flops_fit_ray.console.valley_plot import law_words, letter, optimum_words, picture
+from flops_fit_ray.console.valley_plot import law_text, letter, optimum_text, picture
 from flops_fit_ray.ledger import Progress
 from flops_fit_ray.planning import Experiment
 
@@ -19,7 +19,7 @@ WARM, HOT = 75.0, 85.0  # °C
 FULL, FULLEST = 0.85, 0.95  # of a GPU's memory
 PLOT_ROWS = (6, 16)  # at least and at most
 FOLDED = 16  # GPUs; of more, each node is one line
-FEWEST_SHOWN = 3  # results of a budget
+MIN_SHOWN = 3  # results of a budget
 BAR = 24  # characters
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -250,10 +250,10 @@ def _heat(value: float, warm: float, hot: float) -> str:
 def valley_lines(scene: Scene, width: int, height: int) -> list[Text]:
     """The valleys as far as results go, and beside them the optimum of each budget; under them the law."""
     fit = scene.fit
-    if fit is None or height < PLOT_ROWS[0] or max(len(v.loss) for v in fit.valleys) < FEWEST_SHOWN:
+    if fit is None or height < PLOT_ROWS[0] or max(len(v.loss) for v in fit.valleys) < MIN_SHOWN:
         return []
     beside = [
-        Text(f"{letter(i)} C {fmt.flops(v.budget)}  {optimum_words(v, within)}", style=COLOURS[i % len(COLOURS)])
+        Text(f"{letter(i)} C {fmt.flops(v.budget)}  {optimum_text(v, within)}", style=COLOURS[i % len(COLOURS)])
         for i, (v, within) in enumerate(zip(fit.valleys, fit.intervals, strict=True))
     ]
     rows = height - 2  # the edges of N, and the law
@@ -263,7 +263,7 @@ def valley_lines(scene: Scene, width: int, height: int) -> list[Text]:
     plot = min(72, width - widest - 12)
     drawn = picture(fit, plot, rows) if plot >= 20 else None
     if drawn is None:
-        return [*beside, Text(law_words(fit), style="bold")]
+        return [*beside, Text(law_text(fit), style="bold")]
     lines = []
     for i, row in enumerate(drawn.rows):
         edge = {0: f"{drawn.loss[1]:.3f}", rows - 1: f"{drawn.loss[0]:.3f}"}.get(i, "")
@@ -278,4 +278,4 @@ def valley_lines(scene: Scene, width: int, height: int) -> list[Text]:
         lines.append(line)
     low, high = (fmt.count(n) for n in drawn.params)
     axis = f"{'loss':>7} └ N {low}".ljust(8 + plot - len(high)) + f" {high}"
-    return [*lines, Text(axis, style="dim"), Text(law_words(fit), style="bold")]
+    return [*lines, Text(axis, style="dim"), Text(law_text(fit), style="bold")]

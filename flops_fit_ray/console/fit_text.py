@@ -23,8 +23,8 @@ from flops_fit_ray.sweep.recommend import Recommendation
 from flops_fit_ray.sweep.validity import Line
 from flops_fit_ray.tables import Table
 
-MOST_VALLEYS = 40  # lines
-MOST_HOLD_OUTS = 10
+MAX_VALLEYS = 40  # lines
+MAX_HOLD_OUTS = 10
 
 
 def table_text(table: Table) -> str:
@@ -53,7 +53,7 @@ def fit_text(fit: SweepFit) -> str:
     """Valleys, laws and warnings; notes are for those who ask for the whole analysis."""
     rows = []
     shown = [(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True) if fit.points.labelled or len(v.loss) > 2]
-    for valley, intervals in shown[:MOST_VALLEYS]:
+    for valley, intervals in shown[:MAX_VALLEYS]:
         row = [fmt.flops(valley.budget), str(len(valley.loss))]
         if valley.status != "interior":
             rows.append([*row, valley.status, "", "", "", ""])
@@ -137,7 +137,7 @@ def hold_out_text(analysis: Analysis) -> str:
     lines = [
         f"  C = {fmt.flops(one.budget)} from the {one.fitted} below ({one.extrapolation:.3g}x beyond): "
         f"N_opt {fmt.count(one.predicted)} predicted, {fmt.count(one.observed)} found, off by x{one.factor:.3g}"
-        for one in analysis.top_hold_outs[-MOST_HOLD_OUTS:]
+        for one in analysis.top_hold_outs[-MAX_HOLD_OUTS:]
     ]
     if analysis.loss_hold_out is not None:
         h = analysis.loss_hold_out

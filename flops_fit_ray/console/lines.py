@@ -67,7 +67,7 @@ class JsonConsole(PlainConsole):
 
     def question(self, spec: SweepSpec, plan: Plan) -> None:
         """The whole spec, and the sizes as they were measured."""
-        self._write("question", spec=spec.model_dump(mode="json"), sizes=[asdict(s) for s in plan.survey.sizes])
+        self._write("question", spec=spec.model_dump(mode="json"), sizes=[asdict(s) for s in plan.measurements.sizes])
 
     def plan(self, plan: Plan, done: int) -> None:
         """The experiments that are decided, and those that were not known before."""

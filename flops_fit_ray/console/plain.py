@@ -16,7 +16,7 @@ from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.directory import Sweep
 
-MOST_NODES, MOST_NAMED = 8, 8  # lines; experiments in one
+MAX_NODES, MAX_NAMED = 8, 8  # lines; experiments in one
 
 
 class PlainConsole:
@@ -63,7 +63,7 @@ class PlainConsole:
         self.say(
             f"plan: {len(plan.experiments)} experiments{follow}, {len(budgets)} budgets "
             f"{fmt.flops(budgets[0])} to {fmt.flops(budgets[-1])} FLOPs, {len(sizes)} sizes, "
-            f"{fmt.flops(plan.flops)} FLOPs in all; a token is {plan.survey.data.token_unit}"
+            f"{fmt.flops(plan.flops)} FLOPs in all; a token is {plan.measurements.data.token_unit}"
         )
         for warning in plan.warnings:
             self.say(f"warning: {warning}")
@@ -119,15 +119,15 @@ class PlainConsole:
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """Once a minute."""
         shares = [f"{self._name(p.key)}: {100 * p.tokens_seen / p.tokens:.0f} %" for p in running]
-        more = [f"and {len(shares) - MOST_NAMED} more"] if len(shares) > MOST_NAMED else []
-        words = "; ".join([*shares[:MOST_NAMED], *more])
+        more = [f"and {len(shares) - MAX_NAMED} more"] if len(shares) > MAX_NAMED else []
+        words = "; ".join([*shares[:MAX_NAMED], *more])
         self.say(f"[{str(done).rjust(len(str(total)))}/{total}] running: {words or 'nothing yet'}")
 
 
 def machine_lines(machines: Sequence[Machine]) -> list[str]:
     """What nodes have: GPUs by name with their memory, driver, CUDA and NCCL; else cores."""
     lines = []
-    for m in machines[:MOST_NODES]:
+    for m in machines[:MAX_NODES]:
         words = []
         for name, group in itertools.groupby(sorted(m.gpus, key=lambda g: g.name), key=lambda g: g.name):
             gpus = list(group)
@@ -138,8 +138,8 @@ def machine_lines(machines: Sequence[Machine]) -> list[str]:
         words.append(f"{m.cpus} cores{f' of {m.cpu}' if m.cpu else ''}" if m.cpus else m.cpu)
         words.append(f"{fmt.size(m.memory_total)} memory" if m.memory_total else "")
         lines.append(f"{m.host}: {', '.join(word for word in words if word)}")
-    if len(machines) > MOST_NODES:
-        lines.append(f"and {len(machines) - MOST_NODES} more nodes")
+    if len(machines) > MAX_NODES:
+        lines.append(f"and {len(machines) - MAX_NODES} more nodes")
     return lines
 
 
@@ -149,12 +149,12 @@ STATES = {  # as people read them
     "infrastructure": "failed (infrastructure)",
     "waiting": "waiting for its parent",
 }
-MOST_LINES = 20  # of a kind, in a status
+MAX_LINES = 20  # of a kind, in a status
 
 
 def _some(lines: list[str]) -> list[str]:
-    more = [f"  ... and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
-    return [*lines[:MOST_LINES], *more]
+    more = [f"  ... and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
+    return [*lines[:MAX_LINES], *more]
 
 
 def _running_text(e: Experiment, progress: Progress) -> str:

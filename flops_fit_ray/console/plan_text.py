@@ -8,21 +8,21 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.planning import Experiment, Plan, Price, price_warnings
 from flops_fit_ray.sweep.simulate import Simulation
 
-MOST_ROWS = 400  # of a plan that people read
+MAX_ROWS = 400  # of a plan that people read
 ROLES = {"grid": "", "probe": "lr probe", "seed": "seed", "lr_check": "lr check", "rerun": "rerun"}
 
 
 def plan_text(plan: Plan) -> str:
     """The whole plan as a table, and its price."""
-    size, data = plan.survey.sizes[0], plan.survey.data
+    size, data = plan.measurements.sizes[0], plan.measurements.data
     epoch = data.tokens_per_epoch
-    shown = plan.expected[:MOST_ROWS]
+    shown = plan.expected[:MAX_ROWS]
     decided = len(plan.experiments)
     rows = [_row(e, expected=i >= decided) for i, e in enumerate(shown)]
     head = ["C", "size", "N", "D", "D/N", "steps", "epochs", "lr", "FLOPs", "FLOPs/6ND", "executed", "", ""]
     lines = [fmt.table(head, rows), ""]
-    if len(plan.expected) > MOST_ROWS:
-        lines.append(f"... and {len(plan.expected) - MOST_ROWS} more (--json has all)")
+    if len(plan.expected) > MAX_ROWS:
+        lines.append(f"... and {len(plan.expected) - MAX_ROWS} more (--json has all)")
     lines += [
         *_price_lines(plan, plan.price),
         f"N: {size.params_source}. FLOPs: {size.flops_source}, forward and backward. D: one token is "
@@ -31,7 +31,7 @@ def plan_text(plan: Plan) -> str:
         f"precision: {_precision_words(plan)}",
         f"disk: up to {fmt.size(plan.disk.per_running)} of checkpoints for each experiment that runs, "
         f"{fmt.size(plan.disk.in_the_end)} in the end",
-        *([f"sizes that the model refused: {_refused(plan)}"] if plan.survey.skipped else []),
+        *([f"sizes that the model refused: {_refused(plan)}"] if plan.measurements.skipped else []),
         *plan.notes,
         *(f"warning: {warning}" for warning in plan.warnings),
         *(f"warning: {warning}" for warning in (price_warnings(plan.price) if plan.price else ())),
@@ -40,8 +40,8 @@ def plan_text(plan: Plan) -> str:
 
 
 def _refused(plan: Plan) -> str:
-    few = plan.survey.skipped[:3]
-    more = len(plan.survey.skipped) - len(few)
+    few = plan.measurements.skipped[:3]
+    more = len(plan.measurements.skipped) - len(few)
     return "; ".join(few) + (f"; and {more} more" if more else "")
 
 

@@ -17,7 +17,7 @@ def question_lines(spec: SweepSpec, plan: Plan) -> list[str]:
 
 def _model(spec: SweepSpec, plan: Plan) -> str:
     used = {e.size for e in plan.expected}
-    sizes = sorted((s for s in plan.survey.sizes if s.size in used), key=lambda s: s.params)
+    sizes = sorted((s for s in plan.measurements.sizes if s.size in used), key=lambda s: s.params)
     names = dict.fromkeys(name for s in sizes for name in s.kwargs)
     words = [str(spec.model.target), f"N {fmt.count(sizes[0].params)} to {fmt.count(sizes[-1].params)}"]
     words += [f"{name} {_range([s.kwargs[name] for s in sizes if name in s.kwargs])}" for name in names]
@@ -36,7 +36,7 @@ def _architecture(smallest: ModelSize, largest: ModelSize) -> list[str]:
 
 
 def _data(spec: SweepSpec, plan: Plan) -> str:
-    data = plan.survey.data
+    data = plan.measurements.data
     epoch = data.tokens_per_epoch
     length = "a stream" if data.train_samples is None else f"{data.train_samples:,} samples"
     return ", ".join(

@@ -86,7 +86,11 @@ def measured_rates(
 
 
 def seconds_left(
-    plan: Plan, settled: Container[str], running: Sequence[tuple[Experiment, Progress]], rates: Rates | None, slots: int
+    plan: Plan,
+    finished: Container[str],
+    running: Sequence[tuple[Experiment, Progress]],
+    rates: Rates | None,
+    slots: int,
 ) -> float | None:
     """Until the last expected experiment ends: all that is left to train, on so many slots at once, and never sooner
     than the longest that runs. None where no speed is known."""
@@ -96,7 +100,7 @@ def seconds_left(
     left, longest = 0.0, 0.0
     step_seconds: dict[float, float] = {}  # by its FLOPs: thousands of experiments have steps of a few kinds
     for e in plan.expected:
-        if e.key in settled:
+        if e.key in finished:
             continue
         per_step = e.flops / e.steps
         if per_step not in step_seconds:

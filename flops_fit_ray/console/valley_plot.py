@@ -87,7 +87,7 @@ def _curve(valley: Valley, points: int) -> tuple[Floats, Floats]:
     return 10 ** x[loss > 0], loss[loss > 0]
 
 
-def optimum_words(valley: Valley, intervals: ValleyIntervals | None) -> str:
+def optimum_text(valley: Valley, intervals: ValleyIntervals | None) -> str:
     """N_opt of one budget with its interval, or why there is none."""
     if valley.status != "interior":
         return f"{len(valley.loss)} of 3 results" if valley.status == "too_few" else WITHOUT[valley.status]
@@ -95,7 +95,7 @@ def optimum_words(valley: Valley, intervals: ValleyIntervals | None) -> str:
     return f"N_opt {fmt.count(valley.params_opt)}{within}"
 
 
-def law_words(fit: ValleyFit) -> str:
+def law_text(fit: ValleyFit) -> str:
     """N_opt over C with the interval of its exponent; why not, where there is none."""
     law = fit.method.params_opt
     if law is None:

@@ -52,9 +52,9 @@ class Head:
         self.local = local  # it is this machine alone, for the time of the sweep
         self._asked = self._answered = time.monotonic()
 
-    def grows_to(self, most: int | None) -> int | None:
+    def grows_to(self, max_slots: int | None) -> int | None:
         """The experiments at a time that the cluster may be asked to grow to; None where it does not grow."""
-        return None if self.local else most
+        return None if self.local else max_slots
 
     def answers(self) -> bool:
         """Whether it does now."""

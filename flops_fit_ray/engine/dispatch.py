@@ -13,7 +13,7 @@ from flops_fit_ray.errors import StorageError
 from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger
 from flops_fit_ray.planning import (
     Experiment,
-    Finding,
+    Observation,
     Plan,
     Planner,
     Queue,
@@ -67,7 +67,7 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._planner, self._ledger, self._on_plan, self._clock = planner, ledger, on_plan, clock
-        self._findings: dict[str, Finding] = {}
+        self._observed: dict[str, Observation] = {}
         self._seen: set[str] = set()
         self._running: set[str] = set()
         self._adopted: set[str] = set()
@@ -88,10 +88,10 @@ class Dispatcher:
 
     def done(self) -> bool:
         """Whether every experiment has an outcome, and none will be added."""
-        return self.plan.final and all(e.key in self._findings for e in self.plan.experiments)
+        return self.plan.final and all(e.key in self._observed for e in self.plan.experiments)
 
     def _open(self) -> list[Experiment]:
-        return [e for e in self.plan.experiments if e.key not in self._findings]
+        return [e for e in self.plan.experiments if e.key not in self._observed]
 
     def _grow(self) -> None:
         """Plan again until what is recorded adds nothing. A failure that may be tried again is put aside first."""
@@ -100,7 +100,7 @@ class Dispatcher:
                 if failure.status in RETRY_ON_NEXT_RUN:
                     self._ledger.retry(failure.key)
             self._seen.update(fresh)
-            self._findings |= self._ledger.findings(fresh)
+            self._observed |= self._ledger.observed(fresh)
             self._plan_again()
         self._on_plan(self.plan)
 
@@ -109,15 +109,15 @@ class Dispatcher:
             return
         running = {e.key: e for e in self.plan.experiments if e.key in self._running}
         self._chosen_for = None
-        self.plan = self._planner.plan(self._findings).with_experiments(running)
+        self.plan = self._planner.plan(self._observed).with_experiments(running)
 
     def look(self, keys: Iterable[str] | None = None) -> None:
         """Take notice of the outcomes of `keys`, of all open experiments by default."""
-        found = self._ledger.findings([e.key for e in self._open()] if keys is None else keys)
-        new = found.keys() - self._findings.keys()
+        found = self._ledger.observed([e.key for e in self._open()] if keys is None else keys)
+        new = found.keys() - self._observed.keys()
         if not new:
             return
-        self._findings |= found
+        self._observed |= found
         before = self.plan
         self._plan_again()
         if len(self.plan.experiments) > len(before.experiments) or self.plan.final != before.final:
@@ -141,7 +141,7 @@ class Dispatcher:
         if self._stopped() or not self._due():
             return None
         self.choose_starts()  # what has ended was looked at when it did
-        chosen = next(self._derived().queue.ready(self._findings.keys(), self._running, self._has_trunk), None)
+        chosen = next(self._derived().queue.ready(self._observed.keys(), self._running, self._has_trunk), None)
         if chosen is None:
             return None
         try:
@@ -232,7 +232,7 @@ class Dispatcher:
         self._running.discard(key)
         self._adopted.discard(key)
         self.look([key])
-        if key in self._findings or self.finished():
+        if key in self._observed or self.finished():
             return
         if died:
             given_up = self._died(key)
@@ -269,8 +269,8 @@ class Dispatcher:
         self._pruned = True
         group = [e for trunk in trunks for e in derived.sharing[trunk]]
         keys = {e.key for e in group}
-        needed = needed_trunks(group, self._findings.keys())
-        for key in (self._paths.trunk_keys() & keys & self._findings.keys()) - needed:
+        needed = needed_trunks(group, self._observed.keys())
+        for key in (self._paths.trunk_keys() & keys & self._observed.keys()) - needed:
             remove_tree(self._paths.trunk(key).directory)
 
 

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.training.data import Ready
     from flops_fit_ray.training.data.packed import PackedReady
-    from flops_fit_ray.training.user.parts import Guest
+    from flops_fit_ray.training.user.parts import UserParts
 
 WORTH_BYTES = 32 * 2**20  # below that, a copy for each worker costs less than the way to a shared one
-MOST_OF_STORE = 0.5  # of a node's object store
+MAX_OF_STORE = 0.5  # of a node's object store
 
 
 class Loader(Protocol):
     """What loads the user's parts in a worker."""
 
-    def __call__(self, ready: Ready | None = None) -> Guest:
+    def __call__(self, ready: Ready | None = None) -> UserParts:
         """Load them; with `ready` everything but the data."""
 
 
@@ -38,29 +38,29 @@ class CodeLoader:
     spec: SweepSpec
     base: Path
 
-    def __call__(self, ready: Ready | None = None) -> Guest:
+    def __call__(self, ready: Ready | None = None) -> UserParts:
         """Import and make them."""
-        from flops_fit_ray.training.user.parts import load_guest
+        from flops_fit_ray.training.user.parts import load_user_parts
 
-        return load_guest(self.spec, self.base if self.base.is_absolute() else Path.cwd() / self.base, ready)
+        return load_user_parts(self.spec, self.base if self.base.is_absolute() else Path.cwd() / self.base, ready)
 
 
 @dataclass(frozen=True)
 class ObjectLoader:
     """Carries the user's objects themselves."""
 
-    guest: Guest
+    user: UserParts
 
-    def __call__(self, ready: Ready | None = None) -> Guest:
+    def __call__(self, ready: Ready | None = None) -> UserParts:
         """The objects."""
         if ready is None:
-            return self.guest
-        return replace(self.guest, train_data=ready.train, eval_data=ready.held_out)
+            return self.user
+        return replace(self.user, train_data=ready.train, eval_data=ready.held_out)
 
     def without_data(self) -> ObjectLoader:
         """The same without the weight of the data, to be called with `ready` alone."""
         nothing: Any = None
-        return ObjectLoader(replace(self.guest, train_data=nothing, eval_data=nothing))
+        return ObjectLoader(replace(self.user, train_data=nothing, eval_data=nothing))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SharedLoader:
     loader: Loader
     data: Any  # a reference to what `_packed` gives
 
-    def __call__(self, ready: Ready | None = None) -> Guest:
+    def __call__(self, ready: Ready | None = None) -> UserParts:
         """Load the rest, and take the data from where they lie."""
         import ray
 
@@ -85,7 +85,7 @@ def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:
     return CodeLoader(spec, base if upload is None else base.relative_to(upload))
 
 
-def loader_for(guest: Guest) -> ObjectLoader:
+def loader_for(user: UserParts) -> ObjectLoader:
     """A loader that carries the user's objects themselves.
 
     Raises:
@@ -93,9 +93,9 @@ def loader_for(guest: Guest) -> ObjectLoader:
     """
     from ray import cloudpickle
 
-    for name in (field.name for field in dataclasses.fields(guest)):
+    for name in (field.name for field in dataclasses.fields(user)):
         try:
-            cloudpickle.dumps(getattr(guest, name))  # type: ignore[no-untyped-call] # Ray leaves it untyped
+            cloudpickle.dumps(getattr(user, name))  # type: ignore[no-untyped-call] # Ray leaves it untyped
         except Exception as e:
             raise SpecError(
                 "find_optimal",
@@ -104,7 +104,7 @@ def loader_for(guest: Guest) -> ObjectLoader:
                     "connections inside the model or the dataset, not in its constructor"
                 ],
             ) from e
-    return ObjectLoader(guest)
+    return ObjectLoader(user)
 
 
 def sharing(loader: Loader, tensor_bytes: int) -> Loader:
@@ -115,7 +115,7 @@ def sharing(loader: Loader, tensor_bytes: int) -> Loader:
     """
     import ray
 
-    if tensor_bytes < WORTH_BYTES or tensor_bytes > MOST_OF_STORE * _smallest_store():
+    if tensor_bytes < WORTH_BYTES or tensor_bytes > MAX_OF_STORE * _smallest_store():
         return loader
     if isinstance(loader, ObjectLoader):
         return SharedLoader(loader.without_data(), ray.put(_packed(loader)))
@@ -127,7 +127,7 @@ def _packed(loader: Loader) -> PackedReady:
     from flops_fit_ray.training.data.packed import pack_ready
 
     packed = pack_ready(loader().ready)
-    assert packed is not None  # the survey has found it so
+    assert packed is not None  # the measurements say so
     return packed
 
 

@@ -16,7 +16,7 @@ from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.preflight.check import Line, Report, check_plan
 from flops_fit_ray.training.preflight.timing import Choice, choose
 from flops_fit_ray.training.preflight.usage import Usage, usages
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 MEMORY_MARGIN = 1.25  # evaluation, fragments, and what differs between two models of one size
 
@@ -40,7 +40,12 @@ def refuse_early(spec: SweepSpec, address: str | None) -> None:
 
 
 def choose_on_worker(
-    plan: Plan, spec: SweepSpec, *, load_guest: Callable[[], Guest], address: str | None, most: int | None = None
+    plan: Plan,
+    spec: SweepSpec,
+    *,
+    load_user_parts: Callable[[], UserParts],
+    address: str | None,
+    max_slots: int | None = None,
 ) -> Choice:
     """What `auto` stands for, measured where the sweep will run.
 
@@ -53,9 +58,9 @@ def choose_on_worker(
     import ray
 
     with ray_session(address) as head:
-        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(most))
+        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots))
         try:
-            found: Choice = ray.get(_on(slots, _choose).remote(plan, load_guest, slots))
+            found: Choice = ray.get(_on(slots, _choose).remote(plan, load_user_parts, slots))
         except ray.exceptions.RayError as e:
             last = str(e).strip().splitlines()[-1]
             raise ResourceError(
@@ -72,7 +77,12 @@ def _on(slots: Slots, function: Callable[..., Any]) -> Any:
 
 
 def check_on_worker(
-    plan: Plan, spec: SweepSpec, *, load_guest: Callable[[], Guest], address: str | None, most: int | None = None
+    plan: Plan,
+    spec: SweepSpec,
+    *,
+    load_user_parts: Callable[[], UserParts],
+    address: str | None,
+    max_slots: int | None = None,
 ) -> tuple[Report, Slots]:
     """Run the check where an experiment would run. A worker that dies is an answer too.
 
@@ -87,9 +97,9 @@ def check_on_worker(
     refuse_early(spec, address)
     asked = time.time()
     with ray_session(address) as head:
-        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(most))
+        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots))
         try:
-            report, began = ray.get(_on(slots, _check).remote(plan, load_guest, slots))
+            report, began = ray.get(_on(slots, _check).remote(plan, load_user_parts, slots))
             rates = None if report.rates is None else replace(report.rates, start_seconds=max(0.0, began - asked))
             if spec.workers_per_trial > 1:
                 return _of_one_worker(report, spec), slots
@@ -115,7 +125,7 @@ def _of_one_worker(report: Report, spec: SweepSpec) -> Report:
     return replace(report, rates=None, lines=(*lines, Line("WARN", "speed", words)))
 
 
-def shared_slots(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Slots:
+def shared_slots(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> Slots:
     """The slots for `resources_per_trial: auto`, by what models of this sweep take on a worker with whole ones.
 
     Raises:
@@ -124,7 +134,7 @@ def shared_slots(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> S
     import ray
 
     try:
-        found: list[Usage] = ray.get(_on(slots, _usages).remote(plan, load_guest, slots))
+        found: list[Usage] = ray.get(_on(slots, _usages).remote(plan, load_user_parts, slots))
     except ray.exceptions.RayError as e:
         last = str(e).strip().splitlines()[-1]
         raise ResourceError(f"resources_per_trial: auto could not be measured: {last}; say what it is") from e
@@ -134,16 +144,16 @@ def shared_slots(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> S
     return on_gpus(slots, live_nodes(), needs)
 
 
-def _usages(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> list[Usage]:
-    return usages(plan, load_guest(), slots.device)
+def _usages(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> list[Usage]:
+    return usages(plan, load_user_parts(), slots.device)
 
 
-def _choose(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> Choice:
-    return choose(plan, load_guest(), device=slots.device)
+def _choose(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> Choice:
+    return choose(plan, load_user_parts(), device=slots.device)
 
 
-def _check(plan: Plan, load_guest: Callable[[], Guest], slots: Slots) -> tuple[Report, float]:
+def _check(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> tuple[Report, float]:
     """The report, and when the worker was ready to train, in seconds since the epoch."""
-    guest = load_guest()
+    user = load_user_parts()
     began = time.time()
-    return check_plan(plan, guest, device=slots.device, slots=slots.count), began
+    return check_plan(plan, user, device=slots.device, slots=slots.count), began

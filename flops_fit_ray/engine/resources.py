@@ -65,7 +65,7 @@ def live_nodes() -> list[Node]:
 
 
 def choose_slots(
-    wanted: Mapping[str, float], nodes: Sequence[Node], most: int | None = None, workers: int = 1
+    wanted: Mapping[str, float], nodes: Sequence[Node], max_slots: int | None = None, workers: int = 1
 ) -> Slots:
     """The slots for `wanted` resources per trial; where no node has a GPU, one CPU core takes its place.
 
@@ -79,12 +79,12 @@ def choose_slots(
     """
     note = ""
     needed = {name: amount for name, amount in wanted.items() if amount > 0}
-    if most is not None:
+    if max_slots is not None:
         now = sum(fits(needed, node) for node in nodes) // workers
-        if now < most:
+        if now < max_slots:
             asked = ", ".join(f"{name}: {amount:g}" for name, amount in needed.items())
             note = f"there is room for {now} now, and the cluster is asked to grow ({{{asked}}} each)"
-        return Slots(resources=needed, count=most, note=note, workers=workers)
+        return Slots(resources=needed, count=max_slots, note=note, workers=workers)
     if "gpu" in needed and not any(node.get("GPU", 0) for node in nodes):
         others = {name: amount for name, amount in needed.items() if name != "gpu"}
         needed = {"cpu": 1.0, **others}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ray import tune
 
     from flops_fit_ray.engine.dispatch import Dispatcher
-    from flops_fit_ray.engine.trainable import Job
+    from flops_fit_ray.engine.trainable import TrialContext
 
 FINISHED = {"TERMINATED", "ERROR"}  # Tune's words for trials that it would not go on with
 CLOCK_SECONDS = 60.0  # by which clocks may differ
@@ -125,7 +125,7 @@ def _part_of_a_gpu(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
 
 
 def make_tuner(
-    dispatcher: Dispatcher, job: Job, paths: SweepPaths, slots: Slots, *, restore: bool
+    dispatcher: Dispatcher, job: TrialContext, paths: SweepPaths, slots: Slots, *, restore: bool
 ) -> tuple[tune.Tuner, bool]:
     """A Tuner over what the dispatcher hands out, and whether it is the last one restored or a new one.
 

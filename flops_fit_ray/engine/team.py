@@ -20,7 +20,7 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.distributed.group import ALONE, Group, joined, meet, open_store
 from flops_fit_ray.training.loop.follower import follow
 from flops_fit_ray.training.step.device import gpu_uuids
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 LONGER_SECONDS = 300.0  # than data may take: a step, or the others' start
 FOREVER_SECONDS = 7 * 86400.0  # that a follower waits; the leader evaluates meanwhile, and ends it when it ends itself
@@ -30,20 +30,20 @@ TOLD_SECONDS = 10.0
 class Follower:
     """One of the other workers, as an actor."""
 
-    def __init__(self, load_guest: Callable[[], Guest], device: str) -> None:
-        self._load_guest, self._device = load_guest, device
-        self._guest: Guest | None = None
+    def __init__(self, load_user_parts: Callable[[], UserParts], device: str) -> None:
+        self._load_user_parts, self._device = load_user_parts, device
+        self._user: UserParts | None = None
 
     def get_ready(self) -> None:
         """Load the user's parts, once."""
-        self._guest = self._guest or self._load_guest()
+        self._user = self._user or self._load_user_parts()
 
     def train(self, experiment: Experiment, eval_samples: int, group: Group, host: str, port: int) -> None:
         """Train one experiment with its leader."""
-        assert self._guest is not None
+        assert self._user is not None
         store = meet(host, port, LONGER_SECONDS)
         with joined(store, group, self._device, FOREVER_SECONDS), _telling(host, port, group.rank):
-            follow(experiment, self._guest, eval_samples=eval_samples, group=group, device=self._device)
+            follow(experiment, self._user, eval_samples=eval_samples, group=group, device=self._device)
 
 
 @contextlib.contextmanager
@@ -76,10 +76,16 @@ class Team:
     """The other workers of a trial. Of one worker there are none."""
 
     def __init__(
-        self, load_guest: Callable[[], Guest], slots: Slots, *, eval_samples: int, sharded: bool, patience: float
+        self,
+        load_user_parts: Callable[[], UserParts],
+        slots: Slots,
+        *,
+        eval_samples: int,
+        sharded: bool,
+        time_limit: float,
     ) -> None:
-        self._load_guest, self._slots, self._size = load_guest, slots, slots.workers
-        self._eval_samples, self._sharded, self._patience = eval_samples, sharded, patience
+        self._load_user_parts, self._slots, self._size = load_user_parts, slots, slots.workers
+        self._eval_samples, self._sharded, self._patience = eval_samples, sharded, time_limit
         self._others: list[Any] = []
         self._board: Store | None = None  # where the others leave their readings
 
@@ -146,7 +152,7 @@ class Team:
             for number in range(1, self._size):
                 there = PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=number)
                 actor = ray.remote(Follower).options(**self._slots.options, scheduling_strategy=there)
-                self._others.append(actor.remote(self._load_guest, self._slots.device))
+                self._others.append(actor.remote(self._load_user_parts, self._slots.device))
         ray.get([other.get_ready.remote() for other in self._others])
 
     def _dismiss(self) -> None:

@@ -31,18 +31,18 @@ from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.meter import CurvePoint
 from flops_fit_ray.training.loop.outcome import Outcome
-from flops_fit_ray.training.loop.save_policy import Care
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.loop.save_policy import SavePolicy
+from flops_fit_ray.training.user.parts import UserParts
 
 STORAGE_ERROR = "storage_error"  # the metric by which a trial tells the driver
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrialContext:
     """What every trial of a sweep shares. It travels to the workers once."""
 
     root: Path
-    load_guest: Callable[[], Guest]
+    load_user_parts: Callable[[], UserParts]
     spec: SweepSpec
     eval_samples: int
     slots: Slots
@@ -51,19 +51,19 @@ class Job:
 class ExperimentTrainable(tune.Trainable):
     """Tune's view of an experiment. The process is kept and serves one experiment after the other."""
 
-    def setup(self, config: dict[str, Any], job: Job | None = None) -> None:
+    def setup(self, config: dict[str, Any], context: TrialContext | None = None) -> None:
         """Nothing that could fail: what the user's parts raise belongs to an experiment."""
-        assert job is not None  # tune.with_parameters passes it
-        self._job = job
-        self._ledger = Ledger(SweepPaths(job.root))
-        self._guest: Guest | None = None
+        assert context is not None  # tune.with_parameters passes it
+        self._context = context
+        self._ledger = Ledger(SweepPaths(context.root))
+        self._user: UserParts | None = None
         self._settled = False  # whether this process has all that it keeps for good
         self._team = Team(
-            job.load_guest,
-            job.slots,
-            eval_samples=job.eval_samples,
-            sharded=job.spec.shard_model,
-            patience=job.spec.data.timeout_seconds,
+            context.load_user_parts,
+            context.slots,
+            eval_samples=context.eval_samples,
+            sharded=context.spec.shard_model,
+            time_limit=context.spec.data.timeout_seconds,
         )
         self._key = str(config["key"])
 
@@ -76,24 +76,24 @@ class ExperimentTrainable(tune.Trainable):
         """The whole experiment."""
         try:
             experiment = self._ledger.planned(self._key)
-            status, storage_error = run_experiment(self._job, self._ledger, self._load, experiment, self._team), ""
+            status, storage_error = run_experiment(self._context, self._ledger, self._load, experiment, self._team), ""
         except StorageError as e:  # Tune would only try again, on the same full disk
             status, storage_error = "storage", str(e)
         self._clear_up()
         return {"done": True, "status": status, STORAGE_ERROR: storage_error}
 
-    def _load(self) -> Guest:
+    def _load(self) -> UserParts:
         """The user's parts, once for all experiments of this process."""
-        if self._guest is None:
-            self._guest = self._job.load_guest()
+        if self._user is None:
+            self._user = self._context.load_user_parts()
             _keep_what_is_there()
-        return self._guest
+        return self._user
 
     def _clear_up(self) -> None:
         """Give back what the experiment leaves in cycles: models and data may be in them."""
         if self._settled:
             gc.collect()
-        elif self._guest is not None:  # torch imports a good deal more while it trains for the first time
+        elif self._user is not None:  # torch imports a good deal more while it trains for the first time
             _keep_what_is_there()
             self._settled = True
 
@@ -105,7 +105,11 @@ def _keep_what_is_there() -> None:
 
 
 def run_experiment(
-    job: Job, ledger: Ledger, load: Callable[[], Guest], experiment: Experiment, team: Team | None = None
+    context: TrialContext,
+    ledger: Ledger,
+    load: Callable[[], UserParts],
+    experiment: Experiment,
+    team: Team | None = None,
 ) -> str:
     """Train one experiment unless the ledger has its result, and record what came of it. Returns its status.
 
@@ -123,33 +127,33 @@ def run_experiment(
     deaths = ledger.num_deaths(key)
     observer = LedgerObserver(ledger, experiment, attempt, deaths)
     started = time.perf_counter()
-    store = _store(job, ledger, key)
+    store = _store(context, ledger, key)
     if team is not None:
         observer.others = team.readings
     try:
-        with observer.watched(job.spec.data.timeout_seconds):
+        with observer.watched(context.spec.data.timeout_seconds):
             observer.progress(0, None)
-            guest = load()
+            user = load()
             with contextlib.nullcontext(ALONE) if team is None else team.training(experiment) as group:
-                outcome = _train(job, experiment, guest, observer, store, group)
+                outcome = _train(context, experiment, user, observer, store, group)
     except (StorageError, WorkerLostError):
         raise
     except InterruptedSweepError:
         ledger.paths.progress(key).unlink(missing_ok=True)
         return "stopped"
-    except (Exception, SystemExit, KeyboardInterrupt) as e:  # noqa: BLE001 - a guest may raise anything; it is recorded
+    except (Exception, SystemExit, KeyboardInterrupt) as e:  # noqa: BLE001 - the user's code may raise anything; it is recorded
         status: FailureKind = e.status if isinstance(e, ExperimentError) else "failed"
         _record_curve(ledger, key, observer.curve)
         ledger.record_failure(observer.failure(e, status, time.perf_counter() - started))
         return status
     _record_curve(ledger, key, outcome.curve)
-    ledger.record_result(_result(job, experiment, outcome, attempt, deaths))
+    ledger.record_result(_result(context, experiment, outcome, attempt, deaths))
     store.clear()
     return "completed"
 
 
-def _store(job: Job, ledger: Ledger, key: str) -> CheckpointStore:
-    asked = job.spec.checkpoint
+def _store(context: TrialContext, ledger: Ledger, key: str) -> CheckpointStore:
+    asked = context.spec.checkpoint
     return CheckpointStore(ledger.paths.checkpoints(key).directory, key=key, keep=asked.keep, best=asked.best)
 
 
@@ -159,26 +163,31 @@ def trunk_store(paths: SweepPaths, key: str) -> CheckpointStore:
 
 
 def _train(
-    job: Job, experiment: Experiment, guest: Guest, observer: LedgerObserver, store: CheckpointStore, group: Group
+    context: TrialContext,
+    experiment: Experiment,
+    user: UserParts,
+    observer: LedgerObserver,
+    store: CheckpointStore,
+    group: Group,
 ) -> Outcome:
-    asked, paths = job.spec.checkpoint, SweepPaths(job.root)
-    care = Care(
+    asked, paths = context.spec.checkpoint, SweepPaths(context.root)
+    policy = SavePolicy(
         store=store,
         checkpoint_seconds=None if asked.minutes is None else 60 * asked.minutes,
         checkpoint_steps=asked.steps,
         keep_best=asked.best,
-        eval_every_tokens=job.spec.data.eval_every_tokens,
+        eval_every_tokens=context.spec.data.eval_every_tokens,
         weights=paths.weights(experiment.key) if asked.weights else None,
-        trunk=trunk_store(paths, experiment.key) if job.spec.grid.trunk and leaves_trunk(experiment) else None,
+        trunk=trunk_store(paths, experiment.key) if context.spec.grid.trunk and leaves_trunk(experiment) else None,
         parent=None if experiment.parent is None else trunk_store(paths, experiment.parent),
     )
     return train_experiment(
         experiment,
-        guest,
-        eval_samples=job.eval_samples,
-        device=job.slots.device,
+        user,
+        eval_samples=context.eval_samples,
+        device=context.slots.device,
         threads=1,
-        care=care,
+        policy=policy,
         observer=observer,
         group=group,
     )
@@ -189,11 +198,11 @@ def _record_curve(ledger: Ledger, key: str, curve: Sequence[CurvePoint]) -> None
         ledger.record_curve(key, [asdict(point) for point in curve])
 
 
-def _result(job: Job, experiment: Experiment, outcome: Outcome, attempt: int, deaths: int) -> Result:
+def _result(context: TrialContext, experiment: Experiment, outcome: Outcome, attempt: int, deaths: int) -> Result:
     same = {f.name for f in fields(Outcome)} & {f.name for f in fields(Result)}
     measured = {name: getattr(outcome, name) for name in same}
     return Result(
-        **measured | {"metrics": {**outcome.metrics, **_derived_metrics(job.spec, outcome.loss)}},
+        **measured | {"metrics": {**outcome.metrics, **_derived_metrics(context.spec, outcome.loss)}},
         key=experiment.key,
         budget=experiment.budget,
         size=experiment.size,

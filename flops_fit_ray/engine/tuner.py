@@ -43,9 +43,9 @@ def run_plan(
     spec: SweepSpec,
     root: Path,
     base: Path | None,
-    load_guest: Loader,
+    load_user_parts: Loader,
     address: str | None,
-    most: int | None,
+    max_slots: int | None,
     watcher: Watchers,
     on_plan: Callable[[Plan], None],
     interrupt: Interrupt,
@@ -78,19 +78,19 @@ def run_plan(
     if dispatcher.done():
         return dispatcher.plan
     with ray_session(address) as head:
-        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(most), spec.workers_per_trial)
+        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots), spec.workers_per_trial)
         odd, machines = check_nodes(root, base, slots.resources)
         if spec.resources_per_trial == "auto":
-            slots = shared_slots(dispatcher.plan, load_guest, slots)
-        if most is not None:
-            slots = dataclasses.replace(slots, count=head.grows_to(most) or min(most, slots.count))
+            slots = shared_slots(dispatcher.plan, load_user_parts, slots)
+        if max_slots is not None:
+            slots = dataclasses.replace(slots, count=head.grows_to(max_slots) or min(max_slots, slots.count))
         slots = slots.with_notes(odd)
         dispatcher.slots, dispatcher.share = slots.count, slots.share
         ledger.record_cluster(Cluster(slots=slots.count, note=slots.note, machines=tuple(machines)))
         watcher.on_cluster()
         try:
             with watcher.following():
-                _run_rounds(dispatcher, ledger, spec, load_guest, slots, interrupt, head)
+                _run_rounds(dispatcher, ledger, spec, load_user_parts, slots, interrupt, head)
         finally:
             dispatcher.close()
             with contextlib.suppress(OSError):
@@ -102,20 +102,20 @@ def _run_rounds(
     dispatcher: Dispatcher,
     ledger: Ledger,
     spec: SweepSpec,
-    load_guest: Loader,
+    load_user_parts: Loader,
     slots: Slots,
     interrupt: Interrupt,
     head: Head,
 ) -> None:
     """Start Tune until the ledger says that all is done."""
     from flops_fit_ray.engine.rounds import make_tuner
-    from flops_fit_ray.engine.trainable import Job
+    from flops_fit_ray.engine.trainable import TrialContext
 
-    job = Job(
+    job = TrialContext(
         root=ledger.paths.root,
-        load_guest=sharing(load_guest, dispatcher.plan.survey.data.tensor_bytes),
+        load_user_parts=sharing(load_user_parts, dispatcher.plan.measurements.data.tensor_bytes),
         spec=spec,
-        eval_samples=dispatcher.plan.survey.data.eval_samples,
+        eval_samples=dispatcher.plan.measurements.data.eval_samples,
         slots=slots,
     )
     for round_number in range(MAX_ROUNDS):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.ledger.hardware import Cluster, machine_from_json
 from flops_fit_ray.ledger.records import STALE_SECONDS, Event, Failure, Progress, Result, read_record
-from flops_fit_ray.planning import Experiment, Finding, experiment_from_json
+from flops_fit_ray.planning import Experiment, Observation, experiment_from_json
 from flops_fit_ray.storage.atomic import append_line, read_json, set_aside, whole_file, write_json
 from flops_fit_ray.storage.lock import exclusive, hostname
 from flops_fit_ray.storage.object_store import is_remote, make_directory
@@ -45,7 +45,7 @@ class Ledger:
         """How the experiment ended, or None while it is open; a result outranks a failure."""
         return self.result(key) or self.failure(key)
 
-    def settled(self, keys: Iterable[str]) -> set[str]:
+    def finished(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` that have an outcome."""
         return {key for key in keys if self.outcome(key) is not None}
 
@@ -108,15 +108,15 @@ class Ledger:
             raise StorageError(f"{self.paths.planned(key)}: cannot be read; the same command writes it again")
         return experiment_from_json(content)
 
-    def findings(self, keys: Iterable[str]) -> dict[str, Finding]:
+    def observed(self, keys: Iterable[str]) -> dict[str, Observation]:
         """What planning must know of those that are settled, by key."""
         found = {}
         for key in keys:
             outcome = self.outcome(key)
             if isinstance(outcome, Result):
-                found[key] = Finding(loss=outcome.loss)
+                found[key] = Observation(loss=outcome.loss)
             elif outcome is not None:
-                found[key] = Finding(loss=None, diverged=outcome.status == "diverged")
+                found[key] = Observation(loss=None, diverged=outcome.status == "diverged")
         return found
 
     def record_progress(self, progress: Progress) -> None:

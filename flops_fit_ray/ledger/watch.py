@@ -63,12 +63,12 @@ class Watcher:
         view: View,
         *,
         poll_seconds: float = POLL_SECONDS,
-        patience: float | None = None,
+        time_limit: float | None = None,
         name: str = "view",
         say: Callable[[str], None] = print,
     ) -> None:
         self._view = view
-        self._poll, self._patience, self._name, self._say = poll_seconds, patience, name, say
+        self._poll, self._patience, self._name, self._say = poll_seconds, time_limit, name, say
         self._stop = threading.Event()
         self._ledger: Ledger | None = None
         self._keys: list[str] = []
@@ -83,8 +83,8 @@ class Watcher:
         """The plan is known, or has grown. What was settled before the sweep began is not news."""
         assert self._ledger is not None
         fresh = [e.key for e in plan.experiments if e.key not in self._heard]
-        settled = self._ledger.settled(fresh)
-        self._told |= settled
+        finished = self._ledger.finished(fresh)
+        self._told |= finished
         for key in fresh:
             self._heard[key] = self._ledger.events_since(key, 0)[1]
         self._keys = [e.key for e in plan.experiments]
@@ -109,17 +109,17 @@ class Watcher:
         self._view.begin()
         thread = threading.Thread(target=self._follow, name=self._name, daemon=True)
         thread.start()
-        patience = self._patience
+        time_limit = self._patience
         try:
             yield
         except BaseException:
-            patience = None if patience is None else min(patience, HURRIED_SECONDS)
+            time_limit = None if time_limit is None else min(time_limit, HURRIED_SECONDS)
             raise
         finally:
             self._stop.set()
-            thread.join(patience)
+            thread.join(time_limit)
             if thread.is_alive():
-                self._say(f"{self._name} did not come to its end within {patience:g} s, and is left behind")
+                self._say(f"{self._name} did not come to its end within {time_limit:g} s, and is left behind")
 
     def _follow(self) -> None:
         try:

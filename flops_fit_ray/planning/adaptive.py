@@ -15,13 +15,13 @@ from flops_fit_ray.planning.experiment import ModelSize
 from flops_fit_ray.planning.sizes import spacing
 from flops_fit_ray.spec import GridSection
 
-FEWEST_SIZES = 3  # of a valley
+MIN_SIZES = 3  # of a valley
 CORE = 3  # sizes of the next budget that are begun before the one below is complete
 SLOPE, SLOPE_SD = 0.5, 0.15  # of ln N_opt over ln C, before anything is measured (Hoffmann et al. 2022, table 2)
 MINIMUM_SD = 0.15  # of ln N_opt of one valley
 MARGIN = 1.5  # between the minimum and the nearest end of its valley
-MOST_AT_ONCE = 2  # sizes added to a valley before it is looked at again
-MOST_SIZES = 11  # of one valley
+MAX_AT_ONCE = 2  # sizes added to a valley before it is looked at again
+MAX_SIZES = 11  # of one valley
 
 
 def rungs(candidates: Sequence[ModelSize], anchor: float, step: float) -> list[ModelSize]:
@@ -39,9 +39,7 @@ def rungs(candidates: Sequence[ModelSize], anchor: float, step: float) -> list[M
 def nearest(ladder: Sequence[ModelSize], centre: float, count: int, reach: float = math.inf) -> list[ModelSize]:
     """The `count` sizes nearest to N = `centre` in log N, by increasing N; three at least, others within `reach`."""
     chosen = sorted(ladder, key=lambda s: abs(math.log(s.params / centre)))[:count]
-    within = [
-        s for i, s in enumerate(chosen) if i < FEWEST_SIZES or abs(math.log(s.params / centre)) <= math.log(reach)
-    ]
+    within = [s for i, s in enumerate(chosen) if i < MIN_SIZES or abs(math.log(s.params / centre)) <= math.log(reach)]
     return sorted(within, key=lambda s: s.params)
 
 
@@ -78,7 +76,7 @@ def beyond(valley: Valley, ladder: Sequence[ModelSize]) -> tuple[list[ModelSize]
     larger = high / vertex < vertex / low
     if valley.status == "concave" and low < vertex < high:
         larger = bool(valley.loss[-1] < valley.loss[0])  # no valley at all: look on at the lower end
-    most = 1 if inside else MOST_AT_ONCE
+    most = 1 if inside else MAX_AT_ONCE
     if larger:
         return [s for s in ladder if s.params > high][:most], "larger"
     return [s for s in ladder if s.params < low][-most:], "smaller"

@@ -6,7 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning.experiment import Experiment, Frame, ModelSize, Recipe, Role, Survey, content_key
+from flops_fit_ray.planning.experiment import (
+    Experiment,
+    Measurements,
+    ModelSize,
+    Recipe,
+    Role,
+    SweepConstants,
+    content_key,
+)
 from flops_fit_ray.spec import LrRule, LrTable, SweepSpec
 
 ENGINE_VERSION = 2  # raised whenever the same recipe would give other bits, so that old results are never mistaken
@@ -20,8 +28,8 @@ class Cells:
     """Makes experiments for one sweep."""
 
     spec: SweepSpec
-    survey: Survey
-    frame: Frame
+    measurements: Measurements
+    constants: SweepConstants
 
     def make(
         self,
@@ -35,10 +43,10 @@ class Cells:
         of: str | None = None,
     ) -> Experiment:
         """The experiment of one cell; `seed` None is the sweep's own."""
-        spec, survey = self.spec, self.survey
-        steps = steps_of(spec, survey, budget, size)
-        tokens = steps * batch_tokens(spec, survey)
-        per_epoch = survey.data.train_samples
+        spec, measurements = self.spec, self.measurements
+        steps = steps_of(spec, measurements, budget, size)
+        tokens = steps * batch_tokens(spec, measurements)
+        per_epoch = measurements.data.train_samples
         recipe = Recipe(
             batch_size=spec.train.batch_size,
             micro_batch_size=spec.train.micro_batch_size or spec.train.batch_size,
@@ -49,7 +57,7 @@ class Cells:
             weight_decay=spec.train.weight_decay,
             grad_clip=spec.train.grad_clip,
             schedule=spec.train.schedule,
-            warmup_steps=min(self._warmup_tokens(size, tokens) // batch_tokens(spec, survey), steps - 1),
+            warmup_steps=min(self._warmup_tokens(size, tokens) // batch_tokens(spec, measurements), steps - 1),
             decay_fraction=spec.train.decay_fraction,
             decay_shape=spec.train.decay_shape,
             final_lr_fraction=spec.train.final_lr_fraction,
@@ -87,12 +95,12 @@ class Cells:
             return train.warmup_tokens
         if train.schedule == "constant" or ":" in train.schedule:  # a user's schedule does its own
             return 0
-        return min(size.params, self.frame.warmup_limit, int(WARMUP_SHARE * tokens))
+        return min(size.params, self.constants.warmup_limit, int(WARMUP_SHARE * tokens))
 
     def _identity(self, budget: float, size: ModelSize, tokens: int, recipe: Recipe) -> dict[str, Any]:
         """All that changes an experiment's result. What only changes how it is run (resources, output) stays out."""
         return {
-            **_common_identity(self.spec, self.survey),
+            **_common_identity(self.spec, self.measurements),
             "model": {
                 "target": self.spec.model.target,
                 "kwargs": self.spec.model.kwargs,
@@ -105,45 +113,45 @@ class Cells:
         }
 
 
-def _common_identity(spec: SweepSpec, survey: Survey) -> dict[str, Any]:
+def _common_identity(spec: SweepSpec, measurements: Measurements) -> dict[str, Any]:
     data = spec.data.model_dump(mode="json", exclude=HARMLESS_DATA_KEYS)
-    return {"engine": ENGINE_VERSION, "data": {**data, "fingerprint": survey.data.fingerprint}, "loss": spec.loss}
+    return {"engine": ENGINE_VERSION, "data": {**data, "fingerprint": measurements.data.fingerprint}, "loss": spec.loss}
 
 
-def frame_identity(spec: SweepSpec, survey: Survey) -> str:
+def constants_identity(spec: SweepSpec, measurements: Measurements) -> str:
     """What a frame belongs to: the sweep without its budgets, sizes and seeds."""
     train = spec.train.model_dump(mode="json", exclude=HARMLESS_TRAIN_KEYS)
     model = {"target": spec.model.target, "kwargs": spec.model.kwargs}
-    return content_key({**_common_identity(spec, survey), "model": model, "train": train})
+    return content_key({**_common_identity(spec, measurements), "model": model, "train": train})
 
 
-def make_frame(spec: SweepSpec, survey: Survey, smallest_tokens: int) -> Frame:
+def make_constants(spec: SweepSpec, measurements: Measurements, smallest_tokens: int) -> SweepConstants:
     """The frame of a new sweep whose smallest D is known."""
-    return Frame(
-        identity=frame_identity(spec, survey),
+    return SweepConstants(
+        identity=constants_identity(spec, measurements),
         base_budget=spec.budgets[0].flops,
         warmup_limit=int(WARMUP_SHARE * smallest_tokens),
     )
 
 
-def batch_tokens(spec: SweepSpec, survey: Survey) -> int:
+def batch_tokens(spec: SweepSpec, measurements: Measurements) -> int:
     """D of one optimizer step."""
-    return spec.train.batch_size * survey.data.tokens_per_sample
+    return spec.train.batch_size * measurements.data.tokens_per_sample
 
 
-def steps_of(spec: SweepSpec, survey: Survey, budget: float, size: ModelSize) -> int:
+def steps_of(spec: SweepSpec, measurements: Measurements, budget: float, size: ModelSize) -> int:
     """C / (FLOPs per token × tokens per batch), rounded: whole batches, and the rounding is in the FLOPs."""
-    return round(budget / (size.flops_per_token * batch_tokens(spec, survey)))
+    return round(budget / (size.flops_per_token * batch_tokens(spec, measurements)))
 
 
-def tokens_of(spec: SweepSpec, survey: Survey, budget: float, size: ModelSize) -> int:
+def tokens_of(spec: SweepSpec, measurements: Measurements, budget: float, size: ModelSize) -> int:
     """D in whole batches."""
-    return steps_of(spec, survey, budget, size) * batch_tokens(spec, survey)
+    return steps_of(spec, measurements, budget, size) * batch_tokens(spec, measurements)
 
 
-def most_steps(spec: SweepSpec, survey: Survey) -> float:
+def max_steps(spec: SweepSpec, measurements: Measurements) -> float:
     """Optimizer steps that the data allow; infinite where they cannot say how long they are."""
-    per_epoch = survey.data.train_samples
+    per_epoch = measurements.data.train_samples
     return float("inf") if per_epoch is None else spec.data.max_epochs * per_epoch / spec.train.batch_size
 
 

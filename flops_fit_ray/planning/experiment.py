@@ -55,7 +55,7 @@ class DataFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class Measurements:
     """The measured facts that a plan is made from. `skipped` are candidates the model refused, with its reason."""
 
     sizes: tuple[ModelSize, ...]
@@ -136,7 +136,7 @@ def decay_steps(recipe: Recipe, steps: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Observation:
     """What became of an experiment, as far as planning cares. `loss` is None where there is none."""
 
     loss: float | None
@@ -144,7 +144,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame:
+class SweepConstants:
     """What a sweep decides once and keeps when budgets, sizes or seeds are added, so that nothing is renamed."""
 
     identity: str  # of model, data, loss and recipe; a frame serves no other sweep

@@ -9,8 +9,8 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.doubts import range_warning
 from flops_fit_ray.analysis.valley import FEWEST
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning.cells import batch_tokens, most_steps, steps_of
-from flops_fit_ray.planning.experiment import Experiment, ModelSize, Survey
+from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of
+from flops_fit_ray.planning.experiment import Experiment, Measurements, ModelSize
 from flops_fit_ray.planning.sizes import auto_range, shared_sizes, size_label
 from flops_fit_ray.spec import Budget, SweepSpec
 
@@ -23,24 +23,24 @@ LONGEST_TRUNK = 100.0  # ratio of D along one trunk, above which a warning is du
 Cell = tuple[Budget, ModelSize]
 
 
-def static_cells(spec: SweepSpec, survey: Survey) -> list[Cell]:
+def static_cells(spec: SweepSpec, measurements: Measurements) -> list[Cell]:
     """Budgets × sizes by increasing C, then N.
 
     Raises:
         SpecError: a cell has no meaning (too few sizes, less than one batch, more data than there is); all at once.
     """
-    sizes = by_params(survey)
+    sizes = by_params(measurements)
     cells = [(budget, size) for budget in spec.budgets for size in _sizes_for(spec, budget, sizes)]
-    faults = [*size_faults(spec, sizes), *_budget_faults(spec, cells, survey)]
-    faults = faults or list(_cell_faults(spec, cells, survey))
+    faults = [*size_faults(spec, sizes), *_budget_faults(spec, cells, measurements)]
+    faults = faults or list(_cell_faults(spec, cells, measurements))
     if faults:
         raise SpecError("spec", faults)
     return cells
 
 
-def by_params(survey: Survey) -> list[ModelSize]:
+def by_params(measurements: Measurements) -> list[ModelSize]:
     """The sizes by increasing N."""
-    return sorted(survey.sizes, key=lambda s: s.params)
+    return sorted(measurements.sizes, key=lambda s: s.params)
 
 
 def _sizes_for(spec: SweepSpec, budget: Budget, sizes: list[ModelSize]) -> list[ModelSize]:
@@ -69,14 +69,16 @@ def size_faults(spec: SweepSpec, sizes: Sequence[ModelSize]) -> Iterator[str]:
             )
 
 
-def _budget_faults(spec: SweepSpec, cells: list[Cell], survey: Survey) -> list[str]:
+def _budget_faults(spec: SweepSpec, cells: list[Cell], measurements: Measurements) -> list[str]:
     if spec.is_one_run:
         return []
     faults = []
     for budget in spec.budgets:
         found = [size.size for b, size in cells if b.flops == budget.flops]
         if len(found) < FEWEST["parabola"]:
-            skipped = f"; the model refused {'; '.join(survey.skipped)}" if survey.skipped and not found else ""
+            skipped = (
+                f"; the model refused {'; '.join(measurements.skipped)}" if measurements.skipped and not found else ""
+            )
             faults.append(
                 f"budgets: {fmt.flops(budget.flops)} has {len(found)} size(s) {found}; a valley needs at least "
                 f"{FEWEST['parabola']}, better {GOOD_SIZES}: give model.sizes{skipped}"
@@ -84,37 +86,37 @@ def _budget_faults(spec: SweepSpec, cells: list[Cell], survey: Survey) -> list[s
     return faults
 
 
-def _cell_faults(spec: SweepSpec, cells: list[Cell], survey: Survey) -> Iterator[str]:
-    steps = {(b.flops, s.size): steps_of(spec, survey, b.flops, s) for b, s in cells}
+def _cell_faults(spec: SweepSpec, cells: list[Cell], measurements: Measurements) -> Iterator[str]:
+    steps = {(b.flops, s.size): steps_of(spec, measurements, b.flops, s) for b, s in cells}
     for budget, size in cells:
         if steps[budget.flops, size.size] < 1:
             yield (
                 f"budget {fmt.flops(budget.flops)}, size {size.size}: C pays for less than one batch "
                 f"({budget.flops / size.flops_per_token:.3g} tokens); raise the budget or lower train.batch_size"
             )
-    largest = most_steps(spec, survey)
+    largest = max_steps(spec, measurements)
     beyond = [(budget, size) for budget, size in cells if steps[budget.flops, size.size] > largest]
     if beyond:
         budget, size = max(beyond, key=lambda cell: steps[cell[0].flops, cell[1].size])
         yield (
             f"data.train: {len(beyond)} of {len(cells)} experiments need more data than there is; the most is "
-            f"{too_much_data(spec, survey, budget.flops, size)}. Bring more data, drop the smallest sizes there, "
+            f"{too_much_data(spec, measurements, budget.flops, size)}. Bring more data, drop the smallest sizes there, "
             "or raise data.max_epochs and know that repeats bend the valley"
         )
 
 
-def too_much_data(spec: SweepSpec, survey: Survey, budget: float, size: ModelSize) -> str:
+def too_much_data(spec: SweepSpec, measurements: Measurements, budget: float, size: ModelSize) -> str:
     """How far one cell lies beyond the data, in words."""
-    steps, per_epoch = steps_of(spec, survey, budget, size), survey.data.train_samples or 1
+    steps, per_epoch = steps_of(spec, measurements, budget, size), measurements.data.train_samples or 1
     samples = steps * spec.train.batch_size
     return (
-        f"D = {steps * batch_tokens(spec, survey):,} tokens (budget {fmt.flops(budget)}, size {size.size}), "
-        f"{samples / per_epoch:.3g} epochs of {survey.data.tokens_per_epoch:,}, where "
+        f"D = {steps * batch_tokens(spec, measurements):,} tokens (budget {fmt.flops(budget)}, size {size.size}), "
+        f"{samples / per_epoch:.3g} epochs of {measurements.data.tokens_per_epoch:,}, where "
         f"data.max_epochs allows {spec.data.max_epochs:g}"
     )
 
 
-def sweep_warnings(spec: SweepSpec, survey: Survey, *, lr_guarded: bool) -> Iterator[str]:
+def sweep_warnings(spec: SweepSpec, measurements: Measurements, *, lr_guarded: bool) -> Iterator[str]:
     """What is to be known of the sweep as a whole."""
     span = spec.budgets[-1].flops / spec.budgets[0].flops
     if not spec.is_one_run:
@@ -125,9 +127,9 @@ def sweep_warnings(spec: SweepSpec, survey: Survey, *, lr_guarded: bool) -> Iter
         yield "train.lr is one value for all sizes: larger models usually need a lower one"
     if spec.train.schedule == "constant":
         yield "train.schedule is constant: the learning rate does not end at D, which biases the optimum"
-    if survey.data.train_samples is None:
+    if measurements.data.train_samples is None:
         yield "data.train cannot say how long it is: an experiment fails if it ends before D"
-    if survey.data.eval_samples == 0:
+    if measurements.data.eval_samples == 0:
         yield "there is no held-out data: losses are training losses, smoothed over the last 5 % of the steps"
     if spec.data.max_epochs > 1:
         yield f"data.max_epochs is {spec.data.max_epochs:g}: repeated data bends the valley towards smaller models"

@@ -14,7 +14,7 @@ import numpy as np
 from flops_fit_ray.planning.experiment import LrFound, ModelSize
 
 FACTORS = (0.5, 1.0, 2.0, 4.0)  # times the general rule
-MOST_FACTORS = 8  # per size
+MAX_FACTORS = 8  # per size
 SLOPE, SLOPE_SD = -0.3, 0.3  # of ln lr over ln N, before anything is measured
 OPTIMUM_SD = 0.35  # of ln lr at the best of one size: the valley over lr is flat and its losses are noisy
 CAUTION = 2**-0.25  # where the rate above the best one diverged: half the best rate costs less than twice the best
@@ -30,7 +30,7 @@ def missing_factors(losses: Mapping[float, float]) -> list[float]:
     wanted = [f for f in FACTORS if f not in losses]
     if wanted:
         return wanted
-    if len(losses) >= MOST_FACTORS:
+    if len(losses) >= MAX_FACTORS:
         return []
     best, ends = best_factor(losses), (min(losses), max(losses))
     if best == ends[0]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_ray.planning.experiment import (
     DataFacts,
     Experiment,
-    Frame,
     LrFound,
+    Measurements,
     ModelSize,
-    Survey,
+    SweepConstants,
     experiment_from_json,
 )
 from flops_fit_ray.planning.price import Price, Rates, price_from_json, price_of
@@ -41,10 +41,10 @@ class Plan:
 
     name: str
     experiments: tuple[Experiment, ...]
-    survey: Survey
+    measurements: Measurements
     warnings: tuple[str, ...]
     disk: Disk
-    frame: Frame
+    constants: SweepConstants
     final: bool = True
     forecast: tuple[Experiment, ...] = ()
     notes: tuple[str, ...] = ()  # what was decided on the way, and on what grounds
@@ -64,7 +64,7 @@ class Plan:
     def sizes(self) -> list[ModelSize]:
         """The sizes that are used, by increasing N."""
         used = {e.size for e in self.expected}
-        return sorted((s for s in self.survey.sizes if s.size in used), key=lambda s: s.params)
+        return sorted((s for s in self.measurements.sizes if s.size in used), key=lambda s: s.params)
 
     @property
     def flops(self) -> float:
@@ -111,12 +111,12 @@ class Plan:
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
             "flops": self.flops,
-            "data": asdict(self.survey.data),
-            "sizes": [asdict(s) | {"flops_per_token_6n": 6.0 * s.params} for s in self.survey.sizes],
-            "skipped": list(self.survey.skipped),
+            "data": asdict(self.measurements.data),
+            "sizes": [asdict(s) | {"flops_per_token_6n": 6.0 * s.params} for s in self.measurements.sizes],
+            "skipped": list(self.measurements.skipped),
             "warnings": list(self.warnings),
             "disk": asdict(self.disk),
-            "frame": asdict(self.frame),
+            "frame": asdict(self.constants),
             "final": self.final,
             "notes": list(self.notes),
             "lr": None if self.lr is None else asdict(self.lr),
@@ -133,17 +133,23 @@ def plan_from_json(content: Mapping[str, Any]) -> Plan:
         KeyError, TypeError: the content is not a plan of this schema.
     """
     sizes = tuple(_size(s) for s in content["sizes"])
-    survey = Survey(sizes=sizes, data=value_of(DataFacts, content["data"]), skipped=tuple(content["skipped"]))
+    measurements = Measurements(
+        sizes=sizes, data=value_of(DataFacts, content["data"]), skipped=tuple(content["skipped"])
+    )
     experiments = tuple(map(experiment_from_json, content["experiments"]))
     lr, price = content.get("lr"), content.get("price")
-    old_frame = {"identity": "", "base_budget": min((e.budget for e in experiments), default=0.0), "warmup_limit": 0}
+    old_constants = {
+        "identity": "",
+        "base_budget": min((e.budget for e in experiments), default=0.0),
+        "warmup_limit": 0,
+    }
     return Plan(
         name=content["name"],
         experiments=experiments,
-        survey=survey,
+        measurements=measurements,
         warnings=tuple(content["warnings"]),
         disk=value_of(Disk, content.get("disk", {"per_running": 0, "in_the_end": 0})),
-        frame=value_of(Frame, content.get("frame", old_frame)),
+        constants=value_of(SweepConstants, content.get("frame", old_constants)),
         final=content.get("final", True),
         forecast=tuple(map(experiment_from_json, content.get("forecast", ()))),
         notes=tuple(content.get("notes", ())),

@@ -1,4 +1,4 @@
-"""The plan: what is decided, what is expected to follow, what is refused. A function of spec, survey and findings."""
+"""The plan: what is decided, expected and refused. A function of spec, measurements and observations."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning.adaptive import FEWEST_SIZES
-from flops_fit_ray.planning.cells import Cells, frame_identity, make_frame, most_steps, steps_of, tokens_of
+from flops_fit_ray.planning.adaptive import MIN_SIZES
+from flops_fit_ray.planning.cells import Cells, constants_identity, make_constants, max_steps, steps_of, tokens_of
 from flops_fit_ray.planning.disk import disk_need
-from flops_fit_ray.planning.experiment import Experiment, Frame, Survey
+from flops_fit_ray.planning.experiment import Experiment, Measurements, SweepConstants
 from flops_fit_ray.planning.grid import (
     GOOD_SIZES,
     Cell,
@@ -23,7 +23,7 @@ from flops_fit_ray.planning.grid import (
 )
 from flops_fit_ray.planning.ladder import first_valley
 from flops_fit_ray.planning.plan import Plan
-from flops_fit_ray.planning.replay import Findings, Growth
+from flops_fit_ray.planning.replay import Observations, PlanReplay
 from flops_fit_ray.planning.sizes import expected_optimum
 from flops_fit_ray.planning.slots import tails
 from flops_fit_ray.spec import SweepSpec
@@ -32,20 +32,20 @@ IDLE_ROLES = {"seed", "lr_check"}  # nothing is decided by them
 
 
 class Planner:
-    """Plans one sweep again and again as its findings arrive. What does not depend on them is worked out once.
+    """Plans one sweep again and again as observations arrive. What does not depend on them is worked out once.
 
     Raises:
         SpecError: a cell has no meaning, or a budget has no sizes.
     """
 
-    def __init__(self, spec: SweepSpec, survey: Survey, frame: Frame | None = None) -> None:
-        self.spec, self.survey = spec, survey
+    def __init__(self, spec: SweepSpec, measurements: Measurements, constants: SweepConstants | None = None) -> None:
+        self.spec, self.measurements = spec, measurements
         self._static: list[Cell] | None = None
         if spec.is_adaptive:
             smallest = self._smallest_adaptive()
         else:
-            self._static = static_cells(spec, survey)
-            smallest = min(tokens_of(spec, survey, b.flops, s) for b, s in self._static)
+            self._static = static_cells(spec, measurements)
+            smallest = min(tokens_of(spec, measurements, b.flops, s) for b, s in self._static)
         warmup = spec.train.warmup_tokens
         if warmup != "auto" and warmup >= smallest:
             fault = (
@@ -53,70 +53,70 @@ class Planner:
                 "takes at most a tenth of that"
             )
             raise SpecError("spec", [fault])
-        if frame is None or frame.identity != frame_identity(spec, survey):
-            frame = make_frame(spec, survey, smallest)
-        self.cells = Cells(spec, survey, frame)
+        if constants is None or constants.identity != constants_identity(spec, measurements):
+            constants = make_constants(spec, measurements, smallest)
+        self.cells = Cells(spec, measurements, constants)
         self._constant: Plan | None = None  # a plan that was final before anything was found
 
     def _smallest_adaptive(self) -> int:
         """The smallest D of the first valley: the sweep's, unless the valley has to reach further."""
-        faults = list(size_faults(self.spec, by_params(self.survey)))
+        faults = list(size_faults(self.spec, by_params(self.measurements)))
         if not faults:
             budget = self.spec.budgets[0].flops
-            first = first_valley(self.spec, self.survey)
-            if len(first) >= FEWEST_SIZES:
-                return min(tokens_of(self.spec, self.survey, budget, s) for s in first)
+            first = first_valley(self.spec, self.measurements)
+            if len(first) >= MIN_SIZES:
+                return min(tokens_of(self.spec, self.measurements, budget, s) for s in first)
             faults.append(
                 f"budgets: {fmt.flops(budget)} has {len(first)} size(s) that pay for one batch and fit the data; "
-                f"an adaptive grid needs at least {FEWEST_SIZES}, better {GOOD_SIZES}: raise the budget, lower "
+                f"an adaptive grid needs at least {MIN_SIZES}, better {GOOD_SIZES}: raise the budget, lower "
                 "train.batch_size, or bring more data"
             )
         raise SpecError("spec", faults)
 
-    def plan(self, findings: Findings | None = None, *, forecast: bool = True) -> Plan:
-        """The plan as far as findings decide it; `forecast` adds what is expected to follow.
+    def plan(self, observed: Observations | None = None, *, forecast: bool = True) -> Plan:
+        """The plan as far as `observed` decides it; `forecast` adds what is expected to follow.
 
         Raises:
             SpecError: the data cannot feed a budget around its expected optimum.
         """
         if self._constant is not None:
             return self._constant
-        findings = findings or {}
-        grown = Growth(self.cells, findings, static=self._static).grow()
+        observed = observed or {}
+        grown = PlanReplay(self.cells, observed, static=self._static).grow()
         experiments = tuple(grown.experiments.values())
         expected: tuple[Experiment, ...] = ()
         unfed: tuple[str, ...] = ()
         if grown.waiting and forecast:
-            assumed = Growth(self.cells, findings, static=self._static, assume=True).grow()
+            assumed = PlanReplay(self.cells, observed, static=self._static, assume=True).grow()
             places = {(e.budget, e.size, e.recipe.seed, e.role) for e in experiments}
             expected = tuple(
                 e for e in assumed.experiments.values() if (e.budget, e.size, e.recipe.seed, e.role) not in places
             )
             short = len(experiments) + len(expected) >= self.spec.grid.max_experiments
-            if not findings and self._static is None and not short:
+            if not observed and self._static is None and not short:
                 unfed = tuple(self._refuse_unfed((*experiments, *expected)))
         guarded = any(e.role == "probe" for e in experiments)
         everything = (*experiments, *expected)
         used = {e.size for e in everything}
         warnings = (
-            *sweep_warnings(self.spec, self.survey, lr_guarded=guarded),
-            *flops_audit([s for s in self.survey.sizes if s.size in used]),
+            *sweep_warnings(self.spec, self.measurements, lr_guarded=guarded),
+            *flops_audit([s for s in self.measurements.sizes if s.size in used]),
             *unfed,
             *cell_warnings(everything),
         )
         plan = Plan(
             name=self.spec.name,
             experiments=experiments,
-            survey=self.survey,
+            measurements=self.measurements,
             warnings=warnings,
             disk=disk_need(everything, self.spec),
-            frame=self.cells.frame,
+            constants=self.cells.constants,
             final=not grown.waiting,
             forecast=expected,
             notes=tuple(grown.notes),
             lr=grown.lr,
         )
-        if plan.final and not findings:
+        if plan.final and not observed:
             self._constant = plan
         return plan
 
@@ -125,11 +125,13 @@ class Planner:
         for budget in self.spec.budgets:
             cells = [e.params for e in experiments if e.budget == budget.flops and e.role == "grid"]
             centre = expected_optimum(budget.flops, self.spec.grid.tokens_per_param)
-            if len(cells) >= FEWEST_SIZES and min(cells) <= centre:
+            if len(cells) >= MIN_SIZES and min(cells) <= centre:
                 continue
-            nearest = min(self.survey.sizes, key=lambda s: abs(s.params - centre))
-            fed = steps_of(self.spec, self.survey, budget.flops, nearest) <= most_steps(self.spec, self.survey)
-            if len(cells) >= FEWEST_SIZES and min(cells) <= self.spec.grid.window * centre:
+            nearest = min(self.measurements.sizes, key=lambda s: abs(s.params - centre))
+            fed = steps_of(self.spec, self.measurements, budget.flops, nearest) <= max_steps(
+                self.spec, self.measurements
+            )
+            if len(cells) >= MIN_SIZES and min(cells) <= self.spec.grid.window * centre:
                 limit = "the model allows" if fed else "the data can feed"
                 yield (
                     f"C = {fmt.flops(budget.flops)}: all sizes that {limit} are larger than the expected optimum "
@@ -144,7 +146,7 @@ class Planner:
             else:
                 fault = (
                     f"data.train: C = {fmt.flops(budget.flops)} needs more data than there is; around its expected "
-                    f"optimum {too_much_data(self.spec, self.survey, budget.flops, nearest)}. Bring more "
+                    f"optimum {too_much_data(self.spec, self.measurements, budget.flops, nearest)}. Bring more "
                     "data or lower the budget"
                 )
             raise SpecError("spec", [fault])
@@ -152,13 +154,13 @@ class Planner:
 
 def make_plan(
     spec: SweepSpec,
-    survey: Survey,
-    findings: Findings | None = None,
-    frame: Frame | None = None,
+    measurements: Measurements,
+    observed: Observations | None = None,
+    constants: SweepConstants | None = None,
     *,
     forecast: bool = True,
 ) -> Plan:
-    """The plan of a sweep as far as `findings` decide it.
+    """The plan of a sweep as far as `observed` decides it.
 
     Args:
         frame: of the directory that is gone on with; one that belongs to another sweep is left out.
@@ -166,7 +168,7 @@ def make_plan(
     Raises:
         SpecError: a cell has no meaning (too few sizes, less than one batch, more data than there is); all at once.
     """
-    return Planner(spec, survey, frame).plan(findings, forecast=forecast)
+    return Planner(spec, measurements, constants).plan(observed, forecast=forecast)
 
 
 class Queue:
@@ -192,27 +194,27 @@ class Queue:
 
     def ready(
         self,
-        settled: Collection[str],
+        finished: Collection[str],
         running: Collection[str] = (),
         has_trunk: Callable[[str], bool] = lambda key: False,
     ) -> Iterator[Experiment]:
         """Planned, open, and not waiting for a parent. `settled` only grows."""
-        if len(settled) > self._settled + 100:
-            self._left = [e for e in self._left if e.key not in settled]
-            self._settled = len(settled)
+        if len(finished) > self._settled + 100:
+            self._left = [e for e in self._left if e.key not in finished]
+            self._settled = len(finished)
         for e in self._left:
-            if e.key in settled or e.key in running:
+            if e.key in finished or e.key in running:
                 continue
-            waits = e.parent in self._known and e.parent not in settled and not has_trunk(str(e.parent))
+            waits = e.parent in self._known and e.parent not in finished and not has_trunk(str(e.parent))
             if not waits:
                 yield e
 
 
 def next_experiments(
     plan: Plan,
-    settled: Collection[str],
+    finished: Collection[str],
     running: Collection[str] = (),
     has_trunk: Callable[[str], bool] = lambda key: False,
 ) -> tuple[Experiment, ...]:
     """All that can be begun now, as a `Queue` has it."""
-    return tuple(Queue(plan).ready(settled, running, has_trunk))
+    return tuple(Queue(plan).ready(finished, running, has_trunk))

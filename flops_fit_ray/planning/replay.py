@@ -17,17 +17,17 @@ from flops_fit_ray.analysis.outliers import farthest_outlier
 from flops_fit_ray.analysis.valley import FEWEST, Valley
 from flops_fit_ray.planning import adaptive, lr_probes
 from flops_fit_ray.planning.cells import Cells, resolve_lr
-from flops_fit_ray.planning.experiment import Experiment, Finding, LrFound, ModelSize
+from flops_fit_ray.planning.experiment import Experiment, LrFound, ModelSize, Observation
 from flops_fit_ray.planning.grid import Cell
 from flops_fit_ray.planning.ladder import first_valley, fitting, ladder_of
 from flops_fit_ray.planning.sizes import expected_optimum
 from flops_fit_ray.planning.trunks import with_parent
 
 UNCHECKED = 2  # of the largest budgets, at whose minima the learning rate is not checked: they cost the most
-Findings = Mapping[str, Finding]
+Observations = Mapping[str, Observation]
 
 
-class Growth:
+class PlanReplay:
     """One replay. `experiments` are those that are decided; `waiting` says that more may follow.
 
     Args:
@@ -36,21 +36,21 @@ class Growth:
     """
 
     def __init__(
-        self, cells: Cells, findings: Findings, *, static: list[Cell] | None = None, assume: bool = False
+        self, cells: Cells, observed: Observations, *, static: list[Cell] | None = None, assume: bool = False
     ) -> None:
         self.experiments: dict[str, Experiment] = {}
         self.notes: list[str] = []
         self.waiting = False
         self.lr: LrFound | None = None
-        self._cells, self._findings, self._assume, self._static = cells, findings, assume, static
+        self._cells, self._observed, self._assume, self._static = cells, observed, assume, static
         self._spec = cells.spec
-        self._by_label = {s.size: s for s in cells.survey.sizes}
+        self._by_label = {s.size: s for s in cells.measurements.sizes}
         self._trunks: dict[object, list[Experiment]] = {}
         self._valleys: list[Valley] = []
         self._fits: dict[float, list[ModelSize]] = {}  # by budget
-        self._ladder = ladder_of(cells.spec, cells.survey) if static is None else []
+        self._ladder = ladder_of(cells.spec, cells.measurements) if static is None else []
 
-    def grow(self) -> Growth:
+    def grow(self) -> PlanReplay:
         """Take every decision that can be taken."""
         guard = self._spec.grid
         if self._active(guard.lr_guard) and self._spec.train.lr == "auto" and not self._guard_rates():
@@ -69,9 +69,9 @@ class Growth:
 
     def _guard_rates(self) -> bool:
         """Probe, and find the rule. False while probes are open."""
-        budget = self._cells.frame.base_budget
+        budget = self._cells.constants.base_budget
         if self._static is None:
-            first = first_valley(self._spec, self._cells.survey)
+            first = first_valley(self._spec, self._cells.measurements)
         else:
             smallest = min(b.flops for b, _ in self._static)
             first = [s for b, s in self._static if b.flops == smallest]
@@ -110,7 +110,7 @@ class Growth:
 
     def _loss_or_inf(self, experiment: Experiment) -> float:
         """The loss; NaN while it is open, infinite where there is none."""
-        found = self._findings.get(experiment.key)
+        found = self._observed.get(experiment.key)
         if found is None:
             return math.nan
         return math.inf if found.loss is None else found.loss
@@ -145,7 +145,7 @@ class Growth:
             c = budget.flops
             if not minima:
                 centre = expected_optimum(c, grid.tokens_per_param)
-                sizes = first_valley(self._spec, self._cells.survey)
+                sizes = first_valley(self._spec, self._cells.measurements)
                 reason = f"first valley, around N = {fmt.count(centre)}"
             else:
                 centre = adaptive.predicted_optimum(minima, c)
@@ -177,7 +177,7 @@ class Growth:
                 return centre if self._assume else None
             more, side = adaptive.beyond(valley, self._fitting(budget)) if len(valley.loss) else ([], "")
             number = len(self._grid_of(budget))
-            room = min(adaptive.MOST_SIZES - number, grid.max_experiments - len(self.experiments))
+            room = min(adaptive.MAX_SIZES - number, grid.max_experiments - len(self.experiments))
             if not more or room <= 0:
                 if valley.status != "interior" or side:
                     self._note_open_end(budget, valley, room, side)
@@ -198,7 +198,7 @@ class Growth:
     def _why_no_more(self, budget: float, room: int, side: str) -> str:
         if room <= 0:
             most = self._spec.grid.max_experiments
-            return f"because {adaptive.MOST_SIZES} sizes of one budget or grid.max_experiments = {most} are reached"
+            return f"because {adaptive.MAX_SIZES} sizes of one budget or grid.max_experiments = {most} are reached"
         ran = [e.params for e in self._grid_of(budget)]
         if not ran:
             return "because no size has both steps and data enough there"
@@ -214,11 +214,11 @@ class Growth:
         """The valley of a budget once all of its experiments and reruns are settled; None before."""
         while True:
             experiments = self._grid_of(budget)
-            if any(e.key not in self._findings for e in experiments):
+            if any(e.key not in self._observed for e in experiments):
                 return None
             if self._active(self._spec.grid.rerun_outliers) and self._rerun(experiments):
                 continue
-            found = [(e, loss) for e in self._standing(experiments) if (loss := self._findings[e.key].loss) is not None]
+            found = [(e, loss) for e in self._standing(experiments) if (loss := self._observed[e.key].loss) is not None]
             return adaptive.valley_through(
                 budget,
                 [self._by_label[e.size] for e, _ in found],
@@ -235,7 +235,7 @@ class Growth:
         return [e for e in experiments if e.key not in replaced]
 
     def _loss_of(self, experiment: Experiment) -> float | None:
-        found = self._findings.get(experiment.key)
+        found = self._observed.get(experiment.key)
         return None if found is None else found.loss
 
     # What is repeated and tried beside
@@ -245,7 +245,7 @@ class Growth:
         repeated = {e.of for e in experiments if e.role == "rerun"}
         standing = self._standing(experiments)
         for e in standing:
-            if self._findings[e.key].diverged and e.key not in repeated:
+            if self._observed[e.key].diverged and e.key not in repeated:
                 return self._repeat(e, "it diverged", halve=True)
         good = [e for e in standing if self._loss_of(e) is not None]
         if len(good) <= FEWEST["parabola"]:
@@ -346,7 +346,7 @@ class Growth:
 
     def _fitting(self, budget: float) -> list[ModelSize]:
         if budget not in self._fits:
-            self._fits[budget] = fitting(self._spec, self._cells.survey, self._ladder, budget)
+            self._fits[budget] = fitting(self._spec, self._cells.measurements, self._ladder, budget)
         return self._fits[budget]
 
     def _add_cell(self, budget: float, size: ModelSize, reason: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.planning.cells import general_lr
-from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Finding
+from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Observation
 from flops_fit_ray.planning.plan import Plan
 from flops_fit_ray.planning.planner import Planner, next_experiments
 from flops_fit_ray.planning.slots import Seconds, choose_starts, own_seconds, trunk_share
@@ -69,7 +69,7 @@ class Simulated:
     """What a simulated sweep came to."""
 
     plan: Plan
-    findings: Mapping[str, Finding]
+    observed: Mapping[str, Observation]
     makespan: float  # in the unit of the seconds that were given
     work: float  # of all slots
     bound: float  # no schedule of the experiments that were run ends earlier
@@ -79,7 +79,7 @@ class Simulated:
         found = []
         replaced = {e.of for e in self.plan.experiments if e.role == "rerun"}
         for e in self.plan.experiments:
-            loss = self.findings[e.key].loss
+            loss = self.observed[e.key].loss
             if e.role in IN_FIT and e.key not in replaced and loss is not None:
                 found.append((e, loss))
         return found
@@ -93,9 +93,9 @@ def simulate_sweep(planner: Planner, world: World, slots: int, seconds: Seconds)
 class _Sweep:
     def __init__(self, planner: Planner, world: World, slots: int, seconds: Seconds) -> None:
         self._planner, self._world, self._seconds = planner, world, seconds
-        self._general = {s.size: general_lr(s.params) for s in planner.survey.sizes}
+        self._general = {s.size: general_lr(s.params) for s in planner.measurements.sizes}
         self._free, self._slots, self._now, self._work = slots, slots, 0.0, 0.0
-        self._findings: dict[str, Finding] = {}
+        self._observed: dict[str, Observation] = {}
         self._started: dict[str, Experiment] = {}
         self._trunks: set[str] = set()
         self._events: list[tuple[float, int, bool, str]] = []
@@ -112,20 +112,20 @@ class _Sweep:
             self._trunks.add(key)
             if ended:
                 self._free += 1
-                self._findings[key] = self._finding(self._started[key])
+                self._observed[key] = self._finding(self._started[key])
                 if not self._plan.final:
-                    self._plan = self._planner.plan(self._findings, forecast=False)
+                    self._plan = self._planner.plan(self._observed, forecast=False)
         return self._simulated([self._started[e.key] for e in self._plan.experiments], self._now)
 
-    def _finding(self, e: Experiment) -> Finding:
-        return Finding(loss=self._world.loss(e, self._general[e.size]))
+    def _finding(self, e: Experiment) -> Observation:
+        return Observation(loss=self._world.loss(e, self._general[e.size]))
 
     def _all_at_once(self) -> Simulated:
         """Nothing is decided on the way, so one schedule is the whole sweep."""
         ran, starts, taken = choose_starts(
             self._plan.experiments, self._slots, self._seconds, self._planner.spec.grid.start
         )
-        self._findings = {e.key: self._finding(e) for e in ran}
+        self._observed = {e.key: self._finding(e) for e in ran}
         return self._simulated(ran, next(s.makespan for s in starts if s.name == taken))
 
     def _simulated(self, ran: Sequence[Experiment], makespan: float) -> Simulated:
@@ -133,7 +133,7 @@ class _Sweep:
         longest = max(own_seconds(e, self._seconds) for e in ran)
         return Simulated(
             plan=self._plan,
-            findings=self._findings,
+            observed=self._observed,
             makespan=makespan,
             work=work,
             bound=max(work / self._slots, longest),
@@ -145,8 +145,8 @@ class _Sweep:
         left = [e for e in self._plan.experiments if e.key not in self._started]
         chosen = {e.key: e for e in choose_starts(left, self._slots, self._seconds, self._planner.spec.grid.start)[0]}
         plan = self._plan.with_experiments(chosen)
-        running = self._started.keys() - self._findings.keys()
-        for e in next_experiments(plan, self._findings.keys(), running, lambda key: key in self._trunks)[: self._free]:
+        running = self._started.keys() - self._observed.keys()
+        for e in next_experiments(plan, self._observed.keys(), running, lambda key: key in self._trunks)[: self._free]:
             self._begin(e)
 
     def _begin(self, e: Experiment) -> None:

@@ -51,15 +51,15 @@ def trunk_numbers(experiments: Iterable[Experiment]) -> list[int]:
     return [numbers.setdefault(trunk_of(e), len(numbers)) for e in experiments]
 
 
-def needed_trunks(experiments: Sequence[Experiment], settled: Collection[str]) -> set[str]:
+def needed_trunks(experiments: Sequence[Experiment], finished: Collection[str]) -> set[str]:
     """The experiments whose trunk checkpoint is kept: some open one begins there, or it is the longest of its trunk.
 
     The longest is what a budget that comes later begins at.
     """
-    needed = {e.parent for e in experiments if e.parent is not None and e.key not in settled}
+    needed = {e.parent for e in experiments if e.parent is not None and e.key not in finished}
     longest: dict[tuple[object, ...], Experiment] = {}
     for e in experiments:
-        if leaves_trunk(e) and (e.key in settled or e.key in needed):
+        if leaves_trunk(e) and (e.key in finished or e.key in needed):
             known = longest.get(trunk_of(e))
             if known is None or known.trunk_step < e.trunk_step:
                 longest[trunk_of(e)] = e

@@ -19,7 +19,7 @@ from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.validity import Line
 from flops_fit_ray.tables import Table
 
-MOST_VALLEYS, MOST_ROWS, MOST_FAILURES = 40, 250, 60  # rows; a page of 10,000 experiments must open, too
+MAX_VALLEYS, MAX_ROWS, MAX_FAILURES = 40, 250, 60  # rows; a page of 10,000 experiments must open, too
 
 
 def answer(analysis: Analysis, loss_name: str) -> str:
@@ -138,8 +138,8 @@ def _of_sweep(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) ->
         "done": len(sweep.results),
         "total": len(sweep.plan.experiments),
         "failed": failed,
-        "failed_rows": [(e, failed[e.key]) for e in sweep.plan.experiments if e.key in failed][:MOST_FAILURES],
-        "most_rows": MOST_ROWS,
+        "failed_rows": [(e, failed[e.key]) for e in sweep.plan.experiments if e.key in failed][:MAX_FAILURES],
+        "most_rows": MAX_ROWS,
         "advice": ADVICE,
         "costs": costs(sweep),
         "provenance": provenance(sweep),
@@ -178,8 +178,8 @@ def _of_fit(analysis: Analysis, card: Sequence[Line], figures: Mapping[str, str]
         "fit": fit,
         "card": card,
         "timed": analysis.isotime,
-        "valleys": shown[:MOST_VALLEYS],
-        "more_valleys": max(0, len(shown) - MOST_VALLEYS),
+        "valleys": shown[:MAX_VALLEYS],
+        "more_valleys": max(0, len(shown) - MAX_VALLEYS),
         "percent": f"{100 * fit.options.confidence:g} %",
         "figures": {name: Markup(figures.get(name, "")) for name in names},  # noqa: S704 - drawn by us
         "loss_name": loss_name,

@@ -50,7 +50,7 @@ def provenance(sweep: Sweep) -> list[tuple[str, str]]:
     """What made the results, by name."""
     devices = sorted({f"{r.device} ({r.host})" for r in sweep.results})
     versions = sorted({", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in sweep.results})
-    size, data = sweep.plan.survey.sizes[0], sweep.plan.survey.data
+    size, data = sweep.plan.measurements.sizes[0], sweep.plan.measurements.data
     return [
         ("versions", "; ".join(versions) or "nothing has run"),
         ("devices", "; ".join(devices) or "nothing has run"),

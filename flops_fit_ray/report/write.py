@@ -33,8 +33,8 @@ from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.validity import document, validity_card
 from flops_fit_ray.tables import Table
 
-MOST_PAGE_VALLEYS = 40  # more are no budgets, but runs scattered over C
-MOST_PAGE_CURVES = 60  # runs; with more the page would grow too large, and the figure's file stands beside it
+MAX_PAGE_VALLEYS = 40  # more are no budgets, but runs scattered over C
+MAX_PAGE_CURVES = 60  # runs; with more the page would grow too large, and the figure's file stands beside it
 
 Replaced = Sequence[tuple[float, float, float]]  # budget, N and loss of runs for which a rerun stands
 
@@ -103,14 +103,14 @@ def _drawn(analysis: Analysis, curves: Points | None, loss_name: str, replaced: 
 
 def _belongs(name: str, curves: Points | None) -> bool:
     """Whether a figure is small enough for the page."""
-    return name != "curves" or curves is None or curves.num_runs <= MOST_PAGE_CURVES
+    return name != "curves" or curves is None or curves.num_runs <= MAX_PAGE_CURVES
 
 
 def _figures(
     analysis: Analysis, curves: Points | None, loss_name: str, replaced: Replaced
 ) -> Iterator[tuple[str, Callable[[], Figure]]]:
     fit = analysis.fit
-    if len(budgets := valley_curves(fit, replaced)) <= MOST_PAGE_VALLEYS:
+    if len(budgets := valley_curves(fit, replaced)) <= MAX_PAGE_VALLEYS:
         yield "valleys", lambda: draw_valleys(budgets, loss_name)
     yield "laws", lambda: draw_laws(law_bands(fit))
     surface, rest, panel = contours(fit), residuals(fit), analysis.sensitivity

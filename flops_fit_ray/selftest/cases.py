@@ -49,16 +49,16 @@ def run_cases(address: str | None, say: Callable[[str], None], alphas: Sequence[
 
 def _case(alpha: float, root: Path, say: Callable[[str], None]) -> Case:
     from flops_fit_ray.api import find_optimal
-    from flops_fit_ray.selftest.task import Truncated, known_data, known_risk
+    from flops_fit_ray.selftest.task import TruncatedRegression, reference_data, reference_risk
 
     started = time.perf_counter()
     truth = 1 / (1 + 2 * alpha)
     result = find_optimal(
-        Truncated,
+        TruncatedRegression,
         "features",
         {"alpha": alpha},
-        dataset=known_data(SAMPLES, alpha),
-        loss_fn=known_risk,
+        dataset=reference_data(SAMPLES, alpha),
+        loss_fn=reference_risk,
         compute_budgets=list(BUDGETS),
         output_dir=root / f"alpha-{alpha:g}",
         batch_size=8,

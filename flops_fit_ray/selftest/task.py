@@ -15,7 +15,7 @@ TERMS = 4096
 SEEN = 512  # coordinates that any model may see; the others reach the target as one Gaussian
 
 
-class Truncated(nn.Module):
+class TruncatedRegression(nn.Module):
     """Linear regression on the first `features` coordinates, from zero."""
 
     def __init__(self, features: int, alpha: float) -> None:
@@ -30,11 +30,11 @@ class Truncated(nn.Module):
         return out
 
 
-def known_risk(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+def reference_risk(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean squared error while training; in eval mode the risk over all data, which is known without any."""
     inner = model
     x, y = batch
-    if model.training or not isinstance(inner, Truncated):
+    if model.training or not isinstance(inner, TruncatedRegression):
         return torch.mean((model(x) - y) ** 2)
     j = torch.arange(1, TERMS + 1, dtype=torch.float64)
     weights = inner.linear.weight[0].double()
@@ -43,7 +43,7 @@ def known_risk(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return torch.sum(j ** (-2 * inner.alpha) * wrong**2)
 
 
-def known_data(samples: int, alpha: float, seed: int = 0) -> TensorDataset:
+def reference_data(samples: int, alpha: float, seed: int = 0) -> TensorDataset:
     """`samples` pairs (x, y)."""
     generator = torch.Generator().manual_seed(seed)
     j = torch.arange(1, TERMS + 1, dtype=torch.float64)

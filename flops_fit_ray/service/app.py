@@ -18,7 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from flops_fit_ray.errors import DirectoryError, FitError, FlopsFitError, ResourceError, SpecError, first_line
-from flops_fit_ray.service.app_state import Parts
+from flops_fit_ray.service.app_state import AppState
 from flops_fit_ray.service.http.guard import Guard, Key, token_of
 from flops_fit_ray.service.http.html import VERSION, page
 from flops_fit_ray.service.http.redact import redacted
@@ -29,13 +29,13 @@ from flops_fit_ray.service.rest import api
 from flops_fit_ray.service.runs.launch import Launcher, LocalRuns, RayRuns
 from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.service.runs.specs import Specs
-from flops_fit_ray.service.state.cache import Mirrors
-from flops_fit_ray.service.state.fits import Work
+from flops_fit_ray.service.state.cache import SweepCaches
+from flops_fit_ray.service.state.fits import FitWorker
 
 PUMP_SECONDS = 0.5
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SOCKETS = 256  # at the same time; more are refused
-MOST_HEAD = 64 * 1024  # bytes of a request's headers
+MAX_HEAD = 64 * 1024  # bytes of a request's headers
 GRACE_SECONDS = 3  # for answers that are under way when it ends
 
 
@@ -59,7 +59,7 @@ class Settings:
         return (*(f"{name}:{self.port}" for name in known), *self.names)
 
 
-def make_app(parts: Parts, token: str, hosts: Sequence[str]) -> FastAPI:
+def make_app(parts: AppState, token: str, hosts: Sequence[str]) -> FastAPI:
     """The application, guarded; `hosts` are the names under which it may be asked for."""
 
     @contextlib.asynccontextmanager
@@ -166,7 +166,7 @@ _ANSWERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
 }
 
 
-def make_parts(settings: Settings) -> Parts:
+def make_parts(settings: Settings) -> AppState:
     """What the application works with.
 
     Raises:
@@ -176,7 +176,7 @@ def make_parts(settings: Settings) -> Parts:
     specs = Specs(paths, settings.code)
     launcher: Launcher = LocalRuns(paths) if settings.address is None else RayRuns(paths, settings.address)
     runs = Runs(paths, specs, launcher, at_once=settings.at_once, most_waiting=settings.most_waiting)
-    return Parts(runs=runs, specs=specs, mirrors=Mirrors(paths), work=Work())
+    return AppState(runs=runs, specs=specs, mirrors=SweepCaches(paths), work=FitWorker())
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -208,7 +208,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
             server_header=False,
             limit_concurrency=SOCKETS,
             timeout_graceful_shutdown=GRACE_SECONDS,
-            h11_max_incomplete_event_size=MOST_HEAD,
+            h11_max_incomplete_event_size=MAX_HEAD,
             ws="none",
         )
         uvicorn.Server(config).run([listening])

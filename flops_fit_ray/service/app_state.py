@@ -22,21 +22,21 @@ from flops_fit_ray.service.http.refusal import Refusal, conflict
 from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state import views
-from flops_fit_ray.service.state.cache import Mirrors, Reading
-from flops_fit_ray.service.state.fits import Work
+from flops_fit_ray.service.state.cache import Reading, SweepCaches
+from flops_fit_ray.service.state.fits import FitWorker
 from flops_fit_ray.service.state.pricing import price_of
 
 ANSWER_SECONDS = 120.0  # for a fit of 10,000 experiments, and what stands before it
 
 
 @dataclass(frozen=True)
-class Parts:
+class AppState:
     """What handlers work with."""
 
     runs: Runs
     specs: Specs
-    mirrors: Mirrors
-    work: Work
+    mirrors: SweepCaches
+    work: FitWorker
     readings: Readings = field(default_factory=Readings)  # of the service's own machine
 
     def view(self, name: str) -> dict[str, Any]:
@@ -92,15 +92,15 @@ def faulty(faults: Sequence[str]) -> dict[str, Any]:
     return {"valid": False, "faults": [redacted(fault) for fault in faults]}
 
 
-def parts_of(request: Request) -> Parts:
+def app_state_of(request: Request) -> AppState:
     """Those of the application that serves a request."""
-    parts: Parts = request.app.state.parts
+    parts: AppState = request.app.state.parts
     return parts
 
 
 async def fresh(request: Request, name: str) -> Reading:
     """What is in a sweep's directory: at once where it is known, else by a thread."""
-    parts = parts_of(request)
+    parts = app_state_of(request)
     known = parts.mirrors.of(name).fresh
     return known if known is not None else await asyncio.to_thread(parts.reading, name)
 
@@ -115,7 +115,7 @@ async def answer(request: Request, reading: Reading, question: str, *more: str) 
         raise conflict("no experiment is completed yet")
     root = reading.sweep.paths.root
     try:
-        return await parts_of(request).work.answer(ANSWER_SECONDS, question, root, reading.version, *more)
+        return await app_state_of(request).work.answer(ANSWER_SECONDS, question, root, reading.version, *more)
     except TimeoutError as e:
         words = f"that takes more than {ANSWER_SECONDS:g} s; it is being worked on, so ask again"
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, words) from e

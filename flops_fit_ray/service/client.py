@@ -70,11 +70,11 @@ class Client:
         return dict(self.ask("POST", "/specs/validate", {"text": text, "code": code}))
 
     def start(
-        self, text: str, *, code: str | None = None, name: str | None = None, key: str | None = None, **way: Any
+        self, text: str, *, code: str | None = None, name: str | None = None, key: str | None = None, **limits: Any
     ) -> str:
         """Start a sweep and return its name. The same key never starts a second one; by default each call is new."""
         spec = self.ask("POST", "/specs", {"text": text, "code": code})
-        body = {"spec": spec["id"], "name": name, **way}
+        body = {"spec": spec["id"], "name": name, **limits}
         return str(self.ask("POST", "/sweeps", body, **{"Idempotency-Key": key or uuid.uuid4().hex})["name"])
 
     def sweep(self, name: str) -> dict[str, Any]:

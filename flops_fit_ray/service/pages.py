@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from flops_fit_ray.errors import FitError, SpecError
-from flops_fit_ray.service.app_state import Parts, faulty, parts_of
+from flops_fit_ray.service.app_state import AppState, app_state_of, faulty
 from flops_fit_ray.service.http.guard import Key
 from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.http.redact import redacted, redacted_values
@@ -22,10 +22,10 @@ from flops_fit_ray.service.runs.queue import More
 from flops_fit_ray.service.state import views
 from flops_fit_ray.service.state.cache import Reading
 from flops_fit_ray.spec import dump_spec
-from flops_fit_ray.sweep.run_limits import Way
+from flops_fit_ray.sweep.run_limits import RunLimits
 
 ROWS = 50
-MOST_FAILURES = 20
+MAX_FAILURES = 20
 PREDICT_SECONDS = 60.0
 HEADS = (
     ("budget", "C"), ("size", "size"), ("params", "N"), ("tokens", "D"), ("role", "role"), ("status", "status"),
@@ -38,7 +38,7 @@ pages = APIRouter(include_in_schema=False)
 @pages.get("/", response_class=HTMLResponse)
 def index(request: Request) -> str:
     """All sweeps."""
-    parts = parts_of(request)
+    parts = app_state_of(request)
     sweeps = parts.sweeps()
     return page("index.html.j2", sweeps=sweeps, server=parts.server(sweeps), specs=parts.specs.all()[:20])
 
@@ -80,7 +80,7 @@ async def sweep(
     budget: Annotated[str, Query(max_length=40)] = "",
 ) -> str:
     """One sweep: how it stands, its valleys, its experiments, its failures."""
-    parts = parts_of(request)
+    parts = app_state_of(request)
     reading = await asyncio.to_thread(parts.mirrors.now, name)
     query = {
         "status": status or None,
@@ -93,7 +93,7 @@ async def sweep(
 
 
 def _sweep(
-    parts: Parts, name: str, reading: Reading | None, query: dict[str, Any], offset: int, prediction: dict[str, Any]
+    parts: AppState, name: str, reading: Reading | None, query: dict[str, Any], offset: int, prediction: dict[str, Any]
 ) -> str:
     short = None if reading is None else _short(parts, reading)
 
@@ -123,7 +123,7 @@ def _sweep(
 @pages.get("/sweeps/{name}/experiments/{key}", response_class=HTMLResponse)
 def experiment(request: Request, name: str, key: str) -> str:
     """One experiment."""
-    parts = parts_of(request)
+    parts = app_state_of(request)
     reading = parts.reading(name)
     found = views.experiment_view(reading, key)
     stamp = views.changed(reading.sweep.paths.curve(key))
@@ -133,24 +133,24 @@ def experiment(request: Request, name: str, key: str) -> str:
 @pages.post("/sweeps/{name}/stop")
 def stop(request: Request, name: str) -> Response:
     """The button."""
-    parts_of(request).runs.stop(name)
+    app_state_of(request).runs.stop(name)
     return _to(name)
 
 
 @pages.post("/sweeps/{name}/resume")
 def resume(request: Request, name: str) -> Response:
     """The button."""
-    return _go_on(parts_of(request), name, More())
+    return _go_on(app_state_of(request), name, More())
 
 
 @pages.post("/sweeps/{name}/extend")
 async def extend(request: Request, name: str) -> Response:
     """The button beside what is to be added."""
-    return await asyncio.to_thread(_go_on, parts_of(request), name, _more(await _form(request)))
+    return await asyncio.to_thread(_go_on, app_state_of(request), name, _more(await _form(request)))
 
 
-def _go_on(parts: Parts, name: str, more: More) -> Response:
-    parts.runs.go_on(name, more, Way())
+def _go_on(parts: AppState, name: str, more: More) -> Response:
+    parts.runs.go_on(name, more, RunLimits())
     parts.runs.pump()
     return _to(name)
 
@@ -162,7 +162,7 @@ def _to(name: str) -> Response:
 @pages.get("/new", response_class=HTMLResponse)
 def new(request: Request, spec: Annotated[str | None, Query(max_length=40)] = None) -> str:
     """A form for a spec."""
-    parts = parts_of(request)
+    parts = app_state_of(request)
     known = None if spec is None else parts.specs.named(spec)
     form = {} if known is None else {"text": known.text, "code": known.code}
     return _new(parts, form, None)
@@ -171,13 +171,13 @@ def new(request: Request, spec: Annotated[str | None, Query(max_length=40)] = No
 @pages.post("/new")
 async def validated(request: Request) -> Response:
     """Says what a spec would run and cost; the second button starts it."""
-    parts, form = parts_of(request), await _form(request)
+    parts, form = app_state_of(request), await _form(request)
     text, code = form.get("text", "").replace("\r\n", "\n"), form.get("code") or None
     try:
         if form.get("do") == "start":
             stored, _ = await asyncio.to_thread(parts.specs.create, text, code)
             name, key = form.get("name") or None, form.get("key") or None
-            start, _ = await asyncio.to_thread(parts.runs.start, stored, name, Way(), key)
+            start, _ = await asyncio.to_thread(parts.runs.start, stored, name, RunLimits(), key)
             await asyncio.to_thread(parts.runs.pump)
             return RedirectResponse(f"/sweeps/{quote(start.sweep)}", HTTPStatus.SEE_OTHER)
         price = await asyncio.to_thread(parts.price, text, code)
@@ -189,7 +189,7 @@ async def validated(request: Request) -> Response:
     return HTMLResponse(_new(parts, form, price), status_code=status)
 
 
-def _new(parts: Parts, form: dict[str, str], price: dict[str, Any] | None) -> str:
+def _new(parts: AppState, form: dict[str, str], price: dict[str, Any] | None) -> str:
     return page(
         "new.html.j2", form=form, price=price, roots=list(map(str, parts.specs.roots)), key=secrets.token_hex(16)
     )
@@ -216,7 +216,7 @@ def _more(form: dict[str, str]) -> More:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"{e}; give numbers, with spaces between them") from e
 
 
-def _short(parts: Parts, reading: Reading) -> dict[str, Any] | None:
+def _short(parts: AppState, reading: Reading) -> dict[str, Any] | None:
     """The newest answer that is there; a newer one is being made."""
     if not reading.sweep.results or reading.sweep.spec.is_one_run:
         return None
@@ -239,10 +239,10 @@ def _listed(reading: Reading, query: dict[str, Any], offset: int) -> dict[str, A
 
 
 def _failures(reading: Reading) -> list[dict[str, Any]]:
-    return [views.experiment_view(reading, failure.key) for failure in reading.sweep.failures[:MOST_FAILURES]]
+    return [views.experiment_view(reading, failure.key) for failure in reading.sweep.failures[:MAX_FAILURES]]
 
 
-async def _prediction(parts: Parts, reading: Reading | None, budget: str) -> dict[str, Any]:
+async def _prediction(parts: AppState, reading: Reading | None, budget: str) -> dict[str, Any]:
     """What the form of `predict` shows: the answer, or why there is none."""
     if not budget or reading is None:
         return {}

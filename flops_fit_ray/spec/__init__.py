@@ -1,6 +1,6 @@
 """The question: a sweep as a typed value, and its YAML file.
 
-Nothing here imports the user's code; the targets stay names until `training.guest` loads them.
+Nothing here imports the user's code; the targets stay names until `training.user.parts` loads them.
 """
 
 from flops_fit_ray.spec.reading import dump_spec, make_spec, parse_yaml, read_spec, spec_from_bytes

@@ -125,10 +125,10 @@ def _spec_lines(before: SweepSpec, now: SweepSpec) -> Iterator[str]:
 
 def _plan_lines(before: Plan, now: Plan) -> Iterator[str]:
     """What differs in the data and the model behind the same spec."""
-    if before.survey.data.fingerprint != now.survey.data.fingerprint:
+    if before.measurements.data.fingerprint != now.measurements.data.fingerprint:
         yield "data.train: its samples are not those of before"
-    sizes = {str(s.size): s for s in before.survey.sizes}
-    for size in now.survey.sizes:
+    sizes = {str(s.size): s for s in before.measurements.sizes}
+    for size in now.measurements.sizes:
         old = sizes.get(str(size.size))
         if old is not None and (old.params, old.flops_per_token) != (size.params, size.flops_per_token):
             yield (

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CLEARLY = 2.0  # standard deviations of a difference of two runs
-MOST_CURVES = 500  # experiments whose curves are read
+MAX_CURVES = 500  # experiments whose curves are read
 STATUSES = (
     "completed",
     "diverged",
@@ -99,8 +99,8 @@ class Sweep:
 
     @cached_property
     def _open(self) -> tuple[Experiment, ...]:
-        settled = {outcome.key for outcome in self.outcomes}
-        return tuple(e for e in self.plan.experiments if e.key not in settled)
+        finished = {outcome.key for outcome in self.outcomes}
+        return tuple(e for e in self.plan.experiments if e.key not in finished)
 
     @cached_property
     def running(self) -> tuple[tuple[Experiment, Progress], ...]:
@@ -152,7 +152,7 @@ class Sweep:
     @property
     def loss_name(self) -> str:
         """What the losses of this sweep are of."""
-        return "held-out loss" if self.plan.survey.data.eval_samples else "training loss, smoothed"
+        return "held-out loss" if self.plan.measurements.data.eval_samples else "training loss, smoothed"
 
     @property
     def fit_options(self) -> FitOptions:
@@ -162,7 +162,7 @@ class Sweep:
     @cached_property
     def points(self) -> Points:
         """The completed experiments of the grid, their seeds and reruns as arrays."""
-        sizes = {s.size: s.params_non_embedding for s in self.plan.survey.sizes}
+        sizes = {s.size: s.params_non_embedding for s in self.plan.measurements.sizes}
         standing = self.standing
         planned = {e.key: e for e in self.plan.experiments}
         trunks = trunk_numbers(planned[r.key] for r in standing) if self._shares_trunks else None
@@ -196,7 +196,7 @@ class Sweep:
     @cached_property
     def curves(self) -> Points | None:
         """Training losses along the way, for the envelope and the figure; None where hardly any were kept."""
-        return _curves(Ledger(self.paths), self.standing) if len(self.standing) <= MOST_CURVES else None
+        return _curves(Ledger(self.paths), self.standing) if len(self.standing) <= MAX_CURVES else None
 
     @cached_property
     def fit(self) -> SweepFit:

@@ -66,7 +66,7 @@ def recommend(sweep: Sweep, fit: SweepFit, prediction: Prediction) -> Recommenda
     """The run that `prediction` asks for, from what the sweep measured."""
     notes: list[str] = []
     size, candidates = _size(sweep, prediction.params, notes)
-    sizes = sorted(sweep.plan.survey.sizes, key=lambda s: s.params)
+    sizes = sorted(sweep.plan.measurements.sizes, key=lambda s: s.params)
     params = prediction.params
     if size is not None:
         params = _at_size(sweep, size)
@@ -80,7 +80,7 @@ def recommend(sweep: Sweep, fit: SweepFit, prediction: Prediction) -> Recommenda
     lr = math.exp(_line(np.log(known), np.log([rates[n] for n in known]), math.log(params)))
     if not known[0] <= params <= known[-1]:
         notes.append("the learning rate is the sweep's rule, continued beyond its sizes")
-    epoch = sweep.plan.survey.data.tokens_per_epoch
+    epoch = sweep.plan.measurements.data.tokens_per_epoch
     epochs = None if epoch is None else tokens / epoch
     if epochs is not None and epochs > sweep.spec.data.max_epochs:
         notes.append(f"D is {epochs:.3g} epochs of the sweep's data: it needs more data, or repeats them")
@@ -116,7 +116,7 @@ def _line(x: Any, y: Any, at: float) -> float:
 
 def _whole_sizes(sweep: Sweep) -> tuple[list[int], list[int]]:
     """Sizes that are numbers, and their N, increasing."""
-    pairs = sorted((s.size, s.params) for s in sweep.plan.survey.sizes if isinstance(s.size, int))
+    pairs = sorted((s.size, s.params) for s in sweep.plan.measurements.sizes if isinstance(s.size, int))
     return [size for size, _ in pairs], [params for _, params in pairs]
 
 
@@ -124,7 +124,7 @@ def _size(sweep: Sweep, params: float, notes: list[str]) -> tuple[int | str | No
     """The size nearest to N, in the steps that all sizes of the sweep share; and the next nearest."""
     values, counts = _whole_sizes(sweep)
     if len(values) < 2:
-        near = min(sweep.plan.survey.sizes, key=lambda s: abs(math.log(s.params / params)))
+        near = min(sweep.plan.measurements.sizes, key=lambda s: abs(math.log(s.params / params)))
         if max(near.params / params, params / near.params) > FAR_SIZE:
             notes.append(f"several arguments make a size; choose them for N = {params:.3g}")
             return None, ()
@@ -140,7 +140,7 @@ def _size(sweep: Sweep, params: float, notes: list[str]) -> tuple[int | str | No
 
 
 def _at_size(sweep: Sweep, size: int | str) -> float:
-    known = {s.size: s.params for s in sweep.plan.survey.sizes}
+    known = {s.size: s.params for s in sweep.plan.measurements.sizes}
     if size in known or not isinstance(size, int):
         return float(known[size])
     values, counts = _whole_sizes(sweep)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Way:
+class RunLimits:
     """What is None is left to the defaults."""
 
     until: str | None = None  # ci=FACTOR@C

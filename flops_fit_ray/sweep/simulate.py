@@ -12,7 +12,7 @@ import numpy as np
 from flops_fit_ray.analysis import Points, SweepFit, fit_sweep
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning import Plan, Planner, Survey, trunk_numbers
+from flops_fit_ray.planning import Measurements, Plan, Planner, trunk_numbers
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import Simulated, World, simulate_sweep, stated_surface
 from flops_fit_ray.spec import SweepSpec
@@ -21,7 +21,7 @@ from flops_fit_ray.sweep.directory import fit_options
 SLOTS = (2, 8, 64, 1024)
 DRAWS = 400  # of the bootstrap of each sweep
 BEYOND = 10.0  # times the largest budget: where the answer is asked for
-MOST_MEASURED = 300  # experiments of a sweep, above which one is enough
+MAX_MEASURED = 300  # experiments of a sweep, above which one is enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +84,14 @@ def simulate_spec(
         raise SpecError("--surface", [str(e)]) from e
     if spec.is_one_run:
         raise SpecError("spec", ["budgets: has one run; there is nothing to simulate"])
-    planner = Planner(spec, plan.survey, plan.frame)
+    planner = Planner(spec, plan.measurements, plan.constants)
     worlds = [World(surface=constants, noise=noise, seed=seed) for seed in range(sweeps)]
     first = [simulate_sweep(planner, worlds[0], n, lambda e: e.flops) for n in slots]
-    if len(first[0].plan.experiments) > MOST_MEASURED:
+    if len(first[0].plan.experiments) > MAX_MEASURED:
         worlds = worlds[:1]
     ran = [first[0], *(simulate_sweep(planner, w, slots[0], lambda e: e.flops) for w in worlds[1:])]
     target = BEYOND * spec.budgets[-1].flops
-    truth = _Truth(worlds[0], plan.survey)
+    truth = _Truth(worlds[0], plan.measurements)
     marks = [mark for s in ran if (mark := _mark(spec, truth, s, target)) is not None]
     table = np.array(marks) if marks else np.full((1, 5), np.nan)
     return Simulation(
@@ -140,10 +140,10 @@ def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) 
 
 
 class _Truth:
-    """The optimum of a surface where a token costs what the models of a survey really cost, and not 6·N FLOPs."""
+    """The optimum of a surface where a token costs what the measured models really cost, and not 6·N FLOPs."""
 
-    def __init__(self, world: World, survey: Survey) -> None:
-        sizes = sorted(survey.sizes, key=lambda s: s.params)
+    def __init__(self, world: World, measurements: Measurements) -> None:
+        sizes = sorted(measurements.sizes, key=lambda s: s.params)
         self._surface = world.surface
         self._x, self._y = np.log([s.params for s in sizes]), np.log([s.flops_per_token for s in sizes])
 

@@ -28,7 +28,7 @@ STEPS_PASS, STEPS_FAIL = 300, 110  # in the cell with the fewest
 EPOCHS_PASS, EPOCHS_FAIL = 1.0, 4.0
 GOOD_SIZES = 5
 WINDOW = (2.5, 8.0)  # from the smallest and the largest size to the optimum
-FEWEST_DF = 6  # degrees of freedom behind the noise
+MIN_DF = 6  # degrees of freedom behind the noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ _Answer = tuple[str, tuple[Verdict, str]]
 
 
 def _of_sweep(sweep: Sweep) -> Iterator[_Answer]:
-    spec, experiments, data = sweep.spec.train, sweep.plan.experiments, sweep.plan.survey.data
+    spec, experiments, data = sweep.spec.train, sweep.plan.experiments, sweep.plan.measurements.data
     yield "schedule ends at D", _schedule(spec.schedule)
     smallest = min(e.tokens for e in experiments)
     worst = max(_warmup_tokens(e) / min(e.params, WARMUP_SHARE * smallest) for e in experiments)
@@ -145,7 +145,7 @@ def _learning_rate(sweep: Sweep) -> tuple[Verdict, str]:
 
 
 def _evaluation(sweep: Sweep) -> tuple[Verdict, str]:
-    samples = sweep.plan.survey.data.eval_samples
+    samples = sweep.plan.measurements.data.eval_samples
     if not samples:
         return "WARN", "no held-out data: losses are training losses, smoothed"
     errors = [r.loss_stderr for r in sweep.results if r.loss_stderr is not None]
@@ -198,7 +198,7 @@ def _noise(fit: SweepFit) -> tuple[Verdict, str]:
     words = (
         f"{fit.noise.pooled:.2g} about the curves ({fit.noise.pooled_df} degrees of freedom); no seeds were repeated"
     )
-    return ("PASS" if fit.noise.pooled_df >= FEWEST_DF else "WARN"), words + _shared(fit)
+    return ("PASS" if fit.noise.pooled_df >= MIN_DF else "WARN"), words + _shared(fit)
 
 
 def _shared(fit: SweepFit) -> str:

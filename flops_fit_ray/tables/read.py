@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
 FLOPS_PER_TOKEN_AND_PARAM = 6  # C = 6·N·D (Kaplan et al. 2020, section 2.1): the convention where one is missing
 SHOWN_REFUSALS = 5
-FEWEST_ALIKE, MOSTLY_ALIKE = 3, 0.9  # runs of one C, and their share of all, from which C is taken for a label
+MIN_ALIKE, MOSTLY_ALIKE = 3, 0.9  # runs of one C, and their share of all, from which C is taken for a label
 AS_IT_IS = Reading()
 
 
@@ -224,7 +224,7 @@ def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns, go
 def _repeats(flops: Floats) -> bool:
     """Whether C is itself a label: nearly all runs share theirs, to the last digit, with two others at least."""
     count = np.unique(flops, return_counts=True)[1]
-    return bool(count[count >= FEWEST_ALIKE].sum() >= MOSTLY_ALIKE * len(flops))
+    return bool(count[count >= MIN_ALIKE].sum() >= MOSTLY_ALIKE * len(flops))
 
 
 def _mean_flops(labels: pd.Series[Any], flops: Floats) -> Floats:

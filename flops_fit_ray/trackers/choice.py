@@ -40,7 +40,9 @@ def watchers_for(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None])
     """Those who tell each tracker, every one in a thread of its own."""
     ledger = Ledger(paths)
     return [
-        Watcher(Tracked(tracker, ledger, say), poll_seconds=POLL_SECONDS, patience=PATIENCE, name=tracker.name, say=say)
+        Watcher(
+            Tracked(tracker, ledger, say), poll_seconds=POLL_SECONDS, time_limit=PATIENCE, name=tracker.name, say=say
+        )
         for tracker in _trackers(spec, paths)
     ]
 

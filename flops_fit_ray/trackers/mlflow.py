@@ -11,7 +11,7 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import MlflowSection
 from flops_fit_ray.trackers.tracked import measured_of, points_of, run_name, settings_of
 
-MOST_METRICS = 1000  # in one request
+MAX_METRICS = 1000  # in one request
 
 
 class Mlflow:
@@ -39,8 +39,8 @@ class Mlflow:
         if isinstance(record, Result):
             metrics += [Metric(name, value, moment, e.steps) for name, value in measured_of(record).items()]
         client.log_batch(run, params=[Param(name, str(value)) for name, value in settings_of(e).items()])
-        for i in range(0, len(metrics), MOST_METRICS):
-            client.log_batch(run, metrics=metrics[i : i + MOST_METRICS])
+        for i in range(0, len(metrics), MAX_METRICS):
+            client.log_batch(run, metrics=metrics[i : i + MAX_METRICS])
         if isinstance(record, Failure):
             client.set_tag(run, "error", f"{record.status}: {record.error}"[:5000])
         client.set_terminated(run, "FINISHED" if isinstance(record, Result) else "FAILED", moment)

@@ -10,7 +10,7 @@ from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment, Plan
 
-MOST_FAILURES = 3  # in a row, after which a tracker is not asked any more
+MAX_FAILURES = 3  # in a row, after which a tracker is not asked any more
 CURVE = {"train_loss": "loss/train", "eval_loss": "loss/held_out", "lr": "lr", "grad_norm": "grad_norm"}
 
 
@@ -115,13 +115,13 @@ class Tracked:
 
     def end(self) -> None:
         """Nothing more will come."""
-        if self._failures < MOST_FAILURES:
+        if self._failures < MAX_FAILURES:
             self._try(self._tracker.close)
         if self._lost:
             self._say(f"{self._tracker.name}: {self._lost} experiments could not be told; the ledger has them")
 
     def _try(self, act: Callable[[], None], *, counts: bool = False) -> None:
-        if self._failures >= MOST_FAILURES:
+        if self._failures >= MAX_FAILURES:
             self._lost += counts
             return
         try:

@@ -41,7 +41,7 @@ def minimise(
     log_loss: Floats,
     weights: Floats,
     tolerance: float = 1e-12,
-    most: int = MAX_ITERATIONS,
+    max_iterations: int = MAX_ITERATIONS,
     patience: int | None = None,
 ) -> Ended:
     """Minimise every row from `theta` (M, 5); `log_loss` and `weights` are (n,) or (M, n)."""
@@ -54,7 +54,7 @@ def minimise(
         return _step(problem, at, gradient, hessian, majoriser, damping)
 
     search = Search(
-        lower=LOWER, upper=UPPER, damping=DAMPING, tolerance=tolerance, most=most, patience=patience
+        lower=LOWER, upper=UPPER, damping=DAMPING, tolerance=tolerance, max_iterations=max_iterations, patience=patience
     )  # fmt: skip
     return descend(theta, log_loss, weights, evaluate, step, search)
 

@@ -12,7 +12,7 @@ from flops_fit_ray.analysis.arrays import Bools, Floats
 
 CHUNK = 65_536  # elements of (rows, points) at once: what stays in a core's cache
 MAX_ITERATIONS = 200
-MOST_DAMPING = 1e9  # beyond it no step helps
+MAX_DAMPING = 1e9  # beyond it no step helps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Search:
     upper: Floats
     damping: float  # at the start
     tolerance: float = 1e-12
-    most: int = MAX_ITERATIONS
+    max_iterations: int = MAX_ITERATIONS
     patience: int | None = None
 
 
@@ -96,14 +96,14 @@ def _descend_block(
     rows = len(theta)
     best, known = theta.copy(), [values.copy() for values in evaluate(theta, target, weights)]
     dampings = np.full(rows, search.damping)
-    most, patience, tolerance = search.most, search.patience, search.tolerance
+    max_iterations, patience, tolerance = search.max_iterations, search.patience, search.tolerance
     done = ~np.isfinite(known[0])
     converged = np.zeros(rows, dtype=bool)
     iterations = 0
-    while iterations < most and not done.all():
+    while iterations < max_iterations and not done.all():
         iterations += 1
         if patience is not None and converged[known[0].argmin()]:
-            most = min(most, iterations + patience)
+            max_iterations = min(max_iterations, iterations + patience)
             patience = None
         live = np.flatnonzero(~done)
         value = known[0][live]
@@ -121,5 +121,5 @@ def _descend_block(
             values[rising] = fresh[better]
         dampings[live] = np.where(better, dampings[live] / 10, np.maximum(dampings[live], 1e-6) * 8)
         converged[live[small]] = True
-        done[live[small | (dampings[live] > MOST_DAMPING)]] = True
+        done[live[small | (dampings[live] > MAX_DAMPING)]] = True
     return Ended(theta=best, known=known, converged=converged)

@@ -8,7 +8,7 @@ from flops_fit_ray.analysis.arrays import Floats
 
 TABLE = np.geomspace(0.03, 3.0, 40)
 REGIONS = 3  # by REGIONS: so many starts, spread over the whole table
-MOST_POINTS = 500  # a seed needs no more
+MAX_POINTS = 500  # a seed needs no more
 
 
 def seeds(x: Floats, y: Floats, loss: Floats, alphas: Floats = TABLE, betas: Floats = TABLE) -> Floats:
@@ -16,8 +16,8 @@ def seeds(x: Floats, y: Floats, loss: Floats, alphas: Floats = TABLE, betas: Flo
 
     Relative squared error: sum ((E + A'u + B'v) / L - 1)², which is what the Huber loss of ln L is near its minimum.
     """
-    if len(x) > MOST_POINTS:
-        picked = np.linspace(0, len(x) - 1, MOST_POINTS).astype(int)
+    if len(x) > MAX_POINTS:
+        picked = np.linspace(0, len(x) - 1, MAX_POINTS).astype(int)
         order = np.argsort(loss, kind="stable")[picked]
         x, y, loss = x[order], y[order], loss[order]
     q = 1 / loss

@@ -13,7 +13,7 @@ from flops_fit_ray.analysis.points import smoothed
 from flops_fit_ray.formatting import count
 from flops_fit_ray.report.figures.style import INK, Drawing, colours, plain, readable_ticks
 
-MOST_LABELS = 8
+MAX_LABELS = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +47,7 @@ def draw_curves(shown: list[TrainingCurve]) -> Figure:
     axes = figure.add_subplot()
     sizes = sorted({curve.params for curve in shown})
     colour = dict(zip(sizes, colours(len(sizes)), strict=True))
-    labelled = set(sizes[:: max(1, -(-len(sizes) // MOST_LABELS))])
+    labelled = set(sizes[:: max(1, -(-len(sizes) // MAX_LABELS))])
     for curve in shown:
         label = f"N = {count(curve.params)}" if curve.params in labelled else None
         labelled.discard(curve.params)

@@ -16,8 +16,8 @@ from flops_fit_ray.formatting import count
 
 INK = "#010203"  # replaced by the page's own text colour where a figure stands in a page
 MARKERS = "os^DvPX*<>"  # with the colours' lightness they tell series apart in grey print as well
-FEWEST_TICKS, MOST_TICKS = 3, 9
-MOST_ELEMENTS = 300
+MIN_TICKS, MAX_TICKS = 3, 9
+MAX_ELEMENTS = 300
 FORMATS = (".svg", ".png", ".pdf")
 
 
@@ -28,7 +28,7 @@ def colours(number: int) -> list[tuple[float, float, float, float]]:
 
 def too_many(points: int) -> bool:
     """Whether dots are better one picture than so many elements: a page must stay small."""
-    return points > MOST_ELEMENTS
+    return points > MAX_ELEMENTS
 
 
 def plain(axes: Axes) -> None:
@@ -47,10 +47,10 @@ def readable_ticks(axes: Axes) -> bool:
     low, high = axes.get_ylim()
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
-    if len(ticks) <= MOST_TICKS:
+    if len(ticks) <= MAX_TICKS:
         axes.set_yticks(ticks, [count(tick) for tick in ticks])
     axes.yaxis.set_minor_formatter("")
-    return len(ticks) >= FEWEST_TICKS
+    return len(ticks) >= MIN_TICKS
 
 
 class Drawing(Figure):

@@ -15,8 +15,8 @@ from flops_fit_ray.formatting import flops
 from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, plain, too_many
 
 CURVE_POINTS = 121
-MOST_NAMED = 20  # budgets; of more, every so many
-MOST_INSIDE = 7  # budgets; the legend of more stands beside the figure
+MAX_NAMED = 20  # budgets; of more, every so many
+MAX_INSIDE = 7  # budgets; the legend of more stands beside the figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def draw_valleys(curves: list[ValleyCurve], loss_name: str = "held-out loss") ->
     axes = figure.add_subplot()
     many_points = too_many(sum(len(curve.params) for curve in curves))
     for i, (curve, colour) in enumerate(zip(curves, colours(len(curves)), strict=True)):
-        named = i % -(-len(curves) // MOST_NAMED) == 0
+        named = i % -(-len(curves) // MAX_NAMED) == 0
         label, marker = (f"C = {curve.label}" if named else None), MARKERS[i % len(MARKERS)]
         used = curve.used
         axes.plot(
@@ -98,7 +98,7 @@ def draw_valleys(curves: list[ValleyCurve], loss_name: str = "held-out loss") ->
     axes.set_xlabel("N (parameters)")
     axes.set_ylabel(loss_name)
     if curves:
-        many = len(curves) > MOST_INSIDE
+        many = len(curves) > MAX_INSIDE
         legend = axes.legend(frameon=False, labelcolor=INK, fontsize=7 if many else 8)
         if many:
             legend.set_loc("upper left")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TOKEN_BYTES = 16  # 128 bits
-MOST_BODY = 2 * 1024 * 1024  # bytes; a spec has at most half of that
+MAX_BODY = 2 * 1024 * 1024  # bytes; a spec has at most half of that
 BODY_SECONDS = 10.0
 DEEPEST = 64  # brackets inside of one another; JSON of ours has four
 NEVER = (b"%2f", b"%5c", b"%00")  # in a path: a name with a slash in it is none of ours
@@ -176,8 +176,8 @@ class _TooMuchError(Exception):
 async def _body(headers: Mapping[str, str], receive: Receive) -> bytes:
     """All of it, and never more than is bearable."""
     length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > MOST_BODY:
-        raise _TooMuchError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MOST_BODY} bytes")
+    if not length.isdigit() or int(length) > MAX_BODY:
+        raise _TooMuchError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY} bytes")
     parts, size, more = [], 0, True
     while more:
         message = await receive()
@@ -185,8 +185,8 @@ async def _body(headers: Mapping[str, str], receive: Receive) -> bytes:
             break
         part, more = message.get("body", b""), message.get("more_body", False)
         size += len(part)
-        if size > MOST_BODY:
-            raise _TooMuchError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MOST_BODY} bytes")
+        if size > MAX_BODY:
+            raise _TooMuchError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY} bytes")
         parts.append(part)
     body = b"".join(parts)
     if "json" in headers.get("content-type", "") and _depth(body) > DEEPEST:

@@ -12,7 +12,7 @@ from flops_fit_ray.service.http.refusal import Refusal
 from flops_fit_ray.service.state.cache import Reading, Row
 
 if TYPE_CHECKING:
-    from flops_fit_ray.service.app_state import Parts
+    from flops_fit_ray.service.app_state import AppState
 
 Event = tuple[str, str | None, Any]  # its kind ("" for a sign of life), its id, its content
 Told = tuple[str, float]  # an experiment, and when it ended: one that failed may be tried again
@@ -23,7 +23,7 @@ APART_SECONDS = 60.0  # by which the clocks of two machines may differ
 OUTCOME = ("key", "budget", "size", "status", "loss", "loss_stderr", "seconds", "error", "finished_at")
 
 
-async def sweep_events(parts: Parts, name: str, since: str | None) -> AsyncIterator[Event]:
+async def sweep_events(parts: AppState, name: str, since: str | None) -> AsyncIterator[Event]:
     """`status` first and at every change, and `outcome` for each experiment that ends.
 
     Args:
@@ -78,7 +78,7 @@ def _outcomes(reading: Reading | None, told: set[Told]) -> list[Event]:
     return [("outcome", repr(row["finished_at"]), {name: row[name] for name in OUTCOME}) for row in fresh]
 
 
-async def sweeps_events(parts: Parts) -> AsyncIterator[Event]:
+async def sweeps_events(parts: AppState) -> AsyncIterator[Event]:
     """`sweeps` with name, state and share of each, first and at every change."""
     before: Any = None
     alive = time.monotonic()

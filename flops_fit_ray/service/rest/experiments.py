@@ -11,7 +11,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from flops_fit_ray.service.app_state import answer, as_json, as_svg, fresh, of_kind, parts_of
+from flops_fit_ray.service.app_state import answer, app_state_of, as_json, as_svg, fresh, of_kind
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.refusal import Refusal, conflict
 from flops_fit_ray.service.rest import shapes
@@ -44,19 +44,19 @@ async def experiments(
 @routes.get("/sweeps/{name}/experiments/{key}", tags=["experiments"], response_model=shapes.ExperimentOut)
 def experiment(request: Request, name: str, key: str) -> Response:
     """All that is known of one: plan, outcome with traceback, events, checkpoints."""
-    return as_json(views.experiment_view(parts_of(request).reading(name), key))
+    return as_json(views.experiment_view(app_state_of(request).reading(name), key))
 
 
 @routes.get("/sweeps/{name}/experiments/{key}/metrics", tags=["experiments"])
 def metrics(request: Request, name: str, key: str) -> dict[str, Any]:
     """What is measured now, or was in the end."""
-    return views.metrics_of(parts_of(request).reading(name), key)
+    return views.metrics_of(app_state_of(request).reading(name), key)
 
 
 @routes.get("/sweeps/{name}/experiments/{key}/history", tags=["experiments"], response_model=shapes.Page)
 def history(request: Request, name: str, key: str, offset: Offset = 0, limit: Limit = 1000) -> Response:
     """Every point of its curve: step, tokens, losses, learning rate, gradient norm, seconds."""
-    return as_json(views.page_of(views.history_of(parts_of(request).reading(name), key), offset, limit))
+    return as_json(views.page_of(views.history_of(app_state_of(request).reading(name), key), offset, limit))
 
 
 @routes.get("/sweeps/{name}/experiments/{key}/throughput", tags=["experiments"])
@@ -64,7 +64,7 @@ def throughput(
     request: Request, name: str, key: str, points: Annotated[int, Query(ge=2, le=5000)] = views.CURVE_POINTS
 ) -> dict[str, Any]:
     """Tokens per second and MFU now, and tokens per second along the way."""
-    reading = parts_of(request).reading(name)
+    reading = app_state_of(request).reading(name)
     rows = views.history_of(reading, key)
     now = views.metrics_of(reading, key)
     along = views.thinned(views.with_speed(rows), points, ("step", "tokens", "seconds", "tokens_per_second"))
@@ -76,7 +76,7 @@ def curve(
     request: Request, name: str, key: str, points: Annotated[int, Query(ge=2, le=5000)] = views.CURVE_POINTS
 ) -> dict[str, Any]:
     """Losses along the way as columns, thinned to so many points."""
-    rows = views.history_of(parts_of(request).reading(name), key)
+    rows = views.history_of(app_state_of(request).reading(name), key)
     return views.thinned(rows, points, ("step", "tokens", "train_loss", "eval_loss", "lr"))
 
 
@@ -97,7 +97,7 @@ async def experiment_figure(request: Request, name: str, key: str) -> Response:
 @routes.get("/sweeps/{name}/experiments/{key}/log", tags=["experiments"])
 def experiment_log(request: Request, name: str, key: str, limit: Limit = 100) -> list[dict[str, Any]]:
     """What happened to it, the newest last."""
-    return views.events_of(parts_of(request).reading(name), key)[-limit:]
+    return views.events_of(app_state_of(request).reading(name), key)[-limit:]
 
 
 @routes.get(
@@ -105,7 +105,7 @@ def experiment_log(request: Request, name: str, key: str, limit: Limit = 100) ->
 )
 def experiment_checkpoints(request: Request, name: str, key: str) -> Response:
     """What it can go on from, the trunk it left, its final weights."""
-    reading = parts_of(request).reading(name)
+    reading = app_state_of(request).reading(name)
     views.experiment_of(reading, key)
     return as_json(views.checkpoints_of(reading, key))
 
@@ -115,7 +115,7 @@ def experiment_checkpoints(request: Request, name: str, key: str) -> Response:
 )
 def latest(request: Request, name: str, key: str) -> Response:
     """The newest of them."""
-    reading = parts_of(request).reading(name)
+    reading = app_state_of(request).reading(name)
     views.experiment_of(reading, key)
     found = views.checkpoints_of(reading, key)
     if not found:
@@ -126,13 +126,13 @@ def latest(request: Request, name: str, key: str) -> Response:
 @routes.get("/sweeps/{name}/checkpoints", tags=["checkpoints"], response_model=shapes.CheckpointPage)
 def checkpoints(request: Request, name: str, offset: Offset = 0, limit: Limit = 100) -> Response:
     """Those of all experiments, in the plan's order."""
-    return as_json(views.page_of(views.all_checkpoints(parts_of(request).reading(name)), offset, limit))
+    return as_json(views.page_of(views.all_checkpoints(app_state_of(request).reading(name)), offset, limit))
 
 
 @routes.get("/sweeps/{name}/checkpoints/{checkpoint_id}", tags=["checkpoints"], response_model=shapes.CheckpointOut)
 def checkpoint(request: Request, name: str, checkpoint_id: str) -> Response:
     """One of them: its size and its sha256."""
-    return as_json(views.checkpoint_of(parts_of(request).reading(name), checkpoint_id))
+    return as_json(views.checkpoint_of(app_state_of(request).reading(name), checkpoint_id))
 
 
 @routes.get(
@@ -143,7 +143,7 @@ def checkpoint(request: Request, name: str, checkpoint_id: str) -> Response:
 )
 def download(request: Request, name: str, checkpoint_id: str) -> Response:
     """The file itself; ETag is its sha256."""
-    reading = parts_of(request).reading(name)
+    reading = app_state_of(request).reading(name)
     one = views.checkpoint_of(reading, checkpoint_id)
     path = views.file_of(reading, one)
     file = names.opened(path, reading.sweep.paths.root, "checkpoint")

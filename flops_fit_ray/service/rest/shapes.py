@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.state.views import State
 
-MOST_TEXT = 1 << 20
+MAX_TEXT = 1 << 20
 Offset = Annotated[int, Query(ge=0, le=10_000_000)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Flops = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -25,7 +25,7 @@ class Asked(BaseModel):
 class SpecIn(Asked):
     """A spec, and the directory that its model and data are looked for in."""
 
-    text: str = Field(max_length=MOST_TEXT, description="YAML, as in sweep.yaml; without `output`")
+    text: str = Field(max_length=MAX_TEXT, description="YAML, as in sweep.yaml; without `output`")
     code: str | None = Field(
         default=None,
         max_length=4096,
@@ -51,7 +51,7 @@ class PriceOut(BaseModel):
     faults: list[str]
 
 
-class WayIn(Asked):
+class RunLimitsIn(Asked):
     """How far a run goes, and how many experiments at a time."""
 
     until: str | None = Field(default=None, max_length=100, description="ci=FACTOR@C, as `run --until`")
@@ -59,14 +59,14 @@ class WayIn(Asked):
     slots: int | None = Field(default=None, ge=1, le=100_000, description="experiments at a time")
 
 
-class StartIn(WayIn):
+class StartIn(RunLimitsIn):
     """A new sweep."""
 
     spec: str = Field(pattern=names.SPEC)
     name: str | None = Field(default=None, pattern=names.SWEEP, description="by default the spec's")
 
 
-class ExtendIn(WayIn):
+class ExtendIn(RunLimitsIn):
     """What is added to a sweep."""
 
     budgets: list[Flops] = Field(default=[], max_length=100)

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
 from flops_fit_ray.analysis import plain
-from flops_fit_ray.service.app_state import as_events, as_json, of_kind, parts_of
+from flops_fit_ray.service.app_state import app_state_of, as_events, as_json, of_kind
 from flops_fit_ray.service.rest import shapes
 from flops_fit_ray.service.rest.events import sweep_events
 from flops_fit_ray.service.rest.shapes import Limit, Offset
 from flops_fit_ray.service.runs.queue import More
 from flops_fit_ray.service.state import views
-from flops_fit_ray.sweep.run_limits import Way
+from flops_fit_ray.sweep.run_limits import RunLimits
 
 routes = APIRouter()
 
@@ -24,7 +24,7 @@ routes = APIRouter()
 @routes.get("/sweeps", tags=["sweeps"], response_model=shapes.SweepPage)
 def list_sweeps(request: Request, state: views.State | None = None, offset: Offset = 0, limit: Limit = 100) -> Response:
     """Those that run or wait first, then by name."""
-    found = [view for view in parts_of(request).sweeps() if state in (None, view["state"])]
+    found = [view for view in app_state_of(request).sweeps() if state in (None, view["state"])]
     return as_json(views.page_of(found, offset, limit))
 
 
@@ -41,10 +41,10 @@ def start_sweep(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> Response:
     """Start a sweep of a spec, or let it wait. With a key that was used before: what that one came to, and 200."""
-    parts = parts_of(request)
+    parts = app_state_of(request)
     spec = parts.specs.named(body.spec)
-    way = Way(until=body.until, at_most=body.at_most, slots=body.slots)
-    start, new = parts.runs.start(spec, body.name, way, idempotency_key)
+    limits = RunLimits(until=body.until, at_most=body.at_most, slots=body.slots)
+    start, new = parts.runs.start(spec, body.name, limits, idempotency_key)
     parts.runs.pump()
     return as_json(parts.view(start.sweep), HTTPStatus.CREATED if new else HTTPStatus.OK)
 
@@ -52,21 +52,21 @@ def start_sweep(
 @routes.get("/sweeps/{name}", tags=["sweeps"], response_model=shapes.SweepOut)
 def get_sweep(request: Request, name: str) -> Response:
     """How it stands."""
-    return as_json(parts_of(request).view(name))
+    return as_json(app_state_of(request).view(name))
 
 
 @routes.post("/sweeps/{name}/stop", tags=["sweeps"], response_model=shapes.SweepOut)
 def stop(request: Request, name: str) -> Response:
     """Save what runs, and end; what is recorded stays. A second time: at once."""
-    parts = parts_of(request)
+    parts = app_state_of(request)
     parts.runs.stop(name)
     return as_json(parts.view(name))
 
 
 @routes.post("/sweeps/{name}/resume", tags=["sweeps"], response_model=shapes.SweepOut)
-def resume(request: Request, name: str, body: shapes.WayIn | None = None) -> Response:
+def resume(request: Request, name: str, body: shapes.RunLimitsIn | None = None) -> Response:
     """Go on where it was stopped."""
-    return _go_on(request, name, More(), body or shapes.WayIn())
+    return _go_on(request, name, More(), body or shapes.RunLimitsIn())
 
 
 @routes.post("/sweeps/{name}/extend", tags=["sweeps"], response_model=shapes.SweepOut)
@@ -75,9 +75,9 @@ def extend(request: Request, name: str, body: shapes.ExtendIn) -> Response:
     return _go_on(request, name, More(budgets=tuple(body.budgets), sizes=tuple(body.sizes), seeds=body.seeds), body)
 
 
-def _go_on(request: Request, name: str, more: More, way: shapes.WayIn) -> Response:
-    parts = parts_of(request)
-    parts.runs.go_on(name, more, Way(until=way.until, at_most=way.at_most, slots=way.slots))
+def _go_on(request: Request, name: str, more: More, limits: shapes.RunLimitsIn) -> Response:
+    parts = app_state_of(request)
+    parts.runs.go_on(name, more, RunLimits(until=limits.until, at_most=limits.at_most, slots=limits.slots))
     parts.runs.pump()
     return as_json(parts.view(name))
 
@@ -85,7 +85,7 @@ def _go_on(request: Request, name: str, more: More, way: shapes.WayIn) -> Respon
 @routes.get("/sweeps/{name}/log", tags=["sweeps"], response_class=Response, responses=of_kind("text/plain"))
 def sweep_log(request: Request, name: str, lines: Annotated[int, Query(ge=1, le=10_000)] = 200) -> Response:
     """The end of what its runs have said; secrets left out."""
-    parts = parts_of(request)
+    parts = app_state_of(request)
     parts.view(name)
     return PlainTextResponse(views.log_text(parts.runs.log(name), lines))
 
@@ -98,7 +98,7 @@ async def one_sweeps_events(
 
     Each has an id. With Last-Event-ID, as browsers send it, outcomes since then come first; some of them perhaps twice.
     """
-    parts = parts_of(request)
+    parts = app_state_of(request)
     await asyncio.to_thread(parts.view, name)
     return as_events(request, sweep_events(parts, name, last_event_id))
 
@@ -106,5 +106,5 @@ async def one_sweeps_events(
 @routes.get("/sweeps/{name}/devices", tags=["sweeps"])
 def devices(request: Request, name: str) -> list[dict[str, Any]]:
     """Machines and GPUs as they were read last, and what they train; what is not known is null."""
-    found: list[dict[str, Any]] = plain(views.devices_of(parts_of(request).reading(name)))
+    found: list[dict[str, Any]] = plain(views.devices_of(app_state_of(request).reading(name)))
     return found

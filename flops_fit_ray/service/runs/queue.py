@@ -30,7 +30,7 @@ from flops_fit_ray.storage.object_store import names_in
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.sweep.extend import extended
-from flops_fit_ray.sweep.run_limits import Way
+from flops_fit_ray.sweep.run_limits import RunLimits
 
 Kind = Literal["run", "resume", "extend"]
 Phase = Literal["queued", "running", "stopping", "ended"]
@@ -92,13 +92,13 @@ class Runs:
         self._over: dict[str, Standing] = {}  # last runs that have ended: nothing changes them any more
         self._next_try = 0.0
 
-    def start(self, spec: StoredSpec, name: str | None, way: Way, key: str | None) -> tuple[Start, bool]:
+    def start(self, spec: StoredSpec, name: str | None, limits: RunLimits, key: str | None) -> tuple[Start, bool]:
         """Ask for a new sweep; whether it is new. A key that was used before gives what it gave then.
 
         Raises:
             Refusal: the name is taken, the key was used for something else, or too many wait.
         """
-        asked = {"spec": spec.id, "name": name, **asdict(way)}
+        asked = {"spec": spec.id, "name": name, **asdict(limits)}
         sweep = name or spec.name
         if not names.is_sweep(sweep):
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"name: {sweep!r} is no name for a sweep")
@@ -110,13 +110,13 @@ class Runs:
             _, code = self._specs.check(spec.text, spec.code)
             seen = self.launcher.code_as_seen or str(code)
             words = ["flops_fit_ray.run", str(self.paths.resolved(sweep)), f"--code={seen}"]
-            words += [f"--output={self.paths.sweep(sweep).root}", "--plain", *way.words()]
+            words += [f"--output={self.paths.sweep(sweep).root}", "--plain", *limits.words()]
             write_bytes(self.paths.resolved(sweep), spec.text.encode())
             if key is not None:
                 write_json(self.paths.key(_digest(key)), {"sweep": sweep, "asked": _digest(asked)})
             return self._ask(sweep, "run", words, code), True
 
-    def go_on(self, name: str, more: More, way: Way) -> Start:
+    def go_on(self, name: str, more: More, limits: RunLimits) -> Start:
         """Ask for another run of a sweep that is not running: with more in it, or as it is.
 
         Raises:
@@ -147,7 +147,7 @@ class Runs:
                 kind = "extend"
             seen = self.launcher.code_as_seen or str(code)
             words = ["flops_fit_ray", "extend", str(directory.root), f"--code={seen}", "--plain"]
-            return self._ask(name, kind, [*words, *more.words(), *way.words()], code)
+            return self._ask(name, kind, [*words, *more.words(), *limits.words()], code)
 
     def stop(self, name: str) -> Standing:
         """Ask the run of a sweep to save and end; one that waits is taken out; a second time, it ends at once.

@@ -21,7 +21,7 @@ from flops_fit_ray.storage.codec import value_of
 from flops_fit_ray.storage.object_store import names_in
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
-MOST_SPECS = 1000
+MAX_SPECS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,8 @@ class Specs:
             known = self._read(spec_id)
             if known is not None:
                 return known, False
-            if len(names_in(self._paths.specs)) >= MOST_SPECS:
-                raise SpecError("spec", [f"there are {MOST_SPECS} specs already; delete some"])
+            if len(names_in(self._paths.specs)) >= MAX_SPECS:
+                raise SpecError("spec", [f"there are {MAX_SPECS} specs already; delete some"])
             made = StoredSpec(id=spec_id, name=found.name, text=text, code=str(where), created_at=time.time())
             write_json(self._paths.spec(spec_id), {"schema_version": SCHEMA_VERSION, **asdict(made)})
         return made, True

@@ -27,7 +27,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 
 FRESH_SECONDS = 1.0  # for which a look is good
-MOST_KEPT = 64  # sweeps
+MAX_KEPT = 64  # sweeps
 Row = dict[str, Any]
 
 
@@ -101,13 +101,13 @@ class Reading:
         """Until the last planned experiment ends, at the speeds that were measured; None where nothing runs."""
         if not self.sweep.running:
             return None
-        settled = {outcome.key for outcome in self.sweep.outcomes}
+        finished = {outcome.key for outcome in self.sweep.outcomes}
         rates = measured_rates(self.sweep.outcomes, self.sweep.running)
         slots = 1 if self.cluster is None else self.cluster.slots
-        return seconds_left(self.sweep.plan, settled, self.sweep.running, rates, slots)
+        return seconds_left(self.sweep.plan, finished, self.sweep.running, rates, slots)
 
 
-class Mirror:
+class SweepCache:
     """One sweep directory, read again when somebody asks and it was long enough ago."""
 
     def __init__(self, paths: SweepPaths) -> None:
@@ -255,13 +255,13 @@ def row_of(e: Experiment, outcome: Result | Failure | None, progress: Progress |
     }
 
 
-class Mirrors:
+class SweepCaches:
     """The sweeps below a root, as many as fit, each read when it is asked for."""
 
     def __init__(self, paths: ServicePaths) -> None:
         self._paths = paths
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Mirror] = OrderedDict()
+        self._kept: OrderedDict[str, SweepCache] = OrderedDict()
 
     def names(self) -> list[str]:
         """The sweep directories, by name."""
@@ -272,7 +272,7 @@ class Mirrors:
                 found.append(name)
         return sorted(found)
 
-    def of(self, name: str) -> Mirror:
+    def of(self, name: str) -> SweepCache:
         """One of them.
 
         Raises:
@@ -280,9 +280,9 @@ class Mirrors:
         """
         paths = names.sweep_directory(self._paths, name)
         with self._lock:
-            mirror = self._kept.pop(name, None) or Mirror(paths)
+            mirror = self._kept.pop(name, None) or SweepCache(paths)
             self._kept[name] = mirror
-            while len(self._kept) > MOST_KEPT:
+            while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         return mirror
 

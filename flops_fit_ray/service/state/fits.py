@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from flops_fit_ray.sweep.directory import Sweep
 
 NICE = 10
-MOST_OPEN = 4  # fitted sweeps that are kept in the process
-MOST_ANSWERS = 500  # that are kept in the service
+MAX_OPEN = 4  # fitted sweeps that are kept in the process
+MAX_ANSWERS = 500  # that are kept in the service
 SHARE = 0.1  # of a core that fits may take which nobody has asked for
 PARENT_SECONDS = 2.0  # between looks at whether the service still lives
 INK = "#1b1f24", "#e4e8ec"  # of figures on light and on dark ground
@@ -36,7 +36,7 @@ INK = "#1b1f24", "#e4e8ec"  # of figures on light and on dark ground
 _open: OrderedDict[str, tuple[str, Sweep]] = OrderedDict()  # in the process: by directory, with the version
 
 
-class Work:
+class FitWorker:
     """Questions to the process. Equal ones at the same time are one, and answers are kept."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Work:
                 self._pool = None
                 future = self._started().submit(_answer, question, str(root), version, more)
             self._asked[at] = future
-            while len(self._asked) > MOST_ANSWERS:
+            while len(self._asked) > MAX_ANSWERS:
                 self._asked.popitem(last=False)
         future.add_done_callback(lambda done: self._keep(at, done, time.monotonic() - began))
         return future
@@ -108,7 +108,7 @@ class Work:
         self._rest[of] = time.monotonic() + took / SHARE
         if not done.cancelled() and done.exception() is None:
             self._newest[of] = (at[2], done.result())
-            while len(self._newest) > MOST_ANSWERS:
+            while len(self._newest) > MAX_ANSWERS:
                 self._newest.pop(next(iter(self._newest)))
 
     def _started(self) -> ProcessPoolExecutor:
@@ -141,7 +141,7 @@ def _answer(question: str, root: str, version: str, more: tuple[str, ...]) -> by
 
         known = (version, open_sweep(Path(root)))
     _open[root] = known
-    while len(_open) > MOST_OPEN:
+    while len(_open) > MAX_OPEN:
         _open.popitem(last=False)
     try:
         return QUESTIONS[question](known[1], *more)

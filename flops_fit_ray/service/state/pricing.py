@@ -21,7 +21,7 @@ from flops_fit_ray.storage.atomic import read_json, write_json
 
 SECONDS = 120.0
 AT_ONCE = 2
-MOST_SHOWN = 500  # experiments
+MAX_SHOWN = 500  # experiments
 
 _room = threading.BoundedSemaphore(AT_ONCE)
 
@@ -82,10 +82,10 @@ def _priced(spec_path: Path, code: Path) -> dict[str, Any]:
     from flops_fit_ray.console.question import question_lines
     from flops_fit_ray.planning import make_plan, price_warnings, priced
     from flops_fit_ray.spec import read_spec
-    from flops_fit_ray.training.preflight.model_size import survey_spec
+    from flops_fit_ray.training.preflight.model_size import measure_spec
 
     spec = read_spec(spec_path)
-    plan = priced(make_plan(spec, survey_spec(spec, code)), spec.grid.start)
+    plan = priced(make_plan(spec, measure_spec(spec, code)), spec.grid.start)
     price = plan.price
     found = {
         "valid": True,
@@ -105,7 +105,7 @@ def _priced(spec_path: Path, code: Path) -> dict[str, Any]:
                 "steps": e.steps,
                 "role": e.role,
             }
-            for e in plan.experiments[:MOST_SHOWN]
+            for e in plan.experiments[:MAX_SHOWN]
         ],
         "text": plan_text(plan),
         "warnings": [*plan.warnings, *(price_warnings(price) if price else ())],

@@ -22,7 +22,7 @@ from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.refusal import Refusal, conflict, not_found
 from flops_fit_ray.service.runs.queue import Runs, Standing
-from flops_fit_ray.service.state.cache import Mirrors, Reading, Row
+from flops_fit_ray.service.state.cache import Reading, Row, SweepCaches
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import CheckpointPaths, SweepPaths
@@ -33,13 +33,13 @@ Sort = Literal[
     "budget", "params", "tokens", "loss", "seconds", "share", "status", "attempts", "finished_at", "lr"
 ]  # fmt: skip
 SORTS: tuple[Sort, ...] = get_args(Sort)
-MOST_CHOICES = 50  # of rows that are kept for the next page of a list
+MAX_CHOICES = 50  # of rows that are kept for the next page of a list
 CURVE_POINTS = 500  # at most, of one experiment
 UNKNOWN: Mapping[str, Any] = {  # of a sweep that has no plan yet
     **{"version": "", "counts": {}, "total": 0, "final": False, "flops_planned": 0.0, "flops_done": 0.0, "share": 0.0},
     **{"seconds_left": None, "device_seconds": 0.0, "deaths": 0, "budgets": [], "results_sha256": None},
 }
-MOST_EVENTS = 100  # of an experiment, that are shown
+MAX_EVENTS = 100  # of an experiment, that are shown
 LOG_LINES = 40  # of what a run has said, that stand in a status
 
 
@@ -57,7 +57,7 @@ def state_of(standing: Standing | None, reading: Reading | None, owner: str | No
     return "failed" if wrong or reading is None else "stopped"
 
 
-def sweep_view(runs: Runs, mirrors: Mirrors, name: str) -> dict[str, Any]:
+def sweep_view(runs: Runs, mirrors: SweepCaches, name: str) -> dict[str, Any]:
     """How one sweep stands.
 
     Raises:
@@ -119,7 +119,7 @@ def chosen(
     asked = (status, budget, role, sort, down)
     known = reading.kept.get(asked)
     if known is None:
-        if len(reading.kept) >= MOST_CHOICES:
+        if len(reading.kept) >= MAX_CHOICES:
             reading.kept.clear()
         known = reading.kept[asked] = _chosen(reading, status, budget, role, sort, down)
     return known
@@ -171,7 +171,7 @@ def experiment_view(reading: Reading, key: str) -> dict[str, Any]:
 
 
 def _events(ledger: Ledger, key: str) -> list[dict[str, Any]]:
-    return [asdict(event) for event in ledger.events(key)][-MOST_EVENTS:]
+    return [asdict(event) for event in ledger.events(key)][-MAX_EVENTS:]
 
 
 def events_of(reading: Reading, key: str) -> list[dict[str, Any]]:
@@ -340,7 +340,7 @@ def devices_of(reading: Reading) -> list[dict[str, Any]]:
     ]
 
 
-def reading_of(mirrors: Mirrors, runs: Runs, name: str) -> Reading:
+def reading_of(mirrors: SweepCaches, runs: Runs, name: str) -> Reading:
     """A sweep that has a plan.
 
     Raises:

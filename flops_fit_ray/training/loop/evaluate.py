@@ -16,7 +16,7 @@ from flops_fit_ray.training.loop.checkpoint import keep_mode
 from flops_fit_ray.training.rng import RandomState
 from flops_fit_ray.training.step.precision import autocast
 from flops_fit_ray.training.user.losses import Objective, as_objective, outputs_of
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    guest: Guest,
+    user: UserParts,
     recipe: Recipe,
     batches: Iterable[Batch],
     device: torch.device,
@@ -42,7 +42,7 @@ def evaluate(
     this sample of held-out data stands for all, and is shared by all models of a sweep. Random states are left as they
     were found, so that training does not depend on when it is evaluated.
     """
-    measures = {"": guest.objective, **{name: as_objective(f) for name, f in guest.metrics.items()}}
+    measures = {"": user.objective, **{name: as_objective(f) for name, f in user.metrics.items()}}
     values: dict[str, list[Tensor]] = {name: [] for name in measures}
     weights: list[int] = []
     outside = RandomState.capture()

@@ -11,12 +11,12 @@ from flops_fit_ray.training.distributed.group import Action, Group
 from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.step.attention import attention_kernel
 from flops_fit_ray.training.step.stepper import settings
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 
 def follow(
     experiment: Experiment,
-    guest: Guest,
+    user: UserParts,
     *,
     eval_samples: int,
     group: Group,
@@ -33,7 +33,7 @@ def follow(
     """
     place = torch.device(device)
     with settings(threads), attention_kernel(experiment.recipe.precision, place):
-        worker = Worker(experiment, guest, place, eval_samples=eval_samples, group=group)
+        worker = Worker(experiment, user, place, eval_samples=eval_samples, group=group)
         worker.resume()
         does: dict[Action, Callable[[], object]] = {
             Action.ADVANCE: lambda: worker.advance(1),

@@ -18,13 +18,13 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.distributed.group import ALONE, Action, Group
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.loop.outcome import Outcome
-from flops_fit_ray.training.loop.save_policy import Care, Observer, Speed
+from flops_fit_ray.training.loop.save_policy import Observer, SavePolicy, Speed
 from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.step.attention import attention_kernel
 from flops_fit_ray.training.step.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory
 from flops_fit_ray.training.step.precision import check_precision
 from flops_fit_ray.training.step.stepper import is_out_of_memory, settings
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 READ_STEPS = 50  # reading the loss waits for the device, so not at every step
 PROGRESS_SECONDS = 1.0
@@ -32,12 +32,12 @@ PROGRESS_SECONDS = 1.0
 
 def train_experiment(
     experiment: Experiment,
-    guest: Guest,
+    user: UserParts,
     *,
     eval_samples: int,
     device: str = "cpu",
     threads: int = 1,
-    care: Care | None = None,
+    policy: SavePolicy | None = None,
     observer: Observer | None = None,
     group: Group = ALONE,
 ) -> Outcome:
@@ -64,7 +64,9 @@ def train_experiment(
     reset_peak_memory(place)
     with settings(threads), attention_kernel(experiment.recipe.precision, place) as attention:
         try:
-            training = Training(experiment, guest, place, eval_samples, care or Care(), observer or Observer(), group)
+            training = Training(
+                experiment, user, place, eval_samples, policy or SavePolicy(), observer or Observer(), group
+            )
             training.resume()
             training.run()
             outcome = training.outcome(attention)
@@ -82,17 +84,17 @@ class Training:
     def __init__(
         self,
         experiment: Experiment,
-        guest: Guest,
+        user: UserParts,
         device: torch.device,
         eval_samples: int,
-        care: Care,
+        policy: SavePolicy,
         observer: Observer,
         group: Group = ALONE,
     ) -> None:
-        self._worker = Worker(experiment, guest, device, eval_samples=eval_samples, observer=observer, group=group)
+        self._worker = Worker(experiment, user, device, eval_samples=eval_samples, observer=observer, group=group)
         self._meter = self._worker.meter
         self._experiment, self._device, self._size = experiment, device, group.size
-        self._eval_samples, self._care, self._observer = eval_samples, care, observer
+        self._eval_samples, self._policy, self._observer = eval_samples, policy, observer
         self._resumed_from: int | None = None
         self._parent_step, self._parent_tokens, self._parent_seconds = 0, 0, 0.0
         self._best = math.inf
@@ -114,8 +116,8 @@ class Training:
             if due:
                 self._report(train_loss)
                 reported = now
-            if worker.step == self._experiment.trunk_step and self._care.trunk is not None:
-                self._care.trunk.save(self._state(), worker.step)
+            if worker.step == self._experiment.trunk_step and self._policy.trunk is not None:
+                self._policy.trunk.save(self._state(), worker.step)
             if self._save_due(now - saved):
                 self._save()
                 saved = time.monotonic()
@@ -135,7 +137,7 @@ class Training:
         return train_loss
 
     def _evaluate_on_the_way(self, tokens_before: int) -> None:
-        every, worker = self._care.eval_every_tokens, self._worker
+        every, worker = self._policy.eval_every_tokens, self._worker
         last = worker.step == self._experiment.steps
         if not every or not self._eval_samples or last or tokens_before // every == worker.tokens_seen // every:
             return
@@ -143,7 +145,7 @@ class Training:
         found = worker.evaluate()
         self._meter.evaluated(worker.step, worker.tokens_seen, worker.stepper.lr, found.loss)
         self._observer.event(f"held-out loss {found.loss:.4f} at step {worker.step}")
-        if self._care.keep_best and self._care.store is not None and found.loss < self._best:
+        if self._policy.keep_best and self._policy.store is not None and found.loss < self._best:
             self._best = found.loss
             self._save(found.loss)
 
@@ -152,7 +154,7 @@ class Training:
             self._observer.speed = self._speed() or self._observer.speed
             self._observer.progress(self._worker.tokens_seen, train_loss)
         except InterruptedSweepError:
-            if self._care.store is not None:
+            if self._policy.store is not None:
                 self._save()
             raise
 
@@ -170,21 +172,21 @@ class Training:
         return peak * self._size, source
 
     def _save_due(self, seconds: float) -> bool:
-        care, step = self._care, self._worker.step
-        if care.store is None or step in (self._saved, self._experiment.steps):
+        policy, step = self._policy, self._worker.step
+        if policy.store is None or step in (self._saved, self._experiment.steps):
             return False
-        by_steps = care.checkpoint_steps is not None and step % care.checkpoint_steps == 0
-        return by_steps or (care.checkpoint_seconds is not None and seconds >= care.checkpoint_seconds)
+        by_steps = policy.checkpoint_steps is not None and step % policy.checkpoint_steps == 0
+        return by_steps or (policy.checkpoint_seconds is not None and seconds >= policy.checkpoint_seconds)
 
     def _save(self, eval_loss: float | None = None) -> None:
-        assert self._care.store is not None
+        assert self._policy.store is not None
         started = time.perf_counter()
         self._read()
         first = self._saved is None
         self._saved = step = self._worker.step
-        saved = self._care.store.save(self._state(), step, eval_loss)
+        saved = self._policy.store.save(self._state(), step, eval_loss)
         if first:
-            self._care.store.verify(step)
+            self._policy.store.verify(step)
         self._observer.event(
             f"checkpoint at step {step}: {saved.bytes / 1e6:.1f} MB in {time.perf_counter() - started:.2f} s"
         )
@@ -200,7 +202,7 @@ class Training:
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, else from the parent's trunk, if there is one."""
-        state = None if self._care.store is None else self._newest(self._care.store)
+        state = None if self._policy.store is None else self._newest(self._policy.store)
         if state is not None:
             self._worker.resume(state)
             self._meter.load_state(state["meter"])
@@ -224,9 +226,9 @@ class Training:
 
     def _trunk(self) -> dict[str, Any] | None:
         """Where the parent's trunk ends. Without it the same result costs more."""
-        if self._care.parent is None:
+        if self._policy.parent is None:
             return None
-        state = self._newest(self._care.parent)
+        state = self._newest(self._policy.parent)
         if state is not None and state["step"] == self._experiment.start_step:
             return state
         self._observer.event("the trunk to begin at is not there: training from scratch", aloud=True)
@@ -248,8 +250,8 @@ class Training:
         if found is not None:
             meter.evaluated(self._worker.step, self._worker.tokens_seen, self._worker.stepper.lr, loss)
         self._observer.curve = meter.curve
-        if self._care.weights is not None:
-            write_weights(self._worker.weights(), self._care.weights)
+        if self._policy.weights is not None:
+            write_weights(self._worker.weights(), self._policy.weights)
         speed = self._worker.tokens_seen / meter.train_seconds
         peak, source = self._peak()
         return Outcome(

@@ -41,7 +41,7 @@ class Observer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Care:
+class SavePolicy:
     """How an experiment is looked after. Nothing in here changes what comes out."""
 
     store: CheckpointStore | None = None

@@ -18,7 +18,7 @@ from flops_fit_ray.training.loop.save_policy import Observer
 from flops_fit_ray.training.rng import RandomState
 from flops_fit_ray.training.step.cuda_graph import make_stepper
 from flops_fit_ray.training.step.device import resident_room
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 
 class Worker:
@@ -27,7 +27,7 @@ class Worker:
     def __init__(
         self,
         experiment: Experiment,
-        guest: Guest,
+        user: UserParts,
         device: torch.device,
         *,
         eval_samples: int = 0,
@@ -35,25 +35,25 @@ class Worker:
         group: Group = ALONE,
     ) -> None:
         recipe, observer = experiment.recipe, observer or Observer()
-        self._experiment, self._guest, self._device = experiment, guest, device
+        self._experiment, self._user, self._device = experiment, user, device
         self._eval_samples, self._observer, self._group = eval_samples, observer, group
         RandomState.seed(recipe.seed)
-        model = guest.model(**experiment.size_kwargs)
+        model = user.model(**experiment.size_kwargs)
         model.train()
-        if isinstance(guest.loss, torch.nn.Module):
-            guest.loss.to(device)
+        if isinstance(user.loss, torch.nn.Module):
+            user.loss.to(device)
         group.place(model, device)
         if recipe.compile:
             model.compile()
         self._model = model
         self.stepper = make_stepper(
-            model, guest, recipe, experiment.steps, device, lambda words: observer.event(words, aloud=True), group
+            model, user, recipe, experiment.steps, device, lambda words: observer.event(words, aloud=True), group
         )
         room = resident_room(device)
-        data = guest.train_data
+        data = user.train_data
         data = data if isinstance(data, Stream) or not room else on_device(data, device, room)
         ahead = device.type == "cuda"
-        self._feed = make_feed(data, recipe.batch_size, recipe.seed, guest.max_epochs, ahead=ahead)
+        self._feed = make_feed(data, recipe.batch_size, recipe.seed, user.max_epochs, ahead=ahead)
         self.meter = Meter(experiment.steps, device)
         self.step = 0  # optimizer steps done
         self.tokens_seen = 0
@@ -70,7 +70,7 @@ class Worker:
             self._group.seed(experiment.recipe.seed, self.step, shared=True)
             batch = self._next_batch()
             self._group.seed(experiment.recipe.seed, self.step, shared=False)
-            self.tokens_seen += self._guest.num_tokens(batch, experiment.tokens_per_sample)
+            self.tokens_seen += self._user.num_tokens(batch, experiment.tokens_per_sample)
             micro_batch_size = stepper.micro_batch_size
             loss, norm = stepper.advance(batch, self.step)
             self.meter.add(loss, self.step)
@@ -99,12 +99,12 @@ class Worker:
     def evaluate(self) -> Evaluation:
         """What the held-out samples say of the model as it is."""
         self._group.tell(Action.EVALUATE)
-        return evaluate(self._model, self._guest, self._experiment.recipe, self._held_out(), self._device)
+        return evaluate(self._model, self._user, self._experiment.recipe, self._held_out(), self._device)
 
     def _held_out(self) -> Iterator[Batch]:
         """The held-out batches; a wait for them is a wait for data like any other."""
-        assert self._guest.eval_data is not None
-        batches = eval_batches(self._guest.eval_data, self._eval_samples, self.stepper.micro_batch_size)
+        assert self._user.eval_data is not None
+        batches = eval_batches(self._user.eval_data, self._eval_samples, self.stepper.micro_batch_size)
         while True:
             self._observer.fetching()
             batch = next(batches, None)
@@ -116,7 +116,7 @@ class Worker:
     def state(self) -> dict[str, Any]:
         """All that going on needs, whole, however many workers there are."""
         self._group.tell(Action.STATE)
-        loss, scaler = self._guest.loss, self.stepper.scaler
+        loss, scaler = self._user.loss, self.stepper.scaler
         return {
             "step": self.step,
             "tokens_seen": self.tokens_seen,
@@ -151,7 +151,7 @@ class Worker:
                 "code changed? Take another output, or remove the experiment's checkpoints and the sweep's trunks"
             ) from e
         self.stepper.micro_batch_size = state["micro_batch_size"]
-        if isinstance(self._guest.train_data, Stream) and not self._guest.train_data.has_state:
+        if isinstance(self._user.train_data, Stream) and not self._user.train_data.has_state:
             self._observer.event(f"reading the stream again up to step {state['step']}", aloud=True)
         self._feed.load_state(state["feed"])
         self.step = state["step"]
@@ -163,5 +163,5 @@ class Worker:
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         if self.stepper.scaler is not None:
             self.stepper.scaler.load_state_dict(state["scaler"])
-        if isinstance(self._guest.loss, torch.nn.Module):
-            self._guest.loss.load_state_dict(state["loss"])
+        if isinstance(self._user.loss, torch.nn.Module):
+            self._user.loss.load_state_dict(state["loss"])

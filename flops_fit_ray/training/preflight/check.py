@@ -23,7 +23,7 @@ from flops_fit_ray.planning import Experiment, Plan, Rates, flops_audit, price_o
 from flops_fit_ray.training.data import first_batch
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
-from flops_fit_ray.training.loop.save_policy import Care, Observer
+from flops_fit_ray.training.loop.save_policy import Observer, SavePolicy
 from flops_fit_ray.training.preflight.target_leak import BLIND_LOSS, try_copying
 from flops_fit_ray.training.preflight.timing import (
     Measured,
@@ -37,7 +37,7 @@ from flops_fit_ray.training.preflight.timing import (
 from flops_fit_ray.training.rng import RandomState
 from flops_fit_ray.training.step.device import device_memory, device_name, peak_flops
 from flops_fit_ray.training.step.stepper import free_memory, settings
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 
@@ -78,27 +78,27 @@ class Report:
         return {"verdict": self.verdict, **asdict(self), "lines": [asdict(line) for line in self.lines], "rates": rates}
 
 
-def check_plan(plan: Plan, guest: Guest, *, device: str, slots: int = 1, threads: int = 1) -> Report:
+def check_plan(plan: Plan, user: UserParts, *, device: str, slots: int = 1, threads: int = 1) -> Report:
     """Run the smallest and the biggest model of a plan for a few seconds, and say what was seen."""
     started = time.perf_counter()
     place = torch.device(device)
     if plan.experiments[0].recipe.precision == "auto":
-        plan = with_precision(plan, choose(plan, guest, device=device, threads=threads).precision)
+        plan = with_precision(plan, choose(plan, user, device=device, threads=threads).precision)
     ends = smallest_and_biggest(plan)
     lines: list[Line] = []
     measured: list[Measured] = []
     with settings(threads):
         for experiment in ends:
             try:
-                measured.append(measure(experiment, guest, place))
-            except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is the answer
+                measured.append(measure(experiment, user, place))
+            except Exception as e:  # noqa: BLE001 - the user's code may raise anything; it is the answer
                 lines.append(Line("FAIL", "runs", f"size {experiment.size}: {type(e).__name__}: {first_line(e)}"))
             free_memory()
         timed = list(measured)
         if len(measured) == len(ends):
             middle = in_the_middle(plan)
-            timed += [] if middle is None else [measure(middle, guest, place)]
-            lines += _answers(plan, guest, measured, rates_of(timed, plan, slots=slots), place, slots, threads)
+            timed += [] if middle is None else [measure(middle, user, place)]
+            lines += _answers(plan, user, measured, rates_of(timed, plan, slots=slots), place, slots, threads)
     return Report(
         lines=tuple(lines),
         device=device_name(place),
@@ -110,7 +110,7 @@ def check_plan(plan: Plan, guest: Guest, *, device: str, slots: int = 1, threads
 
 def _answers(
     plan: Plan,
-    guest: Guest,
+    user: UserParts,
     measured: Sequence[Measured],
     rates: Rates,
     device: torch.device,
@@ -125,14 +125,14 @@ def _answers(
     yield _flops(plan)
     yield _speed(plan, measured, rates, device, threads)
     yield _data(plan, measured)
-    yield _guarded("checkpoint", lambda: _round_trip(measured[0].experiment, guest, device))
-    yield _guarded("targets", lambda: _targets(measured[0].experiment, guest, device))
+    yield _guarded("checkpoint", lambda: _round_trip(measured[0].experiment, user, device))
+    yield _guarded("targets", lambda: _targets(measured[0].experiment, user, device))
 
 
 def _guarded(name: str, ask: Callable[[], Line]) -> Line:
     try:
         return ask()
-    except Exception as e:  # noqa: BLE001 - a guest may raise anything; it is the answer
+    except Exception as e:  # noqa: BLE001 - the user's code may raise anything; it is the answer
         return Line("FAIL", name, f"{type(e).__name__}: {first_line(e)}")
 
 
@@ -190,9 +190,8 @@ def _memory(measured: Sequence[Measured], device: torch.device, slots: int) -> L
 def _tokens(plan: Plan, measured: Sequence[Measured]) -> Line:
     first = measured[0].experiment
     planned = first.tokens // first.steps
-    words = (
-        f"{measured[0].tokens} in a batch of {first.recipe.batch_size} samples; one is {plan.survey.data.token_unit}"
-    )
+    unit = plan.measurements.data.token_unit
+    words = f"{measured[0].tokens} in a batch of {first.recipe.batch_size} samples; one is {unit}"
     if any(m.tokens != planned for m in measured):
         return Line("FAIL", "tokens", f"{words}; the plan says {planned}")
     return Line("PASS", "tokens", words)
@@ -224,7 +223,7 @@ def _speed(plan: Plan, measured: Sequence[Measured], rates: Rates, device: torch
 
 def _data(plan: Plan, measured: Sequence[Measured]) -> Line:
     share = max(m.wait_share for m in measured)
-    facts = plan.survey.data
+    facts = plan.measurements.data
     held_out = f"{facts.eval_samples} samples of {facts.eval_source}" if facts.eval_samples else facts.eval_source
     words = f"waiting for data {100 * share:.1f} % of the time; held-out: {held_out}"
     return Line("WARN" if share > 0.2 or not facts.eval_samples else "PASS", "data", words)
@@ -245,20 +244,20 @@ class _Stopping(Observer):
         self._left -= 1
 
 
-def _round_trip(experiment: Experiment, guest: Guest, device: torch.device) -> Line:
+def _round_trip(experiment: Experiment, user: UserParts, device: torch.device) -> Line:
     """Six steps in one go against six steps with a crash and a checkpoint in between."""
     per_step = experiment.tokens // experiment.steps
     steps = min(6, experiment.steps)
     short = replace(experiment, steps=steps, tokens=steps * per_step)
-    whole = train_experiment(short, guest, eval_samples=0, device=device.type)
+    whole = train_experiment(short, user, eval_samples=0, device=device.type)
     with tempfile.TemporaryDirectory() as directory:
         store = CheckpointStore(Path(directory), key=experiment.key)
-        care = Care(store=store, checkpoint_steps=max(1, steps // 2))
+        policy = SavePolicy(store=store, checkpoint_steps=max(1, steps // 2))
         stopping = _Stopping(max(1, steps // 2))
         with contextlib.suppress(_StopError):
-            train_experiment(short, guest, eval_samples=0, device=device.type, care=care, observer=stopping)
+            train_experiment(short, user, eval_samples=0, device=device.type, policy=policy, observer=stopping)
         size = sum(path.stat().st_size for path in Path(directory).iterdir())
-        resumed = train_experiment(short, guest, eval_samples=0, device=device.type, care=care)
+        resumed = train_experiment(short, user, eval_samples=0, device=device.type, policy=policy)
     words = f"{fmt.size(size)} at size {experiment.size}, written, read back and gone on from"
     same = [p.train_loss for p in resumed.curve] == [p.train_loss for p in whole.curve]
     if same:
@@ -271,11 +270,11 @@ def _round_trip(experiment: Experiment, guest: Guest, device: torch.device) -> L
     )
 
 
-def _targets(experiment: Experiment, guest: Guest, device: torch.device) -> Line:
+def _targets(experiment: Experiment, user: UserParts, device: torch.device) -> Line:
     RandomState.seed(experiment.recipe.seed)
-    model = guest.model(**experiment.size_kwargs).to(device)
-    batch = first_batch(guest.train_data, experiment.recipe.batch_size)
-    found = try_copying(model, guest.objective, batch, device)
+    model = user.model(**experiment.size_kwargs).to(device)
+    batch = first_batch(user.train_data, experiment.recipe.batch_size)
+    found = try_copying(model, user.objective, batch, device)
     if found is None:
         return Line("PASS", "targets", "no rows of tokens whose targets are rows of the same tokens: nothing to copy")
     words = f"loss {found.loss:.2f} after {found.steps} steps on random tokens, {BLIND_LOSS:.2f} at best when blind"

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import (
     DataFacts,
+    Measurements,
     ModelSize,
-    Survey,
     auto_candidates,
     auto_range,
     between,
@@ -39,10 +39,10 @@ from flops_fit_ray.training.data import (
     spread_samples,
 )
 from flops_fit_ray.training.data.packed import pack_ready
-from flops_fit_ray.training.preflight.time_limit import patience
+from flops_fit_ray.training.preflight.time_limit import time_limit
 from flops_fit_ray.training.user.layers import TABLES, lookup_tables
 from flops_fit_ray.training.user.losses import Objective, outputs_of
-from flops_fit_ray.training.user.parts import Guest, build, describe, load_guest
+from flops_fit_ray.training.user.parts import UserParts, build, describe, load_user_parts
 from flops_fit_ray.training.user.smoke_test import try_parts
 
 _T = TypeVar("_T")
@@ -52,51 +52,49 @@ LARGEST_AUTO_SIZE = 1 << 20
 SURVEYED = 32  # times the expected optimum, and as much below it: where sizes are sought that nobody named
 
 
-def survey_spec(spec: SweepSpec, base: Path) -> Survey:
+def measure_spec(spec: SweepSpec, base: Path) -> Measurements:
     """Load the user's parts and measure them.
 
     Raises:
         SpecError: a part cannot be used.
     """
-    return survey(spec, load_guest(spec, base))
+    return measure_sizes(spec, load_user_parts(spec, base))
 
 
-def survey(spec: SweepSpec, guest: Guest) -> Survey:
+def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
     """Every size of the sweep and the data, measured.
 
     Raises:
         SpecError: a sample or a size cannot be used; all such faults at once.
     """
-    batch, facts = describe_data(spec, guest)
-    tokens = guest.num_tokens(batch, spec.data.tokens_per_sample)
+    batch, facts = describe_data(spec, user)
+    tokens = user.num_tokens(batch, spec.data.tokens_per_sample)
     wanted = requested_sizes(spec)
     measured = (
-        _measured_ladder(spec, guest, batch, tokens)
-        if wanted is None
-        else _measured(spec, guest, wanted, batch, tokens)
+        _measured_ladder(spec, user, batch, tokens) if wanted is None else _measured(spec, user, wanted, batch, tokens)
     )
     sizes, refused = measured
     if refused and (wanted is not None or not sizes):
         raise SpecError("spec", refused[:3] if wanted is None else refused)
-    try_parts(guest, min(sizes, key=lambda s: s.params_total))
-    return Survey(sizes=tuple(sizes), data=facts, skipped=tuple(refused))
+    try_parts(user, min(sizes, key=lambda s: s.params_total))
+    return Measurements(sizes=tuple(sizes), data=facts, skipped=tuple(refused))
 
 
 def _measured(
-    spec: SweepSpec, guest: Guest, wanted: Iterable[SizeValue], batch: Batch, tokens: int
+    spec: SweepSpec, user: UserParts, wanted: Iterable[SizeValue], batch: Batch, tokens: int
 ) -> tuple[list[ModelSize], list[str]]:
     """The sizes that the model takes, and why it refused the others."""
     sizes: list[ModelSize] = []
     refused: list[str] = []
     for size in wanted:
         try:
-            sizes.append(measure_size(spec, guest, size, batch, tokens))
+            sizes.append(measure_size(spec, user, size, batch, tokens))
         except SpecError as e:
             refused += e.faults
     return sizes, refused
 
 
-def _measured_ladder(spec: SweepSpec, guest: Guest, batch: Batch, tokens: int) -> tuple[list[ModelSize], list[str]]:
+def _measured_ladder(spec: SweepSpec, user: UserParts, batch: Batch, tokens: int) -> tuple[list[ModelSize], list[str]]:
     """Sizes of our own choice: well divisible numbers first, then those between them that even steps in N ask for.
 
     What the well divisible ones have in common (the number of heads, say) is what the model wants of a size.
@@ -106,32 +104,32 @@ def _measured_ladder(spec: SweepSpec, guest: Guest, batch: Batch, tokens: int) -
     low, high = auto_range(spec.budgets[0].flops, spec.grid.tokens_per_param, SURVEYED)
     high *= math.sqrt(spec.budgets[-1].flops / spec.budgets[0].flops)
     for size in auto_candidates():
-        found, faults = _measured(spec, guest, [size], batch, tokens)
+        found, faults = _measured(spec, user, [size], batch, tokens)
         sizes += found
         refused += faults
         if size >= LARGEST_AUTO_SIZE or (sizes and sizes[-1].params > high):
             break
     if spec.is_adaptive and len(sizes) >= 2:
         known = {int(s.size): s.params for s in sizes}
-        sizes += _measured(spec, guest, between(known, rung_targets(spec, low, high)), batch, tokens)[0]
+        sizes += _measured(spec, user, between(known, rung_targets(spec, low, high)), batch, tokens)[0]
     return sizes, refused
 
 
-def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:
+def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts]:
     """A first batch of the training set, and the facts that a plan needs.
 
     Raises:
         SpecError: a sample cannot be read, or samples differ in their number of tokens.
     """
-    _check_batch_size(spec, guest)
+    _check_batch_size(spec, user)
     limit = spec.data.timeout_seconds
     try:
-        with patience(limit, f"no samples within {limit:g} s (data.timeout_seconds)"):
-            batch = first_batch(guest.train_data, spec.train.batch_size)
-            few = spread_samples(guest.train_data)
-            mark = fingerprint(guest.train_data, guest.eval_data)
-        per_sample = {guest.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in (batch, *few)}
-    except Exception as e:  # a guest may raise anything; it is named and chained
+        with time_limit(limit, f"no samples within {limit:g} s (data.timeout_seconds)"):
+            batch = first_batch(user.train_data, spec.train.batch_size)
+            few = spread_samples(user.train_data)
+            mark = fingerprint(user.train_data, user.eval_data)
+        per_sample = {user.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in (batch, *few)}
+    except Exception as e:  # the user's code may raise anything; it is named and chained
         raise SpecError("spec", [f"data.train: reading samples raised {type(e).__name__}: {e}"]) from e
     tokens = sorted(per_sample)
     if len(tokens) > 1 or tokens[0] != int(tokens[0]) or tokens[0] < 1:
@@ -140,24 +138,24 @@ def describe_data(spec: SweepSpec, guest: Guest) -> tuple[Batch, DataFacts]:
             [f"data.train: samples have {tokens[0]:g} to {tokens[-1]:g} tokens; set data.tokens_per_sample"],
         )
     return batch, DataFacts(
-        train_samples=_train_samples(guest.train_data, spec.train.batch_size),
-        eval_samples=_eval_samples(spec, guest),
+        train_samples=_train_samples(user.train_data, spec.train.batch_size),
+        eval_samples=_eval_samples(spec, user),
         tokens_per_sample=int(tokens[0]),
         token_unit=_token_unit(spec, batch),
-        eval_source=guest.eval_source,
+        eval_source=user.eval_source,
         fingerprint=mark,
-        tensor_bytes=_tensor_bytes(guest),
+        tensor_bytes=_tensor_bytes(user),
     )
 
 
-def _tensor_bytes(guest: Guest) -> int:
+def _tensor_bytes(user: UserParts) -> int:
     """Of data that can be shared."""
-    packed = pack_ready(guest.ready)
+    packed = pack_ready(user.ready)
     return 0 if packed is None else packed.nbytes
 
 
-def _check_batch_size(spec: SweepSpec, guest: Guest) -> None:
-    asked, data = spec.train.batch_size, guest.train_data
+def _check_batch_size(spec: SweepSpec, user: UserParts) -> None:
+    asked, data = spec.train.batch_size, user.train_data
     if isinstance(data, Stream) and data.batch_size not in (None, asked):
         raise SpecError(
             "spec", [f"train.batch_size: is {asked}, and the loader's is {data.batch_size}; give both the same"]
@@ -177,11 +175,11 @@ def _train_samples(data: Data, batch_size: int) -> int | None:
     return count // batch_size * batch_size if isinstance(data, Stream) and count is not None else count
 
 
-def _eval_samples(spec: SweepSpec, guest: Guest) -> int:
+def _eval_samples(spec: SweepSpec, user: UserParts) -> int:
     """How many held-out samples each model is evaluated on; 0 where there are none."""
-    if guest.eval_data is None:
+    if user.eval_data is None:
         return 0
-    count, wanted = _length(guest.eval_data), spec.data.eval_samples
+    count, wanted = _length(user.eval_data), spec.data.eval_samples
     if count is None and wanted is None:
         raise SpecError("spec", ["data.eval_samples: is missing; data.eval cannot say how many samples it has"])
     return min(n for n in (count, wanted) if n is not None)
@@ -197,14 +195,14 @@ def _token_unit(spec: SweepSpec, batch: Batch) -> str:
     return "one target token" if has_tokens(batch.target) else "one sample"
 
 
-def measure_size(spec: SweepSpec, guest: Guest, size: SizeValue, batch: Batch, tokens: int) -> ModelSize:
+def measure_size(spec: SweepSpec, user: UserParts, size: SizeValue, batch: Batch, tokens: int) -> ModelSize:
     """N and FLOPs per token of one size; `batch` has `tokens` tokens.
 
     Raises:
         SpecError: the model cannot be built or run, has no parameters, or no FLOPs were found.
     """
     kwargs = size_kwargs(spec, size)
-    model, per_token, source, uncounted = _model_and_flops(guest, kwargs, batch, tokens)
+    model, per_token, source, uncounted = _model_and_flops(user, kwargs, batch, tokens)
     params, params_source = count_params(model)
     total = sum(p.numel() for p in model.parameters())
     if params <= 0 or total == 0:
@@ -229,7 +227,7 @@ def measure_size(spec: SweepSpec, guest: Guest, size: SizeValue, batch: Batch, t
         params_source=params_source,
         flops_per_token=per_token,
         flops_source=source,
-        lr=None if guest.lr is None else _own_lr(guest.lr, params, kwargs),
+        lr=None if user.lr is None else _own_lr(user.lr, params, kwargs),
         uncounted=uncounted,
         modules=_modules(model),
         tables=_tables(model),
@@ -249,7 +247,7 @@ def _tables(model: nn.Module) -> tuple[tuple[int, int], ...]:
 def _own_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs: Mapping[str, Any]) -> float:
     try:
         lr = float(rule(params, kwargs))
-    except Exception as e:  # a guest may raise anything; it is named and chained
+    except Exception as e:  # the user's code may raise anything; it is named and chained
         raise SpecError("spec", [f"train.lr: for {describe(kwargs)} raised {type(e).__name__}: {e}"]) from e
     if not (math.isfinite(lr) and lr > 0):
         raise SpecError("spec", [f"train.lr: gave {lr} for {describe(kwargs)}; a positive number is needed"])
@@ -257,19 +255,19 @@ def _own_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs
 
 
 def _model_and_flops(
-    guest: Guest, kwargs: Mapping[str, Any], batch: Batch, tokens: int
+    user: UserParts, kwargs: Mapping[str, Any], batch: Batch, tokens: int
 ) -> tuple[nn.Module, float, str, tuple[str, ...]]:
     """The model, without weights where that can be; its FLOPs per token, their source, and what was not seen."""
-    own = guest.flops_per_token
+    own = user.flops_per_token
     if own is not None:  # the model is built and never run, so that it may need what this machine lacks
-        model = _without_weights(lambda device: build(guest, kwargs).to(device))
+        model = _without_weights(lambda device: build(user, kwargs).to(device))
         return model, float(own(model)), "model.flops_per_token", ()
 
     def count(device: torch.device) -> tuple[nn.Module, int, str, tuple[str, ...]]:
-        model = build(guest, kwargs).to(device)
+        model = build(user, kwargs).to(device)
         # The CPU's fused attention is invisible to the counter; plain matmuls are not.
         with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext():
-            flops, uncounted = _forward_flops(guest.objective, model, kwargs, batch.to(device))
+            flops, uncounted = _forward_flops(user.objective, model, kwargs, batch.to(device))
         return model, flops, "counted on the CPU" if device.type == "cpu" else "counted on the meta device", uncounted
 
     model, flops, source, uncounted = _without_weights(count)
@@ -302,7 +300,7 @@ def _forward_flops(
                 objective(model, batch)
             else:
                 outputs_of(model, batch)
-    except Exception as e:  # a guest may raise anything; it is named and chained
+    except Exception as e:  # the user's code may raise anything; it is named and chained
         raise SpecError(
             "spec", [f"model.target: {describe(kwargs)} fails on a first batch: {type(e).__name__}: {e}"]
         ) from e

@@ -24,7 +24,7 @@ BLIND_LOSS = math.log(COPY_TOKENS)
 
 
 @dataclass(frozen=True)
-class Copying:
+class TargetLeak:
     """How well a model did on tokens that nobody can predict."""
 
     loss: float
@@ -36,7 +36,7 @@ class Copying:
         return self.loss < 0.97 * BLIND_LOSS
 
 
-def try_copying(model: nn.Module, objective: Objective, batch: Batch, device: torch.device) -> Copying | None:
+def try_copying(model: nn.Module, objective: Objective, batch: Batch, device: torch.device) -> TargetLeak | None:
     """Train a model on random batches of the form of `batch`; None where its targets are not its tokens."""
     draw = _random_like(batch)
     if draw is None:
@@ -53,7 +53,7 @@ def try_copying(model: nn.Module, objective: Objective, batch: Batch, device: to
         optimizer.step()
         recent = [*recent[-9:], loss.item()]
         mean, steps = sum(recent) / len(recent), steps + 1
-    return Copying(mean, steps)
+    return TargetLeak(mean, steps)
 
 
 def _random_like(batch: Batch) -> Callable[[], Batch] | None:

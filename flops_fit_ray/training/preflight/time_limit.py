@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def patience(seconds: float, words: str) -> Iterator[None]:
+def time_limit(seconds: float, words: str) -> Iterator[None]:
     """Raise TimeoutError with `words` when the block takes longer.
 
     By the process's alarm, which only the main thread can set; anywhere else there is no limit. What blocks in native

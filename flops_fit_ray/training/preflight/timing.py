@@ -20,7 +20,7 @@ from flops_fit_ray.training.step.device import peak_memory_bytes, reset_peak_mem
 from flops_fit_ray.training.step.precision import autocast, check_precision
 from flops_fit_ray.training.step.stepper import Stepper, free_memory, settings
 from flops_fit_ray.training.user.losses import logits_of, outputs_of
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 TIMED_SECONDS = 3.0  # per model
 EVALUATION_SHARE = 1 / 3  # of a training step's time that a forward pass over as many samples takes
@@ -63,22 +63,22 @@ def in_the_middle(plan: Plan) -> Experiment | None:
     return min(inner, key=lambda e: abs(cost[e.size] - middle), default=None)
 
 
-def measure(experiment: Experiment, guest: Guest, device: torch.device) -> Measured:
+def measure(experiment: Experiment, user: UserParts, device: torch.device) -> Measured:
     """One model on real batches, in the plan's own recipe."""
     with attention_kernel(experiment.recipe.precision, device):
-        return _measure(experiment, guest, device)
+        return _measure(experiment, user, device)
 
 
-def _measure(experiment: Experiment, guest: Guest, device: torch.device) -> Measured:
+def _measure(experiment: Experiment, user: UserParts, device: torch.device) -> Measured:
     recipe = experiment.recipe
     reset_peak_memory(device)
     RandomState.seed(recipe.seed)
-    model = guest.model(**experiment.size_kwargs).to(device)
+    model = user.model(**experiment.size_kwargs).to(device)
     model.train()
-    feed = make_feed(guest.train_data, recipe.batch_size, recipe.seed, guest.max_epochs)
-    stepper = Stepper(model, guest, recipe, experiment.steps, device)
+    feed = make_feed(user.train_data, recipe.batch_size, recipe.seed, user.max_epochs)
+    stepper = Stepper(model, user, recipe, experiment.steps, device)
     batch = feed.next_batch()
-    classes = _classes(model, guest, batch.to(device), recipe.precision, device)
+    classes = _classes(model, user, batch.to(device), recipe.precision, device)
     loss, _ = stepper.advance(batch, 0)
     first = loss.item()
     unused = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
@@ -97,7 +97,7 @@ def _measure(experiment: Experiment, guest: Guest, device: torch.device) -> Meas
         loss=first,
         classes=classes,
         unused=unused,
-        tokens=guest.num_tokens(batch, experiment.tokens_per_sample),
+        tokens=user.num_tokens(batch, experiment.tokens_per_sample),
         step_seconds=seconds / steps,
         wait_share=waited / seconds,
         peak_bytes=peak_memory_bytes(device),
@@ -106,10 +106,10 @@ def _measure(experiment: Experiment, guest: Guest, device: torch.device) -> Meas
 
 
 @torch.no_grad()
-def _classes(model: nn.Module, guest: Guest, batch: Batch, precision: str, device: torch.device) -> int | None:
+def _classes(model: nn.Module, user: UserParts, batch: Batch, precision: str, device: torch.device) -> int | None:
     """How many classes the logits tell apart, where targets are whole numbers and outputs can be had."""
     target = batch.target
-    if guest.objective.takes_model or not isinstance(target, Tensor) or target.is_floating_point():
+    if user.objective.takes_model or not isinstance(target, Tensor) or target.is_floating_point():
         return None
     outside = RandomState.capture()
     with autocast(precision, device):
@@ -125,7 +125,7 @@ def rates_of(measured: Sequence[Measured], plan: Plan, *, slots: int = 1, start_
     return Rates(
         step_seconds=per_step,
         slots=slots,
-        more_steps=EVALUATION_SHARE * plan.survey.data.eval_samples / batch_size,
+        more_steps=EVALUATION_SHARE * plan.measurements.data.eval_samples / batch_size,
         fixed_seconds=FIXED_SECONDS,
         start_seconds=start_seconds,
         device=plan.experiments[0].recipe.precision,
@@ -157,7 +157,7 @@ def with_precision(plan: Plan, precision: str) -> Plan:
     return replace(plan, experiments=decided, forecast=expected)
 
 
-def choose(plan: Plan, guest: Guest, *, device: str, threads: int = 1) -> Choice:
+def choose(plan: Plan, user: UserParts, *, device: str, threads: int = 1) -> Choice:
     """The faster of fp32 and bf16 for the whole sweep where precision is `auto`, and whether compiling would pay.
 
     No rule would do for the precision: bf16 is several times as fast for wide models, and slower for narrow ones.
@@ -172,7 +172,7 @@ def choose(plan: Plan, guest: Guest, *, device: str, threads: int = 1) -> Choice
             except ResourceError:
                 continue
             ends = smallest_and_biggest(with_precision(plan, precision))
-            measured = [measure(e, guest, place) for e in ends]
+            measured = [measure(e, user, place) for e in ends]
             free_memory()
             if all(math.isfinite(m.loss) for m in measured):
                 seconds[precision] = sweep_seconds(plan, measured)

@@ -14,7 +14,7 @@ from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.preflight.timing import in_the_middle, smallest_and_biggest
 from flops_fit_ray.training.step.attention import attention_kernel
 from flops_fit_ray.training.step.stepper import free_memory, settings
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 WARM_STEPS = 3
 TIMED_STEPS = 20
@@ -30,7 +30,7 @@ class Usage:
     busy: float  # share of the time in which the device computes
 
 
-def usages(plan: Plan, guest: Guest, device: str) -> list[Usage]:
+def usages(plan: Plan, user: UserParts, device: str) -> list[Usage]:
     """Of the biggest, the smallest and a middle model of a sweep, from the smallest on."""
     smallest, biggest = smallest_and_biggest(plan)
     middle = in_the_middle(plan)
@@ -38,15 +38,15 @@ def usages(plan: Plan, guest: Guest, device: str) -> list[Usage]:
     # On a CPU the process's peak is never given back, so only the last and biggest one counts
     chosen: Sequence[Experiment] = [e for e in (smallest, middle, biggest) if e is not None]
     with settings(threads=1):
-        return [usage(e, guest, place) for e in chosen]
+        return [usage(e, user, place) for e in chosen]
 
 
-def usage(experiment: Experiment, guest: Guest, device: torch.device) -> Usage:
+def usage(experiment: Experiment, user: UserParts, device: torch.device) -> Usage:
     """Of one model, on real batches in the plan's own recipe."""
     free_memory()
     long_enough = replace(experiment, steps=max(experiment.steps, WARM_STEPS + TIMED_STEPS))
     with attention_kernel(experiment.recipe.precision, device):
-        worker = Worker(long_enough, guest, device)
+        worker = Worker(long_enough, user, device)
         worker.advance(WARM_STEPS)
         if device.type != "cuda":
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

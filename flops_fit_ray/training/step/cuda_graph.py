@@ -19,14 +19,14 @@ from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.data.batch import mapped
 from flops_fit_ray.training.distributed.group import ALONE, Group
 from flops_fit_ray.training.step.stepper import Stepper
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 WARMUP_STEPS = 3  # real steps on a stream of their own, in which libraries choose their kernels (torch's CUDA notes)
 
 
 def make_stepper(
     model: nn.Module,
-    guest: Guest,
+    user: UserParts,
     recipe: Recipe,
     steps: int,
     device: torch.device,
@@ -38,7 +38,7 @@ def make_stepper(
         recipe.cuda_graph
         and group.alone
         and device.type == "cuda"
-        and guest.optimizer is None
+        and user.optimizer is None
         and recipe.optimizer == "adamw"
         and recipe.precision != "fp16"  # its scaler asks the device at every step whether to take it
         and recipe.micro_batch_size == recipe.batch_size
@@ -46,8 +46,8 @@ def make_stepper(
     if recipe.cuda_graph and not capturable:
         say("train.cuda_graph needs CUDA, adamw, fp32 or bf16, and no micro-batches: going on without a graph")
     if not capturable:
-        return Stepper(model, guest, recipe, steps, device, group)
-    made = CapturedStepper(model, guest, recipe, steps, device)
+        return Stepper(model, user, recipe, steps, device, group)
+    made = CapturedStepper(model, user, recipe, steps, device)
     made.say = say
     return made
 
@@ -57,8 +57,8 @@ class CapturedStepper(Stepper):
 
     say: Callable[[str], None]
 
-    def __init__(self, model: nn.Module, guest: Guest, recipe: Recipe, steps: int, device: torch.device) -> None:
-        super().__init__(model, guest, recipe, steps, device)
+    def __init__(self, model: nn.Module, user: UserParts, recipe: Recipe, steps: int, device: torch.device) -> None:
+        super().__init__(model, user, recipe, steps, device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch leaves it untyped
         self._taken = 0  # steps in this process
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -101,7 +101,7 @@ class CapturedStepper(Stepper):
             with torch.cuda.graph(graph):
                 self._graph_loss = self._accumulated(Batch(self._content, batch.num_samples))
                 self._graph_norm = self._update()
-        except Exception as e:  # noqa: BLE001 - a guest may do anything; without a graph it is still right
+        except Exception as e:  # noqa: BLE001 - the user's code may do anything; without a graph it is still right
             self._failed = True
             self.optimizer.zero_grad()
             torch.cuda.synchronize(self._device)

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.user.layers import NORMS, lookup_tables
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, guest: Guest) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe, user: UserParts) -> torch.optim.Optimizer:
     """The optimizer of a recipe over the parameters that learn.
 
     Raises:
         TypeError: the user's factory made something else.
     """
-    if guest.optimizer is not None:
-        made: Any = guest.optimizer(model, recipe.lr)
+    if user.optimizer is not None:
+        made: Any = user.optimizer(model, recipe.lr)
         if not isinstance(made, torch.optim.Optimizer):
             raise TypeError(f"train.optimizer made a {type(made).__name__}, not a torch.optim.Optimizer")
         return made

@@ -18,7 +18,7 @@ from flops_fit_ray.training.step.lr_schedule import lr_factor
 from flops_fit_ray.training.step.optimizer import make_optimizer
 from flops_fit_ray.training.step.precision import autocast, make_scaler
 from flops_fit_ray.training.user.losses import check_loss
-from flops_fit_ray.training.user.parts import Guest
+from flops_fit_ray.training.user.parts import UserParts
 
 MAX_HALVINGS = 3
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")  # in torch's own words
@@ -30,7 +30,7 @@ class Stepper:
     def __init__(
         self,
         model: nn.Module,
-        guest: Guest,
+        user: UserParts,
         recipe: Recipe,
         steps: int,
         device: torch.device,
@@ -39,10 +39,10 @@ class Stepper:
         self.model = model
         self.micro_batch_size = self._largest = min(recipe.micro_batch_size, group.share(recipe.batch_size))
         self._group = group
-        self._guest, self._recipe, self._steps, self._device = guest, recipe, steps, device
-        self._objective = guest.objective
+        self._user, self._recipe, self._steps, self._device = user, recipe, steps, device
+        self._objective = user.objective
         self._params = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(model, recipe, guest)
+        self.optimizer = make_optimizer(model, recipe, user)
         self.scaler = make_scaler(recipe.precision, device)
         # A factory may give each group a rate of its own (muP); the schedule moves all of them alike.
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -58,7 +58,7 @@ class Stepper:
         return loss, self._update()
 
     def _set_lr(self, step: int) -> None:
-        factor = lr_factor(step, self._steps, self._recipe, self._guest.schedule)
+        factor = lr_factor(step, self._steps, self._recipe, self._user.schedule)
         self.lr = self._peaks[0] * factor
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             self._put_lr(group, peak * factor)

@@ -28,7 +28,7 @@ from flops_fit_ray.training.data import (
 )
 from flops_fit_ray.training.user.losses import BUILT_IN, Objective, as_objective
 
-HOOKS = {  # fields of a guest, and the keys of the spec that name them
+HOOKS = {  # fields of `UserParts`, and the keys of the spec that name them
     "flops_per_token": "model.flops_per_token",
     "optimizer": "train.optimizer",
     "schedule": "train.schedule",
@@ -38,7 +38,7 @@ HOOKS = {  # fields of a guest, and the keys of the spec that name them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guest:
+class UserParts:
     """What the user brings, ready to use. `model(**size_kwargs)` builds a model."""
 
     model: Callable[..., nn.Module]
@@ -71,7 +71,7 @@ class Guest:
         return batch.num_tokens() if tokens_per_sample is None else batch.num_samples * tokens_per_sample
 
 
-def load_guest(spec: SweepSpec, base: Path, ready: Ready | None = None) -> Guest:
+def load_user_parts(spec: SweepSpec, base: Path, ready: Ready | None = None) -> UserParts:
     """Import what the spec names, relative to the directory `base`, and make the datasets.
 
     Args:
@@ -108,7 +108,7 @@ def load_guest(spec: SweepSpec, base: Path, ready: Ready | None = None) -> Guest
     metrics = {name: get(f"metrics.{name}", target) for name, target in spec.metrics.items()}
     if faults:
         raise SpecError("spec", faults)
-    return make_guest(
+    return make_user_parts(
         model=model,
         model_kwargs=spec.model.kwargs,
         loss=loss,
@@ -122,7 +122,7 @@ def load_guest(spec: SweepSpec, base: Path, ready: Ready | None = None) -> Guest
 
 
 def _named_hooks(spec: SweepSpec) -> dict[str, str]:
-    """The user's functions that the spec names, by the guest's field."""
+    """The user's functions that the spec names, by the field of `UserParts`."""
     values = {
         "flops_per_token": spec.model.flops_per_token,
         "optimizer": spec.train.optimizer,
@@ -133,7 +133,7 @@ def _named_hooks(spec: SweepSpec) -> dict[str, str]:
     return {name: value for name, value in values.items() if isinstance(value, str) and ":" in value}
 
 
-def make_guest(
+def make_user_parts(
     *,
     model: Callable[..., nn.Module],
     model_kwargs: Mapping[str, Any],
@@ -143,8 +143,8 @@ def make_guest(
     data: DataSection,
     ready: Ready | None = None,
     **hooks: Any,
-) -> Guest:
-    """A guest from objects; `hooks` are its optional fields, and `ready` stands for `train` and `held_out`.
+) -> UserParts:
+    """User parts from objects; `hooks` are their optional fields, and `ready` stands for `train` and `held_out`.
 
     Without `held_out` a fixed part of map-style training data is kept for evaluation. A stream has no such part: then,
     and where `eval_fraction` is 0, the training loss stands in for the held-out one.
@@ -155,7 +155,7 @@ def make_guest(
     if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
         raise SpecError("spec", ["loss: has parameters that learn; move them into the model, where N counts them"])
     ready = ready or _made_ready(train, held_out, data.eval_fraction)
-    return Guest(
+    return UserParts(
         model=functools.partial(model, **model_kwargs),
         loss=loss,
         train_data=ready.train,
@@ -178,14 +178,14 @@ def _made_ready(train: Any, held_out: Any, eval_fraction: float) -> Ready:
     return Ready(train=kept, held_out=taken, source=f"{eval_fraction:.0%} of data.train, held out")
 
 
-def build(guest: Guest, kwargs: Mapping[str, Any]) -> nn.Module:
+def build(user: UserParts, kwargs: Mapping[str, Any]) -> nn.Module:
     """The user's model of one size, on torch's current default device.
 
     Raises:
         SpecError: the constructor raised, or made no module.
     """
     try:
-        model = guest.model(**kwargs)
+        model = user.model(**kwargs)
     except NotImplementedError:
         raise  # what the meta device cannot do; the caller tries another
     except Exception as e:

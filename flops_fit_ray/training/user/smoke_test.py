@@ -19,13 +19,13 @@ from flops_fit_ray.planning import ModelSize
 from flops_fit_ray.training.data import Batch, first_batch
 from flops_fit_ray.training.data.batch import is_whole, mapped
 from flops_fit_ray.training.user.losses import as_objective, check_loss
-from flops_fit_ray.training.user.parts import Guest, build
+from flops_fit_ray.training.user.parts import UserParts, build
 
 LARGEST_TRIED = 20_000_000  # parameters that planning is willing to make for real
 TRIED_STEPS = 1000
 
 
-def try_parts(guest: Guest, size: ModelSize) -> None:
+def try_parts(user: UserParts, size: ModelSize) -> None:
     """Try everything that the user brings, on the smallest model.
 
     The model is not tried where even the smallest one is large, or where the user counts the FLOPs because it may not
@@ -34,22 +34,22 @@ def try_parts(guest: Guest, size: ModelSize) -> None:
     Raises:
         SpecError: a part raised, or gave something else than it should; it is named.
     """
-    if guest.schedule is not None:
-        _try_schedule(guest.schedule)
-    if size.params_total > LARGEST_TRIED or guest.flops_per_token is not None:
+    if user.schedule is not None:
+        _try_schedule(user.schedule)
+    if size.params_total > LARGEST_TRIED or user.flops_per_token is not None:
         return
-    model = build(guest, size.kwargs)
-    batch = first_batch(guest.train_data, 2).split(2)[0]
+    model = build(user, size.kwargs)
+    batch = first_batch(user.train_data, 2).split(2)[0]
     with _named(f"model.target: the model of size {size.size} and the loss fail on first samples", batch):
-        check_loss(guest.objective(model, batch))
-    for name, metric in guest.metrics.items():
+        check_loss(user.objective(model, batch))
+    for name, metric in user.metrics.items():
         with _named(f"metrics.{name}"), torch.no_grad():
             value = as_objective(metric)(model, batch)
             if torch.as_tensor(value).numel() != 1:
                 raise TypeError(f"a metric must be one number, but is {value!r}")
-    if guest.optimizer is not None:
+    if user.optimizer is not None:
         with _named("train.optimizer"):
-            made: Any = guest.optimizer(model, 1e-3)
+            made: Any = user.optimizer(model, 1e-3)
             if not isinstance(made, torch.optim.Optimizer):
                 raise TypeError(f"it made a {type(made).__name__}, not a torch.optim.Optimizer")
 
@@ -68,7 +68,7 @@ def _named(key: str, batch: Batch | None = None) -> Iterator[None]:
         yield
     except SpecError:
         raise
-    except Exception as e:  # a guest may raise anything; it is named and chained
+    except Exception as e:  # the user's code may raise anything; it is named and chained
         hint = _largest_id(batch) if batch is not None and isinstance(e, IndexError) else ""
         raise SpecError("spec", [f"{key}: {type(e).__name__}: {e}{hint}"]) from e
 

@@ -6,130 +6,141 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "flops_fit_ray"
-
-# Within floor 0 the order is errors, text < layout < spec, analysis < planning, ledger < tables, sweep < recommend.
-FLOORS = {
-    "errors": 0,
-    "text": 0,
-    "way": 0,
-    "values": 0,
-    "places": 0,
-    "files": 0,
-    "layout": 0,
-    "lease": 0,
-    "lock": 0,
-    "hardware": 0,
-    "spec": 0,
-    "analysis": 0,
-    "planning": 0,
-    "ledger": 0,
-    "changes": 0,
-    "sweep": 0,
-    "tables": 0,
-    "validity": 0,
-    "recommend": 0,
-    "stopping": 0,
-    "extension": 0,
-    "simulate": 0,
-    "watch": 0,
-    "training": 1,
-    "engine": 2,
-    "console": 3,
-    "report": 3,
-    "trackers": 3,
-    "arguments": 4,
-    "pipeline": 4,
-    "api": 4,
-    "service": 4,
-    "selftest": 5,
-    "cli": 5,
-    "run": 6,
-    "__main__": 6,
-    "__init__": 6,
-}
-ALLOWED_OUTSIDE = {
-    0: {"numpy", "scipy", "pydantic", "pydantic_core", "yaml", "pandas", "filelock", "pyarrow", "pynvml"},
-    1: {"numpy", "torch", "safetensors"},
-    2: {"torch", "ray"},
-    3: {"numpy", "matplotlib", "jinja2", "markupsafe", "rich", "tensorboardX", "wandb", "mlflow"},
-    4: {"pandas", "matplotlib", "numpy", "jinja2", "filelock", "pydantic", "fastapi", "starlette", "uvicorn"},
-    5: {"click"},
-    6: set(),
-}
-ORDER_ON_FLOOR_0 = [
-    "errors",
-    "text",
-    "way",
-    "values",
-    "places",
-    "files",
-    "layout",
-    "lease",
-    "lock",
-    "hardware",
-    "spec",
-    "analysis",
-    "planning",
-    "ledger",
-    "changes",
-    "tables",
-    "sweep",
-    "validity",
-    "recommend",
-    "stopping",
-    "extension",
-    "simulate",
-    "watch",
-]
+MODULES = sorted(PACKAGE.rglob("*.py"))
+each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 
 
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imports(path: Path, *, top_level: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level else list(ast.walk(tree))
-    found: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.add(node.module or "")
-            if node.module == "flops_fit_ray":
-                found |= {f"flops_fit_ray.{alias.name}" for alias in node.names}
+def floors() -> dict[str, tuple[set[str], set[str]]]:
+    """The table of CONTRIBUTING.md: what each room may import of the package, and which libraries."""
+    rows = re.findall(r"^\| (`.+?) \| .*? \| (.*?) ?\| (.*?) ?\|$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M)
+    found = {}
+    for rooms, below, libraries in rows:
+        for room in re.findall(r"`(\w+)`", rooms):
+            found[room] = (set(re.findall(r"`(\w+)`", below)), set(libraries.replace(",", " ").split()))
     return found
 
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
+FLOORS = floors()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def dotted(path: Path) -> str:
+    """The name that a module is imported by."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {dotted(path) for path in MODULES}
+
+
+def room(name: str) -> str:
+    """The room of a module: `__init__` for the package's own face."""
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def imports(source: str) -> set[str]:
+    """Every module that a source imports, wherever the import stands; of the package the modules themselves."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in NAMES else str(node.module))
+    return found
+
+
+def own_imports(path: Path) -> set[str]:
+    """The package's modules that a module imports."""
+    return {name for name in imports(path.read_text()) if name.split(".")[0] == PACKAGE.name} - {dotted(path)}
+
+
+def circles(arrows: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Groups of two or more that reach one another (Tarjan 1972)."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(one: str) -> None:
+        number[one] = low[one] = len(number)
+        stack.append(one)
+        for other in arrows.get(one, ()):
+            if other not in number:
+                visit(other)
+                low[one] = min(low[one], low[other])
+            elif other in stack:
+                low[one] = min(low[one], number[other])
+        if low[one] == number[one]:
+            group = [stack.pop()]
+            while group[-1] != one:
+                group.append(stack.pop())
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for one in arrows:
+        if one not in number:
+            visit(one)
+    return found
+
+
+def test_the_table_names_every_room_once_and_only_rooms_above_it() -> None:
+    assert set(FLOORS) == {room(name) for name in NAMES}
+    order = list(FLOORS)
+    for i, name in enumerate(order):
+        assert FLOORS[name][0] <= set(order[:i]), f"{name}: a row names rooms of earlier rows alone"
+
+
+@each_module
 def test_imports_go_down(path: Path) -> None:
-    here = room(path)
-    own = {name.split(".")[1] for name in imports(path) if name.startswith("flops_fit_ray.")} - {here}
-    allowed = {other for other, floor in FLOORS.items() if floor <= FLOORS[here]}
-    if FLOORS[here] == 3:  # views see floor 0 alone: not torch, not Ray, not one another
-        allowed = {other for other, floor in FLOORS.items() if floor == 0}
-    if FLOORS[here] == 0:
-        allowed &= set(ORDER_ON_FLOOR_0[: ORDER_ON_FLOOR_0.index(here)])
-    assert own <= allowed, f"{here} must not import {own - allowed}"
+    here = room(dotted(path))
+    below = {room(name) for name in own_imports(path)} - {here}
+    assert below <= FLOORS[here][0], f"{here} must not import {below - FLOORS[here][0]}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_each_floor_has_its_own_libraries(path: Path) -> None:
-    outside = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"flops_fit_ray", ""}
-    assert outside <= ALLOWED_OUTSIDE[FLOORS[room(path)]]
+@each_module
+def test_each_room_has_its_own_libraries(path: Path) -> None:
+    outside = {name.split(".")[0] for name in imports(path.read_text())} - set(sys.stdlib_module_names)
+    assert outside - {PACKAGE.name} <= FLOORS[room(dotted(path))][1]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_there_are_no_circles_between_modules_nor_between_folders() -> None:
+    arrows = {dotted(path): own_imports(path) for path in MODULES}
+    assert circles(arrows) == []
+    for depth in (2, 3):
+        folders: dict[str, set[str]] = {}
+        for one, others in arrows.items():
+            here = ".".join(one.split(".")[:depth])
+            folders.setdefault(here, set()).update(".".join(other.split(".")[:depth]) for other in others)
+        assert circles({here: others - {here} for here, others in folders.items()}) == []
+
+
+def test_a_planted_circle_and_a_bare_import_are_seen() -> None:
+    assert circles({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]}) == [["a", "b", "c"]]
+    assert imports("def f():\n    import flops_fit_ray\n") == {"flops_fit_ray"}
+    assert "flops_fit_ray.ledger.store" in imports("from flops_fit_ray.ledger import store")
+
+
+@each_module
+def test_private_modules_serve_their_own_folder(path: Path) -> None:
+    folder = dotted(path.parent / "__init__.py")
+    foreign = {
+        name
+        for name in own_imports(path)
+        for part in [name.rpartition(".")]
+        if part[2].startswith("_") and part[0] not in (folder, PACKAGE.name)
+    }
+    assert not foreign
+
+
+@each_module
 def test_modules_stay_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
 

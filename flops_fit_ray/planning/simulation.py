@@ -6,7 +6,6 @@ part on, and with what a wrong learning rate costs. Times come from the FLOPs th
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from flops_fit_ray.planning.cells import general_lr
 from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Observation
 from flops_fit_ray.planning.plan import Plan
 from flops_fit_ray.planning.planner import Planner, next_experiments
-from flops_fit_ray.planning.slots import Seconds, choose_starts, own_seconds, trunk_share
+from flops_fit_ray.planning.slots import Seconds, SimulatedSlots, choose_starts, own_seconds
 
 Surface = tuple[float, float, float, float, float]  # E, A, B, alpha, beta; nats, parameters, tokens
 SURFACES: Mapping[str, Surface] = {
@@ -94,11 +93,10 @@ class _Sweep:
     def __init__(self, planner: Planner, world: World, slots: int, seconds: Seconds) -> None:
         self._planner, self._world, self._seconds = planner, world, seconds
         self._general = {s.size: general_lr(s.params) for s in planner.measurements.sizes}
-        self._free, self._slots, self._now, self._work = slots, slots, 0.0, 0.0
+        self._count, self._slots = slots, SimulatedSlots(slots, seconds)
         self._observed: dict[str, Observation] = {}
         self._started: dict[str, Experiment] = {}
         self._trunks: set[str] = set()
-        self._events: list[tuple[float, int, bool, str]] = []
         self._plan = planner.plan(forecast=False)
 
     def run(self) -> Simulated:
@@ -106,16 +104,16 @@ class _Sweep:
             return self._all_at_once()
         while True:
             self._hand_out()
-            if not self._events:
+            event = self._slots.advance()
+            if event is None:
                 break
-            self._now, _, ended, key = heapq.heappop(self._events)
+            key, ended = event
             self._trunks.add(key)
             if ended:
-                self._free += 1
                 self._observed[key] = self._finding(self._started[key])
                 if not self._plan.final:
                     self._plan = self._planner.plan(self._observed, forecast=False)
-        return self._simulated([self._started[e.key] for e in self._plan.experiments], self._now)
+        return self._simulated([self._started[e.key] for e in self._plan.experiments], self._slots.now)
 
     def _finding(self, e: Experiment) -> Observation:
         return Observation(loss=self._world.loss(e, self._general[e.size]))
@@ -123,7 +121,7 @@ class _Sweep:
     def _all_at_once(self) -> Simulated:
         """Nothing is decided on the way, so one schedule is the whole sweep."""
         ran, starts, taken = choose_starts(
-            self._plan.experiments, self._slots, self._seconds, self._planner.spec.grid.start
+            self._plan.experiments, self._count, self._seconds, self._planner.spec.grid.start
         )
         self._observed = {e.key: self._finding(e) for e in ran}
         return self._simulated(ran, next(s.makespan for s in starts if s.name == taken))
@@ -136,26 +134,20 @@ class _Sweep:
             observed=self._observed,
             makespan=makespan,
             work=work,
-            bound=max(work / self._slots, longest),
+            bound=max(work / self._count, longest),
         )
 
     def _hand_out(self) -> None:
-        if not self._free:
+        if not self._slots.free:
             return
         left = [e for e in self._plan.experiments if e.key not in self._started]
-        chosen = {e.key: e for e in choose_starts(left, self._slots, self._seconds, self._planner.spec.grid.start)[0]}
+        chosen = {e.key: e for e in choose_starts(left, self._count, self._seconds, self._planner.spec.grid.start)[0]}
         plan = self._plan.with_experiments(chosen)
         running = self._started.keys() - self._observed.keys()
-        for e in next_experiments(plan, self._observed.keys(), running, lambda key: key in self._trunks)[: self._free]:
-            self._begin(e)
-
-    def _begin(self, e: Experiment) -> None:
-        self._free -= 1
-        self._started[e.key] = e
-        lasts = own_seconds(e, self._seconds)
-        number = 2 * len(self._started)
-        heapq.heappush(self._events, (self._now + trunk_share(e) * lasts, number, False, e.key))
-        heapq.heappush(self._events, (self._now + lasts, number + 1, True, e.key))
+        ready = next_experiments(plan, self._observed.keys(), running, lambda key: key in self._trunks)
+        for e in ready[: self._slots.free]:
+            self._started[e.key] = e
+            self._slots.begin(e)
 
 
 def stated_surface(words: str) -> Surface:

@@ -45,18 +45,44 @@ def simulate(experiments: Sequence[Experiment], slots: int, seconds: Seconds, *,
     return _Cluster(experiments, slots, seconds).run(impatient=impatient)
 
 
+class SimulatedSlots:
+    """Slots and a clock: experiments begin, and the next event is their trunk's end or their own."""
+
+    def __init__(self, slots: int, seconds: Seconds) -> None:
+        self.free, self.now = slots, 0.0
+        self.trunk_at: dict[str, float] = {}  # the time at which the trunk of each experiment that has begun ends
+        self._seconds = seconds
+        self._events: list[tuple[float, int, bool, str]] = []  # time, number, ended, key
+
+    def begin(self, e: Experiment) -> None:
+        """Occupy a slot from now on."""
+        self.free -= 1
+        lasts = own_seconds(e, self._seconds)
+        self.trunk_at[e.key] = self.now + lasts * trunk_share(e)
+        number = 2 * len(self.trunk_at)
+        heapq.heappush(self._events, (self.trunk_at[e.key], number, False, e.key))
+        heapq.heappush(self._events, (self.now + lasts, number + 1, True, e.key))
+
+    def advance(self) -> tuple[str, bool] | None:
+        """Move the clock to the next event: the experiment's key, and True where it has ended; None after the last."""
+        if not self._events:
+            return None
+        self.now, _, ended, key = heapq.heappop(self._events)
+        self.free += ended
+        return key, ended
+
+
 class _Cluster:
-    """Slots and a clock. An event is (time, number, ended, key): a trunk reached, or an experiment that ended."""
+    """Experiments that are all known at first, on simulated slots."""
 
     def __init__(self, experiments: Sequence[Experiment], slots: int, seconds: Seconds) -> None:
-        self._seconds, self._free, self._now = seconds, slots, 0.0
+        self._seconds = seconds
+        self._slots = SimulatedSlots(slots, seconds)
         self._own = {e.key: own_seconds(e, seconds) for e in experiments}
         self._tail = tails(experiments, seconds)
         self._order = {e.key: i for i, e in enumerate(experiments)}
         self._waiting: dict[str, list[Experiment]] = {}
         self._ready: list[tuple[float, int, Experiment]] = []
-        self._events: list[tuple[float, int, bool, str]] = []
-        self._trunk_at: dict[str, float] = {}
         for e in experiments:
             if e.parent in self._own:
                 self._waiting.setdefault(str(e.parent), []).append(e)
@@ -66,29 +92,21 @@ class _Cluster:
     def _queue(self, e: Experiment) -> None:
         heapq.heappush(self._ready, (-self._tail[e.key], self._order[e.key], e))
 
-    def _begin(self, e: Experiment) -> None:
-        self._free -= 1
-        lasts = own_seconds(e, self._seconds)
-        trunk = self._now + lasts * trunk_share(e)
-        self._trunk_at[e.key] = trunk
-        number = len(self._trunk_at)
-        heapq.heappush(self._events, (trunk, 2 * number, False, e.key))
-        heapq.heappush(self._events, (self._now + lasts, 2 * number + 1, True, e.key))
-
     def run(self, *, impatient: bool) -> Schedule:
+        """Run everything to its end."""
+        slots = self._slots
         scratch: set[str] = set()
         while True:
-            while self._free and self._ready:
-                self._begin(heapq.heappop(self._ready)[2])
-            for e in self._impatient()[: self._free] if impatient and self._free else ():
+            while slots.free and self._ready:
+                slots.begin(heapq.heappop(self._ready)[2])
+            for e in self._impatient()[: slots.free] if impatient and slots.free else ():
                 self._waiting[str(e.parent)].remove(e)
                 scratch.add(e.key)
-                self._begin(e.from_scratch())
-            if not self._events:
-                return Schedule(makespan=self._now, scratch=frozenset(scratch))
-            self._now, _, ended, key = heapq.heappop(self._events)
-            self._free += ended
-            for child in self._waiting.pop(key, ()):
+                slots.begin(e.from_scratch())
+            event = slots.advance()
+            if event is None:
+                return Schedule(makespan=slots.now, scratch=frozenset(scratch))
+            for child in self._waiting.pop(event[0], ()):
                 self._queue(child)
 
     def _impatient(self) -> list[Experiment]:
@@ -97,7 +115,7 @@ class _Cluster:
             e
             for key, children in self._waiting.items()
             for e in children
-            if self._now + self._seconds(e) < self._trunk_at.get(key, math.inf) + self._own[e.key]
+            if self._slots.now + self._seconds(e) < self._slots.trunk_at.get(key, math.inf) + self._own[e.key]
         ]
         return sorted(found, key=lambda e: -self._seconds(e))
 

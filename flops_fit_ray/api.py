@@ -21,7 +21,7 @@ from flops_fit_ray.spec.arguments import SOURCE, describe_target, spec_from_argu
 from flops_fit_ray.storage.object_store import place_of
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep
-from flops_fit_ray.sweep.stopping import until_for
+from flops_fit_ray.sweep.stopping import stopping_rule_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -235,7 +235,7 @@ def find_optimal(
         slots=extra["slots"],
         new=bool(extra["new"]),
     )
-    sweep = run_sweep(request, plan, console=console, until=until_for(spec, extra["until"], extra["at_most"]))
+    sweep = run_sweep(request, plan, console=console, until=stopping_rule_for(spec, extra["until"], extra["at_most"]))
     result = Result(sweep)
     console.say(f"report: {sweep.paths.report}")
     return result

@@ -1,7 +1,7 @@
-"""Every error that the package raises on purpose, and the exit code of each.
+"""Errors that the package raises on purpose, and the exit code of each.
 
-Exit codes of the commands: 0 all done and counted, 1 finished with failed experiments or a fit that could not be
-made, 2 the input is wrong, 4 interrupted and resumable.
+Exit codes of the commands: 0 all done, 1 finished with failed experiments or without a fit, 2 wrong input, 4
+interrupted and resumable.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ EXIT_INTERRUPTED = 4
 
 
 class FlopsFitError(Exception):
-    """The root of the tree. `exit_code` is what a command ends with."""
+    """Base class of all errors of this package. `exit_code` is that of a command that ends with it."""
 
     exit_code = EXIT_FAILED
 
 
 class SpecError(FlopsFitError):
-    """The input is wrong, and no compute was spent. `faults` has one line per fault: key path, value, way out."""
+    """Wrong input, found before any compute was spent. `faults` has one line per fault: key path, value, way out."""
 
     exit_code = EXIT_INPUT
 
@@ -39,13 +39,13 @@ class SpecError(FlopsFitError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without what follows its first line; its kind where it says nothing."""
+    """Return the first line of an error's message; the name of its class if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @contextlib.contextmanager
 def faults_of(source: str) -> Iterator[None]:
-    """Give faults found deep inside the name of the file or call that the user knows."""
+    """Re-raise a SpecError with `source`, the file or call that the user knows, in place of its own source."""
     try:
         yield
     except SpecError as e:
@@ -53,45 +53,45 @@ def faults_of(source: str) -> Iterator[None]:
 
 
 class DirectoryError(FlopsFitError):
-    """A sweep directory is missing, not one, written by somebody else now, or holds another sweep."""
+    """A sweep directory is missing, is not one, is in use by another process, or holds another sweep."""
 
     exit_code = EXIT_INPUT
 
 
 class StorageError(FlopsFitError):
-    """A file of the sweep directory could not be written (disk full, quota, permissions); what is recorded stands."""
+    """A file of the sweep directory could not be written (disk full, quota, permissions); recorded results are safe."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class ResourceError(FlopsFitError):
-    """The cluster can never provide what one experiment asks for."""
+    """A resource that was asked for does not exist: GPUs of a cluster, a port, an optional package."""
 
     exit_code = EXIT_INPUT
 
 
 class WorkerLostError(FlopsFitError):
-    """One of several workers of an experiment died, or its node; nobody's failure."""
+    """One of several workers of an experiment died, or its node; the experiment itself did not fail."""
 
 
 class FitError(FlopsFitError):
-    """The results do not support the number that was asked for."""
+    """The results do not support the number asked for."""
 
 
 class ExperimentError(FlopsFitError):
-    """An experiment ended without a result. `status` is what the ledger calls that."""
+    """An experiment ended without a result. `status` is the one recorded in the ledger."""
 
     status: Literal["failed", "diverged", "out_of_memory"] = "failed"
 
 
 class DivergedError(ExperimentError):
-    """The training or the held-out loss became NaN or infinite, or rose far above its start."""
+    """The training loss or the held-out loss became NaN or infinite, or rose far above its start."""
 
     status: Literal["failed", "diverged", "out_of_memory"] = "diverged"
 
 
 class MemoryExhaustedError(ExperimentError):
-    """The device has too little memory for this model, however small the micro-batch."""
+    """The device has too little memory for this model, even with a micro-batch of one sample."""
 
     status: Literal["failed", "diverged", "out_of_memory"] = "out_of_memory"
 
@@ -101,10 +101,10 @@ class DataEndedError(ExperimentError):
 
 
 class InterruptedSweepError(FlopsFitError):
-    """The sweep was stopped from outside; the same command goes on."""
+    """The sweep was stopped from outside; the same command resumes it."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class HeadLostError(InterruptedSweepError):
-    """The head of the Ray cluster is gone, and Ray with it."""
+    """The head node of the Ray cluster is gone, and Ray with it."""

@@ -1,4 +1,4 @@
-"""Numbers and tables as people read them."""
+"""Numbers, times and tables as text for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 
 def count(value: float) -> str:
-    """1234567 -> 1.23M; three significant digits."""
+    """Format a count in three significant digits: 1234567 -> 1.23M."""
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit * 0.9995:
             return f"{value / limit:.3g}{unit}"
@@ -16,7 +16,7 @@ def count(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes: 12600000000 -> 12.6 GB."""
+    """Format bytes: 12600000000 -> 12.6 GB."""
     for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= limit * 0.9995:
             return f"{value / limit:.3g} {unit}"
@@ -24,7 +24,7 @@ def size(value: float) -> str:
 
 
 def flops(value: float) -> str:
-    """6e+10 -> 6e10."""
+    """Format FLOPs: 6e+10 -> 6e10."""
     mantissa, _, exponent = f"{value:.3g}".partition("e")
     if not exponent:
         mantissa, _, exponent = f"{value:.2e}".partition("e")
@@ -33,12 +33,12 @@ def flops(value: float) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """Two counts in brackets."""
+    """Format two counts in brackets: [1.2M, 3.4M]."""
     return f"[{count(low)}, {count(high)}]"
 
 
 def duration(seconds: float) -> str:
-    """75 -> 1 min 15 s."""
+    """Format seconds: 75 -> 1 min 15 s."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -47,7 +47,10 @@ def duration(seconds: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns padded to their widest cell, all but the first `left` aligned right."""
+    """Return a plain-text table: columns padded to their widest cell, all but the first `left` aligned right.
+
+    Not by rich, whose import takes 80 ms: plain text is also for logs and pipes, which no width limits.
+    """
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
         "  ".join(
@@ -59,11 +62,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question that names the known word nearest to a mistyped one; empty where none is near."""
+    """Return a question that names the known word nearest to a mistyped one; empty if none is near."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {near[0]!r}?" if near else ""
 
 
-def clock(seconds: float) -> str:
-    """A moment, in seconds since the epoch, as local date and time."""
+def local_time(seconds: float) -> str:
+    """Format seconds since the epoch as local date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -30,7 +30,7 @@ from flops_fit_ray.storage.object_store import is_remote
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
-from flops_fit_ray.sweep.stopping import LIMIT, Until, next_budget, outlook, with_budgets
+from flops_fit_ray.sweep.stopping import DEFAULT_COST_RATIO, StoppingRule, decide_next, next_budget, with_budgets
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.interrupt import Interrupt
@@ -79,7 +79,7 @@ def check_output(root: Path) -> None:
     refuse_second_writer(SweepPaths(root))
 
 
-def run_sweep(request: RunRequest, plan: Plan, *, console: PlainConsole, until: Until | None = None) -> Sweep:
+def run_sweep(request: RunRequest, plan: Plan, *, console: PlainConsole, until: StoppingRule | None = None) -> Sweep:
     """Run what the ledger lacks, then write tables, analysis and report. Returns the directory read back.
 
     Args:
@@ -116,13 +116,13 @@ def run_sweep(request: RunRequest, plan: Plan, *, console: PlainConsole, until: 
             sweep = _run_once(replace(request, spec=spec), measurements, console, interrupt)
             if until is None or not sweep.complete:
                 break
-            limit = until.at_most or limit or LIMIT * sweep.flops_spent
+            limit = until.at_most or limit or DEFAULT_COST_RATIO * sweep.flops_spent
             budget = next_budget(spec)
             wider = with_budgets(spec, [Budget(flops=budget)])
             wider_measurements = request.measure(wider)
-            found = outlook(sweep, until, budget, _cost_of_more(sweep, wider, wider_measurements), limit)
-            console.say(found.words)
-            if not found.goes_on:
+            found = decide_next(sweep, until, budget, _cost_of_more(sweep, wider, wider_measurements), limit)
+            console.say(found.message)
+            if not found.proceed:
                 break
             spec, measurements = wider, wider_measurements
             session.enter_context(ray_session(request.address))  # one for all budgets

@@ -53,10 +53,10 @@ def test_it_is_gone_on_with_and_nothing_runs_again(sweep: Sweep) -> None:
 def test_one_more_budget_keeps_every_result(sweep: Sweep, tmp_path: Path) -> None:
     import shutil
 
-    from flops_fit_ray.sweep.extend import extended
+    from flops_fit_ray.sweep.extend import extend_spec
 
     root = shutil.copytree(sweep.paths.root, tmp_path / "wider")
-    wider = grow_sweep(root, extended(sweep.spec, budgets=[3.2e6]), reference_parts(sweep.spec))
+    wider = grow_sweep(root, extend_spec(sweep.spec, budgets=[3.2e6]), reference_parts(sweep.spec))
     assert {r.key for r in sweep.results} <= {r.key for r in wider.results}
     new = {r.key for r in wider.results} - {r.key for r in sweep.results}
     assert {r.budget for r in wider.results if r.key in new} == {3.2e6}

@@ -10,8 +10,15 @@ import pytest
 from flops_fit_ray.analysis import FitOptions, fit_sweep
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.sweep.directory import Sweep
-from flops_fit_ray.sweep.extend import extended
-from flops_fit_ray.sweep.stopping import Until, expected_factor, factor_at, next_budget, outlook, parse_until
+from flops_fit_ray.sweep.extend import extend_spec
+from flops_fit_ray.sweep.stopping import (
+    StoppingRule,
+    decide_next,
+    expected_factor,
+    factor_at,
+    next_budget,
+    parse_stopping_rule,
+)
 from tests.parts import spec_of
 from tests.surfaces import HOFFMANN, sweep_on
 from tests.worlds import adaptive_spec
@@ -19,14 +26,14 @@ from tests.worlds import adaptive_spec
 
 def test_budgets_sizes_and_seeds_are_added() -> None:
     spec = adaptive_spec(budgets=[1e17, 1e18])
-    assert [b.flops for b in extended(spec, budgets=[1e19, 3e18]).budgets] == [1e17, 1e18, 3e18, 1e19]
-    assert extended(spec, seeds=4).grid.seeds == 4
-    assert extended(spec) == spec
+    assert [b.flops for b in extend_spec(spec, budgets=[1e19, 3e18]).budgets] == [1e17, 1e18, 3e18, 1e19]
+    assert extend_spec(spec, seeds=4).grid.seeds == 4
+    assert extend_spec(spec) == spec
     listed = spec_of()
-    assert extended(listed, sizes=[32, 8]).model.sizes == [4, 8, 16, 32]
+    assert extend_spec(listed, sizes=[32, 8]).model.sizes == [4, 8, 16, 32]
     own = spec_of(budgets=[{"flops": 1e5, "sizes": [4, 8, 16]}, {"flops": 2e5, "sizes": [8, 16, 32]}])
-    assert [b.sizes for b in extended(own, sizes=[64]).budgets] == [[4, 8, 16, 64], [8, 16, 32, 64]]
-    assert extended(own, budgets=[4e5], sizes=[16, 32, 64]).budgets[2].sizes == [16, 32, 64]
+    assert [b.sizes for b in extend_spec(own, sizes=[64]).budgets] == [[4, 8, 16, 64], [8, 16, 32, 64]]
+    assert extend_spec(own, budgets=[4e5], sizes=[16, 32, 64]).budgets[2].sizes == [16, 32, 64]
 
 
 @pytest.mark.parametrize(
@@ -42,22 +49,22 @@ def test_budgets_sizes_and_seeds_are_added() -> None:
                 budgets=[{"flops": 1e5, "sizes": [4, 8, 16]}, {"flops": 2e5, "sizes": [8, 16, 32]}],
             ),
             {"budgets": [4e5]},
-            "give those of the new one with --size",
+            "give those of the new budget with --size",
         ),
     ],
 )
 def test_what_cannot_be_added(spec: Any, more: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        extended(spec, **more)
+        extend_spec(spec, **more)
 
 
 def test_the_rule_is_read_or_refused() -> None:
-    assert parse_until("ci=1.3@1e21") == Until(target=1e21, factor=1.3)
+    assert parse_stopping_rule("ci=1.3@1e21") == StoppingRule(target=1e21, factor=1.3)
     for wrong in ("1.3@1e21", "ci=1.3", "ci=0.9@1e21", "ci=x@y", "ci=1.3@-1", "ci=1.3@inf", "loss=1@2"):
         with pytest.raises(SpecError, match="is not of the form ci=FACTOR@C"):
-            parse_until(wrong)
+            parse_stopping_rule(wrong)
     with pytest.raises(SpecError, match="positive number of FLOPs"):
-        parse_until("ci=1.3@1e21", -1.0)
+        parse_stopping_rule("ci=1.3@1e21", -1.0)
 
 
 def sweep_with(noise: float, budgets: list[float], spent: float = 1.0) -> Sweep:
@@ -87,14 +94,14 @@ def test_when_to_go_on() -> None:
     sweep = sweep_with(0.01, budgets)
     factor = factor_at(sweep.fit, 1e21)
     assert factor is not None and factor > 1.1
-    reached = outlook(sweep, Until(target=1e21, factor=factor + 0.1), 1e20, 5.0, 100.0)
-    assert reached.reached and not reached.goes_on and "was asked for" in reached.words
-    on = outlook(sweep, Until(target=1e21, factor=1.01), 1e20, 5.0, 100.0)
-    assert on.goes_on and "C = 1e20 would cost 5e0 FLOPs and leave x/÷" in on.words
-    dear = outlook(sweep, Until(target=1e21, factor=1.01), 1e20, 5.0, 5.5)
-    assert not dear.goes_on and "--at-most" in dear.words
-    far = outlook(sweep, Until(target=5e19, factor=1.0001), 1e20, 5.0, 100.0)
-    assert not far.goes_on and "beyond the target itself" in far.words
+    reached = decide_next(sweep, StoppingRule(target=1e21, factor=factor + 0.1), 1e20, 5.0, 100.0)
+    assert reached.reached and not reached.proceed and "of --until: done" in reached.message
+    on = decide_next(sweep, StoppingRule(target=1e21, factor=1.01), 1e20, 5.0, 100.0)
+    assert on.proceed and "C = 1e20 would cost 5e0 FLOPs and narrow that to about x/÷" in on.message
+    dear = decide_next(sweep, StoppingRule(target=1e21, factor=1.01), 1e20, 5.0, 5.5)
+    assert not dear.proceed and "--at-most" in dear.message
+    far = decide_next(sweep, StoppingRule(target=5e19, factor=1.0001), 1e20, 5.0, 100.0)
+    assert not far.proceed and "larger than the target itself" in far.message
 
 
 def test_the_next_budget_keeps_the_ratio() -> None:

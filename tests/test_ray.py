@@ -472,7 +472,7 @@ def test_an_adaptive_sweep_is_the_planners_is_extended_and_goes_on_until_enough(
     assert caught.value.code == 0 and "C = 6.4e6 would cost" in said and "(--at-most)" in said
     with pytest.raises(SystemExit) as caught:
         main(["extend", str(root), "--until", "ci=1000@1e8"])
-    assert caught.value.code == 0 and "x/÷1000 was asked for" in capsys.readouterr().out
+    assert caught.value.code == 0 and "within the x/÷1000 of --until" in capsys.readouterr().out
     assert outcomes(root).keys() == {r.key for r in wider.results}
 
 

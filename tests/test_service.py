@@ -34,7 +34,7 @@ from flops_fit_ray.service.state.cache import SweepCache
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
-from flops_fit_ray.sweep.validity import document, validity_card
+from flops_fit_ray.sweep.validity import analysis_document, validity_card
 from flops_fit_ray.training.loop.meter import CurvePoint
 from tests.serving import Served, serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
@@ -190,7 +190,7 @@ def test_results_are_those_of_the_commands(served: Served, root: Path) -> None:
     assert raw.decode() == sweep.to_frame().to_csv(index=False)
     assert [row["loss"] for row in served.client.pages("/sweeps/whole/results")] == [r.loss for r in sweep.results]
     assert served.client.ask("GET", "/sweeps/whole/fit") == json.loads(
-        json.dumps(document(sweep.analysis, validity_card(sweep.fit, sweep)))
+        json.dumps(analysis_document(sweep.analysis, validity_card(sweep.fit, sweep)))
     )
     said = served.client.ask("GET", "/sweeps/whole/predict?budget=5e6")
     expected = prediction_to_json(predict(sweep.fit, 5e6), sweep.fit.options.confidence)

@@ -144,7 +144,7 @@ def resolve_output(path: Path, spec: SweepSpec, output: Path | None) -> Path:
 def run_options(root: Path, overrides: Sequence[str], limits: RunLimits) -> list[str]:
     """What `run` is called with besides its spec, to do the same again."""
     sets = [word for override in overrides for word in ("--set", override)]
-    return ["--output", str(root), *sets, *limits.words()]
+    return ["--output", str(root), *sets, *limits.options()]
 
 
 def command_line(
@@ -165,7 +165,7 @@ def extend_line(root: Path, base: Path, limits: RunLimits) -> str:
     """The same for a sweep whose directory knows more than its spec; `base`: where its code is."""
     from flops_fit_ray.engine.jobs import line_to_submit
 
-    words = ["extend", str(root), *limits.words()]
+    words = ["extend", str(root), *limits.options()]
     return line_to_submit(["flops_fit_ray", *words], base) or shlex.join([*door(), *words])
 
 
@@ -208,12 +208,12 @@ def run_spec(
         with interruptible():  # from here on, seconds of imports included, a signal has the same end
             from flops_fit_ray.pipeline import RunRequest, check_output, recorded_constants, run_sweep
             from flops_fit_ray.planning import make_plan
-            from flops_fit_ray.sweep.stopping import until_for
+            from flops_fit_ray.sweep.stopping import stopping_rule_for
             from flops_fit_ray.trackers import check_installed
             from flops_fit_ray.training.preflight.model_size import measure_spec
 
             check_output(root)
-            until = until_for(spec, limits.until, limits.at_most)
+            until = stopping_rule_for(spec, limits.until, limits.at_most)
             with faults_of(named):
                 check_installed(spec)
                 measurements = measure_spec(spec, base)

@@ -79,7 +79,7 @@ def fit(source: Path | None, at: tuple[float, ...], report_to: Path | None, as_j
     """
     from flops_fit_ray.analysis import analyse
     from flops_fit_ray.console.fit_text import analysis_text, card_text, table_text
-    from flops_fit_ray.sweep.validity import document, validity_card
+    from flops_fit_ray.sweep.validity import analysis_document, validity_card
 
     opened = _open_source(source, options)
     if report_to is not None and opened.table is None:
@@ -87,7 +87,7 @@ def fit(source: Path | None, at: tuple[float, ...], report_to: Path | None, as_j
     analysis = analyse(opened.fit, at)
     card = validity_card(opened.fit, opened.sweep)
     if as_json:
-        click.echo(json.dumps(document(analysis, card, opened.table), indent=1))
+        click.echo(json.dumps(analysis_document(analysis, card, opened.table), indent=1))
     else:
         if opened.table is not None:
             click.echo(table_text(opened.table))

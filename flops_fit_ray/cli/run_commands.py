@@ -225,7 +225,7 @@ def extend(
 
     Without anything to add it goes on with the sweep as it is in its directory.
     """
-    from flops_fit_ray.sweep.extend import extended
+    from flops_fit_ray.sweep.extend import extend_spec
 
     sweep = open_directory(directory)
     root = sweep.paths.root
@@ -233,7 +233,7 @@ def extend(
         raise click.UsageError(
             f"{root} was run by a program: call find_optimal(...) again with more budgets and the same output_dir"
         )
-    wider = extended(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds)
+    wider = extend_spec(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds)
     base = sweep.base if code is None else code.absolute()
     if not base.is_dir():  # a job's, or on another machine
         base = Path.cwd()

@@ -20,7 +20,7 @@ from flops_fit_ray.analysis import (
     TimedAnswer,
 )
 from flops_fit_ray.sweep.recommend import Recommendation
-from flops_fit_ray.sweep.validity import Line
+from flops_fit_ray.sweep.validity import CardItem
 from flops_fit_ray.tables import Table
 
 MAX_VALLEYS = 40  # lines
@@ -147,7 +147,7 @@ def hold_out_text(analysis: Analysis) -> str:
     return "\n".join(["hold-out:", *lines]) if lines else ""
 
 
-def card_text(card: Sequence[Line]) -> str:
+def card_text(card: Sequence[CardItem]) -> str:
     """What the validity card says against the sweep, and how many questions it passes."""
     counts = Counter(line.verdict for line in card)
     said = ", ".join(

@@ -159,7 +159,7 @@ def _some(lines: list[str]) -> list[str]:
 
 def _running_text(e: Experiment, progress: Progress) -> str:
     share = 100 * progress.tokens_seen / progress.tokens
-    since = "" if progress.started_at is None else f", since {fmt.clock(progress.started_at)}"
+    since = "" if progress.started_at is None else f", since {fmt.local_time(progress.started_at)}"
     again = f", start {progress.attempt}" if progress.attempt > 1 else ""
     return (
         f"  running  C {fmt.flops(e.budget)}, size {e.size}: {share:.0f} % on {progress.host} "

@@ -16,7 +16,7 @@ from flops_fit_ray.report.words import ADVICE, costs, provenance
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 from flops_fit_ray.sweep.directory import Sweep
-from flops_fit_ray.sweep.validity import Line
+from flops_fit_ray.sweep.validity import CardItem
 from flops_fit_ray.tables import Table
 
 MAX_VALLEYS, MAX_ROWS, MAX_FAILURES = 40, 250, 60  # rows; a page of 10,000 experiments must open, too
@@ -46,7 +46,7 @@ def answer(analysis: Analysis, loss_name: str) -> str:
     return " ".join([said, *far])
 
 
-def render(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> str:
+def render(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]) -> str:
     """The page of a sweep. `figures` are SVG elements by their names."""
     return (
         _environment()
@@ -62,7 +62,7 @@ def render(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> st
     )
 
 
-def render_markdown(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> str:
+def render_markdown(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]) -> str:
     """The same without the table of experiments, for a merge request or a wiki; the figures lie beside it."""
     # This is no HTML; what stands in a table goes through `cell`
     environment = _environment(autoescape=False, trim_blocks=True, lstrip_blocks=True)
@@ -107,7 +107,7 @@ def _cell(words: str) -> str:
 
 
 def render_table(
-    table: Table, analysis: Analysis, card: Sequence[Line], figures: Mapping[str, str], command: str
+    table: Table, analysis: Analysis, card: Sequence[CardItem], figures: Mapping[str, str], command: str
 ) -> str:
     """The page of a table of runs."""
     return (
@@ -127,7 +127,7 @@ def _answer(sweep: Sweep) -> str:
     return _one_run(sweep) or answer(sweep.analysis, sweep.loss_name)
 
 
-def _of_sweep(sweep: Sweep, card: Sequence[Line], figures: Mapping[str, str]) -> dict[str, Any]:
+def _of_sweep(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]) -> dict[str, Any]:
     """What both forms of a sweep's report show."""
     failed = {f.key: f for f in sweep.failures}
     return {
@@ -165,7 +165,7 @@ def _environment(*, autoescape: bool = True, **blocks: bool) -> jinja2.Environme
     return environment
 
 
-def _of_fit(analysis: Analysis, card: Sequence[Line], figures: Mapping[str, str], loss_name: str) -> dict[str, Any]:
+def _of_fit(analysis: Analysis, card: Sequence[CardItem], figures: Mapping[str, str], loss_name: str) -> dict[str, Any]:
     fit = analysis.fit
     names = ("valleys", "laws", "surface", "residuals", "sensitivity", "curves")
     shown = [

@@ -30,7 +30,7 @@ from flops_fit_ray.report.page import render, render_markdown, render_table, sum
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import ReportPaths
 from flops_fit_ray.sweep.directory import Sweep
-from flops_fit_ray.sweep.validity import document, validity_card
+from flops_fit_ray.sweep.validity import analysis_document, validity_card
 from flops_fit_ray.tables import Table
 
 MAX_PAGE_VALLEYS = 40  # more are no budgets, but runs scattered over C
@@ -43,7 +43,7 @@ def write_report(sweep: Sweep) -> Path:
     """Write results, analysis, figures and report of a sweep, complete or not. Returns the page's path."""
     write_tables(sweep)
     card = validity_card(sweep.fit, sweep)
-    write_json(sweep.paths.analysis, document(sweep.analysis, card))
+    write_json(sweep.paths.analysis, analysis_document(sweep.analysis, card))
     drawn = _write_figures(sweep.paths, sweep.analysis, sweep.curves, sweep.loss_name, sweep.replaced_points)
     write_bytes(sweep.paths.report, render(sweep, card, drawn).encode())
     write_bytes(sweep.paths.report_markdown, render_markdown(sweep, card, drawn).encode())
@@ -65,7 +65,7 @@ def write_table_report(table: Table, analysis: Analysis, directory: Path, comman
     """
     paths = ReportPaths(directory.absolute())
     card = validity_card(analysis.fit)
-    write_json(paths.analysis, document(analysis, card, table))
+    write_json(paths.analysis, analysis_document(analysis, card, table))
     drawn = _write_figures(paths, analysis, table.points if table.points.run is not None else None, "loss")
     write_bytes(paths.report, render_table(table, analysis, card, drawn, command).encode())
     return paths.report

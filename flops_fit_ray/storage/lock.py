@@ -135,5 +135,5 @@ def _owner(paths: SweepPaths) -> str | None:
 
 def _in_words(owner: Mapping[str, Any]) -> str:
     started = owner.get("started_at")
-    since = f", since {fmt.clock(started)}" if isinstance(started, float) else ""
+    since = f", since {fmt.local_time(started)}" if isinstance(started, float) else ""
     return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}{since}"

@@ -1,4 +1,4 @@
-"""A sweep with more in it: budgets, sizes, seeds. What was planned before keeps its keys."""
+"""A sweep with further budgets, sizes or seeds. Experiments planned before keep their keys."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from flops_fit_ray.sweep.stopping import with_budgets
 SOURCE = "extend"
 
 
-def extended(
+def extend_spec(
     spec: SweepSpec, *, budgets: Sequence[float] = (), sizes: Sequence[int] = (), seeds: int | None = None
 ) -> SweepSpec:
-    """The spec with further budgets, sizes (of the new budgets, else of all) and seeds.
+    """Return the spec with further budgets, sizes (of the new budgets, else of all) and seeds.
 
     Raises:
-        SpecError: an addition has no meaning for this sweep.
+        SpecError: an addition does not fit this sweep; all faults at once.
     """
     faults = list(_faults(spec, budgets, sizes))
     if faults:
         raise SpecError(SOURCE, faults)
-    own: list[SizeValue] | None = list(sizes) if sizes and budgets else None
-    wider = with_budgets(spec, [Budget(flops=c, sizes=own) for c in budgets])
+    budget_sizes: list[SizeValue] | None = list(sizes) if sizes and budgets else None
+    wider = with_budgets(spec, [Budget(flops=c, sizes=budget_sizes) for c in budgets])
     if sizes and not budgets:
         wider = _with_sizes(wider, sizes)
     if seeds is not None:
         wider = wider.model_copy(update={"grid": wider.grid.model_copy(update={"seeds": seeds})})
-    return make_spec(wider.model_dump(mode="json"), SOURCE)  # checked again as a whole
+    return make_spec(wider.model_dump(mode="json"), SOURCE)  # model_copy does not validate
 
 
 def _faults(spec: SweepSpec, budgets: Sequence[float], sizes: Sequence[int]) -> list[str]:
@@ -40,27 +40,27 @@ def _faults(spec: SweepSpec, budgets: Sequence[float], sizes: Sequence[int]) -> 
         if not (math.isfinite(c) and c > 0):
             faults.append(f"--budget: must be a positive, finite number (got {c:g})")
         elif c in known:
-            faults.append(f"--budget: C = {fmt.flops(c)} is in this sweep already")
+            faults.append(f"--budget: C = {fmt.flops(c)} is in this sweep already; give another C")
         elif c < smallest and spec.is_adaptive:
             faults.append(
-                f"--budget: C = {fmt.flops(c)} is below the smallest, {fmt.flops(smallest)}, where the learning rate "
-                "was measured and the first valley lies; that is another sweep: take another --output"
+                f"--budget: C = {fmt.flops(c)} is below the smallest budget, {fmt.flops(smallest)}, at which the "
+                "learning rate and the first valley were measured; start a new sweep in another --output"
             )
     if sizes and spec.is_adaptive:
         faults.append("--size: an adaptive grid chooses its sizes itself; add budgets or seeds")
     if budgets and not sizes and not spec.is_adaptive and spec.model.sizes == "auto":
-        faults.append("--budget: this sweep lists the sizes of each budget; give those of the new one with --size")
+        faults.append("--budget: this sweep lists the sizes of each budget; give those of the new budget with --size")
     return faults
 
 
 def _with_sizes(spec: SweepSpec, sizes: Sequence[int]) -> SweepSpec:
-    """These sizes in every list of sizes that lacks them."""
+    """Add these sizes to every list of sizes that lacks them."""
 
-    def more(listed: list[SizeValue]) -> list[SizeValue]:
+    def union(listed: list[SizeValue]) -> list[SizeValue]:
         return [*listed, *(s for s in sizes if s not in listed)]
 
-    budgets = [b if b.sizes is None else b.model_copy(update={"sizes": more(b.sizes)}) for b in spec.budgets]
+    budgets = [b if b.sizes is None else b.model_copy(update={"sizes": union(b.sizes)}) for b in spec.budgets]
     model = spec.model
     if isinstance(model.sizes, list):
-        model = model.model_copy(update={"sizes": more(model.sizes)})
+        model = model.model_copy(update={"sizes": union(model.sizes)})
     return spec.model_copy(update={"budgets": budgets, "model": model})

@@ -1,4 +1,4 @@
-"""The run that a prediction asks for: a size that exists, its D, steps, batch, learning rate and hours; as a spec."""
+"""Training run that a prediction recommends: a model size that can be built, D, steps, batch, learning rate, hours."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from flops_fit_ray.spec import Budget, LrTable, SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import write_bytes
 from flops_fit_ray.sweep.directory import Sweep
 
-CANDIDATES = 9  # sizes around the best that are tried, in case the model refuses some
-FAR_SIZE = 1.2  # a recorded size this far from N_opt is no answer
+CANDIDATES = 9  # sizes nearest to N_opt, the caller tries them in turn in case the model cannot be built at some
+FAR_SIZE = 1.2  # a recorded size whose N is off by a larger factor is not recommended
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recommendation:
-    """One training run. N and C per token of a size that was not run are read off the sizes that were."""
+    """One training run. N and FLOPs per token of a size that was not run are interpolated from the sizes that were."""
 
-    budget: float
+    budget: float  # C, FLOPs
     size_param: str | None
-    size: int | str | None  # None where several arguments make a size and none that was run is near
-    params: float  # N of that size, or N_opt where there is none
-    tokens: float  # D that C pays for at that size
+    size: int | str | None  # None where sizes differ in several arguments and none that was run is near N_opt
+    params: float  # N of that size; N_opt without a size
+    tokens: float  # D = C / FLOPs per token at that size
     steps: int
     batch_size: int  # samples
     lr: float  # by the sweep's rule
@@ -39,31 +39,34 @@ class Recommendation:
     seconds_interval: Interval | None
     device: str
     notes: tuple[str, ...]
-    candidates: tuple[int, ...]  # whole sizes, the nearest first
+    candidates: tuple[int, ...]  # integer sizes, nearest to N_opt first
     spec: SweepSpec | None  # None where the sweep came from Python objects
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values for JSON."""
         left_out = ("spec", "candidates", "seconds_interval")
         content = {n: plain(getattr(self, n)) for n in self.__dataclass_fields__ if n not in left_out}
         return content | {"seconds_interval": pair(self.seconds_interval)}
 
     def write(self, path: Path, size: int | str | None = None) -> None:
-        """Write the spec of this one run, with `size` in place of the own one.
+        """Write the spec of this one run, with `size` in place of `self.size` if given.
 
         Raises:
-            SpecError: there is none to write.
+            SpecError: the sweep has no spec, or no size is near N_opt.
         """
         size = self.size if size is None else size
         if self.spec is None or size is None:
-            why = "the sweep came from Python objects" if self.spec is None else "no size that was run is near N_opt"
-            raise SpecError(str(path), [f"no spec can be written: {why}; train with N = {self.params:.3g} by hand"])
+            why = (
+                "the sweep was made from Python objects" if self.spec is None else "no size that was run is near N_opt"
+            )
+            message = f"no spec can be written: {why}; choose a model of N = {self.params:.3g} and train it yourself"
+            raise SpecError(str(path), [message])
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, dump_spec(_with_size(self.spec, self.budget, size)).encode())
 
 
 def recommend(sweep: Sweep, fit: SweepFit, prediction: Prediction) -> Recommendation:
-    """The run that `prediction` asks for, from what the sweep measured."""
+    """Return the training run for `prediction`, from the sizes and learning rates that the sweep measured."""
     notes: list[str] = []
     size, candidates = _size(sweep, prediction.params, notes)
     sizes = sorted(sweep.plan.measurements.sizes, key=lambda s: s.params)
@@ -71,19 +74,22 @@ def recommend(sweep: Sweep, fit: SweepFit, prediction: Prediction) -> Recommenda
     if size is not None:
         params = _at_size(sweep, size)
     log_n = np.log([s.params for s in sizes])
-    per_token = math.exp(_line(log_n, np.log([s.flops_per_token for s in sizes]), math.log(params)))
+    # 1) D = C / FLOPs per token, which is linear in log-log between sizes
+    per_token = math.exp(_interpolate(log_n, np.log([s.flops_per_token for s in sizes]), math.log(params)))
     tokens = prediction.budget / per_token
-    some = sweep.plan.experiments[0]
-    batch_tokens = some.tokens / some.steps
+    # 2) Steps = D / tokens of a batch
+    first = sweep.plan.experiments[0]
+    batch_tokens = first.tokens / first.steps
+    # 3) Learning rate over N, linear in log-log between sizes
     rates = {e.params: e.recipe.lr for e in sweep.plan.experiments if e.role == "grid"}
     known = sorted(rates)
-    lr = math.exp(_line(np.log(known), np.log([rates[n] for n in known]), math.log(params)))
+    lr = math.exp(_interpolate(np.log(known), np.log([rates[n] for n in known]), math.log(params)))
     if not known[0] <= params <= known[-1]:
-        notes.append("the learning rate is the sweep's rule, continued beyond its sizes")
+        notes.append("the learning rate is extrapolated by the sweep's rule beyond its sizes")
     epoch = sweep.plan.measurements.data.tokens_per_epoch
     epochs = None if epoch is None else tokens / epoch
     if epochs is not None and epochs > sweep.spec.data.max_epochs:
-        notes.append(f"D is {epochs:.3g} epochs of the sweep's data: it needs more data, or repeats them")
+        notes.append(f"D is {epochs:.3g} epochs of the sweep's data: give more data, or they are repeated")
     seconds, within = _seconds(fit, prediction, params, tokens)
     from_python = sweep.command.startswith("find_optimal(")
     return Recommendation(
@@ -105,8 +111,8 @@ def recommend(sweep: Sweep, fit: SweepFit, prediction: Prediction) -> Recommenda
     )
 
 
-def _line(x: Any, y: Any, at: float) -> float:
-    """Straight between the points, and on from the last two."""
+def _interpolate(x: Any, y: Any, at: float) -> float:
+    """Interpolate linearly between points, and extrapolate from the outer two."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if len(x) < 2:
         return float(y[0])
@@ -115,27 +121,29 @@ def _line(x: Any, y: Any, at: float) -> float:
 
 
 def _whole_sizes(sweep: Sweep) -> tuple[list[int], list[int]]:
-    """Sizes that are numbers, and their N, increasing."""
+    """Return the integer sizes and their N, increasing."""
     pairs = sorted((s.size, s.params) for s in sweep.plan.measurements.sizes if isinstance(s.size, int))
     return [size for size, _ in pairs], [params for _, params in pairs]
 
 
 def _size(sweep: Sweep, params: float, notes: list[str]) -> tuple[int | str | None, tuple[int, ...]]:
-    """The size nearest to N, in the steps that all sizes of the sweep share; and the next nearest."""
+    """Return the size whose N is nearest to `params`, in steps of the sizes' common divisor; and the next nearest."""
     values, counts = _whole_sizes(sweep)
     if len(values) < 2:
         near = min(sweep.plan.measurements.sizes, key=lambda s: abs(math.log(s.params / params)))
         if max(near.params / params, params / near.params) > FAR_SIZE:
-            notes.append(f"several arguments make a size; choose them for N = {params:.3g}")
+            notes.append(
+                f"sizes differ in several arguments and none that was run is near N = {params:.3g}: choose one"
+            )
             return None, ()
         return near.size, ()
     step = reduce(math.gcd, values)
-    wish = math.exp(_line(np.log(counts), np.log(values), math.log(params)))
-    middle = max(1, round(wish / step))
+    ideal = math.exp(_interpolate(np.log(counts), np.log(values), math.log(params)))
+    middle = max(1, round(ideal / step))
     around = [step * (middle + k) for k in range(-CANDIDATES, CANDIDATES + 1) if middle + k > 0]
     around.sort(key=lambda value: abs(math.log(_at_size(sweep, value) / params)))
     if not values[0] <= around[0] <= values[-1]:
-        notes.append(f"size {around[0]} was not run: its N is read off the sizes that were")
+        notes.append(f"size {around[0]} was not run: its N is extrapolated from the sizes that were")
     return around[0], tuple(around[:CANDIDATES])
 
 
@@ -144,7 +152,7 @@ def _at_size(sweep: Sweep, size: int | str) -> float:
     if size in known or not isinstance(size, int):
         return float(known[size])
     values, counts = _whole_sizes(sweep)
-    return math.exp(_line(np.log(values), np.log(counts), math.log(size)))
+    return math.exp(_interpolate(np.log(values), np.log(counts), math.log(size)))
 
 
 def _seconds(
@@ -159,7 +167,7 @@ def _seconds(
 
 def _spec(sweep: Sweep, budget: float, lr: float) -> SweepSpec:
     train = sweep.spec.train
-    if isinstance(train.lr, LrTable) or sweep.plan.lr is not None:  # a rule that was measured is no spec's
+    if isinstance(train.lr, LrTable) or sweep.plan.lr is not None:  # a measured rule cannot be written in a spec
         train = train.model_copy(update={"lr": lr})
     name = f"{sweep.spec.name[:40]}-{flops(budget)}"
     return sweep.spec.model_copy(update={"name": name, "train": train, "output": None})

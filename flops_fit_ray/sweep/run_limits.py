@@ -1,4 +1,4 @@
-"""How far a run of a sweep goes, and how many experiments at a time: what `run` and `extend` have options for."""
+"""Limits of one run of a sweep: when to stop adding budgets, and how many experiments train at a time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RunLimits:
-    """What is None is left to the defaults."""
+    """Options of `run` and `extend`; None means the default."""
 
     until: str | None = None  # ci=FACTOR@C
-    at_most: float | None = None  # FLOPs in all that `until` may spend
-    slots: int | None = None
+    at_most: float | None = None  # total FLOPs that `until` may spend
+    slots: int | None = None  # experiments at a time
 
-    def words(self) -> list[str]:
-        """The same as options of a command."""
+    def options(self) -> list[str]:
+        """Return the limits as command-line options."""
         given = {"--until": self.until, "--at-most": self.at_most, "--slots": self.slots}
         return [word for name, value in given.items() if value is not None for word in (name, str(value))]

@@ -1,4 +1,4 @@
-"""A spec on a surface with a known answer: what its sweep would cost, when it would end, and how right it would be."""
+"""Simulated sweeps of a spec on a known loss surface: their cost, makespan, and the error of the fitted optimum."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.directory import fit_options
 
 SLOTS = (2, 8, 64, 1024)
-DRAWS = 400  # of the bootstrap of each sweep
-BEYOND = 10.0  # times the largest budget: where the answer is asked for
-MAX_MEASURED = 300  # experiments of a sweep, above which one is enough
+DRAWS = 400  # bootstrap draws of each simulated sweep
+TARGET_RATIO = 10.0  # N_opt is predicted at this many times the largest budget
+MAX_REPEATED = 300  # experiments; a larger sweep is simulated once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Makespan:
-    """One number of slots. Seconds are FLOPs over FLOP/s where a rate is known, else FLOPs."""
+    """Simulated time of a sweep on a number of slots, in units of FLOPs of one slot."""
 
     slots: int
     makespan: float
-    over_bound: float  # makespan / the least that these experiments could take
+    over_bound: float  # makespan over its lower bound
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """What simulated sweeps came to; means over sweeps unless said."""
+    """Errors and costs of simulated sweeps; means over the sweeps unless stated otherwise."""
 
     surface: tuple[float, ...]
     noise: float
     sweeps: int
-    answered: int  # sweeps with a law
+    answered: int  # sweeps whose fit gave a power law
     experiments: float
     flops: float  # executed
     flops_full_grid: float
-    target: float
-    params_true: float
-    bias: float  # mean of ln(N_opt / true)
-    spread: float  # standard deviation of the same
-    factor: float  # median of the interval's factor: N/factor to N·factor
-    coverage: float  # of 95 % intervals
-    regret: float  # median, nats: L at the N that was found less L at the true one
+    target: float  # C at which N_opt is predicted
+    params_true: float  # N_opt of the surface at the target
+    bias: float  # mean of ln(N_opt / params_true)
+    spread: float  # standard deviation of ln(N_opt / params_true)
+    factor: float  # median; the interval of N_opt lies within N_opt/factor and N_opt·factor
+    coverage: float  # share of 95 % intervals that hold the true N_opt
+    regret: float  # median, nats: L at the fitted N_opt less L at the true one
     exponent_bias: float
     makespans: tuple[Makespan, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -68,37 +68,37 @@ def simulate_spec(
     sweeps: int,
     slots: Sequence[int] = SLOTS,
 ) -> Simulation:
-    """Simulate the sweep of a spec again and again.
+    """Simulate the sweep of a spec `sweeps` times, each with noise of its own.
 
     Args:
         surface: a name or `E,A,B,alpha,beta`.
-        noise: of a loss, in nats.
-        slots: for which the makespan is worked out, on the first sweep.
+        noise: standard deviation of a loss, in nats.
+        slots: numbers of slots whose makespan is computed, on the first sweep.
 
     Raises:
-        SpecError: the surface is none, or the spec's budgets are too few.
+        SpecError: the surface is unknown, or the spec is a single run.
     """
     try:
         constants = stated_surface(surface)
     except ValueError as e:
         raise SpecError("--surface", [str(e)]) from e
     if spec.is_one_run:
-        raise SpecError("spec", ["budgets: has one run; there is nothing to simulate"])
+        raise SpecError("spec", ["budgets: has a single run, so nothing can be fitted; give more budgets or sizes"])
     planner = Planner(spec, plan.measurements, plan.constants)
     worlds = [World(surface=constants, noise=noise, seed=seed) for seed in range(sweeps)]
     first = [simulate_sweep(planner, worlds[0], n, lambda e: e.flops) for n in slots]
-    if len(first[0].plan.experiments) > MAX_MEASURED:
+    if len(first[0].plan.experiments) > MAX_REPEATED:
         worlds = worlds[:1]
     ran = [first[0], *(simulate_sweep(planner, w, slots[0], lambda e: e.flops) for w in worlds[1:])]
-    target = BEYOND * spec.budgets[-1].flops
+    target = TARGET_RATIO * spec.budgets[-1].flops
     truth = _Truth(worlds[0], plan.measurements)
-    marks = [mark for s in ran if (mark := _mark(spec, truth, s, target)) is not None]
-    table = np.array(marks) if marks else np.full((1, 5), np.nan)
+    errors = [row for s in ran if (row := _errors(spec, truth, s, target)) is not None]
+    table = np.array(errors) if errors else np.full((1, 5), np.nan)  # (sweeps, 5)
     return Simulation(
         surface=tuple(constants),
         noise=noise,
         sweeps=len(worlds),
-        answered=len(marks),
+        answered=len(errors),
         experiments=float(np.mean([len(s.plan.experiments) for s in ran])),
         flops=float(np.mean([sum(e.flops_executed for e in s.plan.experiments) for s in ran])),
         flops_full_grid=7 * sum(b.flops for b in spec.budgets),
@@ -118,13 +118,13 @@ def simulate_spec(
 
 
 def fit_simulated(spec: SweepSpec, simulated: Simulated, draws: int = DRAWS) -> SweepFit:
-    """The fit of a simulated sweep, as that of a real one is made."""
+    """Fit a simulated sweep by the spec's own options."""
     points = simulated_points(simulated.rows(), shared=spec.grid.trunk)
     return fit_sweep(points, replace(fit_options(spec), draws=draws))
 
 
 def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) -> Points:
-    """Losses as arrays; `shared`: experiments of one trunk are one run."""
+    """Return the losses as arrays; `shared`: experiments of one trunk count as one run."""
 
     def column(name: str) -> Floats:
         return np.array([getattr(e, name) for e, _ in rows], dtype=np.float64)
@@ -140,7 +140,7 @@ def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) 
 
 
 class _Truth:
-    """The optimum of a surface where a token costs what the measured models really cost, and not 6·N FLOPs."""
+    """Optimum of a surface at the measured FLOPs per token of each size, instead of 6·N."""
 
     def __init__(self, world: World, measurements: Measurements) -> None:
         sizes = sorted(measurements.sizes, key=lambda s: s.params)
@@ -148,25 +148,27 @@ class _Truth:
         self._x, self._y = np.log([s.params for s in sizes]), np.log([s.flops_per_token for s in sizes])
 
     def loss(self, params: Floats, budget: float) -> Floats:
-        """L of these sizes at C = `budget`, without noise."""
+        """Return L of these sizes at C = `budget`, without noise."""
         e, a, b, alpha, beta = self._surface
         x = np.log(params)
-        beyond = np.maximum(x - self._x[-1], 0) + np.minimum(x - self._x[0], 0)  # a token costs ~N outside
+        # 1) ln FLOPs per token, linear in ln N between the measured sizes and of slope 1 outside them
+        beyond = np.maximum(x - self._x[-1], 0) + np.minimum(x - self._x[0], 0)
+        # 2) D = C / FLOPs per token, and L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, eq. 2)
         tokens = budget / np.exp(np.interp(x, self._x, self._y) + beyond)
         return np.asarray(e + a / params**alpha + b / tokens**beta)
 
     def optimum(self, budget: float) -> float:
-        """N_opt at C = `budget`."""
+        """Return N_opt at C = `budget`, on a grid of ln N."""
         grid = np.exp(np.linspace(self._x[0] - 5, self._x[-1] + 10, 6001))
         return float(grid[int(np.argmin(self.loss(grid, budget)))])
 
     def exponent(self, low: float, high: float) -> float:
-        """Of N_opt between two budgets."""
+        """Return the exponent of N_opt over C between two budgets."""
         return math.log(self.optimum(high) / self.optimum(low)) / math.log(high / low)
 
 
-def _mark(spec: SweepSpec, truth: _Truth, simulated: Simulated, target: float) -> tuple[float, ...] | None:
-    """ln(N/true), the interval's factor, whether it holds the truth, regret, error of the exponent."""
+def _errors(spec: SweepSpec, truth: _Truth, simulated: Simulated, target: float) -> tuple[float, ...] | None:
+    """Return ln(N_opt/true), the interval's factor, 1 if it holds the truth, regret, error of the exponent."""
     law = fit_simulated(spec, simulated).methods["valley"].params_opt
     if law is None:
         return None

@@ -1,4 +1,4 @@
-"""When a sweep knows enough: N_opt at a target within a factor, and what the next budget would cost and narrow."""
+"""Stopping rule of a sweep that adds budgets: N_opt at a target C known within a factor, or the next one too dear."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import Budget, SweepSpec
 from flops_fit_ray.sweep.directory import Sweep
 
-LIMIT = 10.0  # times what the sweep has cost before, where nobody says how much it may cost in all
-WORTH_IT = 0.97  # of the factor now, that the next budget must promise
+DEFAULT_COST_RATIO = 10.0  # without --at-most, all may cost this many times what the sweep cost before
+MAX_FACTOR_RATIO = 0.97  # the next budget must be expected to narrow the factor to this share of it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Until:
-    """Go on until N_opt at C = `target` is known within `factor`; `at_most` FLOPs in all."""
+class StoppingRule:
+    """Add budgets until N_opt at C = `target` is known within `factor`, or `at_most` FLOPs are spent in all."""
 
     target: float
     factor: float
@@ -30,65 +30,69 @@ class Until:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
-    """Where a sweep stands. Factors are None where there is no interval."""
+class Decision:
+    """Decision on the next budget. Factors are None where there is no interval."""
 
-    factor: float | None  # of N_opt at the target: its interval lies within N/factor and N·factor
+    factor: float | None  # now: the interval of N_opt at the target lies within N_opt/factor and N_opt·factor
     reached: bool
-    budget: float  # the next one
+    budget: float  # the next one, C
     flops: float  # that it would execute
-    next_factor: float | None  # that it would leave
-    goes_on: bool
-    words: str
+    next_factor: float | None  # expected after it
+    proceed: bool
+    message: str
 
 
-def parse_until(words: str, at_most: float | None = None) -> Until:
-    """`ci=1.3@1e21` as a rule.
+def parse_stopping_rule(text: str, at_most: float | None = None) -> StoppingRule:
+    """Return the rule that `ci=1.3@1e21` states.
 
     Raises:
-        SpecError: it is of another form, or its numbers have no meaning.
+        SpecError: the text has another form, or a number is out of range.
     """
-    name, _, rest = words.partition("=")
+    name, _, rest = text.partition("=")
     factor, _, target = rest.partition("@")
     try:
-        found = Until(factor=float(factor), target=float(target), at_most=at_most)
+        rule = StoppingRule(factor=float(factor), target=float(target), at_most=at_most)
     except ValueError:
-        found = Until(factor=0.0, target=0.0)
-    good = name == "ci" and found.factor > 1 and 0 < found.target < math.inf and math.isfinite(found.factor)
+        rule = StoppingRule(factor=0.0, target=0.0)
+    good = name == "ci" and rule.factor > 1 and 0 < rule.target < math.inf and math.isfinite(rule.factor)
     if not good:
-        raise SpecError("--until", [f"{words!r} is not of the form ci=FACTOR@C, for example ci=1.3@1e21"])
+        raise SpecError("--until", [f"{text!r} is not of the form ci=FACTOR@C with FACTOR above 1, e.g. ci=1.3@1e21"])
     if at_most is not None and not (0 < at_most < math.inf):
         raise SpecError("--at-most", [f"must be a positive number of FLOPs (got {at_most:g})"])
-    return found
+    return rule
 
 
-def until_for(spec: SweepSpec, words: str | None, at_most: float | None = None) -> Until | None:
-    """The rule for a sweep; None where none is wanted.
+def stopping_rule_for(spec: SweepSpec, text: str | None, at_most: float | None = None) -> StoppingRule | None:
+    """Return the rule for a sweep; None without one.
 
     Raises:
-        SpecError: as `parse_until`, or the sweep cannot choose sizes for a further budget.
+        SpecError: as `parse_stopping_rule`, or the sweep cannot choose sizes for a further budget.
     """
-    if words is None:
+    if text is None:
         return None
     if not spec.is_adaptive:
-        raise SpecError("--until", ["a grid whose sizes are listed cannot go on by itself; leave the sizes out"])
-    return parse_until(words, at_most)
+        raise SpecError(
+            "--until",
+            ["needs an adaptive grid, but this spec lists its sizes, so none are known for a further budget; leave "
+             "the sizes out, or add budgets by hand with `extend`"],
+        )  # fmt: skip
+    return parse_stopping_rule(text, at_most)
 
 
 def next_budget(spec: SweepSpec) -> float:
-    """The budget above the largest, by the usual ratio of this sweep, in three digits."""
+    """Return the budget that follows the largest one at the sweep's median ratio, in three digits."""
     flops = [b.flops for b in spec.budgets]
     ratio = float(np.median([b / a for a, b in itertools.pairwise(flops)]))
     return float(f"{flops[-1] * max(ratio, 1.5):.3g}")
 
 
 def with_budgets(spec: SweepSpec, budgets: Sequence[Budget]) -> SweepSpec:
-    """The spec with more budgets."""
+    """Return the spec with these budgets added, in increasing order."""
     return spec.model_copy(update={"budgets": sorted([*spec.budgets, *budgets], key=lambda b: b.flops)})
 
 
 def factor_at(fit: SweepFit, target: float) -> float | None:
-    """The factor within which N_opt at C = `target` is known; None without an interval."""
+    """Return the factor within which N_opt at C = `target` is known; None without an interval."""
     law = fit.params_opt
     within = None if law is None else law.interval(target, fit.options.confidence)
     if law is None or within is None:
@@ -98,18 +102,21 @@ def factor_at(fit: SweepFit, target: float) -> float | None:
 
 
 def expected_factor(fit: SweepFit, target: float, budget: float) -> float | None:
-    """The factor that one more budget would leave, if its minimum is as uncertain as the others are on the mean."""
+    """Return the factor expected after one more budget, whose minimum is as uncertain as the others on average."""
     law = fit.params_opt
     used = [i for i, v in enumerate(fit.valleys) if v.status == "interior"]
     if law is None or fit.minima is None or fit.default != "valley" or len(used) < 2:
         return None
-    drawn = fit.minima.log10_params[:, used]
-    spread = float(np.sqrt(np.nanmean(np.nanvar(drawn, axis=0))))
+    # 1) Bootstrap draws of log10 N_opt, (draws, budgets), and their mean standard deviation
+    draws = fit.minima.log10_params[:, used]
+    spread = float(np.sqrt(np.nanmean(np.nanvar(draws, axis=0))))
+    # 2) Draws of the next minimum: the law's own value with that standard deviation
     rng = np.random.default_rng(fit.options.seed)
-    more = math.log10(law.at(budget)) + spread * rng.standard_normal(len(drawn))
+    next_draws = math.log10(law.at(budget)) + spread * rng.standard_normal(len(draws))
+    # 3) The law through all minima, draw by draw, and its interval at the target
     flops = np.array([*(fit.valleys[i].flops for i in used), budget])
     values = np.array([*(fit.valleys[i].params_opt for i in used), law.at(budget)])
-    wider = fit_power_law(flops, values, draws=np.column_stack([drawn, more]))
+    wider = fit_power_law(flops, values, draws=np.column_stack([draws, next_draws]))
     within = wider.interval(target, fit.options.confidence)
     if within is None:
         return None
@@ -117,27 +124,29 @@ def expected_factor(fit: SweepFit, target: float, budget: float) -> float | None
     return float(max(within.high / n, n / within.low))
 
 
-def outlook(sweep: Sweep, until: Until, budget: float, flops: float, limit: float) -> Outlook:
-    """Whether to go on with `budget`, which would execute `flops`; `limit` is what all may cost."""
-    factor = factor_at(sweep.fit, until.target)
-    after = expected_factor(sweep.fit, until.target, budget)
-    reached = factor is not None and factor <= until.factor
-    known = "is not known" if factor is None else f"is known within x/÷{factor:.3g}"
-    said = f"N_opt at C = {fmt.flops(until.target)} {known}"
-    coming = f"C = {fmt.flops(budget)} would cost {fmt.flops(flops)} FLOPs" + (
-        "" if after is None else f" and leave x/÷{after:.3g}"
-    )
-    goes_on = False
+def decide_next(sweep: Sweep, rule: StoppingRule, budget: float, flops: float, limit: float) -> Decision:
+    """Decide on adding `budget`, which would execute `flops`; `limit` is the FLOPs that the sweep may cost in all."""
+    factor = factor_at(sweep.fit, rule.target)
+    after = expected_factor(sweep.fit, rule.target, budget)
+    reached = factor is not None and factor <= rule.factor
+    known = "has no interval yet" if factor is None else f"is known within x/÷{factor:.3g}"
+    now = f"N_opt at C = {fmt.flops(rule.target)} {known}"
+    expected = "" if after is None else f" and narrow that to about x/÷{after:.3g}"
+    then = f"adding C = {fmt.flops(budget)} would cost {fmt.flops(flops)} FLOPs{expected}"
+    proceed = False
     if reached:
-        words = f"{said}: x/÷{until.factor:g} was asked for"
+        message = f"{now}, within the x/÷{rule.factor:g} of --until: done"
     elif sweep.flops_spent + flops > limit:
-        words = f"{said}; {coming}, beyond the {fmt.flops(limit)} FLOPs that all may cost (--at-most)"
-    elif budget > until.target:
-        words = f"{said}; {coming}, and lies beyond the target itself"
-    elif factor is not None and after is not None and after > WORTH_IT * factor:
-        words = f"{said}; {coming}: not worth it"
+        message = (
+            f"{now}; {then}, more than the total of {fmt.flops(limit)} FLOPs allowed: stopped; raise --at-most to "
+            "continue"
+        )
+    elif budget > rule.target:
+        message = f"{now}; {then}, but is larger than the target itself: stopped"
+    elif factor is not None and after is not None and after > MAX_FACTOR_RATIO * factor:
+        message = f"{now}; {then}, hardly narrower: stopped; more sizes or seeds may help (`extend`)"
     else:
-        goes_on, words = True, f"{said}; {coming}: going on"
-    return Outlook(
-        factor=factor, reached=reached, budget=budget, flops=flops, next_factor=after, goes_on=goes_on, words=words
+        proceed, message = True, f"{now}; {then}: continuing"
+    return Decision(
+        factor=factor, reached=reached, budget=budget, flops=flops, next_factor=after, proceed=proceed, message=message
     )

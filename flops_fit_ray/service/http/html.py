@@ -28,7 +28,7 @@ def _environment() -> jinja2.Environment:
         flops=fmt.flops,
         duration=fmt.duration,
         size=fmt.size,
-        clock=fmt.clock,
+        clock=fmt.local_time,
         status=lambda word: STATES.get(word, word),
         percent=lambda share: f"{100 * share:.0f} %",
     )

@@ -29,7 +29,7 @@ from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.object_store import names_in
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 from flops_fit_ray.sweep.directory import open_sweep
-from flops_fit_ray.sweep.extend import extended
+from flops_fit_ray.sweep.extend import extend_spec
 from flops_fit_ray.sweep.run_limits import RunLimits
 
 Kind = Literal["run", "resume", "extend"]
@@ -110,7 +110,7 @@ class Runs:
             _, code = self._specs.check(spec.text, spec.code)
             seen = self.launcher.code_as_seen or str(code)
             words = ["flops_fit_ray.run", str(self.paths.resolved(sweep)), f"--code={seen}"]
-            words += [f"--output={self.paths.sweep(sweep).root}", "--plain", *limits.words()]
+            words += [f"--output={self.paths.sweep(sweep).root}", "--plain", *limits.options()]
             write_bytes(self.paths.resolved(sweep), spec.text.encode())
             if key is not None:
                 write_json(self.paths.key(_digest(key)), {"sweep": sweep, "asked": _digest(asked)})
@@ -143,11 +143,11 @@ class Runs:
             check_allowed(sweep.spec, code, self._specs.roots)
             kind: Kind = "resume"
             if more != More():
-                extended(sweep.spec, budgets=more.budgets, sizes=more.sizes, seeds=more.seeds)
+                extend_spec(sweep.spec, budgets=more.budgets, sizes=more.sizes, seeds=more.seeds)
                 kind = "extend"
             seen = self.launcher.code_as_seen or str(code)
             words = ["flops_fit_ray", "extend", str(directory.root), f"--code={seen}", "--plain"]
-            return self._ask(name, kind, [*words, *more.words(), *limits.words()], code)
+            return self._ask(name, kind, [*words, *more.words(), *limits.options()], code)
 
     def stop(self, name: str) -> Standing:
         """Ask the run of a sweep to save and end; one that waits is taken out; a second time, it ends at once.

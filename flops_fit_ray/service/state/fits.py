@@ -152,9 +152,9 @@ def _answer(question: str, root: str, version: str, more: tuple[str, ...]) -> by
 
 
 def _fit(sweep: Sweep) -> bytes:
-    from flops_fit_ray.sweep.validity import document, validity_card
+    from flops_fit_ray.sweep.validity import analysis_document, validity_card
 
-    return json.dumps(document(sweep.analysis, validity_card(sweep.fit, sweep))).encode()
+    return json.dumps(analysis_document(sweep.analysis, validity_card(sweep.fit, sweep))).encode()
 
 
 def _short(sweep: Sweep) -> bytes:

@@ -21,6 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from flops_fit_ray.engine.dispatch import Dispatcher
+from flops_fit_ray.engine.interrupt import StopRequest
+from flops_fit_ray.engine.live_plan import LivePlan
+from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.ledger import Ledger, Result
 from flops_fit_ray.planning import DataFacts, Experiment, Measurements, ModelSize, Planner
 from flops_fit_ray.planning.slots import lower_bound, own_seconds, trunk_share
@@ -89,8 +92,9 @@ class Simulated:
     def __init__(self, planner: Planner, root: Path, gpus: int, mtbf_days: float, seed: int = 0) -> None:
         self.now, self.wasted, self.deaths, self.node_deaths = 0.0, 0.0, 0, 0
         self.ledger = Ledger(SweepPaths(root))
-        self.dispatcher = Dispatcher(planner, self.ledger, lambda plan: None, lambda: self.now)
-        self.dispatcher.slots = gpus
+        self.live = LivePlan(planner, self.ledger, lambda plan: None)
+        slots = Slots(resources={"gpu": 1}, count=gpus)
+        self.dispatcher = Dispatcher(self.live, slots, StopRequest(), lambda: self.now)
         self._random = np.random.default_rng(seed)
         self._mtbf = mtbf_days * 86400
         self._free = [node for node in range(gpus // GPUS_PER_NODE) for _ in range(GPUS_PER_NODE)]
@@ -109,7 +113,7 @@ class Simulated:
     def run(self) -> None:
         """Until all is done."""
         self._hand_out()
-        while not self.dispatcher.done():
+        while not self.live.done():
             self.now, _, what, whom = heapq.heappop(self._events)
             if isinstance(whom, Running):
                 if self._running.get(whom.experiment.key) is whom:  # else its node has died since

@@ -33,7 +33,7 @@ from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.stopping import DEFAULT_COST_RATIO, StoppingRule, decide_next, next_budget, with_budgets
 
 if TYPE_CHECKING:
-    from flops_fit_ray.engine.interrupt import Interrupt
+    from flops_fit_ray.engine.interrupt import StopRequest
     from flops_fit_ray.engine.loaders import Loader
 
 AUTO = "auto"
@@ -98,7 +98,7 @@ def run_sweep(request: RunRequest, plan: Plan, *, console: PlainConsole, until: 
 
     refuse_early(request.spec, request.address)
     ledger = Ledger(SweepPaths(request.root))
-    with interruptible() as interrupt, ledger.writer() as dead_owner, contextlib.ExitStack() as session:
+    with interruptible() as stop, ledger.writer() as dead_owner, contextlib.ExitStack() as session:
         ledger.paths.remove_strays()
         if dead_owner:
             console.say(f"{dead_owner} ended without a word: taken over")
@@ -113,7 +113,7 @@ def run_sweep(request: RunRequest, plan: Plan, *, console: PlainConsole, until: 
         console.question(spec, plan)
         _compare(replace(request, spec=spec), measurements, ledger, console)
         while True:
-            sweep = _run_once(replace(request, spec=spec), measurements, console, interrupt)
+            sweep = _run_once(replace(request, spec=spec), measurements, console, stop)
             if until is None or not sweep.complete:
                 break
             limit = until.at_most or limit or DEFAULT_COST_RATIO * sweep.flops_spent
@@ -171,7 +171,7 @@ def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
     return plan
 
 
-def _run_once(request: RunRequest, measurements: Measurements, console: PlainConsole, interrupt: Interrupt) -> Sweep:
+def _run_once(request: RunRequest, measurements: Measurements, console: PlainConsole, stop: StopRequest) -> Sweep:
     from flops_fit_ray.engine.jobs import upload_of
     from flops_fit_ray.engine.tuner import run_plan
     from flops_fit_ray.ledger.watch import Watcher, Watchers
@@ -201,7 +201,7 @@ def _run_once(request: RunRequest, measurements: Measurements, console: PlainCon
         max_slots=request.slots,
         watcher=Watchers([Watcher(console), *watchers_for(request.spec, paths, console.say)]),
         on_plan=record,
-        interrupt=interrupt,
+        stop=stop,
     )
     return open_sweep(request.root)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from flops_fit_ray.engine.dispatch import Dispatcher
+from flops_fit_ray.engine.interrupt import StopRequest
+from flops_fit_ray.engine.live_plan import LivePlan
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.trainable import TrialContext, run_experiment
 from flops_fit_ray.ledger import Ledger
@@ -66,21 +68,23 @@ def grow_sweep(root: Path, spec: SweepSpec, user: UserParts) -> Sweep:
     def record(plan: Plan) -> None:
         write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere", "base": str(root)})
 
-    dispatcher = Dispatcher(Planner(spec, measure_sizes(spec, user), recorded_constants(paths)), ledger, record)
-    facts = dispatcher.plan.measurements.data
+    live = LivePlan(Planner(spec, measure_sizes(spec, user), recorded_constants(paths)), ledger, record)
+    slots, stop = Slots(resources={"cpu": 1}, count=1), StopRequest()
+    dispatcher = Dispatcher(live, slots, stop)
+    facts = live.plan.measurements.data
     job = TrialContext(
         root=root,
         load_user_parts=lambda: user,
         spec=spec,
         eval_samples=facts.eval_samples,
-        slots=Slots(resources={"cpu": 1}, count=1),
+        slots=slots,
     )
     while (experiment := dispatcher.next()) is not None:
         run_experiment(job, ledger, lambda: user, experiment)
         dispatcher.ended(experiment.key, died=False)
-    if dispatcher.error is not None:
-        raise dispatcher.error
-    assert dispatcher.done()
+    if stop.error is not None:
+        raise stop.error
+    assert live.done()
     return open_sweep(root)
 
 

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from flops_fit_ray.engine.dispatch import MAX_RETURNS, Dispatcher
-from flops_fit_ray.errors import StorageError
+from flops_fit_ray.engine.interrupt import StopRequest
+from flops_fit_ray.engine.live_plan import LivePlan
+from flops_fit_ray.engine.resources import Slots
+from flops_fit_ray.errors import InterruptedSweepError, StorageError
 from flops_fit_ray.ledger import Ledger, Result
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.planning.experiment import Experiment
@@ -30,16 +33,19 @@ def record(ledger: Ledger, e: Experiment, status: str = "completed") -> None:
     ledger.record_result(replace(RESULT, **planned, tokens_seen=e.tokens, loss=loss, seed=e.recipe.seed))
 
 
-def dispatcher_in(root: Path, **changes: Any) -> tuple[Dispatcher, Ledger, list[Plan]]:
+def dispatcher_in(
+    root: Path, slots_count: int = 1, stop: StopRequest | None = None, **changes: Any
+) -> tuple[Dispatcher, Ledger, list[Plan]]:
     told: list[Plan] = []
     ledger = Ledger(SweepPaths(root))
     clock = itertools.count().__next__  # a second between any two looks
-    return Dispatcher(planner_of(**changes), ledger, told.append, clock), ledger, told
+    live = LivePlan(planner_of(**changes), ledger, told.append)
+    slots = Slots(resources={"cpu": 1}, count=slots_count)
+    return Dispatcher(live, slots, stop or StopRequest(), clock), ledger, told
 
 
 def test_a_whole_adaptive_sweep_without_ray_and_in_pieces(tmp_path: Path) -> None:
-    dispatcher, ledger, told = dispatcher_in(tmp_path)
-    dispatcher.slots = 3
+    dispatcher, ledger, told = dispatcher_in(tmp_path, 3)
     running: list[Experiment] = []
     seen: list[str] = []
     rounds = 0
@@ -53,10 +59,9 @@ def test_a_whole_adaptive_sweep_without_ray_and_in_pieces(tmp_path: Path) -> Non
         record(ledger, e)
         dispatcher.ended(e.key, died=False)
         if rounds == 10:  # the driver dies, and another takes over: what ran then is lost, what is recorded is not
-            dispatcher, ledger, _ = dispatcher_in(tmp_path)
+            dispatcher, ledger, _ = dispatcher_in(tmp_path, 3)
             seen = [key for key in seen if ledger.result(key)]
             running = []
-            dispatcher.slots = 3
     plan, _ = run_through(planner_of(), FIND)
     assert {e.key for e in plan.experiments} == {e.key for e in dispatcher.plan.experiments} == set(seen)
     assert len(seen) == len(set(seen))  # nothing was handed out twice
@@ -138,10 +143,11 @@ def test_a_death_after_progress_is_not_held_against_an_experiment(tmp_path: Path
 
 
 def test_a_sweep_that_was_left_hears_nothing_any_more(tmp_path: Path) -> None:
-    dispatcher, ledger, _ = dispatcher_in(tmp_path, max_retries=0)
+    stop = StopRequest()
+    dispatcher, ledger, _ = dispatcher_in(tmp_path, stop=stop, max_retries=0)
     e = dispatcher.next()
     assert e is not None
-    dispatcher.close()
+    stop.set(InterruptedSweepError("the sweep was left"))
     dispatcher.ended(e.key, died=True)  # because its cluster was shut down
     assert ledger.failure(e.key) is None and dispatcher.next() is None and dispatcher.finished()
 
@@ -163,15 +169,16 @@ def test_adopted_trials_are_not_handed_out_and_come_back_where_they_did_not_go_o
 def test_nothing_is_handed_out_while_stopping_or_on_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dispatcher, _, _ = dispatcher_in(tmp_path / "a")
-    SweepPaths(tmp_path / "a").stop.parent.mkdir(parents=True, exist_ok=True)
-    SweepPaths(tmp_path / "a").stop.touch()
-    assert dispatcher.next() is None and dispatcher.finished() and not dispatcher.done()
+    stop = StopRequest()
+    dispatcher, _, _ = dispatcher_in(tmp_path / "a", stop=stop)
+    stop.set(InterruptedSweepError("stopped by SIGTERM"))
+    assert dispatcher.next() is None and dispatcher.finished()
 
-    dispatcher, ledger, _ = dispatcher_in(tmp_path / "b")
+    stop = StopRequest()
+    dispatcher, ledger, _ = dispatcher_in(tmp_path / "b", stop=stop)
 
     def full(*_: Any) -> None:
         raise StorageError("no space")
 
     monkeypatch.setattr(ledger, "record_planned", full)
-    assert dispatcher.next() is None and dispatcher.finished() and isinstance(dispatcher.error, StorageError)
+    assert dispatcher.next() is None and dispatcher.finished() and isinstance(stop.error, StorageError)

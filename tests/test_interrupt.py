@@ -26,22 +26,22 @@ def closed_terminals_are_heard_of() -> Iterator[None]:
 
 def test_under_nohup_a_closed_terminal_is_nobodys_concern() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with interruptible() as interrupt:
+    with interruptible() as stop:
         os.kill(os.getpid(), signal.SIGHUP)
-        assert not interrupt.asked
+        assert not stop.is_set
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_only_noted_where_it_is_waited_for(number: signal.Signals) -> None:
     before = [signal.getsignal(n) for n in SIGNALS]
-    with interruptible() as interrupt:
-        with interrupt.patience():
+    with interruptible() as stop:
+        with stop.deferred():
             os.kill(os.getpid(), number)
-            assert interrupt.asked and str(interrupt.error()) == f"stopped by {number.name}"
+            assert stop.is_set and str(stop.error) == f"stopped by {number.name}"
             with pytest.raises(KeyboardInterrupt, match=number.name):
                 os.kill(os.getpid(), number)  # the second one does not wait
-        with pytest.raises(InterruptedSweepError), interrupt.patience():
+        with pytest.raises(InterruptedSweepError), stop.deferred():
             raise AssertionError("nothing new is begun")
     assert [signal.getsignal(n) for n in SIGNALS] == before
 
@@ -53,11 +53,11 @@ def test_elsewhere_it_ends_what_is_going_on() -> None:
 
 
 def test_a_library_that_takes_a_signal_gives_it_back() -> None:
-    with interruptible() as interrupt, interrupt.patience():
+    with interruptible() as stop, stop.deferred():
         with keeping_handlers():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupt.asked
+        assert stop.is_set
 
 
 def test_other_threads_hear_nothing() -> None:
@@ -65,8 +65,8 @@ def test_other_threads_hear_nothing() -> None:
     seen: list[bool] = []
 
     def work() -> None:
-        with interruptible() as interrupt, keeping_handlers():
-            seen.append(interrupt.asked)
+        with interruptible() as stop, keeping_handlers():
+            seen.append(stop.is_set)
 
     thread = threading.Thread(target=work)
     thread.start()

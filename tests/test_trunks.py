@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from flops_fit_ray.engine.dispatch import Dispatcher
+from flops_fit_ray.engine.interrupt import StopRequest
+from flops_fit_ray.engine.live_plan import LivePlan
+from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.trainable import trunk_store
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Experiment, Plan, Planner, make_plan, needed_trunks
@@ -157,10 +160,10 @@ def test_trunks_live_as_long_as_they_are_needed(tmp_path: Path) -> None:
     result = Ledger(paths).paths.result(keys[-1])
     aside = result.rename(tmp_path / "aside.json")
     told: list[Plan] = []
-    dispatcher = Dispatcher(Planner(spec, measure_sizes(spec, user)), Ledger(paths), told.append)
+    live = LivePlan(Planner(spec, measure_sizes(spec, user)), Ledger(paths), told.append)
     aside.rename(result)
-    dispatcher.look()
-    assert dispatcher.done() and paths.trunk_keys() == longest
+    Dispatcher(live, Slots(resources={"cpu": 1}, count=1), StopRequest()).look()
+    assert live.done() and paths.trunk_keys() == longest
 
 
 def test_only_runs_of_one_recipe_share_a_trunk() -> None:

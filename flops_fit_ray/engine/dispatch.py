@@ -1,4 +1,4 @@
-"""What runs next: asks the planner whenever an outcome has arrived, and hands experiments out. It knows no Ray."""
+"""Hand out what runs next, and count how it ends. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from flops_fit_ray.engine.interrupt import StopRequest
+from flops_fit_ray.engine.live_plan import LivePlan
+from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger
+from flops_fit_ray.ledger import Failure, Ledger
 from flops_fit_ray.planning import (
     Experiment,
-    Observation,
     Plan,
-    Planner,
     Queue,
     choose_starts,
     needed_trunks,
@@ -23,7 +24,6 @@ from flops_fit_ray.planning import (
 )
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.object_store import REMOTE_POLL_SECONDS, is_remote, remove_tree
-from flops_fit_ray.storage.paths import SweepPaths
 
 ASK_SECONDS = 0.25  # between looks for the trunk of one running experiment
 MAX_RETURNS = 3  # of one experiment without an outcome, though its trial ended in peace
@@ -57,97 +57,62 @@ class _Derived:
 
 
 class Dispatcher:
-    """The plan of a sweep on its way. Every growth of the plan is handed to `on_plan` before anything new is begun."""
+    """Hands out the experiments of a live plan, and counts how their trials end.
+
+    Args:
+        slots: what each trial gets, and how many run at a time.
+        stop: once it is set nothing is handed out any more.
+    """
 
     def __init__(
-        self,
-        planner: Planner,
-        ledger: Ledger,
-        on_plan: Callable[[Plan], None],
-        clock: Callable[[], float] = time.monotonic,
+        self, live: LivePlan, slots: Slots, stop: StopRequest, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._planner, self._ledger, self._on_plan, self._clock = planner, ledger, on_plan, clock
-        self._observed: dict[str, Observation] = {}
-        self._seen: set[str] = set()
+        self.slots, self._live, self._stop, self._clock = slots, live, stop, clock
+        self._ledger, self._paths = live.ledger, live.ledger.paths
         self._running: set[str] = set()
         self._adopted: set[str] = set()
-        self._returned: Counter[str] = Counter()  # trials that ended in peace without an outcome
+        self._returned: Counter[str] = Counter()  # trials that ended without an error, and without an outcome
         self._deaths: dict[str, Deaths] = {}
         self._has_one: dict[str, tuple[bool, float]] = {}  # trunks of running experiments, and when that was seen
         self._of_plan: _Derived | None = None
         self._pruned = False
-        self.slots = 1
-        self.share: Callable[[int], float] = lambda params: 1.0  # of a GPU, by N
-        self._chosen_for: tuple[int, int] | None = None
-        self._closed = False
+        self._chosen_for: int | None = None  # version of the plan
         self._looked = 0.0
-        self.stopping = False
-        self.error: StorageError | None = None
-        self.plan = planner.plan()
-        self._grow()
 
-    def done(self) -> bool:
-        """Whether every experiment has an outcome, and none will be added."""
-        return self.plan.final and all(e.key in self._observed for e in self.plan.experiments)
-
-    def _open(self) -> list[Experiment]:
-        return [e for e in self.plan.experiments if e.key not in self._observed]
-
-    def _grow(self) -> None:
-        """Plan again until what is recorded adds nothing. A failure that may be tried again is put aside first."""
-        while fresh := [e.key for e in self.plan.experiments if e.key not in self._seen]:
-            for failure in self._ledger.failures(fresh):
-                if failure.status in RETRY_ON_NEXT_RUN:
-                    self._ledger.retry(failure.key)
-            self._seen.update(fresh)
-            self._observed |= self._ledger.observed(fresh)
-            self._plan_again()
-        self._on_plan(self.plan)
-
-    def _plan_again(self) -> None:
-        if self.plan.final:
-            return
-        running = {e.key: e for e in self.plan.experiments if e.key in self._running}
-        self._chosen_for = None
-        self.plan = self._planner.plan(self._observed).with_experiments(running)
+    @property
+    def plan(self) -> Plan:
+        """The plan as far as it is decided."""
+        return self._live.plan
 
     def look(self, keys: Iterable[str] | None = None) -> None:
-        """Take notice of the outcomes of `keys`, of all open experiments by default."""
-        found = self._ledger.observed([e.key for e in self._open()] if keys is None else keys)
-        new = found.keys() - self._observed.keys()
-        if not new:
-            return
-        self._observed |= found
-        before = self.plan
-        self._plan_again()
-        if len(self.plan.experiments) > len(before.experiments) or self.plan.final != before.final:
-            self._grow()
-        self._prune(new)
+        """Take in the outcomes of `keys`, of all open experiments by default."""
+        running = {e.key: e for e in self.plan.experiments if e.key in self._running}
+        new = self._live.look(keys, running)
+        if new:
+            self._prune(new)
 
     def choose_starts(self) -> None:
-        """With the slots known: which experiments begin from scratch rather than wait for a trunk."""
-        if self._chosen_for == (len(self.plan.experiments), self.slots):
-            return  # the plan has not grown since
-        wish = self._planner.spec.grid.start
-        left = [e for e in self._open() if e.key not in self._running]
-        chosen = {e.key: e for e in choose_starts(left, self.slots, lambda e: e.flops, wish)[0]}
-        before, self.plan = self.plan, self.plan.with_experiments(chosen)
-        self._chosen_for = (len(self.plan.experiments), self.slots)
-        if self.plan != before:  # so that the plan on disk says who waits for whom
-            self._on_plan(self.plan)
+        """Decide which experiments begin from scratch rather than wait for a trunk."""
+        if self._chosen_for == self._live.version:
+            return
+        wish = self._live.planner.spec.grid.start
+        left = [e for e in self._live.open() if e.key not in self._running]
+        self._live.begin_at(choose_starts(left, self.slots.count, lambda e: e.flops, wish)[0])
+        self._chosen_for = self._live.version
 
     def next(self) -> Experiment | None:
         """An experiment to begin now, noted as running; None where all wait, or nothing is left (see `finished`)."""
-        if self._stopped() or not self._due():
+        if self._stop.is_set or not self._due():
             return None
         self.choose_starts()  # what has ended was looked at when it did
-        chosen = next(self._derived().queue.ready(self._observed.keys(), self._running, self._has_trunk), None)
+        ready = self._derived().queue.ready(self._live.observed.keys(), self._running, self._has_trunk)
+        chosen = next(ready, None)
         if chosen is None:
             return None
         try:
             self._ledger.record_planned(chosen)
         except StorageError as e:
-            self.error = e
+            self._stop.set(e)
             return None
         self._running.add(chosen.key)
         return chosen
@@ -162,7 +127,7 @@ class Dispatcher:
         if not is_remote(self._paths.root):
             return True
         now = self._clock()
-        if now - self._looked < REMOTE_POLL_SECONDS / max(1, self.slots):
+        if now - self._looked < REMOTE_POLL_SECONDS / max(1, self.slots.count):
             return False
         self._looked = now
         return True
@@ -179,23 +144,12 @@ class Dispatcher:
         return known
 
     def finished(self) -> bool:
-        """Whether nothing will be handed out any more."""
-        return self._stopped() or self.done()
+        """Tell if nothing will be handed out any more."""
+        return self._stop.is_set or self._live.done()
 
-    def _stopped(self) -> bool:
-        return self._closed or self.error is not None or self._asked_to_stop()
-
-    def _asked_to_stop(self) -> bool:
-        """The driver itself says so where a look for the file is a request."""
-        return self.stopping or (not is_remote(self._paths.root) and self._paths.stop.exists())
-
-    def stop_for(self, words: str) -> None:
+    def stop_for(self, message: str) -> None:
         """Hand out nothing more: the directory cannot be written."""
-        self.error = StorageError(words)
-
-    def close(self) -> None:
-        """Take no notice of anything any more: whoever still speaks does so about a sweep that was left."""
-        self._closed = True
+        self._stop.set(StorageError(message))
 
     def can_go_on(self, key: str) -> bool:
         """Whether a trial of this experiment does no harm: it is open, or has an outcome and returns at once."""
@@ -208,7 +162,7 @@ class Dispatcher:
             StorageError: the directory cannot be written.
         """
         wanted = set(keys)
-        for e in self._open():
+        for e in self._live.open():
             if e.key in wanted:
                 self._ledger.record_planned(e)
                 self._running.add(e.key)
@@ -219,10 +173,6 @@ class Dispatcher:
         self._running -= self._adopted
         self._adopted.clear()
 
-    @property
-    def _paths(self) -> SweepPaths:
-        return self._ledger.paths
-
     def ended(self, key: str, *, died: bool) -> None:
         """The trial of an experiment is over; `died`: its process did.
 
@@ -232,7 +182,7 @@ class Dispatcher:
         self._running.discard(key)
         self._adopted.discard(key)
         self.look([key])
-        if key in self._observed or self.finished():
+        if key in self._live.observed or self.finished():
             return
         if died:
             given_up = self._died(key)
@@ -246,7 +196,7 @@ class Dispatcher:
 
     def _died(self, key: str) -> bool:
         """Count a death. Whether it was one too many."""
-        limit = self._planner.spec.max_retries
+        limit = self._live.planner.spec.max_retries
         before = self._deaths.get(key, Deaths())
         step = max(self._paths.checkpoints(key).finished(), default=-1)
         deaths = Deaths(count=1 if step > before.step else before.count + 1, step=step)
@@ -269,8 +219,8 @@ class Dispatcher:
         self._pruned = True
         group = [e for trunk in trunks for e in derived.sharing[trunk]]
         keys = {e.key for e in group}
-        needed = needed_trunks(group, self._observed.keys())
-        for key in (self._paths.trunk_keys() & keys & self._observed.keys()) - needed:
+        needed = needed_trunks(group, self._live.observed.keys())
+        for key in (self._paths.trunk_keys() & keys & self._live.observed.keys()) - needed:
             remove_tree(self._paths.trunk(key).directory)
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from flops_fit_ray.errors import InterruptedSweepError
+from flops_fit_ray.errors import InterruptedSweepError, StorageError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # the last: the terminal was closed
 GRACE_SECONDS = 20.0  # for running experiments to save; whoever asked waits for 30 s at most
@@ -22,70 +22,69 @@ class AskedToStop(KeyboardInterrupt):
     """
 
 
-class Interrupt:
-    """Whether somebody wants the sweep to end, and who.
+class StopRequest:
+    """The request that a sweep ends, with the error that it ends with: of a signal, or of a full directory.
 
-    Outside of `patience` the first signal ends what is going on at once; inside, it is only noted, because experiments
-    run that need a moment to save. A second signal never waits.
+    Outside of `deferred` a signal ends what is going on at once; inside, the first one is only noted, because running
+    experiments need a moment to save. A second signal never waits.
     """
 
     def __init__(self) -> None:
-        self.by = ""
-        self._asked = threading.Event()
-        self._patient = False
+        self.error: InterruptedSweepError | StorageError | None = None  # of the first request; others change nothing
+        self._signals = 0
+        self._deferred = False
 
     @property
-    def asked(self) -> bool:
-        """Whether a signal has come."""
-        return self._asked.is_set()
+    def is_set(self) -> bool:
+        """True once anybody has asked."""
+        return self.error is not None
+
+    def set(self, error: InterruptedSweepError | StorageError) -> None:
+        """Ask for the end: nothing new is begun."""
+        self.error = self.error or error
 
     @contextlib.contextmanager
-    def patience(self) -> Iterator[None]:
-        """While the block runs, the first signal is only noted.
+    def deferred(self) -> Iterator[None]:
+        """Only note the first signal while the block runs.
 
         Raises:
-            InterruptedSweepError: one came before.
+            InterruptedSweepError, StorageError: the end was asked for before.
         """
-        if self.asked:
-            raise self.error()
-        self._patient = True
+        if self.error is not None:
+            raise self.error
+        self._deferred = True
         try:
             yield
         finally:
-            self._patient = False
-
-    def error(self) -> InterruptedSweepError:
-        """What ends the sweep."""
-        return InterruptedSweepError(f"stopped by {self.by}")
+            self._deferred = False
 
     def on_signal(self, number: int, frame: Any) -> None:
         """Note a signal, or end at once."""
-        first = not self.asked
-        self.by = signal.Signals(number).name
-        self._asked.set()
-        if not (first and self._patient):
-            raise AskedToStop(str(self.error()))
+        self._signals += 1
+        self.set(InterruptedSweepError(f"stopped by {signal.Signals(number).name}"))
+        if self._signals > 1 or not self._deferred:
+            raise AskedToStop(f"stopped by {signal.Signals(number).name}")
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Interrupt]:
+def interruptible() -> Iterator[StopRequest]:
     """Hear signals while the block runs. Only the main thread can; elsewhere its owner must stop the sweep.
 
     Raises:
         InterruptedSweepError: one ended the block.
     """
-    interrupt = Interrupt()
+    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupt
+        yield stop
         return
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # then a closed terminal is nobody's concern
     heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
-    before = {number: signal.signal(number, interrupt.on_signal) for number in heard}
+    before = {number: signal.signal(number, stop.on_signal) for number in heard}
     try:
-        yield interrupt
+        yield stop
     except KeyboardInterrupt as e:
-        if interrupt.asked:
-            raise interrupt.error() from e
+        if stop.error is not None:
+            raise stop.error from e
         raise
     finally:
         for number, handler in before.items():

@@ -46,7 +46,7 @@ class ExperimentSearcher(Searcher):
         experiment = self._dispatcher.next()
         if experiment is not None:
             self._keys[trial_id] = experiment.key
-            return {"key": experiment.key, "share": self._dispatcher.share(experiment.params)}
+            return {"key": experiment.key, "share": self._dispatcher.slots.share(experiment.params)}
         return Searcher.FINISHED if self._dispatcher.finished() else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.dispatch import Dispatcher, vanished
-from flops_fit_ray.engine.interrupt import GRACE_SECONDS, Interrupt
+from flops_fit_ray.engine.interrupt import GRACE_SECONDS, StopRequest
+from flops_fit_ray.engine.live_plan import LivePlan
 from flops_fit_ray.engine.loaders import Loader, sharing
 from flops_fit_ray.engine.nodes import check_nodes
 from flops_fit_ray.engine.preflight import shared_slots
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
-from flops_fit_ray.errors import ResourceError
+from flops_fit_ray.errors import InterruptedSweepError, ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.ledger.watch import Watchers
@@ -48,7 +49,7 @@ def run_plan(
     max_slots: int | None,
     watcher: Watchers,
     on_plan: Callable[[Plan], None],
-    interrupt: Interrupt,
+    stop: StopRequest,
 ) -> Plan:
     """Bring every experiment that the planner asks for to an outcome in the ledger; results are not touched.
 
@@ -74,75 +75,64 @@ def run_plan(
         watcher.on_plan(plan)
 
     paths.stop.unlink(missing_ok=True)
-    dispatcher = Dispatcher(planner, ledger, told)
-    if dispatcher.done():
-        return dispatcher.plan
+    live = LivePlan(planner, ledger, told)
+    if live.done():
+        return live.plan
     with ray_session(address) as head:
         slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots), spec.workers_per_trial)
         odd, machines = check_nodes(root, base, slots.resources)
         if spec.resources_per_trial == "auto":
-            slots = shared_slots(dispatcher.plan, load_user_parts, slots)
+            slots = shared_slots(live.plan, load_user_parts, slots)
         if max_slots is not None:
             slots = dataclasses.replace(slots, count=head.grows_to(max_slots) or min(max_slots, slots.count))
         slots = slots.with_notes(odd)
-        dispatcher.slots, dispatcher.share = slots.count, slots.share
         ledger.record_cluster(Cluster(slots=slots.count, note=slots.note, machines=tuple(machines)))
         watcher.on_cluster()
         try:
             with watcher.following():
-                _run_rounds(dispatcher, ledger, spec, load_user_parts, slots, interrupt, head)
+                _run_rounds(live, spec, load_user_parts, slots, stop, head)
+        except BaseException:  # whoever still speaks does so about a sweep that was left
+            stop.set(InterruptedSweepError("the sweep was left"))
+            raise
         finally:
-            dispatcher.close()
             with contextlib.suppress(OSError):
                 paths.stop.unlink(missing_ok=True)
-    return dispatcher.plan
+    return live.plan
 
 
 def _run_rounds(
-    dispatcher: Dispatcher,
-    ledger: Ledger,
-    spec: SweepSpec,
-    load_user_parts: Loader,
-    slots: Slots,
-    interrupt: Interrupt,
-    head: Head,
+    live: LivePlan, spec: SweepSpec, load_user_parts: Loader, slots: Slots, stop: StopRequest, head: Head
 ) -> None:
     """Start Tune until the ledger says that all is done."""
     from flops_fit_ray.engine.rounds import make_tuner
     from flops_fit_ray.engine.trainable import TrialContext
 
-    job = TrialContext(
+    ledger, facts = live.ledger, live.plan.measurements.data
+    dispatcher = Dispatcher(live, slots, stop)
+    context = TrialContext(
         root=ledger.paths.root,
-        load_user_parts=sharing(load_user_parts, dispatcher.plan.measurements.data.tensor_bytes),
+        load_user_parts=sharing(load_user_parts, facts.tensor_bytes),
         spec=spec,
-        eval_samples=dispatcher.plan.measurements.data.eval_samples,
+        eval_samples=facts.eval_samples,
         slots=slots,
     )
     for round_number in range(MAX_ROUNDS):
-        tuner, restored = make_tuner(dispatcher, job, ledger.paths, slots, restore=round_number == 0)
-        errors = _fit(tuner, dispatcher, ledger.paths, interrupt, head, forgiving=restored)
+        tuner, restored = make_tuner(dispatcher, context, ledger.paths, slots, restore=round_number == 0)
+        errors = _fit(tuner, ledger.paths, stop, head, forgiving=restored)
         dispatcher.forget_adopted()
         for key, words in errors.items():  # with Ray's own words, where the process died
             failure = ledger.failure(key)
             if failure is not None and failure.status == "infrastructure":
                 ledger.record_failure(vanished(key, ledger, words))
         dispatcher.look()
-        if dispatcher.done():
+        if live.done():
             return
-        if interrupt.asked:
-            raise interrupt.error()
+        if stop.error is not None:
+            raise stop.error
     raise ResourceError("Ray Tune ended again and again before the sweep did; the same command goes on")
 
 
-def _fit(
-    tuner: tune.Tuner,
-    dispatcher: Dispatcher,
-    paths: SweepPaths,
-    interrupt: Interrupt,
-    head: Head,
-    *,
-    forgiving: bool,
-) -> dict[str, str]:
+def _fit(tuner: tune.Tuner, paths: SweepPaths, stop: StopRequest, head: Head, *, forgiving: bool) -> dict[str, str]:
     """Let Tune run to its end, or until somebody wants it to stop. Returns what Ray says of the workers that died.
 
     A stop is a file that experiments see within a second: they save, and end. Those that do not, because one of their
@@ -164,21 +154,22 @@ def _fit(
             found["error"] = e
 
     thread = threading.Thread(target=run, name="tune", daemon=True)
-    with interrupt.patience():
+    with stop.deferred():
         thread.start()
         until: float | None = None
         while thread.is_alive():
             thread.join(LOOK_SECONDS)
             head.check()
-            if interrupt.asked and until is None:
-                dispatcher.stopping = True
+            if not isinstance(stop.error, InterruptedSweepError):
+                continue
+            if until is None:
                 with contextlib.suppress(OSError):  # else experiments hear of it when their process ends
                     paths.stop.touch()
                 until = time.monotonic() + GRACE_SECONDS
-            if until is not None and time.monotonic() > until:
-                raise interrupt.error()
-    if dispatcher.error is not None:
-        raise dispatcher.error
+            if time.monotonic() > until:
+                raise stop.error
+    if isinstance(stop.error, StorageError):
+        raise stop.error
     if "error" in found:
         if forgiving and isinstance(found["error"], Exception):
             return {}

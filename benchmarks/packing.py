@@ -20,8 +20,8 @@ from benchmarks.step_gpu import ON_CPU, SIZES, app_state_of
 from flops_fit_ray.engine.preflight import MEMORY_MARGIN
 from flops_fit_ray.engine.resources import part_of
 from flops_fit_ray.training.loop.worker import Worker
-from flops_fit_ray.training.preflight.usage import usage
-from flops_fit_ray.training.step.stepper import settings
+from flops_fit_ray.training.preflight.usage import measure_usage
+from flops_fit_ray.training.step.stepper import torch_threads
 
 WARM_STEPS = 20
 
@@ -29,7 +29,7 @@ WARM_STEPS = 20
 def train(name: str, seconds: float, begin: Barrier, results: Any) -> None:
     """One trial: its tokens per second while all of them train."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with settings(threads=1):
+    with torch_threads(threads=1):
         experiment, user = app_state_of(name, device, 10**9)
         worker = Worker(experiment, user, device)
         worker.advance(WARM_STEPS)
@@ -53,7 +53,7 @@ def share_of(name: str, results: Any) -> None:
     """What `auto` gives this model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     experiment, user = app_state_of(name, device, 1000)
-    found = usage(experiment, user, device)
+    found = measure_usage(experiment, user, device)
     memory = 0.0 if found.memory_bytes is None else MEMORY_MARGIN * found.peak_bytes / found.memory_bytes
     results.put((found.busy, found.peak_bytes, part_of(max(found.busy, memory))))
 

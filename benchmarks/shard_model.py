@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.parts import experiment_of
 from flops_fit_ray.training.distributed.fsdp import ShardedGroup
-from flops_fit_ray.training.distributed.group import Action, Group, joined, meet, open_store
+from flops_fit_ray.training.distributed.group import Action, Group, connect_store, create_store, process_group
 from flops_fit_ray.training.loop.worker import Worker
-from flops_fit_ray.training.step.stepper import settings
+from flops_fit_ray.training.step.stepper import torch_threads
 
 STEPS = 3
 TIMEOUT = 600.0
@@ -41,9 +41,9 @@ def work(group: Group, port: int, model: dict[str, int], found: Queue[dict[str, 
     experiment, user = experiment_of(**model, steps=STEPS)
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]).step()  # what torch imports for it is not the model's
     before = resident("VmRSS")
-    with settings(threads=1), joined(meet("127.0.0.1", port, TIMEOUT), group, "cpu", TIMEOUT):
+    with torch_threads(threads=1), process_group(connect_store("127.0.0.1", port, TIMEOUT), group, "cpu", TIMEOUT):
         worker = Worker(experiment, user, torch.device("cpu"), group=group)
-        if not group.leads:
+        if not group.is_leader:
             for _ in group.actions(STEPS):
                 worker.advance(1)
             return
@@ -53,7 +53,7 @@ def work(group: Group, port: int, model: dict[str, int], found: Queue[dict[str, 
         seconds = (time.perf_counter() - started) / (STEPS - 1)
         gc.collect()
         held, peak = resident("VmRSS") - before, resident("VmHWM") - before
-        group.tell(Action.END)
+        group.announce(Action.END)
     found.put({"params": experiment.params_total, "held": held, "peak": peak, "seconds": seconds})
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # so that what is given back is seen to be
     context = multiprocessing.get_context("spawn")
     for size, kind in ((1, Group), (2, Group), (2, ShardedGroup), (4, ShardedGroup)):
-        store, port = open_store("127.0.0.1")
+        store, port = create_store("127.0.0.1")
         found: Queue[dict[str, Any]] = context.Queue()
         workers = [context.Process(target=work, args=(kind(rank, size), port, model, found)) for rank in range(size)]
         for worker in workers:

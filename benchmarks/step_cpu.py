@@ -23,7 +23,7 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.data import make_feed
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.worker import Worker
-from flops_fit_ray.training.preflight.timing import measure
+from flops_fit_ray.training.preflight.timing import time_training
 from flops_fit_ray.training.step.attention import attention_kernel
 from flops_fit_ray.training.step.device import device_name, peak_flops, peak_memory_bytes
 from flops_fit_ray.training.user.parts import UserParts
@@ -66,7 +66,7 @@ def chosen(experiment: Experiment, user: UserParts) -> Experiment:
     found = {}
     for precision in ("fp32", "bf16"):
         candidate = replace(experiment, recipe=replace(experiment.recipe, precision=precision))
-        found[precision] = (measure(candidate, user, CPU).step_seconds, candidate)
+        found[precision] = (time_training(candidate, user, CPU).step_seconds, candidate)
     return min(found.values(), key=lambda pair: pair[0])[1]
 
 

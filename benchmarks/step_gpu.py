@@ -24,7 +24,7 @@ from benchmarks.peers import Peer
 from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.loop.loop import train_experiment
-from flops_fit_ray.training.loop.save_policy import Observer
+from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.step.device import device_name, peak_flops
 from flops_fit_ray.training.user.parts import UserParts

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from flops_fit_ray.training.preflight.check import Report
+    from flops_fit_ray.training.preflight.check import CheckReport
     from flops_fit_ray.training.user.parts import UserParts
 
 
@@ -210,7 +210,7 @@ def find_optimal(
         ResourceError, DirectoryError: the cluster or the directory cannot be used.
         InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call goes on.
     """
-    from flops_fit_ray.engine.loaders import loader_for
+    from flops_fit_ray.engine.loaders import object_loader
     from flops_fit_ray.training.preflight.model_size import measure_sizes
 
     root = place_of(output_dir)
@@ -229,7 +229,7 @@ def find_optimal(
         spec=spec,
         root=root,
         measure=lambda wider: measure_sizes(wider, user),
-        load_user_parts=loader_for(user),
+        load_user_parts=object_loader(user),
         address=extra["address"],
         command=f"find_optimal(..., output_dir={str(root)!r})",
         slots=extra["slots"],
@@ -250,7 +250,7 @@ def check(
     compute_budgets: Sequence[float | Mapping[str, Any]] | None = None,
     output_dir: str | Path | None = None,
     **options: Any,
-) -> Report:
+) -> CheckReport:
     """Try the smallest and the biggest model of a sweep on a real worker; the arguments are those of `find_optimal`.
 
     Args:
@@ -262,13 +262,13 @@ def check(
     Raises:
         SpecError, ResourceError: as `find_optimal`.
     """
-    from flops_fit_ray.engine.loaders import loader_for
+    from flops_fit_ray.engine.loaders import object_loader
     from flops_fit_ray.engine.preflight import check_on_worker
 
     spec, user, plan, extra = _prepared(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options
     )
-    report = check_on_worker(plan, spec, load_user_parts=loader_for(user), address=extra["address"])[0]
+    report = check_on_worker(plan, spec, load_user_parts=object_loader(user), address=extra["address"])[0]
     if output_dir is not None and report.rates is not None:
         record_rates(SweepPaths(place_of(output_dir)), plan.constants, report.rates)
     return report

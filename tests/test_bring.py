@@ -17,7 +17,7 @@ from flops_fit_ray.errors import DataEndedError, SpecError
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
-from flops_fit_ray.training.user.losses import BUILT_IN, cross_entropy
+from flops_fit_ray.training.user.losses import BUILT_IN_LOSSES, cross_entropy
 from flops_fit_ray.training.user.parts import UserParts, make_user_parts
 from tests.parts import BIGRAM, Bigram, Mlp, planned, regression, spec_of, text, user_parts_of
 from tests.streams import Noisy, Plain, Stateful, loader, mappings, token_file
@@ -173,7 +173,7 @@ def plan_user_parts(model: Any, data: Any, loss: Any, **train: Any) -> tuple[lis
         budgets=[2e6, 4e6],
         train={"batch_size": 8, "lr": 1e-2, **train},
     )
-    user = user_parts_of(spec, model=model, train=data, loss=BUILT_IN[loss] if isinstance(loss, str) else loss)
+    user = user_parts_of(spec, model=model, train=data, loss=BUILT_IN_LOSSES[loss] if isinstance(loss, str) else loss)
     plan = planned(spec, user)
     return list(plan.experiments), user, plan.measurements.data.eval_samples
 

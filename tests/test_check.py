@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from flops_fit_ray.cli import main
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.training.preflight import timing
-from flops_fit_ray.training.preflight.check import Report, check_plan
-from flops_fit_ray.training.user.losses import BUILT_IN
+from flops_fit_ray.training.preflight.check import CheckReport, check_plan
+from flops_fit_ray.training.user.losses import BUILT_IN_LOSSES
 from flops_fit_ray.training.user.parts import UserParts
 from tests.parts import BIGRAM, Bigram, Mlp, planned, regression, spec_of, text, user_parts_of
 from tests.streams import every_kind, mappings
@@ -34,19 +34,19 @@ def parts(model: Any = Bigram, data: Any = None, loss: str = "cross_entropy") ->
         loss=loss,
         budgets=[4e8, 8e8],
     )
-    user = user_parts_of(spec, model=model, train=text() if data is None else data, loss=BUILT_IN[loss])
+    user = user_parts_of(spec, model=model, train=text() if data is None else data, loss=BUILT_IN_LOSSES[loss])
     return planned(spec, user), user
 
 
-def checked(model: Any = Bigram, data: Any = None, loss: str = "cross_entropy") -> Report:
+def checked(model: Any = Bigram, data: Any = None, loss: str = "cross_entropy") -> CheckReport:
     return check_plan(*parts(model, data, loss), device="cpu")
 
 
-def answers(report: Report) -> dict[str, str]:
+def answers(report: CheckReport) -> dict[str, str]:
     return {line.name: line.verdict for line in report.lines}
 
 
-def words(report: Report, name: str) -> str:
+def words(report: CheckReport, name: str) -> str:
     return next(line.words for line in report.lines if line.name == name)
 
 
@@ -135,7 +135,7 @@ def test_there_is_nothing_to_copy_without_tokens() -> None:
     spec = spec_of()
     user = user_parts_of(spec, model=Mlp, train=regression())
     report = check_plan(planned(spec, user), user, device="cpu")
-    assert answers(report)["targets"] == "PASS" and "nothing to copy" in words(report, "targets")
+    assert answers(report)["targets"] == "PASS" and "not applicable" in words(report, "targets")
 
 
 class Idle(Bigram):
@@ -193,26 +193,26 @@ def test_a_plan_that_is_not_of_this_model_is_found() -> None:
 def test_the_faster_precision_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, user = parts()
     plan = timing.with_precision(plan, "auto")
-    seconds = timing.choose(plan, user, device="cpu").seconds
+    seconds = timing.choose_precision(plan, user, device="cpu").seconds
     assert set(seconds) == {"fp32", "bf16"} and all(s > 0 for s in seconds.values())
-    measure = timing.measure
+    time_training = timing.time_training
     for factor, expected in [(0.5, "bf16"), (0.99, "fp32"), (2.0, "fp32")]:
 
         def timed(experiment: Any, *rest: Any, factor: float = factor) -> Any:
             step = 1.0 if experiment.recipe.precision == "fp32" else factor
-            return replace(measure(experiment, *rest), step_seconds=step)
+            return replace(time_training(experiment, *rest), step_seconds=step)
 
-        monkeypatch.setattr(timing, "measure", timed)
-        choice = timing.choose(plan, user, device="cpu")
+        monkeypatch.setattr(timing, "time_training", timed)
+        choice = timing.choose_precision(plan, user, device="cpu")
         whole = sum(e.steps for e in plan.experiments) * min(1.0, factor)
         assert choice.precision == expected
         assert choice.compile == (whole / 3 > 300)
-        assert set(timing.choose(timing.with_precision(plan, "bf16"), user, device="cpu").seconds) == {"bf16"}
+        assert set(timing.choose_precision(timing.with_precision(plan, "bf16"), user, device="cpu").seconds) == {"bf16"}
 
 
 def test_the_sweep_is_priced_by_both_ends() -> None:
     plan, user = parts()
-    ends = [timing.measure(e, user, torch.device("cpu")) for e in timing.smallest_and_biggest(plan)]
+    ends = [timing.time_training(e, user, torch.device("cpu")) for e in timing.smallest_and_biggest(plan)]
     same = [replace(m, step_seconds=0.01) for m in ends]
     assert timing.sweep_seconds(plan, same) == pytest.approx(
         0.01 * sum(e.steps - e.start_step for e in plan.experiments)

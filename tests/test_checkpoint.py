@@ -22,8 +22,9 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.data.feed import EPOCH_STEP
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.loop.outcome import Outcome
-from flops_fit_ray.training.loop.save_policy import Observer, SavePolicy
+from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.user.parts import UserParts
 from tests.parts import BIGRAM, Bigram, planned, spec_of, text, user_parts_of
 from tests.streams import Noisy, Stateful, every_kind, loader

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from flops_fit_ray.ledger.hardware import read_gpus
 from flops_fit_ray.training.distributed.fsdp import ShardedGroup
-from flops_fit_ray.training.distributed.group import Group, joined, open_store
+from flops_fit_ray.training.distributed.group import Group, create_store, process_group
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
-from flops_fit_ray.training.loop.save_policy import Observer, SavePolicy
+from flops_fit_ray.training.loop.observer import Observer
+from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.step.device import gpu_uuids
 from tests.parts import Bigram
 from tests.streams import every_kind
@@ -91,9 +92,9 @@ def test_a_group_of_one_trains_by_nccl_as_nobody_does(kind: type[Group], tmp_pat
     experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
     arguments: dict[str, Any] = {"eval_samples": eval_samples, "device": "cuda"}
     alone = train_experiment(experiment, user, **arguments)
-    store, _ = open_store("127.0.0.1")
+    store, _ = create_store("127.0.0.1")
     policy = SavePolicy(store=CheckpointStore(tmp_path / "s", key=experiment.key), checkpoint_steps=10)
-    with joined(store, kind(0, 1), "cuda", 60.0) as group:
+    with process_group(store, kind(0, 1), "cuda", 60.0) as group:
         with pytest.raises(Killed):
             train_experiment(experiment, user, **arguments, policy=policy, observer=Killer(25), group=group)
         resumed = train_experiment(experiment, user, **arguments, policy=policy, group=group)

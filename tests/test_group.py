@@ -18,13 +18,14 @@ from torch.distributed.tensor import DTensor
 from flops_fit_ray.errors import InterruptedSweepError
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.data import Batch
-from flops_fit_ray.training.distributed.fsdp import ShardedGroup, blocks
-from flops_fit_ray.training.distributed.group import ALONE, Group, joined, meet, open_store
+from flops_fit_ray.training.distributed.fsdp import ShardedGroup, fsdp_units
+from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group, connect_store, create_store, process_group
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
-from flops_fit_ray.training.loop.follower import follow
+from flops_fit_ray.training.loop.follower import run_follower
 from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.loop.outcome import Outcome
-from flops_fit_ray.training.loop.save_policy import Observer, SavePolicy
+from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.user.parts import UserParts
 from tests.parts import BIGRAM, Bigram, planned, spec_of, text, user_parts_of
 
@@ -112,8 +113,8 @@ class Stops(Observer):
 def _follower(kind: str, train: dict[str, Any], group: Group, port: int) -> None:
     try:
         experiment, user, eval_samples = parts(kind, **train)
-        with joined(meet("127.0.0.1", port, TIMEOUT), group, "cpu", TIMEOUT):
-            follow(experiment, user, eval_samples=eval_samples, group=group)
+        with process_group(connect_store("127.0.0.1", port, TIMEOUT), group, "cpu", TIMEOUT):
+            run_follower(experiment, user, eval_samples=eval_samples, group=group)
     except BaseException:
         traceback.print_exc(file=sys.stderr)
         raise
@@ -134,13 +135,13 @@ def trained(
     arguments: dict[str, Any] = {"eval_samples": eval_samples, "policy": policy, "observer": observer}
     if size == 1:
         return train_experiment(experiment, user, **arguments)
-    store, port = open_store("127.0.0.1")
+    store, port = create_store("127.0.0.1")
     context = multiprocessing.get_context("spawn")
     others = [context.Process(target=_follower, args=(kind, train, how(rank, size), port)) for rank in range(1, size)]
     for other in others:
         other.start()
     try:
-        with joined(store, how(0, size), "cpu", TIMEOUT) as group:
+        with process_group(store, how(0, size), "cpu", TIMEOUT) as group:
             outcome = train_experiment(experiment, user, **arguments, group=group)
         for other in others:
             other.join(TIMEOUT)
@@ -206,14 +207,14 @@ def test_workers_that_share_a_model_hold_their_parts_and_evaluate_and_write_it_w
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[tuple[int, int]] = []
-    place = ShardedGroup.place
+    place_model = ShardedGroup.place_model
 
     def noted(self: ShardedGroup, model: nn.Module, device: torch.device) -> None:
         whole = sum(p.numel() for p in model.parameters())
-        place(self, model, device)
+        place_model(self, model, device)
         held.append((sum(p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor)), whole))
 
-    monkeypatch.setattr(ShardedGroup, "place", noted)
+    monkeypatch.setattr(ShardedGroup, "place_model", noted)
     found = {}
     kinds: list[tuple[str, int, type[Group]]] = [("alone", 1, Group), ("sharded", 2, ShardedGroup)]
     for name, size, how in kinds:
@@ -244,11 +245,11 @@ def test_workers_that_share_a_model_may_use_different_weights() -> None:
 
 def test_what_is_gathered_at_once_shares_no_weight_with_the_rest() -> None:
     model = Stack(4)
-    assert blocks(model) == list(model.blocks)
+    assert fsdp_units(model) == list(model.blocks)
     (first, second) = (cast(nn.Sequential, model.blocks[i])[0] for i in (0, 1))
     second.weight = first.weight
-    assert blocks(model) == [model.blocks[2]]
-    assert blocks(nn.Linear(2, 2)) == []
+    assert fsdp_units(model) == [model.blocks[2]]
+    assert fsdp_units(nn.Linear(2, 2)) == []
 
 
 def test_dropout_differs_between_workers_and_resumes_to_the_same_bits() -> None:
@@ -259,27 +260,27 @@ def test_dropout_differs_between_workers_and_resumes_to_the_same_bits() -> None:
 
 
 def _drawn(group: Group, step: int, *, shared: bool = False) -> Tensor:
-    group.seed(7, step, shared=shared)
+    group.seed_step(7, step, shared=shared)
     return torch.rand(4)
 
 
 def test_shares_are_the_batch() -> None:
     batch = Batch((torch.arange(10), torch.arange(10)), 10)
     for size in (1, 2, 3, 4, 12):
-        shares = [Group(rank, size).own(batch) for rank in range(size)]
+        shares = [Group(rank, size).local_batch(batch) for rank in range(size)]
         drawn = torch.cat([s.content[0] for s in shares if s is not None])
         assert torch.equal(drawn, torch.arange(10))
-        assert max(s.num_samples for s in shares if s is not None) == Group(0, size).share(10)
-    assert ALONE.own(batch) is batch
+        assert max(s.num_samples for s in shares if s is not None) == Group(0, size).max_local_samples(10)
+    assert SINGLE_WORKER.local_batch(batch) is batch
 
 
 def test_alone_nothing_is_changed() -> None:
     before = torch.random.get_rng_state()
-    ALONE.seed(1, 2, shared=True)
+    SINGLE_WORKER.seed_step(1, 2, shared=True)
     model = nn.Linear(2, 2)
     loss = torch.tensor(1.0)
-    ALONE.place(model, torch.device("cpu"))
-    assert ALONE.sum_gradients(list(model.parameters()), loss) is loss
+    SINGLE_WORKER.place_model(model, torch.device("cpu"))
+    assert SINGLE_WORKER.all_reduce_gradients(list(model.parameters()), loss) is loss
     state = {"step": 1}
-    assert ALONE.share_state(state, model, torch.optim.SGD(model.parameters())) is state
+    assert SINGLE_WORKER.distribute_state(state, model, torch.optim.SGD(model.parameters())) is state
     torch.random.set_rng_state(before)

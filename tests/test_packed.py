@@ -7,22 +7,22 @@ import pytest
 import torch
 from torch.utils.data import Subset, TensorDataset
 
-from flops_fit_ray.training.data import Ready, as_data, eval_batches, split_held_out
+from flops_fit_ray.training.data import PreparedData, as_data, eval_batches, split_held_out
 from flops_fit_ray.training.data.dataset import fetch
-from flops_fit_ray.training.data.packed import PackedReady, pack_ready, unpack_ready
+from flops_fit_ray.training.data.packed import PackedData, pack_data, unpack_data
 
 X = torch.arange(40.0).reshape(20, 2)
 Y = torch.arange(20)
 
 
-def ready(value: Any, *, split: bool = True) -> Ready:
+def ready(value: Any, *, split: bool = True) -> PreparedData:
     data = cast(Any, as_data(value, "data.train"))
     train, held_out = split_held_out(data, 0.2) if split else (data, None)
-    return Ready(train=train, held_out=held_out, source="here")
+    return PreparedData(train=train, held_out=held_out, source="here")
 
 
-def packed(value: Ready) -> PackedReady:
-    found = pack_ready(value)
+def packed(value: PreparedData) -> PackedData:
+    found = pack_data(value)
     assert found is not None
     return found
 
@@ -35,7 +35,7 @@ def packed(value: Ready) -> PackedReady:
 )
 def test_the_same_batches_come_back(value: Any, split: bool) -> None:
     before = ready(value, split=split)
-    after = unpack_ready(packed(before))
+    after = unpack_data(packed(before))
     assert after.source == "here" and (after.held_out is None) == (before.held_out is None)
     for one, other in ((before.train, after.train), (before.held_out, after.held_out)):
         if one is not None and other is not None:
@@ -50,7 +50,7 @@ def test_a_part_held_out_costs_no_second_copy() -> None:
     assert found.nbytes == X.nbytes + Y.nbytes + 20 * 8
     assert found.held_out is not None
     assert all(found.train.arrays[n].numbers is found.held_out.arrays[n].numbers for n in found.train.arrays)
-    train = cast(Any, unpack_ready(found).train)
+    train = cast(Any, unpack_data(found).train)
     assert train.dataset.tensors[0].data_ptr() == X.data_ptr()  # and none in this process
 
 
@@ -58,7 +58,7 @@ def test_memory_that_nobody_may_write_to_gives_batches_that_everybody_may() -> N
     found = packed(ready((X.clone(), Y.clone())))
     for array in found.train.arrays.values():
         array.numbers.flags.writeable = False  # as Ray's object store gives it
-    batch = fetch(cast(Any, unpack_ready(found).train), np.arange(4))
+    batch = fetch(cast(Any, unpack_data(found).train), np.arange(4))
     batch.content[0].add_(1)
 
 
@@ -74,4 +74,4 @@ class Mine(TensorDataset):
     ids=["a class of its own", "a list", "a part of a part", "not in a row"],
 )  # fmt: skip
 def test_what_is_not_plainly_made_of_tensors_is_left_alone(value: Any) -> None:
-    assert pack_ready(ready(value, split=False)) is None
+    assert pack_data(ready(value, split=False)) is None

@@ -31,7 +31,7 @@ from flops_fit_ray.planning import Plan
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
-from flops_fit_ray.training.preflight.timing import Choice
+from flops_fit_ray.training.preflight.timing import PrecisionChoice
 from flops_fit_ray.training.user.losses import mse
 from flops_fit_ray.training.user.parts import make_user_parts
 from tests.chaos import make_project, uninterrupted
@@ -158,7 +158,7 @@ def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_
     files = {p: p.stat().st_mtime_ns for p in first.output.glob("experiments/*/result.json")}
     other = {"fp32": "bf16", "bf16": "fp32"}[chosen]
     with pytest.MonkeyPatch.context() as patch:  # had it been measured again, the other one would have come out
-        choice = Choice(precision=other, compile=True, seconds={})
+        choice = PrecisionChoice(precision=other, compile=True, seconds={})
         patch.setattr("flops_fit_ray.engine.preflight.choose_on_worker", lambda *a, **k: choice)
         again = known(tmp_path, precision="auto", compile="auto")
     assert set(again.to_frame()["precision"]) == {chosen}

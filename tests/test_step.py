@@ -16,8 +16,8 @@ from flops_fit_ray.errors import MemoryExhaustedError, SpecError
 from flops_fit_ray.planning import Experiment, Recipe, make_plan
 from flops_fit_ray.training.data import Batch, TokenFile
 from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.loop.outcome import Outcome
-from flops_fit_ray.training.loop.save_policy import Observer
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.step.attention import attention_kernel
 from flops_fit_ray.training.step.lr_schedule import lr_factor

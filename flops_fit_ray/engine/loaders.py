@@ -16,8 +16,8 @@ from flops_fit_ray.errors import SpecError
 
 if TYPE_CHECKING:
     from flops_fit_ray.spec import SweepSpec
-    from flops_fit_ray.training.data import Ready
-    from flops_fit_ray.training.data.packed import PackedReady
+    from flops_fit_ray.training.data import PreparedData
+    from flops_fit_ray.training.data.packed import PackedData
     from flops_fit_ray.training.user.parts import UserParts
 
 WORTH_BYTES = 32 * 2**20  # below that, a copy for each worker costs less than the way to a shared one
@@ -27,8 +27,8 @@ MAX_OF_STORE = 0.5  # of a node's object store
 class Loader(Protocol):
     """What loads the user's parts in a worker."""
 
-    def __call__(self, ready: Ready | None = None) -> UserParts:
-        """Load them; with `ready` everything but the data."""
+    def __call__(self, prepared: PreparedData | None = None) -> UserParts:
+        """Load them; with `prepared` everything but the data."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class CodeLoader:
     spec: SweepSpec
     base: Path
 
-    def __call__(self, ready: Ready | None = None) -> UserParts:
+    def __call__(self, prepared: PreparedData | None = None) -> UserParts:
         """Import and make them."""
         from flops_fit_ray.training.user.parts import load_user_parts
 
-        return load_user_parts(self.spec, self.base if self.base.is_absolute() else Path.cwd() / self.base, ready)
+        return load_user_parts(self.spec, self.base if self.base.is_absolute() else Path.cwd() / self.base, prepared)
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class ObjectLoader:
 
     user: UserParts
 
-    def __call__(self, ready: Ready | None = None) -> UserParts:
+    def __call__(self, prepared: PreparedData | None = None) -> UserParts:
         """The objects."""
-        if ready is None:
+        if prepared is None:
             return self.user
-        return replace(self.user, train_data=ready.train, eval_data=ready.held_out)
+        return replace(self.user, train_data=prepared.train, eval_data=prepared.held_out)
 
     def without_data(self) -> ObjectLoader:
-        """The same without the weight of the data, to be called with `ready` alone."""
+        """The same without the weight of the data, to be called with `prepared` alone."""
         nothing: Any = None
         return ObjectLoader(replace(self.user, train_data=nothing, eval_data=nothing))
 
@@ -70,13 +70,13 @@ class SharedLoader:
     loader: Loader
     data: Any  # a reference to what `_packed` gives
 
-    def __call__(self, ready: Ready | None = None) -> UserParts:
+    def __call__(self, prepared: PreparedData | None = None) -> UserParts:
         """Load the rest, and take the data from where they lie."""
         import ray
 
-        from flops_fit_ray.training.data.packed import unpack_ready
+        from flops_fit_ray.training.data.packed import unpack_data
 
-        return self.loader(unpack_ready(ray.get(self.data)))
+        return self.loader(unpack_data(ray.get(self.data)))
 
 
 def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:
@@ -85,7 +85,7 @@ def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:
     return CodeLoader(spec, base if upload is None else base.relative_to(upload))
 
 
-def loader_for(user: UserParts) -> ObjectLoader:
+def object_loader(user: UserParts) -> ObjectLoader:
     """A loader that carries the user's objects themselves.
 
     Raises:
@@ -123,10 +123,10 @@ def sharing(loader: Loader, tensor_bytes: int) -> Loader:
     return SharedLoader(loader, task.remote(loader))  # which Ray runs again where the node is lost
 
 
-def _packed(loader: Loader) -> PackedReady:
-    from flops_fit_ray.training.data.packed import pack_ready
+def _packed(loader: Loader) -> PackedData:
+    from flops_fit_ray.training.data.packed import pack_data
 
-    packed = pack_ready(loader().ready)
+    packed = pack_data(loader().prepared_data)
     assert packed is not None  # the measurements say so
     return packed
 

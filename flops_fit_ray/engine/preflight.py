@@ -13,9 +13,9 @@ from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes, on_c
 from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.training.preflight.check import Line, Report, check_plan
-from flops_fit_ray.training.preflight.timing import Choice, choose
-from flops_fit_ray.training.preflight.usage import Usage, usages
+from flops_fit_ray.training.preflight.check import CheckItem, CheckReport, check_plan
+from flops_fit_ray.training.preflight.timing import PrecisionChoice, choose_precision
+from flops_fit_ray.training.preflight.usage import DeviceUsage, measure_usages
 from flops_fit_ray.training.user.parts import UserParts
 
 MEMORY_MARGIN = 1.25  # evaluation, fragments, and what differs between two models of one size
@@ -46,7 +46,7 @@ def choose_on_worker(
     load_user_parts: Callable[[], UserParts],
     address: str | None,
     max_slots: int | None = None,
-) -> Choice:
+) -> PrecisionChoice:
     """What `auto` stands for, measured where the sweep will run.
 
     Args:
@@ -60,7 +60,7 @@ def choose_on_worker(
     with ray_session(address) as head:
         slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots))
         try:
-            found: Choice = ray.get(_on(slots, _choose).remote(plan, load_user_parts, slots))
+            found: PrecisionChoice = ray.get(_on(slots, _choose).remote(plan, load_user_parts, slots))
         except ray.exceptions.RayError as e:
             last = str(e).strip().splitlines()[-1]
             raise ResourceError(
@@ -83,7 +83,7 @@ def check_on_worker(
     load_user_parts: Callable[[], UserParts],
     address: str | None,
     max_slots: int | None = None,
-) -> tuple[Report, Slots]:
+) -> tuple[CheckReport, Slots]:
     """Run the check where an experiment would run. A worker that dies is an answer too.
 
     Args:
@@ -106,10 +106,12 @@ def check_on_worker(
             return replace(report, rates=rates), slots
         except ray.exceptions.RayError as e:
             words = f"the worker ended: {str(e).strip().splitlines()[-1]}"
-            return Report(lines=(Line("FAIL", "runs", words),), device="?", seconds=0.0, step_seconds={}), slots
+            return CheckReport(
+                lines=(CheckItem("FAIL", "runs", words),), device="?", seconds=0.0, step_seconds={}
+            ), slots
 
 
-def _of_one_worker(report: Report, spec: SweepSpec) -> Report:
+def _of_one_worker(report: CheckReport, spec: SweepSpec) -> CheckReport:
     """What one worker found out about a model that several will train together."""
     workers = spec.workers_per_trial
     lines = list(report.lines)
@@ -122,7 +124,7 @@ def _of_one_worker(report: Report, spec: SweepSpec) -> Report:
             for line in lines
         ]
     words = f"of one worker; nothing says yet how much faster {workers} together are"
-    return replace(report, rates=None, lines=(*lines, Line("WARN", "speed", words)))
+    return replace(report, rates=None, lines=(*lines, CheckItem("WARN", "speed", words)))
 
 
 def shared_slots(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> Slots:
@@ -134,7 +136,7 @@ def shared_slots(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Sl
     import ray
 
     try:
-        found: list[Usage] = ray.get(_on(slots, _usages).remote(plan, load_user_parts, slots))
+        found: list[DeviceUsage] = ray.get(_on(slots, _usages).remote(plan, load_user_parts, slots))
     except ray.exceptions.RayError as e:
         last = str(e).strip().splitlines()[-1]
         raise ResourceError(f"resources_per_trial: auto could not be measured: {last}; say what it is") from e
@@ -144,15 +146,15 @@ def shared_slots(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Sl
     return on_gpus(slots, live_nodes(), needs)
 
 
-def _usages(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> list[Usage]:
-    return usages(plan, load_user_parts(), slots.device)
+def _usages(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> list[DeviceUsage]:
+    return measure_usages(plan, load_user_parts(), slots.device)
 
 
-def _choose(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> Choice:
-    return choose(plan, load_user_parts(), device=slots.device)
+def _choose(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> PrecisionChoice:
+    return choose_precision(plan, load_user_parts(), device=slots.device)
 
 
-def _check(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> tuple[Report, float]:
+def _check(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> tuple[CheckReport, float]:
     """The report, and when the worker was ready to train, in seconds since the epoch."""
     user = load_user_parts()
     began = time.time()

@@ -17,8 +17,8 @@ from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import WorkerLostError
 from flops_fit_ray.ledger.hardware import Readings
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.distributed.group import ALONE, Group, joined, meet, open_store
-from flops_fit_ray.training.loop.follower import follow
+from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group, connect_store, create_store, process_group
+from flops_fit_ray.training.loop.follower import run_follower
 from flops_fit_ray.training.step.device import gpu_uuids
 from flops_fit_ray.training.user.parts import UserParts
 
@@ -41,9 +41,9 @@ class Follower:
     def train(self, experiment: Experiment, eval_samples: int, group: Group, host: str, port: int) -> None:
         """Train one experiment with its leader."""
         assert self._user is not None
-        store = meet(host, port, LONGER_SECONDS)
-        with joined(store, group, self._device, FOREVER_SECONDS), _telling(host, port, group.rank):
-            follow(experiment, self._user, eval_samples=eval_samples, group=group, device=self._device)
+        store = connect_store(host, port, LONGER_SECONDS)
+        with process_group(store, group, self._device, FOREVER_SECONDS), _telling(host, port, group.rank):
+            run_follower(experiment, self._user, eval_samples=eval_samples, group=group, device=self._device)
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ def _telling(host: str, port: int, rank: int) -> Iterator[None]:
     def tell() -> None:
         readings = Readings()
         with contextlib.suppress(RuntimeError):  # the leader is gone; whoever trains hears of it
-            board = meet(host, port, LONGER_SECONDS)
+            board = connect_store(host, port, LONGER_SECONDS)
             while True:
                 board.set(_name(rank), json.dumps(readings.read(gpu_uuids()).to_json()))
                 if done.wait(READ_SECONDS):
@@ -108,20 +108,20 @@ class Team:
             Exception: what the user's parts raised in one of them; else what the block raised.
         """
         if self._size == 1:
-            yield ALONE
+            yield SINGLE_WORKER
             return
         tasks: list[Any] = []
         try:
             self._gather()
             host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray leaves it untyped
-            store, port = open_store(host)
-            self._board = meet(host, port, LONGER_SECONDS)  # not by way of `store`, which the workers' sums wait on
+            store, port = create_store(host)
+            self._board = connect_store(host, port, LONGER_SECONDS)  # `store` blocks while workers sum
             leader, *groups = self._groups()
             tasks = [
                 other.train.remote(experiment, self._eval_samples, group, host, port)
                 for other, group in zip(self._others, groups, strict=True)
             ]
-            with joined(store, leader, self._slots.device, self._patience + LONGER_SECONDS) as group:
+            with process_group(store, leader, self._slots.device, self._patience + LONGER_SECONDS) as group:
                 yield group
             ray.get(tasks, timeout=LONGER_SECONDS)
         except BaseException as e:

@@ -26,7 +26,7 @@ from flops_fit_ray.planning import Experiment, leaves_trunk
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.training.distributed.group import ALONE, Group
+from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.meter import CurvePoint
@@ -134,7 +134,7 @@ def run_experiment(
         with observer.watched(context.spec.data.timeout_seconds):
             observer.progress(0, None)
             user = load()
-            with contextlib.nullcontext(ALONE) if team is None else team.training(experiment) as group:
+            with contextlib.nullcontext(SINGLE_WORKER) if team is None else team.training(experiment) as group:
                 outcome = _train(context, experiment, user, observer, store, group)
     except (StorageError, WorkerLostError):
         raise

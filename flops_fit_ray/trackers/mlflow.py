@@ -9,7 +9,7 @@ from typing import Any
 from flops_fit_ray.ledger import Failure, Progress, Result
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import MlflowSection
-from flops_fit_ray.trackers.tracked import measured_of, points_of, run_name, settings_of
+from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, run_name
 
 MAX_METRICS = 1000  # in one request
 
@@ -38,7 +38,7 @@ class Mlflow:
         metrics = [Metric(tag, v, moment, step) for step, figures in points_of(curve) for tag, v in figures.items()]
         if isinstance(record, Result):
             metrics += [Metric(name, value, moment, e.steps) for name, value in measured_of(record).items()]
-        client.log_batch(run, params=[Param(name, str(value)) for name, value in settings_of(e).items()])
+        client.log_batch(run, params=[Param(name, str(value)) for name, value in config_of(e).items()])
         for i in range(0, len(metrics), MAX_METRICS):
             client.log_batch(run, metrics=metrics[i : i + MAX_METRICS])
         if isinstance(record, Failure):

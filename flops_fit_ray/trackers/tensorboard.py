@@ -8,7 +8,7 @@ from typing import Any
 
 from flops_fit_ray.ledger import Failure, Progress, Result
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.trackers.tracked import measured_of, points_of, run_name, settings_of
+from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, run_name
 
 
 class TensorBoard:
@@ -41,7 +41,7 @@ class TensorBoard:
         if isinstance(record, Result):
             measured = {f"result/{name}": value for name, value in measured_of(record).items()}
             _add(writer, measured, record.steps)
-            for summary in hparams(settings_of(e), measured):
+            for summary in hparams(config_of(e), measured):
                 writer.file_writer.add_summary(summary)
         else:
             writer.add_text("failure", f"{record.status}: {record.error}", 0)

@@ -36,7 +36,7 @@ def run_name(e: Experiment) -> str:
     return f"C{e.budget:.3g}-size{size}{role}-{e.key[:8]}"
 
 
-def settings_of(e: Experiment) -> dict[str, float | int | str]:
+def config_of(e: Experiment) -> dict[str, float | int | str]:
     """What an experiment was made of, flat: what trackers call parameters or configuration."""
     recipe = e.recipe
     return {

@@ -11,7 +11,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import Failure, Progress, Result
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import WandbSection
-from flops_fit_ray.trackers.tracked import measured_of, points_of, run_name, settings_of
+from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, run_name
 
 
 class Wandb:
@@ -46,7 +46,7 @@ class Wandb:
             resume="allow",
             group=self._sweep,
             name=run_name(e),
-            config=settings_of(e),
+            config=config_of(e),
             reinit="create_new",
             save_code=False,
             settings=wandb.Settings(console="off", disable_git=True, x_disable_stats=True),

@@ -4,7 +4,7 @@ from flops_fit_ray.training.data.batch import Batch, has_tokens
 from flops_fit_ray.training.data.dataset import (
     Data,
     MapDataset,
-    Ready,
+    PreparedData,
     as_data,
     eval_batches,
     num_samples,
@@ -20,7 +20,7 @@ __all__ = [
     "Data",
     "Feed",
     "MapDataset",
-    "Ready",
+    "PreparedData",
     "Stream",
     "TokenFile",
     "as_data",

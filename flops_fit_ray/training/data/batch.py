@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 TARGET_NAMES = ("labels", "targets", "target", "label", "y")  # of a mapping, the first that is there
-IGNORED = -100  # torch's own word for a target that the cross-entropy leaves out
+IGNORE_INDEX = -100  # torch's own word for a target that the cross-entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         on_gpu = device.type == "cuda"
-        return Batch(mapped(self.content, lambda t: t.to(device, non_blocking=on_gpu)), self.num_samples)
+        return Batch(map_tensors(self.content, lambda t: t.to(device, non_blocking=on_gpu)), self.num_samples)
 
-    def pinned(self) -> Batch:
+    def pin_memory(self) -> Batch:
         """The same batch in memory that a GPU reads without the CPU's help."""
-        return Batch(mapped(self.content, lambda t: t if t.is_cuda else t.pin_memory()), self.num_samples)
+        return Batch(map_tensors(self.content, lambda t: t if t.is_cuda else t.pin_memory()), self.num_samples)
 
     def split(self, size: int) -> list[Batch]:
         """Parts of at most `size` samples each; what has no sample axis goes with every part."""
@@ -71,7 +71,7 @@ class Batch:
         starts = range(0, self.num_samples, size)
         ends = [min(start + size, self.num_samples) for start in starts]
         return [
-            Batch(mapped(self.content, self._slicer(start, end)), end - start)
+            Batch(map_tensors(self.content, self._slicer(start, end)), end - start)
             for start, end in zip(starts, ends, strict=True)
         ]
 
@@ -93,10 +93,10 @@ class Batch:
         A tensor stays on its device, so that nobody waits for it.
         """
         target = self.target
-        return (target != IGNORED).sum() if is_whole(target) else self.num_samples
+        return (target != IGNORE_INDEX).sum() if is_integer_tensor(target) else self.num_samples
 
 
-def is_whole(value: Any) -> bool:
+def is_integer_tensor(value: Any) -> bool:
     """Whether a value is a tensor of whole numbers."""
     whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
     return whole and value.dtype is not torch.bool
@@ -104,23 +104,23 @@ def is_whole(value: Any) -> bool:
 
 def has_tokens(target: Any) -> bool:
     """Whether a batch's target holds whole numbers per position, not one label per sample."""
-    return is_whole(target) and target.ndim >= 2
+    return is_integer_tensor(target) and target.ndim >= 2
 
 
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A nested value with every tensor changed and every tuple and list of the kind it was; mappings become dicts."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {k: mapped(v, change) for k, v in value.items()}
+        return {k: map_tensors(v, change) for k, v in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a namedtuple
-        return type(value)(*(mapped(v, change) for v in value))
+        return type(value)(*(map_tensors(v, change) for v in value))
     if isinstance(value, tuple | list):
-        return type(value)(mapped(v, change) for v in value)
+        return type(value)(map_tensors(v, change) for v in value)
     return value
 
 
-def sample_count(content: Any) -> int:
+def count_samples(content: Any) -> int:
     """The number of samples of a ready batch: the length of the first tensor in it.
 
     Raises:
@@ -131,7 +131,7 @@ def sample_count(content: Any) -> int:
     parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, tuple | list) else ()
     for part in parts:
         try:
-            return sample_count(part)
+            return count_samples(part)
         except TypeError:
             continue
     raise TypeError(f"a batch must hold a tensor whose first axis is the samples, but is a {type(content).__name__}")

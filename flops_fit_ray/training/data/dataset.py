@@ -22,7 +22,7 @@ Data: TypeAlias = MapDataset | Stream
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ready:
+class PreparedData:
     """The data of a sweep as experiments use them."""
 
     train: Data
@@ -30,7 +30,7 @@ class Ready:
     source: str  # of the held-out part, in words
 
 
-class Columns(Dataset[Any]):
+class TensorDictDataset(Dataset[Any]):
     """Named arrays of one length, as samples that are mappings."""
 
     def __init__(self, columns: Mapping[str, Tensor]) -> None:
@@ -79,7 +79,7 @@ def _fault(key: str, what: str) -> SpecError:
 
 def _from_arrays(value: Any, key: str) -> Any:
     if isinstance(value, Tensor | np.ndarray):
-        return Alone(_tensor(value))
+        return SingleTensorDataset(_tensor(value))
     if isinstance(value, tuple) and value and all(isinstance(a, Tensor | np.ndarray) for a in value):
         parts = [_tensor(a) for a in value]
         _same_length({str(i): len(a) for i, a in enumerate(parts)}, key)
@@ -87,11 +87,11 @@ def _from_arrays(value: Any, key: str) -> Any:
     if isinstance(value, Mapping) and value and all(isinstance(a, Tensor | np.ndarray) for a in value.values()):
         columns = {str(name): _tensor(a) for name, a in value.items()}
         _same_length({name: len(a) for name, a in columns.items()}, key)
-        return Columns(columns)
+        return TensorDictDataset(columns)
     return value
 
 
-class Alone(Dataset[Any]):
+class SingleTensorDataset(Dataset[Any]):
     """One tensor: each sample is a row of it, and there is no target."""
 
     def __init__(self, rows: Tensor) -> None:
@@ -149,17 +149,17 @@ def _collated(dataset: MapDataset, indices: NDArray[np.int64]) -> Any:
     if isinstance(dataset, TokenFile):
         return dataset.batch(indices)
     if isinstance(dataset, TensorDataset):
-        return tuple(rows_at(t, indices) for t in dataset.tensors)
-    if isinstance(dataset, Columns):
-        return {name: rows_at(column, indices) for name, column in dataset.columns.items()}
-    if isinstance(dataset, Alone):
-        return rows_at(dataset.rows, indices)
+        return tuple(index_rows(t, indices) for t in dataset.tensors)
+    if isinstance(dataset, TensorDictDataset):
+        return {name: index_rows(column, indices) for name, column in dataset.columns.items()}
+    if isinstance(dataset, SingleTensorDataset):
+        return index_rows(dataset.rows, indices)
     if hasattr(dataset, "__getitems__"):  # torch's own protocol for many samples at once
         return default_collate(dataset.__getitems__(indices.tolist()))
     return default_collate([dataset[i] for i in indices.tolist()])
 
 
-def rows_at(rows: Tensor, indices: NDArray[np.int64]) -> Tensor:
+def index_rows(rows: Tensor, indices: NDArray[np.int64]) -> Tensor:
     """Rows of a tensor by their numbers, on the tensor's own device."""
     chosen = torch.from_numpy(indices)
     if rows.is_cuda:  # from pinned memory nobody waits for the copy
@@ -167,24 +167,24 @@ def rows_at(rows: Tensor, indices: NDArray[np.int64]) -> Tensor:
     return rows[chosen]
 
 
-def draws_nothing(dataset: MapDataset) -> bool:
+def is_deterministic(dataset: MapDataset) -> bool:
     """Whether reading a dataset is known to draw no random numbers: it is ours, or tensors."""
     inner = dataset
     while isinstance(inner, Subset):
         inner = inner.dataset
-    return isinstance(inner, TensorDataset | TokenFile | Columns | Alone)
+    return isinstance(inner, TensorDataset | TokenFile | TensorDictDataset | SingleTensorDataset)
 
 
-def on_device(dataset: MapDataset, device: torch.device, room: int) -> MapDataset:
-    """The same dataset with its tensors on `device`, where it is made of tensors that fit into `room` bytes."""
+def move_to_device(dataset: MapDataset, device: torch.device, max_bytes: int) -> MapDataset:
+    """The same dataset with its tensors on `device`, where it is made of tensors that fit into `max_bytes` bytes."""
     if isinstance(dataset, Subset):
-        return Subset(on_device(dataset.dataset, device, room), dataset.indices)
-    if isinstance(dataset, TokenFile) and 16 * len(dataset) * dataset.context <= room:
+        return Subset(move_to_device(dataset.dataset, device, max_bytes), dataset.indices)
+    if isinstance(dataset, TokenFile) and 16 * len(dataset) * dataset.context <= max_bytes:
         dataset = TensorDataset(*dataset.all_tokens())
-    if isinstance(dataset, TensorDataset) and sum(map(_bytes, dataset.tensors)) <= room:
+    if isinstance(dataset, TensorDataset) and sum(map(_bytes, dataset.tensors)) <= max_bytes:
         return TensorDataset(*(t.to(device) for t in dataset.tensors))
-    if isinstance(dataset, Columns) and sum(map(_bytes, dataset.columns.values())) <= room:
-        return Columns({name: column.to(device) for name, column in dataset.columns.items()})
+    if isinstance(dataset, TensorDictDataset) and sum(map(_bytes, dataset.columns.values())) <= max_bytes:
+        return TensorDictDataset({name: column.to(device) for name, column in dataset.columns.items()})
     return dataset
 
 
@@ -198,7 +198,7 @@ def eval_batches(data: Data, count: int, batch_size: int) -> Iterator[Batch]:
         for start in range(0, count, batch_size):
             yield fetch(data, np.arange(start, min(start + batch_size, count)))
         return
-    items = data.begin_pass(0)
+    items = data.begin_epoch(0)
     while count > 0 and (batch := data.next_batch(items, min(batch_size, count))) is not None:
         part = batch.split(count)[0] if batch.num_samples > count else batch
         count -= part.num_samples

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flops_fit_ray.errors import DataEndedError
 from flops_fit_ray.training.data.batch import Batch
-from flops_fit_ray.training.data.dataset import Data, MapDataset, draws_nothing, fetch, num_samples
+from flops_fit_ray.training.data.dataset import Data, MapDataset, fetch, is_deterministic, num_samples
 from flops_fit_ray.training.data.stream import Stream
 from flops_fit_ray.training.rng import RandomState
 
@@ -46,7 +46,7 @@ def make_feed(data: Data, batch_size: int, seed: int, max_epochs: float, *, ahea
     if isinstance(data, Stream):
         return StreamFeed(data, batch_size, seed, max_epochs)
     feed = IndexedFeed(data, batch_size, seed)
-    return PrefetchedFeed(feed) if ahead and draws_nothing(data) else feed
+    return PrefetchedFeed(feed) if ahead and is_deterministic(data) else feed
 
 
 def first_batch(data: Data, batch_size: int) -> Batch:
@@ -147,7 +147,7 @@ class StreamFeed:
         with self._own_random_state():
             while True:
                 if self._items is None:
-                    self._items = self._stream.begin_pass(self._pass_seed())
+                    self._items = self._stream.begin_epoch(self._pass_seed())
                 batch = self._stream.next_batch(self._items, self._batch_size)
                 if batch is not None and batch.num_samples > self._batch_size:
                     raise ValueError(f"the loader gave {batch.num_samples} samples where {self._batch_size} are asked")
@@ -194,10 +194,10 @@ class StreamFeed:
         if "source" in state:
             self._random = state["random"]
             with self._own_random_state():
-                self._items = self._stream.continue_pass(state["source"])
+                self._items = self._stream.resume_epoch(state["source"])
             self._random = state["random"]
             return
         with self._own_random_state():
-            self._items = self._stream.begin_pass(self._pass_seed())
+            self._items = self._stream.begin_epoch(self._pass_seed())
             for _ in range(self._batches):
                 self._stream.next_batch(self._items, self._batch_size)

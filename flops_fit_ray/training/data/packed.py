@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from flops_fit_ray.training.data.dataset import Alone, Columns, Data, Ready
+from flops_fit_ray.training.data.dataset import Data, PreparedData, SingleTensorDataset, TensorDictDataset
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class PackedReady:
+class PackedData:
     """The data of a sweep; a training and a held-out part of the same tensors share them here too."""
 
     train: Packed
@@ -53,19 +53,19 @@ class PackedReady:
         return sum(arrays.values()) + sum(p.indices.nbytes for p in both if p.indices is not None)
 
 
-def pack_ready(ready: Ready) -> PackedReady | None:
+def pack_data(prepared: PreparedData) -> PackedData | None:
     """The data of a sweep as arrays; None where not all of them are plainly made of tensors."""
     known: dict[int, _Array] = {}
-    train, held_out = _pack(ready.train, known), _pack(ready.held_out, known)
-    if train is None or (held_out is None and ready.held_out is not None):
+    train, held_out = _pack(prepared.train, known), _pack(prepared.held_out, known)
+    if train is None or (held_out is None and prepared.held_out is not None):
         return None
-    return PackedReady(train, held_out, ready.source)
+    return PackedData(train, held_out, prepared.source)
 
 
-def unpack_ready(packed: PackedReady) -> Ready:
+def unpack_data(packed: PackedData) -> PreparedData:
     """The data again, over the same memory."""
     held_out = None if packed.held_out is None else _unpack(packed.held_out)
-    return Ready(train=_unpack(packed.train), held_out=held_out, source=packed.source)
+    return PreparedData(train=_unpack(packed.train), held_out=held_out, source=packed.source)
 
 
 def _pack(data: Data | None, known: dict[int, _Array]) -> Packed | None:
@@ -90,7 +90,11 @@ def _unpack(packed: Packed) -> Data:
     if packed.kind == TensorDataset.__name__:
         data = TensorDataset(*tensors.values())
     else:
-        data = Columns(tensors) if packed.kind == Columns.__name__ else Alone(tensors[""])
+        data = (
+            TensorDictDataset(tensors)
+            if packed.kind == TensorDictDataset.__name__
+            else SingleTensorDataset(tensors[""])
+        )
     return data if packed.indices is None else Subset(data, packed.indices)  # type: ignore[arg-type] # as split_held_out
 
 
@@ -98,9 +102,9 @@ def _tensors(data: Any) -> dict[str, Tensor]:
     """Of the kinds that are known, and of no class derived from them."""
     if type(data) is TensorDataset:
         return {str(number): tensor for number, tensor in enumerate(data.tensors)}
-    if type(data) is Columns:
+    if type(data) is TensorDictDataset:
         return data.columns
-    return {"": data.rows} if type(data) is Alone else {}
+    return {"": data.rows} if type(data) is SingleTensorDataset else {}
 
 
 def _array(tensor: Tensor) -> _Array:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from flops_fit_ray.training.data.batch import Batch, sample_count
+from flops_fit_ray.training.data.batch import Batch, count_samples
 from flops_fit_ray.training.rng import RandomState
 
 
@@ -58,7 +58,7 @@ class Stream:
         """Put the source where it stood."""
         self._owner.load_state_dict(copy.deepcopy(state))
 
-    def begin_pass(self, seed: int) -> Iterator[Any]:
+    def begin_epoch(self, seed: int) -> Iterator[Any]:
         """The samples or batches of one pass, whoever has read from the source before.
 
         The caller holds the stream's random state, which is seeded here.
@@ -72,7 +72,7 @@ class Stream:
                 generator.manual_seed(seed)
         return iter(self.source)
 
-    def continue_pass(self, state: Any) -> Iterator[Any]:
+    def resume_epoch(self, state: Any) -> Iterator[Any]:
         """The rest of a pass, from a state that the source gave."""
         self.load_state(state)
         return iter(self.source)
@@ -81,7 +81,7 @@ class Stream:
         """The next `batch_size` samples, fewer at the end of a pass, None after it."""
         if self.gives_batches:
             content = next(items, None)
-            return None if content is None else Batch(content, sample_count(content))
+            return None if content is None else Batch(content, count_samples(content))
         samples = [sample for _, sample in zip(range(batch_size), items, strict=False)]
         return Batch(default_collate(samples), len(samples)) if samples else None
 

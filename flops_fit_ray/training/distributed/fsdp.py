@@ -19,10 +19,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from flops_fit_ray.training.data.batch import mapped
+from flops_fit_ray.training.data.batch import map_tensors
 from flops_fit_ray.training.distributed.group import Action, Group
 
-LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 class ShardedGroup(Group):
@@ -30,22 +30,22 @@ class ShardedGroup(Group):
 
     sharded = True
 
-    def sum_gradients(self, params: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+    def all_reduce_gradients(self, params: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
         """The sum of the losses; the backward pass has summed the gradients."""
         summed = loss.double()
         dist.all_reduce(summed)
         return summed.to(loss.dtype)
 
-    def place(self, model: nn.Module, device: torch.device) -> None:
+    def place_model(self, model: nn.Module, device: torch.device) -> None:
         """Bring this worker's part of a model to the device, block by block: the whole may be larger."""
-        self.share_weights(model, device)
-        split(model, device, self.size)
+        self.broadcast_weights(model, device)
+        shard_model(model, device, self.world_size)
 
-    def whole(self, value: Any) -> Any:
+    def gather_full(self, value: Any) -> Any:
         """A tree of plain values, with every tensor that is split put together, on the CPU."""
-        return mapped(value, _gathered)
+        return map_tensors(value, _full_tensor)
 
-    def whole_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
+    def gather_model_state(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The model's state, whole; a tied weight is one tensor, as it is in the model."""
         params = dict(model.named_parameters(remove_duplicate=False))
         found: dict[int, Tensor] = {}
@@ -55,11 +55,11 @@ class ShardedGroup(Group):
                 state[name] = tensor
             else:
                 if id(param) not in found:
-                    found[id(param)] = _gathered(tensor)
+                    found[id(param)] = _full_tensor(tensor)
                 state[name] = found[id(param)]
         return state
 
-    def share_state(
+    def distribute_state(
         self, state: Mapping[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> Mapping[str, Any] | None:
         """The leader's state: this worker's part of what is split, and all of the rest.
@@ -67,7 +67,7 @@ class ShardedGroup(Group):
         A whole optimizer state of a model that needs this does not fit into each worker, so tensors come one by one.
         """
         tensors: list[Tensor] = []
-        box = [None if state is None else _taken_apart(state, model, optimizer, tensors)]
+        box = [None if state is None else _extract_tensors(state, model, optimizer, tensors)]
         dist.broadcast_object_list(box, src=0)
         found = box[0]
         if found is None:
@@ -76,17 +76,17 @@ class ShardedGroup(Group):
         device = torch.device(mesh.device_type)
 
         def filled(value: Any) -> Any:
-            if isinstance(value, _Gap):
-                full = tensors.pop(0) if self.leads else torch.empty(value.shape, dtype=value.dtype)
+            if isinstance(value, _Placeholder):
+                full = tensors.pop(0) if self.is_leader else torch.empty(value.shape, dtype=value.dtype)
                 full = full.to(device)
                 return distribute_tensor(full, mesh, [Shard(0)], src_data_rank=0)
             return {key: filled(part) for key, part in value.items()} if isinstance(value, dict) else value
 
         return {**found, "model": filled(found["model"]), "optimizer": filled(found["optimizer"])}
 
-    def tell(self, action: Action) -> None:
+    def announce(self, action: Action) -> None:
         """Have the others do what this worker, their leader, is about to do."""
-        if self.leads:
+        if self.is_leader:
             self._exchange(action)
 
     def actions(self, steps: int) -> Iterator[Action]:
@@ -101,20 +101,20 @@ class ShardedGroup(Group):
         return Action(int(box))
 
 
-def _gathered(tensor: Tensor) -> Tensor:
+def _full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
-def split(model: nn.Module, device: torch.device, size: int) -> None:
+def shard_model(model: nn.Module, device: torch.device, world_size: int) -> None:
     """Leave this worker with its part of a model that all of them hold whole, on the device.
 
     Raises:
         ValueError: a parameter that cannot be split: a number without dimensions.
     """
-    mesh = init_device_mesh(device.type, (size,))
-    units = blocks(model)
+    mesh = init_device_mesh(device.type, (world_size,))
+    units = fsdp_units(model)
     for unit in (*units, model):
-        unit.register_forward_hook(_without_views)  # before torch's own hook
+        unit.register_forward_hook(_clone_views)  # before torch's own hook
     for block in units:
         fully_shard(block, mesh=mesh)
     whole_model = fully_shard(model, mesh=mesh)
@@ -127,7 +127,7 @@ def split(model: nn.Module, device: torch.device, size: int) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-def _without_views(module: nn.Module, args: Any, output: Any) -> Any:
+def _clone_views(module: nn.Module, args: Any, output: Any) -> Any:
     """A module's output with a copy for every view of another tensor.
 
     Weights are gathered for the backward pass when the gradient of the output is there. Of a view that is changed in
@@ -137,50 +137,54 @@ def _without_views(module: nn.Module, args: Any, output: Any) -> Any:
         return output.clone() if output._is_view() else output
     if isinstance(output, MutableMapping):  # a class of its own, often
         for name, value in list(output.items()):
-            output[name] = _without_views(module, args, value)
+            output[name] = _clone_views(module, args, value)
         return output
     if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return type(output)(*(_without_views(module, args, value) for value in output))
+        return type(output)(*(_clone_views(module, args, value) for value in output))
     if isinstance(output, tuple | list):
-        return type(output)(_without_views(module, args, value) for value in output)
+        return type(output)(_clone_views(module, args, value) for value in output)
     return output
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
+def fsdp_units(model: nn.Module) -> list[nn.Module]:
     """What is gathered at once: the modules of the outermost lists, but for those that share a weight with another."""
-    everywhere = _uses(model)
-    return [b for b in _listed(model) if (own := _uses(b)) and all(everywhere[p] == count for p, count in own.items())]
+    everywhere = _count_uses(model)
+    return [
+        b
+        for b in _container_members(model)
+        if (own := _count_uses(b)) and all(everywhere[p] == count for p, count in own.items())
+    ]
 
 
-def _listed(module: nn.Module) -> Iterator[nn.Module]:
+def _container_members(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
-        if isinstance(child, LISTS):
+        if isinstance(child, CONTAINERS):
             yield from child.children()
         else:
-            yield from _listed(child)
+            yield from _container_members(child)
 
 
-def _uses(module: nn.Module) -> Counter[int]:
+def _count_uses(module: nn.Module) -> Counter[int]:
     """How many modules hold each parameter."""
     return Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
 
 
 @dataclass(frozen=True)
-class _Gap:
+class _Placeholder:
     """Where a tensor belongs that every worker gets its part of."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
-def _taken_apart(
+def _extract_tensors(
     state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, tensors: list[Tensor]
 ) -> dict[str, Any]:
     """A state with gaps where the tensors were that are to be split; they are appended to `tensors`, in this order."""
 
-    def gap(tensor: Tensor) -> _Gap:
+    def placeholder(tensor: Tensor) -> _Placeholder:
         tensors.append(tensor)
-        return _Gap(tuple(tensor.shape), tensor.dtype)
+        return _Placeholder(tuple(tensor.shape), tensor.dtype)
 
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     shapes = dict(enumerate(p.shape for group in optimizer.param_groups for p in group["params"]))
@@ -188,9 +192,9 @@ def _taken_apart(
     def like_its_param(number: Any, value: Any) -> bool:
         return isinstance(value, Tensor) and value.ndim > 0 and value.shape == shapes.get(number)
 
-    weights = {name: gap(t) if name in names else t for name, t in state["model"].items()}
+    weights = {name: placeholder(t) if name in names else t for name, t in state["model"].items()}
     moments = {
-        number: {name: gap(v) if like_its_param(number, v) else v for name, v in of_param.items()}
+        number: {name: placeholder(v) if like_its_param(number, v) else v for name, v in of_param.items()}
         for number, of_param in state["optimizer"].get("state", {}).items()
     }
     return {**state, "model": weights, "optimizer": {**state["optimizer"], "state": moments}}

@@ -44,47 +44,47 @@ class Group:
     """One of `size` workers, each with the whole model. A group of one does nothing at all."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     sharded: ClassVar[bool] = False  # whether each worker holds a part of the model (see `shards`)
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         """Whether there are no others."""
-        return self.size == 1
+        return self.world_size == 1
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this worker reads the clock, evaluates and saves; the others follow."""
         return self.rank == 0
 
-    def share(self, samples: int) -> int:
+    def max_local_samples(self, samples: int) -> int:
         """The largest number of samples of a batch that one worker has."""
-        return -(-samples // self.size)
+        return -(-samples // self.world_size)
 
-    def own(self, batch: Batch) -> Batch | None:
+    def local_batch(self, batch: Batch) -> Batch | None:
         """This worker's part of a batch; None where there is none for it."""
-        if self.alone:
+        if self.is_single:
             return batch
-        parts = batch.split(self.share(batch.num_samples))
+        parts = batch.split(self.max_local_samples(batch.num_samples))
         return parts[self.rank] if self.rank < len(parts) else None
 
-    def seed(self, seed: int, step: int, *, shared: bool) -> None:
+    def seed_step(self, seed: int, step: int, *, shared: bool) -> None:
         """Before each draw of the data (`shared`) and each forward pass: random numbers that resume by themselves.
 
         Data must be the same for all; what the model draws (dropout) must not.
         """
-        if self.alone:
+        if self.is_single:
             return
         words = f"{seed}/{step}/{'data' if shared else self.rank}"
         RandomState.seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") % 2**63)
 
-    def sum_gradients(self, params: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+    def all_reduce_gradients(self, params: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
         """Sum the gradients over all workers, in place, and return the sum of the losses.
 
         A parameter that no worker has a gradient of keeps none, so that the optimizer leaves it alone.
         """
-        if self.alone:
+        if self.is_single:
             return loss
         first = torch.zeros(1 + len(params), dtype=torch.float64, device=loss.device)
         first[0] = loss
@@ -101,13 +101,13 @@ class Group:
                 gradient.copy_(summed.view_as(gradient))
         return first[0].to(loss.dtype)
 
-    def place(self, model: nn.Module, device: torch.device) -> None:
+    def place_model(self, model: nn.Module, device: torch.device) -> None:
         """Bring a model to the device. The weights are the leader's: a constructor may draw what no seed decides."""
         model.to(device)
-        if not self.alone:
-            self.share_weights(model, device)
+        if not self.is_single:
+            self.broadcast_weights(model, device)
 
-    def share_weights(self, model: nn.Module, device: torch.device) -> None:
+    def broadcast_weights(self, model: nn.Module, device: torch.device) -> None:
         """Take the leader's weights, by way of the device."""
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
@@ -115,26 +115,26 @@ class Group:
                 dist.broadcast(there, src=0)
                 tensor.copy_(there)
 
-    def whole(self, value: Any) -> Any:
+    def gather_full(self, value: Any) -> Any:
         """A tree of plain values, with the tensors put together that the workers have parts of."""
         return value
 
-    def whole_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
+    def gather_model_state(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The model's state, whole."""
         state: Mapping[str, Tensor] = model.state_dict()
         return state
 
-    def share_state(
+    def distribute_state(
         self, state: Mapping[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> Mapping[str, Any] | None:
         """The leader's state, on every worker. It is unpickled, and comes from nobody else."""
-        if self.alone:
+        if self.is_single:
             return state
         box = [state]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def tell(self, action: Action) -> None:
+    def announce(self, action: Action) -> None:
         """What this worker is about to do. Where each has the whole model, only steps concern the others."""
 
     def actions(self, steps: int) -> Iterator[Action]:
@@ -156,17 +156,17 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-ALONE = Group()
+SINGLE_WORKER = Group()
 
 
-def open_store(host: str) -> tuple[Store, int]:
+def create_store(host: str) -> tuple[Store, int]:
     """Where the workers of an experiment meet, kept by its leader; and the port it listens on."""
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     return store, int(store.port)
 
 
 @contextlib.contextmanager
-def joined(store: Store, group: Group, device: str, timeout: float) -> Iterator[Group]:
+def process_group(store: Store, group: Group, device: str, timeout: float) -> Iterator[Group]:
     """Be one of the workers: gloo on CPUs, NCCL on GPUs.
 
     Args:
@@ -176,7 +176,7 @@ def joined(store: Store, group: Group, device: str, timeout: float) -> Iterator[
         "nccl" if device == "cuda" else "gloo",
         store=store,
         rank=group.rank,
-        world_size=group.size,
+        world_size=group.world_size,
         timeout=datetime.timedelta(seconds=timeout),
     )
     try:
@@ -186,6 +186,6 @@ def joined(store: Store, group: Group, device: str, timeout: float) -> Iterator[
         dist.destroy_process_group()
 
 
-def meet(host: str, port: int, timeout: float) -> Store:
+def connect_store(host: str, port: int, timeout: float) -> Store:
     """The store that the leader has opened."""
     return TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=timeout))

@@ -24,7 +24,7 @@ from flops_fit_ray.storage.paths import CheckpointPaths
 FORMAT = 1  # raised whenever a checkpoint of this one cannot be read any more
 
 
-class _Hashed:
+class _HashingWriter:
     """A file that knows the digest and the length of what went through it."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -45,7 +45,7 @@ class _Hashed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
+class SavedCheckpoint:
     """The note of one checkpoint."""
 
     step: int
@@ -60,20 +60,20 @@ class CheckpointStore:
     def __init__(self, directory: Path, *, key: str, keep: int = 2, best: bool = False) -> None:
         self._paths, self._key, self._keep, self._best = CheckpointPaths(directory), key, keep, best
 
-    def save(self, state: Mapping[str, Any], step: int, eval_loss: float | None = None) -> Saved:
+    def save(self, state: Mapping[str, Any], step: int, eval_loss: float | None = None) -> SavedCheckpoint:
         """Write a checkpoint, then drop the old ones.
 
         Raises:
             StorageError: it cannot be written; those that are there still are.
         """
         with whole_file(self._paths.state(step)) as file:
-            hashed = _Hashed(file)
+            hashed = _HashingWriter(file)
             try:
                 torch.save({"format": FORMAT, "key": self._key, **state}, cast(IO[bytes], hashed))  # it writes, flushes
             except RuntimeError as e:
                 raise (hashed.error or e) from e
         finite = eval_loss if eval_loss is not None and math.isfinite(eval_loss) else None
-        saved = Saved(step=step, bytes=hashed.bytes, sha256=hashed.digest.hexdigest(), eval_loss=finite)
+        saved = SavedCheckpoint(step=step, bytes=hashed.bytes, sha256=hashed.digest.hexdigest(), eval_loss=finite)
         write_json(self._paths.note(step), {"format": FORMAT, **vars(saved)})
         self._rotate(step)
         return saved
@@ -157,7 +157,7 @@ class _DamagedError(Exception):
 
 
 @contextlib.contextmanager
-def keep_mode(model: torch.nn.Module) -> Iterator[None]:
+def preserve_mode(model: torch.nn.Module) -> Iterator[None]:
     """Leave train or eval mode of every module as it was."""
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
-from flops_fit_ray.training.loop.checkpoint import keep_mode
+from flops_fit_ray.training.loop.checkpoint import preserve_mode
 from flops_fit_ray.training.rng import RandomState
 from flops_fit_ray.training.step.precision import autocast
 from flops_fit_ray.training.user.losses import Objective, as_objective, outputs_of
@@ -48,7 +48,7 @@ def evaluate(
     outside = RandomState.capture()
     RandomState.seed(0)
     try:
-        with keep_mode(model):
+        with preserve_mode(model):
             model.eval()
             for batch in batches:
                 weight = int(batch.loss_weight())

@@ -10,11 +10,11 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.distributed.group import Action, Group
 from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.step.attention import attention_kernel
-from flops_fit_ray.training.step.stepper import settings
+from flops_fit_ray.training.step.stepper import torch_threads
 from flops_fit_ray.training.user.parts import UserParts
 
 
-def follow(
+def run_follower(
     experiment: Experiment,
     user: UserParts,
     *,
@@ -32,7 +32,7 @@ def follow(
         Exception: whatever the user's model, data or loss raises, and torch's own where the leader has gone.
     """
     place = torch.device(device)
-    with settings(threads), attention_kernel(experiment.recipe.precision, place):
+    with torch_threads(threads), attention_kernel(experiment.recipe.precision, place):
         worker = Worker(experiment, user, place, eval_samples=eval_samples, group=group)
         worker.resume()
         does: dict[Action, Callable[[], object]] = {

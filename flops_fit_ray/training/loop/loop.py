@@ -15,15 +15,16 @@ from flops_fit_ray.errors import (
     MemoryExhaustedError,
 )
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.distributed.group import ALONE, Action, Group
+from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Action, Group
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore, write_weights
+from flops_fit_ray.training.loop.observer import Observer, Speed
 from flops_fit_ray.training.loop.outcome import Outcome
-from flops_fit_ray.training.loop.save_policy import Observer, SavePolicy, Speed
+from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.step.attention import attention_kernel
 from flops_fit_ray.training.step.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory
 from flops_fit_ray.training.step.precision import check_precision
-from flops_fit_ray.training.step.stepper import is_out_of_memory, settings
+from flops_fit_ray.training.step.stepper import is_out_of_memory, torch_threads
 from flops_fit_ray.training.user.parts import UserParts
 
 READ_STEPS = 50  # reading the loss waits for the device, so not at every step
@@ -39,7 +40,7 @@ def train_experiment(
     threads: int = 1,
     policy: SavePolicy | None = None,
     observer: Observer | None = None,
-    group: Group = ALONE,
+    group: Group = SINGLE_WORKER,
 ) -> Outcome:
     """Train one experiment, from its newest checkpoint or its parent's trunk if there is one, and evaluate it.
 
@@ -62,15 +63,15 @@ def train_experiment(
     place = torch.device(device)
     check_precision(experiment.recipe.precision, place)
     reset_peak_memory(place)
-    with settings(threads), attention_kernel(experiment.recipe.precision, place) as attention:
+    with torch_threads(threads), attention_kernel(experiment.recipe.precision, place) as attention:
         try:
-            training = Training(
+            training = Trainer(
                 experiment, user, place, eval_samples, policy or SavePolicy(), observer or Observer(), group
             )
             training.resume()
             training.run()
             outcome = training.outcome(attention)
-            group.tell(Action.END)
+            group.announce(Action.END)
             return outcome
         except (RuntimeError, MemoryError) as e:
             if is_out_of_memory(e):  # where a smaller micro-batch would not help: weights, optimizer states
@@ -78,7 +79,7 @@ def train_experiment(
             raise
 
 
-class Training:
+class Trainer:
     """One experiment on its way, led by this worker: it reads the clock, evaluates, saves, and sums up."""
 
     def __init__(
@@ -89,11 +90,11 @@ class Training:
         eval_samples: int,
         policy: SavePolicy,
         observer: Observer,
-        group: Group = ALONE,
+        group: Group = SINGLE_WORKER,
     ) -> None:
         self._worker = Worker(experiment, user, device, eval_samples=eval_samples, observer=observer, group=group)
         self._meter = self._worker.meter
-        self._experiment, self._device, self._size = experiment, device, group.size
+        self._experiment, self._device, self._size = experiment, device, group.world_size
         self._eval_samples, self._policy, self._observer = eval_samples, policy, observer
         self._resumed_from: int | None = None
         self._parent_step, self._parent_tokens, self._parent_seconds = 0, 0, 0.0

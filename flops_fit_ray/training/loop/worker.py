@@ -10,14 +10,14 @@ import torch
 from flops_fit_ray.errors import DataEndedError, ExperimentError, first_line
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
-from flops_fit_ray.training.data.dataset import on_device
-from flops_fit_ray.training.distributed.group import ALONE, Action, Group
+from flops_fit_ray.training.data.dataset import move_to_device
+from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Action, Group
 from flops_fit_ray.training.loop.evaluate import Evaluation, evaluate
 from flops_fit_ray.training.loop.meter import Meter
-from flops_fit_ray.training.loop.save_policy import Observer
+from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.rng import RandomState
 from flops_fit_ray.training.step.cuda_graph import make_stepper
-from flops_fit_ray.training.step.device import resident_room
+from flops_fit_ray.training.step.device import resident_data_bytes
 from flops_fit_ray.training.user.parts import UserParts
 
 
@@ -32,7 +32,7 @@ class Worker:
         *,
         eval_samples: int = 0,
         observer: Observer | None = None,
-        group: Group = ALONE,
+        group: Group = SINGLE_WORKER,
     ) -> None:
         recipe, observer = experiment.recipe, observer or Observer()
         self._experiment, self._user, self._device = experiment, user, device
@@ -42,16 +42,16 @@ class Worker:
         model.train()
         if isinstance(user.loss, torch.nn.Module):
             user.loss.to(device)
-        group.place(model, device)
+        group.place_model(model, device)
         if recipe.compile:
             model.compile()
         self._model = model
         self.stepper = make_stepper(
             model, user, recipe, experiment.steps, device, lambda words: observer.event(words, aloud=True), group
         )
-        room = resident_room(device)
+        max_bytes = resident_data_bytes(device)
         data = user.train_data
-        data = data if isinstance(data, Stream) or not room else on_device(data, device, room)
+        data = data if isinstance(data, Stream) or not max_bytes else move_to_device(data, device, max_bytes)
         ahead = device.type == "cuda"
         self._feed = make_feed(data, recipe.batch_size, recipe.seed, user.max_epochs, ahead=ahead)
         self.meter = Meter(experiment.steps, device)
@@ -61,15 +61,15 @@ class Worker:
     def advance(self, steps: int) -> None:
         """So many optimizer steps, and nothing else."""
         for _ in range(steps):
-            self._group.tell(Action.ADVANCE)
+            self._group.announce(Action.ADVANCE)
             self._advance()
 
     def _advance(self) -> None:
         experiment, stepper = self._experiment, self.stepper
         with self.meter.training():
-            self._group.seed(experiment.recipe.seed, self.step, shared=True)
+            self._group.seed_step(experiment.recipe.seed, self.step, shared=True)
             batch = self._next_batch()
-            self._group.seed(experiment.recipe.seed, self.step, shared=False)
+            self._group.seed_step(experiment.recipe.seed, self.step, shared=False)
             self.tokens_seen += self._user.num_tokens(batch, experiment.tokens_per_sample)
             micro_batch_size = stepper.micro_batch_size
             loss, norm = stepper.advance(batch, self.step)
@@ -90,7 +90,7 @@ class Worker:
         try:
             with self.meter.waiting():
                 batch = self._feed.next_batch()
-                return batch.pinned() if self._device.type == "cuda" else batch
+                return batch.pin_memory() if self._device.type == "cuda" else batch
         except DataEndedError as e:
             raise DataEndedError(f"{e}: {self.tokens_seen:,} of D = {self._experiment.tokens:,} tokens") from None
         finally:
@@ -98,7 +98,7 @@ class Worker:
 
     def evaluate(self) -> Evaluation:
         """What the held-out samples say of the model as it is."""
-        self._group.tell(Action.EVALUATE)
+        self._group.announce(Action.EVALUATE)
         return evaluate(self._model, self._user, self._experiment.recipe, self._held_out(), self._device)
 
     def _held_out(self) -> Iterator[Batch]:
@@ -115,13 +115,13 @@ class Worker:
 
     def state(self) -> dict[str, Any]:
         """All that going on needs, whole, however many workers there are."""
-        self._group.tell(Action.STATE)
+        self._group.announce(Action.STATE)
         loss, scaler = self._user.loss, self.stepper.scaler
         return {
             "step": self.step,
             "tokens_seen": self.tokens_seen,
-            "model": self._group.whole_weights(self._model),
-            "optimizer": self._group.whole(self.stepper.optimizer.state_dict()),
+            "model": self._group.gather_model_state(self._model),
+            "optimizer": self._group.gather_full(self.stepper.optimizer.state_dict()),
             "scaler": None if scaler is None else scaler.state_dict(),
             "loss": loss.state_dict() if isinstance(loss, torch.nn.Module) else None,
             "micro_batch_size": self.stepper.micro_batch_size,
@@ -131,8 +131,8 @@ class Worker:
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         """The model's state alone, whole."""
-        self._group.tell(Action.WEIGHTS)
-        return self._group.whole_weights(self._model)
+        self._group.announce(Action.WEIGHTS)
+        return self._group.gather_model_state(self._model)
 
     def resume(self, state: Mapping[str, Any] | None = None, what: str = "checkpoint") -> None:
         """Go on from the leader's state, if it has one.
@@ -140,7 +140,7 @@ class Worker:
         Raises:
             ExperimentError: it is of another model.
         """
-        state = self._group.share_state(state, self._model, self.stepper.optimizer)
+        state = self._group.distribute_state(state, self._model, self.stepper.optimizer)
         if state is None:
             return
         try:

@@ -23,27 +23,28 @@ from flops_fit_ray.planning import Experiment, Plan, Rates, flops_audit, price_o
 from flops_fit_ray.training.data import first_batch
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
-from flops_fit_ray.training.loop.save_policy import Observer, SavePolicy
-from flops_fit_ray.training.preflight.target_leak import BLIND_LOSS, try_copying
+from flops_fit_ray.training.loop.observer import Observer
+from flops_fit_ray.training.loop.save_policy import SavePolicy
+from flops_fit_ray.training.preflight.target_leak import CHANCE_LOSS, detect_target_leak
 from flops_fit_ray.training.preflight.timing import (
-    Measured,
-    choose,
-    in_the_middle,
-    measure,
+    ModelTiming,
+    choose_precision,
+    middle_experiment,
     rates_of,
     smallest_and_biggest,
+    time_training,
     with_precision,
 )
 from flops_fit_ray.training.rng import RandomState
 from flops_fit_ray.training.step.device import device_memory, device_name, peak_flops
-from flops_fit_ray.training.step.stepper import free_memory, settings
+from flops_fit_ray.training.step.stepper import free_memory, torch_threads
 from flops_fit_ray.training.user.parts import UserParts
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 
 
 @dataclass(frozen=True)
-class Line:
+class CheckItem:
     """One question and its answer."""
 
     verdict: Verdict
@@ -52,10 +53,10 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class CheckReport:
     """All answers, and the rates that they rest on."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[CheckItem, ...]
     device: str
     seconds: float
     step_seconds: Mapping[str, float]  # by size
@@ -78,28 +79,28 @@ class Report:
         return {"verdict": self.verdict, **asdict(self), "lines": [asdict(line) for line in self.lines], "rates": rates}
 
 
-def check_plan(plan: Plan, user: UserParts, *, device: str, slots: int = 1, threads: int = 1) -> Report:
+def check_plan(plan: Plan, user: UserParts, *, device: str, slots: int = 1, threads: int = 1) -> CheckReport:
     """Run the smallest and the biggest model of a plan for a few seconds, and say what was seen."""
     started = time.perf_counter()
     place = torch.device(device)
     if plan.experiments[0].recipe.precision == "auto":
-        plan = with_precision(plan, choose(plan, user, device=device, threads=threads).precision)
+        plan = with_precision(plan, choose_precision(plan, user, device=device, threads=threads).precision)
     ends = smallest_and_biggest(plan)
-    lines: list[Line] = []
-    measured: list[Measured] = []
-    with settings(threads):
+    lines: list[CheckItem] = []
+    measured: list[ModelTiming] = []
+    with torch_threads(threads):
         for experiment in ends:
             try:
-                measured.append(measure(experiment, user, place))
+                measured.append(time_training(experiment, user, place))
             except Exception as e:  # noqa: BLE001 - the user's code may raise anything; it is the answer
-                lines.append(Line("FAIL", "runs", f"size {experiment.size}: {type(e).__name__}: {first_line(e)}"))
+                lines.append(CheckItem("FAIL", "runs", f"size {experiment.size}: {type(e).__name__}: {first_line(e)}"))
             free_memory()
         timed = list(measured)
         if len(measured) == len(ends):
-            middle = in_the_middle(plan)
-            timed += [] if middle is None else [measure(middle, user, place)]
+            middle = middle_experiment(plan)
+            timed += [] if middle is None else [time_training(middle, user, place)]
             lines += _answers(plan, user, measured, rates_of(timed, plan, slots=slots), place, slots, threads)
-    return Report(
+    return CheckReport(
         lines=tuple(lines),
         device=device_name(place),
         seconds=time.perf_counter() - started,
@@ -111,12 +112,12 @@ def check_plan(plan: Plan, user: UserParts, *, device: str, slots: int = 1, thre
 def _answers(
     plan: Plan,
     user: UserParts,
-    measured: Sequence[Measured],
+    measured: Sequence[ModelTiming],
     rates: Rates,
     device: torch.device,
     slots: int,
     threads: int,
-) -> Iterator[Line]:
+) -> Iterator[CheckItem]:
     yield _runs(measured)
     yield _gradients(measured)
     yield _start(measured)
@@ -129,53 +130,55 @@ def _answers(
     yield _guarded("targets", lambda: _targets(measured[0].experiment, user, device))
 
 
-def _guarded(name: str, ask: Callable[[], Line]) -> Line:
+def _guarded(name: str, ask: Callable[[], CheckItem]) -> CheckItem:
     try:
         return ask()
     except Exception as e:  # noqa: BLE001 - the user's code may raise anything; it is the answer
-        return Line("FAIL", name, f"{type(e).__name__}: {first_line(e)}")
+        return CheckItem("FAIL", name, f"{type(e).__name__}: {first_line(e)}")
 
 
-def _both(measured: Sequence[Measured], show: Callable[[Measured], str]) -> str:
+def _both(measured: Sequence[ModelTiming], show: Callable[[ModelTiming], str]) -> str:
     return ", ".join(f"size {m.experiment.size}: {show(m)}" for m in measured)
 
 
-def _runs(measured: Sequence[Measured]) -> Line:
+def _runs(measured: Sequence[ModelTiming]) -> CheckItem:
     wrong = [m for m in measured if m.params_total != m.experiment.params_total]
     shown = _both(measured, lambda m: f"{fmt.count(m.params_total)} parameters")
     if wrong:
-        return Line(
+        return CheckItem(
             "FAIL", "runs", f"{shown}; the plan counted {_both(wrong, lambda m: str(m.experiment.params_total))}"
         )
-    return Line("PASS", "runs", f"{shown}; built, forward, backward and optimizer step on real batches")
+    return CheckItem("PASS", "runs", f"{shown}; built, forward, backward and optimizer step on real batches")
 
 
-def _gradients(measured: Sequence[Measured]) -> Line:
+def _gradients(measured: Sequence[ModelTiming]) -> CheckItem:
     idle = [m for m in measured if m.unused]
     if idle:
         names = ", ".join(idle[0].unused[:3])
-        return Line(
+        return CheckItem(
             "WARN", "gradients", f"{len(idle[0].unused)} parameters get none: {names}; N counts them all the same"
         )
-    return Line("PASS", "gradients", "reach every parameter that learns")
+    return CheckItem("PASS", "gradients", "reach every parameter that learns")
 
 
-def _start(measured: Sequence[Measured]) -> Line:
+def _start(measured: Sequence[ModelTiming]) -> CheckItem:
     shown = _both(measured, lambda m: f"{m.loss:.3f}")
     if not all(math.isfinite(m.loss) for m in measured):
-        return Line("FAIL", "first loss", f"{shown}: not a finite number")
+        return CheckItem("FAIL", "first loss", f"{shown}: not a finite number")
     classes = measured[0].classes
     if classes is None:
-        return Line("PASS", "first loss", f"{shown}; finite (no classes to compare it with)")
+        return CheckItem("PASS", "first loss", f"{shown}; finite (no classes to compare it with)")
     expected = math.log(classes)
     far = [m for m in measured if not 0.5 * expected <= m.loss <= 1.3 * expected + 0.5]
     words = f"{shown}; ln({classes} classes) is {expected:.3f}"
     return (
-        Line("WARN", "first loss", f"{words}: look at the initialisation") if far else Line("PASS", "first loss", words)
+        CheckItem("WARN", "first loss", f"{words}: look at the initialisation")
+        if far
+        else CheckItem("PASS", "first loss", words)
     )
 
 
-def _memory(measured: Sequence[Measured], device: torch.device, slots: int) -> Line:
+def _memory(measured: Sequence[ModelTiming], device: torch.device, slots: int) -> CheckItem:
     whole = device_memory(device)
     room = whole if device.type == "cuda" else whole // slots
     halved = [m for m in measured if m.micro_batch_size != m.experiment.recipe.micro_batch_size]
@@ -183,33 +186,35 @@ def _memory(measured: Sequence[Measured], device: torch.device, slots: int) -> L
     words = f"at most {fmt.size(peak)} of {fmt.size(room)} per experiment"
     if halved:
         size = halved[0].micro_batch_size
-        return Line("WARN", "memory", f"{words}; too little for the micro-batch: train.micro_batch_size: {size} fits")
-    return Line("WARN" if peak > 0.8 * room else "PASS", "memory", words)
+        return CheckItem(
+            "WARN", "memory", f"{words}; too little for the micro-batch: train.micro_batch_size: {size} fits"
+        )
+    return CheckItem("WARN" if peak > 0.8 * room else "PASS", "memory", words)
 
 
-def _tokens(plan: Plan, measured: Sequence[Measured]) -> Line:
+def _tokens(plan: Plan, measured: Sequence[ModelTiming]) -> CheckItem:
     first = measured[0].experiment
     planned = first.tokens // first.steps
     unit = plan.measurements.data.token_unit
     words = f"{measured[0].tokens} in a batch of {first.recipe.batch_size} samples; one is {unit}"
     if any(m.tokens != planned for m in measured):
-        return Line("FAIL", "tokens", f"{words}; the plan says {planned}")
-    return Line("PASS", "tokens", words)
+        return CheckItem("FAIL", "tokens", f"{words}; the plan says {planned}")
+    return CheckItem("PASS", "tokens", words)
 
 
-def _flops(plan: Plan) -> Line:
+def _flops(plan: Plan) -> CheckItem:
     sizes = plan.sizes
     ratios = [s.flops_per_token / (6 * s.params) for s in sizes]
     words = f"{min(ratios):.2f} to {max(ratios):.2f} times 6ND, {sizes[0].flops_source}"
     doubts = list(flops_audit(sizes))
-    return Line("WARN", "FLOPs", f"{words}: {'; '.join(doubts)}") if doubts else Line("PASS", "FLOPs", words)
+    return CheckItem("WARN", "FLOPs", f"{words}: {'; '.join(doubts)}") if doubts else CheckItem("PASS", "FLOPs", words)
 
 
-def _speed(plan: Plan, measured: Sequence[Measured], rates: Rates, device: torch.device, threads: int) -> Line:
+def _speed(plan: Plan, measured: Sequence[ModelTiming], rates: Rates, device: torch.device, threads: int) -> CheckItem:
     name, precision = device_name(device), measured[0].experiment.recipe.precision
     peak, _ = peak_flops(name, device.type, precision, threads)
 
-    def shown(m: Measured) -> str:
+    def shown(m: ModelTiming) -> str:
         rate = m.tokens / m.step_seconds
         return f"{fmt.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
 
@@ -217,16 +222,16 @@ def _speed(plan: Plan, measured: Sequence[Measured], rates: Rates, device: torch
     words = f"{_both(measured, shown)} on {name} in {precision}"
     words += f"; the sweep about {fmt.duration(price.wall_seconds or 0.0)} on {rates.slots} at a time"
     if device.type == "cuda" and precision == "fp32":
-        return Line("WARN", "speed", f"{words}. A GPU is faster in bf16: train.precision: auto tries it")
-    return Line("PASS", "speed", words)
+        return CheckItem("WARN", "speed", f"{words}. A GPU is faster in bf16: train.precision: auto tries it")
+    return CheckItem("PASS", "speed", words)
 
 
-def _data(plan: Plan, measured: Sequence[Measured]) -> Line:
+def _data(plan: Plan, measured: Sequence[ModelTiming]) -> CheckItem:
     share = max(m.wait_share for m in measured)
     facts = plan.measurements.data
     held_out = f"{facts.eval_samples} samples of {facts.eval_source}" if facts.eval_samples else facts.eval_source
     words = f"waiting for data {100 * share:.1f} % of the time; held-out: {held_out}"
-    return Line("WARN" if share > 0.2 or not facts.eval_samples else "PASS", "data", words)
+    return CheckItem("WARN" if share > 0.2 or not facts.eval_samples else "PASS", "data", words)
 
 
 class _StopError(Exception):
@@ -244,7 +249,7 @@ class _Stopping(Observer):
         self._left -= 1
 
 
-def _round_trip(experiment: Experiment, user: UserParts, device: torch.device) -> Line:
+def _round_trip(experiment: Experiment, user: UserParts, device: torch.device) -> CheckItem:
     """Six steps in one go against six steps with a crash and a checkpoint in between."""
     per_step = experiment.tokens // experiment.steps
     steps = min(6, experiment.steps)
@@ -261,23 +266,23 @@ def _round_trip(experiment: Experiment, user: UserParts, device: torch.device) -
     words = f"{fmt.size(size)} at size {experiment.size}, written, read back and gone on from"
     same = [p.train_loss for p in resumed.curve] == [p.train_loss for p in whole.curve]
     if same:
-        return Line("PASS", "checkpoint", f"{words}: the same losses to the last bit")
+        return CheckItem("PASS", "checkpoint", f"{words}: the same losses to the last bit")
     close = math.isclose(resumed.loss, whole.loss, rel_tol=1e-3)
     difference = abs(resumed.loss - whole.loss)
     verdict: Verdict = "WARN" if close and device.type == "cuda" else "FAIL"
-    return Line(
+    return CheckItem(
         verdict, "checkpoint", f"{words}: losses differ by {difference:.2e}; does the model draw or keep state?"
     )
 
 
-def _targets(experiment: Experiment, user: UserParts, device: torch.device) -> Line:
+def _targets(experiment: Experiment, user: UserParts, device: torch.device) -> CheckItem:
     RandomState.seed(experiment.recipe.seed)
     model = user.model(**experiment.size_kwargs).to(device)
     batch = first_batch(user.train_data, experiment.recipe.batch_size)
-    found = try_copying(model, user.objective, batch, device)
+    found = detect_target_leak(model, user.objective, batch, device)
     if found is None:
-        return Line("PASS", "targets", "no rows of tokens whose targets are rows of the same tokens: nothing to copy")
-    words = f"loss {found.loss:.2f} after {found.steps} steps on random tokens, {BLIND_LOSS:.2f} at best when blind"
-    if found.sees_targets:
+        return CheckItem("PASS", "targets", "not applicable: the targets are not the input tokens")
+    words = f"loss {found.loss:.2f} after {found.steps} steps on random tokens, {CHANCE_LOSS:.2f} at best when blind"
+    if found.is_leak:
         words += ": the model sees its targets. Are they shifted by one, and is attention causal?"
-    return Line("FAIL" if found.sees_targets else "PASS", "targets", words)
+    return CheckItem("FAIL" if found.is_leak else "PASS", "targets", words)

@@ -38,12 +38,12 @@ from flops_fit_ray.training.data import (
     num_samples,
     spread_samples,
 )
-from flops_fit_ray.training.data.packed import pack_ready
+from flops_fit_ray.training.data.packed import pack_data
 from flops_fit_ray.training.preflight.time_limit import time_limit
-from flops_fit_ray.training.user.layers import TABLES, lookup_tables
+from flops_fit_ray.training.user.layers import EMBEDDINGS, embedding_only_params
 from flops_fit_ray.training.user.losses import Objective, outputs_of
-from flops_fit_ray.training.user.parts import UserParts, build, describe, load_user_parts
-from flops_fit_ray.training.user.smoke_test import try_parts
+from flops_fit_ray.training.user.parts import UserParts, build, format_kwargs, load_user_parts
+from flops_fit_ray.training.user.smoke_test import smoke_test_parts
 
 _T = TypeVar("_T")
 
@@ -76,7 +76,7 @@ def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
     sizes, refused = measured
     if refused and (wanted is not None or not sizes):
         raise SpecError("spec", refused[:3] if wanted is None else refused)
-    try_parts(user, min(sizes, key=lambda s: s.params_total))
+    smoke_test_parts(user, min(sizes, key=lambda s: s.params_total))
     return Measurements(sizes=tuple(sizes), data=facts, skipped=tuple(refused))
 
 
@@ -150,7 +150,7 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts]:
 
 def _tensor_bytes(user: UserParts) -> int:
     """Of data that can be shared."""
-    packed = pack_ready(user.ready)
+    packed = pack_data(user.prepared_data)
     return 0 if packed is None else packed.nbytes
 
 
@@ -206,7 +206,7 @@ def measure_size(spec: SweepSpec, user: UserParts, size: SizeValue, batch: Batch
     params, params_source = count_params(model)
     total = sum(p.numel() for p in model.parameters())
     if params <= 0 or total == 0:
-        raise SpecError("spec", [f"model.sizes: {describe(kwargs)} has no parameters"])
+        raise SpecError("spec", [f"model.sizes: {format_kwargs(kwargs)} has no parameters"])
     numbers = [name for name, p in model.named_parameters() if p.ndim == 0]
     if spec.shard_model and numbers:
         raise SpecError("spec", [f"shard_model: {numbers[0]} has no dimension to split; give it the shape (1,)"])
@@ -214,8 +214,8 @@ def measure_size(spec: SweepSpec, user: UserParts, size: SizeValue, batch: Batch
         raise SpecError(
             "spec",
             [
-                f"model.sizes: {describe(kwargs)}: no FLOPs were counted; name a function (model) -> FLOPs per token "
-                "in model.flops_per_token"
+                f"model.sizes: {format_kwargs(kwargs)}: no FLOPs were counted; set model.flops_per_token to a "
+                "function (model) -> FLOPs per token"
             ],
         )
     return ModelSize(
@@ -240,7 +240,7 @@ def _modules(model: nn.Module) -> dict[str, int]:
 
 
 def _tables(model: nn.Module) -> tuple[tuple[int, int], ...]:
-    tables = {id(m.weight): m for m in model.modules() if isinstance(m, TABLES)}
+    tables = {id(m.weight): m for m in model.modules() if isinstance(m, EMBEDDINGS)}
     return tuple((int(m.num_embeddings), int(m.embedding_dim)) for m in tables.values())
 
 
@@ -248,9 +248,9 @@ def _own_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs
     try:
         lr = float(rule(params, kwargs))
     except Exception as e:  # the user's code may raise anything; it is named and chained
-        raise SpecError("spec", [f"train.lr: for {describe(kwargs)} raised {type(e).__name__}: {e}"]) from e
+        raise SpecError("spec", [f"train.lr: for {format_kwargs(kwargs)} raised {type(e).__name__}: {e}"]) from e
     if not (math.isfinite(lr) and lr > 0):
-        raise SpecError("spec", [f"train.lr: gave {lr} for {describe(kwargs)}; a positive number is needed"])
+        raise SpecError("spec", [f"train.lr: gave {lr} for {format_kwargs(kwargs)}; a positive number is needed"])
     return lr
 
 
@@ -302,7 +302,7 @@ def _forward_flops(
                 outputs_of(model, batch)
     except Exception as e:  # the user's code may raise anything; it is named and chained
         raise SpecError(
-            "spec", [f"model.target: {describe(kwargs)} fails on a first batch: {type(e).__name__}: {e}"]
+            "spec", [f"model.target: {format_kwargs(kwargs)} fails on a first batch: {type(e).__name__}: {e}"]
         ) from e
     return int(counter.get_total_flops()), uncounted_modules(model, counter)
 
@@ -316,11 +316,11 @@ def uncounted_modules(model: nn.Module, counter: FlopCounterMode) -> tuple[str, 
     root = type(model).__name__
     seen = {str(name): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     counts = {name: seen.get(f"{root}.{name}" if name else root, 0) for name, _ in model.named_modules()}
-    tables = lookup_tables(model)
+    tables = embedding_only_params(model)
     found = []
     for name, module in model.named_modules():
         matrices = [p for p in module.parameters(recurse=False) if p.ndim >= 2 and id(p) not in tables]
-        if not matrices or counts[name] or isinstance(module, TABLES):
+        if not matrices or counts[name] or isinstance(module, EMBEDDINGS):
             continue
         parent = name.rpartition(".")[0]
         siblings = sum(counts[f"{parent}.{child}" if parent else child] for child, _ in _children(model, parent))
@@ -342,7 +342,7 @@ def count_params(model: nn.Module) -> tuple[int, str]:
     own = getattr(model, "num_params", None)
     if own is not None:
         return int(own() if callable(own) else own), "num_params() of the model"
-    tables = lookup_tables(model)
+    tables = embedding_only_params(model)
     if not tables:
         return sum(p.numel() for p in model.parameters()), "all parameters"
     counted = sum(p.numel() for p in model.parameters() if id(p) not in tables)
@@ -351,7 +351,7 @@ def count_params(model: nn.Module) -> tuple[int, str]:
 
 def _non_embedding(model: nn.Module) -> int:
     """Without lookup tables, and without the head: the last layer that is as large as the largest table."""
-    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, TABLES)}
+    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, EMBEDDINGS)}
     rest = [p for p in model.parameters() if id(p) not in tables]
     if tables:
         vocabulary = max(tables.values(), key=lambda weight: weight.shape[0]).shape

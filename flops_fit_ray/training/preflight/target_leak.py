@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from flops_fit_ray.training.data import Batch, has_tokens
 from flops_fit_ray.training.user.losses import Objective
 
-COPY_SECONDS = 15.0
-COPY_STEPS = 300
-COPY_TOKENS = 8  # distinct ones; nothing that cannot see its target gets below ln 8
-BLIND_LOSS = math.log(COPY_TOKENS)
+LEAK_SECONDS = 15.0
+LEAK_STEPS = 300
+LEAK_TOKENS = 8  # distinct ones; nothing that cannot see its target gets below ln 8
+CHANCE_LOSS = math.log(LEAK_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class TargetLeak:
     steps: int
 
     @property
-    def sees_targets(self) -> bool:
+    def is_leak(self) -> bool:
         """Whether it did better than a blind one can: a mean over ten batches errs by much less than 3 %."""
-        return self.loss < 0.97 * BLIND_LOSS
+        return self.loss < 0.97 * CHANCE_LOSS
 
 
-def try_copying(model: nn.Module, objective: Objective, batch: Batch, device: torch.device) -> TargetLeak | None:
+def detect_target_leak(model: nn.Module, objective: Objective, batch: Batch, device: torch.device) -> TargetLeak | None:
     """Train a model on random batches of the form of `batch`; None where its targets are not its tokens."""
     draw = _random_like(batch)
     if draw is None:
@@ -44,8 +44,8 @@ def try_copying(model: nn.Module, objective: Objective, batch: Batch, device: to
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     recent: list[float] = []
-    ends, steps, mean = time.perf_counter() + COPY_SECONDS, 0, math.inf
-    while steps < COPY_STEPS and mean > 0.6 * BLIND_LOSS and time.perf_counter() < ends:
+    ends, steps, mean = time.perf_counter() + LEAK_SECONDS, 0, math.inf
+    while steps < LEAK_STEPS and mean > 0.6 * CHANCE_LOSS and time.perf_counter() < ends:
         optimizer.zero_grad()
         loss = objective(model, draw().to(device))
         loss.backward()
@@ -71,7 +71,7 @@ def _random_like(batch: Batch) -> Callable[[], Batch] | None:
         return None
 
     def draw() -> Batch:
-        rows = torch.randint(COPY_TOKENS, (len(inputs), inputs.shape[1] + shift), dtype=inputs.dtype)
+        rows = torch.randint(LEAK_TOKENS, (len(inputs), inputs.shape[1] + shift), dtype=inputs.dtype)
         new_inputs, new_target = rows[:, : inputs.shape[1]].contiguous(), rows[:, shift:].contiguous().to(target.dtype)
 
         def swapped(value: Any) -> Any:
@@ -85,4 +85,4 @@ def _random_like(batch: Batch) -> Callable[[], Batch] | None:
 
 
 def _tokens_like(rows: Tensor) -> Tensor:
-    return torch.randint(COPY_TOKENS, tuple(rows.shape), dtype=rows.dtype)
+    return torch.randint(LEAK_TOKENS, tuple(rows.shape), dtype=rows.dtype)

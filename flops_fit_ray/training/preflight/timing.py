@@ -18,7 +18,7 @@ from flops_fit_ray.training.rng import RandomState
 from flops_fit_ray.training.step.attention import attention_kernel
 from flops_fit_ray.training.step.device import peak_memory_bytes, reset_peak_memory
 from flops_fit_ray.training.step.precision import autocast, check_precision
-from flops_fit_ray.training.step.stepper import Stepper, free_memory, settings
+from flops_fit_ray.training.step.stepper import Stepper, free_memory, torch_threads
 from flops_fit_ray.training.user.losses import logits_of, outputs_of
 from flops_fit_ray.training.user.parts import UserParts
 
@@ -30,7 +30,7 @@ COMPILE_SECONDS = 300.0  # of training per size; below it compiling (about 36 s 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class ModelTiming:
     """What one model showed."""
 
     experiment: Experiment
@@ -51,7 +51,7 @@ def smallest_and_biggest(plan: Plan) -> list[Experiment]:
     return [ordered[0], ordered[-1]]
 
 
-def in_the_middle(plan: Plan) -> Experiment | None:
+def middle_experiment(plan: Plan) -> Experiment | None:
     """The experiment whose steps cost nearest to the geometric mean of the cheapest and the dearest; None of few sizes.
 
     Step times are no power law from end to end: small models wait for overhead, large ones for arithmetic.
@@ -63,13 +63,13 @@ def in_the_middle(plan: Plan) -> Experiment | None:
     return min(inner, key=lambda e: abs(cost[e.size] - middle), default=None)
 
 
-def measure(experiment: Experiment, user: UserParts, device: torch.device) -> Measured:
+def time_training(experiment: Experiment, user: UserParts, device: torch.device) -> ModelTiming:
     """One model on real batches, in the plan's own recipe."""
     with attention_kernel(experiment.recipe.precision, device):
-        return _measure(experiment, user, device)
+        return _time_training(experiment, user, device)
 
 
-def _measure(experiment: Experiment, user: UserParts, device: torch.device) -> Measured:
+def _time_training(experiment: Experiment, user: UserParts, device: torch.device) -> ModelTiming:
     recipe = experiment.recipe
     reset_peak_memory(device)
     RandomState.seed(recipe.seed)
@@ -91,7 +91,7 @@ def _measure(experiment: Experiment, user: UserParts, device: torch.device) -> M
         steps += 1
     loss.item()  # waits for the device
     seconds = time.perf_counter() - began
-    return Measured(
+    return ModelTiming(
         experiment=experiment,
         params_total=sum(p.numel() for p in model.parameters()),
         loss=first,
@@ -118,7 +118,7 @@ def _classes(model: nn.Module, user: UserParts, batch: Batch, precision: str, de
     return classes
 
 
-def rates_of(measured: Sequence[Measured], plan: Plan, *, slots: int = 1, start_seconds: float = 0.0) -> Rates:
+def rates_of(measured: Sequence[ModelTiming], plan: Plan, *, slots: int = 1, start_seconds: float = 0.0) -> Rates:
     """What these measurements say of every experiment."""
     per_step = {str(m.experiment.size): (m.experiment.flops / m.experiment.steps, m.step_seconds) for m in measured}
     batch_size = measured[0].experiment.recipe.batch_size
@@ -133,14 +133,14 @@ def rates_of(measured: Sequence[Measured], plan: Plan, *, slots: int = 1, start_
     )
 
 
-def sweep_seconds(plan: Plan, measured: Sequence[Measured]) -> float:
+def sweep_seconds(plan: Plan, measured: Sequence[ModelTiming]) -> float:
     """Training seconds of all experiments, one at a time, each without what its parent has done for it."""
     rates = rates_of(measured, plan)
     return sum(own_seconds(e, rates.training_seconds) for e in plan.expected)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class PrecisionChoice:
     """What was left to a measurement, and what it rests on."""
 
     precision: str
@@ -157,7 +157,7 @@ def with_precision(plan: Plan, precision: str) -> Plan:
     return replace(plan, experiments=decided, forecast=expected)
 
 
-def choose(plan: Plan, user: UserParts, *, device: str, threads: int = 1) -> Choice:
+def choose_precision(plan: Plan, user: UserParts, *, device: str, threads: int = 1) -> PrecisionChoice:
     """The faster of fp32 and bf16 for the whole sweep where precision is `auto`, and whether compiling would pay.
 
     No rule would do for the precision: bf16 is several times as fast for wide models, and slower for narrow ones.
@@ -165,14 +165,14 @@ def choose(plan: Plan, user: UserParts, *, device: str, threads: int = 1) -> Cho
     place = torch.device(device)
     asked = plan.experiments[0].recipe.precision
     seconds: dict[str, float] = {}
-    with settings(threads):
+    with torch_threads(threads):
         for precision in ("fp32", "bf16") if asked == "auto" else (asked,):
             try:
                 check_precision(precision, place)
             except ResourceError:
                 continue
             ends = smallest_and_biggest(with_precision(plan, precision))
-            measured = [measure(e, user, place) for e in ends]
+            measured = [time_training(e, user, place) for e in ends]
             free_memory()
             if all(math.isfinite(m.loss) for m in measured):
                 seconds[precision] = sweep_seconds(plan, measured)
@@ -180,4 +180,4 @@ def choose(plan: Plan, user: UserParts, *, device: str, threads: int = 1) -> Cho
     if asked == "auto":
         best = "bf16" if seconds.get("bf16", math.inf) * WORTH_IT < seconds.get("fp32", math.inf) else "fp32"
     sizes = len({e.size for e in plan.expected})
-    return Choice(precision=best, compile=seconds.get(best, 0.0) / sizes > COMPILE_SECONDS, seconds=seconds)
+    return PrecisionChoice(precision=best, compile=seconds.get(best, 0.0) / sizes > COMPILE_SECONDS, seconds=seconds)

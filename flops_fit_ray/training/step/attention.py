@@ -29,16 +29,16 @@ def attention_kernel(precision: str, device: torch.device) -> Iterator[str]:
     if precision != "bf16" or device.type != "cpu":
         yield "torch"
         return
-    own = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = functools.partial(_attention, own)
+    original = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = functools.partial(_attention, original)
     try:
         yield "baddbmm"
     finally:
-        functional.scaled_dot_product_attention = own
+        functional.scaled_dot_product_attention = original
 
 
 def _attention(
-    own: Any,
+    original: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -50,7 +50,7 @@ def _attention(
 ) -> Tensor:
     plain = attn_mask is None and not dropout_p and not enable_gqa and query.device.type == "cpu"
     if not (plain and query.ndim == key.ndim == value.ndim == 4 and query.shape[:2] == key.shape[:2]):
-        found: Tensor = own(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        found: Tensor = original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         return found
     B, H, T, K = query.shape
     S = key.shape[2]

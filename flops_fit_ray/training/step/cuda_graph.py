@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
-from flops_fit_ray.training.data.batch import mapped
-from flops_fit_ray.training.distributed.group import ALONE, Group
+from flops_fit_ray.training.data.batch import map_tensors
+from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group
 from flops_fit_ray.training.step.stepper import Stepper
 from flops_fit_ray.training.user.parts import UserParts
 
@@ -31,12 +31,12 @@ def make_stepper(
     steps: int,
     device: torch.device,
     say: Callable[[str], None],
-    group: Group = ALONE,
+    group: Group = SINGLE_WORKER,
 ) -> Stepper:
     """A stepper for a recipe: with a graph where it is asked for and can be."""
     capturable = (
         recipe.cuda_graph
-        and group.alone
+        and group.is_single
         and device.type == "cuda"
         and user.optimizer is None
         and recipe.optimizer == "adamw"
@@ -47,12 +47,12 @@ def make_stepper(
         say("train.cuda_graph needs CUDA, adamw, fp32 or bf16, and no micro-batches: going on without a graph")
     if not capturable:
         return Stepper(model, user, recipe, steps, device, group)
-    made = CapturedStepper(model, user, recipe, steps, device)
+    made = CUDAGraphStepper(model, user, recipe, steps, device)
     made.say = say
     return made
 
 
-class CapturedStepper(Stepper):
+class CUDAGraphStepper(Stepper):
     """A stepper that replays a graph from its fourth step on, as long as batches keep their shapes."""
 
     say: Callable[[str], None]
@@ -94,12 +94,12 @@ class CapturedStepper(Stepper):
         return self._graph_loss, self._graph_norm
 
     def _capture(self, batch: Batch) -> None:
-        self._content = mapped(batch.content, Tensor.clone)
+        self._content = map_tensors(batch.content, Tensor.clone)
         graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad()
         try:
             with torch.cuda.graph(graph):
-                self._graph_loss = self._accumulated(Batch(self._content, batch.num_samples))
+                self._graph_loss = self._accumulate_gradients(Batch(self._content, batch.num_samples))
                 self._graph_norm = self._update()
         except Exception as e:  # noqa: BLE001 - the user's code may do anything; without a graph it is still right
             self._failed = True

@@ -106,6 +106,6 @@ def gpu_libraries() -> tuple[str | None, str | None]:
     return torch.version.cuda, None
 
 
-def resident_room(device: torch.device) -> int:
+def resident_data_bytes(device: torch.device) -> int:
     """Bytes of data that may stay on the device: a quarter of what is free there, and none on the CPU."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from flops_fit_ray.planning import Recipe, decay_steps
 
 
-def lr_factor(step: int, steps: int, recipe: Recipe, own: Callable[[int, int], float] | None = None) -> float:
+def lr_factor(step: int, steps: int, recipe: Recipe, user_schedule: Callable[[int, int], float] | None = None) -> float:
     """The learning rate of optimizer step `step`, 0 <= step < steps, as a multiple of the peak.
 
     Warmup rises linearly and reaches the peak at step `warmup_steps`. Every schedule but `constant` ends at the
     experiment's own D: it would reach `final_lr_fraction` at step `steps`, the first one that is not taken. A schedule
-    of the user's (`own`) does everything itself.
+    of the user's (`user_schedule`) does everything itself.
     """
-    if own is not None:
-        return float(own(step, steps))
+    if user_schedule is not None:
+        return float(user_schedule(step, steps))
     if step < recipe.warmup_steps:
         return (step + 1) / (recipe.warmup_steps + 1)
     final = recipe.final_lr_fraction

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flops_fit_ray.planning import Recipe
-from flops_fit_ray.training.user.layers import NORMS, lookup_tables
+from flops_fit_ray.training.user.layers import NORMS, embedding_only_params
 from flops_fit_ray.training.user.parts import UserParts
 
 
@@ -34,16 +34,16 @@ def make_optimizer(model: nn.Module, recipe: Recipe, user: UserParts) -> torch.o
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decay for what multiplies; none for norms, biases and other vectors, and lookup tables (GPT-2's custom)."""
-    spared = lookup_tables(model)
+    no_decay = embedding_only_params(model)
     for module in model.modules():
         if isinstance(module, NORMS):
-            spared |= {id(p) for p in module.parameters(recurse=False)}
+            no_decay |= {id(p) for p in module.parameters(recurse=False)}
     params = [p for p in model.parameters() if p.requires_grad]
     if not weight_decay:
         return [{"params": params, "weight_decay": 0.0}]
 
     def decays(p: Tensor) -> bool:
-        return p.ndim >= 2 and id(p) not in spared
+        return p.ndim >= 2 and id(p) not in no_decay
 
     groups = [
         {"params": [p for p in params if decays(p)], "weight_decay": weight_decay},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flops_fit_ray.errors import MemoryExhaustedError, first_line
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
-from flops_fit_ray.training.distributed.group import ALONE, Group
+from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group
 from flops_fit_ray.training.step.lr_schedule import lr_factor
 from flops_fit_ray.training.step.optimizer import make_optimizer
 from flops_fit_ray.training.step.precision import autocast, make_scaler
@@ -34,10 +34,10 @@ class Stepper:
         recipe: Recipe,
         steps: int,
         device: torch.device,
-        group: Group = ALONE,
+        group: Group = SINGLE_WORKER,
     ) -> None:
         self.model = model
-        self.micro_batch_size = self._largest = min(recipe.micro_batch_size, group.share(recipe.batch_size))
+        self.micro_batch_size = self._largest = min(recipe.micro_batch_size, group.max_local_samples(recipe.batch_size))
         self._group = group
         self._user, self._recipe, self._steps, self._device = user, recipe, steps, device
         self._objective = user.objective
@@ -54,7 +54,7 @@ class Stepper:
         The norm is None where nothing is clipped; `grad_norm` then works it out when it is wanted.
         """
         self._set_lr(step)
-        loss = self._group.sum_gradients(self._params, self._gradients(batch))
+        loss = self._group.all_reduce_gradients(self._params, self._gradients(batch))
         return loss, self._update()
 
     def _set_lr(self, step: int) -> None:
@@ -71,7 +71,7 @@ class Stepper:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         clip = self._recipe.grad_clip
-        norm = None if clip is None else self._group.whole(nn.utils.clip_grad_norm_(self._params, clip))
+        norm = None if clip is None else self._group.gather_full(nn.utils.clip_grad_norm_(self._params, clip))
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -81,7 +81,9 @@ class Stepper:
 
     def grad_norm(self) -> Tensor:
         """The norm of the gradient of the last step, as it was when the optimizer used it."""
-        norm: Tensor = self._group.whole(nn.utils.get_total_norm([p.grad for p in self._params if p.grad is not None]))
+        norm: Tensor = self._group.gather_full(
+            nn.utils.get_total_norm([p.grad for p in self._params if p.grad is not None])
+        )
         return norm
 
     def _gradients(self, batch: Batch) -> Tensor:
@@ -94,7 +96,7 @@ class Stepper:
         while True:
             self.optimizer.zero_grad()
             try:
-                return self._accumulated(batch)
+                return self._accumulate_gradients(batch)
             except (RuntimeError, MemoryError) as e:
                 if not is_out_of_memory(e):
                     raise
@@ -111,16 +113,16 @@ class Stepper:
             self.micro_batch_size = max(smallest, self.micro_batch_size // 2)
             free_memory()
 
-    def _accumulated(self, batch: Batch) -> Tensor:
-        own = self._group.own(batch)
+    def _accumulate_gradients(self, batch: Batch) -> Tensor:
+        own = self._group.local_batch(batch)
         parts = [] if own is None else own.split(self.micro_batch_size)
-        if len(parts) == 1 and self._group.alone:
+        if len(parts) == 1 and self._group.is_single:
             loss = self._loss(batch)
             self._backward(loss)
             return loss.detach()
         # The mean over the batch is the mean of the parts by the number of their targets, so the gradient is the same.
         weighted = [(part, _on_host(part.loss_weight())) for part in parts]
-        total = sum(w for _, w in weighted) if self._group.alone else _on_host(batch.loss_weight())
+        total = sum(w for _, w in weighted) if self._group.is_single else _on_host(batch.loss_weight())
         # Where every target is ignored there is no loss: the mean of nothing is not a number
         weighted = [(part, w) for part, w in weighted if isinstance(w, Tensor) or w != 0]
         if self._group.sharded:
@@ -136,7 +138,7 @@ class Stepper:
         self, weighted: list[tuple[Batch, Tensor | int]], batch: Batch
     ) -> list[tuple[Batch, Tensor | int]]:
         """Filled up with passes that count for nothing: workers that share a model have to pass through it together."""
-        missing = -(-self._group.share(batch.num_samples) // self.micro_batch_size) - len(weighted)
+        missing = -(-self._group.max_local_samples(batch.num_samples) // self.micro_batch_size) - len(weighted)
         if not missing:
             return weighted
         idle = next((part for part in batch.split(self.micro_batch_size) if int(part.loss_weight()) != 0), None)
@@ -173,7 +175,7 @@ def free_memory() -> None:
 
 
 @contextlib.contextmanager
-def settings(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
     """What decides the last bits besides the seed; a process that serves many experiments starts each one alike."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from torch import nn
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-TABLES = (nn.Embedding, nn.EmbeddingBag)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
-def lookup_tables(model: nn.Module) -> set[int]:
+def embedding_only_params(model: nn.Module) -> set[int]:
     """The ids of the parameters that only embedding layers use: a table tied to a head is none of them."""
     tables = set()
     others = set()
     for module in model.modules():
         used = {id(p) for p in module.parameters(recurse=False)}
-        if isinstance(module, TABLES):
+        if isinstance(module, EMBEDDINGS):
             tables |= used
         else:
             others |= used

@@ -88,7 +88,7 @@ def mse(outputs: Any, targets: Tensor) -> Tensor:
     return functional.mse_loss(values.reshape(targets.shape), targets.to(values.dtype))
 
 
-def own_loss(model: nn.Module, batch: Any) -> Tensor:
+def model_loss(model: nn.Module, batch: Any) -> Tensor:
     """The loss that the model computes itself, given the whole batch: `.loss`, `["loss"]`, or the scalar in a tuple.
 
     Raises:
@@ -118,4 +118,4 @@ def check_loss(loss: Any) -> None:
         raise ExperimentError(f"the loss must be one number, a mean over the batch, but is {shape}")
 
 
-BUILT_IN: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "model": own_loss}
+BUILT_IN_LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "model": model_loss}

@@ -19,14 +19,14 @@ from flops_fit_ray.spec import DataSection, SweepSpec
 from flops_fit_ray.training.data import (
     Batch,
     Data,
-    Ready,
+    PreparedData,
     Stream,
     as_data,
     num_samples,
     open_token_files,
     split_held_out,
 )
-from flops_fit_ray.training.user.losses import BUILT_IN, Objective, as_objective
+from flops_fit_ray.training.user.losses import BUILT_IN_LOSSES, Objective, as_objective
 
 HOOKS = {  # fields of `UserParts`, and the keys of the spec that name them
     "flops_per_token": "model.flops_per_token",
@@ -55,9 +55,9 @@ class UserParts:
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     @property
-    def ready(self) -> Ready:
+    def prepared_data(self) -> PreparedData:
         """Its data alone."""
-        return Ready(train=self.train_data, held_out=self.eval_data, source=self.eval_source)
+        return PreparedData(train=self.train_data, held_out=self.eval_data, source=self.eval_source)
 
     @property
     def objective(self) -> Objective:
@@ -71,11 +71,11 @@ class UserParts:
         return batch.num_tokens() if tokens_per_sample is None else batch.num_samples * tokens_per_sample
 
 
-def load_user_parts(spec: SweepSpec, base: Path, ready: Ready | None = None) -> UserParts:
+def load_user_parts(spec: SweepSpec, base: Path, prepared: PreparedData | None = None) -> UserParts:
     """Import what the spec names, relative to the directory `base`, and make the datasets.
 
     Args:
-        ready: the data, where they have been made before.
+        prepared: the data, where they have been made before.
 
     Raises:
         SpecError: a target cannot be imported or made; all such faults at once.
@@ -90,7 +90,7 @@ def load_user_parts(spec: SweepSpec, base: Path, ready: Ready | None = None) -> 
             return None
 
     def get_data(key: str, named: str | None) -> Any:
-        if named is None or ready is not None:
+        if named is None or prepared is not None:
             return None
         try:
             if named.endswith(".bin"):
@@ -116,7 +116,7 @@ def load_user_parts(spec: SweepSpec, base: Path, ready: Ready | None = None) -> 
         held_out=_made("data.eval", held_out, spec.data.kwargs),
         data=spec.data,
         metrics=metrics,
-        ready=ready,
+        prepared=prepared,
         **hooks,
     )
 
@@ -141,10 +141,10 @@ def make_user_parts(
     train: Any,
     held_out: Any,
     data: DataSection,
-    ready: Ready | None = None,
+    prepared: PreparedData | None = None,
     **hooks: Any,
 ) -> UserParts:
-    """User parts from objects; `hooks` are their optional fields, and `ready` stands for `train` and `held_out`.
+    """User parts from objects; `hooks` are their optional fields, and `prepared` stands for `train` and `held_out`.
 
     Without `held_out` a fixed part of map-style training data is kept for evaluation. A stream has no such part: then,
     and where `eval_fraction` is 0, the training loss stands in for the held-out one.
@@ -154,28 +154,28 @@ def make_user_parts(
     """
     if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
         raise SpecError("spec", ["loss: has parameters that learn; move them into the model, where N counts them"])
-    ready = ready or _made_ready(train, held_out, data.eval_fraction)
+    prepared = prepared or _prepare_data(train, held_out, data.eval_fraction)
     return UserParts(
         model=functools.partial(model, **model_kwargs),
         loss=loss,
-        train_data=ready.train,
-        eval_data=ready.held_out,
-        eval_source=ready.source,
+        train_data=prepared.train,
+        eval_data=prepared.held_out,
+        eval_source=prepared.source,
         max_epochs=data.max_epochs,
         **hooks,
     )
 
 
-def _made_ready(train: Any, held_out: Any, eval_fraction: float) -> Ready:
+def _prepare_data(train: Any, held_out: Any, eval_fraction: float) -> PreparedData:
     train_data = as_data(train, "data.train")
     if held_out is not None:
-        return Ready(train=train_data, held_out=as_data(held_out, "data.eval"), source="data.eval")
+        return PreparedData(train=train_data, held_out=as_data(held_out, "data.eval"), source="data.eval")
     if isinstance(train_data, Stream) or not eval_fraction:
-        return Ready(train=train_data, held_out=None, source="none: the training loss, smoothed")
+        return PreparedData(train=train_data, held_out=None, source="none: the training loss, smoothed")
     if num_samples(train_data) < 2:
         raise SpecError("spec", ["data.train: has 1 sample, so none can be held out; give data.eval"])
     kept, taken = split_held_out(train_data, eval_fraction)
-    return Ready(train=kept, held_out=taken, source=f"{eval_fraction:.0%} of data.train, held out")
+    return PreparedData(train=kept, held_out=taken, source=f"{eval_fraction:.0%} of data.train, held out")
 
 
 def build(user: UserParts, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -189,13 +189,15 @@ def build(user: UserParts, kwargs: Mapping[str, Any]) -> nn.Module:
     except NotImplementedError:
         raise  # what the meta device cannot do; the caller tries another
     except Exception as e:
-        raise SpecError("spec", [f"model.sizes: {describe(kwargs)} raised {type(e).__name__}: {e}"]) from e
+        raise SpecError("spec", [f"model.sizes: {format_kwargs(kwargs)} raised {type(e).__name__}: {e}"]) from e
     if not isinstance(model, nn.Module):
-        raise SpecError("spec", [f"model.target: {describe(kwargs)} made a {type(model).__name__}, not an nn.Module"])
+        raise SpecError(
+            "spec", [f"model.target: {format_kwargs(kwargs)} made a {type(model).__name__}, not an nn.Module"]
+        )
     return model
 
 
-def describe(kwargs: Mapping[str, Any]) -> str:
+def format_kwargs(kwargs: Mapping[str, Any]) -> str:
     """The size as a person would write it: `d_model=64, n_layer=2`."""
     return ", ".join(f"{k}={v}" for k, v in kwargs.items())
 
@@ -203,9 +205,9 @@ def describe(kwargs: Mapping[str, Any]) -> str:
 def load_loss(name: str, base: Path, faults: list[str]) -> Any:
     """A built-in loss by its word, or the user's by `module:attribute`; what is wrong is added to `faults`."""
     if ":" not in name:
-        if name not in BUILT_IN:
-            faults.append(f"loss: {name!r} is none of {', '.join(BUILT_IN)}; your own is written module:attribute")
-        return BUILT_IN.get(name)
+        if name not in BUILT_IN_LOSSES:
+            faults.append(f"loss: {name!r} is none of {', '.join(BUILT_IN_LOSSES)}; write your own as module:attribute")
+        return BUILT_IN_LOSSES.get(name)
     try:
         loss = load_target(name, base, "loss")
     except SpecError as e:

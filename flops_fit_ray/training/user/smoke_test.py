@@ -17,7 +17,7 @@ import torch
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
 from flops_fit_ray.training.data import Batch, first_batch
-from flops_fit_ray.training.data.batch import is_whole, mapped
+from flops_fit_ray.training.data.batch import is_integer_tensor, map_tensors
 from flops_fit_ray.training.user.losses import as_objective, check_loss
 from flops_fit_ray.training.user.parts import UserParts, build
 
@@ -25,7 +25,7 @@ LARGEST_TRIED = 20_000_000  # parameters that planning is willing to make for re
 TRIED_STEPS = 1000
 
 
-def try_parts(user: UserParts, size: ModelSize) -> None:
+def smoke_test_parts(user: UserParts, size: ModelSize) -> None:
     """Try everything that the user brings, on the smallest model.
 
     The model is not tried where even the smallest one is large, or where the user counts the FLOPs because it may not
@@ -78,11 +78,11 @@ def _largest_id(batch: Batch) -> str:
     largest: list[int] = []
 
     def look(tensor: torch.Tensor) -> torch.Tensor:
-        if is_whole(tensor) and tensor.numel():
+        if is_integer_tensor(tensor) and tensor.numel():
             largest.append(int(tensor.max()))
         return tensor
 
-    mapped(batch.content, look)
+    map_tensors(batch.content, look)
     if not largest:
         return ""
     return f"; the largest id in data.train's first samples is {max(largest)}: is the vocabulary larger?"

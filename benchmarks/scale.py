@@ -29,6 +29,7 @@ from flops_fit_ray.planning import DataFacts, Experiment, Measurements, ModelSiz
 from flops_fit_ray.planning.slots import lower_bound, own_seconds, trunk_share
 from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.storage import atomic as files
+from flops_fit_ray.storage.object_store import Place
 from flops_fit_ray.storage.paths import SweepPaths
 
 GPUS_PER_NODE = 8
@@ -201,9 +202,9 @@ def result_of(e: Experiment) -> Result:
 def counted() -> Iterator[Counter[str]]:
     """Count what the ledger asks of the file system."""
     found: Counter[str] = Counter()
-    originals = (files._bytes_of, files._whole_file)
+    originals = (files.read_file, files._whole_file)
 
-    def read(path: Path) -> bytes:
+    def read(path: Place) -> bytes:
         found["reads"] += 1
         return originals[0](path)
 
@@ -211,11 +212,11 @@ def counted() -> Iterator[Counter[str]]:
         found["writes"] += 1
         return originals[1](path, once)
 
-    files._bytes_of, files._whole_file = read, write
+    files.read_file, files._whole_file = read, write
     try:
         yield found
     finally:
-        files._bytes_of, files._whole_file = originals
+        files.read_file, files._whole_file = originals
 
 
 def main() -> None:

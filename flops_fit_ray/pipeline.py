@@ -19,12 +19,13 @@ from flops_fit_ray.planning import (
     Plan,
     Planner,
     Rates,
+    RecordedRates,
     SweepConstants,
     priced,
-    rates_from_json,
 )
 from flops_fit_ray.spec import Budget, SweepSpec, dump_spec, read_spec
 from flops_fit_ray.storage.atomic import read_json, set_aside, write_bytes, write_json
+from flops_fit_ray.storage.codec import read_value, value_of
 from flops_fit_ray.storage.lock import refuse_second_writer
 from flops_fit_ray.storage.object_store import is_remote
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
@@ -215,12 +216,8 @@ def _cost_of_more(sweep: Sweep, spec: SweepSpec, measurements: Measurements) -> 
 
 def recorded_rates(paths: SweepPaths, constants: SweepConstants) -> Rates | None:
     """What `check` measured for this sweep; None where it did not, or measured another one."""
-    content = read_json(paths.rates) or {}
-    if content.get("identity") != constants.identity:
-        return None
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        return rates_from_json(content["rates"])
-    return None
+    recorded = read_value(RecordedRates, paths.rates)
+    return None if recorded is None or recorded.identity != constants.identity else recorded.rates
 
 
 def record_rates(paths: SweepPaths, constants: SweepConstants, rates: Rates) -> None:
@@ -237,8 +234,8 @@ def record_rates(paths: SweepPaths, constants: SweepConstants, rates: Rates) -> 
 def recorded_constants(paths: SweepPaths) -> SweepConstants | None:
     """What this directory's sweep decided once; the planner takes it if the sweep is still the same."""
     content = read_json(paths.plan) or {}
-    with contextlib.suppress(KeyError, TypeError):
-        return SweepConstants(**content["frame"])
+    with contextlib.suppress(ValueError):
+        return value_of(SweepConstants, content.get("frame") or {})
     return None
 
 

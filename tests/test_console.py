@@ -159,12 +159,10 @@ def test_devices_have_their_holders_and_the_colours_of_heat(half: Sweep) -> None
         gpu(2, temperature=86.0, memory_used=135 * 2**30),
     )
     whole = Machine(host="node-1", gpus=(cool, warm, hot, gpu(3)), driver="570.1", cuda="12.8", nccl="2.26.2")
-    one = Machine(host="node-1", cpu_share=0.5, gpus=(replace(hot, utilisation=0.99), warm)).to_json()
-    other = Machine(host="node-1", cpu_share=0.5, gpus=(replace(hot, utilisation=0.99), cool)).to_json()
+    one = Machine(host="node-1", cpu_share=0.5, gpus=(replace(hot, utilisation=0.99), warm))
+    other = Machine(host="node-1", cpu_share=0.5, gpus=(replace(hot, utilisation=0.99), cool))
     signs = [(first, sign_of_life(first, machine=one)), (second, sign_of_life(second, machine=other))]
-    apart = replace(
-        sign_of_life(first, machine=one), others=[Machine(host="node-2", gpus=(gpu(4, uuid="x"),)).to_json()]
-    )
+    apart = replace(sign_of_life(first, machine=one), others=(Machine(host="node-2", gpus=(gpu(4, uuid="x"),)),))
     near, far = nodes_of([whole], [(first, apart)])  # an experiment of two workers
     assert (near.running, far.running, far.machine.host) == (1, 1, "node-2")
     assert [holder.experiments for holder in far.gpus] == [(first,)]

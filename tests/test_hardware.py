@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from flops_fit_ray.ledger import hardware
-from flops_fit_ray.ledger.hardware import Gpu, Machine, Readings, machine_from_json, read_gpus
+from flops_fit_ray.ledger.hardware import Gpu, Machine, Readings, read_gpus
+from flops_fit_ray.storage.codec import value_of
 
 
 class NVMLError(Exception):
@@ -93,9 +94,10 @@ def test_this_machine_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.cpu_share is None or 0 <= machine.cpu_share <= 1
 
 
-def test_a_machine_survives_its_file_and_a_torn_one_is_none() -> None:
+def test_a_machine_survives_its_file_and_a_torn_one_is_refused() -> None:
     machine = Machine(host="n", cpus=8, gpus=(Gpu(uuid="u", index=0, name="T4", power=70.0),), cuda="12.8")
-    assert machine_from_json(machine.to_json()) == machine
-    assert machine_from_json({**machine.to_json(), "newer": 1}) == machine
+    assert value_of(Machine, machine.to_json()) == machine
+    assert value_of(Machine, {**machine.to_json(), "newer": 1}) == machine
     for torn in ({}, {"host": "n", "gpus": [1]}, {"host": "n", "gpus": [{"uuid": "u"}]}):
-        assert machine_from_json(torn) is None
+        with pytest.raises(ValueError, match="Machine"):
+            value_of(Machine, torn)

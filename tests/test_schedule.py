@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from flops_fit_ray.planning import Experiment, Rates, price_of, price_warnings, rates_from_json, stated_rate
+from flops_fit_ray.planning import Experiment, Rates, price_of, price_warnings, stated_rate
 from flops_fit_ray.planning.simulation import simulate_sweep
 from flops_fit_ray.planning.slots import choose_starts, lower_bound, simulate, tails
+from flops_fit_ray.storage.codec import value_of
 from tests.worlds import BUDGETS, RULE, adaptive_spec, loss_in, planner_of, run_through, world
 
 FLOPS = lambda e: e.flops  # noqa: E731 - as the planner itself says seconds where no rate is known
@@ -140,6 +141,6 @@ def test_rates_between_and_beyond_the_measured_sizes() -> None:
     assert measured.seconds_per_step(replace(e, flops=1e8)) == pytest.approx(1.0)
     bent = Rates(step_seconds={"a": (1e3, 1e-2), "b": (1e4, 1e-2), "c": (1e5, 1e-1)})
     assert bent.seconds_per_step(e) == pytest.approx(1e-2)
-    assert rates_from_json(json.loads(json.dumps(measured.to_json()))) == measured
-    with pytest.raises(ValueError, match="no rates"):
-        rates_from_json({"step_seconds": {}})
+    assert value_of(Rates, json.loads(json.dumps(measured.to_json()))) == measured
+    with pytest.raises(ValueError, match="at least 1 item"):
+        value_of(Rates, {"step_seconds": {}})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from flops_fit_ray.analysis import ValleyFit
 from flops_fit_ray.ledger import Failure, Progress, Result
-from flops_fit_ray.ledger.hardware import Gpu, Machine, machine_from_json
+from flops_fit_ray.ledger.hardware import Gpu, Machine
 from flops_fit_ray.planning import Experiment, Plan, Rates
 
 
@@ -124,8 +124,7 @@ def nodes_of(machines: Sequence[Machine], running: Iterable[tuple[Experiment, Pr
     held: dict[str, list[Experiment]] = {}
     count: dict[str, int] = {}
     for e, progress in running:
-        sent = () if progress.machine is None else (progress.machine, *(progress.others or ()))
-        readings = [reading for content in sent if (reading := machine_from_json(content)) is not None]
+        readings = () if progress.machine is None else (progress.machine, *(progress.others or ()))
         for host in {progress.host, *(reading.host for reading in readings)}:
             count[host] = count.get(host, 0) + 1
         for reading in readings:

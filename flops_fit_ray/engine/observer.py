@@ -8,13 +8,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from flops_fit_ray.errors import InterruptedSweepError, StorageError
 from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress
-from flops_fit_ray.ledger.hardware import Readings
+from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.object_store import REMOTE_POLL_SECONDS, is_remote
@@ -36,9 +35,9 @@ class LedgerObserver(Observer):
         self._seen = 0
         self._train_loss: float | None = None
         self._readings, self._read_at = Readings(), -READ_SECONDS
-        self._machine: Mapping[str, Any] | None = None
-        self.others: Callable[[], Sequence[Mapping[str, Any]]] = list  # readings of the other workers' nodes
-        self._others: Sequence[Mapping[str, Any]] | None = None
+        self._machine: Machine | None = None
+        self.others: Callable[[], Sequence[Machine]] = list  # readings of the other workers' nodes
+        self._others: tuple[Machine, ...] | None = None
         self._drawn, self._drawn_at = 0, time.monotonic()
         self._started_at = time.time()
         self._beaten = time.monotonic()
@@ -145,7 +144,7 @@ class LedgerObserver(Observer):
     def _watch(self, timeout: float, done: threading.Event, started: float) -> None:
         while not done.wait(min(1.0, timeout / 20)):
             if time.monotonic() - self._read_at > READ_SECONDS:  # in this thread, so that no training waits for it
-                self._machine, self._others = self._readings.read(gpu_uuids()).to_json(), self.others() or None
+                self._machine, self._others = self._readings.read(gpu_uuids()), tuple(self.others()) or None
                 self._read_at = time.monotonic()
             with self._beating, contextlib.suppress(StorageError, OSError):  # the training will hear of a full disk
                 seconds = REMOTE_POLL_SECONDS if self._remote else BEAT_SECONDS

@@ -15,8 +15,9 @@ from torch.distributed import Store  # type: ignore[attr-defined] # torch leaves
 from flops_fit_ray.engine.observer import READ_SECONDS
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import WorkerLostError
-from flops_fit_ray.ledger.hardware import Readings
+from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.storage.codec import value_of
 from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group, connect_store, create_store, process_group
 from flops_fit_ray.training.loop.follower import run_follower
 from flops_fit_ray.training.step.device import gpu_uuids
@@ -89,13 +90,13 @@ class Team:
         self._others: list[Any] = []
         self._board: Store | None = None  # where the others leave their readings
 
-    def readings(self) -> list[dict[str, Any]]:
+    def readings(self) -> list[Machine]:
         """The newest of each other worker that has left one (hardware.py)."""
         board, names = self._board, [_name(rank) for rank in range(1, self._size)]
         if board is None:
             return []
         try:
-            return [json.loads(board.get(name)) for name in names if board.check([name])]
+            return [value_of(Machine, board.get(name)) for name in names if board.check([name])]
         except RuntimeError:  # the experiment has just ended
             return []
 

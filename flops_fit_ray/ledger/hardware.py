@@ -6,30 +6,30 @@ import contextlib
 import functools
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.storage.codec import Amount, Count, Record
 from flops_fit_ray.storage.lock import hostname
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
+class Gpu(Record):
     """One GPU, as its driver reports it (NVML)."""
 
     uuid: str
-    index: int  # on its node, in the driver's order
+    index: Count  # on its node, in the driver's order
     name: str
-    utilisation: float | None = None  # share of the last moments in which a kernel ran, 0 to 1
-    memory_used: int | None = None  # bytes
-    memory_total: int | None = None
+    utilisation: Amount | None = None  # share of the last moments in which a kernel ran, 0 to 1
+    memory_used: Count | None = None  # bytes
+    memory_total: Count | None = None
     temperature: float | None = None  # °C
-    power: float | None = None  # W
-    power_limit: float | None = None
+    power: Amount | None = None  # W
+    power_limit: Amount | None = None
 
     @property
     def memory_share(self) -> float | None:
@@ -38,15 +38,15 @@ class Gpu:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class Machine(Record):
     """One node."""
 
     host: str
     cpu: str = ""  # its name
-    cpus: int | None = None  # cores that the system shows
-    cpu_share: float | None = None  # of all of them, busy since the reading before, 0 to 1
-    memory_used: int | None = None  # bytes
-    memory_total: int | None = None
+    cpus: Count | None = None  # cores that the system shows
+    cpu_share: Amount | None = None  # of all of them, busy since the reading before, 0 to 1
+    memory_used: Count | None = None  # bytes
+    memory_total: Count | None = None
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None  # of its GPUs
     cuda: str | None = None  # that torch was built for
@@ -64,21 +64,12 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cluster:
+class Cluster(Record):
     """Where a sweep runs."""
 
-    slots: int  # experiments at a time
+    slots: Count  # experiments at a time
     note: str = ""  # where it is not what was asked for
     machines: tuple[Machine, ...] = ()
-
-
-def machine_from_json(content: Mapping[str, Any]) -> Machine | None:
-    """A machine from its plain values; None where they are none."""
-    try:
-        gpus = tuple(value_of(Gpu, gpu) for gpu in content.get("gpus", ()))
-        return value_of(Machine, {**content, "gpus": gpus})
-    except (KeyError, TypeError, AttributeError):
-        return None
 
 
 class Readings:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from flops_fit_ray.storage.atomic import read_json
-from flops_fit_ray.storage.codec import value_of
-from flops_fit_ray.storage.paths import SCHEMA_VERSION
+from flops_fit_ray.ledger.hardware import Machine
+from flops_fit_ray.storage.codec import Amount, Count, PositiveFloat, PositiveInt, Record
 
 FailureKind = Literal["diverged", "out_of_memory", "stalled", "failed", "infrastructure"]
 STALE_SECONDS = 60.0  # progress is written about once a second, unless a step takes longer
@@ -18,25 +16,25 @@ RETRY_ON_NEXT_RUN: frozenset[str] = frozenset({"out_of_memory", "stalled", "fail
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(Record):
     """One completed experiment."""
 
     key: str
-    budget: float  # C, FLOPs asked for
+    budget: PositiveFloat  # C, FLOPs asked for
     size: int | str
-    params: int  # N
-    params_total: int
-    tokens: int  # D, planned
-    tokens_seen: int  # D, counted in the worker
-    flops: float  # spent: tokens_seen × FLOPs per token
+    params: PositiveInt  # N
+    params_total: PositiveInt
+    tokens: PositiveInt  # D, planned
+    tokens_seen: PositiveInt  # D, counted in the worker
+    flops: PositiveFloat  # spent: tokens_seen × FLOPs per token
     loss: float  # nats per token unless the loss says otherwise; `loss_kind` says of which data
-    loss_stderr: float | None  # over held-out batches; None for a single batch
+    loss_stderr: Amount | None  # over held-out batches; None for a single batch
     train_loss: float  # mean over the last 5 % of the steps
-    lr: float
-    steps: int
+    lr: Amount
+    steps: PositiveInt
     seed: int
-    seconds: float  # training and evaluation
-    attempts: int
+    seconds: Amount  # training and evaluation
+    attempts: Count
     device: str
     host: str
     versions: Mapping[str, str]
@@ -46,60 +44,60 @@ class Result:
     metrics: Mapping[str, float] = field(default_factory=dict)  # on the held-out data, by name
     precision: str = "fp32"  # what ran
     attention: str = "torch"  # the kernel that ran
-    micro_batch_size: int | None = None  # samples in one forward and backward, at the end
-    tokens_per_second: float | None = None  # of training alone
-    flops_per_second: float | None = None
-    mfu: float | None = None  # share of `peak_source`
+    micro_batch_size: PositiveInt | None = None  # samples in one forward and backward, at the end
+    tokens_per_second: Amount | None = None  # of training alone
+    flops_per_second: Amount | None = None
+    mfu: Amount | None = None  # share of `peak_source`
     peak_source: str = ""
-    peak_memory_bytes: int | None = None
-    data_wait_share: float | None = None  # of the training time
-    resumed_from: int | None = None  # step of the checkpoint that the last attempt went on from
+    peak_memory_bytes: Count | None = None
+    data_wait_share: Amount | None = None  # of the training time
+    resumed_from: Count | None = None  # step of the checkpoint that the last attempt went on from
     role: str = "grid"  # grid, probe, seed, lr_check or rerun
     of: str | None = None  # key of the experiment that it stands beside
     parent: str | None = None  # key of the experiment at whose trunk it began; None: from scratch
-    parent_step: int = 0  # steps that were taken over
-    tokens_executed: int | None = None  # D without the trunk's, counted in the worker; None: all of it
-    flops_executed: float | None = None
-    seconds_executed: float | None = None
-    deaths: int = 0  # starts, among `attempts`, that ended because the worker or node died
-    workers: int = 1  # that trained it together
+    parent_step: Count = 0  # steps that were taken over
+    tokens_executed: Count | None = None  # D without the trunk's, counted in the worker; None: all of it
+    flops_executed: Amount | None = None
+    seconds_executed: Amount | None = None
+    deaths: Count = 0  # starts, among `attempts`, that ended because the worker or node died
+    workers: PositiveInt = 1  # that trained it together
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class Failure(Record):
     """Why one experiment has no result."""
 
     key: str
     status: FailureKind
     error: str  # one line
     traceback: str
-    tokens_seen: int
-    seconds: float
-    attempts: int
+    tokens_seen: Count
+    seconds: Amount
+    attempts: Count
     host: str
     finished_at: float
-    deaths: int = 0  # starts, among `attempts`, that ended because the worker or node died
+    deaths: Count = 0  # starts, among `attempts`, that ended because the worker or node died
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class Progress(Record):
     """How far a running experiment is."""
 
     key: str
-    tokens_seen: int
-    tokens: int
+    tokens_seen: Count
+    tokens: PositiveInt
     train_loss: float | None
     host: str
-    pid: int
+    pid: Count
     updated_at: float
     started_at: float | None = None  # of this attempt, seconds since the epoch
-    attempt: int = 1
-    lr: float | None = None  # of the last step that is known
+    attempt: Count = 1
+    lr: Amount | None = None  # of the last step that is known
     grad_norm: float | None = None  # before clipping
-    tokens_per_second: float | None = None  # of training alone, since the sign of life before
-    mfu: float | None = None  # at that speed
-    machine: Mapping[str, Any] | None = None  # a reading of its node, with its own GPUs (hardware.py)
-    others: Sequence[Mapping[str, Any]] | None = None  # the same of its other workers, where it has several
+    tokens_per_second: Amount | None = None  # of training alone, since the sign of life before
+    mfu: Amount | None = None  # at that speed
+    machine: Machine | None = None  # a reading of its node, with its own GPUs
+    others: tuple[Machine, ...] | None = None  # the same of its other workers, where it has several
 
     @property
     def seconds(self) -> float | None:
@@ -116,17 +114,3 @@ class Event:
     host: str
     aloud: bool  # whether its owner should hear of it at once
     words: str
-
-
-Record = TypeVar("Record", Result, Failure, Progress)
-
-
-def read_record(path: Path, kind: type[Record]) -> Record | None:
-    """The record in a file; None where there is none that can be read."""
-    content = read_json(path)
-    if content is None or content.get("schema_version") != SCHEMA_VERSION:
-        return None
-    try:
-        return value_of(kind, content)
-    except KeyError:
-        return None

@@ -9,22 +9,31 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.ledger.hardware import Cluster, machine_from_json
-from flops_fit_ray.ledger.records import STALE_SECONDS, Event, Failure, Progress, Result, read_record
-from flops_fit_ray.planning import Experiment, Observation, experiment_from_json
-from flops_fit_ray.storage.atomic import append_line, read_json, set_aside, whole_file, write_json
+from flops_fit_ray.ledger.hardware import Cluster
+from flops_fit_ray.ledger.records import STALE_SECONDS, Event, Failure, Progress, Result
+from flops_fit_ray.planning import Experiment, Observation, read_experiment
+from flops_fit_ray.storage.atomic import append_line, read_file, set_aside, whole_file, write_json
+from flops_fit_ray.storage.codec import Record, read_value, value_of
 from flops_fit_ray.storage.lock import exclusive, hostname
 from flops_fit_ray.storage.object_store import is_remote, make_directory
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 
 REQUESTS_AT_ONCE = 32  # to an object store
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EventLine(Record):
+    at: float
+    host: str
+    aloud: bool
+    words: str
 
 
 class Ledger:
@@ -35,11 +44,11 @@ class Ledger:
 
     def result(self, key: str) -> Result | None:
         """The recorded result, or None."""
-        return read_record(self.paths.result(key), Result)
+        return read_value(Result, self.paths.result(key))
 
     def failure(self, key: str) -> Failure | None:
         """The recorded failure, or None."""
-        return read_record(self.paths.failure(key), Failure)
+        return read_value(Failure, self.paths.failure(key))
 
     def outcome(self, key: str) -> Result | Failure | None:
         """How the experiment ended, or None while it is open; a result outranks a failure."""
@@ -54,7 +63,7 @@ class Ledger:
 
         One from the future is none either: it would look alive for as long as the clocks differ.
         """
-        progress = read_record(self.paths.progress(key), Progress)
+        progress = read_value(Progress, self.paths.progress(key))
         stale = progress is None or abs(time.time() - progress.updated_at) > STALE_SECONDS
         return None if stale else progress
 
@@ -93,8 +102,8 @@ class Ledger:
 
     def record_planned(self, experiment: Experiment) -> None:
         """Hand out an experiment: what its worker reads, and what its record goes back to."""
-        content = {"schema_version": SCHEMA_VERSION, **experiment.to_json()}
-        if read_json(self.paths.planned(experiment.key)) != content:
+        if read_experiment(self.paths.planned(experiment.key)) != experiment:
+            content = {"schema_version": SCHEMA_VERSION, **experiment.to_json()}
             write_json(self.paths.planned(experiment.key), content)
 
     def planned(self, key: str) -> Experiment:
@@ -103,10 +112,10 @@ class Ledger:
         Raises:
             StorageError: its file cannot be read.
         """
-        content = read_json(self.paths.planned(key))
-        if content is None:
+        experiment = read_experiment(self.paths.planned(key))
+        if experiment is None:
             raise StorageError(f"{self.paths.planned(key)}: cannot be read; the same command writes it again")
-        return experiment_from_json(content)
+        return experiment
 
     def observed(self, keys: Iterable[str]) -> dict[str, Observation]:
         """What planning must know of those that are settled, by key."""
@@ -129,12 +138,7 @@ class Ledger:
 
     def cluster(self) -> Cluster | None:
         """Where it runs, or ran last; None where that is not known."""
-        content = read_json(self.paths.cluster) or {}
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            machines = (machine_from_json(machine) for machine in content["machines"])
-            found = tuple(machine for machine in machines if machine is not None)
-            return Cluster(slots=int(content["slots"]), note=str(content["note"]), machines=found)
-        return None
+        return read_value(Cluster, self.paths.cluster)
 
     def record_event(self, key: str, words: str, *, aloud: bool) -> None:
         """Add a line to an experiment's log. A line that cannot be written is no reason to stop."""
@@ -150,17 +154,15 @@ class Ledger:
     def events_since(self, key: str, position: int) -> tuple[list[Event], int]:
         """The lines of a log after `position` bytes, and where the next ones will begin."""
         try:
-            with self.paths.events(key).open("rb") as file:
-                file.seek(position)
-                content = file.read()
-        except OSError:
+            content = read_file(self.paths.events(key))[position:]
+        except (OSError, MemoryError):
             return [], position
         whole = content[: content.rfind(b"\n") + 1]  # the rest is being written
         found = []
         for line in whole.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                values = json.loads(line)
-                found.append(Event(key=key, **{name: values[name] for name in ("at", "host", "aloud", "words")}))
+            with contextlib.suppress(ValueError):
+                said = value_of(_EventLine, line)
+                found.append(Event(key=key, at=said.at, host=said.host, aloud=said.aloud, words=said.words))
         return found, position + len(whole)
 
     def record_curve(self, key: str, points: Sequence[Mapping[str, Any]]) -> None:
@@ -177,19 +179,19 @@ class Ledger:
         import pandas as pd
 
         try:
-            with self.paths.curve(key).open("rb") as file:
-                frame = pd.read_parquet(file, columns=["tokens", "train_loss"])
-        except (OSError, ValueError, KeyError):
+            file = io.BytesIO(read_file(self.paths.curve(key)))
+            frame = pd.read_parquet(file, columns=["tokens", "train_loss"])
+            return frame["tokens"].to_numpy(dtype=np.float64), frame["train_loss"].to_numpy(dtype=np.float64)
+        except (OSError, ValueError, TypeError, KeyError, MemoryError):
             return np.empty(0), np.empty(0)
-        return frame["tokens"].to_numpy(dtype=np.float64), frame["train_loss"].to_numpy(dtype=np.float64)
 
     def curve_rows(self, key: str) -> list[dict[str, Any]]:
         """The curve of an experiment, a mapping per point (as `CurvePoint` has them); empty where none was kept."""
         from pyarrow import parquet
 
         try:
-            return list(parquet.read_table(io.BytesIO(self.paths.curve(key).read_bytes())).to_pylist())
-        except (OSError, ValueError):
+            return list(parquet.read_table(io.BytesIO(read_file(self.paths.curve(key)))).to_pylist())
+        except (OSError, ValueError, MemoryError):
             return []
 
     def begin_attempt(self, key: str) -> int:

@@ -15,12 +15,12 @@ from flops_fit_ray.planning.experiment import (
     Recipe,
     SweepConstants,
     decay_steps,
-    experiment_from_json,
+    read_experiment,
 )
 from flops_fit_ray.planning.grid import flops_audit
 from flops_fit_ray.planning.plan import Plan, plan_from_json, priced
 from flops_fit_ray.planning.planner import Planner, Queue, make_plan, next_experiments
-from flops_fit_ray.planning.price import Price, Rates, price_of, price_warnings, rates_from_json, stated_rate
+from flops_fit_ray.planning.price import Price, Rates, RecordedRates, price_of, price_warnings, stated_rate
 from flops_fit_ray.planning.sizes import (
     AUTO_WINDOW,
     auto_candidates,
@@ -49,13 +49,13 @@ __all__ = [
     "Queue",
     "Rates",
     "Recipe",
+    "RecordedRates",
     "SweepConstants",
     "auto_candidates",
     "auto_range",
     "between",
     "choose_starts",
     "decay_steps",
-    "experiment_from_json",
     "flops_audit",
     "leaves_trunk",
     "make_plan",
@@ -65,7 +65,7 @@ __all__ = [
     "price_of",
     "price_warnings",
     "priced",
-    "rates_from_json",
+    "read_experiment",
     "requested_sizes",
     "rung_targets",
     "size_kwargs",

@@ -2,51 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from flops_fit_ray.storage.codec import value_of
-
-if TYPE_CHECKING:
-    pass
+from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.codec import (
+    Amount,
+    Count,
+    PositiveFloat,
+    PositiveInt,
+    Record,
+    read_value,
+    value_of,
+)
 
 Role = Literal["grid", "probe", "seed", "lr_check", "rerun"]  # why an experiment is in the plan
 IN_FIT: frozenset[str] = frozenset({"grid", "seed", "rerun"})  # roles whose losses are points of a valley
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSize:
+class ModelSize(Record):
     """One model of the sweep, measured without weights."""
 
     size: int | str  # the value of the size parameter; text where several arguments make the size
     kwargs: Mapping[str, Any]  # constructor arguments that make this size
-    params: int  # N, as `params_source` counts it
-    params_total: int  # every parameter
-    params_non_embedding: int  # without lookup tables and without a head that is as large as the vocabulary
+    params: PositiveInt  # N, as `params_source` counts it
+    params_total: Count  # every parameter
+    params_non_embedding: Count  # without lookup tables and without a head that is as large as the vocabulary
     params_source: str
-    flops_per_token: float  # forward and backward
+    flops_per_token: PositiveFloat  # forward and backward
     flops_source: str
-    lr: float | None = None  # what the user's function gave
+    lr: Amount | None = None  # what the user's function gave
     uncounted: tuple[str, ...] = ()  # modules with parameters in which the counter saw no FLOPs
-    modules: Mapping[str, int] = field(default_factory=dict)  # with weights of their own: how many, by kind
-    tables: tuple[tuple[int, int], ...] = ()  # entries and width of each lookup table that is not another's
+    modules: Mapping[str, Count] = field(default_factory=dict)  # with weights of their own: how many, by kind
+    tables: tuple[tuple[Count, Count], ...] = ()  # entries and width of each lookup table that is not another's
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts:
+class DataFacts(Record):
     """What the plan must know of the data."""
 
-    train_samples: int | None  # None: the data cannot say, or never end
-    eval_samples: int  # 0: no held-out data, the smoothed training loss stands in
-    tokens_per_sample: int
+    train_samples: Count | None  # None: the data cannot say, or never end
+    eval_samples: Count  # 0: no held-out data, the smoothed training loss stands in
+    tokens_per_sample: Count
     token_unit: str  # what one token is, in words
     eval_source: str
     fingerprint: str  # of the training and held-out samples
-    tensor_bytes: int = 0  # of data that are made of tensors, which each process would hold
+    tensor_bytes: Count = 0  # of data that are made of tensors, which each process would hold
 
     @property
     def tokens_per_epoch(self) -> int | None:
@@ -64,22 +72,22 @@ class Measurements:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Record):
     """How one experiment is trained, every rule already resolved for its own N and D."""
 
-    batch_size: int  # samples in one optimizer step
-    micro_batch_size: int  # samples in one forward and backward
+    batch_size: PositiveInt  # samples in one optimizer step
+    micro_batch_size: PositiveInt  # samples in one forward and backward
     optimizer: str
-    lr: float  # peak
+    lr: Amount  # peak
     betas: tuple[float, float]
     momentum: float
     weight_decay: float
-    grad_clip: float | None  # largest global norm
+    grad_clip: Amount | None  # largest global norm
     schedule: str
-    warmup_steps: int
-    decay_fraction: float
+    warmup_steps: Count
+    decay_fraction: Amount
     decay_shape: str
-    final_lr_fraction: float
+    final_lr_fraction: Amount
     seed: int
     precision: str
     compile: bool  # by torch.compile
@@ -87,21 +95,21 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Experiment(Record):
     """A planned point (C, N) with its D. `key` is a hash of all that changes the result."""
 
     key: str
-    budget: float  # C, FLOPs asked for
+    budget: PositiveFloat  # C, FLOPs asked for
     size: int | str
     size_kwargs: Mapping[str, Any]
-    params: int  # N
-    params_total: int
-    tokens: int  # D, exactly what will be seen
-    tokens_per_sample: int | None  # None: counted in the targets of each batch
-    steps: int  # optimizer steps
-    flops: float  # tokens × flops_per_token; differs from `budget` by at most half a batch
-    flops_per_token: float
-    epochs: float | None  # None where the length of the data is not known
+    params: PositiveInt  # N
+    params_total: Count
+    tokens: PositiveInt  # D, exactly what will be seen
+    tokens_per_sample: Count | None  # None: counted in the targets of each batch
+    steps: PositiveInt  # optimizer steps
+    flops: PositiveFloat  # tokens × flops_per_token; differs from `budget` by at most half a batch
+    flops_per_token: PositiveFloat
+    epochs: Amount | None  # None where the length of the data is not known
     recipe: Recipe
     role: Role = "grid"
     reason: str = ""  # why it is here
@@ -109,7 +117,7 @@ class Experiment:
     # Where it begins: at the trunk checkpoint of another experiment of this size, or from scratch. On the CPU both give
     # the same bits, so neither is a part of the key.
     parent: str | None = None
-    start_step: int = 0  # optimizer steps that the parent has taken for it
+    start_step: Count = 0  # optimizer steps that the parent has taken for it
 
     @cached_property
     def trunk_step(self) -> int:
@@ -144,40 +152,53 @@ class Observation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConstants:
+class SweepConstants(Record):
     """What a sweep decides once and keeps when budgets, sizes or seeds are added, so that nothing is renamed."""
 
     identity: str  # of model, data, loss and recipe; a frame serves no other sweep
-    base_budget: float  # the smallest C: where learning rates are probed and the first valley lies
-    warmup_limit: int  # tokens; a tenth of the smallest D of the sweep
+    base_budget: PositiveFloat  # the smallest C: where learning rates are probed and the first valley lies
+    warmup_limit: Count  # tokens; a tenth of the smallest D of the sweep
 
 
 @dataclass(frozen=True, kw_only=True)
-class LrFound:
+class LrFound(Record):
     """A learning rate that was measured: lr = coefficient · (N / at) ^ exponent."""
 
-    coefficient: float
-    at: float  # N
+    coefficient: PositiveFloat
+    at: PositiveFloat  # N
     exponent: float
-    optima: tuple[tuple[int, float], ...]  # (N, best rate) of each probed size
+    optima: tuple[tuple[PositiveInt, PositiveFloat], ...]  # (N, best rate) of each probed size
 
     def of(self, params: float) -> float:
         """The rate of a model of N = `params`."""
         return float(self.coefficient * (params / self.at) ** self.exponent)
 
 
-# What plans of earlier versions do not say, because there was nothing else
-_OLD_RECIPE = {"decay_shape": "linear", "compile": False, "cuda_graph": False}
-
-
-def experiment_from_json(content: Mapping[str, Any]) -> Experiment:
-    """The inverse of `Experiment.to_json`.
+def read_experiment(path: Path) -> Experiment | None:
+    """Return the experiment in a file, of an earlier version too; None where there is none that can be read.
 
     Raises:
-        KeyError, TypeError: the content is not an experiment of this schema.
+        StorageError: an object store does not answer.
     """
-    recipe = {"micro_batch_size": content["recipe"]["batch_size"], **_OLD_RECIPE, **content["recipe"]}
-    return value_of(Experiment, {**content, "recipe": value_of(Recipe, {**recipe, "betas": tuple(recipe["betas"])})})
+    found = read_value(Experiment, path)
+    if found is not None:
+        return found
+    content = read_json(path) or {}
+    with contextlib.suppress(ValueError):
+        return value_of(Experiment, with_whole_recipe(content))
+    return None
+
+
+# Fields of a recipe that plans of earlier versions lack, because there was nothing to choose
+_ONLY_RECIPE = {"decay_shape": "linear", "compile": False, "cuda_graph": False}
+
+
+def with_whole_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what the recipe of an experiment lacks in files of earlier versions."""
+    recipe = content.get("recipe")
+    if not isinstance(recipe, Mapping):
+        return dict(content)
+    return {**content, "recipe": {"micro_batch_size": recipe.get("batch_size"), **_ONLY_RECIPE, **recipe}}
 
 
 def content_key(identity: Mapping[str, Any]) -> str:

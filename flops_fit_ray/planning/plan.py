@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,10 @@ from flops_fit_ray.planning.experiment import (
     Measurements,
     ModelSize,
     SweepConstants,
-    experiment_from_json,
+    with_whole_recipe,
 )
-from flops_fit_ray.planning.price import Price, Rates, price_from_json, price_of
-from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.planning.price import Price, Rates, price_of
+from flops_fit_ray.storage.codec import Count, Record, value_of
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Disk:
+class Disk(Record):
     """Bytes that a sweep needs besides its results."""
 
-    per_running: int  # checkpoints of the largest experiment; times the experiments that run side by side
-    in_the_end: int  # trunks, and best checkpoints and weights of all of them, where they are asked for
+    per_running: Count  # checkpoints of the largest experiment; times the experiments that run side by side
+    in_the_end: Count  # trunks, and best checkpoints and weights of all of them, where they are asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,41 +127,59 @@ class Plan:
         }
 
 
-def plan_from_json(content: Mapping[str, Any]) -> Plan:
-    """The inverse of `Plan.to_json`, also for plans of earlier versions, which say less.
+@dataclass(frozen=True, kw_only=True)
+class _PlanFile(Record):
+    """The fields of plan.json that make a plan; those with a default are missing in files of earlier versions."""
+
+    name: str
+    sizes: tuple[ModelSize, ...]
+    data: DataFacts
+    skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+    experiments: tuple[Experiment, ...]
+    disk: Disk = Disk(per_running=0, in_the_end=0)
+    frame: SweepConstants | None = None
+    final: bool = True
+    forecast: tuple[Experiment, ...] = ()
+    notes: tuple[str, ...] = ()
+    lr: LrFound | None = None
+    price: Price | None = None
+
+
+def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
+    """Return the plan in the text of plan.json or its parsed object, of an earlier version too.
 
     Raises:
-        KeyError, TypeError: the content is not a plan of this schema.
+        ValueError: the content is not a plan of this schema.
     """
-    sizes = tuple(_size(s) for s in content["sizes"])
-    measurements = Measurements(
-        sizes=sizes, data=value_of(DataFacts, content["data"]), skipped=tuple(content["skipped"])
+    try:
+        found = value_of(_PlanFile, content)
+    except ValueError:
+        found = value_of(_PlanFile, _with_whole_recipes(content))
+    old_constants = SweepConstants(
+        identity="", base_budget=min((e.budget for e in found.experiments), default=0.0), warmup_limit=0
     )
-    experiments = tuple(map(experiment_from_json, content["experiments"]))
-    lr, price = content.get("lr"), content.get("price")
-    old_constants = {
-        "identity": "",
-        "base_budget": min((e.budget for e in experiments), default=0.0),
-        "warmup_limit": 0,
-    }
     return Plan(
-        name=content["name"],
-        experiments=experiments,
-        measurements=measurements,
-        warnings=tuple(content["warnings"]),
-        disk=value_of(Disk, content.get("disk", {"per_running": 0, "in_the_end": 0})),
-        constants=value_of(SweepConstants, content.get("frame", old_constants)),
-        final=content.get("final", True),
-        forecast=tuple(map(experiment_from_json, content.get("forecast", ()))),
-        notes=tuple(content.get("notes", ())),
-        lr=None if lr is None else value_of(LrFound, {**lr, "optima": tuple(map(tuple, lr["optima"]))}),
-        price=None if price is None else price_from_json(price),
+        name=found.name,
+        experiments=found.experiments,
+        measurements=Measurements(sizes=found.sizes, data=found.data, skipped=found.skipped),
+        warnings=found.warnings,
+        disk=found.disk,
+        constants=found.frame or old_constants,
+        final=found.final,
+        forecast=found.forecast,
+        notes=found.notes,
+        lr=found.lr,
+        price=found.price,
     )
 
 
-def _size(content: Mapping[str, Any]) -> ModelSize:
-    tables = tuple(map(tuple, content.get("tables", ())))
-    return value_of(ModelSize, {**content, "uncounted": tuple(content.get("uncounted", ())), "tables": tables})
+def _with_whole_recipes(content: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
+    parsed = json.loads(content) if isinstance(content, bytes) else content
+    if not isinstance(parsed, Mapping):
+        return {}
+    old = {name: parsed.get(name, []) for name in ("experiments", "forecast")}
+    return {**parsed, **{name: list(map(with_whole_recipe, some)) for name, some in old.items()}}
 
 
 def priced(

@@ -5,29 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.slots import Seconds, Start, choose_starts, lower_bound, own_seconds
-from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.storage.codec import NON_EMPTY, Amount, Count, PositiveFloat, PositiveInt, Record
 
 FULL_GRID = 7  # sizes of each budget in the grid that published sweeps run
 LONGEST_CORNER = 1.1  # times the lower bound, above which one longest experiment is to blame
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rates:
+class Rates(Record):
     """How fast experiments run. Either a rate, or what `check` measured."""
 
-    step_seconds: Mapping[str, tuple[float, float]]  # by size: FLOPs of one step, and its seconds
-    slots: int = 1
-    more_steps: float = 0.0  # what evaluating takes, in steps of the same size
-    fixed_seconds: float = 0.0  # of every experiment besides its steps: building, saving
-    start_seconds: float = 0.0  # of the cluster and the workers, once
+    # By size: FLOPs of one step, and its seconds
+    step_seconds: Annotated[Mapping[str, tuple[PositiveFloat, PositiveFloat]], NON_EMPTY]
+    slots: PositiveInt = 1
+    more_steps: Amount = 0.0  # what evaluating takes, in steps of the same size
+    fixed_seconds: Amount = 0.0  # of every experiment besides its steps: building, saving
+    start_seconds: Amount = 0.0  # of the cluster and the workers, once
     device: str = ""
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Count | None = None
     source: str = "check"
 
     def seconds(self, e: Experiment) -> float:
@@ -55,16 +56,12 @@ class Rates:
         return asdict(self)
 
 
-def rates_from_json(content: Mapping[str, Any]) -> Rates:
-    """The inverse of `Rates.to_json`.
+@dataclass(frozen=True, kw_only=True)
+class RecordedRates(Record):
+    """What `check` measured, and of which sweep."""
 
-    Raises:
-        KeyError, TypeError, ValueError: the content is no such thing.
-    """
-    steps = {str(size): (float(f), float(s)) for size, (f, s) in content["step_seconds"].items()}
-    if not steps:
-        raise ValueError("no rates")
-    return Rates(**{**content, "step_seconds": steps})
+    identity: str  # as `SweepConstants.identity`
+    rates: Rates
 
 
 def stated_rate(flops_per_second: float, slots: int) -> Rates:
@@ -73,22 +70,22 @@ def stated_rate(flops_per_second: float, slots: int) -> Rates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Price:
+class Price(Record):
     """The price of what is still to be run. Seconds are None without a rate."""
 
-    experiments: int
-    forecast: int  # of them, not decided yet
-    flops: float  # executed
-    flops_separate: float  # the same experiments, each as a run of its own
-    flops_full_grid: float  # every budget with `FULL_GRID` sizes, each a run of its own
+    experiments: Count
+    forecast: Count  # of them, not decided yet
+    flops: Amount  # executed
+    flops_separate: Amount  # the same experiments, each as a run of its own
+    flops_full_grid: Amount  # every budget with `FULL_GRID` sizes, each a run of its own
     starts: tuple[Start, ...] = ()
     start: str = "trunk"
-    slots: int | None = None
-    device_seconds: float | None = None
-    wall_seconds: float | None = None
-    bound_seconds: float | None = None
-    money: float | None = None
-    peak_memory_bytes: int | None = None
+    slots: PositiveInt | None = None
+    device_seconds: Amount | None = None
+    wall_seconds: Amount | None = None
+    bound_seconds: Amount | None = None
+    money: Amount | None = None
+    peak_memory_bytes: Count | None = None
     source: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -143,12 +140,6 @@ def price_of(
         peak_memory_bytes=rates.peak_memory_bytes,
         source=rates.source,
     )
-
-
-def price_from_json(content: Mapping[str, Any]) -> Price:
-    """The inverse of `Price.to_json`."""
-    starts = tuple(value_of(Start, start) for start in content.get("starts", ()))
-    return value_of(Price, {**content, "starts": starts})
 
 
 def _by_flops(e: Experiment) -> float:

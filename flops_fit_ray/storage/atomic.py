@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
+import re
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +23,7 @@ from flops_fit_ray.errors import StorageError
 from flops_fit_ray.storage.object_store import Answer, ObjectPath, Place
 
 SEAL = "sealed_sha256"
+_SEAL = re.compile(rb'"sealed_sha256"\s*:\s*"([^"]*)"')
 NO_SEAL = 64 * "0"  # stands where the digest will, while it is taken
 
 RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0)  # between tries of a request to an object store, which has its bad moments
@@ -174,33 +178,55 @@ def write_json(path: Place, content: Mapping[str, Any], *, once: bool = False, s
     write_bytes(path, raw, once=once)
 
 
-def _bytes_of(path: Path) -> bytes:
-    with path.open("rb", buffering=0) as file:  # faster than `read_bytes`, and a sweep may have 10,000 of them
+def read_file(path: Place) -> bytes:
+    """Return the whole content of a regular file or an object.
+
+    Raises:
+        OSError: there is none, or it is something else: a pipe would be waited for, a device never ends.
+    """
+    if isinstance(path, ObjectPath):
+        return patiently(path.read_bytes)
+    with io.FileIO(path, opener=_without_waiting) as file:  # faster than `read_bytes`, 10,000 times
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.readall()
 
 
-def read_json(path: Place) -> dict[str, Any] | None:
-    """The JSON object in `path`, or None where there is none that can be read.
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a regular file is read as without it
 
-    It is missing, torn, no object, or not what was sealed.
+
+def read_sealed(path: Place) -> bytes | None:
+    """Return the content of a JSON file as it was written; None where it is missing or not what was sealed.
 
     Raises:
         StorageError: an object store does not answer; what it has may well be there.
     """
     try:
-        raw = patiently(path.read_bytes) if isinstance(path, ObjectPath) else _bytes_of(path)
-        content = json.loads(raw.decode())
-    except (FileNotFoundError, ValueError, RecursionError):
+        raw = read_file(path)
+    except (FileNotFoundError, MemoryError):  # more than fits into memory is no file of ours
         return None
     except OSError as e:
         if isinstance(path, ObjectPath):
             raise StorageError(f"{path}: cannot be read: {e}; mend that, then the same command goes on") from e
         return None
-    if not isinstance(content, dict):
-        return None
-    seal = content.get(SEAL)
-    if isinstance(seal, str):
-        unsealed = raw.replace(seal.encode(), NO_SEAL.encode())
-        if hashlib.sha256(unsealed).hexdigest() != seal:
+    seal = _SEAL.search(raw)
+    if seal is not None:
+        unsealed = raw.replace(seal[1], NO_SEAL.encode())
+        if hashlib.sha256(unsealed).hexdigest().encode() != seal[1]:
             return None
-    return content
+    return raw
+
+
+def read_json(path: Place) -> dict[str, Any] | None:
+    """Return the JSON object in `path`; None where it is missing, torn, no object, or not what was sealed.
+
+    Raises:
+        StorageError: as `read_sealed`.
+    """
+    raw = read_sealed(path)
+    try:
+        content = None if raw is None else json.loads(raw.decode())
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

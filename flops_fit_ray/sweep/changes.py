@@ -78,7 +78,7 @@ def recorded_in(paths: SweepPaths) -> Recorded:
     plan: Plan | None = None
     with contextlib.suppress(SpecError):
         spec = read_spec(paths.spec)
-    with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):
+    with contextlib.suppress(ValueError):
         plan = plan_from_json(content)
     return Recorded(paths=paths, spec=spec, plan=plan)
 

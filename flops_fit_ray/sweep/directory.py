@@ -19,8 +19,8 @@ from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha256, results_table
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
 from flops_fit_ray.spec import SweepSpec, read_spec
-from flops_fit_ray.storage.atomic import read_json
-from flops_fit_ray.storage.codec import without_collection
+from flops_fit_ray.storage.atomic import read_sealed
+from flops_fit_ray.storage.codec import Record, value_of, without_collection
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SweepPaths
 
@@ -64,6 +64,14 @@ class LrCheck:
             f"LR-limited: at C = {self.budget:g}, size {self.size}, {self.factor:g} times the learning rate is better "
             f"by {self.gain:.3g}: the valleys are not those of well tuned models"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Origin(Record):
+    """The fields of plan.json that say how its sweep is run."""
+
+    command: str
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -308,11 +316,11 @@ def open_sweep(root: Path) -> Sweep:
         raise DirectoryError(f"{root}: no such directory; `flops-fit-ray run` makes one")
     if not paths.plan.exists() or not paths.spec.exists():
         raise DirectoryError(f"{root}: is not a sweep directory (no {paths.plan.name}); give one that `run` made")
-    content = read_json(paths.plan) or {}
+    content = read_sealed(paths.plan) or b""
     with without_collection():
         try:
-            plan, command = plan_from_json(content), str(content["command"])
-        except (KeyError, TypeError) as e:
+            plan, origin = plan_from_json(content), value_of(_Origin, content)
+        except ValueError as e:
             raise DirectoryError(f"{paths.plan}: cannot be read as a plan; `flops-fit-ray run` writes it again") from e
         outcomes = Ledger(paths).outcomes(e.key for e in plan.experiments)
     return Sweep(
@@ -321,6 +329,6 @@ def open_sweep(root: Path) -> Sweep:
         plan=plan,
         results=tuple(o for o in outcomes if isinstance(o, Result)),
         failures=tuple(o for o in outcomes if isinstance(o, Failure)),
-        command=command,
-        base=None if content.get("base") is None else Path(str(content["base"])),
+        command=origin.command,
+        base=None if origin.base is None else Path(origin.base),
     )

@@ -24,7 +24,7 @@ from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.service.runs.launch import Launcher, Look
 from flops_fit_ray.service.runs.specs import Specs, StoredSpec
 from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
-from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.storage.codec import Record, value_of
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.object_store import names_in
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
@@ -52,7 +52,7 @@ class More:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class Start(Record):
     """One run of a sweep, as it was asked for."""
 
     sweep: str
@@ -277,6 +277,6 @@ def _digest(content: Any) -> str:
 
 def _read_start(path: Path) -> Start | None:
     content = read_json(path)
-    with contextlib.suppress(KeyError, TypeError):
+    with contextlib.suppress(ValueError):
         return None if content is None else value_of(Start, content)
     return None

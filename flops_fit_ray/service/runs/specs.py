@@ -17,7 +17,7 @@ from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.spec import SweepSpec, spec_from_bytes
 from flops_fit_ray.storage.atomic import read_json, write_json
-from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.storage.codec import Record, value_of
 from flops_fit_ray.storage.object_store import names_in
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
@@ -25,7 +25,7 @@ MAX_SPECS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredSpec:
+class StoredSpec(Record):
     """A spec as it was handed in."""
 
     id: str
@@ -111,5 +111,5 @@ class Specs:
         content = read_json(self._paths.spec(spec_id))
         try:
             return None if content is None else value_of(StoredSpec, content)
-        except KeyError:
+        except ValueError:
             return None

@@ -169,7 +169,7 @@ BAD: dict[str, Case] = {
     "size 0": Case(changes={"model.sizes": [0, 4, 8]}, words=("model.sizes: [0] are not positive whole numbers",)),
     "size negative": Case(changes={"model.sizes": [-4, 4, 8]}, words=("model.sizes: [-4] are not positive",)),
     "size twice": Case(changes={"model.sizes": [4, 4, 8]}, words=("model.sizes: [4] are given twice",)),
-    "size fractional": Case(changes={"model.sizes": [4.5, 8, 16]}, words=("model.sizes.0", "integer", "4.5")),
+    "size fractional": Case(changes={"model.sizes": [4.5, 8, 16]}, words=("model.sizes.0", "whole number", "4.5")),
     "dataset not found": Case(changes={"data.train": "parts:missing"}, words=("data.train", "/data/train.npy")),
     "token file not found": Case(changes=_tokens(), words=("data.train", "tokens.bin")),
     "dataset empty": Case(changes={"data.kwargs": {"samples": 0}}, words=("data.train: is empty",)),
@@ -204,7 +204,7 @@ BAD: dict[str, Case] = {
     "resources in the plural": Case(
         changes={"resources_per_trial": {"gpus": 1}}, words=("resources_per_trial", "gpus", "did you mean 'gpu'")
     ),
-    "resources a word": Case(changes={"resources_per_trial": "atuo"}, words=("resources_per_trial", "'auto'", "atuo")),
+    "resources a word": Case(changes={"resources_per_trial": "atuo"}, words=("resources_per_trial", "or auto", "atuo")),
     "workers do not divide": Case(changes={"workers_per_trial": 3}, words=("workers_per_trial: 3", "batch_size 8")),
     "workers share a share": Case(
         changes={"workers_per_trial": 2, "resources_per_trial": "auto"}, words=("resources_per_trial: auto", "workers")

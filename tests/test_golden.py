@@ -101,7 +101,7 @@ def test_a_directory_of_the_future_is_refused_in_words(tmp_path: Path, capsys: p
     with pytest.raises(SystemExit) as ended:
         main(["status", str(root)])
     assert ended.value.code == 2
-    assert "schema_version: input should be 1 (got 2)" in capsys.readouterr().err
+    assert "schema_version: must be 1 (got 2)" in capsys.readouterr().err
     (root / "plan.json").write_text(json.dumps({**plan, "schema_version": 2}))
     before = sorted(path.name for path in root.iterdir())
     project = prepare(Case(words=()), tmp_path / "p")

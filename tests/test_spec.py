@@ -50,23 +50,29 @@ def test_mappings_need_no_size_param() -> None:
 
 BAD = [
     ("budgets", "[]", "budgets: has 0 budget(s)"),
-    ("budgets", "1e18", "budgets: input should be a valid list (got 1e+18)"),
+    ("budgets", "1e18", "budgets: must be a list of FLOPs, for example [1e18, 3e18, 1e19] (got 1e+18)"),
     ("budgets", "[1e18]", "budgets: has 1 budget(s)"),
-    ("fit.curve", "quartic", "fit.curve: "),
-    ("fit.window", "2", "fit.window: "),
-    ("fit.pins", "{A: 3}", "fit.pins"),
+    ("fit", "{curve: quartic}", "fit.curve: must be 'parabola', 'cubic' or 'akima' (got 'quartic')"),
+    ("fit", "{window: 2}", "fit.window: must be greater than or equal to 3 (got 2)"),
+    ("fit", "{pins: {A: 3}}", "fit.pins.A: must be 'E', 'alpha' or 'beta' (got 'A')"),
+    ("train", "", "train: is empty; give keys such as batch_size, micro_batch_size, precision below it, or remove it"),
+    ("train.lr", "1", "'train.lr': unknown key; a key holds no dots; write train: {lr: ...}"),
     ("budgets", "[1e18, 1e18]", "budgets: [1e+18] are given twice"),
-    ("budgets", "[1e18, 1e18x]", "budgets.1.flops: input should be a valid number"),
-    ("budgets", "[1e18, 0]", "budgets.1.flops: must be a positive, finite number (got 0)"),
-    ("budgets", "[1e18, -1]", "budgets.1.flops: must be a positive, finite number (got -1)"),
-    ("budgets", "[1e18, .nan]", "budgets.1.flops: must be a positive, finite number (got nan)"),
-    ("budgets", "[1e18, .inf]", "budgets.1.flops: must be a positive, finite number (got inf)"),
+    (
+        "budgets",
+        "[1e18, 1e18x]",
+        "budgets.1: must be a number of FLOPs, or a mapping such as {flops: 1e18, sizes: [64, 128, 256]} (got '1e18x')",
+    ),
+    ("budgets", "[1e18, 0]", "budgets.1: must be a positive, finite number (got 0)"),
+    ("budgets", "[1e18, -1]", "budgets.1: must be a positive, finite number (got -1)"),
+    ("budgets", "[1e18, .nan]", "budgets.1: must be a positive, finite number (got nan)"),
+    ("budgets", "[1e18, .inf]", "budgets.1: must be a positive, finite number (got inf)"),
     ("bugets", "[1e18]", "bugets: unknown key; did you mean 'budgets'?"),
     ("model", "{target: 'm:G', size_param: d, sizes: []}", "model.sizes: is empty"),
     ("model", "{target: 'm:G', size_param: d, sizes: [8, 0, 16]}", "model.sizes: [0] are not positive"),
     ("model", "{target: 'm:G', size_param: d, sizes: [8, -8]}", "model.sizes: [-8] are not positive"),
     ("model", "{target: 'm:G', size_param: d, sizes: [8, 16, 8]}", "model.sizes: [8] are given twice"),
-    ("model", "{target: 'm:G', size_param: d, sizes: [8.5]}", "model.sizes.0: input should be a valid integer"),
+    ("model", "{target: 'm:G', size_param: d, sizes: [8.5]}", "model.sizes.0: must be a whole number, or a mapping"),
     ("model", "{target: 'm:G', sizes: [8, 16, 32]}", "spec: model.size_param is missing"),
     ("budgets", "[1e18, {flops: 2e18, sizes: [8, 8]}]", "budgets.1.sizes: [8] are given twice"),
     ("budgets", "[1e18, {flops: 2e18, sizes: [0, 8]}]", "budgets.1.sizes: [0] are not positive"),
@@ -77,7 +83,7 @@ BAD = [
         "model.sizes.stp: unknown key; did you mean 'stop'",
     ),
     ("model", "{target: 'm:G', size_parm: d}", "model.size_parm: unknown key; did you mean 'size_param'?"),
-    ("train", "{batch_size: 0}", "train.batch_size: input should be greater than 0 (got 0)"),
+    ("train", "{batch_size: 0}", "train.batch_size: must be greater than 0 (got 0)"),
     ("train", "{lr: -1}", "train.lr: must be a positive, finite number (got -1)"),
     (
         "train",
@@ -91,21 +97,154 @@ BAD = [
     ),
     ("train", "{optimizer: lion}", "train.optimizer: must be adamw, sgd or your own as module:attribute (got 'lion')"),
     ("train", "{optimizer: sgd}", "train: lr is missing"),
-    ("train", "{decay_fraction: 1}", "train.decay_fraction: input should be less than 1 (got 1)"),
-    ("train", "{warmup_tokens: -3}", "train.warmup_tokens: input should be greater than or equal to 0 (got -3)"),
-    ("train", "{seed: -1}", "train.seed: input should be greater than or equal to 0 (got -1)"),
-    ("train", "{betas: [0.9, 1.0]}", "train.betas: must both lie in [0, 1)"),
+    ("train", "{decay_fraction: 1}", "train.decay_fraction: must be less than 1 (got 1)"),
+    ("train", "{warmup_tokens: -3}", "train.warmup_tokens: must be greater than or equal to 0 (got -3)"),
+    ("train", "{seed: -1}", "train.seed: must be greater than or equal to 0 (got -1)"),
+    ("train", "{betas: [0.9, 1.0]}", "train.betas: must be two numbers in [0, 1), for example [0.9, 0.95]"),
     ("data", "{train: 'd:t', max_epochs: 0}", "data.max_epochs: must be a positive, finite number (got 0)"),
     ("data", "{}", "data.train: is missing"),
     ("resources_per_trial", "{gpu: 0}", "resources_per_trial: asks for nothing"),
-    ("name", "a/b", "name: string should match pattern"),
-    ("schema_version", "2", "schema_version: input should be 1 (got 2)"),
+    ("name", "a/b", "name: must match pattern"),
+    ("schema_version", "2", "schema_version: must be 1 (got 2)"),
 ]
 
 
 @pytest.mark.parametrize(("key", "value", "message"), BAD, ids=[f"{k}={v}" for k, v, _ in BAD])
 def test_bad_values(key: str, value: str, message: str) -> None:
     assert [f for f in faults(with_line(key, value)) if f.startswith(message)], faults(with_line(key, value))
+
+
+SIZES = "a list of sizes, a ladder such as {start: 64, stop: 1024}, or auto"
+SIZE = "a whole number, or a mapping of the constructor's arguments such as {d_model: 64, n_layer: 2}"
+LR = (
+    "a number, a rule {base: 3e-4, at: 1e8, exponent: -0.3}, a table {table: {64: 3e-3}}, auto, or your own as "
+    "module:attribute"
+)
+NUMBERS, TEXTS = [-1.5], ["no-such", ""]
+MAPPINGS: list[Any] = [{"from": "x"}, {"fr-om (x).y": 1}, {}]
+OTHERS: list[Any] = [None, True]
+OF_NO_KIND = [  # a key that takes values of several kinds, what it must be, and values that are of none
+    ("model.sizes", SIZES, [*NUMBERS, *MAPPINGS, *OTHERS, *TEXTS]),
+    ("model.sizes.1", SIZE, [4.5, [1], *OTHERS, *TEXTS]),
+    ("train.lr", LR, [[1], *MAPPINGS, *OTHERS]),
+    ("train.compile", "true, false or auto", [*NUMBERS, 2, [True], *MAPPINGS, None, *TEXTS]),
+    ("train.warmup_tokens", "a whole number or auto", [*NUMBERS, "4.5", [1], *MAPPINGS, *OTHERS, *TEXTS]),
+    ("grid.seeds", "a whole number or auto", [*NUMBERS, [1], *MAPPINGS, *OTHERS, *TEXTS]),
+    ("grid.lr_guard", "true, false or auto", [*NUMBERS, [True], *MAPPINGS, None, *TEXTS]),
+    ("grid.rerun_outliers", "true, false or auto", [*NUMBERS, [True], *MAPPINGS, None, *TEXTS]),
+    ("resources_per_trial", "a mapping such as {gpu: 1} or {cpu: 4}, or auto", [*NUMBERS, [1], *OTHERS, *TEXTS]),
+]
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    """GOOD with one value at a path, of which a number is an index."""
+    content: Any = parse_yaml(GOOD, "s")
+    *parents, last = path.split(".")
+    here = content
+    for name in parents:
+        here = here.setdefault(name, {})
+    here[int(last) if last.isdecimal() else last] = value
+    return dict(content)
+
+
+def faults_with(path: str, value: Any) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        make_spec(with_value(path, value), "s")
+    return list(caught.value.faults)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "value"), [(path, expected, value) for path, expected, many in OF_NO_KIND for value in many]
+)
+def test_a_value_of_no_kind_is_one_fault(path: str, expected: str, value: Any) -> None:
+    assert faults_with(path, value) == [f"{path}: must be {expected} (got {value!r})"]
+
+
+BUDGETS = "budgets: must be a list of FLOPs, for example [1e18, 3e18, 1e19]"
+BUDGET = "budgets.1: must be a number of FLOPs, or a mapping such as {flops: 1e18, sizes: [64, 128, 256]}"
+WANDB = "trackers.wandb: must be a mapping with keys such as project, entity, mode; {} takes every default"
+BETAS = "train.betas: must be two numbers in [0, 1), for example [0.9, 0.95]"
+ONE_FAULT: list[tuple[str, Any, str]] = [
+    ("model.sizes", {"start": 8}, "model.sizes.stop: is missing"),
+    ("model.sizes", {"start": 8, "stp": 9}, "model.sizes.stp: unknown key; did you mean 'stop'?"),
+    ("model.sizes", {"start": "a", "stop": 9}, "model.sizes.start: must be a whole number (got 'a')"),
+    (
+        "model.sizes",
+        {"start": 8, "stop": 16, "ratio-x": 2},
+        "model.sizes.ratio-x: unknown key; did you mean 'ratio'?",
+    ),
+    ("model.sizes", {"start": 9, "stop": 8}, "model.sizes: stop (8) must be larger than start (9)"),
+    ("model.sizes.1", {1: 2}, "model.sizes.1.1: must be text (got 1)"),
+    ("train.lr", -1.5, "train.lr: must be a positive, finite number (got -1.5)"),
+    ("train.lr", {"base": 1}, "train.lr: at and exponent are missing"),
+    ("train.lr", {"base": 1, "at": 2}, "train.lr.exponent: is missing"),
+    ("train.lr", {"base": 1, "at": 2, "exponent": "x"}, "train.lr.exponent: must be a number (got 'x')"),
+    ("train.lr", {"base": 1, "at": 2, "exponent": 0, "off": 1}, "train.lr.off: unknown key; did you mean 'of'?"),
+    ("train.lr", {"tabel": {}}, "train.lr.tabel: unknown key; did you mean 'table'?"),
+    ("train.lr", {"table": 3}, "train.lr.table: must be a mapping (got 3)"),
+    ("train.lr", {"table": {8: -1}}, "train.lr.table.8: must be a positive, finite number (got -1)"),
+    ("train.lr", {"table": {"d-x=1": "y"}}, "train.lr.table.'d-x=1': must be a number (got 'y')"),
+    (
+        "train.lr",
+        {"table": {8.5: 1}},
+        "train.lr.table.'8.5': must be a size: a whole number, or its name such as d_model=64,n_layer=2 (got 8.5)",
+    ),
+    ("train.lr", {"table": {8: 1}, "at": 1}, "train.lr.at: unknown key; known keys: table"),
+    ("train.lr", "a:", "train.lr: must be written module:attribute, for example model:GPT (got 'a:')"),
+    ("train.warmup_tokens", -1, "train.warmup_tokens: must be greater than or equal to 0 (got -1)"),
+    ("grid.seeds", 21, "grid.seeds: must be less than or equal to 20 (got 21)"),
+    ("budgets", {"flops": 1e18}, BUDGETS),
+    ("budgets", None, f"{BUDGETS} (got None)"),
+    ("budgets", True, f"{BUDGETS} (got True)"),
+    ("budgets", "1e18", f"{BUDGETS} (got '1e18')"),
+    ("budgets.1", [1], BUDGET),
+    ("budgets.1", None, f"{BUDGET} (got None)"),
+    ("budgets.1", True, f"{BUDGET} (got True)"),
+    ("budgets.1", {}, "budgets.1.flops: is missing"),
+    ("budgets.1", {"flop": 2e18}, "budgets.1.flop: unknown key; did you mean 'flops'?"),
+    ("budgets.1", {"sizes": [8]}, "budgets.1.flops: is missing"),
+    ("resources_per_trial", {"gpu": "x"}, "resources_per_trial.gpu: must be a number (got 'x')"),
+    ("resources_per_trial", {"gpu": None}, "resources_per_trial.gpu: must be a number (got None)"),
+    (
+        "resources_per_trial",
+        {"a-b (c)": -1},
+        "resources_per_trial.'a-b (c)': must be greater than or equal to 0 (got -1)",
+    ),
+    ("resources_per_trial", {}, "resources_per_trial: asks for nothing; give {gpu: 1} or {cpu: 1}"),
+    ("trackers.wandb", True, f"{WANDB} (got True)"),
+    ("trackers.wandb", "my-project", f"{WANDB} (got 'my-project')"),
+    ("trackers.wandb", ["x"], WANDB),
+    ("trackers.wandb", {"pro-ject": "x"}, "trackers.wandb.pro-ject: unknown key; did you mean 'project'?"),
+    ("trackers", {"wand-b": {}}, "trackers.wand-b: unknown key; did you mean 'wandb'?"),
+    ("fit.pins", {"A-0": 1}, "fit.pins.A-0: must be 'E', 'alpha' or 'beta' (got 'A-0')"),
+    ("metrics", {"a b": "x"}, "metrics.'a b': must be written module:attribute, for example model:GPT (got 'x')"),
+    ("train.betas", [1, 2, 3], BETAS),
+    ("train.betas", [[1]], BETAS),
+    ("train.betas", "adam", f"{BETAS} (got 'adam')"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "fault"), ONE_FAULT)
+def test_a_wrong_value_of_a_kind_is_one_fault(path: str, value: Any, fault: str) -> None:
+    assert faults_with(path, value) == [fault]
+
+
+def test_each_kind_of_value_is_read() -> None:
+    for path, value in [
+        ("model.sizes", {"start": 8, "stop": 16}),
+        ("model.sizes", [8, "16", 32.0, {"d": 64}]),
+        ("train.lr", "1e-3"),
+        ("train.lr", {"table": {8: 1, "16": 2}}),
+        ("train.lr", {"base": 1, "at": 2, "exponent": 3}),
+        ("train.lr", "rates:rate"),
+        ("train.compile", "auto"),
+        ("train.warmup_tokens", 1e3),
+        ("resources_per_trial", {"cpu": 2, "tpu-v4": 1}),
+    ]:
+        spec = make_spec(with_value(path, value), "s")
+        assert make_spec(spec.model_dump(), "s") == spec
+    assert make_spec(with_value("train.lr", "1e-3"), "s").train.lr == 1e-3
+    assert make_spec(with_value("model.sizes", [8, "16", 32.0]), "s").model.sizes == [8, 16, 32]
 
 
 def test_all_faults_at_once() -> None:

@@ -5,21 +5,17 @@ Nothing here imports the user's code; the targets stay names until `training.use
 
 from flops_fit_ray.spec.reading import dump_spec, make_spec, parse_yaml, read_spec, spec_from_bytes
 from flops_fit_ray.spec.sections import (
-    Budget,
     CheckpointSection,
     DataSection,
     FitSection,
     GridSection,
-    Ladder,
-    LrRule,
-    LrTable,
     MlflowSection,
-    SizeValue,
     SweepSpec,
     TrackersSection,
     TrainSection,
     WandbSection,
 )
+from flops_fit_ray.spec.values import Budget, Ladder, LrRule, LrTable, SizeValue
 
 __all__ = [
     "Budget",

@@ -2,85 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from flops_fit_ray.formatting import did_you_mean
-
-SizeValue: TypeAlias = int | dict[str, Any]
-
-
-def _positive(value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError("must be a positive, finite number")
-    return value
-
-
-def _is_target(value: str) -> str:
-    module, _, attribute = value.partition(":")
-    if not (module and attribute):
-        raise ValueError("must be written module:attribute, for example model:GPT")
-    return value
-
-
-def _are_sizes(sizes: list[SizeValue]) -> list[SizeValue]:
-    if not sizes:
-        raise ValueError("is empty; give at least 3 sizes, a ladder, or 'auto'")
-    bad = [s for s in sizes if isinstance(s, bool) or (isinstance(s, int) and s <= 0)]
-    if bad:
-        raise ValueError(f"{bad} are not positive whole numbers")
-    twice = [s for i, s in enumerate(sizes) if s in sizes[:i]]
-    if twice:
-        raise ValueError(f"{twice} are given twice")
-    return sizes
-
-
-def _word_or_target(*words: str, also: str = "") -> Callable[[str], str]:
-    def check(value: str) -> str:
-        if value in words or ":" in value:
-            return value if value in words else _is_target(value)
-        hint = did_you_mean(value, words)
-        raise ValueError(
-            f"must be {also}{', '.join(words)} or your own as module:attribute{'; ' + hint if hint else ''}"
-        )
-
-    return check
-
-
-Positive = Annotated[float, AfterValidator(_positive)]
-Target = Annotated[str, AfterValidator(_is_target)]
-Sizes = Annotated[list[SizeValue], AfterValidator(_are_sizes)]
-
-
-class Section(BaseModel):
-    """Frozen; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class Ladder(Section):
-    """Sizes from `start` to `stop`, each about `ratio` times the one before, rounded to `multiple_of`."""
-
-    start: int = Field(gt=0)
-    stop: int = Field(gt=0)
-    ratio: float = Field(default=math.sqrt(2), gt=1)
-    multiple_of: int = Field(default=1, gt=0)
-
-    def sizes(self) -> list[int]:
-        """The steps of the ladder, increasing."""
-        count = math.floor(math.log(self.stop / self.start) / math.log(self.ratio) + 1e-9) + 1
-        raw = (self.start * self.ratio**i for i in range(count))
-        return sorted({max(self.multiple_of, round(x / self.multiple_of) * self.multiple_of) for x in raw})
-
-    @model_validator(mode="after")
-    def _climbs(self) -> Ladder:
-        if self.stop <= self.start:
-            raise ValueError(f"stop ({self.stop}) must be larger than start ({self.start})")
-        return self
+from flops_fit_ray.spec.values import (
+    Betas,
+    BoolOrAuto,
+    Budget,
+    BudgetValue,
+    LearningRate,
+    OptimizerName,
+    Positive,
+    Resources,
+    ScheduleName,
+    Section,
+    SeedsOrAuto,
+    SizesOrLadder,
+    Target,
+    TokensOrAuto,
+)
 
 
 class ModelSection(Section):
@@ -88,8 +31,8 @@ class ModelSection(Section):
 
     target: str
     size_param: str | None = None
-    kwargs: dict[str, Any] = {}
-    sizes: Sizes | Ladder | Literal["auto"] = "auto"
+    kwargs: dict[str, Any] = Field(default={})
+    sizes: SizesOrLadder = "auto"
     flops_per_token: Target | None = None
 
     @model_validator(mode="after")
@@ -104,7 +47,7 @@ class DataSection(Section):
 
     train: str
     eval: str | None = None
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field(default={})
     context: int | None = Field(default=None, gt=0)  # of token files: tokens per sample
     dtype: Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"] = "auto"  # of token files
     eval_fraction: float = Field(default=0.05, ge=0, lt=1)
@@ -123,53 +66,26 @@ class DataSection(Section):
         return self
 
 
-class LrRule(Section):
-    """lr = base · (x / at) ^ exponent, where x is the size value or the parameter count."""
-
-    base: Positive
-    at: Positive
-    exponent: float
-    of: Literal["params", "size"] = "params"
-
-
-class LrTable(Section):
-    """One learning rate per size, by the size's name in the plan: a number, or `d_model=64,n_layer=2`."""
-
-    table: dict[int | str, Positive]
-
-
 class TrainSection(Section):
     """How every experiment is trained. What depends on its own D is worked out by the plan."""
 
     batch_size: int = Field(default=32, gt=0)
     micro_batch_size: int | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    compile: bool | Literal["auto"] = False
+    compile: BoolOrAuto = False
     cuda_graph: bool = False
-    optimizer: Annotated[str, AfterValidator(_word_or_target("adamw", "sgd"))] = "adamw"
-    lr: (
-        Positive
-        | LrRule
-        | LrTable
-        | Annotated[str, AfterValidator(_word_or_target("auto", also="a number, a rule, a table, "))]
-    ) = "auto"
-    betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: OptimizerName = "adamw"
+    lr: LearningRate = "auto"
+    betas: Betas = (0.9, 0.95)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: Positive | None = 1.0
-    schedule: Annotated[str, AfterValidator(_word_or_target("wsd", "cosine", "linear", "constant"))] = "wsd"
+    schedule: ScheduleName = "wsd"
     decay_shape: Literal["linear", "1-sqrt"] = "linear"
     decay_fraction: float = Field(default=0.2, gt=0, lt=1)
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
-    warmup_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    warmup_tokens: TokensOrAuto = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
-
-    @field_validator("betas")
-    @classmethod
-    def _in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= b < 1 for b in betas):
-            raise ValueError("must both lie in [0, 1)")
-        return betas
 
     @model_validator(mode="after")
     def _lr_known(self) -> TrainSection:
@@ -194,19 +110,12 @@ class GridSection(Section):
     max_experiments: int = Field(default=80, gt=0)
     trunk: bool = True  # larger budgets of a size go on from the trunk of the smaller ones (wsd only)
     start: Literal["auto", "trunk", "scratch"] = "auto"  # auto: from scratch where that finishes earlier
-    lr_guard: bool | Literal["auto"] = "auto"  # probe learning rates first, where train.lr is auto
+    lr_guard: BoolOrAuto = "auto"  # probe learning rates first, where train.lr is auto
     lr_check: Literal["auto", "all", "lower", "none"] = (
         "auto"  # twice and half the rate at minima; lower: but the top two
     )
-    seeds: Annotated[int, Field(ge=0, le=20)] | Literal["auto"] = "auto"  # more seeds at the two smallest minima
-    rerun_outliers: bool | Literal["auto"] = "auto"
-
-
-class Budget(Section):
-    """One compute budget C in FLOPs; `sizes` narrows the sweep's sizes for this budget."""
-
-    flops: Positive
-    sizes: Sizes | None = None
+    seeds: SeedsOrAuto = "auto"  # more seeds at the two smallest minima
+    rerun_outliers: BoolOrAuto = "auto"
 
 
 class CheckpointSection(Section):
@@ -273,12 +182,12 @@ class SweepSpec(Section):
     model: ModelSection
     data: DataSection
     loss: str = "cross_entropy"
-    budgets: list[Budget]
+    budgets: list[BudgetValue]
     train: TrainSection = TrainSection()
     grid: GridSection = GridSection()
     checkpoint: CheckpointSection = CheckpointSection()
-    metrics: dict[str, Target] = {}
-    resources_per_trial: dict[str, Annotated[float, Field(ge=0)]] | Literal["auto"] = {"gpu": 1}  # of each worker
+    metrics: dict[str, Target] = Field(default={})
+    resources_per_trial: Resources = Field(default={"gpu": 1})  # of each worker
     workers_per_trial: int = Field(default=1, gt=0, le=1024)  # that share every batch of an experiment
     shard_model: bool = False  # over the workers of an experiment, each with its part of weights and optimizer states
     max_retries: int = Field(default=3, ge=0, le=1000)  # of an experiment whose worker or node died, without progress
@@ -288,10 +197,10 @@ class SweepSpec(Section):
 
     @field_validator("budgets", mode="before")
     @classmethod
-    def _numbers_are_budgets(cls, budgets: Any) -> Any:
-        if not isinstance(budgets, Sequence) or isinstance(budgets, str):
-            return budgets
-        return [b if isinstance(b, Mapping | Budget) else {"flops": b} for b in budgets]
+    def _is_a_list(cls, budgets: Any) -> Any:
+        if not isinstance(budgets, Sequence) or isinstance(budgets, str | bytes):
+            raise ValueError("must be a list of FLOPs, for example [1e18, 3e18, 1e19]")
+        return budgets
 
     @field_validator("budgets")
     @classmethod

@@ -1,0 +1,268 @@
+"""The values that a spec's keys take: checked numbers and names, and the keys that take values of several kinds.
+
+A key of several kinds is a union with a discriminator: the kind is chosen first, and only that kind's faults are
+reported. A value of no kind is one fault, which lists the kinds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+
+from flops_fit_ray.formatting import did_you_mean
+
+ALMOST = 0.75  # likeness of two keys (difflib) from which one is taken for a misspelling of the other
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _positive(value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError("must be a positive, finite number")
+    return value
+
+
+def _is_target(value: str) -> str:
+    module, _, attribute = value.partition(":")
+    if not (module and attribute):
+        raise ValueError("must be written module:attribute, for example model:GPT")
+    return value
+
+
+def _word_or_target(*words: str, also: str = "") -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value in words or ":" in value:
+            return value if value in words else _is_target(value)
+        hint = did_you_mean(value, words)
+        raise ValueError(
+            f"must be {also}{', '.join(words)} or your own as module:attribute{'; ' + hint if hint else ''}"
+        )
+
+    return check
+
+
+def _are_betas(value: Any, read: Callable[[Any], tuple[float, float]]) -> tuple[float, float]:
+    try:
+        betas = read(value)
+    except ValidationError:
+        betas = (math.nan, math.nan)
+    if not all(0 <= b < 1 for b in betas):
+        raise ValueError("must be two numbers in [0, 1), for example [0.9, 0.95]")
+    return betas
+
+
+Positive = Annotated[float, AfterValidator(_positive)]
+Target = Annotated[str, AfterValidator(_is_target)]
+Betas = Annotated[tuple[float, float], WrapValidator(_are_betas)]
+OptimizerName = Annotated[str, AfterValidator(_word_or_target("adamw", "sgd"))]
+ScheduleName = Annotated[str, AfterValidator(_word_or_target("wsd", "cosine", "linear", "constant"))]
+
+
+class Ladder(Section):
+    """Sizes from `start` to `stop`, each about `ratio` times the one before, rounded to `multiple_of`."""
+
+    start: int = Field(gt=0)
+    stop: int = Field(gt=0)
+    ratio: float = Field(default=math.sqrt(2), gt=1)
+    multiple_of: int = Field(default=1, gt=0)
+
+    def sizes(self) -> list[int]:
+        """The steps of the ladder, increasing."""
+        count = math.floor(math.log(self.stop / self.start) / math.log(self.ratio) + 1e-9) + 1
+        raw = (self.start * self.ratio**i for i in range(count))
+        return sorted({max(self.multiple_of, round(x / self.multiple_of) * self.multiple_of) for x in raw})
+
+    @model_validator(mode="after")
+    def _climbs(self) -> Ladder:
+        if self.stop <= self.start:
+            raise ValueError(f"stop ({self.stop}) must be larger than start ({self.start})")
+        return self
+
+
+# Kinds of values ------------------------------------------------------------------------------------------------------
+
+
+def _kinds(expected: str, **accepts: Callable[[Any], bool]) -> Discriminator:
+    """Choose the first kind, by its tag, that accepts a value; a value of no kind must be `expected`."""
+
+    def tag_of(value: Any) -> str | None:
+        return next((tag for tag, accept in accepts.items() if accept(value)), None)
+
+    return Discriminator(tag_of, custom_error_type="no_such_kind", custom_error_message=f"must be {expected}")
+
+
+def _number(kind: type[int] | type[float]) -> Callable[[Any], bool]:
+    """Accept what pydantic reads as a number of this kind, such as 8.0 or "8"; but not true and false."""
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+
+    def accepts(value: Any) -> bool:
+        try:
+            adapter.validate_python(value)
+        except ValidationError:
+            return False
+        return not isinstance(value, bool)
+
+    return accepts
+
+
+def _like(section: type[Section]) -> Callable[[Any], bool]:
+    """Accept the section itself, and a mapping with one of its keys, misspelt or not."""
+
+    def accepts(value: Any) -> bool:
+        if isinstance(value, section):
+            return True
+        keys = [str(key) for key in value] if isinstance(value, Mapping) else []
+        return any(difflib.get_close_matches(key, section.model_fields, 1, ALMOST) for key in keys)
+
+    return accepts
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | BaseModel)
+
+
+def _is_switch(value: Any) -> bool:
+    try:
+        _SWITCH.validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+_SWITCH = TypeAdapter(bool)
+_whole, _real = _number(int), _number(float)
+
+Auto = Annotated[Literal["auto"], Tag("auto")]
+
+BoolOrAuto = Annotated[
+    Annotated[bool, Tag("bool")] | Auto, _kinds("true, false or auto", auto=_is_auto, bool=_is_switch)
+]
+_AUTO_OR_WHOLE = _kinds("a whole number or auto", auto=_is_auto, whole=_whole)
+TokensOrAuto = Annotated[Annotated[int, Field(ge=0), Tag("whole")] | Auto, _AUTO_OR_WHOLE]
+SeedsOrAuto = Annotated[Annotated[int, Field(ge=0, le=20), Tag("whole")] | Auto, _AUTO_OR_WHOLE]
+
+SizeValue: TypeAlias = Annotated[
+    Annotated[int, Tag("whole")] | Annotated[dict[str, Any], Tag("arguments")],
+    _kinds(
+        "a whole number, or a mapping of the constructor's arguments such as {d_model: 64, n_layer: 2}",
+        whole=_whole,
+        arguments=_is_mapping,
+    ),
+]
+
+
+def _are_sizes(sizes: list[int | dict[str, Any]]) -> list[int | dict[str, Any]]:
+    if not sizes:
+        raise ValueError("is empty; give at least 3 sizes, a ladder, or 'auto'")
+    bad = [s for s in sizes if isinstance(s, int) and s <= 0]
+    if bad:
+        raise ValueError(f"{bad} are not positive whole numbers")
+    twice = [s for i, s in enumerate(sizes) if s in sizes[:i]]
+    if twice:
+        raise ValueError(f"{twice} are given twice")
+    return sizes
+
+
+Sizes = Annotated[list[SizeValue], AfterValidator(_are_sizes)]
+SizesOrLadder = Annotated[
+    Annotated[Sizes, Tag("list")] | Annotated[Ladder, Tag("ladder")] | Auto,
+    _kinds(
+        "a list of sizes, a ladder such as {start: 64, stop: 1024}, or auto",
+        auto=_is_auto,
+        ladder=_like(Ladder),
+        list=_is_list,
+    ),
+]
+
+
+class LrRule(Section):
+    """lr = base · (x / at) ^ exponent, where x is the size value or the parameter count."""
+
+    base: Positive
+    at: Positive
+    exponent: float
+    of: Literal["params", "size"] = "params"
+
+
+SizeName = Annotated[
+    Annotated[int, Tag("whole")] | Annotated[str, Tag("text")],
+    _kinds("a size: a whole number, or its name such as d_model=64,n_layer=2", text=_is_text, whole=_whole),
+]
+
+
+class LrTable(Section):
+    """One learning rate per size, by the size's name in the plan: a number, or `d_model=64,n_layer=2`."""
+
+    table: dict[SizeName, Positive]
+
+
+_LrWord = Annotated[str, AfterValidator(_word_or_target("auto", also="a number, a rule, a table, "))]
+LearningRate = Annotated[
+    Annotated[Positive, Tag("number")]
+    | Annotated[LrTable, Tag("table")]
+    | Annotated[LrRule, Tag("rule")]
+    | Annotated[_LrWord, Tag("word")],
+    _kinds(
+        "a number, a rule {base: 3e-4, at: 1e8, exponent: -0.3}, a table {table: {64: 3e-3}}, auto, or your own as "
+        "module:attribute",
+        number=_real,
+        table=_like(LrTable),
+        rule=_like(LrRule),
+        word=_is_text,
+    ),
+]
+
+Resources = Annotated[
+    Annotated[dict[str, Annotated[float, Field(ge=0)]], Tag("mapping")] | Auto,
+    _kinds("a mapping such as {gpu: 1} or {cpu: 4}, or auto", auto=_is_auto, mapping=_is_mapping),
+]
+
+
+class Budget(Section):
+    """One compute budget C in FLOPs; `sizes` narrows the sweep's sizes for this budget."""
+
+    flops: Positive
+    sizes: Sizes | None = None
+
+
+def _as_budget(value: Any) -> Any:
+    if isinstance(value, Mapping | Budget):
+        return value
+    if not _real(value):
+        raise ValueError("must be a number of FLOPs, or a mapping such as {flops: 1e18, sizes: [64, 128, 256]}")
+    return {"flops": _positive(float(value))}
+
+
+BudgetValue = Annotated[Budget, BeforeValidator(_as_budget, json_schema_input_type=float | Budget)]

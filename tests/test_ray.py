@@ -344,7 +344,7 @@ BUDGETS = {2e5: 28, 8e5: 56, 3.2e6: 112, 1.28e7: 224}  # C to the middle of its 
 PROJECT = {
     "sweep.yaml": f"""
 name: tiny
-model: {{target: "parts:TruncatedRegression", size_param: features}}
+model: {{target: "parts:Truncated", size_param: features}}
 data: {{train: "parts:data", kwargs: {{samples: 30_000}}}}
 loss: mse
 budgets: {[{"flops": c, "sizes": [round(n * 2 ** (k / 2)) for k in range(-3, 4)]} for c, n in BUDGETS.items()]}

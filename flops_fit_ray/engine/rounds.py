@@ -137,7 +137,7 @@ def make_tuner(
     from flops_fit_ray.engine.searcher import ExperimentSearcher
     from flops_fit_ray.engine.trainable import ExperimentTrainable
 
-    trainable = tune.with_resources(tune.with_parameters(ExperimentTrainable, job=job), _amounts(slots))
+    trainable = tune.with_resources(tune.with_parameters(ExperimentTrainable, context=job), _amounts(slots))
     now = this_round(paths, slots)
     # In an object store its state is kept for people only: what restores from there is the ledger
     restore = restore and not is_remote(paths.root)

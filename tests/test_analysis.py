@@ -98,7 +98,7 @@ def test_a_maximum_is_not_a_minimum() -> None:
     assert "noise, or a bad run among them" in fit_sweep(bump).valleys[0].reason
     assert fit.params_opt is None
     assert "0 budget(s) have an optimum, and a law needs 2" in fit.problem
-    with pytest.raises(FitError, match="there is no law to predict from"):
+    with pytest.raises(FitError, match="there is no scaling law to predict from"):
         predict(fit, 1e20)
 
 
@@ -122,7 +122,7 @@ def test_meaningless_values_are_refused(bad: float) -> None:
     points = sweep_on(BESIROGLU, BUDGETS)
     loss = points.loss.copy()
     loss[3] = bad
-    with pytest.raises(FitError, match=r"loss must be positive and finite, and 1 value\(s\) are not"):
+    with pytest.raises(FitError, match=r"loss must be positive and finite: 1 value\(s\) are not"):
         fit_sweep(replace(points, loss=loss))
 
 
@@ -192,7 +192,7 @@ def test_losses_that_say_nothing_give_no_law() -> None:
     points = sweep_on(BESIROGLU, BUDGETS)
     alike = fit_sweep(replace(points, loss=np.full(len(points), 3.0)))
     assert {v.status for v in alike.valleys} == {"concave"} and alike.params_opt is None
-    assert alike.valleys[0].reason == "all losses are alike"
+    assert alike.valleys[0].reason == "all losses are equal"
     for seed in range(10):  # losses by chance: no law, or one that says how little it knows
         rng = np.random.default_rng(seed)
         n, d = 10 ** rng.uniform(6, 9, 60), 10 ** rng.uniform(8, 11, 60)

@@ -141,7 +141,7 @@ def test_a_fit_that_cannot_be_made_is_exit_1(tmp_path: Path, capsys: pytest.Capt
     assert call("fit", sweep.paths.root) == 1
     assert "no law: " in capsys.readouterr().out
     assert call("predict", "1e9", sweep.paths.root) == 1
-    assert "there is no law to predict from" in capsys.readouterr().err
+    assert "there is no scaling law to predict from" in capsys.readouterr().err
     assert call("status", sweep.paths.root) == 0
     assert "go on with: flops-fit-ray run" in capsys.readouterr().out
 

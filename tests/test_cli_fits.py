@@ -189,7 +189,7 @@ def test_mistakes_are_exit_2_without_a_traceback(
     cases: list[tuple[list[object], str]] = [
         (["fit", table, "--column", "loss"], "must be NAME=VALUE"),
         (["fit", table, "--column", "loss=nope"], "there is no such column"),
-        (["fit", table, "--where", "N=5"], "no row has it"),
+        (["fit", table, "--where", "N=5"], "no row has that value"),
         (["fit", table, "--pin", "A=3"], "only E, alpha and beta"),
         (["fit", table, "--pin", "E=x"], "must be a number"),
         (["fit", table, "--window", "2"], "is not in the range"),
@@ -214,4 +214,4 @@ def test_mistakes_are_exit_2_without_a_traceback(
     assert call("predict", "--hours", "1", table) == 1
     assert "a wall-clock budget needs" in capsys.readouterr().err
     assert call("fit", table, "--method", "envelope") == 1
-    assert "there are no training curves" in capsys.readouterr().err
+    assert "needs training curves, and there are none" in capsys.readouterr().err

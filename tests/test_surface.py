@@ -8,8 +8,8 @@ import pytest
 
 from flops_fit_ray.analysis import FitOptions, fit_sweep, predict
 from flops_fit_ray.analysis.surface import SurfaceOptions, bootstrap_surface, fit_cost_law, fit_surface, refit_surfaces
-from flops_fit_ray.analysis.surface.estimate import _frame, _verdict
-from flops_fit_ray.analysis.surface.huber import LOWER, UPPER, Problem, derivatives
+from flops_fit_ray.analysis.surface.estimate import _scaled, _status
+from flops_fit_ray.analysis.surface.huber import LOWER, UPPER, HuberProblem, derivatives
 from flops_fit_ray.errors import FitError
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, Surface, optimum, points_from, scattered, sweep_on
 
@@ -68,7 +68,7 @@ def test_gradient_and_hessian_are_those_of_the_objective() -> None:
     points = scattered(BESIROGLU, 30, noise=0.02)
     x, y = np.log(points.params), np.log(points.tokens)
     x, y = x - x.mean(), y - y.mean()
-    problem = Problem(x=x, y=y, delta=0.01, undertuned=0.4, free=np.ones(5, dtype=bool))
+    problem = HuberProblem(x=x, y=y, delta=0.01, undertuned=0.4, free=np.ones(5, dtype=bool))
     rng = np.random.default_rng(0)
     theta = np.array([[-1.0, 0.3, -1.2, 0.35, 0.6]])
     log_loss, w = np.log(points.loss)[None, :], rng.uniform(0.5, 2, (1, 30))
@@ -231,18 +231,18 @@ def test_intervals_of_surfaces_cover_what_they_say(noise: float, loss: str) -> N
 def test_every_status_has_its_case() -> None:
     points = scattered(BESIROGLU, 40, noise=0.01)
     options = SurfaceOptions(loss="huber")
-    frame, ones = _frame(points, options), np.ones(40)
+    frame, ones = _scaled(points, options), np.ones(40)
     start = np.array([-1.0, 0.3, -1.0, 0.3, 0.5])
-    assert _verdict(frame, start, start, False, ones)[0] == "did_not_move"
-    assert _verdict(frame, start + 0.1, start, False, ones)[0] == "not_converged"
-    assert _verdict(frame, start, start - 1, True, ones)[0] == "converged"
+    assert _status(frame, start, start, False, ones)[0] == "did_not_move"
+    assert _status(frame, start + 0.1, start, False, ones)[0] == "not_converged"
+    assert _status(frame, start, start - 1, True, ones)[0] == "converged"
     bound = start.copy()
     bound[4] = LOWER[4]
-    assert _verdict(frame, bound, start, True, ones)[0] == "at_bound"
+    assert _status(frame, bound, start, True, ones)[0] == "at_bound"
     ran = start.copy()
     ran[1] = UPPER[1]
-    assert _verdict(frame, ran, start, True, ones)[0] == "unidentified"
-    assert _verdict(frame, np.full(5, np.nan), start, True, ones)[0] == "unidentified"
+    assert _status(frame, ran, start, True, ones)[0] == "unidentified"
+    assert _status(frame, np.full(5, np.nan), start, True, ones)[0] == "unidentified"
     line = np.linspace(-1, 1, 40)  # nearly one line: only a ten-thousandth tells N from D
     thin = replace(frame, x=line, y=line * (1 + 1e-7))
-    assert _verdict(thin, np.array([-1.0, 0.3, -1.0, 0.3, 0.5]), start - 1, True, ones)[0] == "ill_conditioned"
+    assert _status(thin, np.array([-1.0, 0.3, -1.0, 0.3, 0.5]), start - 1, True, ones)[0] == "ill_conditioned"

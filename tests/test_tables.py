@@ -95,7 +95,7 @@ def test_one_of_c_n_and_d_follows_from_the_others(tmp_path: Path, missing: str) 
     names = {n: n for n in ("params", "tokens", "flops", "loss") if n != missing}
     read = read_table(written(tmp_path / "runs.csv", frame(**names)))
     assert np.allclose(getattr(read.points, missing), getattr(POINTS, missing), rtol=1e-12)
-    assert "is worked out as" in read.derived
+    assert "is computed as" in read.derived
     assert "derived_column" in {flag.code for flag in read.flags}
 
 
@@ -112,7 +112,7 @@ def test_budgets_are_found_by_nearness_and_shown(tmp_path: Path) -> None:
     read = read_table(written(tmp_path / "runs.csv", table))
     assert not read.points.labelled
     assert len(np.unique(read.points.budget)) == 5
-    assert "5 group(s) were found by nearness" in " ".join(map(str, read.flags))
+    assert "grouped by C into 5 group(s)" in " ".join(map(str, read.flags))
     fit = fit_sweep(read.points, QUICK)
     assert fit.default == "valley" and len(fit.optima) == 5
     assert fit.valleys[0].flops == pytest.approx(spent[:5].mean())
@@ -167,7 +167,7 @@ def test_rows_can_be_chosen(tmp_path: Path) -> None:
     table = frame(params="N", tokens="D", flops="C", loss="loss").assign(set=["a", "b"] * 12 + ["a"], used=[True] * 25)
     path = written(tmp_path / "runs.csv", table)
     assert len(read_table(path, Reading(where=[("set", "a"), ("used", "true")])).points) == 13
-    with pytest.raises(SpecError, match="no row has it; it has a, b"):
+    with pytest.raises(SpecError, match="no row has that value; the column has a, b"):
         read_table(path, Reading(where=[("set", "c")]))
     with pytest.raises(SpecError, match="there is no such column"):
         read_table(path, Reading(where=[("sets", "a")]))
@@ -229,10 +229,10 @@ def test_other_definitions_of_n_are_kept(tmp_path: Path) -> None:
         ("runs.csv", "", "cannot be read as a table"),
         ("runs.parquet", "no parquet", "cannot be read as a table"),
         ("runs.json", "{", "cannot be read as a table"),
-        ("runs.json", '"text"', "a list of rows is needed"),
+        ("runs.json", '"text"', "must be a list of rows"),
         ("runs.jsonl", "{]", "cannot be read as a table"),
         ("runs.csv", "N,D,C,loss\n", "has no rows"),
-        ("runs.xlsx", "x", "is no table that can be read"),
+        ("runs.xlsx", "x", "is not a readable table"),
     ],
 )
 def test_what_is_no_table_is_said_in_one_line(tmp_path: Path, name: str, content: str, words: str) -> None:
@@ -293,7 +293,9 @@ def test_what_follows_must_be_a_number_too(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
     path.write_text("N,D,loss\n1e200,1e200,3\n1e6,1e9,3\n")
     read = read_table(path)
-    assert [(r.line, r.reason) for r in read.refused] == [(2, "C is worked out as 6·N·D, and is inf")]
+    assert [(r.line, r.reason) for r in read.refused] == [
+        (2, "C is computed as 6·N·D and is inf, not a positive number")
+    ]
 
 
 def test_checkpoints_of_runs_give_the_envelope(tmp_path: Path) -> None:

@@ -94,14 +94,14 @@ def test_agreement_and_disagreement_of_valleys_and_surface() -> None:
     biased = replace(biased, loss=biased.loss + 0.0005 * rng.standard_normal(len(biased)))
     disagreed = verdict(fit_sweep(biased, SOME), 1e24)
     assert disagreed is not None and disagreed.code == "methods_disagree" and disagreed.severity == "warning"
-    assert "their intervals do not meet" in str(disagreed)
+    assert "the intervals do not overlap" in str(disagreed)
 
 
 def test_the_bias_of_parabolas_is_worked_out_from_the_surface() -> None:
     wide = fit_sweep(sweep_on(HOFFMANN, BUDGETS, window=16, sizes=15), QUICK)
     flag = valley_bias(wide, 1e24)
     truth = predict(wide, 1e24).params / optimum(HOFFMANN, 1e24)[0]
-    assert flag is not None and f"at x{truth:.3g} of it" in str(flag)
+    assert flag is not None and f"by x{truth:.3g}" in str(flag)
     assert valley_bias(fit_sweep(sweep_on(SYMMETRIC, BUDGETS), QUICK), 1e24) is None
 
 
@@ -155,7 +155,7 @@ def test_two_sweeps_differ_where_they_do() -> None:
     assert named["exponent of N_opt"].interval.holds(0.28 / 0.62 - BESIROGLU[4] / (BESIROGLU[3] + BESIROGLU[4]))
     twin = compare(one, one, 1e20)  # one seed for both must not make their draws one
     assert all(d.interval is not None and d.interval.low < d.neutral < d.interval.high for d in twin.differences)
-    with pytest.raises(FitError, match="has no law by valley"):
+    with pytest.raises(FitError, match="has no scaling law from method valley"):
         compare(one, fit_sweep(sweep_on(BESIROGLU, [1e18]), QUICK), 1e20)
 
 

@@ -1,4 +1,4 @@
-"""Arrays in, laws out: valleys, surfaces, intervals, and what they are worth. No files, no torch, no drawing."""
+"""Scaling-law fits from arrays: valleys, surfaces, intervals and diagnostics. No files, no torch, no drawing."""
 
 from flops_fit_ray.analysis.analysis import Analysis, analyse, analysis_to_json
 from flops_fit_ray.analysis.compare import Comparison, compare

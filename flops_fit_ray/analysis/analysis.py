@@ -1,4 +1,4 @@
-"""Everything that can be said of a fit at once: the laws, the answer at a target, how far it can be trusted."""
+"""One object with all results of a fit: predictions, sensitivity, hold-outs, wall-clock laws and warnings."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from flops_fit_ray.analysis.sensitivity import Row, Sensitivity, sensitivity, va
 from flops_fit_ray.analysis.summary import fit_to_json, laws_to_json, pair, plain, prediction_to_json
 from flops_fit_ray.analysis.sweep_fit import SweepFit
 
-TARGET = 10.0  # times the largest fitted C, where no target is named
+TARGET = 10.0  # times the largest fitted C: the target where none is named
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Analysis:
-    """A fit, questioned at `target`; where there is no law, only the fit."""
+    """A fit with its predictions and checks at C = `target`; only the fit where there is no law."""
 
     fit: SweepFit
     target: float | None
-    predictions: tuple[Prediction, ...]  # at the budgets that were asked for
+    predictions: tuple[Prediction, ...]  # at the requested budgets
     sensitivity: Sensitivity | None
-    verdict: Flag | None  # whether valleys and surface agree
-    bias: Flag | None  # of the valleys' curves
+    verdict: Flag | None  # agreement of valleys and surface
+    bias: Flag | None  # of the valleys' curves, against the surface
     hold_outs: tuple[HoldOut, ...]
     loss_hold_out: LossHoldOut | None
     isotime: IsoTime | None
 
     @property
     def top_hold_outs(self) -> list[HoldOut]:
-        """The next budget, predicted from all below it: one for each budget from the third."""
+        """Predictions of each budget, from the third on, by the law through all budgets below it."""
         seen: dict[float, HoldOut] = {}
         for one in self.hold_outs:
             if one.budget not in seen or one.fitted > seen[one.budget].fitted:
@@ -42,14 +42,14 @@ class Analysis:
 
     @property
     def warnings(self) -> tuple[Flag, ...]:
-        """Of the fit, of the two methods' agreement, and of the answers."""
+        """Warnings of the fit, of the agreement of the methods, and of the predictions, each once."""
         flags = [*self.fit.warnings, *(flag for flag in (self.verdict, self.bias) if flag is not None)]
         flags += [flag for prediction in self.predictions for flag in prediction.warnings]
         return tuple(dict.fromkeys(flags))
 
 
 def analyse(fit: SweepFit, at: Sequence[float] = ()) -> Analysis:
-    """Question a fit at the budgets `at`; the first is the target of the panel, without any 10 times the largest C.
+    """Analyse a fit at the budgets `at`; the first, by default 10 times the largest C, is the target of its checks.
 
     Raises:
         FitError: a budget is not a positive number.
@@ -74,7 +74,7 @@ def analyse(fit: SweepFit, at: Sequence[float] = ()) -> Analysis:
 
 
 def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
-    """One object: `analysis.json`, and what `fit --json` prints."""
+    """Return the content of `analysis.json` and of `fit --json`."""
     fit, timed = analysis.fit, analysis.isotime
     predictions = [prediction_to_json(p, fit.options.confidence) for p in analysis.predictions]
     content = {

@@ -1,4 +1,4 @@
-"""The array types that the rooms of the analysis share."""
+"""Array types shared by the modules of the analysis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two sweeps side by side: do they differ, and by how much?"""
+"""Differences between the scaling laws of two sweeps, with intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.doubts import extrapolation_warning
+from flops_fit_ray.analysis.diagnostics import extrapolation_warning
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.law import Interval, Law, interval
 from flops_fit_ray.analysis.methods import MethodName
@@ -18,35 +18,35 @@ from flops_fit_ray.errors import FitError
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One number of both, and how they differ: b - a for exponents and losses, b / a for N and D."""
+    """One number of both sweeps and its difference: b - a for exponents and losses, b / a for N and D."""
 
     name: str
     a: float
     b: float
     difference: float
     interval: Interval | None
-    neutral: float  # the difference of equals: 0, or 1 for a ratio
+    neutral: float  # the value of no difference: 0, or 1 for a ratio
 
     @property
     def differs(self) -> bool | None:
-        """Whether the interval leaves out equality; None without an interval."""
+        """True if the interval excludes equality; None without an interval."""
         return None if self.interval is None else not self.interval.holds(self.neutral)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """At one budget, by one method."""
+    """Differences between two sweeps at one budget, by one method."""
 
     method: MethodName
     budget: float
     confidence: float
     differences: tuple[Difference, ...]
-    extrapolation: tuple[float, float]  # factor beyond the fitted budgets of each
+    extrapolation: tuple[float, float]  # factor beyond the fitted budgets, of each sweep
     warnings: tuple[Flag, ...]
 
 
 def compare(a: SweepFit, b: SweepFit, budget: float, method: MethodName | None = None) -> Comparison:
-    """Exponents, N_opt, D_opt and L_opt of b against a.
+    """Compare exponents, N_opt, D_opt and L_opt of b with those of a at C = `budget`.
 
     Raises:
         FitError: a sweep has no law by the method, or the budget is not a positive number.
@@ -55,10 +55,11 @@ def compare(a: SweepFit, b: SweepFit, budget: float, method: MethodName | None =
     name = method or _common(a, b)
     laws = []
     for which, fit in (("the first", a), ("the second", b)):
-        found = fit.methods.get(name)
-        if found is None or found.laws is None:
-            raise FitError(f"{which} has no law by {name}: {found.reason if found else 'no training curves'}")
-        laws.append(found.laws)
+        result = fit.methods.get(name)
+        if result is None or result.laws is None:
+            reason = result.reason if result else "it has no training curves"
+            raise FitError(f"{which} sweep has no scaling law from method {name}: {reason}; compare by another method")
+        laws.append(result.laws)
     (n_a, d_a, l_a), (n_b, d_b, l_b) = laws
     confidence = a.options.confidence
     rows = (
@@ -90,7 +91,7 @@ def _common(a: SweepFit, b: SweepFit) -> MethodName:
 def _exponent(name: str, a: Law, b: Law, confidence: float) -> Difference:
     draws = None
     if a.draws is not None and b.draws is not None:
-        draws = _apart(a.draws.exponent, b.draws.exponent, ratio=False)
+        draws = _difference_draws(a.draws.exponent, b.draws.exponent, ratio=False)
     return Difference(name=name, a=a.exponent, b=b.exponent, difference=b.exponent - a.exponent,
                       interval=None if draws is None else interval(draws, confidence), neutral=0.0)  # fmt: skip
 
@@ -98,15 +99,18 @@ def _exponent(name: str, a: Law, b: Law, confidence: float) -> Difference:
 def _value(name: str, a: Law, b: Law, budget: float, confidence: float, *, ratio: bool) -> Difference:
     draws = None
     if a.draws is not None and b.draws is not None:
-        draws = _apart(a.draws.at(budget), b.draws.at(budget), ratio=ratio)
-    one, other = a.at(budget), b.at(budget)
-    return Difference(name=name, a=one, b=other, difference=other / one if ratio else other - one,
+        draws = _difference_draws(a.draws.at(budget), b.draws.at(budget), ratio=ratio)
+    first, second = a.at(budget), b.at(budget)
+    return Difference(name=name, a=first, b=second, difference=second / first if ratio else second - first,
                       interval=None if draws is None else interval(draws, confidence),
                       neutral=1.0 if ratio else 0.0)  # fmt: skip
 
 
-def _apart(a: Floats, b: Floats, *, ratio: bool) -> Floats:
-    """Draws of the difference. Both bootstraps may have used one seed, so the second is shuffled: no draw is shared."""
-    number = min(len(a), len(b))
-    shuffled = np.random.default_rng(number).permutation(b)[:number]
-    return np.asarray(shuffled / a[:number] if ratio else shuffled - a[:number])
+def _difference_draws(a: Floats, b: Floats, *, ratio: bool) -> Floats:
+    """Bootstrap draws of b - a, or of b / a.
+
+    Both bootstraps may have used the same seed, so b is permuted: the sweeps are independent, and so must the draws be.
+    """
+    count = min(len(a), len(b))
+    shuffled = np.random.default_rng(count).permutation(b)[:count]
+    return np.asarray(shuffled / a[:count] if ratio else shuffled - a[:count])

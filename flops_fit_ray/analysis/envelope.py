@@ -1,7 +1,7 @@
 """Approach 1: the lower envelope of all training curves over C (Hoffmann et al. 2022, section 3.1).
 
-Its caveat is part of it: a loss read before the end of a schedule is too high, the more so the further the end is away,
-so the envelope compares unfinished runs. Other methods are to be preferred wherever they can be had.
+A loss read before the end of a learning rate schedule is too high, the more so the further away the end is, so the
+envelope is biased. The other methods are preferred wherever they can be fitted.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ CAVEAT = (
     "the envelope compares losses from the middle of learning rate schedules, which are too high; it needs runs whose "
     "schedule does not depend on their length"
 )
-PLACES = 100  # C at which the lowest curve is looked up
+PLACES = 100  # C, evenly spaced in log, at which the lowest curve is looked up
 MIN_RUNS = 3
 MAX_DRAWS = 500
 
 
 def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator) -> Method | None:
-    """The laws of the envelope; None where no run has more than one loss. The bootstrap draws whole runs."""
+    """Fit the laws of the envelope; None where no run has more than one loss. The bootstrap resamples whole runs."""
     if curves is None or curves.run is None or curves.num_runs == len(curves):
         return None
+    # 1) every run on one grid of log C: L, log10 D (runs, PLACES) and N (runs,); NaN outside the run
     curves = smoothed(curves)
     runs, log_c = curves.runs, np.log10(curves.flops)
     places = np.linspace(log_c.min(), log_c.max(), PLACES)
@@ -42,11 +43,14 @@ def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator)
         loss[run, inside] = np.interp(places[inside], log_c[here], curves.loss[here])
         tokens[run, inside] = np.interp(places[inside], log_c[here], np.log10(curves.tokens[here]))
         params[run] = curves.params[here[0]]
+    # 2) the run with the lowest loss at each C
     best = _lowest(loss, params)
     chosen = np.unique(best[best >= 0])
     if len(chosen) < MIN_RUNS:
-        return Method(name="envelope", status="no_law", reason=f"{len(chosen)} run(s) touch the envelope",
+        reason = f"{len(chosen)} run(s) on the envelope, and a law needs {MIN_RUNS}"
+        return Method(name="envelope", status="no_law", reason=reason,
                       params_opt=None, tokens_opt=None, loss_opt=None)  # fmt: skip
+    # 3) power laws through N, D and L of those runs over C
     seen = np.flatnonzero(best >= 0)
     values = (
         params[best[seen]],
@@ -62,7 +66,7 @@ def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator)
 
 
 def _lowest(loss: Floats, params: Floats) -> Ints:
-    """Which run is lowest at every place; -1 unless smaller and larger models are there to compare."""
+    """Index (PLACES,) of the run with the lowest loss; -1 where no smaller or no larger model has a loss there."""
     known = ~np.isnan(loss)
     best = np.where(known, loss, np.inf).argmin(axis=0)
     smallest = np.where(known, params[:, None], np.inf).min(axis=0)
@@ -74,7 +78,7 @@ def _lowest(loss: Floats, params: Floats) -> Ints:
 def _draw(
     loss: Floats, tokens: Floats, params: Floats, places: Floats, draws: int, rng: np.random.Generator
 ) -> tuple[LawDraws, LawDraws, LawDraws]:
-    found = np.full((3, 2, draws), np.nan)
+    laws = np.full((3, 2, draws), np.nan)
     for i in range(draws):
         runs = np.unique(rng.integers(0, len(params), len(params)))
         best = _lowest(loss[runs], params[runs])
@@ -83,6 +87,6 @@ def _draw(
             continue
         rows = runs[best[seen]]
         y = np.stack([np.log10(params[rows]), tokens[rows, seen], np.log10(loss[rows, seen])])
-        found[:, 0, i], found[:, 1, i] = fit_lines(places[seen], y, np.ones(len(seen)))
-    n, d, value = (LawDraws(exponent=law[0], log10_coefficient=law[1]) for law in found)
-    return n, d, value
+        laws[:, 0, i], laws[:, 1, i] = fit_lines(places[seen], y, np.ones(len(seen)))
+    n, d, loss_opt = (LawDraws(exponent=law[0], log10_coefficient=law[1]) for law in laws)
+    return n, d, loss_opt

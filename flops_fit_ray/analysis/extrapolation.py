@@ -1,4 +1,4 @@
-"""How good would a smaller sweep's word have been? Fit the lower budgets, predict the upper ones, compare."""
+"""Hold-out tests of extrapolation: fit the lower budgets, predict the upper ones, compare."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from flops_fit_ray.analysis.surface import fit_surface
 from flops_fit_ray.analysis.sweep_fit import SweepFit
 
 MIN_FITTED = 2
-TOP_SHARE = 0.2  # of the points, held out by C where no label says what the top budget is
+TOP_SHARE = 0.2  # of the points with the largest C, held out where the budgets are not labelled
 
 
 @dataclass(frozen=True, kw_only=True)
 class HoldOut:
-    """N_opt at a budget that was not fitted."""
+    """N_opt at a budget that was held out of the fit."""
 
-    fitted: int  # lowest budgets that were
-    budget: float  # C of the one that was predicted
+    fitted: int  # number of lowest budgets that were
+    budget: float  # C of the held-out one
     extrapolation: float  # over the largest fitted
     predicted: float
     observed: float
@@ -30,13 +30,13 @@ class HoldOut:
 
     @property
     def factor(self) -> float:
-        """How far off: 1 is exact."""
+        """Ratio of predicted and observed N_opt, at least 1; 1 is exact."""
         return max(self.predicted / self.observed, self.observed / self.predicted)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossHoldOut:
-    """Losses of the largest C, predicted by a surface through the others."""
+    """Errors of the losses at the largest C, predicted by a surface through the other points."""
 
     points: int
     extrapolation: float
@@ -45,7 +45,7 @@ class LossHoldOut:
 
 
 def hold_outs(fit: SweepFit) -> list[HoldOut]:
-    """Every cut of the budgets with an optimum into lower ones, fitted, and upper ones, predicted."""
+    """Predict each budget from laws through the lower ones, for every split of the budgets that have an optimum."""
     return list(_hold_outs(fit))
 
 
@@ -72,7 +72,7 @@ def _hold_outs(fit: SweepFit) -> Iterator[HoldOut]:
 
 
 def loss_hold_out(fit: SweepFit) -> LossHoldOut | None:
-    """The surface's own hold-out; None where the rest cannot tell a surface."""
+    """Predict the losses at the largest C by a surface through the rest; None where the rest does not fix a surface."""
     points = fit.points
     top = _top(fit)
     if not top.any() or top.all():

@@ -1,4 +1,4 @@
-"""What to know before trusting a number: a code for programs, a severity, and words for people."""
+"""Warnings about a number: a code for programs, a severity, and a message for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Severity = Literal["info", "warning", "severe"]
 
 @dataclass(frozen=True)
 class Flag:
-    """One thing to know. `code` is stable; the words may change."""
+    """One warning. `code` is stable; the message may change."""
 
     code: str
     severity: Severity
@@ -20,5 +20,5 @@ class Flag:
         return self.message
 
     def to_json(self) -> dict[str, str]:
-        """Plain values."""
+        """Return the flag as a JSON object."""
         return {"code": self.code, "severity": self.severity, "message": self.message}

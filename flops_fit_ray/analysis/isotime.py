@@ -1,4 +1,4 @@
-"""The best model for a wall-clock budget, from the same runs: the surface again, with seconds as the cost."""
+"""The optimal model for a wall-clock budget: the fitted surface with measured seconds as the cost instead of FLOPs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ MIN_TIMED = 3
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IsoTime:
-    """seconds = k · N^c · D on one device as measured, and what follows: the laws are over seconds, not FLOPs."""
+    """The measured cost law seconds = k · N^c · D, and the laws of N_opt, D_opt and L_opt over seconds."""
 
     cost: CostLaw
     method: Method
-    timed: int  # runs whose seconds are known
+    timed: int  # number of runs with known seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimedAnswer:
-    """What to train in so many seconds."""
+    """N, D and loss that are optimal for a wall-clock budget, with intervals."""
 
     seconds: float
     params: float
@@ -38,18 +38,18 @@ class TimedAnswer:
 
 
 def isotime(fit: SweepFit) -> IsoTime | None:
-    """The laws over seconds; None where fewer than 3 runs were timed or no surface could be fitted."""
-    surface, found = fit.methods["surface_huber"].surface, time_law(fit.points)
-    if found is None or surface is None or not surface.usable:
+    """Derive the laws over seconds; None where fewer than 3 runs were timed or there is no surface."""
+    surface, law = fit.methods["surface_huber"].surface, time_law(fit.points)
+    if law is None or surface is None or not surface.usable:
         return None
-    cost, timed = found
+    cost, timed = law
     if cost.n_exponent <= 0:
         return None
     return IsoTime(cost=cost, method=surface_method(replace(surface, cost=cost)), timed=timed)
 
 
 def time_law(points: Points) -> tuple[CostLaw, int] | None:
-    """seconds = k · N^c · D and how many runs it rests on; None with fewer than 3 timed runs or one size."""
+    """Fit seconds = k · N^c · D; return it with its number of runs, None with fewer than 3 timed runs or one size."""
     if points.seconds is None:
         return None
     timed = np.isfinite(points.seconds) & (points.seconds > 0)
@@ -60,13 +60,13 @@ def time_law(points: Points) -> tuple[CostLaw, int] | None:
 
 
 def answer_in(timed: IsoTime, seconds: float, confidence: float) -> TimedAnswer:
-    """N, D and loss for a wall-clock budget.
+    """Predict N, D and loss for a wall-clock budget.
 
     Raises:
         FitError: the time is not a positive number.
     """
     if not (np.isfinite(seconds) and seconds > 0):
-        raise FitError(f"a wall-clock budget must be a positive number of seconds, and is {seconds}")
+        raise FitError(f"a wall-clock budget must be a positive number of seconds (got {seconds})")
     assert timed.method.laws is not None
     n, d, loss = timed.method.laws
     return TimedAnswer(
@@ -80,12 +80,12 @@ def answer_in(timed: IsoTime, seconds: float, confidence: float) -> TimedAnswer:
 
 
 def seconds_of(cost: CostLaw, params: float, tokens: float) -> float:
-    """How long N on D would take at the measured speed."""
+    """Seconds to train N parameters on D tokens at the measured speed."""
     return float(np.exp(cost.log_k + cost.n_exponent * np.log(params)) * tokens)
 
 
 def seconds_interval(cost: CostLaw, fit: SweepFit, budget: float) -> Interval | None:
-    """Over the draws of N_opt and D_opt together."""
+    """Interval of the seconds at the optimum for C = `budget`, over the paired draws of N_opt and D_opt."""
     n, d = fit.params_opt, fit.tokens_opt
     if n is None or d is None or n.draws is None or d.draws is None:
         return None

@@ -1,4 +1,4 @@
-"""One question, several methods: each ends in the same three laws, so that they can be compared."""
+"""Estimates by valleys and surfaces: each method ends in the laws N_opt(C), D_opt(C), L_opt(C), to be compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flops_fit_ray.analysis.valley import Polynomial, Valley
 
 MethodName = Literal["valley", "surface_huber", "surface_squared", "envelope"]
 LawWeights = Literal["equal", "precision"]
-MIN_FOR_SHIFT = 4  # budgets from which the loss law has an irreducible term
+MIN_FOR_SHIFT = 4  # budgets from which the loss law has an irreducible term: one more than its parameters
 METHODS: tuple[MethodName, ...] = ("valley", "surface_huber", "surface_squared", "envelope")
 WORDS: dict[MethodName, str] = {
     "valley": "valleys (approach 2)",
@@ -30,7 +30,7 @@ WORDS: dict[MethodName, str] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Method:
-    """What one method says. Without laws, `reason` says why; with them, it may say what is weak."""
+    """The result of one method. `reason` explains missing laws, or a weakness of those that are there."""
 
     name: MethodName
     status: str  # valley: fitted or no_law; surfaces: their own
@@ -44,20 +44,20 @@ class Method:
 
     @property
     def laws(self) -> tuple[Law, Law, Law] | None:
-        """N_opt, D_opt and L_opt; None where there are none."""
+        """The laws of N_opt, D_opt and L_opt; None where the method has none."""
         if self.params_opt is None or self.tokens_opt is None or self.loss_opt is None:
             return None
         return self.params_opt, self.tokens_opt, self.loss_opt
 
     @property
     def words(self) -> str:
-        """The method's name for people."""
+        """The name of the method for people."""
         return WORDS[self.name]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Minima:
-    """The optima of the valleys in every bootstrap draw: arrays (draws, valleys), NaN where a draw had none."""
+    """The optima of the valleys in every bootstrap draw: arrays (draws, valleys), NaN where a draw has no minimum."""
 
     log10_params: Floats
     log10_tokens: Floats
@@ -74,17 +74,17 @@ class ValleyIntervals:
 
 
 def interior(valleys: Sequence[Valley]) -> list[int]:
-    """Which valleys have an optimum."""
+    """Indices of the valleys that have an optimum."""
     return [i for i, valley in enumerate(valleys) if valley.status == "interior"]
 
 
 def fitted(valleys: Sequence[Valley]) -> list[tuple[int, Polynomial, Ints]]:
-    """The valleys that have a curve: their place, the curve that noise is measured about, and its points."""
+    """Index, curve and point indices of every valley with a polynomial, about which the noise is measured."""
     return [(i, v.smooth, v.index[v.used]) for i, v in enumerate(valleys) if v.smooth is not None]
 
 
 def valley_noise(valleys: Sequence[Valley], points: Points) -> Noise | None:
-    """Scatter about the curves, one group per valley; None where every curve goes through all of its points."""
+    """Estimate the noise about the curves, one group per valley; None where every curve interpolates its points."""
     groups = fitted(valleys)
     if not groups:
         return None
@@ -99,29 +99,32 @@ def valley_noise(valleys: Sequence[Valley], points: Points) -> Noise | None:
 def draw_minima(
     valleys: Sequence[Valley], points: Points, noise: Noise, draws: int, rng: np.random.Generator
 ) -> Minima:
-    """Both stages begin here: new scatter on every point, and the minimum of every valley again."""
+    """Bootstrap the minima: add new noise to all points of a draw at once, and find the minimum of every valley again.
+
+    Laws fitted to these draws carry the noise of the losses through both stages, minima and power law.
+    """
     groups = fitted(valleys)
-    members = np.concatenate([own for _, _, own in groups])
-    group = np.repeat(np.arange(len(groups)), [len(own) for _, _, own in groups])
+    members = np.concatenate([index for _, _, index in groups])
+    group = np.repeat(np.arange(len(groups)), [len(index) for _, _, index in groups])
     scatter = draw_scatter(rng, draws, noise, group, points.runs[members], points.num_runs)
     scatter /= np.sqrt(points.weights[members])
-    found = np.full((3, draws, len(valleys)), np.nan)
+    minima = np.full((3, draws, len(valleys)), np.nan)  # log10 N, log10 D, loss
     for number, (i, _, _) in enumerate(groups):
         valley = valleys[i]
         if valley.status != "interior" or valley.over_params is None or valley.over_tokens is None:
             continue
         here = scatter[:, group == number]
-        found[0, :, i], found[2, :, i] = valley.over_params.minima(here)
-        found[1, :, i], _ = valley.over_tokens.minima(here)
-    found[:, ~np.isfinite(found).all(axis=0) | (found[2] <= 0)] = np.nan
-    return Minima(log10_params=found[0], log10_tokens=found[1], loss=found[2])
+        minima[0, :, i], minima[2, :, i] = valley.over_params.minima(here)
+        minima[1, :, i], _ = valley.over_tokens.minima(here)
+    minima[:, ~np.isfinite(minima).all(axis=0) | (minima[2] <= 0)] = np.nan  # a loss <= 0 has no logarithm
+    return Minima(log10_params=minima[0], log10_tokens=minima[1], loss=minima[2])
 
 
 def valley_intervals(
     valleys: Sequence[Valley], minima: Minima | None, confidence: float
 ) -> list[ValleyIntervals | None]:
-    """Beside the valleys: intervals of their minima, None where there is no minimum or no scatter."""
-    found: list[ValleyIntervals | None] = []
+    """Intervals of the minima, one entry per valley; None without a minimum or without measured noise."""
+    intervals: list[ValleyIntervals | None] = []
     for i, valley in enumerate(valleys):
         n = d = loss = None
         if minima is not None and valley.status == "interior":
@@ -130,8 +133,8 @@ def valley_intervals(
         known = None
         if n is not None and d is not None and loss is not None:
             known = ValleyIntervals(params_opt=_power(n), tokens_opt=_power(d), loss_opt=loss)
-        found.append(known)
-    return found
+        intervals.append(known)
+    return intervals
 
 
 def _power(log10: Interval) -> Interval:
@@ -139,7 +142,7 @@ def _power(log10: Interval) -> Interval:
 
 
 def valley_method(valleys: Sequence[Valley], minima: Minima | None, weights: LawWeights = "equal") -> Method:
-    """Approach 2: straight lines through the log minima, N and D apart."""
+    """Fit approach 2: power laws through the minima of the valleys, N and D separately (Hoffmann et al. 2022, 3.2)."""
     used = interior(valleys)
     draws = 0 if minima is None else len(minima.loss)
     lost = 0 if minima is None or not used else int(np.isnan(minima.loss[:, used]).any(axis=1).sum())
@@ -149,7 +152,7 @@ def valley_method(valleys: Sequence[Valley], minima: Minima | None, weights: Law
         return _no_law("valley", reason)
     flops = np.array([valleys[i].flops for i in used])
     if len(np.unique(flops)) < 2:
-        return _no_law("valley", "all budgets spent the same C")
+        return _no_law("valley", "all budgets spent the same C, and a law needs two that differ")
     values = [np.array([getattr(valleys[i], name) for i in used]) for name in ("params_opt", "tokens_opt", "loss_opt")]
     if not (values[2] > 0).all():
         return _no_law("valley", "the loss at a minimum is not positive, so it has no power law")
@@ -160,21 +163,21 @@ def valley_method(valleys: Sequence[Valley], minima: Minima | None, weights: Law
         fit_power_law(flops, value, _precision(draw) if weights == "precision" else None, draw)
         for value, draw in zip(values, drawn, strict=True)
     ]
-    if len(used) >= MIN_FOR_SHIFT and laws[2].exponent < 0:  # a loss that rises has no irreducible part
+    if len(used) >= MIN_FOR_SHIFT and laws[2].exponent < 0:  # a loss that rises has no irreducible term
         laws[2] = fit_shifted_law(flops, values[2], None if minima is None else minima.loss[:, used])
     return Method(name="valley", status="fitted", reason="", params_opt=laws[0], tokens_opt=laws[1], loss_opt=laws[2],
                   draws=draws, lost_draws=lost)  # fmt: skip
 
 
 def _precision(draws: Floats | None) -> Floats | None:
-    """1 / variance of every minimum's logarithm, over the draws that have it."""
+    """Weights (valleys,): 1 / variance of log10 of each minimum over its draws."""
     if draws is None:
         return None
     return np.asarray(1 / np.maximum(np.nanvar(draws, axis=0), 1e-12))
 
 
 def surface_method(fit: SurfaceFit) -> Method:
-    """Approach 3: the laws that follow from the surface and from what an experiment costs."""
+    """Derive the laws of approach 3 from the surface and the cost law C = k·N^c·D (Hoffmann et al. 2022, 3.3)."""
     name: MethodName = "surface_huber" if fit.loss == "huber" else "surface_squared"
     if not fit.usable or fit.surface is None or fit.cost is None:
         return _no_law(name, fit.reason, status=fit.status, surface=fit)
@@ -195,13 +198,17 @@ def surface_method(fit: SurfaceFit) -> Method:
 
 
 def _surface_laws(surfaces: Surfaces, cost: CostLaw) -> tuple[LawDraws, LawDraws, LawDraws]:
-    """N_opt = k·C^a, D_opt = k'·C^b and L_opt = E + K·C^-gamma, with a = beta/(alpha + c·beta), b = 1 - c·a,
-    gamma = alpha·a; the coefficients are the values at C = 1."""
+    """Laws of N_opt, D_opt and L_opt for many surfaces; the coefficients are the values at C = 1.
+
+    1) N_opt = k_N·C^a with a = beta / (alpha + c·beta)  (Hoffmann et al. 2022, equation 4, for c = 1)
+    2) D_opt = k_D·C^b with b = 1 - c·a, because N^c·D is proportional to C
+    3) L_opt - E = K·C^-gamma with gamma = alpha·a: A·N^-alpha and B·D^-beta fall alike, as alpha·a = beta·b
+    """
     a = surfaces.params_exponent(cost)
     log_n, log_d, loss = surfaces.optimum(1.0, cost)
     e = np.exp(surfaces.log_e)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # At C = 1 the reducible part is many powers of ten above E: no digit of it is lost
+        # At C = 1 the reducible loss is many orders of magnitude above E, so the subtraction loses no digits
         log_excess = np.log10(loss - e)
     ten = np.log(10)
     return (

@@ -1,7 +1,11 @@
-"""Runs that lie off their valley: leave-one-out residuals in standard deviations of their own.
+"""Outliers of a valley by their externally studentised residuals.
 
-A deviation counts by how rare it is: with few degrees of freedom a residual of four standard deviations is nothing
-unusual, so the limit is the four of the normal distribution or Student's, whichever is wider.
+With r_i the residual, h_i the leverage and s² the variance about the curve with df degrees of freedom,
+
+    t_i = r_i / (s_(i)·sqrt(1 - h_i)),   s_(i)² = (df·s² - r_i² / (1 - h_i)) / (df - 1)
+
+where s_(i) leaves point i out. t_i has Student's distribution with df - 1 degrees of freedom: with few of them four
+standard deviations are not unusual, so the limit is 4 or Student's quantile, whichever is larger.
 """
 
 from __future__ import annotations
@@ -14,33 +18,33 @@ from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.valley import Polynomial, Valley, fit_polynomial
 
 OUTLIER = 4.0  # standard deviations, the run itself left out
-RARE = 1e-3  # two-sided chance of a deviation that is called an outlier where degrees of freedom are few
-EXACT = 1e-9  # scatter over loss, below which there is none
-THROUGH = 1e-6  # of leverage left: a curve that goes through a point says nothing of it
+RARE = 1e-3  # two-sided probability beyond Student's quantile
+EXACT = 1e-9  # noise over loss below which the curve fits exactly
+MIN_LEFT = 1e-6  # of 1 - h, below which the curve passes through the point and has no residual there
 
 
 def deviations(curve: Polynomial, sigma: float, df: float) -> Floats:
-    """The leave-one-out residual of each point about its curve, in standard deviations without it; NaN where unknown.
+    """Return t_i of each point (points,); NaN where the curve passes through the point.
 
-    `sigma` and `df` are the noise of the curve's group, this curve's own residuals included.
+    `sigma` and `df` are the noise of the group of curves, with the residuals of this one included.
     """
     left = np.maximum(1 - curve.leverage, 1e-9)
     scaled = curve.residuals / np.sqrt(left)
     rest = np.maximum((df * sigma**2 - scaled**2) / max(df - 1, 1), 1e-300)
-    return np.asarray(np.where(left > THROUGH, scaled / np.sqrt(rest), np.nan))
+    return np.asarray(np.where(left > MIN_LEFT, scaled / np.sqrt(rest), np.nan))
 
 
 def limit(df: float) -> float:
-    """How many standard deviations are too many, with so many degrees of freedom after leaving the run out."""
+    """Smallest |t_i| of an outlier, with `df` degrees of freedom after leaving the point out."""
     from scipy.special import stdtrit
 
     return max(OUTLIER, float(stdtrit(max(df, 1.0), 1 - RARE / 2)))
 
 
 def farthest_outlier(params: Floats, loss: Floats, others: Sequence[Valley]) -> tuple[int, float] | None:
-    """The index and deviation of the run farthest off the parabola of its budget, if it is an outlier.
+    """Index and t_i of the point with the largest residual about the parabola of its budget; None if it is no outlier.
 
-    `others` are valleys whose scatter is taken for the same: they add degrees of freedom.
+    `others` are valleys whose noise is taken for the same: they add degrees of freedom.
     """
     if len(np.unique(params)) <= 3:
         return None
@@ -50,8 +54,8 @@ def farthest_outlier(params: Floats, loss: Floats, others: Sequence[Valley]) -> 
     df = len(loss) - curve.num_coefficients + sum(n for _, n in known)
     if df < 2 or np.sqrt(squares / df) < EXACT * float(np.mean(np.abs(loss))):
         return None
-    found = deviations(curve, float(np.sqrt(squares / df)), df)
-    if not np.isfinite(found).any():
+    t = deviations(curve, float(np.sqrt(squares / df)), df)
+    if not np.isfinite(t).any():
         return None
-    index = int(np.nanargmax(np.abs(found)))
-    return (index, float(found[index])) if abs(found[index]) > limit(df - 1) else None
+    index = int(np.nanargmax(np.abs(t)))
+    return (index, float(t[index])) if abs(t[index]) > limit(df - 1) else None

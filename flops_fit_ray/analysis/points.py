@@ -1,4 +1,4 @@
-"""What every fit starts from: one entry per measured loss, and how entries form budgets and runs."""
+"""The input of every fit: one entry per measured loss, grouped into budgets and runs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ NEARNESS = 1.25  # largest over smallest C of one budget, where no label says wh
 class Points:
     """One entry per measured loss; all arrays (points,)."""
 
-    budget: Floats  # C asked for: the group a point belongs to
+    budget: Floats  # nominal C: the group that a point belongs to
     flops: Floats  # C spent
     params: Floats
     tokens: Floats
     loss: Floats
-    run: Ints | None = None  # which training run a point belongs to, where one run gave several; None: each its own
+    run: Ints | None = None  # the training run that a point belongs to; None: each point is a run
     weight: Floats | None = None  # of the squared error; None: all 1
     seconds: Floats | None = None  # of training; NaN where unknown
     params_as: Mapping[str, Floats] = field(default_factory=dict)  # N under other definitions
     flops_as: Mapping[str, Floats] = field(default_factory=dict)  # C under other definitions
-    labelled: bool = True  # False: `budget` was found by nearness
+    labelled: bool = True  # False: `budget` was inferred by `group_by_nearness`
 
     def __len__(self) -> int:
         return len(self.loss)
 
     @property
     def weights(self) -> Floats:
-        """Weights (points,)."""
+        """Weights (points,) of the squared errors."""
         return np.ones(len(self)) if self.weight is None else self.weight
 
     @property
@@ -47,11 +47,11 @@ class Points:
 
     @property
     def num_runs(self) -> int:
-        """How many independent trainings the points come from."""
+        """Number of independent training runs that the points come from."""
         return len(self) if self.run is None else len(np.unique(self.run))
 
     def pick(self, keep: Bools) -> Points:
-        """The points where `keep` is True."""
+        """Return the points where `keep` is True."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if isinstance(value, Mapping):
@@ -62,7 +62,7 @@ class Points:
 
 
 def check_points(points: Points) -> None:
-    """Refuse what has no logarithm.
+    """Check that every number has a logarithm.
 
     Raises:
         FitError: a loss, size or budget is not a finite positive number.
@@ -71,14 +71,14 @@ def check_points(points: Points) -> None:
         values = getattr(points, name)
         bad = values[~(np.isfinite(values) & (values > 0))]
         if len(bad):
-            raise FitError(f"{name} must be positive and finite, and {len(bad)} value(s) are not, such as {bad[0]}")
+            raise FitError(f"{name} must be positive and finite: {len(bad)} value(s) are not, such as {bad[0]}")
 
 
 def group_by_nearness(cost: Floats, factor: float = NEARNESS) -> Floats:
-    """A budget label (points,) for every C: again and again the most crowded stretch of `factor` becomes a budget.
+    """Label (points,) every C with a budget: repeatedly, the range of `factor` with the most points becomes a budget.
 
-    So runs scattered between the budgets never chain them together. The label is the geometric mean of its points:
-    it claims no round number that nobody asked for.
+    Unlike single-linkage clustering, runs scattered between the budgets never chain them together. The label is the
+    geometric mean of its points.
     """
     order = np.argsort(cost, kind="stable")
     log_cost = np.log(cost[order])
@@ -95,7 +95,7 @@ def group_by_nearness(cost: Floats, factor: float = NEARNESS) -> Floats:
 
 
 def budget_gap(points: Points) -> float:
-    """How far apart budgets stand: the median ratio of one's smallest C to the largest C of the one below."""
+    """Gap between budgets: the median ratio of the smallest C of one to the largest C of the one below."""
     groups = [points.flops[points.budget == b] for b in np.unique(points.budget)]
     groups.sort(key=lambda group: float(group.min()))
     ratios = [upper.min() / lower.max() for lower, upper in itertools.pairwise(groups)]
@@ -103,7 +103,7 @@ def budget_gap(points: Points) -> float:
 
 
 def smoothed(curves: Points, places: int = 60) -> Points:
-    """Training curves averaged over equal steps of log C, so that no lucky batch is the lowest; `run` must be known."""
+    """Average training curves over equal steps of log C, so that one lucky batch is not the minimum; needs `run`."""
     assert curves.run is not None
     log_c = np.log(curves.flops)
     step = max(float(np.ptp(log_c)) / places, 1e-12)

@@ -1,4 +1,4 @@
-"""The answer at one budget, with its intervals and how far beyond the data it lies."""
+"""Prediction of N, D and loss at one budget, with intervals and the extrapolation factor."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_ray.analysis.doubts import extrapolation_warning, range_warning
+from flops_fit_ray.analysis.diagnostics import extrapolation_warning, range_warning
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.law import Interval, Law, interval
 from flops_fit_ray.analysis.methods import Method, MethodName
 from flops_fit_ray.analysis.sweep_fit import SweepFit
 from flops_fit_ray.errors import FitError
 
-MIN_SEEDS = 6  # degrees of freedom from which the spread between seeds is a run's noise
+MIN_SEEDS = 6  # degrees of freedom from which the noise between seeds is used for a single run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The answer at one budget."""
+    """Optimal N and D at one budget, and their loss."""
 
     budget: float
     method: MethodName
@@ -29,13 +29,13 @@ class Prediction:
     params_interval: Interval | None
     tokens_interval: Interval | None
     loss_interval: Interval | None  # of the law
-    run_interval: Interval | None  # of the loss of one new run there: the law's, and a run's own noise
+    run_interval: Interval | None  # of the loss of one new run there: uncertainty of the law plus noise of a run
     extrapolation: float  # factor beyond the nearest fitted budget; 1 inside the range
     warnings: tuple[Flag, ...]
 
 
 def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> Prediction:
-    """N, D and loss at C = `budget` FLOPs, with intervals of the fitted laws.
+    """Predict N, D and loss at C = `budget` FLOPs, with intervals of the fitted laws.
 
     Raises:
         FitError: the method gave no law, or the budget is not a positive number.
@@ -43,7 +43,7 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
     check_budget(budget)
     chosen = fit.methods[method or fit.default]
     if chosen.laws is None:
-        raise FitError(f"there is no law to predict from: {chosen.reason}")
+        raise FitError(f"there is no scaling law to predict from: {chosen.reason}")
     n, d, loss = chosen.laws
     factor = extrapolation(fit, budget, chosen.name)
     confidence = fit.options.confidence
@@ -63,19 +63,19 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
 
 
 def extrapolation(fit: SweepFit, budget: float, method: MethodName) -> float:
-    """How far C = `budget` lies beyond what the method was fitted to, as a factor; 1 inside."""
+    """Factor by which C = `budget` lies beyond the range that the method was fitted to; 1 inside."""
     low, high = fit.range_of(method)
     return max(budget / high, low / budget, 1.0)
 
 
 def check_budget(budget: float) -> None:
-    """Refuse what is no budget.
+    """Check that `budget` is a number of FLOPs.
 
     Raises:
         FitError: it is not a positive number.
     """
     if not (np.isfinite(budget) and budget > 0):
-        raise FitError(f"C must be a positive number of FLOPs, and is {budget}")
+        raise FitError(f"C must be a positive number of FLOPs (got {budget})")
 
 
 def _run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:
@@ -87,12 +87,13 @@ def _run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:
         return None
     sigma, df = noise
     rng = np.random.default_rng(fit.options.seed)
-    own = rng.standard_normal(len(values)) * sigma * np.sqrt(df / rng.chisquare(df, len(values)))
-    return interval(values + own, fit.options.confidence)
+    # Predictive distribution of one run: a draw of the law, plus sigma·z with sigma² known as sigma²·df / chi²(df)
+    run = rng.standard_normal(len(values)) * sigma * np.sqrt(df / rng.chisquare(df, len(values)))
+    return interval(values + run, fit.options.confidence)
 
 
 def run_noise(fit: SweepFit) -> tuple[float, int] | None:
-    """Standard deviation of one run's loss in nats, and its degrees of freedom: between seeds, else about the fit."""
+    """Standard deviation of a run's loss in nats, and its degrees of freedom: between seeds, else about the fit."""
     if fit.seeds is not None and fit.seeds.df >= MIN_SEEDS:
         return fit.seeds.sigma, fit.seeds.df
     if fit.default == "valley":
@@ -101,6 +102,7 @@ def run_noise(fit: SweepFit) -> tuple[float, int] | None:
     df = len(fit.points) - 5
     if surface is None or not surface.usable or df < 1:
         return None
+    # Residuals of the Huber fit are of ln L: times L they are nats
     scale = float(np.mean(fit.points.loss)) if surface.loss == "huber" else 1.0
     return scale * float(np.sqrt(surface.residuals @ surface.residuals / df)), df
 
@@ -109,6 +111,10 @@ def _prediction_warnings(fit: SweepFit, method: Method, factor: float) -> Iterat
     yield from extrapolation_warning(factor)
     if factor > 1 and method.name == "valley" and method.loss_opt is not None:
         if not method.loss_opt.offset:
-            yield Flag("loss_law", "info", "the loss law has no irreducible term, so it is too low beyond the data")
+            yield Flag(
+                "loss_law",
+                "info",
+                "the loss law has no irreducible term, so it is too low beyond the data; 4 budgets give one",
+            )
         low, high = fit.fitted_range
         yield from range_warning(high / low, len(fit.optima))

@@ -1,4 +1,4 @@
-"""The answer at one budget under every choice that could have been made, one at a time: which of them matters?"""
+"""Sensitivity of N_opt at one budget to every choice of the analysis and to single runs, one at a time."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from flops_fit_ray.analysis.sweep_fit import FitOptions, SweepFit, fit_valleys, 
 from flops_fit_ray.analysis.valley import FEWEST, Valley
 from flops_fit_ray.formatting import count, flops
 
-MAX_LEFT_OUT = 200  # runs, those with the greatest influence
-NOTABLE_BIAS = 1.02
-NOTABLE_SHARE = 0.25  # of the interval's half, from which it covers less than it says
-SAME_FLOPS = 1e-3  # relative; another definition of C that never differs by more is no choice
+MAX_LEFT_OUT = 200  # runs that are left out in turn, those with the greatest influence first
+NOTABLE_BIAS = 1.02  # ratio of N_opt from which a bias is reported
+NOTABLE_SHARE = 0.25  # of half the interval's width (in log), from which the interval covers less than stated
+SAME_FLOPS = 1e-3  # relative; another definition of C that differs by less is not reported
 DISAGREE = 1.25  # ratio of two methods' N_opt from which it is called a disagreement
 WINDOWS = (3, 5, 7)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One choice: what it answers. `params` are in the base definition of N, so that all rows compare."""
+    """The result of one choice; `params` are in the base definition of N, so that all rows compare."""
 
     lever: str
     choice: str
     params: float | None
     tokens: float | None
     exponent: float | None
-    own_params: float | None = None  # where the choice is another definition of N: N_opt in that definition
-    reason: str = ""  # why there is no answer
+    own_params: float | None = None  # N_opt in the row's own definition of N, where that is the choice
+    reason: str = ""  # of a missing result
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """The panel at one budget."""
+    """All rows at one budget."""
 
     budget: float
     method: MethodName
-    rows: tuple[Row, ...]  # the first is the answer itself
+    rows: tuple[Row, ...]  # the first is the result of the fit itself
 
     @property
     def answers(self) -> list[float]:
-        """N_opt of the rows that have one."""
+        """N_opt of every row that has one."""
         return [row.params for row in self.rows if row.params is not None]
 
     @property
@@ -57,18 +57,18 @@ class Sensitivity:
 
     @property
     def levers(self) -> list[tuple[str, float]]:
-        """How much each lever moves N_opt: largest over smallest, the answer included; the greatest first."""
+        """Ratio of largest to smallest N_opt for each lever, the fit itself included; the greatest first."""
         base = self.rows[0].params
         assert base is not None
-        found: dict[str, list[float]] = {}
+        values: dict[str, list[float]] = {}
         for row in self.rows[1:]:
             if row.params is not None:
-                found.setdefault(row.lever, [base]).append(row.params)
-        return sorted(((lever, max(v) / min(v)) for lever, v in found.items()), key=lambda item: -item[1])
+                values.setdefault(row.lever, [base]).append(row.params)
+        return sorted(((lever, max(v) / min(v)) for lever, v in values.items()), key=lambda item: -item[1])
 
     @property
     def sentence(self) -> str:
-        """The panel in one sentence."""
+        """The result in one sentence."""
         low, high = self.bounds
         if not self.levers:
             return f"N_opt({flops(self.budget)}) is {count(low)}; no other choice could be tried."
@@ -80,7 +80,7 @@ class Sensitivity:
 
 
 def sensitivity(fit: SweepFit, budget: float) -> Sensitivity | None:
-    """Every choice at C = `budget`; None where the fit has no law."""
+    """Evaluate every choice at C = `budget`; None where the fit has no law."""
     if fit.params_opt is None or fit.tokens_opt is None:
         return None
     base = Row(lever="answer", choice=fit.answer.words, params=fit.params_opt.at(budget),
@@ -91,7 +91,7 @@ def sensitivity(fit: SweepFit, budget: float) -> Sensitivity | None:
 
 
 def verdict(fit: SweepFit, budget: float) -> Flag | None:
-    """Whether valleys and surface agree at C = `budget`; None where one of them has no law."""
+    """Compare N_opt of valleys and surface at C = `budget`; None where one of them has no law."""
     valley, surface = fit.methods["valley"].params_opt, fit.methods["surface_huber"].params_opt
     if valley is None or surface is None:
         return None
@@ -99,18 +99,20 @@ def verdict(fit: SweepFit, budget: float) -> Flag | None:
     ratio = max(one / other, other / one)
     first, second = (law.interval(budget, fit.options.confidence) for law in (valley, surface))
     apart = first is not None and second is not None and (first.low > second.high or second.low > first.high)
-    words = f"at C = {flops(budget)} valleys say N_opt = {count(one)}, the Huber surface {count(other)} (x{ratio:.3g})"
+    n_opts = f"{count(one)} by the valleys and {count(other)} by the Huber surface (x{ratio:.3g})"
+    message = f"at C = {flops(budget)} N_opt is {n_opts}"
     if apart or ratio > DISAGREE:
-        why = "their intervals do not meet" if apart else "their intervals meet" if first and second else "no intervals"
-        return Flag("methods_disagree", "warning", f"{words}: they disagree, {why}; report both")
-    return Flag("methods_agree", "info", f"{words}: they agree")
+        overlap = "do not overlap" if apart else "overlap" if first and second else "are unknown"
+        message = f"{message}: they disagree (the intervals {overlap}); report both"
+        return Flag("methods_disagree", "warning", message)
+    return Flag("methods_agree", "info", f"{message}: they agree")
 
 
 def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
-    """How far the valleys' curves themselves are off at C = `budget`, were the surface the truth; None if hardly.
+    """Estimate the bias of the valleys' N_opt at C = `budget`, the surface taken for true; None if it is negligible.
 
-    The same valleys are fitted to the surface's own losses at the same points, without noise. No interval of the
-    valleys knows of this error (Open-Athena, arXiv 2603.22339).
+    The same valleys are fitted to the noiseless losses of the surface at the same points. The intervals of the valleys
+    do not contain this error (Open-Athena, arXiv 2603.22339).
     """
     surface = fit.methods["surface_huber"].surface
     if fit.default != "valley" or surface is None or not surface.usable or surface.surface is None or not surface.cost:
@@ -124,15 +126,15 @@ def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
     notable = NOTABLE_BIAS if within is None else min(NOTABLE_BIAS, within.factor ** (NOTABLE_SHARE / 2))
     if max(factor, 1 / factor) < notable:
         return None
-    words = (
-        f"were the surface the truth, these valleys would put N_opt({flops(budget)}) at x{factor:.3g} of it: the bias "
-        f"of a {fit.options.curve}, which their intervals do not hold; a window narrows it"
+    message = (
+        f"if the surface is true, the {fit.options.curve} fits misplace N_opt({flops(budget)}) by x{factor:.3g}: "
+        "the intervals do not cover this bias, and a smaller window reduces it"
     )
-    return Flag("valley_bias", "warning" if max(factor, 1 / factor) > DISAGREE else "info", words)
+    return Flag("valley_bias", "warning" if max(factor, 1 / factor) > DISAGREE else "info", message)
 
 
 def _quick(points: Points, options: FitOptions, name: MethodName) -> Method:
-    """One method, without its bootstrap."""
+    """Fit one method without its bootstrap."""
     if name == "valley":
         return valley_method(list(fit_valleys(points, options)), None)
     return surface_method(fit_surface(points, options.surface("huber" if name == "surface_huber" else "squared")))
@@ -162,11 +164,11 @@ def _settings(fit: SweepFit, budget: float) -> Iterator[Row]:
     for curve in FEWEST:
         if curve != options.curve:
             yield _row("the curve", curve, _quick(points, replace(options, curve=curve), "valley"), budget)
-    most = max((len(np.unique(v.params)) for v in fit.valleys), default=0)
-    for window in [*(w for w in WINDOWS if w < most), None]:
+    max_sizes = max((len(np.unique(v.params)) for v in fit.valleys), default=0)
+    for window in [*(w for w in WINDOWS if w < max_sizes), None]:
         if window != options.window:
-            words = "all sizes" if window is None else f"the {window} sizes nearest to the lowest loss"
-            yield _row("the window", words, _quick(points, replace(options, window=window), "valley"), budget)
+            choice = "all sizes" if window is None else f"the {window} sizes nearest to the lowest loss"
+            yield _row("the window", choice, _quick(points, replace(options, window=window), "valley"), budget)
 
 
 def _definitions(fit: SweepFit, budget: float) -> Iterator[Row]:
@@ -175,7 +177,7 @@ def _definitions(fit: SweepFit, budget: float) -> Iterator[Row]:
         method = _quick(replace(points, params=params), fit.options, _of_definition(fit))
         row = _row("the N definition", f"N as {name}", method, budget)
         if row.params is not None:
-            row = replace(row, own_params=row.params, params=_translated(row.params, params, points.params))
+            row = replace(row, own_params=row.params, params=_converted(row.params, params, points.params))
         yield row
     others = {"6·N·D": 6 * points.params * points.tokens, **points.flops_as}
     for name, cost in others.items():
@@ -188,9 +190,11 @@ def _of_definition(fit: SweepFit) -> MethodName:
     return "valley" if fit.default == "envelope" else fit.default
 
 
-def _translated(value: float, own: Floats, base: Floats) -> float:
-    """N of one definition as N of another: straight in log-log between the sizes that were run; beyond them by the
-    slope over all of them."""
+def _converted(value: float, own: Floats, base: Floats) -> float:
+    """Convert N from one definition to another, by linear interpolation in log-log between the sizes that were run.
+
+    Beyond them it extrapolates by the slope over all sizes.
+    """
     x, y = np.log(own), np.log(base)
     x, first = np.unique(x, return_index=True)
     y = y[first]
@@ -215,7 +219,7 @@ def _without_budgets(fit: SweepFit, budget: float) -> Iterator[Row]:
 
 
 def _without_runs(fit: SweepFit, budget: float) -> Iterator[Row]:
-    """The two runs whose absence moves the answer most, each way."""
+    """Rows of the two runs without which N_opt is smallest and largest."""
     if fit.default == "envelope":
         return
     picked = _influential(fit)
@@ -227,6 +231,11 @@ def _without_runs(fit: SweepFit, budget: float) -> Iterator[Row]:
 
 
 def _influential(fit: SweepFit) -> Ints:
+    """Runs by decreasing influence, at most `MAX_LEFT_OUT`.
+
+    1) valleys: DFFIT = |r|·h / (1 - h), the change of the curve at the point if it is left out
+    2) surface: |r|·(1 + Mahalanobis distance² of (ln N, ln D)), a cheap stand-in for the same
+    """
     points = fit.points
     strength = np.zeros(len(points))
     if fit.default == "valley":
@@ -237,10 +246,10 @@ def _influential(fit: SweepFit) -> Ints:
     else:
         surface = fit.answer.surface
         assert surface is not None
-        place = np.stack([np.log(points.params), np.log(points.tokens)])
-        centred = place - place.mean(axis=1, keepdims=True)
-        far = np.einsum("ip,ij,jp->p", centred, np.linalg.pinv(centred @ centred.T / len(points)), centred)
-        strength = np.abs(surface.residuals) * (1 + far)
+        position = np.stack([np.log(points.params), np.log(points.tokens)])
+        centred = position - position.mean(axis=1, keepdims=True)
+        distance = np.einsum("ip,ij,jp->p", centred, np.linalg.pinv(centred @ centred.T / len(points)), centred)
+        strength = np.abs(surface.residuals) * (1 + distance)
     by_run = np.bincount(points.runs, weights=strength, minlength=points.num_runs)
     return np.argsort(-by_run, kind="stable")[:MAX_LEFT_OUT]
 
@@ -249,12 +258,12 @@ def _left_out_valley(fit: SweepFit, runs: Ints, budget: float) -> list[Row]:
     points, which = fit.points, fit.points.runs
     rows = []
     for run in runs:
-        valleys = [_thinned(v, points, which != run, fit.options) for v in fit.valleys]
+        valleys = [_refitted(v, points, which != run, fit.options) for v in fit.valleys]
         rows.append(_row("one run left out", _name(points, int(run)), valley_method(valleys, None), budget))
     return rows
 
 
-def _thinned(valley: Valley, points: Points, keep: Bools, options: FitOptions) -> Valley:
+def _refitted(valley: Valley, points: Points, keep: Bools, options: FitOptions) -> Valley:
     index = valley.index[keep[valley.index]]
     if len(index) == len(valley.index) or not len(index):
         return valley
@@ -267,9 +276,9 @@ def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[Row]:
     loss: SurfaceLoss = surface.loss
     weights = points.weights * (points.runs[None, :] != runs[:, None])
     wanted = options.surface(loss)
-    found = refit_surfaces(surface, points, wanted, loss=points.loss, weights=weights, tolerance=1e-10)
-    log_n, log_d, _ = found.optimum(budget, surface.cost)
-    exponent = found.params_exponent(surface.cost)
+    refits = refit_surfaces(surface, points, wanted, loss=points.loss, weights=weights, tolerance=1e-10)
+    log_n, log_d, _ = refits.optimum(budget, surface.cost)
+    exponent = refits.params_exponent(surface.cost)
     return [
         Row(lever="one run left out", choice=_name(points, int(run)), params=float(np.exp(n)), tokens=float(np.exp(d)),
             exponent=float(a))

@@ -1,4 +1,4 @@
-"""A fit as plain values: what `analysis.json` and `fit --json` hold, in full precision. The README documents it."""
+"""Results of a fit as JSON, in full precision: the content of `analysis.json` and `fit --json`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAWS = (("n_opt", "params_opt"), ("d_opt", "tokens_opt"), ("l_opt", "loss_opt"))
 
 
 def fit_to_json(fit: SweepFit) -> dict[str, Any]:
-    """The fit; null where there is no number, with the reason beside it."""
+    """Return the fit as a JSON object; a missing number is null, with its reason beside it."""
     return _object(
         {
             "schema_version": SCHEMA_VERSION,
@@ -48,7 +48,7 @@ def fit_to_json(fit: SweepFit) -> dict[str, Any]:
 
 
 def n_opt_to_json(fit: SweepFit) -> list[dict[str, Any]]:
-    """N_opt of every budget, or its verdict: what `run --json` ends with."""
+    """Return N_opt and status of every budget, the last part of `run --json`."""
     return [
         {
             "budget": v.budget,
@@ -61,7 +61,7 @@ def n_opt_to_json(fit: SweepFit) -> list[dict[str, Any]]:
 
 
 def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, Any]:
-    """The answer at one budget."""
+    """Return the prediction at one budget."""
     return _object(
         {
             "schema_version": SCHEMA_VERSION,
@@ -86,7 +86,7 @@ def _object(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
-    """Two sweeps at one budget."""
+    """Return the comparison of two sweeps at one budget."""
     return _object(
         {
             "schema_version": SCHEMA_VERSION,
@@ -112,7 +112,7 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def timed_to_json(answer: TimedAnswer, timed: IsoTime) -> dict[str, Any]:
-    """The answer for a wall-clock budget."""
+    """Return the prediction for a wall-clock budget."""
     return _object(
         {
             "schema_version": SCHEMA_VERSION,
@@ -129,7 +129,7 @@ def timed_to_json(answer: TimedAnswer, timed: IsoTime) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold: numbers of Python, null for what is not finite."""
+    """Convert to what JSON can hold: Python numbers, and null for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, Flag):
@@ -142,12 +142,12 @@ def plain(value: Any) -> Any:
 
 
 def pair(interval: Interval | None) -> list[float] | None:
-    """An interval as [low, high]."""
+    """Return an interval as [low, high]."""
     return None if interval is None else [interval.low, interval.high]
 
 
 def laws_to_json(method: Method, fit: SweepFit) -> dict[str, Any]:
-    """`n_opt`, `d_opt` and `l_opt` of one method."""
+    """Return `n_opt`, `d_opt` and `l_opt` of one method."""
     return {name: _law(getattr(method, field), method, fit) for name, field in LAWS}
 
 
@@ -182,7 +182,7 @@ def _method(method: Method, fit: SweepFit) -> dict[str, Any]:
 
 
 def _surface(fit: SurfaceFit) -> dict[str, Any]:
-    """E in nats; A and B for N in parameters and D in tokens."""
+    """Return the surface; E in nats, A and B for N in parameters and D in tokens."""
     names = {"E": "log_e", "A": "log_a", "B": "log_b", "alpha": "alpha", "beta": "beta"}
     content: dict[str, Any] = dict.fromkeys(names) | {"objective": fit.objective}
     ci: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A whole sweep: every method that its points allow, laws with intervals, and what to know before trusting them."""
+"""The fit of a whole sweep: every method that its points allow, laws with intervals, and warnings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Ints
-from flops_fit_ray.analysis.doubts import doubts
+from flops_fit_ray.analysis.diagnostics import diagnose
 from flops_fit_ray.analysis.envelope import envelope_method
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.law import Law
@@ -32,14 +32,14 @@ from flops_fit_ray.analysis.surface import SurfaceLoss, SurfaceOptions, bootstra
 from flops_fit_ray.analysis.valley import FEWEST, CurveName, Valley, fit_valley
 from flops_fit_ray.errors import FitError
 
-MIN_FOR_SURFACE = 15  # points, three for each parameter, below which a surface is no answer by itself
-APART = 1.15  # least ratio of neighbouring budgets' nearest C, where they were found by nearness
-MOSTLY = 0.75  # of the points must lie in valleys with an optimum, where budgets were found by nearness
+MIN_FOR_SURFACE = 15  # points, three for each parameter, from which a surface can be the default method
+APART = 1.15  # least gap between neighbouring budgets that were inferred by nearness
+MOSTLY = 0.75  # share of the points in valleys with an optimum, where budgets were inferred by nearness
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """How a fit is made. The defaults are the field's."""
+    """Settings of a fit."""
 
     draws: int = 2000
     confidence: float = 0.95
@@ -69,17 +69,17 @@ class FitOptions:
                 raise FitError(f"{name} must be {wanted}, and is {getattr(self, name)}")
 
     def surface(self, loss: SurfaceLoss) -> SurfaceOptions:
-        """What a surface fit needs of it."""
+        """Return the settings of the surface fit."""
         return SurfaceOptions(loss=loss, delta=self.delta, undertuned=self.undertuned, pins=self.pins)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SweepFit:
-    """Everything the points say. `warnings` are for people and programs."""
+    """The result of a fit: valleys, the laws of every method, noise and warnings."""
 
     points: Points
     valleys: tuple[Valley, ...]
-    minima: Minima | None  # of the valleys in every draw; None where no scatter could be measured
+    minima: Minima | None  # of the valleys in every draw; None where the noise is unknown
     intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
     methods: Mapping[MethodName, Method]
     default: MethodName
@@ -110,7 +110,7 @@ class SweepFit:
 
     @property
     def problem(self) -> str:
-        """Why there is no law; empty where there is one."""
+        """Reason for a missing law; empty where there is one."""
         if self.answer.params_opt is not None:
             return ""
         return self.answer.reason if self.default == "valley" else f"{self.answer.words}: {self.answer.reason}"
@@ -122,7 +122,7 @@ class SweepFit:
 
     @property
     def laws(self) -> list[tuple[str, Law]]:
-        """The laws of the default method, by the names that people read."""
+        """The laws of the default method by name."""
         named = (("N_opt", self.params_opt), ("D_opt", self.tokens_opt), ("L_opt", self.loss_opt))
         return [(name, law) for name, law in named if law is not None]
 
@@ -140,10 +140,10 @@ class SweepFit:
 
 
 def fit_sweep(points: Points, options: FitOptions = FitOptions(), curves: Points | None = None) -> SweepFit:
-    """All methods on all points. It always returns: what could not be made says why.
+    """Fit all methods to all points. A method that has no law says why in its `reason`.
 
     Args:
-        curves: losses along the training runs, for the envelope; None takes those of `points` where runs have several.
+        curves: losses along the training runs, for the envelope; None uses `points` where runs have several losses.
 
     Raises:
         FitError: a loss, size or budget is not a finite number (or not positive, where it must be).
@@ -172,27 +172,27 @@ def fit_sweep(points: Points, options: FitOptions = FitOptions(), curves: Points
         noise=low.noise,
         seeds=seed_noise(points),
         options=options,
-        warnings=tuple(doubts(points, low.valleys, low.minima, low.noise, methods, default)),
+        warnings=tuple(diagnose(points, low.valleys, low.minima, low.noise, methods, default)),
     )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ValleyFit:
-    """The valleys alone, without the surfaces that check them: what a look in mid-sweep takes milliseconds for."""
+    """The valleys and their law alone, which take milliseconds: for a view of a running sweep."""
 
     valleys: tuple[Valley, ...]
     noise: Noise | None  # about the valleys' curves
     minima: Minima | None  # of the valleys in every draw
     intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
-    method: Method  # with N_opt(C), or why there is none
+    method: Method  # with N_opt(C), or the reason why there is none
     confidence: float
 
 
 def fit_minima(points: Points, options: FitOptions = FitOptions(), rng: np.random.Generator | None = None) -> ValleyFit:
-    """The valleys of all points, their minima with intervals, and the law through them.
+    """Fit the valleys of all points, their minima with intervals, and the law through them.
 
     Args:
-        rng: whose draws are taken; by default one with the options' seed.
+        rng: source of the draws; by default one with the seed of the options.
 
     Raises:
         FitError: as `fit_sweep`.
@@ -213,13 +213,13 @@ def fit_minima(points: Points, options: FitOptions = FitOptions(), rng: np.rando
 
 
 def fit_valleys(points: Points, options: FitOptions) -> Iterator[Valley]:
-    """One valley per budget, increasing."""
+    """Fit one valley per budget, by increasing C."""
     for budget in np.unique(points.budget):
         yield valley_of(points, float(budget), np.flatnonzero(points.budget == budget), options)
 
 
 def valley_of(points: Points, budget: float, index: Ints, options: FitOptions) -> Valley:
-    """The valley of the points with these indices."""
+    """Fit the valley of the points with these indices."""
     return fit_valley(
         budget,
         index,
@@ -236,13 +236,13 @@ def valley_of(points: Points, budget: float, index: Ints, options: FitOptions) -
 def _default(
     points: Points, valleys: Sequence[Valley], methods: Mapping[MethodName, Method], options: FitOptions
 ) -> MethodName:
-    """Valleys where there are two at least, else the robust surface, else whatever has a law.
+    """Choose the default method: valleys where two have an optimum, else the robust surface, else any that has a law.
 
-    Runs scattered over C can be cut into valleys as well: where no label says what a budget is, they must stand apart.
+    Scattered runs can be grouped into valleys as well: budgets that are not labelled must be clearly separated.
     """
     if options.method != "auto":
         if options.method not in methods:
-            raise FitError(f"there are no training curves for the {options.method}")
+            raise FitError(f"method {options.method} needs training curves, and there are none; use another method")
         return options.method
     if len(points) < MIN_FOR_SURFACE:
         return "valley"

@@ -1,6 +1,6 @@
-"""One budget's loss curve over log size (Hoffmann et al. 2022, section 3.2), and whether it has a minimum.
+"""The loss curve of one budget over log size, and its minimum (Hoffmann et al. 2022, section 3.2).
 
-A minimum outside the measured sizes is no optimum. It is named, and never used.
+A minimum outside the measured sizes is not an optimum: it is reported, and never used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CurveName = Literal["parabola", "cubic", "akima"]
 
 FEWEST: dict[CurveName, int] = {"parabola": 3, "cubic": 4, "akima": 5}  # distinct sizes
 AKIMA_GRID = 513
-FLAT = 1e-9  # relative spread of losses, below which they are one number
+FLAT = 1e-9  # relative range of losses, below which they are equal
 
 
 class Curve(Protocol):
@@ -34,8 +34,8 @@ class Curve(Protocol):
         """Loss at x."""
         ...
 
-    def minima(self, scatter: Floats) -> tuple[Floats, Floats]:
-        """x and loss of the minimum (draws,) after adding `scatter` (draws, points) to the losses; NaN without one."""
+    def minima(self, noise: Floats) -> tuple[Floats, Floats]:
+        """x and loss (draws,) of the minimum with `noise` (draws, points) added to the losses; NaN without one."""
         ...
 
 
@@ -43,7 +43,7 @@ class Curve(Protocol):
 class Polynomial:
     """loss = a·z³ + b·z² + c·z + d with z = x - centre; a parabola has a = 0.
 
-    `solver` maps losses to (a, b, c, d); it is kept because the bootstrap applies it to many losses at once.
+    `solver` maps losses to (a, b, c, d); the fit is linear in the losses, so the bootstrap applies it to many at once.
     """
 
     centre: float
@@ -55,12 +55,12 @@ class Polynomial:
 
     @property
     def num_coefficients(self) -> int:
-        """3 or 4."""
+        """Number of fitted coefficients: 3 for a parabola, 4 for a cubic."""
         return int((self.solver != 0).any(axis=1).sum())
 
     @property
     def leverage(self) -> Floats:
-        """Diagonal of the hat matrix (points,)."""
+        """Diagonal (points,) of the hat matrix, design @ solver."""
         return np.asarray(np.einsum("ip,pi->p", self.solver, self.design), dtype=np.float64)
 
     @property
@@ -70,27 +70,29 @@ class Polynomial:
 
     @property
     def minimum(self) -> float:
-        """The loss at the vertex."""
+        """Loss at the vertex; NaN where there is none."""
         return float(self.minima(np.zeros((1, len(self.residuals))))[1][0])
 
     def at(self, x: Floats) -> Floats:
         """The curve's loss at x = log10 of N or D."""
         return np.asarray(np.polyval(self.coefficients, x - self.centre), dtype=np.float64)
 
-    def minima(self, scatter: Floats) -> tuple[Floats, Floats]:
-        """x and loss of the minimum, as `Curve` says.
+    def minima(self, noise: Floats) -> tuple[Floats, Floats]:
+        """x and loss of the minimum, as in `Curve.minima`.
 
-        dL/dz = 3a·z² + 2b·z + c = 0; the root with positive curvature is z = -c / (b + sqrt(b² - 3ac)), also for a = 0.
+        1) dL/dz = 3a·z² + 2b·z + c = 0 has the roots z = (-b ± sqrt(b² - 3ac)) / 3a
+        2) at the root with + the curvature, 6a·z + 2b = 2·sqrt(b² - 3ac), is positive: the minimum
+        3) multiplied by b + sqrt(...), it is z = -c / (b + sqrt(b² - 3ac)), which holds for a = 0 too: -c / 2b
         """
-        a, b, c, d = self.coefficients[:, None] + self.solver @ scatter.T
+        a, b, c, d = self.coefficients[:, None] + self.solver @ noise.T
         with np.errstate(invalid="ignore", divide="ignore"):
-            below = b + np.sqrt(b * b - 3 * a * c)
-            z = np.where(below > 0, -c / below, np.nan)
+            denominator = b + np.sqrt(b * b - 3 * a * c)
+            z = np.where(denominator > 0, -c / denominator, np.nan)
         return self.centre + z, d + z * (c + z * (b + z * a))
 
 
 def fit_polynomial(size: Floats, loss: Floats, weights: Floats, degree: int = 2) -> Polynomial:
-    """Weighted least squares of loss over log10 size; all (points,).
+    """Weighted least squares of loss over log10 size; all (points,). solver = pinv(sqrt(W)·X)·sqrt(W).
 
     Raises:
         FitError: too few distinct sizes.
@@ -124,34 +126,38 @@ class Akima:
 
     @property
     def x_range(self) -> tuple[float, float]:
-        """The measured sizes."""
+        """The smallest and the largest measured x."""
         return float(self.x[0]), float(self.x[-1])
 
     def at(self, x: Floats) -> Floats:
         """Loss at x."""
-        return self._through(self.mean, x)
+        return self._interpolate(self.mean, x)
 
-    def minima(self, scatter: Floats) -> tuple[Floats, Floats]:
-        """The lowest point of a fine grid, sharpened by the parabola through its neighbours; an end is no minimum."""
+    def minima(self, noise: Floats) -> tuple[Floats, Floats]:
+        """x and loss of the minimum, as in `Curve.minima`; an end of the range is not a minimum.
+
+        1) the lowest value m of a fine grid, with neighbours l and r at distance 1
+        2) the vertex of the parabola through l, m, r: shift = (l - r) / 2(l - 2m + r), value = m - (l - r)·shift / 4
+        """
         grid = np.linspace(*self.x_range, AKIMA_GRID)
-        values = self._through(self.mean[:, None] + self.pick @ scatter.T, grid)
+        values = self._interpolate(self.mean[:, None] + self.pick @ noise.T, grid)
         lowest = values.argmin(axis=0)
         inside = (lowest > 0) & (lowest < AKIMA_GRID - 1)
-        i, draw = np.clip(lowest, 1, AKIMA_GRID - 2), np.arange(len(scatter))
-        left, here, right = values[i - 1, draw], values[i, draw], values[i + 1, draw]
-        bend = left - 2 * here + right
-        shift = np.where(bend > 0, 0.5 * (left - right) / np.where(bend > 0, bend, 1), 0.0)
+        i, draw = np.clip(lowest, 1, AKIMA_GRID - 2), np.arange(len(noise))
+        left, middle, right = values[i - 1, draw], values[i, draw], values[i + 1, draw]
+        curvature = left - 2 * middle + right
+        shift = np.where(curvature > 0, 0.5 * (left - right) / np.where(curvature > 0, curvature, 1), 0.0)
         x = grid[i] + shift * (grid[1] - grid[0])
-        return np.where(inside, x, np.nan), np.where(inside, here - 0.25 * (left - right) * shift, np.nan)
+        return np.where(inside, x, np.nan), np.where(inside, middle - 0.25 * (left - right) * shift, np.nan)
 
-    def _through(self, loss: Floats, x: Floats) -> Floats:
+    def _interpolate(self, loss: Floats, x: Floats) -> Floats:
         from scipy.interpolate import Akima1DInterpolator
 
         return np.asarray(Akima1DInterpolator(self.x, loss)(x), dtype=np.float64)
 
 
 def fit_akima(size: Floats, loss: Floats) -> Akima:
-    """The interpolation over log10 size; sizes that occur more than once count by their mean."""
+    """Interpolate loss over log10 size, through the mean loss of a size that occurs more than once."""
     distinct, which = np.unique(size, return_inverse=True)
     pick = (which[None, :] == np.arange(len(distinct))[:, None]).astype(np.float64)
     pick /= pick.sum(axis=1, keepdims=True)
@@ -160,21 +166,21 @@ def fit_akima(size: Floats, loss: Floats) -> Akima:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Valley:
-    """One budget: its points by increasing N, the curves over N and D, and the verdict."""
+    """One budget: its points by increasing N, the curves over N and D, and the status of its minimum."""
 
-    budget: float  # C asked for
-    flops: float  # mean of what was really spent; this is the C that laws are fitted to
+    budget: float  # nominal C
+    flops: float  # mean C of the points: the C that laws are fitted to
     index: Ints  # of the points in the sweep
     params: Floats
     tokens: Floats
     loss: Floats
     used: Bools  # inside the window that was fitted
     status: ValleyStatus
-    reason: str  # why there is no optimum, and the way out; empty for an interior minimum
+    reason: str  # of a missing optimum, and the way out; empty for an interior minimum
     curve: CurveName
-    smooth: Polynomial | None  # over N: what noise is measured about; an interpolation leaves none
+    smooth: Polynomial | None  # over N: the curve about which the noise is measured, also where `curve` interpolates
     over_params: Curve | None
-    over_tokens: Curve | None  # fitted apart: C = 6·N·D is not taken for granted
+    over_tokens: Curve | None  # fitted separately: C = 6·N·D is not assumed
 
     @cached_property
     def params_opt(self) -> float:
@@ -210,9 +216,9 @@ def fit_valley(
     curve: CurveName = "parabola",
     window: int | None = None,
 ) -> Valley:
-    """The valley of one budget. It always returns: what is missing is in `status` and `reason`.
+    """Fit the valley of one budget; `status` and `reason` explain a missing optimum.
 
-    `window` keeps the so many sizes that are nearest, in log N, to the size of the lowest loss.
+    `window` is the number of sizes used: those nearest, in log N, to the size of the lowest loss; None uses all.
     """
     order = np.argsort(params, kind="stable")
     index, params, tokens, loss, weights = index[order], params[order], tokens[order], loss[order], weights[order]
@@ -229,10 +235,10 @@ def fit_valley(
         over_params, over_tokens = (_fit_curve(curve, size, y, w) for size in (n, d))
         flat = float(np.ptp(y)) <= FLAT * float(np.abs(y).max())
         smooth = over_params if isinstance(over_params, Polynomial) else fit_polynomial(n, y, w)
-        status, larger = ("concave", False) if flat else _verdict(over_params)
+        status, larger = ("concave", False) if flat else _minimum_status(over_params)
         if status == "interior":
-            status = "interior" if _verdict(over_tokens)[0] == "interior" else "edge"
-        reason = "" if status == "interior" else "all losses are alike" if flat else _reason(status, larger, n, y)
+            status = "interior" if _minimum_status(over_tokens)[0] == "interior" else "edge"
+        reason = "" if status == "interior" else "all losses are equal" if flat else _reason(status, larger, n, y)
     return Valley(
         budget=budget,
         flops=float(flops.mean()) if len(flops) else budget,
@@ -265,8 +271,8 @@ def _fit_curve(curve: CurveName, size: Floats, loss: Floats, weights: Floats) ->
     return fit_polynomial(size, loss, weights, degree=3 if curve == "cubic" else 2)
 
 
-def _verdict(curve: Curve) -> tuple[ValleyStatus, bool]:
-    """Whether the minimum lies between the measured sizes, and if not, whether it would be at larger ones."""
+def _minimum_status(curve: Curve) -> tuple[ValleyStatus, bool]:
+    """Status of the minimum, and True if it lies at larger sizes; `interior` means between the measured ones."""
     low, high = curve.x_range
     if isinstance(curve, Polynomial):
         x = curve.vertex
@@ -281,8 +287,8 @@ def _verdict(curve: Curve) -> tuple[ValleyStatus, bool]:
 def _reason(status: ValleyStatus, larger: bool, params: Floats, loss: Floats) -> str:
     lowest, ends = int(np.argmin(loss)), (0, len(params) - 1)
     if status == "concave" and lowest not in ends:
-        return "the losses do not form a valley (the curve has no minimum): noise, or a bad run among them"
-    # A concave curve has no minimum to point at, but its lowest loss is at one end
+        return "the fitted curve has no minimum: noise, or a bad run among them; add seeds or sizes"
+    # A concave curve has no minimum, but its lowest loss is at one end
     larger = lowest == ends[1] if status == "concave" else larger
     side, end = ("larger", params[-1]) if larger else ("smaller", params[0])
     return f"the minimum is not between the sizes that were run; add sizes {side} than N = {end:.3g}"

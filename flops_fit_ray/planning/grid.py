@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis.doubts import range_warning
+from flops_fit_ray.analysis.diagnostics import range_warning
 from flops_fit_ray.analysis.valley import FEWEST
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flops_fit_ray.analysis import Analysis, SweepFit, analysis_to_json
-from flops_fit_ray.analysis.doubts import TRUSTED_BUDGETS, TRUSTED_RANGE
+from flops_fit_ray.analysis.diagnostics import TRUSTED_BUDGETS, TRUSTED_RANGE
 from flops_fit_ray.analysis.outliers import EXACT, OUTLIER, deviations
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.planning.cells import WARMUP_SHARE

@@ -1,4 +1,4 @@
-"""Any table of runs as the points that a fit takes: CSV, parquet, JSON, JSON lines; whatever its columns are called."""
+"""Readers of tables of runs (CSV, parquet, JSON, JSON lines), with any column names, as points for a fit."""
 
 from flops_fit_ray.tables.columns import NAMES, Reading
 from flops_fit_ray.tables.read import Table, read_table

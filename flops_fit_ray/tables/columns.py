@@ -1,4 +1,4 @@
-"""Which column is what: common names, units in headers and cells, and the way out where it cannot be guessed."""
+"""Recognition of columns by common names, and of units in headers and cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flops_fit_ray.formatting import did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-# Ours, then what others call it; the first that a table has is taken. Compared in lower case, spaces and dashes as "_".
+# Our name -> names in use; the first that a table has is taken. Compared in lower case, spaces and dashes as "_".
 NAMES: dict[str, tuple[str, ...]] = {
     "params": ("params", "n", "n_params", "num_params", "parameters", "num_parameters", "model_params", "model_size",
                "params_total", "total_params", "n_parameters", "size"),
@@ -50,34 +50,36 @@ _HEADER = re.compile(r"^(.*?)[\s_]*[\[(]([^)\]]*)[\])]$")
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the user says about a table; whatever is left out is found by common names."""
+    """Options for reading a table; columns that are not named are recognised by common names."""
 
     columns: Mapping[str, str] = field(default_factory=dict)  # ours -> theirs
     units: Mapping[str, str] = field(default_factory=dict)  # ours -> k, M, B, T, EFLOP, PF-days or a number
-    where: Sequence[tuple[str, str]] = ()  # keep the rows whose column has this value
+    where: Sequence[tuple[str, str]] = ()  # (column, value): keep the rows that have it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column was taken for what, and what one of its units is worth."""
+    """The column taken for each quantity, and the value of one of its units."""
 
     taken: Mapping[str, str]
     scale: Mapping[str, float]
 
 
 def normal(name: str) -> str:
-    """A header as it is compared."""
+    """Normalise a header for comparison."""
     return re.sub(r"[\s\-.]+", "_", str(name).strip().lower())
 
 
 def find_columns(source: str, headers: Sequence[str], reading: Reading) -> Columns:
-    """Find every column.
+    """Find the column and unit of every quantity.
 
     Raises:
         SpecError: a named column is not there, a unit is unknown, or one that is needed cannot be found.
     """
     faults = [
-        f"--column {ours}=...: unknown; known are {', '.join(NAMES)}" for ours in reading.columns if ours not in NAMES
+        f"--column {ours}=...: unknown name; use one of {', '.join(NAMES)}"
+        for ours in reading.columns
+        if ours not in NAMES
     ]
     taken = _named(headers, reading.columns, faults) | _guessed(headers, reading.columns)
     scale = {ours: _split(theirs)[1] for ours, theirs in taken.items()}
@@ -87,12 +89,14 @@ def find_columns(source: str, headers: Sequence[str], reading: Reading) -> Colum
             scale[ours] = value
         else:
             known = ", ".join(NAMES)
-            faults.append(f"--unit {ours}={word}: give a column of {known} and k, M, B, T, EFLOP, PF-days or a number")
+            faults.append(
+                f"--unit {ours}={word}: use NAME=UNIT, a name of {known} and k, M, B, T, EFLOP, PF-days or a number"
+            )
     missing = [name for name in REQUIRED if name not in taken and not (name == "flops" and "budget" in taken)]
     if "loss" in missing or len(missing) > 1:
         faults.append(
             f"has no column for {' and '.join(missing)} (it has {', '.join(map(str, headers))}); name it, for example "
-            f"--column {missing[0]}=COLUMN; needed are loss and two of params, tokens, flops"
+            f"--column {missing[0]}=COLUMN; required are loss and two of params, tokens, flops"
         )
     if faults:
         raise SpecError(source, faults)
@@ -111,7 +115,7 @@ def _named(headers: Sequence[str], named: Mapping[str, str], faults: list[str]) 
 
 
 def _guessed(headers: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
-    """Whatever was not named, by common names; no column is taken twice."""
+    """Columns by common names for the quantities that are not in `named`; no column is taken twice."""
     bare: dict[str, str] = {}
     for header in headers:
         bare.setdefault(_split(header)[0], header)
@@ -119,14 +123,14 @@ def _guessed(headers: Sequence[str], named: Mapping[str, str]) -> dict[str, str]
     for ours, names in NAMES.items():
         free = (bare[name] for name in names if name in bare)
         used = {*named.values(), *taken.values()}
-        found = next((header for header in free if header not in used), None)
-        if ours not in named and found is not None:
-            taken[ours] = found
+        match = next((header for header in free if header not in used), None)
+        if ours not in named and match is not None:
+            taken[ours] = match
     return taken
 
 
 def _split(header: str) -> tuple[str, float]:
-    """'Tokens (B)' -> tokens, 1e9; a bracket that is no unit stays in the name."""
+    """Split a header into name and unit: 'Tokens (B)' -> tokens, 1e9; other brackets stay in the name."""
     match = _HEADER.match(str(header).strip())
     if match and (value := unit_of(match[2])) is not None:
         return normal(match[1]), value
@@ -134,7 +138,7 @@ def _split(header: str) -> tuple[str, float]:
 
 
 def unit_of(word: str) -> float | None:
-    """What one of a unit is worth, or None."""
+    """Value of a unit, given by name or as a number; None if it is neither."""
     known = UNITS.get(normal(word))
     if known is not None:
         return known
@@ -146,7 +150,7 @@ def unit_of(word: str) -> float | None:
 
 
 def numbers(column: pd.Series[str]) -> Floats:
-    """Cells as numbers: 1.5e9, 1,500,000,000, 1.5B; NaN where they are none."""
+    """Parse cells such as 1.5e9, 1,500,000,000 or 1.5B; NaN where there is no number."""
     import pandas as pd
 
     values = np.array(pd.to_numeric(column, errors="coerce"), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""A file as a table, and a table as points. What is wrong with a row is said with its line; the rest is used."""
+"""Reading of a file as a table, and of a table as points. Bad rows are reported with their line; the rest is used."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
-FLOPS_PER_TOKEN_AND_PARAM = 6  # C = 6·N·D (Kaplan et al. 2020, section 2.1): the convention where one is missing
+FLOPS_PER_TOKEN_AND_PARAM = 6  # C = 6·N·D (Kaplan et al. 2020, section 2.1): used where one of the three is missing
 SHOWN_REFUSALS = 5
-MIN_ALIKE, MOSTLY_ALIKE = 3, 0.9  # runs of one C, and their share of all, from which C is taken for a label
+MIN_ALIKE, MOSTLY_ALIKE = 3, 0.9  # runs with one C, and their share of all runs, from which C labels the budgets
 AS_IT_IS = Reading()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A row that is not used."""
+    """A row that is not used, and the reason."""
 
     line: int  # of the file, the header being line 1; of parquet and JSON the row, from 1
     reason: str
@@ -52,27 +52,27 @@ class Table:
     rows: int
     refused: tuple[Refusal, ...]
     columns: dict[str, str]  # ours -> theirs
-    derived: str  # which number followed from the others, and how; empty if none
+    derived: str  # the quantity that was computed from the others, and how; empty if none
 
     @property
     def flags(self) -> tuple[Flag, ...]:
-        """What to know of the reading."""
+        """Notes on unused rows, computed columns and inferred budgets."""
         flags = []
         if self.refused:
             shown = "; ".join(f"line {r.line}: {r.reason}" for r in self.refused[:SHOWN_REFUSALS])
             more = f"; and {len(self.refused) - SHOWN_REFUSALS} more" if len(self.refused) > SHOWN_REFUSALS else ""
-            words = f"{len(self.refused)} of {self.rows} rows are not used: {shown}{more}"
-            flags.append(Flag("refused_rows", "warning", words))
+            message = f"{len(self.refused)} of {self.rows} rows are not used: {shown}{more}"
+            flags.append(Flag("refused_rows", "warning", message))
         if self.derived:
             flags.append(Flag("derived_column", "info", self.derived))
         if not self.points.labelled:
             budgets = len(np.unique(self.points.budget))
-            words = f"no column labels the budgets: {budgets} group(s) were found by nearness of C; see `valleys`"
-            flags.append(Flag("budgets_by_nearness", "info", words))
+            message = f"no column labels the budgets: runs were grouped by C into {budgets} group(s); see `valleys`"
+            flags.append(Flag("budgets_by_nearness", "info", message))
         return tuple(flags)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the description of the table as a JSON object."""
         return {
             "path": str(self.path),
             "rows": self.rows,
@@ -95,7 +95,7 @@ def read_table(path: Path, reading: Reading = AS_IT_IS) -> Table:
     rows = len(frame)
     values = {name: numbers(frame[theirs]) * columns.scale[name] for name, theirs in columns.taken.items()
               if name != "run"}  # fmt: skip
-    if "budget" in values and "flops" in values and np.isnan(values["budget"]).all():  # names, not numbers
+    if "budget" in values and "flops" in values and np.isnan(values["budget"]).all():  # labels that are not numbers
         values["budget"] = _mean_flops(frame[columns.taken["budget"]], values["flops"])
     derived = _derive(values)
     refused = _refusals(frame, values, columns, derived)
@@ -117,13 +117,13 @@ def read_table(path: Path, reading: Reading = AS_IT_IS) -> Table:
 
 
 def _load(path: Path) -> tuple[pd.DataFrame, int]:
-    """The file with its cells as text, and the line number of its first row."""
+    """Load the file, CSV cells as text, and return it with the line number of its first row."""
     import pandas as pd
 
     name = path.name.removesuffix(".gz").lower()
     kind = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
     if kind is None:
-        raise SpecError(str(path), [f"is no table that can be read; give one of {', '.join(SUFFIXES)}"])
+        raise SpecError(str(path), [f"is not a readable table; use one of {', '.join(SUFFIXES)}"])
     if not path.exists():
         raise SpecError(str(path), ["no such file"])
     try:
@@ -143,7 +143,7 @@ def _load(path: Path) -> tuple[pd.DataFrame, int]:
 
 
 def _records(content: Any) -> Any:
-    """Rows of a JSON document: a list, a mapping of columns, or a mapping that holds one (so flops-fit's results)."""
+    """Rows of a JSON document: a list, a mapping of columns, or a mapping that contains one (as flops-fit writes)."""
     if isinstance(content, dict):
         for key in ("results", "experiments", "runs", "rows", "data"):
             if isinstance(content.get(key), list | dict):
@@ -151,12 +151,12 @@ def _records(content: Any) -> Any:
         if content and all(isinstance(value, dict) for value in content.values()):
             return list(content.values())
     if not isinstance(content, list | dict):
-        raise ValueError("a list of rows is needed")
+        raise ValueError("a JSON table must be a list of rows or an object of columns")
     return content
 
 
 def _keep(path: Path, frame: pd.DataFrame, lines: Any, where: Sequence[tuple[str, str]]) -> tuple[pd.DataFrame, Any]:
-    """The rows that were asked for, and of those with a status the completed ones."""
+    """Keep the rows that match `where` and, if there is a status column, are completed."""
     keep = np.ones(len(frame), dtype=bool)
     for column, value in where:
         if column not in frame:
@@ -165,7 +165,7 @@ def _keep(path: Path, frame: pd.DataFrame, lines: Any, where: Sequence[tuple[str
         keep &= _equal(frame[column], value)
         if not keep.any():
             seen = ", ".join(sorted({str(v) for v in frame[column]})[:8])
-            raise SpecError(str(path), [f"--where {column}={value}: no row has it; it has {seen}"])
+            raise SpecError(str(path), [f"--where {column}={value}: no row has that value; the column has {seen}"])
     for column in frame.columns:
         if normal(column) == "status":
             keep &= np.array([str(value).lower() in DONE for value in frame[column]])
@@ -184,7 +184,7 @@ def _equal(column: pd.Series[Any], value: str) -> Bools:
 
 
 def _refusals(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns, derived: str) -> list[str]:
-    """Why each row cannot be used; empty where it can."""
+    """Reason why each row cannot be used; empty where it can."""
     reasons = [""] * len(frame)
     for name, numeric in values.items():
         if name == "seconds" or name not in columns.taken:
@@ -195,7 +195,7 @@ def _refusals(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns, 
             reasons[i] = "; ".join(filter(None, [reasons[i], f"{columns.taken[name]} {shown}"]))
     for numeric in (values[name] for name in values if name not in columns.taken):
         for i in np.flatnonzero(~(np.isfinite(numeric) & (numeric > 0))):
-            reasons[i] = reasons[i] or f"{derived}, and is {numeric[i]:g}"
+            reasons[i] = reasons[i] or f"{derived} and is {numeric[i]:g}, not a positive number"
     return reasons
 
 
@@ -222,13 +222,13 @@ def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns, go
 
 
 def _repeats(flops: Floats) -> bool:
-    """Whether C is itself a label: nearly all runs share theirs, to the last digit, with two others at least."""
+    """Return True if C labels the budgets: nearly all runs share exactly one C with two or more others."""
     count = np.unique(flops, return_counts=True)[1]
     return bool(count[count >= MIN_ALIKE].sum() >= MOSTLY_ALIKE * len(flops))
 
 
 def _mean_flops(labels: pd.Series[Any], flops: Floats) -> Floats:
-    """Budgets that have names: each is worth the mean C of its runs."""
+    """Mean C of the runs of each budget, for budgets with labels that are not numbers."""
     which = np.unique(labels.astype(str), return_inverse=True)[1].reshape(-1)
     known = np.isfinite(flops)
     number = np.bincount(which[known], minlength=which.max() + 1)
@@ -237,32 +237,32 @@ def _mean_flops(labels: pd.Series[Any], flops: Floats) -> Floats:
 
 
 def _derive(values: dict[str, Floats]) -> str:
-    """Fill in the one of C, N and D that is missing."""
+    """Compute the missing one of C, N and D by C = 6·N·D, and return how."""
     six = FLOPS_PER_TOKEN_AND_PARAM
-    said = ""
-    with np.errstate(all="ignore"):  # a row whose result is no number is refused
+    origin = ""
+    with np.errstate(all="ignore"):  # a row whose result is not a number is reported
         if "flops" not in values and "tokens" not in values:
             values["flops"] = values["budget"]
-            said = "C of a run is taken as its budget; "
+            origin = "C of a run is taken as its budget; "
         if "flops" not in values:
             values["flops"] = six * values["params"] * values["tokens"]
-            return "C is worked out as 6·N·D"
+            return "C is computed as 6·N·D"
         if "tokens" not in values:
             values["tokens"] = values["flops"] / (six * values["params"])
-            return f"{said}D is worked out as C/(6·N)"
+            return f"{origin}D is computed as C/(6·N)"
         if "params" not in values:
             values["params"] = values["flops"] / (six * values["tokens"])
-            return "N is worked out as C/(6·D)"
+            return "N is computed as C/(6·D)"
     return ""
 
 
 def _others(frame: pd.DataFrame, names: Sequence[str], main: Floats, good: Bools) -> dict[str, Floats]:
-    """Other definitions of a number that the table has too, where they are whole and really others."""
-    found = {}
+    """Columns with other definitions of a quantity, where they are complete and differ from `main`."""
+    others = {}
     for column in frame.columns:
         if normal(column) not in names:
             continue
         numeric = numbers(frame[column])[good]
         if (np.isfinite(numeric) & (numeric > 0)).all() and not np.allclose(numeric, main, rtol=1e-3):
-            found[str(column)] = numeric
-    return found
+            others[str(column)] = numeric
+    return others

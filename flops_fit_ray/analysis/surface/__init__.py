@@ -1,4 +1,4 @@
-"""The loss surface L(N, D): fitted by a robust loss or by squared error, thousands of times a second."""
+"""Fits of the loss surface L(N, D) by the Huber loss or by squared error, many problems at once."""
 
 from flops_fit_ray.analysis.surface.estimate import (
     SurfaceFit,

@@ -2,9 +2,9 @@
 
     f = ln(exp(a - alpha·x) + exp(b - beta·y) + exp(e)),   r = f - ln L,   minimise  sum of w·h_delta(r)
 
-Semi-smooth Newton: the Hessian of all rows is six thin products of (rows, points) with powers of x and y. It is damped
-by the majoriser that iteratively reweighted least squares would use, because beyond delta the loss has no curvature of
-its own. Quasi-Newton methods stop early here: delta² is tiny beside their tolerances.
+Semi-smooth Newton: the Hessians of all rows are six thin products of (rows, points) with powers of x and y. They are
+damped by the majoriser of iteratively reweighted least squares, because beyond delta the Huber loss has no curvature.
+Quasi-Newton methods stop early here: the objective is of the order of delta², far below their tolerances.
 
 Shapes: M problems, n points; theta (M, 5) = a, alpha, b, beta, e with x and y centred.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Bools, Floats
-from flops_fit_ray.analysis.surface.newton import MAX_ITERATIONS, Coordinates, Ended, Search, descend
+from flops_fit_ray.analysis.surface.newton import MAX_ITERATIONS, Coordinates, Search, SearchResult, descend
 
 DAMPING = 1.0
 LOWER = np.array([-60.0, 1e-3, -60.0, 1e-3, -12.0])
@@ -27,8 +27,8 @@ _UPPER = np.triu_indices(5, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem(Coordinates):
-    """What all rows share. `undertuned` < 1 makes losses above the surface count less: runs that could be better."""
+class HuberProblem(Coordinates):
+    """Data shared by all rows. `undertuned` < 1 is the weight of losses above the surface: badly tuned runs."""
 
     delta: float
     undertuned: float
@@ -36,14 +36,14 @@ class Problem(Coordinates):
 
 
 def minimise(
-    problem: Problem,
+    problem: HuberProblem,
     theta: Floats,
     log_loss: Floats,
     weights: Floats,
     tolerance: float = 1e-12,
     max_iterations: int = MAX_ITERATIONS,
     patience: int | None = None,
-) -> Ended:
+) -> SearchResult:
     """Minimise every row from `theta` (M, 5); `log_loss` and `weights` are (n,) or (M, n)."""
 
     def evaluate(at: Floats, z: Floats, w: Floats) -> Sequence[Floats]:
@@ -60,20 +60,25 @@ def minimise(
 
 
 def _step(
-    problem: Problem, theta: Floats, gradient: Floats, hessian: Floats, majoriser: Floats, damping: Floats
+    problem: HuberProblem, theta: Floats, gradient: Floats, hessian: Floats, majoriser: Floats, damping: Floats
 ) -> tuple[Floats, Floats]:
-    """The damped Newton step, and the decrease that it predicts; pinned parameters and those at a bound stay."""
+    """Damped Newton step and the decrease that it predicts; pinned parameters and those at a bound stay.
+
+    1) units of each parameter: scale_i = 1 / sqrt(M_ii), with M the majoriser
+    2) step = -(H + damping·M)^-1·g; where that matrix is not positive definite, -((1 + damping)·M)^-1·g
+    3) no parameter moves by more than 3
+    """
     stuck = ((theta <= LOWER) & (gradient > 0)) | ((theta >= UPPER) & (gradient < 0)) | ~problem.free
-    scale = 1 / np.sqrt(np.maximum(np.einsum("mii->mi", majoriser), 1e-300))  # a unit of each parameter
+    scale = 1 / np.sqrt(np.maximum(np.einsum("mii->mi", majoriser), 1e-300))
     scale = np.where(stuck, 0.0, scale)
     units = scale[:, :, None] * scale[:, None, :]
     at_rest = stuck.astype(np.float64)
     g = scale * gradient
     step, positive = _solve_definite((hessian + damping[:, None, None] * majoriser) * units, at_rest, g)
-    if not positive.all():  # no valley here: one step of iteratively reweighted least squares, which always has one
-        other = ~positive
-        matrix = (1 + damping[other])[:, None, None] * majoriser[other] * units[other]
-        step[other], _ = _solve_definite(matrix, at_rest[other], g[other])
+    if not positive.all():  # not convex here: a step of iteratively reweighted least squares, which always descends
+        indefinite = ~positive
+        matrix = (1 + damping[indefinite])[:, None, None] * majoriser[indefinite] * units[indefinite]
+        step[indefinite], _ = _solve_definite(matrix, at_rest[indefinite], g[indefinite])
     decrement = np.abs(np.einsum("mi,mi->m", g, step))
     step = -step * scale
     longest = np.abs(step).max(axis=1, keepdims=True)
@@ -81,7 +86,7 @@ def _step(
 
 
 def _solve_definite(matrices: Floats, at_rest: Floats, right: Floats) -> tuple[Floats, Bools]:
-    """Solve many 5 x 5 systems at once by LDLT; the second value tells which matrices are positive definite.
+    """Solve many 5 x 5 systems at once by LDLT; the second value is True (M,) for positive definite matrices.
 
     `at_rest` is 1 for rows and columns that are zero because their parameter does not move.
     """
@@ -102,11 +107,16 @@ def _solve_definite(matrices: Floats, at_rest: Floats, right: Floats) -> tuple[F
     return z.T, positive
 
 
-def derivatives(problem: Problem, theta: Floats, z: Floats, w: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+def derivatives(problem: HuberProblem, theta: Floats, z: Floats, w: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     """Objective (M,), gradient (M, 5), Hessian and majoriser (M, 5, 5) at theta.
 
-    With p the softmax shares of the three terms, d2f = diag(p) - p·pT in term space; the chain to theta multiplies by
-    powers of -x and -y. c_ij are the coefficients of terms i and j.
+    With t = (a - alpha·x, b - beta·y, e), f = logsumexp(t) and p = softmax(t):
+
+    1) h_delta(r) = psi·(r - psi/2) with psi = clip(r, -delta, delta), so h' = psi and h'' = 1 inside delta, else 0
+    2) df/dt = p and d²f/dt² = diag(p) - p·pT; the chain rule to theta multiplies by dt/dtheta = 1, -x and 1, -y
+    3) gradient = sum w·psi·df
+    4) Hessian = sum w·(h''·df·dfT + psi·d²f) = sum w·((h'' - psi)·df·dfT + psi·diag(p))
+    5) majoriser = sum w·(psi/r)·df·dfT, the Hessian of iteratively reweighted least squares
     """
     x, y = problem.x, problem.y
     a, alpha, b, beta, e = (theta[:, i : i + 1] for i in range(5))
@@ -122,7 +132,7 @@ def derivatives(problem: Problem, theta: Floats, z: Floats, w: Floats) -> tuple[
     slope = weight * psi
     value = np.einsum("mn,mn->m", slope, r - 0.5 * psi)
     with np.errstate(invalid="ignore", divide="ignore"):
-        pull = np.where(r == 0, weight, slope / r)
+        reweighted = np.where(r == 0, weight, slope / r)
     p3 = 1.0 - p1 - p2
 
     by_x, by_y, _ = problem.powers
@@ -131,17 +141,17 @@ def derivatives(problem: Problem, theta: Floats, z: Floats, w: Floats) -> tuple[
     gradient = np.stack([g1[:, 0], g1[:, 1], g2[:, 0], g2[:, 1], g3], axis=1)
 
     shares = (p1 * p1, p2 * p2, p1 * p2, p1 * p3, p2 * p3, p3 * p3)
-    hessian = _second(shares, inside - slope, problem)  # slope·(diag(p) - p·pT): its product comes with the other sign
+    hessian = _second(shares, inside - slope, problem)
     for i, j, value_ij in ((0, 0, g1[:, 0]), (0, 1, g1[:, 1]), (1, 1, g1[:, 2]), (2, 2, g2[:, 0]),
                            (2, 3, g2[:, 1]), (3, 3, g2[:, 2]), (4, 4, g3)):  # fmt: skip
         hessian[:, i, j] += value_ij
         if i != j:
             hessian[:, j, i] += value_ij
-    return value, gradient, hessian, _second(shares, pull, problem)
+    return value, gradient, hessian, _second(shares, reweighted, problem)
 
 
-def _second(shares: tuple[Floats, ...], curvature: Floats, problem: Problem) -> Floats:
-    """sum of curvature·J·JT (M, 5, 5), with J = the gradient of f; `shares` are the products of the p."""
+def _second(shares: tuple[Floats, ...], curvature: Floats, problem: HuberProblem) -> Floats:
+    """Sum of curvature·df·dfT (M, 5, 5) over the points; `shares` are the products p_i·p_j."""
     by_x, by_y, by_xy = problem.powers
     s11, s22, s12, s13, s23, s33 = shares
     return _assemble(
@@ -155,7 +165,7 @@ def _second(shares: tuple[Floats, ...], curvature: Floats, problem: Problem) -> 
 
 
 def _assemble(c11: Floats, c22: Floats, c12: Floats, c13: Floats, c23: Floats, c33: Floats) -> Floats:
-    """The symmetric (M, 5, 5) matrix from its sums, in the order a, alpha, b, beta, e."""
+    """Assemble the symmetric (M, 5, 5) matrix, in the order a, alpha, b, beta, e, from sums c_ij of terms i and j."""
     h = np.empty((len(c11), 5, 5))
     h[:, 0, 0], h[:, 0, 1], h[:, 1, 1] = c11[:, 0], c11[:, 1], c11[:, 2]
     h[:, 2, 2], h[:, 2, 3], h[:, 3, 3] = c22[:, 0], c22[:, 1], c22[:, 2]

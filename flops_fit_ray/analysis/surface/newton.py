@@ -1,4 +1,4 @@
-"""Damped Newton for many small problems at once, on the same points: rows leave when they have converged."""
+"""Damped Newton (Levenberg-Marquardt) for many small problems on the same points; converged rows are left out."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 
 from flops_fit_ray.analysis.arrays import Bools, Floats
 
-CHUNK = 65_536  # elements of (rows, points) at once: what stays in a core's cache
+CHUNK = 65_536  # elements of (rows, points) at once, which fit the cache of a core
 MAX_ITERATIONS = 200
-MAX_DAMPING = 1e9  # beyond it no step helps
+MAX_DAMPING = 1e9  # no step lowers the objective beyond it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
-    """Where the points lie: ln N and ln D, centred; (n,)."""
+    """Coordinates of the points: ln N and ln D, centred; (n,)."""
 
     x: Floats
     y: Floats
 
     @cached_property
     def powers(self) -> tuple[Floats, Floats, Floats]:
-        """1, -x, x²; 1, -y, y²; 1, -x, -y, xy: columns (n, .), for sums of derivatives over the points."""
+        """Columns 1, -x, x²; 1, -y, y²; 1, -x, -y, xy of (n, 3), (n, 3) and (n, 4), for sums of derivatives."""
         x, y, one = self.x, self.y, np.ones_like(self.x)
         return (
             np.stack([one, -x, x * x], axis=1),
@@ -35,22 +35,22 @@ class Coordinates:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How a minimum is searched. `tolerance` is relative to the objective: a smaller promise is convergence.
+    """Settings of the search. A row has converged if the predicted decrease is below `tolerance` times its objective.
 
-    Rows that are starts of one problem may end early: `patience` iterations after the lowest of them has converged.
+    Where rows are starts of one problem, all end `patience` iterations after the lowest of them has converged.
     """
 
     lower: Floats  # (parameters,)
     upper: Floats
-    damping: float  # at the start
+    damping: float  # of the first step
     tolerance: float = 1e-12
     max_iterations: int = MAX_ITERATIONS
     patience: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ended:
-    """Where the rows ended, and what was evaluated there; arrays with the rows first."""
+class SearchResult:
+    """The best theta of every row and the values of `evaluate` there; arrays with the rows first."""
 
     theta: Floats
     known: Sequence[Floats]
@@ -58,7 +58,7 @@ class Ended:
 
     @property
     def objective(self) -> Floats:
-        """The minima (rows,)."""
+        """The objective (rows,) at theta."""
         return self.known[0]
 
 
@@ -66,15 +66,17 @@ Evaluate = Callable[[Floats, Floats, Floats], Sequence[Floats]]
 Step = Callable[[Floats, Sequence[Floats], Floats], tuple[Floats, Floats]]
 
 
-def descend(theta: Floats, target: Floats, weights: Floats, evaluate: Evaluate, step: Step, search: Search) -> Ended:
-    """Minimise every row.
+def descend(
+    theta: Floats, target: Floats, weights: Floats, evaluate: Evaluate, step: Step, search: Search
+) -> SearchResult:
+    """Minimise the objective of every row.
 
     Args:
-        theta: where to begin (rows, parameters).
-        target: what is fitted, (points,) or (rows, points).
+        theta: starting points (rows, parameters).
+        target: observations, (points,) or (rows, points).
         weights: (points,) or (rows, points).
-        evaluate: (theta, target, weights) -> objective (rows,) and whatever `step` needs, each with the rows first.
-        step: (theta, what was evaluated, damping) -> the step, and the decrease that it promises.
+        evaluate: (theta, target, weights) -> objective (rows,), then the derivatives for `step`, rows first.
+        step: (theta, values of `evaluate`, damping) -> step (rows, parameters) and predicted decrease (rows,).
     """
     shape = (len(theta), target.shape[-1])
     target, weights = np.broadcast_to(target, shape), np.broadcast_to(weights, shape)
@@ -83,7 +85,7 @@ def descend(theta: Floats, target: Floats, weights: Floats, evaluate: Evaluate, 
     for begin in range(0, len(theta), block):
         here = slice(begin, begin + block)
         parts.append(_descend_block(theta[here], target[here], weights[here], evaluate, step, search))
-    return Ended(
+    return SearchResult(
         theta=np.concatenate([part.theta for part in parts]),
         known=[np.concatenate(values) for values in zip(*(part.known for part in parts), strict=True)],
         converged=np.concatenate([part.converged for part in parts]),
@@ -92,7 +94,7 @@ def descend(theta: Floats, target: Floats, weights: Floats, evaluate: Evaluate, 
 
 def _descend_block(
     theta: Floats, target: Floats, weights: Floats, evaluate: Evaluate, step: Step, search: Search
-) -> Ended:
+) -> SearchResult:
     rows = len(theta)
     best, known = theta.copy(), [values.copy() for values in evaluate(theta, target, weights)]
     dampings = np.full(rows, search.damping)
@@ -107,19 +109,20 @@ def _descend_block(
             patience = None
         live = np.flatnonzero(~done)
         value = known[0][live]
-        move, promise = step(best[live], [values[live] for values in known], dampings[live])
+        move, predicted = step(best[live], [values[live] for values in known], dampings[live])
         trial = np.clip(best[live] + move, search.lower, search.upper)
         whole = len(live) == rows  # a copy of all rows costs as much as a step
         new = evaluate(trial, target if whole else target[live], weights if whole else weights[live])
         better = new[0] < value
-        small = promise <= tolerance * value + 1e-28
-        # As good as rounding allows: little was promised, and nothing or hardly anything was gained
-        small |= (promise <= 1e4 * tolerance * value) & ~(new[0] < value * (1 - tolerance))
-        rising = live[better]
-        best[rising] = trial[better]
+        small = predicted <= tolerance * value + 1e-28
+        # Converged to rounding: a small decrease was predicted, and nearly none was achieved
+        small |= (predicted <= 1e4 * tolerance * value) & ~(new[0] < value * (1 - tolerance))
+        improved = live[better]
+        best[improved] = trial[better]
         for values, fresh in zip(known, new, strict=True):
-            values[rising] = fresh[better]
+            values[improved] = fresh[better]
+        # Levenberg-Marquardt: trust the quadratic model more after a success, less after a failure
         dampings[live] = np.where(better, dampings[live] / 10, np.maximum(dampings[live], 1e-6) * 8)
         converged[live[small]] = True
         done[live[small | (dampings[live] > MAX_DAMPING)]] = True
-    return Ended(theta=best, known=known, converged=converged)
+    return SearchResult(theta=best, known=known, converged=converged)

@@ -1,10 +1,10 @@
 """Squared error of L by variable projection, for many problems at once (Golub and Pereyra 1973).
 
-    L = E + A'·u + B'·v,   u = exp(-alpha·x),  v = exp(-beta·y):  linear in E, A', B' once alpha and beta are chosen
+    L = E + A'·u + B'·v,   u = exp(-alpha·x),  v = exp(-beta·y):  linear in E, A', B' for given alpha and beta
 
-So only alpha and beta are searched, by Newton on the projected objective: with H the Hessian of all five, split into
-exponents (t) and coefficients (c), the projected Hessian is H_tt - H_tc·H_cc^-1·H_ct, and the gradient is that of the
-exponents alone, because the coefficients are always at their minimum.
+So only alpha and beta are searched, by Newton on the projected objective. With H the Hessian of all five, split into
+exponents (t) and coefficients (c), the projected Hessian is the Schur complement H_tt - H_tc·H_cc^-1·H_ct; the gradient
+is that of the exponents alone, because the coefficients are always at their minimum.
 
 Shapes: M problems, n points; exponents (M, 2); coefficients (M, 3) = E, A', B' with x and y centred.
 """
@@ -18,15 +18,15 @@ import numpy as np
 
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.surface.huber import LOWER, UPPER
-from flops_fit_ray.analysis.surface.newton import Coordinates, Ended, Search, descend
+from flops_fit_ray.analysis.surface.newton import Coordinates, Search, SearchResult, descend
 
 DAMPING = 1e-2
-EXPONENTS = [1, 3]  # where alpha and beta stand among the five
+EXPONENTS = [1, 3]  # of alpha and beta among the five
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projection(Coordinates):
-    """What all rows share. A pinned E is subtracted from the losses; pinned exponents do not move."""
+    """Data shared by all rows. A pinned E is subtracted from the losses; pinned exponents do not move."""
 
     pinned_e: float | None
     free: Bools  # (2,)
@@ -34,10 +34,10 @@ class Projection(Coordinates):
 
 def minimise_squared(
     problem: Projection, exponents: Floats, loss: Floats, weights: Floats, tolerance: float = 1e-12
-) -> Ended:
+) -> SearchResult:
     """Minimise sum w·(fit - L)² from `exponents` (M, 2); `loss` and `weights` are (n,) or (M, n).
 
-    What is known at the end begins with the objective and the coefficients.
+    `known` of the result begins with the objective and the coefficients.
     """
     lower, upper = LOWER[EXPONENTS], UPPER[EXPONENTS]
 
@@ -54,7 +54,7 @@ def minimise_squared(
 
 
 def _step(stuck: Bools, gradient: Floats, hessian: Floats, majoriser: Floats, damping: Floats) -> tuple[Floats, Floats]:
-    """Newton where the projected Hessian is positive definite, else Gauss-Newton, damped; in closed form."""
+    """Damped step by Newton where the projected Hessian is positive definite, else by Gauss-Newton, in closed form."""
     positive = (hessian[:, 0, 0] > 0) & (hessian[:, 0, 0] * hessian[:, 1, 1] > hessian[:, 0, 1] ** 2)
     h = np.where(positive[:, None, None], hessian, majoriser)
     size = np.maximum(np.einsum("mii->mi", majoriser), 1e-300)
@@ -79,7 +79,7 @@ def _project(
     s1, s2 = wu @ by_x, wv @ by_y
     s11, s22, s12 = (wu * u) @ by_x, (wv * v) @ by_y, (wu * v) @ by_xy
 
-    # 1) the coefficients: normal equations of the basis 1, u, v
+    # 1) the coefficients: weighted normal equations of the basis 1, u, v
     h_cc = np.empty((len(u), 3, 3))
     h_cc[:, 0, 0] = w.sum(axis=1)
     h_cc[:, 0, 1] = h_cc[:, 1, 0] = s1[:, 0]
@@ -89,12 +89,12 @@ def _project(
     fixed = problem.pinned_e
     c, inverse = _coefficients(h_cc, z, w, wu, wv, fixed)
     r = c[:, :1] + c[:, 1:2] * u + c[:, 2:] * v - z
-    if fixed is None:  # one refinement: the normal equations alone leave too few digits
+    if fixed is None:  # one step of iterative refinement: the normal equations alone lose digits
         left = np.stack([(w * r).sum(axis=1), (wu * r).sum(axis=1), (wv * r).sum(axis=1)], axis=1)
         c = c - np.einsum("mij,mj->mi", inverse, left)
         r = c[:, :1] + c[:, 1:2] * u + c[:, 2:] * v - z
 
-    # 2) derivatives with respect to alpha and beta; dL/dalpha = A'·u·(-x)
+    # 2) derivatives: dL/dalpha = -A'·x·u, d²L/dalpha² = A'·x²·u; Gauss-Newton leaves out the terms with r
     ru, rv = (wu * r) @ by_x, (wv * r) @ by_y
     a, b = c[:, 1], c[:, 2]
     gradient = np.stack([a * ru[:, 1], b * rv[:, 1]], axis=1)
@@ -111,7 +111,7 @@ def _project(
     h_tc[:, 0, 1] += ru[:, 1]
     h_tc[:, 1, 2] += rv[:, 1]
 
-    # 3) the coefficients follow the exponents
+    # 3) Schur complement: the coefficients follow the exponents
     value = np.einsum("mn,mn->m", w * r, r)
     projected = h_tt - h_tc @ inverse @ h_tc.transpose(0, 2, 1)
     return value, c, gradient, projected, gauss - j_tc @ inverse @ j_tc.transpose(0, 2, 1)
@@ -120,23 +120,26 @@ def _project(
 def _coefficients(
     h_cc: Floats, z: Floats, w: Floats, wu: Floats, wv: Floats, pinned_e: float | None
 ) -> tuple[Floats, Floats]:
-    """E, A', B' (M, 3) and the inverse (M, 3, 3) of their Hessian, zero where E is pinned. E is never negative."""
+    """Solve E, A', B' (M, 3); return them and the inverse (M, 3, 3) of their Hessian.
+
+    Where E is pinned, or 0 because it would be negative, its row and column of the inverse are zero.
+    """
     target = z if pinned_e is None else z - pinned_e
     right = np.stack([(w * target).sum(axis=1), (wu * target).sum(axis=1), (wv * target).sum(axis=1)], axis=1)
     scale = 1 / np.sqrt(np.maximum(np.einsum("mii->mi", h_cc), 1e-300))
     scaled = h_cc * scale[:, :, None] * scale[:, None, :]
     inverse = _inverse(scaled)
     c = np.einsum("mij,mj->mi", inverse, right * scale)
-    without = c[:, 0] < 0 if pinned_e is None else np.ones(len(c), dtype=bool)
-    if without.any():
-        smaller = np.zeros((int(without.sum()), 3, 3))
-        smaller[:, 1:, 1:] = _inverse(scaled[without][:, 1:, 1:])
-        inverse[without] = smaller
-        c[without] = np.einsum("mij,mj->mi", smaller, (right * scale)[without])
-        c[without, 0] = 0.0 if pinned_e is None else pinned_e / scale[without, 0]
+    fixed = c[:, 0] < 0 if pinned_e is None else np.ones(len(c), dtype=bool)
+    if fixed.any():
+        smaller = np.zeros((int(fixed.sum()), 3, 3))
+        smaller[:, 1:, 1:] = _inverse(scaled[fixed][:, 1:, 1:])
+        inverse[fixed] = smaller
+        c[fixed] = np.einsum("mij,mj->mi", smaller, (right * scale)[fixed])
+        c[fixed, 0] = 0.0 if pinned_e is None else pinned_e / scale[fixed, 0]
     return c * scale, inverse * scale[:, :, None] * scale[:, None, :]
 
 
 def _inverse(matrices: Floats) -> Floats:
-    """The inverses, with a touch of ridge so that a collinear row is told by its result and not by an exception."""
+    """Invert matrices (M, k, k); a tiny ridge keeps a singular one from failing the whole batch."""
     return np.asarray(np.linalg.inv(matrices + 1e-14 * np.eye(matrices.shape[-1])))

@@ -11,7 +11,7 @@ from flops_fit_ray.analysis.arrays import Floats
 
 @dataclass(frozen=True, kw_only=True)
 class CostLaw:
-    """C = k · N^n_exponent · D: what an experiment costs, fitted to what was spent. 6·N·D is k = 6, n_exponent = 1."""
+    """The cost C = k · N^n_exponent · D of an experiment, fitted to the FLOPs spent; 6·N·D is k = 6, n_exponent = 1."""
 
     log_k: float
     n_exponent: float
@@ -19,7 +19,7 @@ class CostLaw:
 
 
 def fit_cost_law(params: Floats, tokens: Floats, cost: Floats) -> CostLaw:
-    """Least squares of ln(C/D) on ln N; arrays (points,). With one size only, C/D is taken as proportional to N."""
+    """Least squares of ln(C/D) = ln k + c·ln N; arrays (points,). With one size only, c = 1."""
     x, y = np.log(params), np.log(cost / tokens)
     centred = x - x.mean()
     spread = float(centred @ centred)
@@ -32,7 +32,7 @@ def fit_cost_law(params: Floats, tokens: Floats, cost: Floats) -> CostLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class Surfaces:
-    """One or many surfaces: all arrays (surfaces,), in nats, parameters and tokens. NaN where a draw gave none."""
+    """One or many surfaces: all arrays (surfaces,), in nats, parameters and tokens. NaN where a draw has no surface."""
 
     log_e: Floats
     log_a: Floats
@@ -41,17 +41,17 @@ class Surfaces:
     beta: Floats
 
     def loss(self, params: Floats, tokens: Floats) -> Floats:
-        """L at N and D, which broadcast against the surfaces."""
+        """Loss at N and D, which broadcast against the surfaces."""
         with np.errstate(over="ignore"):
             n_term = np.exp(self.log_a - self.alpha * np.log(params))
             return np.asarray(np.exp(self.log_e) + n_term + np.exp(self.log_b - self.beta * np.log(tokens)))
 
     def params_exponent(self, cost: CostLaw) -> Floats:
-        """a in N_opt ~ C^a: beta / (alpha + n_exponent·beta)."""
+        """Exponent of N_opt ~ C^a: a = beta / (alpha + c·beta) (Hoffmann et al. 2022, equation 4, for c = 1)."""
         return np.asarray(self.beta / (self.alpha + cost.n_exponent * self.beta))
 
     def optimum(self, budget: float, cost: CostLaw) -> tuple[Floats, Floats, Floats]:
-        """ln N_opt, ln D_opt and L_opt at C = `budget`.
+        """Return ln N_opt, ln D_opt and L_opt at C = `budget`.
 
         1) D = X / N^c with X = C/k, so L = E + A·N^-alpha + B·X^-beta·N^(c·beta)
         2) dL/dN = 0 where N^(alpha + c·beta) = alpha·A / (c·beta·B) · X^beta  (equation 4 for c = 1, k = 6)
@@ -65,5 +65,5 @@ class Surfaces:
             return log_n, log_d, np.asarray(np.exp(self.log_e) + n_term + d_term)
 
     def at(self, index: int) -> Surfaces:
-        """One of them, still as arrays (1,)."""
+        """Return one surface, as arrays (1,)."""
         return Surfaces(**{name: getattr(self, name)[index : index + 1] for name in self.__dataclass_fields__})

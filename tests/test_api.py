@@ -62,6 +62,13 @@ def test_nothing_is_written_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"batchsize": 3}, "batchsize: unknown option; did you mean 'batch_size'?"),
     ({"frobnicate": 3}, "frobnicate: unknown option; known: address, at_most, batch_size"),
+    ({"learning_rate": 1e-3}, "learning_rate: unknown option; write lr"),
+    ({"num_train_epochs": 3}, "num_train_epochs: unknown option; write max_epochs (D follows from the budget;"),
+    ({"wandb_project": "x"}, "wandb_project: unknown option; write trackers={'wandb': {'project': ...}}"),
+    ({"criterion": "mse"}, "criterion: unknown option; write loss_fn"),
+    ({"budgets": [1e5]}, "budgets: unknown option; write compute_budgets"),
+    ({"max_trials": 9}, "max_trials: unknown option; write grid={'max_experiments': ...}"),
+    ({"size_param": "width"}, "size_param: unknown option; write model_size_param"),
     ({"dataset": None}, "dataset: is missing"),
     ({"compute_budgets": None}, "compute_budgets: is missing"),
     ({"compute_budgets": [1e5]}, "budgets: has 1 budget"),

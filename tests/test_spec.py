@@ -1,5 +1,6 @@
 """Every fault of a spec is found at once, with its key path, its value and the way out."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import Ladder, SweepSpec, dump_spec, make_spec, parse_yaml, read_spec
+from flops_fit_ray.spec.hints import HINTS, all_paths, meant_paths
 
 GOOD = """
 model: {target: "model:GPT", size_param: d_model, sizes: [8, 16, 32]}
@@ -245,6 +247,106 @@ def test_each_kind_of_value_is_read() -> None:
         assert make_spec(spec.model_dump(), "s") == spec
     assert make_spec(with_value("train.lr", "1e-3"), "s").train.lr == 1e-3
     assert make_spec(with_value("model.sizes", [8, "16", 32.0]), "s").model.sizes == [8, 16, 32]
+
+
+WAYS_OUT: list[tuple[str, str]] = [  # an unknown key, and what it is answered with
+    ("train.learning_rate", "write train.lr"),
+    ("learning-rate", "write train.lr"),
+    ("train.peakLr", "write train.lr"),
+    ("train.max_grad_norm", "write train.grad_clip"),
+    (
+        "train.gradient_accumulation_steps",
+        "write train.micro_batch_size (micro_batch_size = batch_size / (workers_per_trial * accumulation steps))",
+    ),
+    (
+        "num_train_epochs",
+        "write data.max_epochs (D follows from the budget; this only allows samples to be repeated)",
+    ),
+    ("train.max_steps", "write budgets (steps and D of every experiment follow from its budget)"),
+    (
+        "train.steps",
+        "write budgets or checkpoint.steps (steps and D of every experiment follow from its budget)",
+    ),
+    (
+        "train.warmup_steps",
+        "write train.warmup_tokens (tokens = warmup steps * batch_size * tokens per sample, or auto)",
+    ),
+    ("train.lr_scheduler_type", "write train.schedule"),
+    ("wandb_project", "write trackers.wandb.project"),
+    ("trackers.project", "write trackers.wandb.project"),
+    (
+        "per_device_train_batch_size",
+        "write train.batch_size (batch_size = batch of a device * devices * accumulation steps)",
+    ),
+    ("bf16", "write train.precision (fp32, bf16, fp16 or auto)"),
+    ("train.dtype", "write train.precision or data.dtype (fp32, bf16, fp16 or auto)"),
+    ("train.adam_beta1", "write train.betas (both, as [beta1, beta2])"),
+    ("weight_decay", "write train.weight_decay"),
+    ("model.batch_size", "write train.batch_size"),
+    ("seed", "write train.seed or fit.seed"),
+    ("train.torch_compile", "write train.compile"),
+    ("num_gpus", "write resources_per_trial (a mapping such as {gpu: 1} or {cpu: 4})"),
+    ("output_dir", "write output"),
+    ("data.valid", "write data.eval"),
+    ("data.train_dataset", "write data.train"),
+    ("dataset", "write data.train"),
+    ("data.val", "did you mean 'eval'?"),
+    ("model.class", "write model.target"),
+    ("criterion", "write loss"),
+    ("compute_budgets", "write budgets (each in FLOPs)"),
+    ("num_samples", "write grid.max_experiments"),
+    ("learnig_rate", "write train.lr"),
+    ("batch_sise", "write train.batch_size"),
+    ("hidden_size", "write model.kwargs (arguments of the model's constructor stand under it)"),
+    ("train.batch-size", "did you mean 'batch_size'?"),
+    ("train.batchSize", "did you mean 'batch_size'?"),
+    ("train.batch size", "did you mean 'batch_size'?"),
+    ("train.batch_size[0]", "did you mean 'batch_size'?"),
+    ("model.kwarg", "did you mean 'kwargs'?"),
+    (
+        "model.frobnicate",
+        "known keys: target, size_param, kwargs, sizes, flops_per_token; arguments of the constructor belong in "
+        "model.kwargs",
+    ),
+    ("checkpoint.frobnicate", "known keys: minutes, steps, keep, best, weights"),
+]
+
+
+@pytest.mark.parametrize(("path", "way_out"), WAYS_OUT)
+def test_an_unknown_key_is_answered_with_the_key_that_was_meant(path: str, way_out: str) -> None:
+    *parents, key = path.split(".")
+    written = key if key.replace("-", "").isidentifier() else repr(key)
+    assert faults_with(path, 1) == [f"{'.'.join([*parents, written])}: unknown key; {way_out}"]
+
+
+def test_a_key_that_is_said_otherwise_is_not_missing_as_well() -> None:
+    assert faults("model: {class: 'm:G', size_param: d}\ndata: {dataset: 'd:t'}\nflops: [1e18, 2e18]") == [
+        "model.class: unknown key; write model.target",
+        "data.dataset: unknown key; write data.train",
+        "flops: unknown key; write budgets (each in FLOPs)",
+    ]
+    assert faults("modle: {target: 'm:G'}\ndata.train: 'd:t'\nbudgets: [1e18, 2e18]") == [
+        "modle: unknown key; did you mean 'model'?",
+        "'data.train': unknown key; a key holds no dots; write data: {train: ...}",
+    ]
+
+
+def test_overrides_have_the_same_ways_out(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(GOOD)
+    with pytest.raises(SpecError, match="train.learning_rate: unknown key; write train.lr"):
+        read_spec(path, ["train.learning_rate=1"])
+
+
+def test_every_hint_names_a_key_and_is_needed() -> None:
+    paths = set(all_paths(SweepSpec))
+    names = [name for hint in HINTS for name in hint.names.split()]
+    assert len(names) == len(set(names)) > 300
+    assert {hint.path for hint in HINTS} <= paths
+    for hint in HINTS:
+        for name in hint.names.split():
+            assert re.fullmatch(r"[a-z0-9_]+", name) and meant_paths(name)[0][0] == hint.path
+            assert name not in SweepSpec.model_fields
 
 
 def test_all_faults_at_once() -> None:

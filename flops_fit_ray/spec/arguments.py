@@ -10,9 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.formatting import did_you_mean
 from flops_fit_ray.spec import DataSection, FitSection, SweepSpec, TrainSection, make_spec
+from flops_fit_ray.spec.hints import meant_key, meant_paths
 
+PARAMETERS = {  # of `find_optimal`: the keys of a spec that they are
+    "model_cls": ("model", "model.target"),
+    "model_size_param": ("model.size_param",),
+    "model_kwargs": ("model.kwargs",),
+    "dataset": ("data", "data.train"),
+    "eval_dataset": ("data.eval",),
+    "loss_fn": ("loss",),
+    "compute_budgets": ("budgets",),
+    "output_dir": ("output",),
+}
 SOURCE = "find_optimal"  # how faults of arguments are introduced
 
 
@@ -58,9 +68,8 @@ def spec_from_arguments(
     named = {name: describe_target(value) for name, value in hooks.items()}
     for name, value in {**options, **named}.items():
         if name not in homes:
-            known = sorted([*homes, *extra])
-            hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
-            faults.append(f"{name}: unknown option; {hint}")
+            known = sorted({*homes, *extra, *PARAMETERS})
+            faults.append(f"{name}: unknown option; {_way_out(name, known, homes)}")
         elif homes[name] == "":
             content[name] = value
         else:
@@ -83,6 +92,30 @@ def _option_homes() -> dict[str, str]:
     homes |= dict.fromkeys(TrainSection.model_fields, "train")
     homes |= dict.fromkeys(set(FitSection.model_fields) - {"seed"}, "fit")
     return homes
+
+
+def _way_out(name: str, known: Sequence[str], homes: Mapping[str, str]) -> str:
+    """Return what to write instead of an unknown option."""
+    if near := meant_key(name, known):
+        return f"did you mean {near!r}?"
+    paths, note = meant_paths(name)
+    if options := [option for path in paths if (option := _option_of(path, homes))]:
+        return f"write {' or '.join(options)}" + (f" ({note})" if note else "")
+    return f"known: {', '.join(known)}"
+
+
+def _option_of(path: str, homes: Mapping[str, str]) -> str:
+    """Return the option that a key of a spec stands behind; empty where there is none."""
+    if parameters := [name for name, paths in PARAMETERS.items() if path in paths]:
+        return parameters[0]
+    section, _, key = path.rpartition(".")
+    if homes.get(key) == section:
+        return key
+    first, *keys = path.split(".")
+    if homes.get(first) != "":
+        return ""
+    opened = "".join(f"{{{key!r}: " for key in keys)
+    return f"{first}={opened}...{'}' * len(keys)}"
 
 
 def describe(value: Any) -> str:

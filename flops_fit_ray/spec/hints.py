@@ -53,18 +53,22 @@ HINTS = (
          "D follows from the budget; this only allows samples to be repeated"),
     Hint("loss", "loss_fn loss_function loss_func criterion objective"),
     Hint("budgets", "flops compute compute_budget compute_budgets flop_budgets flops_budgets total_flops max_flops "
-         "isoflop_budgets compute_grid"),
+         "isoflop_budgets compute_grid", "each in FLOPs"),
     Hint("budgets", "max_steps num_steps total_steps n_steps num_train_steps training_steps train_steps train_iters "
-         "max_iters num_iterations max_train_steps max_tokens num_tokens train_tokens total_tokens training_tokens",
+         "max_iters num_iterations steps iterations iters tokens "
+         "max_train_steps max_tokens num_tokens train_tokens total_tokens training_tokens",
          "steps and D of every experiment follow from its budget"),
     Hint("train.lr", "learning_rate peak_lr max_lr base_lr init_lr initial_lr peak_learning_rate max_learning_rate "
          "base_learning_rate lr_peak lr_max"),
-    Hint("train.batch_size", "train_batch_size global_batch_size per_device_train_batch_size per_gpu_batch_size "
-         "device_batch_size local_batch_size per_device_batch_size total_batch_size effective_batch_size "
-         "mini_batch_size bs", "samples of one optimizer step over all workers"),
+    Hint("train.batch_size", "train_batch_size global_batch_size total_batch_size effective_batch_size "
+         "mini_batch_size bs",
+         "samples of one optimizer step over all workers"),
+    Hint("train.batch_size", "per_device_train_batch_size per_gpu_train_batch_size per_device_batch_size "
+         "per_gpu_batch_size device_batch_size local_batch_size",
+         "batch_size = batch of a device * devices * accumulation steps"),
     Hint("train.micro_batch_size", "gradient_accumulation_steps accumulate_grad_batches grad_accum grad_accum_steps "
          "gradient_accumulation grad_acc_steps accumulation_steps num_micro_batches num_microbatches",
-         "micro_batch_size = batch_size / accumulation steps"),
+         "micro_batch_size = batch_size / (workers_per_trial * accumulation steps)"),
     Hint("train.micro_batch_size", "microbatch_size train_micro_batch_size_per_gpu mbs"),
     Hint("train.precision", "bf16 fp16 fp32 mixed_precision mixed_precision_param dtype amp use_amp torch_dtype "
          "autocast half_precision param_dtype training_dtype", "fp32, bf16, fp16 or auto"),
@@ -92,8 +96,8 @@ HINTS = (
     Hint("grid.seeds", "num_seeds n_seeds repeats num_repeats replicates"),
     Hint("grid.lr_guard", "lr_sweep lr_search lr_find auto_lr_find lr_finder"),
     Hint("grid.tokens_per_param", "tokens_per_parameter token_param_ratio chinchilla_ratio data_param_ratio"),
-    Hint("checkpoint.steps", "save_steps save_interval save_every checkpoint_interval checkpoint_steps ckpt_interval "
-         "checkpoint_every checkpoint_frequency save_freq every_n_train_steps save_strategy"),
+    Hint("checkpoint.steps", "interval save_steps save_interval save_every checkpoint_interval checkpoint_steps "
+         "ckpt_interval checkpoint_every checkpoint_frequency save_freq every_n_train_steps save_strategy"),
     Hint("checkpoint.minutes", "checkpoint_minutes save_minutes train_time_interval"),
     Hint("checkpoint.keep", "save_total_limit save_top_k keep_latest_k num_to_keep max_checkpoints keep_last "
          "keep_last_n"),
@@ -101,29 +105,33 @@ HINTS = (
     Hint("checkpoint.weights", "save_safetensors save_model save_weights export_weights save_only_model"),
     Hint("metrics", "compute_metrics eval_metrics metric metric_fns"),
     Hint("resources_per_trial", "gpu gpus num_gpus n_gpu n_gpus num_gpu gpus_per_trial gpu_per_trial gpus_per_worker "
-         "devices accelerator cpu cpus num_cpus cpus_per_trial cpu_per_trial cpus_per_worker resources "
-         "resources_per_worker trial_resources", "write {gpu: 1} or {cpu: 4}"),
+         "devices device accelerator cpu cpus num_cpus cpus_per_trial cpu_per_trial cpus_per_worker resources "
+         "resources_per_worker trial_resources", "a mapping such as {gpu: 1} or {cpu: 4}"),
     Hint("workers_per_trial", "workers num_workers n_workers world_size nproc_per_node num_processes num_nodes nnodes "
          "ddp data_parallel data_parallel_size data_parallel_replicate_degree dp_size", "processes that share a batch"),
     Hint("shard_model", "fsdp fsdp2 fully_shard sharded deepspeed zero zero_stage data_parallel_shard_degree "
          "sharding_strategy"),
     Hint("max_retries", "retries max_failures num_retries max_attempts max_restarts"),
     Hint("fit.draws", "bootstrap bootstraps n_bootstrap num_bootstrap bootstrap_draws bootstrap_samples n_boot"),
-    Hint("fit.confidence", "confidence_level ci ci_level interval"),
+    Hint("fit.confidence", "confidence_level ci ci_level"),
     Hint("fit.method", "fit_method approach fitting_method"),
     Hint("fit.delta", "huber_delta huber"),
     Hint("fit.curve", "valley_curve polynomial curve_type"),
     Hint("trackers", "report_to logger loggers log_with tracker tracking logging callbacks",
          "each is a mapping, for example wandb: {}"),
-    Hint("trackers.wandb", "use_wandb wandb_log enable_wandb weights_and_biases", "write wandb: {}"),
+    Hint("trackers.wandb", "use_wandb wandb_log enable_wandb weights_and_biases", "a mapping; {} takes every default"),
     Hint("trackers.wandb.project", "project wandb_project project_name"),
     Hint("trackers.wandb.entity", "entity team wandb_entity wandb_team"),
     Hint("trackers.wandb.mode", "wandb_mode wandb_offline offline"),
-    Hint("trackers.mlflow", "use_mlflow enable_mlflow", "write mlflow: {}"),
+    Hint("trackers.mlflow", "use_mlflow enable_mlflow", "a mapping; {} takes every default"),
     Hint("trackers.mlflow.tracking_uri", "mlflow_tracking_uri mlflow_uri"),
     Hint("trackers.mlflow.experiment", "mlflow_experiment mlflow_experiment_name"),
     Hint("trackers.tensorboard", "use_tensorboard enable_tensorboard tensorboard_dir tb"),
-    Hint("name", "run_name job_name sweep_name experiment_name title"),
+    Hint("train", "training trainer training_args training_arguments"),
+    Hint("grid", "sweep search search_space planner"),
+    Hint("model", "network net"),
+    Hint("data", "dataloader datamodule data_module"),
+    Hint("name", "run_name wandb_run_name job_name sweep_name experiment_name title"),
     Hint("output", "output_dir out_dir outdir save_dir save_path default_root_dir root_dir logging_dir log_dir "
          "storage_path results_dir checkpoint_dir dump_folder work_dir run_dir"),
 )  # fmt: skip

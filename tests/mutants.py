@@ -110,25 +110,31 @@ class Copy:
         return child.returncode, output
 
 
-def measure_tests(copy: Copy, package: str, pattern: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Calls and seconds of the tests, by test file; a file that has not changed since `known` is not run."""
-    measured: dict[str, Any] = {}
-    for path in sorted(copy.directory.glob(pattern)):
-        name = path.relative_to(copy.directory).as_posix()
+def measure_tests(copy: Copy, package: str, globs: Iterable[str], file: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """Calls and seconds by test, of the test files that match; `known` is completed and written to `file`.
+
+    A test file that has not changed is not run again.
+    """
+    found = sorted({path for pattern in globs for path in copy.directory.glob(pattern)})
+    names = [path.relative_to(copy.directory).as_posix() for path in found]
+    for path, name in zip(found, names, strict=True):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if known.get(name, {}).get("digest") == digest:
-            measured[name] = known[name]
-            continue
-        began = time.monotonic()
-        file = copy.directory / ".call_map.json"
-        file.unlink(missing_ok=True)
-        maxfail = "--maxfail=1000000"  # takes back -x: other tests of the file are still of use
-        where = {"CALL_MAP_PACKAGE": str(copy.directory / package), "CALL_MAP_FILE": str(file)}
-        _, output = copy.pytest(["-p", "tests.call_map", maxfail, name], environment=where)
-        tests = json.loads(file.read_text()) if file.exists() else {}
-        measured[name] = {"digest": digest, "tests": tests}
-        _say(f"measured  {time.monotonic() - began:5.1f} s  {name}: {output.strip().splitlines()[-1]}")
-    return measured
+        if known.get(name, {}).get("digest") != digest:
+            known[name] = {"digest": digest, "tests": _measured(copy, package, name)}
+            file.write_text(json.dumps(known))
+    return {test: seen for name in names for test, seen in known[name]["tests"].items()}
+
+
+def _measured(copy: Copy, package: str, name: str) -> dict[str, Any]:
+    began = time.monotonic()
+    file = copy.directory / ".call_map.json"
+    file.unlink(missing_ok=True)
+    where = {"CALL_MAP_PACKAGE": str(copy.directory / package), "CALL_MAP_FILE": str(file)}
+    all_of_them = "--maxfail=1000000"  # takes back -x: a file with a failure has other tests
+    _, output = copy.pytest(["-p", "tests.call_map", all_of_them, name], environment=where)
+    _say(f"measured  {time.monotonic() - began:5.1f} s  {name}: {output.strip().splitlines()[-1]}")
+    tests: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return tests
 
 
 def tests_for(mutant: Mutant, tests: Tests) -> list[str]:
@@ -179,16 +185,14 @@ def _first_failure(output: str) -> str:
 
 
 def hunt(
-    root: Path, package: str, drawn: Iterable[Mutant], *, tests: str, limit: float, remap: bool = False
+    root: Path, package: str, drawn: Iterable[Mutant], *, tests: Iterable[str], limit: float, remap: bool = False
 ) -> Iterator[Verdict]:
-    """Verdicts on mutants of a repository, by the test files that match the glob `tests`; `limit` is of one mutant."""
+    """Verdicts on mutants of a repository, by the test files that match the globs `tests`; `limit` is of one mutant."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
         copy = Copy(root, Path(directory).resolve())
-        kept = root / ".mutants.json"
-        known = json.loads(kept.read_text()) if kept.exists() and not remap else {}
-        measured = measure_tests(copy, package, tests, known)
-        kept.write_text(json.dumps({**known, **measured}))
-        seen = {test: seen for file in measured.values() for test, seen in file["tests"].items()}
+        file = root / ".mutants.json"
+        known = json.loads(file.read_text()) if file.exists() and not remap else {}
+        seen = measure_tests(copy, package, tests, file, known)
         for mutant in drawn:
             yield judge(mutant, copy, seen, limit)
 
@@ -229,7 +233,7 @@ def main() -> int:
     parser.add_argument("--paths", nargs="+", default=PATHS, help=f"what is mutated, relative to {PACKAGE}/")
     parser.add_argument("--limit", type=float, default=30.0, help="seconds of tests for one mutant (%(default)s)")
     parser.add_argument("--remap", action="store_true", help="measure all tests again")
-    parser.add_argument("--tests", default="tests/test_*.py", help="test files to use, a glob (%(default)s)")
+    parser.add_argument("--tests", nargs="+", default=["tests/test_*.py"], help="test files to use (all)")
     given = parser.parse_args()
     verdicts = []
     drawn = draw(ROOT, PACKAGE, given.paths, count=given.count, seed=given.seed)

@@ -69,7 +69,7 @@ def test_a_mutant_lives_where_nothing_is_asserted(tmp_path: Path) -> None:
     root = planted(tmp_path)
     faults = {m.function: m for m in draw(root, "parcel", ["limits.py"], count=9, seed=0) if "x >= " in m.after}
     drawn = [faults["above"], faults["untested"]]
-    killed, lived = hunt(root, "parcel", drawn, tests="tests/test_*.py", limit=10)
+    killed, lived = hunt(root, "parcel", drawn, tests=["tests/test_*.py"], limit=10)
     assert killed.killed_by == "tests/test_limits.py::test_above" and (killed.ran, killed.covering) == (1, 1)
     assert lived.killed_by is None and (lived.ran, lived.covering) == (1, 1)
     assert "SURVIVED" in str(lived) and "parcel/limits.py:7" in str(lived) and "- return x > 3" in str(lived)

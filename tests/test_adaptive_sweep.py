@@ -102,7 +102,8 @@ def test_a_rerun_stands_for_what_it_repeats_and_both_are_drawn(sweep: Sweep) -> 
     assert first.key not in {r.key for r in with_both.standing} and rerun in with_both.standing
     curves = valley_curves(sweep.fit, with_both.replaced_points)
     assert sum(len(c.replaced) for c in curves) == 1
-    assert any(not c.used.all() for c in valley_curves(sweep.fit)) or all(len(c.params) <= 7 for c in curves)
+    assert [bool(c.used.all()) for c in curves] == [True] * 3  # the window holds the five sizes of each valley
+    assert max(len(set(c.params)) for c in curves) == sweep.fit.options.window == 5
     axes = draw_valleys(curves).axes[0]
     crosses = [line for line in axes.lines if line.get_marker() == "x"]
     assert len(crosses) == 1 and float(np.asarray(crosses[0].get_ydata())[0]) == first.loss

@@ -120,10 +120,12 @@ def test_a_dead_worker_is_recorded_and_a_lost_trial_handed_out_again(tmp_path: P
     assert second is not None and second.key != first.key
     for _ in range(MAX_RETURNS - 1):
         dispatcher.ended(second.key, died=False)
-        handed = {e.key for e in iter(dispatcher.next, None)}
-        assert second.key in handed or ledger.failure(second.key)
+        assert ledger.failure(second.key) is None
+        assert second.key in {e.key for e in iter(dispatcher.next, None)}
     dispatcher.ended(second.key, died=False)
-    assert ledger.failure(second.key) is not None
+    lost = ledger.failure(second.key)
+    assert lost is not None and (lost.status, lost.deaths) == ("infrastructure", 0)
+    assert second.key not in {e.key for e in iter(dispatcher.next, None)}
 
 
 def test_a_death_after_progress_is_not_held_against_an_experiment(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from flops_fit_ray.planning import Measurements, Observation, Plan, Planner, mak
 from flops_fit_ray.planning.adaptive import predicted_optimum
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import World, lr_penalty
+from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.simulate import fit_simulated, simulated_points
 from tests.surfaces import HOFFMANN, sweep_on
 from tests.worlds import (
@@ -295,7 +296,7 @@ def test_clean_valleys_have_no_outliers_and_the_limit_is_wider_where_little_is_k
 # What a directory has decided
 
 
-def test_adding_a_budget_seeds_or_sizes_renames_nothing() -> None:
+def test_adding_a_budget_or_seeds_renames_nothing() -> None:
     find = loss_in(world(noise=0.005))
     plan, _ = run_through(planner_of(train={"batch_size": 500}), find)
     keys = {e.key for e in plan.experiments}
@@ -303,6 +304,25 @@ def test_adding_a_budget_seeds_or_sizes_renames_nothing() -> None:
         spec = adaptive_spec(train={"batch_size": 500}, **changes)
         wider, _ = run_through(Planner(spec, Measurements(sizes=SIZES, data=DATA), plan.constants), find)
         assert keys < {e.key for e in wider.experiments}
+
+
+@pytest.mark.parametrize(("budgets", "numbers"), [([1e16, 1e17, 3e17], (40, 44, 48)), ([1e17, 3e17], (40, 44, 48, 60))])
+def test_a_smaller_budget_or_a_larger_size_renames_nothing_thanks_to_the_constants(
+    budgets: list[float], numbers: tuple[int, ...]
+) -> None:
+    """Either has a smaller D than the sweep had, of which a tenth limits the warm-up of a new sweep."""
+    measurements = Measurements(sizes=SIZES, data=DATA)
+
+    def spec_with(budgets: list[float], numbers: tuple[int, ...]) -> SweepSpec:
+        sizes = [SIZES[i].size for i in numbers]
+        return adaptive_spec(budgets=budgets, model={"target": "m:G", "size_param": "width", "sizes": sizes})
+
+    plan = Planner(spec_with([1e17, 3e17], (40, 44, 48)), measurements).plan()
+    kept = Planner(spec_with(budgets, numbers), measurements, plan.constants).plan()
+    anew = Planner(spec_with(budgets, numbers), measurements).plan()
+    keys = {e.key for e in plan.experiments}
+    assert len(keys) == 6 and keys < {e.key for e in kept.experiments} and kept.constants == plan.constants
+    assert not keys <= {e.key for e in anew.experiments}
 
 
 def test_a_frame_serves_its_own_sweep_alone() -> None:

@@ -18,6 +18,7 @@ from flops_fit_ray.training.data.dataset import fetch as fetch_at
 from flops_fit_ray.training.data.feed import IndexedFeed
 from flops_fit_ray.training.loop.evaluate import evaluate
 from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.observer import Observer, Speed
 from flops_fit_ray.training.step.lr_schedule import lr_factor
 from flops_fit_ray.training.user.losses import cross_entropy, mse
 from flops_fit_ray.training.user.parts import UserParts
@@ -196,6 +197,26 @@ def test_gradients_are_clipped_to_the_norm() -> None:
     train_experiment(one_step, replace(user, model=build, loss=mse), eval_samples=8)
     (model,) = kept
     assert torch.linalg.vector_norm(next(model.parameters())).item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_speed_is_of_the_last_lap_that_had_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, Speed | None]] = []
+
+    class Watching(Observer):
+        def progress(self, tokens_seen: int, train_loss: float | None) -> None:
+            seen.append((tokens_seen, self.speed))
+
+    experiment, user, _ = first_experiment(PLAIN)
+    laps = iter([None, None, 100.0, None, 300.0])  # the first begins the clock
+    monkeypatch.setattr("flops_fit_ray.training.loop.loop.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("flops_fit_ray.training.loop.loop.peak_flops", lambda *_: (1e6, "stated"))
+    monkeypatch.setattr("flops_fit_ray.training.loop.meter.Meter.lap", lambda meter, tokens: next(laps))
+    train_experiment(replace(experiment, steps=4, tokens=32), user, eval_samples=8, observer=Watching())
+    assert seen[0] == (8, None)
+    assert [(tokens, speed.tokens_per_second) for tokens, speed in seen if speed] == [(16, 100), (24, 100), (32, 300)]
+    assert [speed.mfu for _, speed in seen if speed] == pytest.approx(
+        [tps * experiment.flops_per_token / 1e6 for tps in (100, 100, 300)]
+    )
 
 
 def recipe(**changes: Any) -> Recipe:

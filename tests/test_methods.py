@@ -8,7 +8,7 @@ import pytest
 
 from flops_fit_ray.analysis import FitOptions, Points, fit_sweep
 from flops_fit_ray.analysis.law import fit_power_law
-from flops_fit_ray.analysis.noise import group_noise, seed_noise
+from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise, seed_noise
 from flops_fit_ray.analysis.valley import Akima, fit_akima, fit_polynomial, fit_valley
 from flops_fit_ray.errors import FitError
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, joined, optimum, points_from, sweep_on
@@ -159,6 +159,36 @@ def test_points_of_one_run_share_a_part_of_their_noise() -> None:
         residual = common + math.sqrt(1 - shared) * rng.standard_normal(1000)
         noise = group_noise(list(residual.reshape(5, 200)), [197] * 5, [np.full(200, 0.015)] * 5, runs)
         assert noise is not None and noise.shared == pytest.approx(shared, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("residuals", "runs", "leverages", "shared"),
+    [
+        # Pair products 2 + 0 + 0 and 1 - 1 - 1 over 6 pairs, over the mean square 8/6: 1/8
+        ([2, 1, 0, -1, -1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0], 1 / 8),
+        ([1, 1, 0, -1, -1, 1], [0, 0, 0, 1, 1, 1], [0.75, 0, 0, 0, 0, 0], 1 / 8),  # the same once standardised
+        ([2, 1, 0, -1, -1, 1], [0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 0, 0], 0),  # 4 pairs are too few to see it
+        ([1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 2, 3, 4], [0] * 8, 1),  # products of 1 over a mean square of 1/2
+        ([1, -1, 1, -1], [0, 0, 0, 0], [0] * 4, 0),  # products of -1/3
+        ([0, 0, 0, 0], [0, 0, 0, 0], [0] * 4, 0),  # no scatter at all
+    ],
+)
+def test_the_shared_part_by_hand(
+    residuals: list[float], runs: list[int], leverages: list[float], shared: float
+) -> None:
+    noise = group_noise([np.array(residuals, dtype=float)], [4], [np.array(leverages, dtype=float)], np.array(runs))
+    assert noise is not None and noise.shared == pytest.approx(shared, abs=1e-12)
+
+
+def test_new_scatter_has_the_shared_part() -> None:
+    """Two points of one run and one of another, of unequal sigma: correlations 0.4 and 0 (standard error 0.007)."""
+    noise = Noise(sigma=np.array([0.1, 0.3]), df=np.array([1e9, 1e9]), shared=0.4, pooled=0.2, pooled_df=9)
+    group, runs = np.array([0, 1, 1]), np.array([0, 0, 1])
+    drawn = draw_scatter(np.random.default_rng(0), 20_000, noise, group, runs, 2)
+    correlation = np.asarray(np.corrcoef(drawn.T))
+    assert drawn.std(axis=0) == pytest.approx([0.1, 0.3, 0.3], rel=0.03)
+    assert correlation[0, 1] == pytest.approx(0.4, abs=0.03)
+    assert correlation[0, 2] == pytest.approx(0, abs=0.03) and correlation[1, 2] == pytest.approx(0, abs=0.03)
 
 
 def test_shared_noise_widens_the_intervals() -> None:

@@ -22,6 +22,8 @@ from flops_fit_ray.planning import (
     plan_from_json,
 )
 from flops_fit_ray.planning.disk import checkpoint_bytes
+from flops_fit_ray.planning.grid import cell_warnings
+from flops_fit_ray.planning.lr_probes import probed_sizes
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
@@ -208,6 +210,36 @@ def test_warnings() -> None:
         "whole batches move",
     ):
         assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("factors", "said"),
+    [
+        ((1.0, 1.02, 0.985), "size 8 by +2.0 %"),
+        ((1.005, 1.0, 0.97), "size 16 by -3.0 %"),
+        ((1.009, 0.991, 1.0), None),  # within a hundredth
+    ],
+)
+def test_the_budget_that_whole_batches_move_most_is_named(factors: tuple[float, ...], said: str | None) -> None:
+    cells = plan_of(spec_of(budgets=[1e6, 2e6])).experiments[:3]
+    moved = [replace(e, flops=f * e.budget) for e, f in zip(cells, factors, strict=True)]
+    warnings = [w for w in cell_warnings(moved) if w.startswith("whole batches")]
+    assert warnings == ([] if said is None else [f"whole batches move C = 1e6, {said}"])
+
+
+def test_a_notebook_shows_notes_and_warnings_of_a_plan() -> None:
+    plan = replace(plan_of(), notes=("N < D",), warnings=("B & C", "more"))
+    shown = plan._repr_html_()
+    assert shown.count("<p>") == 6  # name, experiments, FLOPs, and these
+    assert "<p>N &lt; D</p><p>warning: B &amp; C</p><p>warning: more</p>" in shown
+    assert "<th>lr</th>" in shown and "<th>key</th>" not in shown and "<th>decided</th>" not in shown
+
+
+def test_rates_are_probed_at_two_sizes_that_lie_apart() -> None:
+    sizes = [size(n) for n in (1, 2, 3, 4, 5)]
+    assert [s.params for s in probed_sizes(sizes)] == [2, 4]  # the ends of a valley are no place for it
+    assert [s.params for s in probed_sizes(sizes[:4])] == [2, 3]
+    assert [s.params for s in probed_sizes(sizes[:3])] == [1, 3]
 
 
 def test_auto_lr_falls_with_size() -> None:

@@ -76,6 +76,9 @@ def test_impatience_pays_only_in_flops_and_only_where_it_ends_earlier() -> None:
     assert spans["mixed"] == spans["scratch"] == pytest.approx(11) and spans["trunk"] == pytest.approx(14.6)
     assert starts[2].flops == pytest.approx(starts[0].flops + 4.4)
     assert choose_starts(slow, 1, FLOPS, "auto")[2] == "trunk"  # one slot is never idle
+    waits = chain_of(2)  # ends at 2 either way
+    assert simulate(waits, 8, FLOPS, impatient=True).scratch == frozenset()
+    assert simulate(slow, 8, FLOPS, impatient=True).scratch == {"1"}
 
 
 @pytest.mark.parametrize(("budgets", "sizes"), [(5, 7), (7, 9)])
@@ -128,8 +131,11 @@ def test_a_price_adds_up() -> None:
 
 def test_one_longest_experiment_more_than_slots_is_warned_of() -> None:
     rates = stated_rate(1.0, 2)
-    assert "long experiments are one more than slots" in price_warnings(price_of(some(4, 4, 4), rates=rates))[0]
+    (warning,) = price_warnings(price_of(some(4, 4, 4), rates=rates))  # ends at 8, and the work alone would at 6
+    assert warning.startswith("on 2 slots the sweep ends 33 % later") and "one more than slots" in warning
     assert price_warnings(price_of(some(4, 4, 4, 4), rates=rates)) == []
+    assert price_warnings(price_of(some(10, 10, 2, 1), rates=rates)) == []  # 12 for 11.5 is within a tenth
+    assert price_warnings(price_of(some(4, 4, 4))) == []  # no seconds without a rate
 
 
 def test_rates_between_and_beyond_the_measured_sizes() -> None:
@@ -140,7 +146,11 @@ def test_rates_between_and_beyond_the_measured_sizes() -> None:
     assert measured.training_seconds(e) == pytest.approx(1.0) and measured.seconds(e) == pytest.approx(2 + 1.5)
     assert measured.seconds_per_step(replace(e, flops=1e8)) == pytest.approx(1.0)
     bent = Rates(step_seconds={"a": (1e3, 1e-2), "b": (1e4, 1e-2), "c": (1e5, 1e-1)})
-    assert bent.seconds_per_step(e) == pytest.approx(1e-2)
+    per_step = {1e2: 1e-2, 2e3: 1e-2, 1e4: 1e-2, 2e4: 2e-2, 1e6: 1.0}  # flat up to b, then proportional
+    for flops, seconds in per_step.items():
+        assert bent.seconds_per_step(replace(e, flops=100 * flops)) == pytest.approx(seconds), flops
+    twins = Rates(step_seconds={"a": (1e4, 1e-2), "b": (1e4, 2e-2)})  # two sizes with steps of one cost
+    assert twins.seconds_per_step(e) == pytest.approx(1e-2)
     assert value_of(Rates, json.loads(json.dumps(measured.to_json()))) == measured
     with pytest.raises(ValueError, match="at least 1 item"):
         value_of(Rates, {"step_seconds": {}})

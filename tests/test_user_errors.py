@@ -54,20 +54,23 @@ def late_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).pow(2).mean()
 
 
+# Where it is raised, what is raised, what is recorded, and the user's function that the traceback ends in
 CASES = [
-    ("constructor", ValueError("a bad width"), "ValueError: a bad width"),
-    ("forward", RuntimeError("shapes differ"), "RuntimeError: shapes differ"),
-    ("loss", ZeroDivisionError("nothing counts"), "ZeroDivisionError: nothing counts"),
-    ("dataset", KeyError("text"), "KeyError: 'text'"),
-    ("forward", SystemExit(3), "SystemExit: 3"),
-    ("forward", KeyboardInterrupt(), "KeyboardInterrupt: "),
-    ("load", ImportError("no module named 'mine'"), "ImportError: no module named 'mine'"),
+    ("constructor", ValueError("a bad width"), "ValueError: a bad width", "__init__"),
+    ("forward", RuntimeError("shapes differ"), "RuntimeError: shapes differ", "forward"),
+    ("loss", ZeroDivisionError("nothing counts"), "ZeroDivisionError: nothing counts", "late_loss"),
+    ("dataset", KeyError("text"), "KeyError: 'text'", "__getitem__"),
+    ("forward", SystemExit(3), "SystemExit: 3", "forward"),
+    ("forward", KeyboardInterrupt(), "KeyboardInterrupt: ", "forward"),
+    ("load", ImportError("no module named 'mine'"), "ImportError: no module named 'mine'", "load"),
 ]
 
 
-@pytest.mark.parametrize(("where", "error", "words"), CASES, ids=[f"{w}-{type(e).__name__}" for w, e, _ in CASES])
+@pytest.mark.parametrize(
+    ("where", "error", "words", "function"), CASES, ids=[f"{w}-{type(e).__name__}" for w, e, *_ in CASES]
+)
 def test_f11_an_error_of_the_users_is_one_attempt_and_its_traceback(
-    where: str, error: BaseException, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, error: BaseException, words: str, function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of()
     user = replace(user_parts_of(spec, model=Late, train=LatePairs(*regression().tensors)), loss=late_loss)
@@ -92,7 +95,8 @@ def test_f11_an_error_of_the_users_is_one_attempt_and_its_traceback(
     failure = ledger.failure(experiments[0].key)
     assert failure is not None and failure.status == "failed" and failure.error == words
     assert (failure.attempts, failure.deaths) == (1, 0)
-    assert f"in {where}" in failure.traceback or "in __" in failure.traceback or "loss" in failure.traceback
+    last_frame = [line for line in failure.traceback.splitlines() if line.startswith("  File ")][-1]
+    assert Path(__file__).name in last_frame and last_frame.endswith(f"in {function}")
     assert run_experiment(job, ledger, load, experiments[0]) == "failed"  # never again by itself
     assert ledger.num_attempts(experiments[0].key) == 1
     monkeypatch.setattr(Late, "where", "")

@@ -11,6 +11,7 @@ import pytest
 from flops_fit_ray.analysis import (
     FitOptions,
     Points,
+    SweepFit,
     analyse,
     analysis_to_json,
     answer_in,
@@ -88,13 +89,45 @@ def test_agreement_and_disagreement_of_valleys_and_surface() -> None:
     calm = fit_sweep(sweep_on(SYMMETRIC, BUDGETS, noise=0.001), SOME)
     agreed = verdict(calm, 1e21)
     assert agreed is not None and agreed.code == "methods_agree"
-    drifting = [sweep_on(HOFFMANN, [c], window=16, sizes=15, off_centre=3**i / 9) for i, c in enumerate(BUDGETS)]
-    rng = np.random.default_rng(0)  # windows that drift bend the exponent of parabolas
-    biased = joined(*drifting)
+    biased, rng = drifting_windows(), np.random.default_rng(0)
     biased = replace(biased, loss=biased.loss + 0.0005 * rng.standard_normal(len(biased)))
     disagreed = verdict(fit_sweep(biased, SOME), 1e24)
     assert disagreed is not None and disagreed.code == "methods_disagree" and disagreed.severity == "warning"
     assert "the intervals do not overlap" in str(disagreed)
+
+
+def drifting_windows() -> Points:
+    """Windows that drift with the budget bend the exponent of parabolas."""
+    return joined(*(sweep_on(HOFFMANN, [c], window=16, sizes=15, off_centre=3**i / 9) for i, c in enumerate(BUDGETS)))
+
+
+def exchanged(fit: SweepFit) -> SweepFit:
+    """A fit whose valleys say what its surface said, and the other way round."""
+    valley, surface = fit.methods["valley"], fit.methods["surface_huber"]
+    methods = dict(fit.methods)
+    methods["valley"] = replace(valley, params_opt=surface.params_opt)
+    methods["surface_huber"] = replace(surface, params_opt=valley.params_opt)
+    return replace(fit, methods=methods)
+
+
+def test_either_intervals_apart_or_a_large_ratio_is_a_disagreement() -> None:
+    points = drifting_windows()
+
+    def said(fit: SweepFit, budget: float) -> str:
+        flag = verdict(fit, budget)
+        assert flag is not None
+        return f"{flag.code} {flag.message}"
+
+    exact = fit_sweep(points, QUICK)  # nothing but the ratio
+    assert said(exact, 1e20).startswith("methods_agree") and "(x1.2)" in said(exact, 1e20)
+    assert said(exact, 1e24).startswith("methods_disagree") and "they disagree, no intervals" in said(exact, 1e24)
+    rng = np.random.default_rng(0)
+    sharp = fit_sweep(replace(points, loss=points.loss + 0.0005 * rng.standard_normal(len(points))), SOME)
+    for fit in (sharp, exchanged(sharp)):  # one above the other, and below it
+        assert said(fit, 1e19).startswith("methods_agree")
+        assert "(x1.2): they disagree, their intervals do not meet" in said(fit, 1e20)
+    blunt = fit_sweep(replace(points, loss=points.loss + 0.05 * rng.standard_normal(len(points))), SOME)
+    assert "they disagree, their intervals meet" in said(blunt, 1e24)
 
 
 def test_the_bias_of_parabolas_is_worked_out_from_the_surface() -> None:

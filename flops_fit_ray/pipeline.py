@@ -23,14 +23,14 @@ from flops_fit_ray.planning import (
     SweepConstants,
     priced,
 )
-from flops_fit_ray.spec import Budget, SweepSpec, dump_spec, read_spec
+from flops_fit_ray.spec import Budget, SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import read_json, set_aside, write_bytes, write_json
 from flops_fit_ray.storage.codec import read_value, value_of
 from flops_fit_ray.storage.lock import refuse_second_writer
 from flops_fit_ray.storage.object_store import is_remote
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
-from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.directory import Sweep, open_sweep, recorded_spec
 from flops_fit_ray.sweep.stopping import DEFAULT_COST_RATIO, StoppingRule, decide_next, next_budget, with_budgets
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def recorded_constants(paths: SweepPaths) -> SweepConstants | None:
 def _recorded_choice(spec: SweepSpec, paths: SweepPaths) -> dict[str, Any] | None:
     """What this directory's sweep was found to run best in: one choice for all of it, whenever it is taken up."""
     try:
-        recorded = read_spec(paths.spec).train
+        recorded = recorded_spec(paths).train
     except SpecError:  # there is none, or none that can be read
         return None
     chosen = {name: getattr(recorded, name) for name in _left_open(spec)}

@@ -24,7 +24,7 @@ from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.lock import read_owner
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep
 
@@ -117,7 +117,8 @@ class LiveConsole(PlainConsole):
         """Take the lower part of the terminal."""
         if self._broken:
             return
-        self._began = float((read_json(self._paths.lock_owner) or {}).get("started_at", time.time()))
+        owner = read_owner(self._paths)
+        self._began = time.time() if owner is None else owner.started_at
         self._fitting.begin()
         self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
         self._live.start()

@@ -11,14 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.codec import (
     Amount,
     Count,
     PositiveFloat,
     PositiveInt,
     Record,
-    read_value,
+    parse_json,
+    read_versioned,
     value_of,
 )
 
@@ -180,12 +180,11 @@ def read_experiment(path: Path) -> Experiment | None:
     Raises:
         StorageError: an object store does not answer.
     """
-    found = read_value(Experiment, path)
-    if found is not None:
-        return found
-    content = read_json(path) or {}
+    raw = read_versioned(path)
     with contextlib.suppress(ValueError):
-        return value_of(Experiment, with_whole_recipe(content))
+        return value_of(Experiment, raw)
+    with contextlib.suppress(ValueError):
+        return value_of(Experiment, with_whole_recipe(parse_json(raw)))
     return None
 
 
@@ -193,11 +192,11 @@ def read_experiment(path: Path) -> Experiment | None:
 _ONLY_RECIPE = {"decay_shape": "linear", "compile": False, "cuda_graph": False}
 
 
-def with_whole_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
+def with_whole_recipe(content: Any) -> Any:
     """Fill in what the recipe of an experiment lacks in files of earlier versions."""
-    recipe = content.get("recipe")
+    recipe = content.get("recipe") if isinstance(content, Mapping) else None
     if not isinstance(recipe, Mapping):
-        return dict(content)
+        return content
     return {**content, "recipe": {"micro_batch_size": recipe.get("batch_size"), **_ONLY_RECIPE, **recipe}}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from flops_fit_ray.planning.experiment import (
     with_whole_recipe,
 )
 from flops_fit_ray.planning.price import Price, Rates, price_of
-from flops_fit_ray.storage.codec import Count, Record, value_of
+from flops_fit_ray.storage.codec import Count, Record, parse_json, value_of
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -175,11 +174,11 @@ def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
 
 
 def _with_whole_recipes(content: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
-    parsed = json.loads(content) if isinstance(content, bytes) else content
+    parsed = parse_json(content) if isinstance(content, bytes) else content
     if not isinstance(parsed, Mapping):
         return {}
-    old = {name: parsed.get(name, []) for name in ("experiments", "forecast")}
-    return {**parsed, **{name: list(map(with_whole_recipe, some)) for name, some in old.items()}}
+    lists = {name: some for name in ("experiments", "forecast") if isinstance(some := parsed.get(name), list)}
+    return {**parsed, **{name: list(map(with_whole_recipe, some)) for name, some in lists.items()}}
 
 
 def priced(

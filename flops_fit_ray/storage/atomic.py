@@ -111,8 +111,8 @@ def append_line(path: Place, line: str) -> None:
         path.write_bytes(before + f"{line}\n".encode())
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as log:
-        log.write(line + "\n")
+    with io.FileIO(path, "a", opener=_without_waiting) as log:
+        log.write(f"{line}\n".encode())
 
 
 def write_bytes(path: Place, content: bytes, *, once: bool = False) -> None:

@@ -21,7 +21,7 @@ Amount = Annotated[float, Field(ge=0)]  # finite, as every float of a record
 PositiveFloat = Annotated[float, Field(gt=0)]
 NON_EMPTY = Field(min_length=1)  # of a mapping or a sequence, in Annotated
 
-_VERSION = re.compile(rb'"schema_version"\s*:\s*(\d+)')
+_VERSION = re.compile(rb'"schema_version"\s*:\s*(\d+)\s*[,}]')
 
 
 class Record:
@@ -49,7 +49,7 @@ def value_of(kind: type[Value], content: bytes | Mapping[str, Any]) -> Value:
     if isinstance(content, bytes):
         with contextlib.suppress(ValueError):
             return adapter.validate_json(content)
-        content = _parsed(content)
+        content = parse_json(content)
     return adapter.validate_json(json.dumps(content, ensure_ascii=False).encode(errors="replace"))
 
 
@@ -59,17 +59,28 @@ def read_value(kind: type[Value], path: Path) -> Value | None:
     Raises:
         StorageError: an object store does not answer; what it has may well be there.
     """
-    raw = read_sealed(path)
-    version = None if raw is None else _VERSION.search(raw)
-    if raw is None or version is None or int(version[1]) != SCHEMA_VERSION:
-        return None
     with contextlib.suppress(ValueError):
-        return value_of(kind, raw)
+        return value_of(kind, read_versioned(path))
     return None
 
 
-def _parsed(content: bytes) -> Any:
-    """Parse with Python's parser: it takes half of a surrogate pair too, which a file name in an error may hold."""
+def read_versioned(path: Path) -> bytes:
+    """Return the text of a file of this schema; none where there is no such file.
+
+    Raises:
+        StorageError: as `read_value`.
+    """
+    raw = read_sealed(path) or b""
+    version = _VERSION.search(raw)
+    return raw if version is not None and int(version[1]) == SCHEMA_VERSION else b""
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse with Python's parser: it takes half of a surrogate pair too, which a file name in an error may hold.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
     try:
         return json.loads(content.decode())
     except RecursionError as e:

@@ -8,11 +8,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import DirectoryError, StorageError
-from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.atomic import read_sealed, write_json
+from flops_fit_ray.storage.codec import Count, Record, value_of
 from flops_fit_ray.storage.lease import LeaseHeldError, is_dead, leased
 from flops_fit_ray.storage.object_store import ObjectPath, Place, is_remote
 from flops_fit_ray.storage.paths import SweepPaths
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS = 30.0  # without a sign of life, where the file system knows no locks
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockOwner(Record):
+    """The process that writes a directory."""
+
+    host: str
+    pid: Count
+    started_at: float  # seconds since the epoch
 
 
 def hostname() -> str:
@@ -99,10 +110,17 @@ def refuse_second_writer(paths: SweepPaths) -> None:
             pass
 
 
+def read_owner(paths: SweepPaths) -> LockOwner | None:
+    """Return the note of whoever holds the lock or held it last; None where there is none that can be read."""
+    with contextlib.suppress(ValueError):
+        return value_of(LockOwner, read_sealed(paths.lock_owner) or b"")
+    return None
+
+
 def living_owner(paths: SweepPaths) -> str | None:
     """Who writes a directory now, in words, without asking for the lock. A dead process of this machine is nobody."""
-    found = read_json(paths.lock_owner)
-    return None if not found or is_dead(found, hostname()) else _in_words(found)
+    found = read_owner(paths)
+    return None if found is None or is_dead(asdict(found), hostname()) else _in_words(asdict(found))
 
 
 def _acquire(paths: SweepPaths) -> BaseFileLock:
@@ -129,8 +147,8 @@ def _looks_old(paths: SweepPaths) -> bool:
 
 def _owner(paths: SweepPaths) -> str | None:
     """Who holds the lock, or held it, in words."""
-    found = read_json(paths.lock_owner)
-    return _in_words(found) if found else None
+    found = read_owner(paths)
+    return None if found is None else _in_words(asdict(found))
 
 
 def _in_words(owner: Mapping[str, Any]) -> str:

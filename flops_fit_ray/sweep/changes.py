@@ -12,9 +12,10 @@ from typing import Any
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import Ledger, Result
 from flops_fit_ray.planning import Experiment, Plan, plan_from_json
-from flops_fit_ray.spec import SweepSpec, read_spec
+from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
+from flops_fit_ray.sweep.directory import recorded_spec
 
 SHOWN = 10  # lines of a difference
 _Place = tuple[float, str, str]  # budget, size, role: what an experiment is there for, however it is trained
@@ -77,7 +78,7 @@ def recorded_in(paths: SweepPaths) -> Recorded:
     spec: SweepSpec | None = None
     plan: Plan | None = None
     with contextlib.suppress(SpecError):
-        spec = read_spec(paths.spec)
+        spec = recorded_spec(paths)
     with contextlib.suppress(ValueError):
         plan = plan_from_json(content)
     return Recorded(paths=paths, spec=spec, plan=plan)

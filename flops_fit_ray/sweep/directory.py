@@ -15,11 +15,11 @@ import numpy as np
 from flops_fit_ray.analysis import Analysis, FitOptions, Points, SweepFit, analyse, fit_sweep
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.prediction import run_noise
-from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha256, results_table
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
-from flops_fit_ray.spec import SweepSpec, read_spec
-from flops_fit_ray.storage.atomic import read_sealed
+from flops_fit_ray.spec import SweepSpec, spec_from_bytes
+from flops_fit_ray.storage.atomic import read_file, read_sealed
 from flops_fit_ray.storage.codec import Record, value_of, without_collection
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SweepPaths
@@ -325,10 +325,23 @@ def open_sweep(root: Path) -> Sweep:
         outcomes = Ledger(paths).outcomes(e.key for e in plan.experiments)
     return Sweep(
         paths=paths,
-        spec=read_spec(paths.spec),
+        spec=recorded_spec(paths),
         plan=plan,
         results=tuple(o for o in outcomes if isinstance(o, Result)),
         failures=tuple(o for o in outcomes if isinstance(o, Failure)),
         command=origin.command,
         base=None if origin.base is None else Path(origin.base),
     )
+
+
+def recorded_spec(paths: SweepPaths) -> SweepSpec:
+    """Read the spec that a directory's sweep was last run with.
+
+    Raises:
+        SpecError: there is none, or it cannot be read.
+    """
+    try:
+        raw = read_file(paths.spec)
+    except OSError as e:
+        raise SpecError(str(paths.spec), [f"cannot be read: {e.strerror}"]) from e
+    return spec_from_bytes(raw, str(paths.spec))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +24,8 @@ from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.refusal import Refusal, conflict, not_found
 from flops_fit_ray.service.runs.queue import Runs, Standing
 from flops_fit_ray.service.state.cache import Reading, Row, SweepCaches
-from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.atomic import read_sealed
+from flops_fit_ray.storage.codec import Count, Record, value_of
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import CheckpointPaths, SweepPaths
 
@@ -41,6 +43,13 @@ UNKNOWN: Mapping[str, Any] = {  # of a sweep that has no plan yet
 }
 MAX_EVENTS = 100  # of an experiment, that are shown
 LOG_LINES = 40  # of what a run has said, that stand in a status
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CheckpointNote(Record):
+    bytes: Count
+    sha256: str
+    eval_loss: float | None = None
 
 
 def state_of(standing: Standing | None, reading: Reading | None, owner: str | None) -> State:
@@ -284,17 +293,9 @@ def _sha256(paths: SweepPaths, key: str, size: int, changed: int) -> str:
 
 def _checkpoints_in(kind: str, key: str, place: CheckpointPaths) -> Iterable[dict[str, Any]]:
     for step in place.started():
-        note = read_json(place.note(step))
-        if note is not None and isinstance(note.get("bytes"), int) and isinstance(note.get("sha256"), str):
-            yield {
-                "id": f"{key}-{kind[0]}{step}",
-                "key": key,
-                "step": step,
-                "kind": kind,
-                "bytes": note["bytes"],
-                "sha256": note["sha256"],
-                "eval_loss": note.get("eval_loss"),
-            }
+        with contextlib.suppress(ValueError):
+            note = value_of(_CheckpointNote, read_sealed(place.note(step)) or b"")
+            yield {"id": f"{key}-{kind[0]}{step}", "key": key, "step": step, "kind": kind, **asdict(note)}
 
 
 def all_checkpoints(reading: Reading) -> list[dict[str, Any]]:

@@ -14,14 +14,15 @@ from flops_fit_ray.console.choice import console_for
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
 from flops_fit_ray.formatting import did_you_mean
-from flops_fit_ray.pipeline import RunRequest, check_output, record_rates, recorded_rates, run_sweep
-from flops_fit_ray.planning import Plan, make_plan, priced
+from flops_fit_ray.pipeline import RunRequest, check_output, plan_request, recorded_rates, run
+from flops_fit_ray.pipeline import check as check_request
+from flops_fit_ray.planning import Plan, priced
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.spec.arguments import SOURCE, describe_target, spec_from_arguments
 from flops_fit_ray.storage.object_store import place_of
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep
-from flops_fit_ray.sweep.stopping import stopping_rule_for
+from flops_fit_ray.sweep.run_limits import RunLimits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -210,35 +211,22 @@ def find_optimal(
         ResourceError, DirectoryError: the cluster or the directory cannot be used.
         InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call goes on.
     """
-    from flops_fit_ray.engine.loaders import object_loader
-    from flops_fit_ray.training.preflight.model_size import measure_sizes
-
     root = place_of(output_dir)
     if train:
         check_output(root)
-    spec, user, plan, extra = _prepared(
-        model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options
+    request, quiet = _requested(
+        model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, root, options
     )
     if not train:
-        return priced(plan, spec.grid.start, rates=recorded_rates(SweepPaths(root), plan.constants))
+        _, plan = plan_request(request)
+        return priced(plan, request.spec.grid.start, rates=recorded_rates(SweepPaths(root), plan.constants))
     if not resume:
         _refuse_results(root)
     silent = PlainConsole(io.StringIO())
-    console = silent if extra["quiet"] else console_for("", SweepPaths(root), spec, sys.stdout)
-    request = RunRequest(
-        spec=spec,
-        root=root,
-        measure=lambda wider: measure_sizes(wider, user),
-        load_user_parts=object_loader(user),
-        address=extra["address"],
-        command=f"find_optimal(..., output_dir={str(root)!r})",
-        slots=extra["slots"],
-        new=bool(extra["new"]),
-    )
-    sweep = run_sweep(request, plan, console=console, until=stopping_rule_for(spec, extra["until"], extra["at_most"]))
-    result = Result(sweep)
+    console = silent if quiet else console_for("", SweepPaths(root), request.spec, sys.stdout)
+    sweep = run(request, console)
     console.say(f"report: {sweep.paths.report}")
-    return result
+    return Result(sweep)
 
 
 def check(
@@ -262,16 +250,10 @@ def check(
     Raises:
         SpecError, ResourceError: as `find_optimal`.
     """
-    from flops_fit_ray.engine.loaders import object_loader
-    from flops_fit_ray.engine.preflight import check_on_worker
-
-    spec, user, plan, extra = _prepared(
-        model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, options
-    )
-    report = check_on_worker(plan, spec, load_user_parts=object_loader(user), address=extra["address"])[0]
-    if output_dir is not None and report.rates is not None:
-        record_rates(SweepPaths(place_of(output_dir)), plan.constants, report.rates)
-    return report
+    keep = output_dir is not None
+    root = place_of(output_dir if output_dir is not None else Path.cwd())
+    request, _ = _requested(model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, root, options)
+    return check_request(request, keep=keep)[0]
 
 
 def fit_table(
@@ -309,17 +291,18 @@ def fit_table(
     return analyse(fit_sweep(read_table(Path(path), reading).points, FitOptions(**options)), at)
 
 
-def _prepared(
+def _requested(
     model_cls: Callable[..., Any],
     model_size_param: str | None,
     model_kwargs: Mapping[str, Any] | None,
     dataset: Any,
     loss_fn: Any,
     compute_budgets: Sequence[float | Mapping[str, Any]] | None,
+    root: Path,
     options: dict[str, Any],
-) -> tuple[SweepSpec, UserParts, Plan, dict[str, Any]]:
-    """Spec, parts and plan of the arguments, and those options that belong to neither."""
-    from flops_fit_ray.trackers import check_installed
+) -> tuple[RunRequest, bool]:
+    """Return the request that the arguments amount to, and True where nothing is to be printed."""
+    from flops_fit_ray.engine.loaders import ObjectLoader
     from flops_fit_ray.training.preflight.model_size import measure_sizes
     from flops_fit_ray.training.user.parts import HOOKS
 
@@ -337,11 +320,21 @@ def _prepared(
         model_cls, model_size_param, model_kwargs or {}, dataset, loss_fn, compute_budgets, extra, options, hooks
     )
     with faults_of(SOURCE):
-        check_installed(spec)
         user = _user_parts_from_arguments(
             model_cls, model_kwargs or {}, dataset, loss_fn, extra, spec, {**hooks, "metrics": metrics}
         )
-        return spec, user, make_plan(spec, measure_sizes(spec, user)), extra
+    request = RunRequest(
+        spec=spec,
+        source=SOURCE,
+        root=root,
+        measure=lambda wider: measure_sizes(wider, user),
+        load_user_parts=ObjectLoader(user),
+        command=f"find_optimal(..., output_dir={str(root)!r})",
+        address=extra["address"],
+        limits=RunLimits(until=extra["until"], at_most=extra["at_most"], slots=extra["slots"]),
+        new=bool(extra["new"]),
+    )
+    return request, bool(extra["quiet"])
 
 
 def _user_parts_from_arguments(

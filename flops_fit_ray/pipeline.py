@@ -1,17 +1,17 @@
-"""A plan to a report: what both doors run a sweep with."""
+"""A request to a report: the one sequence that the command line and `find_optimal` run a sweep with."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.console.plain import PlainConsole
-from flops_fit_ray.errors import DirectoryError, SpecError, StorageError
+from flops_fit_ray.errors import DirectoryError, SpecError, StorageError, faults_of
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import (
     Measurements,
@@ -31,27 +31,38 @@ from flops_fit_ray.storage.object_store import is_remote
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep, recorded_spec
-from flops_fit_ray.sweep.stopping import DEFAULT_COST_RATIO, StoppingRule, decide_next, next_budget, with_budgets
+from flops_fit_ray.sweep.run_limits import RunLimits
+from flops_fit_ray.sweep.stopping import (
+    DEFAULT_COST_RATIO,
+    StoppingRule,
+    decide_next,
+    next_budget,
+    stopping_rule_for,
+    with_budgets,
+)
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.interrupt import StopRequest
     from flops_fit_ray.engine.loaders import Loader
+    from flops_fit_ray.engine.resources import Slots
+    from flops_fit_ray.training.preflight.check import CheckReport
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """A sweep that somebody wants to have run, and all that running it needs."""
+    """A sweep that somebody wants to have run or checked, and all that this needs."""
 
     spec: SweepSpec
+    source: str  # how faults of the spec are introduced
     root: Path
     measure: Callable[[SweepSpec], Measurements]
     load_user_parts: Loader
-    address: str | None
-    command: str  # that goes on with it
+    command: str  # that resumes it
+    address: str | None = None  # of a Ray cluster
     base: Path | None = None  # where the spec's targets are looked for; None: they are objects of a program
-    slots: int | None = None  # experiments at a time; None: as many as there is room for
+    limits: RunLimits = field(default_factory=RunLimits)
     new: bool = False  # train completed experiments again where the spec has changed
 
 
@@ -80,52 +91,112 @@ def check_output(root: Path) -> None:
     refuse_second_writer(SweepPaths(root))
 
 
-def run_sweep(request: RunRequest, plan: Plan, *, console: PlainConsole, until: StoppingRule | None = None) -> Sweep:
-    """Run what the ledger lacks, then write tables, analysis and report. Returns the directory read back.
+def plan_request(request: RunRequest, constants: SweepConstants | None = None) -> tuple[Planner, Plan]:
+    """Measure the models and the data, and return the planner of the sweep with its first plan.
 
     Args:
-        plan: of the request's spec; only its measurements are taken, because the directory may know more.
-        until: go on, budget after budget, until it is satisfied or too dear.
+        constants: of the directory that is resumed; those of another sweep are left out.
+
+    Raises:
+        SpecError: the spec names what is not there, or no plan can be made of it.
+    """
+    from flops_fit_ray.trackers import check_installed
+
+    with faults_of(request.source):
+        check_installed(request.spec)
+        planner = Planner(request.spec, request.measure(request.spec), constants)
+        return planner, planner.plan()
+
+
+def check(request: RunRequest, *, keep: bool) -> tuple[CheckReport, Slots]:
+    """Try the smallest and the biggest model on a real worker.
+
+    Args:
+        keep: write the measured speed into the sweep directory, for the price of its plan.
+
+    Raises:
+        SpecError, ResourceError: as `plan_request` and the engine say.
+    """
+    from flops_fit_ray.engine.loaders import refuse_unpicklable
+    from flops_fit_ray.engine.preflight import check_on_worker
+
+    _, plan = plan_request(request)
+    refuse_unpicklable(request.load_user_parts)
+    report, slots = check_on_worker(
+        plan,
+        request.spec,
+        load_user_parts=request.load_user_parts,
+        address=request.address,
+        max_slots=request.limits.slots,
+    )
+    if keep and report.rates is not None:
+        record_rates(SweepPaths(request.root), plan.constants, report.rates)
+    return report, slots
+
+
+def run(request: RunRequest, console: PlainConsole) -> Sweep:
+    """Run a sweep from its request to its report: what the ledger lacks is trained. Returns the directory read back.
 
     Raises:
         DirectoryError: the directory cannot be written, or another process writes it.
-        SpecError: the directory holds completed experiments of another spec.
+        SpecError: no plan can be made, or the directory holds completed experiments of another spec.
         ResourceError, InterruptedSweepError, StorageError: as the engine says.
     """
-    from flops_fit_ray.engine.cluster import ray_session
     from flops_fit_ray.engine.interrupt import interruptible
+    from flops_fit_ray.engine.loaders import refuse_unpicklable
     from flops_fit_ray.engine.preflight import refuse_early
+
+    with interruptible() as stop:
+        check_output(request.root)
+        rule = stopping_rule_for(request.spec, request.limits.until, request.limits.at_most)
+        paths = SweepPaths(request.root)
+        planner, plan = plan_request(request, recorded_constants(paths))
+        refuse_unpicklable(request.load_user_parts)
+        refuse_early(request.spec, request.address)
+        with Ledger(paths).writer() as dead_owner:
+            paths.remove_strays()
+            if dead_owner:
+                console.say(f"{dead_owner} exited without releasing the lock; taking over")
+            return _run_locked(request, planner, plan, rule, console, stop)
+
+
+def _run_locked(
+    request: RunRequest,
+    planner: Planner,
+    plan: Plan,
+    rule: StoppingRule | None,
+    console: PlainConsole,
+    stop: StopRequest,
+) -> Sweep:
+    """Run the sweep, budget after budget where a rule asks for more, as the one writer of its directory."""
+    from flops_fit_ray.engine.cluster import ray_session
     from flops_fit_ray.report import write_report
 
-    refuse_early(request.spec, request.address)
     ledger = Ledger(SweepPaths(request.root))
-    with interruptible() as stop, ledger.writer() as dead_owner, contextlib.ExitStack() as session:
-        ledger.paths.remove_strays()
-        if dead_owner:
-            console.say(f"{dead_owner} ended without a word: taken over")
-        spec = request.spec
-        if AUTO in (spec.train.precision, spec.train.compile):
-            chosen = _recorded_choice(spec, SweepPaths(request.root))
+    with contextlib.ExitStack() as session:
+        if AUTO in (request.spec.train.precision, request.spec.train.compile):
+            chosen = _recorded_choice(request.spec, ledger.paths)
             if chosen is None:
                 session.enter_context(ray_session(request.address))  # one for the measurement and the sweep
-                chosen = _measured_choice(spec, plan, request, console)
-            spec = spec.model_copy(update={"train": spec.train.model_copy(update=chosen)})
-        measurements, limit = plan.measurements, None
-        console.question(spec, plan)
-        _compare(replace(request, spec=spec), measurements, ledger, console)
+                chosen = _measured_choice(plan, request, console)
+            train = request.spec.train.model_copy(update=chosen)
+            request = replace(request, spec=request.spec.model_copy(update={"train": train}))
+            planner = Planner(request.spec, planner.measurements, planner.cells.constants)
+        console.question(request.spec, plan)
+        _compare(request, planner, ledger, console)
+        limit = None
         while True:
-            sweep = _run_once(replace(request, spec=spec), measurements, console, stop)
-            if until is None or not sweep.complete:
+            sweep = _run_once(request, planner, ledger, console, stop)
+            if rule is None or not sweep.complete:
                 break
-            limit = until.at_most or limit or DEFAULT_COST_RATIO * sweep.flops_spent
-            budget = next_budget(spec)
-            wider = with_budgets(spec, [Budget(flops=budget)])
-            wider_measurements = request.measure(wider)
-            found = decide_next(sweep, until, budget, _cost_of_more(sweep, wider, wider_measurements), limit)
-            console.say(found.message)
-            if not found.proceed:
+            limit = rule.at_most or limit or DEFAULT_COST_RATIO * sweep.flops_spent
+            budget = next_budget(request.spec)
+            request = replace(request, spec=with_budgets(request.spec, [Budget(flops=budget)]))
+            planner = Planner(request.spec, request.measure(request.spec), sweep.plan.constants)
+            decision = decide_next(sweep, rule, budget, _cost_of_more(sweep, planner, ledger), limit)
+            console.say(decision.message)
+            if not decision.proceed:
                 break
-            spec, measurements = wider, wider_measurements
             session.enter_context(ray_session(request.address))  # one for all budgets
         if sweep.num_deaths:
             ledger.paths.remove_strays()  # a worker may have died in the middle of a write
@@ -133,7 +204,7 @@ def run_sweep(request: RunRequest, plan: Plan, *, console: PlainConsole, until: 
     return sweep
 
 
-def _compare(request: RunRequest, measurements: Measurements, ledger: Ledger, console: PlainConsole) -> None:
+def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: PlainConsole) -> None:
     """Show what has changed since the directory's last run.
 
     Raises:
@@ -148,7 +219,6 @@ def _compare(request: RunRequest, measurements: Measurements, ledger: Ledger, co
         aside = set_aside(damaged)
         if aside is not None:
             console.say(f"{damaged} cannot be read: kept as {aside.name}, and made again from the spec and the results")
-    planner = Planner(request.spec, measurements, None if recorded.plan is None else recorded.plan.constants)
     found = changes_since(recorded, request.spec, grown_plan(planner, ledger))
     if found.lines:
         console.say(f"changed since the last run in {paths.root}:\n{found.text()}")
@@ -172,14 +242,14 @@ def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
     return plan
 
 
-def _run_once(request: RunRequest, measurements: Measurements, console: PlainConsole, stop: StopRequest) -> Sweep:
+def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: PlainConsole, stop: StopRequest) -> Sweep:
+    """Run one plan to its end."""
     from flops_fit_ray.engine.jobs import upload_of
     from flops_fit_ray.engine.tuner import run_plan
     from flops_fit_ray.ledger.watch import Watcher, Watchers
     from flops_fit_ray.trackers import watchers_for
 
-    paths = SweepPaths(request.root)
-    planner = Planner(request.spec, measurements, recorded_constants(paths))
+    paths = ledger.paths
     rates = recorded_rates(paths, planner.cells.constants)
 
     def record(grown: Plan) -> None:
@@ -190,7 +260,7 @@ def _run_once(request: RunRequest, measurements: Measurements, console: PlainCon
     try:
         write_bytes(paths.spec, dump_spec(request.spec).encode())
         record(planner.plan())
-    except StorageError as e:  # nothing has been run, so there is nothing to go on with
+    except StorageError as e:  # nothing has been run, so there is nothing to resume
         raise DirectoryError(f"{e}, or choose another --output") from e
     run_plan(
         planner,
@@ -199,7 +269,7 @@ def _run_once(request: RunRequest, measurements: Measurements, console: PlainCon
         base=None if request.base is None or upload_of(request.base) is not None else request.base,
         load_user_parts=request.load_user_parts,
         address=request.address,
-        max_slots=request.slots,
+        max_slots=request.limits.slots,
         watcher=Watchers([Watcher(console), *watchers_for(request.spec, paths, console.say)]),
         on_plan=record,
         stop=stop,
@@ -207,11 +277,10 @@ def _run_once(request: RunRequest, measurements: Measurements, console: PlainCon
     return open_sweep(request.root)
 
 
-def _cost_of_more(sweep: Sweep, spec: SweepSpec, measurements: Measurements) -> float:
+def _cost_of_more(sweep: Sweep, planner: Planner, ledger: Ledger) -> float:
     """FLOPs that the wider sweep would still execute."""
-    observed = Ledger(sweep.paths).observed(e.key for e in sweep.plan.experiments)
-    plan = Planner(spec, measurements, sweep.plan.constants).plan(observed)
-    return sum(e.flops_executed for e in plan.expected if e.key not in observed)
+    observed = ledger.observed(e.key for e in sweep.plan.experiments)
+    return sum(e.flops_executed for e in planner.plan(observed).expected if e.key not in observed)
 
 
 def recorded_rates(paths: SweepPaths, constants: SweepConstants) -> Rates | None:
@@ -253,13 +322,17 @@ def _left_open(spec: SweepSpec) -> list[str]:
     return [name for name in ("precision", "compile") if getattr(spec.train, name) == AUTO]
 
 
-def _measured_choice(spec: SweepSpec, plan: Plan, request: RunRequest, console: PlainConsole) -> dict[str, Any]:
+def _measured_choice(plan: Plan, request: RunRequest, console: PlainConsole) -> dict[str, Any]:
     from flops_fit_ray.engine.preflight import choose_on_worker
 
     choice = choose_on_worker(
-        plan, spec, load_user_parts=request.load_user_parts, address=request.address, max_slots=request.slots
+        plan,
+        request.spec,
+        load_user_parts=request.load_user_parts,
+        address=request.address,
+        max_slots=request.limits.slots,
     )
-    chosen = {name: getattr(choice, name) for name in _left_open(spec)}
+    chosen = {name: getattr(choice, name) for name in _left_open(request.spec)}
     said = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items())
     shown = ", ".join(f"{name} {fmt.duration(s)}" for name, s in choice.seconds.items())
     console.say(f"{said}, measured on a worker (training of the whole sweep, one at a time: {shown})")

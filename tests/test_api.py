@@ -10,7 +10,7 @@ from torch import nn
 
 from flops_fit_ray import SpecError, find_optimal
 from flops_fit_ray.api import Result
-from flops_fit_ray.engine.loaders import object_loader
+from flops_fit_ray.engine.loaders import ObjectLoader, refuse_unpicklable
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec.arguments import describe, describe_value
 from tests.parts import Mlp, TruncatedRegression, planned, power_law_regression, regression, spec_of, user_parts_of
@@ -125,7 +125,7 @@ def test_what_cannot_travel_is_named_before_anything_runs(tmp_path: Path) -> Non
 
     spec = spec_of()
     with handle, pytest.raises(SpecError, match="loss cannot be sent to a worker: PicklingError"):
-        object_loader(user_parts_of(spec, loss=loss))
+        refuse_unpicklable(ObjectLoader(user_parts_of(spec, loss=loss)))
 
 
 def test_result(tmp_path: Path) -> None:

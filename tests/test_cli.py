@@ -232,4 +232,4 @@ def test_extending_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert call("extend", sweep.paths.root, "--budget", "3e6") == 2
     assert "call find_optimal(...) again with more budgets" in capsys.readouterr().err
     assert call("run", DEMO, "--until", "ci=1.3@1e14", "--set", "model.sizes=[8, 16, 32]") == 2
-    assert "a grid whose sizes are listed cannot go on by itself" in capsys.readouterr().err
+    assert "needs an adaptive grid, but this spec lists its sizes" in capsys.readouterr().err

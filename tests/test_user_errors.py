@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flops_fit_ray import find_optimal
-from flops_fit_ray.engine.loaders import object_loader
+from flops_fit_ray.engine.loaders import ObjectLoader, refuse_unpicklable
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.trainable import TrialContext, run_experiment
 from flops_fit_ray.errors import SpecError
@@ -129,7 +129,7 @@ def test_f19_what_cannot_travel_is_named(make: Callable[[Path], Any], tmp_path: 
     with pytest.raises(
         SpecError, match="loss cannot be sent to a worker: .*; open files, locks and connections inside"
     ):
-        object_loader(user)
+        refuse_unpicklable(ObjectLoader(user))
     with pytest.raises(SpecError, match="loss cannot be sent"):
         find_optimal(Mlp, "width", dataset=regression(), loss_fn=loss, compute_budgets=[1e5, 2e5], sizes=[4, 8, 16],
                      batch_size=8, lr=1e-2, output_dir=tmp_path / "out")  # fmt: skip
@@ -140,4 +140,5 @@ def test_f19_what_cannot_travel_is_named(make: Callable[[Path], Any], tmp_path: 
 
 def test_a_lambda_travels() -> None:
     user = replace(user_parts_of(spec_of()), loss=lambda a, b: (a - b).pow(2).mean())
-    assert object_loader(user)().loss(torch.ones(2), torch.zeros(2)) == 1
+    refuse_unpicklable(ObjectLoader(user))
+    assert ObjectLoader(user)().loss(torch.ones(2), torch.zeros(2)) == 1

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError, faults_of
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError
 from flops_fit_ray.storage.object_store import place_of
 from flops_fit_ray.sweep.run_limits import RunLimits
 
 if TYPE_CHECKING:
     from flops_fit_ray.console.choice import Wish
     from flops_fit_ray.console.plain import PlainConsole
-    from flops_fit_ray.planning import Plan
+    from flops_fit_ray.pipeline import RunRequest
+    from flops_fit_ray.planning import Measurements
     from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.sweep.directory import Sweep
 
@@ -113,19 +114,6 @@ def read_resolved(path: Path, overrides: Sequence[str]) -> SweepSpec:
     return read_spec(path, overrides)
 
 
-def planned(
-    spec: Path | None, overrides: Sequence[str], *, quiet: bool, code: Path | None = None
-) -> tuple[Path, SweepSpec, Plan]:
-    """The spec's path, the spec, and its plan, with faults named by the path."""
-    from flops_fit_ray.planning import make_plan
-    from flops_fit_ray.training.preflight.model_size import measure_spec
-
-    path = resolve_spec(spec, quiet=quiet)
-    resolved = read_resolved(path, overrides)
-    with faults_of(str(path)):
-        return path, resolved, make_plan(resolved, measure_spec(resolved, base_of(path, code)))
-
-
 def base_of(path: Path, code: Path | None) -> Path:
     """The directory of a spec's code and data."""
     return path.parent if code is None else code.absolute()
@@ -176,62 +164,62 @@ def door() -> list[str]:
     return ["flops-fit-ray"] if ours else [sys.executable, "-m", "flops_fit_ray"]
 
 
-def run_spec(
+def request_for(
     spec: SweepSpec,
     base: Path,
     root: Path,
-    address: str | None,
-    command: str,
-    limits: RunLimits,
     *,
-    as_json: bool,
-    named: str,
-    look: Wish = "",
+    source: str,
+    command: str = "",
+    address: str | None = None,
+    limits: RunLimits | None = None,
     new: bool = False,
-) -> int:
-    """Plan and run a spec whose targets lie in `base`, say what came out, and return the exit code.
+) -> RunRequest:
+    """Return the request to run a spec whose targets lie in `base`.
 
     Args:
-        named: how faults of the spec are introduced.
+        source: how faults of the spec are introduced.
+        command: that resumes the sweep.
+    """
+    from flops_fit_ray.engine.loaders import code_loader
+    from flops_fit_ray.pipeline import RunRequest
+
+    def measure(wider: SweepSpec) -> Measurements:
+        from flops_fit_ray.training.preflight.model_size import measure_spec
+
+        return measure_spec(wider, base)
+
+    return RunRequest(
+        spec=spec,
+        source=source,
+        root=root,
+        measure=measure,
+        load_user_parts=code_loader(spec, base),
+        command=command,
+        address=address,
+        base=base,
+        limits=limits or RunLimits(),
+        new=new,
+    )
+
+
+def run_request(request: RunRequest, *, as_json: bool, look: Wish = "") -> int:
+    """Run a request, say what came out, and return the exit code.
+
+    Args:
         look: of what is said on the way; by default what suits the terminal.
-        new: train completed experiments again where the spec has changed.
     """
     from flops_fit_ray.console.choice import console_for
-    from flops_fit_ray.engine.interrupt import interruptible
-    from flops_fit_ray.engine.loaders import code_loader
     from flops_fit_ray.errors import InterruptedSweepError, StorageError
+    from flops_fit_ray.pipeline import run
     from flops_fit_ray.storage.paths import SweepPaths
 
-    console = console_for(look, SweepPaths(root.absolute()), spec, sys.stderr if as_json else sys.stdout)
+    console = console_for(look, SweepPaths(request.root), request.spec, sys.stderr if as_json else sys.stdout)
     began = time.monotonic()
     try:
-        with interruptible():  # from here on, seconds of imports included, a signal has the same end
-            from flops_fit_ray.pipeline import RunRequest, check_output, recorded_constants, run_sweep
-            from flops_fit_ray.planning import make_plan
-            from flops_fit_ray.sweep.stopping import stopping_rule_for
-            from flops_fit_ray.trackers import check_installed
-            from flops_fit_ray.training.preflight.model_size import measure_spec
-
-            check_output(root)
-            until = stopping_rule_for(spec, limits.until, limits.at_most)
-            with faults_of(named):
-                check_installed(spec)
-                measurements = measure_spec(spec, base)
-                plan = make_plan(spec, measurements, constants=recorded_constants(SweepPaths(root)))
-            request = RunRequest(
-                spec=spec,
-                root=root,
-                measure=lambda wider: measure_spec(wider, base),
-                load_user_parts=code_loader(spec, base),
-                address=address,
-                command=command,
-                base=base,
-                slots=limits.slots,
-                new=new,
-            )
-            sweep = run_sweep(request, plan, console=console, until=until)
+        sweep = run(request, console)
     except (InterruptedSweepError, StorageError, KeyboardInterrupt) as e:
-        console.say(f"interrupted: {e or 'by Ctrl-C'}\nWhat is recorded is safe. Go on with:\n{command}")
+        console.say(f"interrupted: {e or 'by Ctrl-C'}\nWhat is recorded is safe. Go on with:\n{request.command}")
         return EXIT_INTERRUPTED
     _say_results(sweep, console, time.monotonic() - began, as_json=as_json)
     return exit_code(sweep)

@@ -26,11 +26,11 @@ from flops_fit_ray.cli.common import (
     limit_options,
     look_options,
     open_directory,
-    planned,
     read_resolved,
+    request_for,
     resolve_output,
     resolve_spec,
-    run_spec,
+    run_request,
     set_option,
     spec_argument,
 )
@@ -95,18 +95,21 @@ def plan(
     After `check`, or with --rate, the price has hours, money and the end on so many slots.
     """
     from flops_fit_ray.console.plan_text import plan_text, simulation_text
-    from flops_fit_ray.pipeline import recorded_rates
+    from flops_fit_ray.pipeline import plan_request, recorded_rates
     from flops_fit_ray.planning import priced, stated_rate
     from flops_fit_ray.storage.paths import SweepPaths
 
-    path, resolved, made = planned(spec, overrides, quiet=as_json, code=code)
+    path = resolve_spec(spec, quiet=as_json)
+    resolved = read_resolved(path, overrides)
+    root = resolve_output(path, resolved, output)
+    _, made = plan_request(request_for(resolved, base_of(path, code), root, source=str(path)))
     if simulate:
         from flops_fit_ray.sweep.simulate import simulate_spec
 
         found = simulate_spec(resolved, made, surface=surface, noise=noise, sweeps=sweeps)
         click.echo(json.dumps(found.to_json()) if as_json else simulation_text(found))
         return
-    rates = recorded_rates(SweepPaths(resolve_output(path, resolved, output)), made.constants)
+    rates = recorded_rates(SweepPaths(root), made.constants)
     if rate is not None:
         rates = stated_rate(rate, slots or 1)
     made = priced(made, resolved.grid.start, rates=rates, slots=slots, money_per_hour=price)
@@ -134,16 +137,15 @@ def check(
 
     The speed is kept in the sweep directory (rates.json), where `plan` finds it. Exit code 1 if an answer is FAIL.
     """
-    from flops_fit_ray.engine.loaders import code_loader
-    from flops_fit_ray.engine.preflight import check_on_worker
-    from flops_fit_ray.pipeline import record_rates
-    from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
+    from flops_fit_ray.pipeline import check as check_request
+    from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
-    path, resolved, made = planned(spec, overrides, quiet=as_json, code=code)
-    load = code_loader(resolved, base_of(path, code))
-    report, found = check_on_worker(made, resolved, load_user_parts=load, address=address, max_slots=slots)
-    if report.rates is not None:
-        record_rates(SweepPaths(resolve_output(path, resolved, output)), made.constants, report.rates)
+    path = resolve_spec(spec, quiet=as_json)
+    resolved = read_resolved(path, overrides)
+    root = resolve_output(path, resolved, output)
+    limits = RunLimits(slots=slots)
+    request = request_for(resolved, base_of(path, code), root, source=str(path), address=address, limits=limits)
+    report, found = check_request(request, keep=True)
     content = {"schema_version": SCHEMA_VERSION, "slots": found.count, **report.to_json()}
     click.echo(json.dumps(content) if as_json else str(report))
     return EXIT_FAILED if report.verdict == "FAIL" else EXIT_DONE
@@ -184,18 +186,17 @@ def run(
     root = resolve_output(path, resolved, output)
     limits = RunLimits(until, at_most, slots)
     command = command_line(path, root, overrides, limits, code)
-    return run_spec(
+    request = request_for(
         resolved,
         base_of(path, code),
         root,
-        address,
-        command,
-        limits,
-        as_json=as_json,
-        named=str(path),
-        look=look or "",
+        source=str(path),
+        command=command,
+        address=address,
+        limits=limits,
         new=new,
     )
+    return run_request(request, as_json=as_json, look=look or "")
 
 
 @click.command()
@@ -240,8 +241,9 @@ def extend(
         click.echo(f"{sweep.base} is not here: the model and data are looked for in {base}", err=as_json)
     limits = RunLimits(until, at_most, slots)
     command = extend_line(root, base, limits)
-    named = str(sweep.paths.spec)
-    return run_spec(wider, base, root, address, command, limits, as_json=as_json, named=named, look=look or "")
+    source = str(sweep.paths.spec)
+    request = request_for(wider, base, root, source=source, command=command, address=address, limits=limits)
+    return run_request(request, as_json=as_json, look=look or "")
 
 
 @click.command()

@@ -85,14 +85,17 @@ def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:
     return CodeLoader(spec, base if upload is None else base.relative_to(upload))
 
 
-def object_loader(user: UserParts) -> ObjectLoader:
-    """A loader that carries the user's objects themselves.
+def refuse_unpicklable(loader: Loader) -> None:
+    """Make sure that the user's objects, where a loader carries them, can be sent to a worker.
 
     Raises:
         SpecError: an object cannot be pickled; it is named.
     """
+    if not isinstance(loader, ObjectLoader):
+        return
     from ray import cloudpickle
 
+    user = loader.user
     for name in (field.name for field in dataclasses.fields(user)):
         try:
             cloudpickle.dumps(getattr(user, name))  # type: ignore[no-untyped-call] # Ray leaves it untyped
@@ -104,7 +107,6 @@ def object_loader(user: UserParts) -> ObjectLoader:
                     "connections inside the model or the dataset, not in its constructor"
                 ],
             ) from e
-    return ObjectLoader(user)
 
 
 def sharing(loader: Loader, tensor_bytes: int) -> Loader:

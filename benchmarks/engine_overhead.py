@@ -120,7 +120,7 @@ def ours(where: Path) -> tuple[float, list[tuple[float, float]]]:
         if line.startswith("cluster:"):  # Ray is up, as it is for the peers when they are asked
             began = time.time()
     assert process.wait() == 0
-    results = [json.loads(p.read_text()) for p in SweepPaths(where / "out").experiments.glob("*/result.json")]
+    results = [json.loads(p.read_bytes()) for p in SweepPaths(where / "out").experiments.glob("*/result.json")]
     spans = [(r["finished_at"] - r["seconds_executed"], r["finished_at"]) for r in results]
     return max(end for _, end in spans) - began, spans
 

@@ -29,8 +29,8 @@ from flops_fit_ray.planning import DataFacts, Experiment, Measurements, ModelSiz
 from flops_fit_ray.planning.slots import lower_bound, own_seconds, trunk_share
 from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.storage import atomic as files
-from flops_fit_ray.storage.object_store import Place
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath
 
 GPUS_PER_NODE = 8
 FLOPS_PER_SECOND = 4e14  # of one GPU: 40 % of a H200's bf16
@@ -204,7 +204,7 @@ def counted() -> Iterator[Counter[str]]:
     found: Counter[str] = Counter()
     originals = (files.read_file, files._whole_file)
 
-    def read(path: Place) -> bytes:
+    def read(path: StoragePath) -> bytes:
         found["reads"] += 1
         return originals[0](path)
 

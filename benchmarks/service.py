@@ -25,6 +25,7 @@ from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from tests.serving import ServiceProcess
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
@@ -73,7 +74,7 @@ def large_directory(root: Path, number: int, done: int) -> list[tuple[Path, dict
         made = replace(e, key=f"{i:016x}", parent=None, recipe=replace(e.recipe, seed=i))
         experiments.append(made)
         result = replace(known[e.key], key=made.key, seed=i, loss=known[e.key].loss * (1 + 0.01 * random.random()))  # noqa: S311
-        contents.append((paths.result(made.key), {"schema_version": SCHEMA_VERSION, **asdict(result)}))
+        contents.append((local_path(paths.result(made.key)), {"schema_version": SCHEMA_VERSION, **asdict(result)}))
     for path, content in contents[:done]:
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))

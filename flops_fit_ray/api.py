@@ -19,8 +19,8 @@ from flops_fit_ray.pipeline import check as check_request
 from flops_fit_ray.planning import Plan, priced
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.spec.arguments import SOURCE, describe_target, spec_from_arguments
-from flops_fit_ray.storage.object_store import place_of
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath, storage_path
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.run_limits import RunLimits
 
@@ -39,7 +39,7 @@ class Result:
         self._sweep = sweep
 
     @property
-    def output(self) -> Path:
+    def output(self) -> StoragePath:
         """The sweep directory."""
         return self._sweep.paths.root
 
@@ -106,7 +106,7 @@ class Result:
 
         return render_short(self._sweep)
 
-    def report(self) -> Path:
+    def report(self) -> StoragePath:
         """Write report.html, tables and figures again. Returns the page's path."""
         from flops_fit_ray.report import write_report
 
@@ -211,7 +211,7 @@ def find_optimal(
         ResourceError, DirectoryError: the cluster or the directory cannot be used.
         InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call goes on.
     """
-    root = place_of(output_dir)
+    root = storage_path(output_dir)
     if train:
         check_output(root)
     request, quiet = _requested(
@@ -251,7 +251,7 @@ def check(
         SpecError, ResourceError: as `find_optimal`.
     """
     keep = output_dir is not None
-    root = place_of(output_dir if output_dir is not None else Path.cwd())
+    root = storage_path(output_dir if output_dir is not None else Path.cwd())
     request, _ = _requested(model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, root, options)
     return check_request(request, keep=keep)[0]
 
@@ -298,7 +298,7 @@ def _requested(
     dataset: Any,
     loss_fn: Any,
     compute_budgets: Sequence[float | Mapping[str, Any]] | None,
-    root: Path,
+    root: StoragePath,
     options: dict[str, Any],
 ) -> tuple[RunRequest, bool]:
     """Return the request that the arguments amount to, and True where nothing is to be printed."""
@@ -363,7 +363,7 @@ def _user_parts_from_arguments(
     )
 
 
-def _refuse_results(root: Path) -> None:
+def _refuse_results(root: StoragePath) -> None:
     count = len(SweepPaths(root).recorded_keys())
     if count:
         raise DirectoryError(

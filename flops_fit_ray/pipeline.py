@@ -27,8 +27,8 @@ from flops_fit_ray.spec import Budget, SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import read_json, set_aside, write_bytes, write_json
 from flops_fit_ray.storage.codec import read_value, value_of
 from flops_fit_ray.storage.lock import refuse_second_writer
-from flops_fit_ray.storage.object_store import is_remote
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep, recorded_spec
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -56,7 +56,7 @@ class RunRequest:
 
     spec: SweepSpec
     source: str  # how faults of the spec are introduced
-    root: Path
+    root: StoragePath
     measure: Callable[[SweepSpec], Measurements]
     load_user_parts: Loader
     command: str  # that resumes it
@@ -66,7 +66,7 @@ class RunRequest:
     new: bool = False  # train completed experiments again where the spec has changed
 
 
-def check_output(root: Path) -> None:
+def check_output(root: StoragePath) -> None:
     """Make sure that a sweep may be written there, before anything is worked out for nothing.
 
     Raises:
@@ -76,14 +76,15 @@ def check_output(root: Path) -> None:
 
     package = Path(__file__).parent.resolve()
     if not is_remote(root):
-        if root.resolve().is_relative_to(package):
+        directory = local_path(root)
+        if directory.resolve().is_relative_to(package):
             raise DirectoryError(f"{root}: lies inside the package; choose another --output")
-        if upload_of(root.resolve()) is not None:
+        if upload_of(directory.resolve()) is not None:
             raise DirectoryError(
                 f"{root}: lies in the job's temporary directory, and would be lost with it; give --output an absolute "
                 "path that every node of the cluster sees, or s3://..."
             )
-        there = next(place for place in (root, *root.parents) if place.exists())
+        there = next(place for place in (directory, *directory.parents) if place.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise DirectoryError(
                 f"{root}: cannot be written: {there} is no directory that may be; choose another --output"

@@ -25,6 +25,7 @@ from flops_fit_ray.errors import FlopsFitError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.training.step.device import device_name, peak_flops
 from tests.faulty import KILL, Faults
@@ -39,7 +40,7 @@ def one_run() -> SweepSpec:
     return spec_of(budgets=[{"flops": 3e4, "sizes": [4]}], checkpoint={"steps": 6}, train=train)
 
 
-def run_here(root: Path) -> Sweep:
+def run_here(root: StoragePath) -> Sweep:
     """What `run` does, but for Ray and the report."""
     spec = one_run()
     with Ledger(SweepPaths(root)).writer():
@@ -52,7 +53,7 @@ def strays(root: Path) -> list[str]:
     return [p.name for p in root.rglob("*.tmp")]
 
 
-def num_attempts(root: Path, keys: Any) -> dict[str, int]:
+def num_attempts(root: StoragePath, keys: Any) -> dict[str, int]:
     """How often experiments were started."""
     return {key: SweepPaths(root).num_attempts(key) for key in keys}
 

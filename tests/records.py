@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from flops_fit_ray.ledger import Failure, Result
+from flops_fit_ray.storage.storage_path import StoragePath
 
 RESULT = Result(
     key="k1",
@@ -41,6 +40,6 @@ FAILURE = Failure(
 )
 
 
-def recorded(root: Path) -> dict[str, bytes]:
+def recorded(root: StoragePath) -> dict[str, bytes]:
     """The result files of a sweep directory, by key."""
     return {path.parent.name: path.read_bytes() for path in root.glob("experiments/*/result.json")}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from flops_fit_ray.engine.dispatch import Dispatcher
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.live_plan import LivePlan
@@ -15,6 +13,7 @@ from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.parts import UserParts
@@ -42,7 +41,7 @@ def reference_parts(spec: SweepSpec) -> UserParts:
     return user_parts_of(spec, model=TruncatedRegression, train=power_law_regression())
 
 
-def make_sweep(root: Path, spec: SweepSpec, user: UserParts, *, only: int | None = None) -> Sweep:
+def make_sweep(root: StoragePath, spec: SweepSpec, user: UserParts, *, only: int | None = None) -> Sweep:
     """A sweep directory in which the first `only` experiments have run, all of them by default."""
     plan = planned(spec, user)
     paths = SweepPaths(root)
@@ -60,7 +59,7 @@ def make_sweep(root: Path, spec: SweepSpec, user: UserParts, *, only: int | None
     return open_sweep(root)
 
 
-def grow_sweep(root: Path, spec: SweepSpec, user: UserParts) -> Sweep:
+def grow_sweep(root: StoragePath, spec: SweepSpec, user: UserParts) -> Sweep:
     """A whole sweep as the engine runs it, but for Ray: planned, handed out, trained, planned again."""
     paths, ledger = SweepPaths(root), Ledger(SweepPaths(root))
     write_bytes(paths.spec, dump_spec(spec).encode())

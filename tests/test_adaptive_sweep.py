@@ -13,6 +13,7 @@ from flops_fit_ray.planning import plan_from_json, stated_rate
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, valley_curves
 from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.validity import validity_card
 from tests.sweeps import adaptive_reference_spec, grow_sweep, reference_parts
@@ -44,9 +45,9 @@ def test_the_fit_rests_on_the_grid_and_its_seeds(sweep: Sweep) -> None:
 
 
 def test_it_is_gone_on_with_and_nothing_runs_again(sweep: Sweep) -> None:
-    files = {p: p.stat().st_mtime_ns for p in sweep.paths.root.glob("experiments/*/result.json")}
+    files = {p: local_path(p).stat().st_mtime_ns for p in sweep.paths.root.glob("experiments/*/result.json")}
     again = grow_sweep(sweep.paths.root, sweep.spec, reference_parts(sweep.spec))
-    assert {p: p.stat().st_mtime_ns for p in sweep.paths.root.glob("experiments/*/result.json")} == files
+    assert {p: local_path(p).stat().st_mtime_ns for p in sweep.paths.root.glob("experiments/*/result.json")} == files
     assert again.results_sha256 == sweep.results_sha256
 
 
@@ -55,7 +56,7 @@ def test_one_more_budget_keeps_every_result(sweep: Sweep, tmp_path: Path) -> Non
 
     from flops_fit_ray.sweep.extend import extend_spec
 
-    root = shutil.copytree(sweep.paths.root, tmp_path / "wider")
+    root = shutil.copytree(local_path(sweep.paths.root), tmp_path / "wider")
     wider = grow_sweep(root, extend_spec(sweep.spec, budgets=[3.2e6]), reference_parts(sweep.spec))
     assert {r.key for r in sweep.results} <= {r.key for r in wider.results}
     new = {r.key for r in wider.results} - {r.key for r in sweep.results}
@@ -73,7 +74,7 @@ def test_the_card_and_the_report_speak_of_it(sweep: Sweep) -> None:
     )
     assert "shared along trunks" in card["noise"].words
     write_report(sweep)
-    page = sweep.paths.report.read_text()
+    page = local_path(sweep.paths.report).read_text()
     assert "fewer FLOPs than as separate runs" in page and "around the predicted N" in page and "first valley" in page
     assert "0.5 times the learning rate, at the minimum" in page
 
@@ -110,7 +111,7 @@ def test_a_rerun_stands_for_what_it_repeats_and_both_are_drawn(sweep: Sweep) -> 
 
 
 def test_the_plan_on_disk_is_the_plan_with_its_decisions(sweep: Sweep) -> None:
-    content = json.loads(sweep.paths.plan.read_text())
+    content = json.loads(sweep.paths.plan.read_bytes())
     assert plan_from_json(content) == sweep.plan
     contract = {"role", "reason", "of", "parent", "start_step", "flops_executed"}
     assert all(contract <= e.keys() for e in content["experiments"])

@@ -13,6 +13,7 @@ from flops_fit_ray.api import Result
 from flops_fit_ray.engine.loaders import ObjectLoader, refuse_unpicklable
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec.arguments import describe, describe_value
+from flops_fit_ray.storage.storage_path import local_path
 from tests.parts import Mlp, TruncatedRegression, planned, power_law_regression, regression, spec_of, user_parts_of
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
@@ -143,5 +144,5 @@ def test_result(tmp_path: Path) -> None:
     assert len(result.to_frame()) == 21
     result.plot(tmp_path / "v.png")
     assert (tmp_path / "v.png").read_bytes().startswith(b"\x89PNG")
-    assert result.report().read_text().startswith("<!doctype html>")
+    assert local_path(result.report()).read_text().startswith("<!doctype html>")
     assert any("3 budgets over a range of 16x" in w for w in result.warnings)

@@ -13,6 +13,7 @@ from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import grown_plan, recorded_constants
 from flops_fit_ray.planning import Planner
 from flops_fit_ray.spec import SweepSpec, make_spec
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.changes import Changes, changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.training.preflight.model_size import measure_sizes
@@ -142,11 +143,11 @@ def replace_budgets(spec: SweepSpec, more: float) -> SweepSpec:
 
 def test_a_plan_that_cannot_be_read_is_no_licence_to_train_again(half: Sweep, tmp_path: Path) -> None:
     root = tmp_path / "copy"
-    shutil.copytree(half.paths.root, root)
+    shutil.copytree(local_path(half.paths.root), root)
     sweep = replace(half, paths=replace(half.paths, root=root))
-    sweep.paths.plan.write_bytes(sweep.paths.plan.read_bytes()[:-100])
+    local_path(sweep.paths.plan).write_bytes(sweep.paths.plan.read_bytes()[:-100])
     assert changed(sweep).changed == 0  # the same spec makes the same plan again
     assert changed(sweep, train__lr=0.02).changed == 4
-    sweep.paths.spec.write_text("{torn")
+    local_path(sweep.paths.spec).write_text("{torn")
     assert changed(sweep).changed == 0
     assert changed(sweep, train__lr=0.02).changed == 4

@@ -9,6 +9,7 @@ import pytest
 
 from flops_fit_ray.cli import main
 from flops_fit_ray.report import write_report
+from flops_fit_ray.storage.storage_path import StoragePath, local_path
 from flops_fit_ray.sweep.directory import Sweep
 from tests.sweeps import adaptive_reference_spec, grow_sweep, make_sweep, reference_parts, reference_spec
 
@@ -23,7 +24,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     return made
 
 
-def call(*args: str | Path) -> int:
+def call(*args: str | StoragePath) -> int:
     with pytest.raises(SystemExit) as caught:
         main([str(a) for a in args])
     assert isinstance(caught.value.code, int)
@@ -119,7 +120,7 @@ def test_status_fit_predict_report(sweep: Sweep, capsys: pytest.CaptureFixture[s
 
 
 def test_json_of_every_reader(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    def read(*args: str | Path) -> dict[str, object]:
+    def read(*args: str | StoragePath) -> dict[str, object]:
         assert call(*args, "--json") == 0
         content = json.loads(capsys.readouterr().out)
         assert content["schema_version"] == 1
@@ -127,7 +128,7 @@ def test_json_of_every_reader(sweep: Sweep, capsys: pytest.CaptureFixture[str]) 
 
     root = sweep.paths.root
     assert read("status", root)["results_sha256"] == sweep.results_sha256
-    assert read("fit", root) == json.loads(sweep.paths.analysis.read_text())
+    assert read("fit", root) == json.loads(sweep.paths.analysis.read_bytes())
     for table in (sweep.paths.results_csv, sweep.paths.results_parquet):
         of_table, of_sweep = read("fit", table), read("fit", root)
         assert all(of_table[name] == of_sweep[name] for name in ("n_opt", "d_opt", "l_opt", "valleys", "hold_out"))
@@ -218,17 +219,17 @@ def test_extending_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     cases: list[tuple[list[str | Path], str]] = [
         (["extend", tmp_path / "nowhere"], "no such directory"),
-        (["extend", sweep.paths.root, "--budget", "2e5"], "C = 2e5 is in this sweep already"),
-        (["extend", sweep.paths.root, "--budget", "1"], "is below the smallest"),
-        (["extend", sweep.paths.root, "--size", "4"], "an adaptive grid chooses its sizes itself"),
-        (["extend", sweep.paths.root, "--until", "1.3@1e21"], "is not of the form ci=FACTOR@C"),
+        (["extend", local_path(sweep.paths.root), "--budget", "2e5"], "C = 2e5 is in this sweep already"),
+        (["extend", local_path(sweep.paths.root), "--budget", "1"], "is below the smallest"),
+        (["extend", local_path(sweep.paths.root), "--size", "4"], "an adaptive grid chooses its sizes itself"),
+        (["extend", local_path(sweep.paths.root), "--until", "1.3@1e21"], "is not of the form ci=FACTOR@C"),
     ]
     for arguments, message in cases:
         assert call(*arguments) == 2, message
         captured = capsys.readouterr()
         assert message in captured.err and "Traceback" not in captured.err
-    content = json.loads(sweep.paths.plan.read_text())
-    sweep.paths.plan.write_text(json.dumps({**content, "base": None}))
+    content = json.loads(sweep.paths.plan.read_bytes())
+    local_path(sweep.paths.plan).write_text(json.dumps({**content, "base": None}))
     assert call("extend", sweep.paths.root, "--budget", "3e6") == 2
     assert "call find_optimal(...) again with more budgets" in capsys.readouterr().err
     assert call("run", DEMO, "--until", "ci=1.3@1e14", "--set", "model.sizes=[8, 16, 32]") == 2

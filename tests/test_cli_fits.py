@@ -11,6 +11,7 @@ from flops_fit_ray.cli import main
 from flops_fit_ray.cli.common import exit_code
 from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, Surface, optimum, sweep_on
 from tests.sweeps import make_sweep, reference_parts, reference_spec
@@ -157,7 +158,7 @@ def test_the_spec_of_the_predicted_run_is_ready(tmp_path: Path, capsys: pytest.C
     assert "1 experiments" in capsys.readouterr().out
     done = make_sweep(tmp_path / "one", written, reference_parts(written))
     assert done.complete and exit_code(done) == 0 and done.fit.problem  # one run has no law, and wants none
-    assert "One training run: N = " in write_report(done).read_text()
+    assert "One training run: N = " in local_path(write_report(done)).read_text()
     beyond = tmp_path / "far.yaml"
     assert call("predict", "3e7", made.paths.root, "--spec", beyond) == 0
     out = capsys.readouterr().out

@@ -28,6 +28,7 @@ from flops_fit_ray.ledger.hardware import Cluster, Gpu, Machine
 from flops_fit_ray.ledger.watch import Watcher
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from tests.records import FAILURE
 from tests.surfaces import HOFFMANN, sweep_on
@@ -378,10 +379,10 @@ def test_the_question_names_layers_and_tables() -> None:
 
 
 def test_a_killed_watcher_leaves_the_directory_alone(copy: Sweep) -> None:
-    before = {p: p.stat().st_mtime_ns for p in copy.paths.root.rglob("*")}
+    before = {p: p.stat().st_mtime_ns for p in local_path(copy.paths.root).rglob("*")}
     with watched(copy, PlainConsole(io.StringIO())).following():
         pass
-    assert {p: p.stat().st_mtime_ns for p in copy.paths.root.rglob("*")} == before
+    assert {p: p.stat().st_mtime_ns for p in local_path(copy.paths.root).rglob("*")} == before
 
 
 def test_no_terminal_at_all() -> None:

@@ -19,6 +19,7 @@ from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import Ledger, Progress
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from tests.killing import num_attempts, run_here
 from tests.records import FAILURE, RESULT, recorded
@@ -31,7 +32,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 
 @pytest.fixture
 def copy(done: Sweep, tmp_path: Path) -> Sweep:
-    shutil.copytree(done.paths.root, tmp_path / "copy")
+    shutil.copytree(local_path(done.paths.root), tmp_path / "copy")
     return open_sweep(tmp_path / "copy")
 
 
@@ -43,17 +44,17 @@ def test_any_damage_to_a_result_is_noticed(tmp_path_factory: pytest.TempPathFact
 
     @given(at=st.integers(0, len(good) - 1), bit=st.integers(0, 7))
     def flipped(at: int, bit: int) -> None:
-        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :])
+        local_path(path).write_bytes(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :])
         assert ledger.result("k1") in (None, RESULT)
 
     @given(length=st.integers(0, len(good) - 2))
     def torn(length: int) -> None:
-        path.write_bytes(good[:length])
+        local_path(path).write_bytes(good[:length])
         assert ledger.result("k1") is None
 
     @given(st.binary(max_size=200))
     def garbage(content: bytes) -> None:
-        path.write_bytes(content)
+        local_path(path).write_bytes(content)
         assert ledger.result("k1") is None and ledger.outcomes(["k1"]) == []
 
     flipped()
@@ -72,7 +73,7 @@ def test_f15_a_damaged_file_of_an_experiment(copy: Sweep, name: str, share: floa
     content = path.read_bytes()
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    path.write_bytes(flipped if share is None else content[: int(share * len(content))])
+    local_path(path).write_bytes(flipped if share is None else content[: int(share * len(content))])
     damaged = name == "result.json"
     assert open_sweep(paths.root).complete != damaged  # readers take it as it is
     again = run_here(paths.root)
@@ -87,7 +88,7 @@ def test_f15_a_damaged_file_of_an_experiment(copy: Sweep, name: str, share: floa
 @pytest.mark.parametrize("name", ["plan.json", "sweep.yaml"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b"{}"])
 def test_a_damaged_plan_is_refused_by_readers_and_made_again_by_a_run(copy: Sweep, name: str, content: bytes) -> None:
-    (copy.paths.root / name).write_bytes(content)
+    local_path(copy.paths.root / name).write_bytes(content)
     with pytest.raises((DirectoryError, SpecError), match=name):
         open_sweep(copy.paths.root)
     again = run_here(copy.paths.root)
@@ -100,9 +101,9 @@ def test_a_damaged_lock_or_progress_is_nobody(copy: Sweep, content: bytes) -> No
     paths = copy.paths
     (key,) = recorded(paths.root)
     paths.result(key).unlink()
-    paths.lock_owner.write_bytes(content)
-    paths.lock.write_bytes(content)
-    paths.progress(key).write_bytes(content)
+    local_path(paths.lock_owner).write_bytes(content)
+    local_path(paths.lock).write_bytes(content)
+    local_path(paths.progress(key)).write_bytes(content)
     sweep = open_sweep(paths.root)
     assert sweep.running == () and sweep.counts["planned"] == 1
     assert "planned" in status_text(sweep)
@@ -155,11 +156,11 @@ def test_f22_a_read_only_directory_can_be_read(copy: Sweep, monkeypatch: pytest.
         assert "1 completed" in status_text(open_sweep(root))
     if os.getuid() != 0:
         for path in (root, root / "experiments"):
-            path.chmod(0o555)
+            local_path(path).chmod(0o555)
         with pytest.raises(DirectoryError, match="cannot be written: Permission denied; choose another --output"):
             run_here(root)
         for path in (root, root / "experiments"):
-            path.chmod(0o755)
+            local_path(path).chmod(0o755)
 
 
 def test_readers_execute_nothing(copy: Sweep, tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_readers_execute_nothing(copy: Sweep, tmp_path: Path) -> None:
     names += [f"experiments/{key}/checkpoints/0000000002.pt", f"trunks/{key}/0000000014.pt", "analysis.json"]
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(poison)
+        local_path(root / name).write_bytes(poison)
     for command in (["status"], ["fit", "--bootstrap", "0"], ["report"], ["predict", "1e5"]):
         with pytest.raises(SystemExit) as ended:
             main([*command, str(root)])
@@ -192,7 +193,7 @@ def test_a_status_of_all_states(copy: Sweep) -> None:
     keys = [f"{i:016x}" for i in range(len(states))]
     children = [{**one, "key": "f" * 16, "parent": keys[-1], "start_step": 2}]
     experiments = [{**one, "key": key} for key in keys]
-    paths.plan.write_text(json.dumps({**plan, "experiments": [*experiments, *children]}))
+    local_path(paths.plan).write_text(json.dumps({**plan, "experiments": [*experiments, *children]}))
     ledger = Ledger(paths)
     for key, state in zip(keys, states, strict=True):
         ledger.begin_attempt(key)

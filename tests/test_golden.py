@@ -19,6 +19,7 @@ from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import make_spec
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.losses import mse
@@ -59,7 +60,7 @@ def test_an_old_directory_opens(name: str, tmp_path: Path, capsys: pytest.Captur
     assert law is not None and law.exponent == pytest.approx(0.5136150710097103, rel=1e-9)
     assert "8 completed of 8" in status_text(sweep)
     assert list(sweep.to_frame()["status"]) == ["completed"] * 8
-    assert write_report(sweep).stat().st_size > 10_000
+    assert local_path(write_report(sweep)).stat().st_size > 10_000
     for command in (["status", str(root)], ["fit", str(root), "--json"], ["predict", "1e5", str(root)]):
         with pytest.raises(SystemExit) as ended:
             main(command)

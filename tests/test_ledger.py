@@ -8,6 +8,7 @@ import pytest
 
 from flops_fit_ray.ledger import COLUMNS, Ledger, Progress, results_sha256, results_table
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from tests.parts import planned, spec_of, user_parts_of
 from tests.records import FAILURE, RESULT
 
@@ -34,7 +35,7 @@ def test_the_first_result_stays(ledger: Ledger) -> None:
 def test_a_torn_result_is_missing_and_kept_aside(ledger: Ledger, torn: bytes) -> None:
     path = ledger.paths.result("k1")
     path.parent.mkdir(parents=True)
-    path.write_bytes(torn)
+    local_path(path).write_bytes(torn)
     assert ledger.result("k1") is None
     ledger.record_result(RESULT)
     assert ledger.result("k1") == RESULT

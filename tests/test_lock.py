@@ -18,6 +18,7 @@ from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.lock import exclusive, hostname, living_owner, refuse_second_writer
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import open_sweep
 from tests.records import RESULT
 from tests.sweeps import make_sweep, reference_parts, reference_spec
@@ -45,10 +46,10 @@ def holder(root: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 def test_one_writer_and_a_dead_one_is_taken_over(tmp_path: Path) -> None:
     paths = SweepPaths(tmp_path / "sweep")
-    (tmp_path / "link").symlink_to(paths.root)
+    (tmp_path / "link").symlink_to(local_path(paths.root))
     refuse_second_writer(paths)  # nobody yet, and nothing is made
     assert not paths.root.exists()
-    with holder(paths.root) as other:
+    with holder(local_path(paths.root)) as other:
         for root in (paths.root, tmp_path / "link"):
             named = rf"{root}: process {other.pid} on {hostname()}, since 20..-..-.. ..:..:.. is writing here"
             with pytest.raises(DirectoryError, match=named), exclusive(SweepPaths(root)):
@@ -60,7 +61,7 @@ def test_one_writer_and_a_dead_one_is_taken_over(tmp_path: Path) -> None:
     refuse_second_writer(paths)
     with exclusive(paths) as dead:
         assert str(dead).startswith(f"process {other.pid} on {hostname()}")
-        assert json.loads(paths.lock_owner.read_text())["pid"] == os.getpid()
+        assert json.loads(paths.lock_owner.read_bytes())["pid"] == os.getpid()
     with exclusive(paths) as dead:
         assert dead is None  # the one before ended as it should
 
@@ -69,7 +70,7 @@ def test_a_writer_on_another_machine_is_believed(tmp_path: Path) -> None:
     paths = SweepPaths(tmp_path)
     write_json(paths.lock_owner, {"host": "elsewhere", "pid": os.getpid(), "started_at": 1e9})
     assert str(living_owner(paths)).startswith(f"process {os.getpid()} on elsewhere, since 2001-")
-    paths.lock_owner.write_text("{torn")
+    local_path(paths.lock_owner).write_text("{torn")
     assert living_owner(paths) is None
 
 
@@ -95,9 +96,11 @@ def test_a_file_system_without_locks_has_a_lease(number: int, tmp_path: Path, mo
     assert not paths.lease.exists()
 
     # A dead process of this machine is recognised at once
-    code = HOLD.replace("with exclusive", "import filelock\nfilelock.FileLock = None\nfrom flops_fit_ray import lock\n"
-                        "lock._acquire = lambda paths: (l := filelock.SoftFileLease(paths.lease, lease_duration=30.0))"
-                        ".acquire() and l\nwith exclusive")  # fmt: skip
+    leased = (
+        "import filelock\nfilelock.FileLock = None\nfrom flops_fit_ray.storage import lock\n"
+        "lock._acquire = lambda paths: (l := filelock.SoftFileLease(paths.lease, lease_duration=30)).acquire() and l\n"
+    )
+    code = HOLD.replace("with exclusive", leased + "with exclusive")
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert other.stdout is not None and other.stdout.readline() == b"in\n"
     with pytest.raises(DirectoryError, match=f"process {other.pid} on"), exclusive(paths):
@@ -117,10 +120,10 @@ def test_a_lease_of_a_silent_machine_ends(tmp_path: Path, monkeypatch: pytest.Mo
     )
     monkeypatch.setattr("flops_fit_ray.storage.lock.LEASE_SECONDS", 0.5)
     paths = SweepPaths(tmp_path)
-    lease = filelock.SoftFileLease(paths.lease, lease_duration=0.5, heartbeat_interval=0.1)
+    lease = filelock.SoftFileLease(local_path(paths.lease), lease_duration=0.5, heartbeat_interval=0.1)
     lease.acquire()
     try:
-        marker = paths.lease.read_text()
+        marker = local_path(paths.lease).read_text()
         assert hostname() in marker
         time.sleep(0.7)
         with pytest.raises(DirectoryError), exclusive(paths):  # it is renewed, so it holds
@@ -128,8 +131,8 @@ def test_a_lease_of_a_silent_machine_ends(tmp_path: Path, monkeypatch: pytest.Mo
     finally:
         lease.release()
     # What a machine leaves that was switched off: a marker that nobody renews
-    paths.lease.write_text(marker.replace(hostname(), "elsewhere"))
-    os.utime(paths.lease, (time.time() - 3600, time.time() - 3600))
+    local_path(paths.lease).write_text(marker.replace(hostname(), "elsewhere"))
+    os.utime(local_path(paths.lease), (time.time() - 3600, time.time() - 3600))
     with exclusive(paths):
         pass
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
@@ -21,8 +20,15 @@ from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.report import write_report
 from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
 from flops_fit_ray.storage.lock import exclusive, hostname
-from flops_fit_ray.storage.object_store import ObjectPath, file_name, names_in, place_of, remove_tree
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import (
+    StoragePath,
+    local_path,
+    names_in,
+    pyarrow_location,
+    remove_tree,
+    storage_path,
+)
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from tests.killing import one_run, run_here
@@ -46,24 +52,36 @@ def proxy(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def root(port: int, request: pytest.FixtureRequest) -> Path:
-    return place_of(uri(port, f"{request.node.name}/sweep"))
+def root(port: int, request: pytest.FixtureRequest) -> StoragePath:
+    return storage_path(uri(port, f"{request.node.name}/sweep"))
+
+
+def through_proxy(path: StoragePath, proxy: Proxy) -> StoragePath:
+    """Return the same place as the proxy sees it."""
+    bucket_and_key = pyarrow_location(path)[1]
+    return storage_path(uri(proxy.port, bucket_and_key.partition("/")[2]))
 
 
 def test_places() -> None:
-    place = place_of("s3://bucket/a/b/?endpoint_override=localhost:9000&scheme=http")
+    place = storage_path("s3://bucket/a/b/?endpoint_override=localhost:9000&scheme=http")
     assert str(place) == "s3://bucket/a/b?endpoint_override=localhost:9000&scheme=http"
     assert str(place / "c.json") == "s3://bucket/a/b/c.json?endpoint_override=localhost:9000&scheme=http"
     child = place / "c/d.json"
     assert (child.name, child.stem, child.suffix, child.parent.name) == ("d.json", "d", ".json", "c")
     assert child.with_name("e").parent == child.parent and place.absolute() is place
-    assert place_of("a/b") == Path.cwd() / "a/b" and place_of(Path("/x")) == Path("/x")
+    assert storage_path("a/b") == Path.cwd() / "a/b" and storage_path(Path("/x")) == Path("/x")
     for bad in ("s3://", "s3://bucket", "http://x/y", "s3:///key"):
         with pytest.raises(SpecError, match="no path and not of the form s3://bucket/name"):
-            place_of(bad)
+            storage_path(bad)
 
 
-def test_the_ledger_keeps_its_promises(root: Path) -> None:
+def test_what_needs_a_file_refuses_an_object_store() -> None:
+    assert local_path(Path("/x")) == Path("/x")
+    with pytest.raises(DirectoryError, match="s3://bucket/a: lies in an object store, and this needs a file"):
+        local_path(storage_path("s3://bucket/a"))
+
+
+def test_the_ledger_keeps_its_promises(root: StoragePath) -> None:
     ledger = Ledger(SweepPaths(root))
     assert ledger.result("k1") is None and ledger.outcomes(["k1"]) == []
     assert ledger.begin_attempt("k1") == 1 and ledger.begin_attempt("k1") == 2
@@ -96,7 +114,7 @@ def test_the_ledger_keeps_its_promises(root: Path) -> None:
     assert names_in(root) == []
 
 
-def test_checkpoints(root: Path) -> None:
+def test_checkpoints(root: StoragePath) -> None:
     store = CheckpointStore(root / "checkpoints", key="k", keep=2)
     state = {"step": 1, "weights": torch.arange(200_000.0)}
     for step in (1, 2, 3):
@@ -112,7 +130,9 @@ def test_checkpoints(root: Path) -> None:
     assert names_in(root / "checkpoints") == []
 
 
-def test_a_sweep_there_has_the_bits_of_one_here(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_there_has_the_bits_of_one_here(
+    root: StoragePath, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     here, there = run_here(tmp_path), run_here(root)
     assert there.complete and there.results_sha256 == here.results_sha256
     (key,) = there.paths.recorded_keys()
@@ -134,13 +154,13 @@ def test_a_sweep_there_has_the_bits_of_one_here(root: Path, tmp_path: Path, caps
 
 HOLD = (
     "import sys, time\nfrom flops_fit_ray.storage.paths import SweepPaths\n"
-    "from flops_fit_ray.storage.object_store import place_of\n"
+    "from flops_fit_ray.storage.storage_path import storage_path\n"
     "from flops_fit_ray.storage.lock import exclusive\n"
-    "with exclusive(SweepPaths(place_of(sys.argv[1]))):\n    print('in', flush=True)\n    time.sleep(60)"
+    "with exclusive(SweepPaths(storage_path(sys.argv[1]))):\n    print('in', flush=True)\n    time.sleep(60)"
 )
 
 
-def test_one_writer_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_writer_there(root: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE)
     assert other.stdout is not None and other.stdout.readline() == b"in\n"
     named = f"process {other.pid} on {hostname()}, since .* is writing here"
@@ -162,7 +182,7 @@ def test_one_writer_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_json(SweepPaths(root).lock_owner) is None
 
 
-def test_an_owner_that_was_superseded_stops(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_that_was_superseded_stops(root: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     monkeypatch.setattr("flops_fit_ray.storage.lease.BEAT_SECONDS", 0.2)
     monkeypatch.setattr("flops_fit_ray.storage.lease.SETTLE_SECONDS", 0.1)
@@ -175,8 +195,8 @@ def test_an_owner_that_was_superseded_stops(root: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("mode", ["refuse", "cut"])
-def test_a_store_that_fails_for_a_moment_is_asked_again(mode: str, proxy: Proxy, port: int, root: Path) -> None:
-    path = place_of(uri(proxy.port, f"{mode}/big.bin"))
+def test_a_store_that_fails_for_a_moment_is_asked_again(mode: str, proxy: Proxy, port: int, root: StoragePath) -> None:
+    path = storage_path(uri(proxy.port, f"{mode}/big.bin"))
     content = os.urandom(300_000)
     proxy.mode = mode
 
@@ -194,12 +214,11 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(mode: str, proxy: Proxy,
 
 @pytest.mark.parametrize("mode", ["refuse", "cut", "hang"])
 def test_a_store_that_fails_loses_nothing_and_is_never_taken_for_empty(
-    mode: str, proxy: Proxy, port: int, root: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, proxy: Proxy, port: int, root: StoragePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flops_fit_ray.storage.atomic.RETRY_SECONDS", ())
     monkeypatch.setattr("flops_fit_ray.storage.object_store.REQUEST_SECONDS", 2.0)
-    name = cast(ObjectPath, root).key
-    direct, through = Ledger(SweepPaths(root)), Ledger(SweepPaths(place_of(uri(proxy.port, name))))
+    direct, through = Ledger(SweepPaths(root)), Ledger(SweepPaths(through_proxy(root, proxy)))
     direct.record_result(RESULT)
     store = CheckpointStore(through.paths.root / "checkpoints", key="k")
     store.save({"step": 1, "weights": torch.zeros(100_000)}, 1)
@@ -216,10 +235,10 @@ def test_a_store_that_fails_loses_nothing_and_is_never_taken_for_empty(
     assert newest is not None and newest["step"] == 1 and words == []
 
 
-def test_content_that_is_damaged_there_is_noticed(root: Path) -> None:
+def test_content_that_is_damaged_there_is_noticed(root: StoragePath) -> None:
     ledger = Ledger(SweepPaths(root))
     ledger.record_result(RESULT)
-    place = cast(ObjectPath, ledger.paths.result("k1"))
+    place = ledger.paths.result("k1")
     good = place.read_bytes()
     for damaged in (good[: len(good) // 2], good.replace(b"1.25", b"1.35"), b""):
         write_bytes(ledger.paths.result("k1"), damaged)
@@ -227,17 +246,17 @@ def test_content_that_is_damaged_there_is_noticed(root: Path) -> None:
     write_bytes(ledger.paths.result("k1"), good)
     assert ledger.result("k1") == RESULT
     assert json.loads(place.read_bytes())["loss"] == 1.25
-    assert file_name(place).startswith("sweeps/test_content")
+    assert pyarrow_location(place)[1].startswith("sweeps/test_content")
 
 
 def test_no_request_holds_up_the_training_and_a_stop_is_seen(
-    root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    root: StoragePath, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flops_fit_ray.engine.observer.REMOTE_POLL_SECONDS", 0.2)
     monkeypatch.setattr("flops_fit_ray.storage.atomic.RETRY_SECONDS", ())
     spec = one_run()
     (experiment,) = planned(spec, user_parts_of(spec)).experiments
-    through = Ledger(SweepPaths(place_of(uri(proxy.port, cast(ObjectPath, root).key))))
+    through = Ledger(SweepPaths(through_proxy(root, proxy)))
     observer = LedgerObserver(through, experiment, 1, 0)
     with observer.watched(timeout=60.0):
         observer.progress(0, None)
@@ -258,6 +277,6 @@ def test_no_request_holds_up_the_training_and_a_stop_is_seen(
 
 
 @pytest.mark.parametrize("error", [StorageError("a full disk"), OSError("an error of the sweep")])
-def test_what_goes_wrong_while_a_directory_is_held_is_no_fault_of_the_lock(root: Path, error: Exception) -> None:
+def test_what_goes_wrong_while_a_directory_is_held_is_no_fault_of_the_lock(root: StoragePath, error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)), exclusive(SweepPaths(root)):
         raise error

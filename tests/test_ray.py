@@ -28,6 +28,7 @@ from flops_fit_ray.engine.loaders import Loader, SharedLoader, sharing
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Plan
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
@@ -155,14 +156,14 @@ def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_
     (chosen,) = set(first.to_frame()["precision"])
     assert chosen in ("fp32", "bf16") and first.complete
     assert not any(e.recipe.compile for e in first.plan.experiments)  # seconds of training are not worth it
-    files = {p: p.stat().st_mtime_ns for p in first.output.glob("experiments/*/result.json")}
+    files = {p: local_path(p).stat().st_mtime_ns for p in first.output.glob("experiments/*/result.json")}
     other = {"fp32": "bf16", "bf16": "fp32"}[chosen]
     with pytest.MonkeyPatch.context() as patch:  # had it been measured again, the other one would have come out
         choice = PrecisionChoice(precision=other, compile=True, seconds={})
         patch.setattr("flops_fit_ray.engine.preflight.choose_on_worker", lambda *a, **k: choice)
         again = known(tmp_path, precision="auto", compile="auto")
     assert set(again.to_frame()["precision"]) == {chosen}
-    assert {p: p.stat().st_mtime_ns for p in again.output.glob("experiments/*/result.json")} == files
+    assert {p: local_path(p).stat().st_mtime_ns for p in again.output.glob("experiments/*/result.json")} == files
 
 
 @pytest.mark.gpu
@@ -289,7 +290,7 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
         p.parent.parent.name for p in sweep.paths.experiments.glob("*/checkpoints/*.pt")
     } <= {f.key for f in sweep.failures}
     assert all("in forward" in f.traceback for f in sweep.failures if f.error.startswith("RuntimeError"))
-    assert "my own bug" in sweep.paths.report.read_text()
+    assert "my own bug" in local_path(sweep.paths.report).read_text()
 
     (tmp_path / "armed").unlink()  # the bug is fixed: the same call tries again what failed, and only that
     fixed = find_optimal(Fragile, **arguments).to_frame().set_index(["size", "budget"])

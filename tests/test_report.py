@@ -26,6 +26,7 @@ from flops_fit_ray.report.figures.style import Drawing
 from flops_fit_ray.report.page import answer, render
 from flops_fit_ray.report.words import ADVICE, costs
 from flops_fit_ray.spec import FitSection
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import STATUSES, Sweep, open_sweep
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from tests.parts import BIGRAM, Bigram, spec_of, text, user_parts_of
@@ -65,7 +66,7 @@ def test_the_known_exponent_comes_out(sweep: Sweep) -> None:
 
 
 def test_the_page_stands_alone(sweep: Sweep) -> None:
-    page = write_report(sweep).read_text()
+    page = local_path(write_report(sweep)).read_text()
     parser = Closed()
     parser.feed(page)
     assert parser.open == []
@@ -81,7 +82,10 @@ def test_the_page_stands_alone(sweep: Sweep) -> None:
 
 def test_tables_and_analysis_are_what_the_contract_says(sweep: Sweep) -> None:
     write_report(sweep)
-    parquet, csv = pd.read_parquet(sweep.paths.results_parquet), pd.read_csv(sweep.paths.results_csv)
+    parquet, csv = (
+        pd.read_parquet(local_path(sweep.paths.results_parquet)),
+        pd.read_csv(local_path(sweep.paths.results_csv)),
+    )
     contract = [
         "key",
         "budget",
@@ -102,16 +106,19 @@ def test_tables_and_analysis_are_what_the_contract_says(sweep: Sweep) -> None:
     assert (parquet["tokens"] == parquet["tokens_seen"]).all()
     assert list(parquet["loss"]) == [r.loss for r in sweep.results]
     assert np.allclose(csv["loss"], parquet["loss"], rtol=1e-15)
-    analysis = json.loads(sweep.paths.analysis.read_text())
+    analysis = json.loads(sweep.paths.analysis.read_bytes())
     assert analysis["n_opt"]["exponent"] == sweep.fit.params_opt.exponent  # type: ignore[union-attr]
-    names = {p.name for p in sweep.paths.report.parent.rglob("figures/*")}
+    names = {p.name for p in local_path(sweep.paths.report.parent).rglob("figures/*")}
     drawn = ("valleys", "laws", "surface", "residuals", "sensitivity", "curves")
     assert names == {f"{name}.{suffix}" for name in drawn for suffix in ("svg", "png")}
 
 
 def test_markdown_and_summary_say_what_the_page_says(sweep: Sweep) -> None:
     write_report(sweep)
-    markdown, content = sweep.paths.report_markdown.read_text(), json.loads(sweep.paths.summary.read_text())
+    markdown, content = (
+        local_path(sweep.paths.report_markdown).read_text(),
+        json.loads(sweep.paths.summary.read_bytes()),
+    )
     said = answer(sweep.analysis, "held-out loss")
     assert said in markdown and content["answer"] == said
     law = sweep.fit.params_opt
@@ -182,15 +189,15 @@ def test_a_partial_sweep_has_a_provisional_page(tmp_path: Path) -> None:
     spec = reference_spec()
     for only in (0, 7, 9):
         sweep = make_sweep(tmp_path / str(only), spec, reference_parts(spec), only=only)
-        page = write_report(sweep).read_text()
+        page = local_path(write_report(sweep)).read_text()
         assert f"provisional, {only} of 21 experiments" in page
         waiting = {0: 10, 7: 5, 9: 5}[only]  # sizes of a larger budget whose smaller one is open
         assert sweep.counts == {
             **dict.fromkeys(STATUSES, 0), "completed": only, "waiting": waiting, "planned": 21 - only - waiting
         }  # fmt: skip
         assert "There is no law" in page
-        assert f"# known (provisional, {only} of 21 experiments)" in sweep.paths.report_markdown.read_text()
-        content = json.loads(sweep.paths.summary.read_text())
+        assert f"# known (provisional, {only} of 21 experiments)" in local_path(sweep.paths.report_markdown).read_text()
+        content = json.loads(sweep.paths.summary.read_bytes())
         assert content["provisional"] and content["status"]["completed"] == only
 
 
@@ -208,11 +215,11 @@ def test_failures_are_listed_escaped_and_left_out_of_the_fit(tmp_path: Path) -> 
     (failure,) = sweep.failures
     assert failure.error == "ValueError: <b>my own bug</b>"
     assert "in fragile" in failure.traceback and failure.attempts == 1
-    page = write_report(sweep).read_text()
-    short = sweep.paths.report_markdown.read_text()
+    page = local_path(write_report(sweep)).read_text()
+    short = local_path(sweep.paths.report_markdown).read_text()
     assert "# sweep (5 of 6 experiments)" in short and "ValueError: &lt;b>my own bug&lt;/b>" in short
     assert ADVICE["failed"] in short and ADVICE["failed"] in page
-    (told,) = json.loads(sweep.paths.summary.read_text())["failures"]
+    (told,) = json.loads(sweep.paths.summary.read_bytes())["failures"]
     assert told["key"] == failure.key and told["advice"] == ADVICE["failed"]
     assert "sweep · 5 of 6 experiments" in page  # nothing is left to run, so it is not provisional
     assert "ValueError: &lt;b&gt;my own bug&lt;/b&gt;" in page and "<b>my own bug" not in page
@@ -226,7 +233,7 @@ def test_what_is_no_sweep_directory_is_refused(tmp_path: Path) -> None:
         open_sweep(tmp_path)
     spec = reference_spec()
     sweep = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=0)
-    sweep.paths.plan.write_text("{}")
+    local_path(sweep.paths.plan).write_text("{}")
     with pytest.raises(DirectoryError, match="cannot be read as a plan"):
         open_sweep(tmp_path / "s")
 
@@ -240,7 +247,7 @@ def test_a_sweep_without_held_out_data_says_so_wherever_it_speaks_of_losses(tmp_
     )
     user = user_parts_of(spec, model=Bigram, train=Stateful())
     sweep = make_sweep(tmp_path, spec, user)
-    page = write_report(sweep).read_text()
+    page = local_path(write_report(sweep)).read_text()
     assert {r.loss_kind for r in sweep.results} == {"training, smoothed"}
     assert sweep.loss_name == "training loss, smoothed"
     assert "there is no held-out data: losses are training losses" in page
@@ -257,12 +264,12 @@ def test_metrics_are_columns_of_the_report_and_the_tables(tmp_path: Path) -> Non
         budgets=[2e6, 4e6],
     )
     sweep = make_sweep(tmp_path, spec, user_parts_of(spec, model=Bigram, train=text()))
-    page = write_report(sweep).read_text()
+    page = local_path(write_report(sweep)).read_text()
     assert "<th>bits_per_byte</th><th>perplexity</th>" in page
     frame = sweep.to_frame()
     assert list(frame["metric_perplexity"]) == pytest.approx([math.exp(loss) for loss in frame["loss"]])
     assert list(frame["metric_bits_per_byte"]) == pytest.approx([loss / math.log(2) / 2 for loss in frame["loss"]])
-    points = pd.read_parquet(sweep.paths.curve(sweep.results[0].key))
+    points = pd.read_parquet(local_path(sweep.paths.curve(sweep.results[0].key)))
     assert list(points.columns) == ["step", "tokens", "train_loss", "lr", "grad_norm", "eval_loss", "seconds"]
     assert points["eval_loss"].iloc[-1] == sweep.results[0].loss
 

@@ -33,6 +33,7 @@ from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.state.cache import SweepCache
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lock import hostname
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.validity import analysis_document, validity_card
 from flops_fit_ray.training.loop.meter import CurvePoint
@@ -215,7 +216,7 @@ def test_a_checkpoint_comes_whole(served: Served, root: Path, tmp_path: Path) ->
     latest = served.client.ask("GET", f"/sweeps/whole/experiments/{one['key']}/checkpoints/latest")
     assert latest["step"] == max(c["step"] for c in found if c["key"] == one["key"])
     weights = open_sweep(root / "whole").paths.weights(one["key"])
-    weights.write_bytes(b"weights")
+    local_path(weights).write_bytes(b"weights")
     try:
         again = served.client.ask("GET", f"/sweeps/whole/experiments/{one['key']}/checkpoints/latest")
         assert again["kind"] == "weights" and again["sha256"] == hashlib.sha256(b"weights").hexdigest()

@@ -28,6 +28,7 @@ from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.spec import make_spec
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from tests.chaos import make_project
 from tests.serving import Served, ServiceProcess, serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
@@ -237,7 +238,7 @@ def test_a_link_is_never_followed_to_a_file(served: Served, root: Path, tmp_path
     state = paths.trunk(one["key"]).state(one["step"])
     kept = state.read_bytes()
     state.unlink()
-    state.symlink_to(secret)
+    local_path(state).symlink_to(secret)
     try:
         assert (
             ask(served, "GET", f"/api/v1/sweeps/known/checkpoints/{one['id']}/file", Authorization=bearer(served))[0]
@@ -245,10 +246,10 @@ def test_a_link_is_never_followed_to_a_file(served: Served, root: Path, tmp_path
         )
     finally:
         state.unlink()
-        state.write_bytes(kept)
+        local_path(state).write_bytes(kept)
     trunk = paths.trunk(one["key"]).directory
     trunk.rename(tmp_path / "trunk")
-    trunk.symlink_to(tmp_path / "trunk")
+    local_path(trunk).symlink_to(tmp_path / "trunk")
     try:
         assert (
             ask(served, "GET", f"/api/v1/sweeps/known/checkpoints/{one['id']}/file", Authorization=bearer(served))[0]
@@ -256,7 +257,7 @@ def test_a_link_is_never_followed_to_a_file(served: Served, root: Path, tmp_path
         )
     finally:
         trunk.unlink()
-        (tmp_path / "trunk").rename(trunk)
+        (tmp_path / "trunk").rename(local_path(trunk))
 
 
 def test_nothing_in_a_directory_is_unpickled(served: Served, root: Path, tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_nothing_in_a_directory_is_unpickled(served: Served, root: Path, tmp_pat
     kept = {place: place.read_bytes() for place in poisoned if place.exists()}
     for place in poisoned:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(poison)
+        local_path(place).write_bytes(poison)
     try:
         for method, path in routes_of(served):
             if method == "GET" and not path.endswith("/events"):
@@ -281,7 +282,7 @@ def test_nothing_in_a_directory_is_unpickled(served: Served, root: Path, tmp_pat
         for place in poisoned:
             place.unlink()
         for place, content in kept.items():
-            place.write_bytes(content)
+            local_path(place).write_bytes(content)
 
 
 DEEP = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"

@@ -10,6 +10,7 @@ import pytest
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import open_sweep
 from tests.chaos import Driver, children_of, make_project
 from tests.records import recorded
@@ -29,7 +30,7 @@ class Odd(Slow):
 """
 
 
-def others_of(experiments: Path) -> list[dict[str, Any]]:
+def others_of(experiments: StoragePath) -> list[dict[str, Any]]:
     """What the other workers of running experiments have sent."""
     signs = [read_json(path) or {} for path in experiments.glob("*/progress.json")]
     return [reading for sign in signs for reading in sign.get("others") or ()]

@@ -18,6 +18,7 @@ from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
 from flops_fit_ray.ledger.watch import Watcher, Watchers
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import SweepSpec, make_spec
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.trackers import check_installed, watchers_for
 from flops_fit_ray.trackers.tracked import Tracked, Tracker, measured_of, run_name
@@ -219,7 +220,7 @@ def test_wandb_offline_has_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
     assert said == []
     found = {}
-    for file in sorted(sweep.paths.wandb.rglob("run-*.wandb")):
+    for file in sorted(local_path(sweep.paths.wandb).rglob("run-*.wandb")):
         steps, name = 0, ""
         for data in wandb_records(file.read_bytes()):
             record = wandb_internal_pb2.Record()  # type: ignore[attr-defined] # made by protobuf when it is imported

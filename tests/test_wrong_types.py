@@ -24,6 +24,7 @@ from flops_fit_ray.service.state.views import _checkpoints_in
 from flops_fit_ray.storage.atomic import SEAL, write_json
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.changes import recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
@@ -44,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     done, failed, runs = (e.key for e in sweep.plan.experiments[:3])
     unsealed = json.loads(paths.result(done).read_bytes())
     del unsealed[SEAL]
-    paths.result(done).write_text(json.dumps(unsealed))
+    local_path(paths.result(done)).write_text(json.dumps(unsealed))
     ledger.begin_attempt(failed)
     ledger.record_death(failed)
     ledger.record_failure(replace(FAILURE, key=failed))
@@ -61,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     note = {"format": 1, "bytes": 3, "sha256": "0" * 64, "eval_loss": 1.5}
     for place in (paths.checkpoints(runs), paths.trunk(runs)):
         write_json(place.note(2), note)
-        place.state(2).write_bytes(b"pt")
+        local_path(place.state(2)).write_bytes(b"pt")
     write_json(paths.tune / "round-1" / "round.json", {**ROUND.to_json(), "tuner_sha256": "0" * 64})
     assert len(ledger.results([done])) == len(ledger.failures([failed])) == 1
     assert ledger.progress(runs) is not None and ledger.planned(runs) and ledger.cluster() is not None
@@ -72,7 +73,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 @pytest.fixture
 def damaged(whole: Sweep, tmp_path: Path) -> Sweep:
     """A copy, to be damaged."""
-    shutil.copytree(whole.paths.root, tmp_path / "damaged")
+    shutil.copytree(local_path(whole.paths.root), tmp_path / "damaged")
     return open_sweep(tmp_path / "damaged")
 
 
@@ -156,7 +157,7 @@ def files_in(root: Path) -> list[Path]:
 
 
 def test_there_is_a_file_of_every_kind_and_it_is_read(whole: Sweep) -> None:
-    root, found = whole.paths.root, {}
+    root, found = local_path(whole.paths.root), {}
     for path in files_in(root):
         kind = kind_of(path, root)
         found[kind] = READERS[kind](whole.paths, key_of(path, root))
@@ -166,9 +167,9 @@ def test_there_is_a_file_of_every_kind_and_it_is_read(whole: Sweep) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in READERS if kind not in ("attempts", "round.json")])
 def test_f36_a_field_of_a_wrong_type_makes_a_file_unreadable(damaged: Sweep, kind: str) -> None:
-    paths = damaged.paths
-    path = next(path for path in files_in(paths.root) if kind_of(path, paths.root) == kind)
-    key, content = key_of(path, paths.root), json.loads(path.read_bytes())
+    paths, root = damaged.paths, local_path(damaged.paths.root)
+    path = next(path for path in files_in(root) if kind_of(path, root) == kind)
+    key, content = key_of(path, root), json.loads(path.read_bytes())
     used = [(where, value) for where, value in places_in(content) if not unread(kind, where)]
     assert len(used) >= 3
     for where, value in used:
@@ -191,7 +192,7 @@ def unread(kind: str, where: Where) -> bool:
 
 def test_f36_no_reader_ends_in_a_traceback(damaged: Sweep) -> None:
     paths = damaged.paths
-    for path in files_in(paths.root):
+    for path in files_in(local_path(paths.root)):
         raw = path.read_bytes()
         content = json.loads(raw)
         for name, value in content.items():
@@ -231,7 +232,7 @@ def test_f37_what_is_no_file_is_not_waited_for(whole: Sweep, tmp_path: Path, nam
 
     for make in (pipe, endless, itself, Path.mkdir):
         root = tmp_path / make.__name__
-        shutil.copytree(whole.paths.root, root)
+        shutil.copytree(local_path(whole.paths.root), root)
         path = next(root.rglob(name))
         path.unlink()
         make(path)

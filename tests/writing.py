@@ -14,6 +14,7 @@ from pathlib import Path
 from flops_fit_ray.ledger import Ledger, Progress
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from tests.records import RESULT
 
 
@@ -37,7 +38,7 @@ def check(root: Path, checked: set[str], violations: list[str]) -> int:
     paths, highest = SweepPaths(root), -1
     for key in paths.begun_keys() - checked:
         highest = max(highest, int(key))
-        for path in (paths.experiments / key).rglob("*.json"):
+        for path in local_path(paths.experiments / key).rglob("*.json"):
             if read_json(path) is None:
                 violations.append(f"{path} cannot be read")
         result = Ledger(paths).result(key)

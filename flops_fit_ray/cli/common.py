@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError
-from flops_fit_ray.storage.object_store import place_of
+from flops_fit_ray.storage.object_store import ObjectPath
+from flops_fit_ray.storage.storage_path import StoragePath, storage_path
 from flops_fit_ray.sweep.run_limits import RunLimits
 
 if TYPE_CHECKING:
@@ -33,22 +34,22 @@ DEMO_FILES = (SPEC_NAME, "model.py", "data.py")
 spec_argument = click.argument("spec", required=False, type=click.Path(path_type=Path))
 
 
-class PlaceType(click.ParamType[Path]):
-    """A directory of files, or in an object store."""
+class StoragePathType(click.ParamType[StoragePath]):
+    """A directory of a file system, or of an object store."""
 
     name = "directory"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The place that is named, absolute."""
-        if not isinstance(value, str):
-            return cast(Path, value)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> StoragePath:
+        """Return the path that is named, absolute."""
+        if isinstance(value, Path | ObjectPath):
+            return value
         try:
-            return place_of(value)
+            return storage_path(str(value))
         except SpecError as e:
             self.fail(e.faults[0], param, ctx)
 
 
-directory_argument = click.argument("directory", required=False, type=PlaceType(), metavar="[DIRECTORY]")
+directory_argument = click.argument("directory", required=False, type=StoragePathType(), metavar="[DIRECTORY]")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the spec, e.g. train.batch_size=16."
 )
@@ -119,24 +120,24 @@ def base_of(path: Path, code: Path | None) -> Path:
     return path.parent if code is None else code.absolute()
 
 
-def resolve_output(path: Path, spec: SweepSpec, output: Path | None) -> Path:
+def resolve_output(path: Path, spec: SweepSpec, output: StoragePath | None) -> StoragePath:
     """`--output` is relative to here; what the spec says, and the default, to the spec: so that a rerun resumes."""
     if output is not None:
         return output
     base = Path.cwd() if path.parent == demo_directory().absolute() else path.parent
     if spec.output is not None and "://" in spec.output:
-        return place_of(spec.output)
+        return storage_path(spec.output)
     return base / (spec.output or f"runs/{spec.name}")
 
 
-def run_options(root: Path, overrides: Sequence[str], limits: RunLimits) -> list[str]:
+def run_options(root: StoragePath, overrides: Sequence[str], limits: RunLimits) -> list[str]:
     """What `run` is called with besides its spec, to do the same again."""
     sets = [word for override in overrides for word in ("--set", override)]
     return ["--output", str(root), *sets, *limits.options()]
 
 
 def command_line(
-    path: Path, root: Path, overrides: Sequence[str], limits: RunLimits | None = None, code: Path | None = None
+    path: Path, root: StoragePath, overrides: Sequence[str], limits: RunLimits | None = None, code: Path | None = None
 ) -> str:
     """A command line that goes on with this sweep when it is pasted into a shell."""
     from flops_fit_ray.engine.jobs import line_to_submit
@@ -149,7 +150,7 @@ def command_line(
     return job or shlex.join([*door(), "run", str(path), *options])
 
 
-def extend_line(root: Path, base: Path, limits: RunLimits) -> str:
+def extend_line(root: StoragePath, base: Path, limits: RunLimits) -> str:
     """The same for a sweep whose directory knows more than its spec; `base`: where its code is."""
     from flops_fit_ray.engine.jobs import line_to_submit
 
@@ -167,7 +168,7 @@ def door() -> list[str]:
 def request_for(
     spec: SweepSpec,
     base: Path,
-    root: Path,
+    root: StoragePath,
     *,
     source: str,
     command: str = "",
@@ -234,7 +235,7 @@ def _say_results(sweep: Sweep, console: PlainConsole, elapsed: float, *, as_json
         click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **closing(sweep)}))
 
 
-def open_directory(directory: Path | None) -> Sweep:
+def open_directory(directory: StoragePath | None) -> Sweep:
     """The sweep that is meant."""
     from flops_fit_ray.sweep.directory import open_sweep
 

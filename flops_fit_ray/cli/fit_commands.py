@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flops_fit_ray.cli.common import PlaceType, json_option, open_directory
+from flops_fit_ray.cli.common import StoragePathType, json_option, open_directory
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
-from flops_fit_ray.storage.object_store import place_of
+from flops_fit_ray.storage.storage_path import StoragePath, local_path, storage_path
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import FitOptions, SweepFit
@@ -62,7 +62,7 @@ def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[_Function], _Fun
 
 
 @click.command()
-@click.argument("source", required=False, type=PlaceType())
+@click.argument("source", required=False, type=StoragePathType())
 @click.option(
     "--at", type=float, multiple=True, metavar="C", help="Answer at C FLOPs; the first is the panel's target."
 )
@@ -71,7 +71,9 @@ def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[_Function], _Fun
     "--report", "report_to", type=click.Path(path_type=Path), help="Of a table: write report and figures here."
 )
 @json_option
-def fit(source: Path | None, at: tuple[float, ...], report_to: Path | None, as_json: bool, **options: Any) -> int:
+def fit(
+    source: StoragePath | None, at: tuple[float, ...], report_to: Path | None, as_json: bool, **options: Any
+) -> int:
     """Fit valleys, surfaces and laws to a sweep's completed experiments, or to any table of runs.
 
     SOURCE is a sweep directory, or a .csv, .tsv, .parquet, .jsonl or .json file with a row per run: loss, and two of
@@ -149,13 +151,15 @@ def predict(
 
 
 @click.command()
-@click.argument("first", type=PlaceType())
-@click.argument("second", type=PlaceType())
+@click.argument("first", type=StoragePathType())
+@click.argument("second", type=StoragePathType())
 @click.option("--at", type=float, metavar="C", help="FLOPs [default: the largest C that both were fitted to].")
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw both here (.svg, .png, .pdf).")
 @_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
 @json_option
-def compare(first: Path, second: Path, at: float | None, figure: Path | None, as_json: bool, **options: Any) -> None:
+def compare(
+    first: StoragePath, second: StoragePath, at: float | None, figure: Path | None, as_json: bool, **options: Any
+) -> None:
     """Compare two sweeps or tables: exponents, and N_opt, D_opt and loss at one C, with intervals of the difference."""
     from flops_fit_ray.analysis import compare as compare_fits
     from flops_fit_ray.analysis import comparison_to_json
@@ -177,9 +181,9 @@ def compare(first: Path, second: Path, at: float | None, figure: Path | None, as
 
 
 @click.command()
-@click.argument("directory", required=False, type=PlaceType())
+@click.argument("directory", required=False, type=StoragePathType())
 @json_option
-def report(directory: Path | None, as_json: bool) -> None:
+def report(directory: StoragePath | None, as_json: bool) -> None:
     """Write report.html, tables and figures of a sweep, complete or not. For a table: `fit TABLE --report DIR`."""
     from flops_fit_ray.report import write_report
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
@@ -229,7 +233,7 @@ class _Opened:
         self.fit, self.sweep, self.table = fit, sweep, table
 
 
-def _open_source(source: Path | None, options: Mapping[str, Any]) -> _Opened:
+def _open_source(source: StoragePath | None, options: Mapping[str, Any]) -> _Opened:
     from flops_fit_ray.analysis import FitOptions, fit_sweep
 
     if source is not None and not source.is_dir() and source.suffix:
@@ -240,7 +244,7 @@ def _open_source(source: Path | None, options: Mapping[str, Any]) -> _Opened:
             units=dict(_pairs("--unit", options["units"])),
             where=_pairs("--where", options["where"]),
         )
-        table = read_table(source, reading)
+        table = read_table(local_path(source), reading)
         base = FitOptions()
         base = replace(base, draws=min(base.draws, max(MIN_DRAWS, MAX_REFITTED // len(table.points))))
         return _Opened(fit_sweep(table.points, _fit_options(base, options)), table=table)
@@ -279,7 +283,7 @@ def _pairs(option: str, values: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float | None, Path | None]:
+def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float | None, StoragePath | None]:
     """BUDGET [SOURCE], or with --hours [SOURCE] alone."""
     rest = list(words)
     budget = None
@@ -293,7 +297,7 @@ def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float
             raise click.UsageError(f"BUDGET {first!r} is not a valid float; give FLOPs, for example 1e21") from e
     if len(rest) > 1:
         raise click.UsageError(f"{' '.join(words)}: too many; give {'BUDGET and ' if hours is None else ''}one SOURCE")
-    return budget, place_of(rest[0]) if rest else None
+    return budget, storage_path(rest[0]) if rest else None
 
 
 def _predict_hours(opened: _Opened, hours: float | None, as_json: bool) -> None:

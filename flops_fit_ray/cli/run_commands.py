@@ -15,7 +15,7 @@ import click
 from flops_fit_ray.cli.common import (
     DEMO_FILES,
     SPEC_NAME,
-    PlaceType,
+    StoragePathType,
     base_of,
     code_option,
     command_line,
@@ -35,6 +35,7 @@ from flops_fit_ray.cli.common import (
     spec_argument,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
+from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.run_limits import RunLimits
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def init(directory: Path) -> None:
 @click.command()
 @spec_argument
 @set_option
-@click.option("--output", type=PlaceType(), help="The sweep directory, where `check` left its rates.")
+@click.option("--output", type=StoragePathType(), help="The sweep directory, where `check` left its rates.")
 @code_option
 @click.option("--slots", type=click.IntRange(min=1), help="Experiments side by side [default: those that check saw].")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="FLOP/s of one slot, instead of check's.")
@@ -79,7 +80,7 @@ def init(directory: Path) -> None:
 def plan(
     spec: Path | None,
     overrides: tuple[str, ...],
-    output: Path | None,
+    output: StoragePath | None,
     code: Path | None,
     slots: int | None,
     rate: float | None,
@@ -119,7 +120,7 @@ def plan(
 @click.command()
 @spec_argument
 @set_option
-@click.option("--output", type=PlaceType(), help="The sweep directory [default: runs/NAME beside SPEC].")
+@click.option("--output", type=StoragePathType(), help="The sweep directory [default: runs/NAME beside SPEC].")
 @click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
 @click.option("--slots", type=click.IntRange(min=1), help="On a cluster that grows: how far it will.")
 @code_option
@@ -127,7 +128,7 @@ def plan(
 def check(
     spec: Path | None,
     overrides: tuple[str, ...],
-    output: Path | None,
+    output: StoragePath | None,
     address: str | None,
     slots: int | None,
     code: Path | None,
@@ -153,7 +154,7 @@ def check(
 
 @click.command()
 @spec_argument
-@click.option("--output", type=PlaceType(), help="The sweep directory [default: runs/NAME beside SPEC].")
+@click.option("--output", type=StoragePathType(), help="The sweep directory [default: runs/NAME beside SPEC].")
 @set_option
 @code_option
 @limit_options
@@ -163,7 +164,7 @@ def check(
 @json_option
 def run(
     spec: Path | None,
-    output: Path | None,
+    output: StoragePath | None,
     overrides: tuple[str, ...],
     code: Path | None,
     until: str | None,
@@ -210,7 +211,7 @@ def run(
 @look_options
 @json_option
 def extend(
-    directory: Path | None,
+    directory: StoragePath | None,
     budgets: tuple[float, ...],
     sizes: tuple[int, ...],
     seeds: int | None,
@@ -251,7 +252,7 @@ def extend(
 @click.option("--watch", is_flag=True, help="Go on showing it, as `run` does, until the sweep is done or Ctrl-C.")
 @look_options
 @json_option
-def status(directory: Path | None, watch: bool, look: Wish | None, as_json: bool) -> None:
+def status(directory: StoragePath | None, watch: bool, look: Wish | None, as_json: bool) -> None:
     """Show how far a sweep is, from its files alone: from any terminal and any machine that sees them."""
     from flops_fit_ray.console.plain import status_text
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
@@ -287,7 +288,7 @@ def _watch(sweep: Sweep, look: Wish) -> None:
     from flops_fit_ray.console.plain import counts_text
     from flops_fit_ray.ledger import Ledger
     from flops_fit_ray.ledger.watch import Watcher
-    from flops_fit_ray.storage.object_store import is_remote
+    from flops_fit_ray.storage.storage_path import is_remote
     from flops_fit_ray.sweep.directory import open_sweep
 
     console = console_for(look, sweep.paths, sweep.spec, sys.stdout)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from flops_fit_ray.cli.common import (
-    PlaceType,
     door,
     json_option,
     limit_options,
@@ -21,7 +20,7 @@ from flops_fit_ray.cli.common import (
     spec_argument,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
-from flops_fit_ray.storage.object_store import is_remote, place_of
+from flops_fit_ray.storage.storage_path import StoragePath, is_remote, storage_path
 from flops_fit_ray.sweep.run_limits import RunLimits
 
 if TYPE_CHECKING:
@@ -32,7 +31,11 @@ if TYPE_CHECKING:
 @spec_argument
 @click.option("--address", help="The dashboard [default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265].")
 @click.option("--output", metavar="DIRECTORY", help="A path that every node sees, or s3://... [default: the spec's].")
-@click.option("--working-dir", type=PlaceType(), help="What is sent to the cluster [default: the directory of SPEC].")
+@click.option(
+    "--working-dir",
+    type=click.Path(path_type=Path),
+    help="What is sent to the cluster [default: the directory of SPEC].",
+)
 @set_option
 @limit_options
 @click.option("--new", is_flag=True, help="Where the spec has changed, train completed experiments anew; the old stay.")
@@ -61,7 +64,7 @@ def submit(
     path = resolve_spec(spec, quiet=as_json)
     resolved = read_resolved(path, overrides)
     root = _output(output or resolved.output, str(path))
-    sent = path.parent if working_dir is None else working_dir
+    sent = path.parent if working_dir is None else working_dir.absolute()
     options = run_options(root, overrides, RunLimits(until, at_most, slots))
     words = words_for(path, sent, [*options, *(["--new"] if new else [])])
     jobs = Jobs(address)
@@ -81,7 +84,7 @@ def submit(
     return EXIT_FAILED if status == "FAILED" else EXIT_DONE
 
 
-def _output(given: str | None, source: str) -> Path:
+def _output(given: str | None, source: str) -> StoragePath:
     """Where the sweep goes, as every node of the cluster names it."""
     if given is None:
         fault = "output: is missing; a job needs --output, a path that every node of the cluster sees, or s3://..."
@@ -89,10 +92,10 @@ def _output(given: str | None, source: str) -> Path:
     if "://" not in given and not given.startswith("/"):
         fault = f"output: {given!r} is relative, and would be lost with the job's temporary directory; give "
         raise SpecError(source, [fault + "an absolute path that every node of the cluster sees, or s3://..."])
-    return place_of(given)
+    return storage_path(given)
 
 
-def _words(job_id: str, status: str, address: str, root: Path, again: str) -> str:
+def _words(job_id: str, status: str, address: str, root: StoragePath, again: str) -> str:
     report = root / "report.html"
     copy = "aws s3 cp or the like" if is_remote(root) else "ray rsync-down CLUSTER.yaml, scp or kubectl cp"
     lines = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import (
@@ -19,6 +18,7 @@ from flops_fit_ray.analysis import (
     SweepFit,
     TimedAnswer,
 )
+from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.recommend import Recommendation
 from flops_fit_ray.sweep.validity import CardItem
 from flops_fit_ray.tables import Table
@@ -191,7 +191,7 @@ def recommendation_text(advice: Recommendation) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in advice.notes)])
 
 
-def comparison_text(comparison: Comparison, first: Path, second: Path) -> str:
+def comparison_text(comparison: Comparison, first: StoragePath, second: StoragePath) -> str:
     """Two sweeps side by side."""
     rows = []
     for d in comparison.differences:

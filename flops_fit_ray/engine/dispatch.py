@@ -23,7 +23,7 @@ from flops_fit_ray.planning import (
     trunk_numbers,
 )
 from flops_fit_ray.storage.lock import hostname
-from flops_fit_ray.storage.object_store import REMOTE_POLL_SECONDS, is_remote, remove_tree
+from flops_fit_ray.storage.storage_path import REMOTE_POLL_SECONDS, is_remote, remove_tree
 
 ASK_SECONDS = 0.25  # between looks for the trunk of one running experiment
 MAX_RETURNS = 3  # of one experiment without an outcome, though its trial ended in peace

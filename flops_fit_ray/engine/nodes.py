@@ -19,7 +19,7 @@ from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lock import hostname
-from flops_fit_ray.storage.object_store import Place, is_remote
+from flops_fit_ray.storage.storage_path import StoragePath, is_remote
 
 ANSWER_SECONDS = 120.0  # a worker process has to start, and to import this package
 SEE_SECONDS = 10.0  # shared file systems may show a new file late
@@ -39,7 +39,9 @@ class Answer:
     error: str = ""  # instead of all that
 
 
-def check_nodes(root: Place, base: Path | None, resources: Mapping[str, float]) -> tuple[list[str], list[Machine]]:
+def check_nodes(
+    root: StoragePath, base: Path | None, resources: Mapping[str, float]
+) -> tuple[list[str], list[Machine]]:
     """Make sure that every node sees `root` and the code in `base`.
 
     Returns what is odd, and no reason to stop, and what each node has.
@@ -85,7 +87,11 @@ def this_machine() -> Machine:
 
 
 def _ask(
-    nodes: Sequence[Mapping[str, Any]], marker: Place, replies: Mapping[str, Place], token: str, base: str | None
+    nodes: Sequence[Mapping[str, Any]],
+    marker: StoragePath,
+    replies: Mapping[str, StoragePath],
+    token: str,
+    base: str | None,
 ) -> list[Answer]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -113,7 +119,7 @@ def _ask(
     return answers
 
 
-def look(node: str, marker: Place, reply: Place, token: str, base: str | None) -> Answer:
+def look(node: str, marker: StoragePath, reply: StoragePath, token: str, base: str | None) -> Answer:
     """Run on a node: what it sees of the driver's files, and a file for the driver to see."""
     from flops_fit_ray.engine.trainable import versions
 
@@ -133,7 +139,7 @@ def look(node: str, marker: Place, reply: Place, token: str, base: str | None) -
     )
 
 
-def _seen(place: Place, token: str) -> bool:
+def _seen(place: StoragePath, token: str) -> bool:
     until = time.monotonic() + SEE_SECONDS
     while True:
         with contextlib.suppress(StorageError):
@@ -144,7 +150,7 @@ def _seen(place: Place, token: str) -> bool:
         time.sleep(0.2)
 
 
-def _faults(answers: Sequence[Answer], root: Place, base: Path | None, seen: Mapping[str, bool]) -> list[str]:
+def _faults(answers: Sequence[Answer], root: StoragePath, base: Path | None, seen: Mapping[str, bool]) -> list[str]:
     shared = "give --output a path on storage that all nodes share, or s3://..."
     if is_remote(root):
         shared = "give it the credentials and the route to that store"

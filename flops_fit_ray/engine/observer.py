@@ -16,7 +16,7 @@ from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.lock import hostname
-from flops_fit_ray.storage.object_store import REMOTE_POLL_SECONDS, is_remote
+from flops_fit_ray.storage.storage_path import REMOTE_POLL_SECONDS, is_remote
 from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.step.device import gpu_uuids
 

@@ -11,13 +11,12 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.storage.atomic import read_json, write_json
-from flops_fit_ray.storage.object_store import file_name, filesystem_of, is_remote
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath, is_remote, pyarrow_location
 
 if TYPE_CHECKING:
     from ray import tune
@@ -64,7 +63,7 @@ def this_round(paths: SweepPaths, slots: Slots) -> Round:
     )
 
 
-def restorable(paths: SweepPaths, now: Round, can_go_on: Callable[[str], bool]) -> Path | None:
+def restorable(paths: SweepPaths, now: Round, can_go_on: Callable[[str], bool]) -> StoragePath | None:
     """The newest round's directory, if its state is whole and of trials that are still wanted; else None.
 
     Args:
@@ -85,7 +84,7 @@ def restorable(paths: SweepPaths, now: Round, can_go_on: Callable[[str], bool]) 
     return newest if unfinished and all(map(can_go_on, unfinished)) else None
 
 
-def _unfinished(directory: Path) -> list[str]:
+def _unfinished(directory: StoragePath) -> list[str]:
     """The keys of the trials that Tune would go on with, by its newest state.
 
     Raises:
@@ -101,7 +100,7 @@ def _unfinished(directory: Path) -> list[str]:
     return [str(trial["config"]["key"]) for trial in trials if trial["status"] not in FINISHED]
 
 
-def _written_at(state_file: Path) -> float:
+def _written_at(state_file: StoragePath) -> float:
     stamp = state_file.stem.removeprefix("experiment_state-")
     return time.mktime(time.strptime(stamp, "%Y-%m-%d_%H-%M-%S"))
 
@@ -149,6 +148,7 @@ def make_tuner(
             except Exception:  # noqa: BLE001, S110 - whatever is wrong with Tune's state, a new round does without it
                 pass
         name = f"round-{time.time_ns()}"
+        filesystem, tune_name = pyarrow_location(paths.tune)
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
@@ -159,8 +159,8 @@ def make_tuner(
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=file_name(paths.tune),
-                storage_filesystem=filesystem_of(paths.tune),
+                storage_path=tune_name,
+                storage_filesystem=filesystem,
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger holds what matters
                 failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher decides what is tried again

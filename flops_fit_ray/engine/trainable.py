@@ -9,7 +9,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,6 +25,7 @@ from flops_fit_ray.planning import Experiment, leaves_trunk
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
@@ -41,7 +41,7 @@ STORAGE_ERROR = "storage_error"  # the metric by which a trial tells the driver
 class TrialContext:
     """What every trial of a sweep shares. It travels to the workers once."""
 
-    root: Path
+    root: StoragePath
     load_user_parts: Callable[[], UserParts]
     spec: SweepSpec
     eval_samples: int

@@ -30,6 +30,7 @@ from flops_fit_ray.ledger.watch import Watchers
 from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath
 
 if TYPE_CHECKING:
     from ray import tune
@@ -42,7 +43,7 @@ def run_plan(
     planner: Planner,
     *,
     spec: SweepSpec,
-    root: Path,
+    root: StoragePath,
     base: Path | None,
     load_user_parts: Loader,
     address: str | None,

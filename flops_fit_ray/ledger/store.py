@@ -22,8 +22,8 @@ from flops_fit_ray.planning import Experiment, Observation, read_experiment
 from flops_fit_ray.storage.atomic import append_line, read_file, set_aside, whole_file, write_json
 from flops_fit_ray.storage.codec import Record, read_value, value_of
 from flops_fit_ray.storage.lock import exclusive, hostname
-from flops_fit_ray.storage.object_store import is_remote, make_directory
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
+from flops_fit_ray.storage.storage_path import is_remote
 
 REQUESTS_AT_ONCE = 32  # to an object store
 
@@ -95,7 +95,7 @@ class Ledger:
         """
         aside = self.paths.past_failure(key, self.num_attempts(key))
         try:
-            make_directory(aside.parent)
+            aside.parent.mkdir(parents=True, exist_ok=True)
             self.paths.failure(key).rename(aside)
         except OSError as e:
             raise StorageError(f"{aside}: cannot be written: {e.strerror}; mend that, then go on") from e

@@ -14,7 +14,7 @@ from typing import Protocol
 from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Plan
-from flops_fit_ray.storage.object_store import REMOTE_POLL_SECONDS, is_remote
+from flops_fit_ray.storage.storage_path import REMOTE_POLL_SECONDS, is_remote
 
 POLL_SECONDS = 0.5
 HURRIED_SECONDS = 2.0  # for the last words to somebody else, when the sweep is being stopped

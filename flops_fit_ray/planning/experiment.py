@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from flops_fit_ray.storage.codec import (
@@ -21,6 +20,7 @@ from flops_fit_ray.storage.codec import (
     read_versioned,
     value_of,
 )
+from flops_fit_ray.storage.storage_path import StoragePath
 
 Role = Literal["grid", "probe", "seed", "lr_check", "rerun"]  # why an experiment is in the plan
 IN_FIT: frozenset[str] = frozenset({"grid", "seed", "rerun"})  # roles whose losses are points of a valley
@@ -174,7 +174,7 @@ class LrFound(Record):
         return float(self.coefficient * (params / self.at) ** self.exponent)
 
 
-def read_experiment(path: Path) -> Experiment | None:
+def read_experiment(path: StoragePath) -> Experiment | None:
     """Return the experiment in a file, of an earlier version too; None where there is none that can be read.
 
     Raises:

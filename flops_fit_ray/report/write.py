@@ -29,6 +29,7 @@ from flops_fit_ray.report.figures import (
 from flops_fit_ray.report.page import render, render_markdown, render_table, summary
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import ReportPaths
+from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.validity import analysis_document, validity_card
 from flops_fit_ray.tables import Table
@@ -39,7 +40,7 @@ MAX_PAGE_CURVES = 60  # runs; with more the page would grow too large, and the f
 Replaced = Sequence[tuple[float, float, float]]  # budget, N and loss of runs for which a rerun stands
 
 
-def write_report(sweep: Sweep) -> Path:
+def write_report(sweep: Sweep) -> StoragePath:
     """Write results, analysis, figures and report of a sweep, complete or not. Returns the page's path."""
     write_tables(sweep)
     card = validity_card(sweep.fit, sweep)
@@ -57,7 +58,7 @@ def drawn_page(sweep: Sweep) -> str:
     return render(sweep, validity_card(sweep.fit, sweep), drawn)
 
 
-def write_table_report(table: Table, analysis: Analysis, directory: Path, command: str) -> Path:
+def write_table_report(table: Table, analysis: Analysis, directory: Path, command: str) -> StoragePath:
     """Write analysis, figures and report of a table of runs. Returns the page's path.
 
     Raises:

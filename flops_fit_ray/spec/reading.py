@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from pydantic import ValidationError
@@ -68,7 +67,14 @@ def parse_yaml(text: str, source: str) -> Any:
         raise SpecError(source, [f"holds a value that cannot be read: {e}; put quotes around text"]) from e
 
 
-def read_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+class SpecFile(Protocol):
+    """A path of files or of an object store; its text is what a user knows it by."""
+
+    def read_bytes(self) -> bytes:
+        """Read the whole content."""
+
+
+def read_spec(path: SpecFile, overrides: Sequence[str] = ()) -> SweepSpec:
     """The spec in a YAML file, with `a.b=c` overrides applied before it is checked.
 
     Raises:

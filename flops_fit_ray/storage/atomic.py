@@ -17,10 +17,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.storage.object_store import Answer, ObjectPath, Place
+from flops_fit_ray.storage.object_store import Answer, ObjectPath
+from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
 
 SEAL = "sealed_sha256"
 _SEAL = re.compile(rb'"sealed_sha256"\s*:\s*"([^"]*)"')
@@ -30,7 +31,7 @@ RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0)  # between tries of a request to an object
 
 
 @contextlib.contextmanager
-def whole_file(path: Place, *, once: bool = False) -> Iterator[BinaryIO]:
+def whole_file(path: StoragePath, *, once: bool = False) -> Iterator[IO[bytes]]:
     """A file to write into that becomes `path` when the block ends, or not at all, and durably.
 
     On a file system: temporary file, fsync, rename, fsync of the directory. In an object store: one PUT.
@@ -44,12 +45,12 @@ def whole_file(path: Place, *, once: bool = False) -> Iterator[BinaryIO]:
     try:
         if isinstance(path, ObjectPath):
             with tempfile.NamedTemporaryFile() as file:
-                yield cast(BinaryIO, file)
+                yield file
                 file.flush()
                 if not (once and patiently(path.exists)):
                     patiently(lambda: path.put(Path(file.name)))
         else:
-            with _whole_file(path, once) as local:
+            with _whole_file(local_path(path), once) as local:
                 yield local
     except OSError as e:
         raise StorageError(
@@ -73,16 +74,16 @@ def patiently(request: Callable[[], Answer]) -> Answer:
     return request()
 
 
-def remove_strays(directory: Place) -> None:
+def remove_strays(directory: StoragePath) -> None:
     """Remove what a killed writer left half-written. Only for a directory with one writer: the one who calls."""
-    if isinstance(directory, ObjectPath):
+    if is_remote(directory):
         return  # there nothing is ever half-written
     for stray in directory.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             stray.unlink()
 
 
-def set_aside(path: Path) -> Path | None:
+def set_aside(path: StoragePath) -> StoragePath | None:
     """Rename a file that cannot be read, because nothing recorded is thrown away; None where there is none.
 
     Raises:
@@ -98,7 +99,7 @@ def set_aside(path: Path) -> Path | None:
     return aside
 
 
-def append_line(path: Place, line: str) -> None:
+def append_line(path: StoragePath, line: str) -> None:
     """Add a line to a log, where an object store has to write all of it again.
 
     Raises:
@@ -111,11 +112,11 @@ def append_line(path: Place, line: str) -> None:
         path.write_bytes(before + f"{line}\n".encode())
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with io.FileIO(path, "a", opener=_without_waiting) as log:
+    with io.FileIO(local_path(path), "a", opener=_without_waiting) as log:
         log.write(f"{line}\n".encode())
 
 
-def write_bytes(path: Place, content: bytes, *, once: bool = False) -> None:
+def write_bytes(path: StoragePath, content: bytes, *, once: bool = False) -> None:
     """Write `path` as `whole_file` does.
 
     Raises:
@@ -126,7 +127,7 @@ def write_bytes(path: Place, content: bytes, *, once: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _whole_file(path: Path, once: bool) -> Iterator[BinaryIO]:
+def _whole_file(path: Path, once: bool) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -161,7 +162,7 @@ def _linked(temporary: Path, path: Path) -> bool:
     return True
 
 
-def write_json(path: Place, content: Mapping[str, Any], *, once: bool = False, sealed: bool = False) -> None:
+def write_json(path: StoragePath, content: Mapping[str, Any], *, once: bool = False, sealed: bool = False) -> None:
     """Write a JSON object as `write_bytes` does.
 
     Args:
@@ -178,7 +179,7 @@ def write_json(path: Place, content: Mapping[str, Any], *, once: bool = False, s
     write_bytes(path, raw, once=once)
 
 
-def read_file(path: Place) -> bytes:
+def read_file(path: StoragePath) -> bytes:
     """Return the whole content of a regular file or an object.
 
     Raises:
@@ -186,7 +187,7 @@ def read_file(path: Place) -> bytes:
     """
     if isinstance(path, ObjectPath):
         return patiently(path.read_bytes)
-    with io.FileIO(path, opener=_without_waiting) as file:  # faster than `read_bytes`, 10,000 times
+    with io.FileIO(local_path(path), opener=_without_waiting) as file:  # faster than `read_bytes`, 10,000 times
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.readall()
@@ -196,7 +197,7 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a regular file is read as without it
 
 
-def read_sealed(path: Place) -> bytes | None:
+def read_sealed(path: StoragePath) -> bytes | None:
     """Return the content of a JSON file as it was written; None where it is missing or not what was sealed.
 
     Raises:
@@ -218,7 +219,7 @@ def read_sealed(path: Place) -> bytes | None:
     return raw
 
 
-def read_json(path: Place) -> dict[str, Any] | None:
+def read_json(path: StoragePath) -> dict[str, Any] | None:
     """Return the JSON object in `path`; None where it is missing, torn, no object, or not what was sealed.
 
     Raises:

@@ -7,13 +7,13 @@ import gc
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from flops_fit_ray.storage.atomic import read_sealed
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
+from flops_fit_ray.storage.storage_path import StoragePath
 
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -53,7 +53,7 @@ def value_of(kind: type[Value], content: bytes | Mapping[str, Any]) -> Value:
     return adapter.validate_json(json.dumps(content, ensure_ascii=False).encode(errors="replace"))
 
 
-def read_value(kind: type[Value], path: Path) -> Value | None:
+def read_value(kind: type[Value], path: StoragePath) -> Value | None:
     """Return the value in a file of this schema; None where there is none that can be read.
 
     Raises:
@@ -64,7 +64,7 @@ def read_value(kind: type[Value], path: Path) -> Value | None:
     return None
 
 
-def read_versioned(path: Path) -> bytes:
+def read_versioned(path: StoragePath) -> bytes:
     """Return the text of a file of this schema; none where there is no such file.
 
     Raises:

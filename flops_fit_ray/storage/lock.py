@@ -16,8 +16,9 @@ from flops_fit_ray.errors import DirectoryError, StorageError
 from flops_fit_ray.storage.atomic import read_sealed, write_json
 from flops_fit_ray.storage.codec import Count, Record, value_of
 from flops_fit_ray.storage.lease import LeaseHeldError, is_dead, leased
-from flops_fit_ray.storage.object_store import ObjectPath, Place, is_remote
+from flops_fit_ray.storage.object_store import ObjectPath
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -51,9 +52,8 @@ def exclusive(paths: SweepPaths) -> Iterator[str | None]:
     Raises:
         DirectoryError: another process is writing, or the directory cannot be written.
     """
-    root: Place = paths.root
-    if isinstance(root, ObjectPath):
-        with _leased(root / paths.lock_owner.name) as before:
+    if isinstance(paths.lock_owner, ObjectPath):
+        with _leased(paths.lock_owner) as before:
             yield before
         return
     with _held(paths):
@@ -95,7 +95,7 @@ def _held(paths: SweepPaths) -> Iterator[None]:
         lock.release()
 
 
-def _in_use(root: Place, owner: str) -> DirectoryError:
+def _in_use(root: StoragePath, owner: str) -> DirectoryError:
     return DirectoryError(f"{root}: {owner} is writing here; wait for it, stop it, or choose another --output")
 
 
@@ -127,13 +127,13 @@ def _acquire(paths: SweepPaths) -> BaseFileLock:
     from filelock import FileLock, SoftFileLease
 
     try:
-        lock = FileLock(paths.lock, fallback_to_soft=False)
+        lock = FileLock(local_path(paths.lock), fallback_to_soft=False)
         lock.acquire(timeout=0)
         return lock
     except OSError as e:
         if e.errno not in NO_LOCKS:
             raise
-    lease = SoftFileLease(paths.lease, lease_duration=LEASE_SECONDS)
+    lease = SoftFileLease(local_path(paths.lease), lease_duration=LEASE_SECONDS)
     lease.acquire(timeout=1.2 * LEASE_SECONDS if _looks_old(paths) else 1.0)
     return lease
 
@@ -141,7 +141,7 @@ def _acquire(paths: SweepPaths) -> BaseFileLock:
 def _looks_old(paths: SweepPaths) -> bool:
     """Whether nobody has renewed the lease for a while: then it is worth waiting until that is certain."""
     with contextlib.suppress(OSError):
-        return abs(time.time() - paths.lease.stat().st_mtime) > LEASE_SECONDS
+        return abs(time.time() - local_path(paths.lease).stat().st_mtime) > LEASE_SECONDS
     return False
 
 

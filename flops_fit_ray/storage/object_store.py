@@ -1,29 +1,23 @@
-"""Where a sweep directory may be: on a file system, or in an object store (s3://, gs://) through pyarrow.
+"""Paths in an object store (s3://, gs://) through pyarrow, with requests that end in time.
 
 An object is written by one PUT, whole or not at all; there are no directories, no locks, no appending and no renaming,
-and every look costs a request. What follows for files is in `files`, for the one writer in `lease`; others ask
-`is_remote` where a look is taken again and again.
+and every look costs a request.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fnmatch
 import functools
-import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, TypeAlias, TypeVar, cast
-
-from flops_fit_ray.errors import SpecError
+from typing import IO, Any, Literal, TypeVar
 
 SCHEMES = ("s3", "gs", "gcs")
-REMOTE_POLL_SECONDS = 2.0  # between looks at an object store
 REQUEST_SECONDS = 60.0  # after which a request is given up
 SLOWEST_BYTES = 1e6  # per second, that a transfer is given in addition
 Answer = TypeVar("Answer")
@@ -140,23 +134,22 @@ class ObjectPath:
 
         def read() -> bytes:
             with filesystem.open_input_stream(name) as stream:
-                return cast(bytes, stream.read())
+                return bytes(stream.read())
 
         return in_time(read)
 
-    def open(self, mode: str = "rb") -> BinaryIO:
-        """A local copy of the content, to read from."""
-        assert mode == "rb"
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        """Open a local copy of the content for reading."""
         filesystem, name = self.where
-        copy = tempfile.TemporaryFile()  # noqa: SIM115 - whoever asked closes it
+        copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - whoever asked closes it
 
         def read() -> None:
             with filesystem.open_input_stream(name) as stream:
-                shutil.copyfileobj(stream, cast(IO[bytes], copy), 1 << 20)
+                shutil.copyfileobj(stream, copy, 1 << 20)
 
         in_time(read)
         copy.seek(0)
-        return cast(BinaryIO, copy)
+        return copy
 
     def put(self, content: Path) -> None:
         """Write the whole content of a local file; nobody sees less than all of it."""
@@ -178,6 +171,9 @@ class ObjectPath:
 
         in_time(write, len(content))
 
+    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: an object store has no directories."""
+
     def touch(self) -> None:
         """An empty object."""
         self.write_bytes(b"")
@@ -191,13 +187,14 @@ class ObjectPath:
             if not missing_ok:
                 raise
 
-    def rename(self, target: ObjectPath) -> None:
+    def rename(self, target: ObjectPath) -> ObjectPath:
         """Copy, then remove: not in one go, and used for nothing that has to be."""
         if not self.exists():
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
         filesystem, name = self.where
         in_time(lambda: filesystem.copy_file(name, target.where[1]))
         in_time(lambda: filesystem.delete_file(name))
+        return target
 
     def remove_tree(self) -> None:
         """Remove everything below."""
@@ -205,71 +202,9 @@ class ObjectPath:
         in_time(lambda: filesystem.delete_dir(name))
 
 
-Place: TypeAlias = Path | ObjectPath
-
-
-def place_of(text: str | Path) -> Path:
-    """The place that a person names: a path, or a URI of an object store, absolute.
-
-    An `ObjectPath` goes by the type of `Path` from here on: nearly everybody treats both alike, and whoever asked one
-    for more than it has would hear of it at once. What has to tell them apart takes a `Place`.
-
-    Raises:
-        SpecError: it is a URI of another kind, or without a bucket.
-    """
-    words = str(text)
-    scheme, is_uri, rest = words.partition("://")
-    if not is_uri:
-        return Path(words).absolute()
-    rest, _, query = rest.partition("?")
-    bucket, _, key = rest.strip("/").partition("/")
-    if scheme not in SCHEMES or not bucket or not key:
-        raise SpecError("output", [f"{words!r} is no path and not of the form s3://bucket/name or gs://bucket/name"])
-    return cast(Path, ObjectPath(f"{scheme}://{bucket}", key, query))
-
-
-def is_remote(place: Place) -> bool:
-    """Whether every look costs a request."""
-    return isinstance(place, ObjectPath)
-
-
-def filesystem_of(place: Place) -> Any:
-    """pyarrow's file system of an object store; None of files."""
-    return place.where[0] if isinstance(place, ObjectPath) else None
-
-
-def file_name(place: Place) -> str:
-    """The place as pyarrow, pandas and Ray name it in its own file system."""
-    return place.where[1] if isinstance(place, ObjectPath) else str(place)
-
-
 @functools.cache
 def _filesystem(store: str, query: str) -> tuple[Any, str]:
     from pyarrow.fs import FileSystem
 
-    return cast("tuple[Any, str]", FileSystem.from_uri(f"{store}?{query}" if query else store))
-
-
-def make_directory(place: Place) -> None:
-    """Make a directory where there are such things."""
-    if isinstance(place, Path):
-        place.mkdir(parents=True, exist_ok=True)
-
-
-def remove_tree(place: Place) -> None:
-    """Remove a directory and all in it, as far as that can be done."""
-    if isinstance(place, Path):
-        shutil.rmtree(place, ignore_errors=True)
-        return
-    with contextlib.suppress(OSError):
-        place.remove_tree()
-
-
-def names_in(place: Place) -> list[str]:
-    """The names one level below; none where there is no such place."""
-    try:
-        if isinstance(place, Path):
-            return [entry.name for entry in os.scandir(place)]  # several times faster than iterdir
-        return [path.name for path in place.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    filesystem, bucket = FileSystem.from_uri(f"{store}?{query}" if query else store)
+    return filesystem, str(bucket)

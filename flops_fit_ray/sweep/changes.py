@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.errors import DirectoryError, SpecError
@@ -15,6 +14,7 @@ from flops_fit_ray.planning import Experiment, Plan, plan_from_json
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import recorded_spec
 
 SHOWN = 10  # lines of a difference
@@ -56,7 +56,7 @@ class Recorded:
     plan: Plan | None
 
     @property
-    def damaged(self) -> list[Path]:
+    def damaged(self) -> list[StoragePath]:
         """The files that are there and cannot be read."""
         both = ((self.paths.plan, self.plan), (self.paths.spec, self.spec))
         return [path for path, content in both if content is None and path.exists()]

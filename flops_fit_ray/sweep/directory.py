@@ -23,6 +23,7 @@ from flops_fit_ray.storage.atomic import read_file, read_sealed
 from flops_fit_ray.storage.codec import Record, value_of, without_collection
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -305,7 +306,7 @@ def _curves(ledger: Ledger, results: Sequence[Result]) -> Points | None:
     return Points(budget=flops, flops=flops, params=params, tokens=tokens, loss=loss, run=run.astype(np.int64))
 
 
-def open_sweep(root: Path) -> Sweep:
+def open_sweep(root: StoragePath) -> Sweep:
     """Read a sweep directory.
 
     Raises:

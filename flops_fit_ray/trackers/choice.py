@@ -9,8 +9,8 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.ledger.watch import Watcher
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.storage.object_store import is_remote
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import is_remote, local_path
 from flops_fit_ray.trackers.mlflow import Mlflow
 from flops_fit_ray.trackers.tensorboard import TensorBoard
 from flops_fit_ray.trackers.tracked import Tracked, Tracker
@@ -50,8 +50,8 @@ def watchers_for(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None])
 def _trackers(spec: SweepSpec, paths: SweepPaths) -> Iterator[Tracker]:
     asked = spec.trackers
     if asked.tensorboard and not is_remote(paths.root):  # its files grow line by line, which no object store lets them
-        yield TensorBoard(paths.tensorboard)
+        yield TensorBoard(local_path(paths.tensorboard))
     if asked.wandb is not None:
-        yield Wandb(asked.wandb, spec.name, paths.wandb)
+        yield Wandb(asked.wandb, spec.name, None if is_remote(paths.root) else local_path(paths.wandb))
     if asked.mlflow is not None:
         yield Mlflow(asked.mlflow, spec.name)

@@ -15,11 +15,11 @@ from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, ru
 
 
 class Wandb:
-    """A Tracker."""
+    """A Tracker. `directory` is for W&B's own files; None: where W&B puts them by itself."""
 
     name = "W&B"
 
-    def __init__(self, asked: WandbSection, sweep: str, directory: Path) -> None:
+    def __init__(self, asked: WandbSection, sweep: str, directory: Path | None) -> None:
         self._asked, self._sweep, self._directory = asked, sweep, directory
 
     def progress(self, e: Experiment, progress: Progress) -> None:
@@ -36,12 +36,13 @@ class Wandb:
         if self._asked.mode == "online" and not wandb.api.api_key:
             raise SpecError("trackers.wandb", ["no API key: set WANDB_API_KEY, log in once, or give mode: offline"])
         os.environ.setdefault("WANDB_SILENT", "true")
-        self._directory.mkdir(parents=True, exist_ok=True)
+        if self._directory is not None:
+            self._directory.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
             project=self._asked.project or self._sweep,
             entity=self._asked.entity,
             mode=self._asked.mode,
-            dir=str(self._directory),
+            dir=self._directory,
             id=e.key,
             resume="allow",
             group=self._sweep,

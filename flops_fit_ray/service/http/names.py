@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import stat
-from pathlib import Path
 from typing import BinaryIO
 
 from flops_fit_ray.service.http.refusal import not_found
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath, local_path
 
 SWEEP = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 SPEC = r"^[0-9a-f]{16}$"
@@ -25,20 +25,20 @@ def sweep_directory(paths: ServicePaths, name: str) -> SweepPaths:
         Refusal: this cannot be a sweep's name, or a link has it.
     """
     found = paths.sweep(name)
-    if not is_sweep(name) or found.root.is_symlink():
+    if not is_sweep(name) or local_path(found.root).is_symlink():
         raise not_found("sweep")
     return found
 
 
-def opened(path: Path, root: Path, what: str) -> BinaryIO:
+def opened(path: StoragePath, root: StoragePath, what: str) -> BinaryIO:
     """A file below `root`, opened without following a link anywhere on the way.
 
     Raises:
         Refusal: there is none, or a link is on the way.
     """
     try:
-        here = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        for part in path.relative_to(root).parts[:-1]:
+        here = os.open(local_path(root), os.O_RDONLY | os.O_DIRECTORY)
+        for part in local_path(path).relative_to(local_path(root)).parts[:-1]:
             before = here
             try:
                 here = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=before)

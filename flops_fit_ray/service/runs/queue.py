@@ -26,8 +26,8 @@ from flops_fit_ray.service.runs.specs import Specs, StoredSpec
 from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
 from flops_fit_ray.storage.codec import Record, value_of
 from flops_fit_ray.storage.lock import living_owner
-from flops_fit_ray.storage.object_store import names_in
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
+from flops_fit_ray.storage.storage_path import names_in
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.sweep.extend import extend_spec
 from flops_fit_ray.sweep.run_limits import RunLimits

@@ -18,8 +18,8 @@ from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.spec import SweepSpec, spec_from_bytes
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.codec import Record, value_of
-from flops_fit_ray.storage.object_store import names_in
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
+from flops_fit_ray.storage.storage_path import names_in
 
 MAX_SPECS = 1000
 

@@ -22,8 +22,8 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.redact import redacted
 from flops_fit_ray.service.paths import ServicePaths
-from flops_fit_ray.storage.object_store import names_in
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path, names_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 
 FRESH_SECONDS = 1.0  # for which a look is good
@@ -192,7 +192,7 @@ class SweepCache:
 
     def _plan(self) -> Sweep:
         try:
-            found = self._paths.plan.stat()
+            found = local_path(self._paths.plan).stat()
         except OSError as e:
             raise DirectoryError(f"{self._paths.root.name}: there is no plan yet") from e
         stat = (found.st_ino, found.st_mtime_ns, found.st_size)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flops_fit_ray.errors import FitError, FlopsFitError
+from flops_fit_ray.storage.storage_path import StoragePath
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +47,7 @@ class FitWorker:
         self._newest: dict[tuple[str, ...], tuple[str, bytes]] = {}
         self._rest: dict[tuple[str, ...], float] = {}  # until when nobody asks by himself again
 
-    def ask(self, question: str, root: Path, version: str, *more: str) -> Future[bytes]:
+    def ask(self, question: str, root: StoragePath, version: str, *more: str) -> Future[bytes]:
         """An answer to be, of the directory as it was at `version`.
 
         The future raises what the question raises: FitError where there is no law.
@@ -69,7 +70,7 @@ class FitWorker:
         future.add_done_callback(lambda done: self._keep(at, done, time.monotonic() - began))
         return future
 
-    async def answer(self, seconds: float, question: str, root: Path, version: str, *more: str) -> bytes:
+    async def answer(self, seconds: float, question: str, root: StoragePath, version: str, *more: str) -> bytes:
         """The same, waited for.
 
         Raises:
@@ -84,7 +85,7 @@ class FitWorker:
                 continue
         raise FitError("the process that fits and draws was killed twice; is there memory enough?")
 
-    def newest(self, question: str, root: Path, version: str, *more: str) -> tuple[str, bytes] | None:
+    def newest(self, question: str, root: StoragePath, version: str, *more: str) -> tuple[str, bytes] | None:
         """The last answer there is, with its version; a newer one is asked for, as seldom as it takes to stay cheap."""
         of = (question, str(root), *more)
         known = self._newest.get(of)

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from flops_fit_ray.analysis import plain
@@ -28,6 +27,7 @@ from flops_fit_ray.storage.atomic import read_sealed
 from flops_fit_ray.storage.codec import Count, Record, value_of
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import CheckpointPaths, SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath, local_path
 
 State = Literal["queued", "running", "stopping", "stopped", "completed", "failed"]
 STATES: tuple[State, ...] = get_args(State)
@@ -246,10 +246,10 @@ def thinned(rows: Sequence[Mapping[str, Any]], points: int, columns: Sequence[st
     return {column: [row.get(column) for row in shown] for column in columns}
 
 
-def changed(path: Path) -> int | None:
+def changed(path: StoragePath) -> int | None:
     """When a file was written, in ns since the epoch; None where there is none."""
     try:
-        return path.stat().st_mtime_ns
+        return local_path(path).stat().st_mtime_ns
     except OSError:
         return None
 
@@ -320,7 +320,7 @@ def checkpoint_of(reading: Reading, checkpoint_id: str) -> dict[str, Any]:
     raise not_found("checkpoint")
 
 
-def file_of(reading: Reading, one: Mapping[str, Any]) -> Path:
+def file_of(reading: Reading, one: Mapping[str, Any]) -> StoragePath:
     """The file of a checkpoint."""
     paths, key = reading.sweep.paths, str(one["key"])
     if one["kind"] == "weights":

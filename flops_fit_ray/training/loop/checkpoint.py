@@ -11,15 +11,14 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 import torch
 
 from flops_fit_ray.errors import ExperimentError, first_line
 from flops_fit_ray.storage.atomic import read_json, remove_strays, whole_file, write_json
-from flops_fit_ray.storage.object_store import remove_tree
 from flops_fit_ray.storage.paths import CheckpointPaths
+from flops_fit_ray.storage.storage_path import StoragePath, remove_tree
 
 FORMAT = 1  # raised whenever a checkpoint of this one cannot be read any more
 
@@ -27,7 +26,7 @@ FORMAT = 1  # raised whenever a checkpoint of this one cannot be read any more
 class _HashingWriter:
     """A file that knows the digest and the length of what went through it."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file, self.digest, self.bytes = file, hashlib.sha256(), 0
         self.error: OSError | None = None  # torch's archive writer turns it into a riddle
 
@@ -57,7 +56,7 @@ class SavedCheckpoint:
 class CheckpointStore:
     """The checkpoints of one experiment: the last `keep`, and with `best` the one of the lowest held-out loss."""
 
-    def __init__(self, directory: Path, *, key: str, keep: int = 2, best: bool = False) -> None:
+    def __init__(self, directory: StoragePath, *, key: str, keep: int = 2, best: bool = False) -> None:
         self._paths, self._key, self._keep, self._best = CheckpointPaths(directory), key, keep, best
 
     def save(self, state: Mapping[str, Any], step: int, eval_loss: float | None = None) -> SavedCheckpoint:
@@ -167,7 +166,7 @@ def preserve_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def write_weights(state: Mapping[str, torch.Tensor], path: Path) -> None:
+def write_weights(state: Mapping[str, torch.Tensor], path: StoragePath) -> None:
     """A model's state as safetensors, a tied weight once.
 
     Raises:

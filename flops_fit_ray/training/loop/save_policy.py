@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 
 
@@ -17,6 +17,6 @@ class SavePolicy:
     checkpoint_steps: int | None = None
     keep_best: bool = False
     eval_every_tokens: int | None = None
-    weights: Path | None = None  # where the final weights go
+    weights: StoragePath | None = None  # where the final weights go
     trunk: CheckpointStore | None = None  # where this experiment leaves its trunk for others
     parent: CheckpointStore | None = None  # the trunk that it starts from

@@ -1,9 +1,13 @@
-# Two commands are the whole set-up: `make demo` and `make test`. Both make .venv first, once.
+# Two commands are the whole set-up: `make demo` and `make test`. Both make .venv first, once. `make` alone lists the rest.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test format clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format bench clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The stamp is younger than the files that decide what is installed, so nothing is installed twice.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -12,18 +16,27 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed ## run the built-in sweep to its report in runs/demo (minutes)
 	$(BIN)/python -m flops_fit_ray.run --output runs/demo
 
-test: $(VENV)/.installed
+test: lint ## all that CI runs: lint, then every test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(VENV)/.installed ## tests without Ray and without slow ones, for the loop at the desk
+	$(BIN)/python -m pytest -n 2 -m "not ray and not slow"
+
+lint: $(VENV)/.installed ## ruff format --check, ruff check, mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy flops_fit_ray tests benchmarks examples/bytes
-	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-format: $(VENV)/.installed
+format: $(VENV)/.installed ## format, and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:
+bench: $(VENV)/.installed ## the quick benchmarks: one step and the fits (benchmarks/README.md has the others)
+	$(BIN)/python -m benchmarks.step_cpu --quick
+	$(BIN)/python -m benchmarks.fit --quick
+
+clean: ## remove .venv and caches; sweeps in runs/ stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from flops_fit_ray.analysis import Analysis, FitOptions, Prediction, SweepFit, analyse, fit_sweep, predict
-from flops_fit_ray.console.choice import console_for
 from flops_fit_ray.console.plain import PlainConsole
+from flops_fit_ray.console.select import console_for
 from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
 from flops_fit_ray.formatting import did_you_mean
 from flops_fit_ray.pipeline import RunRequest, check_output, plan_request, recorded_rates, run

@@ -183,7 +183,7 @@ def _run_locked(
             train = request.spec.train.model_copy(update=chosen)
             request = replace(request, spec=request.spec.model_copy(update={"train": train}))
             planner = Planner(request.spec, planner.measurements, planner.cells.constants)
-        console.question(request.spec, plan)
+        console.header(request.spec, plan)
         _compare(request, planner, ledger, console)
         limit = None
         while True:

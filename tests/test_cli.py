@@ -64,12 +64,12 @@ def test_plan_says_which_spec_it_took(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert call("plan") == 0
-    assert "no SPEC given: the built-in demo" in capsys.readouterr().out
+    assert "no SPEC given: using the built-in demo" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "sweep.yaml").write_text("model: {}\n")
     assert call("plan") == 2
     captured = capsys.readouterr()
-    assert "no SPEC given: sweep.yaml of this directory" in captured.out
+    assert "no SPEC given: using sweep.yaml of this directory" in captured.out
     assert "model.target: is missing" in captured.err
 
 
@@ -144,7 +144,7 @@ def test_a_fit_that_cannot_be_made_is_exit_1(tmp_path: Path, capsys: pytest.Capt
     assert call("predict", "1e9", sweep.paths.root) == 1
     assert "there is no scaling law to predict from" in capsys.readouterr().err
     assert call("status", sweep.paths.root) == 0
-    assert "go on with: flops-fit-ray run" in capsys.readouterr().out
+    assert "resume with: flops-fit-ray run" in capsys.readouterr().out
 
 
 def test_readers_refuse_what_is_no_sweep(
@@ -191,13 +191,13 @@ def test_the_price_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for words in (
         "saved by trunks",
         "start from trunk",
-        "side by side",
-        "at that price (at the stated rate)",
+        "on 4 slots",
+        "at --price (at the rate of --rate)",
         "expected",
     ):
         assert words in said
     assert call("plan", tmp_path) == 0
-    assert "hours and money: run `flops-fit-ray check` first" in capsys.readouterr().out
+    assert "hours and money: not known; run `flops-fit-ray check` first" in capsys.readouterr().out
 
 
 def test_a_plan_is_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def test_a_job_is_submitted_stopped_and_gone_on_with(cluster: RealCluster, tmp_p
     assert log[-1].startswith("flops-fit-ray submit") or "-m flops_fit_ray submit" in log[-1]
     again = call(cluster, "submit", spec, "--address", cluster.dashboard, "--output", root, "--follow")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{len(before)} of 12 experiments are recorded and will not run again" in again.stdout
+    assert f"{len(before)} of 12 experiments are completed already and will not run again" in again.stdout
     sweep = open_sweep(root)
     assert sweep.complete and sweep.results_sha256 == uninterrupted(tmp_path / "plain")
     assert {key: recorded(root)[key] for key in before} == before
@@ -87,7 +87,9 @@ def test_a_service_starts_stops_and_resumes_jobs(cluster: RealCluster, tmp_path:
         assert done["results_sha256"] == uninterrupted(tmp_path / "plain")
         assert {key: recorded(root / name)[key] for key in before} == before
         with client.request("GET", f"/sweeps/{name}/log") as log:
-            assert f"{len(before)} of 12 experiments are recorded and will not run again" in log.read().decode()
+            assert (
+                f"{len(before)} of 12 experiments are completed already and will not run again" in log.read().decode()
+            )
     finally:
         service.end()
 
@@ -125,7 +127,7 @@ def test_a_node_that_does_not_share_the_storage_is_found_before_anything_runs(
     refused = call(cluster, "run", hidden, "--address", cluster.address, "--output", shared)
     assert refused.returncode == 2 and "does not have" in refused.stderr and "send it with a job" in refused.stderr
     done = call(cluster, "run", spec, "--address", cluster.address, "--output", shared)
-    assert done.returncode == 0 and "cluster: 3 at a time" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "cluster: 3 experiments at a time" in done.stdout, done.stdout + done.stderr
     assert open_sweep(shared).complete
 
 

@@ -15,14 +15,14 @@ from rich.console import Console
 
 import flops_fit_ray.console.live as live
 from flops_fit_ray.analysis import FitOptions, fit_minima, fit_sweep
-from flops_fit_ray.console.choice import console_for
 from flops_fit_ray.console.drawing import draw
-from flops_fit_ray.console.lines import JsonConsole, QuietConsole
+from flops_fit_ray.console.header import header_lines
+from flops_fit_ray.console.json_lines import JsonConsole
 from flops_fit_ray.console.live import LiveConsole
-from flops_fit_ray.console.plain import PlainConsole, machine_lines, summary_text
-from flops_fit_ray.console.question import question_lines
-from flops_fit_ray.console.scene import Holder, Node, Pace, Scene, measured_rates, nodes_of, seconds_left
-from flops_fit_ray.console.valley_plot import CURVE, MINIMUM, law_text, letter, picture
+from flops_fit_ray.console.live_state import GpuUse, LiveState, NodeUse, Pace, measured_rates, node_uses, seconds_left
+from flops_fit_ray.console.plain import PlainConsole, QuietConsole, machine_lines, summary_text
+from flops_fit_ray.console.select import console_for
+from flops_fit_ray.console.valley_plot import CURVE, MINIMUM, law_text, letter, plot_valleys
 from flops_fit_ray.ledger import Event, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster, Gpu, Machine
 from flops_fit_ray.ledger.watch import Watcher
@@ -67,7 +67,7 @@ def gpu(index: int, **more: object) -> Gpu:
     return Gpu(**{**known, **more})  # type: ignore[arg-type] # fields by name
 
 
-def scene_of(sweep: Sweep, **more: object) -> Scene:
+def state_of(sweep: Sweep, **more: object) -> LiveState:
     running = [e for e in sweep.plan.experiments if e.key not in {r.key for r in sweep.results}][:4]
     signs = tuple((e, sign_of_life(e, 0.25, lr=0.01, tokens_per_second=100.0, mfu=0.4)) for e in running)
     values = {
@@ -78,10 +78,10 @@ def scene_of(sweep: Sweep, **more: object) -> Scene:
         "final": True,
         "pace": Pace(flops_done=1e6, flops_planned=4e6, elapsed=75, flops_per_second=1e4, seconds_left=300),
         "running": signs,
-        "nodes": nodes_of([Machine(host="node-1", cpu="EPYC", cpus=2)], signs),
+        "nodes": node_uses([Machine(host="node-1", cpu="EPYC", cpus=2)], signs),
         "fit": fit_minima(sweep.points, sweep.fit_options),
     }
-    return Scene(**{**values, **more})  # type: ignore[arg-type] # fields by name
+    return LiveState(**{**values, **more})  # type: ignore[arg-type] # fields by name
 
 
 def said(lines: list[object]) -> str:
@@ -101,7 +101,7 @@ def test_a_look_in_mid_sweep_sees_the_valleys_of_the_whole_fit() -> None:
 def test_the_picture_has_every_result_and_the_minimum_where_it_is() -> None:
     points = sweep_on(HOFFMANN, BUDGETS)
     fit = fit_minima(points, FitOptions(draws=0))
-    drawn = picture(fit, 61, 21)
+    drawn = plot_valleys(fit, 61, 21)
     assert drawn is not None
     assert drawn.params == pytest.approx((points.params.min(), points.params.max()))
     assert drawn.loss == pytest.approx((points.loss.min(), points.loss.max()))
@@ -119,22 +119,22 @@ def test_the_picture_has_every_result_and_the_minimum_where_it_is() -> None:
         assert row == pytest.approx(20 * (high - math.log(valley.loss_opt)) / (high - low), abs=0.51)
         glyphs = {glyph for _, _, glyph in cells}
         assert {letter(number), CURVE} <= glyphs
-    assert picture(fit, 1, 20) is None
+    assert plot_valleys(fit, 1, 20) is None
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 140, 240])
 @pytest.mark.parametrize("height", [4, 10, 22, 60])
 def test_the_view_keeps_to_its_room(half: Sweep, width: int, height: int) -> None:
     many = [Machine(host=f"n{i}", gpus=tuple(gpu(k) for k in range(8))) for i in range(8)]
-    for nodes in (nodes_with(many), nodes_with(many[:1]), nodes_of(many, ()), ()):
-        lines = draw(scene_of(half, nodes=nodes), width, height)
+    for nodes in (nodes_with(many), nodes_with(many[:1]), node_uses(many, ()), ()):
+        lines = draw(state_of(half, nodes=nodes), width, height)
         assert 1 <= len(lines) <= height
         assert all(line.cell_len <= width for line in lines)
         assert "known" in lines[0].plain and "25 %" in lines[0].plain
 
 
 def test_at_80_columns_there_is_what_matters_and_at_140_all_of_it(half: Sweep) -> None:
-    narrow, wide = (said([*draw(scene_of(half), width, 40)]) for width in (80, 140))
+    narrow, wide = (said([*draw(state_of(half), width, 40)]) for width in (80, 140))
     for words in ("loss", "left", "0.5000", "10/21 done, 1 failed", "1:15", "ETA 5:00", "N_opt", "no law yet"):
         assert words in narrow and words in wide, words
     for words in ("lr", "1.0e-02", "MFU", "40 %", "node-1:4711", "1e4 FLOP/s"):
@@ -142,18 +142,18 @@ def test_at_80_columns_there_is_what_matters_and_at_140_all_of_it(half: Sweep) -
 
 
 def test_what_is_not_known_is_not_shown(half: Sweep) -> None:
-    bare = [e for e, _ in scene_of(half).running]
+    bare = [e for e, _ in state_of(half).running]
     signs = tuple((e, sign_of_life(e, 0.0, train_loss=None)) for e in bare)
     dumb = Machine(host="node-1", gpus=(Gpu(uuid="GPU-0", index=0, name="T4"),))
     pace = Pace(flops_done=0, flops_planned=4e6, elapsed=0)
-    words = said([*draw(scene_of(half, running=signs, nodes=nodes_of([dumb], ()), pace=pace, fit=None), 200, 40)])
+    words = said([*draw(state_of(half, running=signs, nodes=node_uses([dumb], ()), pace=pace, fit=None), 200, 40)])
     for invented in ("None", "nan", "loss", "ppl", "MFU", "/s", "°C", " W", "GiB", "ETA", "N_opt"):
         assert invented not in words, invented
     assert "GPU 0 T4  idle" in words
 
 
 def test_devices_have_their_holders_and_the_colours_of_heat(half: Sweep) -> None:
-    (first, _), (second, _), *_ = scene_of(half).running
+    (first, _), (second, _), *_ = state_of(half).running
     cool, warm, hot = (
         gpu(0, temperature=74.0),
         gpu(1, temperature=76.0),
@@ -164,13 +164,13 @@ def test_devices_have_their_holders_and_the_colours_of_heat(half: Sweep) -> None
     other = Machine(host="node-1", cpu_share=0.5, gpus=(replace(hot, utilisation=0.99), cool))
     signs = [(first, sign_of_life(first, machine=one)), (second, sign_of_life(second, machine=other))]
     apart = replace(sign_of_life(first, machine=one), others=(Machine(host="node-2", gpus=(gpu(4, uuid="x"),)),))
-    near, far = nodes_of([whole], [(first, apart)])  # an experiment of two workers
+    near, far = node_uses([whole], [(first, apart)])  # an experiment of two workers
     assert (near.running, far.running, far.machine.host) == (1, 1, "node-2")
     assert [holder.experiments for holder in far.gpus] == [(first,)]
-    (node,) = nodes_of([whole], signs)
+    (node,) = node_uses([whole], signs)
     assert node.machine.driver == "570.1" and node.machine.cpu_share == 0.5 and node.running == 2
     assert [holder.experiments for holder in node.gpus] == [(second,), (first,), (first, second), ()]
-    lines = [line for line in draw(scene_of(half, nodes=(node,), fit=None), 160, 40) if "GPU" in line.plain]
+    lines = [line for line in draw(state_of(half, nodes=(node,), fit=None), 160, 40) if "GPU" in line.plain]
     assert lines.pop().plain.rstrip() == "GPU 3 H200  idle"  # what was read of it is of another time
     assert "99 %" in lines[2].plain and "135/141 GiB" in lines[2].plain and "500/700 W" in lines[2].plain
 
@@ -183,14 +183,14 @@ def test_devices_have_their_holders_and_the_colours_of_heat(half: Sweep) -> None
     assert machine_lines([whole]) == ["node-1: 4 x H200 (141 GiB), driver 570.1, CUDA 12.8, NCCL 2.26.2"]
 
 
-def nodes_with(machines: list[Machine]) -> tuple[Node, ...]:
-    return tuple(Node(machine=m, gpus=tuple(Holder(gpu=g) for g in m.gpus)) for m in machines)
+def nodes_with(machines: list[Machine]) -> tuple[NodeUse, ...]:
+    return tuple(NodeUse(machine=m, gpus=tuple(GpuUse(gpu=g) for g in m.gpus)) for m in machines)
 
 
 def test_64_gpus_are_8_lines(half: Sweep) -> None:
     """Made-up readings: no real ones of so many GPUs are at hand."""
     nodes = nodes_with([Machine(host=f"n{i}", gpus=tuple(gpu(k) for k in range(8))) for i in range(8)])
-    lines = [line.plain for line in draw(scene_of(half, nodes=nodes, fit=None), 100, 40) if "H200" in line.plain]
+    lines = [line.plain for line in draw(state_of(half, nodes=nodes, fit=None), 100, 40) if "H200" in line.plain]
     assert len(lines) == 8
     assert lines[0] == "n0 ▅▅▅▅▅▅▅▅  8 x H200  50 %  memory max 50 %  max 60 °C  4.0 kW  0 running"
 
@@ -257,7 +257,7 @@ def test_a_view_that_fails_goes_on_in_plain_lines(copy: Sweep, monkeypatch: pyte
     with watcher.following():
         make_sweep(copy.paths.root, spec, reference_parts(spec), only=3)
     shown = out.getvalue()
-    assert shown.count("the live view failed (ZeroDivisionError: no room); plain lines from here on") == 1
+    assert shown.count("the live view failed (ZeroDivisionError: no room); training goes on, shown as plain lines") == 1
     assert "[ 3/21] C 1e5" in shown and "Traceback" not in shown
 
 
@@ -265,7 +265,7 @@ def test_a_log_has_lines_and_no_escape_codes(copy: Sweep, monkeypatch: pytest.Mo
     out = io.StringIO()
     view = console_for("", copy.paths, copy.spec, out)  # no terminal
     assert type(view) is PlainConsole and view.every >= 60
-    view.question(copy.spec, copy.plan)
+    view.header(copy.spec, copy.plan)
     watcher = watched(copy, view)
     Ledger(copy.paths).record_cluster(Cluster(slots=2, machines=(Machine(host="n", cpu="EPYC", cpus=2),)))
     watcher.on_cluster()
@@ -280,7 +280,7 @@ def test_a_log_has_lines_and_no_escape_codes(copy: Sweep, monkeypatch: pytest.Mo
     assert lines[0].startswith("model: tests.parts:TruncatedRegression, N 8 to 272, features 8 to 272, 1 Linear")
     assert lines[1].startswith("data: tests.parts:power_law_regression, ") and "a token is one sample" in lines[1]
     assert lines[2].startswith("training: batch 4 samples, fp32, sgd, lr 0.04, wsd with 20 % decay")
-    assert "cluster: 2 at a time" in lines and "  n: 2 cores of EPYC" in lines
+    assert "cluster: 2 experiments at a time" in lines and "  n: 2 cores of EPYC" in lines
     assert sum(line.startswith(("[ 3/21]", "[ 4/21]")) for line in lines) == 2
     assert not any("need hear" in line for line in lines)
 
@@ -293,7 +293,7 @@ def test_json_lines_are_objects_and_quiet_is_quiet(copy: Sweep) -> None:
         "json": JsonConsole(out := io.StringIO()),
         "quiet": QuietConsole(quiet := io.StringIO()),
     }.items():
-        view.question(copy.spec, copy.plan)
+        view.header(copy.spec, copy.plan)
         view.plan(copy.plan, 2)
         view.cluster(Cluster(slots=2))
         view.outcome(copy.results[0], 1, 21)
@@ -332,7 +332,7 @@ def test_who_gets_which_view(half: Sweep, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setenv("TERM", "xterm-256color")
     kinds = {
-        wish: type(console_for(wish, half.paths, half.spec, Terminal())) for wish in ("", "plain", "quiet", "json")
+        style: type(console_for(style, half.paths, half.spec, Terminal())) for style in ("", "plain", "quiet", "json")
     }
     assert kinds == {"": LiveConsole, "plain": PlainConsole, "quiet": QuietConsole, "json": JsonConsole}
     monkeypatch.setenv("TERM", "dumb")
@@ -342,7 +342,7 @@ def test_who_gets_which_view(half: Sweep, monkeypatch: pytest.MonkeyPatch) -> No
 def test_without_colour_there_are_none(half: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     console, out = terminal()
-    console.print(*draw(scene_of(half), 100, 30))
+    console.print(*draw(state_of(half), 100, 30))
     assert "\x1b[3" not in out.getvalue() and "known" in out.getvalue()
 
 
@@ -353,7 +353,7 @@ def test_status_watch_follows_a_directory_to_its_end(copy: Sweep, capsys: pytest
     assert call("status", copy.paths.root, "--watch") == 0
     work.join()
     shown = capsys.readouterr().out
-    assert "are recorded and will not run again" in shown and "[21/21]" in shown
+    assert "are completed already and will not run again" in shown and "[21/21]" in shown
     assert shown.splitlines()[-1] == "experiments: 21 completed of 21"
     assert open_sweep(copy.paths.root).complete
 
@@ -373,7 +373,7 @@ def test_the_question_names_layers_and_tables() -> None:
         budgets=[1e6, 4e6],
     )
     plan = planned(spec, user_parts_of(spec, model=Bigram, train=text()))
-    model = question_lines(spec, plan)[0]
+    model = header_lines(spec, plan)[0]
     assert "width 4 to 16" in model and "tables up to " in model and " x 16" in model
     assert asdict(plan.measurements.sizes[0])["modules"]
 

@@ -213,7 +213,7 @@ def test_a_status_of_all_states(copy: Sweep) -> None:
         "1 completed, 1 diverged, 1 out of memory, 1 stalled, 1 failed (user), 1 failed (infrastructure), 1 running, "
         "1 waiting for its parent, 1 planned of 9",
         "size 4: 25 % on node7 (process 42), since 2001-09-",
-        ", start 2",
+        ", attempt 2",
         "retries: 6 after a worker or node died",
         "writer: none",
     ):

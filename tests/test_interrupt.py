@@ -87,7 +87,7 @@ def test_a_signal_while_it_plans_is_exit_4_too(number: signal.Signals, tmp_path:
         run.send_signal(number)
         said = run.stdout.read().splitlines()
         assert run.wait(20) == 4, run.stderr.read()
-    assert said[0] == f"interrupted: stopped by {number.name}"
+    assert said[0] == f"stopped by {number.name}"
     assert said[-1].endswith(f"--output {project}/runs/tiny")
     assert not (project / "runs").exists()
 

@@ -281,6 +281,6 @@ def test_status_says_what_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     finished, begun = sweep.plan.experiments[0].key, sweep.plan.experiments[5].key
     for key in (finished, begun):
         CheckpointStore(sweep.paths.checkpoints(key).directory, key=key).save({"step": 1}, 1)
-    assert "checkpoints: 1 of the others can go on from where they were" in status_text(sweep)
+    assert "checkpoints: 1 unfinished experiments resume from one" in status_text(sweep)
     sweep.paths.checkpoints(begun).note(1).unlink()  # it was being written when its writer ended
     assert "checkpoints" not in status_text(sweep)

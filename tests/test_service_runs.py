@@ -175,7 +175,7 @@ def test_a_sweep_of_somebody_else_is_shown_and_not_touched(runs: Runs, tmp_path:
             runs.stop("mine")
         with pytest.raises(Refusal, match="it was not started here"):
             runs.go_on("mine", More(), RunLimits())
-    with pytest.raises(Refusal, match="was run by a program"):
+    with pytest.raises(Refusal, match="was run from Python"):
         runs.go_on("mine", More(), RunLimits())
     with pytest.raises(Refusal, match="no such sweep"):
         runs.go_on("nothing", More(), RunLimits())
@@ -219,7 +219,7 @@ def test_serve_refuses_what_cannot_be(tmp_path: Path, code: Path, capsys: pytest
         assert call("serve", "--code", tmp_path / "nothing") == 2
     finally:
         assert service.end() == 0
-    assert service.log.read_text().splitlines()[-1] == "ended; sweeps go on"
+    assert service.log.read_text().splitlines()[-1] == "server ended; sweeps keep running"
 
 
 @pytest.mark.ray

@@ -54,7 +54,7 @@ def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tm
     before = recorded(root)
     together = Driver(spec, root, *TOGETHER, pause=0)
     assert together.wait(200) == 0, together.said
-    assert "cluster: 1 at a time" in together.said
+    assert "cluster: 1 experiments at a time" in together.said
     one, two = open_sweep(tmp_path / "alone"), open_sweep(root)
     losses = {r.key: r.loss for r in one.results}
     assert {r.key for r in two.results} == set(losses) and not two.failures and two.num_deaths == 1

@@ -1,4 +1,4 @@
-"""The command line: parses, prints, and ends with the exit code. Heavy imports happen inside the commands."""
+"""Command line: parses, prints, and exits with the exit code. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED, FlopsFitError
 
 
 def enter(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -> NoReturn:
-    """`main` as a process of its own, that ends when its work does.
+    """Run `main` and end the process at once, without the interpreter's teardown.
 
-    To take torch and Ray apart piece by piece costs the interpreter 1 to 2 s after the last word, and a thread of Tune
-    that has been left behind could start Ray once more.
+    Tearing down torch and Ray takes 1 to 2 s, in which a thread left behind by Tune could start Ray again.
     """
     try:
         main(args, prog_name)
@@ -30,7 +29,7 @@ def enter(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -
 
 
 def main(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -> NoReturn:
-    """Run a command and leave with its exit code: 0 done, 1 failures, 2 wrong input, 4 interrupted and resumable."""
+    """Run a command and exit with its code: 0 done, 1 failures, 2 wrong input, 4 interrupted and resumable."""
     try:
         code = commands.main(args=args, prog_name=prog_name, standalone_mode=False)
     except click.ClickException as e:
@@ -40,7 +39,7 @@ def main(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") ->
         click.echo(f"error: {e}", err=True)
         code = e.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; the same command goes on", err=True)
+        click.echo("interrupted; the same command resumes", err=True)
         code = EXIT_INTERRUPTED
     sys.exit(code if isinstance(code, int) else EXIT_DONE)
 
@@ -48,13 +47,13 @@ def main(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") ->
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="flops-fit-ray")
 def commands() -> None:
-    """For C FLOPs: how big a model, on how much data, and how sure are you?
+    """Find the compute-optimal model size N and tokens D for C FLOPs by an IsoFLOP sweep on Ray Tune.
 
-    Exit codes: 0 all done and counted, 1 finished with failed experiments or a fit that could not be made, 2 the input
-    is wrong, 4 interrupted and resumable.
+    Exit codes: 0 all done, 1 finished with failed experiments or without a fit, 2 wrong input, 4 interrupted and
+    resumable.
 
-    Commands that read a sweep take the output of sweep.yaml in this directory, else of the built-in demo, where no
-    DIRECTORY is given.
+    Without DIRECTORY, commands that read a sweep take the output of sweep.yaml in this directory, else of the built-in
+    demo.
     """
 
 

@@ -1,4 +1,4 @@
-"""Commands that make and follow a sweep: init, plan, check, run, extend, status."""
+"""Commands that create, run and follow a sweep: init, plan, check, run, extend, status."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flops_fit_ray.cli.common import (
     DEMO_FILES,
     SPEC_NAME,
     StoragePathType,
+    address_option,
     base_of,
     code_option,
     command_line,
@@ -24,8 +25,10 @@ from flops_fit_ray.cli.common import (
     extend_line,
     json_option,
     limit_options,
-    look_options,
+    new_option,
     open_directory,
+    output_option,
+    output_options,
     read_resolved,
     request_for,
     resolve_output,
@@ -39,25 +42,27 @@ from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.run_limits import RunLimits
 
 if TYPE_CHECKING:
-    from flops_fit_ray.console.choice import Wish
+    from flops_fit_ray.console.select import OutputStyle
     from flops_fit_ray.sweep.directory import Sweep
 
-WATCH_SECONDS, REMOTE_WATCH_SECONDS = 2.0, 30.0  # between two looks at whether the plan has grown
+WATCH_SECONDS, REMOTE_WATCH_SECONDS = 2.0, 30.0  # between two reads of the plan
 
 
 @click.command()
 @click.argument("directory", default=".", type=click.Path(path_type=Path))
 def init(directory: Path) -> None:
-    """Write a commented starter (sweep.yaml, model.py, data.py) that runs as it is."""
+    """Write a commented example (sweep.yaml, model.py, data.py) that runs as it is."""
     present = [name for name in DEMO_FILES if (directory / name).exists()]
     if present:
-        raise click.UsageError(f"{directory} has {', '.join(present)} already; nothing was written")
+        raise click.UsageError(
+            f"{directory} has {', '.join(present)} already; nothing was written: give another directory"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name in DEMO_FILES:
             (directory / name).write_bytes((demo_directory() / name).read_bytes())
     except OSError as e:
-        raise click.UsageError(f"{directory}: cannot be written: {e.strerror}") from e
+        raise click.UsageError(f"{directory}: cannot be written: {e.strerror}; give another directory") from e
     click.echo(f"wrote {', '.join(str(directory / name) for name in DEMO_FILES)}")
     click.echo(f"next: flops-fit-ray plan {directory / SPEC_NAME}, then flops-fit-ray run {directory / SPEC_NAME}")
 
@@ -65,16 +70,37 @@ def init(directory: Path) -> None:
 @click.command()
 @spec_argument
 @set_option
-@click.option("--output", type=StoragePathType(), help="The sweep directory, where `check` left its rates.")
-@code_option
-@click.option("--slots", type=click.IntRange(min=1), help="Experiments side by side [default: those that check saw].")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="FLOP/s of one slot, instead of check's.")
-@click.option("--price", type=click.FloatRange(min=0, min_open=True), help="Money per hour of one slot.")
-@click.option("--simulate", is_flag=True, help="Run the planner and the fit on a known surface, in simulated time.")
-@click.option("--surface", default="hoffmann", help="hoffmann, besiroglu, lopsided, or E,A,B,alpha,beta. [--simulate]")
-@click.option("--noise", default=0.005, type=click.FloatRange(min=0), help="Of a loss, in nats. [--simulate]")
 @click.option(
-    "--sweeps", default=20, type=click.IntRange(min=1), help="How many, each with its own noise. [--simulate]"
+    "--output",
+    type=StoragePathType(),
+    help="Sweep directory with the rates that `check` measured [default: runs/NAME beside SPEC].",
+)
+@code_option
+@click.option("--slots", type=click.IntRange(min=1), help="Experiments at a time [default: as found by check].")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="FLOP/s of one slot [default: as measured by check]."
+)
+@click.option("--price", type=click.FloatRange(min=0, min_open=True), help="Price of one slot for one hour.")
+@click.option("--simulate", is_flag=True, help="Simulate the whole sweep on a known loss surface, fit included.")
+@click.option(
+    "--surface",
+    default="hoffmann",
+    show_default=True,
+    help="With --simulate: hoffmann, besiroglu, lopsided, or E,A,B,alpha,beta.",
+)
+@click.option(
+    "--noise",
+    default=0.005,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="With --simulate: standard deviation of a loss, in nats.",
+)
+@click.option(
+    "--sweeps",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="With --simulate: number of sweeps, each with its own noise.",
 )
 @json_option
 def plan(
@@ -91,9 +117,9 @@ def plan(
     sweeps: int,
     as_json: bool,
 ) -> None:
-    """Show every experiment with its N, D, steps and FLOPs, and the price of the sweep. Nothing is run or written.
+    """Show every experiment with its N, D, steps and FLOPs, and the price of the sweep. Trains and writes nothing.
 
-    After `check`, or with --rate, the price has hours, money and the end on so many slots.
+    The price includes hours after `check` or with --rate, and money with --price.
     """
     from flops_fit_ray.console.plan_text import plan_text, simulation_text
     from flops_fit_ray.pipeline import plan_request, recorded_rates
@@ -120,9 +146,13 @@ def plan(
 @click.command()
 @spec_argument
 @set_option
-@click.option("--output", type=StoragePathType(), help="The sweep directory [default: runs/NAME beside SPEC].")
-@click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
-@click.option("--slots", type=click.IntRange(min=1), help="On a cluster that grows: how far it will.")
+@output_option
+@address_option
+@click.option(
+    "--slots",
+    type=click.IntRange(min=1),
+    help="Experiments to plan for on an autoscaling cluster [default: as many as fit now].",
+)
 @code_option
 @json_option
 def check(
@@ -134,9 +164,9 @@ def check(
     code: Path | None,
     as_json: bool,
 ) -> int:
-    """Try the smallest and the biggest model on a real worker: ten answers, PASS, WARN or FAIL.
+    """Check the smallest and the largest model on a real worker: ten checks, each PASS, WARN or FAIL.
 
-    The speed is kept in the sweep directory (rates.json), where `plan` finds it. Exit code 1 if an answer is FAIL.
+    The measured speed is kept in the sweep directory (rates.json), where `plan` reads it. Exit code 1 on any FAIL.
     """
     from flops_fit_ray.pipeline import check as check_request
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
@@ -154,13 +184,13 @@ def check(
 
 @click.command()
 @spec_argument
-@click.option("--output", type=StoragePathType(), help="The sweep directory [default: runs/NAME beside SPEC].")
+@output_option
 @set_option
 @code_option
 @limit_options
-@click.option("--new", is_flag=True, help="Where the spec has changed, train completed experiments anew; the old stay.")
-@click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
-@look_options
+@new_option
+@address_option
+@output_options
 @json_option
 def run(
     spec: Path | None,
@@ -172,13 +202,13 @@ def run(
     slots: int | None,
     new: bool,
     address: str | None,
-    look: Wish | None,
+    style: OutputStyle | None,
     as_json: bool,
 ) -> int:
-    """Run a sweep and write its report; run again to go on after any interruption.
+    """Run a sweep and write its report. The same command resumes it after any interruption.
 
-    Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP save what runs and end with exit code 4; the last line is the command that
-    goes on.
+    On Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP running experiments are checkpointed and the exit code is 4; the last line
+    printed is the command that resumes the sweep.
 
     Without SPEC: sweep.yaml of this directory, else the built-in demo.
     """
@@ -197,18 +227,33 @@ def run(
         limits=limits,
         new=new,
     )
-    return run_request(request, as_json=as_json, look=look or "")
+    return run_request(request, as_json=as_json, style=style or "")
 
 
 @click.command()
 @directory_argument
-@click.option("--budget", "budgets", multiple=True, type=float, help="A further C in FLOPs; may be repeated.")
-@click.option("--size", "sizes", multiple=True, type=int, help="A further size; with --budget, of that budget.")
-@click.option("--seeds", type=click.IntRange(min=0, max=20), help="Further seeds near the two smallest minima.")
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    type=float,
+    metavar="FLOPS",
+    help="Budget C to add, in FLOPs; may be repeated.",
+)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    type=int,
+    help="Size to add; with --budget, to the new budgets only; may be repeated.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=0, max=20), help="Number of repeated seeds near the two smallest minima."
+)
 @code_option
 @limit_options
-@click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
-@look_options
+@address_option
+@output_options
 @json_option
 def extend(
     directory: StoragePath | None,
@@ -220,12 +265,12 @@ def extend(
     at_most: float | None,
     slots: int | None,
     address: str | None,
-    look: Wish | None,
+    style: OutputStyle | None,
     as_json: bool,
 ) -> int:
-    """Add budgets, sizes or seeds to a sweep: only what is new is run, and trunks are gone on from.
+    """Add budgets, sizes or seeds to a sweep. Only new experiments are trained, and existing trunks are reused.
 
-    Without anything to add it goes on with the sweep as it is in its directory.
+    Without additions it resumes the sweep in its directory.
     """
     from flops_fit_ray.sweep.extend import extend_spec
 
@@ -233,33 +278,35 @@ def extend(
     root = sweep.paths.root
     if sweep.base is None:
         raise click.UsageError(
-            f"{root} was run by a program: call find_optimal(...) again with more budgets and the same output_dir"
+            f"{root} was run from Python: call find_optimal(...) again with more budgets and the same output_dir"
         )
     wider = extend_spec(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds)
     base = sweep.base if code is None else code.absolute()
-    if not base.is_dir():  # a job's, or on another machine
+    if not base.is_dir():  # run by a job, or on another machine
         base = Path.cwd()
-        click.echo(f"{sweep.base} is not here: the model and data are looked for in {base}", err=as_json)
+        click.echo(
+            f"{sweep.base} does not exist here: loading model and data from {base} (--code names another)", err=as_json
+        )
     limits = RunLimits(until, at_most, slots)
     command = extend_line(root, base, limits)
     source = str(sweep.paths.spec)
     request = request_for(wider, base, root, source=source, command=command, address=address, limits=limits)
-    return run_request(request, as_json=as_json, look=look or "")
+    return run_request(request, as_json=as_json, style=style or "")
 
 
 @click.command()
 @directory_argument
-@click.option("--watch", is_flag=True, help="Go on showing it, as `run` does, until the sweep is done or Ctrl-C.")
-@look_options
+@click.option("--watch", is_flag=True, help="Follow the sweep, as `run` shows it, until it is done or Ctrl-C.")
+@output_options
 @json_option
-def status(directory: StoragePath | None, watch: bool, look: Wish | None, as_json: bool) -> None:
-    """Show how far a sweep is, from its files alone: from any terminal and any machine that sees them."""
+def status(directory: StoragePath | None, watch: bool, style: OutputStyle | None, as_json: bool) -> None:
+    """Show the progress of a sweep from its files, on any machine that can read them."""
     from flops_fit_ray.console.plain import status_text
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
     sweep = open_directory(directory)
     if watch:
-        _watch(sweep, look or "")
+        _watch(sweep, style or "")
         return
     if as_json:
         content = {
@@ -282,19 +329,19 @@ def status(directory: StoragePath | None, watch: bool, look: Wish | None, as_jso
     click.echo(status_text(sweep))
 
 
-def _watch(sweep: Sweep, look: Wish) -> None:
-    """Follow a directory. Whoever runs the sweep does not know of it."""
-    from flops_fit_ray.console.choice import console_for
+def _watch(sweep: Sweep, style: OutputStyle) -> None:
+    """Follow a sweep directory; its files are only read."""
     from flops_fit_ray.console.plain import counts_text
+    from flops_fit_ray.console.select import console_for
     from flops_fit_ray.ledger import Ledger
     from flops_fit_ray.ledger.watch import Watcher
     from flops_fit_ray.storage.storage_path import is_remote
     from flops_fit_ray.sweep.directory import open_sweep
 
-    console = console_for(look, sweep.paths, sweep.spec, sys.stdout)
+    console = console_for(style, sweep.paths, sweep.spec, sys.stdout)
     watcher = Watcher(console)
     watcher.take(Ledger(sweep.paths))
-    console.question(sweep.spec, sweep.plan)
+    console.header(sweep.spec, sweep.plan)
     watcher.on_plan(sweep.plan)
     watcher.on_cluster()
     seen = zlib.crc32(sweep.paths.plan.read_bytes())

@@ -1,4 +1,4 @@
-"""Commands that try the tool itself: selftest."""
+"""Command that tests the installation: selftest."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 
 import click
 
-from flops_fit_ray.cli.common import json_option
+from flops_fit_ray.cli.common import address_option, json_option
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
 
 
 @click.command()
-@click.option("--address", help="An existing Ray cluster, e.g. auto [default: RAY_ADDRESS, else a local one].")
+@address_option
 @json_option
 def selftest(address: str | None, as_json: bool) -> int:
-    """Run two small sweeps whose exponents are known, through Ray, and compare. Exit code 1 if one is missed."""
+    """Test the installation: run two small sweeps with known exponents through Ray. Exit code 1 if a fit is off."""
     from flops_fit_ray.selftest.cases import run_cases
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
 

@@ -1,4 +1,4 @@
-"""The command that serves sweeps over HTTP: serve."""
+"""Command that serves sweeps over HTTP: serve."""
 
 from __future__ import annotations
 
@@ -16,30 +16,39 @@ from flops_fit_ray.errors import DirectoryError, ResourceError
     type=click.Path(path_type=Path, file_okay=False),
     default="runs",
     show_default=True,
-    help="Where the sweep directories are.",
+    help="Directory of the sweep directories.",
 )
 @click.option(
     "--code",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     multiple=True,
-    help="A directory whose code specs may name; may be repeated. Without one nothing can be started.",
+    help="Directory of Python code that specs may load; may be repeated. Without one no sweep can be started.",
 )
 @click.option(
-    "--address", help="Start sweeps as jobs of the Ray cluster with this dashboard [default: as processes here]."
+    "--address", help="URL of a Ray dashboard, to run sweeps as jobs there [default: run as processes on this machine]."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; anything else is on your head.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8400, show_default=True)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; any other than loopback exposes the token and the sweeps without TLS.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=8400, show_default=True, help="Port to listen on.")
 @click.option(
     "--name",
     "names",
     multiple=True,
     metavar="HOST[:PORT]",
-    help="A name that browsers reach it by, as through a proxy.",
+    help="Further host name accepted in requests, e.g. that of a reverse proxy; may be repeated.",
 )
 @click.option(
-    "--at-once", type=click.IntRange(min=1), default=1, show_default=True, help="Sweeps side by side; more wait."
+    "--at-once",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Sweeps that run at a time; further ones are queued.",
 )
-@click.option("--queue", type=click.IntRange(min=0), default=20, show_default=True, help="How many may wait.")
+@click.option("--queue", type=click.IntRange(min=0), default=20, show_default=True, help="Maximum length of the queue.")
 def serve(
     root: Path,
     code: tuple[Path, ...],
@@ -50,9 +59,9 @@ def serve(
     at_once: int,
     queue: int,
 ) -> None:
-    """Serve sweeps over HTTP: a page for people, /api/v1 for programs. Ctrl-C ends it; sweeps go on.
+    """Serve sweeps over HTTP: web pages, and a REST API at /api/v1. Ctrl-C ends the server; sweeps keep running.
 
-    Whoever asks shows the token in ROOT/.service/token. It runs the code of --code, and none besides.
+    Every request needs the token in ROOT/.service/token. Only code in the --code directories is run.
     """
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
@@ -71,4 +80,4 @@ def serve(
     try:
         run(settings, click.echo)
     except KeyboardInterrupt:
-        click.echo("ended; sweeps go on")
+        click.echo("server ended; sweeps keep running")

@@ -1,4 +1,4 @@
-"""Commands for clusters: submit."""
+"""Command for Ray clusters: submit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from flops_fit_ray.cli.common import (
-    door,
+    entry_point,
     json_option,
     limit_options,
+    new_option,
     read_resolved,
     resolve_spec,
     run_options,
@@ -29,17 +30,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @spec_argument
-@click.option("--address", help="The dashboard [default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265].")
-@click.option("--output", metavar="DIRECTORY", help="A path that every node sees, or s3://... [default: the spec's].")
 @click.option(
-    "--working-dir",
-    type=click.Path(path_type=Path),
-    help="What is sent to the cluster [default: the directory of SPEC].",
+    "--address", help="URL of the Ray dashboard [default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265]."
+)
+@click.option(
+    "--output",
+    metavar="DIRECTORY",
+    help="Sweep directory: a path shared by all nodes, or s3://... [default: output of SPEC].",
+)
+@click.option(
+    "--working-dir", type=click.Path(path_type=Path), help="Directory uploaded to the cluster [default: that of SPEC]."
 )
 @set_option
 @limit_options
-@click.option("--new", is_flag=True, help="Where the spec has changed, train completed experiments anew; the old stay.")
-@click.option("--follow", is_flag=True, help="Show what the job says until it ends, and end with its exit code.")
+@new_option
+@click.option("--follow", is_flag=True, help="Print the job's log until it ends, and exit with its exit code.")
 @json_option
 def submit(
     spec: Path | None,
@@ -54,9 +59,10 @@ def submit(
     follow: bool,
     as_json: bool,
 ) -> int:
-    """Run a sweep as a job of a Ray cluster; submit again to go on after any interruption.
+    """Run a sweep as a job of a Ray cluster. Submitting again resumes it after any interruption.
 
-    The directory of SPEC travels to every node (code, not data: at most 100 MB). flops_fit_ray is installed there.
+    The directory of SPEC is uploaded to every node (code, not data: at most 100 MB). flops_fit_ray must be installed
+    there.
     """
     from flops_fit_ray.engine.jobs import Jobs, Submission, words_for
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
@@ -69,14 +75,14 @@ def submit(
     words = words_for(path, sent, [*options, *(["--new"] if new else [])])
     jobs = Jobs(address)
     place = [] if working_dir is None else ["--working-dir", str(sent)]
-    again = shlex.join([*door(), "submit", str(path), "--address", jobs.address, *options, *place])
+    again = shlex.join([*entry_point(), "submit", str(path), "--address", jobs.address, *options, *place])
     job_id = jobs.submit(Submission(name=resolved.name, working_dir=sent, words=words, again=again))
     status = jobs.begun(job_id)
     if as_json:
         content = {"job_id": job_id, "job_status": status, "address": jobs.address, "output": str(root)}
         click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **content}))
     else:
-        click.echo(_words(job_id, status, jobs.address, root, again))
+        click.echo(_job_text(job_id, status, jobs.address, root, again))
     if follow:
         return _follow(jobs, job_id, err=as_json)
     if status == "FAILED":
@@ -85,25 +91,25 @@ def submit(
 
 
 def _output(given: str | None, source: str) -> StoragePath:
-    """Where the sweep goes, as every node of the cluster names it."""
+    """Return the sweep directory, which must have the same name on every node of the cluster."""
     if given is None:
-        fault = "output: is missing; a job needs --output, a path that every node of the cluster sees, or s3://..."
+        fault = "output: is missing; give --output, a path shared by all nodes of the cluster, or s3://..."
         raise SpecError(source, [fault])
     if "://" not in given and not given.startswith("/"):
-        fault = f"output: {given!r} is relative, and would be lost with the job's temporary directory; give "
-        raise SpecError(source, [fault + "an absolute path that every node of the cluster sees, or s3://..."])
+        fault = f"output: {given!r} is relative, and would be deleted with the job's temporary directory; give "
+        raise SpecError(source, [fault + "an absolute path shared by all nodes of the cluster, or s3://..."])
     return storage_path(given)
 
 
-def _words(job_id: str, status: str, address: str, root: StoragePath, again: str) -> str:
+def _job_text(job_id: str, status: str, address: str, root: StoragePath, again: str) -> str:
     report = root / "report.html"
     copy = "aws s3 cp or the like" if is_remote(root) else "ray rsync-down CLUSTER.yaml, scp or kubectl cp"
     lines = [
         f"job {job_id}: {status.lower()}",
         f"follow: ray job logs --follow --address {address} {job_id}",
-        f"status: flops-fit-ray status {shlex.quote(str(root))} (where that can be seen)",
+        f"status: flops-fit-ray status {shlex.quote(str(root))} (on a machine that sees it)",
         f"stop:   ray job stop --address {address} {job_id}",
-        f"go on:  {again}",
+        f"resume: {again}",
         f"report: {report} (fetch it with {copy})",
     ]
     return "\n".join(lines)
@@ -113,5 +119,5 @@ def _follow(jobs: Jobs, job_id: str, *, err: bool) -> int:
     try:
         return jobs.follow(job_id, lambda part: click.echo(part, nl=False, err=err))
     except KeyboardInterrupt:
-        click.echo(f"\nnot followed any more; job {job_id} goes on", err=True)
+        click.echo(f"\nstopped following; job {job_id} is still running", err=True)
         return EXIT_DONE

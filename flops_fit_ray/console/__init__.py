@@ -1,1 +1,1 @@
-"""What a person reads in a terminal or a log. Words only: nothing is decided or computed here."""
+"""Text for terminals and logs. Nothing is decided or computed here."""

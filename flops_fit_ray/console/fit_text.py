@@ -1,4 +1,4 @@
-"""What a fit says, as text for a terminal or a log."""
+"""Fits, predictions and comparisons as text for a terminal or a log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flops_fit_ray.analysis import (
 )
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.recommend import Recommendation
-from flops_fit_ray.sweep.validity import CardItem
+from flops_fit_ray.sweep.validity import CardItem, CardVerdict
 from flops_fit_ray.tables import Table
 
 MAX_VALLEYS = 40  # lines
@@ -28,14 +28,14 @@ MAX_HOLD_OUTS = 10
 
 
 def table_text(table: Table) -> str:
-    """How a table was read."""
+    """Return the columns, the number of rows and the warnings of a table of runs."""
     columns = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in table.columns.items())
     lines = [f"{table.path}: {len(table.points)} of {table.rows} rows; {columns}"]
     return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in table.flags), ""])
 
 
 def analysis_text(analysis: Analysis) -> str:
-    """Everything: the fit, the answer, how the methods agree, the panel, the hold-outs."""
+    """Return the whole analysis: fit, methods, predictions, sensitivity panel, doubts, hold-outs."""
     fit = analysis.fit
     blocks = ["\n".join([fit_text(fit), *(f"note: {flag}" for flag in fit.warnings if flag.severity == "info")])]
     if sum(method.params_opt is not None for method in fit.methods.values()) > 1:
@@ -43,14 +43,14 @@ def analysis_text(analysis: Analysis) -> str:
     blocks += [prediction_text(p, fit.options.confidence) for p in analysis.predictions]
     if analysis.sensitivity is not None:
         blocks.append(panel_text(analysis.sensitivity))
-    said = [f"{_label(flag.severity)}: {flag}" for flag in (analysis.verdict, analysis.bias) if flag is not None]
-    blocks.append("\n".join(said))
+    doubts = [f"{_label(flag.severity)}: {flag}" for flag in (analysis.verdict, analysis.bias) if flag is not None]
+    blocks.append("\n".join(doubts))
     blocks.append(hold_out_text(analysis))
     return "\n\n".join(block for block in blocks if block)
 
 
 def fit_text(fit: SweepFit) -> str:
-    """Valleys, laws and warnings; notes are for those who ask for the whole analysis."""
+    """Return valleys, laws and warnings; notes are only in `analysis_text`."""
     rows = []
     shown = [(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True) if fit.points.labelled or len(v.loss) > 2]
     for valley, intervals in shown[:MAX_VALLEYS]:
@@ -83,7 +83,7 @@ def fit_text(fit: SweepFit) -> str:
 
 
 def methods_text(analysis: Analysis) -> str:
-    """One line per method."""
+    """Return a table of the methods, one line each, and the Huber surface."""
     fit, target = analysis.fit, analysis.target
     assert target is not None
     rows = []
@@ -115,7 +115,7 @@ def methods_text(analysis: Analysis) -> str:
 
 
 def panel_text(panel: Sensitivity) -> str:
-    """The sensitivity panel as a table, and its sentence."""
+    """Return the sensitivity panel as a table, and its sentence."""
     base = panel.rows[0].params
     assert base is not None
     rows = []
@@ -133,32 +133,32 @@ def panel_text(panel: Sensitivity) -> str:
 
 
 def hold_out_text(analysis: Analysis) -> str:
-    """How far off the lower budgets would have been."""
+    """Return the error of each top budget's N_opt as predicted from the budgets below it."""
     lines = [
         f"  C = {fmt.flops(one.budget)} from the {one.fitted} below ({one.extrapolation:.3g}x beyond): "
-        f"N_opt {fmt.count(one.predicted)} predicted, {fmt.count(one.observed)} found, off by x{one.factor:.3g}"
+        f"N_opt {fmt.count(one.predicted)} predicted, {fmt.count(one.observed)} observed, off by x{one.factor:.3g}"
         for one in analysis.top_hold_outs[-MAX_HOLD_OUTS:]
     ]
     if analysis.loss_hold_out is not None:
         h = analysis.loss_hold_out
         lines.append(
-            f"  losses of the top {h.points} runs, by the surface of the rest: {h.rms:.4f} rms, bias {h.bias:+.4f}"
+            f"  losses of the top {h.points} runs, predicted by a surface through the others: {h.rms:.4f} rms, "
+            f"bias {h.bias:+.4f}"
         )
     return "\n".join(["hold-out:", *lines]) if lines else ""
 
 
 def card_text(card: Sequence[CardItem]) -> str:
-    """What the validity card says against the sweep, and how many questions it passes."""
-    counts = Counter(line.verdict for line in card)
-    said = ", ".join(
-        f"{counts[verdict]} {verdict}" for verdict in ("PASS", "WARN", "FAIL", "UNKNOWN") if counts[verdict]
-    )
-    lines = [f"  {line.verdict}  {line.item}: {line.words}" for line in card if line.verdict in ("WARN", "FAIL")]
-    return "\n".join([f"validity: {said}", *lines])
+    """Return the validity card's count of verdicts, and its warnings and failures."""
+    counts = Counter(item.verdict for item in card)
+    verdicts: tuple[CardVerdict, ...] = ("PASS", "WARN", "FAIL", "UNKNOWN")
+    totals = ", ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts if counts[verdict])
+    lines = [f"  {item.verdict}  {item.item}: {item.words}" for item in card if item.verdict in ("WARN", "FAIL")]
+    return "\n".join([f"validity: {totals}", *lines])
 
 
 def prediction_text(prediction: Prediction, confidence: float) -> str:
-    """The answer at one budget."""
+    """Return N, D and L at one budget with their intervals."""
     loss = f"{prediction.loss:.4f}"
     if prediction.loss_interval is not None:
         loss += f"  [{prediction.loss_interval.low:.4f}, {prediction.loss_interval.high:.4f}]"
@@ -178,7 +178,7 @@ def prediction_text(prediction: Prediction, confidence: float) -> str:
 
 
 def recommendation_text(advice: Recommendation) -> str:
-    """The run to make."""
+    """Return the recommended training run."""
     size = f"{advice.size_param or 'size'} = {advice.size}, " if advice.size is not None else ""
     lines = [
         f"run: {size}N = {fmt.count(advice.params)}, D = {fmt.count(advice.tokens)}, {advice.steps:,} steps of "
@@ -192,7 +192,7 @@ def recommendation_text(advice: Recommendation) -> str:
 
 
 def comparison_text(comparison: Comparison, first: StoragePath, second: StoragePath) -> str:
-    """Two sweeps side by side."""
+    """Return two sweeps side by side."""
     rows = []
     for d in comparison.differences:
         ratio = d.neutral == 1
@@ -202,8 +202,8 @@ def comparison_text(comparison: Comparison, first: StoragePath, second: StorageP
             low, high = d.interval.low, d.interval.high
             bounds = f"[x{low:.4g}, x{high:.4g}]" if ratio else f"[{low:+.4f}, {high:+.4f}]"
         shown = [fmt.count(v) if ratio else f"{v:.4f}" for v in (d.a, d.b)]
-        said = {True: "differs", False: "no difference seen", None: "no interval"}[d.differs]
-        rows.append([d.name, *shown, value, bounds, said])
+        verdict = {True: "differs", False: "no significant difference", None: "no interval"}[d.differs]
+        rows.append([d.name, *shown, value, bounds, verdict])
     percent = f"{100 * comparison.confidence:g} %"
     head = ["", "first", "second", "second against first", percent, ""]
     return "\n".join(
@@ -219,7 +219,7 @@ def comparison_text(comparison: Comparison, first: StoragePath, second: StorageP
 
 
 def timed_text(answer: TimedAnswer, timed: IsoTime, fit: SweepFit) -> str:
-    """The answer for a wall-clock budget."""
+    """Return N, D and L for a wall-clock budget with their intervals."""
     law = timed.method.params_opt
     assert law is not None
     return "\n".join(

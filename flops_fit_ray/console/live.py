@@ -1,6 +1,6 @@
-"""The live view of a terminal: what happens scrolls by, and how things stand is below it, drawn anew every second.
+"""Live view of a terminal: events scroll by, and below them the state of the sweep is redrawn every second.
 
-It only looks. Where it fails, plain lines take over, and the sweep never hears of it.
+It only reads. If it fails, plain lines take over; the sweep is not affected.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from rich.text import Text
 
 from flops_fit_ray.analysis import ValleyFit, fit_minima
 from flops_fit_ray.console.drawing import draw
+from flops_fit_ray.console.live_state import LiveState, Pace, flops_under_way, measured_rates, node_uses, seconds_left
 from flops_fit_ray.console.plain import PlainConsole
-from flops_fit_ray.console.scene import Pace, Scene, flops_under_way, measured_rates, nodes_of, seconds_left
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
 from flops_fit_ray.ledger.hardware import Cluster
@@ -28,27 +28,27 @@ from flops_fit_ray.storage.lock import read_owner
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep
 
-FIT_SHARE = 0.005  # of a core's time that the valleys may take
-MARGIN = 2  # lines of the terminal that are left to what scrolls by
+FIT_SHARE = 0.005  # of a core's time, for fits of the valleys
+EVENT_LINES = 2  # of the terminal, kept free for events
 
-Method = TypeVar("Method", bound=Callable[..., None])
+_Method = TypeVar("_Method", bound=Callable[..., None])
 
 
-def _careful(method: Method) -> Method:
-    """Where it fails, say so once, and go on in plain lines."""
+def _falls_back(method: _Method) -> _Method:
+    """Make a method that raises nothing: on an error, the view falls back to plain lines."""
 
     @functools.wraps(method)
     def guarded(self: LiveConsole, *args: Any) -> None:
         try:
             method(self, *args)
-        except Exception as e:  # noqa: BLE001 - whatever it is, training goes on
-            self.give_up(e)
+        except Exception as e:  # noqa: BLE001 - no fault of the view may stop training
+            self.fall_back(e)
 
-    return cast(Method, guarded)
+    return cast(_Method, guarded)
 
 
 class LiveConsole(PlainConsole):
-    """A View on a terminal."""
+    """Draws the live view on a terminal. A `View` of the ledger's watcher."""
 
     every = 1.0
 
@@ -62,19 +62,19 @@ class LiveConsole(PlainConsole):
         self._cluster: Cluster | None = None
         self._live: Live | None = None
         self._broken = False
-        self._began = time.time()  # when the one who runs it did, as far as that is known
+        self._began = time.time()  # of the process that runs the sweep, if it is known
         self._fitting = _Fitting()
 
     def say(self, line: str) -> None:
-        """One line above the view, or where the view would be."""
+        """Write one line above the view."""
         try:
             self._console.print(Text(line), soft_wrap=True)
         except (OSError, ValueError):
             return
 
-    @_careful
+    @_falls_back
     def plan(self, plan: Plan, done: int) -> None:
-        """What will run; what is recorded already is read here."""
+        """Take over the plan, and read the outcomes recorded so far."""
         fresh = [e.key for e in plan.experiments if e.key not in self._experiments]
         super().plan(plan, done)
         for outcome in Ledger(self._paths).outcomes(fresh):
@@ -82,39 +82,39 @@ class LiveConsole(PlainConsole):
         self._plan = plan
         self._fitting.note(self._sweep())
 
-    @_careful
+    @_falls_back
     def cluster(self, cluster: Cluster) -> None:
-        """Where experiments run."""
+        """Write the machines, and show them in the view."""
         super().cluster(cluster)
         self._cluster = cluster
 
-    @_careful
+    @_falls_back
     def outcome(self, record: Result | Failure, done: int, total: int) -> None:
-        """One experiment ended."""
+        """Write a line for an experiment that ended, and redraw."""
         super().outcome(record, done, total)
         self._outcomes[record.key] = record
         self._running = [p for p in self._running if p.key != record.key]
         self._fitting.note(self._sweep())
         self._draw()
 
-    @_careful
+    @_falls_back
     def event(self, event: Event) -> None:
-        """Whatever happened to one."""
+        """Write an event; dimmed if it is no warning."""
         style = "" if event.aloud else "dim"
         self._console.print(Text(f"{self._name(event.key)}: {event.words}", style=style), soft_wrap=True)
 
-    @_careful
+    @_falls_back
     def progress(self, running: list[Progress], done: int, total: int) -> None:
-        """Draw everything anew."""
+        """Redraw with the running experiments."""
         if self._live is None:
             super().progress(running, done, total)
             return
         self._running = running
         self._draw()
 
-    @_careful
+    @_falls_back
     def begin(self) -> None:
-        """Take the lower part of the terminal."""
+        """Start drawing in the lower part of the terminal."""
         if self._broken:
             return
         owner = read_owner(self._paths)
@@ -124,16 +124,16 @@ class LiveConsole(PlainConsole):
         self._live.start()
         self._draw()
 
-    @_careful
+    @_falls_back
     def end(self) -> None:
-        """Give it back."""
+        """Stop drawing and clear the view."""
         self._fitting.end()
         live, self._live = self._live, None
         if live is not None:
             live.stop()
 
-    def give_up(self, error: Exception) -> None:
-        """Plain lines from here on."""
+    def fall_back(self, error: Exception) -> None:
+        """Write plain lines from here on."""
         live, self._live = self._live, None
         if self._broken:
             return
@@ -141,19 +141,19 @@ class LiveConsole(PlainConsole):
         try:
             if live is not None:
                 live.stop()
-        except Exception as e:  # noqa: BLE001 - a terminal that is gone
+        except Exception as e:  # noqa: BLE001 - the terminal may be gone
             error = e
-        self.say(f"the live view failed ({type(error).__name__}: {error}); plain lines from here on")
+        self.say(f"the live view failed ({type(error).__name__}: {error}); training goes on, shown as plain lines")
 
     def _draw(self) -> None:
         if self._live is None or self._plan is None:
             return
         size = self._console.size
-        lines = draw(self.scene(), size.width, max(4, size.height - MARGIN))
+        lines = draw(self.state(), size.width, max(4, size.height - EVENT_LINES))
         self._live.update(Group(*lines), refresh=True)
 
-    def scene(self) -> Scene:
-        """How things stand now."""
+    def state(self) -> LiveState:
+        """Return the present state of the sweep."""
         plan = self._plan
         assert plan is not None
         running = tuple((e, p) for p in self._running if (e := self._experiments.get(p.key)) is not None)
@@ -162,7 +162,7 @@ class LiveConsole(PlainConsole):
         cluster = self._cluster
         slots = 1 if cluster is None else cluster.slots
         rates = measured_rates(self._outcomes.values(), running)
-        return Scene(
+        return LiveState(
             name=plan.name,
             completed=len(sweep.results),
             failed=len(self._outcomes) - len(sweep.results),
@@ -176,7 +176,7 @@ class LiveConsole(PlainConsole):
                 seconds_left=seconds_left(plan, self._outcomes, running, rates, slots),
             ),
             running=running,
-            nodes=nodes_of(() if cluster is None else cluster.machines, running),
+            nodes=node_uses(() if cluster is None else cluster.machines, running),
             fit=self._fitting.found,
             perplexity=self._spec.loss == "cross_entropy",
         )
@@ -188,7 +188,7 @@ class LiveConsole(PlainConsole):
 
 
 class _Fitting:
-    """Fits the valleys in a thread of its own, as seldom as it takes to stay cheap."""
+    """Fits the valleys in a thread, and rests between fits so that they take `FIT_SHARE` of a core."""
 
     def __init__(self) -> None:
         self.found: ValleyFit | None = None
@@ -197,7 +197,7 @@ class _Fitting:
         self._thread: threading.Thread | None = None
 
     def note(self, sweep: Sweep) -> None:
-        """There are results."""
+        """Ask for a fit of the newest results."""
         self._newest = sweep
         self._news.set()
 

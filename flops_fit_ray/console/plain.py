@@ -1,4 +1,4 @@
-"""One line per event, and at most one line of progress a minute: what a job's log can bear."""
+"""Plain-text consoles for logs: one line per event, and at most one line of progress a minute."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TextIO
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.console.fit_text import fit_text
-from flops_fit_ray.console.question import question_lines
+from flops_fit_ray.console.header import header_lines
 from flops_fit_ray.ledger import Event, Failure, Progress, Result
 from flops_fit_ray.ledger.hardware import Cluster, Machine
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.directory import Sweep
 
-MAX_NODES, MAX_NAMED = 8, 8  # lines; experiments in one
+MAX_NODES, MAX_NAMED = 8, 8  # nodes listed; experiments named in a line of progress
 
 
 class PlainConsole:
-    """Writes lines to `out`; a View. A closed pipe silences it and stops nothing."""
+    """Writes lines to `out`. A `View` of the ledger's watcher. Output to a closed pipe is dropped; training goes on."""
 
     every = 60.0
 
@@ -30,20 +30,20 @@ class PlainConsole:
         self._noted = 0
 
     def say(self, line: str) -> None:
-        """One line, at once."""
+        """Write one line and flush."""
         try:
             self._out.write(line + "\n")
             self._out.flush()
         except (OSError, ValueError):
             return
 
-    def question(self, spec: SweepSpec, plan: Plan) -> None:
-        """What it is all about, once."""
-        for line in question_lines(spec, plan):
+    def header(self, spec: SweepSpec, plan: Plan) -> None:
+        """Write model, data and training, once before anything runs."""
+        for line in header_lines(spec, plan):
             self.say(line)
 
     def plan(self, plan: Plan, done: int) -> None:
-        """What will run, before it runs; later, what has been added."""
+        """Write the plan before it runs; later, the experiments added to it."""
         fresh = [e for e in plan.experiments if e.key not in self._experiments]
         first = not self._experiments
         self._experiments |= {e.key: e for e in plan.experiments}
@@ -59,7 +59,7 @@ class PlainConsole:
 
     def _first(self, plan: Plan, done: int) -> None:
         budgets, sizes = sorted({e.budget for e in plan.expected}), {e.size for e in plan.expected}
-        follow = f" and about {len(plan.forecast)} that follow from results" if plan.forecast else ""
+        follow = f" and about {len(plan.forecast)} more, chosen from results" if plan.forecast else ""
         self.say(
             f"plan: {len(plan.experiments)} experiments{follow}, {len(budgets)} budgets "
             f"{fmt.flops(budgets[0])} to {fmt.flops(budgets[-1])} FLOPs, {len(sizes)} sizes, "
@@ -68,22 +68,22 @@ class PlainConsole:
         for warning in plan.warnings:
             self.say(f"warning: {warning}")
         if done:
-            self.say(f"{done} of {len(plan.experiments)} experiments are recorded and will not run again")
+            self.say(f"{done} of {len(plan.experiments)} experiments are completed already and will not run again")
 
     def begin(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing: lines need no preparation."""
 
     def end(self) -> None:
-        """Nothing to put away."""
+        """Do nothing: lines need no cleanup."""
 
     def cluster(self, cluster: Cluster) -> None:
-        """Where experiments run."""
-        self.say(f"cluster: {cluster.slots} at a time{'; ' + cluster.note if cluster.note else ''}")
+        """Write the number of slots and the machines."""
+        self.say(f"cluster: {cluster.slots} experiments at a time{'; ' + cluster.note if cluster.note else ''}")
         for line in machine_lines(cluster.machines):
             self.say(f"  {line}")
 
     def outcome(self, record: Result | Failure, done: int, total: int) -> None:
-        """One experiment ended."""
+        """Write a line for an experiment that ended."""
         where = f"[{str(done).rjust(len(str(total)))}/{total}]"
         name = self._name(record.key)
         if isinstance(record, Result):
@@ -96,13 +96,13 @@ class PlainConsole:
             self.say(f"{where} {name}: {record.status}: {record.error.splitlines()[0]}")
 
     def event(self, event: Event) -> None:
-        """Something that the owner should hear of now; the rest stays in the experiment's log."""
+        """Write a warning; other events are only in the experiment's log."""
         if event.aloud:
             self.say(f"{self._name(event.key)}: {event.words}")
 
     def result(self, sweep: Sweep, elapsed: float) -> None:
-        """What came out in the end, after `elapsed` seconds."""
-        if not sweep.spec.is_one_run:  # one run has nothing to fit
+        """Write fit, summary and report path; `elapsed` is in seconds."""
+        if not sweep.spec.is_one_run:  # a single run has nothing to fit
             self.say("\n" + fit_text(sweep.fit))
         self.say(summary_text(sweep, elapsed))
         self.say(f"report: {sweep.paths.report}")
@@ -117,39 +117,66 @@ class PlainConsole:
         return f"C {fmt.flops(experiment.budget)}, size {experiment.size}{role}"
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
-        """Once a minute."""
+        """Write the share trained of each running experiment."""
         shares = [f"{self._name(p.key)}: {100 * p.tokens_seen / p.tokens:.0f} %" for p in running]
         more = [f"and {len(shares) - MAX_NAMED} more"] if len(shares) > MAX_NAMED else []
-        words = "; ".join([*shares[:MAX_NAMED], *more])
-        self.say(f"[{str(done).rjust(len(str(total)))}/{total}] running: {words or 'nothing yet'}")
+        listed = "; ".join([*shares[:MAX_NAMED], *more])
+        self.say(f"[{str(done).rjust(len(str(total)))}/{total}] running: {listed or 'nothing yet'}")
+
+
+class QuietConsole(PlainConsole):
+    """Writes failures, and what a command says at its end."""
+
+    every = 3600.0
+
+    def header(self, spec: SweepSpec, plan: Plan) -> None:
+        """Write nothing."""
+
+    def plan(self, plan: Plan, done: int) -> None:
+        """Write nothing; keep the names of the experiments."""
+        self._experiments |= {e.key: e for e in plan.experiments}
+
+    def cluster(self, cluster: Cluster) -> None:
+        """Write nothing."""
+
+    def outcome(self, record: Result | Failure, done: int, total: int) -> None:
+        """Write a line for an experiment that failed."""
+        if isinstance(record, Failure):
+            super().outcome(record, done, total)
+
+    def event(self, event: Event) -> None:
+        """Write nothing; the event is in the experiment's log."""
+
+    def progress(self, running: list[Progress], done: int, total: int) -> None:
+        """Write nothing."""
 
 
 def machine_lines(machines: Sequence[Machine]) -> list[str]:
-    """What nodes have: GPUs by name with their memory, driver, CUDA and NCCL; else cores."""
+    """Return a line per node: GPUs by name with their memory, driver, CUDA and NCCL; cores and memory."""
     lines = []
     for m in machines[:MAX_NODES]:
-        words = []
+        parts = []
         for name, group in itertools.groupby(sorted(m.gpus, key=lambda g: g.name), key=lambda g: g.name):
             gpus = list(group)
             memory = gpus[0].memory_total
-            words.append(f"{len(gpus)} x {name}{f' ({memory / 2**30:.0f} GiB)' if memory else ''}")
+            parts.append(f"{len(gpus)} x {name}{f' ({memory / 2**30:.0f} GiB)' if memory else ''}")
         if m.gpus:
-            words += m.libraries
-        words.append(f"{m.cpus} cores{f' of {m.cpu}' if m.cpu else ''}" if m.cpus else m.cpu)
-        words.append(f"{fmt.size(m.memory_total)} memory" if m.memory_total else "")
-        lines.append(f"{m.host}: {', '.join(word for word in words if word)}")
+            parts += m.libraries
+        parts.append(f"{m.cpus} cores{f' of {m.cpu}' if m.cpu else ''}" if m.cpus else m.cpu)
+        parts.append(f"{fmt.size(m.memory_total)} memory" if m.memory_total else "")
+        lines.append(f"{m.host}: {', '.join(part for part in parts if part)}")
     if len(machines) > MAX_NODES:
         lines.append(f"and {len(machines) - MAX_NODES} more nodes")
     return lines
 
 
-STATES = {  # as people read them
+STATUS_LABELS = {
     "out_of_memory": "out of memory",
     "failed": "failed (user)",
     "infrastructure": "failed (infrastructure)",
     "waiting": "waiting for its parent",
 }
-MAX_LINES = 20  # of a kind, in a status
+MAX_LINES = 20  # of running experiments, and of failures, in a status
 
 
 def _some(lines: list[str]) -> list[str]:
@@ -160,7 +187,7 @@ def _some(lines: list[str]) -> list[str]:
 def _running_text(e: Experiment, progress: Progress) -> str:
     share = 100 * progress.tokens_seen / progress.tokens
     since = "" if progress.started_at is None else f", since {fmt.local_time(progress.started_at)}"
-    again = f", start {progress.attempt}" if progress.attempt > 1 else ""
+    again = f", attempt {progress.attempt}" if progress.attempt > 1 else ""
     return (
         f"  running  C {fmt.flops(e.budget)}, size {e.size}: {share:.0f} % on {progress.host} "
         f"(process {progress.pid}){since}{again}"
@@ -168,33 +195,33 @@ def _running_text(e: Experiment, progress: Progress) -> str:
 
 
 def _failure_text(e: Experiment, failure: Failure) -> str:
-    state = STATES.get(failure.status, failure.status)
-    return f"  {state}  C {fmt.flops(e.budget)}, size {e.size} ({e.key}): {failure.error.splitlines()[0]}"
+    label = STATUS_LABELS.get(failure.status, failure.status)
+    return f"  {label}  C {fmt.flops(e.budget)}, size {e.size} ({e.key}): {failure.error.splitlines()[0]}"
 
 
 def counts_text(sweep: Sweep) -> str:
-    """How many experiments are in which state."""
-    shown = ", ".join(f"{number} {STATES.get(status, status)}" for status, number in sweep.counts.items() if number)
-    return f"experiments: {shown} of {len(sweep.plan.experiments)}"
+    """Return the numbers of experiments by status."""
+    shown = [f"{number} {STATUS_LABELS.get(status, status)}" for status, number in sweep.counts.items() if number]
+    return f"experiments: {', '.join(shown)} of {len(sweep.plan.experiments)}"
 
 
 def summary_text(sweep: Sweep, elapsed: float) -> str:
-    """What the whole sweep took; `elapsed` are the seconds of this run of it."""
+    """Return counts, FLOPs and time of the whole sweep; `elapsed` is the time of this command, in seconds."""
     device = "CPU" if all(r.device.startswith("cpu") for r in sweep.results) else "GPU"
     hours = sweep.device_seconds / 3600
     spent = f"{hours:.1f} {device}-hours" if hours >= 1 else f"{fmt.duration(sweep.device_seconds)} of {device} time"
-    words = [
+    lines = [
         counts_text(sweep),
         f"FLOPs: {fmt.flops(sweep.flops_spent)} of {fmt.flops(sweep.plan.flops)} planned",
         f"time: {fmt.duration(elapsed)}; training in all: {spent}",
     ]
     if sweep.num_deaths:
-        words.append(f"retries: {sweep.num_deaths} after a worker or node died")
-    return "\n".join(words)
+        lines.append(f"retries: {sweep.num_deaths} after a worker or node died")
+    return "\n".join(lines)
 
 
 def status_text(sweep: Sweep) -> str:
-    """How far a sweep is, what runs, what failed, and how to go on."""
+    """Return progress, running and failed experiments of a sweep, and the command that resumes it."""
     spent = sweep.flops_spent
     lines = [
         f"{sweep.plan.name}: {sweep.paths.root}",
@@ -202,13 +229,13 @@ def status_text(sweep: Sweep) -> str:
         f"FLOPs: {fmt.flops(spent)} of {fmt.flops(sweep.plan.flops)}" if spent else "FLOPs: none spent yet",
     ]
     if begun := sweep.num_begun:
-        lines.append(f"checkpoints: {begun} of the others can go on from where they were")
+        lines.append(f"checkpoints: {begun} unfinished experiments resume from one")
     if deaths := sweep.num_deaths:
         lines.append(f"retries: {deaths} after a worker or node died")
-    lines.append(f"writer: {sweep.writer}" if sweep.writer else "writer: none; nobody runs this sweep now")
+    lines.append(f"writer: {sweep.writer}" if sweep.writer else "writer: none; the sweep is not running")
     experiments = {e.key: e for e in sweep.plan.experiments}
     lines += _some([_running_text(e, progress) for e, progress in sweep.running])
     lines += _some([_failure_text(experiments[f.key], f) for f in sweep.failures])
     if not sweep.complete:
-        lines.append(f"go on with: {sweep.command}")
+        lines.append(f"resume with: {sweep.command}")
     return "\n".join(lines)

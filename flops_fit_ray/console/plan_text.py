@@ -1,4 +1,4 @@
-"""Plans in words: every experiment, the price, and what a simulation came to."""
+"""Plans, prices and simulations as text for a terminal or a log."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.planning import Experiment, Plan, Price, price_warnings
 from flops_fit_ray.sweep.simulate import Simulation
 
-MAX_ROWS = 400  # of a plan that people read
+MAX_ROWS = 400  # experiments listed; --json has all
 ROLES = {"grid": "", "probe": "lr probe", "seed": "seed", "lr_check": "lr check", "rerun": "rerun"}
 
 
 def plan_text(plan: Plan) -> str:
-    """The whole plan as a table, and its price."""
+    """Return the plan as a table, and its price."""
     size, data = plan.measurements.sizes[0], plan.measurements.data
     epoch = data.tokens_per_epoch
     shown = plan.expected[:MAX_ROWS]
@@ -28,10 +28,10 @@ def plan_text(plan: Plan) -> str:
         f"N: {size.params_source}. FLOPs: {size.flops_source}, forward and backward. D: one token is "
         f"{data.token_unit}; the training set has {'an unknown number' if epoch is None else fmt.count(epoch)}.",
         f"held-out: {f'{data.eval_samples} samples of ' if data.eval_samples else ''}{data.eval_source}",
-        f"precision: {_precision_words(plan)}",
-        f"disk: up to {fmt.size(plan.disk.per_running)} of checkpoints for each experiment that runs, "
-        f"{fmt.size(plan.disk.in_the_end)} in the end",
-        *([f"sizes that the model refused: {_refused(plan)}"] if plan.measurements.skipped else []),
+        f"precision: {_precision(plan)}",
+        f"disk: checkpoints take up to {fmt.size(plan.disk.per_running)} per running experiment, and "
+        f"{fmt.size(plan.disk.in_the_end)} when the sweep is done",
+        *([f"sizes at which the model cannot be built: {_skipped(plan)}"] if plan.measurements.skipped else []),
         *plan.notes,
         *(f"warning: {warning}" for warning in plan.warnings),
         *(f"warning: {warning}" for warning in (price_warnings(plan.price) if plan.price else ())),
@@ -39,7 +39,7 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _refused(plan: Plan) -> str:
+def _skipped(plan: Plan) -> str:
     few = plan.measurements.skipped[:3]
     more = len(plan.measurements.skipped) - len(few)
     return "; ".join(few) + (f"; and {more} more" if more else "")
@@ -66,7 +66,7 @@ def _row(e: Experiment, *, expected: bool) -> list[str]:
 
 def _price_lines(plan: Plan, price: Price | None) -> Iterator[str]:
     number, expected = len(plan.expected), len(plan.forecast)
-    follow = f", {expected} of them expected: results decide" if expected else ""
+    follow = f", {expected} of them expected (chosen from results)" if expected else ""
     yield f"{number} experiments{follow}; {fmt.flops(plan.flops)} FLOPs to execute"
     if price is None:
         return
@@ -76,44 +76,44 @@ def _price_lines(plan: Plan, price: Price | None) -> Iterator[str]:
         f"saved by trunks); 7 sizes at every budget, each a run of its own, {fmt.flops(price.flops_full_grid)}"
     )
     for start in price.starts:
-        taken = " (taken)" if start.name == price.start else ""
+        taken = " (chosen)" if start.name == price.start else ""
         known = price.wall_seconds is not None
         span = fmt.duration(start.makespan) if known else f"{fmt.flops(start.makespan)} FLOPs"
         yield f"  start from {start.name}: {fmt.flops(start.flops)} FLOPs, {span} on {price.slots} slots{taken}"
     if price.wall_seconds is None or price.device_seconds is None:
-        yield "hours and money: run `flops-fit-ray check` first, or state --rate FLOP/s"
+        yield "hours and money: not known; run `flops-fit-ray check` first, or give --rate FLOP/s"
         return
-    source = "as check measured it" if price.source == "check" else "at the stated rate"
-    cost = "" if price.money is None else f", {price.money:,.2f} at that price"
+    source = "as measured by check" if price.source == "check" else "at the rate of --rate"
+    cost = "" if price.money is None else f", {price.money:,.2f} at --price"
     yield (
         f"time: {fmt.duration(price.device_seconds)} of one slot, {fmt.duration(price.wall_seconds)} on "
-        f"{price.slots} side by side{cost} ({source})"
+        f"{price.slots} slots{cost} ({source})"
     )
     if price.peak_memory_bytes:
-        yield f"memory: at most {fmt.size(price.peak_memory_bytes)} per experiment, as check saw it"
+        yield f"memory: at most {fmt.size(price.peak_memory_bytes)} per experiment, as measured by check"
 
 
-def _precision_words(plan: Plan) -> str:
+def _precision(plan: Plan) -> str:
     precision = plan.experiments[0].recipe.precision
     return (
-        "auto: fp32 or bf16, whichever is faster on a worker when the sweep starts"
+        "auto: fp32 or bf16, whichever a worker measures as faster when the sweep starts"
         if precision == "auto"
         else precision
     )
 
 
 def simulation_text(found: Simulation) -> str:
-    """What simulated sweeps came to."""
+    """Return costs and errors of simulated sweeps."""
     e, a, b, alpha, beta = found.surface
     lines = [
         f"{found.sweeps} simulated sweep(s) on L = {e:g} + {a:g}/N^{alpha:g} + {b:g}/D^{beta:g}, noise {found.noise:g} "
-        "nats: the planner, the scheduler and the fit are real, training is not",
+        "nats: planner, scheduler and fit as in a real sweep, losses from the surface",
         f"{found.experiments:.0f} experiments, {fmt.flops(found.flops)} FLOPs executed: "
-        f"{found.flops / found.flops_full_grid:.2f} of 7 sizes at every budget as separate runs",
-        f"at C = {fmt.flops(found.target)} N_opt is {fmt.count(found.params_true)}: found within "
-        f"x/÷{found.factor:.3g} by its 95 % interval, bias {100 * found.bias:+.1f} %, "
-        f"spread {100 * found.spread:.1f} %",
-        f"intervals hold the truth in {100 * found.coverage:.0f} % of {found.answered}; regret {found.regret:.2g} nats",
+        f"{found.flops / found.flops_full_grid:.2f} of the cost of 7 sizes at every budget as separate runs",
+        f"at C = {fmt.flops(found.target)} the true N_opt is {fmt.count(found.params_true)}: 95 % intervals of "
+        f"x/÷{found.factor:.3g}, bias {100 * found.bias:+.1f} %, spread {100 * found.spread:.1f} %",
+        f"{100 * found.coverage:.0f} % of {found.answered} intervals contain the true N_opt; the loss at the fitted "
+        f"N_opt is {found.regret:.2g} nats above the minimum",
         "",
         fmt.table(
             ["slots", "makespan (FLOPs)", "/ lower bound"],

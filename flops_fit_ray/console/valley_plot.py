@@ -1,4 +1,4 @@
-"""The valleys in characters: loss over N, as far as results have come. Numbers first: no terminal is known here."""
+"""Character plot of the valleys, loss over N, from the results so far. Returns cells; nothing is printed here."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from flops_fit_ray.analysis.arrays import Floats
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CURVE, MINIMUM = "·", "◆"
-WITHOUT = {"edge": "the lowest is at the edge", "concave": "no minimum inside", "too_few": "too few results"}
-LEAST_SPREAD = 0.02  # of the loss, in ln: flatter than that is drawn flat
+NO_OPTIMUM = {"edge": "the lowest loss is at the edge", "concave": "no minimum inside", "too_few": "too few results"}
+MIN_RANGE = 0.02  # of ln loss, on the vertical axis
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One character of the picture."""
+class PlotCell:
+    """One character of the plot."""
 
     glyph: str
-    budget: int  # which one, by increasing C
+    budget: int  # index of the budget, by increasing C
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """Rows of cells from the top, None where nothing is; what its edges stand for."""
+class ValleyPlot:
+    """Rows of cells from the top, None where empty, and the values at the edges."""
 
-    rows: Sequence[Sequence[Cell | None]]
+    rows: Sequence[Sequence[PlotCell | None]]
     params: tuple[float, float]  # N at the left and at the right edge
     loss: tuple[float, float]  # at the bottom and at the top
 
 
 def letter(budget: int) -> str:
-    """How a budget is called in the picture."""
+    """Return the letter that marks the results of a budget."""
     return LETTERS[budget % len(LETTERS)]
 
 
-def picture(fit: ValleyFit, width: int, height: int) -> Picture | None:
-    """The results of every budget as letters, the fitted curve as dots, the minimum as a diamond; both axes in log.
+def plot_valleys(fit: ValleyFit, width: int, height: int) -> ValleyPlot | None:
+    """Plot results as a letter per budget, the fitted curve as dots, the minimum as a diamond; both axes in log.
 
-    None where there is nothing to draw yet.
+    None if there is nothing to draw yet.
     """
     valleys = [valley for valley in fit.valleys if len(valley.loss)]
     if not valleys or width < 2 or height < 2:
@@ -52,17 +52,17 @@ def picture(fit: ValleyFit, width: int, height: int) -> Picture | None:
     if not (np.isfinite(loss).all() and (loss > 0).all()):
         return None
     x_low, x_high = _range(np.log(params), 0.1)
-    y_low, y_high = _range(np.log(loss), LEAST_SPREAD)
-    rows: list[list[Cell | None]] = [[None] * width for _ in range(height)]
+    y_low, y_high = _range(np.log(loss), MIN_RANGE)
+    rows: list[list[PlotCell | None]] = [[None] * width for _ in range(height)]
 
     def put(n: Floats, values: Floats, glyph: str, budget: int) -> None:
         columns = np.rint((np.log(n) - x_low) / (x_high - x_low) * (width - 1)).astype(int)
         lines = np.rint((y_high - np.log(values)) / (y_high - y_low) * (height - 1)).astype(int)
         for column, line in zip(columns, lines, strict=True):
             if 0 <= column < width and 0 <= line < height:
-                rows[line][column] = Cell(glyph=glyph, budget=budget)
+                rows[line][column] = PlotCell(glyph=glyph, budget=budget)
 
-    for number, valley in enumerate(valleys):  # what is most worth seeing comes last
+    for number, valley in enumerate(valleys):  # minima are drawn last, over results and curves
         put(*_curve(valley, 2 * width), CURVE, number)
     for number, valley in enumerate(valleys):
         put(valley.params, valley.loss, letter(number), number)
@@ -70,12 +70,12 @@ def picture(fit: ValleyFit, width: int, height: int) -> Picture | None:
         if valley.status == "interior":
             put(np.array([valley.params_opt]), np.array([valley.loss_opt]), MINIMUM, number)
     edges = (float(np.exp(x_low)), float(np.exp(x_high))), (float(np.exp(y_low)), float(np.exp(y_high)))
-    return Picture(rows=rows, params=edges[0], loss=edges[1])
+    return ValleyPlot(rows=rows, params=edges[0], loss=edges[1])
 
 
-def _range(values: Floats, least: float) -> tuple[float, float]:
+def _range(values: Floats, min_range: float) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
-    missing = max(0.0, least - (high - low)) / 2
+    missing = max(0.0, min_range - (high - low)) / 2
     return low - missing, high + missing
 
 
@@ -88,19 +88,19 @@ def _curve(valley: Valley, points: int) -> tuple[Floats, Floats]:
 
 
 def optimum_text(valley: Valley, intervals: ValleyIntervals | None) -> str:
-    """N_opt of one budget with its interval, or why there is none."""
+    """Return N_opt of one budget with its interval, or the reason why there is none."""
     if valley.status != "interior":
-        return f"{len(valley.loss)} of 3 results" if valley.status == "too_few" else WITHOUT[valley.status]
+        return f"{len(valley.loss)} of 3 results" if valley.status == "too_few" else NO_OPTIMUM[valley.status]
     within = f" {fmt.interval(intervals.params_opt.low, intervals.params_opt.high)}" if intervals else ""
     return f"N_opt {fmt.count(valley.params_opt)}{within}"
 
 
 def law_text(fit: ValleyFit) -> str:
-    """N_opt over C with the interval of its exponent; why not, where there is none."""
+    """Return the law of N_opt over C with the interval of its exponent, or the reason why there is none."""
     law = fit.method.params_opt
     if law is None:
         found = sum(valley.status == "interior" for valley in fit.valleys)
-        return f"no law yet: {found} of {len(fit.valleys)} budgets have an optimum, and it takes 2"
+        return f"no law yet: {found} of {len(fit.valleys)} budgets have an optimum; 2 are needed"
     interval = law.exponent_interval(fit.confidence)
     within = f" [{interval.low:.2f}, {interval.high:.2f}]" if interval else ""
     return f"N_opt ~ C^{law.exponent:.3f}{within}"

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.console.plain import STATES
+from flops_fit_ray.console.plain import STATUS_LABELS
 
 VERSION = version("flops-fit-ray")
 
@@ -29,7 +29,7 @@ def _environment() -> jinja2.Environment:
         duration=fmt.duration,
         size=fmt.size,
         clock=fmt.local_time,
-        status=lambda word: STATES.get(word, word),
+        status=lambda word: STATUS_LABELS.get(word, word),
         percent=lambda share: f"{100 * share:.0f} %",
     )
     environment.globals["version"] = VERSION

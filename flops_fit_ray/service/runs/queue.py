@@ -139,7 +139,7 @@ class Runs:
                 raise conflict(str(e)) from e
             code = Path(last.start.code) if last is not None else sweep.base
             if code is None:
-                raise conflict(f"{name} was run by a program: call find_optimal(...) again")
+                raise conflict(f"{name} was run from Python: call find_optimal(...) again")
             check_allowed(sweep.spec, code, self._specs.roots)
             kind: Kind = "resume"
             if more != More():

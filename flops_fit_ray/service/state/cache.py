@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flops_fit_ray.console.scene import Node, flops_under_way, measured_rates, nodes_of, seconds_left
+from flops_fit_ray.console.live_state import NodeUse, flops_under_way, measured_rates, node_uses, seconds_left
 from flops_fit_ray.errors import DirectoryError, FlopsFitError
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
 from flops_fit_ray.ledger.hardware import Cluster
@@ -92,9 +92,9 @@ class Reading:
         return Ledger(self.sweep.paths).cluster()
 
     @functools.cached_property
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self) -> tuple[NodeUse, ...]:
         """The machines with their GPUs, and what they are busy with."""
-        return nodes_of(() if self.cluster is None else self.cluster.machines, self.sweep.running)
+        return node_uses(() if self.cluster is None else self.cluster.machines, self.sweep.running)
 
     @functools.cached_property
     def seconds_left(self) -> float | None:

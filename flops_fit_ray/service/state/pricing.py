@@ -78,8 +78,8 @@ def main(spec_path: Path, code: Path, out: Path) -> int:
 
 def _priced(spec_path: Path, code: Path) -> dict[str, Any]:
     from flops_fit_ray.analysis import plain
+    from flops_fit_ray.console.header import header_lines
     from flops_fit_ray.console.plan_text import plan_text
-    from flops_fit_ray.console.question import question_lines
     from flops_fit_ray.planning import make_plan, price_warnings, priced
     from flops_fit_ray.spec import read_spec
     from flops_fit_ray.training.preflight.model_size import measure_spec
@@ -95,7 +95,7 @@ def _priced(spec_path: Path, code: Path) -> dict[str, Any]:
         "expected": len(plan.forecast),
         "flops": plan.flops,
         "price": None if price is None else price.to_json(),
-        "question": question_lines(spec, plan),
+        "question": header_lines(spec, plan),
         "plan": [
             {
                 "budget": e.budget,

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from flops_fit_ray.analysis import plain
-from flops_fit_ray.console.scene import tokens_left_seconds
+from flops_fit_ray.console.live_state import tokens_left_seconds
 from flops_fit_ray.errors import EXIT_FAILED, EXIT_INPUT
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
 from flops_fit_ray.planning import Experiment

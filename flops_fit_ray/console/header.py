@@ -1,4 +1,4 @@
-"""What a sweep will train, in three lines before anything runs: what the spec says, and what was measured."""
+"""Header of a run: model, data and training in three lines, from the spec and the measured sizes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from flops_fit_ray.planning import Experiment, ModelSize, Plan
 from flops_fit_ray.spec import SweepSpec
 
 
-def question_lines(spec: SweepSpec, plan: Plan) -> list[str]:
-    """Model, data, training."""
+def header_lines(spec: SweepSpec, plan: Plan) -> list[str]:
+    """Return a line each for the model, the data and the training."""
     return [f"model: {_model(spec, plan)}", f"data: {_data(spec, plan)}", f"training: {_training(plan.expected)}"]
 
 
@@ -19,20 +19,20 @@ def _model(spec: SweepSpec, plan: Plan) -> str:
     used = {e.size for e in plan.expected}
     sizes = sorted((s for s in plan.measurements.sizes if s.size in used), key=lambda s: s.params)
     names = dict.fromkeys(name for s in sizes for name in s.kwargs)
-    words = [str(spec.model.target), f"N {fmt.count(sizes[0].params)} to {fmt.count(sizes[-1].params)}"]
-    words += [f"{name} {_range([s.kwargs[name] for s in sizes if name in s.kwargs])}" for name in names]
-    words += [f"{name} {value}" for name, value in spec.model.kwargs.items()]
-    return ", ".join([*words, *_architecture(sizes[0], sizes[-1])])
+    parts = [str(spec.model.target), f"N {fmt.count(sizes[0].params)} to {fmt.count(sizes[-1].params)}"]
+    parts += [f"{name} {_range([s.kwargs[name] for s in sizes if name in s.kwargs])}" for name in names]
+    parts += [f"{name} {value}" for name, value in spec.model.kwargs.items()]
+    return ", ".join([*parts, *_architecture(sizes[0], sizes[-1])])
 
 
 def _architecture(smallest: ModelSize, largest: ModelSize) -> list[str]:
-    """Modules with weights of their own, by kind, and the tables: a language model's first is vocabulary by width."""
-    words = []
-    for kind, most in largest.modules.items():
-        least = smallest.modules.get(kind, 0)
-        words.append(f"{most if least == most else f'{least} to {most}'} {kind}")
+    """Return the numbers of modules with weights by kind, and the embedding tables as entries x width."""
+    parts = []
+    for kind, high in largest.modules.items():
+        low = smallest.modules.get(kind, 0)
+        parts.append(f"{high if low == high else f'{low} to {high}'} {kind}")
     tables = [f"{entries} x {width}" for entries, width in largest.tables]
-    return [*words, *([f"tables up to {', '.join(tables)}"] if tables else [])]
+    return [*parts, *([f"embedding tables up to {', '.join(tables)}"] if tables else [])]
 
 
 def _data(spec: SweepSpec, plan: Plan) -> str:
@@ -67,7 +67,7 @@ def _training(experiments: Sequence[Experiment]) -> str:
 
 
 def _range(values: Sequence[Any]) -> str:
-    """Smallest to largest, or each once where they are no numbers."""
+    """Return `smallest to largest` of numbers; other values each once, joined by `or`."""
     once = list(dict.fromkeys(values))
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in once):
         return " or ".join(map(str, once))

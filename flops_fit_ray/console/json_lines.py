@@ -1,4 +1,4 @@
-"""Lines for those who do not watch: nothing but what went wrong, or a JSON object for each thing that happens."""
+"""Console for programs: one JSON object per line for each thing that happens."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flops_fit_ray.storage.paths import SCHEMA_VERSION
 from flops_fit_ray.sweep.directory import Sweep
 
 
-def closing(sweep: Sweep) -> dict[str, Any]:
-    """What came out in the end, for programs."""
+def result_fields(sweep: Sweep) -> dict[str, Any]:
+    """Return the outcome of a sweep for programs: its status, optima, report and hash."""
     return {
         "output": str(sweep.paths.root),
         "status": sweep.counts,
@@ -28,49 +28,22 @@ def closing(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-class QuietConsole(PlainConsole):
-    """Failures alone; what a command says at its end stands."""
-
-    every = 3600.0
-
-    def question(self, spec: SweepSpec, plan: Plan) -> None:
-        """Not said."""
-
-    def plan(self, plan: Plan, done: int) -> None:
-        """Not said, only known."""
-        self._experiments |= {e.key: e for e in plan.experiments}
-
-    def cluster(self, cluster: Cluster) -> None:
-        """Not said."""
-
-    def outcome(self, record: Result | Failure, done: int, total: int) -> None:
-        """Only what went wrong."""
-        if isinstance(record, Failure):
-            super().outcome(record, done, total)
-
-    def event(self, event: Event) -> None:
-        """In the experiment's log."""
-
-    def progress(self, running: list[Progress], done: int, total: int) -> None:
-        """Not said."""
-
-
 class JsonConsole(PlainConsole):
-    """One object per line: `kind` and `at` (seconds since the epoch), and what belongs to it."""
+    """Writes one object per line: `kind`, `at` (seconds since the epoch), and the fields of that kind."""
 
     every = 10.0
 
     def say(self, line: str) -> None:
-        """What has no fields of its own."""
+        """Write a message without fields."""
         if line.strip():
             self._write("said", words=line.strip())
 
-    def question(self, spec: SweepSpec, plan: Plan) -> None:
-        """The whole spec, and the sizes as they were measured."""
+    def header(self, spec: SweepSpec, plan: Plan) -> None:
+        """Write the whole spec and the measured sizes."""
         self._write("question", spec=spec.model_dump(mode="json"), sizes=[asdict(s) for s in plan.measurements.sizes])
 
     def plan(self, plan: Plan, done: int) -> None:
-        """The experiments that are decided, and those that were not known before."""
+        """Write the state of the plan, and the experiments that are new in it."""
         fresh = [e for e in plan.experiments if e.key not in self._experiments]
         self._experiments |= {e.key: e for e in fresh}
         self._write(
@@ -96,26 +69,26 @@ class JsonConsole(PlainConsole):
         )
 
     def cluster(self, cluster: Cluster) -> None:
-        """Where experiments run."""
+        """Write the machines of the cluster."""
         self._write("cluster", **asdict(cluster))
 
     def outcome(self, record: Result | Failure, done: int, total: int) -> None:
-        """The record as it is in the ledger."""
+        """Write the record as it is in the ledger."""
         self._write("outcome", done=done, total=total, **asdict(record))
 
     def event(self, event: Event) -> None:
-        """A line of an experiment's log; with the moment at which it was written."""
+        """Write a line of an experiment's log, with the time at which it was logged."""
         self._write("event", **asdict(event))
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
-        """What runs now."""
+        """Write the running experiments."""
         self._write("progress", done=done, total=total, running=[asdict(p) for p in running])
 
     def result(self, sweep: Sweep, elapsed: float) -> None:
-        """What came out in the end."""
+        """Write the outcome of the sweep."""
         self._write(
             "result",
-            **closing(sweep),
+            **result_fields(sweep),
             flops_planned=sweep.plan.flops,
             flops_spent=sweep.flops_spent,
             seconds=elapsed,

@@ -1,4 +1,4 @@
-"""What the live view shows at one moment: frozen, made from records and readings, known to no terminal."""
+"""State of a sweep at one moment, as the live view and the service show it: computed from records and readings."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from flops_fit_ray.planning import Experiment, Plan, Rates
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How the sweep gets on."""
+    """Progress of the sweep in FLOPs and seconds."""
 
     flops_done: float
     flops_planned: float
-    elapsed: float  # seconds since the sweep was begun or gone on with
-    flops_per_second: float | None = None  # of what runs now, together; None: not known
-    seconds_left: float | None = None  # None: nothing has been measured yet
+    elapsed: float  # seconds since the sweep was started or resumed
+    flops_per_second: float | None = None  # sum over running experiments; None: not known
+    seconds_left: float | None = None  # None: no speed measured yet
 
     @property
     def share(self) -> float:
-        """Of the planned FLOPs, 0 to 1."""
+        """Return the share of the planned FLOPs done, 0 to 1."""
         return min(1.0, self.flops_done / self.flops_planned) if self.flops_planned else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holder:
-    """A GPU and the experiments that it trains now."""
+class GpuUse:
+    """A GPU and the experiments that train on it."""
 
     gpu: Gpu
     experiments: tuple[Experiment, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Node:
-    """A machine with its GPUs and what they are busy with."""
+class NodeUse:
+    """A machine, its GPUs, and the experiments that train on them."""
 
     machine: Machine
-    gpus: tuple[Holder, ...] = ()
-    running: int = 0  # experiments on it
+    gpus: tuple[GpuUse, ...] = ()
+    running: int = 0  # experiments
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
-    """All of it."""
+class LiveState:
+    """Everything that the live view draws."""
 
     name: str
     completed: int
     failed: int
     total: int
-    final: bool  # whether no experiments will be added
+    final: bool  # no experiments will be added
     pace: Pace
     running: tuple[tuple[Experiment, Progress], ...]
-    nodes: tuple[Node, ...] = ()
+    nodes: tuple[NodeUse, ...] = ()
     fit: ValleyFit | None = None
-    perplexity: bool = False  # whether exp(loss) is one
+    perplexity: bool = False  # the loss is a cross-entropy, so exp(loss) is a perplexity
 
 
 def flops_under_way(running: Iterable[tuple[Experiment, Progress]]) -> float:
-    """FLOPs that went into what runs now."""
+    """Return the FLOPs spent on running experiments."""
     done = 0.0
     for e, progress in running:
-        begun = e.tokens * e.start_step / e.steps  # a trunk that was not there is trained again: then it is more
+        begun = e.tokens * e.start_step / e.steps  # tokens of the parent's trunk, not trained again
         done += max(0.0, progress.tokens_seen - begun) * e.flops_per_token
     return done
 
@@ -73,7 +73,7 @@ def flops_under_way(running: Iterable[tuple[Experiment, Progress]]) -> float:
 def measured_rates(
     outcomes: Iterable[Result | Failure], running: Iterable[tuple[Experiment, Progress]]
 ) -> Rates | None:
-    """Seconds per step of the sizes that have trained, as they really were; None before anything has."""
+    """Return the measured seconds per step of each size that has trained; None if none has."""
     steps: dict[str, tuple[float, float]] = {}
     for outcome in outcomes:
         if isinstance(outcome, Result) and outcome.tokens_per_second:
@@ -92,13 +92,15 @@ def seconds_left(
     rates: Rates | None,
     slots: int,
 ) -> float | None:
-    """Until the last expected experiment ends: all that is left to train, on so many slots at once, and never sooner
-    than the longest that runs. None where no speed is known."""
+    """Return the seconds until the last expected experiment ends; None if no speed is known.
+
+    The larger of the remaining training time divided by the slots, and the remainder of the longest running experiment.
+    """
     if rates is None:
         return None
     begun = {e.key: p for e, p in running}
     left, longest = 0.0, 0.0
-    step_seconds: dict[float, float] = {}  # by its FLOPs: thousands of experiments have steps of a few kinds
+    step_seconds: dict[float, float] = {}  # by FLOPs per step, of which thousands of experiments share a few
     for e in plan.expected:
         if e.key in finished:
             continue
@@ -113,10 +115,10 @@ def seconds_left(
     return max(left / max(1, slots), longest)
 
 
-def nodes_of(machines: Sequence[Machine], running: Iterable[tuple[Experiment, Progress]]) -> tuple[Node, ...]:
-    """The machines, each with the newest reading that an experiment on it has sent.
+def node_uses(machines: Sequence[Machine], running: Iterable[tuple[Experiment, Progress]]) -> tuple[NodeUse, ...]:
+    """Return the machines, each with the newest reading sent by an experiment on it.
 
-    What was read of them when they were found is of that time, so it is not shown: of an idle GPU only what it is.
+    Readings taken when the machines were found are out of date, so of an idle GPU only name and memory are kept.
     """
     known = {machine.host: replace(machine, cpu_share=None, memory_used=None) for machine in machines}
     gpus = {machine.host: {gpu.uuid: _at_rest(gpu) for gpu in machine.gpus} for machine in machines}
@@ -141,10 +143,10 @@ def nodes_of(machines: Sequence[Machine], running: Iterable[tuple[Experiment, Pr
                     nccl=reading.nccl or before.nccl,
                 )
     return tuple(
-        Node(
+        NodeUse(
             machine=machine,
             gpus=tuple(
-                Holder(gpu=gpu, experiments=tuple(held.get(gpu.uuid, ())))
+                GpuUse(gpu=gpu, experiments=tuple(held.get(gpu.uuid, ())))
                 for gpu in sorted(gpus.get(host, {}).values(), key=lambda gpu: gpu.index)
             ),
             running=count.get(host, 0),
@@ -158,7 +160,7 @@ def _at_rest(gpu: Gpu) -> Gpu:
 
 
 def tokens_left_seconds(progress: Progress) -> float | None:
-    """Until the training of an experiment ends, at its pace just now."""
+    """Return the seconds until the training of an experiment ends, at its present speed; None if not known."""
     if not progress.tokens_per_second:
         return None
     return max(0, progress.tokens - progress.tokens_seen) / progress.tokens_per_second

@@ -297,7 +297,7 @@ def test_a_known_length_is_planned_with_and_an_unknown_one_said() -> None:
         planned(spec, user_parts_of(spec, model=Bigram, train=loader(500)))
     plan = planned(spec, user_parts_of(spec, model=Bigram, train=Stateful()))
     assert {e.epochs for e in plan.experiments} == {None}
-    assert any("data.train cannot say how long it is" in w for w in plan.warnings)
+    assert any("data.train has no length" in w for w in plan.warnings)
     assert any("there is no held-out data" in w for w in plan.warnings)
 
 

@@ -113,7 +113,7 @@ def test_the_search_stops_where_the_model_ends_and_says_so() -> None:
 def test_the_search_is_capped() -> None:
     grid = {"tokens_per_param": 20_000, "max_experiments": 9, "seeds": 0}
     plan, _ = run_through(planner_of(grid=grid), loss_in(world()))
-    assert len(plan.experiments) == 9 and any("grid.max_experiments = 9 are reached" in note for note in plan.notes)
+    assert len(plan.experiments) == 9 and any("grid.max_experiments = 9 is reached" in note for note in plan.notes)
 
 
 def test_data_that_end_at_the_optimum_are_warned_of() -> None:

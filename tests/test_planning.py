@@ -178,10 +178,10 @@ def test_a_plan_survives_json() -> None:
 
 
 REFUSED = [
-    ({"budgets": [10.0, 1e6]}, DATA, (4, 8, 16), "pays for less than one batch"),
+    ({"budgets": [10.0, 1e6]}, DATA, (4, 8, 16), "covers less than one batch"),
     ({}, replace(DATA, train_samples=50), (4, 8, 16), "experiments need more data than there is"),
     ({}, DATA, (4, 8), "has 2 size\\(s\\) \\[4, 8\\]; a valley needs at least 3"),
-    ({}, DATA, (4, 4, 16), "both have N = 4; does width really change the model"),
+    ({}, DATA, (4, 4, 16), "both have N = 4; check that width changes the model"),
 ]
 
 
@@ -207,7 +207,7 @@ def test_warnings() -> None:
         "train.lr is a general rule",
         "fewer than 300 optimizer steps",
         "has 3 sizes",
-        "whole batches move",
+        "rounding to whole batches",
     ):
         assert expected in text
 
@@ -223,8 +223,9 @@ def test_warnings() -> None:
 def test_the_budget_that_whole_batches_move_most_is_named(factors: tuple[float, ...], said: str | None) -> None:
     cells = plan_of(spec_of(budgets=[1e6, 2e6])).experiments[:3]
     moved = [replace(e, flops=f * e.budget) for e, f in zip(cells, factors, strict=True)]
-    warnings = [w for w in cell_warnings(moved) if w.startswith("whole batches")]
-    assert warnings == ([] if said is None else [f"whole batches move C = 1e6, {said}"])
+    warnings = [w for w in cell_warnings(moved) if w.startswith("rounding to whole batches")]
+    fix = "lower train.batch_size or raise the budget"
+    assert warnings == ([] if said is None else [f"rounding to whole batches changes C = 1e6, {said}: {fix}"])
 
 
 def test_a_notebook_shows_notes_and_warnings_of_a_plan() -> None:

@@ -132,7 +132,8 @@ def test_a_price_adds_up() -> None:
 def test_one_longest_experiment_more_than_slots_is_warned_of() -> None:
     rates = stated_rate(1.0, 2)
     (warning,) = price_warnings(price_of(some(4, 4, 4), rates=rates))  # ends at 8, and the work alone would at 6
-    assert warning.startswith("on 2 slots the sweep ends 33 % later") and "one more than slots" in warning
+    assert warning.startswith("on 2 slots the sweep takes 33 % longer")
+    assert "one more long experiment than slots" in warning
     assert price_warnings(price_of(some(4, 4, 4, 4), rates=rates)) == []
     assert price_warnings(price_of(some(10, 10, 2, 1), rates=rates)) == []  # 12 for 11.5 is within a tenth
     assert price_warnings(price_of(some(4, 4, 4))) == []  # no seconds without a rate

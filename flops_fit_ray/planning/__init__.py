@@ -1,7 +1,7 @@
-"""What to run: sizes, budgets and data become experiments with exact token counts. Same input, same plan.
+"""Planning: sizes, budgets and data become experiments with exact token counts. Same input, same plan.
 
-Nothing here trains, measures or touches a file; what was measured arrives as a `Survey`, what came of experiments as
-`Finding`s.
+Nothing here trains, measures or touches a file: `Measurements` of model and data and an `Observation` of each finished
+experiment come in, a `Plan` goes out.
 """
 
 from flops_fit_ray.planning.experiment import (

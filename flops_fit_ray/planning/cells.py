@@ -1,4 +1,4 @@
-"""One cell (C, N) as an experiment: exact D, every rule of the recipe resolved, and the key that all of it makes."""
+"""One cell (C, N) as an experiment: exact D, every rule of the recipe resolved, and the content key."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from flops_fit_ray.planning.experiment import (
 )
 from flops_fit_ray.spec import LrRule, LrTable, SweepSpec
 
-ENGINE_VERSION = 2  # raised whenever the same recipe would give other bits, so that old results are never mistaken
+ENGINE_VERSION = 2  # raised whenever the same recipe would give other bits, so that old results are not reused
 WARMUP_SHARE = 0.1  # of the smallest D of the sweep
 HARMLESS_DATA_KEYS = {"max_epochs", "timeout_seconds", "eval_every_tokens", "bytes_per_token"}  # change no result
-HARMLESS_TRAIN_KEYS = {"precision", "compile", "cuda_graph", "seed"}  # change nothing that a frame holds
+HARMLESS_TRAIN_KEYS = {"precision", "compile", "cuda_graph", "seed"}  # do not change `SweepConstants`
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Makes experiments for one sweep."""
+    """Factory of the experiments of one sweep."""
 
     spec: SweepSpec
     measurements: Measurements
@@ -42,7 +42,7 @@ class Cells:
         seed: int | None = None,
         of: str | None = None,
     ) -> Experiment:
-        """The experiment of one cell; `seed` None is the sweep's own."""
+        """Make the experiment of one cell; `seed` None takes that of the sweep."""
         spec, measurements = self.spec, self.measurements
         steps = steps_of(spec, measurements, budget, size)
         tokens = steps * batch_tokens(spec, measurements)
@@ -86,19 +86,19 @@ class Cells:
         )
 
     def _warmup_tokens(self, size: ModelSize, tokens: int) -> int:
-        """At most N tokens, and a tenth of the sweep's smallest D (Porian et al. 2024, section 3.3).
+        """Warmup of at most N tokens and a tenth of the smallest D of the sweep (Porian et al. 2024, section 3.3).
 
-        A cell that was added later may have a smaller D than the sweep had when the limit was set: a tenth of its own.
+        A cell added later may have a smaller D than any when the limit was set: it takes a tenth of its own D.
         """
         train = self.spec.train
         if train.warmup_tokens != "auto":
             return train.warmup_tokens
-        if train.schedule == "constant" or ":" in train.schedule:  # a user's schedule does its own
+        if train.schedule == "constant" or ":" in train.schedule:  # a user's schedule does its own warmup
             return 0
         return min(size.params, self.constants.warmup_limit, int(WARMUP_SHARE * tokens))
 
     def _identity(self, budget: float, size: ModelSize, tokens: int, recipe: Recipe) -> dict[str, Any]:
-        """All that changes an experiment's result. What only changes how it is run (resources, output) stays out."""
+        """Everything that changes the result of an experiment; resources and output are left out."""
         return {
             **_common_identity(self.spec, self.measurements),
             "model": {
@@ -109,7 +109,7 @@ class Cells:
             "budget": budget,
             "tokens": tokens,
             "recipe": asdict(recipe),
-            "parent": None,  # a trunk of another's gives the same bits
+            "parent": None,  # the trunk of another experiment gives the same bits
         }
 
 
@@ -119,14 +119,14 @@ def _common_identity(spec: SweepSpec, measurements: Measurements) -> dict[str, A
 
 
 def constants_identity(spec: SweepSpec, measurements: Measurements) -> str:
-    """What a frame belongs to: the sweep without its budgets, sizes and seeds."""
+    """Hash of the sweep without its budgets, sizes and seeds: `SweepConstants` are valid for this identity."""
     train = spec.train.model_dump(mode="json", exclude=HARMLESS_TRAIN_KEYS)
     model = {"target": spec.model.target, "kwargs": spec.model.kwargs}
     return content_key({**_common_identity(spec, measurements), "model": model, "train": train})
 
 
 def make_constants(spec: SweepSpec, measurements: Measurements, smallest_tokens: int) -> SweepConstants:
-    """The frame of a new sweep whose smallest D is known."""
+    """Make the constants of a new sweep with the smallest D `smallest_tokens`."""
     return SweepConstants(
         identity=constants_identity(spec, measurements),
         base_budget=spec.budgets[0].flops,
@@ -135,34 +135,36 @@ def make_constants(spec: SweepSpec, measurements: Measurements, smallest_tokens:
 
 
 def batch_tokens(spec: SweepSpec, measurements: Measurements) -> int:
-    """D of one optimizer step."""
+    """Tokens of one optimizer step."""
     return spec.train.batch_size * measurements.data.tokens_per_sample
 
 
 def steps_of(spec: SweepSpec, measurements: Measurements, budget: float, size: ModelSize) -> int:
-    """C / (FLOPs per token × tokens per batch), rounded: whole batches, and the rounding is in the FLOPs."""
+    """Optimizer steps, C / (FLOPs per token · tokens per batch), rounded to whole batches."""
     return round(budget / (size.flops_per_token * batch_tokens(spec, measurements)))
 
 
 def tokens_of(spec: SweepSpec, measurements: Measurements, budget: float, size: ModelSize) -> int:
-    """D in whole batches."""
+    """Tokens D in whole batches."""
     return steps_of(spec, measurements, budget, size) * batch_tokens(spec, measurements)
 
 
 def max_steps(spec: SweepSpec, measurements: Measurements) -> float:
-    """Optimizer steps that the data allow; infinite where they cannot say how long they are."""
+    """Optimizer steps that the data allow; infinite where their length is unknown."""
     per_epoch = measurements.data.train_samples
     return float("inf") if per_epoch is None else spec.data.max_epochs * per_epoch / spec.train.batch_size
 
 
 def resolve_lr(spec: SweepSpec, size: ModelSize) -> float:
-    """The peak learning rate of one size, where it is not measured; `auto` is the general rule."""
+    """Return the peak learning rate of one size as the spec gives it; `auto` is `general_lr`."""
     lr = spec.train.lr
     if size.lr is not None:
         return size.lr
     if isinstance(lr, LrTable):
         if size.size not in lr.table:
-            raise SpecError("spec", [f"train.lr.table: has no rate for size {size.size}; it has {list(lr.table)}"])
+            raise SpecError(
+                "spec", [f"train.lr.table: has no rate for size {size.size}; add one (it has {list(lr.table)})"]
+            )
         return lr.table[size.size]
     if isinstance(lr, LrRule):
         x = size.params if lr.of == "params" else size.size
@@ -175,9 +177,9 @@ def resolve_lr(spec: SweepSpec, size: ModelSize) -> float:
 
 
 def general_lr(params: int) -> float:
-    """lr = 1e-3 · (N / 1e7)^-0.25: about what is published for AdamW from 1e5 to 1e9 parameters.
+    """Return lr = 1e-3 · (N / 1e7)^-0.25, close to published rates of AdamW from 1e5 to 1e9 parameters.
 
-    It is low rather than high where it errs, because half the best rate costs less than twice the best. It is a rule,
-    not a measurement.
+    It errs on the low side, because half the best rate costs less loss than twice the best. It is a rule of thumb, and
+    not measured.
     """
     return float(1e-3 * (params / 1e7) ** -0.25)

@@ -1,4 +1,4 @@
-"""The values of a plan. All frozen, all JSON, units beside the fields."""
+"""Data classes of a plan: frozen, convertible to JSON, with units beside the fields."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ class ModelSize(Record):
     """One model of the sweep, measured without weights."""
 
     size: int | str  # the value of the size parameter; text where several arguments make the size
-    kwargs: Mapping[str, Any]  # constructor arguments that make this size
+    kwargs: Mapping[str, Any]  # constructor arguments of this size
     params: PositiveInt  # N, as `params_source` counts it
-    params_total: Count  # every parameter
+    params_total: Count  # all parameters
     params_non_embedding: Count  # without lookup tables and without a head that is as large as the vocabulary
     params_source: str
     flops_per_token: PositiveFloat  # forward and backward
     flops_source: str
-    lr: Amount | None = None  # what the user's function gave
+    lr: Amount | None = None  # from the user's function
     uncounted: tuple[str, ...] = ()  # modules with parameters in which the counter saw no FLOPs
-    modules: Mapping[str, Count] = field(default_factory=dict)  # with weights of their own: how many, by kind
-    tables: tuple[tuple[Count, Count], ...] = ()  # entries and width of each lookup table that is not another's
+    modules: Mapping[str, Count] = field(default_factory=dict)  # number of modules with their own weights, by kind
+    tables: tuple[tuple[Count, Count], ...] = ()  # entries and width of each lookup table, shared ones once
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts(Record):
-    """What the plan must know of the data."""
+    """Facts about the data that a plan needs."""
 
-    train_samples: Count | None  # None: the data cannot say, or never end
-    eval_samples: Count  # 0: no held-out data, the smoothed training loss stands in
+    train_samples: Count | None  # None: of unknown length, or endless
+    eval_samples: Count  # 0: no held-out data, so the smoothed training loss is used
     tokens_per_sample: Count
-    token_unit: str  # what one token is, in words
+    token_unit: str  # name of what is counted as a token
     eval_source: str
     fingerprint: str  # of the training and held-out samples
-    tensor_bytes: Count = 0  # of data that are made of tensors, which each process would hold
+    tensor_bytes: Count = 0  # of data made of tensors, of which each process would hold a copy
 
     @property
     def tokens_per_epoch(self) -> int | None:
@@ -64,7 +64,7 @@ class DataFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """The measured facts that a plan is made from. `skipped` are candidates the model refused, with its reason."""
+    """Measured facts that a plan is made from. `skipped` are sizes that the model rejected, with its reason."""
 
     sizes: tuple[ModelSize, ...]
     data: DataFacts
@@ -73,7 +73,7 @@ class Measurements:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Record):
-    """How one experiment is trained, every rule already resolved for its own N and D."""
+    """Training settings of one experiment, with every rule resolved for its N and D."""
 
     batch_size: PositiveInt  # samples in one optimizer step
     micro_batch_size: PositiveInt  # samples in one forward and backward
@@ -99,12 +99,12 @@ class Experiment(Record):
     """A planned point (C, N) with its D. `key` is a hash of all that changes the result."""
 
     key: str
-    budget: PositiveFloat  # C, FLOPs asked for
+    budget: PositiveFloat  # nominal C, FLOPs
     size: int | str
     size_kwargs: Mapping[str, Any]
     params: PositiveInt  # N
     params_total: Count
-    tokens: PositiveInt  # D, exactly what will be seen
+    tokens: PositiveInt  # D, exactly as trained
     tokens_per_sample: Count | None  # None: counted in the targets of each batch
     steps: PositiveInt  # optimizer steps
     flops: PositiveFloat  # tokens × flops_per_token; differs from `budget` by at most half a batch
@@ -112,25 +112,25 @@ class Experiment(Record):
     epochs: Amount | None  # None where the length of the data is not known
     recipe: Recipe
     role: Role = "grid"
-    reason: str = ""  # why it is here
-    of: str | None = None  # key of the experiment that a seed, a check or a rerun stands beside
-    # Where it begins: at the trunk checkpoint of another experiment of this size, or from scratch. On the CPU both give
-    # the same bits, so neither is a part of the key.
+    reason: str = ""  # for its place in the plan
+    of: str | None = None  # key of the experiment that a seed, check or rerun repeats
+    # Start: the trunk checkpoint of another experiment of this size, or from scratch. On the CPU both give the same
+    # bits, so neither is part of the key.
     parent: str | None = None
-    start_step: Count = 0  # optimizer steps that the parent has taken for it
+    start_step: Count = 0  # optimizer steps taken over from the parent
 
     @cached_property
     def trunk_step(self) -> int:
-        """Steps at the peak rate: where the trunk ends and the decay of this experiment's own begins."""
+        """Step at which the trunk (constant rate) ends and the decay begins."""
         return self.steps - decay_steps(self.recipe, self.steps)
 
     @property
     def flops_executed(self) -> float:
-        """FLOPs that this experiment itself has to spend: without what it takes over from its parent."""
+        """FLOPs of the steps that this experiment takes itself, without those taken over from its parent."""
         return self.flops * (self.steps - self.start_step) / self.steps
 
     def from_scratch(self) -> Experiment:
-        """The same experiment without a parent."""
+        """Return the same experiment without a parent."""
         return replace(self, parent=None, start_step=0)
 
     def to_json(self) -> dict[str, Any]:
@@ -139,13 +139,13 @@ class Experiment(Record):
 
 
 def decay_steps(recipe: Recipe, steps: int) -> int:
-    """The optimizer steps over which a warmup-stable-decay schedule decays: one at least, and never into the warmup."""
+    """Steps of the decay of a warmup-stable-decay schedule: decay_fraction of all, at least 1, never in the warmup."""
     return min(max(1, round(recipe.decay_fraction * steps)), steps - recipe.warmup_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What became of an experiment, as far as planning cares. `loss` is None where there is none."""
+    """Outcome of an experiment as planning sees it; `loss` is None where it has none."""
 
     loss: float | None
     diverged: bool = False
@@ -153,16 +153,16 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConstants(Record):
-    """What a sweep decides once and keeps when budgets, sizes or seeds are added, so that nothing is renamed."""
+    """Values fixed at the start of a sweep and kept when budgets, sizes or seeds are added, so that keys stay valid."""
 
-    identity: str  # of model, data, loss and recipe; a frame serves no other sweep
+    identity: str  # hash of model, data, loss and recipe that these constants belong to
     base_budget: PositiveFloat  # the smallest C: where learning rates are probed and the first valley lies
-    warmup_limit: Count  # tokens; a tenth of the smallest D of the sweep
+    warmup_limit: Count  # tokens: a tenth of the smallest D of the sweep
 
 
 @dataclass(frozen=True, kw_only=True)
 class LrFound(Record):
-    """A learning rate that was measured: lr = coefficient · (N / at) ^ exponent."""
+    """The measured learning rate rule: lr = coefficient · (N / at) ^ exponent."""
 
     coefficient: PositiveFloat
     at: PositiveFloat  # N
@@ -170,7 +170,7 @@ class LrFound(Record):
     optima: tuple[tuple[PositiveInt, PositiveFloat], ...]  # (N, best rate) of each probed size
 
     def of(self, params: float) -> float:
-        """The rate of a model of N = `params`."""
+        """Learning rate of a model of N = `params`."""
         return float(self.coefficient * (params / self.at) ** self.exponent)
 
 

@@ -1,4 +1,4 @@
-"""The static grid: every budget crossed with its sizes; and what is refused or warned of in any grid."""
+"""The static grid, every budget crossed with its sizes, and the faults and warnings of any grid."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from flops_fit_ray.planning.experiment import Experiment, Measurements, ModelSiz
 from flops_fit_ray.planning.sizes import auto_range, shared_sizes, size_label
 from flops_fit_ray.spec import Budget, SweepSpec
 
-MIN_STEPS = 300  # below this cells are limited by steps and bend the valley
+MIN_STEPS = 300  # optimizer steps below which a cell is limited by its steps and biases the valley
 GOOD_SIZES = 5
-LARGEST_ROUNDING = 0.01  # of a budget, through whole batches
-TRUSTED_RATIO = (0.8, 3.0)  # of counted FLOPs to 6·N·D; beyond it something is not seen, or weights are shared
-LONGEST_TRUNK = 100.0  # ratio of D along one trunk, above which a warning is due
+LARGEST_ROUNDING = 0.01  # relative change of C by rounding to whole batches
+TRUSTED_RATIO = (0.8, 3.0)  # of counted FLOPs to 6·N·D; outside, the counter misses a layer, or weights are shared
+LONGEST_TRUNK = 100.0  # ratio of D along one trunk above which a warning is given
 
 Cell = tuple[Budget, ModelSize]
 
 
 def static_cells(spec: SweepSpec, measurements: Measurements) -> list[Cell]:
-    """Budgets × sizes by increasing C, then N.
+    """Cross budgets with their sizes, by increasing C, then N.
 
     Raises:
-        SpecError: a cell has no meaning (too few sizes, less than one batch, more data than there is); all at once.
+        SpecError: a cell cannot be run (too few sizes, less than one batch, more data than there is); all at once.
     """
     sizes = by_params(measurements)
     cells = [(budget, size) for budget in spec.budgets for size in _sizes_for(spec, budget, sizes)]
@@ -39,7 +39,7 @@ def static_cells(spec: SweepSpec, measurements: Measurements) -> list[Cell]:
 
 
 def by_params(measurements: Measurements) -> list[ModelSize]:
-    """The sizes by increasing N."""
+    """Sort the sizes by increasing N."""
     return sorted(measurements.sizes, key=lambda s: s.params)
 
 
@@ -53,19 +53,19 @@ def _sizes_for(spec: SweepSpec, budget: Budget, sizes: list[ModelSize]) -> list[
 
 
 def size_faults(spec: SweepSpec, sizes: Sequence[ModelSize]) -> Iterator[str]:
-    """Sizes that are one and the same model, or that make it smaller."""
+    """Yield faults of sizes that give the same model, or a smaller one."""
     numbers = sorted((s.size, s.params) for s in sizes if isinstance(s.size, int))
     falls = [(a, b) for a, b in itertools.pairwise(numbers) if b[1] < a[1]]
     for (size, params), (next_size, next_params) in falls[:1]:
         yield (
-            f"model.sizes: N falls from {params} at size {size} to {next_params} at size {next_size}; is "
-            f"{spec.model.size_param} what makes the model larger?"
+            f"model.sizes: N falls from {params} at size {size} to {next_params} at size {next_size}; "
+            f"check that model.size_param {spec.model.size_param} makes the model larger"
         )
     for smaller, larger in itertools.pairwise(sizes):
         if smaller.params == larger.params:
             yield (
                 f"model.sizes: {smaller.size} and {larger.size} both have N = {smaller.params}; "
-                f"does {spec.model.size_param or 'the size'} really change the model?"
+                f"check that {spec.model.size_param or 'the size'} changes the model"
             )
 
 
@@ -74,13 +74,13 @@ def _budget_faults(spec: SweepSpec, cells: list[Cell], measurements: Measurement
         return []
     faults = []
     for budget in spec.budgets:
-        found = [size.size for b, size in cells if b.flops == budget.flops]
-        if len(found) < FEWEST["parabola"]:
+        sizes = [size.size for b, size in cells if b.flops == budget.flops]
+        if len(sizes) < FEWEST["parabola"]:
             skipped = (
-                f"; the model refused {'; '.join(measurements.skipped)}" if measurements.skipped and not found else ""
+                f"; the model rejected {'; '.join(measurements.skipped)}" if measurements.skipped and not sizes else ""
             )
             faults.append(
-                f"budgets: {fmt.flops(budget.flops)} has {len(found)} size(s) {found}; a valley needs at least "
+                f"budgets: {fmt.flops(budget.flops)} has {len(sizes)} size(s) {sizes}; a valley needs at least "
                 f"{FEWEST['parabola']}, better {GOOD_SIZES}: give model.sizes{skipped}"
             )
     return faults
@@ -91,7 +91,7 @@ def _cell_faults(spec: SweepSpec, cells: list[Cell], measurements: Measurements)
     for budget, size in cells:
         if steps[budget.flops, size.size] < 1:
             yield (
-                f"budget {fmt.flops(budget.flops)}, size {size.size}: C pays for less than one batch "
+                f"budget {fmt.flops(budget.flops)}, size {size.size}: C covers less than one batch "
                 f"({budget.flops / size.flops_per_token:.3g} tokens); raise the budget or lower train.batch_size"
             )
     largest = max_steps(spec, measurements)
@@ -99,14 +99,14 @@ def _cell_faults(spec: SweepSpec, cells: list[Cell], measurements: Measurements)
     if beyond:
         budget, size = max(beyond, key=lambda cell: steps[cell[0].flops, cell[1].size])
         yield (
-            f"data.train: {len(beyond)} of {len(cells)} experiments need more data than there is; the most is "
-            f"{too_much_data(spec, measurements, budget.flops, size)}. Bring more data, drop the smallest sizes there, "
-            "or raise data.max_epochs and know that repeats bend the valley"
+            f"data.train: {len(beyond)} of {len(cells)} experiments need more data than there is; the largest needs "
+            f"{too_much_data(spec, measurements, budget.flops, size)}. Add data, drop the smallest sizes there, or "
+            "raise data.max_epochs (repeated data biases the optimum)"
         )
 
 
 def too_much_data(spec: SweepSpec, measurements: Measurements, budget: float, size: ModelSize) -> str:
-    """How far one cell lies beyond the data, in words."""
+    """Describe the data that a cell needs and those that are allowed."""
     steps, per_epoch = steps_of(spec, measurements, budget, size), measurements.data.train_samples or 1
     samples = steps * spec.train.batch_size
     return (
@@ -117,34 +117,34 @@ def too_much_data(spec: SweepSpec, measurements: Measurements, budget: float, si
 
 
 def sweep_warnings(spec: SweepSpec, measurements: Measurements, *, lr_guarded: bool) -> Iterator[str]:
-    """What is to be known of the sweep as a whole."""
+    """Yield warnings about the sweep as a whole."""
     span = spec.budgets[-1].flops / spec.budgets[0].flops
     if not spec.is_one_run:
         yield from map(str, range_warning(span, len(spec.budgets)))
     if spec.train.lr == "auto" and not lr_guarded:
-        yield "train.lr is a general rule, not measured on this model: the valleys may be limited by the learning rate"
+        yield "train.lr is a general rule, not measured on this model: it may bias the valleys; set grid.lr_guard"
     if isinstance(spec.train.lr, float) and spec.train.optimizer == "adamw":
-        yield "train.lr is one value for all sizes: larger models usually need a lower one"
+        yield "train.lr is one value for all sizes: larger models usually need a lower one; use a rule or a table"
     if spec.train.schedule == "constant":
-        yield "train.schedule is constant: the learning rate does not end at D, which biases the optimum"
+        yield "train.schedule is constant: without a decay at the end of a run the optimum is biased; use wsd or cosine"
     if measurements.data.train_samples is None:
-        yield "data.train cannot say how long it is: an experiment fails if it ends before D"
+        yield "data.train has no length: an experiment fails if the data end before its D"
     if measurements.data.eval_samples == 0:
-        yield "there is no held-out data: losses are training losses, smoothed over the last 5 % of the steps"
+        yield "there is no held-out data: losses are training losses, averaged over 5 % of the steps: set data.eval"
     if spec.data.max_epochs > 1:
-        yield f"data.max_epochs is {spec.data.max_epochs:g}: repeated data bends the valley towards smaller models"
+        yield f"data.max_epochs is {spec.data.max_epochs:g}: repeated data biases the optimum; add data if you can"
 
 
 def flops_audit(sizes: Sequence[ModelSize]) -> Iterator[str]:
-    """Where counted FLOPs are not to be trusted: layers that the counter did not see, and ratios to 6·N·D."""
+    """Yield warnings about counted FLOPs: layers that the counter did not see, and ratios to 6·N·D."""
     if any(s.flops_source == "model.flops_per_token" for s in sizes):
         return
     unseen = next((s for s in sizes if s.uncounted), None)
     if unseen is not None:
         shown = ", ".join(unseen.uncounted[:3]) + (", ..." if len(unseen.uncounted) > 3 else "")
         yield (
-            f"no FLOPs were counted in {len(unseen.uncounted)} module(s) with parameters ({shown}): where they "
-            "compute, name a function in model.flops_per_token"
+            f"no FLOPs were counted in {len(unseen.uncounted)} module(s) with parameters ({shown}): if they "
+            "compute, give a function in model.flops_per_token"
         )
     low, high = TRUSTED_RATIO
     outside = [s for s in sizes if not low <= s.flops_per_token / (6 * s.params) <= high]
@@ -152,40 +152,40 @@ def flops_audit(sizes: Sequence[ModelSize]) -> Iterator[str]:
         worst = max(outside, key=lambda s: abs(s.flops_per_token / (6 * s.params) - 1))
         yield (
             f"counted FLOPs are {worst.flops_per_token / (6 * worst.params):.2f} times 6·N·D at size {worst.size}, "
-            f"outside {low:g} to {high:g}: attention in a narrow model, shared weights, or a layer that is not seen; "
-            "model.flops_per_token overrides"
+            f"outside {low:g} to {high:g}: attention in a narrow model, shared weights, or layers not counted: "
+            "to override, set model.flops_per_token"
         )
 
 
 def cell_warnings(experiments: Sequence[Experiment]) -> Iterator[str]:
-    """What is to be known of the cells of a grid."""
+    """Yield warnings about the cells of a grid."""
     grid = [e for e in experiments if e.role == "grid"]
     short = [e for e in grid if e.steps < MIN_STEPS]
     if short:
-        fewest = min(short, key=lambda e: e.steps)
+        shortest = min(short, key=lambda e: e.steps)
         yield (
             f"{len(short)} of {len(grid)} experiments have fewer than {MIN_STEPS} optimizer steps "
-            f"(C = {fmt.flops(fewest.budget)}, size {fewest.size}: {fewest.steps}): lower train.batch_size or raise "
-            "the budget"
+            f"(C = {fmt.flops(shortest.budget)}, size {shortest.size}: {shortest.steps}): lower train.batch_size or "
+            "raise the budget"
         )
     if grid:
         rounded = max(grid, key=lambda e: abs(e.flops / e.budget - 1))
         if abs(rounded.flops / rounded.budget - 1) > LARGEST_ROUNDING:
             yield (
-                f"whole batches move C = {fmt.flops(rounded.budget)}, size {rounded.size} by "
-                f"{100 * (rounded.flops / rounded.budget - 1):+.1f} %"
+                f"rounding to whole batches changes C = {fmt.flops(rounded.budget)}, size {rounded.size} by "
+                f"{100 * (rounded.flops / rounded.budget - 1):+.1f} %: lower train.batch_size or raise the budget"
             )
     for budget in sorted({e.budget for e in grid}):
         count = sum(e.budget == budget for e in grid)
         if count < GOOD_SIZES:
-            yield f"C = {fmt.flops(budget)} has {count} sizes; {GOOD_SIZES} give a valley that one bad run cannot bend"
-    first = {e.key: e.tokens for e in grid}  # the smallest D of the trunk that each is a part of
+            yield f"C = {fmt.flops(budget)} has {count} sizes; add some: from {GOOD_SIZES} on one bad run matters less"
+    first = {e.key: e.tokens for e in grid}  # the smallest D on the trunk of each
     for e in grid:
         if e.parent is not None:
             first[e.key] = first.get(e.parent, e.tokens)
     longest = max(grid, key=lambda e: e.tokens / first[e.key], default=None)
     if longest is not None and longest.tokens > LONGEST_TRUNK * first[longest.key]:
         yield (
-            f"size {longest.size}: its trunk spans {longest.tokens / first[longest.key]:.3g}x in D; one learning rate "
-            "is hardly right for all of it"
+            f"size {longest.size}: its trunk spans {longest.tokens / first[longest.key]:.3g}x in D, and one learning "
+            "rate is unlikely to suit all of it"
         )

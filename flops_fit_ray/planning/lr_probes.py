@@ -1,7 +1,7 @@
-"""The learning-rate guard: which rates to probe, what the best one is, and the rule over N that follows.
+"""The learning rate guard: rates to probe, the best of them, and the rule over N that follows.
 
-Rates are probed at the smallest budget with the sweep's own schedule, by factors of two until the best one is inside.
-Then ln lr is a line over ln N, its slope pulled towards what is published, because two sizes say little of it.
+Rates are probed at the smallest budget with the schedule of the sweep, by factors of two until the best is bracketed.
+Then ln lr is a line over ln N; its slope has a prior at published values, because two sizes determine it poorly.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from flops_fit_ray.planning.experiment import LrFound, ModelSize
 
 FACTORS = (0.5, 1.0, 2.0, 4.0)  # times the general rule
 MAX_FACTORS = 8  # per size
-SLOPE, SLOPE_SD = -0.3, 0.3  # of ln lr over ln N, before anything is measured
-OPTIMUM_SD = 0.35  # of ln lr at the best of one size: the valley over lr is flat and its losses are noisy
-CAUTION = 2**-0.25  # where the rate above the best one diverged: half the best rate costs less than twice the best
+SLOPE, SLOPE_SD = -0.3, 0.3  # prior of the slope of ln lr over ln N
+OPTIMUM_SD = 0.35  # standard deviation of ln lr at the optimum of one size: the loss is flat over lr, and noisy
+CAUTION = 2**-0.25  # factor where the next rate diverged: half the best rate costs less than twice the best
 
 
 def probed_sizes(first: Sequence[ModelSize]) -> list[ModelSize]:
-    """Two sizes of the first valley that lie far apart, and not at its ends."""
+    """Choose two sizes of the first valley that are far apart, but not its ends if it has four or more."""
     return [first[1], first[-2]] if len(first) >= 4 else [first[0], first[-1]]
 
 
 def missing_factors(losses: Mapping[float, float]) -> list[float]:
-    """The factors to probe next, from losses by factor (infinite where it diverged); none where the best is inside."""
+    """Factors to probe next, from losses by factor (infinite if diverged); none once the best is bracketed."""
     wanted = [f for f in FACTORS if f not in losses]
     if wanted:
         return wanted
@@ -39,12 +39,15 @@ def missing_factors(losses: Mapping[float, float]) -> list[float]:
 
 
 def best_factor(losses: Mapping[float, float]) -> float:
-    """The probed factor with the lowest loss, the smaller one of equals."""
+    """The probed factor with the lowest loss; the smaller one if two are equal."""
     return min(sorted(losses), key=lambda f: losses[f])
 
 
 def optimum_factor(losses: Mapping[float, float]) -> float:
-    """The best factor, between those that were probed: the vertex of a parabola in ln lr through the lowest three."""
+    """Interpolate the best factor: the vertex -b / 2a of the parabola in ln lr through the lowest and its neighbours.
+
+    At an end of the probed factors it is the best one itself; beside a diverged one it is lower by `CAUTION`.
+    """
     best = best_factor(losses)
     factors = sorted(losses)
     i = factors.index(best)
@@ -60,11 +63,15 @@ def optimum_factor(losses: Mapping[float, float]) -> float:
 
 
 def lr_law(optima: Sequence[tuple[int, float]]) -> LrFound:
-    """The rule from the best rates (N, lr) of two sizes or more."""
+    """Fit the rule ln lr = mean(ln lr) + s·(ln N - mean(ln N)) to the best rates (N, lr) of two or more sizes.
+
+    s = (sum x·y + p·s0) / (sum x² + p), p = (sd / sd0)²: the posterior mean of the slope with the prior
+    s0 = SLOPE ± SLOPE_SD and noise sd = OPTIMUM_SD, x = ln N centred, y = ln lr.
+    """
     x, y = np.log([n for n, _ in optima]), np.log([lr for _, lr in optima])
     centred = x - x.mean()
-    pull = (OPTIMUM_SD / SLOPE_SD) ** 2
-    slope = float((centred @ y + pull * SLOPE) / (centred @ centred + pull))
+    prior_weight = (OPTIMUM_SD / SLOPE_SD) ** 2
+    slope = float((centred @ y + prior_weight * SLOPE) / (centred @ centred + prior_weight))
     return LrFound(
         coefficient=float(np.exp(y.mean())),
         at=float(np.exp(x.mean())),

@@ -1,4 +1,4 @@
-"""The plan of a sweep: what is decided, what is expected to follow, and its price."""
+"""The plan of a sweep: experiments decided, experiments expected to follow, and the price."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 class Disk(Record):
     """Bytes that a sweep needs besides its results."""
 
-    per_running: Count  # checkpoints of the largest experiment; times the experiments that run side by side
-    in_the_end: Count  # trunks, and best checkpoints and weights of all of them, where they are asked for
+    per_running: Count  # checkpoints of the largest experiment; multiply by the experiments that run at a time
+    in_the_end: Count  # trunks, and the best checkpoints and weights of all experiments if they are kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every experiment of a sweep that is decided, and what its owner should know before paying for it.
+    """All experiments of a sweep that are decided, with warnings, disk space and price.
 
-    `forecast` are the experiments that are expected to follow once results are there; `final` says that none will.
+    `forecast` are experiments that are expected to follow from results; `final` is True if none will.
     """
 
     name: str
@@ -47,32 +47,32 @@ class Plan:
     constants: SweepConstants
     final: bool = True
     forecast: tuple[Experiment, ...] = ()
-    notes: tuple[str, ...] = ()  # what was decided on the way, and on what grounds
+    notes: tuple[str, ...] = ()  # decisions taken from results, with their grounds
     lr: LrFound | None = None
     price: Price | None = None
 
     def with_experiments(self, others: Mapping[str, Experiment]) -> Plan:
-        """The plan with some experiments in place of those of the same keys."""
+        """Return the plan with experiments replaced by those of the same key."""
         return replace(self, experiments=tuple(others.get(e.key, e) for e in self.experiments))
 
     @property
     def expected(self) -> tuple[Experiment, ...]:
-        """What is decided and what is expected to follow."""
+        """Experiments decided and expected."""
         return (*self.experiments, *self.forecast)
 
     @property
     def sizes(self) -> list[ModelSize]:
-        """The sizes that are used, by increasing N."""
+        """Sizes that are used, by increasing N."""
         used = {e.size for e in self.expected}
         return sorted((s for s in self.measurements.sizes if s.size in used), key=lambda s: s.params)
 
     @property
     def flops(self) -> float:
-        """Training FLOPs that the whole sweep is expected to execute."""
+        """Training FLOPs that the whole sweep executes, expected experiments included."""
         return sum(e.flops_executed for e in self.expected)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per experiment, decided or only expected: budget, size, params, tokens, steps, lr, flops and more."""
+        """Return a table with one row per experiment, decided or expected."""
         import pandas as pd
 
         names = [
@@ -97,16 +97,16 @@ class Plan:
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        said = [f"{len(self.experiments)} experiments", f"{self.flops:.3g} FLOPs", *self.notes]
-        said += [f"warning: {warning}" for warning in self.warnings]
-        lines = "".join(f"<p>{html.escape(line)}</p>" for line in said)
+        """Return the view of a notebook."""
+        notes = [f"{len(self.experiments)} experiments", f"{self.flops:.3g} FLOPs", *self.notes]
+        notes += [f"warning: {warning}" for warning in self.warnings]
+        lines = "".join(f"<p>{html.escape(line)}</p>" for line in notes)
         shown = self.to_frame().drop(columns=["key", "decided"])
         table = shown.to_html(max_rows=60, index=False, float_format="{:.4g}".format)
         return f"<p><strong>{html.escape(self.name)}</strong></p>{lines}{table}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as in plan.json."""
+        """Return the content of plan.json."""
         return {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,

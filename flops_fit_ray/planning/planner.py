@@ -1,4 +1,4 @@
-"""The plan: what is decided, expected and refused. A function of spec, measurements and observations."""
+"""The planner: a plan as a function of spec, measurements and observations."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from flops_fit_ray.planning.sizes import expected_optimum
 from flops_fit_ray.planning.slots import tails
 from flops_fit_ray.spec import SweepSpec
 
-IDLE_ROLES = {"seed", "lr_check"}  # nothing is decided by them
+IDLE_ROLES = {"seed", "lr_check"}  # no decision depends on them
 
 
 class Planner:
-    """Plans one sweep again and again as observations arrive. What does not depend on them is worked out once.
+    """Planner of one sweep, called again as observations arrive; what does not depend on them is computed once.
 
     Raises:
-        SpecError: a cell has no meaning, or a budget has no sizes.
+        SpecError: a cell cannot be run, or a budget has no sizes.
     """
 
     def __init__(self, spec: SweepSpec, measurements: Measurements, constants: SweepConstants | None = None) -> None:
@@ -49,17 +49,17 @@ class Planner:
         warmup = spec.train.warmup_tokens
         if warmup != "auto" and warmup >= smallest:
             fault = (
-                f"train.warmup_tokens: {warmup} is not shorter than the shortest run, D = {smallest} tokens; `auto` "
-                "takes at most a tenth of that"
+                f"train.warmup_tokens: must be less than D = {smallest} tokens, the shortest run (got {warmup}); "
+                "`auto` takes at most a tenth of that"
             )
             raise SpecError("spec", [fault])
         if constants is None or constants.identity != constants_identity(spec, measurements):
             constants = make_constants(spec, measurements, smallest)
         self.cells = Cells(spec, measurements, constants)
-        self._constant: Plan | None = None  # a plan that was final before anything was found
+        self._constant: Plan | None = None  # a plan that was final without observations
 
     def _smallest_adaptive(self) -> int:
-        """The smallest D of the first valley: the sweep's, unless the valley has to reach further."""
+        """Smallest D of the first valley: that of the sweep, unless the valley has to be extended."""
         faults = list(size_faults(self.spec, by_params(self.measurements)))
         if not faults:
             budget = self.spec.budgets[0].flops
@@ -67,14 +67,14 @@ class Planner:
             if len(first) >= MIN_SIZES:
                 return min(tokens_of(self.spec, self.measurements, budget, s) for s in first)
             faults.append(
-                f"budgets: {fmt.flops(budget)} has {len(first)} size(s) that pay for one batch and fit the data; "
+                f"budgets: {fmt.flops(budget)} has {len(first)} size(s) with enough steps and data; "
                 f"an adaptive grid needs at least {MIN_SIZES}, better {GOOD_SIZES}: raise the budget, lower "
-                "train.batch_size, or bring more data"
+                "train.batch_size, or add data"
             )
         raise SpecError("spec", faults)
 
     def plan(self, observed: Observations | None = None, *, forecast: bool = True) -> Plan:
-        """The plan as far as `observed` decides it; `forecast` adds what is expected to follow.
+        """Make the plan as far as `observed` decides it; `forecast` adds the experiments expected to follow.
 
         Raises:
             SpecError: the data cannot feed a budget around its expected optimum.
@@ -121,7 +121,13 @@ class Planner:
         return plan
 
     def _refuse_unfed(self, experiments: Sequence[Experiment]) -> Iterator[str]:
-        """Nobody should learn after three budgets that the fourth needs more data than there is. Yields warnings."""
+        """Check that every budget can have sizes around its expected optimum, before the first one is paid for.
+
+        Yields warnings where they are all larger than the optimum.
+
+        Raises:
+            SpecError: a budget has too few sizes there, for lack of sizes or of data.
+        """
         for budget in self.spec.budgets:
             cells = [e.params for e in experiments if e.budget == budget.flops and e.role == "grid"]
             centre = expected_optimum(budget.flops, self.spec.grid.tokens_per_param)
@@ -146,8 +152,8 @@ class Planner:
             else:
                 fault = (
                     f"data.train: C = {fmt.flops(budget.flops)} needs more data than there is; around its expected "
-                    f"optimum {too_much_data(self.spec, self.measurements, budget.flops, nearest)}. Bring more "
-                    "data or lower the budget"
+                    f"optimum {too_much_data(self.spec, self.measurements, budget.flops, nearest)}. Add data "
+                    "or lower the budget"
                 )
             raise SpecError("spec", [fault])
 
@@ -160,37 +166,38 @@ def make_plan(
     *,
     forecast: bool = True,
 ) -> Plan:
-    """The plan of a sweep as far as `observed` decides it.
+    """Make the plan of a sweep as far as `observed` decides it.
 
     Args:
-        frame: of the directory that is gone on with; one that belongs to another sweep is left out.
+        constants: of the directory that is continued; ignored if they belong to another sweep.
 
     Raises:
-        SpecError: a cell has no meaning (too few sizes, less than one batch, more data than there is); all at once.
+        SpecError: a cell cannot be run (too few sizes, less than one batch, more data than there is); all at once.
     """
     return Planner(spec, measurements, constants).plan(observed, forecast=forecast)
 
 
 class Queue:
-    """What can be begun of one plan, in the order in which it should be: longest first.
+    """Experiments of one plan that can start, in the order of starting.
 
-    A parent that has ended is waited for no more, whatever came of it: without its trunk a child begins from scratch.
-    Longest first, with what waits for it, keeps the makespan within a few percent of its lower bound. While decisions
-    are pending, what they rest on goes first: the grid before seeds and checks, smaller budgets before larger ones.
+    1) the longest first, with all that waits for its trunk: the makespan stays within a few per cent of its lower bound
+    2) while decisions are pending, what they depend on goes first: the grid before seeds and checks, smaller budgets
+       before larger ones
+    3) a parent that has ended is not waited for, even if it failed: without its trunk a child starts from scratch
     """
 
     def __init__(self, plan: Plan) -> None:
-        way = tails(plan.experiments, lambda e: e.flops)
+        tail = tails(plan.experiments, lambda e: e.flops)
 
         def rank(e: Experiment) -> tuple[bool, float, float, int]:
-            # Of equal FLOPs the smaller model takes longer: it waits more often
+            # With equal FLOPs the smaller model takes longer: it has more steps
             if plan.final:
-                return False, 0.0, -way[e.key], -e.steps
-            return e.role in IDLE_ROLES, e.budget, -way[e.key], -e.steps
+                return False, 0.0, -tail[e.key], -e.steps
+            return e.role in IDLE_ROLES, e.budget, -tail[e.key], -e.steps
 
         self._known = {e.key for e in plan.experiments}
         self._left = sorted(plan.experiments, key=rank)
-        self._settled = 0  # experiments when `_left` was made
+        self._settled = 0  # number of finished experiments when `_left` was made
 
     def ready(
         self,
@@ -198,7 +205,7 @@ class Queue:
         running: Collection[str] = (),
         has_trunk: Callable[[str], bool] = lambda key: False,
     ) -> Iterator[Experiment]:
-        """Planned, open, and not waiting for a parent. `settled` only grows."""
+        """Yield experiments that are not finished, running or waiting for a parent. `finished` only grows."""
         if len(finished) > self._settled + 100:
             self._left = [e for e in self._left if e.key not in finished]
             self._settled = len(finished)
@@ -216,5 +223,5 @@ def next_experiments(
     running: Collection[str] = (),
     has_trunk: Callable[[str], bool] = lambda key: False,
 ) -> tuple[Experiment, ...]:
-    """All that can be begun now, as a `Queue` has it."""
+    """Return all experiments that can start now, in the order of `Queue`."""
     return tuple(Queue(plan).ready(finished, running, has_trunk))

@@ -1,4 +1,4 @@
-"""What a sweep will cost, before it is spent: FLOPs always; hours, money and the end once a rate is known."""
+"""The cost of a sweep in advance: FLOPs, and with a known rate also hours, money and the time of the end."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.slots import Seconds, Start, choose_starts, lower_bound, own_seconds
 from flops_fit_ray.storage.codec import NON_EMPTY, Amount, Count, PositiveFloat, PositiveInt, Record
 
-FULL_GRID = 7  # sizes of each budget in the grid that published sweeps run
-LONGEST_CORNER = 1.1  # times the lower bound, above which one longest experiment is to blame
+FULL_GRID = 7  # sizes of each budget in a typical published sweep
+LONGEST_CORNER = 1.1  # times the lower bound, above which the longest experiments delay the end
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates(Record):
-    """How fast experiments run. Either a rate, or what `check` measured."""
+    """Speed of experiments: a stated rate, or the measurements of `check`."""
 
     # By size: FLOPs of one step, and its seconds
     step_seconds: Annotated[Mapping[str, tuple[PositiveFloat, PositiveFloat]], NON_EMPTY]
     slots: PositiveInt = 1
-    more_steps: Amount = 0.0  # what evaluating takes, in steps of the same size
-    fixed_seconds: Amount = 0.0  # of every experiment besides its steps: building, saving
-    start_seconds: Amount = 0.0  # of the cluster and the workers, once
+    more_steps: Amount = 0.0  # time of evaluations, in steps of the same size
+    fixed_seconds: Amount = 0.0  # of every experiment besides its steps, for building and saving
+    start_seconds: Amount = 0.0  # of the cluster and the workers, once per sweep
     device: str = ""
     peak_memory_bytes: Count | None = None
     source: str = "check"
 
     def seconds(self, e: Experiment) -> float:
-        """Seconds of an experiment from scratch, its evaluation and all."""
+        """Seconds of an experiment from scratch, evaluations included."""
         return self.fixed_seconds + (e.steps + self.more_steps) * self.seconds_per_step(e)
 
     def training_seconds(self, e: Experiment) -> float:
-        """Seconds of its steps alone."""
+        """Seconds of its training steps alone."""
         return e.steps * self.seconds_per_step(e)
 
     def seconds_per_step(self, e: Experiment) -> float:
-        """Between the measured sizes a power of a step's FLOPs, and on from the last two beyond them."""
+        """Interpolate ln seconds over ln FLOPs of a step between the measured sizes; extrapolate from the outer two."""
         per_step = e.flops / e.steps
         known = sorted(self.step_seconds.values())
         if len(known) == 1:
@@ -65,19 +65,19 @@ class RecordedRates(Record):
 
 
 def stated_rate(flops_per_second: float, slots: int) -> Rates:
-    """Rates of a device that does so many FLOPs in a second whatever it runs."""
+    """Rates of a device with one speed for every experiment."""
     return Rates(step_seconds={"any": (flops_per_second, 1.0)}, slots=slots, source="stated")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Price(Record):
-    """The price of what is still to be run. Seconds are None without a rate."""
+    """The price of a set of experiments. Seconds are None without a rate."""
 
     experiments: Count
-    forecast: Count  # of them, not decided yet
+    forecast: Count  # of them not decided yet
     flops: Amount  # executed
-    flops_separate: Amount  # the same experiments, each as a run of its own
-    flops_full_grid: Amount  # every budget with `FULL_GRID` sizes, each a run of its own
+    flops_separate: Amount  # the same experiments, all from scratch
+    flops_full_grid: Amount  # every budget with `FULL_GRID` sizes, all from scratch
     starts: tuple[Start, ...] = ()
     start: str = "trunk"
     slots: PositiveInt | None = None
@@ -102,11 +102,11 @@ def price_of(
     wish: str = "auto",
     money_per_hour: float | None = None,
 ) -> Price:
-    """The price of these experiments; `forecast` of them are only expected.
+    """Estimate the price of experiments, of which `forecast` are only expected.
 
     Args:
-        rates: what is known of the speed; None leaves seconds out.
-        slots: experiments side by side; None takes those of `rates`.
+        rates: measured or stated speed; None leaves seconds out.
+        slots: experiments that run at a time; None takes those of `rates`.
         wish: `grid.start`.
         money_per_hour: of one slot.
     """
@@ -147,13 +147,13 @@ def _by_flops(e: Experiment) -> float:
 
 
 def price_warnings(price: Price) -> list[str]:
-    """What the schedule says against the plan."""
+    """Return warnings about the schedule."""
     if price.wall_seconds is None or price.bound_seconds is None or price.slots is None:
         return []
     if price.wall_seconds > LONGEST_CORNER * price.bound_seconds:
-        later = 100 * (price.wall_seconds / price.bound_seconds - 1)
+        longer = 100 * (price.wall_seconds / price.bound_seconds - 1)
         return [
-            f"on {price.slots} slots the sweep ends {later:.0f} % later than its work would take: long experiments are "
-            "one more than slots"
+            f"on {price.slots} slots the sweep takes {longer:.0f} % longer than its lower bound: one more long "
+            "experiment than slots; add a slot"
         ]
     return []

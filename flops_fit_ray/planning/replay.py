@@ -1,6 +1,6 @@
-"""The planner's decisions, replayed from the start: which experiments a sweep has, given what became of them so far.
+"""Replay of the planner's decisions from the start: the experiments of a sweep, given the observations so far.
 
-Every decision waits for the outcomes that it rests on and for no others, and decisions are taken in one fixed order. So
+Every decision waits for the results that it depends on and for no others, and decisions are taken in a fixed order. So
 the plan does not depend on the order in which experiments end, on the number of slots, or on interruptions.
 """
 
@@ -23,15 +23,15 @@ from flops_fit_ray.planning.ladder import first_valley, fitting, ladder_of
 from flops_fit_ray.planning.sizes import expected_optimum
 from flops_fit_ray.planning.trunks import with_parent
 
-UNCHECKED = 2  # of the largest budgets, at whose minima the learning rate is not checked: they cost the most
+UNCHECKED = 2  # number of largest budgets whose minima have no learning rate check: they cost the most
 Observations = Mapping[str, Observation]
 
 
 class PlanReplay:
-    """One replay. `experiments` are those that are decided; `waiting` says that more may follow.
+    """One replay. `experiments` are decided; `waiting` is True if more may follow.
 
     Args:
-        assume: take open budgets for bracketed where they were predicted: that gives the forecast.
+        assume: take the minimum of an open budget to be where it was predicted, which gives the forecast.
         static: the cells of a static grid; None for an adaptive one.
     """
 
@@ -51,7 +51,7 @@ class PlanReplay:
         self._ladder = ladder_of(cells.spec, cells.measurements) if static is None else []
 
     def grow(self) -> PlanReplay:
-        """Take every decision that can be taken."""
+        """Take every decision that the observations allow."""
         guard = self._spec.grid
         if self._active(guard.lr_guard) and self._spec.train.lr == "auto" and not self._guard_rates():
             self.waiting = True
@@ -68,7 +68,7 @@ class PlanReplay:
     # The learning rate
 
     def _guard_rates(self) -> bool:
-        """Probe, and find the rule. False while probes are open."""
+        """Add the probes and fit the learning rate rule. False while probes are open."""
         budget = self._cells.constants.base_budget
         if self._static is None:
             first = first_valley(self._spec, self._cells.measurements)
@@ -92,7 +92,7 @@ class PlanReplay:
         return True
 
     def _probe(self, budget: float, size: ModelSize) -> float | None:
-        """The best factor over the general rule at one size; None while its probes are open."""
+        """Best factor over the general rule at one size; None while its probes are open."""
         losses: dict[float, float] = {}
         while factors := lr_probes.missing_factors(losses):
             for factor in factors:
@@ -104,16 +104,16 @@ class PlanReplay:
             if any(map(math.isnan, losses.values())):
                 return None
         if not math.isfinite(losses[lr_probes.best_factor(losses)]):
-            self.notes.append(f"every learning rate failed at size {size.size}: the general rule stands there")
+            self.notes.append(f"every probed learning rate failed at size {size.size}: it keeps the general rule")
             return 1.0
         return lr_probes.optimum_factor(losses)
 
     def _loss_or_inf(self, experiment: Experiment) -> float:
-        """The loss; NaN while it is open, infinite where there is none."""
-        found = self._observed.get(experiment.key)
-        if found is None:
+        """Loss of an experiment; NaN while it is open, infinite if it failed."""
+        observation = self._observed.get(experiment.key)
+        if observation is None:
             return math.nan
-        return math.inf if found.loss is None else found.loss
+        return math.inf if observation.loss is None else observation.loss
 
     def _lr(self, size: ModelSize) -> float:
         return resolve_lr(self._spec, size) if self.lr is None else self.lr.of(size.params)
@@ -155,21 +155,24 @@ class PlanReplay:
                 self._add_cell(c, size, reason)
             if minima and number + 1 < len(self._spec.budgets):
                 self._begin_next(self._spec.budgets[number + 1].flops, minima)
-            found = self._bracket(c, centre)
-            if found is None:
+            n_opt = self._bracket(c, centre)
+            if n_opt is None:
                 self.waiting = True
                 return
-            minima.append((c, found))
+            minima.append((c, n_opt))
             self._after(number)
 
     def _begin_next(self, budget: float, minima: list[tuple[float, float]]) -> None:
-        """The middle of the next budget's window: it will be wanted wherever this budget's minimum turns out to be."""
+        """Add the middle of the next budget's window, which is needed wherever the minimum of this budget lies."""
         centre = adaptive.predicted_optimum(minima, budget)
         for size in adaptive.nearest(self._fitting(budget), centre, min(adaptive.CORE, self._spec.grid.sizes)):
             self._add_cell(budget, size, f"around the predicted N = {fmt.count(centre)}, two budgets ahead")
 
     def _bracket(self, budget: float, centre: float) -> float | None:
-        """N at the minimum, or the best guess at it; None while experiments of this budget are open."""
+        """Extend the valley of a budget until its minimum is inside; return N there, or the best estimate of it.
+
+        None while experiments of this budget are open.
+        """
         grid = self._spec.grid
         while True:
             valley = self._settled_valley(budget)
@@ -190,18 +193,18 @@ class PlanReplay:
                 self._add_cell(budget, size, reason)
 
     def _note_open_end(self, budget: float, valley: Valley, room: int, side: str) -> None:
-        what = valley.reason or f"the minimum is near the {side} end of the sizes"
+        state = valley.reason or f"the minimum is near the {side} end of the sizes"
         self.notes.append(
-            f"C = {fmt.flops(budget)}: {what}; no more are added, {self._why_no_more(budget, room, side)}"
+            f"C = {fmt.flops(budget)}: {state}; no sizes are added, {self._why_no_more(budget, room, side)}"
         )
 
     def _why_no_more(self, budget: float, room: int, side: str) -> str:
         if room <= 0:
-            most = self._spec.grid.max_experiments
-            return f"because {adaptive.MAX_SIZES} sizes of one budget or grid.max_experiments = {most} are reached"
+            limit = self._spec.grid.max_experiments
+            return f"because {adaptive.MAX_SIZES} sizes per budget or grid.max_experiments = {limit} is reached"
         ran = [e.params for e in self._grid_of(budget)]
         if not ran:
-            return "because no size has both steps and data enough there"
+            return "because no size has enough steps and data there"
         low, high = min(ran), max(ran)
         further = [s for s in self._ladder if (s.params > high if side == "larger" else s.params < low)]
         if not further:
@@ -211,37 +214,39 @@ class PlanReplay:
         return "because smaller ones would need more data than there is"
 
     def _settled_valley(self, budget: float) -> Valley | None:
-        """The valley of a budget once all of its experiments and reruns are settled; None before."""
+        """Valley of a budget once all of its experiments and reruns have ended; None before."""
         while True:
             experiments = self._grid_of(budget)
             if any(e.key not in self._observed for e in experiments):
                 return None
             if self._active(self._spec.grid.rerun_outliers) and self._rerun(experiments):
                 continue
-            found = [(e, loss) for e in self._standing(experiments) if (loss := self._observed[e.key].loss) is not None]
+            losses = [
+                (e, loss) for e in self._standing(experiments) if (loss := self._observed[e.key].loss) is not None
+            ]
             return adaptive.valley_through(
                 budget,
-                [self._by_label[e.size] for e, _ in found],
-                [e.tokens for e, _ in found],
-                [loss for _, loss in found],
+                [self._by_label[e.size] for e, _ in losses],
+                [e.tokens for e, _ in losses],
+                [loss for _, loss in losses],
             )
 
     def _grid_of(self, budget: float) -> list[Experiment]:
         return [e for e in self.experiments.values() if e.budget == budget and e.role in ("grid", "rerun")]
 
     def _standing(self, experiments: list[Experiment]) -> list[Experiment]:
-        """Those of one budget whose losses make the valley: a rerun stands for what it repeats."""
+        """Experiments whose losses make the valley: a rerun with a loss replaces the one that it repeats."""
         replaced = {e.of for e in experiments if e.role == "rerun" and self._loss_of(e) is not None}
         return [e for e in experiments if e.key not in replaced]
 
     def _loss_of(self, experiment: Experiment) -> float | None:
-        found = self._observed.get(experiment.key)
-        return None if found is None else found.loss
+        observation = self._observed.get(experiment.key)
+        return None if observation is None else observation.loss
 
-    # What is repeated and tried beside
+    # Reruns, seeds and learning rate checks
 
     def _rerun(self, experiments: list[Experiment]) -> bool:
-        """Add the rerun of a diverged or outlying experiment, if there is one that has none. True if one was added."""
+        """Add a rerun of a diverged or outlying experiment that has none yet. True if one was added."""
         repeated = {e.of for e in experiments if e.role == "rerun"}
         standing = self._standing(experiments)
         for e in standing:
@@ -250,41 +255,45 @@ class PlanReplay:
         good = [e for e in standing if self._loss_of(e) is not None]
         if len(good) <= FEWEST["parabola"]:
             return False
-        found = farthest_outlier(
+        outlier = farthest_outlier(
             np.array([e.params for e in good], dtype=np.float64),
             np.array([self._loss_of(e) for e in good], dtype=np.float64),
             self._valleys,
         )
-        if found is None:
+        if outlier is None:
             return False
-        index, deviation = found
+        index, deviation = outlier
         e = good[index]
         if e.key in repeated or e.role == "rerun":
             return False
-        words = f"it lies {abs(deviation):.1f} standard deviations {'above' if deviation > 0 else 'below'} the others"
-        return self._repeat(e, words, halve=deviation > 0)
+        side = "above" if deviation > 0 else "below"
+        return self._repeat(
+            e, f"it lies {abs(deviation):.1f} standard deviations {side} the others", halve=deviation > 0
+        )
 
     def _repeat(self, e: Experiment, why: str, *, halve: bool) -> bool:
         if e.role == "rerun":
             first = self.experiments.get(e.of or "")
             if first is not None and first.role == "rerun":
-                return False  # twice is enough
-        how = "half the learning rate" if halve else "another seed"
+                return False  # a rerun is repeated once
+        change = "half the learning rate" if halve else "another seed"
         again = self._cells.make(
             e.budget,
             self._by_label[e.size],
             e.recipe.lr / 2 if halve else e.recipe.lr,
             seed=e.recipe.seed if halve else e.recipe.seed + 1000,
             role="rerun",
-            reason=f"run again with {how}: {why}",
+            reason=f"rerun with {change}: {why}",
             of=e.key,
         )
         if again.key not in self.experiments:
-            self.notes.append(f"C = {fmt.flops(e.budget)}, size {e.size}: {why}; run again with {how}, both on record")
+            self.notes.append(
+                f"C = {fmt.flops(e.budget)}, size {e.size}: {why}; rerun with {change}, both results kept"
+            )
         return self._add(again)
 
     def _after(self, number: int) -> None:
-        """Seeds and rate checks at the minima that are known now; nothing waits for them."""
+        """Add seeds and learning rate checks at the minima known so far; no decision waits for them."""
         grid, budgets = self._spec.grid, self._spec.budgets
         seeds = (2 if self._static is None else 0) if grid.seeds == "auto" else grid.seeds
         if number == 1 and seeds:
@@ -304,7 +313,7 @@ class PlanReplay:
                 )
 
     def _at_minimum(self, number: int, near: float | None = None) -> Experiment | None:
-        """The standing experiment of a budget that is nearest to its minimum, or to N = `near`."""
+        """Grid experiment of a budget that is nearest to its minimum, or to N = `near`."""
         budget = self._spec.budgets[number].flops
         standing = [
             e
@@ -327,7 +336,7 @@ class PlanReplay:
         return expected_optimum(self._spec.budgets[number].flops, self._spec.grid.tokens_per_param)
 
     def _add_seeds(self, seeds: int) -> None:
-        """One size near both minima, so that its trunk is shared: the pairs show how much noise a trunk passes on."""
+        """Add seeds of one size near both minima, so that each pair shares a trunk and shows the noise it passes on."""
         middle = math.sqrt(self._optimum(0) * self._optimum(1))
         pair = [self._at_minimum(i, middle) for i in (0, 1)]
         if pair[0] is None or pair[1] is None or pair[0].size != pair[1].size:
@@ -350,18 +359,20 @@ class PlanReplay:
         return self._fits[budget]
 
     def _add_cell(self, budget: float, size: ModelSize, reason: str) -> None:
-        most = self._spec.grid.max_experiments
-        if self._static is None and len(self.experiments) >= most:
-            note = f"grid.max_experiments = {most} are reached: the sweep is cut short"
+        limit = self._spec.grid.max_experiments
+        if self._static is None and len(self.experiments) >= limit:
+            note = (
+                f"grid.max_experiments = {limit} is reached: no further cells are added; raise it for a complete sweep"
+            )
             if note not in self.notes:
                 self.notes.append(note)
             return
         self._add(self._cells.make(budget, size, self._lr(size), reason=reason))
 
     def _add(self, experiment: Experiment) -> bool:
-        """Put an experiment into the plan, with its parent among those that are there. False if it is there already.
+        """Add an experiment to the plan, with a parent among those already there. False if it is there already.
 
-        A probe or a check that turns out to be a cell of the grid is one from now on.
+        A probe or a check that is also a cell of the grid becomes one.
         """
         known = self.experiments.get(experiment.key)
         if known is not None:

@@ -1,7 +1,7 @@
-"""A sweep in simulated time on a surface with a known answer: the planner and the scheduler are real, training is not.
+"""A sweep in simulated time on a known loss surface: the planner and the scheduler are real, training is not.
 
-Losses come from L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, equation 2) with scatter, of which a trunk passes a
-part on, and with what a wrong learning rate costs. Times come from the FLOPs that are executed.
+Losses are L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, equation 2), plus the penalty of a wrong learning rate,
+plus noise, a part of which is shared by experiments of one trunk. Times follow from the FLOPs executed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ SURFACES: Mapping[str, Surface] = {
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What a simulated sweep would find."""
+    """The known answer of a simulated sweep."""
 
     surface: Surface
     noise: float  # standard deviation of a loss, in nats
-    trunk_share: float = 0.5  # of the variance: what experiments of one trunk have in common
+    trunk_share: float = 0.5  # share of the variance that experiments of one trunk have in common
     lr_factor: float = 1.7  # the best rate over the general rule, at every size
     seed: int = 0
 
     def optimum(self, budget: float) -> tuple[float, float, float]:
-        """N, D and L at the minimum for C = 6·N·D (Hoffmann et al. 2022, equation 4)."""
+        """Return N, D and L at the minimum for C = 6·N·D (Hoffmann et al. 2022, equation 4)."""
         e, a, b, alpha, beta = self.surface
         g = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
         n = g * (budget / 6) ** (beta / (alpha + beta))
@@ -45,7 +45,7 @@ class World:
         return n, d, e + a / n**alpha + b / d**beta
 
     def loss(self, e: Experiment, general_lr: float) -> float:
-        """The loss that this experiment gives, whoever asks and whenever."""
+        """Return the loss of an experiment, a pure function of its key and the seed."""
         floor, a, b, alpha, beta = self.surface
         own = np.random.default_rng([self.seed, int(e.key, 16)]).standard_normal()
         trunk = np.random.default_rng([self.seed, e.params, e.recipe.seed, int(1e12 * e.recipe.lr)]).standard_normal()
@@ -55,7 +55,7 @@ class World:
 
 
 def lr_penalty(ratio: float) -> float:
-    """What a rate that is `ratio` times the best costs in nats: the medians of Step-Law's 1,911 runs.
+    """Penalty in nats of a rate that is `ratio` times the best, fitted to medians of the 1,911 runs of Step Law.
 
     Twice the best rate costs 0.019, four times 0.097, half of it 0.007 (Li et al. 2025).
     """
@@ -65,16 +65,16 @@ def lr_penalty(ratio: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """What a simulated sweep came to."""
+    """The result of a simulated sweep."""
 
     plan: Plan
     observed: Mapping[str, Observation]
-    makespan: float  # in the unit of the seconds that were given
-    work: float  # of all slots
-    bound: float  # no schedule of the experiments that were run ends earlier
+    makespan: float  # in the unit of `seconds`
+    work: float  # busy time of all slots
+    bound: float  # lower bound of the makespan of the experiments that were run
 
     def rows(self) -> list[tuple[Experiment, float]]:
-        """The experiments that make the valleys, with their losses."""
+        """Return the experiments that make the valleys, with their losses."""
         found = []
         replaced = {e.of for e in self.plan.experiments if e.role == "rerun"}
         for e in self.plan.experiments:
@@ -85,7 +85,7 @@ class Simulated:
 
 
 def simulate_sweep(planner: Planner, world: World, slots: int, seconds: Seconds) -> Simulated:
-    """Run a whole sweep: plan, hand out, take results as they arrive, plan again."""
+    """Simulate a whole sweep: plan, start experiments, take results as they arrive, plan again."""
     return _Sweep(planner, world, slots, seconds).run()
 
 
@@ -119,7 +119,7 @@ class _Sweep:
         return Observation(loss=self._world.loss(e, self._general[e.size]))
 
     def _all_at_once(self) -> Simulated:
-        """Nothing is decided on the way, so one schedule is the whole sweep."""
+        """Simulate a plan without decisions on the way: one schedule is the whole sweep."""
         ran, starts, taken = choose_starts(
             self._plan.experiments, self._count, self._seconds, self._planner.spec.grid.start
         )
@@ -151,7 +151,7 @@ class _Sweep:
 
 
 def stated_surface(words: str) -> Surface:
-    """The surface of a name, or of five numbers `E,A,B,alpha,beta`.
+    """Parse a surface: a name, or five numbers `E,A,B,alpha,beta`.
 
     Raises:
         ValueError: it is neither.

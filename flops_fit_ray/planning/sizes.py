@@ -1,4 +1,4 @@
-"""Which sizes a spec asks for, before anything is measured."""
+"""The sizes that a spec requests, before anything is measured."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import numpy as np
 
 from flops_fit_ray.spec import GridSection, Ladder, SizeValue, SweepSpec
 
-TOKENS_PER_PARAM = 20  # D/N near the optimum of language models (Hoffmann et al. 2022, table 3); only centres `auto`
+TOKENS_PER_PARAM = (
+    20  # D/N at the optimum of language models (Hoffmann et al. 2022, table 3); only the centre of `auto`
+)
 AUTO_WINDOW = 8  # `auto` takes N from 1/8 to 8 times the expected optimum of each budget
 
 
 def shared_sizes(spec: SweepSpec) -> list[SizeValue] | None:
-    """The sizes of every budget that names none of its own; None where the spec leaves them to us."""
+    """Sizes of every budget without sizes of its own; None where they are `auto`."""
     if isinstance(spec.model.sizes, Ladder):
         return list(spec.model.sizes.sizes())
     return None if spec.model.sizes == "auto" else list(spec.model.sizes)
 
 
 def requested_sizes(spec: SweepSpec) -> list[SizeValue] | None:
-    """Every size that the spec names, each once; None where some budget leaves its sizes to us."""
+    """All sizes in the spec, each once; None where the sizes of some budget are `auto`."""
     shared = shared_sizes(spec)
     if shared is None and any(b.sizes is None for b in spec.budgets):
         return None
@@ -31,20 +33,20 @@ def requested_sizes(spec: SweepSpec) -> list[SizeValue] | None:
 
 
 def size_label(size: SizeValue) -> int | str:
-    """How a size is called in tables: the number itself, or `d_model=64,n_layer=2`."""
+    """Label of a size in tables: the number itself, or `d_model=64,n_layer=2`."""
     return size if isinstance(size, int) else ",".join(f"{k}={v}" for k, v in size.items())
 
 
 def size_kwargs(spec: SweepSpec, size: SizeValue) -> Mapping[str, Any]:
-    """The constructor arguments that make a size."""
+    """Constructor arguments of a size."""
     if isinstance(size, int):
-        assert spec.model.size_param is not None  # the spec refuses numbers without a name
+        assert spec.model.size_param is not None  # the spec rejects numbers without model.size_param
         return {spec.model.size_param: size}
     return dict(size)
 
 
 def auto_candidates() -> Iterator[int]:
-    """1, 2, 3, 4, 6, 8, 12, 16, 24, ...: about a factor sqrt(2) apart and well divisible, so that heads fit."""
+    """Yield 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: a factor of about sqrt(2) apart, and divisible by numbers of heads."""
     yield 1
     for exponent in range(1, 40):
         yield 2**exponent
@@ -52,46 +54,46 @@ def auto_candidates() -> Iterator[int]:
 
 
 def expected_optimum(budget: float, tokens_per_param: float = TOKENS_PER_PARAM) -> float:
-    """N where D = 20·N and C = 6·N·D: only the place where a minimum is looked for first."""
+    """First estimate of N_opt: D = r·N and C = 6·N·D give N = sqrt(C / (6·r)), r = `tokens_per_param`."""
     return math.sqrt(budget / (6 * tokens_per_param))
 
 
 def spacing(grid: GridSection) -> float:
-    """The ratio of neighbouring sizes in a window of an adaptive grid."""
+    """Ratio s of neighbouring sizes: `sizes` of them span the window, s^(sizes - 1) = window²."""
     return float(grid.window ** (2 / (grid.sizes - 1)))
 
 
 def auto_range(
     budget: float, tokens_per_param: float = TOKENS_PER_PARAM, window: float = AUTO_WINDOW
 ) -> tuple[float, float]:
-    """The range of N for one budget where the spec says `auto`.
+    """Range of N for one budget with `auto` sizes: the expected optimum divided and multiplied by `window`.
 
-    With C = 6·N·D and D = 20·N the expected optimum is sqrt(C / 120). A valley outside the window is reported as such.
+    With D = 20·N the optimum is sqrt(C / 120). A minimum outside the range is reported as an edge.
     """
     expected = expected_optimum(budget, tokens_per_param)
     return expected / window, expected * window
 
 
 def rung_targets(spec: SweepSpec, low: float, high: float) -> list[float]:
-    """The N that an adaptive grid would like to have between `low` and `high`: even steps in log N."""
+    """Ideal N of an adaptive grid between `low` and `high`: even steps in log N, one at the first expected optimum."""
     anchor, step = expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param), spacing(spec.grid)
     first, last = math.ceil(math.log(low / anchor, step)), math.floor(math.log(high / anchor, step))
     return [anchor * step**k for k in range(first, last + 1)]
 
 
 def between(known: Mapping[int, int], targets: Sequence[float]) -> list[int]:
-    """Sizes to be measured besides the `known` ones (N by size), so that every target N has one near it.
+    """Sizes to measure besides the `known` ones (N by size), so that every target N has one near it.
 
-    They are multiples of what all known sizes are, and of 8 or 64 where they are large: matrix units like that.
+    They are multiples of the common divisor of the known sizes, and of 8 from 128 or 64 from 1024 on, for matrix units.
     """
     sizes = sorted(known)
-    step = math.gcd(*sizes[1:]) if len(sizes) > 2 else 1  # the smallest may be taken by chance
+    step = math.gcd(*sizes[1:]) if len(sizes) > 2 else 1  # without the smallest, which may be odd by chance
     x, y = np.log([known[s] for s in sizes]), np.log(sizes)
-    wished = []
+    wanted = []
     for target in targets:
         if not known[sizes[0]] <= target <= known[sizes[-1]]:
             continue
         size = float(np.exp(np.interp(math.log(target), x, y)))
         unit = math.lcm(step, 64) if size >= 1024 else math.lcm(step, 8) if size >= 128 else step
-        wished.append(max(unit, round(size / unit) * unit))
-    return sorted(set(wished) - known.keys())
+        wanted.append(max(unit, round(size / unit) * unit))
+    return sorted(set(wanted) - known.keys())

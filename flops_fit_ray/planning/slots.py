@@ -1,7 +1,7 @@
-"""Experiments on slots in simulated time: when a sweep ends, and whether waiting for trunks delays it.
+"""List scheduling of experiments on slots: the makespan of a sweep, and the delay by waiting for trunks.
 
-An experiment that begins at a trunk waits until its parent has got there. Among those that can begin, the one with the
-longest way to the end (itself and what waits for it) goes first.
+An experiment that starts at a trunk waits until its parent has reached it. Among those that can start, the one with the
+longest remaining path (itself and all that waits for it) goes first.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from flops_fit_ray.planning.experiment import Experiment
 
-WORTH_IT = 0.95  # of the makespan with trunks, below which starting from scratch is worth its FLOPs
+WORTH_IT = 0.95  # of the makespan with trunks, below which starting from scratch is worth the extra FLOPs
 
 Seconds = Callable[[Experiment], float]  # of the whole experiment from scratch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """One way to run what is planned: with all trunks, from scratch, or mixed."""
+    """One way to start the experiments of a plan: from trunks, from scratch, or mixed."""
 
     name: str
     flops: float  # executed
@@ -29,24 +29,24 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When everything is done, and who began from scratch so as not to wait."""
+    """Makespan of a schedule, and the keys of experiments that started from scratch instead of waiting."""
 
     makespan: float
     scratch: frozenset[str]
 
 
 def own_seconds(e: Experiment, seconds: Seconds) -> float:
-    """What the experiment itself takes: without its parent's part."""
+    """Seconds of the steps that the experiment takes itself, without those of its parent."""
     return seconds(e) * (e.steps - e.start_step) / e.steps
 
 
 def simulate(experiments: Sequence[Experiment], slots: int, seconds: Seconds, *, impatient: bool = False) -> Schedule:
-    """Run everything on `slots`; `impatient`: an idle slot begins from scratch what would wait for longer than that."""
+    """Schedule experiments on `slots`; if `impatient`, an idle slot starts from scratch what would wait longer."""
     return _Cluster(experiments, slots, seconds).run(impatient=impatient)
 
 
 class SimulatedSlots:
-    """Slots and a clock: experiments begin, and the next event is their trunk's end or their own."""
+    """Slots and a clock: experiments start, and events are the ends of their trunks and their own."""
 
     def __init__(self, slots: int, seconds: Seconds) -> None:
         self.free, self.now = slots, 0.0
@@ -110,7 +110,7 @@ class _Cluster:
                 self._queue(child)
 
     def _impatient(self) -> list[Experiment]:
-        """Those that would end earlier from scratch than by waiting for their parent's trunk, the longest first."""
+        """Experiments that would end earlier from scratch than by waiting for the trunk, the longest first."""
         found = [
             e
             for key, children in self._waiting.items()
@@ -121,12 +121,15 @@ class _Cluster:
 
 
 def trunk_share(e: Experiment) -> float:
-    """The part of an experiment's own steps after which its trunk ends."""
+    """Share of the experiment's own steps after which its trunk ends."""
     return max(e.trunk_step - e.start_step, 0) / max(e.steps - e.start_step, 1)
 
 
 def tails(experiments: Sequence[Experiment], seconds: Seconds) -> dict[str, float]:
-    """The time from the start of each experiment to the end of the last one that waits for it, by key."""
+    """Time from the start of each experiment to the end of the last one that waits for it, by key.
+
+    tail = max(own, own·trunk_share + longest tail of its children): the critical path of list scheduling.
+    """
     tail: dict[str, float] = {}
     after: dict[str, float] = {}  # the longest tail of those that wait, by parent
     for e in sorted(experiments, key=lambda e: -e.trunk_step):  # a child's trunk is longer than its parent's
@@ -138,7 +141,7 @@ def tails(experiments: Sequence[Experiment], seconds: Seconds) -> dict[str, floa
 
 
 def lower_bound(experiments: Sequence[Experiment], slots: int, seconds: Seconds) -> float:
-    """No schedule ends earlier: the work over the slots, and the longest chain of trunks."""
+    """Lower bound of the makespan: max(work / slots, critical path through the trunks)."""
     work = sum(own_seconds(e, seconds) for e in experiments)
     return max(work / slots, max(tails(experiments, seconds).values(), default=0.0))
 
@@ -146,9 +149,9 @@ def lower_bound(experiments: Sequence[Experiment], slots: int, seconds: Seconds)
 def choose_starts(
     experiments: Sequence[Experiment], slots: int, seconds: Seconds, wish: str
 ) -> tuple[tuple[Experiment, ...], tuple[Start, ...], str]:
-    """The experiments with the parents that they will really have, every way with its price, and the one taken.
+    """Choose which experiments start from trunks; return them, the cost of every way, and the name of the chosen one.
 
-    `wish` is `grid.start`: from scratch costs FLOPs, so `auto` takes it only where that ends clearly earlier.
+    `wish` is `grid.start`. Starting from scratch costs FLOPs: `auto` does it only where the sweep ends clearly earlier.
     """
     bare = tuple(e.from_scratch() for e in experiments)
     ways = {"trunk": tuple(experiments), "scratch": bare}

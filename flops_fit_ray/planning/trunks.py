@@ -1,7 +1,8 @@
 """Trunk and branch: budgets of one size share the part at constant learning rate (Hägele et al. 2024, section 3).
 
-The trunk of an experiment ends where its decay begins. A larger budget of the same size goes on from there, so it costs
-(1 - f)·D_max + f·sum D_k tokens per size instead of sum D_k, and gives the same bits.
+The trunk of an experiment ends where its decay begins. A larger budget of the same size continues from there. With
+decay fraction f a size costs (1 - f)·D_max + f·sum D_k tokens (one trunk, and a decay for each budget) instead of
+sum D_k, and gives the same bits.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from dataclasses import replace
 
 from flops_fit_ray.planning.experiment import Experiment
 
-LATEST_START = 0.9  # of an experiment's steps: its last 5 % are averaged, and must be its own
-SHARING_ROLES = {"grid", "seed"}  # others have a rate that nobody shares
+LATEST_START = 0.9  # share of an experiment's steps: its last 5 % may be averaged, and must be its own
+SHARING_ROLES = {"grid", "seed"}  # others have a learning rate of their own
 
 
 def leaves_trunk(experiment: Experiment) -> bool:
-    """Whether others can begin where this one's trunk ends."""
+    """Return True if other experiments can start at the end of this one's trunk."""
     return (
         experiment.recipe.schedule == "wsd"
         and experiment.role in SHARING_ROLES
@@ -25,7 +26,7 @@ def leaves_trunk(experiment: Experiment) -> bool:
 
 
 def with_parent(experiment: Experiment, others: Iterable[Experiment]) -> Experiment:
-    """The experiment beginning at the longest trunk among `others` that is a part of its own."""
+    """Return the experiment, started at the longest trunk among `others` that is a part of its own."""
     if experiment.recipe.schedule != "wsd" or experiment.role not in SHARING_ROLES:
         return experiment
     latest = min(experiment.trunk_step, int(LATEST_START * experiment.steps))
@@ -41,20 +42,20 @@ def _same(one: Experiment, other: Experiment) -> bool:
 
 
 def trunk_of(experiment: Experiment) -> tuple[object, ...]:
-    """What experiments with one trunk have in common."""
+    """Identity of a trunk: equal for experiments that share it."""
     return experiment.size, experiment.recipe
 
 
 def trunk_numbers(experiments: Iterable[Experiment]) -> list[int]:
-    """A number for each experiment, the same for those of one trunk; from 0 in the order of their first."""
+    """Number the trunks from 0 in order of appearance; one number per experiment."""
     numbers: dict[tuple[object, ...], int] = {}
     return [numbers.setdefault(trunk_of(e), len(numbers)) for e in experiments]
 
 
 def needed_trunks(experiments: Sequence[Experiment], finished: Collection[str]) -> set[str]:
-    """The experiments whose trunk checkpoint is kept: some open one begins there, or it is the longest of its trunk.
+    """Keys of experiments whose trunk checkpoint is kept: an open one starts there, or it is the longest of its trunk.
 
-    The longest is what a budget that comes later begins at.
+    A budget added later starts at the longest.
     """
     needed = {e.parent for e in experiments if e.parent is not None and e.key not in finished}
     longest: dict[tuple[object, ...], Experiment] = {}

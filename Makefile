@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# One worker more than a small machine has cores: tests of Ray wait half of the time (groups: tests/conftest.py)
+PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint format bench clean
@@ -20,10 +22,10 @@ demo: $(VENV)/.installed ## run the built-in sweep to its report in runs/demo (m
 	$(BIN)/python -m flops_fit_ray.run --output runs/demo
 
 test: lint ## all that CI runs: lint, then every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(VENV)/.installed ## tests without Ray and without slow ones, for the loop at the desk
-	$(BIN)/python -m pytest -n 2 -m "not ray and not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ray and not slow"
 
 lint: $(VENV)/.installed ## ruff format --check, ruff check, mypy --strict
 	$(BIN)/ruff format --check .

@@ -43,13 +43,14 @@ checkpoint: {{steps: 20}}
 resources_per_trial: {{cpu: 1}}
 fit: {{draws: 200}}
 """
-PARTS = """
+PAUSE_OF_ENVIRONMENT = 'os.environ.get("CHAOS_PAUSE", "0.01")'
+PARTS = f"""
 import os
 import time
 import torch
 from torch import nn
 
-PAUSE = float(os.environ.get("CHAOS_PAUSE", "0.01"))
+PAUSE = float({PAUSE_OF_ENVIRONMENT})
 
 
 class Slow(nn.Module):
@@ -88,10 +89,16 @@ class Row:
             self.violations.append(words)
 
 
-def make_project(where: Path) -> Path:
-    """A spec and its parts; returns the spec."""
+def make_project(where: Path, pace: Path | None = None) -> Path:
+    """A spec and its parts; returns the spec.
+
+    Args:
+        pace: a file with the pause of every step in seconds, read when a worker starts, so that a sweep can be slow
+            until it is stopped and fast afterwards.
+    """
     where.mkdir(parents=True, exist_ok=True)
-    (where / "parts.py").write_text(PARTS)
+    parts = PARTS if pace is None else PARTS.replace(PAUSE_OF_ENVIRONMENT, f"open({str(pace)!r}).read()")
+    (where / "parts.py").write_text(parts)
     (where / "sweep.yaml").write_text(SPEC)
     return where / "sweep.yaml"
 
@@ -171,8 +178,8 @@ def finish(driver: Driver, row: Row, watched: Watched, sha256: str) -> Sweep | N
     return sweep
 
 
-def uninterrupted(where: Path) -> str:
-    """The fingerprint of the same sweep without Ray and without anything that goes wrong."""
+def plain_sweep(where: Path) -> Sweep:
+    """The same sweep without Ray and without anything that goes wrong."""
     from flops_fit_ray.spec import read_spec
     from flops_fit_ray.training.user.parts import load_user_parts
     from tests.sweeps import make_sweep
@@ -180,7 +187,12 @@ def uninterrupted(where: Path) -> str:
     os.environ["CHAOS_PAUSE"] = "0"
     spec = make_project(where)
     resolved = read_spec(spec)
-    return make_sweep(where / "plain", resolved, load_user_parts(resolved, spec.parent)).results_sha256
+    return make_sweep(where / "plain", resolved, load_user_parts(resolved, spec.parent))
+
+
+def uninterrupted(where: Path) -> str:
+    """The fingerprint of its results."""
+    return plain_sweep(where).results_sha256
 
 
 def driver_kills(where: Path, sweeps: int, kills: int, sha256: str, dice: random.Random) -> Row:
@@ -306,6 +318,14 @@ def alive(pids: Iterator[int] | list[int] | set[int]) -> list[int]:
     return found
 
 
+def until_gone(pids: set[int], seconds: float = 20.0) -> list[int]:
+    """Wait until processes have ended. Returns those that run even so."""
+    deadline = time.monotonic() + seconds
+    while (left := alive(pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
 def head_kills(where: Path, kills: int, sha256: str | None, dice: random.Random) -> Row:
     """F7: the head of the driver's own cluster dies: the driver ends by itself, says how to go on, leaves no orphan."""
     row = Row("F7 the head dies")
@@ -329,10 +349,8 @@ def head_kills(where: Path, kills: int, sha256: str | None, dice: random.Random)
         row.expect(code == EXIT_INTERRUPTED, f"ended with {code}")
         row.expect(slowest < 60, f"took {slowest:.0f} s")
         row.expect(driver.said[-1].endswith(f"--output {root}"), f"its last line is {driver.said[-1]!r}")
-        deadline = time.monotonic() + 20
-        while alive(set(family)) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        row.expect(not alive(set(family)), f"orphans: {[family[pid][:60] for pid in alive(set(family))]}")
+        orphans = until_gone(set(family))
+        row.expect(not orphans, f"orphans: {[family[pid][:60] for pid in orphans]}")
         watched.look()
     row.notes.append(f"slowest end {slowest:.1f} s")
     if sha256 is not None:  # else nobody waits for the rest
@@ -386,11 +404,11 @@ def broken_tune_states(where: Path, sha256: str, only: Collection[str] = ()) -> 
     for _ in range(3):  # a kill may come while Tune writes, or between two trials: then there is nothing to restore
         shutil.rmtree(root, ignore_errors=True)
         driver = Driver(spec, root, pause=0.04, TUNE_GLOBAL_CHECKPOINT_S="0.5")
-        driver.until(lambda: len(recorded(root)) >= 3)
-        time.sleep(1.0)
+        driver.until(lambda: len(recorded(root)) >= 3 and _open_trials(root) > 0)
+        family = set(children_of(driver.process.pid))
         driver.process.kill()
         driver.wait(10)
-        time.sleep(3.0)  # its workers see that it is gone
+        until_gone(family)  # its workers see that it is gone
         if _open_trials(root):
             break
     row.expect(_open_trials(root) > 0, "no kill left a whole state of Tune with open trials")

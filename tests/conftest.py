@@ -1,7 +1,38 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite: the same examples in every run, and what runs beside what."""
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # The same examples in every run, and no verdict that depends on how busy the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the slow tests first, and group the others by file, whose fixtures they share.
+
+    With `--dist loadgroup` each slow test is a unit of its own, unless its file names a group because its tests share
+    a Ray session or a cluster.
+    """
+    for item in items:
+        if not any(map(item.get_closest_marker, ("slow", "xdist_group"))):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("ray", "slow")])
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """A Ray session for all tests of a file that run in this process."""
+    from flops_fit_ray.engine.cluster import ray_session
+
+    with ray_session(None):
+        yield
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the figures out of every report, which take two seconds each; test_report.py draws them."""
+    monkeypatch.setattr("flops_fit_ray.report.write._figures", lambda *_: iter(()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flops_fit_ray.ledger import Failure, Result
-from flops_fit_ray.storage.storage_path import StoragePath
+from flops_fit_ray.storage.storage_path import StoragePath, local_path
 
 RESULT = Result(
     key="k1",
@@ -43,3 +43,8 @@ FAILURE = Failure(
 def recorded(root: StoragePath) -> dict[str, bytes]:
     """The result files of a sweep directory, by key."""
     return {path.parent.name: path.read_bytes() for path in root.glob("experiments/*/result.json")}
+
+
+def outcomes(root: StoragePath) -> dict[str, int]:
+    """When each result of a sweep directory was written, in ns, by key."""
+    return {path.parent.name: local_path(path).stat().st_mtime_ns for path in root.glob("experiments/*/result.json")}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,15 +111,55 @@ class Stops(Observer):
             raise InterruptedSweepError("stop")
 
 
-def _follower(kind: str, train: dict[str, Any], group: Group, port: int) -> None:
-    try:
-        experiment, user, eval_samples = parts(kind, **train)
-        with process_group(connect_store("127.0.0.1", port, TIMEOUT), group, "cpu", TIMEOUT):
-            run_follower(experiment, user, eval_samples=eval_samples, group=group)
-    except BaseException:
-        traceback.print_exc(file=sys.stderr)
-        raise
-    os._exit(0)  # threads of torch's may abort a process whose interpreter is being taken apart
+def _follow_forever(calls: Connection) -> None:
+    """A worker's process: it joins one group after the other, and answers with a traceback or nothing."""
+    while True:
+        kind, train, group, port = calls.recv()
+        try:
+            experiment, user, eval_samples = parts(kind, **train)
+            with process_group(connect_store("127.0.0.1", port, TIMEOUT), group, "cpu", TIMEOUT):
+                run_follower(experiment, user, eval_samples=eval_samples, group=group)
+            calls.send("")
+        except BaseException:
+            calls.send(traceback.format_exc())
+            raise
+
+
+class Pool:
+    """Processes of other workers, kept from one test to the next: to start one takes longer than to train."""
+
+    def __init__(self) -> None:
+        self._others: list[tuple[BaseProcess, Connection]] = []
+
+    def call(self, kind: str, train: dict[str, Any], groups: Sequence[Group], port: int) -> list[Connection]:
+        """Let a process follow as each of these members of a group. Returns where their answers come from."""
+        context = multiprocessing.get_context("spawn")
+        while len(self._others) < len(groups):
+            here, there = context.Pipe()
+            process = context.Process(target=_follow_forever, args=(there,), daemon=True)
+            process.start()
+            self._others.append((process, here))
+        calls = [here for _, here in self._others[: len(groups)]]
+        for here, group in zip(calls, groups, strict=True):
+            here.send((kind, train, group, port))
+        return calls
+
+    def close(self) -> None:
+        """End them, whatever they are waiting for."""
+        for process, here in self._others:
+            process.kill()  # torch's threads may abort a process whose interpreter is being taken apart
+            process.join()
+            here.close()
+        self._others.clear()
+
+
+POOL = Pool()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pool_ends() -> Iterator[None]:
+    yield
+    POOL.close()
 
 
 def trained(
@@ -136,24 +177,17 @@ def trained(
     if size == 1:
         return train_experiment(experiment, user, **arguments)
     store, port = create_store("127.0.0.1")
-    context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=_follower, args=(kind, train, how(rank, size), port)) for rank in range(1, size)]
-    for other in others:
-        other.start()
+    answers = POOL.call(kind, train, [how(rank, size) for rank in range(1, size)], port)
     try:
         with process_group(store, how(0, size), "cpu", TIMEOUT) as group:
             outcome = train_experiment(experiment, user, **arguments, group=group)
-        for other in others:
-            other.join(TIMEOUT)
-            assert other.exitcode == 0
-        return outcome
-    finally:
-        for other in others:
-            other.kill()
-            other.join()
+    except BaseException:
+        POOL.close()  # the others wait for a leader that is gone
+        raise
+    assert [answer.recv() if answer.poll(TIMEOUT) else "no answer" for answer in answers] == [""] * (size - 1)
+    return outcome
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "size", "how", "train"),
     [
@@ -179,7 +213,6 @@ def test_a_group_has_the_tokens_and_the_loss_of_one_worker(
     assert norms and all(b == pytest.approx(a, rel=1e-4) for a, b in norms)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [Group, ShardedGroup])
 def test_a_group_goes_on_from_its_checkpoint_and_so_does_one_worker(
     how: type[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -202,7 +235,6 @@ def test_a_group_goes_on_from_its_checkpoint_and_so_does_one_worker(
             assert resumed.loss == pytest.approx(whole.loss, rel=1e-6)
 
 
-@pytest.mark.slow
 def test_workers_that_share_a_model_hold_their_parts_and_evaluate_and_write_it_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +267,6 @@ def test_workers_that_share_a_model_hold_their_parts_and_evaluate_and_write_it_w
     assert part <= 0.55 * whole
 
 
-@pytest.mark.slow
 def test_workers_that_share_a_model_may_use_different_weights() -> None:
     experiment, _, _ = parts("gated")
     together = trained("gated", 2, how=ShardedGroup)

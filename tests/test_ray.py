@@ -1,21 +1,17 @@
 """Sweeps on a real Ray: trained once, bit-equal to a plain loop, resumed after a kill, not stopped by a failure.
 
-Ray starts once for the tests in this process, and once in each command that a test starts.
+Ray starts once for all of them.
 """
 
-import json
 import os
-import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from torch import Tensor
 
@@ -23,11 +19,13 @@ from flops_fit_ray import SpecError, check, find_optimal
 from flops_fit_ray.analysis import fit_to_json
 from flops_fit_ray.api import Result
 from flops_fit_ray.cli import main
-from flops_fit_ray.engine.cluster import ray_session
-from flops_fit_ray.engine.loaders import Loader, SharedLoader, sharing
+from flops_fit_ray.engine.loaders import Loader, SharedLoader, object_loader, sharing
+from flops_fit_ray.engine.resources import Slots
+from flops_fit_ray.engine.trainable import TrialContext, run_experiment
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.planning import Plan
+from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.loop.loop import train_experiment
@@ -36,19 +34,23 @@ from flops_fit_ray.training.preflight.timing import PrecisionChoice
 from flops_fit_ray.training.user.losses import mse
 from flops_fit_ray.training.user.parts import make_user_parts
 from tests.chaos import make_project, uninterrupted
-from tests.parts import Mlp, Pairs, TruncatedRegression, power_law_regression, regression, spec_of, user_parts_of
+from tests.parts import (
+    BIGRAM,
+    Mlp,
+    Pairs,
+    TruncatedRegression,
+    planned,
+    power_law_regression,
+    regression,
+    spec_of,
+    user_parts_of,
+)
+from tests.records import outcomes
 from tests.streams import every_kind
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 from tests.test_checkpoint import Dropping
 
-pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    with ray_session(None):
-        yield
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_figures")]
 
 
 def known(output: Path, **changes: Any) -> Result:
@@ -95,25 +97,30 @@ def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None
     assert set(more.to_frame()["attempts"]) == {1}  # the new budget ran, and nothing else
 
 
-@pytest.mark.parametrize("kind", ["augmented", "token file", "iterable", "loader"])
-def test_every_kind_of_data_gives_the_same_bits_in_a_trial(ray_here: None, kind: str, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {
-        "dataset": every_kind(tmp_path)[kind],
-        "compute_budgets": [4e6, 8e6],
-        "sizes": [4, 8, 16],
-        "batch_size": 8,
-        "lr": 1e-2,
-        "max_epochs": 9,
-        "resources_per_trial": {"cpu": 1},
-        "quiet": True,
-    }
-    result = find_optimal(Dropping, "width", output_dir=tmp_path / "out", **arguments)
-    assert result.complete
-    user = user_parts_of(spec_of(loss="cross_entropy"), model=Dropping, train=every_kind(tmp_path)[kind])
-    user = replace(user, max_epochs=9)
-    eval_samples = result.plan.measurements.data.eval_samples
-    losses = [train_experiment(e, user, eval_samples=eval_samples).loss for e in result.plan.experiments]
-    assert list(result.to_frame()["loss"]) == losses
+def test_every_kind_of_data_gives_the_same_bits_in_a_trial(ray_here: None, tmp_path: Path) -> None:
+    """One worker trains them one after the other: to start a worker takes longer than to train."""
+    spec = spec_of(model=BIGRAM, data={"train": "tests.parts:text", "max_epochs": 9}, loss="cross_entropy",
+                   budgets=[4e6], train={"batch_size": 8, "lr": 1e-2})  # fmt: skip
+
+    def trial(context: TrialContext, experiment: Experiment) -> str:
+        return run_experiment(context, Ledger(SweepPaths(context.root)), context.load_user_parts, experiment)
+
+    task = ray.remote(trial).options(num_cpus=1)
+    for kind in ("augmented", "token file", "iterable", "loader"):
+        here, there = (user_parts_of(spec, model=Dropping, train=every_kind(tmp_path)[kind]) for _ in range(2))
+        plan = planned(spec, here)
+        context = TrialContext(
+            root=tmp_path / kind,
+            load_user_parts=object_loader(there),
+            spec=spec,
+            eval_samples=plan.measurements.data.eval_samples,
+            slots=Slots(resources={"cpu": 1}, count=1),
+        )
+        experiment = plan.experiments[1]
+        assert ray.get(task.remote(context, experiment)) == "completed"
+        result = Ledger(SweepPaths(context.root)).result(experiment.key)
+        outcome = train_experiment(experiment, here, eval_samples=context.eval_samples)
+        assert result is not None and (result.loss, result.train_loss) == (outcome.loss, outcome.train_loss), kind
 
 
 @pytest.mark.parametrize("how", ["objects", "code"])
@@ -156,14 +163,14 @@ def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_
     (chosen,) = set(first.to_frame()["precision"])
     assert chosen in ("fp32", "bf16") and first.complete
     assert not any(e.recipe.compile for e in first.plan.experiments)  # seconds of training are not worth it
-    files = {p: local_path(p).stat().st_mtime_ns for p in first.output.glob("experiments/*/result.json")}
+    before = outcomes(first.output)
     other = {"fp32": "bf16", "bf16": "fp32"}[chosen]
     with pytest.MonkeyPatch.context() as patch:  # had it been measured again, the other one would have come out
         choice = PrecisionChoice(precision=other, compile=True, seconds={})
         patch.setattr("flops_fit_ray.engine.preflight.choose_on_worker", lambda *a, **k: choice)
         again = known(tmp_path, precision="auto", compile="auto")
     assert set(again.to_frame()["precision"]) == {chosen}
-    assert {p: local_path(p).stat().st_mtime_ns for p in again.output.glob("experiments/*/result.json")} == files
+    assert outcomes(again.output) == before
 
 
 @pytest.mark.gpu
@@ -241,8 +248,10 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
         "model_kwargs": {"marks": str(tmp_path)},
         "dataset": Blocking(*regression(20_000).tensors),
         "loss_fn": "mse",
-        "compute_budgets": [8e5, 1.6e6],
-        "sizes": [4, 6, 8, 10, 12, 14, 16, 18, 20, 24],
+        "compute_budgets": [
+            {"flops": 8e5, "sizes": [4, 6, 8, 10, 12, 14, 16, 18, 20, 24]},
+            {"flops": 1.6e6, "sizes": [4, 12, 14, 18, 24]},
+        ],
         "timeout_seconds": 3,
         "checkpoint": {"steps": 30},
         "batch_size": 8,
@@ -253,34 +262,33 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
     }
     result = find_optimal(Fragile, **arguments)
     frame = result.to_frame().set_index(["size", "budget"])
-    status = {size: list(frame.loc[size]["status"]) for size in arguments["sizes"]}
+    status = {size: set(frame.loc[size]["status"]) for size in (4, 6, 8, 10, 12, 14, 16, 18, 20, 24)}
     assert status == {
-        4: ["completed"] * 2,
-        6: ["failed"] * 2,
-        8: ["failed"] * 2,
-        10: ["stalled"] * 2,
-        12: ["completed"] * 2,
-        14: ["completed"] * 2,
-        18: ["completed"] * 2,
-        16: ["diverged"] * 2,
-        20: ["infrastructure"] * 2,
-        24: ["completed"] * 2,
+        4: {"completed"},
+        6: {"failed"},
+        8: {"failed"},
+        10: {"stalled"},
+        12: {"completed"},
+        14: {"completed"},
+        18: {"completed"},
+        16: {"diverged"},
+        20: {"infrastructure"},
+        24: {"completed"},
     }
-    assert list(frame.loc[6]["error"]) == ["RuntimeError: my own bug"] * 2
-    assert list(frame.loc[8]["error"]) == ["SystemExit: 3"] * 2
-    assert list(frame.loc[6]["attempts"]) == [1, 1]  # the user's errors are not retried by themselves
+    assert list(frame.loc[6]["error"]) == ["RuntimeError: my own bug"]
+    assert list(frame.loc[8]["error"]) == ["SystemExit: 3"]
+    assert list(frame.loc[6]["attempts"]) == [1]  # the user's errors are not retried by themselves
     assert sorted(frame.loc[12]["attempts"]) == [1, 2]  # a dead worker is, up to three times
-    # Four times in a row without getting further; the larger budget got to another checkpoint first
-    assert sorted(frame.loc[20]["attempts"]) == [4, 5]
-    assert all(re.search("its worker ended [45] times without an outcome", error) for error in frame.loc[20]["error"])
-    assert list(frame.loc[10]["attempts"]) == [1, 1]
-    assert list(frame.loc[10]["error"]) == ["data.train gave no batch for 3 s (data.timeout_seconds)"] * 2
+    assert list(frame.loc[20]["attempts"]) == [4]  # in a row without getting further
+    assert "its worker ended 4 times without an outcome" in frame.loc[20]["error"].item()
+    assert list(frame.loc[10]["attempts"]) == [1]
+    assert list(frame.loc[10]["error"]) == ["data.train gave no batch for 3 s (data.timeout_seconds)"]
     # Once out of memory is once halved; the larger budget begins at the trunk with what fitted, and is halved again
     assert list(frame.loc[14]["micro_batch_size"]) == [4, 2]
     assert list(frame.loc[18]["micro_batch_size"]) == [2, 2]
     sweep = open_sweep(result.output)
     stalled = [f for f in sweep.failures if f.status == "stalled"]
-    assert all("in __getitem__" in f.traceback and 2.7 < f.seconds < 10 for f in stalled)
+    assert all("in __getitem__" in f.traceback and f.seconds > 2.7 for f in stalled)
     (killed,) = [r for r in sweep.results if r.size == 12 and r.attempts == 2]
     assert killed.resumed_from == 90  # killed in step 100, a checkpoint every 30
     words = [e.words for e in Ledger(sweep.paths).events(killed.key)]
@@ -294,11 +302,11 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
 
     (tmp_path / "armed").unlink()  # the bug is fixed: the same call tries again what failed, and only that
     fixed = find_optimal(Fragile, **arguments).to_frame().set_index(["size", "budget"])
-    assert [list(fixed.loc[size]["status"]) for size in (6, 8, 10, 20)] == [["completed"] * 2] * 4
+    assert [list(fixed.loc[size]["status"]) for size in (6, 8, 10, 20)] == [["completed"]] * 4
     past = [p.name for p in (result.output / "experiments" / sweep.failures[0].key).rglob("*failure*")]
     assert past == ["0001-failure.json"]  # what went wrong stays on record
-    assert list(fixed.loc[16]["status"]) == ["diverged"] * 2
-    assert list(fixed.loc[6]["attempts"]) == [2, 2]
+    assert list(fixed.loc[16]["status"]) == ["diverged"]
+    assert list(fixed.loc[6]["attempts"]) == [2]
     assert list(fixed.loc[4]["attempts"]) == list(frame.loc[4]["attempts"])
 
 
@@ -329,152 +337,14 @@ def test_a_directory_that_cannot_be_written_stops_the_sweep_and_loses_nothing(ra
 
 
 def test_what_the_cluster_cannot_give_is_refused_at_once(ray_here: None, tmp_path: Path) -> None:
-    started = time.monotonic()
     with pytest.raises(ResourceError, match=r"asks for \{cpu: 4096\}, and the largest node has \{cpu: "):
         known(tmp_path, resources_per_trial={"cpu": 4096})
-    assert time.monotonic() - started < 10
 
 
 def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:
     with (tmp_path / "f").open("w") as handle, pytest.raises(SpecError, match="loss cannot be sent to a worker"):
         known(tmp_path / "out", loss_fn=lambda a, b: (handle, (a - b).pow(2).mean())[1])
     assert not (tmp_path / "out").exists()
-
-
-BUDGETS = {2e5: 28, 8e5: 56, 3.2e6: 112, 1.28e7: 224}  # C to the middle of its sizes
-PROJECT = {
-    "sweep.yaml": f"""
-name: tiny
-model: {{target: "parts:Truncated", size_param: features}}
-data: {{train: "parts:data", kwargs: {{samples: 30_000}}}}
-loss: mse
-budgets: {[{"flops": c, "sizes": [round(n * 2 ** (k / 2)) for k in range(-3, 4)]} for c, n in BUDGETS.items()]}
-train: {{batch_size: 4, lr: 4e-2, optimizer: sgd, grad_clip: null, warmup_tokens: 0}}
-resources_per_trial: {{cpu: 1}}
-""",
-    "parts.py": """
-import torch
-from torch import nn
-
-class Truncated(nn.Module):
-    def __init__(self, features):
-        super().__init__()
-        self.features, self.linear = features, nn.Linear(features, 1, bias=False)
-        nn.init.zeros_(self.linear.weight)
-
-    def forward(self, x):
-        return self.linear(x[:, : self.features])
-
-def data(samples):
-    scale = torch.arange(1, 1025) ** -0.5
-    x = torch.randn(samples, 1024, generator=torch.Generator().manual_seed(0)) * scale
-    return x, x @ scale[:, None]
-""",
-}
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    for name, content in PROJECT.items():
-        (tmp_path / name).write_text(content)
-    return tmp_path
-
-
-def test_a_run_with_a_failed_experiment_is_exit_1(
-    ray_here: None, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    later = "        w = self.linear.weight\n        if w.shape[1] == 28 and not w.is_meta and w.any():\n"
-    failing = f"{later}            raise RuntimeError('mine')\n        return self.linear"  # not in the first batch
-    code = PROJECT["parts.py"].replace("        return self.linear", failing)
-    (project / "parts.py").write_text(code)
-    budgets = "[{flops: 1e5, sizes: [10, 14, 20, 28, 40]}, {flops: 4e5, sizes: [20, 27, 40, 56, 80]}]"
-    command = ["run", str(project), "--json", "--set", f"budgets={budgets}", "--output", str(project / "out")]
-    for _ in range(2):  # the second time it resumes, tries the failed one again, and says the same
-        with pytest.raises(SystemExit) as caught:
-            main(command)
-        assert caught.value.code == 1
-        captured = capsys.readouterr()
-        closing = json.loads(captured.out)
-        assert set(closing) == {"schema_version", "output", "status", "n_opt", "report", "results_sha256"}
-        status = closing["status"]
-        assert {state: number for state, number in status.items() if number} == {"completed": 9, "failed": 1}
-        assert "failed: RuntimeError: mine" in captured.err
-
-
-def outcomes(root: Path) -> dict[str, int]:
-    return {p.parent.name: p.stat().st_mtime_ns for p in root.glob("experiments/*/result.json")}
-
-
-def test_a_changed_spec_is_shown_and_refused_unless_it_is_meant(
-    ray_here: None, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = project / "out"
-    budgets = "budgets=[{flops: 1e5, sizes: [10, 14, 20, 28, 40]}, {flops: 4e5, sizes: [20, 28, 40, 56, 80]}]"
-    command = ["run", str(project), "--set", budgets, "--output", str(root)]
-
-    def run(*more: str) -> tuple[int | str | None, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([*command, *more])
-        captured = capsys.readouterr()
-        return caught.value.code, captured.out + captured.err
-
-    assert run()[0] == 0
-    before = outcomes(root)
-    code, said = run("--set", "train.lr=0.02")
-    assert code == 2 and outcomes(root) == before, said
-    assert "changed since the last run" in said and "  train.lr: 0.04 -> 0.02" in said
-    assert "10 completed experiment(s) of this directory would be trained again in another way: train.lr: 0.04" in said
-    code, said = run("--set", "fit.draws=400")  # changes no result
-    assert code == 0 and "fit.draws: 2000 -> 400" in said and outcomes(root) == before
-    code, said = run("--set", "train.lr=0.02", "--new")
-    assert code == 0 and "they stay on record, and are left out" in said, said
-    assert before.items() <= outcomes(root).items() and len(outcomes(root)) == 20
-    assert {r.lr for r in open_sweep(root).results} == {0.02}
-
-
-def test_an_adaptive_sweep_is_the_planners_is_extended_and_goes_on_until_enough(
-    ray_here: None, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By the command line, on Ray: sizes are chosen, trunks begun at, only what is new is run, and the rule stops."""
-    root = project / "out"
-    train = "{batch_size: 4, optimizer: sgd, lr: 0.04, grad_clip: null, warmup_tokens: 0}"
-    chosen = ["--set", "budgets=[1e5, 4e5]", "--set", "grid={tokens_per_param: 40, sizes: 4, first_sizes: 4, seeds: 1}"]
-    own = [*chosen, "--set", "model.sizes=auto", "--set", f"train={train}"]
-    with pytest.raises(SystemExit) as caught:
-        main(["run", str(project), *own, "--output", str(root)])
-    said = capsys.readouterr().out
-    assert caught.value.code == 0, said
-    sweep = open_sweep(root)
-    assert sweep.complete and sweep.plan.final and sweep.base == project
-    assert f"plan: {len([e for e in sweep.plan.experiments if e.budget == 1e5 and e.role == 'grid'])}" in said
-    assert "around the predicted N" in said and "near the minimum" in said
-    branched = [r for r in sweep.results if r.parent is not None]
-    assert branched and sweep.flops_spent == pytest.approx(sweep.plan.flops, rel=1e-9)
-    for r in branched:  # the tokens that the worker counted are those of the plan
-        (e,) = [e for e in sweep.plan.experiments if e.key == r.key]
-        assert r.tokens_executed == e.tokens // e.steps * (e.steps - r.parent_step) < r.tokens_seen
-    assert {p.name for p in (root / "trunks").iterdir()} <= {r.key for r in sweep.results}
-
-    before = outcomes(root)
-    with pytest.raises(SystemExit) as caught:
-        main(["extend", str(root), "--budget", "1.6e6"])
-    assert caught.value.code == 0
-    wider = open_sweep(root)
-    assert wider.complete and [b.flops for b in wider.spec.budgets] == [1e5, 4e5, 1.6e6]
-    assert before.items() <= outcomes(root).items()
-    new = [r for r in wider.results if r.key not in before]
-    assert {r.budget for r in new} == {1.6e6} and any(r.parent in before for r in new)
-    assert wider.command.endswith(f" extend {root}")
-
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main(["extend", str(root), "--until", "ci=1.0001@1e8", "--at-most", f"{wider.flops_spent * 1.01:.3g}"])
-    said = capsys.readouterr().out
-    assert caught.value.code == 0 and "C = 6.4e6 would cost" in said and "(--at-most)" in said
-    with pytest.raises(SystemExit) as caught:
-        main(["extend", str(root), "--until", "ci=1000@1e8"])
-    assert caught.value.code == 0 and "within the x/÷1000 of --until" in capsys.readouterr().out
-    assert outcomes(root).keys() == {r.key for r in wider.results}
 
 
 def test_until_adds_budgets_in_python(ray_here: None, tmp_path: Path) -> None:
@@ -485,29 +355,3 @@ def test_until_adds_budgets_in_python(ray_here: None, tmp_path: Path) -> None:
     assert {e.key for e in again.plan.experiments} < {e.key for e in result.plan.experiments}
     with pytest.raises(SpecError, match="cannot go on by itself"):
         known(tmp_path / "listed", until="ci=1.1@1e8")
-
-
-@pytest.mark.slow
-def test_the_selftest_finds_both_exponents(ray_here: None, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["selftest", "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert caught.value.code == 0 and found["passed"]
-    assert [case["truth"] for case in found["cases"]] == [0.5, 0.4]
-    for case in found["cases"]:
-        assert case["exponent_ci95"][0] < case["truth"] < case["exponent_ci95"][1]
-        assert case["exponent"] == pytest.approx(case["truth"], abs=0.05)
-
-
-def test_the_code_in_the_readme_does_what_it_says(tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (own_model,) = [b for b in blocks if "class " in b]
-    assert len([line for line in own_model.splitlines() if line.strip()]) <= 20
-    (tmp_path / "own.py").write_text(own_model)
-    done = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    sweep = open_sweep(tmp_path / "runs" / "sweep")
-    law = sweep.fit.params_opt
-    assert sweep.complete and law is not None and (interval := law.exponent_interval(0.95)) is not None
-    assert interval.low < 0.5 < interval.high
-    assert [flag.code for flag in sweep.fit.warnings if flag.severity != "info"] == []

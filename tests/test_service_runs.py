@@ -226,14 +226,14 @@ def test_serve_refuses_what_cannot_be(tmp_path: Path, code: Path, capsys: pytest
 @pytest.mark.slow
 def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: Path, code: Path) -> None:
     """Validated, started, followed, service killed, started again, stopped, resumed, extended: nothing missed."""
-    root = tmp_path / "runs"
-    text = (code / "sweep.yaml").read_text().replace("chaos", "story")
+    root, pace = tmp_path / "runs", tmp_path / "pace"
+    pace.write_text("0.04")
+    text = make_project(code, pace).read_text().replace("chaos", "story")
     service = ServiceProcess(root, code)
     try:
         price = service.client.validate(text)
         assert price["valid"] and price["experiments"] == 12 and price["flops"] == 264144
         assert service.client.validate(text.replace("features", "feature"))["faults"]
-        os.environ["CHAOS_PAUSE"] = "0.02"
         name = service.client.start(text, key="story")
         heard: dict[str, str] = {}
         last = None
@@ -258,6 +258,7 @@ def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: P
         assert stopped["state"] == "stopped" and stopped["exit_code"] == EXIT_INTERRUPTED
         done = recorded(root / name)
         assert len(heard) <= len(done) < 12
+        pace.write_text("0")
         client.act(name, "resume")
         ended = client.wait(name, 120)
         assert ended["state"] == "completed" and ended["counts"] == {"completed": 12}
@@ -269,7 +270,6 @@ def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: P
         assert wider["state"] == "completed" and wider["total"] == 15
         assert "experiments: 15 completed" in client.request("GET", f"/sweeps/{name}/log").read().decode()
     finally:
-        os.environ["CHAOS_PAUSE"] = "0"
         service.end()
 
 

@@ -12,7 +12,7 @@ from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import open_sweep
-from tests.chaos import Driver, children_of, make_project
+from tests.chaos import Driver, children_of, make_project, plain_sweep
 from tests.records import recorded
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -38,8 +38,7 @@ def others_of(experiments: StoragePath) -> list[dict[str, Any]]:
 
 def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tmp_path: Path) -> None:
     spec = make_project(tmp_path / "project")
-    alone = Driver(spec, tmp_path / "alone", pause=0)
-    assert alone.wait(200) == 0, alone.said
+    alone = plain_sweep(tmp_path / "alone")
     together = Driver(spec, tmp_path / "together", *TOGETHER, *SHARED, pause=0.01)  # each with half of the model
     root = together.root
     assert together.until(lambda: len(recorded(root)) >= 2)
@@ -55,8 +54,8 @@ def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tm
     together = Driver(spec, root, *TOGETHER, pause=0)
     assert together.wait(200) == 0, together.said
     assert "cluster: 1 experiments at a time" in together.said
-    one, two = open_sweep(tmp_path / "alone"), open_sweep(root)
-    losses = {r.key: r.loss for r in one.results}
+    two = open_sweep(root)
+    losses = {r.key: r.loss for r in alone.results}
     assert {r.key for r in two.results} == set(losses) and not two.failures and two.num_deaths == 1
     for result in two.results:
         assert result.workers == 2 and result.tokens_seen == result.tokens
@@ -68,10 +67,11 @@ def test_an_error_of_another_worker_is_that_experiments_failure(tmp_path: Path) 
     spec = make_project(tmp_path / "project")
     with (spec.parent / "parts.py").open("a") as file:
         file.write(FAILS)
-    driver = Driver(spec, tmp_path / "out", *TOGETHER, "--set", "model.target=parts:Odd", pause=0)
+    few = ("--set", "budgets=[{flops: 2e4, sizes: [7, 10, 14]}]")
+    driver = Driver(spec, tmp_path / "out", *TOGETHER, *few, "--set", "model.target=parts:Odd", pause=0)
     assert driver.wait(200) == 1, driver.said
     sweep = open_sweep(driver.root)
-    assert len(sweep.results) == 10 and [f.status for f in sweep.failures] == ["failed", "failed"]
+    assert len(sweep.results) == 2 and [f.status for f in sweep.failures] == ["failed"]
     assert all("only the other worker sees this" in f.error and f.deaths == 0 for f in sweep.failures)
     assert Ledger(SweepPaths(driver.root)).num_attempts(sweep.failures[0].key) == 1
 

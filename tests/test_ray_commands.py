@@ -1,0 +1,172 @@
+"""Sweeps on a real Ray by the commands that people type: exit codes, a changed spec, an adaptive sweep, `selftest`."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from flops_fit_ray.cli import main
+from flops_fit_ray.sweep.directory import open_sweep
+from tests.records import outcomes
+
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray commands"), pytest.mark.usefixtures("no_figures")]
+ROOT = Path(__file__).parent.parent
+
+PROJECT = {
+    "sweep.yaml": """
+name: tiny
+model: {target: "parts:Truncated", size_param: features}
+data: {train: "parts:data", kwargs: {samples: 30_000}}
+loss: mse
+budgets: [{flops: 1e5, sizes: [10, 20, 40]}, {flops: 4e5, sizes: [20, 40, 80]}]
+train: {batch_size: 4, lr: 4e-2, optimizer: sgd, grad_clip: null, warmup_tokens: 0}
+resources_per_trial: {cpu: 1}
+""",
+    "parts.py": """
+import torch
+from torch import nn
+
+class Truncated(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.features, self.linear = features, nn.Linear(features, 1, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, x):
+        return self.linear(x[:, : self.features])
+
+def data(samples):
+    scale = torch.arange(1, 257) ** -0.5
+    x = torch.randn(samples, 256, generator=torch.Generator().manual_seed(0)) * scale
+    return x, x @ scale[:, None]
+""",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name, content in PROJECT.items():
+        (tmp_path / name).write_text(content)
+    return tmp_path
+
+
+def test_a_run_with_a_failed_experiment_is_exit_1(
+    ray_here: None, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = "        w = self.linear.weight\n        if w.shape[1] == 28 and not w.is_meta and w.any():\n"
+    failing = f"{later}            raise RuntimeError('mine')\n        return self.linear"  # not in the first batch
+    code = PROJECT["parts.py"].replace("        return self.linear", failing)
+    (project / "parts.py").write_text(code)
+    budgets = "[{flops: 1e5, sizes: [10, 14, 20, 28, 40]}, {flops: 4e5, sizes: [20, 27, 40, 56, 80]}]"
+    command = ["run", str(project), "--json", "--set", f"budgets={budgets}", "--output", str(project / "out")]
+    for _ in range(2):  # the second time it resumes, tries the failed one again, and says the same
+        with pytest.raises(SystemExit) as caught:
+            main(command)
+        assert caught.value.code == 1
+        captured = capsys.readouterr()
+        closing = json.loads(captured.out)
+        assert set(closing) == {"schema_version", "output", "status", "n_opt", "report", "results_sha256"}
+        status = closing["status"]
+        assert {state: number for state, number in status.items() if number} == {"completed": 9, "failed": 1}
+        assert "failed: RuntimeError: mine" in captured.err
+
+
+def test_a_changed_spec_is_shown_and_refused_unless_it_is_meant(
+    ray_here: None, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = project / "out"
+    command = ["run", str(project), "--output", str(root)]
+
+    def run(*more: str) -> tuple[int | str | None, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([*command, *more])
+        captured = capsys.readouterr()
+        return caught.value.code, captured.out + captured.err
+
+    assert run()[0] == 0
+    before = outcomes(root)
+    code, said = run("--set", "train.lr=0.02")
+    assert code == 2 and outcomes(root) == before, said
+    assert "changed since the last run" in said and "  train.lr: 0.04 -> 0.02" in said
+    assert "6 completed experiment(s) of this directory would be trained again in another way: train.lr: 0.04" in said
+    code, said = run("--set", "fit.draws=400")  # changes no result
+    assert code == 0 and "fit.draws: 2000 -> 400" in said and outcomes(root) == before
+    code, said = run("--set", "train.lr=0.02", "--new")
+    assert code == 0 and "they stay on record, and are left out" in said, said
+    assert before.items() <= outcomes(root).items() and len(outcomes(root)) == 12
+    assert {r.lr for r in open_sweep(root).results} == {0.02}
+
+
+def test_an_adaptive_sweep_is_the_planners_is_extended_and_goes_on_until_enough(
+    ray_here: None, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command line, on Ray: sizes are chosen, trunks begun at, only what is new is run, and the rule stops."""
+    root = project / "out"
+    train = "{batch_size: 4, optimizer: sgd, lr: 0.04, grad_clip: null, warmup_tokens: 0}"
+    chosen = ["--set", "budgets=[1e5, 4e5]", "--set", "grid={tokens_per_param: 40, sizes: 4, first_sizes: 4, seeds: 1}"]
+    own = [*chosen, "--set", "model.sizes=auto", "--set", f"train={train}"]
+    with pytest.raises(SystemExit) as caught:
+        main(["run", str(project), *own, "--output", str(root)])
+    said = capsys.readouterr().out
+    assert caught.value.code == 0, said
+    sweep = open_sweep(root)
+    assert sweep.complete and sweep.plan.final and sweep.base == project
+    assert f"plan: {len([e for e in sweep.plan.experiments if e.budget == 1e5 and e.role == 'grid'])}" in said
+    assert "around the predicted N" in said and "near the minimum" in said
+    branched = [r for r in sweep.results if r.parent is not None]
+    assert branched and sweep.flops_spent == pytest.approx(sweep.plan.flops, rel=1e-9)
+    for r in branched:  # the tokens that the worker counted are those of the plan
+        (e,) = [e for e in sweep.plan.experiments if e.key == r.key]
+        assert r.tokens_executed == e.tokens // e.steps * (e.steps - r.parent_step) < r.tokens_seen
+    assert {p.name for p in (root / "trunks").iterdir()} <= {r.key for r in sweep.results}
+
+    before = outcomes(root)
+    with pytest.raises(SystemExit) as caught:
+        main(["extend", str(root), "--budget", "1.6e6"])
+    assert caught.value.code == 0
+    wider = open_sweep(root)
+    assert wider.complete and [b.flops for b in wider.spec.budgets] == [1e5, 4e5, 1.6e6]
+    assert before.items() <= outcomes(root).items()
+    new = [r for r in wider.results if r.key not in before]
+    assert {r.budget for r in new} == {1.6e6} and any(r.parent in before for r in new)
+    assert wider.command.endswith(f" extend {root}")
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["extend", str(root), "--until", "ci=1.0001@1e8", "--at-most", f"{wider.flops_spent * 1.01:.3g}"])
+    said = capsys.readouterr().out
+    assert caught.value.code == 0 and "C = 6.4e6 would cost" in said and "(--at-most)" in said
+    with pytest.raises(SystemExit) as caught:
+        main(["extend", str(root), "--until", "ci=1000@1e8"])
+    assert caught.value.code == 0 and "within the x/÷1000 of --until" in capsys.readouterr().out
+    assert outcomes(root).keys() == {r.key for r in wider.results}
+
+
+@pytest.mark.slow
+def test_the_selftest_finds_both_exponents(ray_here: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["selftest", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert caught.value.code == 0 and found["passed"]
+    assert [case["truth"] for case in found["cases"]] == [0.5, 0.4]
+    for case in found["cases"]:
+        assert case["exponent_ci95"][0] < case["truth"] < case["exponent_ci95"][1]
+        assert case["exponent"] == pytest.approx(case["truth"], abs=0.05)
+
+
+def test_the_code_in_the_readme_does_what_it_says(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (own_model,) = [b for b in blocks if "class " in b]
+    assert len([line for line in own_model.splitlines() if line.strip()]) <= 20
+    (tmp_path / "own.py").write_text(own_model)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("own.py", run_name="__main__")
+    sweep = open_sweep(tmp_path / "runs" / "sweep")
+    law = sweep.fit.params_opt
+    assert sweep.complete and law is not None and (interval := law.exponent_interval(0.95)) is not None
+    assert interval.low < 0.5 < interval.high
+    assert [flag.code for flag in sweep.fit.warnings if flag.severity != "info"] == []

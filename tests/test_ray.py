@@ -19,7 +19,7 @@ from flops_fit_ray import SpecError, check, find_optimal
 from flops_fit_ray.analysis import fit_to_json
 from flops_fit_ray.api import Result
 from flops_fit_ray.cli import main
-from flops_fit_ray.engine.loaders import Loader, SharedLoader, object_loader, sharing
+from flops_fit_ray.engine.loaders import Loader, ObjectLoader, SharedLoader, sharing
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.trainable import TrialContext, run_experiment
 from flops_fit_ray.errors import ResourceError, StorageError
@@ -111,7 +111,7 @@ def test_every_kind_of_data_gives_the_same_bits_in_a_trial(ray_here: None, tmp_p
         plan = planned(spec, here)
         context = TrialContext(
             root=tmp_path / kind,
-            load_user_parts=object_loader(there),
+            load_user_parts=ObjectLoader(there),
             spec=spec,
             eval_samples=plan.measurements.data.eval_samples,
             slots=Slots(resources={"cpu": 1}, count=1),

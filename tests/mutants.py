@@ -199,18 +199,21 @@ def hunt(
 
 def draw(root: Path, package: str, paths: Iterable[str], *, count: int, seed: int) -> list[Mutant]:
     """Mutants of the package's sources under `paths`, drawn at random by `seed`."""
-    everything = [mutant for path in paths for mutant in mutants_under(root, Path(package) / path)]
+    everything = [mutant for path in paths for mutant in mutants_under(root, package, path)]
     random.Random(seed).shuffle(everything)
     return list(itertools.islice(filter(lambda mutant: _is_python(root, mutant), everything), count))
 
 
-def mutants_under(root: Path, path: Path) -> Iterator[Mutant]:
-    """All mutants of a file, or of the files in a directory, in a fixed order."""
-    if not (root / path).exists():
-        raise SystemExit(f"{path} does not exist: give --paths relative to {PACKAGE}/")
-    found = sorted((root / path).rglob("*.py")) if (root / path).is_dir() else [root / path]
-    for file in found:
-        yield from mutants_in(file.relative_to(root).as_posix(), file.read_text())
+def mutants_under(root: Path, package: str, path: str) -> Iterator[Mutant]:
+    """All mutants of a file, of one of its lines (`FILE:LINE`), or of the files in a directory, in a fixed order."""
+    name, _, line = path.partition(":")
+    place = root / package / name
+    if not place.exists():
+        raise SystemExit(f"{package}/{name} does not exist: give --paths relative to {package}/")
+    for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        for mutant in mutants_in(file.relative_to(root).as_posix(), file.read_text()):
+            if not line or mutant.start[0] == int(line):
+                yield mutant
 
 
 def _is_python(root: Path, mutant: Mutant) -> bool:
@@ -230,7 +233,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=60, help="mutants to draw (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (%(default)s)")
-    parser.add_argument("--paths", nargs="+", default=PATHS, help=f"what is mutated, relative to {PACKAGE}/")
+    parser.add_argument("--paths", nargs="+", default=PATHS, help=f"FILE, FILE:LINE or DIRECTORY in {PACKAGE}/")
     parser.add_argument("--limit", type=float, default=30.0, help="seconds of tests for one mutant (%(default)s)")
     parser.add_argument("--remap", action="store_true", help="measure all tests again")
     parser.add_argument("--tests", nargs="+", default=["tests/test_*.py"], help="test files to use (all)")

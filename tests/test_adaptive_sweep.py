@@ -68,10 +68,9 @@ def test_one_more_budget_keeps_every_result(sweep: Sweep, tmp_path: Path) -> Non
 
 def test_the_card_and_the_report_speak_of_it(sweep: Sweep) -> None:
     card = {line.item: line for line in validity_card(sweep.fit, sweep)}
-    assert (
-        "6 checks with other rates at minima" in card["learning rate"].words
-        or "LR-limited" in card["learning rate"].words
-    )
+    limited = [check for check in sweep.lr_checks if check.better]
+    said = "LR-limited" if limited else "6 checks with other rates at minima"
+    assert len(sweep.lr_checks) == 6 and said in card["learning rate"].words
     assert "shared along trunks" in card["noise"].words
     write_report(sweep)
     page = local_path(sweep.paths.report).read_text()

@@ -38,6 +38,7 @@ def test_f1_killed_before_any_operation_on_files(tmp_path: Path) -> None:
 def test_f2_any_operation_on_files_fails(whole: tuple[str, list[str]], tmp_path: Path) -> None:
     """Each of them once, with an error that is drawn so as not to keep step with the operations of a write."""
     sha256, operations = whole
+    assert len(operations) > 60
     dice = random.Random(0)
     for n, name in enumerate(operations, 1):
         root, error = tmp_path / str(n), dice.choice([errno.EIO, errno.ENOSPC, errno.EACCES])

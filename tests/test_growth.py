@@ -95,7 +95,7 @@ def test_the_middle_of_the_next_budget_is_begun_before_this_one_is_complete() ->
 def test_one_ladder_for_all_budgets_so_that_trunks_are_shared() -> None:
     plan, _ = run_through(planner_of(grid=NO_GUARDS), loss_in(world()))
     later = [e for e in plan.experiments if e.budget > BUDGETS[0]]
-    assert sum(e.parent is not None for e in later) >= 0.75 * len(later)
+    assert len(later) >= 20 and sum(e.parent is not None for e in later) >= 0.75 * len(later)
     known = {e.key: e for e in plan.experiments}
     for e in later:
         if e.parent is not None:
@@ -173,7 +173,7 @@ def test_the_learning_rate_is_found_wherever_it_is(factor: float) -> None:
     assert {e.budget for e in probes} == {BUDGETS[0]} and 8 <= len(probes) <= 14
     assert sum(e.flops for e in probes) < 0.02 * plan.flops
     grid = [e for e in plan.experiments if e.role == "grid"]
-    assert all(e.recipe.lr == plan.lr.of(e.params) for e in grid)
+    assert len(grid) >= 25 and all(e.recipe.lr == plan.lr.of(e.params) for e in grid)
     assert "learning rate: best" in plan.notes[0]
 
 

@@ -37,12 +37,12 @@ def test_the_same_batches_come_back(value: Any, split: bool) -> None:
     before = ready(value, split=split)
     after = unpack_data(packed(before))
     assert after.source == "here" and (after.held_out is None) == (before.held_out is None)
-    for one, other in ((before.train, after.train), (before.held_out, after.held_out)):
-        if one is not None and other is not None:
-            count = len(cast(Any, one))
-            assert count == len(cast(Any, other))
-            for a, b in zip(eval_batches(one, count, 5), eval_batches(other, count, 5), strict=True):
-                torch.testing.assert_close(a.content, b.content, rtol=0, atol=0)
+    parts = [(one, other) for one, other in ((before.train, after.train), (before.held_out, after.held_out)) if one]
+    assert len(parts) == (2 if split else 1)
+    for one, other in cast(Any, parts):
+        assert len(one) == len(other) > 0
+        for a, b in zip(eval_batches(one, len(one), 5), eval_batches(other, len(one), 5), strict=True):
+            torch.testing.assert_close(a.content, b.content, rtol=0, atol=0)
 
 
 def test_a_part_held_out_costs_no_second_copy() -> None:
@@ -58,8 +58,11 @@ def test_memory_that_nobody_may_write_to_gives_batches_that_everybody_may() -> N
     found = packed(ready((X.clone(), Y.clone())))
     for array in found.train.arrays.values():
         array.numbers.flags.writeable = False  # as Ray's object store gives it
-    batch = fetch(cast(Any, unpack_data(found).train), np.arange(4))
+    train = cast(Any, unpack_data(found).train)
+    batch, untouched = fetch(train, np.arange(4)), fetch(train, np.arange(4))
     batch.content[0].add_(1)
+    assert torch.equal(batch.content[0], untouched.content[0] + 1)
+    assert torch.equal(fetch(train, np.arange(4)).content[0], untouched.content[0])
 
 
 class Mine(TensorDataset):

@@ -283,9 +283,8 @@ def test_events_tell_every_outcome_and_again_after_a_break(tmp_path: Path) -> No
             missed -= {content["key"]} if kind == "outcome" else set()
             if not missed:
                 break
-        for kind, _, content in served.client.events("x", since="nonsense"):
-            assert kind == "outcome" and content["key"] in {e.key for e in sweep.plan.experiments[:8]}
-            break
+        kind, _, content = next(iter(served.client.events("x", since="nonsense")))
+        assert kind == "outcome" and content["key"] in {e.key for e in sweep.plan.experiments[:8]}
 
 
 def test_a_fit_survives_the_death_of_its_process(served: Served) -> None:

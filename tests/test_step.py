@@ -156,7 +156,7 @@ def test_fp16_gradients_are_unscaled_before_they_are_clipped() -> None:
     experiment, user = experiment_of(grad_clip=0.01)
     full, half = run(experiment, user), run(experiment, user, precision="fp16")
     norms = [(a.grad_norm, b.grad_norm) for a, b in zip(full.curve, half.curve, strict=True) if a.grad_norm]
-    assert all(b == pytest.approx(a, rel=0.05) for a, b in norms[5:])
+    assert len(norms) > 10 and all(b == pytest.approx(a, rel=0.05) for a, b in norms[5:])
 
 
 class Mixed(nn.Module):

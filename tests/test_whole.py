@@ -181,12 +181,14 @@ def test_two_sweeps_differ_where_they_do() -> None:
     same, different = compare(one, again, 1e20), compare(one, other, 1e20)
     assert not any(d.differs for d in same.differences)
     named = {d.name: d for d in different.differences}
+    assert [d.name for d in same.differences] == list(named) and {"N_opt", "exponent of N_opt"} <= named.keys()
     truth = optimum(HOFFMANN, 1e20)[0] / optimum(BESIROGLU, 1e20)[0]
     ratio = named["N_opt"]
     assert ratio.differs and ratio.interval is not None and ratio.interval.holds(truth)
     assert named["exponent of N_opt"].interval is not None
     assert named["exponent of N_opt"].interval.holds(0.28 / 0.62 - BESIROGLU[4] / (BESIROGLU[3] + BESIROGLU[4]))
     twin = compare(one, one, 1e20)  # one seed for both must not make their draws one
+    assert len(twin.differences) == len(named)
     assert all(d.interval is not None and d.interval.low < d.neutral < d.interval.high for d in twin.differences)
     with pytest.raises(FitError, match="has no scaling law from method valley"):
         compare(one, fit_sweep(sweep_on(BESIROGLU, [1e18]), QUICK), 1e20)

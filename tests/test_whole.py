@@ -120,14 +120,14 @@ def test_either_intervals_apart_or_a_large_ratio_is_a_disagreement() -> None:
 
     exact = fit_sweep(points, QUICK)  # nothing but the ratio
     assert said(exact, 1e20).startswith("methods_agree") and "(x1.2)" in said(exact, 1e20)
-    assert said(exact, 1e24).startswith("methods_disagree") and "they disagree, no intervals" in said(exact, 1e24)
+    assert said(exact, 1e24).startswith("methods_disagree") and "(the intervals are unknown)" in said(exact, 1e24)
     rng = np.random.default_rng(0)
     sharp = fit_sweep(replace(points, loss=points.loss + 0.0005 * rng.standard_normal(len(points))), SOME)
     for fit in (sharp, exchanged(sharp)):  # one above the other, and below it
         assert said(fit, 1e19).startswith("methods_agree")
-        assert "(x1.2): they disagree, their intervals do not meet" in said(fit, 1e20)
+        assert "(x1.2): they disagree (the intervals do not overlap)" in said(fit, 1e20)
     blunt = fit_sweep(replace(points, loss=points.loss + 0.05 * rng.standard_normal(len(points))), SOME)
-    assert "they disagree, their intervals meet" in said(blunt, 1e24)
+    assert "they disagree (the intervals overlap)" in said(blunt, 1e24)
 
 
 def test_the_bias_of_parabolas_is_worked_out_from_the_surface() -> None:

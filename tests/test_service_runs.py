@@ -19,10 +19,10 @@ from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.http.refusal import Refusal
 from flops_fit_ray.service.paths import ServicePaths
-from flops_fit_ray.service.runs.launch import LocalRuns, Look, tail
+from flops_fit_ray.service.runs.launch import SAME_START_TICKS, LocalRuns, Look, tail
 from flops_fit_ray.service.runs.queue import More, Runs
 from flops_fit_ray.service.runs.specs import Specs
-from flops_fit_ray.service.runs.supervisor import born
+from flops_fit_ray.service.runs.supervisor import start_ticks
 from flops_fit_ray.service.state.views import state_of
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -154,7 +154,8 @@ def test_a_run_outlives_its_service_and_its_end_is_known(runs: Runs, code: Path)
 def test_another_process_of_the_same_number_is_not_taken_for_a_run(tmp_path: Path) -> None:
     launcher, paths = LocalRuns(ServicePaths(tmp_path)), ServicePaths(tmp_path).start("one", 1)
     mine, long_ago = os.getpid(), 1
-    assert born(mine) not in (None, long_ago)
+    began = start_ticks(mine)
+    assert began is not None and abs(began - long_ago) > SAME_START_TICKS
     write_json(paths.begun, {"at": time.time()})
     write_json(paths.process, {"pid": mine, "born": long_ago, "keeper": mine, "keeper_born": long_ago})
     assert launcher.look(paths) == Look(runs=False, words="its process is gone")

@@ -1,55 +1,46 @@
-"""Ray's processes that a local cluster leaves behind when its head dies. On Linux; elsewhere there are none to see."""
+"""Ray's processes below this one, which outlive a local cluster whose head dies."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-from pathlib import Path
 
-_RAYS = (b"ray::", b"/ray/", b"raylet")  # in the command line of everything that Ray starts
-HEAD = b"gcs_server"  # and of its head
+import psutil
+
+_RAY_WORDS = ("ray::", "/ray/", "raylet")  # in the command line of everything that Ray starts
+HEAD = "gcs_server"  # and of its head
 
 
-def ray_descendants(besides: bytes | None = None) -> set[int]:
-    """Ray's processes among those that descend from this one.
+def ray_descendants(besides: str | None = None) -> set[int]:
+    """Return Ray's processes among the descendants of this one.
 
     Args:
-        besides: words in the command line of those that are not meant.
+        besides: words in the command line of those to leave out.
     """
     commands = {pid: _command(pid) for pid in descendants(os.getpid())}
     return {pid for pid, command in commands.items() if _is_rays(command) and not (besides and besides in command)}
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes that descend from one."""
-    parents = {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError, ValueError):  # it may end while it is looked at
-            after_name = (directory / "stat").read_text().rpartition(")")[2]
-            parents[int(directory.name)] = int(after_name.split()[1])
-    found: set[int] = set()
-    grown = {pid}
-    while grown:
-        grown = {child for child, parent in parents.items() if parent in grown and child not in found}
-        found |= grown
-    return found
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it has ended
-        return b""
-
-
-def _is_rays(command: bytes) -> bool:
-    return any(word in command for word in _RAYS)
+    """Return the processes that descend from `pid`; none where it has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    return set()
 
 
 def end_all(pids: set[int]) -> None:
-    """End those that are still Ray's."""
+    """Kill those of `pids` that are still Ray's."""
     for pid in pids:
         if _is_rays(_command(pid)):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(pid).kill()
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(psutil.Error):  # it may end at any moment
+        return " ".join(psutil.Process(pid).cmdline())
+    return ""
+
+
+def _is_rays(command: str) -> bool:
+    return any(word in command for word in _RAY_WORDS)

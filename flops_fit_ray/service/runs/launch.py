@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from flops_fit_ray.errors import ResourceError, first_line
 from flops_fit_ray.service.paths import ServicePaths, StartPaths
-from flops_fit_ray.service.runs.supervisor import born
+from flops_fit_ray.service.runs.supervisor import start_ticks
 from flops_fit_ray.storage.atomic import read_json, write_json
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.jobs import Jobs
 
 BEGIN_SECONDS = 30.0  # in which a process must be there
+SAME_START_TICKS = 200  # two seconds: the time of booting is known to a second, and no pid comes again so soon
 LOG_BYTES = 64 * 1024  # of what a run has said, that are read at a time
 
 
@@ -123,8 +124,11 @@ def _over(ended: Mapping[str, object]) -> Look:
 
 
 def _lives(process: Mapping[str, object], who: str, since: str) -> bool:
-    pid = process.get(who)
-    return isinstance(pid, int) and born(pid) is not None and born(pid) == process.get(since)
+    pid, noted = process.get(who), process.get(since)
+    if not isinstance(pid, int) or not isinstance(noted, int):
+        return False
+    began = start_ticks(pid)
+    return began is not None and abs(began - noted) <= SAME_START_TICKS
 
 
 def tail(path: Path, limit: int = LOG_BYTES) -> bytes:

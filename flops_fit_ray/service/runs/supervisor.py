@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from flops_fit_ray.service.paths import StartPaths
 from flops_fit_ray.storage.atomic import write_json
 
@@ -30,7 +32,12 @@ def main(directory: Path, log: Path, words: list[str]) -> int:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             preexec_fn=_hears,
         )
-    note = {"pid": child.pid, "born": born(child.pid), "keeper": os.getpid(), "keeper_born": born(os.getpid())}
+    note = {
+        "pid": child.pid,
+        "born": start_ticks(child.pid),
+        "keeper": os.getpid(),
+        "keeper_born": start_ticks(os.getpid()),
+    }
     write_json(paths.process, note)
     if paths.stop.exists():  # it came before anybody knew whom to tell
         child.terminate()
@@ -44,13 +51,19 @@ def _hears() -> None:
         signal.signal(name, signal.SIG_DFL)
 
 
-def born(pid: int) -> int | None:
-    """When a process began, in ticks since the machine did: no other of its pid has that. None: it is gone."""
+def start_ticks(pid: int) -> int | None:
+    """Return when a process began, in clock ticks since the machine booted; None where it has ended.
+
+    A later process of the same pid has another start. A clock that is set anew does not change it.
+    """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        since_boot = process.create_time() - psutil.boot_time()
+    except (psutil.Error, ValueError, OverflowError):  # the last two: no number of a process
         return None
-    return None if fields[0] == "Z" else int(fields[19])
+    return round(since_boot * os.sysconf("SC_CLK_TCK"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.storage.atomic import write_json
+from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.lock import exclusive, hostname, living_owner, refuse_second_writer
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
@@ -72,6 +72,25 @@ def test_a_writer_on_another_machine_is_believed(tmp_path: Path) -> None:
     assert str(living_owner(paths)).startswith(f"process {os.getpid()} on elsewhere, since 2001-")
     local_path(paths.lock_owner).write_text("{torn")
     assert living_owner(paths) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"pid": "abc"}, {"pid": None}, {"pid": True}, {"pid": -1}, {"pid": 2**70}, {"host": 7}, {"host": ["h"]},
+        {"started_at": "now"}, {"started_at": 1e300}, {"started_at": -1e300}, {"started_at": float("nan")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_owner_of_wrong_types_is_no_owner(tmp_path: Path, wrong: dict[str, object]) -> None:
+    paths = SweepPaths(tmp_path)
+    owner = {"host": hostname(), "pid": os.getpid(), "started_at": 1e9}
+    write_bytes(paths.lock_owner, json.dumps(owner).encode())
+    assert living_owner(paths) is not None
+    write_bytes(paths.lock_owner, json.dumps({**owner, **wrong}).encode())
+    assert living_owner(paths) is None
+    with exclusive(paths) as before:
+        assert before is None
 
 
 def test_readers_do_not_wait_for_a_writer(tmp_path: Path) -> None:

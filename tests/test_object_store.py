@@ -180,6 +180,9 @@ def test_one_writer_there(root: StoragePath, monkeypatch: pytest.MonkeyPatch) ->
     with exclusive(SweepPaths(root)) as dead:  # one of another machine after a while of silence
         assert str(dead).startswith("process 1 on elsewhere, since 2001")
     assert read_json(SweepPaths(root).lock_owner) is None
+    write_json(SweepPaths(root).lock_owner, {**note, "pid": "abc"})
+    with exclusive(SweepPaths(root)) as dead:  # what cannot be read is nobody's
+        assert dead is None
 
 
 def test_an_owner_that_was_superseded_stops(root: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:

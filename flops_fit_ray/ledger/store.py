@@ -234,7 +234,7 @@ class Ledger:
         return [outcome for outcome in self.outcomes(keys) if isinstance(outcome, Failure)]
 
     def writer(self) -> contextlib.AbstractContextManager[str | None]:
-        """Be the one writer of this directory, or say who is. Yields the last one, where it ended without a word.
+        """Hold the lock of this directory, as its one writer. Yields its last owner, if it exited without releasing it.
 
         Raises:
             DirectoryError: another process is, or the directory cannot be written.

@@ -1,4 +1,4 @@
-"""One writer per sweep directory. Readers take no lock, and wait for nobody."""
+"""One writer per sweep directory. Readers take no lock, and never wait."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import DirectoryError, StorageError
-from flops_fit_ray.storage.atomic import read_sealed, write_json
-from flops_fit_ray.storage.codec import Count, Record, value_of
-from flops_fit_ray.storage.lease import LeaseHeldError, is_dead, leased
+from flops_fit_ray.storage.atomic import write_json
+from flops_fit_ray.storage.lease import LeaseHeldError, LockOwner, leased, read_owner_file
 from flops_fit_ray.storage.object_store import ObjectPath
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
@@ -23,31 +21,22 @@ from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_pat
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-LEASE_SECONDS = 30.0  # without a sign of life, where the file system knows no locks
+LEASE_SECONDS = 30.0  # without renewal, after which a lease ends; where the file system has no locks
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
-@dataclass(frozen=True, kw_only=True)
-class LockOwner(Record):
-    """The process that writes a directory."""
-
-    host: str
-    pid: Count
-    started_at: float  # seconds since the epoch
-
-
 def hostname() -> str:
-    """This machine's name, as results and locks carry it."""
+    """Return the name of this machine, as results and locks carry it."""
     return socket.gethostname()
 
 
 @contextlib.contextmanager
 def exclusive(paths: SweepPaths) -> Iterator[str | None]:
-    """Be the one writer of a directory, or say who is. Yields the last one, where it ended without a word.
+    """Hold the lock of a directory while the block runs. Yields its last owner, if it exited without releasing it.
 
     The kernel's lock ends with its owner. Where the file system has none, a lease that is renewed every few seconds
-    takes its place: an owner of this machine that is dead is recognised at once, one of another machine after half a
-    minute of silence.
+    takes its place: an owner of this machine that has exited is recognised at once, one of another machine after half
+    a minute without renewal.
 
     Raises:
         DirectoryError: another process is writing, or the directory cannot be written.
@@ -57,25 +46,25 @@ def exclusive(paths: SweepPaths) -> Iterator[str | None]:
             yield before
         return
     with _held(paths):
-        dead_owner = _owner(paths)  # a living one would hold the lock
-        write_json(paths.lock_owner, {"host": hostname(), "pid": os.getpid(), "started_at": time.time()})
+        last = read_owner(paths)  # it has exited, or it would hold the lock
+        write_json(paths.lock_owner, asdict(LockOwner(host=hostname(), pid=os.getpid(), started_at=time.time())))
         try:
-            yield dead_owner
+            yield None if last is None else str(last)
         finally:
             with contextlib.suppress(OSError):
                 paths.lock_owner.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _leased(note: ObjectPath) -> Iterator[str | None]:
+def _leased(path: ObjectPath) -> Iterator[str | None]:
     with contextlib.ExitStack() as stack:
         try:
-            before = stack.enter_context(leased(note, hostname()))
+            before = stack.enter_context(leased(path, hostname()))
         except LeaseHeldError as e:
-            raise _in_use(note.parent, _in_words(e.owner)) from e
+            raise _in_use(path.parent, e.owner) from e
         except StorageError as e:
             raise DirectoryError(f"{e}, or choose another --output") from e
-        yield None if before is None else _in_words(before)
+        yield None if before is None else str(before)
 
 
 @contextlib.contextmanager
@@ -86,7 +75,7 @@ def _held(paths: SweepPaths) -> Iterator[None]:
         paths.root.mkdir(parents=True, exist_ok=True)
         lock = _acquire(paths)
     except Timeout as e:
-        raise _in_use(paths.root, _owner(paths) or "another process") from e
+        raise _in_use(paths.root, read_owner(paths)) from e
     except OSError as e:
         raise DirectoryError(f"{paths.root}: cannot be written: {e.strerror}; choose another --output") from e
     try:
@@ -95,12 +84,13 @@ def _held(paths: SweepPaths) -> Iterator[None]:
         lock.release()
 
 
-def _in_use(root: StoragePath, owner: str) -> DirectoryError:
-    return DirectoryError(f"{root}: {owner} is writing here; wait for it, stop it, or choose another --output")
+def _in_use(root: StoragePath, owner: LockOwner | None) -> DirectoryError:
+    who = "another process" if owner is None else owner
+    return DirectoryError(f"{root}: {who} is writing here; wait for it, stop it, or choose another --output")
 
 
 def refuse_second_writer(paths: SweepPaths) -> None:
-    """Say at once that somebody is writing, before anything is worked out for nothing.
+    """Raise at once if another process writes the directory, before anything is computed in vain.
 
     Raises:
         DirectoryError: another process is writing.
@@ -111,16 +101,14 @@ def refuse_second_writer(paths: SweepPaths) -> None:
 
 
 def read_owner(paths: SweepPaths) -> LockOwner | None:
-    """Return the note of whoever holds the lock or held it last; None where there is none that can be read."""
-    with contextlib.suppress(ValueError):
-        return value_of(LockOwner, read_sealed(paths.lock_owner) or b"")
-    return None
+    """Return who holds the lock, or exited without releasing it; None where no file of it can be read."""
+    return read_owner_file(LockOwner, paths.lock_owner)
 
 
 def living_owner(paths: SweepPaths) -> str | None:
-    """Who writes a directory now, in words, without asking for the lock. A dead process of this machine is nobody."""
+    """Return who writes a directory now, without taking the lock; None if it ran on this machine and has exited."""
     found = read_owner(paths)
-    return None if found is None or is_dead(asdict(found), hostname()) else _in_words(asdict(found))
+    return None if found is None or found.has_exited(hostname()) else str(found)
 
 
 def _acquire(paths: SweepPaths) -> BaseFileLock:
@@ -139,19 +127,7 @@ def _acquire(paths: SweepPaths) -> BaseFileLock:
 
 
 def _looks_old(paths: SweepPaths) -> bool:
-    """Whether nobody has renewed the lease for a while: then it is worth waiting until that is certain."""
+    """Tell whether the lease has not been renewed for a while: then it is worth waiting until that is certain."""
     with contextlib.suppress(OSError):
         return abs(time.time() - local_path(paths.lease).stat().st_mtime) > LEASE_SECONDS
     return False
-
-
-def _owner(paths: SweepPaths) -> str | None:
-    """Who holds the lock, or held it, in words."""
-    found = read_owner(paths)
-    return None if found is None else _in_words(asdict(found))
-
-
-def _in_words(owner: Mapping[str, Any]) -> str:
-    started = owner.get("started_at")
-    since = f", since {fmt.local_time(started)}" if isinstance(started, float) else ""
-    return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}{since}"

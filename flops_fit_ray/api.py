@@ -33,43 +33,43 @@ if TYPE_CHECKING:
 
 
 class Result:
-    """A finished or partial sweep: its answer, its numbers, its pictures. Made from the directory's files alone."""
+    """Answer, numbers and figures of a finished or partial sweep, read from the files of its directory alone."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
 
     @property
     def output(self) -> StoragePath:
-        """The sweep directory."""
+        """Return the sweep directory."""
         return self._sweep.paths.root
 
     @property
     def plan(self) -> Plan:
-        """Every experiment that was planned."""
+        """Return the plan with every experiment."""
         return self._sweep.plan
 
     @property
     def fit(self) -> SweepFit:
-        """Valleys, laws, intervals, warnings."""
+        """Return valleys, laws, intervals and warnings."""
         return self._sweep.fit
 
     @property
     def complete(self) -> bool:
-        """Whether every planned experiment has a result."""
+        """Return True if every planned experiment has a result."""
         return self._sweep.complete
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What to know before trusting the numbers."""
+        """Return the warnings to read before trusting the numbers."""
         return self._sweep.warnings
 
     @property
     def analysis(self) -> Analysis:
-        """The fit questioned at ten times its largest budget: predictions, sensitivity, hold-outs."""
+        """Return predictions at ten times the largest budget, their sensitivity, and hold-outs."""
         return self._sweep.analysis
 
     def predict(self, budget: float) -> Prediction:
-        """N, D and loss at C = `budget` FLOPs, with intervals and the extrapolation factor.
+        """Predict N, D and loss at C = `budget` FLOPs, with intervals and the extrapolation factor.
 
         Raises:
             FitError: the sweep gave no law.
@@ -77,7 +77,7 @@ class Result:
         return predict(self.fit, budget)
 
     def chinchilla_table(self, budgets: Sequence[float] | None = None) -> pd.DataFrame:
-        """One row per budget with N, D, D/N, loss, intervals and extrapolation factor.
+        """Return one row per budget with N, D, D/N, loss, intervals and extrapolation factor.
 
         Without `budgets`: those of the sweep, and 10 and 100 times the largest.
 
@@ -92,7 +92,7 @@ class Result:
         return pd.DataFrame([_row(self.predict(budget)) for budget in budgets])
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """The valleys with their minima, as a matplotlib Figure; written to `path` (.svg, .png, .pdf) if given."""
+        """Draw the valleys with their minima on a matplotlib Figure; save it to `path` (.svg, .png, .pdf) if given."""
         from flops_fit_ray.report.figures import draw_valleys, valley_curves
 
         figure = draw_valleys(valley_curves(self.fit, self._sweep.replaced_points), self._sweep.loss_name)
@@ -101,19 +101,19 @@ class Result:
         return figure
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the summary that a notebook shows."""
         from flops_fit_ray.report.page import render_short
 
         return render_short(self._sweep)
 
     def report(self) -> StoragePath:
-        """Write report.html, tables and figures again. Returns the page's path."""
+        """Write report.html, tables and figures again, and return the path of the page."""
         from flops_fit_ray.report import write_report
 
         return write_report(self._sweep)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per planned experiment: what was planned, what was seen, what came out."""
+        """Return one row per planned experiment: plan, tokens seen, result or failure."""
         return self._sweep.to_frame()
 
     def __repr__(self) -> str:
@@ -197,7 +197,7 @@ def find_optimal(
         options: any field of the spec's sections by its name, such as sizes, batch_size, micro_batch_size, precision,
             seed, eval_fraction, tokens_per_sample, max_epochs, draws, curve, window, checkpoint,
             resources_per_trial, workers_per_trial, shard_model, max_retries, grid (a mapping);
-            and eval_dataset, address, quiet, until ("ci=1.3@1e21": go on, budget after budget, until N_opt there is
+            and eval_dataset, address, quiet, until ("ci=1.3@1e21": add budget after budget until N_opt there is
             known within that factor), at_most (FLOPs in all), slots (experiments at a time; a cluster is asked to grow
             to as many), new (True: train completed experiments of this directory anew where the arguments have
             changed). Functions are taken for optimizer (model, lr), schedule (step, steps), lr (params, size
@@ -209,7 +209,7 @@ def find_optimal(
     Raises:
         SpecError: an argument is wrong or unknown; nothing was run.
         ResourceError, DirectoryError: the cluster or the directory cannot be used.
-        InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call goes on.
+        InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call resumes.
     """
     root = storage_path(output_dir)
     if train:
@@ -265,7 +265,7 @@ def fit_table(
     where: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Analysis:
-    """Fit any table of runs: what `flops-fit-ray fit TABLE` does, as an object.
+    """Fit any table of runs, as `flops-fit-ray fit TABLE` does.
 
     Args:
         path: .csv, .tsv, .parquet, .jsonl or .json; a row is a run with its loss and two of N, D and C.

@@ -52,7 +52,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """A sweep that somebody wants to have run or checked, and all that this needs."""
+    """A sweep to run or to check, with everything that this needs."""
 
     spec: SweepSpec
     source: str  # how faults of the spec are introduced
@@ -67,7 +67,7 @@ class RunRequest:
 
 
 def check_output(root: StoragePath) -> None:
-    """Make sure that a sweep may be written there, before anything is worked out for nothing.
+    """Refuse a sweep directory that cannot be written, before anything is measured.
 
     Raises:
         DirectoryError: another process is writing there, it cannot be written, or it is this package itself.
@@ -210,7 +210,7 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
 
     Raises:
         DirectoryError: a newer version made the directory.
-        SpecError: completed experiments would be trained again in another way, and nobody has asked for that.
+        SpecError: completed experiments would be trained again in another way, and `new` is not set.
     """
     paths = ledger.paths
     if not (paths.plan.exists() or paths.recorded_keys()):
@@ -233,7 +233,7 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
 
 
 def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
-    """The plan as far as everything that is recorded decides it."""
+    """Return the plan as far as the recorded results decide it."""
     plan, known = planner.plan(), -1
     observed: dict[str, Observation] = {}
     while len(plan.experiments) > known and not plan.final:
@@ -279,19 +279,19 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
 
 
 def _cost_of_more(sweep: Sweep, planner: Planner, ledger: Ledger) -> float:
-    """FLOPs that the wider sweep would still execute."""
+    """Return the FLOPs that the wider sweep would still execute."""
     observed = ledger.observed(e.key for e in sweep.plan.experiments)
     return sum(e.flops_executed for e in planner.plan(observed).expected if e.key not in observed)
 
 
 def recorded_rates(paths: SweepPaths, constants: SweepConstants) -> Rates | None:
-    """What `check` measured for this sweep; None where it did not, or measured another one."""
+    """Read the speed that `check` measured for this sweep; None without one, or if it is of another sweep."""
     recorded = read_value(RecordedRates, paths.rates)
     return None if recorded is None or recorded.identity != constants.identity else recorded.rates
 
 
 def record_rates(paths: SweepPaths, constants: SweepConstants, rates: Rates) -> None:
-    """Keep what `check` measured beside the sweep, for its plan.
+    """Write the speed that `check` measured into the sweep directory, for the price of its plan.
 
     Raises:
         StorageError: the directory cannot be written.
@@ -302,7 +302,7 @@ def record_rates(paths: SweepPaths, constants: SweepConstants, rates: Rates) -> 
 
 
 def recorded_constants(paths: SweepPaths) -> SweepConstants | None:
-    """What this directory's sweep decided once; the planner takes it if the sweep is still the same."""
+    """Read the constants of the directory's sweep; the planner takes them if the sweep is still the same."""
     content = read_json(paths.plan) or {}
     with contextlib.suppress(ValueError):
         return value_of(SweepConstants, content.get("frame") or {})
@@ -310,7 +310,7 @@ def recorded_constants(paths: SweepPaths) -> SweepConstants | None:
 
 
 def _recorded_choice(spec: SweepSpec, paths: SweepPaths) -> dict[str, Any] | None:
-    """What this directory's sweep was found to run best in: one choice for all of it, whenever it is taken up."""
+    """Read the precision and compilation that were measured for this directory: one choice for all its experiments."""
     try:
         recorded = recorded_spec(paths).train
     except SpecError:  # there is none, or none that can be read

@@ -31,7 +31,7 @@ MAX_RETURNS = 3  # of one experiment without an outcome, though its trial ended 
 
 @dataclass(frozen=True, kw_only=True)
 class Deaths:
-    """How often an experiment's worker died in a row without getting further, and the newest checkpoint then."""
+    """Number of deaths in a row of an experiment's worker without a new checkpoint, and the newest checkpoint then."""
 
     count: int = 0
     step: int = -1
@@ -39,7 +39,7 @@ class Deaths:
 
 @dataclass(frozen=True)
 class _Derived:
-    """What follows from a plan alone, worked out once."""
+    """Facts that follow from a plan alone, computed once per plan."""
 
     plan: Plan
     queue: Queue
@@ -81,7 +81,7 @@ class Dispatcher:
 
     @property
     def plan(self) -> Plan:
-        """The plan as far as it is decided."""
+        """Return the plan as far as it is decided."""
         return self._live.plan
 
     def look(self, keys: Iterable[str] | None = None) -> None:
@@ -101,7 +101,7 @@ class Dispatcher:
         self._chosen_for = self._live.version
 
     def next(self) -> Experiment | None:
-        """An experiment to begin now, noted as running; None where all wait, or nothing is left (see `finished`)."""
+        """Return an experiment to start now, noted as running; None if all wait, or none is left (see `finished`)."""
         if self._stop.is_set or not self._due():
             return None
         self.choose_starts()  # what has ended was looked at when it did
@@ -123,7 +123,7 @@ class Dispatcher:
         return self._of_plan
 
     def _due(self) -> bool:
-        """Whether it is time to look again: Tune asks many times a second, and a look may be a request."""
+        """Return True if it is time to look again: Tune asks many times a second, and a look may be a request."""
         if not is_remote(self._paths.root):
             return True
         now = self._clock()
@@ -133,7 +133,7 @@ class Dispatcher:
         return True
 
     def _has_trunk(self, key: str) -> bool:
-        """Whether a running experiment has passed the end of its trunk. Where it has not, it is asked again later."""
+        """Return True if a running experiment has passed the end of its trunk; a no is asked again later."""
         if key not in self._running:
             return False
         now = self._clock()
@@ -144,7 +144,7 @@ class Dispatcher:
         return known
 
     def finished(self) -> bool:
-        """Tell if nothing will be handed out any more."""
+        """Return True if nothing will be handed out any more."""
         return self._stop.is_set or self._live.done()
 
     def stop_for(self, message: str) -> None:
@@ -152,11 +152,11 @@ class Dispatcher:
         self._stop.set(StorageError(message))
 
     def can_go_on(self, key: str) -> bool:
-        """Whether a trial of this experiment does no harm: it is open, or has an outcome and returns at once."""
+        """Return True if a trial of this experiment may continue: it is open, or has an outcome and returns at once."""
         return any(e.key == key for e in self.plan.experiments)
 
     def adopt(self, keys: Iterable[str]) -> None:
-        """Trials that another driver began go on: what is open of them is running, and not handed out.
+        """Take over trials that another driver started: their open experiments are running, and not handed out.
 
         Raises:
             StorageError: the directory cannot be written.
@@ -169,15 +169,15 @@ class Dispatcher:
                 self._adopted.add(e.key)
 
     def forget_adopted(self) -> None:
-        """They did not go on after all."""
+        """Hand out again what was adopted and is not running."""
         self._running -= self._adopted
         self._adopted.clear()
 
     def ended(self, key: str, *, died: bool) -> None:
-        """The trial of an experiment is over; `died`: its process did.
+        """Note that the trial of an experiment is over; `died`: its process died.
 
-        A dead worker or node is nobody's fault: the experiment is handed out again, from its newest checkpoint. It has
-        failed when that was no use `max_retries` times in a row, without a new checkpoint in between.
+        The death of a worker or node is no error of the experiment: it is handed out again, from its newest
+        checkpoint. It fails after `max_retries` deaths in a row without a new checkpoint in between.
         """
         self._running.discard(key)
         self._adopted.discard(key)
@@ -195,7 +195,7 @@ class Dispatcher:
             self.look([key])
 
     def _died(self, key: str) -> bool:
-        """Count a death. Whether it was one too many."""
+        """Count a death, and return True if it was one too many."""
         limit = self._live.planner.spec.max_retries
         before = self._deaths.get(key, Deaths())
         step = max(self._paths.checkpoints(key).finished(), default=-1)
@@ -212,7 +212,7 @@ class Dispatcher:
         return False
 
     def _prune(self, ended: Collection[str]) -> None:
-        """Drop the trunks that nobody will begin at, now that these have ended. A trunk is no others' concern."""
+        """Remove the trunks that no open experiment will start from, now that these have ended."""
         derived = self._derived()
         # At first all of them: a driver that was killed may have left some
         trunks = {derived.trunks[key] for key in (ended if self._pruned else derived.trunks) if key in derived.trunks}
@@ -225,7 +225,7 @@ class Dispatcher:
 
 
 def vanished(key: str, ledger: Ledger, error: str) -> Failure:
-    """What is recorded of an experiment whose process ended without a word."""
+    """Return the failure of an experiment whose process died without an outcome."""
     attempts = ledger.num_attempts(key)
     return Failure(
         key=key,

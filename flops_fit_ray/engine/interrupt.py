@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, SIGTERM (`ray job stop`, Kubernetes, Slurm), SIGUSR1 (Slurm, ahead of time), SIGHUP."""
+"""Requests to stop: Ctrl-C, SIGTERM (`ray job stop`, Kubernetes, Slurm), SIGUSR1 (Slurm, ahead of time), SIGHUP."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from flops_fit_ray.errors import InterruptedSweepError, StorageError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # the last: the terminal was closed
-GRACE_SECONDS = 20.0  # for running experiments to save; whoever asked waits for 30 s at most
+GRACE_SECONDS = 20.0  # for running experiments to save; Kubernetes and Slurm wait 30 s by default
 
 
 class AskedToStop(KeyboardInterrupt):
-    """A signal that is not waited for. Nobody takes it for an error of the user's code.
+    """A signal that ends the current work at once. No handler takes it for an error of the user's code.
 
     A KeyboardInterrupt of exactly that class would, where it meets an `exec` of a string (as dataclasses do when they
     are made), let `python -m` end by SIGINT (3.11) whatever is done about it, and not with our exit code.
@@ -36,11 +36,11 @@ class StopRequest:
 
     @property
     def is_set(self) -> bool:
-        """True once anybody has asked."""
+        """Return True once the end was requested."""
         return self.error is not None
 
     def set(self, error: InterruptedSweepError | StorageError) -> None:
-        """Ask for the end: nothing new is begun."""
+        """Request the end: no new experiment starts."""
         self.error = self.error or error
 
     @contextlib.contextmanager
@@ -48,7 +48,7 @@ class StopRequest:
         """Only note the first signal while the block runs.
 
         Raises:
-            InterruptedSweepError, StorageError: the end was asked for before.
+            InterruptedSweepError, StorageError: the end was requested before.
         """
         if self.error is not None:
             raise self.error
@@ -77,7 +77,7 @@ def interruptible() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # then a closed terminal is nobody's concern
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # then a closed terminal is ignored
     heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
     before = {number: signal.signal(number, stop.on_signal) for number in heard}
     try:
@@ -93,7 +93,7 @@ def interruptible() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Undo what a library does to the handlers of our signals while the block runs (Ray takes SIGTERM)."""
+    """Restore our signal handlers after the block, in which a library may replace them (Ray takes SIGTERM)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -21,11 +21,11 @@ class LivePlan:
         self._grow({})
 
     def done(self) -> bool:
-        """Tell if every experiment has an outcome, and none will be added."""
+        """Return True if every experiment has an outcome, and none will be added."""
         return self.plan.final and all(e.key in self.observed for e in self.plan.experiments)
 
     def open(self) -> list[Experiment]:
-        """Experiments without an outcome."""
+        """Return the experiments without an outcome."""
         return [e for e in self.plan.experiments if e.key not in self.observed]
 
     def look(self, keys: Iterable[str] | None, running: Mapping[str, Experiment]) -> set[str]:
@@ -49,7 +49,7 @@ class LivePlan:
         return new
 
     def begin_at(self, chosen: Iterable[Experiment]) -> None:
-        """Put experiments in place of those of the same keys: where they begin has been decided."""
+        """Replace experiments by those of the same keys with another start."""
         before, self.plan = self.plan, self.plan.with_experiments({e.key: e for e in chosen})
         if self.plan != before:  # so that the plan on disk says who waits for whom
             self._on_plan(self.plan)

@@ -22,7 +22,7 @@ MEMORY_MARGIN = 1.25  # evaluation, fragments, and what differs between two mode
 
 
 def refuse_early(spec: SweepSpec, address: str | None) -> None:
-    """Refuse what this machine can never give before Ray is started on it, which takes seconds.
+    """Refuse resources that this machine can never provide, before Ray is started on it, which takes seconds.
 
     Ray may find fewer cores (in a container), and never more; what else it has, only Ray knows.
 
@@ -47,10 +47,10 @@ def choose_on_worker(
     address: str | None,
     max_slots: int | None = None,
 ) -> PrecisionChoice:
-    """What `auto` stands for, measured where the sweep will run.
+    """Measure precision and compilation for `auto` where the sweep will run.
 
     Args:
-        most: as for the sweep.
+        max_slots: as for the sweep.
 
     Raises:
         ResourceError: the cluster cannot be reached, can never run such an experiment, or its worker died.
@@ -70,7 +70,7 @@ def choose_on_worker(
 
 
 def _on(slots: Slots, function: Callable[..., Any]) -> Any:
-    """A function as a Ray task with the resources of one experiment."""
+    """Return a function as a Ray task with the resources of one experiment."""
     import ray
 
     return ray.remote(function).options(**slots.options, max_retries=0)
@@ -84,10 +84,10 @@ def check_on_worker(
     address: str | None,
     max_slots: int | None = None,
 ) -> tuple[CheckReport, Slots]:
-    """Run the check where an experiment would run. A worker that dies is an answer too.
+    """Run the check where an experiment would run. The death of its worker is a FAIL, not an error.
 
     Args:
-        most: as for the sweep.
+        max_slots: as for the sweep.
 
     Raises:
         ResourceError: the cluster cannot be reached, or can never run an experiment of this sweep.
@@ -112,7 +112,7 @@ def check_on_worker(
 
 
 def _of_one_worker(report: CheckReport, spec: SweepSpec) -> CheckReport:
-    """What one worker found out about a model that several will train together."""
+    """Qualify the answers of one worker about a model that several will train together."""
     workers = spec.workers_per_trial
     lines = list(report.lines)
     if spec.shard_model:
@@ -128,7 +128,7 @@ def _of_one_worker(report: CheckReport, spec: SweepSpec) -> CheckReport:
 
 
 def shared_slots(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> Slots:
-    """The slots for `resources_per_trial: auto`, by what models of this sweep take on a worker with whole ones.
+    """Return the slots for `resources_per_trial: auto`, from measured memory and utilization of this sweep's models.
 
     Raises:
         ResourceError: they could not be measured there.
@@ -155,7 +155,7 @@ def _choose(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) 
 
 
 def _check(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> tuple[CheckReport, float]:
-    """The report, and when the worker was ready to train, in seconds since the epoch."""
+    """Return the report, and the time at which the worker was ready to train, in seconds since the epoch."""
     user = load_user_parts()
     began = time.time()
     return check_plan(plan, user, device=slots.device, slots=slots.count), began

@@ -1,4 +1,4 @@
-"""Tune's view of the dispatcher: an experiment for every free slot, and patience while all of them wait."""
+"""Search algorithm of Tune over the dispatcher: an experiment for every free slot, None while all of them wait."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ExperimentSearcher(Searcher):
     @staticmethod
     @contextlib.contextmanager
     def serving(dispatcher: Dispatcher) -> Iterator[None]:
-        """Whom searchers serve that are made in the block."""
+        """Make searchers that are constructed in the block serve this dispatcher."""
         before, ExperimentSearcher._served = ExperimentSearcher._served, dispatcher
         try:
             yield
@@ -42,7 +42,7 @@ class ExperimentSearcher(Searcher):
         return ExperimentSearcher, ()
 
     def suggest(self, trial_id: str) -> Any:
-        """The configuration of a trial; None where it must wait."""
+        """Return the configuration of a trial; None while it must wait."""
         experiment = self._dispatcher.next()
         if experiment is not None:
             self._keys[trial_id] = experiment.key
@@ -50,7 +50,7 @@ class ExperimentSearcher(Searcher):
         return Searcher.FINISHED if self._dispatcher.finished() else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A slot is free."""
+        """Tell the dispatcher that a slot is free."""
         key = self._keys.pop(trial_id, None)
         if key is not None:
             self._dispatcher.ended(key, died=error)
@@ -59,17 +59,17 @@ class ExperimentSearcher(Searcher):
             self._dispatcher.stop_for(str(words))
 
     def save(self, checkpoint_path: str) -> None:
-        """Which trial runs which experiment."""
+        """Write the experiment of each trial."""
         Path(checkpoint_path).write_text(json.dumps(self._keys))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Take over the trials that Tune is about to go on with; what was being handed out is theirs."""
+        """Take over the trials that Tune is about to resume, with the experiments that they run."""
         self._keys = dict(json.loads(Path(checkpoint_path).read_text()))
         self._dispatcher.adopt(self._keys.values())
 
     def get_state(self) -> dict[str, Any]:
-        """Nothing but what `save` writes."""
+        """Return no state: `save` writes it."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+        """Ignore the state: `restore` reads it."""

@@ -1,4 +1,4 @@
-"""The driver: let Tune execute what the dispatcher hands out, look in the ledger, and again if something is left.
+"""The driver: Tune executes what the dispatcher hands out, the ledger says what is left, and Tune runs again.
 
 It decides nothing. What Tune says about its trials is never believed: after an interruption its grid calls unfinished
 trials terminated and free of errors. Tune runs in a thread of its own, so that the main one hears signals, and notices
@@ -52,11 +52,11 @@ def run_plan(
     on_plan: Callable[[Plan], None],
     stop: StopRequest,
 ) -> Plan:
-    """Bring every experiment that the planner asks for to an outcome in the ledger; results are not touched.
+    """Run every experiment of the plan to an outcome in the ledger; recorded results are not touched.
 
     Args:
         base: the directory of the user's code that every node must have; None where it travels.
-        most: experiments at a time; on a cluster as many, even if it has to grow for that.
+        max_slots: experiments at a time; on a cluster as many, even if it has to grow for that.
         on_plan: told of the plan at first and whenever it has grown, before anything new is begun.
 
     Returns:
@@ -104,7 +104,7 @@ def run_plan(
 def _run_rounds(
     live: LivePlan, spec: SweepSpec, load_user_parts: Loader, slots: Slots, stop: StopRequest, head: Head
 ) -> None:
-    """Start Tune until the ledger says that all is done."""
+    """Start Tune until the ledger has every outcome."""
     from flops_fit_ray.engine.rounds import make_tuner
     from flops_fit_ray.engine.trainable import TrialContext
 
@@ -130,11 +130,11 @@ def _run_rounds(
             return
         if stop.error is not None:
             raise stop.error
-    raise ResourceError("Ray Tune ended again and again before the sweep did; the same command goes on")
+    raise ResourceError(f"Ray Tune ended {MAX_ROUNDS} times before the sweep was complete; the same command resumes it")
 
 
 def _fit(tuner: tune.Tuner, paths: SweepPaths, stop: StopRequest, head: Head, *, forgiving: bool) -> dict[str, str]:
-    """Let Tune run to its end, or until somebody wants it to stop. Returns what Ray says of the workers that died.
+    """Run Tune to its end, or until a stop is requested. Returns Ray's messages on workers that died, by key.
 
     A stop is a file that experiments see within a second: they save, and end. Those that do not, because one of their
     steps takes longer, are not waited for.

@@ -24,7 +24,7 @@ from scipy.optimize import minimize
 from benchmarks.harness import Line
 from flops_fit_ray.analysis import FitOptions, Points, fit_sweep
 from flops_fit_ray.analysis.surface import SurfaceOptions, bootstrap_surface, fit_surface
-from flops_fit_ray.tables import Reading, read_table
+from flops_fit_ray.tables import TableOptions, read_table
 from tests.surfaces import BESIROGLU, points_from
 
 DELTA = 1e-3
@@ -46,7 +46,7 @@ def main() -> None:
         points = drawn(240)
     else:
         where = [tuple(pair.split("=", 1)) for pair in arguments.where]
-        points = read_table(arguments.table, Reading(where=where)).points
+        points = read_table(arguments.table, TableOptions(where=where)).points
     options = SurfaceOptions(loss="huber", delta=DELTA)
     _fit_line(points, options, 100 if arguments.quick else len(GRID))
     _bootstrap_line(points, options, 20 if arguments.quick else 400)

@@ -280,14 +280,14 @@ def fit_table(
         SpecError: the table cannot be read, or an option is unknown.
         FitError: a budget or an option has no meaning.
     """
-    from flops_fit_ray.tables import Reading, read_table
+    from flops_fit_ray.tables import TableOptions, read_table
 
     known = {f.name for f in fields(FitOptions)}
     unknown = sorted(set(options) - known)
     if unknown:
         hint = did_you_mean(unknown[0], known) or f"known: {', '.join(sorted(known))}"
         raise SpecError("fit_table", [f"{unknown[0]}: unknown option; {hint}"])
-    reading = Reading(columns=columns or {}, units=units or {}, where=tuple((where or {}).items()))
+    reading = TableOptions(columns=columns or {}, units=units or {}, where=tuple((where or {}).items()))
     return analyse(fit_sweep(read_table(Path(path), reading).points, FitOptions(**options)), at)
 
 

@@ -221,5 +221,5 @@ def test_a_loss_that_rises_with_c_is_severe() -> None:
      ("window", 2), ("delta", 0.0), ("undertuned", 2.0)],
 )  # fmt: skip
 def test_options_without_meaning_are_refused(name: str, value: object) -> None:
-    with pytest.raises(FitError, match=f"{name} must be .*, and is "):
+    with pytest.raises(FitError, match=rf"{name} must be .* \(got "):
         FitOptions(**{name: value})  # type: ignore[arg-type]

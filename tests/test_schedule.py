@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from flops_fit_ray.planning import Experiment, Rates, price_of, price_warnings, stated_rate
+from flops_fit_ray.planning import Experiment, Rates, estimate_price, price_warnings, stated_rate
 from flops_fit_ray.planning.simulation import simulate_sweep
 from flops_fit_ray.planning.slots import choose_starts, lower_bound, simulate, tails
 from flops_fit_ray.storage.codec import value_of
@@ -116,7 +116,7 @@ def test_a_price_adds_up() -> None:
     planner = planner_of()
     plan = planner.plan()
     rates = stated_rate(1e15, 4)
-    price = price_of(plan.expected, forecast=len(plan.forecast), slots=4, rates=rates, money_per_hour=3.0)
+    price = estimate_price(plan.expected, forecast=len(plan.forecast), slots=4, rates=rates, money_per_hour=3.0)
     assert (price.experiments, price.forecast) == (len(plan.expected), len(plan.forecast))
     assert price.flops == pytest.approx(plan.flops) and price.flops_separate == sum(e.flops for e in plan.expected)
     assert price.flops_full_grid == 7 * sum(BUDGETS)
@@ -125,18 +125,18 @@ def test_a_price_adds_up() -> None:
     assert price.device_seconds / 4 <= price.wall_seconds <= price.device_seconds
     assert price.money == pytest.approx(3.0 * 4 * price.wall_seconds / 3600)
     assert json.loads(json.dumps(price.to_json()))["starts"][0]["name"] == "trunk"
-    assert price_of(plan.expected).wall_seconds is None
-    assert price_of([]).flops == 0
+    assert estimate_price(plan.expected).wall_seconds is None
+    assert estimate_price([]).flops == 0
 
 
 def test_one_longest_experiment_more_than_slots_is_warned_of() -> None:
     rates = stated_rate(1.0, 2)
-    (warning,) = price_warnings(price_of(some(4, 4, 4), rates=rates))  # ends at 8, and the work alone would at 6
+    (warning,) = price_warnings(estimate_price(some(4, 4, 4), rates=rates))  # ends at 8, and the work alone would at 6
     assert warning.startswith("on 2 slots the sweep takes 33 % longer")
     assert "one more long experiment than slots" in warning
-    assert price_warnings(price_of(some(4, 4, 4, 4), rates=rates)) == []
-    assert price_warnings(price_of(some(10, 10, 2, 1), rates=rates)) == []  # 12 for 11.5 is within a tenth
-    assert price_warnings(price_of(some(4, 4, 4))) == []  # no seconds without a rate
+    assert price_warnings(estimate_price(some(4, 4, 4, 4), rates=rates)) == []
+    assert price_warnings(estimate_price(some(10, 10, 2, 1), rates=rates)) == []  # 12 for 11.5 is within a tenth
+    assert price_warnings(estimate_price(some(4, 4, 4))) == []  # no seconds without a rate
 
 
 def test_rates_between_and_beyond_the_measured_sizes() -> None:

@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from flops_fit_ray.analysis import plain, predict, prediction_to_json
+from flops_fit_ray.analysis import json_value, predict, prediction_to_json
 from flops_fit_ray.engine.observer import LedgerObserver
 from flops_fit_ray.ledger import Failure, Ledger, Progress
 from flops_fit_ray.service.client import ServiceError
@@ -147,7 +147,7 @@ def test_an_experiment_is_what_the_ledger_holds(served: Served, root: Path) -> N
     one = served.client.ask("GET", base)
     assert one["outcome"]["loss"] == first.loss and one["planned"]["key"] == first.key and one["advice"] is None
     rows = Ledger(sweep.paths).curve_rows(first.key)
-    assert list(served.client.pages(f"{base}/history")) == plain(rows)
+    assert list(served.client.pages(f"{base}/history")) == json_value(rows)
     curve = served.client.ask("GET", f"{base}/curve?points=5")
     assert 2 <= len(curve["tokens"]) <= 5 and curve["tokens"][-1] == rows[-1]["tokens"] == first.tokens_seen
     assert served.client.ask("GET", f"{base}/metrics")["loss"] == first.loss

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flops_fit_ray import fit_table
 from flops_fit_ray.analysis import FitOptions, fit_sweep, group_by_nearness
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.tables import Reading, read_table
+from flops_fit_ray.tables import TableOptions, read_table
 from tests.surfaces import BESIROGLU, BUDGETS, sweep_on
 
 POINTS = sweep_on(BESIROGLU, BUDGETS, sizes=5)
@@ -64,11 +64,11 @@ def test_columns_can_be_named_and_the_names_win(tmp_path: Path) -> None:
     path = written(tmp_path / "runs.csv", table)
     with pytest.raises(SpecError, match="has no column for params and tokens"):
         read_table(path)
-    read = read_table(path, Reading(columns={"params": "weights", "tokens": "seen", "loss": "nats"}))
+    read = read_table(path, TableOptions(columns={"params": "weights", "tokens": "seen", "loss": "nats"}))
     assert np.allclose(read.points.loss, POINTS.loss)
     assert read.columns["loss"] == "nats"
     with pytest.raises(SpecError, match="did you mean 'seen'") as caught:
-        read_table(path, Reading(columns={"tokens": "seem", "prams": "weights"}))
+        read_table(path, TableOptions(columns={"tokens": "seem", "prams": "weights"}))
     assert len(caught.value.faults) == 3  # both mistakes, and what is missing for them
 
 
@@ -82,12 +82,12 @@ def test_units_in_headers_cells_and_options(tmp_path: Path) -> None:
         }
     )
     path = written(tmp_path / "runs.csv", table)
-    read = read_table(path, Reading(units={"flops": "EFLOP"})).points
+    read = read_table(path, TableOptions(units={"flops": "EFLOP"})).points
     assert np.allclose(read.params, POINTS.params)
     assert np.allclose(read.tokens, POINTS.tokens)
     assert np.allclose(read.flops, POINTS.flops)
     with pytest.raises(SpecError, match="--unit flops=parsec"):
-        read_table(path, Reading(units={"flops": "parsec"}))
+        read_table(path, TableOptions(units={"flops": "parsec"}))
 
 
 @pytest.mark.parametrize("missing", ["params", "tokens", "flops"])
@@ -166,11 +166,11 @@ def test_bad_rows_are_refused_one_by_one_with_their_line(tmp_path: Path) -> None
 def test_rows_can_be_chosen(tmp_path: Path) -> None:
     table = frame(params="N", tokens="D", flops="C", loss="loss").assign(set=["a", "b"] * 12 + ["a"], used=[True] * 25)
     path = written(tmp_path / "runs.csv", table)
-    assert len(read_table(path, Reading(where=[("set", "a"), ("used", "true")])).points) == 13
+    assert len(read_table(path, TableOptions(where=[("set", "a"), ("used", "true")])).points) == 13
     with pytest.raises(SpecError, match="no row has that value; the column has a, b"):
-        read_table(path, Reading(where=[("set", "c")]))
+        read_table(path, TableOptions(where=[("set", "c")]))
     with pytest.raises(SpecError, match="there is no such column"):
-        read_table(path, Reading(where=[("sets", "a")]))
+        read_table(path, TableOptions(where=[("sets", "a")]))
 
 
 def test_only_completed_rows_count(tmp_path: Path) -> None:

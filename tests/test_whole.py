@@ -14,15 +14,15 @@ from flops_fit_ray.analysis import (
     SweepFit,
     analyse,
     analysis_to_json,
-    answer_in,
     compare,
     fit_sweep,
     isotime,
     predict,
+    predict_for_time,
     sensitivity,
 )
 from flops_fit_ray.analysis.extrapolation import hold_outs, loss_hold_out
-from flops_fit_ray.analysis.sensitivity import valley_bias, verdict
+from flops_fit_ray.analysis.sensitivity import method_agreement, valley_bias
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.validity import validity_card, worst_residual
@@ -87,11 +87,11 @@ def test_the_panel_of_a_surface_leaves_runs_out_exactly() -> None:
 
 def test_agreement_and_disagreement_of_valleys_and_surface() -> None:
     calm = fit_sweep(sweep_on(SYMMETRIC, BUDGETS, noise=0.001), SOME)
-    agreed = verdict(calm, 1e21)
+    agreed = method_agreement(calm, 1e21)
     assert agreed is not None and agreed.code == "methods_agree"
     biased, rng = drifting_windows(), np.random.default_rng(0)
     biased = replace(biased, loss=biased.loss + 0.0005 * rng.standard_normal(len(biased)))
-    disagreed = verdict(fit_sweep(biased, SOME), 1e24)
+    disagreed = method_agreement(fit_sweep(biased, SOME), 1e24)
     assert disagreed is not None and disagreed.code == "methods_disagree" and disagreed.severity == "warning"
     assert "the intervals do not overlap" in str(disagreed)
 
@@ -114,7 +114,7 @@ def test_either_intervals_apart_or_a_large_ratio_is_a_disagreement() -> None:
     points = drifting_windows()
 
     def said(fit: SweepFit, budget: float) -> str:
-        flag = verdict(fit, budget)
+        flag = method_agreement(fit, budget)
         assert flag is not None
         return f"{flag.code} {flag.message}"
 
@@ -165,12 +165,12 @@ def test_a_wall_clock_budget_has_its_own_optimum() -> None:
     n = np.geomspace(1e7, 1e13, 600_001)
     e, a, b, alpha, beta = BESIROGLU
     loss = e + a / n**alpha + b / (seconds / 3e-15 / n**0.8) ** beta
-    answer = answer_in(timed, seconds, 0.95)
+    answer = predict_for_time(timed, seconds, 0.95)
     assert answer.params == pytest.approx(n[loss.argmin()], rel=1e-3)
     assert answer.loss == pytest.approx(loss.min(), rel=1e-6)
     assert answer.tokens == pytest.approx(seconds / 3e-15 / answer.params**0.8, rel=1e-6)
     with pytest.raises(FitError, match="positive number of seconds"):
-        answer_in(timed, -1.0, 0.95)
+        predict_for_time(timed, -1.0, 0.95)
     assert isotime(fit_sweep(sweep_on(BESIROGLU, BUDGETS), QUICK)) is None
 
 

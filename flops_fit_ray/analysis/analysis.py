@@ -10,8 +10,8 @@ from flops_fit_ray.analysis.extrapolation import HoldOut, LossHoldOut, hold_outs
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.isotime import IsoTime, isotime
 from flops_fit_ray.analysis.prediction import Prediction, check_budget, predict
-from flops_fit_ray.analysis.sensitivity import Row, Sensitivity, sensitivity, valley_bias, verdict
-from flops_fit_ray.analysis.summary import fit_to_json, laws_to_json, pair, plain, prediction_to_json
+from flops_fit_ray.analysis.sensitivity import Sensitivity, SensitivityRow, method_agreement, sensitivity, valley_bias
+from flops_fit_ray.analysis.summary import fit_to_json, interval_to_json, json_value, laws_to_json, prediction_to_json
 from flops_fit_ray.analysis.sweep_fit import SweepFit
 
 TARGET = 10.0  # times the largest fitted C: the target where none is named
@@ -25,7 +25,7 @@ class Analysis:
     target: float | None
     predictions: tuple[Prediction, ...]  # at the requested budgets
     sensitivity: Sensitivity | None
-    verdict: Flag | None  # agreement of valleys and surface
+    agreement: Flag | None  # of N_opt by valleys and by the surface
     bias: Flag | None  # of the valleys' curves, against the surface
     hold_outs: tuple[HoldOut, ...]
     loss_hold_out: LossHoldOut | None
@@ -43,7 +43,7 @@ class Analysis:
     @property
     def warnings(self) -> tuple[Flag, ...]:
         """Warnings of the fit, of the agreement of the methods, and of the predictions, each once."""
-        flags = [*self.fit.warnings, *(flag for flag in (self.verdict, self.bias) if flag is not None)]
+        flags = [*self.fit.warnings, *(flag for flag in (self.agreement, self.bias) if flag is not None)]
         flags += [flag for prediction in self.predictions for flag in prediction.warnings]
         return tuple(dict.fromkeys(flags))
 
@@ -65,7 +65,7 @@ def analyse(fit: SweepFit, at: Sequence[float] = ()) -> Analysis:
         target=target,
         predictions=predictions,
         sensitivity=None if target is None else sensitivity(fit, target),
-        verdict=None if target is None else verdict(fit, target),
+        agreement=None if target is None else method_agreement(fit, target),
         bias=None if target is None else valley_bias(fit, target),
         hold_outs=tuple(hold_outs(fit)),
         loss_hold_out=loss_hold_out(fit),
@@ -80,10 +80,10 @@ def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
     content = {
         **fit_to_json(fit),
         "predictions": predictions,
-        "sensitivity": None if analysis.sensitivity is None else _panel(analysis.sensitivity),
-        "verdict": None if analysis.verdict is None else analysis.verdict.to_json(),
+        "sensitivity": None if analysis.sensitivity is None else _sensitivity_to_json(analysis.sensitivity),
+        "verdict": None if analysis.agreement is None else analysis.agreement.to_json(),
         "hold_out": {
-            "budgets": [_hold_out(one) for one in analysis.hold_outs],
+            "budgets": [_hold_out_to_json(one) for one in analysis.hold_outs],
             "losses": None if analysis.loss_hold_out is None else asdict(analysis.loss_hold_out),
         },
         "isotime": None
@@ -91,10 +91,10 @@ def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
         else {"timed_runs": timed.timed, "cost": asdict(timed.cost), **laws_to_json(timed.method, fit)},
         "warnings": [flag.to_json() for flag in analysis.warnings],
     }
-    return {key: plain(value) for key, value in content.items()}
+    return {key: json_value(value) for key, value in content.items()}
 
 
-def _panel(panel: Sensitivity) -> dict[str, Any]:
+def _sensitivity_to_json(panel: Sensitivity) -> dict[str, Any]:
     low, high = panel.bounds
     return {
         "budget": panel.budget,
@@ -102,16 +102,16 @@ def _panel(panel: Sensitivity) -> dict[str, Any]:
         "params_low": low,
         "params_high": high,
         "levers": [{"lever": lever, "factor": factor} for lever, factor in panel.levers],
-        "rows": [_row(row, panel.rows[0]) for row in panel.rows],
+        "rows": [_row_to_json(row, panel.rows[0]) for row in panel.rows],
     }
 
 
-def _row(row: Row, base: Row) -> dict[str, Any]:
+def _row_to_json(row: SensitivityRow, base: SensitivityRow) -> dict[str, Any]:
     known = row.params is not None and base.params is not None
     return {**asdict(row), "ratio": row.params / base.params if known and row.params and base.params else None}
 
 
-def _hold_out(one: HoldOut) -> dict[str, Any]:
+def _hold_out_to_json(one: HoldOut) -> dict[str, Any]:
     return {
         "fitted_budgets": one.fitted,
         "budget": one.budget,
@@ -119,6 +119,6 @@ def _hold_out(one: HoldOut) -> dict[str, Any]:
         "params_predicted": one.predicted,
         "params_observed": one.observed,
         "factor": one.factor,
-        "params_interval": pair(one.interval),
+        "params_interval": interval_to_json(one.interval),
         "inside": None if one.interval is None else one.interval.holds(one.observed),
     }

@@ -9,7 +9,7 @@ import numpy as np
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning
 from flops_fit_ray.analysis.flags import Flag
-from flops_fit_ray.analysis.law import Interval, Law, interval
+from flops_fit_ray.analysis.law import Interval, Law, central_interval
 from flops_fit_ray.analysis.methods import MethodName
 from flops_fit_ray.analysis.prediction import check_budget, extrapolation
 from flops_fit_ray.analysis.sweep_fit import SweepFit
@@ -93,7 +93,7 @@ def _exponent(name: str, a: Law, b: Law, confidence: float) -> Difference:
     if a.draws is not None and b.draws is not None:
         draws = _difference_draws(a.draws.exponent, b.draws.exponent, ratio=False)
     return Difference(name=name, a=a.exponent, b=b.exponent, difference=b.exponent - a.exponent,
-                      interval=None if draws is None else interval(draws, confidence), neutral=0.0)  # fmt: skip
+                      interval=None if draws is None else central_interval(draws, confidence), neutral=0.0)  # fmt: skip
 
 
 def _value(name: str, a: Law, b: Law, budget: float, confidence: float, *, ratio: bool) -> Difference:
@@ -102,7 +102,7 @@ def _value(name: str, a: Law, b: Law, budget: float, confidence: float, *, ratio
         draws = _difference_draws(a.draws.at(budget), b.draws.at(budget), ratio=ratio)
     first, second = a.at(budget), b.at(budget)
     return Difference(name=name, a=first, b=second, difference=second / first if ratio else second - first,
-                      interval=None if draws is None else interval(draws, confidence),
+                      interval=None if draws is None else central_interval(draws, confidence),
                       neutral=1.0 if ratio else 0.0)  # fmt: skip
 
 

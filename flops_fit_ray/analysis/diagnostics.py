@@ -79,14 +79,14 @@ def _diagnose_methods(methods: Mapping[MethodName, Method], default: MethodName)
             continue
         severity: Severity = "warning" if name == default else "info"
         if method.reason and name != "valley":
-            yield Flag(f"{name}_{method.status}", severity, f"{method.words}: {method.reason}")
+            yield Flag(f"{name}_{method.status}", severity, f"{method.label}: {method.reason}")
         if method.lost_draws > LOST_DRAWS_WARNING * max(method.draws, 1):
             too_many = method.lost_draws > (1 - MIN_DRAWS) * method.draws
             effect = "there is no interval" if too_many else "the intervals are too narrow"
-            message = f"{method.words}: {method.lost_draws} of {method.draws} bootstrap draws gave no optimum: {effect}"
+            message = f"{method.label}: {method.lost_draws} of {method.draws} bootstrap draws gave no optimum: {effect}"
             yield Flag("lost_draws", severity, message)
         if method.loss_opt is not None and method.loss_opt.exponent > 0:
-            message = f"{method.words}: the fitted loss rises with C; look for bad runs at the largest budgets"
+            message = f"{method.label}: the fitted loss rises with C; look for bad runs at the largest budgets"
             yield Flag("loss_rises", "severe" if severity == "warning" else severity, message)
 
 

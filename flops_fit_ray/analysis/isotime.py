@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flops_fit_ray.analysis.law import Interval, interval
+from flops_fit_ray.analysis.law import Interval, central_interval
 from flops_fit_ray.analysis.methods import Method, surface_method
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import CostLaw, fit_cost_law
@@ -26,7 +26,7 @@ class IsoTime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimedAnswer:
+class TimedPrediction:
     """N, D and loss that are optimal for a wall-clock budget, with intervals."""
 
     seconds: float
@@ -59,7 +59,7 @@ def time_law(points: Points) -> tuple[CostLaw, int] | None:
     return cost, int(timed.sum())
 
 
-def answer_in(timed: IsoTime, seconds: float, confidence: float) -> TimedAnswer:
+def predict_for_time(timed: IsoTime, seconds: float, confidence: float) -> TimedPrediction:
     """Predict N, D and loss for a wall-clock budget.
 
     Raises:
@@ -69,7 +69,7 @@ def answer_in(timed: IsoTime, seconds: float, confidence: float) -> TimedAnswer:
         raise FitError(f"a wall-clock budget must be a positive number of seconds (got {seconds})")
     assert timed.method.laws is not None
     n, d, loss = timed.method.laws
-    return TimedAnswer(
+    return TimedPrediction(
         seconds=seconds,
         params=n.at(seconds),
         tokens=d.at(seconds),
@@ -90,4 +90,4 @@ def seconds_interval(cost: CostLaw, fit: SweepFit, budget: float) -> Interval | 
     if n is None or d is None or n.draws is None or d.draws is None:
         return None
     log = cost.log_k + cost.n_exponent * np.log(n.draws.at(budget)) + np.log(d.draws.at(budget))
-    return interval(np.exp(log), fit.options.confidence)
+    return central_interval(np.exp(log), fit.options.confidence)

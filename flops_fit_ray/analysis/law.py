@@ -75,21 +75,21 @@ class Law:
 
     def exponent_interval(self, confidence: float) -> Interval | None:
         """The central interval of the exponent, or None."""
-        return None if self.draws is None else interval(self.draws.exponent, confidence)
+        return None if self.draws is None else central_interval(self.draws.exponent, confidence)
 
     def coefficient_interval(self, confidence: float) -> Interval | None:
         """The central interval of the coefficient, or None."""
         if self.draws is None:
             return None
         with np.errstate(over="ignore", under="ignore"):
-            return interval(np.power(10.0, self.draws.log10_coefficient), confidence)
+            return central_interval(np.power(10.0, self.draws.log10_coefficient), confidence)
 
     def interval(self, budget: float, confidence: float) -> Interval | None:
         """The central interval of the law at C = `budget`, or None."""
-        return None if self.draws is None else interval(self.draws.at(budget), confidence)
+        return None if self.draws is None else central_interval(self.draws.at(budget), confidence)
 
 
-def interval(values: Floats, confidence: float) -> Interval | None:
+def central_interval(values: Floats, confidence: float) -> Interval | None:
     """Central quantiles of the draws that have a value; None where fewer than half have one."""
     kept = values[~np.isnan(values)]
     if not len(values) or len(kept) < MIN_DRAWS * len(values):

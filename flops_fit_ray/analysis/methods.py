@@ -10,7 +10,7 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.arrays import Floats, Ints
-from flops_fit_ray.analysis.law import Interval, Law, LawDraws, fit_power_law, fit_shifted_law, interval
+from flops_fit_ray.analysis.law import Interval, Law, LawDraws, central_interval, fit_power_law, fit_shifted_law
 from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit, Surfaces
@@ -20,7 +20,7 @@ MethodName = Literal["valley", "surface_huber", "surface_squared", "envelope"]
 LawWeights = Literal["equal", "precision"]
 MIN_FOR_SHIFT = 4  # budgets from which the loss law has an irreducible term: one more than its parameters
 METHODS: tuple[MethodName, ...] = ("valley", "surface_huber", "surface_squared", "envelope")
-WORDS: dict[MethodName, str] = {
+METHOD_LABELS: dict[MethodName, str] = {
     "valley": "valleys (approach 2)",
     "surface_huber": "surface, Huber loss (approach 3)",
     "surface_squared": "surface, squared error (approach 3)",
@@ -50,9 +50,9 @@ class Method:
         return self.params_opt, self.tokens_opt, self.loss_opt
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """The name of the method for people."""
-        return WORDS[self.name]
+        return METHOD_LABELS[self.name]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,7 +129,7 @@ def valley_intervals(
         n = d = loss = None
         if minima is not None and valley.status == "interior":
             drawn = (minima.log10_params, minima.log10_tokens, minima.loss)
-            n, d, loss = (interval(values[:, i], confidence) for values in drawn)
+            n, d, loss = (central_interval(values[:, i], confidence) for values in drawn)
         known = None
         if n is not None and d is not None and loss is not None:
             known = ValleyIntervals(params_opt=_power(n), tokens_opt=_power(d), loss_opt=loss)

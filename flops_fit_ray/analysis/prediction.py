@@ -9,7 +9,7 @@ import numpy as np
 
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning, range_warning
 from flops_fit_ray.analysis.flags import Flag
-from flops_fit_ray.analysis.law import Interval, Law, interval
+from flops_fit_ray.analysis.law import Interval, Law, central_interval
 from flops_fit_ray.analysis.methods import Method, MethodName
 from flops_fit_ray.analysis.sweep_fit import SweepFit
 from flops_fit_ray.errors import FitError
@@ -89,7 +89,7 @@ def _run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:
     rng = np.random.default_rng(fit.options.seed)
     # Predictive distribution of one run: a draw of the law, plus sigma·z with sigma² known as sigma²·df / chi²(df)
     run = rng.standard_normal(len(values)) * sigma * np.sqrt(df / rng.chisquare(df, len(values)))
-    return interval(values + run, fit.options.confidence)
+    return central_interval(values + run, fit.options.confidence)
 
 
 def run_noise(fit: SweepFit) -> tuple[float, int] | None:

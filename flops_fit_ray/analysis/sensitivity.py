@@ -13,7 +13,7 @@ from flops_fit_ray.analysis.methods import Method, MethodName, surface_method, v
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import SurfaceLoss, fit_surface, refit_surfaces
 from flops_fit_ray.analysis.sweep_fit import FitOptions, SweepFit, fit_valleys, valley_of
-from flops_fit_ray.analysis.valley import FEWEST, Valley
+from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
 from flops_fit_ray.formatting import count, flops
 
 MAX_LEFT_OUT = 200  # runs that are left out in turn, those with the greatest influence first
@@ -25,7 +25,7 @@ WINDOWS = (3, 5, 7)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SensitivityRow:
     """The result of one choice; `params` are in the base definition of N, so that all rows compare."""
 
     lever: str
@@ -43,7 +43,7 @@ class Sensitivity:
 
     budget: float
     method: MethodName
-    rows: tuple[Row, ...]  # the first is the result of the fit itself
+    rows: tuple[SensitivityRow, ...]  # the first is the result of the fit itself
 
     @property
     def answers(self) -> list[float]:
@@ -83,14 +83,14 @@ def sensitivity(fit: SweepFit, budget: float) -> Sensitivity | None:
     """Evaluate every choice at C = `budget`; None where the fit has no law."""
     if fit.params_opt is None or fit.tokens_opt is None:
         return None
-    base = Row(lever="answer", choice=fit.answer.words, params=fit.params_opt.at(budget),
+    base = SensitivityRow(lever="answer", choice=fit.answer.label, params=fit.params_opt.at(budget),
                tokens=fit.tokens_opt.at(budget), exponent=fit.params_opt.exponent)  # fmt: skip
     rows = [base, *_methods(fit, budget), *_settings(fit, budget), *_definitions(fit, budget)]
     rows += [*_without_budgets(fit, budget), *_without_runs(fit, budget)]
     return Sensitivity(budget=budget, method=fit.default, rows=tuple(rows))
 
 
-def verdict(fit: SweepFit, budget: float) -> Flag | None:
+def method_agreement(fit: SweepFit, budget: float) -> Flag | None:
     """Compare N_opt of valleys and surface at C = `budget`; None where one of them has no law."""
     valley, surface = fit.methods["valley"].params_opt, fit.methods["surface_huber"].params_opt
     if valley is None or surface is None:
@@ -140,20 +140,20 @@ def _quick(points: Points, options: FitOptions, name: MethodName) -> Method:
     return surface_method(fit_surface(points, options.surface("huber" if name == "surface_huber" else "squared")))
 
 
-def _row(lever: str, choice: str, method: Method, budget: float) -> Row:
+def _row(lever: str, choice: str, method: Method, budget: float) -> SensitivityRow:
     if method.params_opt is None or method.tokens_opt is None:
-        return Row(lever=lever, choice=choice, params=None, tokens=None, exponent=None, reason=method.reason)
-    return Row(lever=lever, choice=choice, params=method.params_opt.at(budget), tokens=method.tokens_opt.at(budget),
-               exponent=method.params_opt.exponent)  # fmt: skip
+        return SensitivityRow(lever=lever, choice=choice, params=None, tokens=None, exponent=None, reason=method.reason)
+    n, d = method.params_opt, method.tokens_opt
+    return SensitivityRow(lever=lever, choice=choice, params=n.at(budget), tokens=d.at(budget), exponent=n.exponent)
 
 
-def _methods(fit: SweepFit, budget: float) -> Iterator[Row]:
+def _methods(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     for name, method in fit.methods.items():
         if name not in (fit.default, "envelope"):  # the envelope is known to be biased
-            yield _row("the method", method.words, method, budget)
+            yield _row("the method", method.label, method, budget)
 
 
-def _settings(fit: SweepFit, budget: float) -> Iterator[Row]:
+def _settings(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     options, points = fit.options, fit.points
     if fit.default != "valley":
         for delta in (1e-4, 1e-2):
@@ -161,7 +161,7 @@ def _settings(fit: SweepFit, budget: float) -> Iterator[Row]:
                 changed = _quick(points, replace(options, delta=delta), fit.default)
                 yield _row("the loss function", f"Huber delta {delta:g}", changed, budget)
         return
-    for curve in FEWEST:
+    for curve in MIN_DISTINCT_SIZES:
         if curve != options.curve:
             yield _row("the curve", curve, _quick(points, replace(options, curve=curve), "valley"), budget)
     max_sizes = max((len(np.unique(v.params)) for v in fit.valleys), default=0)
@@ -171,7 +171,7 @@ def _settings(fit: SweepFit, budget: float) -> Iterator[Row]:
             yield _row("the window", choice, _quick(points, replace(options, window=window), "valley"), budget)
 
 
-def _definitions(fit: SweepFit, budget: float) -> Iterator[Row]:
+def _definitions(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     points = fit.points
     for name, params in points.params_as.items():
         method = _quick(replace(points, params=params), fit.options, _of_definition(fit))
@@ -206,7 +206,7 @@ def _converted(value: float, own: Floats, base: Floats) -> float:
     return float(np.exp(np.interp(nearest, x, y) + slope * (at - nearest)))
 
 
-def _without_budgets(fit: SweepFit, budget: float) -> Iterator[Row]:
+def _without_budgets(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     points, groups = fit.points, np.unique(fit.points.budget)
     if fit.default == "valley":
         for v in (v for v in fit.valleys if v.status == "interior"):
@@ -218,7 +218,7 @@ def _without_budgets(fit: SweepFit, budget: float) -> Iterator[Row]:
             yield _row("one budget left out", f"without C = {flops(group)}", method, budget)
 
 
-def _without_runs(fit: SweepFit, budget: float) -> Iterator[Row]:
+def _without_runs(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     """Rows of the two runs without which N_opt is smallest and largest."""
     if fit.default == "envelope":
         return
@@ -254,7 +254,7 @@ def _influential(fit: SweepFit) -> Ints:
     return np.argsort(-by_run, kind="stable")[:MAX_LEFT_OUT]
 
 
-def _left_out_valley(fit: SweepFit, runs: Ints, budget: float) -> list[Row]:
+def _left_out_valley(fit: SweepFit, runs: Ints, budget: float) -> list[SensitivityRow]:
     points, which = fit.points, fit.points.runs
     rows = []
     for run in runs:
@@ -270,7 +270,7 @@ def _refitted(valley: Valley, points: Points, keep: Bools, options: FitOptions) 
     return valley_of(points, valley.budget, index, options)
 
 
-def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[Row]:
+def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[SensitivityRow]:
     points, surface, options = fit.points, fit.answer.surface, fit.options
     assert surface is not None and surface.cost is not None
     loss: SurfaceLoss = surface.loss
@@ -280,8 +280,8 @@ def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[Row]:
     log_n, log_d, _ = refits.optimum(budget, surface.cost)
     exponent = refits.params_exponent(surface.cost)
     return [
-        Row(lever="one run left out", choice=_name(points, int(run)), params=float(np.exp(n)), tokens=float(np.exp(d)),
-            exponent=float(a))
+        SensitivityRow(lever="one run left out", choice=_name(points, int(run)), params=float(np.exp(n)),
+                       tokens=float(np.exp(d)), exponent=float(a))
         for run, n, d, a in zip(runs, log_n, log_d, exponent, strict=True)
         if np.isfinite(n)
     ]  # fmt: skip

@@ -10,8 +10,8 @@ import numpy as np
 
 from flops_fit_ray.analysis.compare import Comparison
 from flops_fit_ray.analysis.flags import Flag
-from flops_fit_ray.analysis.isotime import IsoTime, TimedAnswer
-from flops_fit_ray.analysis.law import Interval, Law, interval
+from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction
+from flops_fit_ray.analysis.law import Interval, Law, central_interval
 from flops_fit_ray.analysis.methods import Method, ValleyIntervals
 from flops_fit_ray.analysis.prediction import Prediction
 from flops_fit_ray.analysis.surface import SurfaceFit
@@ -54,7 +54,7 @@ def n_opt_to_json(fit: SweepFit) -> list[dict[str, Any]]:
             "budget": v.budget,
             "status": v.status,
             "params": v.params_opt if v.status == "interior" else None,
-            "interval": pair(i.params_opt if i else None),
+            "interval": interval_to_json(i.params_opt if i else None),
         }
         for v, i in zip(fit.valleys, fit.intervals, strict=True)
     ]
@@ -68,12 +68,12 @@ def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, A
             "budget": prediction.budget,
             "method": prediction.method,
             "params": prediction.params,
-            "params_interval": pair(prediction.params_interval),
+            "params_interval": interval_to_json(prediction.params_interval),
             "tokens": prediction.tokens,
-            "tokens_interval": pair(prediction.tokens_interval),
+            "tokens_interval": interval_to_json(prediction.tokens_interval),
             "loss": prediction.loss,
-            "loss_interval": pair(prediction.loss_interval),
-            "loss_interval_of_one_run": pair(prediction.run_interval),
+            "loss_interval": interval_to_json(prediction.loss_interval),
+            "loss_interval_of_one_run": interval_to_json(prediction.run_interval),
             "confidence": confidence,
             "extrapolation": prediction.extrapolation,
             "warnings": [flag.to_json() for flag in prediction.warnings],
@@ -82,7 +82,7 @@ def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, A
 
 
 def _object(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: plain(value) for key, value in content.items()}
+    return {key: json_value(value) for key, value in content.items()}
 
 
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
                     "second": d.b,
                     "kind": "ratio" if d.neutral == 1 else "difference",
                     "value": d.difference,
-                    "interval": pair(d.interval),
+                    "interval": interval_to_json(d.interval),
                     "differs": d.differs,
                 }
                 for d in comparison.differences
@@ -111,16 +111,16 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
     )
 
 
-def timed_to_json(answer: TimedAnswer, timed: IsoTime) -> dict[str, Any]:
+def timed_to_json(answer: TimedPrediction, timed: IsoTime) -> dict[str, Any]:
     """Return the prediction for a wall-clock budget."""
     return _object(
         {
             "schema_version": SCHEMA_VERSION,
             "seconds": answer.seconds,
             "params": answer.params,
-            "params_interval": pair(answer.params_interval),
+            "params_interval": interval_to_json(answer.params_interval),
             "tokens": answer.tokens,
-            "tokens_interval": pair(answer.tokens_interval),
+            "tokens_interval": interval_to_json(answer.tokens_interval),
             "loss": answer.loss,
             "timed_runs": timed.timed,
             "cost": {"log_k": timed.cost.log_k, "n_exponent": timed.cost.n_exponent, "scatter": timed.cost.scatter},
@@ -128,20 +128,20 @@ def timed_to_json(answer: TimedAnswer, timed: IsoTime) -> dict[str, Any]:
     )
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Convert to what JSON can hold: Python numbers, and null for numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: json_value(item) for key, item in value.items()}
     if isinstance(value, Flag):
         return value.to_json()
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def pair(interval: Interval | None) -> list[float] | None:
+def interval_to_json(interval: Interval | None) -> list[float] | None:
     """Return an interval as [low, high]."""
     return None if interval is None else [interval.low, interval.high]
 
@@ -162,9 +162,9 @@ def _law(law: Law | None, method: Method, fit: SweepFit) -> dict[str, Any]:
         "coefficient": law.coefficient,
         "log10_coefficient": law.log10_coefficient,
         "offset": law.offset,
-        "exponent_ci95": pair(law.exponent_interval(0.95)),
-        "exponent_interval": pair(law.exponent_interval(confidence)),
-        "coefficient_ci95": pair(law.coefficient_interval(0.95)),
+        "exponent_ci95": interval_to_json(law.exponent_interval(0.95)),
+        "exponent_interval": interval_to_json(law.exponent_interval(confidence)),
+        "coefficient_ci95": interval_to_json(law.coefficient_interval(0.95)),
         "exponent_stderr": None if law.draws is None else float(np.nanstd(law.draws.exponent)),
         "exponent_stderr_ols": law.stderr_ols,
     }
@@ -196,7 +196,7 @@ def _surface(fit: SurfaceFit) -> dict[str, Any]:
         if fit.draws is not None:
             draws = getattr(fit.draws, field)
             draws = np.exp(draws) if log else draws
-            ci[name] = pair(interval(draws, 0.95))
+            ci[name] = interval_to_json(central_interval(draws, 0.95))
             stderr[name] = float(np.nanstd(draws))
     content |= {"ci95": ci or None, "stderr": stderr or None, "resampled": fit.resampled or None}
     if fit.starts is not None:
@@ -234,9 +234,9 @@ def _valley(valley: Valley, intervals: ValleyIntervals | None) -> dict[str, Any]
         "status": valley.status,
         "reason": valley.reason,
         "params_opt": valley.params_opt if interior else None,
-        "params_opt_interval": pair(intervals.params_opt if intervals else None),
+        "params_opt_interval": interval_to_json(intervals.params_opt if intervals else None),
         "tokens_opt": valley.tokens_opt if interior else None,
-        "tokens_opt_interval": pair(intervals.tokens_opt if intervals else None),
+        "tokens_opt_interval": interval_to_json(intervals.tokens_opt if intervals else None),
         "loss_opt": valley.loss_opt if interior else None,
-        "loss_opt_interval": pair(intervals.loss_opt if intervals else None),
+        "loss_opt_interval": interval_to_json(intervals.loss_opt if intervals else None),
     }

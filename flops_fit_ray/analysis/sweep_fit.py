@@ -29,7 +29,7 @@ from flops_fit_ray.analysis.methods import (
 from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
 from flops_fit_ray.analysis.points import Points, budget_gap, check_points
 from flops_fit_ray.analysis.surface import SurfaceLoss, SurfaceOptions, bootstrap_surface, fit_surface
-from flops_fit_ray.analysis.valley import FEWEST, CurveName, Valley, fit_valley
+from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, CurveName, Valley, fit_valley
 from flops_fit_ray.errors import FitError
 
 MIN_FOR_SURFACE = 15  # points, three for each parameter, from which a surface can be the default method
@@ -44,7 +44,7 @@ class FitOptions:
     draws: int = 2000
     confidence: float = 0.95
     seed: int = 0
-    method: Literal["auto"] | MethodName = "auto"  # the one whose answer is the answer
+    method: Literal["auto"] | MethodName = "auto"  # the default method of the fit
     curve: CurveName = "parabola"
     window: int | None = None  # sizes nearest to the lowest loss; None: all
     law_weights: LawWeights = "equal"
@@ -53,20 +53,24 @@ class FitOptions:
     pins: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        words = {"method": ("auto", *METHODS), "curve": tuple(FEWEST), "law_weights": ("equal", "precision")}
-        for name, known in words.items():
+        choices = {
+            "method": ("auto", *METHODS),
+            "curve": tuple(MIN_DISTINCT_SIZES),
+            "law_weights": ("equal", "precision"),
+        }
+        for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise FitError(f"{name} must be one of {', '.join(known)}, and is {getattr(self, name)!r}")
+                raise FitError(f"{name} must be one of {', '.join(known)} (got {getattr(self, name)!r})")
         checks = {
             "draws": (self.draws >= 0, "0 or more"),
             "confidence": (0 < self.confidence < 1, "between 0 and 1"),
-            "window": (self.window is None or self.window >= FEWEST["parabola"], "3 sizes or more"),
+            "window": (self.window is None or self.window >= MIN_DISTINCT_SIZES["parabola"], "3 sizes or more"),
             "delta": (self.delta > 0, "positive"),
             "undertuned": (0 < self.undertuned <= 1, "above 0 and at most 1"),
         }
         for name, (good, wanted) in checks.items():
             if not good:
-                raise FitError(f"{name} must be {wanted}, and is {getattr(self, name)}")
+                raise FitError(f"{name} must be {wanted} (got {getattr(self, name)})")
 
     def surface(self, loss: SurfaceLoss) -> SurfaceOptions:
         """Return the settings of the surface fit."""
@@ -113,7 +117,7 @@ class SweepFit:
         """Reason for a missing law; empty where there is one."""
         if self.answer.params_opt is not None:
             return ""
-        return self.answer.reason if self.default == "valley" else f"{self.answer.words}: {self.answer.reason}"
+        return self.answer.reason if self.default == "valley" else f"{self.answer.label}: {self.answer.reason}"
 
     @property
     def optima(self) -> list[tuple[Valley, ValleyIntervals | None]]:

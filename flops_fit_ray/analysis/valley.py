@@ -17,7 +17,7 @@ from flops_fit_ray.errors import FitError
 ValleyStatus = Literal["interior", "edge", "concave", "too_few"]
 CurveName = Literal["parabola", "cubic", "akima"]
 
-FEWEST: dict[CurveName, int] = {"parabola": 3, "cubic": 4, "akima": 5}  # distinct sizes
+MIN_DISTINCT_SIZES: dict[CurveName, int] = {"parabola": 3, "cubic": 4, "akima": 5}  # distinct sizes
 AKIMA_GRID = 513
 FLAT = 1e-9  # relative range of losses, below which they are equal
 
@@ -224,7 +224,7 @@ def fit_valley(
     index, params, tokens, loss, weights = index[order], params[order], tokens[order], loss[order], weights[order]
     used = _window(params, loss, window)
     n, d, y, w = params[used], tokens[used], loss[used], weights[used]
-    needed = FEWEST[curve]
+    needed = MIN_DISTINCT_SIZES[curve]
     smooth: Polynomial | None = None
     over_params: Curve | None = None
     over_tokens: Curve | None = None

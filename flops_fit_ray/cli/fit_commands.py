@@ -237,9 +237,9 @@ def _open_source(source: StoragePath | None, options: Mapping[str, Any]) -> _Ope
     from flops_fit_ray.analysis import FitOptions, fit_sweep
 
     if source is not None and not source.is_dir() and source.suffix:
-        from flops_fit_ray.tables import Reading, read_table
+        from flops_fit_ray.tables import TableOptions, read_table
 
-        reading = Reading(
+        reading = TableOptions(
             columns=dict(_pairs("--column", options["columns"])),
             units=dict(_pairs("--unit", options["units"])),
             where=_pairs("--where", options["where"]),
@@ -301,7 +301,7 @@ def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float
 
 
 def _predict_hours(opened: _Opened, hours: float | None, as_json: bool) -> None:
-    from flops_fit_ray.analysis import answer_in, isotime, timed_to_json
+    from flops_fit_ray.analysis import isotime, predict_for_time, timed_to_json
     from flops_fit_ray.console.fit_text import timed_text
     from flops_fit_ray.errors import FitError
 
@@ -309,7 +309,7 @@ def _predict_hours(opened: _Opened, hours: float | None, as_json: bool) -> None:
     if timed is None:
         raise FitError("a wall-clock budget needs a surface, and the seconds of 3 runs of 2 sizes; see `fit`")
     assert hours is not None
-    answer = answer_in(timed, 3600 * hours, opened.fit.options.confidence)
+    answer = predict_for_time(timed, 3600 * hours, opened.fit.options.confidence)
     click.echo(json.dumps(timed_to_json(answer, timed)) if as_json else timed_text(answer, timed, opened.fit))
 
 

@@ -16,7 +16,7 @@ from flops_fit_ray.analysis import (
     Prediction,
     Sensitivity,
     SweepFit,
-    TimedAnswer,
+    TimedPrediction,
 )
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.recommend import Recommendation
@@ -43,7 +43,7 @@ def analysis_text(analysis: Analysis) -> str:
     blocks += [prediction_text(p, fit.options.confidence) for p in analysis.predictions]
     if analysis.sensitivity is not None:
         blocks.append(panel_text(analysis.sensitivity))
-    doubts = [f"{_label(flag.severity)}: {flag}" for flag in (analysis.verdict, analysis.bias) if flag is not None]
+    doubts = [f"{_label(flag.severity)}: {flag}" for flag in (analysis.agreement, analysis.bias) if flag is not None]
     blocks.append("\n".join(doubts))
     blocks.append(hold_out_text(analysis))
     return "\n\n".join(block for block in blocks if block)
@@ -71,7 +71,7 @@ def fit_text(fit: SweepFit) -> str:
     if rows:
         lines += [fmt.table(["C", "runs", "N_opt", percent, "D_opt", percent, "L_opt"], rows), ""]
     if fit.laws and fit.default != "valley":
-        lines.append(f"{fit.answer.words}:")
+        lines.append(f"{fit.answer.label}:")
     for name, law in fit.laws:
         bounds = law.exponent_interval(fit.options.confidence)
         shown_bounds = f"  exponent {percent} [{bounds.low:.3f}, {bounds.high:.3f}]" if bounds else ""
@@ -93,12 +93,12 @@ def methods_text(analysis: Analysis) -> str:
             continue
         law = method.params_opt
         if law is None:
-            rows.append([method.words, method.status, "", "", "", ""])
+            rows.append([method.label, method.status, "", "", "", ""])
             continue
         bounds = law.exponent_interval(fit.options.confidence)
         exponents = f"[{bounds.low:.3f}, {bounds.high:.3f}]" if bounds else ""
         answer = law.interval(target, fit.options.confidence)
-        rows.append([method.words, method.status, f"{law.exponent:.4f}", exponents, fmt.count(law.at(target)),
+        rows.append([method.label, method.status, f"{law.exponent:.4f}", exponents, fmt.count(law.at(target)),
                      _bounds(answer)])  # fmt: skip
     percent = f"{100 * fit.options.confidence:g} %"
     lines = [fmt.table(["method", "status", "a", percent, f"N_opt({fmt.flops(target)})", percent], rows)]
@@ -218,7 +218,7 @@ def comparison_text(comparison: Comparison, first: StoragePath, second: StorageP
     )
 
 
-def timed_text(answer: TimedAnswer, timed: IsoTime, fit: SweepFit) -> str:
+def timed_text(answer: TimedPrediction, timed: IsoTime, fit: SweepFit) -> str:
     """Return N, D and L for a wall-clock budget with their intervals."""
     law = timed.method.params_opt
     assert law is not None

@@ -8,7 +8,7 @@ from flops_fit_ray.planning.experiment import (
     IN_FIT,
     DataFacts,
     Experiment,
-    LrFound,
+    MeasuredLr,
     Measurements,
     ModelSize,
     Observation,
@@ -20,7 +20,7 @@ from flops_fit_ray.planning.experiment import (
 from flops_fit_ray.planning.grid import flops_audit
 from flops_fit_ray.planning.plan import Plan, plan_from_json, priced
 from flops_fit_ray.planning.planner import Planner, Queue, make_plan, next_experiments
-from flops_fit_ray.planning.price import Price, Rates, RecordedRates, price_of, price_warnings, stated_rate
+from flops_fit_ray.planning.price import Price, Rates, RecordedRates, estimate_price, price_warnings, stated_rate
 from flops_fit_ray.planning.sizes import (
     AUTO_WINDOW,
     auto_candidates,
@@ -39,7 +39,7 @@ __all__ = [
     "IN_FIT",
     "DataFacts",
     "Experiment",
-    "LrFound",
+    "MeasuredLr",
     "Measurements",
     "ModelSize",
     "Observation",
@@ -56,13 +56,13 @@ __all__ = [
     "between",
     "choose_starts",
     "decay_steps",
+    "estimate_price",
     "flops_audit",
     "leaves_trunk",
     "make_plan",
     "needed_trunks",
     "next_experiments",
     "plan_from_json",
-    "price_of",
     "price_warnings",
     "priced",
     "read_experiment",

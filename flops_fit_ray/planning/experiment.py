@@ -161,7 +161,7 @@ class SweepConstants(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LrFound(Record):
+class MeasuredLr(Record):
     """The measured learning rate rule: lr = coefficient · (N / at) ^ exponent."""
 
     coefficient: PositiveFloat

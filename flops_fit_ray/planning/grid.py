@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.diagnostics import range_warning
-from flops_fit_ray.analysis.valley import FEWEST
+from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of
 from flops_fit_ray.planning.experiment import Experiment, Measurements, ModelSize
@@ -75,13 +75,13 @@ def _budget_faults(spec: SweepSpec, cells: list[Cell], measurements: Measurement
     faults = []
     for budget in spec.budgets:
         sizes = [size.size for b, size in cells if b.flops == budget.flops]
-        if len(sizes) < FEWEST["parabola"]:
+        if len(sizes) < MIN_DISTINCT_SIZES["parabola"]:
             skipped = (
                 f"; the model rejected {'; '.join(measurements.skipped)}" if measurements.skipped and not sizes else ""
             )
             faults.append(
                 f"budgets: {fmt.flops(budget.flops)} has {len(sizes)} size(s) {sizes}; a valley needs at least "
-                f"{FEWEST['parabola']}, better {GOOD_SIZES}: give model.sizes{skipped}"
+                f"{MIN_DISTINCT_SIZES['parabola']}, better {GOOD_SIZES}: give model.sizes{skipped}"
             )
     return faults
 

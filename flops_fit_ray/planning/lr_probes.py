@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flops_fit_ray.planning.experiment import LrFound, ModelSize
+from flops_fit_ray.planning.experiment import MeasuredLr, ModelSize
 
 FACTORS = (0.5, 1.0, 2.0, 4.0)  # times the general rule
 MAX_FACTORS = 8  # per size
@@ -62,7 +62,7 @@ def optimum_factor(losses: Mapping[float, float]) -> float:
     return float(min(max(vertex, near[0]), near[2]))
 
 
-def lr_law(optima: Sequence[tuple[int, float]]) -> LrFound:
+def lr_law(optima: Sequence[tuple[int, float]]) -> MeasuredLr:
     """Fit the rule ln lr = mean(ln lr) + s·(ln N - mean(ln N)) to the best rates (N, lr) of two or more sizes.
 
     s = (sum x·y + p·s0) / (sum x² + p), p = (sd / sd0)²: the posterior mean of the slope with the prior
@@ -72,7 +72,7 @@ def lr_law(optima: Sequence[tuple[int, float]]) -> LrFound:
     centred = x - x.mean()
     prior_weight = (OPTIMUM_SD / SLOPE_SD) ** 2
     slope = float((centred @ y + prior_weight * SLOPE) / (centred @ centred + prior_weight))
-    return LrFound(
+    return MeasuredLr(
         coefficient=float(np.exp(y.mean())),
         at=float(np.exp(x.mean())),
         exponent=slope,

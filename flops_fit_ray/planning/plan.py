@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_ray.planning.experiment import (
     DataFacts,
     Experiment,
-    LrFound,
+    MeasuredLr,
     Measurements,
     ModelSize,
     SweepConstants,
     with_whole_recipe,
 )
-from flops_fit_ray.planning.price import Price, Rates, price_of
+from flops_fit_ray.planning.price import Price, Rates, estimate_price
 from flops_fit_ray.storage.codec import Count, Record, parse_json, value_of
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
@@ -48,7 +48,7 @@ class Plan:
     final: bool = True
     forecast: tuple[Experiment, ...] = ()
     notes: tuple[str, ...] = ()  # decisions taken from results, with their grounds
-    lr: LrFound | None = None
+    lr: MeasuredLr | None = None
     price: Price | None = None
 
     def with_experiments(self, others: Mapping[str, Experiment]) -> Plan:
@@ -141,7 +141,7 @@ class _PlanFile(Record):
     final: bool = True
     forecast: tuple[Experiment, ...] = ()
     notes: tuple[str, ...] = ()
-    lr: LrFound | None = None
+    lr: MeasuredLr | None = None
     price: Price | None = None
 
 
@@ -183,19 +183,19 @@ def _with_whole_recipes(content: bytes | Mapping[str, Any]) -> Mapping[str, Any]
 
 def priced(
     plan: Plan,
-    wish: str,
+    start_mode: str,
     *,
     rates: Rates | None = None,
     slots: int | None = None,
     money_per_hour: float | None = None,
 ) -> Plan:
-    """The plan with its price, what is expected to follow included; arguments as in `price_of`."""
-    price = price_of(
+    """The plan with its price, what is expected to follow included; arguments as in `estimate_price`."""
+    price = estimate_price(
         plan.expected,
         forecast=len(plan.forecast),
         rates=rates,
         slots=slots,
-        wish=wish,
+        start_mode=start_mode,
         money_per_hour=money_per_hour,
     )
     return replace(plan, price=price)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from flops_fit_ray.planning.experiment import Experiment
-from flops_fit_ray.planning.slots import Seconds, Start, choose_starts, lower_bound, own_seconds
+from flops_fit_ray.planning.slots import Seconds, StartOption, choose_starts, lower_bound, own_seconds
 from flops_fit_ray.storage.codec import NON_EMPTY, Amount, Count, PositiveFloat, PositiveInt, Record
 
 FULL_GRID = 7  # sizes of each budget in a typical published sweep
@@ -78,7 +78,7 @@ class Price(Record):
     flops: Amount  # executed
     flops_separate: Amount  # the same experiments, all from scratch
     flops_full_grid: Amount  # every budget with `FULL_GRID` sizes, all from scratch
-    starts: tuple[Start, ...] = ()
+    starts: tuple[StartOption, ...] = ()
     start: str = "trunk"
     slots: PositiveInt | None = None
     device_seconds: Amount | None = None
@@ -93,13 +93,13 @@ class Price(Record):
         return asdict(self)
 
 
-def price_of(
+def estimate_price(
     experiments: Sequence[Experiment],
     *,
     forecast: int = 0,
     rates: Rates | None = None,
     slots: int | None = None,
-    wish: str = "auto",
+    start_mode: str = "auto",
     money_per_hour: float | None = None,
 ) -> Price:
     """Estimate the price of experiments, of which `forecast` are only expected.
@@ -107,16 +107,16 @@ def price_of(
     Args:
         rates: measured or stated speed; None leaves seconds out.
         slots: experiments that run at a time; None takes those of `rates`.
-        wish: `grid.start`.
+        start_mode: `grid.start`.
         money_per_hour: of one slot.
     """
     budgets = {e.budget for e in experiments if e.role == "grid"}
     slots = slots or (rates.slots if rates is not None else None)
     seconds: Seconds = _by_flops if rates is None else rates.seconds
-    starts: tuple[Start, ...] = ()
+    starts: tuple[StartOption, ...] = ()
     chosen, start = tuple(experiments), "trunk"
     if slots is not None and experiments:
-        chosen, starts, start = choose_starts(experiments, slots, seconds, wish)
+        chosen, starts, start = choose_starts(experiments, slots, seconds, start_mode)
     price = Price(
         experiments=len(experiments),
         forecast=forecast,

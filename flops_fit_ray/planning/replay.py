@@ -14,10 +14,10 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.outliers import farthest_outlier
-from flops_fit_ray.analysis.valley import FEWEST, Valley
+from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
 from flops_fit_ray.planning import adaptive, lr_probes
 from flops_fit_ray.planning.cells import Cells, resolve_lr
-from flops_fit_ray.planning.experiment import Experiment, LrFound, ModelSize, Observation
+from flops_fit_ray.planning.experiment import Experiment, MeasuredLr, ModelSize, Observation
 from flops_fit_ray.planning.grid import Cell
 from flops_fit_ray.planning.ladder import first_valley, fitting, ladder_of
 from flops_fit_ray.planning.sizes import expected_optimum
@@ -41,7 +41,7 @@ class PlanReplay:
         self.experiments: dict[str, Experiment] = {}
         self.notes: list[str] = []
         self.waiting = False
-        self.lr: LrFound | None = None
+        self.lr: MeasuredLr | None = None
         self._cells, self._observed, self._assume, self._static = cells, observed, assume, static
         self._spec = cells.spec
         self._by_label = {s.size: s for s in cells.measurements.sizes}
@@ -62,8 +62,8 @@ class PlanReplay:
             self._grid(self._static)
         return self
 
-    def _active(self, wish: bool | str) -> bool:
-        return self._static is None if wish == "auto" else bool(wish)
+    def _active(self, setting: bool | str) -> bool:
+        return self._static is None if setting == "auto" else bool(setting)
 
     # The learning rate
 
@@ -253,7 +253,7 @@ class PlanReplay:
             if self._observed[e.key].diverged and e.key not in repeated:
                 return self._repeat(e, "it diverged", halve=True)
         good = [e for e in standing if self._loss_of(e) is not None]
-        if len(good) <= FEWEST["parabola"]:
+        if len(good) <= MIN_DISTINCT_SIZES["parabola"]:
             return False
         outlier = farthest_outlier(
             np.array([e.params for e in good], dtype=np.float64),

@@ -19,7 +19,7 @@ Seconds = Callable[[Experiment], float]  # of the whole experiment from scratch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class StartOption:
     """One way to start the experiments of a plan: from trunks, from scratch, or mixed."""
 
     name: str
@@ -147,11 +147,11 @@ def lower_bound(experiments: Sequence[Experiment], slots: int, seconds: Seconds)
 
 
 def choose_starts(
-    experiments: Sequence[Experiment], slots: int, seconds: Seconds, wish: str
-) -> tuple[tuple[Experiment, ...], tuple[Start, ...], str]:
+    experiments: Sequence[Experiment], slots: int, seconds: Seconds, start_mode: str
+) -> tuple[tuple[Experiment, ...], tuple[StartOption, ...], str]:
     """Choose which experiments start from trunks; return them, the cost of every way, and the name of the chosen one.
 
-    `wish` is `grid.start`. Starting from scratch costs FLOPs: `auto` does it only where the sweep ends clearly earlier.
+    `start_mode` is `grid.start`. Starting from scratch costs FLOPs: `auto` does it if the sweep ends clearly earlier.
     """
     bare = tuple(e.from_scratch() for e in experiments)
     ways = {"trunk": tuple(experiments), "scratch": bare}
@@ -159,11 +159,12 @@ def choose_starts(
     mixed = simulate(experiments, slots, seconds, impatient=True)
     ways["mixed"] = tuple(e.from_scratch() if e.key in mixed.scratch else e for e in experiments)
     spans["mixed"] = mixed.makespan
-    chosen = wish
-    if wish == "auto":
+    chosen = start_mode
+    if start_mode == "auto":
         fastest = min(("mixed", "scratch"), key=lambda name: spans[name])
         chosen = fastest if spans[fastest] < WORTH_IT * spans["trunk"] else "trunk"
     starts = tuple(
-        Start(name=name, flops=sum(e.flops_executed for e in way), makespan=spans[name]) for name, way in ways.items()
+        StartOption(name=name, flops=sum(e.flops_executed for e in way), makespan=spans[name])
+        for name, way in ways.items()
     )
     return ways[chosen], starts, chosen

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from flops_fit_ray.analysis import plain
+from flops_fit_ray.analysis import json_value
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger.hardware import Readings
 from flops_fit_ray.service.http.guard import STANDALONE
@@ -78,7 +78,7 @@ class AppState:
             "root": str(self.runs.paths.root),
             "code": [str(root) for root in self.specs.roots],
             "runs_on": self.runs.launcher.here,
-            "machine": plain(self.readings.read().to_json()),
+            "machine": json_value(self.readings.read().to_json()),
             "at_once": self.runs.at_once,
             "most_waiting": self.runs.most_waiting,
             "states": {state: sum(s["state"] == state for s in sweeps) for state in views.STATES},
@@ -123,7 +123,7 @@ async def answer(request: Request, reading: Reading, question: str, *more: str) 
 
 def as_json(content: Mapping[str, Any] | list[Any], status: HTTPStatus = HTTPStatus.OK) -> Response:
     """As JSON; what is not finite is null."""
-    return JSONResponse(plain(content), status_code=status)
+    return JSONResponse(json_value(content), status_code=status)
 
 
 def as_is(content: bytes) -> Response:
@@ -148,7 +148,7 @@ def as_events(request: Request, source: AsyncIterator[tuple[str, str | None, Any
                 yield ": still here\n\n"
                 continue
             number = "" if event_id is None else f"id: {event_id}\n"
-            yield f"{number}event: {kind}\ndata: {json.dumps(plain(content))}\n\n"
+            yield f"{number}event: {kind}\ndata: {json.dumps(json_value(content))}\n\n"
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 

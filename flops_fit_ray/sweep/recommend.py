@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.analysis import Interval, Prediction, SweepFit, pair, plain
+from flops_fit_ray.analysis import Interval, Prediction, SweepFit, interval_to_json, json_value
 from flops_fit_ray.analysis.isotime import seconds_interval, seconds_of, time_law
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import flops
@@ -45,8 +45,8 @@ class Recommendation:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         left_out = ("spec", "candidates", "seconds_interval")
-        content = {n: plain(getattr(self, n)) for n in self.__dataclass_fields__ if n not in left_out}
-        return content | {"seconds_interval": pair(self.seconds_interval)}
+        content = {n: json_value(getattr(self, n)) for n in self.__dataclass_fields__ if n not in left_out}
+        return content | {"seconds_interval": interval_to_json(self.seconds_interval)}
 
     def write(self, path: Path, size: int | str | None = None) -> None:
         """Write the spec of this one run, with `size` in place of `self.size` if given.

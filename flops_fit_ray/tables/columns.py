@@ -49,7 +49,7 @@ _HEADER = re.compile(r"^(.*?)[\s_]*[\[(]([^)\]]*)[\])]$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class TableOptions:
     """Options for reading a table; columns that are not named are recognised by common names."""
 
     columns: Mapping[str, str] = field(default_factory=dict)  # ours -> theirs
@@ -58,7 +58,7 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns:
+class ColumnMap:
     """The column taken for each quantity, and the value of one of its units."""
 
     taken: Mapping[str, str]
@@ -70,7 +70,7 @@ def normal(name: str) -> str:
     return re.sub(r"[\s\-.]+", "_", str(name).strip().lower())
 
 
-def find_columns(source: str, headers: Sequence[str], reading: Reading) -> Columns:
+def find_columns(source: str, headers: Sequence[str], options: TableOptions) -> ColumnMap:
     """Find the column and unit of every quantity.
 
     Raises:
@@ -78,12 +78,12 @@ def find_columns(source: str, headers: Sequence[str], reading: Reading) -> Colum
     """
     faults = [
         f"--column {ours}=...: unknown name; use one of {', '.join(NAMES)}"
-        for ours in reading.columns
+        for ours in options.columns
         if ours not in NAMES
     ]
-    taken = _named(headers, reading.columns, faults) | _guessed(headers, reading.columns)
+    taken = _named(headers, options.columns, faults) | _guessed(headers, options.columns)
     scale = {ours: _split(theirs)[1] for ours, theirs in taken.items()}
-    for ours, word in reading.units.items():
+    for ours, word in options.units.items():
         value = unit_of(word)
         if ours in NAMES and value is not None:
             scale[ours] = value
@@ -100,7 +100,7 @@ def find_columns(source: str, headers: Sequence[str], reading: Reading) -> Colum
         )
     if faults:
         raise SpecError(source, faults)
-    return Columns(taken=taken, scale=scale)
+    return ColumnMap(taken=taken, scale=scale)
 
 
 def _named(headers: Sequence[str], named: Mapping[str, str], faults: list[str]) -> dict[str, str]:

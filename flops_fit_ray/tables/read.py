@@ -18,8 +18,8 @@ from flops_fit_ray.tables.columns import (
     DONE,
     OTHER_FLOPS,
     OTHER_PARAMS,
-    Columns,
-    Reading,
+    ColumnMap,
+    TableOptions,
     find_columns,
     normal,
     numbers,
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
 FLOPS_PER_TOKEN_AND_PARAM = 6  # C = 6·N·D (Kaplan et al. 2020, section 2.1): used where one of the three is missing
-SHOWN_REFUSALS = 5
+MAX_SHOWN = 5
 MIN_ALIKE, MOSTLY_ALIKE = 3, 0.9  # runs with one C, and their share of all runs, from which C labels the budgets
-AS_IT_IS = Reading()
+DEFAULTS = TableOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
+class RejectedRow:
     """A row that is not used, and the reason."""
 
     line: int  # of the file, the header being line 1; of parquet and JSON the row, from 1
@@ -50,7 +50,7 @@ class Table:
     path: Path
     points: Points
     rows: int
-    refused: tuple[Refusal, ...]
+    refused: tuple[RejectedRow, ...]
     columns: dict[str, str]  # ours -> theirs
     derived: str  # the quantity that was computed from the others, and how; empty if none
 
@@ -59,8 +59,8 @@ class Table:
         """Notes on unused rows, computed columns and inferred budgets."""
         flags = []
         if self.refused:
-            shown = "; ".join(f"line {r.line}: {r.reason}" for r in self.refused[:SHOWN_REFUSALS])
-            more = f"; and {len(self.refused) - SHOWN_REFUSALS} more" if len(self.refused) > SHOWN_REFUSALS else ""
+            shown = "; ".join(f"line {r.line}: {r.reason}" for r in self.refused[:MAX_SHOWN])
+            more = f"; and {len(self.refused) - MAX_SHOWN} more" if len(self.refused) > MAX_SHOWN else ""
             message = f"{len(self.refused)} of {self.rows} rows are not used: {shown}{more}"
             flags.append(Flag("refused_rows", "warning", message))
         if self.derived:
@@ -83,25 +83,25 @@ class Table:
         }
 
 
-def read_table(path: Path, reading: Reading = AS_IT_IS) -> Table:
+def read_table(path: Path, options: TableOptions = DEFAULTS) -> Table:
     """Read a table of runs.
 
     Raises:
         SpecError: it cannot be read, lacks a column, or no row can be used; all faults at once.
     """
     frame, first = _load(path)
-    frame, lines = _keep(path, frame, np.arange(len(frame)) + first, reading.where)
-    columns = find_columns(str(path), list(frame.columns), reading)
+    frame, lines = _keep(path, frame, np.arange(len(frame)) + first, options.where)
+    columns = find_columns(str(path), list(frame.columns), options)
     rows = len(frame)
     values = {name: numbers(frame[theirs]) * columns.scale[name] for name, theirs in columns.taken.items()
               if name != "run"}  # fmt: skip
     if "budget" in values and "flops" in values and np.isnan(values["budget"]).all():  # labels that are not numbers
         values["budget"] = _mean_flops(frame[columns.taken["budget"]], values["flops"])
     derived = _derive(values)
-    refused = _refusals(frame, values, columns, derived)
+    refused = _row_faults(frame, values, columns, derived)
     good = np.array([reason == "" for reason in refused], dtype=bool)
     if not good.any():
-        shown = [f"line {line}: {reason}" for line, reason in zip(lines, refused, strict=True)][:SHOWN_REFUSALS]
+        shown = [f"line {line}: {reason}" for line, reason in zip(lines, refused, strict=True)][:MAX_SHOWN]
         raise SpecError(str(path), ["no row can be used", *shown])
     points = _points(frame, values, columns, good)
     return Table(
@@ -109,7 +109,7 @@ def read_table(path: Path, reading: Reading = AS_IT_IS) -> Table:
         points=points,
         rows=rows,
         refused=tuple(
-            Refusal(line=int(line), reason=reason) for line, reason in zip(lines, refused, strict=True) if reason
+            RejectedRow(line=int(line), reason=reason) for line, reason in zip(lines, refused, strict=True) if reason
         ),
         columns=dict(columns.taken),
         derived=derived,
@@ -183,7 +183,7 @@ def _equal(column: pd.Series[Any], value: str) -> Bools:
     return np.asarray(cells | (numbers(column) == number))
 
 
-def _refusals(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns, derived: str) -> list[str]:
+def _row_faults(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, derived: str) -> list[str]:
     """Reason why each row cannot be used; empty where it can."""
     reasons = [""] * len(frame)
     for name, numeric in values.items():
@@ -199,7 +199,7 @@ def _refusals(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns, 
     return reasons
 
 
-def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: Columns, good: Bools) -> Points:
+def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, good: Bools) -> Points:
     picked = {name: numeric[good] for name, numeric in values.items()}
     budget = picked.get("budget")
     run = None

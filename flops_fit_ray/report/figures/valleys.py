@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.analysis.arrays import Bools, Floats
-from flops_fit_ray.analysis.valley import FEWEST
+from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES
 from flops_fit_ray.formatting import flops
 from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, plain, too_many
 
@@ -38,7 +38,7 @@ def valley_curves(fit: SweepFit, replaced: Sequence[tuple[float, float, float]] 
     """What the valleys figure shows; `replaced` are budget, N and loss of runs for which a rerun stands."""
     curves = []
     for valley, intervals in zip(fit.valleys, fit.intervals, strict=True):
-        if not fit.points.labelled and len(valley.loss) < FEWEST["parabola"]:
+        if not fit.points.labelled and len(valley.loss) < MIN_DISTINCT_SIZES["parabola"]:
             continue  # a run near no budget is no valley
         curve = valley.over_params
         x = np.linspace(*curve.x_range, CURVE_POINTS) if curve else np.empty(0)

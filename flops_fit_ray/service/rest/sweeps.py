@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
-from flops_fit_ray.analysis import plain
+from flops_fit_ray.analysis import json_value
 from flops_fit_ray.service.app_state import app_state_of, as_events, as_json, of_kind
 from flops_fit_ray.service.rest import shapes
 from flops_fit_ray.service.rest.events import sweep_events
@@ -106,5 +106,5 @@ async def one_sweeps_events(
 @routes.get("/sweeps/{name}/devices", tags=["sweeps"])
 def devices(request: Request, name: str) -> list[dict[str, Any]]:
     """Machines and GPUs as they were read last, and what they train; what is not known is null."""
-    found: list[dict[str, Any]] = plain(views.devices_of(app_state_of(request).reading(name)))
+    found: list[dict[str, Any]] = json_value(views.devices_of(app_state_of(request).reading(name)))
     return found

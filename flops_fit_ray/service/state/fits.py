@@ -160,7 +160,7 @@ def _fit(sweep: Sweep) -> bytes:
 
 def _short(sweep: Sweep) -> bytes:
     """What a page says of the valleys."""
-    from flops_fit_ray.analysis import n_opt_to_json, plain
+    from flops_fit_ray.analysis import json_value, n_opt_to_json
     from flops_fit_ray.report.page import answer
 
     fit = sweep.fit
@@ -173,16 +173,16 @@ def _short(sweep: Sweep) -> bytes:
         "warnings": list(sweep.warnings),
         "range": list(fit.fitted_range) if fit.params_opt is not None else None,
     }
-    return json.dumps(plain(found)).encode()
+    return json.dumps(json_value(found)).encode()
 
 
 def _predict(sweep: Sweep, budget: str) -> bytes:
-    from flops_fit_ray.analysis import plain, predict, prediction_to_json
+    from flops_fit_ray.analysis import json_value, predict, prediction_to_json
     from flops_fit_ray.sweep.recommend import recommend
 
     prediction = predict(sweep.fit, float(budget))
     content = prediction_to_json(prediction, sweep.fit.options.confidence)
-    return json.dumps(plain({**content, "run": recommend(sweep, sweep.fit, prediction).to_json()})).encode()
+    return json.dumps(json_value({**content, "run": recommend(sweep, sweep.fit, prediction).to_json()})).encode()
 
 
 def _valleys(sweep: Sweep) -> bytes:
@@ -225,10 +225,10 @@ def _report(sweep: Sweep) -> bytes:
 
 
 def _summary(sweep: Sweep) -> bytes:
-    from flops_fit_ray.analysis import plain
+    from flops_fit_ray.analysis import json_value
     from flops_fit_ray.report.page import summary
 
-    return json.dumps(plain(summary(sweep))).encode()
+    return json.dumps(json_value(summary(sweep))).encode()
 
 
 def _table(sweep: Sweep) -> pd.DataFrame:

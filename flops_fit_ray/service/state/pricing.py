@@ -77,7 +77,7 @@ def main(spec_path: Path, code: Path, out: Path) -> int:
 
 
 def _priced(spec_path: Path, code: Path) -> dict[str, Any]:
-    from flops_fit_ray.analysis import plain
+    from flops_fit_ray.analysis import json_value
     from flops_fit_ray.console.header import header_lines
     from flops_fit_ray.console.plan_text import plan_text
     from flops_fit_ray.planning import make_plan, price_warnings, priced
@@ -111,7 +111,7 @@ def _priced(spec_path: Path, code: Path) -> dict[str, Any]:
         "warnings": [*plan.warnings, *(price_warnings(price) if price else ())],
         "notes": list(plan.notes),
     }
-    return dict(plain(found))
+    return dict(json_value(found))
 
 
 if __name__ == "__main__":

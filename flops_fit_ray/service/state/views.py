@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from flops_fit_ray.analysis import plain
+from flops_fit_ray.analysis import json_value
 from flops_fit_ray.console.live_state import tokens_left_seconds
 from flops_fit_ray.errors import EXIT_FAILED, EXIT_INPUT
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
@@ -163,7 +163,7 @@ def experiment_view(reading: Reading, key: str) -> dict[str, Any]:
     outcome, progress = ledger.outcome(key), ledger.progress(key)
     failure = outcome if isinstance(outcome, Failure) else None
     return dict(
-        plain(
+        json_value(
             redacted_values(
                 {
                     **reading.by_key[key],
@@ -190,7 +190,7 @@ def events_of(reading: Reading, key: str) -> list[dict[str, Any]]:
         Refusal: the sweep has none of this key.
     """
     experiment_of(reading, key)
-    return list(plain(redacted_values(_events(Ledger(reading.sweep.paths), key))))
+    return list(json_value(redacted_values(_events(Ledger(reading.sweep.paths), key))))
 
 
 def experiment_of(reading: Reading, key: str) -> Experiment:
@@ -215,7 +215,7 @@ def metrics_of(reading: Reading, key: str) -> dict[str, Any]:
     else:
         progress = ledger.progress(key)
         now = {} if progress is None else _progress_metrics(progress)
-    return {"key": key, "status": reading.by_key[key]["status"], **plain(now)}
+    return {"key": key, "status": reading.by_key[key]["status"], **json_value(now)}
 
 
 def _progress_metrics(progress: Progress) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _progress_metrics(progress: Progress) -> dict[str, Any]:
 def history_of(reading: Reading, key: str) -> list[dict[str, Any]]:
     """Every point of its curve; of what runs, as of some seconds ago."""
     experiment_of(reading, key)
-    return [dict(plain(row)) for row in Ledger(reading.sweep.paths).curve_rows(key)]
+    return [dict(json_value(row)) for row in Ledger(reading.sweep.paths).curve_rows(key)]
 
 
 def thinned(rows: Sequence[Mapping[str, Any]], points: int, columns: Sequence[str]) -> dict[str, list[Any]]:

@@ -19,7 +19,7 @@ import torch
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import first_line
-from flops_fit_ray.planning import Experiment, Plan, Rates, flops_audit, price_of
+from flops_fit_ray.planning import Experiment, Plan, Rates, estimate_price, flops_audit
 from flops_fit_ray.training.data import first_batch
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
@@ -218,7 +218,7 @@ def _speed(plan: Plan, measured: Sequence[ModelTiming], rates: Rates, device: to
         rate = m.tokens / m.step_seconds
         return f"{fmt.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
 
-    price = price_of(plan.expected, rates=rates)
+    price = estimate_price(plan.expected, rates=rates)
     words = f"{_both(measured, shown)} on {name} in {precision}"
     words += f"; the sweep about {fmt.duration(price.wall_seconds or 0.0)} on {rates.slots} at a time"
     if device.type == "cuda" and precision == "fp32":

@@ -423,7 +423,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_is_said_to_be_full(tm
     try:
         for size in (100, 10_000, 41_000):
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # no file may be larger
-            with pytest.raises(StorageError, match=r"0000000002.pt: cannot be written: File too large; mend that"):
+            with pytest.raises(StorageError, match=r"0000000002.pt: cannot be written: File too large; fix that"):
                 store.save({"step": 2, "weights": torch.zeros(10_000)}, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -40,7 +40,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(
 
     owner: object = os if step == "fsync" else Path
     monkeypatch.setattr(owner, step, fail)
-    with pytest.raises(StorageError, match="cannot be written: No space left on device; mend that"):
+    with pytest.raises(StorageError, match="cannot be written: No space left on device; fix that"):
         write_json(path, {"x": 2})
     assert read_json(path) == {"x": 1}
     assert list(tmp_path.iterdir()) == [path]

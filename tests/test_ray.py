@@ -327,7 +327,7 @@ def test_a_directory_that_cannot_be_written_stops_the_sweep_and_loses_nothing(ra
     blocked = tmp_path / "experiments" / last
     blocked.parent.mkdir()
     blocked.touch()  # a file where the ledger needs a directory: its write fails as on a full disk
-    with pytest.raises(StorageError, match=f"{last}/.* cannot be written: .*; mend that"):
+    with pytest.raises(StorageError, match=f"{last}/.* cannot be written: .*; fix that"):
         find_optimal(Mlp, output_dir=tmp_path, **arguments)
     done = outcomes(tmp_path)
     assert len(done) == 5

@@ -19,7 +19,7 @@ from flops_fit_ray.errors import StorageError
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.ledger.records import STALE_SECONDS, Event, Failure, Progress, Result
 from flops_fit_ray.planning import Experiment, Observation, read_experiment
-from flops_fit_ray.storage.atomic import append_line, read_file, set_aside, whole_file, write_json
+from flops_fit_ray.storage.atomic import append_line, read_file, set_aside, storage_error, whole_file, write_json
 from flops_fit_ray.storage.codec import Record, read_value, value_of
 from flops_fit_ray.storage.lock import exclusive, hostname
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
@@ -98,7 +98,7 @@ class Ledger:
             aside.parent.mkdir(parents=True, exist_ok=True)
             self.paths.failure(key).rename(aside)
         except OSError as e:
-            raise StorageError(f"{aside}: cannot be written: {e.strerror}; mend that, then go on") from e
+            raise storage_error(aside, "written", e) from e
 
     def record_planned(self, experiment: Experiment) -> None:
         """Hand out an experiment: what its worker reads, and what its record goes back to."""

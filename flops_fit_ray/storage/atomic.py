@@ -1,6 +1,6 @@
-"""Files of a sweep directory, written whole and durably, and read without believing anything.
+"""Files of a sweep directory: written whole and durably, and checked when they are read.
 
-It never knows what a file means: that is the ledger's, the planner's and the report's business.
+Nothing here knows what a file means: that is left to the ledger, the planner and the report.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from pathlib import Path
 from typing import IO, Any
 
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.storage.object_store import Answer, ObjectPath
+from flops_fit_ray.storage.object_store import ObjectPath, Response
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
 
 SEAL = "sealed_sha256"
 _SEAL = re.compile(rb'"sealed_sha256"\s*:\s*"([^"]*)"')
 NO_SEAL = 64 * "0"  # stands where the digest will, while it is taken
 
-RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0)  # between tries of a request to an object store, which has its bad moments
+RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0)  # between tries of a request to an object store
 
 
 @contextlib.contextmanager
 def whole_file(path: StoragePath, *, once: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write into that becomes `path` when the block ends, or not at all, and durably.
+    """Open a file that becomes `path` when the block ends without an error, durably and as a whole.
 
     On a file system: temporary file, fsync, rename, fsync of the directory. In an object store: one PUT.
 
     Args:
-        once: what is there already stays, even if somebody else writes at the same moment.
+        once: keep a file that is there already, even if another process writes at the same moment.
 
     Raises:
         StorageError: it cannot be written; what was there before is still there.
@@ -47,19 +47,23 @@ def whole_file(path: StoragePath, *, once: bool = False) -> Iterator[IO[bytes]]:
             with tempfile.NamedTemporaryFile() as file:
                 yield file
                 file.flush()
-                if not (once and patiently(path.exists)):
-                    patiently(lambda: path.put(Path(file.name)))
+                if not (once and with_retries(path.exists)):
+                    with_retries(lambda: path.put(Path(file.name)))
         else:
             with _whole_file(local_path(path), once) as local:
                 yield local
     except OSError as e:
-        raise StorageError(
-            f"{path}: cannot be written: {e.strerror or e}; mend that, then the same command goes on"
-        ) from e
+        raise storage_error(path, "written", e) from e
 
 
-def patiently(request: Callable[[], Answer]) -> Answer:
-    """An answer of an object store, asked for again where it fails for another reason than that there is nothing.
+def storage_error(path: StoragePath, action: str, error: OSError) -> StorageError:
+    """Return what to raise where `path` cannot be `action`: "written", "renamed" or "read"."""
+    reason = error.strerror or error
+    return StorageError(f"{path}: cannot be {action}: {reason}; fix that, then run the same command again to resume")
+
+
+def with_retries(request: Callable[[], Response]) -> Response:
+    """Send a request to an object store, again where it fails for another reason than that there is no such object.
 
     Raises:
         OSError: it failed every time.
@@ -75,16 +79,16 @@ def patiently(request: Callable[[], Answer]) -> Answer:
 
 
 def remove_strays(directory: StoragePath) -> None:
-    """Remove what a killed writer left half-written. Only for a directory with one writer: the one who calls."""
+    """Remove temporary files of a writer that was killed. Only for the one writer of a directory."""
     if is_remote(directory):
-        return  # there nothing is ever half-written
+        return  # an object is never half-written
     for stray in directory.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             stray.unlink()
 
 
 def set_aside(path: StoragePath) -> StoragePath | None:
-    """Rename a file that cannot be read, because nothing recorded is thrown away; None where there is none.
+    """Rename a file that cannot be read, and return its new name; None where there is no such file. Nothing is deleted.
 
     Raises:
         StorageError: it cannot be renamed.
@@ -95,12 +99,12 @@ def set_aside(path: StoragePath) -> StoragePath | None:
     except FileNotFoundError:
         return None
     except OSError as e:
-        raise StorageError(f"{path}: cannot be renamed: {e.strerror}; mend that, then the same command goes on") from e
+        raise storage_error(path, "renamed", e) from e
     return aside
 
 
 def append_line(path: StoragePath, line: str) -> None:
-    """Add a line to a log, where an object store has to write all of it again.
+    """Append a line to a log. In an object store all of it is written again.
 
     Raises:
         OSError: it cannot be written.
@@ -149,7 +153,7 @@ def _whole_file(path: Path, once: bool) -> Iterator[IO[bytes]]:
 
 
 def _linked(temporary: Path, path: Path) -> bool:
-    """Give the file its name unless that is taken; False where the file system has no such operation."""
+    """Link the file to its name unless that is taken; False where the file system has no hard links."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -166,10 +170,10 @@ def write_json(path: StoragePath, content: Mapping[str, Any], *, once: bool = Fa
     """Write a JSON object as `write_bytes` does.
 
     Args:
-        sealed: with its own sha256 as the last field, so that no changed digit is ever taken for what was written.
+        sealed: add the file's own sha256 as its last field, so that any later change of it is noticed.
 
     Raises:
-        ValueError: NaN or infinity, for which JSON has no word.
+        ValueError: it holds NaN or infinity, which JSON cannot express.
         StorageError: as `write_bytes`.
     """
     whole = {**content, SEAL: NO_SEAL} if sealed else content
@@ -186,7 +190,7 @@ def read_file(path: StoragePath) -> bytes:
         OSError: there is none, or it is something else: a pipe would be waited for, a device never ends.
     """
     if isinstance(path, ObjectPath):
-        return patiently(path.read_bytes)
+        return with_retries(path.read_bytes)
     with io.FileIO(local_path(path), opener=_without_waiting) as file:  # faster than `read_bytes`, 10,000 times
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -209,7 +213,7 @@ def read_sealed(path: StoragePath) -> bytes | None:
         return None
     except OSError as e:
         if isinstance(path, ObjectPath):
-            raise StorageError(f"{path}: cannot be read: {e}; mend that, then the same command goes on") from e
+            raise storage_error(path, "read", e) from e
         return None
     seal = _SEAL.search(raw)
     if seal is not None:

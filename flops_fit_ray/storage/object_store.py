@@ -19,42 +19,43 @@ from typing import IO, Any, Literal, TypeVar
 
 SCHEMES = ("s3", "gs", "gcs")
 REQUEST_SECONDS = 60.0  # after which a request is given up
-SLOWEST_BYTES = 1e6  # per second, that a transfer is given in addition
-Answer = TypeVar("Answer")
+SLOWEST_BYTES = 1e6  # per second; slower transfers time out
+Response = TypeVar("Response")
 
 
-def in_time(request: Callable[[], Answer], size: int = 0) -> Answer:
-    """The answer of a store, which on Linux may otherwise be waited for without end.
+def with_timeout(request: Callable[[], Response], size: int = 0) -> Response:
+    """Send a request to a store, and wait for the response for a limited time: pyarrow itself may wait for ever.
 
     Args:
-        size: bytes that travel.
+        size: bytes to transfer.
 
     Raises:
-        TimeoutError: it took too long. The request may still go on, and nobody waits for it.
+        TimeoutError: it took too long. The request may still be running in its thread.
         OSError: it failed.
     """
-    found: list[Answer] = []
+    found: list[Response] = []
     failed: list[BaseException] = []
 
-    def ask() -> None:
+    def send() -> None:
         try:
             found.append(request())
-        except BaseException as e:  # noqa: BLE001 - handed on to whoever waits
+        except BaseException as e:  # noqa: BLE001 - raised again in the thread that waits
             failed.append(e)
 
-    thread = threading.Thread(target=ask, name="object store", daemon=True)
+    thread = threading.Thread(target=send, name="object store", daemon=True)
     thread.start()
-    thread.join(REQUEST_SECONDS + size / SLOWEST_BYTES)
+    limit = REQUEST_SECONDS + size / SLOWEST_BYTES
+    thread.join(limit)
     if failed:
         raise failed[0]
     if not found:
-        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {REQUEST_SECONDS:g} s")
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {limit:g} s")
     return found[0]
 
 
 @dataclass(frozen=True, order=True)
 class ObjectPath:
-    """A name in an object store, with as much of `pathlib.Path` as a sweep directory needs. Requests raise OSError."""
+    """Path in an object store, with the part of `pathlib.Path` that `StoragePath` names. Requests raise OSError."""
 
     store: str  # scheme://bucket
     key: str  # without a slash at either end
@@ -68,17 +69,17 @@ class ObjectPath:
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """Last part."""
         return PurePosixPath(self.key).name
 
     @property
     def stem(self) -> str:
-        """The last part without its suffix."""
+        """Last part without its suffix."""
         return PurePosixPath(self.key).stem
 
     @property
     def suffix(self) -> str:
-        """What follows the last dot of the last part."""
+        """Last part from its last dot on."""
         return PurePosixPath(self.key).suffix
 
     @property
@@ -87,11 +88,11 @@ class ObjectPath:
         return ObjectPath(self.store, str(PurePosixPath(self.key).parent), self.query)
 
     def with_name(self, name: str) -> ObjectPath:
-        """The same with another last part."""
+        """Replace the last part."""
         return self.parent / name
 
     def absolute(self) -> ObjectPath:
-        """Itself."""
+        """Return it as it is."""
         return self
 
     @property
@@ -104,102 +105,102 @@ class ObjectPath:
         from pyarrow.fs import FileType
 
         filesystem, name = self.where
-        found = in_time(lambda: filesystem.get_file_info(name).type)
+        found = with_timeout(lambda: filesystem.get_file_info(name).type)
         return {FileType.File: "file", FileType.Directory: "directory"}.get(found, "")
 
     def exists(self) -> bool:
-        """Whether there is an object of this name, or below it."""
+        """Look for an object of this name, or below it."""
         return bool(self._kind())
 
     def is_dir(self) -> bool:
-        """Whether there are objects below this name."""
+        """Look for objects below this name."""
         return self._kind() == "directory"
 
     def iterdir(self) -> Iterator[ObjectPath]:
-        """The names one level below."""
+        """List one level below."""
         from pyarrow.fs import FileSelector
 
         filesystem, name = self.where
-        for info in in_time(lambda: filesystem.get_file_info(FileSelector(name, allow_not_found=True))):
+        for info in with_timeout(lambda: filesystem.get_file_info(FileSelector(name, allow_not_found=True))):
             yield self / info.base_name
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Those one level below whose name matches."""
+        """List those one level below whose name matches."""
         assert "/" not in pattern
         return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
 
     def read_bytes(self) -> bytes:
-        """The whole content."""
+        """Read the whole content."""
         filesystem, name = self.where
 
         def read() -> bytes:
             with filesystem.open_input_stream(name) as stream:
                 return bytes(stream.read())
 
-        return in_time(read)
+        return with_timeout(read)
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """Open a local copy of the content for reading."""
         filesystem, name = self.where
-        copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - whoever asked closes it
+        copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
 
         def read() -> None:
             with filesystem.open_input_stream(name) as stream:
                 shutil.copyfileobj(stream, copy, 1 << 20)
 
-        in_time(read)
+        with_timeout(read)
         copy.seek(0)
         return copy
 
     def put(self, content: Path) -> None:
-        """Write the whole content of a local file; nobody sees less than all of it."""
+        """Upload a local file; readers see all of it or none."""
         filesystem, name = self.where
 
-        def write() -> None:  # it may go on after it was given up, so the file is its own
+        def write() -> None:  # it may still run after a timeout, so it opens the file itself
             with content.open("rb") as local, filesystem.open_output_stream(name) as stream:
                 shutil.copyfileobj(local, stream, 1 << 20)
 
-        in_time(write, content.stat().st_size)
+        with_timeout(write, content.stat().st_size)
 
     def write_bytes(self, content: bytes) -> None:
-        """Write the whole content; nobody sees less than all of it."""
+        """Write the whole content; readers see all of it or none."""
         filesystem, name = self.where
 
         def write() -> None:
             with filesystem.open_output_stream(name) as stream:
                 stream.write(content)
 
-        in_time(write, len(content))
+        with_timeout(write, len(content))
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing: an object store has no directories."""
 
     def touch(self) -> None:
-        """An empty object."""
+        """Write an empty object."""
         self.write_bytes(b"")
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Remove it."""
+        """Delete the object."""
         filesystem, name = self.where
         try:
-            in_time(lambda: filesystem.delete_file(name))
+            with_timeout(lambda: filesystem.delete_file(name))
         except FileNotFoundError:
             if not missing_ok:
                 raise
 
     def rename(self, target: ObjectPath) -> ObjectPath:
-        """Copy, then remove: not in one go, and used for nothing that has to be."""
+        """Copy, then delete: not atomic, and used where that is not needed."""
         if not self.exists():
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
         filesystem, name = self.where
-        in_time(lambda: filesystem.copy_file(name, target.where[1]))
-        in_time(lambda: filesystem.delete_file(name))
+        with_timeout(lambda: filesystem.copy_file(name, target.where[1]))
+        with_timeout(lambda: filesystem.delete_file(name))
         return target
 
     def remove_tree(self) -> None:
-        """Remove everything below."""
+        """Delete everything below."""
         filesystem, name = self.where
-        in_time(lambda: filesystem.delete_dir(name))
+        with_timeout(lambda: filesystem.delete_dir(name))
 
 
 @functools.cache

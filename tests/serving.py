@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 import uvicorn
 
-from flops_fit_ray.service.app import Settings, make_app, make_parts
+from flops_fit_ray.service.app import Settings, make_app, make_state
 from flops_fit_ray.service.app_state import AppState
 from flops_fit_ray.service.client import Client
 from flops_fit_ray.service.http.guard import token_of
@@ -32,7 +32,7 @@ class Served:
 
     url: str
     token: str
-    parts: AppState
+    state: AppState
     app: Any
 
     @property
@@ -47,8 +47,8 @@ def serving(root: Path, code: tuple[Path, ...] = (), **settings: Any) -> Iterato
     port = free_port()
     asked = Settings(root=root, code=code, port=port, **settings)
     token = token_of(ServicePaths(root))
-    parts = make_parts(asked)
-    app = make_app(parts, token, asked.hosts)
+    state = make_state(asked)
+    app = make_app(state, token, asked.hosts)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1, ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -56,7 +56,7 @@ def serving(root: Path, code: tuple[Path, ...] = (), **settings: Any) -> Iterato
     while not server.started and time.monotonic() < until:
         time.sleep(0.02)
     try:
-        yield Served(f"http://127.0.0.1:{port}", token, parts, app)
+        yield Served(f"http://127.0.0.1:{port}", token, state, app)
     finally:
         server.should_exit = True
         thread.join(20)

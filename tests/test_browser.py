@@ -85,16 +85,16 @@ def test_the_whole_story(browser: Browser, tmp_path: Path) -> None:
         picture(page, "price")
         page.click("button:text-is('Start')")
         page.wait_for_selector("h1:text-is('chaos')")
-        page.wait_for_selector("#standing .running", timeout=60_000)
+        page.wait_for_selector("#run_status .running", timeout=60_000)
         page.wait_for_selector("#valleys img", timeout=120_000)  # a valley appears, and nobody has reloaded anything
         while not page.evaluate("document.querySelector('#valleys img')?.naturalWidth"):
             page.wait_for_timeout(100)
         picture(page, "running")
         page.click("button:has-text('Stop')")
-        page.wait_for_selector("#standing .stopped", timeout=60_000)
+        page.wait_for_selector("#run_status .stopped", timeout=60_000)
         picture(page, "stopped")
         page.click("button:has-text('Resume')")
-        page.wait_for_selector("#standing .completed", timeout=120_000)
+        page.wait_for_selector("#run_status .completed", timeout=120_000)
         page.wait_for_selector("#valleys >> text=Of 12 results", timeout=60_000)
         page.reload()
         before = page.input_value("#budget")
@@ -102,7 +102,7 @@ def test_the_whole_story(browser: Browser, tmp_path: Path) -> None:
         for _ in range(3):
             page.keyboard.press("ArrowRight")
         page.wait_for_selector("#prediction >> text=/N = .* \\[/")
-        assert page.input_value("#budget") != before and "times beyond the data" in page.inner_text("#prediction")
+        assert page.input_value("#budget") != before and "x beyond the fitted budgets" in page.inner_text("#prediction")
         with page.expect_download() as fetched:
             page.click("text=Report")
         report = Path(fetched.value.path()).read_text()
@@ -138,7 +138,7 @@ def test_no_script_of_a_sweep_is_run(browser: Browser, tmp_path: Path) -> None:
         for payload in PAYLOADS:
             _fail(sweep, payload)
             Ledger(sweep.paths).record_event(key, payload, aloud=True)
-            served.parts.mirrors._kept.clear()
+            served.state.caches._kept.clear()
             for path in ("/sweeps/x", f"/sweeps/x/experiments/{key}"):
                 page.goto(served.url + path)
                 page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")

@@ -21,10 +21,10 @@ from flops_fit_ray.formatting import duration
 from flops_fit_ray.ledger import COLUMNS
 from flops_fit_ray.planning import Rates, plan_from_json, priced
 from flops_fit_ray.report import write_report
+from flops_fit_ray.report.facts import ADVICE, costs
 from flops_fit_ray.report.figures import draw_valleys, law_bands, to_png, to_svg, valley_curves
 from flops_fit_ray.report.figures.style import Drawing
-from flops_fit_ray.report.page import answer, render
-from flops_fit_ray.report.words import ADVICE, costs
+from flops_fit_ray.report.page import answer_sentence, render
 from flops_fit_ray.spec import FitSection
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import STATUSES, Sweep, open_sweep
@@ -73,7 +73,7 @@ def test_the_page_stands_alone(sweep: Sweep) -> None:
     assert all(target.startswith("#") for target in parser.fetched)
     assert "<script" not in page
     assert len(page) < 500_000
-    assert answer(sweep.analysis, "held-out loss") in page
+    assert answer_sentence(sweep.analysis, "held-out loss") in page
     assert "provisional" not in page
     for result in sweep.results:
         assert f"{result.loss:.4f}" in page
@@ -119,7 +119,7 @@ def test_markdown_and_summary_say_what_the_page_says(sweep: Sweep) -> None:
         local_path(sweep.paths.report_markdown).read_text(),
         json.loads(sweep.paths.summary.read_bytes()),
     )
-    said = answer(sweep.analysis, "held-out loss")
+    said = answer_sentence(sweep.analysis, "held-out loss")
     assert said in markdown and content["answer"] == said
     law = sweep.fit.params_opt
     assert law is not None and content["n_opt"]["exponent"] == law.exponent and law.formula in markdown
@@ -164,7 +164,7 @@ def test_notebooks_show_results_plans_and_figures(sweep: Sweep) -> None:
     shown = Result(sweep)._repr_html_()
     parser = Closed()
     parser.feed(shown)
-    assert parser.open == [] and "<svg" in shown and answer(sweep.analysis, "held-out loss") in shown
+    assert parser.open == [] and "<svg" in shown and answer_sentence(sweep.analysis, "held-out loss") in shown
     assert all(target.startswith("#") for target in parser.fetched) and "<script" not in shown
     plan = sweep.plan._repr_html_()
     assert "21 experiments" in plan and plan.count("<tr") == 22

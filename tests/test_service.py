@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import html.parser
 import io
@@ -9,8 +10,9 @@ import json
 import os
 import re
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import schemathesis
+from fastapi.sse import ServerSentEvent
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -29,6 +32,7 @@ from schemathesis.specs.openapi.checks import (
 from flops_fit_ray.analysis import json_value, predict, prediction_to_json
 from flops_fit_ray.engine.observer import LedgerObserver
 from flops_fit_ray.ledger import Failure, Ledger, Progress
+from flops_fit_ray.service.app_state import AppState
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.state.cache import SweepCache
 from flops_fit_ray.storage.atomic import read_json, write_json
@@ -229,15 +233,15 @@ def test_a_mirror_sees_what_changes(root: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("flops_fit_ray.service.state.cache.FRESH_SECONDS", -1.0)
     spec = reference_spec()
     sweep = make_sweep(tmp_path / "x", spec, reference_parts(spec), only=3)
-    mirror, ledger = SweepCache(sweep.paths), Ledger(sweep.paths)
-    first = mirror.now()
-    assert first.counts["completed"] == 3 and mirror.now().version == first.version
+    cache, ledger = SweepCache(sweep.paths), Ledger(sweep.paths)
+    first = cache.now()
+    assert first.counts["completed"] == 3 and cache.now().version == first.version
     key = _fail(sweep, "once")
-    failed = mirror.now()
+    failed = cache.now()
     assert failed.by_key[key]["status"] == "failed" and failed.version != first.version
     ledger.begin_attempt(key)
     ledger.retry(key)
-    open_again = mirror.now()
+    open_again = cache.now()
     assert open_again.by_key[key]["status"] in ("planned", "waiting") and open_again.version != failed.version
     e = sweep.plan.experiments[-1]
     alive = Progress(
@@ -245,15 +249,15 @@ def test_a_mirror_sees_what_changes(root: Path, tmp_path: Path, monkeypatch: pyt
         updated_at=time.time(), tokens_per_second=100.0,
     )  # fmt: skip
     write_json(sweep.paths.progress(key), {"schema_version": 1, **vars(replace(alive, train_loss=None))})
-    running = mirror.now()
+    running = cache.now()
     assert running.by_key[key]["status"] == "running" and running.counts["running"] == 1
     assert running.by_key[key]["share"] == pytest.approx(0.5, abs=0.01) and running.seconds_left is not None
     make_sweep(tmp_path / "x", spec, reference_parts(spec), only=5)
-    assert mirror.now().counts["completed"] == 5
+    assert cache.now().counts["completed"] == 5
     content = read_json(sweep.paths.plan)
     assert content is not None
     write_json(sweep.paths.plan, {**content, "experiments": content["experiments"][:-1], "name": "smaller"})
-    assert len(mirror.now().rows) == 20
+    assert len(cache.now().rows) == 20
 
 
 def test_events_tell_every_outcome_and_again_after_a_break(tmp_path: Path) -> None:
@@ -287,8 +291,40 @@ def test_events_tell_every_outcome_and_again_after_a_break(tmp_path: Path) -> No
         assert kind == "outcome" and content["key"] in {e.key for e in sweep.plan.experiments[:8]}
 
 
+def test_an_event_stream_keeps_alive_is_not_stored_and_ends_with_its_client(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    async def endless(state: AppState) -> AsyncIterator[ServerSentEvent]:
+        try:
+            yield ServerSentEvent(event="sweeps", id="7", data={"share": 0.5})
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.05)
+    monkeypatch.setattr("flops_fit_ray.service.rest.server.sweeps_events", endless)
+    with served.client.request("GET", "/events") as lines:
+        assert lines.headers["content-type"].startswith("text/event-stream")
+        assert (lines.headers["cache-control"], lines.headers["x-accel-buffering"]) == ("no-store", "no")
+        event = [lines.readline() for _ in range(4)]
+        assert event == [b"event: sweeps\n", b'data: {"share": 0.5}\n', b"id: 7\n", b"\n"]
+        assert lines.readline().startswith(b": ")
+    assert ended.wait(30)
+    with pytest.raises(ServiceError) as caught:
+        next(served.client.events("nothing"))
+    assert caught.value.status == 404
+
+
+def test_the_first_line_of_a_stream_says_when_to_come_again(served: Served) -> None:
+    for path in ("/events", "/sweeps/whole/events"):
+        with served.client.request("GET", path) as lines:
+            assert lines.readline() == b"retry: 2000\n"
+
+
 def test_a_fit_survives_the_death_of_its_process(served: Served) -> None:
-    work = served.parts.work
+    work = served.state.fit_worker
     assert served.client.ask("GET", "/sweeps/whole/predict?budget=1e6")["params"] > 0
     assert work._pool is not None
     (pid,) = work._pool._processes
@@ -345,9 +381,9 @@ def test_pages_say_it_without_a_script_and_to_everybody(served: Served) -> None:
         assert "style" not in tags
     failed = text_of(served, "/sweeps/partial")
     assert "&lt;b&gt;step&lt;/b&gt; 3" in failed and "12 completed" in failed and 'value="Resume' not in failed
-    assert "The first fit is being made" not in text_of(served, "/sweeps/whole")
+    assert "The first fit is running" not in text_of(served, "/sweeps/whole")
     assert re.search(r"N = [\d.]+k? \[", text_of(served, "/sweeps/whole?budget=1e7"))
-    assert "is no number of FLOPs" in text_of(served, "/sweeps/whole?budget=much")
+    assert "is not a number of FLOPs" in text_of(served, "/sweeps/whole?budget=much")
     down = text_of(served, "/sweeps/partial?sort=loss&down=1")
     assert 'aria-sort="descending"' in down
     assert "1 to 1 of 1" in text_of(served, "/sweeps/partial?status=failed")
@@ -364,7 +400,7 @@ def test_nothing_that_is_shown_is_run(tmp_path: Path) -> None:
         for payload in PAYLOADS:
             _fail(sweep, payload)
             Ledger(sweep.paths).record_event(key, payload, aloud=True)
-            served.parts.mirrors._kept.clear()
+            served.state.caches._kept.clear()
             for path in ("/sweeps/x", f"/sweeps/x/experiments/{key}", "/sweeps/x?status=" + "%3Cscript%3E"):
                 outline = Outline(text_of(served, path))
                 tags = {tag for tag, _ in outline.tags}

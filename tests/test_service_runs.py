@@ -17,10 +17,10 @@ import pytest
 from flops_fit_ray.errors import EXIT_INTERRUPTED
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.service.client import ServiceError
-from flops_fit_ray.service.http.refusal import Refusal
+from flops_fit_ray.service.http.errors import RequestError
 from flops_fit_ray.service.paths import ServicePaths
-from flops_fit_ray.service.runs.launch import SAME_START_TICKS, LocalRuns, Look, tail
-from flops_fit_ray.service.runs.queue import More, Runs
+from flops_fit_ray.service.runs.launch import SAME_START_TICKS, LocalLauncher, ProcessState, tail
+from flops_fit_ray.service.runs.queue import Additions, Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.runs.supervisor import start_ticks
 from flops_fit_ray.service.state.views import state_of
@@ -49,10 +49,10 @@ def code(tmp_path: Path) -> Path:
 def runs(tmp_path: Path, code: Path) -> Iterator[Runs]:
     """All of it but the server; nothing is handed over by itself."""
     paths = ServicePaths(tmp_path / "runs")
-    launcher = LocalRuns(paths)
-    yield Runs(paths, Specs(paths, [code]), launcher, at_once=1, most_waiting=3)
-    for keeper in launcher._keepers:
-        keeper.wait(30)
+    launcher = LocalLauncher(paths)
+    yield Runs(paths, Specs(paths, [code]), launcher, at_once=1, max_queued=3)
+    for supervisor in launcher._supervisors:
+        supervisor.wait(30)
 
 
 def ask(runs: Runs, code: Path, name: str, key: str | None = None) -> str:
@@ -88,16 +88,16 @@ def test_twenty_starts_at_once_with_one_key_are_one_run(tmp_path: Path, code: Pa
 
         with ThreadPoolExecutor(20) as pool:
             assert set(pool.map(start, range(20))) == {"chaos"}
-        assert served.parts.runs.paths.num_starts("chaos") == 1
+        assert served.state.runs.paths.num_starts("chaos") == 1
         assert [s["name"] for s in served.client.pages("/sweeps")] == ["chaos"]
         assert served.client.sweep("chaos")["state"] == "queued"
         with pytest.raises(ServiceError, match="was used for another request"):
             served.client.start(text, key="the same", name="another")
-        with pytest.raises(ServiceError, match="chaos is there already"):
+        with pytest.raises(ServiceError, match="chaos exists already"):
             served.client.start(text, key="a new one")
     with serving(tmp_path / "runs", (code,), at_once=0) as served:  # a service that was started again knows as much
         assert served.client.start(text, key="the same") == "chaos"
-        assert served.parts.runs.paths.num_starts("chaos") == 1
+        assert served.state.runs.paths.num_starts("chaos") == 1
 
 
 def test_a_key_whose_service_died_in_between_is_gone_on_with(runs: Runs, code: Path) -> None:
@@ -110,25 +110,25 @@ def test_the_queue_has_an_end_and_an_order(runs: Runs, code: Path) -> None:
     for name in ("b", "a", "c"):
         ask(runs, code, name)
         naps(runs, name)
-    with pytest.raises(Refusal, match="3 runs wait already"):
+    with pytest.raises(RequestError, match=r"the queue is full \(3 runs\)"):
         ask(runs, code, "d")
-    assert [s.start.sweep for s in runs.open()] == ["b", "a", "c"]
-    runs.pump()
-    runs.pump()
-    phases = {s.start.sweep: s.phase for s in runs.open()}
+    assert [s.run.sweep for s in runs.open()] == ["b", "a", "c"]
+    runs.start_waiting()
+    runs.start_waiting()
+    phases = {s.run.sweep: s.phase for s in runs.open()}
     assert phases == {"b": "running", "a": "queued", "c": "queued"}  # one at a time
     runs.stop("a")
     gone = runs.last("a")
-    assert gone is not None and gone.phase == "ended" and gone.words == "it was stopped while it waited"
+    assert gone is not None and gone.phase == "ended" and gone.message == "it was stopped while queued"
     assert state_of(gone, None, None) == "stopped"
     until(lambda: runs.log("b") == b"napping\n")
     assert runs.stop("b").phase in ("stopping", "ended")
     until(lambda: getattr(runs.last("b"), "phase", "") == "ended")
     assert getattr(runs.last("b"), "exit_code", None) == EXIT_INTERRUPTED
-    with pytest.raises(Refusal, match="is not running"):
+    with pytest.raises(RequestError, match="is not running"):
         runs.stop("b")
-    runs.pump()
-    assert [(s.start.sweep, s.phase) for s in runs.open()] == [("c", "running")]
+    runs.start_waiting()
+    assert [(s.run.sweep, s.phase) for s in runs.open()] == [("c", "running")]
     runs.stop("c")  # before it can be there to hear it
     until(lambda: getattr(runs.last("c"), "phase", "") == "ended")
     assert state_of(runs.last("c"), None, None) == "stopped"
@@ -137,10 +137,10 @@ def test_the_queue_has_an_end_and_an_order(runs: Runs, code: Path) -> None:
 def test_a_run_outlives_its_service_and_its_end_is_known(runs: Runs, code: Path) -> None:
     ask(runs, code, "one")
     naps(runs, "one")
-    runs.pump()
+    runs.start_waiting()
     place = runs.paths.start("one", 1)
     until(place.process.exists)
-    again = Runs(runs.paths, Specs(runs.paths, [code]), LocalRuns(runs.paths))  # another service, that knows nothing
+    again = Runs(runs.paths, Specs(runs.paths, [code]), LocalLauncher(runs.paths))  # after a restart
     assert getattr(again.last("one"), "phase", "") == "running"
     process = read_json(place.process)
     assert process is not None
@@ -152,34 +152,34 @@ def test_a_run_outlives_its_service_and_its_end_is_known(runs: Runs, code: Path)
 
 
 def test_another_process_of_the_same_number_is_not_taken_for_a_run(tmp_path: Path) -> None:
-    launcher, paths = LocalRuns(ServicePaths(tmp_path)), ServicePaths(tmp_path).start("one", 1)
+    launcher, paths = LocalLauncher(ServicePaths(tmp_path)), ServicePaths(tmp_path).start("one", 1)
     mine, long_ago = os.getpid(), 1
     began = start_ticks(mine)
     assert began is not None and abs(began - long_ago) > SAME_START_TICKS
     write_json(paths.begun, {"at": time.time()})
     write_json(paths.process, {"pid": mine, "born": long_ago, "keeper": mine, "keeper_born": long_ago})
-    assert launcher.look(paths) == Look(runs=False, words="its process is gone")
+    assert launcher.poll(paths) == ProcessState(runs=False, message="its process was killed; resume it")
     launcher.stop(paths)  # which would have ended this test
     write_json(paths.begun, {"at": time.time() - 3600})
     paths.process.unlink()
-    assert launcher.look(paths) == Look(runs=False, words="it never began")
+    assert launcher.poll(paths) == ProcessState(runs=False, message="its process did not start; resume it")
 
 
 def test_a_sweep_of_somebody_else_is_shown_and_not_touched(runs: Runs, tmp_path: Path) -> None:
     spec = reference_spec()
     make_sweep(runs.paths.root / "mine", spec, reference_parts(spec), only=2)
     assert runs.last("mine") is None
-    with pytest.raises(Refusal, match="is not running"):
+    with pytest.raises(RequestError, match="is not running"):
         runs.stop("mine")
     with Ledger(runs.paths.sweep("mine")).writer():
-        with pytest.raises(Refusal, match="it was not started here, so stop it there"):
+        with pytest.raises(RequestError, match="it was not started here, so stop it there"):
             runs.stop("mine")
-        with pytest.raises(Refusal, match="it was not started here"):
-            runs.go_on("mine", More(), RunLimits())
-    with pytest.raises(Refusal, match="was run from Python"):
-        runs.go_on("mine", More(), RunLimits())
-    with pytest.raises(Refusal, match="no such sweep"):
-        runs.go_on("nothing", More(), RunLimits())
+        with pytest.raises(RequestError, match="it was not started here, so wait until it ends there"):
+            runs.resume("mine", Additions(), RunLimits())
+    with pytest.raises(RequestError, match="was run from Python"):
+        runs.resume("mine", Additions(), RunLimits())
+    with pytest.raises(RequestError, match="no such sweep"):
+        runs.resume("nothing", Additions(), RunLimits())
 
 
 def test_code_that_is_not_allowed_any_more_is_not_gone_on_with(runs: Runs, tmp_path: Path) -> None:
@@ -190,10 +190,10 @@ def test_code_that_is_not_allowed_any_more_is_not_gone_on_with(runs: Runs, tmp_p
     assert content is not None
     write_json(sweep.paths.plan, {**content, "base": str(tmp_path)})
     with serving(runs.paths.root, (tmp_path / "code",), at_once=0) as served:
-        with pytest.raises(ServiceError, match="none of the directories that this service runs code of") as caught:
+        with pytest.raises(ServiceError, match="is not in the --code directories of this service") as caught:
             served.client.act("mine", "resume")
         assert caught.value.status == 422
-        with pytest.raises(ServiceError, match="none of the directories"):
+        with pytest.raises(ServiceError, match="is not in the --code directories"):
             served.client.act("mine", "extend", budgets=[1e8])
 
 
@@ -210,9 +210,9 @@ def test_serve_refuses_what_cannot_be(tmp_path: Path, code: Path, capsys: pytest
     service = ServiceProcess(tmp_path / "runs", code)
     try:
         assert call("serve", "--root", tmp_path / "runs", "--port", str(service.port)) == 2
-        assert "another service looks after it" in capsys.readouterr().err
+        assert "another service serves it" in capsys.readouterr().err
         assert call("serve", "--root", tmp_path / "other", "--port", str(service.port)) == 2
-        assert "take another --host or --port" in capsys.readouterr().err
+        assert "give another --host or --port" in capsys.readouterr().err
         assert call("serve", "--root", tmp_path / "third", "--address", "http://127.0.0.1:9") == 2
         assert "nobody answers" in capsys.readouterr().err
         (tmp_path / "file").touch()

@@ -75,7 +75,7 @@ def serve(
         raise DirectoryError(f"{root}: cannot be written: {e.strerror}; choose another --root") from e
     settings = Settings(
         root=root.resolve(), code=tuple(c.resolve() for c in code), host=host, port=port, names=names,
-        address=address, at_once=at_once, most_waiting=queue,
+        address=address, at_once=at_once, max_queued=queue,
     )  # fmt: skip
     try:
         run(settings, click.echo)

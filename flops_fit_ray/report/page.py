@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import Analysis, Interval, laws_to_json, n_opt_to_json, predict, prediction_to_json
+from flops_fit_ray.report.facts import ADVICE, costs, provenance
 from flops_fit_ray.report.figures import draw_valleys, for_page, to_svg, valley_curves
-from flops_fit_ray.report.words import ADVICE, costs, provenance
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 from flops_fit_ray.sweep.directory import Sweep
@@ -22,7 +22,7 @@ from flops_fit_ray.tables import Table
 MAX_VALLEYS, MAX_ROWS, MAX_FAILURES = 40, 250, 60  # rows; a page of 10,000 experiments must open, too
 
 
-def answer(analysis: Analysis, loss_name: str) -> str:
+def answer_sentence(analysis: Analysis, loss_name: str) -> str:
     """The answer in one sentence, at the largest budget that has an optimum, or at the largest C of a surface."""
     fit = analysis.fit
     if fit.problem and (fit.default != "valley" or not fit.optima):
@@ -76,7 +76,7 @@ def render_short(sweep: Sweep) -> str:
     return _environment().get_template("short.html.j2").render(**_of_sweep(sweep, (), {"valleys": drawn}))
 
 
-def summary(sweep: Sweep) -> dict[str, Any]:
+def summary_to_json(sweep: Sweep) -> dict[str, Any]:
     """The report for programs: the answer with its intervals, how far the sweep is, and what it took."""
     fit = sweep.fit
     return {
@@ -116,7 +116,7 @@ def render_table(
         .render(
             **_of_fit(analysis, card, figures, "loss"),
             table=table,
-            answer=answer(analysis, "loss"),
+            answer=answer_sentence(analysis, "loss"),
             warnings=[*map(str, table.flags), *_shown(analysis, ())],
             command=command,
         )
@@ -124,7 +124,7 @@ def render_table(
 
 
 def _answer(sweep: Sweep) -> str:
-    return _one_run(sweep) or answer(sweep.analysis, sweep.loss_name)
+    return _one_run(sweep) or answer_sentence(sweep.analysis, sweep.loss_name)
 
 
 def _of_sweep(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]) -> dict[str, Any]:

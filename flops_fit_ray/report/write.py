@@ -26,7 +26,7 @@ from flops_fit_ray.report.figures import (
     training_curves,
     valley_curves,
 )
-from flops_fit_ray.report.page import render, render_markdown, render_table, summary
+from flops_fit_ray.report.page import render, render_markdown, render_table, summary_to_json
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import ReportPaths
 from flops_fit_ray.storage.storage_path import StoragePath
@@ -48,7 +48,7 @@ def write_report(sweep: Sweep) -> StoragePath:
     drawn = _write_figures(sweep.paths, sweep.analysis, sweep.curves, sweep.loss_name, sweep.replaced_points)
     write_bytes(sweep.paths.report, render(sweep, card, drawn).encode())
     write_bytes(sweep.paths.report_markdown, render_markdown(sweep, card, drawn).encode())
-    write_json(sweep.paths.summary, summary(sweep))
+    write_json(sweep.paths.summary, summary_to_json(sweep))
     return sweep.paths.report
 
 

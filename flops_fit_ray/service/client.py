@@ -1,4 +1,4 @@
-"""A client of the service in the standard library alone: `Client("http://127.0.0.1:8400", token)`."""
+"""Client of the service, in the standard library alone: `Client("http://127.0.0.1:8400", token)`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from urllib.request import Request, urlopen
 
 from flops_fit_ray.errors import FlopsFitError
 
-OVER = ("stopped", "completed", "failed")
+ENDED = ("stopped", "completed", "failed")
 
 
 class ServiceError(FlopsFitError):
-    """The service refused a request. `status` is HTTP's, `faults` one line per fault."""
+    """The service answered with an error. `status` is the HTTP status, `faults` has one line per fault."""
 
-    def __init__(self, status: int, words: str, faults: list[str]) -> None:
-        super().__init__(f"{status}: {words}")
+    def __init__(self, status: int, message: str, faults: list[str]) -> None:
+        super().__init__(f"{status}: {message}")
         self.status, self.faults = status, faults
 
 
 class Client:
-    """One service. Every method raises ServiceError where it is refused, and OSError where nobody answers.
+    """Client of one service. All methods raise ServiceError on an error status, and OSError without a connection.
 
     Args:
-        token: what stands in ROOT/.service/token, or the path of that file.
+        token: the content of ROOT/.service/token, or the path of that file.
     """
 
     def __init__(self, url: str, token: str | Path, *, timeout: float = 150.0) -> None:
@@ -39,7 +39,7 @@ class Client:
         self._token = token.read_text().strip() if isinstance(token, Path) else token
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> HTTPResponse:
-        """Any route; the response is a file of bytes."""
+        """Request any route of the API; the response is a file of bytes."""
         content = None if body is None else json.dumps(body).encode()
         every = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json", **headers}
         asked = Request(self._url + path, content, every, method=method)  # noqa: S310 - the owner's own address
@@ -48,17 +48,17 @@ class Client:
         except HTTPError as e:
             with e:
                 raw = e.read()
-            said: dict[str, Any] = json.loads(raw) if raw.startswith(b"{") else {"error": e.reason}
-            raise ServiceError(e.code, said["error"], said.get("faults", [])) from None
+            problem: dict[str, Any] = json.loads(raw) if raw.startswith(b"{") else {"error": e.reason}
+            raise ServiceError(e.code, problem["error"], problem.get("faults", [])) from None
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
-        """The same for a route that answers in JSON."""
+        """Request a route and return its JSON; None if the answer is empty."""
         with self.request(method, path, body, **headers) as answer:
             raw = answer.read()
         return json.loads(raw) if raw else None
 
     def pages(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
-        """All items of a list, page after page."""
+        """Yield all items of a paged list."""
         offset: int | None = 0
         while offset is not None:
             page = self.ask("GET", f"{path}?{urlencode({**query, 'offset': offset, 'limit': 1000})}")
@@ -66,34 +66,34 @@ class Client:
             offset = page["next"]
 
     def validate(self, text: str, code: str | None = None) -> dict[str, Any]:
-        """What a spec would run and cost, or its faults; nothing is kept."""
+        """Return the plan and price of a spec, or its faults; nothing is stored."""
         return dict(self.ask("POST", "/specs/validate", {"text": text, "code": code}))
 
     def start(
         self, text: str, *, code: str | None = None, name: str | None = None, key: str | None = None, **limits: Any
     ) -> str:
-        """Start a sweep and return its name. The same key never starts a second one; by default each call is new."""
+        """Start a sweep and return its name. The same key never starts a second one; without a key each call does."""
         spec = self.ask("POST", "/specs", {"text": text, "code": code})
         body = {"spec": spec["id"], "name": name, **limits}
         return str(self.ask("POST", "/sweeps", body, **{"Idempotency-Key": key or uuid.uuid4().hex})["name"])
 
     def sweep(self, name: str) -> dict[str, Any]:
-        """How it stands."""
+        """Return the state and progress of a sweep."""
         return dict(self.ask("GET", f"/sweeps/{quote(name)}"))
 
     def act(self, name: str, what: str, **more: Any) -> dict[str, Any]:
-        """stop, resume, or extend with budgets, sizes or seeds."""
+        """Stop or resume a sweep, or extend it with budgets, sizes or seeds."""
         return dict(self.ask("POST", f"/sweeps/{quote(name)}/{what}", more or ({} if what == "extend" else None)))
 
     def wait(self, name: str, seconds: float = 3600.0) -> dict[str, Any]:
-        """Until it is over, one way or another, or the time is."""
-        until = time.monotonic() + seconds
-        while (found := self.sweep(name))["state"] not in OVER and time.monotonic() < until:
+        """Wait until the sweep is stopped, completed or failed, or the time is over, and return its state."""
+        deadline = time.monotonic() + seconds
+        while (found := self.sweep(name))["state"] not in ENDED and time.monotonic() < deadline:
             time.sleep(0.5)
         return found
 
     def events(self, name: str, since: str | None = None) -> Iterator[tuple[str, str | None, Any]]:
-        """Kind, id and content of what happens, for as long as the service lives; go on later with the last id."""
+        """Yield kind, id and content of each event until the connection ends; `since`: the id of the last one seen."""
         path, headers = f"/sweeps/{quote(name)}/events", {} if since is None else {"Last-Event-ID": since}
         with self.request("GET", path, **headers) as lines:
             event: dict[str, str] = {}
@@ -107,7 +107,7 @@ class Client:
                 event = {}
 
     def download(self, name: str, checkpoint_id: str, to: Path) -> Path:
-        """Fetch a checkpoint, and make sure that it is whole."""
+        """Download a checkpoint and check its sha256."""
         path = f"/sweeps/{quote(name)}/checkpoints/{quote(checkpoint_id)}"
         wanted, digest = self.ask("GET", path)["sha256"], hashlib.sha256()
         with self.request("GET", f"{path}/file") as answer, to.open("wb") as file:
@@ -115,5 +115,5 @@ class Client:
                 digest.update(chunk)
                 file.write(chunk)
         if digest.hexdigest() != wanted:
-            raise OSError(f"{to}: sha256 is {digest.hexdigest()}, and should be {wanted}; fetch it again")
+            raise OSError(f"{to}: sha256 is {digest.hexdigest()}, but should be {wanted}; download it again")
         return to

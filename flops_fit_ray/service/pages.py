@@ -1,4 +1,4 @@
-"""The pages, made on the server: complete without any script, which only keeps them up to date."""
+"""Pages of the service, rendered on the server. They are complete without the script, which only refreshes them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.service.app_state import AppState, app_state_of, faulty
-from flops_fit_ray.service.http.guard import Key
+from flops_fit_ray.service.http.errors import RequestError
+from flops_fit_ray.service.http.guard import Credentials
 from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.http.redact import redacted, redacted_values
-from flops_fit_ray.service.http.refusal import Refusal
-from flops_fit_ray.service.runs.queue import More
+from flops_fit_ray.service.runs.queue import Additions
 from flops_fit_ray.service.state import views
-from flops_fit_ray.service.state.cache import Reading
+from flops_fit_ray.service.state.cache import Snapshot
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.sweep.run_limits import RunLimits
 
-ROWS = 50
+ROWS = 50  # experiments of a page
 MAX_FAILURES = 20
 PREDICT_SECONDS = 60.0
-HEADS = (
+TABLE_COLUMNS = (
     ("budget", "C"), ("size", "size"), ("params", "N"), ("tokens", "D"), ("role", "role"), ("status", "status"),
-    ("share", "done"), ("loss", "loss"), ("seconds", "time"), ("attempts", "starts"),
+    ("share", "done"), ("loss", "loss"), ("seconds", "time"), ("attempts", "attempts"),
 )  # fmt: skip
 
 pages = APIRouter(include_in_schema=False)
@@ -37,36 +37,36 @@ pages = APIRouter(include_in_schema=False)
 
 @pages.get("/", response_class=HTMLResponse)
 def index(request: Request) -> str:
-    """All sweeps."""
-    parts = app_state_of(request)
-    sweeps = parts.sweeps()
-    return page("index.html.j2", sweeps=sweeps, server=parts.server(sweeps), specs=parts.specs.all()[:20])
+    """Show all sweeps."""
+    state = app_state_of(request)
+    sweeps = state.sweeps()
+    return page("index.html.j2", sweeps=sweeps, server=state.server(sweeps), specs=state.specs.all()[:20])
 
 
 @pages.get("/login", response_class=HTMLResponse)
 def login_form() -> str:
-    """Asks for the token."""
+    """Show the form for the token."""
     return page("login.html.j2", wrong=False)
 
 
 @pages.post("/login")
 async def login(request: Request) -> Response:
-    """Takes the token, and leaves a cookie that only stands for it."""
-    key: Key = request.app.state.key
+    """Check the token and set the session cookie, which does not contain it."""
+    key: Credentials = request.app.state.key
     if not key.is_token((await _form(request)).get("token", "").strip()):
         return HTMLResponse(page("login.html.j2", wrong=True), status_code=HTTPStatus.FORBIDDEN)
-    answer = RedirectResponse("/", HTTPStatus.SEE_OTHER)
+    response = RedirectResponse("/", HTTPStatus.SEE_OTHER)
     secure = request.url.scheme == "https"
-    answer.set_cookie(key.cookie, key.session, httponly=True, samesite="strict", secure=secure, path="/")
-    return answer
+    response.set_cookie(key.cookie, key.session, httponly=True, samesite="strict", secure=secure, path="/")
+    return response
 
 
 @pages.post("/logout")
 def logout(request: Request) -> Response:
-    """Forgets it."""
-    answer = RedirectResponse("/login", HTTPStatus.SEE_OTHER)
-    answer.delete_cookie(request.app.state.key.cookie, path="/")
-    return answer
+    """Delete the session cookie."""
+    response = RedirectResponse("/login", HTTPStatus.SEE_OTHER)
+    response.delete_cookie(request.app.state.key.cookie, path="/")
+    return response
 
 
 @pages.get("/sweeps/{name}", response_class=HTMLResponse)
@@ -79,23 +79,28 @@ async def sweep(
     offset: Annotated[int, Query(ge=0)] = 0,
     budget: Annotated[str, Query(max_length=40)] = "",
 ) -> str:
-    """One sweep: how it stands, its valleys, its experiments, its failures."""
-    parts = app_state_of(request)
-    reading = await asyncio.to_thread(parts.mirrors.now, name)
+    """Show one sweep: its state, valleys, devices, experiments and failures."""
+    state = app_state_of(request)
+    snapshot = await asyncio.to_thread(state.caches.now, name)
     query = {
         "status": status or None,
         "sort": sort if sort in views.SORTS else None,
         "down": down or None,
         "budget": budget or None,
     }
-    prediction = await _prediction(parts, reading, budget)
-    return await asyncio.to_thread(_sweep, parts, name, reading, query, offset, prediction)
+    prediction = await _prediction(state, snapshot, budget)
+    return await asyncio.to_thread(_sweep, state, name, snapshot, query, offset, prediction)
 
 
 def _sweep(
-    parts: AppState, name: str, reading: Reading | None, query: dict[str, Any], offset: int, prediction: dict[str, Any]
+    state: AppState,
+    name: str,
+    snapshot: Snapshot | None,
+    query: dict[str, Any],
+    offset: int,
+    prediction: dict[str, Any],
 ) -> str:
-    short = None if reading is None else _short(parts, reading)
+    short = None if snapshot is None else _short(state, snapshot)
 
     def link(**changed: Any) -> str:
         merged = {k: v for k, v in {**query, **changed}.items() if v is not None}
@@ -103,55 +108,55 @@ def _sweep(
 
     return page(
         "sweep.html.j2",
-        view=parts.view(name),
-        reading=reading,
+        view=state.view(name),
+        snapshot=snapshot,
         short=short,
-        stale=_is_stale(reading, short),
-        listed=None if reading is None else _listed(reading, query, offset),
+        stale=_is_stale(snapshot, short),
+        listed=None if snapshot is None else _listed(snapshot, query, offset),
         query=query,
-        heads=HEADS,
+        heads=TABLE_COLUMNS,
         sorts=views.SORTS,
         link=link,
-        failures=[] if reading is None else _failures(reading),
-        devices=[] if reading is None else views.devices_of(reading),
+        failures=[] if snapshot is None else _failures(snapshot),
+        devices=[] if snapshot is None else views.devices_of(snapshot),
         prediction=prediction,
-        spec_text="" if reading is None else redacted(dump_spec(reading.sweep.spec)),
-        log=views.log_text(parts.runs.log(name), views.LOG_LINES),
+        spec_text="" if snapshot is None else redacted(dump_spec(snapshot.sweep.spec)),
+        log=views.log_text(state.runs.log(name), views.LOG_LINES),
     )
 
 
 @pages.get("/sweeps/{name}/experiments/{key}", response_class=HTMLResponse)
 def experiment(request: Request, name: str, key: str) -> str:
-    """One experiment."""
-    parts = app_state_of(request)
-    reading = parts.reading(name)
-    found = views.experiment_view(reading, key)
-    stamp = views.changed(reading.sweep.paths.curve(key))
+    """Show one experiment."""
+    state = app_state_of(request)
+    snapshot = state.snapshot(name)
+    found = views.experiment_view(snapshot, key)
+    stamp = views.changed(snapshot.sweep.paths.curve(key))
     return page("experiment.html.j2", name=name, e=found, drawn=stamp is not None, stamp=stamp)
 
 
 @pages.post("/sweeps/{name}/stop")
 def stop(request: Request, name: str) -> Response:
-    """The button."""
+    """Stop a sweep."""
     app_state_of(request).runs.stop(name)
     return _to(name)
 
 
 @pages.post("/sweeps/{name}/resume")
 def resume(request: Request, name: str) -> Response:
-    """The button."""
-    return _go_on(app_state_of(request), name, More())
+    """Resume a sweep."""
+    return _resume(app_state_of(request), name, Additions())
 
 
 @pages.post("/sweeps/{name}/extend")
 async def extend(request: Request, name: str) -> Response:
-    """The button beside what is to be added."""
-    return await asyncio.to_thread(_go_on, app_state_of(request), name, _more(await _form(request)))
+    """Extend a sweep by the fields of the form."""
+    return await asyncio.to_thread(_resume, app_state_of(request), name, _additions(await _form(request)))
 
 
-def _go_on(parts: AppState, name: str, more: More) -> Response:
-    parts.runs.go_on(name, more, RunLimits())
-    parts.runs.pump()
+def _resume(state: AppState, name: str, more: Additions) -> Response:
+    state.runs.resume(name, more, RunLimits())
+    state.runs.start_waiting()
     return _to(name)
 
 
@@ -161,37 +166,37 @@ def _to(name: str) -> Response:
 
 @pages.get("/new", response_class=HTMLResponse)
 def new(request: Request, spec: Annotated[str | None, Query(max_length=40)] = None) -> str:
-    """A form for a spec."""
-    parts = app_state_of(request)
-    known = None if spec is None else parts.specs.named(spec)
+    """Show the form for a new sweep."""
+    state = app_state_of(request)
+    known = None if spec is None else state.specs.named(spec)
     form = {} if known is None else {"text": known.text, "code": known.code}
-    return _new(parts, form, None)
+    return _new(state, form, None)
 
 
 @pages.post("/new")
 async def validated(request: Request) -> Response:
-    """Says what a spec would run and cost; the second button starts it."""
-    parts, form = app_state_of(request), await _form(request)
+    """Show plan and price of the spec in the form, or start it if the second button was pressed."""
+    state, form = app_state_of(request), await _form(request)
     text, code = form.get("text", "").replace("\r\n", "\n"), form.get("code") or None
     try:
         if form.get("do") == "start":
-            stored, _ = await asyncio.to_thread(parts.specs.create, text, code)
+            stored, _ = await asyncio.to_thread(state.specs.create, text, code)
             name, key = form.get("name") or None, form.get("key") or None
-            start, _ = await asyncio.to_thread(parts.runs.start, stored, name, RunLimits(), key)
-            await asyncio.to_thread(parts.runs.pump)
-            return RedirectResponse(f"/sweeps/{quote(start.sweep)}", HTTPStatus.SEE_OTHER)
-        price = await asyncio.to_thread(parts.price, text, code)
+            run, _ = await asyncio.to_thread(state.runs.start, stored, name, RunLimits(), key)
+            await asyncio.to_thread(state.runs.start_waiting)
+            return RedirectResponse(f"/sweeps/{quote(run.sweep)}", HTTPStatus.SEE_OTHER)
+        price = await asyncio.to_thread(state.price, text, code)
     except SpecError as e:
         price = faulty(e.faults)
-    except Refusal as e:
-        price = faulty([e.words])
+    except RequestError as e:
+        price = faulty([e.message])
     status = HTTPStatus.OK if price["valid"] else HTTPStatus.UNPROCESSABLE_ENTITY
-    return HTMLResponse(_new(parts, form, price), status_code=status)
+    return HTMLResponse(_new(state, form, price), status_code=status)
 
 
-def _new(parts: AppState, form: dict[str, str], price: dict[str, Any] | None) -> str:
+def _new(state: AppState, form: dict[str, str], price: dict[str, Any] | None) -> str:
     return page(
-        "new.html.j2", form=form, price=price, roots=list(map(str, parts.specs.roots)), key=secrets.token_hex(16)
+        "new.html.j2", form=form, price=price, roots=list(map(str, state.specs.roots)), key=secrets.token_hex(16)
     )
 
 
@@ -200,61 +205,61 @@ async def _form(request: Request) -> dict[str, str]:
     return {name: values[-1] for name, values in parse_qs(raw, keep_blank_values=True, max_num_fields=50).items()}
 
 
-def _more(form: dict[str, str]) -> More:
-    """What the form adds.
+def _additions(form: dict[str, str]) -> Additions:
+    """Return the additions in the form.
 
     Raises:
-        Refusal: a field holds no number.
+        RequestError: a field is no number.
     """
     try:
-        return More(
+        return Additions(
             budgets=tuple(float(word) for word in form.get("budgets", "").replace(",", " ").split()),
             sizes=tuple(int(word) for word in form.get("sizes", "").replace(",", " ").split()),
             seeds=int(form["seeds"]) if form.get("seeds") else None,
         )
     except ValueError as e:
-        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"{e}; give numbers, with spaces between them") from e
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{e}; give numbers separated by spaces") from e
 
 
-def _short(parts: AppState, reading: Reading) -> dict[str, Any] | None:
-    """The newest answer that is there; a newer one is being made."""
-    if not reading.sweep.results or reading.sweep.spec.is_one_run:
+def _short(state: AppState, snapshot: Snapshot) -> dict[str, Any] | None:
+    """Return the newest fit in the cache; a newer one may be in progress."""
+    if not snapshot.sweep.results or snapshot.sweep.spec.is_one_run:
         return None
-    found = parts.work.newest("short", reading.sweep.paths.root, reading.version)
+    found = state.fit_worker.newest("short", snapshot.sweep.paths.root, snapshot.version)
     return None if found is None else {**redacted_values(json.loads(found[1])), "version": found[0]}
 
 
-def _is_stale(reading: Reading | None, short: dict[str, Any] | None) -> bool:
-    """Whether a newer fit is on its way."""
-    if reading is None or not reading.sweep.results or reading.sweep.spec.is_one_run:
+def _is_stale(snapshot: Snapshot | None, short: dict[str, Any] | None) -> bool:
+    """Return True if a newer fit is in progress."""
+    if snapshot is None or not snapshot.sweep.results or snapshot.sweep.spec.is_one_run:
         return False
-    return short is None or short["results"] != len(reading.sweep.results)
+    return short is None or short["results"] != len(snapshot.sweep.results)
 
 
-def _listed(reading: Reading, query: dict[str, Any], offset: int) -> dict[str, Any]:
+def _listed(snapshot: Snapshot, query: dict[str, Any], offset: int) -> dict[str, Any]:
     rows = views.chosen(
-        reading, status=query["status"], budget=None, role=None, sort=query["sort"], down=bool(query["down"])
+        snapshot, status=query["status"], budget=None, role=None, sort=query["sort"], down=bool(query["down"])
     )
     return views.page_of(rows, offset, ROWS)
 
 
-def _failures(reading: Reading) -> list[dict[str, Any]]:
-    return [views.experiment_view(reading, failure.key) for failure in reading.sweep.failures[:MAX_FAILURES]]
+def _failures(snapshot: Snapshot) -> list[dict[str, Any]]:
+    return [views.experiment_view(snapshot, failure.key) for failure in snapshot.sweep.failures[:MAX_FAILURES]]
 
 
-async def _prediction(parts: AppState, reading: Reading | None, budget: str) -> dict[str, Any]:
-    """What the form of `predict` shows: the answer, or why there is none."""
-    if not budget or reading is None:
+async def _prediction(state: AppState, snapshot: Snapshot | None, budget: str) -> dict[str, Any]:
+    """Return the prediction for the form, or the reason why there is none."""
+    if not budget or snapshot is None:
         return {}
     try:
         c = float(budget)
     except ValueError:
-        return {"error": f"{budget!r} is no number of FLOPs"}
+        return {"error": f"{budget!r} is not a number of FLOPs; give e.g. 1e21"}
     try:
-        root = reading.sweep.paths.root
-        found = await parts.work.answer(PREDICT_SECONDS, "predict", root, reading.version, repr(c))
+        root = snapshot.sweep.paths.root
+        found = await state.fit_worker.answer(PREDICT_SECONDS, "predict", root, snapshot.version, repr(c))
         return dict(json.loads(found))
     except FitError as e:
         return {"error": str(e)}
     except TimeoutError:
-        return {"error": "the fit is still being made; ask again in a moment"}
+        return {"error": "the fit is still running; try again in a moment"}

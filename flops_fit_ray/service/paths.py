@@ -1,4 +1,4 @@
-"""The only speller of file names of the service."""
+"""File names of the service. No other module spells them."""
 
 from __future__ import annotations
 
@@ -10,91 +10,91 @@ from flops_fit_ray.storage.paths import SweepPaths
 
 @dataclass(frozen=True)
 class ServicePaths:
-    """What the service keeps beside the sweep directories of `root`, which is absolute."""
+    """Files of the service, in `root` (absolute) beside the sweep directories."""
 
     root: Path
 
     @property
     def home(self) -> Path:
-        """All of it."""
+        """Directory of all files of the service."""
         return self.root / ".service"
 
     @property
     def token(self) -> Path:
-        """What whoever asks must show; for the owner's eyes alone."""
+        """Token that requests must send; readable by its owner only."""
         return self.home / "token"
 
     @property
     def lock(self) -> Path:
-        """Held by the one service of this root."""
+        """Lock held by the one service of this root."""
         return self.home / "service.lock"
 
     @property
     def specs(self) -> Path:
-        """One file per spec, named by its id."""
+        """Directory with one file per spec, named by its id."""
         return self.home / "specs"
 
     def spec(self, spec_id: str) -> Path:
-        """A spec with the directory of its code."""
+        """File of a spec and the directory of its code."""
         return self.specs / f"{spec_id}.json"
 
     def key(self, digest: str) -> Path:
-        """What was asked for with one idempotency key."""
+        """Request that was made with an idempotency key."""
         return self.home / f"keys/{digest}.json"
 
     @property
     def started(self) -> Path:
-        """One directory per sweep that was started here."""
+        """Directory with one directory per sweep that was started here."""
         return self.home / "sweeps"
 
     def resolved(self, name: str) -> Path:
-        """The spec that a sweep was started with."""
+        """Spec that a sweep was started with."""
         return self.started / f"{name}/sweep.yaml"
 
     def log(self, name: str) -> Path:
-        """What its runs have said, one after the other."""
+        """Log of all its runs, one after the other."""
         return self.started / f"{name}/log.txt"
 
     def start(self, name: str, number: int) -> StartPaths:
-        """One of its runs, counted from 1."""
+        """Files of one of its runs, counted from 1."""
         return StartPaths(self.started / f"{name}/{number:04d}")
 
     def num_starts(self, name: str) -> int:
-        """How many there were."""
+        """Return the number of its runs."""
         return sum(1 for _ in (self.started / name).glob("[0-9][0-9][0-9][0-9]/asked.json"))
 
     def sweep(self, name: str) -> SweepPaths:
-        """The sweep directory itself."""
+        """Files of the sweep directory itself."""
         return SweepPaths(self.root / name)
 
 
 @dataclass(frozen=True)
 class StartPaths:
-    """One run of a sweep that the service was asked for. Each file is written once."""
+    """Files of one run of a sweep. Each is written once."""
 
     directory: Path
 
     @property
     def asked(self) -> Path:
-        """What is to be run; until the next file is there, it waits."""
+        """Request; without the next file, the run waits in the queue."""
         return self.directory / "asked.json"
 
     @property
     def begun(self) -> Path:
-        """That it was handed over, and to whom."""
+        """Note that it was launched, and as what."""
         return self.directory / "begun.json"
 
     @property
     def process(self) -> Path:
-        """The local process."""
+        """Pids of the local run and its supervisor."""
         return self.directory / "process.json"
 
     @property
     def stop(self) -> Path:
-        """That it was asked to end."""
+        """Note that a stop was requested."""
         return self.directory / "stop.json"
 
     @property
     def ended(self) -> Path:
-        """How it ended."""
+        """Exit code, once it has ended."""
         return self.directory / "ended.json"

@@ -1,1 +1,1 @@
-"""What stands between the service and whoever asks: tokens, names, redaction, pages, refusals."""
+"""HTTP parts of the service: the guard with its token, names in paths, redaction, templates, errors."""

@@ -1,6 +1,6 @@
-"""What every request passes before anything else: the right host, the token, a body of bearable size and speed.
+"""Middleware before all routes: checks host, token and origin, and limits size and time of the body.
 
-Plain ASGI, so that streams go through as they are.
+Plain ASGI, so that streams pass unbuffered.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 TOKEN_BYTES = 16  # 128 bits
 MAX_BODY = 2 * 1024 * 1024  # bytes; a spec has at most half of that
 BODY_SECONDS = 10.0
-DEEPEST = 64  # brackets inside of one another; JSON of ours has four
-NEVER = (b"%2f", b"%5c", b"%00")  # in a path: a name with a slash in it is none of ours
-SAFE = ("GET", "HEAD", "OPTIONS")
-OPEN = ("/api/v1/health", "/login", "/static/style.css", "/static/page.js", "/static/icon.svg")
+MAX_DEPTH = 64  # of brackets; requests of this API have four
+FORBIDDEN_IN_PATHS = (b"%2f", b"%5c", b"%00")  # no name contains a slash or null
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+PUBLIC_PATHS = ("/api/v1/health", "/login", "/static/style.css", "/static/page.js", "/static/icon.svg")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
@@ -49,10 +49,10 @@ HEADERS = {
 
 
 def token_of(paths: ServicePaths) -> str:
-    """The token of a root: the one that is there, else a new one, for the owner's eyes alone.
+    """Return the token of a root, made at the first call. Its file is readable by its owner only.
 
     Raises:
-        DirectoryError: the file cannot be written, or others could read it.
+        DirectoryError: the file cannot be written, or others can read it.
     """
     place = paths.token
     try:
@@ -62,21 +62,24 @@ def token_of(paths: ServicePaths) -> str:
             with os.fdopen(file, "w") as out:
                 out.write(secrets.token_hex(TOKEN_BYTES) + "\n")
         if place.is_symlink() or place.stat().st_mode & 0o077 or place.stat().st_uid != os.geteuid():
-            raise DirectoryError(f"{place}: others can read this token, or it is not yours; remove it, and start again")
+            raise DirectoryError(f"{place}: others can read this token, or own it; delete the file and start again")
         token = place.read_text().strip()
     except OSError as e:
         raise DirectoryError(f"{place}: cannot be written: {e.strerror}; choose another --root") from e
     if len(token) < 2 * TOKEN_BYTES:
-        raise DirectoryError(f"{place}: holds no token; remove it, and start again")
+        raise DirectoryError(f"{place}: contains no token; delete the file and start again")
     return token
 
 
-_WRONG = (HTTPStatus.FORBIDDEN, "the token is wrong; it stands in the file that the service named")
-_FOREIGN = (HTTPStatus.FORBIDDEN, "this comes from another page, or from none; a program sends the token")
+_WRONG_TOKEN = (HTTPStatus.FORBIDDEN, "the token is wrong; it is in the file that the service printed at its start")
+_WRONG_ORIGIN = (
+    HTTPStatus.FORBIDDEN,
+    "the request comes from another origin, or from none; programs must send `Authorization: Bearer TOKEN`",
+)
 
 
-class Key:
-    """The token, and what a browser keeps in its place."""
+class Credentials:
+    """The token, and the session cookie that stands for it in a browser."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
@@ -84,31 +87,31 @@ class Key:
         self.cookie = f"flops_fit_ray_{self.session[-8:]}"  # browsers share cookies among the ports of a host
 
     def is_token(self, given: str) -> bool:
-        """Whether it is the right one; how long that takes does not tell."""
+        """Return True if it is the token; compares in constant time."""
         return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token)
 
     def is_session(self, given: str) -> bool:
-        """The same for a cookie."""
+        """Return True if it is the session of the token; compares in constant time."""
         return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self.session.encode())
 
 
 class Guard:
-    """Around the whole application.
+    """Middleware around the whole application.
 
     Args:
-        hosts: names under which the service is reached, as browsers send them: `127.0.0.1:8400`.
+        hosts: values of the Host header that are accepted, e.g. `127.0.0.1:8400`.
     """
 
-    def __init__(self, app: ASGIApp, *, key: Key, hosts: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, *, key: Credentials, hosts: Iterable[str]) -> None:
         self._app, self._key = app, key
         self._hosts = frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection."""
+        """Check one request and pass it on, or answer with an error."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # there are no others
+        if scope["type"] != "http":  # a WebSocket; there are none
             await send({"type": "websocket.close", "code": 1008})
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -119,31 +122,33 @@ class Guard:
         with_headers = _with_headers(send)
         try:
             body = await asyncio.wait_for(_body(headers, receive), BODY_SECONDS)
-        except _TooMuchError as e:
+        except _BodyError as e:
             await self._refuse(scope, with_headers, e.status, str(e))
         except TimeoutError:
-            await self._refuse(scope, with_headers, HTTPStatus.REQUEST_TIMEOUT, f"no whole body in {BODY_SECONDS:g} s")
+            message = f"the body did not arrive within {BODY_SECONDS:g} s"
+            await self._refuse(scope, with_headers, HTTPStatus.REQUEST_TIMEOUT, message)
         else:
             await self._app(scope, _replayed(body, receive), with_headers)
 
     def _refused(self, scope: Scope, headers: Mapping[str, str]) -> tuple[HTTPStatus, str] | None:
         if headers.get("host", "").lower() not in self._hosts:
-            return HTTPStatus.MISDIRECTED_REQUEST, "this service is not known by that name; see --name"
-        if any(code in scope.get("raw_path", b"").lower() for code in NEVER):
-            return HTTPStatus.NOT_FOUND, "no such place"
-        own = scope["method"] in SAFE or self._own_origin(headers)
+            return HTTPStatus.MISDIRECTED_REQUEST, "unknown host name; start the service with --name HOST[:PORT]"
+        if any(code in scope.get("raw_path", b"").lower() for code in FORBIDDEN_IN_PATHS):
+            return HTTPStatus.NOT_FOUND, "no such path"
+        own = scope["method"] in SAFE_METHODS or self._own_origin(headers)
         bearer = headers.get("authorization")
-        if scope["path"] in OPEN:
-            return None if own else _FOREIGN
-        if bearer is not None:  # no browser sends that by itself
+        if scope["path"] in PUBLIC_PATHS:
+            return None if own else _WRONG_ORIGIN
+        if bearer is not None:  # browsers do not send it by themselves, so no other page can forge the request
             kind, _, given = bearer.partition(" ")
-            return None if kind.lower() == "bearer" and self._key.is_token(given.strip()) else _WRONG
+            return None if kind.lower() == "bearer" and self._key.is_token(given.strip()) else _WRONG_TOKEN
         cookie = _cookie(headers.get("cookie", ""), self._key.cookie)
         if cookie is None:
-            return HTTPStatus.UNAUTHORIZED, "the token is missing; it stands in the file that the service named"
+            message = "the token is missing; send `Authorization: Bearer TOKEN`, from the file that the service printed"
+            return HTTPStatus.UNAUTHORIZED, message
         if not self._key.is_session(cookie):
-            return _WRONG
-        return None if own else _FOREIGN
+            return _WRONG_TOKEN
+        return None if own else _WRONG_ORIGIN
 
     def _own_origin(self, headers: Mapping[str, str]) -> bool:
         origin = headers.get("origin")
@@ -152,11 +157,11 @@ class Guard:
         parts = urlsplit(origin)
         return parts.scheme in ("http", "https") and parts.netloc.lower() in self._hosts
 
-    async def _refuse(self, scope: Scope, send: Send, status: HTTPStatus, words: str) -> None:
-        """JSON for programs; where a person comes without the token, the page that asks for it."""
-        content, kind = json.dumps({"error": words}).encode(), "application/json"
+    async def _refuse(self, scope: Scope, send: Send, status: HTTPStatus, message: str) -> None:
+        """Answer with JSON, or with the login page where a browser comes without the token."""
+        content, kind = json.dumps({"error": message}).encode(), "application/json"
         asks = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and not scope["path"].startswith("/api/")
-        if asks and scope["method"] in SAFE:
+        if asks and scope["method"] in SAFE_METHODS:
             content = page("login.html.j2", wrong=status == HTTPStatus.FORBIDDEN).encode()
             kind = "text/html; charset=utf-8"
         headers = {**HEADERS, "content-type": kind, "content-length": str(len(content)), "connection": "close"}
@@ -167,17 +172,21 @@ class Guard:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
 
 
-class _TooMuchError(Exception):
-    def __init__(self, status: HTTPStatus, words: str) -> None:
-        super().__init__(words)
+class _BodyError(Exception):
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
 async def _body(headers: Mapping[str, str], receive: Receive) -> bytes:
-    """All of it, and never more than is bearable."""
+    """Receive the whole body.
+
+    Raises:
+        _BodyError: it is longer than `MAX_BODY`, or its JSON is nested deeper than `MAX_DEPTH`.
+    """
     length = headers.get("content-length", "0")
     if not length.isdigit() or int(length) > MAX_BODY:
-        raise _TooMuchError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY} bytes")
+        raise _BodyError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have at most {MAX_BODY} bytes")
     parts, size, more = [], 0, True
     while more:
         message = await receive()
@@ -186,26 +195,26 @@ async def _body(headers: Mapping[str, str], receive: Receive) -> bytes:
         part, more = message.get("body", b""), message.get("more_body", False)
         size += len(part)
         if size > MAX_BODY:
-            raise _TooMuchError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY} bytes")
+            raise _BodyError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have at most {MAX_BODY} bytes")
         parts.append(part)
     body = b"".join(parts)
-    if "json" in headers.get("content-type", "") and _depth(body) > DEEPEST:
-        raise _TooMuchError(
-            HTTPStatus.UNPROCESSABLE_ENTITY, f"the body has more than {DEEPEST} brackets in one another"
+    if "json" in headers.get("content-type", "") and _depth(body) > MAX_DEPTH:
+        raise _BodyError(
+            HTTPStatus.UNPROCESSABLE_ENTITY, f"the body is nested deeper than the {MAX_DEPTH} levels allowed"
         )
     return body
 
 
 def _depth(body: bytes) -> int:
-    """How deep brackets lie in one another, at most; those in texts count as well, which only errs to the safe side."""
-    if body.count(b"[") + body.count(b"{") <= DEEPEST:
+    """Return the depth of brackets, at most `MAX_DEPTH` + 1. Counts those in strings too, which is safe."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return 0
     depth = deepest = 0
     for char in body:
         if char in b"[{":
             depth += 1
             deepest = max(deepest, depth)
-            if deepest > DEEPEST:
+            if deepest > MAX_DEPTH:
                 break
         elif char in b"]}":
             depth -= 1
@@ -218,7 +227,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     async def again() -> Message:
         nonlocal sent
         if sent:
-            return await receive()  # that the client has gone
+            return await receive()  # http.disconnect, when the client is gone
         sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
@@ -226,11 +235,14 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _with_headers(send: Send) -> Send:
+    """Add `HEADERS` to the response, which may set its own but for cache-control: nothing is ever stored."""
+
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            present = {name.lower() for name, _ in message["headers"]}
+            own = [(name, value) for name, value in message["headers"] if name.lower() != b"cache-control"]
+            present = {name.lower() for name, _ in own}
             missing = [(n.encode(), v.encode()) for n, v in HEADERS.items() if n.encode() not in present]
-            message = {**message, "headers": [*message["headers"], *missing]}
+            message = {**message, "headers": [*own, *missing]}
         await send(message)
 
     return sending

@@ -1,4 +1,4 @@
-"""Templates of the pages. Everything is escaped; nothing in them is a script or a style."""
+"""Templates of the pages. Values are escaped; scripts and styles are files of their own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _environment() -> jinja2.Environment:
         duration=fmt.duration,
         size=fmt.size,
         clock=fmt.local_time,
-        status=lambda word: STATUS_LABELS.get(word, word),
+        status=lambda status: STATUS_LABELS.get(status, status),
         percent=lambda share: f"{100 * share:.0f} %",
     )
     environment.globals["version"] = VERSION
@@ -37,5 +37,5 @@ def _environment() -> jinja2.Environment:
 
 
 def page(template: str, **values: Any) -> str:
-    """One page."""
+    """Render one page."""
     return _environment().get_template(template).render(**values)

@@ -1,4 +1,4 @@
-"""Names that come in from outside, and the places they stand for: by pattern, inside the root, never through a link."""
+"""Names in requests and their files: checked by pattern, inside the root, never through a symbolic link."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import stat
 from typing import BinaryIO
 
-from flops_fit_ray.service.http.refusal import not_found
+from flops_fit_ray.service.http.errors import not_found
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
@@ -19,10 +19,10 @@ CHECKPOINT = r"^[0-9a-f]{8,64}-(?:[ct][0-9]{1,10}|w)$"  # experiment; checkpoint
 
 
 def sweep_directory(paths: ServicePaths, name: str) -> SweepPaths:
-    """The directory of a sweep that may not be there yet.
+    """Return the directory of a sweep, which may not exist yet.
 
     Raises:
-        Refusal: this cannot be a sweep's name, or a link has it.
+        RequestError: this cannot be a sweep's name, or it is a symbolic link.
     """
     found = paths.sweep(name)
     if not is_sweep(name) or local_path(found.root).is_symlink():
@@ -31,10 +31,10 @@ def sweep_directory(paths: ServicePaths, name: str) -> SweepPaths:
 
 
 def opened(path: StoragePath, root: StoragePath, what: str) -> BinaryIO:
-    """A file below `root`, opened without following a link anywhere on the way.
+    """Open a file below `root` without following any symbolic link.
 
     Raises:
-        Refusal: there is none, or a link is on the way.
+        RequestError: there is no regular file, or a link is in its path.
     """
     try:
         here = os.open(local_path(root), os.O_RDONLY | os.O_DIRECTORY)
@@ -61,5 +61,5 @@ def _is_regular(descriptor: int) -> bool:
 
 
 def is_sweep(name: str) -> bool:
-    """Whether a sweep can have this name."""
+    """Return True if a sweep can have this name."""
     return re.fullmatch(SWEEP, name) is not None

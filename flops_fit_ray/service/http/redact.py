@@ -1,4 +1,4 @@
-"""Secrets out of what is shown: the values of this process's own, and whatever looks like one."""
+"""Redaction of secrets: values of secret-like environment variables, and text that looks like a credential."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "[redacted]"
-SHORTEST = 8  # characters of a value that is looked for as it is
+MIN_LENGTH = 8  # of an environment value to redact
 
 _NAMES = re.compile(r"(?i)(key|token|secret|passw|credential)")
 _WORDS = (
     r"(?:api[-_]?key|access[-_]?key(?:[-_]id)?|secret(?:[-_][a-z]{1,20}){0,3}|password|passwd|"
     r"auth[-_]?token|access[-_]?token)"
 )
-_QUOTE = r"(?:['\"]|&#3[49];|&quot;)"  # as it is, or as it stands in a page
+_QUOTE = r"(?:['\"]|&#3[49];|&quot;)"  # plain or escaped for HTML
 _SHAPES = [
     re.compile(r"(?<=://)[^\s/@:'\"]+:[^\s/@'\"]+(?=@)"),  # user:password in a URL
     re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),  # AWS
@@ -31,7 +31,7 @@ _SHAPES = [
 
 
 def redacted(text: str) -> str:
-    """The text without what nobody should read."""
+    """Return the text with secrets replaced."""
     for value in _own(tuple(sorted(os.environ.items()))):
         if value in text:
             text = text.replace(value, HIDDEN)
@@ -41,7 +41,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_values(content: Any) -> Any:
-    """The same for every text in plain values."""
+    """Redact every string in plain values."""
     if isinstance(content, str):
         return redacted(content)
     if isinstance(content, Mapping):
@@ -53,5 +53,5 @@ def redacted_values(content: Any) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _own(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    values = {value for name, value in environment if _NAMES.search(name) and len(value) >= SHORTEST}
+    values = {value for name, value in environment if _NAMES.search(name) and len(value) >= MIN_LENGTH}
     return tuple(sorted((v for v in values if not v.startswith("/")), key=len, reverse=True))

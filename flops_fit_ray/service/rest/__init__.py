@@ -1,4 +1,4 @@
-"""The REST API, under /api/v1. Handlers ask, and say it in JSON; nothing is decided here."""
+"""REST API under /api/v1. Handlers call the service's state and answer in JSON; nothing is decided here."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fastapi import APIRouter
 from flops_fit_ray.service.rest import experiments, results, server, sweeps
 from flops_fit_ray.service.rest.shapes import Problem
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
+_ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem} for code in (400, 401, 403, 404, 405, 408, 409, 413, 421, 422, 503)
 }
 
-api = APIRouter(prefix="/api/v1", responses=_REFUSALS)
+api = APIRouter(prefix="/api/v1", responses=_ERRORS)
 for room in (server, sweeps, experiments, results):
     api.include_router(room.routes)
 

@@ -11,14 +11,14 @@ from typing import Annotated, Any, BinaryIO, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from flops_fit_ray.service.app_state import answer, app_state_of, as_json, as_svg, fresh, of_kind
+from flops_fit_ray.service.app_state import app_state_of, as_json, as_svg, ask_fit_worker, fresh_snapshot, of_kind
 from flops_fit_ray.service.http import names
-from flops_fit_ray.service.http.refusal import Refusal, conflict
+from flops_fit_ray.service.http.errors import RequestError, conflict
 from flops_fit_ray.service.rest import shapes
 from flops_fit_ray.service.rest.shapes import Limit, Offset
 from flops_fit_ray.service.state import views
 
-CHUNK = 1 << 20  # bytes of a download, at a time
+CHUNK_BYTES = 1 << 20  # of a download
 
 routes = APIRouter()
 
@@ -35,38 +35,38 @@ async def experiments(
     offset: Offset = 0,
     limit: Limit = 100,
 ) -> Response:
-    """The plan's experiments, in its order or in another, with what has become of them."""
-    reading = await fresh(request, name)
-    rows = views.chosen(reading, status=status, budget=budget, role=role, sort=sort, down=order == "desc")
+    """List the planned experiments with their status and results, in the plan's order or sorted."""
+    snapshot = await fresh_snapshot(request, name)
+    rows = views.chosen(snapshot, status=status, budget=budget, role=role, sort=sort, down=order == "desc")
     return as_json(views.page_of(rows, offset, limit))
 
 
 @routes.get("/sweeps/{name}/experiments/{key}", tags=["experiments"], response_model=shapes.ExperimentOut)
 def experiment(request: Request, name: str, key: str) -> Response:
-    """All that is known of one: plan, outcome with traceback, events, checkpoints."""
-    return as_json(views.experiment_view(app_state_of(request).reading(name), key))
+    """Return everything known of one experiment: plan, outcome with traceback, events, checkpoints."""
+    return as_json(views.experiment_view(app_state_of(request).snapshot(name), key))
 
 
 @routes.get("/sweeps/{name}/experiments/{key}/metrics", tags=["experiments"])
 def metrics(request: Request, name: str, key: str) -> dict[str, Any]:
-    """What is measured now, or was in the end."""
-    return views.metrics_of(app_state_of(request).reading(name), key)
+    """Return the newest measurements of an experiment; of a finished one, the final ones."""
+    return views.metrics_of(app_state_of(request).snapshot(name), key)
 
 
 @routes.get("/sweeps/{name}/experiments/{key}/history", tags=["experiments"], response_model=shapes.Page)
 def history(request: Request, name: str, key: str, offset: Offset = 0, limit: Limit = 1000) -> Response:
-    """Every point of its curve: step, tokens, losses, learning rate, gradient norm, seconds."""
-    return as_json(views.page_of(views.history_of(app_state_of(request).reading(name), key), offset, limit))
+    """Return every point of its training curve: step, tokens, losses, learning rate, gradient norm, seconds."""
+    return as_json(views.page_of(views.history_of(app_state_of(request).snapshot(name), key), offset, limit))
 
 
 @routes.get("/sweeps/{name}/experiments/{key}/throughput", tags=["experiments"])
 def throughput(
     request: Request, name: str, key: str, points: Annotated[int, Query(ge=2, le=5000)] = views.CURVE_POINTS
 ) -> dict[str, Any]:
-    """Tokens per second and MFU now, and tokens per second along the way."""
-    reading = app_state_of(request).reading(name)
-    rows = views.history_of(reading, key)
-    now = views.metrics_of(reading, key)
+    """Return tokens per second and MFU now, and tokens per second over the training."""
+    snapshot = app_state_of(request).snapshot(name)
+    rows = views.history_of(snapshot, key)
+    now = views.metrics_of(snapshot, key)
     along = views.thinned(views.with_speed(rows), points, ("step", "tokens", "seconds", "tokens_per_second"))
     return {"key": key, "tokens_per_second": now.get("tokens_per_second"), "mfu": now.get("mfu"), "along": along}
 
@@ -75,8 +75,8 @@ def throughput(
 def curve(
     request: Request, name: str, key: str, points: Annotated[int, Query(ge=2, le=5000)] = views.CURVE_POINTS
 ) -> dict[str, Any]:
-    """Losses along the way as columns, thinned to so many points."""
-    rows = views.history_of(app_state_of(request).reading(name), key)
+    """Return the training curve as columns, thinned to at most `points` points."""
+    rows = views.history_of(app_state_of(request).snapshot(name), key)
     return views.thinned(rows, points, ("step", "tokens", "train_loss", "eval_loss", "lr"))
 
 
@@ -88,51 +88,51 @@ def curve(
 )
 async def experiment_figure(request: Request, name: str, key: str) -> Response:
     """Its training loss, as SVG."""
-    reading = await fresh(request, name)
-    views.experiment_of(reading, key)
-    changed = await asyncio.to_thread(views.changed, reading.sweep.paths.curve(key))
-    return as_svg(await answer(request, reading, "curve", key, str(changed)))
+    snapshot = await fresh_snapshot(request, name)
+    views.experiment_of(snapshot, key)
+    changed = await asyncio.to_thread(views.changed, snapshot.sweep.paths.curve(key))
+    return as_svg(await ask_fit_worker(request, snapshot, "curve", key, str(changed)))
 
 
 @routes.get("/sweeps/{name}/experiments/{key}/log", tags=["experiments"])
 def experiment_log(request: Request, name: str, key: str, limit: Limit = 100) -> list[dict[str, Any]]:
-    """What happened to it, the newest last."""
-    return views.events_of(app_state_of(request).reading(name), key)[-limit:]
+    """Return the events of an experiment, newest last."""
+    return views.events_of(app_state_of(request).snapshot(name), key)[-limit:]
 
 
 @routes.get(
     "/sweeps/{name}/experiments/{key}/checkpoints", tags=["checkpoints"], response_model=list[shapes.CheckpointOut]
 )
 def experiment_checkpoints(request: Request, name: str, key: str) -> Response:
-    """What it can go on from, the trunk it left, its final weights."""
-    reading = app_state_of(request).reading(name)
-    views.experiment_of(reading, key)
-    return as_json(views.checkpoints_of(reading, key))
+    """List its checkpoints: those it resumes from, its trunk, its final weights."""
+    snapshot = app_state_of(request).snapshot(name)
+    views.experiment_of(snapshot, key)
+    return as_json(views.checkpoints_of(snapshot, key))
 
 
 @routes.get(
     "/sweeps/{name}/experiments/{key}/checkpoints/latest", tags=["checkpoints"], response_model=shapes.CheckpointOut
 )
 def latest(request: Request, name: str, key: str) -> Response:
-    """The newest of them."""
-    reading = app_state_of(request).reading(name)
-    views.experiment_of(reading, key)
-    found = views.checkpoints_of(reading, key)
+    """Return its newest checkpoint."""
+    snapshot = app_state_of(request).snapshot(name)
+    views.experiment_of(snapshot, key)
+    found = views.checkpoints_of(snapshot, key)
     if not found:
-        raise Refusal(HTTPStatus.NOT_FOUND, f"{key} has no checkpoint")
+        raise RequestError(HTTPStatus.NOT_FOUND, f"{key} has no checkpoint; a completed experiment keeps none")
     return as_json(found[-1])
 
 
 @routes.get("/sweeps/{name}/checkpoints", tags=["checkpoints"], response_model=shapes.CheckpointPage)
 def checkpoints(request: Request, name: str, offset: Offset = 0, limit: Limit = 100) -> Response:
-    """Those of all experiments, in the plan's order."""
-    return as_json(views.page_of(views.all_checkpoints(app_state_of(request).reading(name)), offset, limit))
+    """List the checkpoints of all experiments, in the plan's order."""
+    return as_json(views.page_of(views.all_checkpoints(app_state_of(request).snapshot(name)), offset, limit))
 
 
 @routes.get("/sweeps/{name}/checkpoints/{checkpoint_id}", tags=["checkpoints"], response_model=shapes.CheckpointOut)
 def checkpoint(request: Request, name: str, checkpoint_id: str) -> Response:
-    """One of them: its size and its sha256."""
-    return as_json(views.checkpoint_of(app_state_of(request).reading(name), checkpoint_id))
+    """Return a checkpoint's kind, step, size and sha256."""
+    return as_json(views.checkpoint_of(app_state_of(request).snapshot(name), checkpoint_id))
 
 
 @routes.get(
@@ -142,14 +142,14 @@ def checkpoint(request: Request, name: str, checkpoint_id: str) -> Response:
     responses=of_kind("application/octet-stream"),
 )
 def download(request: Request, name: str, checkpoint_id: str) -> Response:
-    """The file itself; ETag is its sha256."""
-    reading = app_state_of(request).reading(name)
-    one = views.checkpoint_of(reading, checkpoint_id)
-    path = views.file_of(reading, one)
-    file = names.opened(path, reading.sweep.paths.root, "checkpoint")
+    """Download the file of a checkpoint; the ETag is its sha256."""
+    snapshot = app_state_of(request).snapshot(name)
+    one = views.checkpoint_of(snapshot, checkpoint_id)
+    path = views.file_of(snapshot, one)
+    file = names.opened(path, snapshot.sweep.paths.root, "checkpoint")
     if os.fstat(file.fileno()).st_size != one["bytes"]:
         file.close()
-        raise conflict(f"{checkpoint_id} is damaged: it has not the {one['bytes']} bytes that its note says")
+        raise conflict(f"{checkpoint_id} is damaged: its file does not have {one['bytes']} bytes; take another one")
     headers = {
         "content-length": str(one["bytes"]),
         "etag": f'"{one["sha256"]}"',
@@ -160,6 +160,6 @@ def download(request: Request, name: str, checkpoint_id: str) -> Response:
 
 def _chunks(file: BinaryIO, left: int) -> Iterator[bytes]:
     with file:
-        while left and (chunk := file.read(min(CHUNK, left))):
+        while left and (chunk := file.read(min(CHUNK_BYTES, left))):
             left -= len(chunk)
             yield chunk

@@ -1,4 +1,4 @@
-"""Routes of what a sweep came to: table, fit, prediction, report, figures."""
+"""Routes of a sweep's results: table, fit, prediction, report, figures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from flops_fit_ray.service.app_state import answer, as_is, as_json, as_svg, fresh, of_kind
+from flops_fit_ray.service.app_state import as_is, as_json, as_svg, ask_fit_worker, fresh_snapshot, of_kind
+from flops_fit_ray.service.http.errors import RequestError
 from flops_fit_ray.service.http.guard import STANDALONE
 from flops_fit_ray.service.http.redact import redacted, redacted_values
-from flops_fit_ray.service.http.refusal import Refusal
 from flops_fit_ray.service.rest import shapes
 from flops_fit_ray.service.rest.shapes import Limit, Offset
 from flops_fit_ray.service.state import views
@@ -36,36 +36,38 @@ async def results(
     offset: Offset = 0,
     limit: Limit = 1000,
 ) -> Response:
-    """The table, a row per experiment: a page of it as JSON, all of it as CSV or parquet."""
-    reading = await fresh(request, name)
+    """Return a row per experiment: one page as JSON, or the whole table as CSV or parquet."""
+    snapshot = await fresh_snapshot(request, name)
     if kind == "json":
-        return as_json(views.page_of(reading.rows, offset, limit))
+        return as_json(views.page_of(snapshot.rows, offset, limit))
     headers = {"content-disposition": f'attachment; filename="{name}.{kind}"'}
-    return Response(await answer(request, reading, kind), media_type=KINDS[kind], headers=headers)
+    return Response(await ask_fit_worker(request, snapshot, kind), media_type=KINDS[kind], headers=headers)
 
 
 @routes.get("/sweeps/{name}/fit", tags=["results"])
 async def fit(request: Request, name: str) -> Response:
-    """All fits with intervals, warnings and the validity card, as `fit --json` has them."""
-    return as_is(await answer(request, await fresh(request, name), "fit"))
+    """Return all fits with intervals, warnings and the validity card, as `fit --json` prints them."""
+    return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "fit"))
 
 
 @routes.get("/sweeps/{name}/predict", tags=["results"])
 async def predict(request: Request, name: str, budget: Annotated[float, Query(gt=0, allow_inf_nan=False)]) -> Response:
-    """N, D and loss at `budget` FLOPs with intervals, and the run that this asks for."""
-    return as_is(await answer(request, await fresh(request, name), "predict", repr(budget)))
+    """Return N, D and loss at `budget` FLOPs with intervals, and the recommended training run."""
+    return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "predict", repr(budget)))
 
 
 @routes.get("/sweeps/{name}/summary", tags=["results"])
 async def summary(request: Request, name: str) -> Response:
-    """The report for programs."""
-    return as_json(redacted_values(json.loads(await answer(request, await fresh(request, name), "summary"))))
+    """Return the content of summary.json."""
+    return as_json(
+        redacted_values(json.loads(await ask_fit_worker(request, await fresh_snapshot(request, name), "summary")))
+    )
 
 
 @routes.get("/sweeps/{name}/report", tags=["results"], response_class=Response, responses=of_kind("text/html"))
 async def report(request: Request, name: str) -> Response:
-    """The report of what is there now, as one HTML page."""
-    content = redacted((await answer(request, await fresh(request, name), "report")).decode())
+    """Return the report of the results so far, as one HTML page."""
+    content = redacted((await ask_fit_worker(request, await fresh_snapshot(request, name), "report")).decode())
     headers = {"content-security-policy": STANDALONE, "content-disposition": f'inline; filename="{name}.html"'}
     return Response(content, media_type="text/html", headers=headers)
 
@@ -74,7 +76,7 @@ async def report(request: Request, name: str) -> Response:
     "/sweeps/{name}/figures/{figure}", tags=["results"], response_class=Response, responses=of_kind("image/svg+xml")
 )
 async def figure(request: Request, name: str, figure: str) -> Response:
-    """valleys, laws or curves, as SVG."""
+    """Return a figure as SVG: valleys, laws or curves."""
     if figure not in FIGURES:
-        raise Refusal(HTTPStatus.NOT_FOUND, f"no such figure; there are {', '.join(FIGURES)}")
-    return as_svg(await answer(request, await fresh(request, name), figure))
+        raise RequestError(HTTPStatus.NOT_FOUND, f"no such figure; take one of {', '.join(FIGURES)}")
+    return as_svg(await ask_fit_worker(request, await fresh_snapshot(request, name), figure))

@@ -1,15 +1,17 @@
-"""Routes of the service itself, and of specs."""
+"""Routes of the service itself and of specs."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from flops_fit_ray.service.app_state import app_state_of, as_events, as_json, of_kind
+from flops_fit_ray.service.app_state import app_state_of, as_json
 from flops_fit_ray.service.http.redact import redacted
 from flops_fit_ray.service.rest import shapes
 from flops_fit_ray.service.rest.events import sweeps_events
@@ -22,26 +24,27 @@ routes = APIRouter()
 
 @routes.get("/health", tags=["server"])
 async def health() -> dict[str, str]:
-    """Whether it answers; the one route that asks for no token."""
+    """Return `ok`; the one route without a token."""
     return {"status": "ok"}
 
 
 @routes.get("/server", tags=["server"], response_model=shapes.ServerOut)
 def server(request: Request) -> Response:
-    """The service, its machine, where sweeps run, its queue, and sweeps by state."""
-    parts = app_state_of(request)
-    return as_json(parts.server(parts.sweeps()))
+    """Return the service's version, machine and queue, and the number of sweeps by state."""
+    state = app_state_of(request)
+    return as_json(state.server(state.sweeps()))
 
 
-@routes.get("/events", tags=["server"], response_class=Response, responses=of_kind("text/event-stream"))
-async def events(request: Request) -> StreamingResponse:
-    """Server-sent events: `sweeps` with name, state and share of each, whenever one of them changes."""
-    return as_events(request, sweeps_events(app_state_of(request)))
+@routes.get("/events", tags=["server"], response_class=EventSourceResponse)
+async def events(request: Request) -> AsyncIterator[ServerSentEvent]:
+    """Stream server-sent events: `sweeps`, with name, state and share of each, whenever one of them changes."""
+    async for event in sweeps_events(app_state_of(request)):
+        yield event
 
 
 @routes.get("/specs", tags=["specs"], response_model=shapes.SpecPage)
 def list_specs(request: Request, offset: Offset = 0, limit: Limit = 100) -> Response:
-    """The newest first."""
+    """List the stored specs, newest first."""
     found = [_spec(spec) for spec in app_state_of(request).specs.all()]
     return as_json(views.page_of(found, offset, limit))
 
@@ -50,26 +53,26 @@ def list_specs(request: Request, offset: Offset = 0, limit: Limit = 100) -> Resp
     "/specs", tags=["specs"], response_model=shapes.SpecOut, status_code=201, responses={200: {"model": shapes.SpecOut}}
 )
 def create_spec(request: Request, body: shapes.SpecIn) -> Response:
-    """Keep a spec. The same text with the same code is the same spec: then the answer is 200."""
+    """Store a spec. The same text with the same code is the same spec, answered with 200."""
     spec, new = app_state_of(request).specs.create(body.text, body.code)
     return as_json(_spec(spec), HTTPStatus.CREATED if new else HTTPStatus.OK)
 
 
 @routes.post("/specs/validate", tags=["specs"], response_model=shapes.PriceOut)
 def validate(request: Request, body: shapes.SpecIn) -> Response:
-    """What a spec would run and cost, or what is wrong with it. Nothing is kept; it loads the model and the data."""
+    """Return the plan and price of a spec, or its faults. Loads the model and the data; nothing is stored."""
     return as_json(app_state_of(request).price(body.text, body.code))
 
 
 @routes.get("/specs/{spec_id}", tags=["specs"], response_model=shapes.SpecOut)
 def get_spec(request: Request, spec_id: str) -> Response:
-    """One of them; what looks like a secret is left out."""
+    """Return a spec, with secrets redacted."""
     return as_json(_spec(app_state_of(request).specs.named(spec_id)))
 
 
 @routes.delete("/specs/{spec_id}", tags=["specs"], status_code=204)
 def delete_spec(request: Request, spec_id: str) -> Response:
-    """Forget it; what was started with it goes on."""
+    """Delete a spec; sweeps that were started with it are not affected."""
     app_state_of(request).specs.delete(spec_id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 

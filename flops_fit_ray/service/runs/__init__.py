@@ -1,1 +1,1 @@
-"""What was asked for, and how it is run."""
+"""Runs of sweeps that were requested over HTTP: their specs, their queue, and the processes or jobs that run them."""

@@ -1,8 +1,7 @@
-"""What a spec may name: only code that lies in directories which the owner of the service has named.
+"""Check of the code that a spec names: it must lie in the --code directories of the service.
 
 A spec calls what it names with arguments of its own, so naming `subprocess:run` would be a shell. A module must be a
-file there, and must define the name itself: what it only imports from elsewhere cannot be named. Nothing is run to
-find out.
+file in those directories and must define the name itself, not import it from elsewhere. No code is run for the check.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from pathlib import Path
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import SweepSpec
 
-DEEPEST = 8  # re-exports in a row
+MAX_REEXPORTS = 8  # in a row
 
 
 def check_allowed(spec: SweepSpec, code: Path, roots: Sequence[Path]) -> None:
-    """Make sure that a spec stays inside.
+    """Check that a spec names only allowed code, data and servers.
 
     Raises:
-        SpecError: it names code, data or servers that it may not; all of them.
+        SpecError: it does not; all faults at once.
     """
     if not _inside(code, roots):
         listed = ", ".join(map(str, roots)) or "none: start it with --code DIR"
-        raise SpecError("spec", [f"code: {code} is none of the directories that this service runs code of ({listed})"])
+        raise SpecError("spec", [f"code: {code} is not in the --code directories of this service ({listed})"])
     faults = list(_faults(spec, code.resolve(), roots))
     if faults:
         raise SpecError("spec", faults)
@@ -37,12 +36,12 @@ def _faults(spec: SweepSpec, code: Path, roots: Sequence[Path]) -> Iterator[str]
     for key, named in _named(spec):
         if key in ("data.train", "data.eval") and named.endswith(".bin"):
             if not _inside(Path(os.path.normpath(code / named.partition("*")[0])), roots):
-                yield f"{key}: {named!r} lies outside of the directories that this service may read"
+                yield f"{key}: {named!r} is outside of the --code directories, and this service reads no other files"
         elif ":" in named or key == "model.target":
             yield from _target_faults(key, named, code, roots)
     mlflow = spec.trackers.mlflow
     if mlflow is not None and not (mlflow.tracking_uri or "http://").startswith(("http://", "https://")):
-        yield f"trackers.mlflow.tracking_uri: {mlflow.tracking_uri!r} is no http(s):// address"
+        yield f"trackers.mlflow.tracking_uri: {mlflow.tracking_uri!r} must begin with http:// or https:// here"
 
 
 def _named(spec: SweepSpec) -> Iterator[tuple[str, str]]:
@@ -68,13 +67,13 @@ def _target_faults(key: str, target: str, code: Path, roots: Sequence[Path]) -> 
     name = attribute.partition(".")[0]
     file = _file_of(module, code, roots)
     if file is None:
-        yield f"{key}: {target!r} is no module in {code}, and this service runs no other code"
-    elif not _defines(file, name, code, roots, DEEPEST):
-        yield f"{key}: {module!r} does not define {name!r} itself, and this service calls nothing that it only imports"
+        yield f"{key}: {target!r} names no module in {code}, and this service runs no other code"
+    elif not _defines(file, name, code, roots, MAX_REEXPORTS):
+        yield f"{key}: {module!r} does not define {name!r} itself, and this service calls nothing that is imported"
 
 
 def _file_of(module: str, code: Path, roots: Sequence[Path]) -> Path | None:
-    """The source file that `import module` would take from `code`."""
+    """Return the source file that `import module` would load from `code`."""
     parts = module.split(".")
     if not all(part.isidentifier() for part in parts) or parts[0] in sys.stdlib_module_names:
         return None
@@ -84,7 +83,7 @@ def _file_of(module: str, code: Path, roots: Sequence[Path]) -> Path | None:
 
 
 def _defines(file: Path, name: str, code: Path, roots: Sequence[Path], depth: int) -> bool:
-    """Whether a module says `def`, `class` or `name =`, or takes the name from one in `code` that does."""
+    """Return True if a module defines a name, or imports it from a module in `code` that does."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):

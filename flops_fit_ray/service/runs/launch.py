@@ -1,4 +1,4 @@
-"""Where runs run: as processes of this machine, or as jobs of a Ray cluster. What they are is on disk, or Ray's."""
+"""Launchers of runs: as processes of this machine, or as jobs of a Ray cluster. All state is on disk or with Ray."""
 
 from __future__ import annotations
 
@@ -21,55 +21,55 @@ from flops_fit_ray.storage.atomic import read_json, write_json
 if TYPE_CHECKING:
     from flops_fit_ray.engine.jobs import Jobs
 
-BEGIN_SECONDS = 30.0  # in which a process must be there
-SAME_START_TICKS = 200  # two seconds: the time of booting is known to a second, and no pid comes again so soon
-LOG_BYTES = 64 * 1024  # of what a run has said, that are read at a time
+LAUNCH_SECONDS = 30.0  # within which a process must have started
+SAME_START_TICKS = 200  # 2 s: the time of booting is known to 1 s, and no pid is reused so soon
+LOG_BYTES = 64 * 1024  # read from the end of a log
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """How it stands with one run."""
+class ProcessState:
+    """State of the process or job of a run."""
 
     runs: bool
-    exit_code: int | None = None  # None: it runs, or nobody knows any more
-    words: str = ""  # of whoever runs it, where it never came to speak
+    exit_code: int | None = None  # None: it runs, or its exit code is not known
+    message: str = ""  # why it is gone, where its log does not say
 
 
 class Launcher(Protocol):
-    """One way of running something."""
+    """A way to run a sweep."""
 
-    here: str  # where, for people
-    code_as_seen: str | None  # the directory of the code, as the run finds it; None: where it is
+    here: str  # where runs run, for people
+    code_as_seen: str | None  # directory of the code, as the run finds it; None: where it is
 
-    def begin(self, words: Sequence[str], name: str, number: int, code: Path) -> None:
-        """Hand a run over.
+    def launch(self, words: Sequence[str], name: str, number: int, code: Path) -> None:
+        """Start a run.
 
         Raises:
-            ResourceError: nobody takes it now.
+            ResourceError: it cannot be started now.
         """
 
-    def look(self, start: StartPaths) -> Look:
-        """How it stands."""
+    def poll(self, start: StartPaths) -> ProcessState:
+        """Return the state of its process or job."""
 
     def stop(self, start: StartPaths) -> None:
-        """Ask it to save and end; a second time, at once."""
+        """Ask it to save and end; the second time, to end at once."""
 
     def log(self, name: str, start: StartPaths) -> bytes:
-        """The end of what it has said."""
+        """Return the end of its log."""
 
 
-class LocalRuns:
-    """Processes of this machine, each with a keeper that outlives the service."""
+class LocalLauncher:
+    """Runs processes on this machine, each under a supervisor that outlives the service."""
 
     here = "processes of this machine"
     code_as_seen: str | None = None
 
     def __init__(self, paths: ServicePaths) -> None:
         self._paths = paths
-        self._keepers: list[subprocess.Popen[bytes]] = []  # only so that no zombie is left
+        self._supervisors: list[subprocess.Popen[bytes]] = []  # polled, so that none stays a zombie
 
-    def begin(self, words: Sequence[str], name: str, number: int, code: Path) -> None:
-        """Start a keeper."""
+    def launch(self, words: Sequence[str], name: str, number: int, code: Path) -> None:
+        """Start a supervisor."""
         start, log = self._paths.start(name, number), self._paths.log(name)
         write_json(start.begun, {"at": time.time(), "how": "local"})
         command = [
@@ -82,45 +82,46 @@ class LocalRuns:
             *words,
         ]
         try:
-            keeper = subprocess.Popen(  # noqa: S603 - the service has made these words
+            supervisor = subprocess.Popen(  # noqa: S603 - the service has made these words
                 command, cwd=code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
         except OSError as e:
             start.begun.unlink(missing_ok=True)
             raise ResourceError(f"no process could be started in {code}: {e.strerror}") from e
-        self._keepers = [k for k in [*self._keepers, keeper] if k.poll() is None]
+        self._supervisors = [k for k in [*self._supervisors, supervisor] if k.poll() is None]
 
-    def look(self, start: StartPaths) -> Look:
-        """By the keeper's notes, and whether it or the run is alive."""
-        self._keepers = [k for k in self._keepers if k.poll() is None]
+    def poll(self, start: StartPaths) -> ProcessState:
+        """Read the supervisor's notes, and look whether it or the run is alive."""
+        self._supervisors = [k for k in self._supervisors if k.poll() is None]
         ended = read_json(start.ended)
         if ended is not None:
             return _over(ended)
         process = read_json(start.process)
         if process is None:
             begun = (read_json(start.begun) or {}).get("at", 0.0)
-            runs = abs(time.time() - begun) < BEGIN_SECONDS
-            return Look(runs=runs, words="" if runs else "it never began")
+            runs = abs(time.time() - begun) < LAUNCH_SECONDS
+            return ProcessState(runs=runs, message="" if runs else "its process did not start; resume it")
         runs = any(_lives(process, who, since) for who, since in (("pid", "born"), ("keeper", "keeper_born")))
-        if not runs and (ended := read_json(start.ended)) is not None:  # between the two looks
+        if not runs and (ended := read_json(start.ended)) is not None:  # it ended between the two reads
             return _over(ended)
-        return Look(runs=runs, words="" if runs else "its process is gone")
+        return ProcessState(runs=runs, message="" if runs else "its process was killed; resume it")
 
     def stop(self, start: StartPaths) -> None:
-        """SIGTERM: it saves what runs; a second one ends it at once."""
+        """Send SIGTERM: the run saves and ends; a second one ends it at once."""
         process = read_json(start.process)
         if process is not None and _lives(process, "pid", "born"):
             os.kill(int(process["pid"]), signal.SIGTERM)
 
     def log(self, name: str, start: StartPaths) -> bytes:
-        """Of all its runs, one after the other."""
+        """Return the end of the log of all its runs."""
         return tail(self._paths.log(name))
 
 
-def _over(ended: Mapping[str, object]) -> Look:
+def _over(ended: Mapping[str, object]) -> ProcessState:
     code = ended.get("exit_code")
-    return Look(runs=False, exit_code=code if isinstance(code, int) else None, words=str(ended.get("words", "")))
+    message = str(ended.get("words", ""))
+    return ProcessState(runs=False, exit_code=code if isinstance(code, int) else None, message=message)
 
 
 def _lives(process: Mapping[str, object], who: str, since: str) -> bool:
@@ -132,7 +133,7 @@ def _lives(process: Mapping[str, object], who: str, since: str) -> bool:
 
 
 def tail(path: Path, limit: int = LOG_BYTES) -> bytes:
-    """The last bytes of a file, from the beginning of a line; empty where there is none."""
+    """Return the last bytes of a file, from the beginning of a line; empty if there is no file."""
     try:
         with path.open("rb") as file:
             length = file.seek(0, os.SEEK_END)
@@ -143,17 +144,17 @@ def tail(path: Path, limit: int = LOG_BYTES) -> bytes:
     return content if length <= limit else content.partition(b"\n")[2]
 
 
-class RayRuns:
-    """Jobs of a cluster, through the job server of its head. The root is on storage that every node sees."""
+class RayLauncher:
+    """Runs jobs on a cluster, through the job server of its head. The root must be on storage shared by all nodes."""
 
-    code_as_seen: str | None = "."  # the directory travels with the job
+    code_as_seen: str | None = "."  # the directory is uploaded with the job
 
     def __init__(self, paths: ServicePaths, address: str) -> None:
         from flops_fit_ray.engine.jobs import Jobs, job_address
 
         self._paths, self._address = paths, job_address(address)
         self.here = f"jobs of the Ray cluster at {self._address}"
-        self._client: Jobs | None = Jobs(self._address)  # so that a wrong address is heard of at once
+        self._client: Jobs | None = Jobs(self._address)  # a wrong address fails here
 
     def _jobs(self) -> Jobs:
         from flops_fit_ray.engine.jobs import Jobs
@@ -161,8 +162,8 @@ class RayRuns:
         self._client = self._client or Jobs(self._address)
         return self._client
 
-    def begin(self, words: Sequence[str], name: str, number: int, code: Path) -> None:
-        """Submit it, under a name that no second submission can have."""
+    def launch(self, words: Sequence[str], name: str, number: int, code: Path) -> None:
+        """Submit a job under an id of its own."""
         from flops_fit_ray.engine.jobs import Submission
 
         start = self._paths.start(name, number)
@@ -176,8 +177,8 @@ class RayRuns:
             start.begun.unlink(missing_ok=True)
             raise
 
-    def look(self, start: StartPaths) -> Look:
-        """What Ray says of the job; kept once it has ended, because a cluster may go."""
+    def poll(self, start: StartPaths) -> ProcessState:
+        """Return Ray's state of the job; its end is recorded on disk, because the cluster may be deleted."""
         ended = read_json(start.ended)
         if ended is not None:
             return _over(ended)
@@ -185,25 +186,26 @@ class RayRuns:
         try:
             status = self._jobs().status(job_id)
             if status in ("PENDING", "RUNNING"):
-                return Look(runs=True)
+                return ProcessState(runs=True)
             code = self._jobs().exit_code(job_id)
-            words = "" if status == "SUCCEEDED" else self._jobs().message(job_id)
+            message = "" if status == "SUCCEEDED" else self._jobs().message(job_id)
         except (RuntimeError, OSError, ResourceError) as e:
             self._client = None
-            if "does not exist" in str(e):  # another cluster, or its head was started anew
-                return Look(runs=False, words=f"the cluster at {self._address} does not know its job {job_id}")
-            return Look(runs=True, words=f"the cluster does not answer: {first_line(e)}")
-        note = {"exit_code": code, "at": time.time(), "words": words}
+            if "does not exist" in str(e):  # another cluster, or its head was restarted
+                message = f"the cluster at {self._address} does not know job {job_id} (restarted?); resume it"
+                return ProcessState(runs=False, message=message)
+            return ProcessState(runs=True, message=f"the cluster does not answer: {first_line(e)}")
+        note = {"exit_code": code, "at": time.time(), "words": message}
         write_json(start.ended, note)
         return _over(note)
 
     def stop(self, start: StartPaths) -> None:
-        """As `ray job stop`."""
+        """Stop the job, as `ray job stop` does."""
         with contextlib.suppress(RuntimeError, OSError, ResourceError):
             self._jobs().stop(str((read_json(start.begun) or {}).get("job_id")))
 
     def log(self, name: str, start: StartPaths) -> bytes:
-        """Of this run."""
+        """Return the end of the job's log."""
         try:
             return self._jobs().log(str((read_json(start.begun) or {}).get("job_id"))).encode()[-LOG_BYTES:]
         except (RuntimeError, OSError, ResourceError):

@@ -1,4 +1,4 @@
-"""The specs that were handed in. An id is a hash of the text and of where its code is, so none is there twice."""
+"""Stored specs. The id of a spec is a hash of its text and of the directory of its code, so none is stored twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.service.http import names
-from flops_fit_ray.service.http.refusal import not_found
+from flops_fit_ray.service.http.errors import not_found
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.spec import SweepSpec, spec_from_bytes
@@ -26,49 +26,48 @@ MAX_SPECS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSpec(Record):
-    """A spec as it was handed in."""
+    """A spec as it was uploaded; the fields are the keys of its file."""
 
     id: str
     name: str
     text: str  # YAML
-    code: str  # the directory that its model and data are looked for in
+    code: str  # directory of the code that it names
     created_at: float  # seconds since the epoch
 
 
 class Specs:
-    """All of them. `roots` are the directories that specs may take code from."""
+    """Store of all specs. `roots` are the directories that specs may load code from."""
 
     def __init__(self, paths: ServicePaths, roots: Sequence[Path]) -> None:
         self._paths, self.roots = paths, tuple(roots)
         self._lock = threading.Lock()
 
     def check(self, text: str, code: str | None) -> tuple[SweepSpec, Path]:
-        """The spec in a text, and the directory of its code.
+        """Return the spec in a text, and the directory of its code.
 
         Raises:
-            SpecError: the text is wrong, or names what it may not; all faults at once.
+            SpecError: the text is wrong, or names code that is not allowed; all faults at once.
         """
         if code is None and len(self.roots) != 1:
-            words = "name one of those that the service was started with (--code)"
-            raise SpecError(
-                "spec", [f"code: is missing; {words}: {', '.join(map(str, self.roots)) or 'there are none'}"]
-            )
+            listed = ", ".join(map(str, self.roots)) or "there are none"
+            raise SpecError("spec", [f"code: is missing; give one of the --code directories of this service: {listed}"])
         if code is not None and "\0" in code:
-            raise SpecError("spec", ["code: holds a null character"])
+            raise SpecError("spec", ["code: contains a null character"])
         where = self.roots[0] if code is None else Path(code)
         if not where.is_absolute():
-            raise SpecError("spec", [f"code: {code!r} is not absolute"])
+            raise SpecError("spec", [f"code: {code!r} is not an absolute path"])
         found = spec_from_bytes(text.encode(errors="replace"), "spec")
         if found.output is not None:
-            raise SpecError("spec", [f"output: {found.output!r}; the sweep's name says where it is: leave output out"])
+            message = f"output: {found.output!r} is not allowed here: leave it out, the sweep's name decides"
+            raise SpecError("spec", [message])
         check_allowed(found, where, self.roots)
         return found, where.resolve()
 
     def create(self, text: str, code: str | None) -> tuple[StoredSpec, bool]:
-        """Keep a spec. Whether it is new.
+        """Store a spec and return it, and True if it is new.
 
         Raises:
-            SpecError: as `check`; or there are too many.
+            SpecError: as `check`; or there are too many specs.
         """
         found, where = self.check(text, code)
         spec_id = hashlib.sha256(f"{where}\n{text}".encode()).hexdigest()[:16]
@@ -77,22 +76,22 @@ class Specs:
             if known is not None:
                 return known, False
             if len(names_in(self._paths.specs)) >= MAX_SPECS:
-                raise SpecError("spec", [f"there are {MAX_SPECS} specs already; delete some"])
+                raise SpecError("spec", [f"{MAX_SPECS} specs are stored already, the maximum; delete some"])
             made = StoredSpec(id=spec_id, name=found.name, text=text, code=str(where), created_at=time.time())
             write_json(self._paths.spec(spec_id), {"schema_version": SCHEMA_VERSION, **asdict(made)})
         return made, True
 
     def all(self) -> list[StoredSpec]:
-        """The newest first."""
+        """Return all specs, newest first."""
         ids = (name.removesuffix(".json") for name in names_in(self._paths.specs) if name.endswith(".json"))
         found = (self._read(spec_id) for spec_id in ids if re.fullmatch(names.SPEC, spec_id))
         return sorted((spec for spec in found if spec is not None), key=lambda s: (-s.created_at, s.id))
 
     def named(self, spec_id: str) -> StoredSpec:
-        """One of them.
+        """Return one spec.
 
         Raises:
-            Refusal: there is none.
+            RequestError: there is none.
         """
         found = self._read(spec_id) if re.fullmatch(names.SPEC, spec_id) else None
         if found is None:
@@ -100,10 +99,10 @@ class Specs:
         return found
 
     def delete(self, spec_id: str) -> None:
-        """Forget one; what was started with it keeps its own copy.
+        """Delete one; sweeps that were started with it keep their own copy.
 
         Raises:
-            Refusal: there is none.
+            RequestError: there is none.
         """
         self._paths.spec(self.named(spec_id).id).unlink(missing_ok=True)
 

@@ -1,6 +1,6 @@
-"""Run a command, and write down how it ended: `python -m flops_fit_ray.service.runs.supervisor DIRECTORY LOG WORD...`.
+"""Supervisor of a local run: `python -m flops_fit_ray.service.runs.supervisor DIRECTORY LOG WORD...`.
 
-It is the parent of a local run, so that the service can end, and be started again, without missing anything.
+The parent process of the run. It records how the run ended even while the service is down.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from flops_fit_ray.storage.atomic import write_json
 
 
 def main(directory: Path, log: Path, words: list[str]) -> int:
-    """Run it to its end; its output goes to `log`."""
-    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # they are meant for the one who trains
+    """Run the command to its end; its output goes to `log`."""
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # meant for the run, not for its supervisor
         signal.signal(name, signal.SIG_IGN)
     paths = StartPaths(directory)
     with log.open("ab") as out:
@@ -39,7 +39,7 @@ def main(directory: Path, log: Path, words: list[str]) -> int:
         "keeper_born": start_ticks(os.getpid()),
     }
     write_json(paths.process, note)
-    if paths.stop.exists():  # it came before anybody knew whom to tell
+    if paths.stop.exists():  # requested before process.json was written
         child.terminate()
     code = child.wait()
     write_json(paths.ended, {"exit_code": code, "at": time.time()})

@@ -1,1 +1,1 @@
-"""What is known of the sweeps, and kept in memory."""
+"""State of the sweeps, cached in memory: snapshots of directories, fits, prices, and views as plain values."""

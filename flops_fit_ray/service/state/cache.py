@@ -1,6 +1,6 @@
-"""Sweep directories as they are now, kept in memory and read again only where something can have changed.
+"""Cache of sweep directories, which reads again only files that can have changed.
 
-A result never changes, so of 10,000 experiments only those are looked at that have begun and are not settled.
+A result never changes, so of 10,000 experiments only those are read that have started and have no result.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path, names_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 
-FRESH_SECONDS = 1.0  # for which a look is good
-MAX_KEPT = 64  # sweeps
+FRESH_SECONDS = 1.0  # for which a snapshot is returned without reading again
+MAX_CACHED = 64  # sweeps
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Snapshot:
     """One sweep directory at one moment. `version` grows with every outcome and with the plan."""
 
     sweep: Sweep
     version: str
     flops_planned: float
     rows: tuple[Row, ...]  # one per planned experiment, in the plan's order
-    kept: dict[Any, list[Row]] = field(default_factory=dict)  # choices of rows that were asked for
+    kept: dict[Any, list[Row]] = field(default_factory=dict)  # filtered and sorted rows, by the request
 
     @functools.cached_property
     def counts(self) -> dict[str, int]:
-        """Experiments by status, those with none left out."""
+        """Numbers of experiments by status, without zeros."""
         return {status: number for status, number in self.sweep.counts.items() if number}
 
     @functools.cached_property
@@ -58,7 +58,7 @@ class Reading:
 
     @functools.cached_property
     def facts(self) -> Mapping[str, Any]:
-        """What a status says of the directory."""
+        """Progress of the sweep, for its view."""
         sweep, planned = self.sweep, self.flops_planned
         share = min(1.0, self.flops_done / planned) if planned else 0.0
         return {
@@ -78,27 +78,27 @@ class Reading:
 
     @functools.cached_property
     def newest(self) -> float:
-        """When the last outcome was made, in seconds since the epoch; 0 before the first."""
+        """Time of the last outcome, in seconds since the epoch; 0 before the first."""
         return max((row["finished_at"] for row in self.rows if row["finished_at"] is not None), default=0.0)
 
     @functools.cached_property
     def flops_done(self) -> float:
-        """FLOPs in results, and in what runs."""
+        """FLOPs spent on results and on running experiments."""
         return self.sweep.flops_spent + flops_under_way(self.sweep.running)
 
     @functools.cached_property
     def cluster(self) -> Cluster | None:
-        """Where it runs, or ran last."""
+        """Cluster of the present or the last run."""
         return Ledger(self.sweep.paths).cluster()
 
     @functools.cached_property
     def nodes(self) -> tuple[NodeUse, ...]:
-        """The machines with their GPUs, and what they are busy with."""
+        """Machines and GPUs, with the experiments that train on them."""
         return node_uses(() if self.cluster is None else self.cluster.machines, self.sweep.running)
 
     @functools.cached_property
     def seconds_left(self) -> float | None:
-        """Until the last planned experiment ends, at the speeds that were measured; None where nothing runs."""
+        """Seconds until the last planned experiment ends, at the measured speeds; None if nothing runs."""
         if not self.sweep.running:
             return None
         finished = {outcome.key for outcome in self.sweep.outcomes}
@@ -108,7 +108,7 @@ class Reading:
 
 
 class SweepCache:
-    """One sweep directory, read again when somebody asks and it was long enough ago."""
+    """Cache of one sweep directory, read again when asked more than `FRESH_SECONDS` after the last time."""
 
     def __init__(self, paths: SweepPaths) -> None:
         self._paths, self._ledger = paths, Ledger(paths)
@@ -117,23 +117,23 @@ class SweepCache:
         self._opened: Sweep | None = None
         self._outcomes: dict[str, Result | Failure] = {}
         self._places: dict[str, int] = {}  # of experiments in the plan
-        self._rows: list[Row] = []  # in its order
+        self._rows: list[Row] = []  # in the plan's order
         self._marks: dict[str, Any] = {}  # what each row was made from
-        self._touched: set[str] = set()  # whose rows have to be looked at
+        self._touched: set[str] = set()  # keys of rows to make again
         self._flops_planned = 0.0
-        self._unfinished: set[str] = set()  # no result yet: all others are settled for ever
+        self._unfinished: set[str] = set()  # keys without a result; the others never change again
         self._changes = 0
         self._signature: Any = None
-        self._reading: Reading | None = None
+        self._reading: Snapshot | None = None
         self._read_at = -FRESH_SECONDS
 
     @property
-    def fresh(self) -> Reading | None:
-        """What is known, if it is new enough."""
+    def fresh(self) -> Snapshot | None:
+        """Cached snapshot, if it is new enough."""
         return self._reading if time.monotonic() - self._read_at < FRESH_SECONDS else None
 
-    def now(self) -> Reading:
-        """How things stand.
+    def now(self) -> Snapshot:
+        """Return a snapshot of the directory.
 
         Raises:
             DirectoryError: it is no sweep directory, or its plan cannot be read.
@@ -145,7 +145,7 @@ class SweepCache:
                 self._read_at = time.monotonic()
             return found
 
-    def _read(self) -> Reading:
+    def _read(self) -> Snapshot:
         sweep = self._plan()
         begun = self._paths.begun_keys()
         alive: dict[str, Progress] = {}
@@ -173,13 +173,13 @@ class SweepCache:
         vars(now)["running"] = tuple((e, alive[e.key]) for e in experiments if e.key in alive)  # read already
         self._renew_rows(now, alive)
         stamp = self._plan_stat[1] if self._plan_stat else 0
-        return Reading(now, f"{stamp:x}-{self._changes}", self._flops_planned, tuple(self._rows))
+        return Snapshot(now, f"{stamp:x}-{self._changes}", self._flops_planned, tuple(self._rows))
 
     def _open_places(self) -> list[int]:
         return sorted(self._places[key] for key in self._unfinished)
 
     def _renew_rows(self, now: Sweep, alive: Mapping[str, Progress]) -> None:
-        """Make those rows anew that are not what they were."""
+        """Make the rows again whose experiment has changed."""
         waiting = {e.key for e in now.waiting}
         for key in self._touched | self._unfinished:
             outcome, progress, at = self._outcomes.get(key), alive.get(key), self._places[key]
@@ -194,7 +194,7 @@ class SweepCache:
         try:
             found = local_path(self._paths.plan).stat()
         except OSError as e:
-            raise DirectoryError(f"{self._paths.root.name}: there is no plan yet") from e
+            raise DirectoryError(f"{self._paths.root.name}: has no plan yet") from e
         stat = (found.st_ino, found.st_mtime_ns, found.st_size)
         if self._opened is None or stat != self._plan_stat:
             self._opened = open_sweep(self._paths.root)
@@ -224,7 +224,7 @@ class SweepCache:
 
 
 def row_of(e: Experiment, outcome: Result | Failure | None, progress: Progress | None, idle: str) -> Row:
-    """One experiment for a table: what is not known is None."""
+    """Return one experiment as a row of a table; unknown values are None."""
     share = 1.0 if isinstance(outcome, Result) else None
     if outcome is None and progress is not None and e.tokens:
         share = progress.tokens_seen / e.tokens
@@ -256,7 +256,7 @@ def row_of(e: Experiment, outcome: Result | Failure | None, progress: Progress |
 
 
 class SweepCaches:
-    """The sweeps below a root, as many as fit, each read when it is asked for."""
+    """Caches of the sweeps below a root, at most `MAX_CACHED`."""
 
     def __init__(self, paths: ServicePaths) -> None:
         self._paths = paths
@@ -264,7 +264,7 @@ class SweepCaches:
         self._kept: OrderedDict[str, SweepCache] = OrderedDict()
 
     def names(self) -> list[str]:
-        """The sweep directories, by name."""
+        """Return the names of the sweep directories, sorted."""
         found = []
         for name in names_in(self._paths.root):
             place = Path(self._paths.root, name)
@@ -273,24 +273,24 @@ class SweepCaches:
         return sorted(found)
 
     def of(self, name: str) -> SweepCache:
-        """One of them.
+        """Return the cache of one sweep.
 
         Raises:
-            Refusal: this cannot be one.
+            RequestError: this cannot be the name of a sweep.
         """
         paths = names.sweep_directory(self._paths, name)
         with self._lock:
-            mirror = self._kept.pop(name, None) or SweepCache(paths)
-            self._kept[name] = mirror
-            while len(self._kept) > MAX_KEPT:
+            cache = self._kept.pop(name, None) or SweepCache(paths)
+            self._kept[name] = cache
+            while len(self._kept) > MAX_CACHED:
                 self._kept.popitem(last=False)
-        return mirror
+        return cache
 
-    def now(self, name: str) -> Reading | None:
-        """How one stands; None where it has no plan, or one that cannot be read.
+    def now(self, name: str) -> Snapshot | None:
+        """Return a snapshot of one sweep; None if it has no plan, or one that cannot be read.
 
         Raises:
-            Refusal: this cannot be one.
+            RequestError: this cannot be the name of a sweep.
         """
         try:
             return self.of(name).now()

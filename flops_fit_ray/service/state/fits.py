@@ -1,6 +1,6 @@
-"""Fits, figures and pages, made in one process of low priority, so that no reader waits for them.
+"""Fits, figures and reports, made in one worker process of low priority, so that other requests do not wait.
 
-Nothing is written into a sweep directory, and no code of its owner is loaded.
+Nothing is written into a sweep directory, and no user code is loaded.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from flops_fit_ray.sweep.directory import Sweep
 
 NICE = 10
-MAX_OPEN = 4  # fitted sweeps that are kept in the process
-MAX_ANSWERS = 500  # that are kept in the service
-SHARE = 0.1  # of a core that fits may take which nobody has asked for
-PARENT_SECONDS = 2.0  # between looks at whether the service still lives
-INK = "#1b1f24", "#e4e8ec"  # of figures on light and on dark ground
+MAX_OPEN = 4  # fitted sweeps cached in the worker
+MAX_ANSWERS = 500  # cached in the service
+REFRESH_SHARE = 0.1  # of a core, for fits that no request waits for
+PARENT_SECONDS = 2.0  # between checks that the service is alive
+LIGHT_INK, DARK_INK = "#1b1f24", "#e4e8ec"  # of figures on light and on dark background
 
-_open: OrderedDict[str, tuple[str, Sweep]] = OrderedDict()  # in the process: by directory, with the version
+_open: OrderedDict[str, tuple[str, Sweep]] = OrderedDict()  # in the worker: version and sweep by directory
 
 
 class FitWorker:
-    """Questions to the process. Equal ones at the same time are one, and answers are kept."""
+    """Client of the worker process. Equal questions share one answer, and answers are cached."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
         self._asked: OrderedDict[tuple[str, ...], Future[bytes]] = OrderedDict()
         self._newest: dict[tuple[str, ...], tuple[str, bytes]] = {}
-        self._rest: dict[tuple[str, ...], float] = {}  # until when nobody asks by himself again
+        self._rest: dict[tuple[str, ...], float] = {}  # time.monotonic() of the next refresh, at the earliest
 
     def ask(self, question: str, root: StoragePath, version: str, *more: str) -> Future[bytes]:
-        """An answer to be, of the directory as it was at `version`.
+        """Return a future of the answer for the directory at `version`.
 
-        The future raises what the question raises: FitError where there is no law.
+        The future raises what the question raises: FitError if there is no law.
         """
         at = (question, str(root), version, *more)
         with self._lock:
@@ -61,7 +61,7 @@ class FitWorker:
             began = time.monotonic()
             try:
                 future = self._started().submit(_answer, question, str(root), version, more)
-            except BrokenProcessPool:  # it was killed, for example for want of memory
+            except BrokenProcessPool:  # the worker was killed, for example by the out-of-memory killer
                 self._pool = None
                 future = self._started().submit(_answer, question, str(root), version, more)
             self._asked[at] = future
@@ -71,11 +71,11 @@ class FitWorker:
         return future
 
     async def answer(self, seconds: float, question: str, root: StoragePath, version: str, *more: str) -> bytes:
-        """The same, waited for.
+        """Wait for the answer.
 
         Raises:
-            TimeoutError: it takes longer; it is being worked on still.
-            FitError: there is no answer, or the process was killed twice.
+            TimeoutError: it takes longer than `seconds`; the worker keeps working on it.
+            FitError: there is no answer, or the worker was killed twice.
         """
         for _ in range(2):
             asked = asyncio.wrap_future(self.ask(question, root, version, *more))
@@ -83,10 +83,10 @@ class FitWorker:
                 return await asyncio.wait_for(asyncio.shield(asked), seconds)
             except BrokenProcessPool:
                 continue
-        raise FitError("the process that fits and draws was killed twice; is there memory enough?")
+        raise FitError("the worker that fits was killed twice, perhaps for lack of memory; free some and try again")
 
     def newest(self, question: str, root: StoragePath, version: str, *more: str) -> tuple[str, bytes] | None:
-        """The last answer there is, with its version; a newer one is asked for, as seldom as it takes to stay cheap."""
+        """Return the last answer and its version, and start a refresh if it is old and `REFRESH_SHARE` allows."""
         of = (question, str(root), *more)
         known = self._newest.get(of)
         if (known is None or known[0] != version) and time.monotonic() >= self._rest.get(of, 0.0):
@@ -97,7 +97,7 @@ class FitWorker:
         return self._newest.get(of)
 
     def close(self) -> None:
-        """End the process."""
+        """End the worker process."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -106,7 +106,7 @@ class FitWorker:
 
     def _keep(self, at: tuple[str, ...], done: Future[bytes], took: float) -> None:
         of = (at[0], at[1], *at[3:])
-        self._rest[of] = time.monotonic() + took / SHARE
+        self._rest[of] = time.monotonic() + took / REFRESH_SHARE
         if not done.cancelled() and done.exception() is None:
             self._newest[of] = (at[2], done.result())
             while len(self._newest) > MAX_ANSWERS:
@@ -120,7 +120,7 @@ class FitWorker:
 
 
 def _was_lost(asked: Future[bytes]) -> bool:
-    """Whether the process died over it; any other failure would only come again."""
+    """Return True if the worker died on it; any other failure would be the same again."""
     return asked.done() and (asked.cancelled() or isinstance(asked.exception(), BrokenProcessPool))
 
 
@@ -132,7 +132,7 @@ def _begin() -> None:
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
-    os._exit(0)  # the service was killed
+    os._exit(0)  # the service is gone
 
 
 def _answer(question: str, root: str, version: str, more: tuple[str, ...]) -> bytes:
@@ -148,7 +148,7 @@ def _answer(question: str, root: str, version: str, more: tuple[str, ...]) -> by
         return QUESTIONS[question](known[1], *more)
     except FlopsFitError:
         raise
-    except (ValueError, ArithmeticError, IndexError) as e:  # numbers that no fit bears
+    except (ValueError, ArithmeticError, IndexError) as e:  # values that no fit can use
         raise FitError(f"{type(e).__name__}: {e}") from None
 
 
@@ -159,14 +159,16 @@ def _fit(sweep: Sweep) -> bytes:
 
 
 def _short(sweep: Sweep) -> bytes:
-    """What a page says of the valleys."""
+    """Return the answer, valleys and warnings that a page shows."""
     from flops_fit_ray.analysis import json_value, n_opt_to_json
-    from flops_fit_ray.report.page import answer
+    from flops_fit_ray.report.page import answer_sentence
 
     fit = sweep.fit
     found = {
         "results": len(sweep.results),
-        "answer": "" if not sweep.results or sweep.spec.is_one_run else answer(sweep.analysis, sweep.loss_name),
+        "answer": ""
+        if not sweep.results or sweep.spec.is_one_run
+        else answer_sentence(sweep.analysis, sweep.loss_name),
         "laws": [f"{name} = {law.formula}" for name, law in fit.laws],
         "valleys": n_opt_to_json(fit),
         "problem": fit.problem,
@@ -204,7 +206,7 @@ def _curves(sweep: Sweep) -> bytes:
 
 
 def _curve(sweep: Sweep, key: str, _changed: str) -> bytes:
-    """The figure of one experiment, as its curve was when it was last written."""
+    """Draw the training curve of one experiment; `_changed` makes a new question when the file has changed."""
     import numpy as np
 
     from flops_fit_ray.ledger import Ledger
@@ -226,16 +228,16 @@ def _report(sweep: Sweep) -> bytes:
 
 def _summary(sweep: Sweep) -> bytes:
     from flops_fit_ray.analysis import json_value
-    from flops_fit_ray.report.page import summary
+    from flops_fit_ray.report.page import summary_to_json
 
-    return json.dumps(json_value(summary(sweep))).encode()
+    return json.dumps(json_value(summary_to_json(sweep))).encode()
 
 
 def _table(sweep: Sweep) -> pd.DataFrame:
     from flops_fit_ray.service.http.redact import redacted
 
     frame = sweep.to_frame()
-    frame["error"] = frame["error"].map(lambda words: redacted(words) if isinstance(words, str) else words)
+    frame["error"] = frame["error"].map(lambda error: redacted(error) if isinstance(error, str) else error)
     return frame
 
 
@@ -250,11 +252,10 @@ def _parquet(sweep: Sweep) -> bytes:
 
 
 def _inked(svg: str) -> bytes:
-    """In the colour of the page's text, light or dark, though it stands in a picture of its own."""
+    """Return the SVG in the text colour of the page's light or dark scheme, which an <img> does not inherit."""
     from flops_fit_ray.report.figures import for_page
 
-    light, dark = INK
-    style = f":root{{color:{light}}}@media (prefers-color-scheme:dark){{:root{{color:{dark}}}}}"
+    style = f":root{{color:{LIGHT_INK}}}@media (prefers-color-scheme:dark){{:root{{color:{DARK_INK}}}}}"
     element = for_page(svg, "f")
     at = element.index(">") + 1
     return f"{element[:at]}<style>{style}</style>{element[at:]}".encode()

@@ -1,6 +1,6 @@
 """Plan and price of a spec in a process of its own: `python -m flops_fit_ray.service.state.pricing SPEC CODE OUT`.
 
-It loads the owner's code, as `plan` does, which may print, hang or crash: the service only waits, for so long.
+Loads the user's code, as `plan` does. It may print, hang or crash, so the service runs it in a process with a timeout.
 """
 
 from __future__ import annotations
@@ -16,56 +16,56 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.errors import FlopsFitError, SpecError
-from flops_fit_ray.service.http.refusal import Refusal
+from flops_fit_ray.service.http.errors import RequestError
 from flops_fit_ray.storage.atomic import read_json, write_json
 
-SECONDS = 120.0
-AT_ONCE = 2
+TIMEOUT_SECONDS = 120.0
+MAX_PRICING = 2  # specs at a time
 MAX_SHOWN = 500  # experiments
 
-_room = threading.BoundedSemaphore(AT_ONCE)
+_room = threading.BoundedSemaphore(MAX_PRICING)
 
 
-def price_of(text: str, code: Path) -> dict[str, Any]:
-    """The plan and its price, or the faults of a spec that is right as far as it can be read without its code.
+def price_spec(text: str, code: Path) -> dict[str, Any]:
+    """Return the plan and price of a spec, or the faults found when its code is loaded.
 
     Raises:
-        Refusal: too many are being priced.
+        RequestError: too many are being priced.
     """
     if not _room.acquire(blocking=False):
-        raise Refusal(
-            HTTPStatus.SERVICE_UNAVAILABLE, f"{AT_ONCE} specs are being priced already; try again in a moment"
+        raise RequestError(
+            HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_PRICING} specs are being priced already; try again in a moment"
         )
     try:
         with tempfile.TemporaryDirectory(prefix="price") as place:
             spec, out = Path(place, "sweep.yaml"), Path(place, "price.json")
             spec.write_text(text)
-            words = _run(
+            message = _run(
                 [sys.executable, "-P", "-m", "flops_fit_ray.service.state.pricing", str(spec), str(code), str(out)],
                 code,
             )
-            return read_json(out) or {"valid": False, "faults": [words]}
+            return read_json(out) or {"valid": False, "faults": [message]}
     finally:
         _room.release()
 
 
 def _run(command: list[str], code: Path) -> str:
-    """Run it. Returns why it may have left nothing."""
+    """Run the process. Return the fault to report if it leaves no output."""
     process = subprocess.Popen(  # noqa: S603 - the service has made these words
         command, cwd=code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
     try:
-        status = process.wait(SECONDS)
+        status = process.wait(TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return f"loading the model and data took more than {SECONDS:g} s, and was ended"
-    return f"loading the model and data ended the process (status {status})"
+        return f"loading the model and data took more than {TIMEOUT_SECONDS:g} s; try `flops-fit-ray plan`"
+    return f"loading the model and data ended the process (status {status}); try `flops-fit-ray plan`"
 
 
 def main(spec_path: Path, code: Path, out: Path) -> int:
-    """Plan it, and write down what that says."""
+    """Plan the spec and write its price or faults to `out`."""
     try:
         found = _priced(spec_path, code)
     except SpecError as e:

@@ -17,12 +17,12 @@ from flops_fit_ray.console.live_state import tokens_left_seconds
 from flops_fit_ray.errors import EXIT_FAILED, EXIT_INPUT
 from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.report.words import ADVICE
+from flops_fit_ray.report.facts import ADVICE
 from flops_fit_ray.service.http import names
+from flops_fit_ray.service.http.errors import RequestError, conflict, not_found
 from flops_fit_ray.service.http.redact import redacted, redacted_values
-from flops_fit_ray.service.http.refusal import Refusal, conflict, not_found
-from flops_fit_ray.service.runs.queue import Runs, Standing
-from flops_fit_ray.service.state.cache import Reading, Row, SweepCaches
+from flops_fit_ray.service.runs.queue import Runs, RunStatus
+from flops_fit_ray.service.state.cache import Row, Snapshot, SweepCaches
 from flops_fit_ray.storage.atomic import read_sealed
 from flops_fit_ray.storage.codec import Count, Record, value_of
 from flops_fit_ray.storage.lock import living_owner
@@ -52,54 +52,54 @@ class _CheckpointNote(Record):
     eval_loss: float | None = None
 
 
-def state_of(standing: Standing | None, reading: Reading | None, owner: str | None) -> State:
+def state_of(run_status: RunStatus | None, snapshot: Snapshot | None, owner: str | None) -> State:
     """One word for a sweep, whoever runs it."""
-    if standing is not None and standing.phase != "ended":
-        return standing.phase
+    if run_status is not None and run_status.phase != "ended":
+        return run_status.phase
     if owner is not None:
         return "running"
-    if reading is not None and reading.sweep.complete:
+    if snapshot is not None and snapshot.sweep.complete:
         return "completed"
-    if standing is not None and standing.told_to_stop:
+    if run_status is not None and run_status.stop_requested:
         return "stopped"
-    wrong = standing is not None and standing.exit_code in (EXIT_FAILED, EXIT_INPUT)
-    return "failed" if wrong or reading is None else "stopped"
+    wrong = run_status is not None and run_status.exit_code in (EXIT_FAILED, EXIT_INPUT)
+    return "failed" if wrong or snapshot is None else "stopped"
 
 
-def sweep_view(runs: Runs, mirrors: SweepCaches, name: str) -> dict[str, Any]:
+def sweep_view(runs: Runs, caches: SweepCaches, name: str) -> dict[str, Any]:
     """How one sweep stands.
 
     Raises:
-        Refusal: there is none.
+        RequestError: there is none.
     """
     directory = names.sweep_directory(runs.paths, name)
-    standing, reading = runs.last(name), mirrors.now(name)
-    if standing is None and reading is None and not directory.plan.exists():
+    run_status, snapshot = runs.last(name), caches.now(name)
+    if run_status is None and snapshot is None and not directory.plan.exists():
         raise not_found("sweep")
     owner = living_owner(directory)
-    state = state_of(standing, reading, owner)
-    start = None if standing is None else standing.start
-    open_here = standing is not None and standing.phase != "ended"
+    state = state_of(run_status, snapshot, owner)
+    run = None if run_status is None else run_status.run
+    open_here = run_status is not None and run_status.phase != "ended"
     free = not open_here and owner is None
     view: dict[str, Any] = {
         "name": name,
         "state": state,
-        "words": "" if standing is None else redacted(standing.words),
-        "exit_code": None if standing is None else standing.exit_code,
-        "started_here": start is not None,
-        "kind": None if start is None else start.kind,
-        "run": None if start is None else start.number,
-        "asked_at": None if start is None else start.asked_at,
+        "words": "" if run_status is None else redacted(run_status.message),
+        "exit_code": None if run_status is None else run_status.exit_code,
+        "started_here": run is not None,
+        "kind": None if run is None else run.kind,
+        "run": None if run is None else run.number,
+        "asked_at": None if run is None else run.asked_at,
         "writer": owner,
-        "can": {"stop": open_here, "resume": free and state != "completed", "extend": free and reading is not None},
+        "can": {"stop": open_here, "resume": free and state != "completed", "extend": free and snapshot is not None},
     }
     if state == "failed" and not view["words"]:
         view["words"] = _last_words(runs.log(name))
-    return {**view, **_of_reading(reading)}
+    return {**view, **_facts_of(snapshot)}
 
 
-def _of_reading(reading: Reading | None) -> Mapping[str, Any]:
-    return UNKNOWN if reading is None else reading.facts
+def _facts_of(snapshot: Snapshot | None) -> Mapping[str, Any]:
+    return UNKNOWN if snapshot is None else snapshot.facts
 
 
 def _last_words(log: bytes) -> str:
@@ -122,22 +122,22 @@ def page_of(rows: Sequence[Any], offset: int, limit: int) -> dict[str, Any]:
 
 
 def chosen(
-    reading: Reading, *, status: str | None, budget: float | None, role: str | None, sort: str | None, down: bool
+    snapshot: Snapshot, *, status: str | None, budget: float | None, role: str | None, sort: str | None, down: bool
 ) -> list[Row]:
     """The rows that are asked for, in the order that is asked for; what is not known comes last."""
     asked = (status, budget, role, sort, down)
-    known = reading.kept.get(asked)
+    known = snapshot.kept.get(asked)
     if known is None:
-        if len(reading.kept) >= MAX_CHOICES:
-            reading.kept.clear()
-        known = reading.kept[asked] = _chosen(reading, status, budget, role, sort, down)
+        if len(snapshot.kept) >= MAX_CHOICES:
+            snapshot.kept.clear()
+        known = snapshot.kept[asked] = _chosen(snapshot, status, budget, role, sort, down)
     return known
 
 
 def _chosen(
-    reading: Reading, status: str | None, budget: float | None, role: str | None, sort: str | None, down: bool
+    snapshot: Snapshot, status: str | None, budget: float | None, role: str | None, sort: str | None, down: bool
 ) -> list[Row]:
-    rows: Iterable[Row] = reading.rows
+    rows: Iterable[Row] = snapshot.rows
     if status is not None:
         rows = (row for row in rows if row["status"] == status)
     if budget is not None:
@@ -152,27 +152,27 @@ def _chosen(
     return found[::-1] if down else found
 
 
-def experiment_view(reading: Reading, key: str) -> dict[str, Any]:
+def experiment_view(snapshot: Snapshot, key: str) -> dict[str, Any]:
     """All that is known of one experiment.
 
     Raises:
-        Refusal: the sweep has none of this key.
+        RequestError: the sweep has none of this key.
     """
-    e = experiment_of(reading, key)
-    ledger = Ledger(reading.sweep.paths)
+    e = experiment_of(snapshot, key)
+    ledger = Ledger(snapshot.sweep.paths)
     outcome, progress = ledger.outcome(key), ledger.progress(key)
     failure = outcome if isinstance(outcome, Failure) else None
     return dict(
         json_value(
             redacted_values(
                 {
-                    **reading.by_key[key],
+                    **snapshot.by_key[key],
                     "planned": e.to_json(),
                     "outcome": None if outcome is None else asdict(outcome),
                     "advice": None if failure is None else ADVICE[failure.status],
                     "progress": None if progress is None or outcome is not None else asdict(progress),
                     "events": _events(ledger, key),
-                    "checkpoints": checkpoints_of(reading, key),
+                    "checkpoints": checkpoints_of(snapshot, key),
                 }
             )
         )
@@ -183,31 +183,31 @@ def _events(ledger: Ledger, key: str) -> list[dict[str, Any]]:
     return [asdict(event) for event in ledger.events(key)][-MAX_EVENTS:]
 
 
-def events_of(reading: Reading, key: str) -> list[dict[str, Any]]:
+def events_of(snapshot: Snapshot, key: str) -> list[dict[str, Any]]:
     """What happened to one experiment, the newest last.
 
     Raises:
-        Refusal: the sweep has none of this key.
+        RequestError: the sweep has none of this key.
     """
-    experiment_of(reading, key)
-    return list(json_value(redacted_values(_events(Ledger(reading.sweep.paths), key))))
+    experiment_of(snapshot, key)
+    return list(json_value(redacted_values(_events(Ledger(snapshot.sweep.paths), key))))
 
 
-def experiment_of(reading: Reading, key: str) -> Experiment:
+def experiment_of(snapshot: Snapshot, key: str) -> Experiment:
     """One experiment of the plan.
 
     Raises:
-        Refusal: the sweep has none of this key.
+        RequestError: the sweep has none of this key.
     """
-    if re.fullmatch(names.KEY, key) and key in reading.by_key:
-        return reading.experiments[key]
+    if re.fullmatch(names.KEY, key) and key in snapshot.by_key:
+        return snapshot.experiments[key]
     raise not_found("experiment")
 
 
-def metrics_of(reading: Reading, key: str) -> dict[str, Any]:
+def metrics_of(snapshot: Snapshot, key: str) -> dict[str, Any]:
     """What is measured of it now, or was in the end."""
-    experiment_of(reading, key)
-    ledger = Ledger(reading.sweep.paths)
+    experiment_of(snapshot, key)
+    ledger = Ledger(snapshot.sweep.paths)
     outcome = ledger.outcome(key)
     if isinstance(outcome, Result):
         wanted = ("loss", "loss_stderr", "train_loss", "tokens_seen", "tokens", "seconds", "tokens_per_second", "mfu")
@@ -215,7 +215,7 @@ def metrics_of(reading: Reading, key: str) -> dict[str, Any]:
     else:
         progress = ledger.progress(key)
         now = {} if progress is None else _progress_metrics(progress)
-    return {"key": key, "status": reading.by_key[key]["status"], **json_value(now)}
+    return {"key": key, "status": snapshot.by_key[key]["status"], **json_value(now)}
 
 
 def _progress_metrics(progress: Progress) -> dict[str, Any]:
@@ -233,10 +233,10 @@ def _progress_metrics(progress: Progress) -> dict[str, Any]:
     return {name: getattr(progress, name) for name in wanted} | {"seconds_left": tokens_left_seconds(progress)}
 
 
-def history_of(reading: Reading, key: str) -> list[dict[str, Any]]:
+def history_of(snapshot: Snapshot, key: str) -> list[dict[str, Any]]:
     """Every point of its curve; of what runs, as of some seconds ago."""
-    experiment_of(reading, key)
-    return [dict(json_value(row)) for row in Ledger(reading.sweep.paths).curve_rows(key)]
+    experiment_of(snapshot, key)
+    return [dict(json_value(row)) for row in Ledger(snapshot.sweep.paths).curve_rows(key)]
 
 
 def thinned(rows: Sequence[Mapping[str, Any]], points: int, columns: Sequence[str]) -> dict[str, list[Any]]:
@@ -264,9 +264,9 @@ def with_speed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def checkpoints_of(reading: Reading, key: str) -> list[dict[str, Any]]:
+def checkpoints_of(snapshot: Snapshot, key: str) -> list[dict[str, Any]]:
     """The checkpoints that an open experiment can go on from, the trunk it left, its weights; the newest last."""
-    paths = reading.sweep.paths
+    paths = snapshot.sweep.paths
     both = (("checkpoint", paths.checkpoints(key)), ("trunk", paths.trunk(key)))
     return [*(one for kind, place in both for one in _checkpoints_in(kind, key, place)), *_weights(key, paths)]
 
@@ -275,7 +275,7 @@ def _weights(key: str, paths: SweepPaths) -> Iterable[dict[str, Any]]:
     try:
         with names.opened(paths.weights(key), paths.root, "weights") as file:
             stat = os.fstat(file.fileno())
-    except Refusal:
+    except RequestError:
         return
     sha256 = _sha256(paths, key, stat.st_size, stat.st_mtime_ns)
     yield {"id": f"{key}-w", "key": key, "step": None, "kind": "weights", "bytes": stat.st_size, "sha256": sha256,
@@ -298,38 +298,38 @@ def _checkpoints_in(kind: str, key: str, place: CheckpointPaths) -> Iterable[dic
             yield {"id": f"{key}-{kind[0]}{step}", "key": key, "step": step, "kind": kind, **asdict(note)}
 
 
-def all_checkpoints(reading: Reading) -> list[dict[str, Any]]:
+def all_checkpoints(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Those of all experiments, in the plan's order."""
-    paths = reading.sweep.paths
+    paths = snapshot.sweep.paths
     some = paths.begun_keys() | paths.trunk_keys()
-    return [one for e in reading.sweep.plan.experiments if e.key in some for one in checkpoints_of(reading, e.key)]
+    return [one for e in snapshot.sweep.plan.experiments if e.key in some for one in checkpoints_of(snapshot, e.key)]
 
 
-def checkpoint_of(reading: Reading, checkpoint_id: str) -> dict[str, Any]:
+def checkpoint_of(snapshot: Snapshot, checkpoint_id: str) -> dict[str, Any]:
     """One by its id.
 
     Raises:
-        Refusal: there is none.
+        RequestError: there is none.
     """
     if re.fullmatch(names.CHECKPOINT, checkpoint_id):
         key = checkpoint_id.partition("-")[0]
-        if key in reading.by_key:
-            for one in checkpoints_of(reading, key):
+        if key in snapshot.by_key:
+            for one in checkpoints_of(snapshot, key):
                 if one["id"] == checkpoint_id:
                     return one
     raise not_found("checkpoint")
 
 
-def file_of(reading: Reading, one: Mapping[str, Any]) -> StoragePath:
+def file_of(snapshot: Snapshot, one: Mapping[str, Any]) -> StoragePath:
     """The file of a checkpoint."""
-    paths, key = reading.sweep.paths, str(one["key"])
+    paths, key = snapshot.sweep.paths, str(one["key"])
     if one["kind"] == "weights":
         return paths.weights(key)
     place = paths.trunk(key) if one["kind"] == "trunk" else paths.checkpoints(key)
     return place.state(int(one["step"]))
 
 
-def devices_of(reading: Reading) -> list[dict[str, Any]]:
+def devices_of(snapshot: Snapshot) -> list[dict[str, Any]]:
     """The machines and GPUs as they were read last, and what they train."""
     return [
         {
@@ -337,19 +337,19 @@ def devices_of(reading: Reading) -> list[dict[str, Any]]:
             "running": node.running,
             "gpus": [{**asdict(g.gpu), "experiments": [e.key for e in g.experiments]} for g in node.gpus],
         }
-        for node in reading.nodes
+        for node in snapshot.nodes
     ]
 
 
-def reading_of(mirrors: SweepCaches, runs: Runs, name: str) -> Reading:
+def snapshot_of(caches: SweepCaches, runs: Runs, name: str) -> Snapshot:
     """A sweep that has a plan.
 
     Raises:
-        Refusal: there is no such sweep, or it has no plan yet.
+        RequestError: there is no such sweep, or it has no plan yet.
     """
-    reading = mirrors.now(name)
-    if reading is None:
+    snapshot = caches.now(name)
+    if snapshot is None:
         if runs.last(name) is None:
             raise not_found("sweep")
         raise conflict(f"{name} has no plan yet")
-    return reading
+    return snapshot

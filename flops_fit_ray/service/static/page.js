@@ -1,4 +1,4 @@
-// Keeps a page as it would be after a reload, and moves the slider. Without it everything can be read and done as well.
+// Refreshes the page on events and runs the slider of the prediction. All content and actions work without it.
 "use strict";
 
 const source = document.body.dataset.events;
@@ -11,14 +11,14 @@ async function renew() {
     const answer = await fetch(location.href, { headers: { accept: "text/html" } });
     if (answer.ok) swap(new DOMParser().parseFromString(await answer.text(), "text/html"));
     else if (answer.status === 401 || answer.status === 403) location.reload();
-  } catch { /* the service is away; events begin again when it is back */ }
+  } catch { /* the service is down; EventSource reconnects when it is back */ }
   busy = false;
   await_fit();
   if (again) { again = false; setTimeout(renew, 500); }
 }
 
 let waits;
-function await_fit() { // a newer fit is being made, and no event tells when it is there
+function await_fit() { // a newer fit is running, and no event is sent when it is done
   clearTimeout(waits);
   if (document.querySelector("[data-stale]")) waits = setTimeout(renew, 2000);
 }
@@ -46,13 +46,13 @@ function swap(page) {
   }
 }
 
-const words = (value) => {
+const count = (value) => {
   for (const [limit, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
     if (value >= limit * 0.9995) return Number((value / limit).toPrecision(3)) + unit;
   }
   return String(Number(value.toPrecision(3)));
 };
-const within = (pair) => (pair ? ` [${words(pair[0])}, ${words(pair[1])}]` : "");
+const within = (pair) => (pair ? ` [${count(pair[0])}, ${count(pair[1])}]` : "");
 
 function slide() {
   const form = document.querySelector("[data-predict]");
@@ -75,8 +75,8 @@ function slide() {
       if (mine !== asked) return;
       const line = document.createElement("p");
       line.textContent = answer.ok
-        ? `N = ${words(found.params)}${within(found.params_interval)}, D = ${words(found.tokens)}${within(found.tokens_interval)}, loss ${found.loss.toFixed(4)}` +
-          (found.extrapolation > 1 ? `; ${Number(found.extrapolation.toPrecision(3))} times beyond the data` : "")
+        ? `N = ${count(found.params)}${within(found.params_interval)}, D = ${count(found.tokens)}${within(found.tokens_interval)}, loss ${found.loss.toFixed(4)}` +
+          (found.extrapolation > 1 ? `; ${Number(found.extrapolation.toPrecision(3))}x beyond the fitted budgets` : "")
         : found.error;
       const flags = (found.warnings || []).filter((flag) => flag.severity !== "info").map((flag) => {
         const one = document.createElement("p");

@@ -1,6 +1,7 @@
 """`fit`, `predict` and `compare` as a person with a table or a sweep uses them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_any_table_can_be_fitted(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "35 of 35 rows; params = 'N', tokens = 'D', flops = 'C', loss = 'val loss'" in out
     assert "N_opt(1e21) lies between" in out and "validity: " in out and "hold-out:" in out
     assert "surface, Huber loss (approach 3)" in out
-    assert call("fit", table, "--json", "--at", "1e21", "--bootstrap", "500", "--seed", "3") == 0
+    assert call("fit", table, "--json", "--at", "1e21", "--draws", "500", "--seed", "3") == 0
     content = json.loads(capsys.readouterr().out)
     assert content["bootstrap"]["draws"] == 500 and content["bootstrap"]["seed"] == 3
     assert content["table"]["columns"]["loss"] == "val loss" and content["table"]["refused"] == []
@@ -130,6 +131,47 @@ def test_predict_of_a_sweep_names_the_run(sweep: Sweep, capsys: pytest.CaptureFi
     assert "run: features = " in capsys.readouterr().out
 
 
+def copy_with(sweep: Sweep, where: Path, old: str, new: str) -> Path:
+    """The sweep with other words in its spec."""
+    root = Path(shutil.copytree(local_path(sweep.paths.root), where))
+    spec = root / sweep.paths.spec.name
+    assert spec.read_text().count(old) == 1
+    spec.write_text(spec.read_text().replace(old, new))
+    return root
+
+
+def test_a_spec_without_draws_has_no_intervals(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copy_with(sweep, tmp_path / "s", "draws: 2000", "draws: 0")
+    assert call("fit", root) == 0
+    out = capsys.readouterr().out
+    assert "no intervals: draws is 0" in out and "(no intervals)" in out
+    assert call("predict", "1e7", root) == 0
+    assert "C = 1e7 FLOPs (no intervals)" in capsys.readouterr().out
+    assert call("fit", root, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["bootstrap"]["draws"] == 0 and content["n_opt"]["exponent_interval"] is None
+    assert content["methods"]["envelope"]["n_opt"]["exponent_stderr"] is None
+    assert call("report", root) == 0
+    assert "No intervals: <code>draws</code> is 0." in (root / "report.html").read_text()
+    assert "No intervals: `draws` is 0." in (root / "report.md").read_text()
+    assert call("fit", root, "--draws", "300") == 0
+    assert "no intervals" not in capsys.readouterr().out
+
+
+def test_a_spec_may_ask_for_the_envelope(sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = copy_with(sweep, tmp_path / "s", "method: null", "method: envelope")
+    assert call("fit", root, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["default_method"] == content["n_opt"]["method"] == "envelope"
+    assert {row["lever"] for row in content["sensitivity"]["rows"]} == {"answer", "the method"}
+    shutil.rmtree(root / "experiments")
+    assert call("report", root) == 0  # a sweep without results has a report as well
+    page = (root / "report.html").read_text()
+    assert "envelope of training curves (approach 1): there are no training curves" in page
+
+
 def test_predict_for_hours(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("predict", "--hours", "0.01", sweep.paths.root, "--json") in (0, 1)  # so small runs tell little of time
     captured = capsys.readouterr()
@@ -162,7 +204,7 @@ def test_the_spec_of_the_predicted_run_is_ready(tmp_path: Path, capsys: pytest.C
     beyond = tmp_path / "far.yaml"
     assert call("predict", "3e7", made.paths.root, "--spec", beyond) == 0
     out = capsys.readouterr().out
-    assert "need more data than there is" in out and "it needs more data" in out and beyond.exists()
+    assert "need more data than there is" in out and "give more data" in out and beyond.exists()
 
 
 def test_compare_says_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +233,9 @@ def test_mistakes_are_exit_2_without_a_traceback(
         (["fit", table, "--column", "loss"], "must be NAME=VALUE"),
         (["fit", table, "--column", "loss=nope"], "there is no such column"),
         (["fit", table, "--where", "N=5"], "no row has that value"),
-        (["fit", table, "--pin", "A=3"], "only E, alpha and beta"),
+        (["fit", table, "--pin", "A=3"], "only E, alpha and beta can be pinned, not A"),
+        (["fit", table, "--pin", "E=-1"], "must be a number above 0 (got E = -1.0)"),
+        (["fit", table, "--confidence", "0.05"], "is not in the range 0.5<x<1"),
         (["fit", table, "--pin", "E=x"], "must be a number"),
         (["fit", table, "--window", "2"], "is not in the range"),
         (["fit", tmp_path / "nowhere.csv"], "no such file"),
@@ -215,4 +259,6 @@ def test_mistakes_are_exit_2_without_a_traceback(
     assert call("predict", "--hours", "1", table) == 1
     assert "a wall-clock budget needs" in capsys.readouterr().err
     assert call("fit", table, "--method", "envelope") == 1
-    assert "needs training curves, and there are none" in capsys.readouterr().err
+    assert "no law: envelope of training curves (approach 1): there are no training curves" in capsys.readouterr().out
+    assert call("predict", "1e20", table, "--method", "envelope") == 1
+    assert "there are no training curves" in capsys.readouterr().err

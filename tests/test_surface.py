@@ -120,7 +120,7 @@ def test_pins_hold(loss: str) -> None:
         found = {"E": np.exp(fit.surface.log_e[0]), "alpha": fit.surface.alpha[0], "beta": fit.surface.beta[0]}
         assert {name: found[name] for name in pins} == pytest.approx(pins, rel=1e-12)
         assert fit.objective is not None and free.objective is not None and fit.objective >= free.objective
-    for wrong, words in (({"A": 1.0}, "only E, alpha and beta"), ({"E": -1.0}, "must be positive")):
+    for wrong, words in (({"A": 1.0}, "only E, alpha and beta"), ({"E": -1.0}, "must be a number above 0")):
         with pytest.raises(FitError, match=words):
             SurfaceOptions(loss=loss, pins=wrong)  # type: ignore[arg-type]
 

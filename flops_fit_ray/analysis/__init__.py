@@ -5,7 +5,7 @@ from flops_fit_ray.analysis.compare import Comparison, compare
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction, isotime, predict_for_time
 from flops_fit_ray.analysis.law import Interval, Law
-from flops_fit_ray.analysis.methods import METHODS, Method, MethodName, ValleyIntervals
+from flops_fit_ray.analysis.methods import METHODS, Method, ValleyIntervals
 from flops_fit_ray.analysis.points import Points, group_by_nearness
 from flops_fit_ray.analysis.prediction import Prediction, predict
 from flops_fit_ray.analysis.sensitivity import Sensitivity, SensitivityRow, sensitivity
@@ -19,8 +19,9 @@ from flops_fit_ray.analysis.summary import (
     prediction_to_json,
     timed_to_json,
 )
-from flops_fit_ray.analysis.sweep_fit import FitOptions, SweepFit, ValleyFit, fit_minima, fit_sweep
+from flops_fit_ray.analysis.sweep_fit import SweepFit, ValleyFit, fit_minima, fit_sweep
 from flops_fit_ray.analysis.valley import Valley
+from flops_fit_ray.fit_options import FitOptions, MethodName
 
 __all__ = [
     "METHODS",

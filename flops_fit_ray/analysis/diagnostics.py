@@ -11,10 +11,11 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.flags import Flag, Severity
 from flops_fit_ray.analysis.law import MIN_DRAWS
-from flops_fit_ray.analysis.methods import METHODS, Method, MethodName, Minima, interior
+from flops_fit_ray.analysis.methods import METHODS, Method, Minima, interior
 from flops_fit_ray.analysis.noise import Noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.valley import Valley
+from flops_fit_ray.fit_options import MethodName
 
 TRUSTED_RANGE = 32.0  # largest over smallest budget from which an exponent is trusted
 TRUSTED_BUDGETS = 4

@@ -59,7 +59,7 @@ def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator)
     )
     laws = [fit_power_law(10 ** places[seen], value) for value in values]
     drawn = _draw(loss, tokens, params, places, min(draws, MAX_DRAWS), rng)
-    laws = [replace(law, stderr_ols=None, draws=draw) for law, draw in zip(laws, drawn, strict=True)]
+    laws = [replace(law, stderr_ols=None, draws=draw if draws else None) for law, draw in zip(laws, drawn, strict=True)]
     return Method(name="envelope", status="fitted", reason=CAVEAT, params_opt=laws[0], tokens_opt=laws[1],
                   loss_opt=laws[2], draws=len(drawn[0].exponent),
                   lost_draws=int(np.isnan(drawn[0].exponent).sum()))  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 
@@ -15,11 +15,10 @@ from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit, Surfaces
 from flops_fit_ray.analysis.valley import Polynomial, Valley
+from flops_fit_ray.fit_options import LawWeights, MethodName
 
-MethodName = Literal["valley", "surface_huber", "surface_squared", "envelope"]
-LawWeights = Literal["equal", "precision"]
 MIN_FOR_SHIFT = 4  # budgets from which the loss law has an irreducible term: one more than its parameters
-METHODS: tuple[MethodName, ...] = ("valley", "surface_huber", "surface_squared", "envelope")
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
 METHOD_LABELS: dict[MethodName, str] = {
     "valley": "valleys (approach 2)",
     "surface_huber": "surface, Huber loss (approach 3)",
@@ -149,13 +148,13 @@ def valley_method(valleys: Sequence[Valley], minima: Minima | None, weights: Law
     if len(used) < 2:
         without = "; ".join(f"C = {fmt.flops(v.budget)}: {v.reason}" for v in valleys if v.status != "interior")
         reason = f"{len(used)} budget(s) have an optimum, and a law needs 2{f' ({without})' if without else ''}"
-        return _no_law("valley", reason)
+        return no_law("valley", reason)
     flops = np.array([valleys[i].flops for i in used])
     if len(np.unique(flops)) < 2:
-        return _no_law("valley", "all budgets spent the same C, and a law needs two that differ")
+        return no_law("valley", "all budgets spent the same C, and a law needs two that differ")
     values = [np.array([getattr(valleys[i], name) for i in used]) for name in ("params_opt", "tokens_opt", "loss_opt")]
     if not (values[2] > 0).all():
-        return _no_law("valley", "the loss at a minimum is not positive, so it has no power law")
+        return no_law("valley", "the loss at a minimum is not positive, so it has no power law")
     drawn: list[Floats | None] = [None, None, None]
     if minima is not None:
         drawn = [minima.log10_params[:, used], minima.log10_tokens[:, used], np.log10(minima.loss[:, used])]
@@ -180,7 +179,7 @@ def surface_method(fit: SurfaceFit) -> Method:
     """Derive the laws of approach 3 from the surface and the cost law C = k·N^c·D (Hoffmann et al. 2022, 3.3)."""
     name: MethodName = "surface_huber" if fit.loss == "huber" else "surface_squared"
     if not fit.usable or fit.surface is None or fit.cost is None:
-        return _no_law(name, fit.reason, status=fit.status, surface=fit)
+        return no_law(name, fit.reason, status=fit.status, surface=fit)
     laws = _surface_laws(fit.surface, fit.cost)
     drawn = _surface_laws(fit.draws, fit.cost) if fit.draws is not None else None
     made = [
@@ -218,7 +217,8 @@ def _surface_laws(surfaces: Surfaces, cost: CostLaw) -> tuple[LawDraws, LawDraws
     )
 
 
-def _no_law(name: MethodName, reason: str, *, status: str = "no_law", surface: SurfaceFit | None = None) -> Method:
+def no_law(name: MethodName, reason: str, *, status: str = "no_law", surface: SurfaceFit | None = None) -> Method:
+    """Return a method that gave no law, with the reason."""
     return Method(
         name=name, status=status, reason=reason, params_opt=None, tokens_opt=None, loss_opt=None, surface=surface
     )

@@ -10,9 +10,10 @@ import numpy as np
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning, range_warning
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.law import Interval, Law, central_interval
-from flops_fit_ray.analysis.methods import Method, MethodName
+from flops_fit_ray.analysis.methods import Method
 from flops_fit_ray.analysis.sweep_fit import SweepFit
 from flops_fit_ray.errors import FitError
+from flops_fit_ray.fit_options import MethodName
 
 MIN_SEEDS = 6  # degrees of freedom from which the noise between seeds is used for a single run
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.analysis.flags import Flag
-from flops_fit_ray.analysis.methods import Method, MethodName, surface_method, valley_method
+from flops_fit_ray.analysis.methods import Method, surface_method, valley_method
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import SurfaceLoss, fit_surface, refit_surfaces
-from flops_fit_ray.analysis.sweep_fit import FitOptions, SweepFit, fit_valleys, valley_of
+from flops_fit_ray.analysis.sweep_fit import SweepFit, fit_valleys, valley_of
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
+from flops_fit_ray.fit_options import FitOptions, MethodName
 from flops_fit_ray.formatting import count, flops
 
 MAX_LEFT_OUT = 200  # runs that are left out in turn, those with the greatest influence first
@@ -212,7 +213,7 @@ def _without_budgets(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
         for v in (v for v in fit.valleys if v.status == "interior"):
             method = valley_method([other for other in fit.valleys if other is not v], None)
             yield _row("one budget left out", f"without C = {flops(v.budget)}", method, budget)
-    elif points.labelled and len(groups) > 2:
+    elif fit.default != "envelope" and points.labelled and len(groups) > 2:
         for group in groups:
             method = _quick(points.pick(points.budget != group), fit.options, fit.default)
             yield _row("one budget left out", f"without C = {flops(group)}", method, budget)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,13 +13,11 @@ from flops_fit_ray.analysis.envelope import envelope_method
 from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.law import Law
 from flops_fit_ray.analysis.methods import (
-    METHODS,
-    LawWeights,
     Method,
-    MethodName,
     Minima,
     ValleyIntervals,
     draw_minima,
+    no_law,
     surface_method,
     valley_intervals,
     valley_method,
@@ -28,53 +25,13 @@ from flops_fit_ray.analysis.methods import (
 )
 from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
 from flops_fit_ray.analysis.points import Points, budget_gap, check_points
-from flops_fit_ray.analysis.surface import SurfaceLoss, SurfaceOptions, bootstrap_surface, fit_surface
-from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, CurveName, Valley, fit_valley
-from flops_fit_ray.errors import FitError
+from flops_fit_ray.analysis.surface import SurfaceLoss, bootstrap_surface, fit_surface
+from flops_fit_ray.analysis.valley import Valley, fit_valley
+from flops_fit_ray.fit_options import FIT_DEFAULTS, FitOptions, MethodName
 
 MIN_FOR_SURFACE = 15  # points, three for each parameter, from which a surface can be the default method
 APART = 1.15  # least gap between neighbouring budgets that were inferred by nearness
 MOSTLY = 0.75  # share of the points in valleys with an optimum, where budgets were inferred by nearness
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitOptions:
-    """Settings of a fit."""
-
-    draws: int = 2000
-    confidence: float = 0.95
-    seed: int = 0
-    method: Literal["auto"] | MethodName = "auto"  # the default method of the fit
-    curve: CurveName = "parabola"
-    window: int | None = None  # sizes nearest to the lowest loss; None: all
-    law_weights: LawWeights = "equal"
-    delta: float = 1e-3  # of the Huber loss of ln L
-    undertuned: float = 1.0  # weight of runs above the surface; Huber only
-    pins: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        choices = {
-            "method": ("auto", *METHODS),
-            "curve": tuple(MIN_DISTINCT_SIZES),
-            "law_weights": ("equal", "precision"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise FitError(f"{name} must be one of {', '.join(known)} (got {getattr(self, name)!r})")
-        checks = {
-            "draws": (self.draws >= 0, "0 or more"),
-            "confidence": (0 < self.confidence < 1, "between 0 and 1"),
-            "window": (self.window is None or self.window >= MIN_DISTINCT_SIZES["parabola"], "3 sizes or more"),
-            "delta": (self.delta > 0, "positive"),
-            "undertuned": (0 < self.undertuned <= 1, "above 0 and at most 1"),
-        }
-        for name, (good, wanted) in checks.items():
-            if not good:
-                raise FitError(f"{name} must be {wanted} (got {getattr(self, name)})")
-
-    def surface(self, loss: SurfaceLoss) -> SurfaceOptions:
-        """Return the settings of the surface fit."""
-        return SurfaceOptions(loss=loss, delta=self.delta, undertuned=self.undertuned, pins=self.pins)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,7 +100,7 @@ class SweepFit:
         return float(self.points.flops.min()), float(self.points.flops.max())
 
 
-def fit_sweep(points: Points, options: FitOptions = FitOptions(), curves: Points | None = None) -> SweepFit:
+def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points | None = None) -> SweepFit:
     """Fit all methods to all points. A method that has no law says why in its `reason`.
 
     Args:
@@ -165,6 +122,8 @@ def fit_sweep(points: Points, options: FitOptions = FitOptions(), curves: Points
         methods[method.name] = method
     if (envelope := envelope_method(points if curves is None else curves, options.draws, rng)) is not None:
         methods["envelope"] = envelope
+    elif options.method == "envelope":
+        methods["envelope"] = no_law("envelope", "there are no training curves")
     default = _default(points, low.valleys, methods, options)
     return SweepFit(
         points=points,
@@ -192,7 +151,7 @@ class ValleyFit:
     confidence: float
 
 
-def fit_minima(points: Points, options: FitOptions = FitOptions(), rng: np.random.Generator | None = None) -> ValleyFit:
+def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.random.Generator | None = None) -> ValleyFit:
     """Fit the valleys of all points, their minima with intervals, and the law through them.
 
     Args:
@@ -245,8 +204,6 @@ def _default(
     Scattered runs can be grouped into valleys as well: budgets that are not labelled must be clearly separated.
     """
     if options.method != "auto":
-        if options.method not in methods:
-            raise FitError(f"method {options.method} needs training curves, and there are none; use another method")
         return options.method
     if len(points) < MIN_FOR_SURFACE:
         return "valley"

@@ -13,9 +13,9 @@ import numpy as np
 
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.errors import FitError
+from flops_fit_ray.fit_options import CurveName
 
 ValleyStatus = Literal["interior", "edge", "concave", "too_few"]
-CurveName = Literal["parabola", "cubic", "akima"]
 
 MIN_DISTINCT_SIZES: dict[CurveName, int] = {"parabola": 3, "cubic": 4, "akima": 5}  # distinct sizes
 AKIMA_GRID = 513

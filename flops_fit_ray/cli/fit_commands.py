@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flops_fit_ray.cli.common import StoragePathType, json_option, open_directory
-from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, FitError, SpecError
+from flops_fit_ray.fit_options import CHOICES, FIT_DEFAULTS, LIMITS, PINS, FitOptions, check_pins
 from flops_fit_ray.storage.storage_path import StoragePath, local_path, storage_path
 
 if TYPE_CHECKING:
-    from flops_fit_ray.analysis import FitOptions, SweepFit
+    from flops_fit_ray.analysis import SweepFit
     from flops_fit_ray.planning import Plan
     from flops_fit_ray.sweep.directory import Sweep
     from flops_fit_ray.sweep.recommend import Recommendation
@@ -25,23 +26,39 @@ MIN_DRAWS, MAX_REFITTED = 400, 4_000_000  # draws; rows times draws, which take 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+
+def _number(name: str) -> click.ParamType[Any]:
+    """The limits of a setting, for its option."""
+    limits = LIMITS[name]
+    low, high = (a if a is not None else b for a, b in ((limits.ge, limits.gt), (limits.le, limits.lt)))
+    if limits.whole:
+        return click.IntRange(None if low is None else int(low), None if high is None else int(high))
+    return click.FloatRange(low, high, min_open=limits.gt is not None, max_open=limits.lt is not None)
+
+
+def _choice(name: str) -> click.Choice[str]:
+    return click.Choice(CHOICES[name])
+
+
 _FIT_OPTIONS = [
-    click.option("--method", type=click.Choice(["auto", "valley", "surface_huber", "surface_squared", "envelope"]),
-                 help="Whose answer is the answer [default: auto, valleys where there are two]."),
-    click.option("--curve", type=click.Choice(["parabola", "cubic", "akima"]),
-                 help="The curve of a valley [default: parabola]."),
-    click.option("--window", type=click.IntRange(min=3), help="Fit the so many sizes nearest to the lowest loss."),
-    click.option("--law-weights", type=click.Choice(["equal", "precision"]),
-                 help="Weights of the minima in their power law [default: equal]."),
-    click.option("--delta", type=click.FloatRange(min=0, min_open=True), help="Of the Huber loss [default: 1e-3]."),
-    click.option("--undertuned", type=click.FloatRange(min=0, min_open=True, max=1),
-                 help="Weight of runs above the Huber surface: below 1 they pull less [default: 1]."),
-    click.option("--pin", "pins", multiple=True, metavar="NAME=VALUE", help="Hold E, alpha or beta of the surface."),
-    click.option("--bootstrap", "draws", type=click.IntRange(min=0),
-                 help="Draws for intervals [default: 2000; above 2,000 rows fewer]."),
-    click.option("--seed", type=click.IntRange(min=0), help="Of the bootstrap [default: 0]."),
-    click.option("--confidence", type=click.FloatRange(min=0.5, max=1, min_open=True, max_open=True),
-                 help="Of the intervals [default: 0.95]."),
+    click.option("--method", type=_choice("method"),
+                 help=f"Whose answer is the answer [default: {FitOptions.method}, valleys where there are two]."),
+    click.option("--curve", type=_choice("curve"), help=f"The curve of a valley [default: {FitOptions.curve}]."),
+    click.option("--window", type=_number("window"), help="Fit the so many sizes nearest to the lowest loss."),
+    click.option("--law-weights", type=_choice("law_weights"),
+                 help=f"Weights of the minima in their power law [default: {FitOptions.law_weights}]."),
+    click.option("--delta", type=_number("delta"), help=f"Of the Huber loss [default: {FitOptions.delta:g}]."),
+    click.option("--undertuned", type=_number("undertuned"),
+                 help="Weight of runs above the Huber surface: below 1 they pull less "
+                      f"[default: {FitOptions.undertuned:g}]."),
+    click.option("--pin", "pins", multiple=True, metavar="NAME=VALUE",
+                 help=f"Hold a parameter of the surface: {', '.join(PINS)}."),
+    click.option("--draws", "--bootstrap", "draws", type=_number("draws"),
+                 help="Bootstrap draws for intervals; 0: no intervals "
+                      f"[default: {FitOptions.draws}; above {MAX_REFITTED // FitOptions.draws:,} rows fewer]."),
+    click.option("--seed", type=_number("seed"), help=f"Of the bootstrap [default: {FitOptions.seed}]."),
+    click.option("--confidence", type=_number("confidence"),
+                 help=f"Of the intervals [default: {FitOptions.confidence}]."),
 ]  # fmt: skip
 _TABLE_OPTIONS = [
     click.option("--column", "columns", multiple=True, metavar="params=NAME",
@@ -234,7 +251,7 @@ class _Opened:
 
 
 def _open_source(source: StoragePath | None, options: Mapping[str, Any]) -> _Opened:
-    from flops_fit_ray.analysis import FitOptions, fit_sweep
+    from flops_fit_ray.analysis import fit_sweep
 
     if source is not None and not source.is_dir() and source.suffix:
         from flops_fit_ray.tables import TableOptions, read_table
@@ -245,8 +262,8 @@ def _open_source(source: StoragePath | None, options: Mapping[str, Any]) -> _Ope
             where=_pairs("--where", options["where"]),
         )
         table = read_table(local_path(source), reading)
-        base = FitOptions()
-        base = replace(base, draws=min(base.draws, max(MIN_DRAWS, MAX_REFITTED // len(table.points))))
+        draws = min(FIT_DEFAULTS.draws, max(MIN_DRAWS, MAX_REFITTED // len(table.points)))
+        base = replace(FIT_DEFAULTS, draws=draws)
         return _Opened(fit_sweep(table.points, _fit_options(base, options)), table=table)
     for name in ("columns", "units", "where"):
         if options[name]:
@@ -258,16 +275,18 @@ def _open_source(source: StoragePath | None, options: Mapping[str, Any]) -> _Ope
 
 
 def _fit_options(base: FitOptions, options: Mapping[str, Any]) -> FitOptions:
-    names = ("method", "curve", "window", "law_weights", "delta", "undertuned", "draws", "seed", "confidence")
-    given: dict[str, Any] = {name: options[name] for name in names if options[name] is not None}
+    names = {*CHOICES, *LIMITS}
+    given: dict[str, Any] = {name: value for name, value in options.items() if name in names and value is not None}
     pins: dict[str, float] = {}
     for name, value in _pairs("--pin", options["pins"]):
         try:
             pins[name] = float(value)
         except ValueError as e:
             raise click.UsageError(f"--pin {name}={value}: must be a number") from e
-    if unknown := sorted(set(pins) - {"E", "alpha", "beta"}):
-        raise click.UsageError(f"--pin {unknown[0]}: only E, alpha and beta can be held")
+    try:
+        check_pins(pins)
+    except FitError as e:
+        raise click.UsageError(f"--pin: {e}") from e
     if pins:
         given["pins"] = pins
     return replace(base, **given)
@@ -303,7 +322,6 @@ def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float
 def _predict_hours(opened: _Opened, hours: float | None, as_json: bool) -> None:
     from flops_fit_ray.analysis import isotime, predict_for_time, timed_to_json
     from flops_fit_ray.console.fit_text import timed_text
-    from flops_fit_ray.errors import FitError
 
     timed = isotime(opened.fit)
     if timed is None:
@@ -317,7 +335,7 @@ def _command_of(table: Table, options: Mapping[str, Any]) -> str:
     import shlex
 
     words = ["flops-fit-ray", "fit", str(table.path)]
-    names = {"columns": "column", "units": "unit", "pins": "pin", "draws": "bootstrap"}
+    names = {"columns": "column", "units": "unit", "pins": "pin"}
     for name, value in options.items():
         flag = "--" + names.get(name, name).replace("_", "-")
         for one in value if isinstance(value, tuple) else [value]:

@@ -38,7 +38,7 @@ def analysis_text(analysis: Analysis) -> str:
     """Return the whole analysis: fit, methods, predictions, sensitivity panel, doubts, hold-outs."""
     fit = analysis.fit
     blocks = ["\n".join([fit_text(fit), *(f"note: {flag}" for flag in fit.warnings if flag.severity == "info")])]
-    if sum(method.params_opt is not None for method in fit.methods.values()) > 1:
+    if analysis.target is not None and sum(method.params_opt is not None for method in fit.methods.values()) > 1:
         blocks.append(methods_text(analysis))
     blocks += [prediction_text(p, fit.options.confidence) for p in analysis.predictions]
     if analysis.sensitivity is not None:
@@ -78,6 +78,8 @@ def fit_text(fit: SweepFit) -> str:
         lines.append(f"{name} = {law.formula}{shown_bounds}")
     if fit.problem:
         lines.append(f"no law: {fit.problem}")
+    elif not fit.options.draws:
+        lines.append("no intervals: draws is 0")
     loud = [flag for flag in fit.warnings if flag.severity != "info"]
     return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in loud)])
 
@@ -165,9 +167,10 @@ def prediction_text(prediction: Prediction, confidence: float) -> str:
     if prediction.run_interval is not None:
         loss += f", of one new run [{prediction.run_interval.low:.4f}, {prediction.run_interval.high:.4f}]"
     severe = [flag for flag in prediction.warnings if flag.severity == "severe"]
+    percent = f"{100 * confidence:g} %"
     lines = [f"{flag}" for flag in severe]
     lines += [
-        f"C = {fmt.flops(prediction.budget)} FLOPs ({100 * confidence:g} % intervals)",
+        f"C = {fmt.flops(prediction.budget)} FLOPs ({percent if prediction.params_interval else 'no'} intervals)",
         f"  N  {_with(prediction.params, prediction.params_interval)}",
         f"  D  {_with(prediction.tokens, prediction.tokens_interval)}",
         f"  L  {loss}",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from flops_fit_ray.fit_options import LIMITS, PIN_LIMITS, CurveName, FitOptions, LawWeights, MethodChoice, PinName
 from flops_fit_ray.spec.values import (
     Betas,
     BoolOrAuto,
@@ -128,19 +129,25 @@ class CheckpointSection(Section):
     weights: bool = False  # write the final weights as safetensors
 
 
-class FitSection(Section):
-    """How the fit and its intervals are made; what is None is as the analysis has it."""
+def _limited(name: str, default: float | None = None) -> Any:
+    """A field of the fit with the limits of its setting."""
+    limits = LIMITS[name]
+    return Field(default=default, ge=limits.ge, gt=limits.gt, le=limits.le, lt=limits.lt)
 
-    draws: int = Field(default=2000, ge=200, le=1_000_000)
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    seed: int = Field(default=0, ge=0)
-    method: Literal["auto", "valley", "surface_huber", "surface_squared"] | None = None
-    curve: Literal["parabola", "cubic", "akima"] | None = None
-    window: int | None = Field(default=None, ge=3)
-    law_weights: Literal["equal", "precision"] | None = None
-    delta: Positive | None = None
-    undertuned: float | None = Field(default=None, gt=0, le=1)
-    pins: dict[Literal["E", "alpha", "beta"], Positive] | None = None
+
+class FitSection(Section):
+    """The fit and its intervals. None is the default of `FitOptions`; of `window` in an adaptive sweep `grid.sizes`."""
+
+    draws: int = _limited("draws", FitOptions.draws)
+    confidence: float = _limited("confidence", FitOptions.confidence)
+    seed: int = _limited("seed", FitOptions.seed)
+    method: MethodChoice | None = None
+    curve: CurveName | None = None
+    window: int | None = _limited("window")
+    law_weights: LawWeights | None = None
+    delta: FiniteFloat | None = _limited("delta")
+    undertuned: float | None = _limited("undertuned")
+    pins: dict[PinName, Annotated[FiniteFloat, Field(gt=PIN_LIMITS.gt)]] | None = None
 
 
 class WandbSection(Section):

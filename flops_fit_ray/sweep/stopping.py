@@ -76,6 +76,8 @@ def stopping_rule_for(spec: SweepSpec, text: str | None, at_most: float | None =
             ["needs an adaptive grid, but this spec lists its sizes, so none are known for a further budget; leave "
              "the sizes out, or add budgets by hand with `extend`"],
         )  # fmt: skip
+    if not spec.fit.draws:
+        raise SpecError("--until", ["needs an interval of N_opt, but fit.draws is 0; set fit.draws, e.g. to 2000"])
     return parse_stopping_rule(text, at_most)
 
 

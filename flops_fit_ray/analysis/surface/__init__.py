@@ -2,14 +2,13 @@
 
 from flops_fit_ray.analysis.surface.estimate import (
     SurfaceFit,
-    SurfaceLoss,
-    SurfaceOptions,
     SurfaceStatus,
     bootstrap_surface,
     fit_surface,
     refit_surfaces,
 )
 from flops_fit_ray.analysis.surface.value import CostLaw, Surfaces, fit_cost_law
+from flops_fit_ray.fit_options import SurfaceLoss, SurfaceOptions
 
 __all__ = [
     "CostLaw",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,9 +14,8 @@ from flops_fit_ray.analysis.surface import huber, squared
 from flops_fit_ray.analysis.surface.newton import SearchResult
 from flops_fit_ray.analysis.surface.seeds import TABLE, seeds
 from flops_fit_ray.analysis.surface.value import CostLaw, Surfaces, fit_cost_law
-from flops_fit_ray.errors import FitError
+from flops_fit_ray.fit_options import SurfaceLoss, SurfaceOptions
 
-SurfaceLoss = Literal["huber", "squared"]
 SurfaceStatus = Literal["converged", "at_bound", "did_not_move", "not_converged", "ill_conditioned", "unidentified"]
 REFUSED: frozenset[SurfaceStatus] = frozenset({"did_not_move", "not_converged", "unidentified"})
 
@@ -60,24 +58,6 @@ class SurfaceFit:
     def usable(self) -> bool:
         """True if there is a surface that can be used."""
         return self.surface is not None and self.status not in REFUSED
-
-
-@dataclass(frozen=True, kw_only=True)
-class SurfaceOptions:
-    """Settings of the objective."""
-
-    loss: SurfaceLoss = "huber"
-    delta: float = 1e-3
-    undertuned: float = 1.0  # weight of losses above the surface; Huber only
-    pins: Mapping[str, float] = field(default_factory=dict)  # E, alpha, beta held fixed
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.pins) - {"E", "alpha", "beta"})
-        if unknown:
-            raise FitError(f"only E, alpha and beta can be pinned, not {', '.join(unknown)}")
-        bad = {name: value for name, value in self.pins.items() if not (np.isfinite(value) and value > 0)}
-        if bad:
-            raise FitError(f"a pinned value must be positive, not {bad}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

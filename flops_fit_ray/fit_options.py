@@ -1,0 +1,134 @@
+"""Settings of a fit: defaults, choices and limits, each once, for the spec, the command line and the fit itself.
+
+Imports nothing heavy, so that the command line can show them at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Literal, get_args
+
+from flops_fit_ray.errors import FitError
+
+MethodName = Literal["valley", "surface_huber", "surface_squared", "envelope"]
+MethodChoice = Literal["auto", MethodName]
+CurveName = Literal["parabola", "cubic", "akima"]
+LawWeights = Literal["equal", "precision"]
+SurfaceLoss = Literal["huber", "squared"]
+PinName = Literal["E", "alpha", "beta"]
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "method": get_args(MethodChoice),
+    "curve": get_args(CurveName),
+    "law_weights": get_args(LawWeights),
+}
+PINS: tuple[str, ...] = get_args(PinName)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The finite numbers that a setting may be; `ge` and `le` are among them, `gt` and `lt` are not."""
+
+    whole: bool = False
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def __contains__(self, value: object) -> bool:
+        if type(value) is bool or not isinstance(value, Real) or not math.isfinite(value):
+            return False
+        number = float(value)
+        return (
+            not (self.whole and number != int(number))
+            and (self.ge is None or number >= self.ge)
+            and (self.gt is None or number > self.gt)
+            and (self.le is None or number <= self.le)
+            and (self.lt is None or number < self.lt)
+        )
+
+    def __str__(self) -> str:
+        bounds = [("at least", self.ge), ("above", self.gt), ("at most", self.le), ("below", self.lt)]
+        words = " and ".join(f"{word} {bound:,}" for word, bound in bounds if bound is not None)
+        return f"a {'whole ' if self.whole else ''}number {words}"
+
+
+LIMITS: Mapping[str, Limits] = {
+    "draws": Limits(whole=True, ge=0, le=1_000_000),
+    "confidence": Limits(gt=0.5, lt=1),  # refuses 0.05 where 0.95 is meant
+    "seed": Limits(whole=True, ge=0),
+    "window": Limits(whole=True, ge=3),  # sizes, as many as a parabola needs
+    "delta": Limits(gt=0),
+    "undertuned": Limits(gt=0, le=1),
+}
+PIN_LIMITS = Limits(gt=0)
+
+
+def check_pins(pins: Mapping[str, float]) -> None:
+    """Refuse to hold what is no parameter of the surface, or at a value that it cannot have.
+
+    Raises:
+        FitError: a name is none of E, alpha and beta, or a value is not positive and finite.
+    """
+    for name, value in pins.items():
+        if name not in PINS:
+            raise FitError(f"only {', '.join(PINS[:-1])} and {PINS[-1]} can be pinned, not {name}")
+        if value not in PIN_LIMITS:
+            raise FitError(f"a pinned value must be {PIN_LIMITS} (got {name} = {value!r})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurfaceOptions:
+    """Settings of the fit of one surface.
+
+    Raises:
+        FitError: as `check_pins`.
+    """
+
+    loss: SurfaceLoss = "huber"
+    delta: float = 1e-3  # of the Huber loss of ln L
+    undertuned: float = 1.0  # weight of losses above the surface; Huber only
+    pins: Mapping[str, float] = field(default_factory=dict)  # E, alpha, beta held fixed
+
+    def __post_init__(self) -> None:
+        check_pins(self.pins)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """Settings of a fit.
+
+    Raises:
+        FitError: a setting is none of its choices, or outside its limits.
+    """
+
+    draws: int = 2000  # of the bootstrap; 0: no intervals
+    confidence: float = 0.95
+    seed: int = 0
+    method: MethodChoice = "auto"  # the default method of the fit
+    curve: CurveName = "parabola"
+    window: int | None = None  # sizes nearest to the lowest loss; None: all
+    law_weights: LawWeights = "equal"
+    delta: float = SurfaceOptions.delta
+    undertuned: float = SurfaceOptions.undertuned
+    pins: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise FitError(f"{name} must be one of {', '.join(choices)} (got {getattr(self, name)!r})")
+        for name, limits in LIMITS.items():
+            value = getattr(self, name)
+            if value not in limits and not (value is None and getattr(FitOptions, name) is None):
+                raise FitError(f"{name} must be {limits} (got {value!r})")
+        check_pins(self.pins)
+
+    def surface(self, loss: SurfaceLoss) -> SurfaceOptions:
+        """Return the settings of the surface fit."""
+        return SurfaceOptions(loss=loss, delta=self.delta, undertuned=self.undertuned, pins=self.pins)
+
+
+FIT_DEFAULTS = FitOptions()

@@ -24,7 +24,7 @@ from flops_fit_ray.engine.dispatch import Dispatcher
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.live_plan import LivePlan
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.ledger import Ledger, Result
+from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import DataFacts, Experiment, Measurements, ModelSize, Planner
 from flops_fit_ray.planning.slots import lower_bound, own_seconds, trunk_share
 from flops_fit_ray.spec import SweepSpec, make_spec
@@ -183,14 +183,14 @@ def seconds_of(e: Experiment) -> float:
     return own_seconds(e, lambda x: x.flops / FLOPS_PER_SECOND)
 
 
-RESULT = Result(
+RESULT = ExperimentResult(
     key="", budget=0, size=0, params=0, params_total=0, tokens=0, tokens_seen=0, flops=0, loss=3.0, loss_stderr=None,
     train_loss=3.0, lr=1e-3, steps=1, seed=0, seconds=1, attempts=1, device="simulated", host="simulated", versions={},
     finished_at=0,
 )  # fmt: skip
 
 
-def result_of(e: Experiment) -> Result:
+def result_of(e: Experiment) -> ExperimentResult:
     """A result as a worker would record it."""
     return replace(
         RESULT, key=e.key, budget=e.budget, size=e.size, params=e.params, params_total=e.params_total,

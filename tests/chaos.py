@@ -25,7 +25,7 @@ from typing import Any
 from flops_fit_ray.engine.processes import descendants
 from flops_fit_ray.engine.rounds import FINISHED
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED
-from flops_fit_ray.ledger import Ledger, Result
+from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
@@ -160,7 +160,9 @@ class Watched:
             self._row.expect(paths.num_attempts(key) == self._attempts[key], f"{key}: was started again")
         self._results, self._attempts = now, {key: paths.num_attempts(key) for key in now}
         for key in now:
-            self._row.expect(isinstance(Ledger(paths).result(key), Result), f"{key}: its result cannot be read")
+            self._row.expect(
+                isinstance(Ledger(paths).result(key), ExperimentResult), f"{key}: its result cannot be read"
+            )
         return len(now)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from flops_fit_ray.ledger import Failure, Result
+from flops_fit_ray.ledger import ExperimentResult, Failure
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
 
-RESULT = Result(
+RESULT = ExperimentResult(
     key="k1",
     budget=1e5,
     size=8,

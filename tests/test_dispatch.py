@@ -12,7 +12,7 @@ from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.live_plan import LivePlan
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import InterruptedSweepError, StorageError
-from flops_fit_ray.ledger import Ledger, Result
+from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.storage.paths import SweepPaths
@@ -27,7 +27,7 @@ def record(ledger: Ledger, e: Experiment, status: str = "completed") -> None:
     if status != "completed":
         ledger.record_failure(replace(FAILURE, key=e.key, status=status))  # type: ignore[arg-type] # as tests name them
         return
-    names = {f.name for f in fields(e)} & {f.name for f in fields(Result)}
+    names = {f.name for f in fields(e)} & {f.name for f in fields(ExperimentResult)}
     planned = {name: getattr(e, name) for name in names - {"parent"}}  # it began from scratch
     loss = FIND(e).loss or 0.0
     ledger.record_result(replace(RESULT, **planned, tokens_seen=e.tokens, loss=loss, seed=e.recipe.seed))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.ledger.watch import Watcher, Watchers
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import SweepSpec, make_spec
@@ -44,7 +44,7 @@ def followed(root: Path, spec: SweepSpec, watchers: Sequence[Watcher]) -> Sweep:
     return open_sweep(root)
 
 
-def told(sweep: Sweep) -> dict[str, tuple[Experiment, Result]]:
+def told(sweep: Sweep) -> dict[str, tuple[Experiment, ExperimentResult]]:
     by_key = {r.key: r for r in sweep.results}
     return {run_name(e): (e, by_key[e.key]) for e in sweep.plan.experiments[1 : 1 + NEW]}
 
@@ -84,7 +84,7 @@ class Sink:
     def progress(self, e: Experiment, progress: Progress) -> None:
         pass
 
-    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
         self.outcomes.append(e.key)
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Sink:
 class Raising(Sink):
     name = "raising"
 
-    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
         super().outcome(e, record, curve)
         raise ConnectionError("nobody there")
 
@@ -103,7 +103,7 @@ class Hanging(Sink):
     name = "hanging"
     ever = threading.Event()
 
-    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
         super().outcome(e, record, curve)
         self.ever.wait()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from flops_fit_ray.analysis import n_opt_to_json
 from flops_fit_ray.console.plain import PlainConsole
-from flops_fit_ray.ledger import Event, Failure, Progress, Result
+from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Progress
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
@@ -72,7 +72,7 @@ class JsonConsole(PlainConsole):
         """Write the machines of the cluster."""
         self._write("cluster", **asdict(cluster))
 
-    def outcome(self, record: Result | Failure, done: int, total: int) -> None:
+    def outcome(self, record: ExperimentResult | Failure, done: int, total: int) -> None:
         """Write the record as it is in the ledger."""
         self._write("outcome", done=done, total=total, **asdict(record))
 

@@ -20,7 +20,7 @@ from flops_fit_ray.console.drawing import draw
 from flops_fit_ray.console.live_state import LiveState, Pace, flops_under_way, measured_rates, node_uses, seconds_left
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import FitError
-from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
@@ -57,7 +57,7 @@ class LiveConsole(PlainConsole):
         self._console = Console(highlight=False) if console is None else console
         self._paths, self._spec = paths, spec
         self._plan: Plan | None = None
-        self._outcomes: dict[str, Result | Failure] = {}
+        self._outcomes: dict[str, ExperimentResult | Failure] = {}
         self._running: Sequence[Progress] = ()
         self._cluster: Cluster | None = None
         self._live: Live | None = None
@@ -89,7 +89,7 @@ class LiveConsole(PlainConsole):
         self._cluster = cluster
 
     @_falls_back
-    def outcome(self, record: Result | Failure, done: int, total: int) -> None:
+    def outcome(self, record: ExperimentResult | Failure, done: int, total: int) -> None:
         """Write a line for an experiment that ended, and redraw."""
         super().outcome(record, done, total)
         self._outcomes[record.key] = record
@@ -183,7 +183,7 @@ class LiveConsole(PlainConsole):
 
     def _sweep(self) -> Sweep:
         assert self._plan is not None
-        results = tuple(o for o in self._outcomes.values() if isinstance(o, Result))
+        results = tuple(o for o in self._outcomes.values() if isinstance(o, ExperimentResult))
         return Sweep(paths=self._paths, spec=self._spec, plan=self._plan, results=results, failures=(), command="")
 
 

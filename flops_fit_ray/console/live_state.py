@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from flops_fit_ray.analysis import ValleyFit
-from flops_fit_ray.ledger import Failure, Progress, Result
+from flops_fit_ray.ledger import ExperimentResult, Failure, Progress
 from flops_fit_ray.ledger.hardware import Gpu, Machine
 from flops_fit_ray.planning import Experiment, Plan, Rates
 
@@ -71,12 +71,12 @@ def flops_under_way(running: Iterable[tuple[Experiment, Progress]]) -> float:
 
 
 def measured_rates(
-    outcomes: Iterable[Result | Failure], running: Iterable[tuple[Experiment, Progress]]
+    outcomes: Iterable[ExperimentResult | Failure], running: Iterable[tuple[Experiment, Progress]]
 ) -> Rates | None:
     """Return the measured seconds per step of each size that has trained; None if none has."""
     steps: dict[str, tuple[float, float]] = {}
     for outcome in outcomes:
-        if isinstance(outcome, Result) and outcome.tokens_per_second:
+        if isinstance(outcome, ExperimentResult) and outcome.tokens_per_second:
             per_step = outcome.tokens_seen / outcome.steps
             steps[str(outcome.size)] = (outcome.flops / outcome.steps, per_step / outcome.tokens_per_second)
     for e, p in running:

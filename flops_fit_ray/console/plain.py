@@ -10,7 +10,7 @@ from typing import TextIO
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.console.fit_text import fit_text
 from flops_fit_ray.console.header import header_lines
-from flops_fit_ray.ledger import Event, Failure, Progress, Result
+from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Progress
 from flops_fit_ray.ledger.hardware import Cluster, Machine
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.spec import SweepSpec
@@ -82,11 +82,11 @@ class PlainConsole:
         for line in machine_lines(cluster.machines):
             self.say(f"  {line}")
 
-    def outcome(self, record: Result | Failure, done: int, total: int) -> None:
+    def outcome(self, record: ExperimentResult | Failure, done: int, total: int) -> None:
         """Write a line for an experiment that ended."""
         where = f"[{str(done).rjust(len(str(total)))}/{total}]"
         name = self._name(record.key)
-        if isinstance(record, Result):
+        if isinstance(record, ExperimentResult):
             error = f" ± {record.loss_stderr:.4f}" if record.loss_stderr is not None else ""
             self.say(
                 f"{where} {name}: N {fmt.count(record.params)}, D {fmt.count(record.tokens_seen)}, "
@@ -139,7 +139,7 @@ class QuietConsole(PlainConsole):
     def cluster(self, cluster: Cluster) -> None:
         """Write nothing."""
 
-    def outcome(self, record: Result | Failure, done: int, total: int) -> None:
+    def outcome(self, record: ExperimentResult | Failure, done: int, total: int) -> None:
         """Write a line for an experiment that failed."""
         if isinstance(record, Failure):
             super().outcome(record, done, total)

@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -20,9 +20,10 @@ from flops_fit_ray.engine.observer import LedgerObserver
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.team import Team
 from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError, WorkerLostError
-from flops_fit_ray.ledger import FailureKind, Ledger, Result
-from flops_fit_ray.planning import Experiment, leaves_trunk
+from flops_fit_ray.ledger import AttemptFacts, ExperimentResult, FailureKind, Ledger
+from flops_fit_ray.planning import Experiment, ExperimentFacts, TrainingMetrics, leaves_trunk
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.storage.codec import fields_of
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
@@ -147,7 +148,8 @@ def run_experiment(
         ledger.record_failure(observer.failure(e, status, time.perf_counter() - started))
         return status
     _record_curve(ledger, key, outcome.curve)
-    ledger.record_result(_result(context, experiment, outcome, attempt, deaths))
+    ended = AttemptFacts(attempts=attempt, deaths=deaths, host=hostname(), finished_at=time.time())
+    ledger.record_result(_result(context, experiment, outcome, ended))
     store.clear()
     return "completed"
 
@@ -198,30 +200,18 @@ def _record_curve(ledger: Ledger, key: str, curve: Sequence[CurvePoint]) -> None
         ledger.record_curve(key, [asdict(point) for point in curve])
 
 
-def _result(context: TrialContext, experiment: Experiment, outcome: Outcome, attempt: int, deaths: int) -> Result:
-    same = {f.name for f in fields(Outcome)} & {f.name for f in fields(Result)}
-    measured = {name: getattr(outcome, name) for name in same}
-    return Result(
+def _result(context: TrialContext, experiment: Experiment, outcome: Outcome, attempt: AttemptFacts) -> ExperimentResult:
+    planned, measured = fields_of(ExperimentFacts, experiment), fields_of(TrainingMetrics, outcome)
+    executed = outcome.tokens_seen if outcome.tokens_executed is None else outcome.tokens_executed
+    return ExperimentResult(
+        **planned | {"parent": experiment.parent if outcome.parent_step else None},
         **measured | {"metrics": {**outcome.metrics, **_derived_metrics(context.spec, outcome.loss)}},
-        key=experiment.key,
-        budget=experiment.budget,
-        size=experiment.size,
-        params=experiment.params,
-        params_total=experiment.params_total,
-        tokens=experiment.tokens,
+        **fields_of(AttemptFacts, attempt),
         flops=outcome.tokens_seen * experiment.flops_per_token,
-        flops_executed=outcome.tokens_executed * experiment.flops_per_token,
-        role=experiment.role,
-        of=experiment.of,
-        parent=experiment.parent if outcome.parent_step else None,
+        flops_executed=executed * experiment.flops_per_token,
         lr=experiment.recipe.lr,
-        steps=experiment.steps,
         seed=experiment.recipe.seed,
-        attempts=attempt,
-        deaths=deaths,
-        host=hostname(),
         versions=versions(),
-        finished_at=time.time(),
     )
 
 

@@ -7,11 +7,12 @@ anything, never blocks, and takes a torn file for a missing one.
 from flops_fit_ray.ledger.records import (
     RETRY_ON_NEXT_RUN,
     STALE_SECONDS,
+    AttemptFacts,
     Event,
+    ExperimentResult,
     Failure,
     FailureKind,
     Progress,
-    Result,
 )
 from flops_fit_ray.ledger.store import Ledger
 from flops_fit_ray.ledger.table import COLUMNS, results_sha256, results_table
@@ -20,12 +21,13 @@ __all__ = [
     "COLUMNS",
     "RETRY_ON_NEXT_RUN",
     "STALE_SECONDS",
+    "AttemptFacts",
     "Event",
+    "ExperimentResult",
     "Failure",
     "FailureKind",
     "Ledger",
     "Progress",
-    "Result",
     "results_sha256",
     "results_table",
 ]

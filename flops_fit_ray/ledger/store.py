@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.ledger.hardware import Cluster
-from flops_fit_ray.ledger.records import STALE_SECONDS, Event, Failure, Progress, Result
+from flops_fit_ray.ledger.records import STALE_SECONDS, Event, ExperimentResult, Failure, Progress
 from flops_fit_ray.planning import Experiment, Observation, read_experiment
 from flops_fit_ray.storage.atomic import append_line, read_file, set_aside, storage_error, whole_file, write_json
 from flops_fit_ray.storage.codec import Record, read_value, value_of
@@ -42,15 +42,15 @@ class Ledger:
     def __init__(self, paths: SweepPaths) -> None:
         self.paths = paths
 
-    def result(self, key: str) -> Result | None:
+    def result(self, key: str) -> ExperimentResult | None:
         """The recorded result, or None."""
-        return read_value(Result, self.paths.result(key))
+        return read_value(ExperimentResult, self.paths.result(key))
 
     def failure(self, key: str) -> Failure | None:
         """The recorded failure, or None."""
         return read_value(Failure, self.paths.failure(key))
 
-    def outcome(self, key: str) -> Result | Failure | None:
+    def outcome(self, key: str) -> ExperimentResult | Failure | None:
         """How the experiment ended, or None while it is open; a result outranks a failure."""
         return self.result(key) or self.failure(key)
 
@@ -67,7 +67,7 @@ class Ledger:
         stale = progress is None or abs(time.time() - progress.updated_at) > STALE_SECONDS
         return None if stale else progress
 
-    def record_result(self, result: Result) -> Result:
+    def record_result(self, result: ExperimentResult) -> ExperimentResult:
         """Record a result for ever. Where there is one already, that one stays and is returned."""
         recorded = self.result(result.key)
         if recorded is not None:
@@ -122,7 +122,7 @@ class Ledger:
         found = {}
         for key in keys:
             outcome = self.outcome(key)
-            if isinstance(outcome, Result):
+            if isinstance(outcome, ExperimentResult):
                 found[key] = Observation(loss=outcome.loss)
             elif outcome is not None:
                 found[key] = Observation(loss=None, diverged=outcome.status == "diverged")
@@ -214,7 +214,7 @@ class Ledger:
         """How often its worker or node died."""
         return self.paths.num_deaths(key)
 
-    def outcomes(self, keys: Iterable[str]) -> list[Result | Failure]:
+    def outcomes(self, keys: Iterable[str]) -> list[ExperimentResult | Failure]:
         """How those among `keys` ended that have, in that order."""
         begun = self.paths.begun_keys()
         wanted = [key for key in keys if key in begun]
@@ -225,7 +225,7 @@ class Ledger:
             found = list(map(self.outcome, wanted))
         return [outcome for outcome in found if outcome is not None]
 
-    def results(self, keys: Iterable[str]) -> list[Result]:
+    def results(self, keys: Iterable[str]) -> list[ExperimentResult]:
         """The recorded results among `keys`, in that order."""
         return [r for r in map(self.result, keys) if r is not None]
 

@@ -7,15 +7,16 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_ray.ledger.records import Result
+from flops_fit_ray.ledger.records import ExperimentResult, Failure
 from flops_fit_ray.ledger.store import Ledger
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.storage.codec import columns_of, number_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def results_sha256(results: Iterable[Result]) -> str:
+def results_sha256(results: Iterable[ExperimentResult]) -> str:
     """One fingerprint of what was learned: equal for an interrupted and an uninterrupted sweep."""
     lines = sorted(
         f"{r.key} {r.tokens_seen} {r.loss.hex()} {r.loss_stderr.hex() if r.loss_stderr is not None else '-'}"
@@ -24,42 +25,10 @@ def results_sha256(results: Iterable[Result]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-COLUMNS = [
-    "key",
-    "budget",
-    "size",
-    "params",
-    "params_total",
-    "tokens",
-    "tokens_seen",
-    "flops",
-    "loss",
-    "loss_stderr",
-    "loss_kind",
-    "train_loss",
-    "status",
-    "seconds",
-    "seed",
-    "attempts",
-    "deaths",
-    "workers",
-    "lr",
-    "steps",
-    "precision",
-    "micro_batch_size",
-    "tokens_per_second",
-    "flops_per_second",
-    "mfu",
-    "peak_memory_bytes",
-    "data_wait_share",
-    "device",
-    "role",
-    "of",
-    "parent",
-    "tokens_executed",
-    "flops_executed",
-    "error",
-]
+_MARKS = {**columns_of(Failure), **columns_of(ExperimentResult)}
+COLUMNS = sorted(_MARKS, key=lambda name: _MARKS[name].order)
+_NUMBERS = {name: number_of(ExperimentResult, name) for name in columns_of(ExperimentResult)}
+_DTYPES = {int: "Int64", float: "float64"}
 
 
 def results_table(experiments: Sequence[Experiment], ledger: Ledger, waiting: Collection[str] = ()) -> pd.DataFrame:
@@ -73,10 +42,7 @@ def results_table(experiments: Sequence[Experiment], ledger: Ledger, waiting: Co
 
     rows = []
     for e in experiments:
-        row: dict[str, Any] = {
-            name: getattr(e, name)
-            for name in ("key", "budget", "size", "params", "params_total", "tokens", "role", "of")
-        }
+        row: dict[str, Any] = {name: getattr(e, name) for name, mark in _MARKS.items() if mark.planned}
         outcome = ledger.outcome(e.key)
         if outcome is not None:
             row |= asdict(outcome)
@@ -87,8 +53,4 @@ def results_table(experiments: Sequence[Experiment], ledger: Ledger, waiting: Co
         rows.append({column: row.get(column) for column in COLUMNS} | metrics)
     names = [name for row in rows for name in row if name.startswith("metric_")]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *dict.fromkeys(names)])
-    whole = ["params", "params_total", "tokens", "tokens_seen", "seed", "attempts", "deaths", "workers", "steps"]
-    whole += ["micro_batch_size", "peak_memory_bytes", "tokens_executed"]
-    real = ["budget", "flops", "loss", "loss_stderr", "train_loss", "seconds", "lr", "flops_executed"]
-    real += ["tokens_per_second", "flops_per_second", "mfu", "data_wait_share"]
-    return frame.astype({**dict.fromkeys(whole, "Int64"), **dict.fromkeys(real, "float64")})
+    return frame.astype({name: _DTYPES[number] for name, number in _NUMBERS.items() if number is not None})

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.storage.storage_path import REMOTE_POLL_SECONDS, is_remote
@@ -38,7 +38,7 @@ class View(Protocol):
     def cluster(self, cluster: Cluster) -> None:
         """Where experiments run, and how many at a time."""
 
-    def outcome(self, record: Result | Failure, done: int, total: int) -> None:
+    def outcome(self, record: ExperimentResult | Failure, done: int, total: int) -> None:
         """One experiment ended."""
 
     def event(self, event: Event) -> None:

@@ -8,6 +8,7 @@ from flops_fit_ray.planning.experiment import (
     IN_FIT,
     DataFacts,
     Experiment,
+    ExperimentFacts,
     MeasuredLr,
     Measurements,
     ModelSize,
@@ -32,6 +33,7 @@ from flops_fit_ray.planning.sizes import (
     size_label,
 )
 from flops_fit_ray.planning.slots import choose_starts
+from flops_fit_ray.planning.training_metrics import TrainingMetrics
 from flops_fit_ray.planning.trunks import leaves_trunk, needed_trunks, trunk_numbers, trunk_of
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "IN_FIT",
     "DataFacts",
     "Experiment",
+    "ExperimentFacts",
     "MeasuredLr",
     "Measurements",
     "ModelSize",
@@ -51,6 +54,7 @@ __all__ = [
     "Recipe",
     "RecordedRates",
     "SweepConstants",
+    "TrainingMetrics",
     "auto_candidates",
     "auto_range",
     "between",

@@ -8,10 +8,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from flops_fit_ray.storage.codec import (
     Amount,
+    Column,
     Count,
     PositiveFloat,
     PositiveInt,
@@ -95,28 +96,34 @@ class Recipe(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment(Record):
-    """A planned point (C, N) with its D. `key` is a hash of all that changes the result."""
+class ExperimentFacts(Record):
+    """What a plan and a result say of an experiment alike. `key` is a hash of all that changes the result."""
 
-    key: str
-    budget: PositiveFloat  # nominal C, FLOPs
-    size: int | str
+    key: Annotated[str, Column(10, planned=True)]
+    budget: Annotated[PositiveFloat, Column(20, planned=True)]  # nominal C, FLOPs
+    size: Annotated[int | str, Column(30, planned=True)]
+    params: Annotated[PositiveInt, Column(40, planned=True)]  # N
+    params_total: Annotated[Count, Column(50, planned=True)]
+    tokens: Annotated[PositiveInt, Column(60, planned=True)]  # D, exactly as trained
+    steps: Annotated[PositiveInt, Column(200)]  # optimizer steps
+    role: Annotated[Role, Column(290, planned=True)] = "grid"
+    of: Annotated[str | None, Column(300, planned=True)] = None  # experiment that a seed, check or rerun repeats
+    # Start: the trunk checkpoint of another experiment of this size, or from scratch. On the CPU both give the same
+    # bits, so neither this nor `start_step` is part of the key.
+    parent: Annotated[str | None, Column(310)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(ExperimentFacts):
+    """A planned point (C, N) with its D."""
+
     size_kwargs: Mapping[str, Any]
-    params: PositiveInt  # N
-    params_total: Count
-    tokens: PositiveInt  # D, exactly as trained
     tokens_per_sample: Count | None  # None: counted in the targets of each batch
-    steps: PositiveInt  # optimizer steps
     flops: PositiveFloat  # tokens × flops_per_token; differs from `budget` by at most half a batch
     flops_per_token: PositiveFloat
     epochs: Amount | None  # None where the length of the data is not known
     recipe: Recipe
-    role: Role = "grid"
     reason: str = ""  # for its place in the plan
-    of: str | None = None  # key of the experiment that a seed, check or rerun repeats
-    # Start: the trunk checkpoint of another experiment of this size, or from scratch. On the CPU both give the same
-    # bits, so neither is part of the key.
-    parent: str | None = None
     start_step: Count = 0  # optimizer steps taken over from the parent
 
     @cached_property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
@@ -33,6 +35,15 @@ class Record:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Annotation of a record's field that is a column of the results table."""
+
+    order: int  # among all columns; those of a released version keep theirs
+    planned: bool = False  # known before the experiment has run
+    tracked: bool = False  # sent to trackers such as W&B
 
 
 Value = TypeVar("Value", bound=Record)
@@ -91,6 +102,26 @@ def _adapter(kind: type[Value]) -> TypeAdapter[Value]:
     if kind not in _adapters:
         _adapters[kind] = TypeAdapter(kind)
     return _adapters[kind]
+
+
+@functools.cache
+def columns_of(kind: type[Any]) -> Mapping[str, Column]:
+    """Return the columns among the fields of a record, by name."""
+    hints = get_type_hints(kind, include_extras=True)
+    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: mark for name, some in marks.items() for mark in some if isinstance(mark, Column)}
+
+
+def number_of(kind: type[Any], name: str) -> type[int | float] | None:
+    """Return int or float where a field of a record is one, or None besides; None where it is neither."""
+    hint = get_type_hints(kind)[name]
+    types = set(get_args(hint) or (hint,)) - {type(None)}
+    return next(iter(types)) if types in ({int}, {float}) else None
+
+
+def fields_of(kind: type[Any], value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass by name, as a value of it, or of a subclass, holds them."""
+    return {f.name: getattr(value, f.name) for f in fields(kind)}
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flops_fit_ray.errors import DirectoryError, SpecError
-from flops_fit_ray.ledger import Ledger, Result
+from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import Experiment, Plan, plan_from_json
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.atomic import read_json
@@ -104,7 +104,7 @@ def changes_since(recorded: Recorded, spec: SweepSpec, plan: Plan) -> Changes:
     return Changes(lines=tuple(lines), changed=changed, dropped=len(out) - changed)
 
 
-def _place(of: Experiment | Result) -> _Place:
+def _place(of: Experiment | ExperimentResult) -> _Place:
     return of.budget, str(of.size), of.role
 
 

@@ -16,7 +16,7 @@ from flops_fit_ray.analysis import Analysis, FitOptions, Points, SweepFit, analy
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError, SpecError
-from flops_fit_ray.ledger import Failure, Ledger, Progress, Result, results_sha256, results_table
+from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress, results_sha256, results_table
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
 from flops_fit_ray.spec import SweepSpec, spec_from_bytes
 from flops_fit_ray.storage.atomic import read_file, read_sealed
@@ -82,13 +82,13 @@ class Sweep:
     paths: SweepPaths
     spec: SweepSpec
     plan: Plan
-    results: tuple[Result, ...]
+    results: tuple[ExperimentResult, ...]
     failures: tuple[Failure, ...]
     command: str  # that goes on with this sweep
     base: Path | None = None  # where the spec's targets are looked for; None: the sweep was run by a program
 
     @property
-    def outcomes(self) -> tuple[Result | Failure, ...]:
+    def outcomes(self) -> tuple[ExperimentResult | Failure, ...]:
         """How the experiments that are settled ended."""
         return (*self.results, *self.failures)
 
@@ -178,13 +178,13 @@ class Sweep:
         return points_of(standing, {r.key: sizes.get(r.size, 0) for r in standing}, trunks)
 
     @cached_property
-    def standing(self) -> tuple[Result, ...]:
+    def standing(self) -> tuple[ExperimentResult, ...]:
         """The results that make the valleys: not probes and checks, and not what a rerun stands for."""
         replaced, roles = self._replaced_keys, {e.key: e.role for e in self.plan.experiments}
         return tuple(r for r in self.results if roles.get(r.key, r.role) in IN_FIT and r.key not in replaced)
 
     @property
-    def replaced(self) -> tuple[Result, ...]:
+    def replaced(self) -> tuple[ExperimentResult, ...]:
         """The results for which a rerun stands; on record, and drawn."""
         return tuple(r for r in self.results if r.key in self._replaced_keys)
 
@@ -258,7 +258,7 @@ def fit_options(spec: SweepSpec) -> FitOptions:
 
 
 def points_of(
-    results: Sequence[Result],
+    results: Sequence[ExperimentResult],
     non_embedding: Mapping[str, int] | None = None,
     trunks: Sequence[int] | None = None,
 ) -> Points:
@@ -289,7 +289,7 @@ def points_of(
     )
 
 
-def _curves(ledger: Ledger, results: Sequence[Result]) -> Points | None:
+def _curves(ledger: Ledger, results: Sequence[ExperimentResult]) -> Points | None:
     """Every kept point of every run: the mean training loss since the point before."""
     parts = []
     for i, r in enumerate(results):
@@ -328,7 +328,7 @@ def open_sweep(root: StoragePath) -> Sweep:
         paths=paths,
         spec=recorded_spec(paths),
         plan=plan,
-        results=tuple(o for o in outcomes if isinstance(o, Result)),
+        results=tuple(o for o in outcomes if isinstance(o, ExperimentResult)),
         failures=tuple(o for o in outcomes if isinstance(o, Failure)),
         command=origin.command,
         base=None if origin.base is None else Path(origin.base),

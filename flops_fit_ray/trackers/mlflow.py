@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flops_fit_ray.ledger import Failure, Progress, Result
+from flops_fit_ray.ledger import ExperimentResult, Failure, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import MlflowSection
 from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, run_name
@@ -27,7 +27,7 @@ class Mlflow:
     def progress(self, e: Experiment, progress: Progress) -> None:
         """Nothing: a run is told whole."""
 
-    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
         """One run with its parameters, curve and end."""
         self._connect()
         from mlflow.entities import Metric, Param
@@ -36,14 +36,14 @@ class Mlflow:
         tags = {"flops_fit_ray.key": e.key, "flops_fit_ray.sweep": self._sweep}
         run = client.create_run(self._experiment, run_name=run_name(e), tags=tags).info.run_id
         metrics = [Metric(tag, v, moment, step) for step, figures in points_of(curve) for tag, v in figures.items()]
-        if isinstance(record, Result):
+        if isinstance(record, ExperimentResult):
             metrics += [Metric(name, value, moment, e.steps) for name, value in measured_of(record).items()]
         client.log_batch(run, params=[Param(name, str(value)) for name, value in config_of(e).items()])
         for i in range(0, len(metrics), MAX_METRICS):
             client.log_batch(run, metrics=metrics[i : i + MAX_METRICS])
         if isinstance(record, Failure):
             client.set_tag(run, "error", f"{record.status}: {record.error}"[:5000])
-        client.set_terminated(run, "FINISHED" if isinstance(record, Result) else "FAILED", moment)
+        client.set_terminated(run, "FINISHED" if isinstance(record, ExperimentResult) else "FAILED", moment)
 
     def close(self) -> None:
         """Every run is closed by itself."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flops_fit_ray.ledger import Failure, Progress, Result
+from flops_fit_ray.ledger import ExperimentResult, Failure, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, run_name
 
@@ -31,14 +31,14 @@ class TensorBoard:
         _add(writer, {tag: value for tag, value in figures.items() if value is not None}, progress.tokens_seen)
         writer.flush()
 
-    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
         """The curve over steps, and the line among the hyperparameters."""
         from tensorboardX.summary import hparams  # type: ignore[import-untyped] # it has no types
 
         writer = self._writer(e)
         for step, figures in points_of(curve):
             _add(writer, figures, step)
-        if isinstance(record, Result):
+        if isinstance(record, ExperimentResult):
             measured = {f"result/{name}": value for name, value in measured_of(record).items()}
             _add(writer, measured, record.steps)
             for summary in hparams(config_of(e), measured):

@@ -6,9 +6,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from flops_fit_ray.ledger import Event, Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.storage.codec import columns_of
 
 MAX_FAILURES = 3  # in a row, after which a tracker is not asked any more
 CURVE = {"train_loss": "loss/train", "eval_loss": "loss/held_out", "lr": "lr", "grad_norm": "grad_norm"}
@@ -22,7 +23,7 @@ class Tracker(Protocol):
     def progress(self, e: Experiment, progress: Progress) -> None:
         """How far an experiment is."""
 
-    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
         """How it ended; `curve` has a row per point, as the ledger has it."""
 
     def close(self) -> None:
@@ -55,17 +56,10 @@ def config_of(e: Experiment) -> dict[str, float | int | str]:
     }
 
 
-def measured_of(record: Result) -> dict[str, float]:
+def measured_of(record: ExperimentResult) -> dict[str, float]:
     """What came out, as floats: an integer beyond 64 bits, such as FLOPs, is too much for some of them."""
-    found = {
-        "loss": record.loss,
-        "train_loss": record.train_loss,
-        "flops": record.flops,
-        "seconds": record.seconds,
-        "tokens_per_second": record.tokens_per_second,
-        "mfu": record.mfu,
-        **record.metrics,
-    }
+    tracked = (name for name, column in columns_of(ExperimentResult).items() if column.tracked)
+    found = {**{name: getattr(record, name) for name in tracked}, **record.metrics}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -108,7 +102,7 @@ class Tracked:
             if (e := self._experiments.get(progress.key)) is not None:
                 self._try(functools.partial(self._tracker.progress, e, progress))
 
-    def outcome(self, record: Result | Failure, done: int, total: int) -> None:
+    def outcome(self, record: ExperimentResult | Failure, done: int, total: int) -> None:
         """One experiment ended."""
         if (e := self._experiments.get(record.key)) is not None:
             self._try(lambda: self._tracker.outcome(e, record, self._ledger.curve_rows(e.key)), counts=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.ledger import Failure, Progress, Result
+from flops_fit_ray.ledger import ExperimentResult, Failure, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import WandbSection
 from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, run_name
@@ -25,7 +25,7 @@ class Wandb:
     def progress(self, e: Experiment, progress: Progress) -> None:
         """Nothing: a run is told whole."""
 
-    def outcome(self, e: Experiment, record: Result | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
         """One run; told again it is the same one.
 
         Raises:
@@ -55,12 +55,12 @@ class Wandb:
         try:
             for step, figures in points_of(curve):
                 run.log(figures, step=step)
-            if isinstance(record, Result):
+            if isinstance(record, ExperimentResult):
                 run.summary.update(measured_of(record))
             else:
                 run.summary.update({"status": record.status, "error": record.error})
         finally:
-            run.finish(exit_code=0 if isinstance(record, Result) else 1)
+            run.finish(exit_code=0 if isinstance(record, ExperimentResult) else 1)
 
     def close(self) -> None:
         """Every run is closed by itself."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from flops_fit_ray.console.live_state import NodeUse, flops_under_way, measured_rates, node_uses, seconds_left
 from flops_fit_ray.errors import DirectoryError, FlopsFitError
-from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.service.http import names
@@ -115,7 +115,7 @@ class SweepCache:
         self._lock = threading.Lock()
         self._plan_stat: tuple[int, int, int] | None = None
         self._opened: Sweep | None = None
-        self._outcomes: dict[str, Result | Failure] = {}
+        self._outcomes: dict[str, ExperimentResult | Failure] = {}
         self._places: dict[str, int] = {}  # of experiments in the plan
         self._rows: list[Row] = []  # in the plan's order
         self._marks: dict[str, Any] = {}  # what each row was made from
@@ -163,7 +163,7 @@ class SweepCache:
             paths=self._paths,
             spec=sweep.spec,
             plan=sweep.plan,
-            results=tuple(o for e in experiments if isinstance(o := outcomes.get(e.key), Result)),
+            results=tuple(o for e in experiments if isinstance(o := outcomes.get(e.key), ExperimentResult)),
             failures=tuple(
                 o for at in self._open_places() if isinstance(o := outcomes.get(experiments[at].key), Failure)
             ),
@@ -203,14 +203,16 @@ class SweepCache:
             self._places = {e.key: at for at, e in enumerate(experiments)}
             self._flops_planned = self._opened.plan.flops
             self._outcomes |= {outcome.key: outcome for outcome in self._opened.outcomes}
-            done = {key for key, outcome in self._outcomes.items() if isinstance(outcome, Result)}
+            done = {key for key, outcome in self._outcomes.items() if isinstance(outcome, ExperimentResult)}
             self._unfinished = self._places.keys() - done
             self._touched, self._marks = set(self._places), {}
             self._rows = [{} for _ in experiments]
             self._changes += 1
         return self._opened
 
-    def _note(self, key: str, known: Result | Failure | None, found: Result | Failure | None) -> None:
+    def _note(
+        self, key: str, known: ExperimentResult | Failure | None, found: ExperimentResult | Failure | None
+    ) -> None:
         if found == known:
             return
         self._changes += 1
@@ -219,13 +221,13 @@ class SweepCache:
             del self._outcomes[key]
         else:
             self._outcomes[key] = found
-            if isinstance(found, Result):
+            if isinstance(found, ExperimentResult):
                 self._unfinished.discard(key)
 
 
-def row_of(e: Experiment, outcome: Result | Failure | None, progress: Progress | None, idle: str) -> Row:
+def row_of(e: Experiment, outcome: ExperimentResult | Failure | None, progress: Progress | None, idle: str) -> Row:
     """Return one experiment as a row of a table; unknown values are None."""
-    share = 1.0 if isinstance(outcome, Result) else None
+    share = 1.0 if isinstance(outcome, ExperimentResult) else None
     if outcome is None and progress is not None and e.tokens:
         share = progress.tokens_seen / e.tokens
     source: Any = outcome if outcome is not None else progress

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from flops_fit_ray.analysis import json_value
 from flops_fit_ray.console.live_state import tokens_left_seconds
 from flops_fit_ray.errors import EXIT_FAILED, EXIT_INPUT
-from flops_fit_ray.ledger import Failure, Ledger, Progress, Result
+from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.report.facts import ADVICE
 from flops_fit_ray.service.http import names
@@ -209,7 +209,7 @@ def metrics_of(snapshot: Snapshot, key: str) -> dict[str, Any]:
     experiment_of(snapshot, key)
     ledger = Ledger(snapshot.sweep.paths)
     outcome = ledger.outcome(key)
-    if isinstance(outcome, Result):
+    if isinstance(outcome, ExperimentResult):
         wanted = ("loss", "loss_stderr", "train_loss", "tokens_seen", "tokens", "seconds", "tokens_per_second", "mfu")
         now: dict[str, Any] = {name: getattr(outcome, name) for name in wanted} | {"metrics": dict(outcome.metrics)}
     else:

@@ -155,8 +155,8 @@ def test_the_cost_is_planned_and_real(sweep: Sweep) -> None:
     assert again.price == plan.price and again == plan
     hours = {line.what: (line.planned, line.real) for line in costs(replace(sweep, plan=plan))}
     assert plan.price is not None and plan.price.device_seconds is not None
-    assert hours["training, all devices together"][0] == duration(plan.price.device_seconds)
-    assert hours["training, all devices together"][1] == duration(sweep.device_seconds)
+    assert hours["training, sum over devices"][0] == duration(plan.price.device_seconds)
+    assert hours["training, sum over devices"][1] == duration(sweep.device_seconds)
     assert costs(sweep)[2].planned.startswith("not known")
 
 

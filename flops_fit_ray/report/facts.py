@@ -1,4 +1,4 @@
-"""What every form of the report says of a sweep: its cost, its failures and the way out of them, its provenance."""
+"""Facts that every form of the report shows: cost, advice for failures, provenance."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from flops_fit_ray.planning import DataFacts
 from flops_fit_ray.sweep.directory import Sweep
 
 ADVICE = {
-    "diverged": "Lower train.lr at this size, or warm up for longer; it is not tried again as it is.",
-    "out_of_memory": "The micro-batch was halved as far as it goes: take precision: bf16, fewer experiments per GPU "
+    "diverged": "Lower train.lr at this size, or warm up for longer; it is not retried with the same settings.",
+    "out_of_memory": "The micro-batch was halved as far as possible: use precision: bf16, fewer experiments per GPU "
     "(resources_per_trial), or a larger GPU.",
-    "stalled": "The traceback says where the data hang; data.timeout_seconds is how long they may take.",
-    "failed": "The traceback says where in your code; the same command tries it again.",
-    "infrastructure": "Its worker or node died again and again without getting further: look at the node's log and "
-    "memory; the same command tries it again.",
+    "stalled": "The traceback shows where the data hang; raise data.timeout_seconds if they only are slow.",
+    "failed": "The traceback shows where in your code; fix it, then the same command tries it again.",
+    "infrastructure": "Its worker or node died repeatedly without progress: check the node's log and memory; the same "
+    "command tries it again.",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """A line of what was planned and what it took."""
+    """A line of the cost table."""
 
     what: str
     planned: str
@@ -31,15 +31,15 @@ class Cost:
 
 
 def costs(sweep: Sweep) -> list[Cost]:
-    """Experiments, FLOPs, and hours where a rate was measured before."""
+    """Return the planned and the real number of experiments, FLOPs and hours."""
     plan, price = sweep.plan, sweep.plan.price
     planned = None if price is None else price.device_seconds
-    follow = f", about {len(plan.forecast)} more to follow" if plan.forecast else ""
+    follow = f", about {len(plan.forecast)} more expected" if plan.forecast else ""
     return [
         Cost(what="experiments", planned=f"{len(plan.experiments)}{follow}", real=f"{len(sweep.results)} completed"),
         Cost(what="FLOPs", planned=fmt.flops(plan.flops), real=fmt.flops(sweep.flops_spent)),
         Cost(
-            what="training, all devices together",
+            what="training, sum over devices",
             planned="not known (`check` measures it)" if planned is None else fmt.duration(planned),
             real=fmt.duration(sweep.device_seconds),
         ),
@@ -47,13 +47,13 @@ def costs(sweep: Sweep) -> list[Cost]:
 
 
 def provenance(sweep: Sweep) -> list[tuple[str, str]]:
-    """What made the results, by name."""
+    """Return versions, devices, data and settings behind the results, by name."""
     devices = sorted({f"{r.device} ({r.host})" for r in sweep.results})
     versions = sorted({", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in sweep.results})
     size, data = sweep.plan.measurements.sizes[0], sweep.plan.measurements.data
     return [
-        ("versions", "; ".join(versions) or "nothing has run"),
-        ("devices", "; ".join(devices) or "nothing has run"),
+        ("versions", "; ".join(versions) or "no results yet"),
+        ("devices", "; ".join(devices) or "no results yet"),
         ("cluster", _cluster(Ledger(sweep.paths).cluster())),
         ("seed", str(sweep.spec.train.seed)),
         ("N is", size.params_source),
@@ -74,8 +74,8 @@ def _cluster(cluster: Cluster | None) -> str:
     named = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
     libraries = {library for machine in cluster.machines for library in machine.libraries}
     nodes = f"{len(cluster.machines)} node{'s' if len(cluster.machines) != 1 else ''}"
-    words = [nodes, named, *sorted(libraries), f"{cluster.slots} experiments at a time"]
-    return ", ".join(word for word in words if word)
+    parts = [nodes, named, *sorted(libraries), f"{cluster.slots} experiments at a time"]
+    return ", ".join(part for part in parts if part)
 
 
 def _length(data: DataFacts) -> str:

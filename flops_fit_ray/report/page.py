@@ -1,4 +1,4 @@
-"""A sweep as one HTML page: no network, no script. Words and numbers only; the drawing comes in as SVG."""
+"""HTML page and Markdown report of a sweep. Self-contained: no network, no script; figures come in as SVG."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.validity import CardItem
 from flops_fit_ray.tables import Table
 
-MAX_VALLEYS, MAX_ROWS, MAX_FAILURES = 40, 250, 60  # rows; a page of 10,000 experiments must open, too
+MAX_VALLEYS, MAX_ROWS, MAX_FAILURES = 40, 250, 60  # rows, so that browsers open the page of 10,000 experiments
 
 
 def answer_sentence(analysis: Analysis, loss_name: str) -> str:
-    """The answer in one sentence, at the largest budget that has an optimum, or at the largest C of a surface."""
+    """Return the answer in one sentence, at the largest budget with an optimum, or the largest C of a surface."""
     fit = analysis.fit
     if fit.problem and (fit.default != "valley" or not fit.optima):
         return f"No budget has an optimum yet: {fit.problem}."
@@ -37,17 +37,17 @@ def answer_sentence(analysis: Analysis, loss_name: str) -> str:
         within, found = [p.params_interval, p.tokens_interval], (p.budget, p.params, p.tokens, p.loss)
     bounds = [f" {fmt.interval(i.low, i.high)}" if i else "" for i in within]
     budget, params, tokens, loss = found
-    said = (
+    sentence = (
         f"With C = {fmt.flops(budget)} FLOPs the best model has N = {fmt.count(params)} parameters"
         f"{bounds[0]} and trains on D = {fmt.count(tokens)} tokens{bounds[1]}, "
         f"D/N = {tokens / params:.3g}; {loss_name} {loss:.4f}."
     )
     far = [flag.message for p in analysis.predictions for flag in p.warnings if flag.severity == "severe"]
-    return " ".join([said, *far])
+    return " ".join([sentence, *far])
 
 
 def render(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]) -> str:
-    """The page of a sweep. `figures` are SVG elements by their names."""
+    """Render the page of a sweep. `figures` are SVG elements by name."""
     return (
         _environment()
         .get_template("report.html.j2")
@@ -63,21 +63,21 @@ def render(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]) -
 
 
 def render_markdown(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]) -> str:
-    """The same without the table of experiments, for a merge request or a wiki; the figures lie beside it."""
-    # This is no HTML; what stands in a table goes through `cell`
+    """Render the report as Markdown, for a merge request or a wiki: no table of experiments, figures as links."""
+    # Markdown, so no HTML escaping; values in tables pass the filter `cell`
     environment = _environment(autoescape=False, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.md.j2").render(**_of_sweep(sweep, card, figures))
 
 
 def render_short(sweep: Sweep) -> str:
-    """A fragment for notebooks: the answer, the valleys, the laws."""
+    """Render an HTML fragment for notebooks: the answer, the valleys, the laws."""
     curves = valley_curves(sweep.fit, sweep.replaced_points)
     drawn = for_page(to_svg(draw_valleys(curves, sweep.loss_name)), f"v{sweep.results_sha256[:8]}") if curves else ""
     return _environment().get_template("short.html.j2").render(**_of_sweep(sweep, (), {"valleys": drawn}))
 
 
 def summary_to_json(sweep: Sweep) -> dict[str, Any]:
-    """The report for programs: the answer with its intervals, how far the sweep is, and what it took."""
+    """Return the content of summary.json: the answer with its intervals, progress and cost of the sweep."""
     fit = sweep.fit
     return {
         "schema_version": SCHEMA_VERSION,
@@ -101,15 +101,15 @@ def summary_to_json(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _cell(words: str) -> str:
-    """Words inside of a table of Markdown, where they cannot end a cell or begin a tag."""
-    return words.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+def _cell(text: str) -> str:
+    """Escape text for a cell of a Markdown table, so that it cannot end the cell or begin a tag."""
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
 def render_table(
     table: Table, analysis: Analysis, card: Sequence[CardItem], figures: Mapping[str, str], command: str
 ) -> str:
-    """The page of a table of runs."""
+    """Render the page of a table of runs."""
     return (
         _environment()
         .get_template("table.html.j2")
@@ -128,7 +128,7 @@ def _answer(sweep: Sweep) -> str:
 
 
 def _of_sweep(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]) -> dict[str, Any]:
-    """What both forms of a sweep's report show."""
+    """Return the values that the HTML and the Markdown report of a sweep share."""
     failed = {f.key: f for f in sweep.failures}
     return {
         **_of_fit(sweep.analysis, card, figures, sweep.loss_name),
@@ -171,7 +171,7 @@ def _of_fit(analysis: Analysis, card: Sequence[CardItem], figures: Mapping[str, 
     shown = [
         (v, i)
         for v, i in zip(fit.valleys, fit.intervals, strict=True)
-        if fit.points.labelled or v.status != "too_few"  # a run near no budget is no valley
+        if fit.points.labelled or v.status != "too_few"  # without budgets, a lone run is no valley
     ]
     return {
         "analysis": analysis,
@@ -187,23 +187,23 @@ def _of_fit(analysis: Analysis, card: Sequence[CardItem], figures: Mapping[str, 
 
 
 def _shown(analysis: Analysis, of_plan: Sequence[str]) -> list[str]:
-    """Warnings each once; notes stay in the JSON, and where they belong in the page."""
-    loud = [flag.message for flag in analysis.warnings if flag.severity != "info"]
-    return list(dict.fromkeys([*loud, *of_plan]))
+    """Return each warning once; notes are not repeated at the top of the page."""
+    warnings = [flag.message for flag in analysis.warnings if flag.severity != "info"]
+    return list(dict.fromkeys([*warnings, *of_plan]))
 
 
 def _saved(sweep: Sweep) -> float:
-    """The part of the FLOPs that trunks have spared."""
+    """Return the share of FLOPs saved by shared trunks."""
     whole = sum(r.flops for r in sweep.results)
     return 1 - sweep.flops_spent / whole if whole else 0.0
 
 
 def _one_run(sweep: Sweep) -> str:
-    """What a single training run came to; empty for a sweep."""
+    """Return the result of a single training run in one sentence; empty for a sweep."""
     if not sweep.spec.is_one_run:
         return ""
     if not sweep.results:
-        return "One training run, not finished yet."
+        return "One training run, not completed yet."
     r = sweep.results[0]
     return (
         f"One training run: N = {fmt.count(r.params)} parameters on D = {fmt.count(r.tokens_seen)} tokens, "

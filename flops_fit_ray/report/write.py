@@ -1,4 +1,4 @@
-"""Writing what a directory's views are: tables, analysis, figures, page. Each file whole or not at all."""
+"""Writer of all files of a report: tables, analysis, figures, pages. Each file is written atomically."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.validity import analysis_document, validity_card
 from flops_fit_ray.tables import Table
 
-MAX_PAGE_VALLEYS = 40  # more are no budgets, but runs scattered over C
-MAX_PAGE_CURVES = 60  # runs; with more the page would grow too large, and the figure's file stands beside it
+MAX_PAGE_VALLEYS = 40  # with more, the runs are scattered over C and have no budgets
+MAX_PAGE_CURVES = 60  # runs; with more, the figure is only in its own file, to keep the page small
 
-Replaced = Sequence[tuple[float, float, float]]  # budget, N and loss of runs for which a rerun stands
+Replaced = Sequence[tuple[float, float, float]]  # budget, N and loss of runs replaced by a rerun
 
 
 def write_report(sweep: Sweep) -> StoragePath:
-    """Write results, analysis, figures and report of a sweep, complete or not. Returns the page's path."""
+    """Write results, analysis, figures and report of a sweep, complete or not, and return the page's path."""
     write_tables(sweep)
     card = validity_card(sweep.fit, sweep)
     write_json(sweep.paths.analysis, analysis_document(sweep.analysis, card))
@@ -53,13 +53,13 @@ def write_report(sweep: Sweep) -> StoragePath:
 
 
 def drawn_page(sweep: Sweep) -> str:
-    """The same page, and no file."""
+    """Return the page of a sweep and write nothing."""
     drawn = dict(_drawn(sweep.analysis, sweep.curves, sweep.loss_name, sweep.replaced_points))
     return render(sweep, validity_card(sweep.fit, sweep), drawn)
 
 
 def write_table_report(table: Table, analysis: Analysis, directory: Path, command: str) -> StoragePath:
-    """Write analysis, figures and report of a table of runs. Returns the page's path.
+    """Write analysis, figures and report of a table of runs, and return the page's path.
 
     Raises:
         StorageError: the directory cannot be written.
@@ -73,7 +73,7 @@ def write_table_report(table: Table, analysis: Analysis, directory: Path, comman
 
 
 def write_tables(sweep: Sweep) -> None:
-    """results.parquet and results.csv, one row per experiment."""
+    """Write results.parquet and results.csv, one row per experiment."""
     frame = sweep.to_frame()
     parquet = io.BytesIO()
     frame.to_parquet(parquet, index=False)
@@ -84,7 +84,7 @@ def write_tables(sweep: Sweep) -> None:
 def _write_figures(
     paths: ReportPaths, analysis: Analysis, curves: Points | None, loss_name: str, replaced: Replaced = ()
 ) -> dict[str, str]:
-    """Every figure that has something to show, as SVG and PNG; returns the SVG elements for the page by name."""
+    """Write every figure that has data as SVG and PNG, and return the SVG elements for the page by name."""
     drawn = {}
     for name, draw in _figures(analysis, curves, loss_name, replaced):
         figure = draw()
@@ -103,7 +103,7 @@ def _drawn(analysis: Analysis, curves: Points | None, loss_name: str, replaced: 
 
 
 def _belongs(name: str, curves: Points | None) -> bool:
-    """Whether a figure is small enough for the page."""
+    """Return True if a figure is small enough for the page."""
     return name != "curves" or curves is None or curves.num_runs <= MAX_PAGE_CURVES
 
 

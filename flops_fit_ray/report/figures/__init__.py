@@ -1,4 +1,4 @@
-"""First the numbers of a figure, then the drawing. No pyplot, no files, no fitting."""
+"""Figures of the report: functions that return the numbers of a figure, and functions that draw them. No fitting."""
 
 from flops_fit_ray.report.figures.curves import draw_curves, training_curves
 from flops_fit_ray.report.figures.laws import comparison_bands, draw_comparison, draw_laws, law_bands

@@ -1,4 +1,4 @@
-"""Training losses along the way, over the compute that was spent."""
+"""Figure of the training curves: training loss over the compute spent."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from flops_fit_ray.analysis import Points
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import smoothed
 from flops_fit_ray.formatting import count
-from flops_fit_ray.report.figures.style import INK, Drawing, colours, plain, readable_ticks
+from flops_fit_ray.report.figures.style import INK, Drawing, colours, readable_ticks, style_axes
 
 MAX_LABELS = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingCurve:
-    """One run."""
+    """Training curve of one run."""
 
     params: float
     flops: Floats
@@ -26,7 +26,7 @@ class TrainingCurve:
 
 
 def training_curves(curves: Points | None) -> list[TrainingCurve]:
-    """What the figure shows, by N."""
+    """Return the smoothed curves of all runs, by N."""
     if curves is None or curves.run is None:
         return []
     curves = smoothed(curves)
@@ -42,7 +42,7 @@ def training_curves(curves: Points | None) -> list[TrainingCurve]:
 
 
 def draw_curves(shown: list[TrainingCurve]) -> Figure:
-    """Loss over C, one line per run, coloured by N."""
+    """Draw loss over C, one line per run, coloured by N."""
     figure = Drawing(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.add_subplot()
     sizes = sorted({curve.params for curve in shown})
@@ -61,5 +61,5 @@ def draw_curves(shown: list[TrainingCurve]) -> Figure:
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     axes.set_xlabel("C (FLOPs spent)")
     axes.set_ylabel("training loss")
-    plain(axes)
+    style_axes(axes)
     return figure

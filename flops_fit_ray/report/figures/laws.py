@@ -1,4 +1,4 @@
-"""The laws: N_opt and D_opt over C with their bands; of one sweep, or of two to compare."""
+"""Figure of the power laws: N_opt and D_opt over C with their bands, of one sweep or of two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import Comparison, Law, SweepFit
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, plain, readable_ticks
+from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, readable_ticks, style_axes
 
 BAND_POINTS = 61
 
@@ -32,7 +32,7 @@ class LawBand:
 
 
 def law_bands(fit: SweepFit) -> list[LawBand]:
-    """What the laws figure shows: N_opt and D_opt."""
+    """Return N_opt and D_opt over C with their bands."""
     used = fit.optima
     budget = np.array([v.flops for v, _ in used])
     nan = (np.nan, np.nan)
@@ -78,7 +78,7 @@ def _band(
 
 
 def draw_laws(bands: list[LawBand]) -> Figure:
-    """N_opt(C) and D_opt(C) on log axes with their bands, ten times beyond the data."""
+    """Draw N_opt(C) and D_opt(C) on log axes with their bands, up to ten times beyond the data."""
     figure = Drawing(figsize=(7.2, 3.4), layout="constrained")
     for axes, band in zip(figure.subplots(1, len(bands)), bands, strict=True):
         colour = colours(3)[1]
@@ -96,12 +96,12 @@ def draw_laws(bands: list[LawBand]) -> Figure:
             readable_ticks(axes)
         axes.set_xlabel("C (FLOPs)")
         axes.set_title(band.name, fontsize=10, color=INK)
-        plain(axes)
+        style_axes(axes)
     return figure
 
 
 def comparison_bands(fits: Sequence[SweepFit], names: Sequence[str], comparison: Comparison) -> list[list[LawBand]]:
-    """N_opt and D_opt of every sweep by the compared method, over the range of them all and the compared C."""
+    """Return N_opt and D_opt of every sweep by the compared method, over the range of all fits and the compared C."""
     low = min(fit.fitted_range[0] for fit in fits)
     high = max(*(fit.fitted_range[1] for fit in fits), comparison.budget)
     found = []
@@ -122,7 +122,7 @@ def comparison_bands(fits: Sequence[SweepFit], names: Sequence[str], comparison:
 
 
 def draw_comparison(bands: list[list[LawBand]]) -> Figure:
-    """Both sweeps over one another."""
+    """Draw the laws of both sweeps in the same axes."""
     figure = Drawing(figsize=(7.2, 3.6), layout="constrained")
     for column, (axes, title) in enumerate(
         zip(figure.subplots(1, 2), ("N_opt (parameters)", "D_opt (tokens)"), strict=True)
@@ -140,7 +140,7 @@ def draw_comparison(bands: list[list[LawBand]]) -> Figure:
         readable_ticks(axes)
         axes.set_xlabel("C (FLOPs)")
         axes.set_title(title, fontsize=10, color=INK)
-        plain(axes)
+        style_axes(axes)
         if column == 0:
             axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     return figure

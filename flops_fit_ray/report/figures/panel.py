@@ -1,4 +1,4 @@
-"""The sensitivity panel as a picture: how far each choice moves the answer."""
+"""Figure of the sensitivity panel: N_opt under each choice, by lever."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import Interval, Sensitivity
 from flops_fit_ray.formatting import count, flops
-from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, plain
+from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, style_axes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """One lever: the answers under its choices."""
+    """N_opt under the choices of one lever."""
 
     lever: str
     params: tuple[float, ...]
@@ -22,16 +22,16 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class PanelNumbers:
-    """What the figure shows."""
+    """Numbers of the figure."""
 
     budget: float
     answer: float
     interval: Interval | None
-    spreads: tuple[Spread, ...]  # the greatest lever first
+    spreads: tuple[Spread, ...]  # largest spread first
 
 
 def panel_numbers(panel: Sensitivity, interval: Interval | None) -> PanelNumbers:
-    """The panel by levers; `interval` is that of the answer."""
+    """Group the panel by lever; `interval` is that of the answer."""
     answer = panel.rows[0].params
     assert answer is not None
     spreads = [
@@ -42,7 +42,7 @@ def panel_numbers(panel: Sensitivity, interval: Interval | None) -> PanelNumbers
 
 
 def draw_panel(shown: PanelNumbers) -> Figure:
-    """One line per lever, a mark per choice; the vertical line is the answer, its interval the shade."""
+    """Draw one line per lever and a mark per choice; the vertical line is the answer, the shade its interval."""
     figure = Drawing(figsize=(7.2, 1.2 + 0.34 * len(shown.spreads)), layout="constrained")
     axes = figure.add_subplot()
     if shown.interval is not None:
@@ -62,5 +62,5 @@ def draw_panel(shown: PanelNumbers) -> Figure:
     axes.set_yticks(range(len(shown.spreads)), [s.lever for s in shown.spreads])
     axes.invert_yaxis()
     axes.set_xlabel(f"N_opt({flops(shown.budget)})")
-    plain(axes)
+    style_axes(axes)
     return figure

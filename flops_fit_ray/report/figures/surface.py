@@ -1,4 +1,4 @@
-"""The loss surface: contours over N and D with the runs, and what the surface leaves unexplained."""
+"""Figures of the loss surface: contours over N and D with the runs, and residuals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.formatting import count
-from flops_fit_ray.report.figures.style import INK, Drawing, colours, plain, too_many
+from flops_fit_ray.report.figures.style import INK, Drawing, colours, style_axes, too_many
 
 GRID = 61
 LEVELS = 10
@@ -18,7 +18,7 @@ LEVELS = 10
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contours:
-    """The Huber surface on a grid around the runs, and the line of optima through it."""
+    """Huber surface on a grid around the runs, and the line of its optima."""
 
     params: Floats  # (GRID,)
     tokens: Floats  # (GRID,)
@@ -31,7 +31,7 @@ class Contours:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Residuals:
-    """Observed less fitted loss, relative in percent, of every run: beside N, D and the fitted loss."""
+    """Relative residual of every run, in percent of the fitted loss, with N, D and the fitted loss."""
 
     params: Floats
     tokens: Floats
@@ -40,7 +40,7 @@ class Residuals:
 
 
 def contours(fit: SweepFit) -> Contours | None:
-    """What the contour figure shows; None without a surface."""
+    """Return the surface on a grid; None without a surface."""
     method = fit.methods["surface_huber"]
     surface = method.surface
     if surface is None or not surface.usable or surface.surface is None:
@@ -65,7 +65,7 @@ def contours(fit: SweepFit) -> Contours | None:
 
 
 def residuals(fit: SweepFit) -> Residuals | None:
-    """What the residual figure shows; None without a surface."""
+    """Return the residuals of all runs; None without a surface."""
     surface = fit.methods["surface_huber"].surface
     if surface is None or not surface.usable or surface.surface is None:
         return None
@@ -77,17 +77,17 @@ def residuals(fit: SweepFit) -> Residuals | None:
 
 
 def draw_contours(shown: Contours, loss_name: str = "loss") -> Figure:
-    """Lines of equal loss over N and D; dots are runs, the dashed line runs through the optima."""
+    """Draw lines of equal loss over N and D; dots are runs, the dashed line is that of the optima."""
     figure = Drawing(figsize=(7.2, 4.3), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xscale("log")  # before the contours: their labels cut gaps that are measured on the page
+    axes.set_xscale("log")  # before the contours, because their labels cut gaps of the size on the page
     axes.set_yscale("log")
     low, high = shown.loss.min(), shown.loss.max()
     levels = low + (high - low) * np.linspace(0.02, 0.95, LEVELS) ** 2  # closer where the surface is flat
     lines = axes.contour(shown.params, shown.tokens, shown.loss, levels=levels, colors=colours(LEVELS), linewidths=1.2)
     axes.clabel(lines, fontsize=7, fmt="%.3g", colors=INK)
     many = too_many(len(shown.run_params))
-    ink = "0.5" if many else INK  # a picture keeps its colour on every ground
+    ink = "0.5" if many else INK  # rasterized points cannot take the page's text colour
     axes.plot(shown.run_params, shown.run_tokens, "o", color=ink, markersize=3, alpha=0.7, rasterized=many)
     axes.plot(shown.opt_params, shown.opt_tokens, "--", color=INK, linewidth=1.4, label="optima of the surface")
     axes.set_xlabel("N (parameters)")
@@ -95,12 +95,12 @@ def draw_contours(shown: Contours, loss_name: str = "loss") -> Figure:
     axes.set_title(f"{loss_name}, fitted", fontsize=10, color=INK)
     if len(shown.opt_params):
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)
-    plain(axes)
+    style_axes(axes)
     return figure
 
 
 def draw_residuals(shown: Residuals) -> Figure:
-    """Three times the same residuals; a pattern in one of them is what the surface cannot bend to."""
+    """Draw the residuals over N, D and the fitted loss; a pattern is a curvature that the surface cannot fit."""
     figure = Drawing(figsize=(7.2, 2.8), layout="constrained")
     sides = ((shown.params, "N (parameters)"), (shown.tokens, "D (tokens)"), (shown.fitted, "fitted loss"))
     for i, (axes, (x, label)) in enumerate(zip(figure.subplots(1, 3, sharey=True), sides, strict=True)):
@@ -113,5 +113,5 @@ def draw_residuals(shown: Residuals) -> Figure:
         ends = [float(f"{v:.3g}") for v in np.geomspace(x.min(), x.max(), 3)]
         axes.set_xticks(ends, [count(v) for v in ends])
         axes.minorticks_off()
-        plain(axes)
+        style_axes(axes)
     return figure

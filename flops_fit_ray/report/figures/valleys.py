@@ -1,4 +1,4 @@
-"""The valleys: loss over N, one curve per budget, its minimum and interval."""
+"""Figure of the valleys: loss over N, one curve per budget, its minimum and interval."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES
 from flops_fit_ray.formatting import flops
-from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, plain, too_many
+from flops_fit_ray.report.figures.style import INK, MARKERS, Drawing, colours, style_axes, too_many
 
 CURVE_POINTS = 121
 MAX_NAMED = 20  # budgets; of more, every so many
@@ -21,25 +21,25 @@ MAX_INSIDE = 7  # budgets; the legend of more stands beside the figure
 
 @dataclass(frozen=True, kw_only=True)
 class ValleyCurve:
-    """One budget's points, its parabola, and the minimum where there is one."""
+    """Points and fitted curve of one budget, and its minimum if there is one."""
 
     label: str
     params: Floats
     loss: Floats
-    used: Bools  # the others lie outside the window that was fitted
-    replaced: Sequence[tuple[float, float]]  # N and loss of runs for which a rerun stands
-    curve_params: Floats  # empty where no parabola could be fitted
+    used: Bools  # inside the window that was fitted
+    replaced: Sequence[tuple[float, float]]  # N and loss of runs replaced by a rerun
+    curve_params: Floats  # empty if no curve could be fitted
     curve_loss: Floats
     minimum: tuple[float, float] | None  # N_opt, L_opt
     interval: tuple[float, float] | None  # of N_opt
 
 
 def valley_curves(fit: SweepFit, replaced: Sequence[tuple[float, float, float]] = ()) -> list[ValleyCurve]:
-    """What the valleys figure shows; `replaced` are budget, N and loss of runs for which a rerun stands."""
+    """Return points, curve and minimum of every budget; `replaced`: budget, N and loss of runs replaced by a rerun."""
     curves = []
     for valley, intervals in zip(fit.valleys, fit.intervals, strict=True):
         if not fit.points.labelled and len(valley.loss) < MIN_DISTINCT_SIZES["parabola"]:
-            continue  # a run near no budget is no valley
+            continue  # without budgets, a lone run is no valley
         curve = valley.over_params
         x = np.linspace(*curve.x_range, CURVE_POINTS) if curve else np.empty(0)
         interior = valley.status == "interior"
@@ -60,9 +60,9 @@ def valley_curves(fit: SweepFit, replaced: Sequence[tuple[float, float, float]] 
 
 
 def draw_valleys(curves: list[ValleyCurve], loss_name: str = "held-out loss") -> Figure:
-    """Loss over N, one valley per budget; a ring marks each minimum, the bar its interval.
+    """Draw loss over N, one valley per budget; a ring marks each minimum, a bar its interval.
 
-    Hollow points lie outside the window that was fitted; a cross is a run for which a rerun stands.
+    Hollow points are outside the fitted window; crosses are runs replaced by a rerun.
     """
     figure = Drawing(figsize=(7.2, 4.3), layout="constrained")
     axes = figure.add_subplot()
@@ -93,7 +93,7 @@ def draw_valleys(curves: list[ValleyCurve], loss_name: str = "held-out loss") ->
                     curve.interval, (loss, loss), "-", color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt"
                 )
             axes.plot([n], [loss], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.4)
-    if any(len(curve.params) for curve in curves):  # an axis without data has no logarithm
+    if any(len(curve.params) for curve in curves):  # matplotlib warns of a log axis without data
         axes.set_xscale("log")
     axes.set_xlabel("N (parameters)")
     axes.set_ylabel(loss_name)
@@ -103,5 +103,5 @@ def draw_valleys(curves: list[ValleyCurve], loss_name: str = "held-out loss") ->
         if many:
             legend.set_loc("upper left")
             legend.set_bbox_to_anchor((1, 1))
-    plain(axes)
+    style_axes(axes)
     return figure

@@ -91,7 +91,7 @@ class DivergedError(ExperimentError):
 
 
 class MemoryExhaustedError(ExperimentError):
-    """The device has too little memory for this model, even with a micro-batch of one sample."""
+    """The device has too little memory for this model, even after its micro-batch was halved as often as allowed."""
 
     status: Literal["failed", "diverged", "out_of_memory"] = "out_of_memory"
 

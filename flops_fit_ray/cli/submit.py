@@ -72,11 +72,11 @@ def submit(
     root = _output(output or resolved.output, str(path))
     sent = path.parent if working_dir is None else working_dir.absolute()
     options = run_options(root, overrides, RunLimits(until, at_most, slots))
-    words = words_for(path, sent, [*options, *(["--new"] if new else [])])
+    arguments = words_for(path, sent, [*options, *(["--new"] if new else [])])
     jobs = Jobs(address)
     place = [] if working_dir is None else ["--working-dir", str(sent)]
     again = shlex.join([*entry_point(), "submit", str(path), "--address", jobs.address, *options, *place])
-    job_id = jobs.submit(Submission(name=resolved.name, working_dir=sent, words=words, again=again))
+    job_id = jobs.submit(Submission(name=resolved.name, working_dir=sent, words=arguments, again=again))
     status = jobs.begun(job_id)
     if as_json:
         content = {"job_id": job_id, "job_status": status, "address": jobs.address, "output": str(root)}

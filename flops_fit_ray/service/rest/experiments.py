@@ -87,7 +87,7 @@ def curve(
     responses=of_kind("image/svg+xml"),
 )
 async def experiment_figure(request: Request, name: str, key: str) -> Response:
-    """Its training loss, as SVG."""
+    """Return the figure of its training loss, as SVG."""
     snapshot = await fresh_snapshot(request, name)
     views.experiment_of(snapshot, key)
     changed = await asyncio.to_thread(views.changed, snapshot.sweep.paths.curve(key))

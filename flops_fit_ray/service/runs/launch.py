@@ -38,10 +38,10 @@ class ProcessState:
 class Launcher(Protocol):
     """A way to run a sweep."""
 
-    here: str  # where runs run, for people
+    here: str  # where sweeps run, as shown on pages
     code_as_seen: str | None  # directory of the code, as the run finds it; None: where it is
 
-    def launch(self, words: Sequence[str], name: str, number: int, code: Path) -> None:
+    def launch(self, arguments: Sequence[str], name: str, number: int, code: Path) -> None:
         """Start a run.
 
         Raises:
@@ -68,7 +68,7 @@ class LocalLauncher:
         self._paths = paths
         self._supervisors: list[subprocess.Popen[bytes]] = []  # polled, so that none stays a zombie
 
-    def launch(self, words: Sequence[str], name: str, number: int, code: Path) -> None:
+    def launch(self, arguments: Sequence[str], name: str, number: int, code: Path) -> None:
         """Start a supervisor."""
         start, log = self._paths.start(name, number), self._paths.log(name)
         write_json(start.begun, {"at": time.time(), "how": "local"})
@@ -79,10 +79,10 @@ class LocalLauncher:
             "flops_fit_ray.service.runs.supervisor",
             str(start.directory),
             str(log),
-            *words,
+            *arguments,
         ]
         try:
-            supervisor = subprocess.Popen(  # noqa: S603 - the service has made these words
+            supervisor = subprocess.Popen(  # noqa: S603 - arguments made by the service
                 command, cwd=code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
@@ -162,7 +162,7 @@ class RayLauncher:
         self._client = self._client or Jobs(self._address)
         return self._client
 
-    def launch(self, words: Sequence[str], name: str, number: int, code: Path) -> None:
+    def launch(self, arguments: Sequence[str], name: str, number: int, code: Path) -> None:
         """Submit a job under an id of its own."""
         from flops_fit_ray.engine.jobs import Submission
 
@@ -171,7 +171,9 @@ class RayLauncher:
         write_json(start.begun, {"at": time.time(), "how": "ray", "job_id": job_id})
         again = f"the service of {self._paths.root} resumes {name}"
         try:
-            self._jobs().submit(Submission(name=name, working_dir=code, words=tuple(words), again=again, job_id=job_id))
+            self._jobs().submit(
+                Submission(name=name, working_dir=code, words=tuple(arguments), again=again, job_id=job_id)
+            )
         except ResourceError:
             self._client = None
             start.begun.unlink(missing_ok=True)

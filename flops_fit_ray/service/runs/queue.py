@@ -110,12 +110,12 @@ class Runs:
             self._refuse_crowd()
             _, code = self._specs.check(spec.text, spec.code)
             seen = self.launcher.code_as_seen or str(code)
-            words = ["flops_fit_ray.run", str(self.paths.resolved(sweep)), f"--code={seen}"]
-            words += [f"--output={self.paths.sweep(sweep).root}", "--plain", *limits.options()]
+            arguments = ["flops_fit_ray.run", str(self.paths.resolved(sweep)), f"--code={seen}"]
+            arguments += [f"--output={self.paths.sweep(sweep).root}", "--plain", *limits.options()]
             write_bytes(self.paths.resolved(sweep), spec.text.encode())
             if key is not None:
                 write_json(self.paths.key(_digest(key)), {"sweep": sweep, "asked": _digest(asked)})
-            return self._ask(sweep, "run", words, code), True
+            return self._ask(sweep, "run", arguments, code), True
 
     def resume(self, name: str, more: Additions, limits: RunLimits) -> QueuedRun:
         """Queue another run of a sweep that is not running, with additions or without.
@@ -147,8 +147,8 @@ class Runs:
                 extend_spec(sweep.spec, budgets=more.budgets, sizes=more.sizes, seeds=more.seeds)
                 kind = "extend"
             seen = self.launcher.code_as_seen or str(code)
-            words = ["flops_fit_ray", "extend", str(directory.root), f"--code={seen}", "--plain"]
-            return self._ask(name, kind, [*words, *more.options(), *limits.options()], code)
+            arguments = ["flops_fit_ray", "extend", str(directory.root), f"--code={seen}", "--plain"]
+            return self._ask(name, kind, [*arguments, *more.options(), *limits.options()], code)
 
     def stop(self, name: str) -> RunStatus:
         """Ask the run of a sweep to save and end, or remove it from the queue; the second time, end it at once.
@@ -235,9 +235,11 @@ class Runs:
             run=run, phase=phase, exit_code=process.exit_code, message=process.message, stop_requested=stopping
         )
 
-    def _ask(self, name: str, kind: Kind, words: Sequence[str], code: Path) -> QueuedRun:
+    def _ask(self, name: str, kind: Kind, arguments: Sequence[str], code: Path) -> QueuedRun:
         number = self.paths.num_starts(name) + 1
-        run = QueuedRun(sweep=name, number=number, kind=kind, words=list(words), code=str(code), asked_at=time.time())
+        run = QueuedRun(
+            sweep=name, number=number, kind=kind, words=list(arguments), code=str(code), asked_at=time.time()
+        )
         write_json(self.paths.start(name, number).asked, {"schema_version": SCHEMA_VERSION, **asdict(run)}, once=True)
         return run
 

@@ -18,14 +18,14 @@ from flops_fit_ray.service.paths import StartPaths
 from flops_fit_ray.storage.atomic import write_json
 
 
-def main(directory: Path, log: Path, words: list[str]) -> int:
+def main(directory: Path, log: Path, arguments: list[str]) -> int:
     """Run the command to its end; its output goes to `log`."""
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # meant for the run, not for its supervisor
         signal.signal(name, signal.SIG_IGN)
     paths = StartPaths(directory)
     with log.open("ab") as out:
-        child = subprocess.Popen(  # noqa: S603 - the service has made these words
-            [sys.executable, "-m", *words],
+        child = subprocess.Popen(  # noqa: S603 - arguments made by the service
+            [sys.executable, "-m", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

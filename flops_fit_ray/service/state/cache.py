@@ -48,12 +48,12 @@ class Snapshot:
 
     @functools.cached_property
     def by_key(self) -> Mapping[str, Row]:
-        """The rows by the keys of their experiments."""
+        """Rows by the keys of their experiments."""
         return {row["key"]: row for row in self.rows}
 
     @functools.cached_property
     def experiments(self) -> Mapping[str, Experiment]:
-        """The plan's experiments by their keys."""
+        """Planned experiments by their keys."""
         return {e.key: e for e in self.sweep.plan.experiments}
 
     @functools.cached_property

@@ -51,7 +51,7 @@ def price_spec(text: str, code: Path) -> dict[str, Any]:
 
 def _run(command: list[str], code: Path) -> str:
     """Run the process. Return the fault to report if it leaves no output."""
-    process = subprocess.Popen(  # noqa: S603 - the service has made these words
+    process = subprocess.Popen(  # noqa: S603 - arguments made by the service
         command, cwd=code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -72,12 +73,11 @@ def serve(
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise DirectoryError(f"{root}: cannot be written: {e.strerror}; choose another --root") from e
+        raise DirectoryError(f"{root}: cannot be written: {e.strerror}; give another --root") from e
     settings = Settings(
         root=root.resolve(), code=tuple(c.resolve() for c in code), host=host, port=port, names=names,
         address=address, at_once=at_once, max_queued=queue,
     )  # fmt: skip
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         run(settings, click.echo)
-    except KeyboardInterrupt:
-        click.echo("server ended; sweeps keep running")
+    click.echo("server ended; sweeps keep running")

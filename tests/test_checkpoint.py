@@ -1,4 +1,4 @@
-"""Killed anywhere, resumed, and the same to the last bit; a damaged checkpoint is passed over aloud."""
+"""Killed anywhere, resumed, and the same to the last bit; a damaged checkpoint is skipped with a warning."""
 
 import json
 import os
@@ -254,7 +254,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(how: str, tmp_path: Path) -> 
     resumed = train_experiment(experiment, user, eval_samples=eval_samples, policy=policy, observer=observer)
     assert resumed.resumed_from == 20
     assert observer.events[0].startswith("ALOUD checkpoint of step 30 is damaged (")
-    assert observer.events[0].endswith("): passed over for the one before")
+    assert observer.events[0].endswith("); skipped, using the previous checkpoint")
     assert known_of(resumed) == known_of(train_experiment(experiment, user, eval_samples=eval_samples))
 
 
@@ -269,7 +269,9 @@ def test_without_a_note_with_another_key_or_none_whole_it_starts_over(tmp_path: 
     (tmp_path / "s" / "0000000020.json").write_text("{")
     state, words = store.newest()
     assert state is None  # the one without a note was never finished, which is nothing to speak of
-    assert words == ["checkpoint of step 20 is damaged (its note is torn): passed over for the one before"]
+    assert words == [
+        "checkpoint of step 20 is damaged (its manifest is incomplete); skipped, using the previous checkpoint"
+    ]
     assert train_experiment(experiment, user, eval_samples=eval_samples, policy=policy).resumed_from is None
 
 
@@ -279,7 +281,9 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(tmp_path: Path) -> No
     with pytest.raises(Killed):
         train_experiment(experiment, user, eval_samples=eval_samples, policy=policy, observer=Killer(15))
     other = replace(user, model=lambda width: Dropping(width + 1))
-    with pytest.raises(ExperimentError, match="checkpoint at step 10 does not fit this model: .*has its code changed?"):
+    with pytest.raises(
+        ExperimentError, match=r"checkpoint at step 10 does not fit this model \(.*; if its code changed"
+    ):
         train_experiment(experiment, other, eval_samples=eval_samples, policy=policy)
 
 

@@ -173,7 +173,7 @@ def test_a_loss_must_be_one_number() -> None:
 
 def test_samples_of_other_lengths_are_noticed() -> None:
     experiment, user, eval_samples = first_experiment(PLAIN)
-    with pytest.raises(ExperimentError, match=r"saw \d+ tokens where 7 were planned"):
+    with pytest.raises(ExperimentError, match=r"saw \d+ tokens, but 7 were planned"):
         train_experiment(replace(experiment, tokens=7), user, eval_samples=eval_samples)
 
 

@@ -167,7 +167,7 @@ class NoFlops(nn.Module):
 REFUSED = [
     (Heads, "width=4 raised ValueError: width=4 is not divisible by 8 heads"),
     (functools.partial(Mlp, inputs=9), "width=4 fails on a first batch: RuntimeError"),
-    (NoFlops, "no FLOPs were counted; name a function"),
+    (NoFlops, "no FLOPs were counted; set model.flops_per_token"),
     (lambda width: nn.Identity(), "width=4 has no parameters"),
     (lambda width: 3, "made a int, not an nn.Module"),
     (lambda size: Mlp(size), "unexpected keyword argument 'width'"),

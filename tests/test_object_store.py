@@ -125,7 +125,7 @@ def test_checkpoints(root: StoragePath) -> None:
     write_bytes(root / "checkpoints" / "0000000003.pt", b"cut off")
     newest, words = store.newest()
     assert newest is not None and newest["step"] == 2
-    assert words == ["checkpoint of step 3 is damaged (its sha256 differs): passed over for the one before"]
+    assert words == ["checkpoint of step 3 is damaged (its sha256 differs); skipped, using the previous checkpoint"]
     store.clear()
     assert names_in(root / "checkpoints") == []
 

@@ -289,12 +289,12 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch() -> None:
     assert outcome.micro_batch_size == 2
     same = run(experiment, replace(user, model=Bigram), micro_batch_size=2)
     assert (outcome.loss, outcome.tokens_seen) == (same.loss, same.tokens_seen)
-    assert words == [(True, "out of memory at step 1: going on with 2 samples at a time and the same 8 per step")]
+    assert words == [(True, "out of memory at step 1; continuing with micro-batches of 2 and the same batch size of 8")]
 
 
 def test_after_three_halvings_it_is_out_of_memory() -> None:
     experiment, user = experiment_of(Greedy, batch_size=32)
-    message = r"out of memory with 4 samples at a time, halved from 32: CUDA out of memory"
+    message = r"out of memory with a micro-batch of 4, halved from 32: CUDA out of memory"
     with pytest.raises(MemoryExhaustedError, match=message):
         train_experiment(experiment, user, eval_samples=24)
 

@@ -1,8 +1,16 @@
-"""A model split over the workers of an experiment: fully sharded data parallelism (Zhao et al. 2023, arXiv:2304.11277).
+"""Fully sharded data parallelism (Zhao et al. 2023, arXiv:2304.11277), by torch's `fully_shard` (FSDP2).
 
-Each worker keeps its part of every weight, gradient and optimizer state, and has the whole weights of a block only
-while it computes with them. All workers must therefore run the same modules in the same order, and what a worker asks
-its group for, all of them must ask for: the leader tells the others what it is about to do.
+Each worker keeps a shard of every weight, gradient and optimizer state, and all-gathers the weights of a block while it
+computes with them. So all workers must run the same modules in the same order, and every gather is a collective: the
+leader announces what it is about to do, and the others join.
+
+Checkpoints have the layout of one worker, so that any number of workers can resume them. They are gathered and
+distributed by hand, not by `torch.distributed.checkpoint.state_dict` (torch 2.13), because `set_optimizer_state_dict`
+
+- refuses a checkpoint in which a parameter has no optimizer state ("Missing optimizer state for parameter"), as
+  replicas write it of a parameter without gradients; with `strict=False` that parameter gets the state of step 1;
+- takes an optimizer step to create the state that it fills, which a user's own optimizer may not survive;
+- names states by parameter where checkpoints number them; and `get_model_state_dict` copies a tied weight per name.
 """
 
 from __future__ import annotations
@@ -26,27 +34,34 @@ CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 class ShardedGroup(Group):
-    """One of several workers, each with its part of the model."""
+    """One of several workers with a shard of the model each."""
 
     sharded = True
 
     def all_reduce_gradients(self, params: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
-        """The sum of the losses; the backward pass has summed the gradients."""
+        """Return the sum of the losses. The gradients have been reduce-scattered by the backward pass."""
         summed = loss.double()
         dist.all_reduce(summed)
         return summed.to(loss.dtype)
 
     def place_model(self, model: nn.Module, device: torch.device) -> None:
-        """Bring this worker's part of a model to the device, block by block: the whole may be larger."""
+        """Move this worker's shard of a model to the device, block by block: the whole may not fit."""
         self.broadcast_weights(model, device)
         shard_model(model, device, self.world_size)
 
-    def gather_full(self, value: Any) -> Any:
-        """A tree of plain values, with every tensor that is split put together, on the CPU."""
-        return map_tensors(value, _full_tensor)
+    def full_tensor(self, tensor: Tensor) -> Tensor:
+        """Return a tensor unsharded, on every worker."""
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        """Gather a tensor on the leader's CPU. The others take part, and keep nothing: the whole may not fit."""
+        if not isinstance(tensor, DTensor):
+            return tensor
+        full = tensor.full_tensor()
+        return full.cpu() if self.is_leader else full.new_empty(0)
 
     def gather_model_state(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """The model's state, whole; a tied weight is one tensor, as it is in the model."""
+        """Return the full model state on the leader; a tied weight is one tensor, as in the model."""
         params = dict(model.named_parameters(remove_duplicate=False))
         found: dict[int, Tensor] = {}
         state = {}
@@ -55,16 +70,23 @@ class ShardedGroup(Group):
                 state[name] = tensor
             else:
                 if id(param) not in found:
-                    found[id(param)] = _full_tensor(tensor)
+                    found[id(param)] = self._gather(tensor)
                 state[name] = found[id(param)]
+        return state
+
+    def gather_optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the full optimizer state on the leader, numbered by parameter."""
+        state: dict[str, Any] = map_tensors(optimizer.state_dict(), self._gather)
         return state
 
     def distribute_state(
         self, state: Mapping[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> Mapping[str, Any] | None:
-        """The leader's state: this worker's part of what is split, and all of the rest.
+        """Return this worker's shards of the leader's checkpoint state, and all of what is not sharded.
 
-        A whole optimizer state of a model that needs this does not fit into each worker, so tensors come one by one.
+        1) The leader replaces every tensor to be sharded by its shape and dtype.
+        2) The rest is broadcast.
+        3) The tensors are scattered one at a time: a full optimizer state may not fit into one worker.
         """
         tensors: list[Tensor] = []
         box = [None if state is None else _extract_tensors(state, model, optimizer, tensors)]
@@ -85,53 +107,49 @@ class ShardedGroup(Group):
         return {**found, "model": filled(found["model"]), "optimizer": filled(found["optimizer"])}
 
     def announce(self, action: Action) -> None:
-        """Have the others do what this worker, their leader, is about to do."""
+        """Tell the other workers what to join."""
         if self.is_leader:
             self._exchange(action)
 
     def actions(self, steps: int) -> Iterator[Action]:
-        """What the leader has the others do, until it is done."""
+        """Yield what the leader announces, until it is done."""
         while (action := self._exchange(Action.END)) != Action.END:
             yield action
 
     def _exchange(self, action: Action) -> Action:
-        """The leader's action, on every worker."""
+        """Broadcast the leader's action."""
         box = torch.tensor([action], device="cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.broadcast(box, src=0)
         return Action(int(box))
 
 
-def _full_tensor(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
-
-
 def shard_model(model: nn.Module, device: torch.device, world_size: int) -> None:
-    """Leave this worker with its part of a model that all of them hold whole, on the device.
+    """Replace a model that all workers hold in full by this worker's shard of it, on the device.
 
     Raises:
-        ValueError: a parameter that cannot be split: a number without dimensions.
+        ValueError: a parameter has no dimension to shard.
     """
     mesh = init_device_mesh(device.type, (world_size,))
     units = fsdp_units(model)
     for unit in (*units, model):
-        unit.register_forward_hook(_clone_views)  # before torch's own hook
+        unit.register_forward_hook(_clone_views)  # must run before FSDP's own forward hook
     for block in units:
         fully_shard(block, mesh=mesh)
     whole_model = fully_shard(model, mesh=mesh)
-    # Where a sample decides which weights are used, all workers must still sum the same ones
+    # Samples may decide which weights are used (experts, gates): reduce zeros for those that one worker did not use
     whole_model.set_reduce_scatter_unused_params(True)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # The shares of a batch are weighted already: the sum of their gradients is the gradient of the mean
+            # Losses are weighted by w_m / W already (group.py, step 2), so gradients are summed, not averaged
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
 
 def _clone_views(module: nn.Module, args: Any, output: Any) -> Any:
-    """A module's output with a copy for every view of another tensor.
+    """Clone every view in a module's output.
 
-    Weights are gathered for the backward pass when the gradient of the output is there. Of a view that is changed in
-    place (`x += y`) torch never hears that, and would go on with other weights, in silence.
+    FSDP gathers weights for the backward pass in a hook on the output's gradient. The hook of a view that is changed in
+    place (`x += y`) never fires, and torch would silently compute with weights that were not gathered.
     """
     if isinstance(output, Tensor):
         return output.clone() if output._is_view() else output
@@ -147,7 +165,7 @@ def _clone_views(module: nn.Module, args: Any, output: Any) -> Any:
 
 
 def fsdp_units(model: nn.Module) -> list[nn.Module]:
-    """What is gathered at once: the modules of the outermost lists, but for those that share a weight with another."""
+    """Return the modules to gather one at a time: the members of the outermost containers that share no weight."""
     everywhere = _count_uses(model)
     return [
         b
@@ -165,13 +183,13 @@ def _container_members(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _count_uses(module: nn.Module) -> Counter[int]:
-    """How many modules hold each parameter."""
+    """Count the modules that hold each parameter, by its id."""
     return Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
 
 
 @dataclass(frozen=True)
 class _Placeholder:
-    """Where a tensor belongs that every worker gets its part of."""
+    """Stands for a tensor to be sharded, while the rest of a state is broadcast."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -180,7 +198,7 @@ class _Placeholder:
 def _extract_tensors(
     state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, tensors: list[Tensor]
 ) -> dict[str, Any]:
-    """A state with gaps where the tensors were that are to be split; they are appended to `tensors`, in this order."""
+    """Return a state with placeholders for the tensors to be sharded, and append those to `tensors` in that order."""
 
     def placeholder(tensor: Tensor) -> _Placeholder:
         tensors.append(tensor)

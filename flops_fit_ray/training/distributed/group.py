@@ -1,10 +1,12 @@
-"""Several workers that train one experiment together: each takes its share of every batch, and all take the same step.
+"""Data parallelism: the workers of one experiment split every batch and take the same optimizer steps.
 
-Every worker draws the whole batch in the order that the seed decides, and computes the gradient of its share, weighted
-so that the sum over the workers is the gradient of the batch's mean. One sum over all workers after the backward pass,
-and all of them hold the same gradient, take the same step, and see the same loss. So D is exact, whatever counts as a
-token, and the result is that of one worker but for the order of a sum (Li et al. 2020, section 3.2, without overlap);
-training lets the difference grow as it does any rounding.
+1) Every worker draws the same whole batch B in the order that the seed decides, and keeps its part B_r.
+2) It computes sum over its micro-batches m of (w_m / W) * loss(m): w_m counts the targets of m that are not ignored, W
+   those of the whole batch B. The sum over the workers is the mean loss of B, whatever the parts' sizes.
+3) One all-reduce (sum) of the gradients after the backward pass, in buckets (Li et al. 2020, arXiv:2006.15704, section
+   3.2; here without overlap). All workers hold the same gradient, take the same step and see the same loss.
+
+So D is exact, whatever counts as a token, and the result is that of one worker up to the order of a floating-point sum.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined] # to
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.rng import RandomState
 
-BUCKET_BYTES = 25 * 2**20  # summed at once
+BUCKET_BYTES = 25 * 2**20  # of gradients per all-reduce; DistributedDataParallel's default
 
 
 class Action(enum.IntEnum):
-    """What workers do together."""
+    """The collective operations that the leader starts and the other workers follow."""
 
     ADVANCE = 0
     EVALUATE = 1
@@ -41,59 +43,63 @@ class Action(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Group:
-    """One of `size` workers, each with the whole model. A group of one does nothing at all."""
+    """One of `world_size` workers with a replica of the model each. With one worker every method is a no-op."""
 
     rank: int = 0
     world_size: int = 1
 
-    sharded: ClassVar[bool] = False  # whether each worker holds a part of the model (see `shards`)
+    sharded: ClassVar[bool] = False  # True where each worker holds a shard of the model (fsdp.py)
 
     @property
     def is_single(self) -> bool:
-        """Whether there are no others."""
+        """True for the only worker of an experiment."""
         return self.world_size == 1
 
     @property
     def is_leader(self) -> bool:
-        """Whether this worker reads the clock, evaluates and saves; the others follow."""
+        """True for rank 0, which reads the clock, evaluates and saves; the others follow."""
         return self.rank == 0
 
     def max_local_samples(self, samples: int) -> int:
-        """The largest number of samples of a batch that one worker has."""
+        """Return the largest number of samples of a batch of `samples` that one worker gets."""
         return -(-samples // self.world_size)
 
     def local_batch(self, batch: Batch) -> Batch | None:
-        """This worker's part of a batch; None where there is none for it."""
+        """Return this worker's part of a batch; None where the batch has fewer parts than workers."""
         if self.is_single:
             return batch
         parts = batch.split(self.max_local_samples(batch.num_samples))
         return parts[self.rank] if self.rank < len(parts) else None
 
     def seed_step(self, seed: int, step: int, *, shared: bool) -> None:
-        """Before each draw of the data (`shared`) and each forward pass: random numbers that resume by themselves.
+        """Seed all generators from (seed, step), so that no random state of a worker has to be saved.
 
-        Data must be the same for all; what the model draws (dropout) must not.
+        Args:
+            shared: the same seed on every worker, to draw the batch; else one per rank, because dropout masks differ.
         """
         if self.is_single:
             return
-        words = f"{seed}/{step}/{'data' if shared else self.rank}"
-        RandomState.seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") % 2**63)
+        name = f"{seed}/{step}/{'data' if shared else self.rank}"
+        RandomState.seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 2**63)
 
     def all_reduce_gradients(self, params: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
         """Sum the gradients over all workers, in place, and return the sum of the losses.
 
-        A parameter that no worker has a gradient of keeps none, so that the optimizer leaves it alone.
+        A parameter without a gradient on every worker keeps None, so that the optimizer skips it as with one worker.
         """
         if self.is_single:
             return loss
+        # 1) The loss, and how many workers have a gradient of each parameter, in one all-reduce
         first = torch.zeros(1 + len(params), dtype=torch.float64, device=loss.device)
         first[0] = loss
         first[1:] = torch.tensor([p.grad is not None for p in params], dtype=torch.float64, device=loss.device)
         dist.all_reduce(first)
         used = [p for p, count in zip(params, first[1:].tolist(), strict=True) if count]
+        # 2) Zeros where this worker has none, so that all workers sum the same tensors in the same order
         for p in used:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
+        # 3) The gradients, flattened into buckets
         for bucket in _buckets([p.grad for p in used if p.grad is not None]):
             flat = torch.cat([g.reshape(-1) for g in bucket])
             dist.all_reduce(flat)
@@ -102,32 +108,36 @@ class Group:
         return first[0].to(loss.dtype)
 
     def place_model(self, model: nn.Module, device: torch.device) -> None:
-        """Bring a model to the device. The weights are the leader's: a constructor may draw what no seed decides."""
+        """Move a model to the device with the leader's weights: a constructor may draw from an unseeded generator."""
         model.to(device)
         if not self.is_single:
             self.broadcast_weights(model, device)
 
     def broadcast_weights(self, model: nn.Module, device: torch.device) -> None:
-        """Take the leader's weights, by way of the device."""
+        """Broadcast the leader's parameters and buffers, one tensor at a time, through `device`."""
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
                 there = tensor.to(device)
                 dist.broadcast(there, src=0)
                 tensor.copy_(there)
 
-    def gather_full(self, value: Any) -> Any:
-        """A tree of plain values, with the tensors put together that the workers have parts of."""
-        return value
+    def full_tensor(self, tensor: Tensor) -> Tensor:
+        """Return a tensor unsharded, on every worker."""
+        return tensor
 
     def gather_model_state(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """The model's state, whole."""
+        """Return the full model state, in the layout of one worker; complete on the leader only."""
         state: Mapping[str, Tensor] = model.state_dict()
         return state
+
+    def gather_optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the full optimizer state, in the layout of one worker; complete on the leader only."""
+        return optimizer.state_dict()
 
     def distribute_state(
         self, state: Mapping[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> Mapping[str, Any] | None:
-        """The leader's state, on every worker. It is unpickled, and comes from nobody else."""
+        """Return the leader's checkpoint state on every worker. It is unpickled, and comes from the leader alone."""
         if self.is_single:
             return state
         box = [state]
@@ -135,15 +145,15 @@ class Group:
         return box[0]
 
     def announce(self, action: Action) -> None:
-        """What this worker is about to do. Where each has the whole model, only steps concern the others."""
+        """Tell the other workers what to join. Replicas only need to step, so nothing is sent here."""
 
     def actions(self, steps: int) -> Iterator[Action]:
-        """What a worker that does not lead has to do until the leader is done, with so many steps left."""
+        """Yield what a follower has to join until the leader is done, with `steps` optimizer steps left."""
         return itertools.repeat(Action.ADVANCE, steps)
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients of one kind, as many as are worth one sum."""
+    """Group gradients of one dtype into buckets of at most BUCKET_BYTES."""
     bucket: list[Tensor] = []
     size = 0
     for gradient in gradients:
@@ -160,17 +170,17 @@ SINGLE_WORKER = Group()
 
 
 def create_store(host: str) -> tuple[Store, int]:
-    """Where the workers of an experiment meet, kept by its leader; and the port it listens on."""
+    """Open the rendezvous store of a group, on its leader. Returns it and its port."""
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     return store, int(store.port)
 
 
 @contextlib.contextmanager
 def process_group(store: Store, group: Group, device: str, timeout: float) -> Iterator[Group]:
-    """Be one of the workers: gloo on CPUs, NCCL on GPUs.
+    """Join torch's default process group for the block: NCCL on GPUs, gloo on CPUs.
 
     Args:
-        timeout: seconds that the others are waited for.
+        timeout: seconds that a collective waits for the other workers.
     """
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
@@ -181,11 +191,11 @@ def process_group(store: Store, group: Group, device: str, timeout: float) -> It
     )
     try:
         yield group
-        dist.barrier()  # nobody leaves while another one still waits for the last sum
+        dist.barrier()  # a worker that leaves early breaks the last collective of the others
     finally:
         dist.destroy_process_group()
 
 
 def connect_store(host: str, port: int, timeout: float) -> Store:
-    """The store that the leader has opened."""
+    """Connect to the rendezvous store that the leader has opened."""
     return TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=timeout))

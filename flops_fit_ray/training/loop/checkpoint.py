@@ -1,7 +1,7 @@
-"""What an experiment goes on from: written whole, with a digest, and loaded without executing anything.
+"""Checkpoints: written atomically with a digest, and loaded without executing anything (`weights_only`).
 
-A checkpoint is two files, `<step>.pt` and then `<step>.json`. It counts only if the note is there and the digest is
-right, so that a torn or damaged one is passed over for the one before.
+A checkpoint is two files, `<step>.pt` and then its manifest `<step>.json`. It is valid only if the manifest is there
+and the digest matches; a torn or damaged one is skipped, and the previous one is used.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ FORMAT = 1  # raised whenever a checkpoint of this one cannot be read any more
 
 
 class _HashingWriter:
-    """A file that knows the digest and the length of what went through it."""
+    """A file that hashes and counts the bytes written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.digest, self.bytes = file, hashlib.sha256(), 0
-        self.error: OSError | None = None  # torch's archive writer turns it into a riddle
+        self.error: OSError | None = None  # torch's archive writer raises an unrelated RuntimeError in its place
 
     def write(self, content: bytes) -> int:
         self.digest.update(content)
@@ -45,7 +45,7 @@ class _HashingWriter:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedCheckpoint:
-    """The note of one checkpoint."""
+    """The manifest of one checkpoint."""
 
     step: int
     bytes: int
@@ -60,15 +60,17 @@ class CheckpointStore:
         self._paths, self._key, self._keep, self._best = CheckpointPaths(directory), key, keep, best
 
     def save(self, state: Mapping[str, Any], step: int, eval_loss: float | None = None) -> SavedCheckpoint:
-        """Write a checkpoint, then drop the old ones.
+        """Write a checkpoint, then delete those that are no longer kept.
 
         Raises:
-            StorageError: it cannot be written; those that are there still are.
+            StorageError: it cannot be written; the existing ones are kept.
         """
         with whole_file(self._paths.state(step)) as file:
             hashed = _HashingWriter(file)
             try:
-                torch.save({"format": FORMAT, "key": self._key, **state}, cast(IO[bytes], hashed))  # it writes, flushes
+                torch.save(
+                    {"format": FORMAT, "key": self._key, **state}, cast(IO[bytes], hashed)
+                )  # only write and flush are used
             except RuntimeError as e:
                 raise (hashed.error or e) from e
         finite = eval_loss if eval_loss is not None and math.isfinite(eval_loss) else None
@@ -78,21 +80,21 @@ class CheckpointStore:
         return saved
 
     def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest state that is whole, and what is to be said of those that are not."""
+        """Return the newest valid state, None if there is none, and a warning per damaged checkpoint."""
         remove_strays(self._paths.directory)
-        words: list[str] = []
+        warnings: list[str] = []
         for step in sorted(self.steps(), reverse=True):
             try:
-                return self._load(step), words
+                return self._load(step), warnings
             except _DamagedError as e:
-                words.append(f"checkpoint of step {step} is damaged ({e}): passed over for the one before")
-        return None, words
+                warnings.append(f"checkpoint of step {step} is damaged ({e}); skipped, using the previous checkpoint")
+        return None, warnings
 
     def verify(self, step: int) -> None:
-        """Make sure that what was just written can be read again.
+        """Check that the checkpoint just written can be read back.
 
         Raises:
-            ExperimentError: it cannot: something in it is no tensor and no plain value.
+            ExperimentError: it holds something else than tensors and plain values.
         """
         try:
             self._load(step)
@@ -100,11 +102,11 @@ class CheckpointStore:
             raise ExperimentError(f"a checkpoint of this experiment cannot be read back: {e}") from e
 
     def steps(self) -> list[int]:
-        """The steps whose checkpoint was finished. One without its note was being written when its writer ended."""
+        """Return the steps with a manifest. A checkpoint without one was interrupted while it was written."""
         return self._paths.finished()
 
     def clear(self) -> None:
-        """The experiment is done: nothing is left to go on with. The best one stays where it was asked for."""
+        """Delete the checkpoints of an experiment that is done, but for the best one if that is kept."""
         if self._best and (best := self._best_step()) is not None:
             self._drop({*self._paths.started()} - {best})
             return
@@ -113,7 +115,7 @@ class CheckpointStore:
     def _load(self, step: int) -> dict[str, Any]:
         note = read_json(self._paths.note(step))
         if note is None:
-            raise _DamagedError("its note is torn")
+            raise _DamagedError("its manifest is incomplete")
         digest = hashlib.sha256()
         try:
             with self._paths.state(step).open("rb") as file:
@@ -125,14 +127,14 @@ class CheckpointStore:
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except _DamagedError:
             raise
-        except Exception as e:  # a torn archive raises many things; none of them ends the experiment
+        except Exception as e:  # a torn archive may raise anything
             raise _DamagedError(f"{type(e).__name__}: {first_line(e)}") from e
         if (state.get("format"), state.get("key")) != (FORMAT, self._key):
-            raise _DamagedError("it is of another format or experiment")
+            raise _DamagedError("another format or experiment")
         return state
 
     def _rotate(self, now: int) -> None:
-        # A later one than this can only be one that was passed over as damaged.
+        # A step later than this one can only be a damaged checkpoint that was skipped.
         kept = {step for step in self.steps() if step <= now}
         kept = set(sorted(kept)[-self._keep :])
         if self._best and (best := self._best_step()) is not None:
@@ -152,12 +154,12 @@ class CheckpointStore:
 
 
 class _DamagedError(Exception):
-    """Why a checkpoint is passed over."""
+    """The reason why a checkpoint is skipped."""
 
 
 @contextlib.contextmanager
 def preserve_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Leave train or eval mode of every module as it was."""
+    """Restore the train or eval mode of every module after the block."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -167,7 +169,7 @@ def preserve_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 def write_weights(state: Mapping[str, torch.Tensor], path: StoragePath) -> None:
-    """A model's state as safetensors, a tied weight once.
+    """Write a model state as safetensors, a tied weight once.
 
     Raises:
         StorageError: the file cannot be written.

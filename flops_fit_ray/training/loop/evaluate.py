@@ -21,7 +21,7 @@ from flops_fit_ray.training.user.parts import UserParts
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What the held-out samples say of a model."""
+    """Held-out loss and metrics of a model."""
 
     loss: float
     loss_stderr: float | None  # over batches; None for a single one
@@ -36,11 +36,13 @@ def evaluate(
     batches: Iterable[Batch],
     device: torch.device,
 ) -> Evaluation:
-    """Mean loss and metrics over held-out batches, and the loss's standard error.
+    """Return mean loss and metrics over held-out batches, and the standard error of the loss.
 
-    Means weigh batches by their targets that count. The standard error is that of the batch means; it says how well
-    this sample of held-out data stands for all, and is shared by all models of a sweep. Random states are left as they
-    were found, so that training does not depend on when it is evaluated.
+    1) L = sum_b (w_b / W) * L_b: batches are weighted by their targets that are not ignored.
+    2) stderr = std_b(L_b) / sqrt(number of batches). It is the error of this sample of held-out data, which all models
+       of a sweep share, and not that of a difference between two of them.
+
+    Random states are restored, so that training does not depend on when it is evaluated.
     """
     measures = {"": user.objective, **{name: as_objective(f) for name, f in user.metrics.items()}}
     values: dict[str, list[Tensor]] = {name: [] for name in measures}
@@ -52,7 +54,7 @@ def evaluate(
             model.eval()
             for batch in batches:
                 weight = int(batch.loss_weight())
-                if weight == 0:  # every target is ignored, and the mean of nothing is not a number
+                if weight == 0:  # every target is ignored: its mean loss is 0 / 0
                     continue
                 weights.append(weight)
                 with autocast(recipe.precision, device):
@@ -71,7 +73,7 @@ def evaluate(
 
 
 def _measured(measures: Mapping[str, Objective], model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Every measure of one batch. Those that take outputs share one forward pass."""
+    """Compute every measure of one batch. Those that take outputs share one forward pass."""
     shared = None if all(m.takes_model for m in measures.values()) else outputs_of(model, batch)
     return {
         name: measure(model, batch) if measure.takes_model else measure.function(shared, batch.target)

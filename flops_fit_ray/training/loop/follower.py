@@ -1,4 +1,4 @@
-"""Training an experiment as one of a group that does not lead: the same steps, and nothing written."""
+"""The training loop of a worker that is not the leader of its group: the same steps, and nothing is written."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def run_follower(
     device: str = "cpu",
     threads: int = 1,
 ) -> None:
-    """Train with the leader of a group, who calls `train_experiment`, to the last step.
+    """Train along with the leader, which calls `train_experiment`, to the last step.
 
     Args:
-        eval_samples: as for the leader; where the workers share a model, it takes all of them to evaluate it.
+        eval_samples: as for the leader; with a sharded model all workers evaluate.
 
     Raises:
-        Exception: whatever the user's model, data or loss raises, and torch's own where the leader has gone.
+        Exception: whatever the user's model, data or loss raises; torch's own if the leader is gone.
     """
     place = torch.device(device)
     with torch_threads(threads), attention_kernel(experiment.recipe.precision, place):
         worker = Worker(experiment, user, place, eval_samples=eval_samples, group=group)
         worker.resume()
-        does: dict[Action, Callable[[], object]] = {
+        handlers: dict[Action, Callable[[], object]] = {
             Action.ADVANCE: lambda: worker.advance(1),
             Action.EVALUATE: worker.evaluate,
             Action.STATE: worker.state,
             Action.WEIGHTS: worker.weights,
         }
         for action in group.actions(experiment.steps - worker.step):
-            does[action]()
+            handlers[action]()

@@ -1,4 +1,4 @@
-"""One experiment: exactly D tokens, then the held-out loss. Pure torch; whoever watches passes an observer."""
+"""The training loop of one experiment: exactly D tokens, then the held-out loss. Pure torch; an observer is told."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ def train_experiment(
     observer: Observer | None = None,
     group: Group = SINGLE_WORKER,
 ) -> Outcome:
-    """Train one experiment, from its newest checkpoint or its parent's trunk if there is one, and evaluate it.
+    """Train one experiment from its newest checkpoint, else its parent's trunk, else from scratch, and evaluate it.
 
-    On the CPU the same experiment gives the same bits, whether it was interrupted or not.
+    On the CPU the same experiment gives the same bits, interrupted or not.
 
     Args:
-        eval_samples: how many held-out samples to evaluate on; 0 where there are none.
-        threads: CPU threads of torch; a part of the result's last bits, hence not the machine's choice.
-        group: the workers that train it together, of whom this one leads; the others `follow`.
+        eval_samples: number of held-out samples to evaluate on; 0 without held-out data.
+        threads: CPU threads of torch. They decide the order of sums, so the last bits of the result.
+        group: the workers that train it together, led by this one; the others call `run_follower`.
 
     Raises:
         DivergedError: the loss became NaN or infinite, or exploded.
         MemoryExhaustedError: it does not fit into the device's memory.
         DataEndedError: the data ended before D.
-        ExperimentError: tokens seen are not tokens planned, or the loss is no scalar.
-        InterruptedSweepError: the observer ended it; a checkpoint was written where there is a store.
+        ExperimentError: tokens seen differ from tokens planned, or the loss is not a scalar.
+        InterruptedSweepError: the observer stopped it; a checkpoint was saved if there is a store.
         StorageError: a checkpoint could not be written.
         Exception: whatever the user's model, data or loss raises.
     """
@@ -74,13 +74,13 @@ def train_experiment(
             group.announce(Action.END)
             return outcome
         except (RuntimeError, MemoryError) as e:
-            if is_out_of_memory(e):  # where a smaller micro-batch would not help: weights, optimizer states
+            if is_out_of_memory(e):  # outside of the step, where smaller micro-batches do not help
                 raise MemoryExhaustedError(f"out of memory: {e}") from e
             raise
 
 
 class Trainer:
-    """One experiment on its way, led by this worker: it reads the clock, evaluates, saves, and sums up."""
+    """The leader's loop: it steps its worker, reads the clock, evaluates, saves, and returns the outcome."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Trainer:
         self._saved: int | None = None  # step of the last checkpoint of this process
 
     def run(self) -> None:
-        """To the last step of the plan."""
+        """Train to the last step of the plan."""
         worker, last = self._worker, self._experiment.steps
         reported = saved = time.monotonic()
         self._meter.lap(worker.tokens_seen)
@@ -124,12 +124,12 @@ class Trainer:
                 saved = time.monotonic()
         if worker.tokens_seen != self._experiment.tokens:
             raise ExperimentError(
-                f"saw {worker.tokens_seen} tokens where {self._experiment.tokens} were planned: the samples differ in "
+                f"saw {worker.tokens_seen} tokens, but {self._experiment.tokens} were planned: samples differ in "
                 "length; set data.tokens_per_sample"
             )
 
     def _read(self) -> float | None:
-        """Wait until the device has done what was asked of it, and read the losses; the wait is training too."""
+        """Synchronise with the device and read the losses. The wait counts as training time."""
         with self._meter.training():
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
@@ -160,14 +160,14 @@ class Trainer:
             raise
 
     def _speed(self) -> Speed | None:
-        """Since it was asked last."""
+        """Return the speed since the last call."""
         speed = self._meter.lap(self._worker.tokens_seen)
         if speed is None:
             return None
         return Speed(tokens_per_second=speed, mfu=speed * self._experiment.flops_per_token / self._peak()[0])
 
     def _peak(self) -> tuple[float, str]:
-        """FLOP/s that its devices reach together, and where the number comes from."""
+        """Return the peak FLOP/s of all workers' devices together, and the source of the number."""
         threads, precision = torch.get_num_threads(), self._experiment.recipe.precision
         peak, source = peak_flops(device_name(self._device), self._device.type, precision, threads)
         return peak * self._size, source
@@ -193,7 +193,7 @@ class Trainer:
         )
 
     def _state(self) -> dict[str, Any]:
-        """All that going on needs: the worker's state, and what was measured and found so far."""
+        """Return the checkpoint state: the worker's, and the measurements so far."""
         return {
             **self._worker.state(),
             "meter": self._meter.state(),
@@ -202,41 +202,41 @@ class Trainer:
         }
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint, else from the parent's trunk, if there is one."""
+        """Resume from the newest valid checkpoint, else start from the parent's trunk, if there is one."""
         state = None if self._policy.store is None else self._newest(self._policy.store)
         if state is not None:
             self._worker.resume(state)
             self._meter.load_state(state["meter"])
             self._parent_step, self._parent_tokens, self._parent_seconds = state.get("parent", (0, 0, 0.0))
             self._resumed_from, self._best = state["step"], state["best"]
-            self._observer.event(f"going on from the checkpoint at step {state['step']}", aloud=True)
+            self._observer.event(f"resuming from the checkpoint at step {state['step']}", aloud=True)
         elif (trunk := self._trunk()) is not None:
             self._worker.resume(trunk, "trunk")
             self._meter.inherit(trunk["meter"])
             self._parent_step, self._parent_tokens = trunk["step"], trunk["tokens_seen"]
             self._parent_seconds = self._meter.train_seconds
-            self._observer.event(f"begun at the trunk of a smaller budget, step {trunk['step']}")
+            self._observer.event(f"starting from the trunk of a smaller budget, step {trunk['step']}")
         else:
             self._worker.resume()
 
     def _newest(self, store: CheckpointStore) -> dict[str, Any] | None:
-        state, words = store.newest()
-        for line in words:
-            self._observer.event(line, aloud=True)
+        state, warnings = store.newest()
+        for warning in warnings:
+            self._observer.event(warning, aloud=True)
         return state
 
     def _trunk(self) -> dict[str, Any] | None:
-        """Where the parent's trunk ends. Without it the same result costs more."""
+        """Return the state at the end of the parent's trunk. Without it the same result costs more compute."""
         if self._policy.parent is None:
             return None
         state = self._newest(self._policy.parent)
         if state is not None and state["step"] == self._experiment.start_step:
             return state
-        self._observer.event("the trunk to begin at is not there: training from scratch", aloud=True)
+        self._observer.event("trunk checkpoint not found; training from scratch", aloud=True)
         return None
 
     def outcome(self, attention: str) -> Outcome:
-        """Evaluate, and sum up.
+        """Evaluate, and return the outcome.
 
         Raises:
             DivergedError: the held-out loss is not finite.

@@ -1,4 +1,4 @@
-"""One worker of an experiment: its model, its optimizer and its data, and what all workers of it do alike."""
+"""One worker of an experiment: model, optimizer, data, and the operations that all workers of a group run together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flops_fit_ray.training.user.parts import UserParts
 
 
 class Worker:
-    """One of the workers of an experiment, or the only one. What goes on from `state` gives the same bits."""
+    """A worker of an experiment. On the CPU a run resumed from `state` gives the same bits as one without a break."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Worker:
         self.tokens_seen = 0
 
     def advance(self, steps: int) -> None:
-        """So many optimizer steps, and nothing else."""
+        """Take `steps` optimizer steps."""
         for _ in range(steps):
             self._group.announce(Action.ADVANCE)
             self._advance()
@@ -77,8 +77,8 @@ class Worker:
             self.step += 1
         if stepper.micro_batch_size != micro_batch_size:
             self._observer.event(
-                f"out of memory at step {self.step}: going on with {stepper.micro_batch_size} samples at a time "
-                f"and the same {experiment.recipe.batch_size} per step",
+                f"out of memory at step {self.step}; continuing with micro-batches of {stepper.micro_batch_size} and "
+                f"the same batch size of {experiment.recipe.batch_size}",
                 aloud=True,
             )
         if self.step % self.meter.every == 0 or self.step in (1, experiment.steps):
@@ -92,17 +92,17 @@ class Worker:
                 batch = self._feed.next_batch()
                 return batch.pin_memory() if self._device.type == "cuda" else batch
         except DataEndedError as e:
-            raise DataEndedError(f"{e}: {self.tokens_seen:,} of D = {self._experiment.tokens:,} tokens") from None
+            raise DataEndedError(f"{e}: {self.tokens_seen:,} of D = {self._experiment.tokens:,} tokens seen") from None
         finally:
             self._observer.fetched()
 
     def evaluate(self) -> Evaluation:
-        """What the held-out samples say of the model as it is."""
+        """Evaluate the model on the held-out samples."""
         self._group.announce(Action.EVALUATE)
         return evaluate(self._model, self._user, self._experiment.recipe, self._held_out(), self._device)
 
     def _held_out(self) -> Iterator[Batch]:
-        """The held-out batches; a wait for them is a wait for data like any other."""
+        """Yield the held-out batches, and tell the observer about each wait for one."""
         assert self._user.eval_data is not None
         batches = eval_batches(self._user.eval_data, self._eval_samples, self.stepper.micro_batch_size)
         while True:
@@ -114,14 +114,14 @@ class Worker:
             yield batch
 
     def state(self) -> dict[str, Any]:
-        """All that going on needs, whole, however many workers there are."""
+        """Return the checkpoint state, in the layout of one worker whatever their number; complete on the leader."""
         self._group.announce(Action.STATE)
         loss, scaler = self._user.loss, self.stepper.scaler
         return {
             "step": self.step,
             "tokens_seen": self.tokens_seen,
             "model": self._group.gather_model_state(self._model),
-            "optimizer": self._group.gather_full(self.stepper.optimizer.state_dict()),
+            "optimizer": self._group.gather_optimizer_state(self.stepper.optimizer),
             "scaler": None if scaler is None else scaler.state_dict(),
             "loss": loss.state_dict() if isinstance(loss, torch.nn.Module) else None,
             "micro_batch_size": self.stepper.micro_batch_size,
@@ -130,15 +130,18 @@ class Worker:
         }
 
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """The model's state alone, whole."""
+        """Return the full model state; complete on the leader."""
         self._group.announce(Action.WEIGHTS)
         return self._group.gather_model_state(self._model)
 
     def resume(self, state: Mapping[str, Any] | None = None, what: str = "checkpoint") -> None:
-        """Go on from the leader's state, if it has one.
+        """Load the leader's state on every worker, if it has one.
+
+        Args:
+            what: the file it came from, for the error.
 
         Raises:
-            ExperimentError: it is of another model.
+            ExperimentError: it does not fit the model.
         """
         state = self._group.distribute_state(state, self._model, self.stepper.optimizer)
         if state is None:
@@ -147,16 +150,18 @@ class Worker:
             self._load(state)
         except (RuntimeError, ValueError, KeyError) as e:
             raise ExperimentError(
-                f"the {what} at step {state['step']} does not fit this model: {first_line(e)}; has its "
-                "code changed? Take another output, or remove the experiment's checkpoints and the sweep's trunks"
+                f"the {what} at step {state['step']} does not fit this model ({first_line(e)}); if its code changed, "
+                "use another output directory, or delete the experiment's checkpoints and the sweep's trunks"
             ) from e
         self.stepper.micro_batch_size = state["micro_batch_size"]
         if isinstance(self._user.train_data, Stream) and not self._user.train_data.has_state:
-            self._observer.event(f"reading the stream again up to step {state['step']}", aloud=True)
+            self._observer.event(
+                f"the stream keeps no state; reading it from the start up to step {state['step']}", aloud=True
+            )
         self._feed.load_state(state["feed"])
         self.step = state["step"]
         self.tokens_seen = state["tokens_seen"]
-        RandomState.restore(state["random"])  # last, because loading may have drawn
+        RandomState.restore(state["random"])  # last: loading may have drawn random numbers
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self._model.load_state_dict(state["model"])

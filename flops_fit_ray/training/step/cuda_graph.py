@@ -1,8 +1,12 @@
-"""The whole optimizer step as one CUDA graph: a small model is bound by the launches of its kernels, not by them.
+"""The whole optimizer step as one CUDA graph, for small models, which are bound by kernel launches.
 
-Forward, backward, clipping and the optimizer are captured once and replayed; the batch and the learning rate are copied
-into the tensors that the graph reads. What cannot be captured (a model that asks the device for a number, shapes that
-change) is trained step by step as without a graph, and said aloud.
+1) The first WARMUP_STEPS steps run eagerly on a side stream: libraries choose kernels and allocate workspaces there,
+   which must not happen during capture (torch's notes on CUDA semantics, "CUDA Graphs").
+2) Forward, backward, clipping and the optimizer are captured once. The graph reads the batch from `_content` and the
+   learning rate from tensors on the device, at fixed addresses.
+3) From then on a step copies its batch and learning rate there and replays the graph.
+
+A model that cannot be captured (it reads a number from the device, or shapes change) trains eagerly, with a warning.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group
 from flops_fit_ray.training.step.stepper import Stepper
 from flops_fit_ray.training.user.parts import UserParts
 
-WARMUP_STEPS = 3  # real steps on a stream of their own, in which libraries choose their kernels (torch's CUDA notes)
+WARMUP_STEPS = 3  # real optimizer steps
 
 
 def make_stepper(
@@ -33,18 +37,18 @@ def make_stepper(
     say: Callable[[str], None],
     group: Group = SINGLE_WORKER,
 ) -> Stepper:
-    """A stepper for a recipe: with a graph where it is asked for and can be."""
+    """Return the stepper of a recipe: a CUDA graph if it asks for one and can be captured."""
     capturable = (
         recipe.cuda_graph
         and group.is_single
         and device.type == "cuda"
         and user.optimizer is None
         and recipe.optimizer == "adamw"
-        and recipe.precision != "fp16"  # its scaler asks the device at every step whether to take it
+        and recipe.precision != "fp16"  # GradScaler reads from the device at every step whether to skip it
         and recipe.micro_batch_size == recipe.batch_size
     )
     if recipe.cuda_graph and not capturable:
-        say("train.cuda_graph needs CUDA, adamw, fp32 or bf16, and no micro-batches: going on without a graph")
+        say("train.cuda_graph needs one GPU, adamw, fp32 or bf16, and no micro-batches; running eagerly")
     if not capturable:
         return Stepper(model, user, recipe, steps, device, group)
     made = CUDAGraphStepper(model, user, recipe, steps, device)
@@ -53,7 +57,7 @@ def make_stepper(
 
 
 class CUDAGraphStepper(Stepper):
-    """A stepper that replays a graph from its fourth step on, as long as batches keep their shapes."""
+    """Replays a CUDA graph from its fourth step on, as long as batches keep their shapes."""
 
     say: Callable[[str], None]
 
@@ -63,19 +67,19 @@ class CUDAGraphStepper(Stepper):
         self._taken = 0  # steps in this process
         self._graph: torch.cuda.CUDAGraph | None = None
         self._failed = False
-        self._content: Any = None  # what the graph reads
+        self._content: Any = None  # the batch that the graph reads
         self._graph_loss: Tensor
         self._graph_norm: Tensor | None = None
 
-    def _put_lr(self, group: dict[str, Any], lr: float) -> None:
-        """Rates live on the device, where the graph reads them; after a checkpoint they are numbers or on the host."""
+    def _write_lr(self, group: dict[str, Any], lr: float) -> None:
+        """Write the rate to the device, where the graph reads it. A loaded checkpoint has a number or a CPU tensor."""
         group["capturable"] = True
         if not (isinstance(group["lr"], Tensor) and group["lr"].is_cuda):
             group["lr"] = torch.zeros((), device=self._device)
         group["lr"].fill_(lr)
 
     def advance(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
-        """Take optimizer step `step`, by replaying the graph where there is one."""
+        """Take optimizer step `step`, by replaying the graph if there is one."""
         self._taken += 1
         if self._failed:
             return super().advance(batch, step)
@@ -101,17 +105,17 @@ class CUDAGraphStepper(Stepper):
             with torch.cuda.graph(graph):
                 self._graph_loss = self._accumulate_gradients(Batch(self._content, batch.num_samples))
                 self._graph_norm = self._update()
-        except Exception as e:  # noqa: BLE001 - the user's code may do anything; without a graph it is still right
+        except Exception as e:  # noqa: BLE001 - the user's code may raise anything; eagerly it is still right
             self._failed = True
             self.optimizer.zero_grad()
             torch.cuda.synchronize(self._device)
-            self.say(f"no CUDA graph of this model: {type(e).__name__}: {first_line(e)}")
+            self.say(f"CUDA graph capture failed ({type(e).__name__}: {first_line(e)}); running eagerly")
             return
         self._graph = graph
 
 
 def _copied(to: Any, source: Any) -> bool:
-    """Copy a batch into what the graph reads; False where it is not of the same form."""
+    """Copy a batch into the tensors that the graph reads; False if its structure, shapes or dtypes differ."""
     if isinstance(to, Tensor):
         if not isinstance(source, Tensor) or to.shape != source.shape or to.dtype != source.dtype:
             return False

@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward over the micro-batches, clip, update. Nothing in it waits for the device."""
+"""One optimizer step: forward and backward over the micro-batches, clip, update. Nothing here waits for a GPU."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from flops_fit_ray.training.user.losses import check_loss
 from flops_fit_ray.training.user.parts import UserParts
 
 MAX_HALVINGS = 3
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")  # in torch's own words
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")  # of torch's messages
 
 
 class Stepper:
-    """A model with its optimizer, and what it takes to advance it by one batch."""
+    """Trains a model with its optimizer, one batch at a time."""
 
     def __init__(
         self,
@@ -44,14 +44,14 @@ class Stepper:
         self._params = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(model, recipe, user)
         self.scaler = make_scaler(recipe.precision, device)
-        # A factory may give each group a rate of its own (muP); the schedule moves all of them alike.
+        # A user's factory may give each group its own peak (muP); the schedule scales all of them by one factor.
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.lr = 0.0  # of the last step, of the first group
 
     def advance(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
-        """Take optimizer step `step`. Returns the batch's mean loss and the gradient's norm before clipping.
+        """Take optimizer step `step`. Returns the batch's mean loss and the gradient norm before clipping.
 
-        The norm is None where nothing is clipped; `grad_norm` then works it out when it is wanted.
+        The norm is None without clipping; `grad_norm` computes it on demand.
         """
         self._set_lr(step)
         loss = self._group.all_reduce_gradients(self._params, self._gradients(batch))
@@ -61,17 +61,17 @@ class Stepper:
         factor = lr_factor(step, self._steps, self._recipe, self._user.schedule)
         self.lr = self._peaks[0] * factor
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            self._put_lr(group, peak * factor)
+            self._write_lr(group, peak * factor)
 
-    def _put_lr(self, group: dict[str, Any], lr: float) -> None:
+    def _write_lr(self, group: dict[str, Any], lr: float) -> None:
         group["lr"] = lr
 
     def _update(self) -> Tensor | None:
-        """Clip and take the optimizer's step. Returns the norm where something was clipped."""
+        """Clip the gradients and update the weights. Returns the norm before clipping; None without clipping."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         clip = self._recipe.grad_clip
-        norm = None if clip is None else self._group.gather_full(nn.utils.clip_grad_norm_(self._params, clip))
+        norm = None if clip is None else self._group.full_tensor(nn.utils.clip_grad_norm_(self._params, clip))
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -80,17 +80,14 @@ class Stepper:
         return norm
 
     def grad_norm(self) -> Tensor:
-        """The norm of the gradient of the last step, as it was when the optimizer used it."""
-        norm: Tensor = self._group.gather_full(
-            nn.utils.get_total_norm([p.grad for p in self._params if p.grad is not None])
-        )
-        return norm
+        """Return the gradient norm of the last step, as the optimizer saw it."""
+        return self._group.full_tensor(nn.utils.get_total_norm([p.grad for p in self._params if p.grad is not None]))
 
     def _gradients(self, batch: Batch) -> Tensor:
-        """Forward and backward; where the memory does not suffice, again with half the micro-batch.
+        """Run forward and backward; when out of memory, start the batch over with half the micro-batch.
 
         Raises:
-            MemoryExhaustedError: it does not suffice for an eighth of the micro-batch either.
+            MemoryExhaustedError: an eighth of the micro-batch does not fit either.
         """
         smallest = max(1, self._largest // 2**MAX_HALVINGS)
         while True:
@@ -102,47 +99,51 @@ class Stepper:
                     raise
                 if self._group.sharded:
                     raise MemoryExhaustedError(
-                        f"out of memory with {self.micro_batch_size} samples at a time; workers that share a model do "
-                        f"not halve them one by one, so give train.micro_batch_size: {first_line(e)}"
+                        f"out of memory with a micro-batch of {self.micro_batch_size}; it is not halved automatically "
+                        f"with shard_model, so set a smaller train.micro_batch_size: {first_line(e)}"
                     ) from e
                 if self.micro_batch_size <= smallest:
                     raise MemoryExhaustedError(
-                        f"out of memory with {self.micro_batch_size} samples at a time, halved from "
+                        f"out of memory with a micro-batch of {self.micro_batch_size}, halved from "
                         f"{self._largest}: {first_line(e)}"
                     ) from e
             self.micro_batch_size = max(smallest, self.micro_batch_size // 2)
             free_memory()
 
     def _accumulate_gradients(self, batch: Batch) -> Tensor:
-        own = self._group.local_batch(batch)
-        parts = [] if own is None else own.split(self.micro_batch_size)
+        """Add up the gradients of this worker's micro-batches. Returns its part of the batch's mean loss."""
+        local = self._group.local_batch(batch)
+        parts = [] if local is None else local.split(self.micro_batch_size)
         if len(parts) == 1 and self._group.is_single:
             loss = self._loss(batch)
             self._backward(loss)
             return loss.detach()
-        # The mean over the batch is the mean of the parts by the number of their targets, so the gradient is the same.
+        # 1) The mean over a batch is the weighted mean of its parts, L = sum_m (w_m / W) * L_m, where w_m counts the
+        #    targets that are not ignored and W is their number in the whole batch, on all workers.
         weighted = [(part, _on_host(part.loss_weight())) for part in parts]
         total = sum(w for _, w in weighted) if self._group.is_single else _on_host(batch.loss_weight())
-        # Where every target is ignored there is no loss: the mean of nothing is not a number
+        # 2) A part whose targets are all ignored has the loss 0 / 0 = NaN, and the weight 0: leave it out. A weight on
+        #    a GPU is not looked at, because that would wait for the device.
         weighted = [(part, w) for part, w in weighted if isinstance(w, Tensor) or w != 0]
         if self._group.sharded:
-            weighted = self._as_many_as_the_others(weighted, batch)
+            weighted = self._pad_to_same_passes(weighted, batch)
+        # 3) Backward through each weighted loss: gradients add up to the gradient of L.
         summed = torch.zeros((), device=self._device)
         for part, weight in weighted:
-            share: Tensor = self._loss(part) * (weight / total)
-            self._backward(share)
-            summed += share.detach()
+            scaled: Tensor = self._loss(part) * (weight / total)
+            self._backward(scaled)
+            summed += scaled.detach()
         return summed
 
-    def _as_many_as_the_others(
+    def _pad_to_same_passes(
         self, weighted: list[tuple[Batch, Tensor | int]], batch: Batch
     ) -> list[tuple[Batch, Tensor | int]]:
-        """Filled up with passes that count for nothing: workers that share a model have to pass through it together."""
+        """Add passes of weight 0 up to the largest number on any worker: with FSDP each pass is a collective."""
         missing = -(-self._group.max_local_samples(batch.num_samples) // self.micro_batch_size) - len(weighted)
         if not missing:
             return weighted
-        idle = next((part for part in batch.split(self.micro_batch_size) if int(part.loss_weight()) != 0), None)
-        return weighted if idle is None else weighted + [(idle, 0)] * missing
+        filler = next((part for part in batch.split(self.micro_batch_size) if int(part.loss_weight()) != 0), None)
+        return weighted if filler is None else weighted + [(filler, 0)] * missing
 
     def _loss(self, batch: Batch) -> Tensor:
         with autocast(self._recipe.precision, self._device):
@@ -161,14 +162,14 @@ def _on_host(weight: Tensor | int) -> Tensor | int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, the driver or python says that there is no memory left."""
+    """Return True for an out-of-memory error of torch, the driver or Python."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _NO_MEMORY)
 
 
 def free_memory() -> None:
-    """Give back what nobody holds."""
+    """Collect garbage and empty torch's cache of GPU memory."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch leaves it untyped
         torch.cuda.empty_cache()
@@ -176,7 +177,7 @@ def free_memory() -> None:
 
 @contextlib.contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """What decides the last bits besides the seed; a process that serves many experiments starts each one alike."""
+    """Set the number of CPU threads for the block: it decides the last bits of a result, as the seed does."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

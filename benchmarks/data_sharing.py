@@ -41,7 +41,7 @@ class Slow(nn.Module):
 if __name__ == "__main__":
     megabytes, shared, out = int(sys.argv[1]), sys.argv[2] == "shared", sys.argv[3]
     if not shared:
-        loaders.WORTH_BYTES = float("inf")
+        loaders.MIN_SHARED_BYTES = float("inf")
     x = torch.randn(megabytes * 2**20 // 256, 64)
     find_optimal(
         Slow, "features", {}, (x, x[:, :1].clone()), "mse", [4e4, 8e4], output_dir=out, sizes=[4, 6, 8, 12],

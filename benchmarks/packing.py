@@ -18,7 +18,7 @@ import torch
 from benchmarks.harness import hardware
 from benchmarks.step_gpu import ON_CPU, SIZES, app_state_of
 from flops_fit_ray.engine.preflight import MEMORY_MARGIN
-from flops_fit_ray.engine.resources import part_of
+from flops_fit_ray.engine.resources import gpu_fraction
 from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.preflight.usage import measure_usage
 from flops_fit_ray.training.step.stepper import torch_threads
@@ -55,7 +55,7 @@ def share_of(name: str, results: Any) -> None:
     experiment, user = app_state_of(name, device, 1000)
     found = measure_usage(experiment, user, device)
     memory = 0.0 if found.memory_bytes is None else MEMORY_MARGIN * found.peak_bytes / found.memory_bytes
-    results.put((found.busy, found.peak_bytes, part_of(max(found.busy, memory))))
+    results.put((found.busy, found.peak_bytes, gpu_fraction(max(found.busy, memory))))
 
 
 def main() -> None:

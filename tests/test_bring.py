@@ -338,7 +338,7 @@ def test_a_hugging_face_dataset_is_taken_as_it_is(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
     experiments, user, eval_samples = plan_user_parts(HuggingFaceStyle, stored.to_iterable_dataset(), "model")
     assert train_experiment(experiments[0], user, eval_samples=0).tokens_seen == experiments[0].tokens
-    with pytest.raises(SpecError, match="is a DatasetDict; choose one of its splits: train, test"):
+    with pytest.raises(SpecError, match="is a DatasetDict; pass one of its splits: train, test"):
         plan_user_parts(HuggingFaceStyle, stored.train_test_split(0.1, seed=0), "model")
 
 

@@ -121,10 +121,10 @@ REFUSED = [
     (TensorDataset(torch.empty(0, 2), torch.empty(0)), "is empty"),
     (3, "int has no __len__ and __getitem__"),
     ("text", "str has no __len__ and __getitem__"),
-    (iter([1, 2]), "is a list_iterator, which can be read only once; give an object whose __iter__ starts anew"),
-    ((torch.zeros(3, 2), torch.zeros(4)), "has parts of several lengths: 0: 3, 1: 4"),
-    ({"x": np.zeros(3), "y": np.zeros(2)}, "has parts of several lengths: x: 3, y: 2"),
-    (DataLoader(regression(8), batch_size=None), "is a DataLoader that does not say its batch_size"),
+    (iter([1, 2]), "is a list_iterator, which can be iterated only once; pass an object whose __iter__ starts over"),
+    ((torch.zeros(3, 2), torch.zeros(4)), "has parts of different lengths: 0: 3, 1: 4"),
+    ({"x": np.zeros(3), "y": np.zeros(2)}, "has parts of different lengths: x: 3, y: 2"),
+    (DataLoader(regression(8), batch_size=None), "is a DataLoader without a batch_size"),
 ]
 
 

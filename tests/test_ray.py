@@ -133,7 +133,7 @@ def test_data_that_lie_once_per_node_give_the_same_bits(
         found.append(sharing(loader, tensor_bytes))
         return found[-1]
 
-    monkeypatch.setattr("flops_fit_ray.engine.loaders.WORTH_BYTES", 0)
+    monkeypatch.setattr("flops_fit_ray.engine.loaders.MIN_SHARED_BYTES", 0)
     monkeypatch.setattr("flops_fit_ray.engine.tuner.sharing", shared)
     if how == "objects":
         spec = reference_spec(2)
@@ -337,7 +337,7 @@ def test_a_directory_that_cannot_be_written_stops_the_sweep_and_loses_nothing(ra
 
 
 def test_what_the_cluster_cannot_give_is_refused_at_once(ray_here: None, tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match=r"asks for \{cpu: 4096\}, and the largest node has \{cpu: "):
+    with pytest.raises(ResourceError, match=r"is \{cpu: 4096\}, but the largest node has \{cpu: "):
         known(tmp_path, resources_per_trial={"cpu": 4096})
 
 

@@ -44,7 +44,7 @@ def test_small_models_share_a_gpu_and_large_ones_do_not() -> None:
     assert slots.count == 16 * 8 and slots.uses_gpu
     assert (
         slots.note
-        == "experiments on one GPU: up to N = 1,000,000: 8, up to N = 100,000,000: 2, up to N = 1,000,000,000: 1"
+        == "experiments per GPU: up to N = 1,000,000: 8, up to N = 100,000,000: 2, up to N = 1,000,000,000: 1"
     )
 
 
@@ -65,7 +65,7 @@ def test_slots_on_cpus_are_cores_as_far_as_memory_goes(node: Amounts, peak: floa
 def test_a_cluster_that_grows_is_asked_for_what_it_has_not_yet() -> None:
     slots = choose_slots({"gpu": 1}, [LAPTOP], max_slots=8)  # never on the CPU instead
     assert (slots.count, slots.resources) == (8, {"gpu": 1})
-    assert slots.note == "there is room for 0 now, and the cluster is asked to grow ({gpu: 1} each)"
+    assert slots.note == "0 of 8 slots fit now; waiting for the cluster to grow ({gpu: 1} each)"
     assert choose_slots({"gpu": 1}, [BOX], max_slots=4).note == ""  # and fewer than fit are as good
 
 
@@ -74,7 +74,7 @@ def test_a_cluster_that_grows_is_asked_for_what_it_has_not_yet() -> None:
     [({"gpu": 2}, [{"GPU": 1.0}]), ({"cpu": 4}, [LAPTOP, LAPTOP]), ({"tpu": 1}, [BOX]), ({"cpu": 1}, [])],
 )
 def test_what_no_node_can_give_is_refused(wanted: Amounts, nodes: list[Amounts]) -> None:
-    with pytest.raises(ResourceError, match="resources_per_trial asks for .*, and the largest node has"):
+    with pytest.raises(ResourceError, match="resources_per_trial is .*, but the largest node has"):
         choose_slots(wanted, nodes)
 
 

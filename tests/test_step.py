@@ -434,8 +434,8 @@ def test_several_token_files_are_one_after_the_other(tmp_path: Path) -> None:
 FAULTY = [
     ("missing.bin", "no file 'missing.bin'"),
     ("odd.bin", "has 7 bytes, not a multiple of uint16's; set data.dtype"),
-    ("short.bin", "has 3 tokens; a window of context 8 needs 9"),
-    ("torn.bin", "says that it has 1000000 tokens, and has 20 of uint16: a torn copy"),
+    ("short.bin", "has 3 tokens, but a window of data.context 8 needs 9"),
+    ("torn.bin", "has 20 tokens of uint16, but its header says 1000000; copy it again"),
 ]
 
 

@@ -21,7 +21,7 @@ from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.trackers import check_installed, watchers_for
-from flops_fit_ray.trackers.tracked import Tracked, Tracker, measured_of, run_name
+from flops_fit_ray.trackers.tracked import Tracker, TrackerView, measured_of, run_name
 from tests.nodes import free_port
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
@@ -109,7 +109,7 @@ class Hanging(Sink):
 
 
 def watcher_of(tracker: Tracker, sweep: Sweep, said: list[str], time_limit: float = 60.0) -> Watcher:
-    view = Tracked(tracker, Ledger(sweep.paths), said.append)
+    view = TrackerView(tracker, Ledger(sweep.paths), said.append)
     return Watcher(view, poll_seconds=0.05, time_limit=time_limit, name=tracker.name, say=said.append)
 
 
@@ -124,8 +124,8 @@ def test_one_that_raises_or_hangs_holds_up_nothing(tmp_path: Path) -> None:
     assert len(sink.outcomes) == NEW and len(raising.outcomes) == NEW and len(hanging.outcomes) == 1
     assert sorted(said) == [
         "hanging did not come to its end within 0.5 s, and is left behind",
-        "raising failed, and training goes on: ConnectionError: nobody there",
-        f"raising: {NEW} experiments could not be told; the ledger has them",
+        "raising failed (ConnectionError: nobody there); training continues",
+        f"raising: {NEW} experiments were not logged; results.csv has them",
     ]
     Hanging.ever.set()
 
@@ -152,7 +152,7 @@ def test_one_that_is_not_installed_is_refused_before_anything_runs(monkeypatch: 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     check_installed(reference_spec())
     with pytest.raises(
-        SpecError, match=r"trackers.wandb: wandb is not installed; pip install 'flops-fit-ray\[wandb\]'"
+        SpecError, match=r"trackers.wandb: wandb is not installed; run pip install 'flops-fit-ray\[wandb\]'"
     ):
         check_installed(spec_with(wandb={}, mlflow={}))
 
@@ -188,9 +188,7 @@ def test_wandb_without_a_key_is_one_warning(tmp_path: Path, monkeypatch: pytest.
     paths = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=0).paths
     sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
     assert len(sweep.results) == 1 + NEW
-    assert len(said) == 2 and said[0].startswith(
-        "W&B failed, and training goes on: SpecError: trackers.wandb: no API key"
-    )
+    assert len(said) == 2 and said[0].startswith("W&B failed (SpecError: trackers.wandb: no API key")
 
 
 def wandb_records(content: bytes) -> Iterator[bytes]:
@@ -292,4 +290,4 @@ def test_an_mlflow_server_that_is_not_there_is_one_warning(tmp_path: Path, monke
     paths = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=0).paths
     sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
     assert len(sweep.results) == 1 + NEW
-    assert said[0].startswith("MLflow failed, and training goes on: MlflowException") and len(said) == 2
+    assert said[0].startswith("MLflow failed (MlflowException") and len(said) == 2

@@ -1,1 +1,1 @@
-"""Where and when: experiments as Ray Tune trials. The ledger is the truth; Tune only executes."""
+"""Execution on Ray: experiments as Ray Tune trials. The ledger is the record; Tune only schedules."""

@@ -1,7 +1,7 @@
-"""How workers come by the user's parts: by their names, or as objects; and by data that lie once per node.
+"""Loaders of the user's parts in workers: by import or as pickled objects, with data shared per node.
 
-Data made of tensors are put into Ray's object store, where every worker of a node reads the same memory. Token files
-are read from disk, and need none of this; what else a dataset may be is loaded by every worker for itself.
+Datasets of tensors go into Ray's object store, where all workers of a node read the same memory. Token files are read
+from disk by every worker, and any other dataset is loaded by every worker.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from flops_fit_ray.training.data.packed import PackedData
     from flops_fit_ray.training.user.parts import UserParts
 
-WORTH_BYTES = 32 * 2**20  # below that, a copy for each worker costs less than the way to a shared one
-MAX_OF_STORE = 0.5  # of a node's object store
+MIN_SHARED_BYTES = 32 * 2**20  # below this, a copy per worker is cheaper than sharing
+MAX_STORE_SHARE = 0.5  # of a node's object store
 
 
 class Loader(Protocol):
-    """What loads the user's parts in a worker."""
+    """Loads the user's parts in a worker."""
 
     def __call__(self, prepared: PreparedData | None = None) -> UserParts:
-        """Load them; with `prepared` everything but the data."""
+        """Return the user's parts, with `prepared` in place of their own data."""
 
 
 @dataclass(frozen=True)
 class CodeLoader:
-    """Loads what a spec names from `base`; one that is relative lies in the upload of a job, wherever that is."""
+    """Imports what a spec names. A relative `base` is resolved in the working directory of the Ray job."""
 
     spec: SweepSpec
     base: Path
 
     def __call__(self, prepared: PreparedData | None = None) -> UserParts:
-        """Import and make them."""
+        """Import the user's parts."""
         from flops_fit_ray.training.user.parts import load_user_parts
 
         return load_user_parts(self.spec, self.base if self.base.is_absolute() else Path.cwd() / self.base, prepared)
@@ -47,31 +47,31 @@ class CodeLoader:
 
 @dataclass(frozen=True)
 class ObjectLoader:
-    """Carries the user's objects themselves."""
+    """Carries the user's objects, pickled."""
 
     user: UserParts
 
     def __call__(self, prepared: PreparedData | None = None) -> UserParts:
-        """The objects."""
+        """Return the objects."""
         if prepared is None:
             return self.user
         return replace(self.user, train_data=prepared.train, eval_data=prepared.held_out)
 
     def without_data(self) -> ObjectLoader:
-        """The same without the weight of the data, to be called with `prepared` alone."""
+        """Return a loader without the data, to be called with `prepared` only."""
         nothing: Any = None
         return ObjectLoader(replace(self.user, train_data=nothing, eval_data=nothing))
 
 
 @dataclass(frozen=True)
 class SharedLoader:
-    """A loader whose data lie in the object store."""
+    """A loader with its data in Ray's object store."""
 
     loader: Loader
-    data: Any  # a reference to what `_packed` gives
+    data: Any  # ObjectRef of PackedData
 
     def __call__(self, prepared: PreparedData | None = None) -> UserParts:
-        """Load the rest, and take the data from where they lie."""
+        """Load all but the data, and map the data from the object store."""
         import ray
 
         from flops_fit_ray.training.data.packed import unpack_data
@@ -80,16 +80,16 @@ class SharedLoader:
 
 
 def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:
-    """What loads the spec's model and data from `base` on any node, where a job's upload may have another name."""
+    """Create a loader that works on any node, where the directory of a job's upload may have another name."""
     upload = upload_of(base)
     return CodeLoader(spec, base if upload is None else base.relative_to(upload))
 
 
 def refuse_unpicklable(loader: Loader) -> None:
-    """Make sure that the user's objects, where a loader carries them, can be sent to a worker.
+    """Check that the user's objects, if a loader carries them, can be sent to a worker.
 
     Raises:
-        SpecError: an object cannot be pickled; it is named.
+        SpecError: an object cannot be pickled; the fault names it.
     """
     if not isinstance(loader, ObjectLoader):
         return
@@ -104,32 +104,32 @@ def refuse_unpicklable(loader: Loader) -> None:
                 "find_optimal",
                 [
                     f"{name} cannot be sent to a worker: {type(e).__name__}: {e}; open files, locks and "
-                    "connections inside the model or the dataset, not in its constructor"
+                    "connections when they are first used, not in a constructor"
                 ],
             ) from e
 
 
 def sharing(loader: Loader, tensor_bytes: int) -> Loader:
-    """The same loader with its data once per node, where that can be done and is worth it. Ray is running.
+    """Return a loader that shares its data per node, if that is possible and pays off. Ray is running.
 
     Args:
-        tensor_bytes: of data that are made of tensors; 0 where they are not.
+        tensor_bytes: of datasets of tensors; 0 for any other.
     """
     import ray
 
-    if tensor_bytes < WORTH_BYTES or tensor_bytes > MAX_OF_STORE * _smallest_store():
+    if tensor_bytes < MIN_SHARED_BYTES or tensor_bytes > MAX_STORE_SHARE * _smallest_store():
         return loader
     if isinstance(loader, ObjectLoader):
         return SharedLoader(loader.without_data(), ray.put(_packed(loader)))
     task = ray.remote(_packed).options(num_cpus=0)
-    return SharedLoader(loader, task.remote(loader))  # which Ray runs again where the node is lost
+    return SharedLoader(loader, task.remote(loader))  # Ray reruns the task if its node is lost
 
 
 def _packed(loader: Loader) -> PackedData:
     from flops_fit_ray.training.data.packed import pack_data
 
     packed = pack_data(loader().prepared_data)
-    assert packed is not None  # the measurements say so
+    assert packed is not None  # tensor_bytes > 0 means that it can be packed
     return packed
 
 

@@ -1,4 +1,4 @@
-"""What one trial gets, and how many fit at once. The arithmetic is pure; only `live_nodes` asks Ray."""
+"""Resources of a trial, and the number of concurrent trials. Pure functions, but for `live_nodes`."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ Node = Mapping[str, float]  # Ray's resource names (CPU, GPU, ...) to amounts
 
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """How trials are placed. `note` is for the user where it is not what was asked for."""
+    """Resources of one trial and number of concurrent trials. `note` tells the user what differs from the request."""
 
-    resources: Mapping[str, float]  # of one worker, in Tune's names: cpu, gpu, ...
+    resources: Mapping[str, float]  # of one worker, by Tune's names: cpu, gpu, ...
     count: int
     note: str = ""
     workers: int = 1  # of one trial
-    shares: tuple[tuple[int, float], ...] = ()  # up to which N a trial has which part of a GPU; none: a whole one
+    shares: tuple[tuple[int, float], ...] = ()  # (N, fraction of a GPU) up to that N; empty: whole GPUs
 
     def share(self, params: int) -> float:
-        """The part of a GPU for a model of N = `params`; 1 of one that is larger than any that was measured."""
+        """Return the fraction of a GPU for a model of N = `params`; 1 for one larger than all measured ones."""
         return next((share for limit, share in self.shares if params <= limit), 1.0)
 
     def with_notes(self, notes: Sequence[str]) -> Slots:
-        """The same with more to say."""
+        """Append notes for the user."""
         return replace(self, note="; ".join(filter(None, [self.note, *notes])))
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """What each worker of a trial has, in Ray's names."""
+        """Placement group bundles of a trial, one per worker."""
         return [{_ray_name(name): amount for name, amount in self.resources.items()}] * self.workers
 
     @property
     def options(self) -> dict[str, Any]:
-        """What one worker has, as Ray's tasks and actors take it."""
-        others = {name: amount for name, amount in self.resources.items() if name not in ("cpu", "gpu")}
-        whole = {"num_cpus": self.resources.get("cpu", 0), "num_gpus": self.resources.get("gpu", 0)}
-        return {**whole, "resources": others}
+        """Resource options of Ray tasks and actors for one worker."""
+        custom = {name: amount for name, amount in self.resources.items() if name not in ("cpu", "gpu")}
+        cpu, gpu = self.resources.get("cpu", 0), self.resources.get("gpu", 0)
+        return {"num_cpus": cpu, "num_gpus": gpu, "resources": custom}
 
     @property
     def device(self) -> str:
-        """By what a trial is given, never by what can be seen: without a GPU of its own it still sees them all."""
+        """Device of a trial, by its resources: a process without a GPU of its own may still see all of them."""
         return "cuda" if self.uses_gpu else "cpu"
 
     @property
     def uses_gpu(self) -> bool:
-        """Whether a trial has a GPU."""
+        """True if a trial has a GPU or a fraction of one."""
         return self.resources.get("gpu", 0) > 0
 
 
 def live_nodes() -> list[Node]:
-    """The resources of every node that is alive."""
+    """Return the resources of every node that is alive."""
     import ray
 
     return [
@@ -67,15 +67,15 @@ def live_nodes() -> list[Node]:
 def choose_slots(
     wanted: Mapping[str, float], nodes: Sequence[Node], max_slots: int | None = None, workers: int = 1
 ) -> Slots:
-    """The slots for `wanted` resources per trial; where no node has a GPU, one CPU core takes its place.
+    """Choose slots with `wanted` resources per worker; a CPU core replaces a GPU if no node has one.
 
     Args:
-        most: so many at a time, whatever the nodes have now: the cluster grows, and what waits makes it grow. Then a
-            GPU is waited for, and never replaced.
+        max_slots: so many concurrent trials, even if fewer fit now: an autoscaling cluster grows for trials that wait.
+            Then a GPU is waited for, and not replaced.
         workers: of one trial, each with `wanted`; they may be on several nodes.
 
     Raises:
-        ResourceError: no node can ever provide what is asked for.
+        ResourceError: the nodes cannot provide it.
     """
     note = ""
     needed = {name: amount for name, amount in wanted.items() if amount > 0}
@@ -83,7 +83,7 @@ def choose_slots(
         now = sum(fits(needed, node) for node in nodes) // workers
         if now < max_slots:
             asked = ", ".join(f"{name}: {amount:g}" for name, amount in needed.items())
-            note = f"there is room for {now} now, and the cluster is asked to grow ({{{asked}}} each)"
+            note = f"{now} of {max_slots} slots fit now; waiting for the cluster to grow ({{{asked}}} each)"
         return Slots(resources=needed, count=max_slots, note=note, workers=workers)
     if "gpu" in needed and not any(node.get("GPU", 0) for node in nodes):
         others = {name: amount for name, amount in needed.items() if name != "gpu"}
@@ -92,56 +92,55 @@ def choose_slots(
     count = sum(fits(needed, node) for node in nodes)
     if 0 < count < workers:
         raise ResourceError(
-            f"workers_per_trial asks for {workers} workers, and there is room for {count}; ask for less, or with "
-            "--slots for a cluster to grow"
+            f"workers_per_trial is {workers}, but only {count} workers fit; reduce it, or set --slots if the cluster "
+            "can grow"
         )
     if count == 0:
         largest = {name: max((node.get(_ray_name(name), 0) for node in nodes), default=0) for name in needed}
         have = ", ".join(f"{name}: {amount:g}" for name, amount in largest.items())
         asked = ", ".join(f"{name}: {amount:g}" for name, amount in needed.items())
         raise ResourceError(
-            f"resources_per_trial asks for {{{asked}}}, and the largest node has {{{have}}}; ask for "
-            "less, or with --slots for a cluster to grow"
+            f"resources_per_trial is {{{asked}}}, but the largest node has {{{have}}}; reduce it, or set --slots if "
+            "the cluster can grow"
         )
     return Slots(resources=needed, count=count // workers, note=note, workers=workers)
 
 
 def on_gpus(slots: Slots, nodes: Sequence[Node], sizes: Sequence[tuple[int, float]]) -> Slots:
-    """Small models share a GPU, large ones do not.
+    """Let small models share a GPU.
 
     Args:
         slots: with a whole GPU each.
-        sizes: N, and the part of a GPU that a model of this size takes, from the smallest on. What lies between two of
-            them takes what the larger one does.
+        sizes: (N, fraction of a GPU that a model of this N needs), N ascending. A model between two of them gets the
+            fraction of the larger one.
     """
-    shares = tuple((params, part_of(need)) for params, need in sizes)
+    shares = tuple((params, gpu_fraction(need)) for params, need in sizes)
     smallest = min(share for _, share in shares)
     gpus = sum(math.floor(node.get("GPU", 0)) for node in nodes)
-    words = ", ".join(f"up to N = {params:,}: {round(1 / share)}" for params, share in shares)
-    return replace(slots, shares=shares, count=round(gpus / smallest)).with_notes([f"experiments on one GPU: {words}"])
+    per_gpu = ", ".join(f"up to N = {params:,}: {round(1 / share)}" for params, share in shares)
+    return replace(slots, shares=shares, count=round(gpus / smallest)).with_notes([f"experiments per GPU: {per_gpu}"])
 
 
-def part_of(need: float) -> float:
-    """1/8, 1/4, 1/2 or all of a GPU: the least that is `need` or more."""
+def gpu_fraction(need: float) -> float:
+    """Round a need up to 1/8, 1/4, 1/2 or all of a GPU."""
     return next((1 / parts for parts in (8, 4, 2) if need <= 1 / parts), 1.0)
 
 
 def on_cpus(nodes: Sequence[Node], peak_bytes: float) -> Slots:
-    """One thread and one core each, fewer where the memory that Ray gives away is too small for so many."""
+    """Give each trial one core, or several where the memory of a node is too small for a trial per core."""
     cores = 1.0
     for node in nodes:
         fitting = max(1.0, min(node.get("CPU", 0), node.get("memory", math.inf) / peak_bytes))
         cores = max(cores, math.ceil(node.get("CPU", 0) / math.floor(fitting)))
     resources = {"cpu": cores}
     count = sum(fits(resources, node) for node in nodes)
-    room = f"{peak_bytes / 1e9:.1f} GB each"
-    note = f"{room}, so each takes the place of {cores:g} cores" if cores > 1 else ""
+    note = f"{peak_bytes / 1e9:.1f} GB each, so each takes {cores:g} cores" if cores > 1 else ""
     return Slots(resources=resources, count=max(1, count), note=note)
 
 
 def fits(needed: Mapping[str, float], node: Node) -> int:
-    """How many times a node has what is needed."""
-    # A small allowance, so that 3 × 1/3 is one GPU.
+    """Return how many times the needed resources fit into a node."""
+    # 1e-9: three times 1/3 of a GPU fit into one
     return min(math.floor(node.get(_ray_name(name), 0) / amount + 1e-9) for name, amount in needed.items())
 
 

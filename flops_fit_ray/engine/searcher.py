@@ -15,9 +15,9 @@ from flops_fit_ray.engine.trainable import STORAGE_ERROR
 
 
 class ExperimentSearcher(Searcher):
-    """Suggests what the dispatcher hands out. Its state is which trial runs which experiment: the ledger has the rest.
+    """Suggests the experiments of a dispatcher. Its state maps trials to experiments; the ledger has the rest.
 
-    Tune pickles a searcher and makes another one when it restores; both serve the dispatcher of `serving`.
+    Tune pickles searchers and creates another one to restore: both use the dispatcher of the enclosing `serving`.
     """
 
     _served: ClassVar[Dispatcher | None] = None
@@ -54,9 +54,9 @@ class ExperimentSearcher(Searcher):
         key = self._keys.pop(trial_id, None)
         if key is not None:
             self._dispatcher.ended(key, died=error)
-        words = (result or {}).get(STORAGE_ERROR)
-        if words:
-            self._dispatcher.stop_for(str(words))
+        storage_error = (result or {}).get(STORAGE_ERROR)
+        if storage_error:
+            self._dispatcher.stop_for(str(storage_error))
 
     def save(self, checkpoint_path: str) -> None:
         """Write the experiment of each trial."""

@@ -1,1 +1,1 @@
-"""Sweeps of a task whose answer is known."""
+"""Sweeps of a task with a known answer."""

@@ -1,4 +1,4 @@
-"""The self-test: real sweeps of a task whose answer is known, by the path that every sweep takes, Ray included."""
+"""The self-test: real sweeps of a task with a known exponent, by the same code as any sweep, Ray included."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAMPLES = 40_000
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One sweep against the truth."""
+    """One sweep, compared with the known exponent."""
 
     alpha: float
     truth: float
@@ -27,16 +27,16 @@ class Case:
 
     @property
     def passed(self) -> bool:
-        """Whether the interval holds the truth."""
+        """True if the interval contains the known exponent."""
         return self.exponent_ci95 is not None and self.exponent_ci95[0] <= self.truth <= self.exponent_ci95[1]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values for JSON."""
         return {**asdict(self), "passed": self.passed}
 
 
 def run_cases(address: str | None, say: Callable[[str], None], alphas: Sequence[float] = ALPHAS) -> tuple[Case, ...]:
-    """Every case, one after the other, in a directory that is removed.
+    """Run all cases one after the other in a temporary directory.
 
     Raises:
         ResourceError: the cluster cannot be used.
@@ -72,17 +72,17 @@ def _case(alpha: float, root: Path, say: Callable[[str], None]) -> Case:
         quiet=True,
     )
     law = result.fit.methods["valley"].params_opt
-    within = None if law is None else law.exponent_interval(0.95)
+    ci95 = None if law is None else law.exponent_interval(0.95)
     case = Case(
         alpha=alpha,
         truth=truth,
         exponent=None if law is None else law.exponent,
-        exponent_ci95=None if within is None else (within.low, within.high),
+        exponent_ci95=None if ci95 is None else (ci95.low, ci95.high),
         experiments=len(result.plan.experiments),
         seconds=time.perf_counter() - started,
     )
     shown = "none" if law is None else f"{law.exponent:.3f}"
-    interval = "" if within is None else f" [{within.low:.3f}, {within.high:.3f}]"
+    interval = "" if ci95 is None else f" [{ci95.low:.3f}, {ci95.high:.3f}]"
     say(
         f"{'PASS' if case.passed else 'FAIL'}  N_opt ~ C^{truth:.3g}: found {shown}{interval} from {case.experiments} "
         f"experiments in {case.seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""A task whose compute-optimal exponent is known, as a user would bring it: model, data and loss.
+"""A task with a known compute-optimal exponent, in the form of a user's: model, data and loss.
 
 Inputs are x_j ~ N(0, j^-2a), the target is sum_j j^-a·x_j over `TERMS` coordinates, and the model sees the first
 `features` of them: N = features. Modes beyond N are not seen, modes beyond D^(1/2a) are not learned by one-pass SGD;
@@ -16,7 +16,7 @@ SEEN = 512  # coordinates that any model may see; the others reach the target as
 
 
 class TruncatedRegression(nn.Module):
-    """Linear regression on the first `features` coordinates, from zero."""
+    """Linear regression on the first `features` coordinates, initialised to zero."""
 
     def __init__(self, features: int, alpha: float) -> None:
         super().__init__()
@@ -25,13 +25,13 @@ class TruncatedRegression(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The prediction (batch, 1)."""
+        """Return predictions (batch, 1)."""
         out: Tensor = self.linear(x[:, : self.linear.in_features])
         return out
 
 
 def reference_risk(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean squared error while training; in eval mode the risk over all data, which is known without any."""
+    """Return the mean squared error in training; in eval mode the exact risk, which needs no data."""
     inner = model
     x, y = batch
     if model.training or not isinstance(inner, TruncatedRegression):
@@ -44,7 +44,7 @@ def reference_risk(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def reference_data(samples: int, alpha: float, seed: int = 0) -> TensorDataset:
-    """`samples` pairs (x, y)."""
+    """Draw `samples` pairs (x, y)."""
     generator = torch.Generator().manual_seed(seed)
     j = torch.arange(1, TERMS + 1, dtype=torch.float64)
     scale = j**-alpha

@@ -1,7 +1,7 @@
-"""TensorBoard, W&B, MLflow: what the ledger holds, told to them while a sweep runs.
+"""Experiment trackers: TensorBoard, W&B and MLflow log the ledger while a sweep runs.
 
-They are views like the console: each follows the files in a thread of its own, so that one that fails, hangs or has no
-key holds up nothing. (Callbacks of Ray Tune would run in its own loop: one that raises ends a sweep.)
+They are views like the console: each follows the files in its own thread, so that one that fails, hangs or has no API
+key does not hold up training. (Callbacks of Ray Tune run in Tune's loop: one that raises ends the sweep.)
 """
 
 from flops_fit_ray.trackers.choice import check_installed, watchers_for

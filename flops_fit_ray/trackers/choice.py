@@ -1,4 +1,4 @@
-"""The trackers that a spec asks for."""
+"""Trackers of a spec."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import is_remote, local_path
 from flops_fit_ray.trackers.mlflow import Mlflow
 from flops_fit_ray.trackers.tensorboard import TensorBoard
-from flops_fit_ray.trackers.tracked import Tracked, Tracker
+from flops_fit_ray.trackers.tracked import Tracker, TrackerView
 from flops_fit_ray.trackers.wandb import Wandb
 
-POLL_SECONDS = 5.0  # between looks at the ledger
-PATIENCE = 30.0  # seconds that a tracker has to come to its end, once the sweep has
+POLL_SECONDS = 5.0  # between reads of the ledger
+CLOSE_SECONDS = 30.0  # for a tracker to finish after the sweep
 
 
 def check_installed(spec: SweepSpec) -> None:
-    """Make sure that what was asked for by name can be imported.
+    """Check that the trackers of a spec are installed.
 
     Raises:
-        SpecError: it is not installed.
+        SpecError: one is not.
     """
     asked = [name for name in ("wandb", "mlflow") if getattr(spec.trackers, name) is not None]
     faults = [
-        f"trackers.{name}: {name} is not installed; pip install 'flops-fit-ray[{name}]', or leave it out"
+        f"trackers.{name}: {name} is not installed; run pip install 'flops-fit-ray[{name}]', or remove trackers.{name}"
         for name in asked
         if importlib.util.find_spec(name) is None
     ]
@@ -37,11 +37,15 @@ def check_installed(spec: SweepSpec) -> None:
 
 
 def watchers_for(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None]) -> list[Watcher]:
-    """Those who tell each tracker, every one in a thread of its own."""
+    """Create a watcher per tracker, each with its own thread."""
     ledger = Ledger(paths)
     return [
         Watcher(
-            Tracked(tracker, ledger, say), poll_seconds=POLL_SECONDS, time_limit=PATIENCE, name=tracker.name, say=say
+            TrackerView(tracker, ledger, say),
+            poll_seconds=POLL_SECONDS,
+            time_limit=CLOSE_SECONDS,
+            name=tracker.name,
+            say=say,
         )
         for tracker in _trackers(spec, paths)
     ]
@@ -49,7 +53,7 @@ def watchers_for(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None])
 
 def _trackers(spec: SweepSpec, paths: SweepPaths) -> Iterator[Tracker]:
     asked = spec.trackers
-    if asked.tensorboard and not is_remote(paths.root):  # its files grow line by line, which no object store lets them
+    if asked.tensorboard and not is_remote(paths.root):  # its files are appended to, which object stores do not support
         yield TensorBoard(local_path(paths.tensorboard))
     if asked.wandb is not None:
         yield Wandb(asked.wandb, spec.name, None if is_remote(paths.root) else local_path(paths.wandb))

@@ -1,4 +1,4 @@
-"""MLflow: a run per experiment in an experiment for the sweep, told when it has ended."""
+"""MLflow: an MLflow experiment per sweep with a run per experiment, logged when it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_METRICS = 1000  # in one request
 
 
 class Mlflow:
-    """A Tracker."""
+    """MLflow as a `Tracker`."""
 
     name = "MLflow"
 
@@ -25,10 +25,10 @@ class Mlflow:
         self._experiment = ""
 
     def progress(self, e: Experiment, progress: Progress) -> None:
-        """Nothing: a run is told whole."""
+        """Do nothing: a run is logged when it ends."""
 
     def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
-        """One run with its parameters, curve and end."""
+        """Log a run with its parameters, curve and status."""
         self._connect()
         from mlflow.entities import Metric, Param
 
@@ -46,10 +46,10 @@ class Mlflow:
         client.set_terminated(run, "FINISHED" if isinstance(record, ExperimentResult) else "FAILED", moment)
 
     def close(self) -> None:
-        """Every run is closed by itself."""
+        """Do nothing: every run is closed when it is logged."""
 
     def _connect(self) -> None:
-        """Once. A server that does not answer is not waited for long: the thread could not end."""
+        """Connect once, with short timeouts: a server that does not answer would keep the thread alive."""
         if self._client is not None:
             return
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -1,4 +1,4 @@
-"""Event files for `tensorboard --logdir`: a run per experiment with its curves, and what it was made of."""
+"""TensorBoard event files: a run per experiment with its curves and hyperparameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, ru
 
 
 class TensorBoard:
-    """A Tracker. Figures of an experiment that runs stand under `live`, its whole curve when it has ended."""
+    """TensorBoard as a `Tracker`: progress under `live/` while an experiment runs, its full curve when it ends."""
 
     name = "TensorBoard"
 
@@ -21,7 +21,7 @@ class TensorBoard:
         self._writers: dict[str, Any] = {}
 
     def progress(self, e: Experiment, progress: Progress) -> None:
-        """Loss, speed and MFU over tokens."""
+        """Log loss, speed and MFU over tokens."""
         figures = {
             "live/train_loss": progress.train_loss,
             "live/tokens_per_second": progress.tokens_per_second,
@@ -32,7 +32,7 @@ class TensorBoard:
         writer.flush()
 
     def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
-        """The curve over steps, and the line among the hyperparameters."""
+        """Log the curve over steps, and the hyperparameters with the result."""
         from tensorboardX.summary import hparams  # type: ignore[import-untyped] # it has no types
 
         writer = self._writer(e)
@@ -48,7 +48,7 @@ class TensorBoard:
         self._writers.pop(e.key).close()
 
     def close(self) -> None:
-        """Whatever is still open."""
+        """Close the writers that are still open."""
         while self._writers:
             self._writers.popitem()[1].close()
 
@@ -61,7 +61,7 @@ class TensorBoard:
 
 
 def _add(writer: Any, figures: Mapping[str, float], step: int) -> None:
-    """All figures of a step as one event: five times cheaper than an event for each."""
+    """Write all values of a step as one event: five times as cheap as one event each."""
     from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[import-untyped] # it has no types
 
     values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]

@@ -1,4 +1,4 @@
-"""What a tracker is told, and the View that tells it."""
+"""The `Tracker` interface, the values that trackers log, and the view that feeds a tracker."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.storage.codec import columns_of
 
-MAX_FAILURES = 3  # in a row, after which a tracker is not asked any more
+MAX_FAILURES = 3  # in a row; then a tracker is given up
 CURVE = {"train_loss": "loss/train", "eval_loss": "loss/held_out", "lr": "lr", "grad_norm": "grad_norm"}
 
 
 class Tracker(Protocol):
-    """Somebody else's record of a sweep. Every method may raise and may take its time."""
+    """An external log of a sweep. Methods may raise and may be slow."""
 
     name: str
 
     def progress(self, e: Experiment, progress: Progress) -> None:
-        """How far an experiment is."""
+        """Log the progress of a running experiment."""
 
     def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
-        """How it ended; `curve` has a row per point, as the ledger has it."""
+        """Log the result or failure of an experiment; `curve` has a row per point."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Finish logging."""
 
 
 def run_name(e: Experiment) -> str:
-    """The name of an experiment among the runs of a tracker: the same whenever it is told of."""
+    """Return the name of an experiment's run, the same each time it is logged."""
     role = {"grid": "", "seed": f"-seed{e.recipe.seed}"}.get(e.role, f"-{e.role}")
     size = "".join(c if c.isalnum() or c in "._-" else "-" for c in str(e.size))
     return f"C{e.budget:.3g}-size{size}{role}-{e.key[:8]}"
 
 
 def config_of(e: Experiment) -> dict[str, float | int | str]:
-    """What an experiment was made of, flat: what trackers call parameters or configuration."""
+    """Return the hyperparameters of an experiment as a flat dict."""
     recipe = e.recipe
     return {
         "budget": e.budget,
@@ -57,14 +57,14 @@ def config_of(e: Experiment) -> dict[str, float | int | str]:
 
 
 def measured_of(record: ExperimentResult) -> dict[str, float]:
-    """What came out, as floats: an integer beyond 64 bits, such as FLOPs, is too much for some of them."""
+    """Return the measured values as floats: FLOPs may exceed the 64-bit integers of some trackers."""
     tracked = (name for name, column in columns_of(ExperimentResult).items() if column.tracked)
     found = {**{name: getattr(record, name) for name in tracked}, **record.metrics}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def points_of(curve: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, float]]]:
-    """Optimizer step, and the figures that are known there by the names that trackers show."""
+    """Return (step, values by metric name) for each point of a curve."""
     points = []
     for row in curve:
         known = {tag: float(row[name]) for name, tag in CURVE.items() if row.get(name) is not None}
@@ -72,8 +72,8 @@ def points_of(curve: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, f
     return points
 
 
-class Tracked:
-    """A View that hands on to one tracker, and gives up on it when it fails again and again."""
+class TrackerView:
+    """A view of the ledger that feeds one tracker, and gives up after MAX_FAILURES errors in a row."""
 
     every = 10.0
 
@@ -84,35 +84,35 @@ class Tracked:
         self._lost = 0
 
     def begin(self) -> None:
-        """Whatever it needs, it gets when it is told the first thing."""
+        """Do nothing: a tracker connects when it logs first."""
 
     def plan(self, plan: Plan, done: int) -> None:
-        """For the names of what comes."""
+        """Remember the planned experiments."""
         self._experiments |= {e.key: e for e in plan.experiments}
 
     def cluster(self, cluster: Cluster) -> None:
-        """Nothing that trackers know of."""
+        """Do nothing: trackers do not log the cluster."""
 
     def event(self, event: Event) -> None:
-        """As above."""
+        """Do nothing: trackers do not log events."""
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
-        """How far everything is."""
+        """Log the progress of the running experiments."""
         for progress in running:
             if (e := self._experiments.get(progress.key)) is not None:
                 self._try(functools.partial(self._tracker.progress, e, progress))
 
     def outcome(self, record: ExperimentResult | Failure, done: int, total: int) -> None:
-        """One experiment ended."""
+        """Log the end of an experiment."""
         if (e := self._experiments.get(record.key)) is not None:
             self._try(lambda: self._tracker.outcome(e, record, self._ledger.curve_rows(e.key)), counts=True)
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """Close the tracker, and report what it did not log."""
         if self._failures < MAX_FAILURES:
             self._try(self._tracker.close)
         if self._lost:
-            self._say(f"{self._tracker.name}: {self._lost} experiments could not be told; the ledger has them")
+            self._say(f"{self._tracker.name}: {self._lost} experiments were not logged; results.csv has them")
 
     def _try(self, act: Callable[[], None], *, counts: bool = False) -> None:
         if self._failures >= MAX_FAILURES:
@@ -120,11 +120,11 @@ class Tracked:
             return
         try:
             act()
-        except Exception as e:  # noqa: BLE001 - somebody else's code, that no training depends on
+        except Exception as e:  # noqa: BLE001 - third-party code; training does not depend on it
             self._failures += 1
             self._lost += counts
             if self._failures == 1:
-                self._say(f"{self._tracker.name} failed, and training goes on: {_first_line(e)}")
+                self._say(f"{self._tracker.name} failed ({_first_line(e)}); training continues")
         else:
             self._failures = 0
 

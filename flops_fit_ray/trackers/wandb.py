@@ -1,4 +1,4 @@
-"""Weights & Biases: a run per experiment in a group for the sweep, told when it has ended."""
+"""Weights & Biases: a run per experiment, grouped by sweep, logged when it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, ru
 
 
 class Wandb:
-    """A Tracker. `directory` is for W&B's own files; None: where W&B puts them by itself."""
+    """Weights & Biases as a `Tracker`. `directory` holds W&B's own files; None for W&B's default."""
 
     name = "W&B"
 
@@ -23,18 +23,20 @@ class Wandb:
         self._asked, self._sweep, self._directory = asked, sweep, directory
 
     def progress(self, e: Experiment, progress: Progress) -> None:
-        """Nothing: a run is told whole."""
+        """Do nothing: a run is logged when it ends."""
 
     def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
-        """One run; told again it is the same one.
+        """Log a run; logged again, it is the same run.
 
         Raises:
-            SpecError: there is no key, and nobody to ask for it.
+            SpecError: there is no API key.
         """
         import wandb
 
         if self._asked.mode == "online" and not wandb.api.api_key:
-            raise SpecError("trackers.wandb", ["no API key: set WANDB_API_KEY, log in once, or give mode: offline"])
+            raise SpecError(
+                "trackers.wandb", ["no API key: set WANDB_API_KEY, run `wandb login`, or set mode: offline"]
+            )
         os.environ.setdefault("WANDB_SILENT", "true")
         if self._directory is not None:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -63,4 +65,4 @@ class Wandb:
             run.finish(exit_code=0 if isinstance(record, ExperimentResult) else 1)
 
     def close(self) -> None:
-        """Every run is closed by itself."""
+        """Do nothing: every run is closed when it is logged."""

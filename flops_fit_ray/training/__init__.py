@@ -1,1 +1,1 @@
-"""One experiment, from the user's parts to a held-out loss. Torch lives here; Ray is unknown here."""
+"""Training of one experiment, from the user's model, data and loss to a held-out loss. Imports torch, never Ray."""

@@ -1,4 +1,4 @@
-"""Everything that draws random numbers in this process, as one value."""
+"""The random state of this process: Python, numpy, torch and CUDA as one value."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 
 
 class RandomState:
-    """The generators of python, numpy, torch and every CUDA device that was used.
+    """The global generators of Python, numpy, torch and all CUDA devices.
 
-    A state is made of numbers, tuples and tensors alone, so that it can be loaded without executing anything.
+    A captured state holds numbers, tuples and tensors only, so that `torch.load(weights_only=True)` reads it.
     """
 
     @staticmethod
     def seed(seed: int) -> None:
-        """Start all of them from one seed."""
+        """Seed all generators."""
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
 
     @staticmethod
     def capture(*, devices: bool = True) -> dict[str, Any]:
-        """The states now; without `devices` only those that the CPU draws from."""
+        """Return the current state; without `devices`, of the CPU's generators only."""
         kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
         state = {
             "python": random.getstate(),
@@ -37,9 +37,9 @@ class RandomState:
 
     @staticmethod
     def restore(state: dict[str, Any]) -> None:
-        """Go on where the states were captured."""
-        version, words, gauss = state["python"]
-        random.setstate((version, tuple(words), gauss))
+        """Set all generators to a captured state."""
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
         kind, keys, position, has_gauss, cached = state["numpy"]
         np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
         torch.set_rng_state(state["torch"])

@@ -1,4 +1,4 @@
-"""The user's data: what one batch is, where batches come from and in what order, and what one token is."""
+"""Data of an experiment: datasets and streams, batches and their order, tokens per batch, fingerprints."""
 
 from flops_fit_ray.training.data.batch import Batch, has_tokens
 from flops_fit_ray.training.data.dataset import (

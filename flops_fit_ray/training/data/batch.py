@@ -1,4 +1,4 @@
-"""One batch, as the data gave it: a tensor, a tuple, a mapping, nested as it likes."""
+"""One collated batch: a tensor, a tuple or a mapping, nested in any way."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TARGET_NAMES = ("labels", "targets", "target", "label", "y")  # of a mapping, the first that is there
-IGNORE_INDEX = -100  # torch's own word for a target that the cross-entropy leaves out
+TARGET_NAMES = ("labels", "targets", "target", "label", "y")  # keys of a mapping; the first that exists is the target
+IGNORE_INDEX = -100  # default `ignore_index` of torch's cross_entropy
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`content` is what the dataset's samples collate to; the last part of a tuple, or `labels`, is the target."""
+    """Collated samples. The target is the last part of a tuple, or `labels` (or the like) of a mapping."""
 
     content: Any
     num_samples: int
 
     @property
     def target(self) -> Any:
-        """What outputs are compared to: the last of a tuple, `labels` (or the like) of a mapping; else None."""
+        """Return the target; None where inputs and target cannot be told apart."""
         if isinstance(self.content, Mapping):
             name = self._target_name
             return None if name is None else self.content[name]
@@ -30,19 +30,19 @@ class Batch:
 
     @property
     def has_target(self) -> bool:
-        """Whether inputs and target can be told apart."""
+        """True for a mapping with a target key, and a tuple of two parts or more."""
         return self._target_name is not None if isinstance(self.content, Mapping) else self._has_parts
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the model is called with, without the target: positional for a tuple, by name for a mapping."""
+        """Return the model's arguments without the target: positional for a tuple, keywords for a mapping."""
         if isinstance(self.content, Mapping):
             return (), {str(k): v for k, v in self.content.items() if k != self._target_name}
         return (tuple(self.content[:-1]), {}) if self._has_parts else ((self.content,), {})
 
     @property
     def all_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What a model that computes its own loss is called with: everything."""
+        """Return the arguments of a model that computes its own loss: the target is one of them."""
         if isinstance(self.content, Mapping):
             return (), {str(k): v for k, v in self.content.items()}
         return (tuple(self.content), {}) if isinstance(self.content, tuple | list) else ((self.content,), {})
@@ -56,16 +56,16 @@ class Batch:
         return next((name for name in TARGET_NAMES if name in self.content), None)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """Copy the batch to a device."""
         on_gpu = device.type == "cuda"
         return Batch(map_tensors(self.content, lambda t: t.to(device, non_blocking=on_gpu)), self.num_samples)
 
     def pin_memory(self) -> Batch:
-        """The same batch in memory that a GPU reads without the CPU's help."""
+        """Copy the batch to page-locked memory, from which a GPU copies asynchronously."""
         return Batch(map_tensors(self.content, lambda t: t if t.is_cuda else t.pin_memory()), self.num_samples)
 
     def split(self, size: int) -> list[Batch]:
-        """Parts of at most `size` samples each; what has no sample axis goes with every part."""
+        """Split into micro-batches of at most `size` samples; values without a sample axis go into each."""
         if size >= self.num_samples:
             return [self]
         starts = range(0, self.num_samples, size)
@@ -79,36 +79,37 @@ class Batch:
         return lambda t: t[start:end] if t.ndim and t.shape[0] == self.num_samples else t
 
     def num_tokens(self) -> int:
-        """D of this batch by the default rule.
+        """Count tokens by the default rule.
 
-        A target that is a row of whole numbers (next tokens, or a label per position) has one token per number, and so
-        has a batch that is nothing but such rows; anything else is one token per sample.
+        Targets that are rows of integers (next tokens, or a label per position) have one token per integer, and so has
+        a batch that is only such rows. Anything else has one token per sample.
         """
         rows = self.target if self.has_target else self.content
         return int(rows.numel()) if has_tokens(rows) else self.num_samples
 
     def loss_weight(self) -> Tensor | int:
-        """How much this batch counts in a mean over several: its targets that are not ignored, else its samples.
+        """Return the weight of this batch in a mean over several: targets that are not ignored, else samples.
 
-        A tensor stays on its device, so that nobody waits for it.
+        A count of tensors on a GPU stays there as a tensor, which saves a synchronisation.
         """
         target = self.target
         return (target != IGNORE_INDEX).sum() if is_integer_tensor(target) else self.num_samples
 
 
 def is_integer_tensor(value: Any) -> bool:
-    """Whether a value is a tensor of whole numbers."""
-    whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
-    return whole and value.dtype is not torch.bool
+    """Return True for a tensor of integers; bool is none."""
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+        return False
+    return value.dtype is not torch.bool
 
 
 def has_tokens(target: Any) -> bool:
-    """Whether a batch's target holds whole numbers per position, not one label per sample."""
+    """Return True for integers per position, of two axes or more; one label per sample is none."""
     return is_integer_tensor(target) and target.ndim >= 2
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A nested value with every tensor changed and every tuple and list of the kind it was; mappings become dicts."""
+    """Apply `change` to every tensor of a nested value. Tuples and lists keep their type; mappings become dicts."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
@@ -121,10 +122,10 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def count_samples(content: Any) -> int:
-    """The number of samples of a ready batch: the length of the first tensor in it.
+    """Return the number of samples of a collated batch: the length of its first tensor.
 
     Raises:
-        TypeError: there is no tensor in it.
+        TypeError: it holds no tensor.
     """
     if isinstance(content, Tensor) and content.ndim:
         return content.shape[0]

@@ -1,4 +1,4 @@
-"""Datasets in the form that a sweep reads them: by index, or as a stream."""
+"""The user's data as a map-style dataset or a stream, and batches of it by index."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Data: TypeAlias = MapDataset | Stream
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedData:
-    """The data of a sweep as experiments use them."""
+    """Training and held-out data of a sweep, ready for experiments."""
 
     train: Data
-    held_out: Data | None  # None: the smoothed training loss stands in
-    source: str  # of the held-out part, in words
+    held_out: Data | None  # None: the smoothed training loss takes its place
+    source: str  # of the held-out data, for people
 
 
 class TensorDictDataset(Dataset[Any]):
-    """Named arrays of one length, as samples that are mappings."""
+    """Named tensors of one length; each sample is a dict of their rows."""
 
     def __init__(self, columns: Mapping[str, Tensor]) -> None:
         self.columns = dict(columns)
@@ -44,32 +44,32 @@ class TensorDictDataset(Dataset[Any]):
 
 
 def as_data(value: Any, key: str) -> Data:
-    """What the user gave, as a dataset with a length and an index or as a stream.
+    """Convert the user's data to a map-style dataset or a stream.
 
-    Tensors and arrays (one, a tuple of them, or a mapping of them), map-style and iterable datasets, ready loaders,
+    Accepts tensors and arrays (one, a tuple, or a mapping of them), map-style and iterable datasets, DataLoaders and
     Hugging Face datasets.
 
     Raises:
-        SpecError: it is nothing of the kind, it is empty, or it can be read only once.
+        SpecError: it is none of these, it is empty, or it can be iterated only once.
     """
     value = _from_hugging_face(_from_arrays(value, key), key)
     if isinstance(value, DataLoader):
         if loader_batch_size(value) is None:
-            raise _fault(key, "is a DataLoader that does not say its batch_size; give its dataset, or set batch_size")
+            raise _fault(key, "is a DataLoader without a batch_size; pass its dataset, or set batch_size")
         return Stream(value)
     by_index = hasattr(value, "__len__") and hasattr(value, "__getitem__")
     if isinstance(value, IterableDataset) or (hasattr(value, "__iter__") and not by_index):
         if hasattr(value, "__next__"):
+            kind = type(value).__name__
             raise _fault(
-                key,
-                f"is a {type(value).__name__}, which can be read only once; give an object whose __iter__ starts anew",
+                key, f"is a {kind}, which can be iterated only once; pass an object whose __iter__ starts over"
             )
         return Stream(value)
     if not by_index or isinstance(value, str | Mapping):
         kind = type(value).__name__
-        raise _fault(key, f"{kind} has no __len__ and __getitem__, and no __iter__; give a dataset")
+        raise _fault(key, f"{kind} has no __len__ and __getitem__, and no __iter__; pass a dataset")
     if len(value) == 0:
-        raise _fault(key, "is empty")
+        raise _fault(key, "is empty; pass at least one sample")
     return cast(MapDataset, value)
 
 
@@ -92,7 +92,7 @@ def _from_arrays(value: Any, key: str) -> Any:
 
 
 class SingleTensorDataset(Dataset[Any]):
-    """One tensor: each sample is a row of it, and there is no target."""
+    """One tensor without targets; each sample is a row of it."""
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
@@ -110,36 +110,36 @@ def _tensor(value: Any) -> Tensor:
 
 def _same_length(lengths: Mapping[str, int], key: str) -> None:
     if len(set(lengths.values())) > 1:
-        raise _fault(key, f"has parts of several lengths: {', '.join(f'{k}: {n}' for k, n in lengths.items())}")
+        raise _fault(key, f"has parts of different lengths: {', '.join(f'{k}: {n}' for k, n in lengths.items())}")
 
 
 def _from_hugging_face(value: Any, key: str) -> Any:
-    """A Hugging Face dataset gives lists, which collate into columns; asked for tensors, it gives samples."""
+    """Set the `torch` format of a Hugging Face dataset: its lists would collate into columns."""
     if not type(value).__module__.startswith("datasets."):
         return value
     if isinstance(value, Mapping):
-        raise _fault(key, f"is a {type(value).__name__}; choose one of its splits: {', '.join(map(str, value))}")
-    given = getattr(value, "format", None)
-    return value if isinstance(given, Mapping) and given.get("type") is not None else value.with_format("torch")
+        raise _fault(key, f"is a {type(value).__name__}; pass one of its splits: {', '.join(map(str, value))}")
+    current = getattr(value, "format", None)
+    return value if isinstance(current, Mapping) and current.get("type") is not None else value.with_format("torch")
 
 
 def num_samples(dataset: MapDataset) -> int:
-    """Its length; `as_data` made sure that there is one."""
+    """Return the length of a dataset; `as_data` has checked that it has one."""
     return len(cast(Sized, dataset))
 
 
 def split_held_out(dataset: MapDataset, fraction: float) -> tuple[MapDataset, MapDataset]:
-    """Training and held-out part: a fixed random choice of samples, the same for every seed of the sweep."""
+    """Split into training and held-out samples at random, the same for every seed of the sweep."""
     count = num_samples(dataset)
     held_out = max(1, round(count * fraction))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
-    # Arrays, because a list of many million numbers would travel to every worker
+    # Arrays: lists of millions of Python integers would be pickled to every worker
     kept, taken = (cast(Sequence[int], np.sort(part)) for part in (order[held_out:], order[:held_out]))
     return Subset(dataset, kept), Subset(dataset, taken)
 
 
 def fetch(dataset: MapDataset, indices: NDArray[np.int64]) -> Batch:
-    """The samples at `indices` as one batch, as torch's DataLoader would collate them."""
+    """Collate the samples at `indices` into a batch, as torch's DataLoader would."""
     return Batch(_collated(dataset, indices), len(indices))
 
 
@@ -154,21 +154,21 @@ def _collated(dataset: MapDataset, indices: NDArray[np.int64]) -> Any:
         return {name: index_rows(column, indices) for name, column in dataset.columns.items()}
     if isinstance(dataset, SingleTensorDataset):
         return index_rows(dataset.rows, indices)
-    if hasattr(dataset, "__getitems__"):  # torch's own protocol for many samples at once
+    if hasattr(dataset, "__getitems__"):  # torch's protocol for batched reads
         return default_collate(dataset.__getitems__(indices.tolist()))
     return default_collate([dataset[i] for i in indices.tolist()])
 
 
 def index_rows(rows: Tensor, indices: NDArray[np.int64]) -> Tensor:
-    """Rows of a tensor by their numbers, on the tensor's own device."""
+    """Index the rows of a tensor, on its device."""
     chosen = torch.from_numpy(indices)
-    if rows.is_cuda:  # from pinned memory nobody waits for the copy
+    if rows.is_cuda:  # asynchronous copy of the indices
         chosen = chosen.pin_memory().to(rows.device, non_blocking=True)
     return rows[chosen]
 
 
 def is_deterministic(dataset: MapDataset) -> bool:
-    """Whether reading a dataset is known to draw no random numbers: it is ours, or tensors."""
+    """Return True if reading a dataset is known to draw no random numbers: our own classes, and tensors."""
     inner = dataset
     while isinstance(inner, Subset):
         inner = inner.dataset
@@ -176,7 +176,7 @@ def is_deterministic(dataset: MapDataset) -> bool:
 
 
 def move_to_device(dataset: MapDataset, device: torch.device, max_bytes: int) -> MapDataset:
-    """The same dataset with its tensors on `device`, where it is made of tensors that fit into `max_bytes` bytes."""
+    """Move a dataset of tensors to a device if it fits into `max_bytes`; else return it as it is."""
     if isinstance(dataset, Subset):
         return Subset(move_to_device(dataset.dataset, device, max_bytes), dataset.indices)
     if isinstance(dataset, TokenFile) and 16 * len(dataset) * dataset.context <= max_bytes:
@@ -193,7 +193,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def eval_batches(data: Data, count: int, batch_size: int) -> Iterator[Batch]:
-    """The first `count` samples in batches, the last one smaller where it must be."""
+    """Yield the first `count` samples in batches; the last one may be smaller."""
     if not isinstance(data, Stream):
         for start in range(0, count, batch_size):
             yield fetch(data, np.arange(start, min(start + batch_size, count)))

@@ -1,7 +1,7 @@
-"""The training batches of one experiment, one after the other, from any place in the middle.
+"""Feeds: the training batches of one experiment in order, resumable at any batch.
 
-Map-style data are drawn by index in an order that depends on the seed and the number of samples alone: every size of a
-sweep sees the same samples in the same order, and a smaller D is a prefix of a larger one. A stream has its own order.
+The order of map-style data depends on the seed and the number of samples alone: every size of a sweep sees the same
+samples in the same order, and the data of a smaller D are a prefix of those of a larger one. A stream keeps its order.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from flops_fit_ray.training.data.dataset import Data, MapDataset, fetch, is_dete
 from flops_fit_ray.training.data.stream import Stream
 from flops_fit_ray.training.rng import RandomState
 
-EPOCH_STEP = 0x9E3779B97F4A7C15  # between the seeds of two epochs: far apart and never the same
+EPOCH_STEP = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: seeds of epochs are far apart and never repeat
 
 
 class Feed(Protocol):
-    """Where batches come from. A state holds plain values and tensors only."""
+    """A resumable source of batches. Its state holds plain values and tensors only."""
 
     def next_batch(self) -> Batch:
-        """The next batch.
+        """Return the next batch.
 
         Raises:
-            DataEndedError: there is no more, with the numbers.
+            DataEndedError: the data have ended.
         """
 
     def state(self) -> dict[str, Any]:
-        """Where it stands."""
+        """Return the position after the last batch."""
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue after a saved position."""
 
 
 def make_feed(data: Data, batch_size: int, seed: int, max_epochs: float, *, ahead: bool = False) -> Feed:
-    """The training batches of an experiment; `ahead`: read while the device computes, where that changes nothing."""
+    """Return the feed of an experiment; `ahead` prefetches where reading draws no random numbers."""
     if isinstance(data, Stream):
         return StreamFeed(data, batch_size, seed, max_epochs)
     feed = IndexedFeed(data, batch_size, seed)
@@ -50,14 +50,14 @@ def make_feed(data: Data, batch_size: int, seed: int, max_epochs: float, *, ahea
 
 
 def first_batch(data: Data, batch_size: int) -> Batch:
-    """A batch to look at; the random state of the caller stays as it is."""
+    """Return a batch to inspect. The caller's random state is left unchanged."""
     if isinstance(data, Stream):
         return StreamFeed(data, data.batch_size or batch_size, 0, 1.0).next_batch()
     return fetch(data, np.arange(min(batch_size, num_samples(data))))
 
 
 class IndexedFeed:
-    """Map-style data; every epoch is a new permutation, and a batch may straddle two epochs."""
+    """Shuffled batches of map-style data: a new permutation each epoch; a batch may span two epochs."""
 
     def __init__(self, dataset: MapDataset, batch_size: int, seed: int) -> None:
         self._dataset, self._batch_size, self._seed = dataset, batch_size, seed
@@ -67,11 +67,11 @@ class IndexedFeed:
         self._drawn = 0  # samples
 
     def next_batch(self) -> Batch:
-        """The next batch; the plan sees to it that there are enough epochs."""
+        """Return the next batch. There is no end: the plan has checked the number of epochs."""
         return fetch(self._dataset, self.next_indices())
 
     def next_indices(self) -> NDArray[np.int64]:
-        """Which samples the next batch holds."""
+        """Return the indices of the next batch."""
         parts = []
         missing = self._batch_size
         while missing:
@@ -85,11 +85,11 @@ class IndexedFeed:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def state(self) -> dict[str, Any]:
-        """The number of samples drawn says it all."""
+        """Return the number of samples drawn, which determines the order."""
         return {"drawn": self._drawn}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on after so many samples."""
+        """Continue after the samples drawn."""
         self._drawn = int(state["drawn"])
 
 
@@ -100,7 +100,7 @@ def _permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 class PrefetchedFeed:
-    """Reads the next batch while the device computes on this one. Only for data that draw no random numbers."""
+    """Reads one batch ahead in a thread. Only for data that draw no random numbers."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -109,7 +109,7 @@ class PrefetchedFeed:
         self._state = feed.state()
 
     def next_batch(self) -> Batch:
-        """The batch that was read ahead; the one after it is begun."""
+        """Return the prefetched batch and start to read the next one."""
         batch = (self._next or self._read()).result()
         self._state = self._feed.state()
         self._next = self._read()
@@ -119,11 +119,11 @@ class PrefetchedFeed:
         return self._pool.submit(self._feed.next_batch)
 
     def state(self) -> dict[str, Any]:
-        """Where the batch that was given out ended, not the one that is being read."""
+        """Return the position after the last batch returned, not after the one being read."""
         return self._state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from there; what was read ahead is dropped."""
+        """Continue after a saved position; the prefetched batch is dropped."""
         if self._next is not None:
             self._next.result()
         self._feed.load_state(state)
@@ -131,34 +131,34 @@ class PrefetchedFeed:
 
 
 class StreamFeed:
-    """A stream, pass after pass. What is left of a pass beyond whole batches is not used."""
+    """Batches of a stream, epoch after epoch. An incomplete last batch of an epoch is dropped."""
 
     def __init__(self, stream: Stream, batch_size: int, seed: int, max_epochs: float) -> None:
         self._stream, self._batch_size, self._seed = stream, batch_size, seed
         self._max_epochs = max_epochs
         self._epoch = 0
-        self._batches = 0  # of this pass
+        self._batches = 0  # of this epoch
         self._total = 0  # samples
         self._items: Iterator[Any] | None = None
         self._random: dict[str, Any] | None = None
 
     def next_batch(self) -> Batch:
-        """The next whole batch, from the next pass where this one has ended."""
-        with self._own_random_state():
+        """Return the next full batch, from the next epoch if this one has ended."""
+        with self._stream_random_state():
             while True:
                 if self._items is None:
-                    self._items = self._stream.begin_epoch(self._pass_seed())
+                    self._items = self._stream.begin_epoch(self._epoch_seed())
                 batch = self._stream.next_batch(self._items, self._batch_size)
                 if batch is not None and batch.num_samples > self._batch_size:
-                    raise ValueError(f"the loader gave {batch.num_samples} samples where {self._batch_size} are asked")
+                    raise ValueError(f"the loader returned {batch.num_samples} samples instead of {self._batch_size}")
                 if batch is not None and batch.num_samples == self._batch_size:
                     self._batches += 1
                     self._total += batch.num_samples
                     return batch
                 if batch is None:
-                    self._end_pass()
+                    self._end_epoch()
 
-    def _end_pass(self) -> None:
+    def _end_epoch(self) -> None:
         if self._batches == 0 or self._epoch + 1 >= self._max_epochs:
             raise DataEndedError(
                 f"data.train ended after {self._total:,} samples in whole batches of {self._batch_size} "
@@ -166,12 +166,12 @@ class StreamFeed:
             )
         self._epoch, self._batches, self._items = self._epoch + 1, 0, None
 
-    def _pass_seed(self) -> int:
+    def _epoch_seed(self) -> int:
         return (self._seed + self._epoch * EPOCH_STEP) % 2**63
 
     @contextlib.contextmanager
-    def _own_random_state(self) -> Iterator[None]:
-        """The stream draws from its own random numbers, the model from the caller's: neither sees the other."""
+    def _stream_random_state(self) -> Iterator[None]:
+        """Swap in the stream's random state for the block, so that data and model draw independently."""
         outside = RandomState.capture(devices=False)
         if self._random is not None:
             RandomState.restore(self._random)
@@ -182,22 +182,22 @@ class StreamFeed:
             RandomState.restore(outside)
 
     def state(self) -> dict[str, Any]:
-        """Pass, batches read in it, random state; and the source's own state where it has one."""
+        """Return epoch, batches read in it, random state; and the source's state if it keeps one."""
         state = {"epoch": self._epoch, "batches": self._batches, "total": self._total, "random": self._random}
         return {**state, "source": self._stream.state()} if self._stream.has_state else state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from there: by the source's own state, else by reading the pass again up to there."""
+        """Continue after a saved position: by the source's state, else by reading the epoch again up to there."""
         self._epoch, self._batches, self._total = state["epoch"], state["batches"], state["total"]
         if not self._batches:
             return
         if "source" in state:
             self._random = state["random"]
-            with self._own_random_state():
+            with self._stream_random_state():
                 self._items = self._stream.resume_epoch(state["source"])
             self._random = state["random"]
             return
-        with self._own_random_state():
-            self._items = self._stream.begin_epoch(self._pass_seed())
+        with self._stream_random_state():
+            self._items = self._stream.begin_epoch(self._epoch_seed())
             for _ in range(self._batches):
                 self._stream.next_batch(self._items, self._batch_size)

@@ -1,4 +1,4 @@
-"""Knowing data again: a digest of some samples, so that other data make other experiments."""
+"""Fingerprints of data: a digest of some samples, so that other data make other experiments."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from flops_fit_ray.training.data.dataset import Data, MapDataset, fetch, num_sam
 from flops_fit_ray.training.data.feed import StreamFeed
 from flops_fit_ray.training.data.stream import Stream
 
-SPREAD_SAMPLES = 16  # that are looked at to know a dataset
+SPREAD_SAMPLES = 16  # read per dataset
 
 
 def spread_samples(data: Data) -> list[Batch]:
-    """A few samples to look at: from the first to the last, evenly spread; of a stream the first batches."""
+    """Return evenly spaced samples of a dataset, first and last included; the first batches of a stream."""
     if isinstance(data, Stream):
         size = data.batch_size or 1
         feed = StreamFeed(data, size, 0, 1.0)
         found: list[Batch] = []
-        with contextlib.suppress(DataEndedError):  # a short one
+        with contextlib.suppress(DataEndedError):  # a short stream
             while sum(batch.num_samples for batch in found) < SPREAD_SAMPLES:
                 found.append(feed.next_batch())
         return found
@@ -38,10 +38,10 @@ def _spread(count: int) -> list[int]:
 
 
 def fingerprint(*several: Data | None) -> str:
-    """16 hex digits of the lengths and of some samples of each.
+    """Return 16 hex digits of a sha256 over the length and some samples of each dataset.
 
-    Data that give another sample each time (random augmentation) are known by their length alone, else no experiment
-    could ever be recognised.
+    A dataset that returns different samples each time (random augmentation) contributes its length alone; else no
+    experiment could be recognised.
     """
     digest = hashlib.sha256()
     for data in several:

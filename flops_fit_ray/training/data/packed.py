@@ -1,7 +1,7 @@
-"""Data made of tensors as plain arrays, which many processes can read from one place in memory.
+"""Datasets of tensors packed as numpy arrays, to be shared by all processes of a node.
 
-Ray keeps an array once per node and gives it to any process there without a copy; of a tensor every process makes its
-own. What comes back is the same dataset over memory that nobody may write to; batches are copies of its rows.
+Ray's object store keeps an array once per node and maps it into every process without a copy; a tensor would be copied
+into each. An unpacked dataset is a read-only view of that memory; batches are copies of its rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flops_fit_ray.training.data.dataset import Data, PreparedData, SingleTensor
 
 @dataclass(frozen=True)
 class _Array:
-    """A tensor; `dtype` is torch's name where numpy has no such numbers."""
+    """A tensor as an array; `dtype` is torch's name of a type that numpy lacks."""
 
     numbers: NDArray[Any]
     dtype: str = ""
@@ -30,7 +30,7 @@ class _Array:
 
 @dataclass(frozen=True)
 class Packed:
-    """A dataset: its kind, the arrays in it, and what it is a part of."""
+    """A dataset: the name of its class, its arrays, and the indices of a subset."""
 
     kind: str
     arrays: Mapping[str, _Array]
@@ -39,7 +39,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class PackedData:
-    """The data of a sweep; a training and a held-out part of the same tensors share them here too."""
+    """Packed data of a sweep. Training and held-out subsets of the same tensors share their arrays."""
 
     train: Packed
     held_out: Packed | None
@@ -47,14 +47,14 @@ class PackedData:
 
     @property
     def nbytes(self) -> int:
-        """Of all arrays, each counted once."""
+        """Total size of the arrays, each counted once."""
         both = [packed for packed in (self.train, self.held_out) if packed is not None]
         arrays = {id(a.numbers): a.numbers.nbytes for packed in both for a in packed.arrays.values()}
         return sum(arrays.values()) + sum(p.indices.nbytes for p in both if p.indices is not None)
 
 
 def pack_data(prepared: PreparedData) -> PackedData | None:
-    """The data of a sweep as arrays; None where not all of them are plainly made of tensors."""
+    """Pack the data of a sweep; None unless all of them are datasets of CPU tensors."""
     known: dict[int, _Array] = {}
     train, held_out = _pack(prepared.train, known), _pack(prepared.held_out, known)
     if train is None or (held_out is None and prepared.held_out is not None):
@@ -63,13 +63,13 @@ def pack_data(prepared: PreparedData) -> PackedData | None:
 
 
 def unpack_data(packed: PackedData) -> PreparedData:
-    """The data again, over the same memory."""
+    """Return the datasets as views of the packed arrays."""
     held_out = None if packed.held_out is None else _unpack(packed.held_out)
     return PreparedData(train=_unpack(packed.train), held_out=held_out, source=packed.source)
 
 
 def _pack(data: Data | None, known: dict[int, _Array]) -> Packed | None:
-    """A dataset as arrays; `known` are those that are packed already, by their tensors."""
+    """Pack a dataset; `known` holds the arrays already packed, by the id of their tensor."""
     if type(data) is Subset:
         inner = _pack(data.dataset, known)
         if inner is None or inner.indices is not None:
@@ -99,7 +99,7 @@ def _unpack(packed: Packed) -> Data:
 
 
 def _tensors(data: Any) -> dict[str, Tensor]:
-    """Of the kinds that are known, and of no class derived from them."""
+    """Return the tensors of a known dataset class. A subclass may read them differently, so it has none."""
     if type(data) is TensorDataset:
         return {str(number): tensor for number, tensor in enumerate(data.tensors)}
     if type(data) is TensorDictDataset:
@@ -115,7 +115,7 @@ def _array(tensor: Tensor) -> _Array:
 
 
 def _tensor(array: _Array) -> Tensor:
-    with warnings.catch_warnings():  # torch would rather have memory that can be written to
+    with warnings.catch_warnings():  # torch warns of read-only arrays
         warnings.simplefilter("ignore", UserWarning)
         tensor = torch.from_numpy(array.numbers)
     return tensor.view(getattr(torch, array.dtype)) if array.dtype else tensor

@@ -1,7 +1,7 @@
-"""Data that comes in an order of its own: iterable datasets, finite or endless, and ready loaders.
+"""Streams: data with an order of their own, which are iterable datasets, finite or endless, and DataLoaders.
 
-A pass over a stream has a random state of its own, which follows from the seed and the number of the pass. So the
-order does not depend on the model, every size of a sweep sees the same samples, and what was read can be read again.
+Each epoch of a stream has its own random state, seeded from the experiment's seed and the epoch. So the order does not
+depend on the model, every size of a sweep sees the same samples, and an epoch can be read again.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from flops_fit_ray.training.rng import RandomState
 
 
 class Stream:
-    """An iterable of samples, or a loader of ready batches.
+    """An iterable of samples, or a DataLoader of batches.
 
-    A source with `state_dict` and `load_state_dict` is put back to where it was; any other is read again from the
-    start of the pass.
+    A source with `state_dict` and `load_state_dict` resumes from its state; any other is read again from the start of
+    the epoch.
     """
 
     def __init__(self, source: Iterable[Any]) -> None:
         self.source = source
         self.gives_batches = isinstance(source, DataLoader)
-        self._owner = _keeper_of_state(source)
+        self._owner = _state_owner(source)
         self.has_state = self._owner is not None
         self._pristine = self.state() if self.has_state else None
 
     @property
     def batch_size(self) -> int | None:
-        """Samples per batch of a loader; None where we collate."""
+        """Batch size of a DataLoader; None for an iterable of samples."""
         return loader_batch_size(self.source) if isinstance(self.source, DataLoader) else None
 
     @property
     def num_samples(self) -> int | None:
-        """Samples of one pass, where the source knows its length."""
+        """Samples of one epoch; None where the source does not know its length."""
         try:
             if not isinstance(self.source, DataLoader):
                 return len(self.source)  # type: ignore[arg-type] # not every source has one
@@ -51,17 +51,17 @@ class Stream:
         return count // size * size if self.source.drop_last else count
 
     def state(self) -> Any:
-        """Where the source stands, in its own words."""
+        """Return the source's own state."""
         return copy.deepcopy(self._owner.state_dict())
 
     def load_state(self, state: Any) -> None:
-        """Put the source where it stood."""
+        """Restore the source's own state."""
         self._owner.load_state_dict(copy.deepcopy(state))
 
     def begin_epoch(self, seed: int) -> Iterator[Any]:
-        """The samples or batches of one pass, whoever has read from the source before.
+        """Start an epoch from the beginning, whatever was read before. Returns its samples or batches.
 
-        The caller holds the stream's random state, which is seeded here.
+        Seeds the global random state, which the caller has swapped for the stream's.
         """
         RandomState.seed(seed)
         if self._pristine is not None:
@@ -73,12 +73,12 @@ class Stream:
         return iter(self.source)
 
     def resume_epoch(self, state: Any) -> Iterator[Any]:
-        """The rest of a pass, from a state that the source gave."""
+        """Continue an epoch from a state of the source."""
         self.load_state(state)
         return iter(self.source)
 
     def next_batch(self, items: Iterator[Any], batch_size: int) -> Batch | None:
-        """The next `batch_size` samples, fewer at the end of a pass, None after it."""
+        """Return the next `batch_size` samples, fewer at the end of an epoch, None after it."""
         if self.gives_batches:
             content = next(items, None)
             return None if content is None else Batch(content, count_samples(content))
@@ -86,12 +86,12 @@ class Stream:
         return Batch(default_collate(samples), len(samples)) if samples else None
 
 
-def _keeper_of_state(source: Iterable[Any]) -> Any:
-    """The object whose state says where the source stands; None where it must be read again.
+def _state_owner(source: Iterable[Any]) -> Any:
+    """Return the object that keeps the position of a source; None where an epoch must be read again.
 
-    A loader of torch's keeps none, but one of torchdata's does, and so may the iterable dataset behind a loader without
-    worker processes. A map-style dataset does not know its loader's place. Hugging Face's streams keep a state that
-    leaves their shuffle buffers out, so going on from it would not give the same samples.
+    torchdata's StatefulDataLoader keeps one, torch's DataLoader does not, but the iterable dataset behind a DataLoader
+    without worker processes may. A map-style dataset does not know its loader's position. The state of Hugging Face's
+    streams omits shuffle buffers, so that other samples would follow.
     """
     candidates: list[Any] = [source]
     if isinstance(source, DataLoader) and isinstance(source.dataset, IterableDataset) and source.num_workers == 0:
@@ -104,5 +104,5 @@ def _keeper_of_state(source: Iterable[Any]) -> Any:
 
 
 def loader_batch_size(loader: DataLoader[Any]) -> int | None:
-    """The batch size of a loader, its own or its batch sampler's."""
+    """Return the batch size of a DataLoader, its own or its batch sampler's."""
     return loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)

@@ -1,8 +1,8 @@
-"""Token files: whole numbers in a row on disk, read window by window and never mapped into memory.
+"""Token files: flat binary files of token ids, read window by window.
 
-A file is either bare (nanoGPT: `np.uint16` tokens from the first byte) or has a header of 256 int32 (llm.c and what
-follows it: magic number, version, number of tokens). Windows are read with `pread`, so that memory does not grow with
-what was read, as it does with a memory map.
+A file is either raw (nanoGPT: `np.uint16` tokens from the first byte) or has a header of 256 int32 (llm.c: magic
+number, version, number of tokens). Windows are read with `pread`, so that resident memory does not grow with what was
+read, as it does with a memory map.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from flops_fit_ray.errors import SpecError
 
 HEADER_BYTES = 256 * 4
-MAGIC = {20240520: "uint16", 20240801: "uint32"}  # llm.c's numbers for files of GPT-2 and Llama-3 tokens
+MAGIC = {20240520: "uint16", 20240801: "uint32"}  # llm.c: files of GPT-2 and of Llama-3 tokens
 DTYPES = ("uint8", "uint16", "uint32", "int32", "int64")
 
 
@@ -31,12 +31,12 @@ class TokenFile(Dataset[Any]):
     """Samples of `context` tokens and, as targets, the token that follows each; windows do not overlap.
 
     Args:
-        paths: one file, or several that are read one after the other; no window reaches from one into the next.
+        paths: one file, or several in order; no window spans two files.
         context: tokens per sample.
-        dtype: of the numbers on disk; `auto` is what the header says, and uint16 where there is none.
+        dtype: of the ids on disk; `auto` follows the header, and is uint16 without one.
 
     Raises:
-        SpecError: a file is missing, is not whole numbers of this type, or is shorter than one window.
+        SpecError: a file is missing, its size does not fit the dtype, or all are shorter than one window.
     """
 
     def __init__(self, paths: str | Path | Sequence[str | Path], context: int, dtype: str = "auto") -> None:
@@ -46,10 +46,9 @@ class TokenFile(Dataset[Any]):
         self._ends = list(accumulate(max(0, (tokens - 1) // context) for _, _, _, tokens in self.files))
         self._open: dict[int, int] = {}  # file descriptors of this process
         if not self._ends or self._ends[-1] == 0:
-            most = max((tokens for *_, tokens in self.files), default=0)
-            raise SpecError(
-                "spec", [f"data: {several[0]} has {most} tokens; a window of context {context} needs {context + 1}"]
-            )
+            longest = max((tokens for *_, tokens in self.files), default=0)
+            fault = f"data: {several[0]} has {longest} tokens, but a window of data.context {context} needs"
+            raise SpecError("spec", [f"{fault} {context + 1}"])
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -59,7 +58,7 @@ class TokenFile(Dataset[Any]):
         return inputs[0], targets[0]
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, each (len(indices), context) of int64."""
+        """Return inputs and targets, each (len(indices), context) of int64."""
         windows = np.empty((len(indices), self.context + 1), dtype=np.int64)
         for row, index in enumerate(indices.tolist()):
             number = bisect_right(self._ends, index)
@@ -69,7 +68,7 @@ class TokenFile(Dataset[Any]):
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def all_tokens(self) -> tuple[Tensor, Tensor]:
-        """Every window at once, for a device that can hold them."""
+        """Return inputs and targets of all windows."""
         return self.batch(np.arange(len(self)))
 
     def _read(self, number: int, first: int) -> NDArray[Any]:
@@ -79,11 +78,11 @@ class TokenFile(Dataset[Any]):
         size = (self.context + 1) * dtype.itemsize
         content = os.pread(self._open[number], size, start + first * dtype.itemsize)
         if len(content) != size:
-            raise EOFError(f"{path} is shorter than when it was opened: a window ends at byte {start + first + size}")
+            raise EOFError(f"{path} is shorter than when it was opened; a window ends at byte {start + first + size}")
         return np.frombuffer(content, dtype=dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # it travels as paths: a worker opens the files itself
+        return {**self.__dict__, "_open": {}}  # pickled as paths; each worker opens the files itself
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_open", {}).values():
@@ -91,7 +90,7 @@ class TokenFile(Dataset[Any]):
 
 
 def _examine(path: Path, dtype: str) -> tuple[Path, np.dtype[Any], int, int]:
-    """Path, type of a number, first byte of the tokens, number of tokens."""
+    """Return the absolute path, dtype, offset of the first token in bytes, and number of tokens."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -110,19 +109,19 @@ def _examine(path: Path, dtype: str) -> tuple[Path, np.dtype[Any], int, int]:
     if headed and int(head[2]) != tokens:
         raise SpecError(
             "spec",
-            [f"data: {path} says that it has {int(head[2])} tokens, and has {tokens} of {kind.name}: a torn copy?"],
+            [f"data: {path} has {tokens} tokens of {kind.name}, but its header says {int(head[2])}; copy it again"],
         )
     return path.absolute(), kind, start, tokens
 
 
 def open_token_files(pattern: str, base: Path, *, context: int | None, dtype: str, key: str) -> TokenFile:
-    """The token files that a path or pattern relative to `base` names, in the order of their names.
+    """Open the token files that match a path or glob pattern relative to `base`, in order of their names.
 
     Raises:
-        SpecError: there are none, or one cannot be used.
+        SpecError: none matches, or one cannot be used.
     """
     if context is None:
-        raise SpecError("spec", [f"data.context: is missing; {key} is a token file, and samples have `context` tokens"])
+        raise SpecError("spec", [f"data.context: is missing; {key} is a token file, so set the tokens per sample"])
     path = Path(pattern)
     anchor, parts = (Path(path.anchor), path.parts[1:]) if path.is_absolute() else (base, path.parts)
     found = sorted(anchor.glob(str(Path(*parts))))

@@ -1,1 +1,1 @@
-"""What is measured and tried before a sweep is paid for."""
+"""Measurements and checks before a sweep runs."""

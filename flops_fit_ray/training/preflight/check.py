@@ -1,7 +1,6 @@
-"""Ten questions to the smallest and the biggest model of a sweep, answered by running them on the device itself.
+"""Preflight check: ten items, measured by running the smallest and the largest model of a sweep on the device.
 
-Each answer is PASS, WARN or FAIL with the numbers that it rests on. Nothing is taken from the plan that can be
-measured.
+Each item is PASS, WARN or FAIL with its numbers. What can be measured is not taken from the plan.
 """
 
 from __future__ import annotations
@@ -45,26 +44,26 @@ Verdict = Literal["PASS", "WARN", "FAIL"]
 
 @dataclass(frozen=True)
 class CheckItem:
-    """One question and its answer."""
+    """One item of the check."""
 
     verdict: Verdict
     name: str
-    words: str
+    words: str  # the finding, for people
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """All answers, and the rates that they rest on."""
+    """All items of the check, and the measured speed."""
 
     lines: tuple[CheckItem, ...]
     device: str
     seconds: float
     step_seconds: Mapping[str, float]  # by size
-    rates: Rates | None = None  # what a plan is priced with
+    rates: Rates | None = None  # to price a plan with
 
     @property
     def verdict(self) -> Verdict:
-        """The worst answer."""
+        """The worst verdict of all items."""
         found = {line.verdict for line in self.lines}
         return "FAIL" if "FAIL" in found else "WARN" if "WARN" in found else "PASS"
 
@@ -74,13 +73,13 @@ class CheckReport:
         return "\n".join([*lines, f"{self.verdict} on {self.device} in {fmt.duration(self.seconds)}"])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values for JSON."""
         rates = None if self.rates is None else self.rates.to_json()
         return {"verdict": self.verdict, **asdict(self), "lines": [asdict(line) for line in self.lines], "rates": rates}
 
 
 def check_plan(plan: Plan, user: UserParts, *, device: str, slots: int = 1, threads: int = 1) -> CheckReport:
-    """Run the smallest and the biggest model of a plan for a few seconds, and say what was seen."""
+    """Run the smallest and the largest model of a plan for a few seconds each, and report on ten items."""
     started = time.perf_counter()
     place = torch.device(device)
     if plan.experiments[0].recipe.precision == "auto":
@@ -92,14 +91,14 @@ def check_plan(plan: Plan, user: UserParts, *, device: str, slots: int = 1, thre
         for experiment in ends:
             try:
                 measured.append(time_training(experiment, user, place))
-            except Exception as e:  # noqa: BLE001 - the user's code may raise anything; it is the answer
+            except Exception as e:  # noqa: BLE001 - the user's code may raise anything: a FAIL
                 lines.append(CheckItem("FAIL", "runs", f"size {experiment.size}: {type(e).__name__}: {first_line(e)}"))
             free_memory()
         timed = list(measured)
         if len(measured) == len(ends):
             middle = middle_experiment(plan)
             timed += [] if middle is None else [time_training(middle, user, place)]
-            lines += _answers(plan, user, measured, rates_of(timed, plan, slots=slots), place, slots, threads)
+            lines += _items(plan, user, measured, rates_of(timed, plan, slots=slots), place, slots, threads)
     return CheckReport(
         lines=tuple(lines),
         device=device_name(place),
@@ -109,7 +108,7 @@ def check_plan(plan: Plan, user: UserParts, *, device: str, slots: int = 1, thre
     )
 
 
-def _answers(
+def _items(
     plan: Plan,
     user: UserParts,
     measured: Sequence[ModelTiming],
@@ -133,7 +132,7 @@ def _answers(
 def _guarded(name: str, ask: Callable[[], CheckItem]) -> CheckItem:
     try:
         return ask()
-    except Exception as e:  # noqa: BLE001 - the user's code may raise anything; it is the answer
+    except Exception as e:  # noqa: BLE001 - the user's code may raise anything: a FAIL
         return CheckItem("FAIL", name, f"{type(e).__name__}: {first_line(e)}")
 
 
@@ -156,9 +155,11 @@ def _gradients(measured: Sequence[ModelTiming]) -> CheckItem:
     if idle:
         names = ", ".join(idle[0].unused[:3])
         return CheckItem(
-            "WARN", "gradients", f"{len(idle[0].unused)} parameters get none: {names}; N counts them all the same"
+            "WARN",
+            "gradients",
+            f"{len(idle[0].unused)} parameters have no gradient: {names}; N counts them nevertheless",
         )
-    return CheckItem("PASS", "gradients", "reach every parameter that learns")
+    return CheckItem("PASS", "gradients", "reach every trainable parameter")
 
 
 def _start(measured: Sequence[ModelTiming]) -> CheckItem:
@@ -235,7 +236,7 @@ def _data(plan: Plan, measured: Sequence[ModelTiming]) -> CheckItem:
 
 
 class _StopError(Exception):
-    """Ends an experiment as a crash would."""
+    """Stops an experiment as a crash would."""
 
 
 class _Stopping(Observer):
@@ -250,7 +251,7 @@ class _Stopping(Observer):
 
 
 def _round_trip(experiment: Experiment, user: UserParts, device: torch.device) -> CheckItem:
-    """Six steps in one go against six steps with a crash and a checkpoint in between."""
+    """Compare six steps without interruption to six steps with a crash and a resume in between."""
     per_step = experiment.tokens // experiment.steps
     steps = min(6, experiment.steps)
     short = replace(experiment, steps=steps, tokens=steps * per_step)
@@ -263,7 +264,7 @@ def _round_trip(experiment: Experiment, user: UserParts, device: torch.device) -
             train_experiment(short, user, eval_samples=0, device=device.type, policy=policy, observer=stopping)
         size = sum(path.stat().st_size for path in Path(directory).iterdir())
         resumed = train_experiment(short, user, eval_samples=0, device=device.type, policy=policy)
-    words = f"{fmt.size(size)} at size {experiment.size}, written, read back and gone on from"
+    words = f"{fmt.size(size)} at size {experiment.size}, saved, loaded and resumed"
     same = [p.train_loss for p in resumed.curve] == [p.train_loss for p in whole.curve]
     if same:
         return CheckItem("PASS", "checkpoint", f"{words}: the same losses to the last bit")
@@ -271,7 +272,9 @@ def _round_trip(experiment: Experiment, user: UserParts, device: torch.device) -
     difference = abs(resumed.loss - whole.loss)
     verdict: Verdict = "WARN" if close and device.type == "cuda" else "FAIL"
     return CheckItem(
-        verdict, "checkpoint", f"{words}: losses differ by {difference:.2e}; does the model draw or keep state?"
+        verdict,
+        "checkpoint",
+        f"{words}: losses differ by {difference:.2e}; does the model keep state outside its buffers?",
     )
 
 
@@ -282,7 +285,7 @@ def _targets(experiment: Experiment, user: UserParts, device: torch.device) -> C
     found = detect_target_leak(model, user.objective, batch, device)
     if found is None:
         return CheckItem("PASS", "targets", "not applicable: the targets are not the input tokens")
-    words = f"loss {found.loss:.2f} after {found.steps} steps on random tokens, {CHANCE_LOSS:.2f} at best when blind"
+    words = f"loss {found.loss:.2f} after {found.steps} steps on random tokens, {CHANCE_LOSS:.2f} by chance"
     if found.is_leak:
-        words += ": the model sees its targets. Are they shifted by one, and is attention causal?"
+        words += ". The model sees its targets: are they shifted by one, and is attention causal?"
     return CheckItem("FAIL" if found.is_leak else "PASS", "targets", words)

@@ -1,4 +1,4 @@
-"""N and FLOPs per token of every size, measured on the meta device: no weights are allocated to plan."""
+"""N and FLOPs per token of every size, measured on the meta device, which allocates no weights."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ from flops_fit_ray.training.user.smoke_test import smoke_test_parts
 _T = TypeVar("_T")
 
 FORWARD_BACKWARD = 3  # backward = 2 × forward (Kaplan et al. 2020, section 2.1)
-LARGEST_AUTO_SIZE = 1 << 20
-SURVEYED = 32  # times the expected optimum, and as much below it: where sizes are sought that nobody named
+MAX_AUTO_SIZE = 1 << 20
+AUTO_RANGE_FACTOR = 32  # sizes that the spec leaves to us lie within this factor of the expected optimum
 
 
 def measure_spec(spec: SweepSpec, base: Path) -> Measurements:
@@ -62,10 +62,10 @@ def measure_spec(spec: SweepSpec, base: Path) -> Measurements:
 
 
 def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
-    """Every size of the sweep and the data, measured.
+    """Measure every size of the sweep, and the data.
 
     Raises:
-        SpecError: a sample or a size cannot be used; all such faults at once.
+        SpecError: samples or sizes cannot be used; all such faults at once.
     """
     batch, facts = describe_data(spec, user)
     tokens = user.num_tokens(batch, spec.data.tokens_per_sample)
@@ -83,7 +83,7 @@ def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
 def _measured(
     spec: SweepSpec, user: UserParts, wanted: Iterable[SizeValue], batch: Batch, tokens: int
 ) -> tuple[list[ModelSize], list[str]]:
-    """The sizes that the model takes, and why it refused the others."""
+    """Measure sizes. Returns those that the model accepts, and the faults of the others."""
     sizes: list[ModelSize] = []
     refused: list[str] = []
     for size in wanted:
@@ -95,19 +95,21 @@ def _measured(
 
 
 def _measured_ladder(spec: SweepSpec, user: UserParts, batch: Batch, tokens: int) -> tuple[list[ModelSize], list[str]]:
-    """Sizes of our own choice: well divisible numbers first, then those between them that even steps in N ask for.
+    """Measure sizes where the spec names none: highly divisible candidates, then values between them.
 
-    What the well divisible ones have in common (the number of heads, say) is what the model wants of a size.
+    1) Candidates are divisible by many numbers, because models require that of a size (a number of heads, say).
+    2) An adaptive grid gets sizes between the accepted ones for its even steps in log N; the divisors that all accepted
+       ones share are kept (`between`).
     """
     sizes: list[ModelSize] = []
     refused: list[str] = []
-    low, high = auto_range(spec.budgets[0].flops, spec.grid.tokens_per_param, SURVEYED)
+    low, high = auto_range(spec.budgets[0].flops, spec.grid.tokens_per_param, AUTO_RANGE_FACTOR)
     high *= math.sqrt(spec.budgets[-1].flops / spec.budgets[0].flops)
     for size in auto_candidates():
         found, faults = _measured(spec, user, [size], batch, tokens)
         sizes += found
         refused += faults
-        if size >= LARGEST_AUTO_SIZE or (sizes and sizes[-1].params > high):
+        if size >= MAX_AUTO_SIZE or (sizes and sizes[-1].params > high):
             break
     if spec.is_adaptive and len(sizes) >= 2:
         known = {int(s.size): s.params for s in sizes}
@@ -116,20 +118,20 @@ def _measured_ladder(spec: SweepSpec, user: UserParts, batch: Batch, tokens: int
 
 
 def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts]:
-    """A first batch of the training set, and the facts that a plan needs.
+    """Read the first batch of the training data, and the facts about the data that a plan needs.
 
     Raises:
-        SpecError: a sample cannot be read, or samples differ in their number of tokens.
+        SpecError: samples cannot be read, or differ in their number of tokens.
     """
     _check_batch_size(spec, user)
     limit = spec.data.timeout_seconds
     try:
         with time_limit(limit, f"no samples within {limit:g} s (data.timeout_seconds)"):
             batch = first_batch(user.train_data, spec.train.batch_size)
-            few = spread_samples(user.train_data)
-            mark = fingerprint(user.train_data, user.eval_data)
-        per_sample = {user.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in (batch, *few)}
-    except Exception as e:  # the user's code may raise anything; it is named and chained
+            spread = spread_samples(user.train_data)
+            data_fingerprint = fingerprint(user.train_data, user.eval_data)
+        per_sample = {user.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in (batch, *spread)}
+    except Exception as e:  # the user's code may raise anything; the fault names its key
         raise SpecError("spec", [f"data.train: reading samples raised {type(e).__name__}: {e}"]) from e
     tokens = sorted(per_sample)
     if len(tokens) > 1 or tokens[0] != int(tokens[0]) or tokens[0] < 1:
@@ -143,13 +145,13 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts]:
         tokens_per_sample=int(tokens[0]),
         token_unit=_token_unit(spec, batch),
         eval_source=user.eval_source,
-        fingerprint=mark,
+        fingerprint=data_fingerprint,
         tensor_bytes=_tensor_bytes(user),
     )
 
 
 def _tensor_bytes(user: UserParts) -> int:
-    """Of data that can be shared."""
+    """Return the bytes of data that processes of a node can share; 0 if they cannot."""
     packed = pack_data(user.prepared_data)
     return 0 if packed is None else packed.nbytes
 
@@ -158,7 +160,7 @@ def _check_batch_size(spec: SweepSpec, user: UserParts) -> None:
     asked, data = spec.train.batch_size, user.train_data
     if isinstance(data, Stream) and data.batch_size not in (None, asked):
         raise SpecError(
-            "spec", [f"train.batch_size: is {asked}, and the loader's is {data.batch_size}; give both the same"]
+            "spec", [f"train.batch_size: is {asked}, but the DataLoader's is {data.batch_size}; set both to the same"]
         )
     count = _length(data)
     if count is not None and count < asked:
@@ -170,18 +172,18 @@ def _length(data: Data) -> int | None:
 
 
 def _train_samples(data: Data, batch_size: int) -> int | None:
-    """Samples of one epoch; what a pass over a stream leaves beyond whole batches is not used."""
+    """Return the samples of one epoch, without an incomplete last batch of a stream; None if unknown."""
     count = _length(data)
     return count // batch_size * batch_size if isinstance(data, Stream) and count is not None else count
 
 
 def _eval_samples(spec: SweepSpec, user: UserParts) -> int:
-    """How many held-out samples each model is evaluated on; 0 where there are none."""
+    """Return the number of held-out samples to evaluate on; 0 without held-out data."""
     if user.eval_data is None:
         return 0
     count, wanted = _length(user.eval_data), spec.data.eval_samples
     if count is None and wanted is None:
-        raise SpecError("spec", ["data.eval_samples: is missing; data.eval cannot say how many samples it has"])
+        raise SpecError("spec", ["data.eval_samples: is missing; data.eval is a stream of unknown length, so set it"])
     return min(n for n in (count, wanted) if n is not None)
 
 
@@ -196,10 +198,10 @@ def _token_unit(spec: SweepSpec, batch: Batch) -> str:
 
 
 def measure_size(spec: SweepSpec, user: UserParts, size: SizeValue, batch: Batch, tokens: int) -> ModelSize:
-    """N and FLOPs per token of one size; `batch` has `tokens` tokens.
+    """Measure N and FLOPs per token of one size; `batch` has `tokens` tokens.
 
     Raises:
-        SpecError: the model cannot be built or run, has no parameters, or no FLOPs were found.
+        SpecError: the model cannot be built or run, has no parameters, or no FLOPs were counted.
     """
     kwargs = size_kwargs(spec, size)
     model, per_token, source, uncounted = _model_and_flops(user, kwargs, batch, tokens)
@@ -207,9 +209,9 @@ def measure_size(spec: SweepSpec, user: UserParts, size: SizeValue, batch: Batch
     total = sum(p.numel() for p in model.parameters())
     if params <= 0 or total == 0:
         raise SpecError("spec", [f"model.sizes: {format_kwargs(kwargs)} has no parameters"])
-    numbers = [name for name, p in model.named_parameters() if p.ndim == 0]
-    if spec.shard_model and numbers:
-        raise SpecError("spec", [f"shard_model: {numbers[0]} has no dimension to split; give it the shape (1,)"])
+    scalars = [name for name, p in model.named_parameters() if p.ndim == 0]
+    if spec.shard_model and scalars:
+        raise SpecError("spec", [f"shard_model: {scalars[0]} has no dimension to shard; give it the shape (1,)"])
     if not per_token > 0:
         raise SpecError(
             "spec",
@@ -227,7 +229,7 @@ def measure_size(spec: SweepSpec, user: UserParts, size: SizeValue, batch: Batch
         params_source=params_source,
         flops_per_token=per_token,
         flops_source=source,
-        lr=None if user.lr is None else _own_lr(user.lr, params, kwargs),
+        lr=None if user.lr is None else _user_lr(user.lr, params, kwargs),
         uncounted=uncounted,
         modules=_modules(model),
         tables=_tables(model),
@@ -235,8 +237,8 @@ def measure_size(spec: SweepSpec, user: UserParts, size: SizeValue, batch: Batch
 
 
 def _modules(model: nn.Module) -> dict[str, int]:
-    own = [type(m).__name__ for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
-    return dict(Counter(own).most_common())
+    names = [type(m).__name__ for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    return dict(Counter(names).most_common())
 
 
 def _tables(model: nn.Module) -> tuple[tuple[int, int], ...]:
@@ -244,41 +246,41 @@ def _tables(model: nn.Module) -> tuple[tuple[int, int], ...]:
     return tuple((int(m.num_embeddings), int(m.embedding_dim)) for m in tables.values())
 
 
-def _own_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs: Mapping[str, Any]) -> float:
+def _user_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs: Mapping[str, Any]) -> float:
     try:
         lr = float(rule(params, kwargs))
-    except Exception as e:  # the user's code may raise anything; it is named and chained
+    except Exception as e:  # the user's code may raise anything; the fault names its key
         raise SpecError("spec", [f"train.lr: for {format_kwargs(kwargs)} raised {type(e).__name__}: {e}"]) from e
     if not (math.isfinite(lr) and lr > 0):
-        raise SpecError("spec", [f"train.lr: gave {lr} for {format_kwargs(kwargs)}; a positive number is needed"])
+        raise SpecError("spec", [f"train.lr: returned {lr} for {format_kwargs(kwargs)}; it must be a positive number"])
     return lr
 
 
 def _model_and_flops(
     user: UserParts, kwargs: Mapping[str, Any], batch: Batch, tokens: int
 ) -> tuple[nn.Module, float, str, tuple[str, ...]]:
-    """The model, without weights where that can be; its FLOPs per token, their source, and what was not seen."""
-    own = user.flops_per_token
-    if own is not None:  # the model is built and never run, so that it may need what this machine lacks
-        model = _without_weights(lambda device: build(user, kwargs).to(device))
-        return model, float(own(model)), "model.flops_per_token", ()
+    """Build the model. Returns it, its FLOPs per token, their source, and the modules that were not counted.
+
+    FLOPs per token = 3 * forward FLOPs of a batch / tokens of the batch; the backward pass takes twice the forward.
+    """
+    user_count = user.flops_per_token
+    if user_count is not None:  # the model is built, but not run: it may need a GPU
+        model = _on_meta_device(lambda device: build(user, kwargs).to(device))
+        return model, float(user_count(model)), "model.flops_per_token", ()
 
     def count(device: torch.device) -> tuple[nn.Module, int, str, tuple[str, ...]]:
         model = build(user, kwargs).to(device)
-        # The CPU's fused attention is invisible to the counter; plain matmuls are not.
+        # FlopCounterMode does not see the CPU's fused attention kernel, only matmuls
         with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext():
             flops, uncounted = _forward_flops(user.objective, model, kwargs, batch.to(device))
         return model, flops, "counted on the CPU" if device.type == "cpu" else "counted on the meta device", uncounted
 
-    model, flops, source, uncounted = _without_weights(count)
+    model, flops, source, uncounted = _on_meta_device(count)
     return model, FORWARD_BACKWARD * flops / tokens, source, uncounted
 
 
-def _without_weights(work: Callable[[torch.device], _T]) -> _T:
-    """`work` on the meta device; on the CPU only where that cannot be, because real numbers are needed.
-
-    Some constructors and forwards call .item() or numpy, or have shapes that depend on the data.
-    """
+def _on_meta_device(work: Callable[[torch.device], _T]) -> _T:
+    """Run `work` on the meta device; on the CPU where .item(), numpy or data-dependent shapes rule that out."""
     try:
         with torch.device("meta"):
             return work(torch.device("meta"))
@@ -296,11 +298,11 @@ def _forward_flops(
     model.train()
     try:
         with FlopCounterMode(display=False) as counter:
-            if objective.takes_model:  # how often it calls the model is its own business
+            if objective.takes_model:  # it may call the model any number of times
                 objective(model, batch)
             else:
                 outputs_of(model, batch)
-    except Exception as e:  # the user's code may raise anything; it is named and chained
+    except Exception as e:  # the user's code may raise anything; the fault names its key
         raise SpecError(
             "spec", [f"model.target: {format_kwargs(kwargs)} fails on a first batch: {type(e).__name__}: {e}"]
         ) from e
@@ -308,10 +310,10 @@ def _forward_flops(
 
 
 def uncounted_modules(model: nn.Module, counter: FlopCounterMode) -> tuple[str, ...]:
-    """Modules with matrices of their own in which the counter saw nothing, though they hold no lookup table.
+    """Return the modules with matrices for which no FLOPs were counted, without embeddings.
 
-    A matrix may be used by the module around it (attention does so with its projections): where that one computes
-    something outside its other children, it has the benefit of the doubt.
+    A matrix may be used by its parent module (nn.MultiheadAttention does so with its projections): if FLOPs were
+    counted in the parent outside of its children, its children are assumed to be counted there.
     """
     root = type(model).__name__
     seen = {str(name): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
@@ -334,14 +336,14 @@ def _children(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
 
 
 def count_params(model: nn.Module) -> tuple[int, str]:
-    """N and how it was counted: the model's own `num_params`, else all parameters but pure lookup tables.
+    """Count N: the model's own `num_params`, else all parameters without embeddings. Returns it and its definition.
 
-    A lookup table does no arithmetic; a head, tied or not, does. The same runs can give N ~ C^0.37 or C^0.70 under
-    different counts, so the definition stands in every plan.
+    An embedding table does no arithmetic; an output head does, tied or not. The same runs can give N ~ C^0.37 or C^0.70
+    under different definitions, so every plan states its own.
     """
-    own = getattr(model, "num_params", None)
-    if own is not None:
-        return int(own() if callable(own) else own), "num_params() of the model"
+    declared = getattr(model, "num_params", None)
+    if declared is not None:
+        return int(declared() if callable(declared) else declared), "num_params() of the model"
     tables = embedding_only_params(model)
     if not tables:
         return sum(p.numel() for p in model.parameters()), "all parameters"
@@ -350,11 +352,11 @@ def count_params(model: nn.Module) -> tuple[int, str]:
 
 
 def _non_embedding(model: nn.Module) -> int:
-    """Without lookup tables, and without the head: the last layer that is as large as the largest table."""
+    """Count parameters without embeddings and without the head: the last layer with the shape of the largest table."""
     tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, EMBEDDINGS)}
     rest = [p for p in model.parameters() if id(p) not in tables]
     if tables:
         vocabulary = max(tables.values(), key=lambda weight: weight.shape[0]).shape
-        heads = [p for p in rest if p.shape == vocabulary]  # other layers may have that shape too; the head is last
+        heads = [p for p in rest if p.shape == vocabulary]  # others may have that shape; the head is last
         rest = [p for p in rest if not heads or p is not heads[-1]]
     return sum(p.numel() for p in rest)

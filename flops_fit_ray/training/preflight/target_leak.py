@@ -1,6 +1,6 @@
-"""Whether a model can see its targets: trained on random tokens, it gets good at them only if it does.
+"""Target leak test: a model trained on random tokens beats chance only if it sees its targets.
 
-A missing shift, or attention that is not causal, gives losses that look splendid and mean nothing.
+A missing shift, or attention that is not causal, gives low losses that mean nothing.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from flops_fit_ray.training.user.losses import Objective
 
 LEAK_SECONDS = 15.0
 LEAK_STEPS = 300
-LEAK_TOKENS = 8  # distinct ones; nothing that cannot see its target gets below ln 8
+LEAK_TOKENS = 8  # distinct ids, uniformly random: without a leak no model gets below ln 8
 CHANCE_LOSS = math.log(LEAK_TOKENS)
 
 
 @dataclass(frozen=True)
 class TargetLeak:
-    """How well a model did on tokens that nobody can predict."""
+    """Loss of a model on random tokens."""
 
     loss: float
     steps: int
 
     @property
     def is_leak(self) -> bool:
-        """Whether it did better than a blind one can: a mean over ten batches errs by much less than 3 %."""
+        """True below 97 % of the chance loss; a mean over ten batches errs by much less than 3 %."""
         return self.loss < 0.97 * CHANCE_LOSS
 
 
 def detect_target_leak(model: nn.Module, objective: Objective, batch: Batch, device: torch.device) -> TargetLeak | None:
-    """Train a model on random batches of the form of `batch`; None where its targets are not its tokens."""
+    """Train a model on random batches shaped like `batch`; None if its targets are not its input tokens."""
     draw = _random_like(batch)
     if draw is None:
         return None
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     recent: list[float] = []
-    ends, steps, mean = time.perf_counter() + LEAK_SECONDS, 0, math.inf
-    while steps < LEAK_STEPS and mean > 0.6 * CHANCE_LOSS and time.perf_counter() < ends:
+    deadline, steps, mean = time.perf_counter() + LEAK_SECONDS, 0, math.inf
+    while steps < LEAK_STEPS and mean > 0.6 * CHANCE_LOSS and time.perf_counter() < deadline:
         optimizer.zero_grad()
         loss = objective(model, draw().to(device))
         loss.backward()
@@ -57,7 +57,7 @@ def detect_target_leak(model: nn.Module, objective: Objective, batch: Batch, dev
 
 
 def _random_like(batch: Batch) -> Callable[[], Batch] | None:
-    """A source of random batches of the same form, where inputs and targets are rows of the same tokens."""
+    """Return a generator of random batches of the same structure; None unless targets are the (shifted) inputs."""
     content = batch.content
     if isinstance(content, Tensor):
         return (lambda: Batch(_tokens_like(content), batch.num_samples)) if has_tokens(content) else None

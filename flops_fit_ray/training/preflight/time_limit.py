@@ -1,4 +1,4 @@
-"""A limit to how long the user's data may keep planning waiting."""
+"""A time limit for the user's data while planning."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float, words: str) -> Iterator[None]:
-    """Raise TimeoutError with `words` when the block takes longer.
+def time_limit(seconds: float, message: str) -> Iterator[None]:
+    """Raise TimeoutError with `message` if the block takes longer than `seconds`.
 
-    By the process's alarm, which only the main thread can set; anywhere else there is no limit. What blocks in native
-    code and never comes back to Python is not interrupted.
+    Uses SIGALRM, which only the main thread can set: elsewhere there is no limit. Native code that never returns to
+    Python is not interrupted.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
     def on_alarm(number: int, frame: Any) -> None:
-        raise TimeoutError(words)
+        raise TimeoutError(message)
 
     before = signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,4 +1,4 @@
-"""How fast the smallest and the biggest model of a sweep really run, in each precision that is wanted."""
+"""Step times of the smallest, a middle and the largest model of a sweep, in each precision in question."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from flops_fit_ray.training.user.losses import logits_of, outputs_of
 from flops_fit_ray.training.user.parts import UserParts
 
 TIMED_SECONDS = 3.0  # per model
-EVALUATION_SHARE = 1 / 3  # of a training step's time that a forward pass over as many samples takes
-FIXED_SECONDS = 0.15  # of an experiment besides its steps: a model, an optimizer, a trunk, records
-WORTH_IT = 1.05  # times as fast as fp32, or fp32 it is
+EVALUATION_SHARE = 1 / 3  # of a training step: a forward pass over as many samples
+FIXED_SECONDS = 0.15  # per experiment, besides its steps: model, optimizer, trunk, records
+WORTH_IT = 1.05  # bf16 must be so many times as fast as fp32
 COMPILE_SECONDS = 300.0  # of training per size; below it compiling (about 36 s each) costs more than it gains
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTiming:
-    """What one model showed."""
+    """Measurements of one model over a few steps."""
 
     experiment: Experiment
     params_total: int
@@ -46,15 +46,15 @@ class ModelTiming:
 
 
 def smallest_and_biggest(plan: Plan) -> list[Experiment]:
-    """The experiments of the fewest and of the most parameters."""
+    """Return the experiments with the fewest and with the most parameters."""
     ordered = sorted(plan.expected, key=lambda e: e.params)
     return [ordered[0], ordered[-1]]
 
 
 def middle_experiment(plan: Plan) -> Experiment | None:
-    """The experiment whose steps cost nearest to the geometric mean of the cheapest and the dearest; None of few sizes.
+    """Return the experiment whose FLOPs per step are nearest to the geometric mean of the extremes; None of two sizes.
 
-    Step times are no power law from end to end: small models wait for overhead, large ones for arithmetic.
+    Step time is no single power law of FLOPs: small models are bound by overhead, large ones by arithmetic.
     """
     by_size = {e.size: e for e in plan.expected}.values()
     cost = {e.size: math.log(e.flops / e.steps) for e in by_size}
@@ -64,7 +64,7 @@ def middle_experiment(plan: Plan) -> Experiment | None:
 
 
 def time_training(experiment: Experiment, user: UserParts, device: torch.device) -> ModelTiming:
-    """One model on real batches, in the plan's own recipe."""
+    """Train one model for a few seconds on real batches in the plan's recipe, and time its steps."""
     with attention_kernel(experiment.recipe.precision, device):
         return _time_training(experiment, user, device)
 
@@ -82,15 +82,15 @@ def _time_training(experiment: Experiment, user: UserParts, device: torch.device
     loss, _ = stepper.advance(batch, 0)
     first = loss.item()
     unused = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
-    waited, steps, began = 0.0, 0, time.perf_counter()
-    while steps < 3 or (time.perf_counter() - began < TIMED_SECONDS and steps < experiment.steps - 1):
+    waited, steps, started = 0.0, 0, time.perf_counter()
+    while steps < 3 or (time.perf_counter() - started < TIMED_SECONDS and steps < experiment.steps - 1):
         fetching = time.perf_counter()
         batch = feed.next_batch()
         waited += time.perf_counter() - fetching
         loss, _ = stepper.advance(batch, min(steps + 1, experiment.steps - 1))
         steps += 1
-    loss.item()  # waits for the device
-    seconds = time.perf_counter() - began
+    loss.item()  # synchronises with the device
+    seconds = time.perf_counter() - started
     return ModelTiming(
         experiment=experiment,
         params_total=sum(p.numel() for p in model.parameters()),
@@ -107,7 +107,7 @@ def _time_training(experiment: Experiment, user: UserParts, device: torch.device
 
 @torch.no_grad()
 def _classes(model: nn.Module, user: UserParts, batch: Batch, precision: str, device: torch.device) -> int | None:
-    """How many classes the logits tell apart, where targets are whole numbers and outputs can be had."""
+    """Return the number of classes of the logits; None without integer targets or separate outputs."""
     target = batch.target
     if user.objective.takes_model or not isinstance(target, Tensor) or target.is_floating_point():
         return None
@@ -119,7 +119,7 @@ def _classes(model: nn.Module, user: UserParts, batch: Batch, precision: str, de
 
 
 def rates_of(measured: Sequence[ModelTiming], plan: Plan, *, slots: int = 1, start_seconds: float = 0.0) -> Rates:
-    """What these measurements say of every experiment."""
+    """Return the rates to price a plan with."""
     per_step = {str(m.experiment.size): (m.experiment.flops / m.experiment.steps, m.step_seconds) for m in measured}
     batch_size = measured[0].experiment.recipe.batch_size
     return Rates(
@@ -134,14 +134,14 @@ def rates_of(measured: Sequence[ModelTiming], plan: Plan, *, slots: int = 1, sta
 
 
 def sweep_seconds(plan: Plan, measured: Sequence[ModelTiming]) -> float:
-    """Training seconds of all experiments, one at a time, each without what its parent has done for it."""
+    """Return the training seconds of all experiments one after the other, without the trunks they share."""
     rates = rates_of(measured, plan)
     return sum(own_seconds(e, rates.training_seconds) for e in plan.expected)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionChoice:
-    """What was left to a measurement, and what it rests on."""
+    """Precision and compilation chosen by measurement."""
 
     precision: str
     compile: bool
@@ -149,7 +149,7 @@ class PrecisionChoice:
 
 
 def with_precision(plan: Plan, precision: str) -> Plan:
-    """The same experiments in another precision; their keys are not of this one."""
+    """Return the plan with another precision. Keys of its experiments are not updated."""
     decided, expected = (
         tuple(replace(e, recipe=replace(e.recipe, precision=precision)) for e in some)
         for some in (plan.experiments, plan.forecast)
@@ -158,9 +158,9 @@ def with_precision(plan: Plan, precision: str) -> Plan:
 
 
 def choose_precision(plan: Plan, user: UserParts, *, device: str, threads: int = 1) -> PrecisionChoice:
-    """The faster of fp32 and bf16 for the whole sweep where precision is `auto`, and whether compiling would pay.
+    """Choose the faster of fp32 and bf16 for the whole sweep if precision is `auto`, and if compiling pays off.
 
-    No rule would do for the precision: bf16 is several times as fast for wide models, and slower for narrow ones.
+    It is measured because no rule fits: bf16 is several times as fast for wide models, and slower for narrow ones.
     """
     place = torch.device(device)
     asked = plan.experiments[0].recipe.precision

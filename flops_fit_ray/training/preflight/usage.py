@@ -1,4 +1,4 @@
-"""How much of a device one experiment takes: its memory, and whether it keeps it busy."""
+"""Memory and utilisation of a device by one experiment, to decide how many can share it."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ TIMED_STEPS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceUsage:
-    """What one model showed."""
+    """Memory and utilisation of one model."""
 
     params: int
-    peak_bytes: int  # of the device's memory; of the whole process where that is a CPU
-    memory_bytes: int | None  # that the device has; None of a CPU: who gives it to whom is Ray's business
-    busy: float  # share of the time in which the device computes
+    peak_bytes: int  # of device memory; of the whole process on a CPU
+    memory_bytes: int | None  # of the device; None of a CPU, whose memory Ray assigns
+    busy: float  # share of the time that the device computes
 
 
 def measure_usages(plan: Plan, user: UserParts, device: str) -> list[DeviceUsage]:
-    """Of the biggest, the smallest and a middle model of a sweep, from the smallest on."""
+    """Measure the smallest, a middle and the largest model of a sweep, in this order."""
     smallest, biggest = smallest_and_biggest(plan)
     middle = middle_experiment(plan)
     place = torch.device(device)
-    # On a CPU the process's peak is never given back, so only the last and biggest one counts
+    # On a CPU the peak of the process never falls, so only the last and largest one counts
     chosen: Sequence[Experiment] = [e for e in (smallest, middle, biggest) if e is not None]
     with torch_threads(threads=1):
         return [measure_usage(e, user, place) for e in chosen]
 
 
 def measure_usage(experiment: Experiment, user: UserParts, device: torch.device) -> DeviceUsage:
-    """Of one model, on real batches in the plan's own recipe."""
+    """Train one model for a few steps on real batches, and measure its usage."""
     free_memory()
     long_enough = replace(experiment, steps=max(experiment.steps, WARM_STEPS + TIMED_STEPS))
     with attention_kernel(experiment.recipe.precision, device):
@@ -53,11 +53,11 @@ def measure_usage(experiment: Experiment, user: UserParts, device: torch.device)
             return DeviceUsage(params=experiment.params, peak_bytes=peak, memory_bytes=None, busy=1.0)
         torch.cuda.synchronize(device)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            began = time.perf_counter()
+            started = time.perf_counter()
             worker.advance(TIMED_STEPS)
             torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - started
         computing = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
-        free, total = torch.cuda.mem_get_info(device)  # what the driver keeps for the process included
+        free, total = torch.cuda.mem_get_info(device)  # includes the CUDA context of the process
         busy = min(1.0, computing / seconds)
         return DeviceUsage(params=experiment.params, peak_bytes=total - free, memory_bytes=total, busy=busy)

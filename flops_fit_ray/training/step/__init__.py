@@ -1,1 +1,1 @@
-"""One optimizer step, and what it is made of."""
+"""The optimizer step: schedule, optimizer, precision, kernels, device."""

@@ -1,8 +1,8 @@
-"""Attention on a CPU in bf16, several times as fast as torch's own there.
+"""Attention in bf16 on the CPU, several times as fast as torch's fused kernel there.
 
-torch's fused CPU kernel gains nothing from bf16 and can be slower than fp32. Two batched matrix products, with the
-causal mask as the bias of the first, use the CPU's bf16 units. Scores are rounded to bf16, as autocast does with any
-product.
+torch's fused CPU kernel gains nothing from bf16 and can be slower than in fp32. Two batched matrix products use the
+CPU's bf16 units: softmax(mask + scale * Q K^T) V, with the causal mask as the bias of the first. Scores are rounded to
+bf16, as autocast does with any product.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch.nn import functional
 
 @contextlib.contextmanager
 def attention_kernel(precision: str, device: torch.device) -> Iterator[str]:
-    """Take the faster kernel while the block runs; gives the name that results carry.
+    """Patch `torch.nn.functional.scaled_dot_product_attention` for the block; yields the kernel's name for the record.
 
-    Models reach it by `torch.nn.functional.scaled_dot_product_attention`, looked up when it is called.
+    Models that look the function up when they call it get the faster one.
     """
     if precision != "bf16" or device.type != "cpu":
         yield "torch"
@@ -48,8 +48,8 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    plain = attn_mask is None and not dropout_p and not enable_gqa and query.device.type == "cpu"
-    if not (plain and query.ndim == key.ndim == value.ndim == 4 and query.shape[:2] == key.shape[:2]):
+    supported = attn_mask is None and not dropout_p and not enable_gqa and query.device.type == "cpu"
+    if not (supported and query.ndim == key.ndim == value.ndim == 4 and query.shape[:2] == key.shape[:2]):
         found: Tensor = original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         return found
     B, H, T, K = query.shape
@@ -64,6 +64,6 @@ def _attention(
 
 @functools.lru_cache(maxsize=16)
 def _causal_bias(queries: int, keys: int, causal: bool) -> Tensor:
-    """What keeps a query from the keys after it; zeros where it may see all."""
+    """Return the bias (queries, keys): -inf above the diagonal if causal, else zeros."""
     bias = torch.zeros(queries, keys, dtype=torch.bfloat16)
     return bias.masked_fill(torch.ones(queries, keys, dtype=torch.bool).triu(1), float("-inf")) if causal else bias

@@ -1,4 +1,4 @@
-"""What a device is, what it can do at best, and how much memory was used."""
+"""Facts of a device: name, peak FLOP/s, memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from flops_fit_ray.training.step.precision import DTYPES
 
 # Dense matmul peaks in FLOP/s from the vendors' data sheets, without sparsity: (fp32 as torch runs it, bf16 and fp16).
-# fp32 is without TF32, because torch leaves TF32 off unless it is asked for.
+# fp32 is without TF32, which torch leaves off by default.
 _PEAKS = {
     "H200": (67e12, 989e12),
     "H100 PCIe": (51e12, 756e12),
@@ -27,20 +27,19 @@ _PEAKS = {
     "T4": (8.1e12, 65e12),
 }
 _GEMM_SIZE = 1024
-_GEMM_SECONDS = 0.3  # the first products are slow: pages, clock
+_GEMM_SECONDS = 0.3  # the first products are slow: page faults, clock speed
 
 
 def device_name(device: torch.device) -> str:
-    """As results carry it."""
+    """Return the name of a device for the record."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
 
 
 @functools.cache
 def peak_flops(name: str, device: str, precision: str, threads: int) -> tuple[float, str]:
-    """FLOP/s that the device reaches at best in a precision, and where the number comes from.
+    """Return the peak FLOP/s of a device in a precision, and the source of the number.
 
-    Of a known GPU it is the data sheet's; of anything else the best of a few matrix products measured here and now, so
-    it is this machine's and no constant.
+    For a known GPU from its data sheet; for anything else the fastest of some matrix products, measured here and now.
     """
     for known, (single, half) in _PEAKS.items():
         if known in name:
@@ -53,8 +52,8 @@ def _measured_gemm(device: torch.device, precision: str) -> float:
     a = torch.ones(n, n, device=device, dtype=DTYPES[precision])
     out = torch.empty_like(a)
     best = 0.0
-    ends = time.perf_counter() + _GEMM_SECONDS
-    while best == 0.0 or time.perf_counter() < ends:
+    deadline = time.perf_counter() + _GEMM_SECONDS
+    while best == 0.0 or time.perf_counter() < deadline:
         started = time.perf_counter()
         torch.mm(a, a, out=out)
         if device.type == "cuda":
@@ -64,7 +63,7 @@ def _measured_gemm(device: torch.device, precision: str) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to watch the memory anew; on a system that cannot, the peak is that of the process."""
+    """Reset the peak memory. Where the system cannot, the peak is that of the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -73,7 +72,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most memory since `reset_peak_memory`: of the GPU's tensors, else resident in this process."""
+    """Return the peak memory since `reset_peak_memory`: allocated on the GPU, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError, ValueError):
@@ -84,21 +83,21 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory that there are in all."""
+    """Return the total memory of a device in bytes; of the machine for a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def gpu_uuids() -> list[str]:
-    """Of the GPUs that this process computes on, as their driver names them; none before it has begun to."""
+    """Return the UUIDs of this process's GPUs; none before CUDA is initialised."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch leaves it untyped
         return []
     return [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())]
 
 
 def gpu_libraries() -> tuple[str | None, str | None]:
-    """The CUDA that torch was built for, and its NCCL; None where it was built without."""
+    """Return the versions of CUDA and NCCL that torch was built with; None without them."""
     if torch.version.cuda is None or not torch.cuda.is_available():
         return torch.version.cuda, None
     with contextlib.suppress(RuntimeError, AttributeError, ImportError):
@@ -107,5 +106,5 @@ def gpu_libraries() -> tuple[str | None, str | None]:
 
 
 def resident_data_bytes(device: torch.device) -> int:
-    """Bytes of data that may stay on the device: a quarter of what is free there, and none on the CPU."""
+    """Return how many bytes of data may reside on a GPU: a quarter of its free memory; 0 on the CPU."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0

@@ -1,4 +1,4 @@
-"""The optimizers that a spec can name, and the user's own."""
+"""Optimizers and their parameter groups."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from flops_fit_ray.training.user.parts import UserParts
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, user: UserParts) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over the parameters that learn.
+    """Create the optimizer of a recipe, or the user's, over the trainable parameters.
 
     Raises:
-        TypeError: the user's factory made something else.
+        TypeError: the user's factory returned something else.
     """
     if user.optimizer is not None:
         made: Any = user.optimizer(model, recipe.lr)
         if not isinstance(made, torch.optim.Optimizer):
-            raise TypeError(f"train.optimizer made a {type(made).__name__}, not a torch.optim.Optimizer")
+            raise TypeError(f"train.optimizer returned a {type(made).__name__}, not a torch.optim.Optimizer")
         return made
     groups = parameter_groups(model, recipe.weight_decay)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    # One kernel for all parameters: small models are bound by the overhead of many.
+    # fused: one kernel for all parameters, because small models are bound by kernel launches
     params = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay for what multiplies; none for norms, biases and other vectors, and lookup tables (GPT-2's custom)."""
+    """Split parameters into those with weight decay, matrices, and those without: vectors, norms, embeddings."""
     no_decay = embedding_only_params(model)
     for module in model.modules():
         if isinstance(module, NORMS):

@@ -1,1 +1,1 @@
-"""The user's model, data and loss as they come."""
+"""The user's model, data and loss, unchanged."""

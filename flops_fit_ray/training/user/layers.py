@@ -1,4 +1,4 @@
-"""What kinds of layers a model is made of."""
+"""Layer types that counting parameters and weight decay treat differently."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def embedding_only_params(model: nn.Module) -> set[int]:
-    """The ids of the parameters that only embedding layers use: a table tied to a head is none of them."""
+    """Return the ids of parameters that only embedding layers use; a table tied to a head is not among them."""
     tables = set()
     others = set()
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""How a batch becomes one number: the losses that a spec can name with one word, and the user's own."""
+"""Losses: the built-in ones that a spec can name, and the user's own behind one interface."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from flops_fit_ray.training.data import Batch
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss of the user's or ours, called the same way whatever it takes.
+    """A loss with one interface, `(model, batch)`.
 
-    One whose first argument is called `model` takes `(model, batch)` and does everything itself; any other takes
-    `(outputs, targets)`, the outputs as the model gave them.
+    A function whose first argument is named `model` takes `(model, batch)` itself; any other takes
+    `(outputs, targets)`, the outputs as the model returned them.
     """
 
     function: Callable[..., Any]
     takes_model: bool
 
     def __call__(self, model: nn.Module, batch: Batch) -> Any:
-        """The loss of a batch: a mean over its tokens."""
+        """Return the loss of a batch: a mean over its tokens."""
         if self.takes_model:
             return self.function(model, batch.content)
         return self.function(outputs_of(model, batch), batch.target)
 
 
 def as_objective(loss: Callable[..., Any]) -> Objective:
-    """What a loss takes is read off the name of its first argument."""
+    """Wrap a loss; the name of its first argument tells its signature."""
     called = loss.forward if isinstance(loss, nn.Module) else loss
     try:
         first = next(iter(inspect.signature(called).parameters), "")
-    except (TypeError, ValueError):  # a builtin says nothing of its arguments
+    except (TypeError, ValueError):  # some builtins have no signature
         first = ""
     return Objective(loss, takes_model=first == "model")
 
 
 def outputs_of(model: nn.Module, batch: Batch) -> Any:
-    """The model on the inputs of a batch.
+    """Run the model on the inputs of a batch.
 
     Raises:
         TypeError: inputs and target cannot be told apart.
@@ -51,17 +51,17 @@ def outputs_of(model: nn.Module, batch: Batch) -> Any:
     if not batch.has_target:
         raise TypeError(
             "a sample must be a tuple (input, ..., target) or a mapping with labels, but is a "
-            f"{type(batch.content).__name__}; else give a loss (model, batch)"
+            f"{type(batch.content).__name__}; return one of these, or use a loss (model, batch)"
         )
     positional, named = batch.arguments
     return model(*positional, **named)
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """The tensor among the outputs that a loss compares with targets: itself, `logits`, or the first of a tuple.
+    """Return the logits among a model's outputs: a tensor itself, `.logits`, `["logits"]`, or the first of a tuple.
 
     Raises:
-        TypeError: there is none.
+        TypeError: there are none.
     """
     found = outputs
     if isinstance(outputs, Mapping):
@@ -71,17 +71,17 @@ def logits_of(outputs: Any) -> Tensor:
     elif isinstance(outputs, tuple | list) and outputs:
         found = outputs[0]
     if not isinstance(found, Tensor):
-        raise TypeError(f"outputs are a {type(outputs).__name__} without a tensor or logits; give a loss of your own")
+        raise TypeError(f"model outputs are a {type(outputs).__name__} without logits; use a loss of your own")
     return found
 
 
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats; logits (..., classes), targets (...) of class numbers, -100 left out."""
+    """Return the mean cross-entropy in nats; logits (..., classes), class ids (...), where -100 is ignored."""
     return functional.cross_entropy(logits_of(outputs).flatten(0, -2), targets.flatten().long())
 
 
 def mse(outputs: Any, targets: Tensor) -> Tensor:
-    """Mean squared error; outputs and targets of the same number of elements, one of them may lack a last axis of 1."""
+    """Return the mean squared error of outputs and targets with the same number of elements."""
     values = logits_of(outputs)
     if values.numel() != targets.numel():
         raise ValueError(f"outputs {tuple(values.shape)} and targets {tuple(targets.shape)} differ in size")
@@ -89,10 +89,10 @@ def mse(outputs: Any, targets: Tensor) -> Tensor:
 
 
 def model_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The loss that the model computes itself, given the whole batch: `.loss`, `["loss"]`, or the scalar in a tuple.
+    """Return the loss that the model computes from the whole batch: `.loss`, `["loss"]`, or the scalar in a tuple.
 
     Raises:
-        TypeError: there is none among its outputs.
+        TypeError: its outputs hold no loss.
     """
     positional, named = Batch(batch, 0).all_arguments
     outputs = model(*positional, **named)
@@ -103,12 +103,12 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
     else:
         found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "loss", None)
     if not isinstance(found, Tensor) or found.numel() != 1:
-        raise TypeError(f"loss 'model' needs a model that returns its loss, but it returned a {type(outputs).__name__}")
+        raise TypeError(f"loss: model needs a model that returns its loss, but it returned a {type(outputs).__name__}")
     return found
 
 
 def check_loss(loss: Any) -> None:
-    """Make sure that a loss, built in or the user's, is one number.
+    """Check that a loss is a scalar tensor.
 
     Raises:
         ExperimentError: it is not.

@@ -1,4 +1,4 @@
-"""The user's model, data and loss: loaded once, kept as they are, and named in every error they cause."""
+"""Loading of the user's model, data, loss and hooks. Errors of theirs name the key of the spec."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from flops_fit_ray.training.data import (
 )
 from flops_fit_ray.training.user.losses import BUILT_IN_LOSSES, Objective, as_objective
 
-HOOKS = {  # fields of `UserParts`, and the keys of the spec that name them
+HOOKS = {  # field of `UserParts` -> key of the spec
     "flops_per_token": "model.flops_per_token",
     "optimizer": "train.optimizer",
     "schedule": "train.schedule",
@@ -39,14 +39,14 @@ HOOKS = {  # fields of `UserParts`, and the keys of the spec that name them
 
 @dataclass(frozen=True, kw_only=True)
 class UserParts:
-    """What the user brings, ready to use. `model(**size_kwargs)` builds a model."""
+    """The user's model, loss, data and hooks. `model(**size_kwargs)` builds a model."""
 
     model: Callable[..., nn.Module]
     loss: Callable[..., Any]  # (outputs, targets) or (model, batch)
     train_data: Data
     eval_data: Data | None
     eval_source: str
-    max_epochs: float = 1.0  # for data that cannot say how long they are
+    max_epochs: float = 1.0  # for streams of unknown length
     flops_per_token: Callable[[nn.Module], float] | None = None
     optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] | None = None
     schedule: Callable[[int, int], float] | None = None  # (step, steps) -> multiple of the peak
@@ -56,29 +56,29 @@ class UserParts:
 
     @property
     def prepared_data(self) -> PreparedData:
-        """Its data alone."""
+        """Training and held-out data."""
         return PreparedData(train=self.train_data, held_out=self.eval_data, source=self.eval_source)
 
     @property
     def objective(self) -> Objective:
-        """The loss, called the same way whatever it takes."""
+        """The loss as a function of (model, batch)."""
         return as_objective(self.loss)
 
     def num_tokens(self, batch: Batch, tokens_per_sample: int | None) -> int:
-        """D of a batch: by the user's rule, by a number per sample, else by the default rule."""
+        """Count the tokens of a batch: by the user's hook, by a number per sample, else by the default rule."""
         if self.count_tokens is not None:
             return int(self.count_tokens(batch.content))
         return batch.num_tokens() if tokens_per_sample is None else batch.num_samples * tokens_per_sample
 
 
 def load_user_parts(spec: SweepSpec, base: Path, prepared: PreparedData | None = None) -> UserParts:
-    """Import what the spec names, relative to the directory `base`, and make the datasets.
+    """Import what the spec names, relative to the directory `base`, and create the datasets.
 
     Args:
-        prepared: the data, where they have been made before.
+        prepared: data to use in place of those that the spec names.
 
     Raises:
-        SpecError: a target cannot be imported or made; all such faults at once.
+        SpecError: targets cannot be imported or called; all such faults at once.
     """
     faults: list[str] = []
 
@@ -112,8 +112,8 @@ def load_user_parts(spec: SweepSpec, base: Path, prepared: PreparedData | None =
         model=model,
         model_kwargs=spec.model.kwargs,
         loss=loss,
-        train=_made("data.train", train, spec.data.kwargs),
-        held_out=_made("data.eval", held_out, spec.data.kwargs),
+        train=_create("data.train", train, spec.data.kwargs),
+        held_out=_create("data.eval", held_out, spec.data.kwargs),
         data=spec.data,
         metrics=metrics,
         prepared=prepared,
@@ -122,7 +122,7 @@ def load_user_parts(spec: SweepSpec, base: Path, prepared: PreparedData | None =
 
 
 def _named_hooks(spec: SweepSpec) -> dict[str, str]:
-    """The user's functions that the spec names, by the field of `UserParts`."""
+    """Return the hooks that the spec names as `module:attribute`, by field of `UserParts`."""
     values = {
         "flops_per_token": spec.model.flops_per_token,
         "optimizer": spec.train.optimizer,
@@ -144,16 +144,16 @@ def make_user_parts(
     prepared: PreparedData | None = None,
     **hooks: Any,
 ) -> UserParts:
-    """User parts from objects; `hooks` are their optional fields, and `prepared` stands for `train` and `held_out`.
+    """Create user parts from objects. `hooks` are their optional fields; `prepared` replaces `train` and `held_out`.
 
-    Without `held_out` a fixed part of map-style training data is kept for evaluation. A stream has no such part: then,
-    and where `eval_fraction` is 0, the training loss stands in for the held-out one.
+    Without `held_out`, a fixed fraction of map-style training data is held out. A stream cannot be split: then, and if
+    `eval_fraction` is 0, the smoothed training loss takes the place of the held-out one.
 
     Raises:
-        SpecError: a dataset or a loss cannot be used.
+        SpecError: a dataset or the loss cannot be used.
     """
     if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
-        raise SpecError("spec", ["loss: has parameters that learn; move them into the model, where N counts them"])
+        raise SpecError("spec", ["loss: has trainable parameters; move them into the model, where N counts them"])
     prepared = prepared or _prepare_data(train, held_out, data.eval_fraction)
     return UserParts(
         model=functools.partial(model, **model_kwargs),
@@ -173,21 +173,21 @@ def _prepare_data(train: Any, held_out: Any, eval_fraction: float) -> PreparedDa
     if isinstance(train_data, Stream) or not eval_fraction:
         return PreparedData(train=train_data, held_out=None, source="none: the training loss, smoothed")
     if num_samples(train_data) < 2:
-        raise SpecError("spec", ["data.train: has 1 sample, so none can be held out; give data.eval"])
+        raise SpecError("spec", ["data.train: has 1 sample, so none can be held out; set data.eval"])
     kept, taken = split_held_out(train_data, eval_fraction)
     return PreparedData(train=kept, held_out=taken, source=f"{eval_fraction:.0%} of data.train, held out")
 
 
 def build(user: UserParts, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The user's model of one size, on torch's current default device.
+    """Build the user's model of one size on torch's default device.
 
     Raises:
-        SpecError: the constructor raised, or made no module.
+        SpecError: the constructor raised, or returned no nn.Module.
     """
     try:
         model = user.model(**kwargs)
     except NotImplementedError:
-        raise  # what the meta device cannot do; the caller tries another
+        raise  # not supported on the meta device; the caller falls back to the CPU
     except Exception as e:
         raise SpecError("spec", [f"model.sizes: {format_kwargs(kwargs)} raised {type(e).__name__}: {e}"]) from e
     if not isinstance(model, nn.Module):
@@ -198,12 +198,12 @@ def build(user: UserParts, kwargs: Mapping[str, Any]) -> nn.Module:
 
 
 def format_kwargs(kwargs: Mapping[str, Any]) -> str:
-    """The size as a person would write it: `d_model=64, n_layer=2`."""
+    """Format a size as arguments: `d_model=64, n_layer=2`."""
     return ", ".join(f"{k}={v}" for k, v in kwargs.items())
 
 
 def load_loss(name: str, base: Path, faults: list[str]) -> Any:
-    """A built-in loss by its word, or the user's by `module:attribute`; what is wrong is added to `faults`."""
+    """Load a built-in loss by name, or the user's by `module:attribute`. Appends to `faults` what is wrong."""
     if ":" not in name:
         if name not in BUILT_IN_LOSSES:
             faults.append(f"loss: {name!r} is none of {', '.join(BUILT_IN_LOSSES)}; write your own as module:attribute")
@@ -217,14 +217,14 @@ def load_loss(name: str, base: Path, faults: list[str]) -> Any:
 
 
 def load_target(target: str, base: Path, key: str) -> Any:
-    """The object that `module:attribute` names, the module looked for in `base` first.
+    """Import the object that `module:attribute` names; modules in `base` come first.
 
     Raises:
-        SpecError: not importable, no such attribute, or not callable.
+        SpecError: it cannot be imported, does not exist, or is neither callable nor data.
     """
     module_name, _, attribute = target.partition(":")
     if not (module_name and attribute):
-        raise SpecError("spec", [f"{key}: {target!r} must be written module:attribute, for example model:GPT"])
+        raise SpecError("spec", [f"{key}: {target!r} must have the form module:attribute, for example model:GPT"])
     module = _import(module_name, base, key)
     found: Any = module
     for part in attribute.split("."):
@@ -234,7 +234,9 @@ def load_target(target: str, base: Path, key: str) -> Any:
             raise SpecError("spec", [f"{fault}; {hint}" if hint else fault])
         found = getattr(found, part)
     if not (callable(found) or hasattr(found, "__getitem__") or hasattr(found, "__iter__")):
-        raise SpecError("spec", [f"{key}: {target!r} is a {type(found).__name__}, which cannot be called"])
+        raise SpecError(
+            "spec", [f"{key}: {target!r} is a {type(found).__name__}; it must be a function, a class or data"]
+        )
     return found
 
 
@@ -258,19 +260,19 @@ def _import(name: str, base: Path, key: str) -> Any:
 
 
 def _forget_other(root: str, base: Path) -> None:
-    """Drop a module of the same name that came from another project's directory."""
+    """Remove a module of the same name, imported from another directory, from sys.modules."""
     loaded = sys.modules.get(root)
     if loaded is None:
         return
-    places = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", [])]
-    if any(place and Path(place).is_relative_to(base) for place in places):
+    origins = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", [])]
+    if any(origin and Path(origin).is_relative_to(base) for origin in origins):
         return
     for module in [m for m in sys.modules if m == root or m.startswith(f"{root}.")]:
         del sys.modules[module]
 
 
-def _made(key: str, value: Any, kwargs: Mapping[str, Any]) -> Any:
-    """A dataset as it is, or what its factory returns."""
+def _create(key: str, value: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Return a dataset itself, or the result of its factory."""
     is_data = hasattr(value, "__getitem__") or hasattr(value, "__iter__")
     if value is None or (is_data and not isinstance(value, type)):
         return value

@@ -63,7 +63,7 @@ def test_ten_answers_and_all_is_well() -> None:
 def test_every_kind_of_data_can_be_checked(kind: str, tmp_path: Path) -> None:
     report = checked(Bigram, every_kind(tmp_path)[kind])
     assert len(report.lines) == 10 and report.verdict != "FAIL", str(report)
-    held_out = "held-out: none" not in words(report, "data")
+    held_out = "held-out data: none" not in words(report, "data")
     assert held_out == (kind in ("augmented", "token file", "mappings"))
     assert answers(report)["checkpoint"] == "PASS"
     noisy = kind in ("augmented", "loader")  # inputs with noise in them are no shifted targets
@@ -169,7 +169,7 @@ class Breaks(Bigram):
 
 FOUND = [
     (Idle, "gradients", "WARN", "2 parameters get none: unused.weight, unused.bias"),
-    (Hot, "first loss", "WARN", "ln(32 classes) is 3.466: look at the initialisation"),
+    (Hot, "first loss", "WARN", "ln(32 classes) is 3.466; check the initialisation"),
     (Keeps, "checkpoint", "FAIL", "does the model draw or keep state?"),
     (Breaks, "runs", "FAIL", "size 16: RuntimeError: too wide"),
 ]

@@ -1,1 +1,1 @@
-"""What the workers of one experiment compute together."""
+"""Data parallelism and sharding over the workers of one experiment."""

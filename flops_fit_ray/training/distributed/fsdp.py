@@ -167,11 +167,8 @@ def _clone_views(module: nn.Module, args: Any, output: Any) -> Any:
 def fsdp_units(model: nn.Module) -> list[nn.Module]:
     """Return the modules to gather one at a time: the members of the outermost containers that share no weight."""
     everywhere = _count_uses(model)
-    return [
-        b
-        for b in _container_members(model)
-        if (own := _count_uses(b)) and all(everywhere[p] == count for p, count in own.items())
-    ]
+    members = ((member, _count_uses(member)) for member in _container_members(model))
+    return [member for member, uses in members if uses and all(everywhere[p] == n for p, n in uses.items())]
 
 
 def _container_members(module: nn.Module) -> Iterator[nn.Module]:

@@ -1,1 +1,1 @@
-"""One experiment from its start, or its checkpoint, to its outcome."""
+"""The training loop: from the start or a checkpoint of an experiment to its outcome."""

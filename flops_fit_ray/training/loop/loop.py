@@ -1,4 +1,4 @@
-"""The training loop of one experiment: exactly D tokens, then the held-out loss. Pure torch; an observer is told."""
+"""The training loop of one experiment: exactly D tokens, then the held-out loss. Imports no Ray."""
 
 from __future__ import annotations
 

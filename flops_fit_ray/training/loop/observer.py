@@ -1,4 +1,4 @@
-"""The callbacks of the training loop: an observer is told what happens and changes no result."""
+"""Callbacks of the training loop. An observer does not change the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an experiment saves, when and where. Nothing here changes its result."""
+"""The save policy of an experiment: what is saved, when and where. It does not change the result."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Worker:
             model.compile()
         self._model = model
         self.stepper = make_stepper(
-            model, user, recipe, experiment.steps, device, lambda words: observer.event(words, aloud=True), group
+            model, user, recipe, experiment.steps, device, lambda message: observer.event(message, aloud=True), group
         )
         max_bytes = resident_data_bytes(device)
         data = user.train_data

@@ -171,12 +171,10 @@ def _start(measured: Sequence[ModelTiming]) -> CheckItem:
         return CheckItem("PASS", "first loss", f"{shown}; finite (no classes to compare it with)")
     expected = math.log(classes)
     far = [m for m in measured if not 0.5 * expected <= m.loss <= 1.3 * expected + 0.5]
-    words = f"{shown}; ln({classes} classes) is {expected:.3f}"
-    return (
-        CheckItem("WARN", "first loss", f"{words}: look at the initialisation")
-        if far
-        else CheckItem("PASS", "first loss", words)
-    )
+    message = f"{shown}; ln({classes} classes) is {expected:.3f}"
+    if far:
+        return CheckItem("WARN", "first loss", f"{message}; check the initialisation")
+    return CheckItem("PASS", "first loss", message)
 
 
 def _memory(measured: Sequence[ModelTiming], device: torch.device, slots: int) -> CheckItem:
@@ -184,31 +182,33 @@ def _memory(measured: Sequence[ModelTiming], device: torch.device, slots: int) -
     room = whole if device.type == "cuda" else whole // slots
     halved = [m for m in measured if m.micro_batch_size != m.experiment.recipe.micro_batch_size]
     peak = max((m.peak_bytes or 0) for m in measured)
-    words = f"at most {fmt.size(peak)} of {fmt.size(room)} per experiment"
+    message = f"at most {fmt.size(peak)} of {fmt.size(room)} per experiment"
     if halved:
         size = halved[0].micro_batch_size
         return CheckItem(
-            "WARN", "memory", f"{words}; too little for the micro-batch: train.micro_batch_size: {size} fits"
+            "WARN", "memory", f"{message}; the micro-batch does not fit: set train.micro_batch_size: {size}"
         )
-    return CheckItem("WARN" if peak > 0.8 * room else "PASS", "memory", words)
+    return CheckItem("WARN" if peak > 0.8 * room else "PASS", "memory", message)
 
 
 def _tokens(plan: Plan, measured: Sequence[ModelTiming]) -> CheckItem:
     first = measured[0].experiment
     planned = first.tokens // first.steps
     unit = plan.measurements.data.token_unit
-    words = f"{measured[0].tokens} in a batch of {first.recipe.batch_size} samples; one is {unit}"
+    message = f"{measured[0].tokens} in a batch of {first.recipe.batch_size} samples; one is {unit}"
     if any(m.tokens != planned for m in measured):
-        return CheckItem("FAIL", "tokens", f"{words}; the plan says {planned}")
-    return CheckItem("PASS", "tokens", words)
+        return CheckItem("FAIL", "tokens", f"{message}; the plan says {planned}")
+    return CheckItem("PASS", "tokens", message)
 
 
 def _flops(plan: Plan) -> CheckItem:
     sizes = plan.sizes
     ratios = [s.flops_per_token / (6 * s.params) for s in sizes]
-    words = f"{min(ratios):.2f} to {max(ratios):.2f} times 6ND, {sizes[0].flops_source}"
+    message = f"{min(ratios):.2f} to {max(ratios):.2f} times 6ND, {sizes[0].flops_source}"
     doubts = list(flops_audit(sizes))
-    return CheckItem("WARN", "FLOPs", f"{words}: {'; '.join(doubts)}") if doubts else CheckItem("PASS", "FLOPs", words)
+    return (
+        CheckItem("WARN", "FLOPs", f"{message}: {'; '.join(doubts)}") if doubts else CheckItem("PASS", "FLOPs", message)
+    )
 
 
 def _speed(plan: Plan, measured: Sequence[ModelTiming], rates: Rates, device: torch.device, threads: int) -> CheckItem:
@@ -220,19 +220,19 @@ def _speed(plan: Plan, measured: Sequence[ModelTiming], rates: Rates, device: to
         return f"{fmt.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
 
     price = estimate_price(plan.expected, rates=rates)
-    words = f"{_both(measured, shown)} on {name} in {precision}"
-    words += f"; the sweep about {fmt.duration(price.wall_seconds or 0.0)} on {rates.slots} at a time"
+    message = f"{_both(measured, shown)} on {name} in {precision}"
+    message += f"; the sweep about {fmt.duration(price.wall_seconds or 0.0)} on {rates.slots} at a time"
     if device.type == "cuda" and precision == "fp32":
-        return CheckItem("WARN", "speed", f"{words}. A GPU is faster in bf16: train.precision: auto tries it")
-    return CheckItem("PASS", "speed", words)
+        return CheckItem("WARN", "speed", f"{message}; bf16 is faster on a GPU: set train.precision: auto")
+    return CheckItem("PASS", "speed", message)
 
 
 def _data(plan: Plan, measured: Sequence[ModelTiming]) -> CheckItem:
     share = max(m.wait_share for m in measured)
     facts = plan.measurements.data
     held_out = f"{facts.eval_samples} samples of {facts.eval_source}" if facts.eval_samples else facts.eval_source
-    words = f"waiting for data {100 * share:.1f} % of the time; held-out: {held_out}"
-    return CheckItem("WARN" if share > 0.2 or not facts.eval_samples else "PASS", "data", words)
+    message = f"waiting for data {100 * share:.1f} % of the time; held-out data: {held_out}"
+    return CheckItem("WARN" if share > 0.2 or not facts.eval_samples else "PASS", "data", message)
 
 
 class _StopError(Exception):
@@ -264,17 +264,17 @@ def _round_trip(experiment: Experiment, user: UserParts, device: torch.device) -
             train_experiment(short, user, eval_samples=0, device=device.type, policy=policy, observer=stopping)
         size = sum(path.stat().st_size for path in Path(directory).iterdir())
         resumed = train_experiment(short, user, eval_samples=0, device=device.type, policy=policy)
-    words = f"{fmt.size(size)} at size {experiment.size}, saved, loaded and resumed"
+    message = f"{fmt.size(size)} at size {experiment.size}, saved, loaded and resumed"
     same = [p.train_loss for p in resumed.curve] == [p.train_loss for p in whole.curve]
     if same:
-        return CheckItem("PASS", "checkpoint", f"{words}: the same losses to the last bit")
+        return CheckItem("PASS", "checkpoint", f"{message}: the same losses to the last bit")
     close = math.isclose(resumed.loss, whole.loss, rel_tol=1e-3)
     difference = abs(resumed.loss - whole.loss)
     verdict: Verdict = "WARN" if close and device.type == "cuda" else "FAIL"
     return CheckItem(
         verdict,
         "checkpoint",
-        f"{words}: losses differ by {difference:.2e}; does the model keep state outside its buffers?",
+        f"{message}: losses differ by {difference:.2e}; does the model keep state outside its buffers?",
     )
 
 
@@ -285,7 +285,7 @@ def _targets(experiment: Experiment, user: UserParts, device: torch.device) -> C
     found = detect_target_leak(model, user.objective, batch, device)
     if found is None:
         return CheckItem("PASS", "targets", "not applicable: the targets are not the input tokens")
-    words = f"loss {found.loss:.2f} after {found.steps} steps on random tokens, {CHANCE_LOSS:.2f} by chance"
+    message = f"loss {found.loss:.2f} after {found.steps} steps on random tokens, {CHANCE_LOSS:.2f} by chance"
     if found.is_leak:
-        words += ". The model sees its targets: are they shifted by one, and is attention causal?"
-    return CheckItem("FAIL" if found.is_leak else "PASS", "targets", words)
+        message += ". The model sees its targets: are they shifted by one, and is attention causal?"
+    return CheckItem("FAIL" if found.is_leak else "PASS", "targets", message)

@@ -79,7 +79,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model_size_param": None}, "size_param is missing"),
     ({"dataset": 3}, "data.train: int has no __len__"),
     ({"metrics": [1]}, "metrics: must be functions by name"),
-    ({"optimizer": lambda m, lr: 3}, "train.optimizer: TypeError: it made a int"),
+    ({"optimizer": lambda m, lr: 3}, "train.optimizer: TypeError: it returned a int"),
     ({"checkpoint": {"minuets": 1}}, "checkpoint.minuets: unknown key; did you mean 'minutes'?"),
 ]
 

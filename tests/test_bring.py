@@ -349,8 +349,13 @@ class Blind(Bigram):
 
 BAD: list[tuple[Any, Any, str, str]] = [
     (Bigram, lambda: text().tensors[0], "cross_entropy", "a sample must be a tuple"),
-    (Blind, lambda: text(), "model", "loss 'model' needs a model that returns its loss"),
-    (Bigram, lambda: loader(), "cross_entropy", "train.batch_size: is 4, and the loader's is 8; give both the same"),
+    (Blind, lambda: text(), "model", "loss: model needs a model that returns its loss"),
+    (
+        Bigram,
+        lambda: loader(),
+        "cross_entropy",
+        "train.batch_size: is 4, but the DataLoader's is 8; set both to the same",
+    ),
     (
         lambda width: types.SimpleNamespace(),
         lambda: text(),
@@ -369,7 +374,7 @@ def test_what_does_not_fit_together_is_refused_in_the_plan(model: Any, data: Any
 HOOKS: list[tuple[dict[str, Any], str]] = [
     ({"schedule": lambda step, steps: float("nan")}, "train.schedule: ValueError: step 0 of 1000 gave nan"),
     ({"schedule": lambda step: 1.0}, "train.schedule: TypeError"),
-    ({"optimizer": lambda model, lr: 3}, "train.optimizer: TypeError: it made a int, not a torch.optim.Optimizer"),
+    ({"optimizer": lambda model, lr: 3}, "train.optimizer: TypeError: it returned a int, not a torch.optim.Optimizer"),
     ({"optimizer": lambda model: 3}, "train.optimizer: TypeError"),
     ({"metrics": {"odd": lambda out, y: out}}, "metrics.odd: TypeError: a metric must be one number"),
     ({"metrics": {"odd": lambda out, y: out.nothing}}, "metrics.odd: AttributeError"),
@@ -391,5 +396,5 @@ def test_functions_that_do_not_work_are_named_in_the_plan(hooks: dict[str, Any],
 
 def test_a_loss_with_parameters_is_refused() -> None:
     loss = nn.Sequential(nn.Linear(1, 1))
-    with pytest.raises(SpecError, match="loss: has parameters that learn; move them into the model"):
+    with pytest.raises(SpecError, match="loss: has trainable parameters; move them into the model"):
         plan_user_parts(Bigram, text(), loss)

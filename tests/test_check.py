@@ -168,9 +168,9 @@ class Breaks(Bigram):
 
 
 FOUND = [
-    (Idle, "gradients", "WARN", "2 parameters get none: unused.weight, unused.bias"),
+    (Idle, "gradients", "WARN", "2 parameters have no gradient: unused.weight, unused.bias"),
     (Hot, "first loss", "WARN", "ln(32 classes) is 3.466; check the initialisation"),
-    (Keeps, "checkpoint", "FAIL", "does the model draw or keep state?"),
+    (Keeps, "checkpoint", "FAIL", "does the model keep state outside its buffers?"),
     (Breaks, "runs", "FAIL", "size 16: RuntimeError: too wide"),
 ]
 

@@ -199,7 +199,7 @@ def test_a_factory_gives_each_group_a_rate_and_the_schedule_moves_all(tmp_path: 
     train_experiment(experiment, replace(user, optimizer=mup), eval_samples=24)
     factors = [lr_factor(s, experiment.steps, experiment.recipe) for s in range(experiment.steps)]
     assert rates == [[1e-2 * f, 1e-2 / 8 * f] for f in factors]
-    with pytest.raises(TypeError, match="train.optimizer made a int, not a torch.optim.Optimizer"):
+    with pytest.raises(TypeError, match="train.optimizer returned a int, not a torch.optim.Optimizer"):
         make_optimizer(Bigram(4), experiment.recipe, replace(user, optimizer=lambda model, lr: 3))  # type: ignore[arg-type,return-value] # on purpose
 
 
@@ -264,7 +264,7 @@ def test_rates_that_are_none_are_refused() -> None:
     with pytest.raises(SpecError, match=r"train.lr.table: has no rate for size 8; it has \[4\]"):
         planned(spec, user_parts_of(spec))
     spec = spec_of(train={"batch_size": 8, "lr": "mine:rule"})
-    with pytest.raises(SpecError, match="train.lr: gave -1.0 for width=4; a positive number is needed"):
+    with pytest.raises(SpecError, match="train.lr: returned -1.0 for width=4; it must be a positive number"):
         planned(spec, replace(user_parts_of(spec), lr=lambda params, size: -1))
 
 

@@ -98,8 +98,8 @@ def _measured_ladder(spec: SweepSpec, user: UserParts, batch: Batch, tokens: int
     """Measure sizes where the spec names none: highly divisible candidates, then values between them.
 
     1) Candidates are divisible by many numbers, because models require that of a size (a number of heads, say).
-    2) An adaptive grid gets sizes between the accepted ones for its even steps in log N; the divisors that all accepted
-       ones share are kept (`between`).
+    2) An adaptive grid gets sizes between the accepted ones for its even steps in log N, as multiples of their greatest
+       common divisor (`between`).
     """
     sizes: list[ModelSize] = []
     refused: list[str] = []

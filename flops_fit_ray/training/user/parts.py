@@ -224,7 +224,7 @@ def load_target(target: str, base: Path, key: str) -> Any:
     """
     module_name, _, attribute = target.partition(":")
     if not (module_name and attribute):
-        raise SpecError("spec", [f"{key}: {target!r} must have the form module:attribute, for example model:GPT"])
+        raise SpecError("spec", [f"{key}: {target!r} must be written module:attribute, for example model:GPT"])
     module = _import(module_name, base, key)
     found: Any = module
     for part in attribute.split("."):

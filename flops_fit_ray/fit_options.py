@@ -30,7 +30,7 @@ PINS: tuple[str, ...] = get_args(PinName)
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The finite numbers that a setting may be; `ge` and `le` are among them, `gt` and `lt` are not."""
+    """Range of a finite number: greater or equal, greater than, less or equal, less than."""
 
     whole: bool = False
     ge: float | None = None
@@ -68,7 +68,7 @@ PIN_LIMITS = Limits(gt=0)
 
 
 def check_pins(pins: Mapping[str, float]) -> None:
-    """Refuse to hold what is no parameter of the surface, or at a value that it cannot have.
+    """Check the parameters of the surface that are held fixed.
 
     Raises:
         FitError: a name is none of E, alpha and beta, or a value is not positive and finite.

@@ -135,7 +135,7 @@ BAD: dict[str, Case] = {
     "one budget": Case(changes={"budgets": [1e5]}, words=("budgets: has 1 budget(s)", "at least 2")),
     "bugets": Case(changes={"bugets": [1e5]}, words=("bugets: unknown key; did you mean 'budgets'?",)),
     "nested typo": Case(changes={"train.batch_sise": 4}, words=("train.batch_sise", "did you mean 'batch_size'?")),
-    "key twice": Case(raw=b"name: a\nname: b\n", words=("line 2, column 1: the key 'name' stands twice",)),
+    "key twice": Case(raw=b"name: a\nname: b\n", words=("line 2, column 1: duplicate key 'name'",)),
     "tab": Case(raw=b"model:\n\ttarget: x\n", words=("line 2, column 1",)),
     "syntax": Case(raw=b"budgets: [1, 2\nname: x\n", words=("line 2, column",)),
     "python object": Case(raw=b"name: !!python/object/apply:os.system [ls]\n", words=("line 1", "constructor")),
@@ -216,7 +216,7 @@ BAD: dict[str, Case] = {
     ),
     "a shared model is not measured": Case(
         changes={"shard_model": True, "workers_per_trial": 2, "train.precision": "auto"},
-        words=("shard_model", "train.precision: auto", "say what it is"),
+        words=("shard_model", "train.precision: auto", "choose a value"),
     ),
     "a number cannot be shared": Case(
         changes={"shard_model": True, "workers_per_trial": 2, "model.target": "parts:Scaled"},

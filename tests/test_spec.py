@@ -358,7 +358,7 @@ def test_all_faults_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3", "line 3, column 1: the key 'a' stands twice"),
+        ("a: 1\nb: 2\na: 3", "line 3, column 1: duplicate key 'a'"),
         ("a: [1\nb: 2", "line 2, column 2"),
         ("a:\n\t- 1", "line 2, column 1"),
         ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),

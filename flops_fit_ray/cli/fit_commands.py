@@ -1,4 +1,4 @@
-"""Commands that ask a sweep or a table of runs: fit, predict, compare, report."""
+"""Commands that read a sweep or a table of runs: fit, predict, compare, report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _number(name: str) -> click.ParamType[Any]:
-    """The limits of a setting, for its option."""
+    """Return the parameter type with the limits of a setting."""
     limits = LIMITS[name]
     low, high = (a if a is not None else b for a, b in ((limits.ge, limits.gt), (limits.le, limits.lt)))
     if limits.whole:
@@ -42,9 +42,9 @@ def _choice(name: str) -> click.Choice[str]:
 
 _FIT_OPTIONS = [
     click.option("--method", type=_choice("method"),
-                 help=f"Whose answer is the answer [default: {FitOptions.method}, valleys where there are two]."),
+                 help=f"Method of the reported laws [default: {FitOptions.method}, valleys where there are two]."),
     click.option("--curve", type=_choice("curve"), help=f"The curve of a valley [default: {FitOptions.curve}]."),
-    click.option("--window", type=_number("window"), help="Fit the so many sizes nearest to the lowest loss."),
+    click.option("--window", type=_number("window"), help="Fit only the sizes nearest to the lowest loss, this many."),
     click.option("--law-weights", type=_choice("law_weights"),
                  help=f"Weights of the minima in their power law [default: {FitOptions.law_weights}]."),
     click.option("--delta", type=_number("delta"), help=f"Of the Huber loss [default: {FitOptions.delta:g}]."),
@@ -210,7 +210,7 @@ def report(directory: StoragePath | None, as_json: bool) -> None:
 
 
 def _write_spec(advice: Recommendation, path: Path) -> tuple[Plan | None, str]:
-    """Write the spec with the nearest size that the model takes; its plan, or why there is none yet."""
+    """Write the spec with the nearest size that the model takes. Returns its plan, or the reason why there is none."""
     from flops_fit_ray.planning import make_plan
     from flops_fit_ray.spec import read_spec
     from flops_fit_ray.training.preflight.model_size import measure_spec
@@ -244,7 +244,7 @@ def _planned_words(plan: Plan | None) -> str:
 
 
 class _Opened:
-    """A fit, and the sweep or the table that it is of."""
+    """Fit of a sweep or of a table."""
 
     def __init__(self, fit: SweepFit, *, sweep: Sweep | None = None, table: Table | None = None) -> None:
         self.fit, self.sweep, self.table = fit, sweep, table
@@ -303,7 +303,7 @@ def _pairs(option: str, values: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float | None, StoragePath | None]:
-    """BUDGET [SOURCE], or with --hours [SOURCE] alone."""
+    """Parse BUDGET [SOURCE], or with --hours [SOURCE] alone."""
     rest = list(words)
     budget = None
     if hours is None:

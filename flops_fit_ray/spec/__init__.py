@@ -1,4 +1,4 @@
-"""The question: a sweep as a typed value, and its YAML file.
+"""Specs: a sweep as a typed value, and its YAML file.
 
 Nothing here imports the user's code; the targets stay names until `training.user.parts` loads them.
 """

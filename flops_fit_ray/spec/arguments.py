@@ -37,9 +37,11 @@ def spec_from_arguments(
     options: Mapping[str, Any],
     hooks: Mapping[str, Callable[..., Any]],
 ) -> SweepSpec:
-    """The spec that the arguments amount to; `options` are fields of its sections by their names.
+    """Return the spec that is equivalent to the arguments.
 
-    `hooks` are those options that are functions; the spec holds their names.
+    Args:
+        options: keys of the spec's sections, by name.
+        hooks: the options that are functions; the spec holds their names.
 
     Raises:
         SpecError: an argument is missing, wrong or unknown; all at once.
@@ -84,7 +86,7 @@ def spec_from_arguments(
 
 
 def _option_homes() -> dict[str, str]:
-    """The section of every option that `find_optimal` takes; "" for the top level."""
+    """Return the section of every option that `find_optimal` takes; "" for the top level."""
     homes = {"sizes": "model", "flops_per_token": "model"}
     top = ("name", "resources_per_trial", "workers_per_trial", "shard_model", "max_retries", "metrics")
     homes |= dict.fromkeys((*top, "checkpoint", "grid", "trackers"), "")
@@ -119,7 +121,7 @@ def _option_of(path: str, homes: Mapping[str, str]) -> str:
 
 
 def describe(value: Any) -> str:
-    """A name for an object that is the same in every process; part of the experiments' keys."""
+    """Return a name for an object that is the same in every process; part of the experiments' keys."""
     if isinstance(value, functools.partial):
         given = [*map(describe_value, value.args), *(f"{k}={describe_value(v)}" for k, v in value.keywords.items())]
         return f"partial({describe(value.func)}, {', '.join(map(str, given))})"
@@ -134,13 +136,13 @@ def describe(value: Any) -> str:
 
 
 def describe_target(value: Any) -> str:
-    """A name as a spec writes it, `module:attribute`, for a function that only this process has."""
+    """Return a name in the form of a spec, `module:attribute`, for a function of this process."""
     name = describe(value)
     return name if ":" in name else f"{type(value).__module__}:{name}"
 
 
 def describe_value(value: Any) -> Any:
-    """A constructor argument as JSON: itself where it is plain, else its name."""
+    """Return a constructor argument as JSON: itself if JSON can hold it, else its name."""
     with contextlib.suppress(TypeError, ValueError):
         return json.loads(json.dumps(value, allow_nan=False))
     return describe(value)

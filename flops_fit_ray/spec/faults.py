@@ -32,7 +32,7 @@ KEY_MARK = "[key]"  # pydantic's, behind a mapping's key that is wrong itself
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """The key that an error is about."""
+    """Place of an error in a spec."""
 
     path: tuple[int | str, ...]
     annotation: Any  # of what stands there; None where the key is unknown
@@ -40,7 +40,7 @@ class Location:
 
     @property
     def key(self) -> str:
-        """The key itself."""
+        """Last key of the path."""
         return str(self.path[-1])
 
     @property

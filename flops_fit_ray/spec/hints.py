@@ -1,4 +1,4 @@
-"""The way out of an unknown key: the key that was meant, by spelling, by place, or by its name in other libraries."""
+"""Suggestions for unknown keys: misspelt, in another section, or named as in another library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALIKE, NEARLY_ALIKE = 0.6, 0.85  # likeness (difflib) of a misspelling: where on
 
 
 class Hint(NamedTuple):
-    """The key that other libraries' names stand for, and what else has to change."""
+    """Key of a spec, its names in other libraries, and a note on how the value differs."""
 
     path: str
     names: str  # separated by spaces
@@ -151,7 +151,7 @@ def meant_key(key: str, known: Sequence[str]) -> str:
 
 
 def meant_paths(key: str) -> tuple[tuple[str, ...], str]:
-    """Return the paths that an unknown key of any section may stand for, and what else has to change."""
+    """Return the paths that an unknown key of any section may stand for, and a note on how the value differs."""
     if _is_path(key):
         return (key,), ""
     plain = _snake(key)

@@ -1,4 +1,4 @@
-"""YAML to a checked spec, and back. Every fault of a file is found at once."""
+"""Reading and writing of specs in YAML. All faults of a file are reported at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flops_fit_ray.spec.faults import fault_lines
 from flops_fit_ray.spec.sections import SweepSpec
 
 MAX_SPEC_BYTES = 1 << 20
-MAX_ALIASES = 64  # more than any honest spec has; stops an alias bomb before it is expanded
+MAX_ALIASES = 64  # stops an alias bomb before it is expanded
 
 
 class _Loader(yaml.SafeLoader):
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
             seen.add(key if isinstance(key, str) else id(key_node))
         return super().construct_mapping(node, deep)
 
@@ -48,7 +48,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """YAML text as plain values.
+    """Parse YAML text to plain values.
 
     Raises:
         SpecError: the text is not YAML; line and column are named.
@@ -68,14 +68,14 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 class SpecFile(Protocol):
-    """A path of files or of an object store; its text is what a user knows it by."""
+    """Path of a file, or of an object in a store; `str` of it appears in messages."""
 
     def read_bytes(self) -> bytes:
         """Read the whole content."""
 
 
 def read_spec(path: SpecFile, overrides: Sequence[str] = ()) -> SweepSpec:
-    """The spec in a YAML file, with `a.b=c` overrides applied before it is checked.
+    """Read the spec in a YAML file, with `a.b=c` overrides applied before it is checked.
 
     Raises:
         SpecError: the file cannot be read, or anything in it is wrong; all faults at once.
@@ -91,7 +91,7 @@ def read_spec(path: SpecFile, overrides: Sequence[str] = ()) -> SweepSpec:
 
 
 def spec_from_bytes(raw: bytes, source: str, overrides: Sequence[str] = ()) -> SweepSpec:
-    """The spec in the bytes of a YAML file.
+    """Read the spec in the bytes of a YAML file.
 
     Raises:
         SpecError: anything in it is wrong; all faults at once.
@@ -113,7 +113,7 @@ def spec_from_bytes(raw: bytes, source: str, overrides: Sequence[str] = ()) -> S
 
 
 def make_spec(content: Mapping[str, Any], source: str) -> SweepSpec:
-    """A checked spec from plain values.
+    """Check plain values and return them as a spec.
 
     Raises:
         SpecError: anything is wrong; all faults at once.
@@ -125,7 +125,7 @@ def make_spec(content: Mapping[str, Any], source: str) -> SweepSpec:
 
 
 def dump_spec(spec: SweepSpec) -> str:
-    """The resolved spec as YAML, every default written out."""
+    """Return the spec as YAML, with every default written out."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

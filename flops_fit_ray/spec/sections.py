@@ -1,4 +1,4 @@
-"""The sections of a spec, each default once. What a value may be is said here and nowhere else."""
+"""Sections of a spec with their defaults, and the checks that span several keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from flops_fit_ray.spec.values import (
 
 
 class ModelSection(Section):
-    """The user's model: what builds it, and which argument makes it larger."""
+    """Model of the user: its constructor, and the argument that sets its size."""
 
     target: str
     size_param: str | None = None
@@ -44,7 +44,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """The user's data: the training set, the held-out set, and what one token is."""
+    """Data of the user: training set, held-out set, and the definition of a token."""
 
     train: str
     eval: str | None = None
@@ -63,12 +63,12 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _one_rule_for_tokens(self) -> DataSection:
         if self.count_tokens is not None and self.tokens_per_sample is not None:
-            raise ValueError("count_tokens and tokens_per_sample both say what a token is; give one of them")
+            raise ValueError("count_tokens and tokens_per_sample both define a token; give one of them")
         return self
 
 
 class TrainSection(Section):
-    """How every experiment is trained. What depends on its own D is worked out by the plan."""
+    """Training of every experiment. Steps, warmup and decay follow from each experiment's D, in the plan."""
 
     batch_size: int = Field(default=32, gt=0)
     micro_batch_size: int | None = Field(default=None, gt=0)
@@ -91,16 +91,20 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _lr_known(self) -> TrainSection:
         if self.optimizer != "adamw" and self.lr == "auto":
-            raise ValueError(f"lr is missing: {self.optimizer} has no rule for it")
+            raise ValueError(
+                f"lr is missing: only adamw has an automatic rate, not {self.optimizer}; give a number, rule or table"
+            )
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
-            raise ValueError(f"micro_batch_size {self.micro_batch_size} is more than batch_size {self.batch_size}")
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} is more than batch_size {self.batch_size}; lower it"
+            )
         return self
 
 
 class GridSection(Section):
-    """Which experiments a sweep consists of, and how they save compute. `auto` is off in a static grid.
+    """Choice of experiments, and ways to save compute. `auto` is off in a static grid.
 
-    A static grid is run as it is written; an adaptive one looks for the minima by itself.
+    A static grid is run as written; an adaptive grid chooses sizes around the predicted minima.
     """
 
     kind: Literal["auto", "static", "adaptive"] = "auto"  # auto: static where sizes are listed
@@ -120,7 +124,7 @@ class GridSection(Section):
 
 
 class CheckpointSection(Section):
-    """When an experiment saves all that it needs to go on, and what is kept. None of it changes a result."""
+    """Checkpoints of an experiment: when they are written and which are kept. None of it changes a result."""
 
     minutes: Positive | None = 5.0
     steps: int | None = Field(default=None, gt=0)
@@ -130,13 +134,13 @@ class CheckpointSection(Section):
 
 
 def _limited(name: str, default: float | None = None) -> Any:
-    """A field of the fit with the limits of its setting."""
+    """Field of `FitSection` with the limits of `FitOptions`."""
     limits = LIMITS[name]
     return Field(default=default, ge=limits.ge, gt=limits.gt, le=limits.le, lt=limits.lt)
 
 
 class FitSection(Section):
-    """The fit and its intervals. None is the default of `FitOptions`; of `window` in an adaptive sweep `grid.sizes`."""
+    """Settings of the fit. None means the default of `FitOptions`; for `window` of an adaptive sweep, `grid.sizes`."""
 
     draws: int = _limited("draws", FitOptions.draws)
     confidence: float = _limited("confidence", FitOptions.confidence)
@@ -174,7 +178,7 @@ class MlflowSection(Section):
 
 
 class TrackersSection(Section):
-    """Who is told of the experiments besides the ledger. None of them can hold up or change a training."""
+    """Trackers that receive the experiments' metrics. None of them can delay or change a training."""
 
     tensorboard: bool = True
     wandb: WandbSection | None = None
@@ -182,7 +186,7 @@ class TrackersSection(Section):
 
 
 class SweepSpec(Section):
-    """A whole sweep. `SweepSpec.model_json_schema()` is the published schema of the file."""
+    """Spec of a sweep. `SweepSpec.model_json_schema()` is the published schema of the file."""
 
     schema_version: Literal[1] = 1
     name: str = Field(default="sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -233,7 +237,9 @@ class SweepSpec(Section):
                 raise ValueError(f"{name} is no resource; did you mean '{meant}'?")
         gpus = resources.get("gpu", 0.0)
         if gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"gpu: {gpus:g} is neither a part of one GPU nor a whole number of them")
+            raise ValueError(
+                f"gpu: {gpus:g} is neither a part of one GPU nor a whole number; give 1 or more whole ones"
+            )
         return resources
 
     @property
@@ -248,7 +254,7 @@ class SweepSpec(Section):
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the planner looks for the minima by itself."""
+        """True if the planner chooses sizes around the predicted minima."""
         if self.grid.kind != "auto":
             return self.grid.kind == "adaptive"
         listed = isinstance(self.model.sizes, list) or any(b.sizes is not None for b in self.budgets)
@@ -267,18 +273,23 @@ class SweepSpec(Section):
     def _workers_can_share(self) -> SweepSpec:
         workers, train = self.workers_per_trial, self.train
         if train.batch_size % workers:
-            raise ValueError(f"workers_per_trial: {workers} workers cannot share train.batch_size {train.batch_size}")
+            raise ValueError(
+                f"workers_per_trial: {workers} workers cannot share train.batch_size {train.batch_size}; give a "
+                f"multiple of {workers}"
+            )
         if workers > 1 and self.resources_per_trial == "auto":
-            raise ValueError("resources_per_trial: auto lets small models share a GPU, and several workers cannot")
+            raise ValueError(
+                "resources_per_trial: auto lets small models share a GPU, and several workers cannot; give {gpu: 1}"
+            )
         if workers > 1 and train.cuda_graph:
-            raise ValueError("workers_per_trial: several workers sum their gradients, and train.cuda_graph cannot")
+            raise ValueError("workers_per_trial: train.cuda_graph works with one worker alone; set it to false")
         if self.shard_model and workers == 1:
             raise ValueError("shard_model splits a model over workers, and there is one; set workers_per_trial")
         if self.shard_model and train.precision == "fp16":
             raise ValueError("shard_model: fp16's loss scale is each worker's own; set train.precision to bf16 or fp32")
         measured = [name for name in ("precision", "compile") if getattr(train, name) == "auto"]
         if self.shard_model and measured:
-            raise ValueError(f"shard_model: train.{measured[0]}: auto is measured with a whole model; say what it is")
+            raise ValueError(f"shard_model: train.{measured[0]}: auto is measured with a whole model; choose a value")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The values that a spec's keys take: checked numbers and names, and the keys that take values of several kinds.
+"""Types of a spec's values: checked numbers and names, and unions of several kinds.
 
 A key of several kinds is a union with a discriminator: the kind is chosen first, and only that kind's faults are
 reported. A value of no kind is one fault, which lists the kinds.
@@ -87,7 +87,7 @@ class Ladder(Section):
     multiple_of: int = Field(default=1, gt=0)
 
     def sizes(self) -> list[int]:
-        """The steps of the ladder, increasing."""
+        """Return the steps of the ladder, increasing."""
         count = math.floor(math.log(self.stop / self.start) / math.log(self.ratio) + 1e-9) + 1
         raw = (self.start * self.ratio**i for i in range(count))
         return sorted({max(self.multiple_of, round(x / self.multiple_of) * self.multiple_of) for x in raw})

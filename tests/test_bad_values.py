@@ -1,5 +1,6 @@
 """F21: whatever is wrong in a spec is said with its key, its value and the way out, before anything is started."""
 
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -55,15 +56,24 @@ def test_any_value_anywhere_is_a_spec_or_a_spec_error(section: str, value: Any) 
     assert make_spec(parse_yaml(dump_spec(spec), "s"), "s") == spec
 
 
-@given(st.sampled_from(["model", "data", "train", "grid", "fit", "checkpoint"]), st.text("abcdesz_", min_size=1), PLAIN)
+@given(
+    st.sampled_from(["model", "data", "train", "grid", "fit", "checkpoint"]),
+    st.text("abcdesz_", min_size=1)
+    | st.text("abcdeLR_-()[].:= ", min_size=1)
+    | st.sampled_from(["[key]", "list", "auto"]),
+    PLAIN,
+)
 def test_any_key_in_a_section_is_known_or_named(section: str, key: str, value: Any) -> None:
     content = {**GOOD, section: {**GOOD.get(section, {}), key: value}}
+    known = SweepSpec.model_fields[section].annotation.model_fields  # type: ignore[union-attr] # a section
     try:
         make_spec(content, "s")
     except SpecError as e:
-        assert any(section in fault for fault in e.faults)
+        written = key if re.fullmatch(r"[\w-]+", key) else repr(key)
+        named = [fault for fault in e.faults if fault.startswith(f"{section}.{written}: unknown key; ")]
+        assert len(named) == (key not in known) and all(section in fault for fault in e.faults)
     else:
-        assert key in SweepSpec.model_fields[section].annotation.model_fields  # type: ignore[union-attr] # a section
+        assert key in known
 
 
 TAGS = [

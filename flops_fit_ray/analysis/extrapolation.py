@@ -80,6 +80,7 @@ def loss_hold_out(fit: SweepFit) -> LossHoldOut | None:
     below = fit_surface(points.pick(~top), fit.options.surface("huber"))
     if not below.usable or below.surface is None:
         return None
+    # Predicted less observed, nats
     error = below.surface.loss(points.params[top], points.tokens[top]) - points.loss[top]
     return LossHoldOut(
         points=int(top.sum()),

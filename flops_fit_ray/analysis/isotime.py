@@ -89,5 +89,6 @@ def seconds_interval(cost: CostLaw, fit: SweepFit, budget: float) -> Interval | 
     n, d = fit.params_opt, fit.tokens_opt
     if n is None or d is None or n.draws is None or d.draws is None:
         return None
+    # ln seconds = ln k + c·ln N + ln D
     log = cost.log_k + cost.n_exponent * np.log(n.draws.at(budget)) + np.log(d.draws.at(budget))
     return central_interval(np.exp(log), fit.options.confidence)

@@ -159,7 +159,7 @@ def valley_method(valleys: Sequence[Valley], minima: Minima | None, weights: Law
     if minima is not None:
         drawn = [minima.log10_params[:, used], minima.log10_tokens[:, used], np.log10(minima.loss[:, used])]
     laws = [
-        fit_power_law(flops, value, _precision(draw) if weights == "precision" else None, draw)
+        fit_power_law(flops, value, _inverse_variance(draw) if weights == "precision" else None, draw)
         for value, draw in zip(values, drawn, strict=True)
     ]
     if len(used) >= MIN_FOR_SHIFT and laws[2].exponent < 0:  # a loss that rises has no irreducible term
@@ -168,7 +168,7 @@ def valley_method(valleys: Sequence[Valley], minima: Minima | None, weights: Law
                   draws=draws, lost_draws=lost)  # fmt: skip
 
 
-def _precision(draws: Floats | None) -> Floats | None:
+def _inverse_variance(draws: Floats | None) -> Floats | None:
     """Weights (valleys,): 1 / variance of log10 of each minimum over its draws."""
     if draws is None:
         return None

@@ -122,8 +122,10 @@ def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
     method = valley_method(list(fit_valleys(exact, fit.options)), None)
     if method.params_opt is None:
         return None
+    # Ratio of N_opt by the valleys of the noiseless surface to that of the surface itself
     factor = method.params_opt.at(budget) / float(np.exp(surface.surface.optimum(budget, surface.cost)[0][0]))
     within = fit.params_opt.interval(budget, fit.options.confidence) if fit.params_opt is not None else None
+    # Half the interval in log is ln(high / low) / 2: a quarter of it is a factor of (high / low)^(1/8)
     notable = NOTABLE_BIAS if within is None else min(NOTABLE_BIAS, within.factor ** (NOTABLE_SHARE / 2))
     if max(factor, 1 / factor) < notable:
         return None
@@ -141,7 +143,7 @@ def _quick(points: Points, options: FitOptions, name: MethodName) -> Method:
     return surface_method(fit_surface(points, options.surface("huber" if name == "surface_huber" else "squared")))
 
 
-def _row(lever: str, choice: str, method: Method, budget: float) -> SensitivityRow:
+def _row_of(lever: str, choice: str, method: Method, budget: float) -> SensitivityRow:
     if method.params_opt is None or method.tokens_opt is None:
         return SensitivityRow(lever=lever, choice=choice, params=None, tokens=None, exponent=None, reason=method.reason)
     n, d = method.params_opt, method.tokens_opt
@@ -151,7 +153,7 @@ def _row(lever: str, choice: str, method: Method, budget: float) -> SensitivityR
 def _methods(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     for name, method in fit.methods.items():
         if name not in (fit.default, "envelope"):  # the envelope is known to be biased
-            yield _row("the method", method.label, method, budget)
+            yield _row_of("the method", method.label, method, budget)
 
 
 def _settings(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
@@ -160,23 +162,23 @@ def _settings(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
         for delta in (1e-4, 1e-2):
             if fit.default == "surface_huber" and delta != options.delta:
                 changed = _quick(points, replace(options, delta=delta), fit.default)
-                yield _row("the loss function", f"Huber delta {delta:g}", changed, budget)
+                yield _row_of("the loss function", f"Huber delta {delta:g}", changed, budget)
         return
     for curve in MIN_DISTINCT_SIZES:
         if curve != options.curve:
-            yield _row("the curve", curve, _quick(points, replace(options, curve=curve), "valley"), budget)
+            yield _row_of("the curve", curve, _quick(points, replace(options, curve=curve), "valley"), budget)
     max_sizes = max((len(np.unique(v.params)) for v in fit.valleys), default=0)
     for window in [*(w for w in WINDOWS if w < max_sizes), None]:
         if window != options.window:
             choice = "all sizes" if window is None else f"the {window} sizes nearest to the lowest loss"
-            yield _row("the window", choice, _quick(points, replace(options, window=window), "valley"), budget)
+            yield _row_of("the window", choice, _quick(points, replace(options, window=window), "valley"), budget)
 
 
 def _definitions(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     points = fit.points
     for name, params in points.params_as.items():
         method = _quick(replace(points, params=params), fit.options, _of_definition(fit))
-        row = _row("the N definition", f"N as {name}", method, budget)
+        row = _row_of("the N definition", f"N as {name}", method, budget)
         if row.params is not None:
             row = replace(row, own_params=row.params, params=_converted(row.params, params, points.params))
         yield row
@@ -184,7 +186,7 @@ def _definitions(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     for name, cost in others.items():
         if np.abs(cost / points.flops - 1).max() > SAME_FLOPS:
             method = _quick(replace(points, flops=cost), fit.options, _of_definition(fit))
-            yield _row("the FLOP definition", f"C as {name}", method, budget)
+            yield _row_of("the FLOP definition", f"C as {name}", method, budget)
 
 
 def _of_definition(fit: SweepFit) -> MethodName:
@@ -212,11 +214,11 @@ def _without_budgets(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     if fit.default == "valley":
         for v in (v for v in fit.valleys if v.status == "interior"):
             method = valley_method([other for other in fit.valleys if other is not v], None)
-            yield _row("one budget left out", f"without C = {flops(v.budget)}", method, budget)
+            yield _row_of("one budget left out", f"without C = {flops(v.budget)}", method, budget)
     elif fit.default != "envelope" and points.labelled and len(groups) > 2:
         for group in groups:
             method = _quick(points.pick(points.budget != group), fit.options, fit.default)
-            yield _row("one budget left out", f"without C = {flops(group)}", method, budget)
+            yield _row_of("one budget left out", f"without C = {flops(group)}", method, budget)
 
 
 def _without_runs(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
@@ -260,7 +262,7 @@ def _left_out_valley(fit: SweepFit, runs: Ints, budget: float) -> list[Sensitivi
     rows = []
     for run in runs:
         valleys = [_refitted(v, points, which != run, fit.options) for v in fit.valleys]
-        rows.append(_row("one run left out", _name(points, int(run)), valley_method(valleys, None), budget))
+        rows.append(_row_of("one run left out", _without_label(points, int(run)), valley_method(valleys, None), budget))
     return rows
 
 
@@ -281,13 +283,13 @@ def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[Sensitiv
     log_n, log_d, _ = refits.optimum(budget, surface.cost)
     exponent = refits.params_exponent(surface.cost)
     return [
-        SensitivityRow(lever="one run left out", choice=_name(points, int(run)), params=float(np.exp(n)),
+        SensitivityRow(lever="one run left out", choice=_without_label(points, int(run)), params=float(np.exp(n)),
                        tokens=float(np.exp(d)), exponent=float(a))
         for run, n, d, a in zip(runs, log_n, log_d, exponent, strict=True)
         if np.isfinite(n)
     ]  # fmt: skip
 
 
-def _name(points: Points, run: int) -> str:
+def _without_label(points: Points, run: int) -> str:
     i = np.flatnonzero(points.runs == run)[-1]
     return f"without N = {count(points.params[i])} at C = {flops(points.flops[i])}"

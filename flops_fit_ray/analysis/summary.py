@@ -29,13 +29,13 @@ def fit_to_json(fit: SweepFit) -> dict[str, Any]:
             "schema_version": SCHEMA_VERSION,
             "default_method": fit.default,
             **laws_to_json(fit.answer, fit),
-            "methods": {name: _method(method, fit) for name, method in fit.methods.items()},
-            "valleys": [_valley(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True)],
+            "methods": {name: _method_to_json(method, fit) for name, method in fit.methods.items()},
+            "valleys": [_valley_to_json(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True)],
             "budgets_found_by_nearness": not fit.points.labelled,
             "points": len(fit.points),
             "runs": fit.points.num_runs,
             "problem": fit.problem,
-            "noise": _noise(fit),
+            "noise": _noise_to_json(fit),
             "bootstrap": {
                 "draws": fit.options.draws,
                 "lost_draws": fit.answer.lost_draws,
@@ -148,10 +148,10 @@ def interval_to_json(interval: Interval | None) -> list[float] | None:
 
 def laws_to_json(method: Method, fit: SweepFit) -> dict[str, Any]:
     """Return `n_opt`, `d_opt` and `l_opt` of one method."""
-    return {name: _law(getattr(method, field), method, fit) for name, field in LAWS}
+    return {name: _law_to_json(getattr(method, field), method, fit) for name, field in LAWS}
 
 
-def _law(law: Law | None, method: Method, fit: SweepFit) -> dict[str, Any]:
+def _law_to_json(law: Law | None, method: Method, fit: SweepFit) -> dict[str, Any]:
     if law is None:
         return {"method": method.name, "exponent": None, "coefficient": None, "exponent_ci95": None,
                 "reason": method.reason}  # fmt: skip
@@ -170,7 +170,7 @@ def _law(law: Law | None, method: Method, fit: SweepFit) -> dict[str, Any]:
     }
 
 
-def _method(method: Method, fit: SweepFit) -> dict[str, Any]:
+def _method_to_json(method: Method, fit: SweepFit) -> dict[str, Any]:
     content = {
         **laws_to_json(method, fit),
         "status": method.status,
@@ -178,10 +178,10 @@ def _method(method: Method, fit: SweepFit) -> dict[str, Any]:
         "draws": method.draws,
         "lost_draws": method.lost_draws,
     }
-    return content if method.surface is None else {**content, **_surface(method.surface)}
+    return content if method.surface is None else {**content, **_surface_to_json(method.surface)}
 
 
-def _surface(fit: SurfaceFit) -> dict[str, Any]:
+def _surface_to_json(fit: SurfaceFit) -> dict[str, Any]:
     """Return the surface; E in nats, A and B for N in parameters and D in tokens."""
     names = {"E": "log_e", "A": "log_a", "B": "log_b", "alpha": "alpha", "beta": "beta"}
     content: dict[str, Any] = dict.fromkeys(names) | {"objective": fit.objective}
@@ -212,7 +212,7 @@ def _surface(fit: SurfaceFit) -> dict[str, Any]:
     return content
 
 
-def _noise(fit: SweepFit) -> dict[str, Any]:
+def _noise_to_json(fit: SweepFit) -> dict[str, Any]:
     noise, seeds = fit.noise, fit.seeds
     return {
         "standard_deviation": None if noise is None else noise.pooled,
@@ -223,7 +223,7 @@ def _noise(fit: SweepFit) -> dict[str, Any]:
     }
 
 
-def _valley(valley: Valley, intervals: ValleyIntervals | None) -> dict[str, Any]:
+def _valley_to_json(valley: Valley, intervals: ValleyIntervals | None) -> dict[str, Any]:
     interior = valley.status == "interior"
     return {
         "budget": valley.budget,

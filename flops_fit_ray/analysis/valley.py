@@ -238,7 +238,9 @@ def fit_valley(
         status, larger = ("concave", False) if flat else _minimum_status(over_params)
         if status == "interior":
             status = "interior" if _minimum_status(over_tokens)[0] == "interior" else "edge"
-        reason = "" if status == "interior" else "all losses are equal" if flat else _reason(status, larger, n, y)
+        reason = (
+            "" if status == "interior" else "all losses are equal" if flat else _missing_reason(status, larger, n, y)
+        )
     return Valley(
         budget=budget,
         flops=float(flops.mean()) if len(flops) else budget,
@@ -284,7 +286,7 @@ def _minimum_status(curve: Curve) -> tuple[ValleyStatus, bool]:
     return ("edge" if np.isnan(x) else "interior"), bool(curve.mean.argmin() > len(curve.x) / 2)
 
 
-def _reason(status: ValleyStatus, larger: bool, params: Floats, loss: Floats) -> str:
+def _missing_reason(status: ValleyStatus, larger: bool, params: Floats, loss: Floats) -> str:
     lowest, ends = int(np.argmin(loss)), (0, len(params) - 1)
     if status == "concave" and lowest not in ends:
         return "the fitted curve has no minimum: noise, or a bad run among them; add seeds or sizes"

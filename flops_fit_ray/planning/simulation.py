@@ -75,13 +75,13 @@ class Simulated:
 
     def rows(self) -> list[tuple[Experiment, float]]:
         """Return the experiments that make the valleys, with their losses."""
-        found = []
+        rows = []
         replaced = {e.of for e in self.plan.experiments if e.role == "rerun"}
         for e in self.plan.experiments:
             loss = self.observed[e.key].loss
             if e.role in IN_FIT and e.key not in replaced and loss is not None:
-                found.append((e, loss))
-        return found
+                rows.append((e, loss))
+        return rows
 
 
 def simulate_sweep(planner: Planner, world: World, slots: int, seconds: Seconds) -> Simulated:
@@ -150,17 +150,17 @@ class _Sweep:
             self._slots.begin(e)
 
 
-def stated_surface(words: str) -> Surface:
+def stated_surface(text: str) -> Surface:
     """Parse a surface: a name, or five numbers `E,A,B,alpha,beta`.
 
     Raises:
         ValueError: it is neither.
     """
-    if words in SURFACES:
-        return SURFACES[words]
-    refusal = f"{words!r} is neither {', '.join(SURFACES)} nor five positive numbers E,A,B,alpha,beta"
+    if text in SURFACES:
+        return SURFACES[text]
+    refusal = f"{text!r} is neither {', '.join(SURFACES)} nor five positive numbers E,A,B,alpha,beta"
     try:
-        floor, a, b, alpha, beta = (float(x) for x in words.split(","))
+        floor, a, b, alpha, beta = (float(x) for x in text.split(","))
     except ValueError as e:
         raise ValueError(refusal) from e
     if not all(x > 0 and math.isfinite(x) for x in (floor, a, b, alpha, beta)):

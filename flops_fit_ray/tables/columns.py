@@ -81,7 +81,7 @@ def find_columns(source: str, headers: Sequence[str], options: TableOptions) -> 
         for ours in options.columns
         if ours not in NAMES
     ]
-    taken = _named(headers, options.columns, faults) | _guessed(headers, options.columns)
+    taken = _named_columns(headers, options.columns, faults) | _guessed_columns(headers, options.columns)
     scale = {ours: _split(theirs)[1] for ours, theirs in taken.items()}
     for ours, word in options.units.items():
         value = unit_of(word)
@@ -103,7 +103,7 @@ def find_columns(source: str, headers: Sequence[str], options: TableOptions) -> 
     return ColumnMap(taken=taken, scale=scale)
 
 
-def _named(headers: Sequence[str], named: Mapping[str, str], faults: list[str]) -> dict[str, str]:
+def _named_columns(headers: Sequence[str], named: Mapping[str, str], faults: list[str]) -> dict[str, str]:
     taken = {}
     for ours, theirs in named.items():
         if theirs in headers:
@@ -114,7 +114,7 @@ def _named(headers: Sequence[str], named: Mapping[str, str], faults: list[str]) 
     return taken
 
 
-def _guessed(headers: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
+def _guessed_columns(headers: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
     """Columns by common names for the quantities that are not in `named`; no column is taken twice."""
     bare: dict[str, str] = {}
     for header in headers:

@@ -100,14 +100,14 @@ def fit_surface(points: Points, options: SurfaceOptions, weights: Floats | None 
     start = _starts(scaled, points.loss)
     cost = fit_cost_law(points.params, points.tokens, points.flops)
     if options.loss == "huber":
-        # 1) all starts on a wide delta  2) on the delta wanted, until the lowest has converged  3) that one to the end
+        # 1) all starts, wide delta  2) the delta wanted, until the lowest converges  3) the lowest to the end
         wide = huber.minimise(scaled.huber_problem(max(WIDE_DELTA, options.delta)), start, log_loss, w, 1e-6, 8)
         problem = scaled.huber_problem(options.delta)
-        found = huber.minimise(problem, wide.theta, log_loss, w, 1e-9, 30, PATIENCE)
-        best = int(np.argmin(found.objective))
-        polished = huber.minimise(problem, found.theta[best : best + 1], log_loss, w)
+        search = huber.minimise(problem, wide.theta, log_loss, w, 1e-9, 30, PATIENCE)
+        best = int(np.argmin(search.objective))
+        polished = huber.minimise(problem, search.theta[best : best + 1], log_loss, w)
         theta, objective, converged = polished.theta, float(polished.objective[0]), bool(polished.converged[0])
-        thetas, objectives = found.theta, found.objective
+        thetas, objectives = search.theta, search.objective
     else:
         projected = squared.minimise_squared(scaled.projection(), start[:, [1, 3]], points.loss, w)
         best = int(np.argmin(projected.objective))
@@ -144,8 +144,8 @@ def refit_surfaces(
     )
     theta = np.repeat(theta, draws, axis=0)
     if options.loss == "huber":
-        found = huber.minimise(scaled.huber_problem(options.delta), theta, np.log(loss), weights, tolerance)
-        theta, good = found.theta, found.converged
+        search = huber.minimise(scaled.huber_problem(options.delta), theta, np.log(loss), weights, tolerance)
+        theta, good = search.theta, search.converged
     else:
         projected = squared.minimise_squared(scaled.projection(), theta[:, [1, 3]], loss, weights, tolerance)
         theta, good = _theta_of(projected), projected.converged
@@ -166,12 +166,14 @@ def bootstrap_surface(
         return fit
     runs, count = points.runs, points.num_runs
     if count >= CASE_RUNS:
+        # Case resampling: the number of times that a run was drawn is its weight
         drawn = rng.integers(0, count, size=(draws, count))
         cells = (drawn + count * np.arange(draws)[:, None]).reshape(-1)
         times = np.bincount(cells, minlength=draws * count).reshape(draws, count).astype(np.float64)
-        found = refit_surfaces(fit, points, options, loss=points.loss, weights=times[:, runs] * points.weights)
+        drawn_surfaces = refit_surfaces(fit, points, options, loss=points.loss, weights=times[:, runs] * points.weights)
         resampled = f"{count} runs with replacement"
     else:
+        # Parametric bootstrap: sigma from all residuals; the mean leverage is coefficients / points
         fitted = fit.surface.loss(points.params, points.tokens)
         residuals = (points.loss - fitted) * np.sqrt(points.weights)
         coefficients = 5 - len(options.pins)
@@ -181,11 +183,11 @@ def bootstrap_surface(
             return fit
         group = np.zeros(len(points), dtype=np.int64)
         scatter = draw_scatter(rng, draws, noise, group, runs, count) / np.sqrt(points.weights)
-        loss = np.maximum(fitted + scatter, 1e-3 * fitted)
-        found = refit_surfaces(fit, points, options, loss=loss, weights=points.weights)
-        resampled = f"noise of {noise.pooled:.2g} about the surface"
-    lost = int(np.isnan(found.alpha).sum())
-    return replace(fit, draws=found, lost_draws=lost, resampled=resampled)
+        loss = np.maximum(fitted + scatter, 1e-3 * fitted)  # positive, for its logarithm
+        drawn_surfaces = refit_surfaces(fit, points, options, loss=loss, weights=points.weights)
+        resampled = f"new scatter of {noise.pooled:.2g} about the surface"
+    lost = int(np.isnan(drawn_surfaces.alpha).sum())
+    return replace(fit, draws=drawn_surfaces, lost_draws=lost, resampled=resampled)
 
 
 def _scaled(points: Points, options: SurfaceOptions) -> _Scaled:
@@ -224,6 +226,7 @@ def _unidentified(points: Points, options: SurfaceOptions) -> str:
     for name, values, other in (("N", x, "sizes"), ("D", y, "token counts")):
         if len(np.unique(np.round(values, 6))) < 3:
             return f"{len(np.unique(np.round(values, 6)))} different values of {name}; at least 3 {other} are needed"
+    # A line of slope 1 in (ln N, ln D) is a fixed D/N, of slope -1 one budget; A/N^alpha and B/D^beta are confounded
     x, y = x - x.mean(), y - y.mean()
     slope = float(x @ y / (x @ x))
     scatter = float(np.sqrt(np.mean((y - slope * x) ** 2)))
@@ -251,6 +254,7 @@ def _status(
             "did_not_move", "no step from the best starting point lowered the objective")  # fmt: skip
     if scaled.free[4] and theta[4] <= huber.LOWER[4]:
         return "at_bound", "E was fitted as 0: the losses show no irreducible term"
+    # Condition number of the majoriser, its diagonal scaled to 1
     _, _, _, majoriser = huber.derivatives(
         scaled.huber_problem(1.0), theta[None], np.zeros((1, len(scaled.x))), weights[None]
     )

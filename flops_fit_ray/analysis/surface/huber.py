@@ -51,7 +51,7 @@ def minimise(
 
     def step(at: Floats, known: Sequence[Floats], damping: Floats) -> tuple[Floats, Floats]:
         _, gradient, hessian, majoriser = known
-        return _step(problem, at, gradient, hessian, majoriser, damping)
+        return _huber_step(problem, at, gradient, hessian, majoriser, damping)
 
     search = Search(
         lower=LOWER, upper=UPPER, damping=DAMPING, tolerance=tolerance, max_iterations=max_iterations, patience=patience
@@ -59,7 +59,7 @@ def minimise(
     return descend(theta, log_loss, weights, evaluate, step, search)
 
 
-def _step(
+def _huber_step(
     problem: HuberProblem, theta: Floats, gradient: Floats, hessian: Floats, majoriser: Floats, damping: Floats
 ) -> tuple[Floats, Floats]:
     """Damped Newton step and the decrease that it predicts; pinned parameters and those at a bound stay.

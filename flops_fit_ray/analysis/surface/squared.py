@@ -47,13 +47,15 @@ def minimise_squared(
     def step(at: Floats, known: Sequence[Floats], damping: Floats) -> tuple[Floats, Floats]:
         _, _, gradient, hessian, majoriser = known
         stuck = ((at <= lower) & (gradient > 0)) | ((at >= upper) & (gradient < 0))
-        return _step(stuck | ~problem.free, gradient, hessian, majoriser, damping)
+        return _projected_step(stuck | ~problem.free, gradient, hessian, majoriser, damping)
 
     search = Search(lower=lower, upper=upper, damping=DAMPING, tolerance=tolerance)
     return descend(exponents, loss, weights, evaluate, step, search)
 
 
-def _step(stuck: Bools, gradient: Floats, hessian: Floats, majoriser: Floats, damping: Floats) -> tuple[Floats, Floats]:
+def _projected_step(
+    stuck: Bools, gradient: Floats, hessian: Floats, majoriser: Floats, damping: Floats
+) -> tuple[Floats, Floats]:
     """Damped step by Newton where the projected Hessian is positive definite, else by Gauss-Newton, in closed form."""
     positive = (hessian[:, 0, 0] > 0) & (hessian[:, 0, 0] * hessian[:, 1, 1] > hessian[:, 0, 1] ** 2)
     h = np.where(positive[:, None, None], hessian, majoriser)

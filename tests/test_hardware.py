@@ -1,14 +1,16 @@
 """Readings of a machine, with a stand-in for NVML: no GPU is here."""
 
+import itertools
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from flops_fit_ray.ledger import hardware
-from flops_fit_ray.ledger.hardware import Gpu, Machine, Readings, read_gpus
+from flops_fit_ray.ledger.hardware import EnergyMeter, Gpu, Machine, Readings, read_gpus
 from flops_fit_ray.storage.codec import value_of
 
 
@@ -28,6 +30,7 @@ def stand_in(gpus: int, refuses: tuple[str, ...] = ()) -> types.ModuleType:
         return asked
 
     module = types.ModuleType("pynvml")
+    millijoules = itertools.count(2_500_000, 1_000_000)  # more at each question
     answers = {
         "nvmlInit": None,
         "nvmlDeviceGetCount": gpus,
@@ -37,6 +40,7 @@ def stand_in(gpus: int, refuses: tuple[str, ...] = ()) -> types.ModuleType:
         "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(used=2 * 2**30, total=141 * 2**30),
         "nvmlDeviceGetUtilizationRates": types.SimpleNamespace(gpu=73),
         "nvmlDeviceGetPowerUsage": 512_300,
+        "nvmlDeviceGetTotalEnergyConsumption": lambda h: next(millijoules),
         "nvmlDeviceGetEnforcedPowerLimit": 700_000,
         "nvmlDeviceGetTemperature": 61,
         "nvmlSystemGetDriverVersion": "570.86.15",
@@ -64,7 +68,7 @@ def test_gpus_are_read_in_whole_units(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.driver == "570.86.15" and len(machine.gpus) == 3
     assert machine.gpus[1] == Gpu(
         uuid="GPU-1", index=1, name="NVIDIA H200", utilisation=0.73, memory_used=2 * 2**30, memory_total=141 * 2**30,
-        temperature=61.0, power=512.3, power_limit=700.0,
+        temperature=61.0, power=512.3, power_limit=700.0, energy=3500.0,
     )  # fmt: skip
     assert [g.index for g in read_gpus(["GPU-2", "GPU-0"])] == [0, 2]
     assert read_gpus([]) == ()
@@ -76,6 +80,19 @@ def test_what_a_device_does_not_say_is_none(monkeypatch: pytest.MonkeyPatch) -> 
     (found,) = read_gpus()
     assert (found.utilisation, found.power, found.temperature) == (None, None, None)
     assert found.memory_used == 2 * 2**30
+
+
+def test_energy_is_the_difference_of_counters_summed_over_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", stand_in(2))
+    meter = EnergyMeter()
+    assert meter.joules(read_gpus()) == 0.0  # 2500 J and 3500 J
+    assert meter.joules(read_gpus()) == 4000.0  # 4500 J and 5500 J
+    assert meter.joules(read_gpus(["GPU-1"])) == 5000.0  # the other one keeps its last reading
+    reset = [replace(gpu, energy=1.0) for gpu in read_gpus()]
+    assert meter.joules(reset) is None and EnergyMeter().joules([]) is None
+    monkeypatch.setitem(sys.modules, "pynvml", stand_in(1, ("nvmlDeviceGetTotalEnergyConsumption",)))
+    hardware._nvml.cache_clear()
+    assert EnergyMeter().joules(read_gpus()) is None
 
 
 @pytest.mark.parametrize("module", [None, stand_in(1, ("nvmlInit",))])

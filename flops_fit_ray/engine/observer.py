@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from flops_fit_ray.errors import InterruptedSweepError, StorageError
 from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress
-from flops_fit_ray.ledger.hardware import Machine, Readings
+from flops_fit_ray.ledger.hardware import EnergyMeter, Machine, Readings, read_gpus
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.storage_path import REMOTE_POLL_SECONDS, is_remote
@@ -36,6 +36,7 @@ class LedgerObserver(Observer):
         self._train_loss: float | None = None
         self._readings, self._read_at = Readings(), -READ_SECONDS
         self._machine: Machine | None = None
+        self._energy = EnergyMeter()
         self.others: Callable[[], Sequence[Machine]] = list  # readings of the other workers' nodes
         self._others: tuple[Machine, ...] | None = None
         self._drawn, self._drawn_at = 0, time.monotonic()
@@ -54,6 +55,12 @@ class LedgerObserver(Observer):
     def fetched(self) -> None:
         """They came."""
         self._waiting_since = None
+
+    def energy(self, workers: int) -> float | None:
+        """Return the joules drawn since the first call; those of other workers' GPUs as of their last reading."""
+        others = self._others or ()
+        joules = self._energy.joules([*read_gpus(gpu_uuids()), *(gpu for machine in others for gpu in machine.gpus)])
+        return joules if len(others) == workers - 1 else None
 
     def progress(self, tokens_seen: int, train_loss: float | None) -> None:
         """Write a sign of life, and end here if the sweep is being stopped."""

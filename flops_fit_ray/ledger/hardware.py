@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ class Gpu(Record):
     temperature: float | None = None  # °C
     power: Amount | None = None  # W
     power_limit: Amount | None = None
+    energy: Amount | None = None  # J since the driver was loaded
 
     @property
     def memory_share(self) -> float | None:
@@ -70,6 +71,27 @@ class Cluster(Record):
     slots: Count  # experiments at a time
     note: str = ""  # where it is not what was asked for
     machines: tuple[Machine, ...] = ()
+
+
+class EnergyMeter:
+    """Sums the energy that GPUs draw, from the counters of their drivers."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, float | None] = {}  # by uuid
+        self._last: dict[str, float | None] = {}
+
+    def joules(self, gpus: Iterable[Gpu]) -> float | None:
+        """Return what all GPUs read so far have drawn, each since its first reading; None where one does not say."""
+        for gpu in gpus:
+            self._first.setdefault(gpu.uuid, gpu.energy)
+            self._last[gpu.uuid] = gpu.energy
+        drawn = [_difference(self._first[uuid], last) for uuid, last in self._last.items()]
+        known = [joules for joules in drawn if joules is not None]
+        return sum(known) if known and len(known) == len(drawn) else None
+
+
+def _difference(first: float | None, last: float | None) -> float | None:
+    return None if first is None or last is None or last < first else last - first  # a driver loaded anew counts from 0
 
 
 class Readings:
@@ -117,6 +139,7 @@ def _gpu(nvml: Any, handle: Any, index: int, uuid: str) -> Gpu:
     busy = _asked(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)  # percent
     power = _asked(lambda: nvml.nvmlDeviceGetPowerUsage(handle))  # mW
     limit = _asked(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
+    energy = _asked(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))  # mJ
     warmth = _asked(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
     return Gpu(
         uuid=uuid,
@@ -128,6 +151,7 @@ def _gpu(nvml: Any, handle: Any, index: int, uuid: str) -> Gpu:
         temperature=None if warmth is None else float(warmth),
         power=None if power is None else power / 1000,
         power_limit=None if limit is None else limit / 1000,
+        energy=None if energy is None else energy / 1000,
     )
 
 

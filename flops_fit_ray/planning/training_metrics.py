@@ -41,3 +41,6 @@ class TrainingMetrics(Record):
     parent_step: Count = 0  # steps that a trunk of another experiment had taken; 0 from scratch
     tokens_executed: Annotated[Count | None, Column(320)] = None  # D without the trunk's; None: all of it
     seconds_executed: Amount | None = None  # `seconds` without the trunk's
+    # Of its GPUs while it trained, evaluated and saved, without the trunk's; None where a GPU does not say
+    energy_joules: Annotated[Amount | None, Column(350, tracked=True)] = None
+    tokens_per_joule: Annotated[Amount | None, Column(360, tracked=True)] = None

@@ -98,11 +98,13 @@ class Trainer:
         self._eval_samples, self._policy, self._observer = eval_samples, policy, observer
         self._resumed_from: int | None = None
         self._parent_step, self._parent_tokens, self._parent_seconds = 0, 0, 0.0
+        self._energy_before: float | None = 0.0  # joules of the attempts before this one
         self._best = math.inf
         self._saved: int | None = None  # step of the last checkpoint of this process
 
     def run(self) -> None:
         """Train to the last step of the plan."""
+        self._observer.energy(self._size)  # counts from here
         worker, last = self._worker, self._experiment.steps
         reported = saved = time.monotonic()
         self._meter.lap(worker.tokens_seen)
@@ -198,6 +200,7 @@ class Trainer:
             **self._worker.state(),
             "meter": self._meter.state(),
             "best": self._best,
+            "energy": self._energy(),
             "parent": (self._parent_step, self._parent_tokens, self._parent_seconds),
         }
 
@@ -209,6 +212,7 @@ class Trainer:
             self._meter.load_state(state["meter"])
             self._parent_step, self._parent_tokens, self._parent_seconds = state.get("parent", (0, 0, 0.0))
             self._resumed_from, self._best = state["step"], state["best"]
+            self._energy_before = state.get("energy")
             self._observer.event(f"resuming from the checkpoint at step {state['step']}", aloud=True)
         elif (trunk := self._trunk()) is not None:
             self._worker.resume(trunk, "trunk")
@@ -218,6 +222,11 @@ class Trainer:
             self._observer.event(f"starting from the trunk of a smaller budget, step {trunk['step']}")
         else:
             self._worker.resume()
+
+    def _energy(self) -> float | None:
+        """Return the joules of all attempts so far; None where one of them does not say."""
+        now = self._observer.energy(self._size)
+        return None if now is None or self._energy_before is None else self._energy_before + now
 
     def _newest(self, store: CheckpointStore) -> dict[str, Any] | None:
         state, warnings = store.newest()
@@ -277,7 +286,9 @@ class Trainer:
             workers=self._size,
             resumed_from=self._resumed_from,
             parent_step=self._parent_step,
-            tokens_executed=self._worker.tokens_seen - self._parent_tokens,
+            tokens_executed=(executed := self._worker.tokens_seen - self._parent_tokens),
             seconds_executed=seconds - self._parent_seconds,
+            energy_joules=(joules := self._energy()),
+            tokens_per_joule=executed / joules if joules else None,
             curve=meter.curve,
         )

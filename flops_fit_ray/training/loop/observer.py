@@ -31,6 +31,10 @@ class Observer:
     def fetched(self) -> None:
         """End the wait for a batch."""
 
+    def energy(self, workers: int) -> float | None:
+        """Return the joules drawn by the GPUs of all workers since the first call; None where it is not known."""
+        return None
+
     def progress(self, tokens_seen: int, train_loss: float | None) -> None:
         """Report progress, about once a second.
 

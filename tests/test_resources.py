@@ -83,8 +83,8 @@ def test_what_no_node_can_give_is_refused(wanted: Amounts, nodes: list[Amounts])
     [
         ("ray://head:10001", "is a Ray client address, which is not supported"),
         ("head", "is not host:port, 'auto' or 'local'"),
-        ("127.0.0.1:1", "nobody answers at 127.0.0.1:1"),
-        ("auto", "no Ray cluster runs on this machine"),
+        ("127.0.0.1:1", "127.0.0.1:1 cannot be reached"),
+        ("auto", "no Ray cluster is running on this machine"),
     ],
 )
 def test_an_address_where_nobody_answers_is_refused_at_once(
@@ -98,5 +98,5 @@ def test_an_address_where_nobody_answers_is_refused_at_once(
     if address == "auto":  # a note of a cluster that is gone
         (tmp_path / "ray").mkdir()
         (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
-        with pytest.raises(ResourceError, match="nobody answers at 127.0.0.1:1"):
+        with pytest.raises(ResourceError, match="127.0.0.1:1 cannot be reached"):
             check_reachable(address)

@@ -30,14 +30,10 @@ def main(directory: Path, log: Path, arguments: list[str]) -> int:
             stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            preexec_fn=_hears,
+            preexec_fn=_restore_signals,
         )
-    note = {
-        "pid": child.pid,
-        "born": start_ticks(child.pid),
-        "keeper": os.getpid(),
-        "keeper_born": start_ticks(os.getpid()),
-    }
+    own = os.getpid()
+    note = {"pid": child.pid, "born": start_ticks(child.pid), "keeper": own, "keeper_born": start_ticks(own)}
     write_json(paths.process, note)
     if paths.stop.exists():  # requested before process.json was written
         child.terminate()
@@ -46,7 +42,7 @@ def main(directory: Path, log: Path, arguments: list[str]) -> int:
     return 0
 
 
-def _hears() -> None:
+def _restore_signals() -> None:
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_DFL)
 

@@ -1,9 +1,9 @@
-"""`python -m tests.mutants [--count 60] [--seed 0] [--paths FILE_OR_DIRECTORY ...]`: do the tests notice a wrong line?
+"""`python -m tests.mutants [--count 60] [--seed 0] [--paths FILE ...]`: do the tests notice a wrong line?
 
 A mutant is the package with one small fault: `<` for `<=`, `+` for `-`, a call that is left out. Mutants are drawn at
-random and written into a copy of the repository, and the tests that call the mutated function run there, the quickest
-first. A mutant that fails a test, or hangs, is killed; one that passes them all has survived. A survivor is a missing
-assertion, unless the mutant means the same as the original.
+random and written into a copy of the repository, and the tests that call the mutated function run there, the nearest
+and quickest first. A mutant that fails a test, or hangs, is killed; one that passes them all has survived. A survivor
+is a missing assertion, unless the mutant means the same as the original.
 
 Which test calls what is measured once (`tests/call_map.py`) and kept in `.mutants.json`; a test file is measured again
 when it changes, and all of them with `--remap`. Tests marked `ray`, `slow` or `gpu` are left out.
@@ -12,6 +12,7 @@ when it changes, and all of them with `--remap`. Tests marked `ray`, `slow` or `
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import itertools
 import json
@@ -36,7 +37,7 @@ PATHS = ("analysis", "planning", "training", "ledger", "sweep", "spec", "tables"
 PYTEST = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not ray and not slow and not gpu")
 HANGS = 3  # a mutant has this many times the seconds that its tests took when they were measured, and START_SECONDS
 START_SECONDS = 60.0
-Tests = Mapping[str, Mapping[str, Any]]  # by test: {"seconds": float, "calls": [function]}
+Tests = Mapping[str, Mapping[str, Any]]  # by test: {"seconds": float, "calls": [function], "imports": [parts]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,17 @@ def measure_tests(copy: Copy, package: str, globs: Iterable[str], file: Path, kn
         if known.get(name, {}).get("digest") != digest:
             known[name] = {"digest": digest, "tests": _measured(copy, package, name)}
             file.write_text(json.dumps(known))
-    return {test: seen for name in names for test, seen in known[name]["tests"].items()}
+    return {
+        test: {**seen, "imports": _imports(path)}
+        for path, name in zip(found, names, strict=True)
+        for test, seen in known[name]["tests"].items()
+    }
+
+
+def _imports(path: Path) -> list[tuple[str, ...]]:
+    """The modules, and the names in them, that a file imports from somewhere, each as the parts of its dotted name."""
+    froms = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module]
+    return [(*str(node.module).split("."), alias.name) for node in froms for alias in node.names]
 
 
 def _measured(copy: Copy, package: str, name: str) -> dict[str, Any]:
@@ -138,13 +149,23 @@ def _measured(copy: Copy, package: str, name: str) -> dict[str, Any]:
 
 
 def tests_for(mutant: Mutant, tests: Tests) -> list[str]:
-    """The tests that call the mutated function, the quickest first; all that call its module, for a line outside."""
+    """The tests that call the mutated function; all that call its module, for a line outside of functions.
+
+    Those come first whose file imports the mutated module, or one near to it, and of these the quickest.
+    """
     module = f"{mutant.path}:"
     if mutant.function:
         calling = [test for test, seen in tests.items() if module + mutant.function in seen["calls"]]
     else:
         calling = [test for test, seen in tests.items() if any(call.startswith(module) for call in seen["calls"])]
-    return sorted(calling, key=lambda test: (tests[test]["seconds"], test))
+    parts = tuple(mutant.path.removesuffix(".py").split("/"))
+    return sorted(calling, key=lambda test: (-_nearness(parts, tests[test]["imports"]), tests[test]["seconds"], test))
+
+
+def _nearness(module: tuple[str, ...], imports: Iterable[tuple[str, ...]]) -> int:
+    """How many leading parts of its dotted name the module shares with the nearest import."""
+    shared = (sum(1 for _ in itertools.takewhile(lambda ab: ab[0] == ab[1], zip(module, i))) for i in imports)  # noqa: B905
+    return max(shared, default=0)
 
 
 def within(chosen: Sequence[str], tests: Tests, limit: float) -> list[str]:

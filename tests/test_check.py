@@ -56,6 +56,7 @@ def test_ten_answers_and_all_is_well() -> None:
     assert set(report.step_seconds) == {"4", "8", "16"}
     assert "128 in a batch of 8 samples; one is one target token" in words(report, "tokens")
     assert "the same losses to the last bit" in words(report, "checkpoint")
+    assert words(report, "FLOPs") == "1.00 to 1.00 times 6ND, counted on the meta device"  # a head without a bias
     assert json.loads(json.dumps(report.to_json()))["verdict"] == "PASS"
 
 

@@ -12,7 +12,7 @@ import pytest
 from flops_fit_ray.analysis.outliers import farthest_outlier, limit
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, Observation, Plan, Planner, make_plan
-from flops_fit_ray.planning.adaptive import predicted_optimum
+from flops_fit_ray.planning.adaptive import predicted_optimum, rungs
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import World, lr_penalty
 from flops_fit_ray.spec import SweepSpec
@@ -102,6 +102,14 @@ def test_one_ladder_for_all_budgets_so_that_trunks_are_shared() -> None:
             parent = known[e.parent]
             assert (parent.size, parent.recipe) == (e.size, e.recipe) and parent.budget < e.budget
             assert e.start_step == parent.trunk_step < e.trunk_step
+
+
+def test_rungs_are_the_candidates_nearest_to_a_geometric_ladder() -> None:
+    sizes = [size(n) for n in (90, 100, 140, 210, 380, 800, 850)]
+    assert [s.params for s in rungs(sizes, 200, 2)] == [100, 210, 380, 800]  # 100, 200, 400 and 800
+    assert [s.params for s in rungs(sizes, 800, 2)] == [100, 210, 380, 800]  # wherever on it the anchor is
+    assert [s.params for s in rungs(sizes, 100, 8)] == [100, 800]
+    assert rungs([], 200, 2) == []
 
 
 def test_the_search_stops_where_the_model_ends_and_says_so() -> None:

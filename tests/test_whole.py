@@ -25,6 +25,7 @@ from flops_fit_ray.analysis.extrapolation import hold_outs, loss_hold_out
 from flops_fit_ray.analysis.sensitivity import method_agreement, valley_bias
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.recommend import recommend
 from flops_fit_ray.sweep.validity import validity_card, worst_residual
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, joined, optimum, sweep_on
 from tests.sweeps import make_sweep, reference_parts, reference_spec
@@ -233,6 +234,10 @@ def test_the_json_is_what_the_contract_says() -> None:
     assert all({"code", "severity", "message"} == w.keys() for w in content["warnings"])
     assert "extrapolation" in {w["code"] for w in content["warnings"]}
     assert content["sensitivity"]["budget"] == 1e21
+    rows = content["sensitivity"]["rows"]
+    found = [row for row in rows if row["params"] is not None]
+    assert len(found) > 10 and rows[0]["ratio"] == 1
+    assert [row["ratio"] for row in found] == [row["params"] / rows[0]["params"] for row in found]
     assert content["sensitivity"]["sentence"].startswith("N_opt(1e21) lies")
     assert [p["budget"] for p in content["predictions"]] == [1e21, 1e23]
     assert content["n_opt"]["exponent"] == fit.params_opt.exponent  # type: ignore[union-attr]  # full precision
@@ -278,6 +283,17 @@ def test_the_card_of_a_sweep_answers_all(sweep: Sweep) -> None:
     fewest = min(e.steps for e in sweep.plan.experiments)
     assert f"{fewest} steps in the shortest run" in card["batch and steps"].words
     assert str(Path(__file__).parent) not in json.dumps([line.to_json() for line in card.values()])
+
+
+def test_a_recommended_run_adds_up(sweep: Sweep) -> None:
+    """The reference task has 6·N FLOPs a token, one token a sample, and one learning rate for all sizes."""
+    answer = predict(sweep.fit, 6.4e6)
+    run = recommend(sweep, sweep.fit, answer)
+    assert run.size == round(answer.params) and run.params == pytest.approx(run.size)
+    assert run.tokens == pytest.approx(6.4e6 / (6 * run.params))
+    assert run.batch_size == 4 and run.steps == round(run.tokens / 4)
+    assert run.lr == pytest.approx(0.04)
+    assert run.epochs == pytest.approx(run.tokens / (sweep.plan.measurements.data.tokens_per_epoch or 0))
 
 
 def test_the_spec_says_how_it_is_fitted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a machine has, and how it fares just now. Read from its own sources; what they do not say is None, never 0."""
+"""Hardware of a machine and its load, from NVML, psutil and the system; what they do not say is None, never 0."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 from flops_fit_ray.storage.codec import Amount, Count, Record
 from flops_fit_ray.storage.lock import hostname
@@ -34,7 +36,7 @@ class Gpu(Record):
 
     @property
     def memory_share(self) -> float | None:
-        """Of its memory, what is used, 0 to 1."""
+        """Share of its memory that is used, 0 to 1."""
         return self.memory_used / self.memory_total if self.memory_used is not None and self.memory_total else None
 
 
@@ -55,7 +57,7 @@ class Machine(Record):
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """What its GPUs work with, as far as it is known: "driver 570.86", "CUDA 13.0"."""
+        """Versions of driver, CUDA and NCCL, as far as they are known: "driver 570.86", "CUDA 13.0"."""
         known = {"driver": self.driver, "CUDA": self.cuda, "NCCL": self.nccl}
         return tuple(f"{what} {version}" for what, version in known.items() if version)
 
@@ -66,7 +68,7 @@ class Machine(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster(Record):
-    """Where a sweep runs."""
+    """The machines that a sweep runs on."""
 
     slots: Count  # experiments at a time
     note: str = ""  # where it is not what was asked for
@@ -95,13 +97,13 @@ def _difference(first: float | None, last: float | None) -> float | None:
 
 
 class Readings:
-    """Reads this machine now and then; the share of its cores is over the time between."""
+    """Reads the load of this machine; the share of busy cores is over the time since the reading before."""
 
     def __init__(self) -> None:
         self._before = _cpu_times()
 
     def read(self, uuids: Sequence[str] | None = None) -> Machine:
-        """Everything, with the GPUs in `uuids`; by default all that there are."""
+        """Read everything, with the GPUs in `uuids`; by default all of them."""
         now, before = _cpu_times(), self._before
         share = None
         if now is not None and before is not None and (spent := now[1] - before[1]) > 0:
@@ -121,7 +123,7 @@ class Readings:
 
 
 def read_gpus(uuids: Sequence[str] | None = None) -> tuple[Gpu, ...]:
-    """The GPUs of this machine, as NVML reports them; none where there is no NVML."""
+    """Read the GPUs of this machine from NVML; none where there is no NVML."""
     nvml = _nvml()
     if nvml is None:
         return ()
@@ -157,7 +159,7 @@ def _gpu(nvml: Any, handle: Any, index: int, uuid: str) -> Gpu:
 
 @functools.cache
 def _nvml() -> Any | None:
-    """The driver's library, once it has been opened; None where there is no NVIDIA GPU."""
+    """Open the driver's library, once; None where there is no NVIDIA GPU."""
     try:
         import pynvml  # type: ignore[import-untyped] # it has no types
     except ImportError:
@@ -170,7 +172,7 @@ def _nvml() -> Any | None:
 
 
 def _asked(question: Callable[..., _T], *of: Any) -> _T | None:
-    """NVML's answer; None where this device has none (a MIG slice has no utilisation, a laptop no power limit)."""
+    """Return NVML's answer; None where a device has none (a MIG slice has no utilisation, a laptop no power limit)."""
     nvml = _nvml()
     assert nvml is not None
     try:
@@ -199,18 +201,18 @@ def _cpu_name() -> str:
 
 
 def _cpu_times() -> tuple[float, float] | None:
-    """Busy and all ticks of all cores since the start of the machine (Linux)."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        ticks = [float(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        idle = ticks[3] + ticks[4]  # idle, and waiting for disks
-        return sum(ticks) - idle, sum(ticks)
+    """Return the busy seconds and all seconds of all cores since the start of the machine."""
+    with contextlib.suppress(OSError, psutil.Error):
+        times = psutil.cpu_times()._asdict()
+        idle = times["idle"] + times.get("iowait", 0.0)
+        total = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)  # user time holds both
+        return total - idle, total
     return None
 
 
 def _memory() -> tuple[int | None, int | None]:
-    """Bytes used and in all (Linux)."""
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-        found = {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines}
-        return found["MemTotal"] - found["MemAvailable"], found["MemTotal"]
+    """Return the bytes used and in all."""
+    with contextlib.suppress(OSError, psutil.Error):
+        memory = psutil.virtual_memory()
+        return memory.total - memory.available, memory.total
     return None, None

@@ -1,4 +1,4 @@
-"""What the ledger holds: one record per outcome, and how one is read from its file."""
+"""Records of the ledger: results, failures, progress and events of experiments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RETRY_ON_NEXT_RUN: frozenset[str] = frozenset({"out_of_memory", "stalled", "fail
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptFacts(Record):
-    """Where, when and after how many starts an experiment ended."""
+    """Host, time and number of starts of an attempt that ended."""
 
     attempts: Annotated[Count, Column(160)]
     deaths: Annotated[Count, Column(170)] = 0  # starts, among `attempts`, that ended because the worker or node died
@@ -29,7 +29,7 @@ class AttemptFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentResult(AttemptFacts, TrainingMetrics, ExperimentFacts):
-    """One completed experiment: what was planned, measured, and how it got there."""
+    """One completed experiment: planned facts, measurements, and its attempts."""
 
     flops: Annotated[PositiveFloat, Column(80, tracked=True)]  # spent: tokens_seen × FLOPs per token
     flops_executed: Annotated[Amount | None, Column(330)] = None  # without the trunk's
@@ -41,7 +41,7 @@ class ExperimentResult(AttemptFacts, TrainingMetrics, ExperimentFacts):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure(AttemptFacts):
-    """Why one experiment has no result."""
+    """The end of an experiment without a result."""
 
     key: str
     status: FailureKind
@@ -53,7 +53,7 @@ class Failure(AttemptFacts):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Record):
-    """How far a running experiment is."""
+    """Progress of a running experiment."""
 
     key: str
     tokens_seen: Count
@@ -73,7 +73,7 @@ class Progress(Record):
 
     @property
     def seconds(self) -> float | None:
-        """How long this attempt has run; never negative, whatever the clocks say."""
+        """Seconds that this attempt has run; never negative, whatever the clocks say."""
         return None if self.started_at is None else max(0.0, self.updated_at - self.started_at)
 
 

@@ -43,23 +43,23 @@ class Ledger:
         self.paths = paths
 
     def result(self, key: str) -> ExperimentResult | None:
-        """The recorded result, or None."""
+        """Return the recorded result, or None."""
         return read_value(ExperimentResult, self.paths.result(key))
 
     def failure(self, key: str) -> Failure | None:
-        """The recorded failure, or None."""
+        """Return the recorded failure, or None."""
         return read_value(Failure, self.paths.failure(key))
 
     def outcome(self, key: str) -> ExperimentResult | Failure | None:
-        """How the experiment ended, or None while it is open; a result outranks a failure."""
+        """Return the result or failure of an experiment, or None while it is open; a result outranks a failure."""
         return self.result(key) or self.failure(key)
 
     def finished(self, keys: Iterable[str]) -> set[str]:
-        """Those of `keys` that have an outcome."""
+        """Return those of `keys` that have an outcome."""
         return {key for key in keys if self.outcome(key) is not None}
 
     def progress(self, key: str) -> Progress | None:
-        """The last sign of life of a running experiment, or None where there was none for a while.
+        """Return the last progress report of a running experiment, or None where it is stale.
 
         One from the future is none either: it would look alive for as long as the clocks differ.
         """
@@ -68,7 +68,7 @@ class Ledger:
         return None if stale else progress
 
     def record_result(self, result: ExperimentResult) -> ExperimentResult:
-        """Record a result for ever. Where there is one already, that one stays and is returned."""
+        """Record a result. If there is one already, that one stays and is returned."""
         recorded = self.result(result.key)
         if recorded is not None:
             return recorded
@@ -101,13 +101,13 @@ class Ledger:
             raise storage_error(aside, "written", e) from e
 
     def record_planned(self, experiment: Experiment) -> None:
-        """Hand out an experiment: what its worker reads, and what its record goes back to."""
+        """Write an experiment for its worker to read."""
         if read_experiment(self.paths.planned(experiment.key)) != experiment:
             content = {"schema_version": SCHEMA_VERSION, **experiment.to_json()}
             write_json(self.paths.planned(experiment.key), content)
 
     def planned(self, key: str) -> Experiment:
-        """The experiment as it was handed out.
+        """Return the experiment as it was handed out.
 
         Raises:
             StorageError: its file cannot be read.
@@ -118,7 +118,7 @@ class Ledger:
         return experiment
 
     def observed(self, keys: Iterable[str]) -> dict[str, Observation]:
-        """What planning must know of those that are settled, by key."""
+        """Return what planning must know of finished experiments, by key."""
         found = {}
         for key in keys:
             outcome = self.outcome(key)
@@ -129,15 +129,15 @@ class Ledger:
         return found
 
     def record_progress(self, progress: Progress) -> None:
-        """Say that an experiment is alive."""
+        """Record the progress of a running experiment."""
         write_json(self.paths.progress(progress.key), {"schema_version": SCHEMA_VERSION, **asdict(progress)})
 
     def record_cluster(self, cluster: Cluster) -> None:
-        """Say where the sweep runs from now on."""
+        """Record the machines that the sweep runs on from now on."""
         write_json(self.paths.cluster, {"schema_version": SCHEMA_VERSION, **asdict(cluster)})
 
     def cluster(self) -> Cluster | None:
-        """Where it runs, or ran last; None where that is not known."""
+        """Return the machines that it runs on, or ran on last; None where they are not known."""
         return read_value(Cluster, self.paths.cluster)
 
     def record_event(self, key: str, words: str, *, aloud: bool) -> None:
@@ -148,11 +148,11 @@ class Ledger:
             append_line(path, line)
 
     def events(self, key: str) -> list[Event]:
-        """The log of an experiment, oldest first; a torn line is left out."""
+        """Return the log of an experiment, oldest first; a torn line is left out."""
         return self.events_since(key, 0)[0]
 
     def events_since(self, key: str, position: int) -> tuple[list[Event], int]:
-        """The lines of a log after `position` bytes, and where the next ones will begin."""
+        """Return the lines of a log after `position` bytes, and the position after them."""
         try:
             content = read_file(self.paths.events(key))[position:]
         except (OSError, MemoryError):
@@ -175,7 +175,7 @@ class Ledger:
             parquet.write_table(pyarrow.Table.from_pylist(rows), file)  # NaN is no number: nothing stands there
 
     def curve(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Tokens and training loss along an experiment; empty where none was kept or it cannot be read."""
+        """Return tokens and training loss along an experiment, each (points,); empty without a readable curve."""
         import pandas as pd
 
         try:
@@ -186,7 +186,7 @@ class Ledger:
             return np.empty(0), np.empty(0)
 
     def curve_rows(self, key: str) -> list[dict[str, Any]]:
-        """The curve of an experiment, a mapping per point (as `CurvePoint` has them); empty where none was kept."""
+        """Return the curve of an experiment, a mapping per `CurvePoint`; empty where there is none."""
         from pyarrow import parquet
 
         try:
@@ -202,7 +202,7 @@ class Ledger:
         return number
 
     def num_attempts(self, key: str) -> int:
-        """How often the experiment was started."""
+        """Return the number of starts of an experiment."""
         return self.paths.num_attempts(key)
 
     def record_death(self, key: str) -> None:
@@ -211,11 +211,11 @@ class Ledger:
         write_json(self.paths.death(key, self.num_attempts(key)), note)
 
     def num_deaths(self, key: str) -> int:
-        """How often its worker or node died."""
+        """Return the number of starts that ended because the worker or node died."""
         return self.paths.num_deaths(key)
 
     def outcomes(self, keys: Iterable[str]) -> list[ExperimentResult | Failure]:
-        """How those among `keys` ended that have, in that order."""
+        """Return the results and failures among `keys`, in that order."""
         begun = self.paths.begun_keys()
         wanted = [key for key in keys if key in begun]
         if is_remote(self.paths.root):  # one request after the other would take minutes
@@ -226,11 +226,11 @@ class Ledger:
         return [outcome for outcome in found if outcome is not None]
 
     def results(self, keys: Iterable[str]) -> list[ExperimentResult]:
-        """The recorded results among `keys`, in that order."""
+        """Return the recorded results among `keys`, in that order."""
         return [r for r in map(self.result, keys) if r is not None]
 
     def failures(self, keys: Iterable[str]) -> list[Failure]:
-        """The recorded failures among `keys`, in that order; a result outranks a failure."""
+        """Return the recorded failures among `keys`, in that order; a result outranks a failure."""
         return [outcome for outcome in self.outcomes(keys) if isinstance(outcome, Failure)]
 
     def writer(self) -> contextlib.AbstractContextManager[str | None]:

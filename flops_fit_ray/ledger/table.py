@@ -1,4 +1,4 @@
-"""What follows from the records: a table, a fingerprint."""
+"""Table and fingerprint of the records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def results_sha256(results: Iterable[ExperimentResult]) -> str:
-    """One fingerprint of what was learned: equal for an interrupted and an uninterrupted sweep."""
+    """Return the SHA-256 of keys, tokens and losses: equal for an interrupted and an uninterrupted sweep."""
     lines = sorted(
         f"{r.key} {r.tokens_seen} {r.loss.hex()} {r.loss_stderr.hex() if r.loss_stderr is not None else '-'}"
         for r in results
@@ -32,7 +32,7 @@ _DTYPES = {int: "Int64", float: "float64"}
 
 
 def results_table(experiments: Sequence[Experiment], ledger: Ledger, waiting: Collection[str] = ()) -> pd.DataFrame:
-    """One row per experiment of the plan, in its order, with `COLUMNS`; empty cells where nothing is known yet.
+    """Return one row per experiment of the plan, in its order, with `COLUMNS`; cells without a value are empty.
 
     `waiting` are the keys of those that wait for another one.
 

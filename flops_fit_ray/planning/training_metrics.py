@@ -11,7 +11,7 @@ from flops_fit_ray.storage.codec import Amount, Column, Count, PositiveInt, Reco
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingMetrics(Record):
-    """What was measured of one experiment. A new number is added here and where it is measured, and nowhere else.
+    """Measurements of one experiment. A new number is added here and where it is measured, and nowhere else.
 
     Fields with a default are missing in results of earlier versions.
     """

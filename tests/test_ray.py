@@ -19,7 +19,7 @@ from flops_fit_ray import SpecError, check, find_optimal
 from flops_fit_ray.analysis import fit_to_json
 from flops_fit_ray.api import Result
 from flops_fit_ray.cli import main
-from flops_fit_ray.engine.loaders import Loader, ObjectLoader, SharedLoader, sharing
+from flops_fit_ray.engine.loaders import Loader, ObjectLoader, SharedLoader, share_data
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.trainable import TrialContext, run_experiment
 from flops_fit_ray.errors import ResourceError, StorageError
@@ -130,11 +130,11 @@ def test_data_that_lie_once_per_node_give_the_same_bits(
     found: list[Loader] = []
 
     def shared(loader: Loader, tensor_bytes: int) -> Loader:
-        found.append(sharing(loader, tensor_bytes))
+        found.append(share_data(loader, tensor_bytes))
         return found[-1]
 
     monkeypatch.setattr("flops_fit_ray.engine.loaders.MIN_SHARED_BYTES", 0)
-    monkeypatch.setattr("flops_fit_ray.engine.tuner.sharing", shared)
+    monkeypatch.setattr("flops_fit_ray.engine.tuner.share_data", shared)
     if how == "objects":
         spec = reference_spec(2)
         result = known(tmp_path / "ray", compute_budgets=[{"flops": b.flops, "sizes": b.sizes} for b in spec.budgets])

@@ -109,7 +109,7 @@ def refuse_unpicklable(loader: Loader) -> None:
             ) from e
 
 
-def sharing(loader: Loader, tensor_bytes: int) -> Loader:
+def share_data(loader: Loader, tensor_bytes: int) -> Loader:
     """Return a loader that shares its data per node, if that is possible and pays off. Ray is running.
 
     Args:

@@ -19,7 +19,7 @@ from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.dispatch import Dispatcher, vanished
 from flops_fit_ray.engine.interrupt import GRACE_SECONDS, StopRequest
 from flops_fit_ray.engine.live_plan import LivePlan
-from flops_fit_ray.engine.loaders import Loader, sharing
+from flops_fit_ray.engine.loaders import Loader, share_data
 from flops_fit_ray.engine.nodes import check_nodes
 from flops_fit_ray.engine.preflight import shared_slots
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
@@ -112,7 +112,7 @@ def _run_rounds(
     dispatcher = Dispatcher(live, slots, stop)
     context = TrialContext(
         root=ledger.paths.root,
-        load_user_parts=sharing(load_user_parts, facts.tensor_bytes),
+        load_user_parts=share_data(load_user_parts, facts.tensor_bytes),
         spec=spec,
         eval_samples=facts.eval_samples,
         slots=slots,

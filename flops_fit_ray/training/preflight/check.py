@@ -119,33 +119,33 @@ def _items(
 ) -> Iterator[CheckItem]:
     yield _runs(measured)
     yield _gradients(measured)
-    yield _start(measured)
+    yield _first_loss(measured)
     yield _memory(measured, device, slots)
     yield _tokens(plan, measured)
     yield _flops(plan)
     yield _speed(plan, measured, rates, device, threads)
     yield _data(plan, measured)
-    yield _guarded("checkpoint", lambda: _round_trip(measured[0].experiment, user, device))
-    yield _guarded("targets", lambda: _targets(measured[0].experiment, user, device))
+    yield _item_or_fail("checkpoint", lambda: _round_trip(measured[0].experiment, user, device))
+    yield _item_or_fail("targets", lambda: _targets(measured[0].experiment, user, device))
 
 
-def _guarded(name: str, ask: Callable[[], CheckItem]) -> CheckItem:
+def _item_or_fail(name: str, ask: Callable[[], CheckItem]) -> CheckItem:
     try:
         return ask()
     except Exception as e:  # noqa: BLE001 - the user's code may raise anything: a FAIL
         return CheckItem("FAIL", name, f"{type(e).__name__}: {first_line(e)}")
 
 
-def _both(measured: Sequence[ModelTiming], show: Callable[[ModelTiming], str]) -> str:
+def _per_size(measured: Sequence[ModelTiming], show: Callable[[ModelTiming], str]) -> str:
     return ", ".join(f"size {m.experiment.size}: {show(m)}" for m in measured)
 
 
 def _runs(measured: Sequence[ModelTiming]) -> CheckItem:
     wrong = [m for m in measured if m.params_total != m.experiment.params_total]
-    shown = _both(measured, lambda m: f"{fmt.count(m.params_total)} parameters")
+    shown = _per_size(measured, lambda m: f"{fmt.count(m.params_total)} parameters")
     if wrong:
         return CheckItem(
-            "FAIL", "runs", f"{shown}; the plan counted {_both(wrong, lambda m: str(m.experiment.params_total))}"
+            "FAIL", "runs", f"{shown}; the plan counted {_per_size(wrong, lambda m: str(m.experiment.params_total))}"
         )
     return CheckItem("PASS", "runs", f"{shown}; built, forward, backward and optimizer step on real batches")
 
@@ -162,8 +162,8 @@ def _gradients(measured: Sequence[ModelTiming]) -> CheckItem:
     return CheckItem("PASS", "gradients", "reach every trainable parameter")
 
 
-def _start(measured: Sequence[ModelTiming]) -> CheckItem:
-    shown = _both(measured, lambda m: f"{m.loss:.3f}")
+def _first_loss(measured: Sequence[ModelTiming]) -> CheckItem:
+    shown = _per_size(measured, lambda m: f"{m.loss:.3f}")
     if not all(math.isfinite(m.loss) for m in measured):
         return CheckItem("FAIL", "first loss", f"{shown}: not a finite number")
     classes = measured[0].classes
@@ -220,7 +220,7 @@ def _speed(plan: Plan, measured: Sequence[ModelTiming], rates: Rates, device: to
         return f"{fmt.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
 
     price = estimate_price(plan.expected, rates=rates)
-    message = f"{_both(measured, shown)} on {name} in {precision}"
+    message = f"{_per_size(measured, shown)} on {name} in {precision}"
     message += f"; the sweep about {fmt.duration(price.wall_seconds or 0.0)} on {rates.slots} at a time"
     if device.type == "cuda" and precision == "fp32":
         return CheckItem("WARN", "speed", f"{message}; bf16 is faster on a GPU: set train.precision: auto")

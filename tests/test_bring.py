@@ -374,6 +374,7 @@ def test_what_does_not_fit_together_is_refused_in_the_plan(model: Any, data: Any
 HOOKS: list[tuple[dict[str, Any], str]] = [
     ({"schedule": lambda step, steps: float("nan")}, "train.schedule: ValueError: step 0 of 1000 gave nan"),
     ({"schedule": lambda step: 1.0}, "train.schedule: TypeError"),
+    ({"schedule": lambda step, steps: 1 / (steps - 1 - step)}, "train.schedule: ZeroDivisionError"),  # at the last
     ({"optimizer": lambda model, lr: 3}, "train.optimizer: TypeError: it returned a int, not a torch.optim.Optimizer"),
     ({"optimizer": lambda model: 3}, "train.optimizer: TypeError"),
     ({"metrics": {"odd": lambda out, y: out}}, "metrics.odd: TypeError: a metric must be one number"),

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flops_fit_ray.analysis.outliers import farthest_outlier, limit
@@ -16,7 +17,7 @@ from flops_fit_ray.planning.adaptive import predicted_optimum, rungs
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import World, lr_penalty
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.sweep.simulate import fit_simulated, simulated_points
+from flops_fit_ray.sweep.simulate import _Truth, fit_simulated, simulated_points
 from tests.surfaces import HOFFMANN, sweep_on
 from tests.worlds import (
     BUDGETS,
@@ -353,6 +354,14 @@ def test_the_fit_of_a_simulated_sweep_takes_seeds_and_leaves_checks_out() -> Non
     assert points.num_runs < len(points)
     law = fit_simulated(spec, simulated).params_opt
     assert law is not None and law.exponent == pytest.approx(0.28 / 0.62, abs=0.03)
+
+
+def test_the_truth_beyond_the_measured_sizes_has_6_flops_for_each_parameter_and_token() -> None:
+    measured = Measurements(sizes=SIZES[40:60], data=DATA)
+    params = np.array([SIZES[10].params, SIZES[50].params, SIZES[100].params], dtype=np.float64)
+    e, a, b, alpha, beta = HOFFMANN
+    exact = e + a / params**alpha + b / (1e18 / 6 / params) ** beta
+    assert _Truth(world("hoffmann"), measured).loss(params, 1e18) == pytest.approx(exact, rel=1e-12)
 
 
 def test_a_static_grid_is_run_as_it_is_written_and_takes_every_guard_on_request() -> None:

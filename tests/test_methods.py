@@ -131,6 +131,9 @@ def test_the_envelope_of_ideal_curves_gives_the_exponent_and_says_its_caveat() -
     assert envelope.params_opt is not None
     alpha, beta = BESIROGLU[3:]
     assert envelope.params_opt.exponent == pytest.approx(beta / (alpha + beta), abs=0.02)
+    for law in (envelope.params_opt, envelope.tokens_opt, envelope.loss_opt):
+        assert law is not None and (interval := law.interval(1e19, 0.95)) is not None
+        assert interval.holds(law.at(1e19)) and interval.factor < 2
     assert "from the middle of learning rate schedules" in envelope.reason
     assert "envelope_fitted" in {flag.code for flag in fit.warnings}
     assert fit.default == "valley"
@@ -149,6 +152,8 @@ def test_noise_of_budgets_is_shared_as_far_as_they_look_alike() -> None:
     for i, sigma in enumerate(different.sigma):
         assert sigma == pytest.approx(math.sqrt(apart[i] @ apart[i] / 37), rel=0.2)
     assert group_noise([np.zeros(3)], [0], [np.ones(3)], np.arange(3)) is None
+    with_exact = group_noise([*apart, np.zeros(40)], [37] * 9, [*none, np.zeros(40)], np.arange(9 * 40))
+    assert with_exact is not None and np.isfinite(with_exact.sigma).all()  # no scatter at all has no logarithm
 
 
 def test_points_of_one_run_share_a_part_of_their_noise() -> None:

@@ -114,7 +114,7 @@ def test_undertuned_runs_pull_less() -> None:
 def test_pins_hold(loss: str) -> None:
     points = scattered(BESIROGLU, 60, noise=0.01)
     free = fit_surface(points, SurfaceOptions(loss=loss))  # type: ignore[arg-type]
-    for pins in ({"E": 1.8172}, {"alpha": 0.3478}, {"E": 1.8172, "alpha": 0.3478, "beta": 0.3658}):
+    for pins in ({"E": 1.8172}, {"alpha": 0.3478}, {"beta": 0.3658}, {"E": 1.8172, "alpha": 0.3478, "beta": 0.3658}):
         fit = fit_surface(points, SurfaceOptions(loss=loss, pins=pins))  # type: ignore[arg-type]
         assert fit.usable and fit.surface is not None
         found = {"E": np.exp(fit.surface.log_e[0]), "alpha": fit.surface.alpha[0], "beta": fit.surface.beta[0]}

@@ -139,6 +139,14 @@ def test_the_bias_of_parabolas_is_worked_out_from_the_surface() -> None:
     assert valley_bias(fit_sweep(sweep_on(SYMMETRIC, BUDGETS), QUICK), 1e24) is None
 
 
+@pytest.mark.parametrize(("apart", "method"), [(11, "valley"), (12, "surface_huber")])
+def test_scattered_runs_are_fitted_by_valleys_where_three_quarters_lie_in_one(apart: int, method: str) -> None:
+    """35 runs in five valleys, and runs at budgets of their own: 35/46 = 0.76 and 35/47 = 0.74 of them."""
+    alone = sweep_on(SYMMETRIC, [1e21 * 2**i for i in range(apart)], sizes=1, window=1)
+    points = replace(joined(sweep_on(SYMMETRIC, BUDGETS), alone), labelled=False)
+    assert fit_sweep(points, QUICK).default == method
+
+
 def test_hold_outs_are_exact_where_the_law_is() -> None:
     exact = hold_outs(fit_sweep(sweep_on(SYMMETRIC, BUDGETS), QUICK))
     assert [(h.fitted, h.budget) for h in exact] == [
@@ -294,6 +302,9 @@ def test_a_recommended_run_adds_up(sweep: Sweep) -> None:
     assert run.batch_size == 4 and run.steps == round(run.tokens / 4)
     assert run.lr == pytest.approx(0.04)
     assert run.epochs == pytest.approx(run.tokens / (sweep.plan.measurements.data.tokens_per_epoch or 0))
+    assert not any("was not run" in note for note in run.notes)
+    far = recommend(sweep, sweep.fit, predict(sweep.fit, 6.4e8))
+    assert f"size {far.size} was not run: its N is extrapolated from the sizes that were" in far.notes
 
 
 def test_the_spec_says_how_it_is_fitted(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -51,9 +51,9 @@ class Words(Observer):
         super().__init__()
         self.aloud: list[str] = []
 
-    def event(self, words: str, *, aloud: bool = False) -> None:
+    def event(self, words: str, *, level: Literal["info", "warning"] = "info") -> None:
         """Keep it."""
-        if aloud:
+        if level == "warning":
             self.aloud.append(words)
 
 

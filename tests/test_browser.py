@@ -137,7 +137,7 @@ def test_no_script_of_a_sweep_is_run(browser: Browser, tmp_path: Path) -> None:
         page, said = logged_in(browser, served.url, served.token)
         for payload in PAYLOADS:
             _fail(sweep, payload)
-            Ledger(sweep.paths).record_event(key, payload, aloud=True)
+            Ledger(sweep.paths).record_event(key, payload, level="warning")
             served.state.caches._kept.clear()
             for path in ("/sweeps/x", f"/sweeps/x/experiments/{key}"):
                 page.goto(served.url + path)

@@ -9,7 +9,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -67,8 +67,8 @@ class Killer(Observer):
             raise Killed
         self.batches += 1
 
-    def event(self, words: str, *, aloud: bool = False) -> None:
-        self.events.append(f"ALOUD {words}" if aloud else words)
+    def event(self, words: str, *, level: Literal["info", "warning"] = "info") -> None:
+        self.events.append(f"ALOUD {words}" if level == "warning" else words)
 
 
 def experiment_of(data: Any, **train: Any) -> tuple[Experiment, UserParts, int]:

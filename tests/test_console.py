@@ -273,8 +273,8 @@ def test_a_log_has_lines_and_no_escape_codes(copy: Sweep, monkeypatch: pytest.Mo
     with watcher.following():
         make_sweep(copy.paths.root, spec, reference_parts(spec), only=4)
         key = copy.plan.experiments[3].key
-        Ledger(copy.paths).record_event(key, "nobody need hear this", aloud=False)
-        Ledger(copy.paths).record_event(key, "everybody should", aloud=True)
+        Ledger(copy.paths).record_event(key, "nobody need hear this", level="info")
+        Ledger(copy.paths).record_event(key, "everybody should", level="warning")
     lines = out.getvalue().splitlines()
     assert "\x1b" not in out.getvalue()
     assert lines[0].startswith("model: tests.parts:TruncatedRegression, N 8 to 272, features 8 to 272, 1 Linear")
@@ -288,7 +288,7 @@ def test_a_log_has_lines_and_no_escape_codes(copy: Sweep, monkeypatch: pytest.Mo
 def test_json_lines_are_objects_and_quiet_is_quiet(copy: Sweep) -> None:
     texts = {}
     failure = replace(FAILURE, key=copy.plan.experiments[4].key)
-    event = Event(key=failure.key, at=1.0, host="h", aloud=True, words="w")
+    event = Event(key=failure.key, at=1.0, host="h", level="warning", message="w")
     for name, view in {
         "json": JsonConsole(out := io.StringIO()),
         "quiet": QuietConsole(quiet := io.StringIO()),

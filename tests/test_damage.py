@@ -81,7 +81,7 @@ def test_f15_a_damaged_file_of_an_experiment(copy: Sweep, name: str, share: floa
     assert num_attempts(paths.root, [key]) == {key: 2 if damaged else 1}
     aside = list(path.parent.glob("result.json.unreadable-*"))
     assert len(aside) == damaged
-    aloud = [event.words for event in Ledger(paths).events(key) if event.aloud]
+    aloud = [event.message for event in Ledger(paths).events(key) if event.level == "warning"]
     assert bool(aloud) == damaged and all("could not be read: kept as result.json.unreadable-" in w for w in aloud)
 
 

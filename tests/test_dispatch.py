@@ -114,7 +114,7 @@ def test_a_dead_worker_is_recorded_and_a_lost_trial_handed_out_again(tmp_path: P
             assert again is not None and again.key == first.key
     failure = ledger.failure(first.key)
     assert failure is not None and failure.status == "infrastructure"
-    words = [event.words for event in ledger.events(first.key) if event.aloud]
+    words = [event.message for event in ledger.events(first.key) if event.level == "warning"]
     assert words == [f"its worker or node died ({n} of 3 retries since the start): started again" for n in (1, 2, 3)]
     second = dispatcher.next()
     assert second is not None and second.key != first.key

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ class Words(Observer):
         super().__init__()
         self.words: list[str] = []
 
-    def event(self, words: str, *, aloud: bool = False) -> None:
+    def event(self, words: str, *, level: Literal["info", "warning"] = "info") -> None:
         self.words.append(words)
 
 

@@ -87,14 +87,14 @@ def test_table_has_a_row_for_every_planned_experiment(ledger: Ledger) -> None:
 def test_a_log_is_read_on_from_where_it_was_and_a_half_written_line_waits(tmp_path: Path) -> None:
     ledger = Ledger(SweepPaths(tmp_path))
     assert ledger.events_since("k", 0) == ([], 0)
-    ledger.record_event("k", "one", aloud=True)
+    ledger.record_event("k", "one", level="warning")
     (first,), position = ledger.events_since("k", 0)
-    assert (first.words, first.aloud) == ("one", True)
+    assert (first.message, first.level) == ("one", "warning")
     assert ledger.events_since("k", position) == ([], position)
-    ledger.record_event("k", "two", aloud=False)
+    ledger.record_event("k", "two", level="info")
     path = tmp_path / "experiments" / "k" / "events.jsonl"
     with path.open("a") as file:
         file.write('{"at": 1')
     (second,), later = ledger.events_since("k", position)
-    assert second.words == "two" and later < path.stat().st_size
-    assert [e.words for e in ledger.events("k")] == ["one", "two"]
+    assert second.message == "two" and later < path.stat().st_size
+    assert [e.message for e in ledger.events("k")] == ["one", "two"]

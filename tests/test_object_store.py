@@ -101,9 +101,9 @@ def test_the_ledger_keeps_its_promises(root: StoragePath) -> None:
     assert ledger.record_result(replace(RESULT, loss=9.0)) == RESULT  # the first stays
     assert ledger.outcomes(["k1"]) == [RESULT] and ledger.paths.recorded_keys() == {"k1"}
     for words in ("one", "two"):
-        ledger.record_event("k1", words, aloud=True)
+        ledger.record_event("k1", words, level="warning")
     (first, second), position = ledger.events_since("k1", 0)
-    assert (first.words, second.words) == ("one", "two") and ledger.events_since("k1", position) == ([], position)
+    assert (first.message, second.message) == ("one", "two") and ledger.events_since("k1", position) == ([], position)
 
     path = ledger.paths.result("k1")
     write_bytes(path, b'{"torn')

@@ -291,7 +291,7 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
     assert "in __getitem__" in stalled.traceback and stalled.seconds > 2.7
     (killed,) = [r for r in sweep.results if r.size == 12 and r.attempts == 2]
     assert killed.resumed_from == 90  # killed in step 100, a checkpoint every 30
-    words = [e.words for e in Ledger(sweep.paths).events(killed.key)]
+    words = [e.message for e in Ledger(sweep.paths).events(killed.key)]
     assert "resuming from the checkpoint at step 90" in words
     assert killed.loss == alone(sweep.plan, killed.key, tmp_path).loss  # as if nothing had happened, to the last bit
     kept = {p.parent.parent.name for p in sweep.paths.experiments.glob("*/checkpoints/*.pt")}

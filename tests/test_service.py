@@ -399,7 +399,7 @@ def test_nothing_that_is_shown_is_run(tmp_path: Path) -> None:
         before = len([t for t in Outline(text_of(served, "/sweeps/x")).tags if t[0] == "script"])
         for payload in PAYLOADS:
             _fail(sweep, payload)
-            Ledger(sweep.paths).record_event(key, payload, aloud=True)
+            Ledger(sweep.paths).record_event(key, payload, level="warning")
             served.state.caches._kept.clear()
             for path in ("/sweeps/x", f"/sweeps/x/experiments/{key}", "/sweeps/x?status=" + "%3Cscript%3E"):
                 outline = Outline(text_of(served, path))

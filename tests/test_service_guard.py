@@ -460,7 +460,7 @@ def test_a_planted_secret_is_on_no_route(code: Path, tmp_path: Path) -> None:
         finished_at=1.0,
     )
     Ledger(sweep.paths).record_failure(failure)
-    Ledger(sweep.paths).record_event(key, words, aloud=True)
+    Ledger(sweep.paths).record_event(key, words, level="warning")
     with serving(tmp_path / "runs", (code,), at_once=0) as served:
         name = served.client.start((code / "sweep.yaml").read_text() + f"\nmetrics: {{}} # {planted}\n")
         served.state.runs.paths.log(name).write_text(f"error: {planted} was refused\n")

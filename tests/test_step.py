@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -281,8 +281,8 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch() -> None:
     words = []
 
     class Listener(Observer):
-        def event(self, text: str, *, aloud: bool = False) -> None:
-            words.append((aloud, text))
+        def event(self, text: str, *, level: Literal["info", "warning"] = "info") -> None:
+            words.append((level == "warning", text))
 
     experiment, user = experiment_of(Greedy)
     outcome = train_experiment(experiment, user, eval_samples=24, observer=Listener())

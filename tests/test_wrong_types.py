@@ -54,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
         Progress(key=runs, tokens_seen=4, tokens=8, train_loss=0.5, host="n", pid=1, updated_at=time.time() + 30,
                  started_at=1.0, lr=0.1, grad_norm=1.0, machine=machine, others=(machine,))
     )  # fmt: skip
-    ledger.record_event(runs, "a line", aloud=True)
+    ledger.record_event(runs, "a line", level="warning")
     ledger.record_planned(sweep.plan.experiments[2])
     ledger.record_cluster(Cluster(slots=2, machines=(machine,)))
     record_rates(paths, sweep.plan.constants, Rates(step_seconds={"a": (1e3, 1e-3)}, peak_memory_bytes=1))
@@ -240,4 +240,4 @@ def test_f37_what_is_no_file_is_not_waited_for(whole: Sweep, tmp_path: Path, nam
             with pytest.raises(SystemExit) as ended:
                 main(command)
             assert ended.value.code in ((2,) if name in ("plan.json", "sweep.yaml") else (0, 1))
-        Ledger(SweepPaths(root)).record_event(key_of(path, root) or "k", "a line", aloud=False)  # nor is it written
+        Ledger(SweepPaths(root)).record_event(key_of(path, root) or "k", "a line", level="info")  # nor is it written

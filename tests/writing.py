@@ -28,7 +28,7 @@ def write_for_ever(root: Path, first: int) -> None:
         ledger.record_progress(
             Progress(key=key, tokens_seen=1, tokens=2, train_loss=1.0, host="h", pid=1, updated_at=time.time())
         )
-        ledger.record_event(key, "a line", aloud=False)
+        ledger.record_event(key, "a line", level="info")
         ledger.record_result(replace(RESULT, key=key, loss=1.0 + number))
         number += 1
 

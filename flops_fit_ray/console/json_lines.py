@@ -78,7 +78,7 @@ class JsonConsole(PlainConsole):
 
     def event(self, event: Event) -> None:
         """Write a line of an experiment's log, with the time at which it was logged."""
-        self._write("event", **asdict(event))
+        self._write("event", **event.to_json())
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """Write the running experiments."""

@@ -100,8 +100,8 @@ class LiveConsole(PlainConsole):
     @_falls_back
     def event(self, event: Event) -> None:
         """Write an event; dimmed if it is no warning."""
-        style = "" if event.aloud else "dim"
-        self._console.print(Text(f"{self._name(event.key)}: {event.words}", style=style), soft_wrap=True)
+        style = "" if event.level == "warning" else "dim"
+        self._console.print(Text(f"{self._name(event.key)}: {event.message}", style=style), soft_wrap=True)
 
     @_falls_back
     def progress(self, running: list[Progress], done: int, total: int) -> None:

@@ -97,8 +97,8 @@ class PlainConsole:
 
     def event(self, event: Event) -> None:
         """Write a warning; other events are only in the experiment's log."""
-        if event.aloud:
-            self.say(f"{self._name(event.key)}: {event.words}")
+        if event.level == "warning":
+            self.say(f"{self._name(event.key)}: {event.message}")
 
     def result(self, sweep: Sweep, elapsed: float) -> None:
         """Write fit, summary and report path; `elapsed` is in seconds."""

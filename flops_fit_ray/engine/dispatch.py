@@ -207,7 +207,9 @@ class Dispatcher:
             return True
         since = "the start" if step < 0 else f"the checkpoint at step {step}"
         self._ledger.record_event(
-            key, f"its worker or node died ({deaths.count} of {limit} retries since {since}): started again", aloud=True
+            key,
+            f"its worker or node died ({deaths.count} of {limit} retries since {since}): started again",
+            level="warning",
         )
         return False
 

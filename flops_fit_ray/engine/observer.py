@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from typing import Literal
 
 from flops_fit_ray.errors import InterruptedSweepError, StorageError
 from flops_fit_ray.ledger import Failure, FailureKind, Ledger, Progress
@@ -106,9 +107,9 @@ class LedgerObserver(Observer):
             self._ledger.record_curve(self._experiment.key, [asdict(point) for point in points])
             self._drawn = len(points)
 
-    def event(self, words: str, *, aloud: bool = False) -> None:
+    def event(self, message: str, *, level: Literal["info", "warning"] = "info") -> None:
         """Write a line of the experiment's log."""
-        self._ledger.record_event(self._experiment.key, words, aloud=aloud)
+        self._ledger.record_event(self._experiment.key, message, level=level)
 
     def failure(self, error: BaseException, status: FailureKind, seconds: float) -> Failure:
         """What an exception means for the experiment."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from flops_fit_ray.ledger.hardware import Machine
 from flops_fit_ray.planning.experiment import ExperimentFacts
@@ -84,5 +84,15 @@ class Event:
     key: str
     at: float  # seconds since the epoch
     host: str
-    aloud: bool  # whether its owner should hear of it at once
-    words: str
+    level: Literal["info", "warning"]  # a warning is shown to the user at once
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values under the keys of events.jsonl and the REST API."""
+        return {
+            "key": self.key,
+            "at": self.at,
+            "host": self.host,
+            "aloud": self.level == "warning",
+            "words": self.message,
+        }

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,7 @@ class Ledger:
             return recorded
         path = self.paths.result(result.key)
         if (aside := set_aside(path)) is not None:  # torn or foreign
-            self.record_event(result.key, f"its result could not be read: kept as {aside.name}", aloud=True)
+            self.record_event(result.key, f"its result could not be read: kept as {aside.name}", level="warning")
         write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(result)}, once=True, sealed=True)
         for obsolete in (self.paths.failure(result.key), self.paths.progress(result.key)):
             with contextlib.suppress(OSError):
@@ -140,9 +140,10 @@ class Ledger:
         """Return the machines that it runs on, or ran on last; None where they are not known."""
         return read_value(Cluster, self.paths.cluster)
 
-    def record_event(self, key: str, words: str, *, aloud: bool) -> None:
+    def record_event(self, key: str, message: str, *, level: Literal["info", "warning"]) -> None:
         """Add a line to an experiment's log. A line that cannot be written is no reason to stop."""
-        line = json.dumps({"at": time.time(), "host": hostname(), "aloud": aloud, "words": words})
+        event = Event(key=key, at=time.time(), host=hostname(), level=level, message=message)
+        line = json.dumps({name: value for name, value in event.to_json().items() if name != "key"})
         path = self.paths.events(key)
         with contextlib.suppress(OSError):
             append_line(path, line)
@@ -162,7 +163,8 @@ class Ledger:
         for line in whole.splitlines():
             with contextlib.suppress(ValueError):
                 said = value_of(_EventLine, line)
-                found.append(Event(key=key, at=said.at, host=said.host, aloud=said.aloud, words=said.words))
+                level: Literal["info", "warning"] = "warning" if said.aloud else "info"
+                found.append(Event(key=key, at=said.at, host=said.host, level=level, message=said.words))
         return found, position + len(whole)
 
     def record_curve(self, key: str, points: Sequence[Mapping[str, Any]]) -> None:

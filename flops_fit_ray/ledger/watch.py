@@ -42,7 +42,7 @@ class View(Protocol):
         """One experiment ended."""
 
     def event(self, event: Event) -> None:
-        """Something happened to one; `aloud` where the owner should hear of it now."""
+        """Something happened to one; a warning should be shown at once."""
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """What runs now."""

@@ -180,7 +180,7 @@ def experiment_view(snapshot: Snapshot, key: str) -> dict[str, Any]:
 
 
 def _events(ledger: Ledger, key: str) -> list[dict[str, Any]]:
-    return [asdict(event) for event in ledger.events(key)][-MAX_EVENTS:]
+    return [event.to_json() for event in ledger.events(key)][-MAX_EVENTS:]
 
 
 def events_of(snapshot: Snapshot, key: str) -> list[dict[str, Any]]:

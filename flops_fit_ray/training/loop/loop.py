@@ -213,7 +213,7 @@ class Trainer:
             self._parent_step, self._parent_tokens, self._parent_seconds = state.get("parent", (0, 0, 0.0))
             self._resumed_from, self._best = state["step"], state["best"]
             self._energy_before = state.get("energy")
-            self._observer.event(f"resuming from the checkpoint at step {state['step']}", aloud=True)
+            self._observer.event(f"resuming from the checkpoint at step {state['step']}", level="warning")
         elif (trunk := self._trunk()) is not None:
             self._worker.resume(trunk, "trunk")
             self._meter.inherit(trunk["meter"])
@@ -231,7 +231,7 @@ class Trainer:
     def _newest(self, store: CheckpointStore) -> dict[str, Any] | None:
         state, warnings = store.newest()
         for warning in warnings:
-            self._observer.event(warning, aloud=True)
+            self._observer.event(warning, level="warning")
         return state
 
     def _trunk(self) -> dict[str, Any] | None:
@@ -241,7 +241,7 @@ class Trainer:
         state = self._newest(self._policy.parent)
         if state is not None and state["step"] == self._experiment.start_step:
             return state
-        self._observer.event("trunk checkpoint not found; training from scratch", aloud=True)
+        self._observer.event("trunk checkpoint not found; training from scratch", level="warning")
         return None
 
     def outcome(self, attention: str) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from flops_fit_ray.training.loop.meter import CurvePoint
 
@@ -42,5 +43,5 @@ class Observer:
             InterruptedSweepError: to stop the experiment; it saves a checkpoint first.
         """
 
-    def event(self, words: str, *, aloud: bool = False) -> None:
-        """Log a line for the experiment; `aloud`: its owner should see it now."""
+    def event(self, message: str, *, level: Literal["info", "warning"] = "info") -> None:
+        """Log a line for the experiment; a warning is shown to the user at once."""

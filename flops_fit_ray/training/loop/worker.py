@@ -47,7 +47,13 @@ class Worker:
             model.compile()
         self._model = model
         self.stepper = make_stepper(
-            model, user, recipe, experiment.steps, device, lambda message: observer.event(message, aloud=True), group
+            model,
+            user,
+            recipe,
+            experiment.steps,
+            device,
+            lambda message: observer.event(message, level="warning"),
+            group,
         )
         max_bytes = resident_data_bytes(device)
         data = user.train_data
@@ -79,7 +85,7 @@ class Worker:
             self._observer.event(
                 f"out of memory at step {self.step}; continuing with micro-batches of {stepper.micro_batch_size} and "
                 f"the same batch size of {experiment.recipe.batch_size}",
-                aloud=True,
+                level="warning",
             )
         if self.step % self.meter.every == 0 or self.step in (1, experiment.steps):
             norm = stepper.grad_norm() if norm is None else norm
@@ -156,7 +162,7 @@ class Worker:
         self.stepper.micro_batch_size = state["micro_batch_size"]
         if isinstance(self._user.train_data, Stream) and not self._user.train_data.has_state:
             self._observer.event(
-                f"the stream keeps no state; reading it from the start up to step {state['step']}", aloud=True
+                f"the stream keeps no state; reading it from the start up to step {state['step']}", level="warning"
             )
         self._feed.load_state(state["feed"])
         self.step = state["step"]

@@ -127,7 +127,8 @@ def test_f19_what_cannot_travel_is_named(make: Callable[[Path], Any], tmp_path: 
 
     user = replace(user_parts_of(spec_of()), loss=loss)
     with pytest.raises(
-        SpecError, match="loss cannot be sent to a worker: .*; open files, locks and connections inside"
+        SpecError,
+        match="loss cannot be sent to a worker: .*; open files, locks and connections when they are first used",
     ):
         refuse_unpicklable(ObjectLoader(user))
     with pytest.raises(SpecError, match="loss cannot be sent"):

@@ -50,7 +50,9 @@ import time
 import torch
 from torch import nn
 
-PAUSE = float({PAUSE_OF_ENVIRONMENT})
+
+def pause():
+    return float({PAUSE_OF_ENVIRONMENT})
 
 
 class Slow(nn.Module):
@@ -61,7 +63,7 @@ class Slow(nn.Module):
 
     def forward(self, x):
         if self.training and not x.is_meta:
-            time.sleep(PAUSE)
+            time.sleep(pause())
         return self.linear(x[:, : self.features])
 
 
@@ -93,11 +95,11 @@ def make_project(where: Path, pace: Path | None = None) -> Path:
     """A spec and its parts; returns the spec.
 
     Args:
-        pace: a file with the pause of every step in seconds, read when a worker starts, so that a sweep can be slow
-            until it is stopped and fast afterwards.
+        pace: a file with the pause of a step in seconds, read before each, so that a test can hold a sweep up while
+            it looks, and let it go on.
     """
     where.mkdir(parents=True, exist_ok=True)
-    parts = PARTS if pace is None else PARTS.replace(PAUSE_OF_ENVIRONMENT, f"open({str(pace)!r}).read()")
+    parts = PARTS if pace is None else PARTS.replace(PAUSE_OF_ENVIRONMENT, f"open({str(pace)!r}).read() or 0")
     (where / "parts.py").write_text(parts)
     (where / "sweep.yaml").write_text(SPEC)
     return where / "sweep.yaml"

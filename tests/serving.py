@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -44,13 +45,15 @@ class Served:
 @contextlib.contextmanager
 def serving(root: Path, code: tuple[Path, ...] = (), **settings: Any) -> Iterator[Served]:
     """A service of `root` on a free port."""
-    port = free_port()
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    port = int(listener.getsockname()[1])
     asked = Settings(root=root, code=code, port=port, **settings)
     token = token_of(ServicePaths(root))
     state = make_state(asked)
     app = make_app(state, token, asked.hosts)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1, ws="none"))
-    thread = threading.Thread(target=server.run, daemon=True)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     until = time.monotonic() + 30
     while not server.started and time.monotonic() < until:
@@ -60,6 +63,7 @@ def serving(root: Path, code: tuple[Path, ...] = (), **settings: Any) -> Iterato
     finally:
         server.should_exit = True
         thread.join(20)
+        listener.close()
 
 
 class ServiceProcess:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
 from flops_fit_ray.engine.dispatch import Dispatcher
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.live_plan import LivePlan
@@ -37,12 +43,33 @@ def reference_spec(budgets: int = 3) -> SweepSpec:
 
 
 def reference_parts(spec: SweepSpec) -> UserParts:
-    """The parts of `known_spec`."""
-    return user_parts_of(spec, model=TruncatedRegression, train=power_law_regression())
+    """The parts of `reference_spec`."""
+    user = user_parts_of(spec, model=TruncatedRegression, train=power_law_regression())
+    _reference[id(user)] = user
+    return user
 
 
 def make_sweep(root: StoragePath, spec: SweepSpec, user: UserParts, *, only: int | None = None) -> Sweep:
-    """A sweep directory in which the first `only` experiments have run, all of them by default."""
+    """A sweep directory in which the first `only` experiments have run, all of them by default.
+
+    A process trains a sweep of `reference_parts` once, and copies it from then on.
+    """
+    if _reference.get(id(user)) is not user or not isinstance(root, Path) or SweepPaths(root).plan.exists():
+        return _train_sweep(root, spec, user, only)
+    key = dump_spec(spec), only
+    if key not in _trained:
+        _trained[key] = Path(tempfile.mkdtemp(prefix="reference-sweep-"))
+        atexit.register(shutil.rmtree, _trained[key], ignore_errors=True)
+        _train_sweep(_trained[key], spec, user, only)
+    shutil.copytree(_trained[key], root, dirs_exist_ok=True)
+    return open_sweep(root)
+
+
+_reference: weakref.WeakValueDictionary[int, UserParts] = weakref.WeakValueDictionary()
+_trained: dict[tuple[str, int | None], Path] = {}
+
+
+def _train_sweep(root: StoragePath, spec: SweepSpec, user: UserParts, only: int | None) -> Sweep:
     plan = planned(spec, user)
     paths = SweepPaths(root)
     write_bytes(paths.spec, dump_spec(spec).encode())

@@ -133,6 +133,7 @@ def test_noise_is_measured() -> None:
     assert fit.noise.pooled_df == 5 * 57
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.003, 0.01])
 def test_intervals_cover_what_they_say(noise: float) -> None:
     """95 % intervals of the exponent and of N at ten times the data: 200 sweeps, so 0.95 ± 0.015."""
@@ -141,7 +142,7 @@ def test_intervals_cover_what_they_say(noise: float) -> None:
     hits = np.zeros(2)
     for seed in range(200):
         points = sweep_on(BESIROGLU, BUDGETS, sizes=5, noise=noise, seed=seed)
-        fit = fit_sweep(points, FitOptions(draws=400, seed=seed))
+        fit = fit_sweep(points, FitOptions(draws=200, seed=seed))
         assert fit.params_opt is not None
         interval, prediction = fit.params_opt.exponent_interval(0.95), predict(fit, 1e21).params_interval
         assert interval is not None and prediction is not None

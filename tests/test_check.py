@@ -1,7 +1,6 @@
 """The check finds what is wrong, and nothing where all is well."""
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,11 +224,9 @@ def test_the_sweep_is_priced_by_both_ends() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_demo_is_checked_on_a_worker_in_time(capsys: pytest.CaptureFixture[str]) -> None:
-    started = time.monotonic()
+def test_the_demo_is_checked_on_a_worker(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["check", str(ROOT / "examples" / "bytes"), "--json"])
-    assert time.monotonic() - started < 90
     content = json.loads(capsys.readouterr().out)
     assert caught.value.code == 0, content
     assert len(content["lines"]) == 10 and {line["verdict"] for line in content["lines"]} == {"PASS"}

@@ -41,18 +41,19 @@ def ray_job(cluster: RealCluster, *words: str) -> str:
 
 def test_a_job_is_submitted_stopped_and_gone_on_with(cluster: RealCluster, tmp_path: Path) -> None:
     pace = tmp_path / "pace"
-    pace.write_text("0.06")  # so that the stop comes in time on a busy machine
+    pace.write_text("0.03")
     spec, root = make_project(tmp_path / "project", pace), tmp_path / "out"
     begun = call(cluster, "submit", spec, "--address", cluster.dashboard, "--output", root)
     assert begun.returncode == 0, begun.stderr
     said = dict(line.split(": ", 1) for line in begun.stdout.splitlines() if ": " in line)
     job_id = said["stop"].split()[-1]
     cluster.until(lambda: len(recorded(root)) >= 3)
+    pace.write_text("1")  # so that the stop comes in time on a busy machine
     ray_job(cluster, "stop", job_id)  # which waits until it has ended
     before = recorded(root)
     assert 3 <= len(before) < 12
     log = ray_job(cluster, "logs", job_id).rstrip().splitlines()
-    assert log[-1] == said["go on"].strip() == open_sweep(root).command
+    assert log[-1] == said["resume"].strip() == open_sweep(root).command
     assert log[-1].startswith("flops-fit-ray submit") or "-m flops_fit_ray submit" in log[-1]
     pace.write_text("0")
     again = call(cluster, "submit", spec, "--address", cluster.dashboard, "--output", root, "--follow")
@@ -66,7 +67,7 @@ def test_a_job_is_submitted_stopped_and_gone_on_with(cluster: RealCluster, tmp_p
 
 def test_a_service_starts_stops_and_resumes_jobs(cluster: RealCluster, tmp_path: Path) -> None:
     pace = tmp_path / "pace"
-    pace.write_text("0.06")  # so that the stop comes in time on a busy machine
+    pace.write_text("0.03")
     spec, root = make_project(tmp_path / "project", pace), tmp_path / "shared"
     words = ("--address", cluster.dashboard)
     service = ServiceProcess(root, spec.parent, *words, environment=cluster.environment)
@@ -74,6 +75,7 @@ def test_a_service_starts_stops_and_resumes_jobs(cluster: RealCluster, tmp_path:
         assert service.client.ask("GET", "/server")["runs_on"] == f"jobs of the Ray cluster at {cluster.dashboard}"
         name = service.client.start(spec.read_text(), key="job")
         cluster.until(lambda: len(recorded(root / name)) >= 2)
+        pace.write_text("1")  # so that the stop comes in time on a busy machine
         service.kill()
         service = ServiceProcess(root, spec.parent, *words, environment=cluster.environment)
         client = service.client

@@ -140,10 +140,8 @@ def test_data_that_never_come_do_not_block_planning_for_ever() -> None:
             time.sleep(60)
 
     spec = spec_of(data={"train": "tests.parts:regression", "timeout_seconds": 0.3})
-    started = time.monotonic()
     with pytest.raises(SpecError, match=r"TimeoutError: no samples within 0.3 s \(data.timeout_seconds\)"):
         measure_sizes(spec, user_parts_of(spec, train=Blocking(*regression().tensors)))
-    assert time.monotonic() - started < 10
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 

@@ -29,12 +29,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
     return sweep.results_sha256, faults.operations
 
 
+@pytest.mark.slow
 def test_f1_killed_before_any_operation_on_files(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.killing", str(tmp_path)]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
     assert found["violations"] == [] and found["points"] > 60
 
 
+@pytest.mark.slow
 def test_f2_any_operation_on_files_fails(whole: tuple[str, list[str]], tmp_path: Path) -> None:
     """Each of them once, with an error that is drawn so as not to keep step with the operations of a write."""
     sha256, operations = whole

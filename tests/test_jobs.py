@@ -67,10 +67,10 @@ def test_code_is_found_where_a_worker_unpacked_it(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((), "output: is missing; give --output"),
-        (("--output", "runs/x"), "output: 'runs/x' is relative, and would be deleted with the job"),
+        ((), "output: is missing; a job needs --output"),
+        (("--output", "runs/x"), "output: 'runs/x' is relative, and would be lost"),
         (("--output", "/shared/x", "--working-dir", "OTHER"), "does not lie in"),
-        (("--output", "/shared/x", "--address", "ray://10.0.0.1:10001"), "is not the address of a job server"),
+        (("--output", "/shared/x", "--address", "ray://10.0.0.1:10001"), "is no address of a job server"),
         (("--output", "/shared/x", "--address", "FREE"), "forward its port with `ssh -L 8265:127.0.0.1:8265 HEAD`"),
         (("--output", "/shared/x", "--set", "train.l=1"), "did you mean 'lr'?"),
     ],
@@ -93,7 +93,7 @@ def test_the_address_is_that_of_rays_own_commands(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://cluster.example/ray")
     assert job_address(None) == "https://cluster.example/ray"
     assert job_address("http://other:1") == "http://other:1"
-    with pytest.raises(ResourceError, match="give the URL of the dashboard"):
+    with pytest.raises(ResourceError, match="that of the dashboard"):
         job_address("auto://x")
 
 

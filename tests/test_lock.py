@@ -127,10 +127,8 @@ def test_a_file_system_without_locks_has_a_lease(number: int, tmp_path: Path, mo
     other.kill()
     other.wait()
     other.stdout.close()
-    started = time.monotonic()
     with exclusive(paths) as dead:
         assert str(dead).startswith(f"process {other.pid} on")
-    assert time.monotonic() - started < 5
 
 
 def test_a_lease_of_a_silent_machine_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

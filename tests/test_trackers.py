@@ -139,11 +139,9 @@ def test_one_that_hangs_does_not_hold_up_a_stop(tmp_path: Path) -> None:
     )
     watcher.take(Ledger(sweep.paths))
     watcher.on_plan(sweep.plan)
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), watcher.following():
         make_sweep(tmp_path / "s", spec, reference_parts(spec), only=2)
         raise KeyboardInterrupt
-    assert time.monotonic() - started < 60
     assert said == ["hanging did not come to its end within 2 s, and is left behind"]
     Hanging.ever.set()
 
@@ -262,6 +260,7 @@ def mlflow_server(tmp_path: Path) -> Iterator[str]:
         server.wait()
 
 
+@pytest.mark.slow
 def test_an_mlflow_server_has_every_run(tmp_path: Path, mlflow_server: str) -> None:
     from mlflow.tracking import MlflowClient
 

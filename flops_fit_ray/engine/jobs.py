@@ -1,7 +1,7 @@
-"""Ray jobs: submitting a sweep to a cluster, and what is different for a sweep inside a job.
+"""Ray jobs: handing a sweep to a cluster, and what is different for a sweep inside of one.
 
-A job runs on the head of the cluster, in a temporary copy of the submitted directory; so do its workers, on their
-nodes. Results in there would be deleted with it, and its paths mean nothing once the job has ended.
+A job runs in a temporary copy of the directory that was submitted, on the head of the cluster; so do its workers, on
+their nodes. Results in there would go with it, and a path in there means nothing once the job has ended.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flops_fit_ray.engine.cluster import check_port
+from flops_fit_ray.engine.cluster import knock
 from flops_fit_ray.errors import EXIT_FAILED, ResourceError, SpecError, first_line
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ POLL_SECONDS = 0.5
 
 
 def upload_of(path: Path) -> Path | None:
-    """Return the temporary directory of a Ray job that `path` lies in; None if there is none."""
+    """The temporary directory of a Ray job that `path` lies in; None where it lies in none."""
     return next((place for place in (path, *path.parents) if place.parent.name == UPLOADS), None)
 
 
 def line_to_submit(words: Sequence[str], base: Path) -> str | None:
-    """Return the command that submits this job again, from where it was submitted; None outside of jobs.
+    """What submits this job again, to be pasted where it was submitted; None outside of jobs.
 
     Args:
         words: of the module to run, after `python -m`; paths in the upload are given as the job sees them.
@@ -63,48 +63,46 @@ def _lies_in(word: str, upload: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A job to submit: the uploaded directory, and the command that runs a sweep in it."""
+    """A job to be: a sweep directory that every node sees, and the words that run it in the uploaded directory."""
 
     name: str
     working_dir: Path
     words: tuple[str, ...]  # after `python -m`; paths relative to `working_dir`
-    again: str  # the command that submits it again
-    job_id: str | None = None  # default: a unique one
+    again: str  # what submits it again
+    job_id: str | None = None  # by default a name of its own
 
 
 class Jobs:
-    """Job server of one cluster."""
+    """The job server of one cluster."""
 
     def __init__(self, address: str | None) -> None:
         """Connect.
 
         Raises:
-            ResourceError: Ray's job client is not installed, or `address` cannot be reached.
+            ResourceError: Ray's part for jobs is not installed, or nobody answers at `address`.
         """
         self.address = job_address(address)
-        if importlib.util.find_spec("aiohttp") is None:  # Ray itself would raise a traceback
+        if importlib.util.find_spec("aiohttp") is None:  # Ray itself would say so in a traceback
             raise ResourceError(
                 "submitting jobs needs Ray's job client: pip install 'flops-fit-ray[jobs]', or 'ray[default]'"
             )
         _reach(self.address)
         from ray.job_submission import JobSubmissionClient
 
-        for name in ("dashboard_sdk", "job.sdk"):  # which log every upload
+        for name in ("dashboard_sdk", "job.sdk"):  # which would say what they upload, with dates and levels
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
         with _no_other_address():
             try:
                 self._client: JobSubmissionClient = JobSubmissionClient(self.address)
-            except Exception as e:  # Ray raises RuntimeError and ConnectionError, with long messages
-                raise ResourceError(
-                    f"no Ray job server at {self.address}: {first_line(e)}; give --address the URL of the dashboard"
-                ) from e
+            except Exception as e:  # Ray raises RuntimeError and ConnectionError, with a page of words
+                raise ResourceError(f"no Ray job server at {self.address}: {first_line(e)}") from e
 
     def submit(self, job: Submission) -> str:
         """Upload the directory and start the job; returns its id.
 
         Raises:
-            ResourceError: the server refuses it, for example because the upload is too large.
+            ResourceError: the server refuses it, for example because the upload is too large; the way out is named.
         """
         environment = {
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), SUBMITTED_BY: job.again},
@@ -118,44 +116,44 @@ class Jobs:
             try:
                 return str(self._client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=environment))
             except (RuntimeError, ValueError, OSError) as e:
-                if "No available agent" in str(e) and time.monotonic() < until:  # the head has just been started
+                if "No available agent" in str(e) and time.monotonic() < until:  # a head that has just been started
                     time.sleep(POLL_SECONDS)
                     continue
                 raise ResourceError(
-                    f"the cluster refused the job: {first_line(e)}; the upload of {job.working_dir} has "
-                    f"{_largest(job.working_dir)}; upload code only (100 MB), keep data where every node sees it"
+                    f"the cluster did not take the job: {first_line(e)}; of {job.working_dir} these would be sent: "
+                    f"{_largest(job.working_dir)}; data belong where every node sees them, code alone travels (100 MB)"
                 ) from e
 
     def begun(self, job_id: str) -> str:
-        """Wait a short while for the job to start. Returns its status: PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED."""
+        """Wait a short while for the job to begin. Returns its status: PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED."""
         until = time.monotonic() + BEGIN_SECONDS
         while (status := self.status(job_id)) == "PENDING" and time.monotonic() < until:
             time.sleep(POLL_SECONDS)
         return status
 
     def status(self, job_id: str) -> str:
-        """Return Ray's status of the job."""
+        """What Ray says of the job."""
         return str(self._client.get_job_status(job_id).value)
 
     def stop(self, job_id: str) -> None:
-        """Ask the job to stop; it saves running experiments first."""
+        """Ask it to end; it saves what runs first."""
         self._client.stop_job(job_id)
 
     def log(self, job_id: str) -> str:
-        """Return the job's log so far."""
+        """What it has said so far."""
         return str(self._client.get_job_logs(job_id))
 
     def exit_code(self, job_id: str) -> int | None:
-        """Return the exit code of a job that has ended; None if it never started."""
+        """Of a job that has ended; None where it never began."""
         code = self._client.get_job_info(job_id).driver_exit_code
         return None if code is None else int(code)
 
     def message(self, job_id: str) -> str:
-        """Return Ray's message on how the job ended."""
+        """Why it ended as it did, in Ray's words."""
         return str(self._client.get_job_info(job_id).message or "")
 
     def follow(self, job_id: str, write: Callable[[str], Any]) -> int:
-        """Write the job's log as it grows, until the job ends; returns its exit code."""
+        """Pass on what the job says until it ends; returns its exit code."""
 
         async def tail() -> None:
             async for part in self._client.tail_job_logs(job_id):
@@ -169,10 +167,10 @@ class Jobs:
 
 
 def job_address(given: str | None) -> str:
-    """Return the HTTP address of a cluster's job server: the given one, else the one that Ray's own commands use.
+    """The HTTP address of a cluster's job server: what is given, else what Ray's own commands would take.
 
     Raises:
-        ResourceError: it is not an HTTP address.
+        ResourceError: it is of another kind.
     """
     address = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
     if "://" not in address:
@@ -180,27 +178,27 @@ def job_address(given: str | None) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ResourceError(
-            f"{address!r} is not the address of a job server; give the URL of the dashboard, such as {DEFAULT_ADDRESS}"
+            f"{address!r} is no address of a job server; it is that of the dashboard, such as {DEFAULT_ADDRESS}"
         )
     return address
 
 
 def _reach(address: str) -> None:
-    """Check that the server is reachable: Ray's client prints a long message if it is not."""
+    """Make sure that somebody answers: Ray's client prints a page where nobody does."""
     parts = urlsplit(address)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        check_port(parts.hostname or "", port)
+        knock(parts.hostname or "", port)
     except (OSError, ValueError) as e:
         raise ResourceError(
-            f"{address} cannot be reached: {e}; on a cluster the dashboard listens on the head's loopback: "
+            f"nobody answers at {address}: {e}; on a cluster the dashboard listens on the head's loopback: "
             "forward its port with `ssh -L 8265:127.0.0.1:8265 HEAD` or `ray dashboard CLUSTER.yaml`"
         ) from e
 
 
 @contextlib.contextmanager
 def _no_other_address() -> Iterator[None]:
-    """Unset for a block the variables that Ray's client prefers to its argument."""
+    """Without the variables that Ray's client prefers to what it is given."""
     kept = {name: os.environ.pop(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if name in os.environ}
     try:
         yield
@@ -222,14 +220,11 @@ def _largest(directory: Path) -> str:
 
 
 def words_for(spec: Path, working_dir: Path, options: Sequence[str]) -> tuple[str, ...]:
-    """Return the words after `python -m` that run a spec in the uploaded directory.
+    """The words after `python -m` that run a spec in the uploaded directory.
 
     Raises:
         SpecError: the spec does not lie in it.
     """
     if not spec.is_relative_to(working_dir):
-        raise SpecError(
-            "submit",
-            [f"--working-dir: {spec} does not lie in {working_dir}, which alone is uploaded; give one that holds it"],
-        )
+        raise SpecError("submit", [f"--working-dir: {spec} does not lie in {working_dir}, which is all that travels"])
     return ("flops_fit_ray.run", str(spec.relative_to(working_dir)), *options)

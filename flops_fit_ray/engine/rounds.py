@@ -1,7 +1,7 @@
-"""Rounds of Ray Tune: a new Tuner each, or the last one restored if its state on disk is complete.
+"""Rounds of Ray Tune: one Tuner each, new, or the last one restored where its state on disk is provably whole.
 
-Tune saves its state now and then with a plain open-and-write, so it is checked before it is restored. What remains to
-be trained is decided by the ledger alone: a round that cannot be restored costs only the start of a new one.
+Tune writes its state now and then, with a plain open-and-write; what it says is checked before it is taken up, and the
+ledger decides in any case what is left. A round that cannot be restored costs nothing but the start of a new one.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from flops_fit_ray.engine.dispatch import Dispatcher
     from flops_fit_ray.engine.trainable import TrialContext
 
-FINISHED = {"TERMINATED", "ERROR"}  # Tune's words for trials that it does not resume
-CLOCK_SECONDS = 60.0  # by which clocks of machines may differ
+FINISHED = {"TERMINATED", "ERROR"}  # Tune's words for trials that it would not go on with
+CLOCK_SECONDS = 60.0  # by which clocks may differ
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """Settings of a Tuner. One with other settings is not restored."""
+    """What a Tuner was made for. One made for anything else is not restored."""
 
-    root: str  # absolute, as in the state of Tune's trials
+    root: str  # absolute: trials of Tune remember where they were
     slots: int
     resources: Mapping[str, float]
     workers: int
     versions: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values, as in the file beside Tune's state."""
+        """Plain values, as in the note beside Tune's state."""
         return {
             "schema_version": SCHEMA_VERSION,
             "root": self.root,
@@ -51,7 +51,7 @@ class Round:
 
 
 def this_round(paths: SweepPaths, slots: Slots) -> Round:
-    """Return the settings of a round that starts now."""
+    """The round that would be begun now."""
     from flops_fit_ray.engine.trainable import versions
 
     return Round(
@@ -64,10 +64,10 @@ def this_round(paths: SweepPaths, slots: Slots) -> Round:
 
 
 def restorable(paths: SweepPaths, now: Round, can_go_on: Callable[[str], bool]) -> StoragePath | None:
-    """Return the newest round's directory if its state is complete and its trials are still wanted; else None.
+    """The newest round's directory, if its state is whole and of trials that are still wanted; else None.
 
     Args:
-        can_go_on: tells of an experiment's key whether it is unfinished in the plan or has an outcome.
+        can_go_on: whether an experiment, by its key, is open in the plan or has an outcome.
     """
     newest = paths.newest_round()
     if newest is None:
@@ -85,14 +85,14 @@ def restorable(paths: SweepPaths, now: Round, can_go_on: Callable[[str], bool]) 
 
 
 def _unfinished(directory: StoragePath) -> list[str]:
-    """Return the keys of the trials that Tune would resume, by its newest state.
+    """The keys of the trials that Tune would go on with, by its newest state.
 
     Raises:
-        ValueError, KeyError, TypeError, OSError: the state is incomplete.
+        ValueError, KeyError, TypeError, OSError: it is not whole.
     """
     state_file = max(directory.glob("experiment_state-*.json"), key=lambda path: path.name)  # as Tune chooses
     if _written_at(state_file) > time.time() + CLOCK_SECONDS:
-        raise ValueError("its date is in the future, so it would hide every later state")
+        raise ValueError("written in the future: it would hide every later one")
     state = json.loads(state_file.read_bytes())
     trials = [json.loads(trial) for trial, _ in state["trial_data"]]
     if not any(directory.glob("searcher-state-*")):
@@ -106,7 +106,7 @@ def _written_at(state_file: StoragePath) -> float:
 
 
 def _amounts(slots: Slots) -> Any:
-    """Return what Tune reserves for a trial, in a form that it takes."""
+    """What Tune reserves for a trial, in one of the forms that it takes."""
     from ray import tune
 
     if slots.shares:
@@ -126,10 +126,10 @@ def _part_of_a_gpu(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
 def make_tuner(
     dispatcher: Dispatcher, job: TrialContext, paths: SweepPaths, slots: Slots, *, restore: bool
 ) -> tuple[tune.Tuner, bool]:
-    """Return a Tuner over the dispatcher's experiments, and whether it is the last one restored.
+    """A Tuner over what the dispatcher hands out, and whether it is the last one restored or a new one.
 
     Args:
-        restore: restore the last one if its state is complete.
+        restore: whether the last one may be gone on with, where its state is whole.
     """
     from ray import tune
 
@@ -138,14 +138,14 @@ def make_tuner(
 
     trainable = tune.with_resources(tune.with_parameters(ExperimentTrainable, context=job), _amounts(slots))
     now = this_round(paths, slots)
-    # In an object store Tune's state is there to be looked at; sweeps resume from the ledger
+    # In an object store its state is kept for people only: what restores from there is the ledger
     restore = restore and not is_remote(paths.root)
     kept = restorable(paths, now, dispatcher.can_go_on) if restore else None
     with ExperimentSearcher.serving(dispatcher):
         if kept is not None:
             try:
                 return tune.Tuner.restore(str(kept), trainable=trainable, resume_unfinished=True), True
-            except Exception:  # noqa: BLE001, S110 - a new round needs nothing of the damaged state
+            except Exception:  # noqa: BLE001, S110 - whatever is wrong with Tune's state, a new round does without it
                 pass
         name = f"round-{time.time_ns()}"
         filesystem, tune_name = pyarrow_location(paths.tune)
@@ -163,7 +163,7 @@ def make_tuner(
                 storage_filesystem=filesystem,
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger holds what matters
-                failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher decides what is retried
+                failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher decides what is tried again
             ),
         )
     if is_remote(paths.root):

@@ -82,6 +82,7 @@ class TrackerView:
         self._experiments: dict[str, Experiment] = {}
         self._failures = 0
         self._lost = 0
+        self._warned = False
 
     def begin(self) -> None:
         """Do nothing: a tracker connects when it logs first."""
@@ -123,7 +124,8 @@ class TrackerView:
         except Exception as e:  # noqa: BLE001 - third-party code; training does not depend on it
             self._failures += 1
             self._lost += counts
-            if self._failures == 1:
+            if not self._warned:  # once: a call that succeeds in between does not make the next failure news
+                self._warned = True
                 self._say(f"{self._tracker.name} failed ({_first_line(e)}); training continues")
         else:
             self._failures = 0

@@ -99,8 +99,8 @@ class LocalLauncher:
             return _over(ended)
         process = read_json(start.process)
         if process is None:
-            begun = (read_json(start.begun) or {}).get("at")
-            runs = isinstance(begun, int | float) and abs(time.time() - begun) < LAUNCH_SECONDS
+            begun = (read_json(start.begun) or {}).get("at", 0.0)
+            runs = abs(time.time() - begun) < LAUNCH_SECONDS
             return ProcessState(runs=runs, message="" if runs else "its process did not start; resume it")
         runs = any(_lives(process, who, since) for who, since in (("pid", "born"), ("keeper", "keeper_born")))
         if not runs and (ended := read_json(start.ended)) is not None:  # it ended between the two reads

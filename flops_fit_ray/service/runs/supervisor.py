@@ -30,10 +30,14 @@ def main(directory: Path, log: Path, arguments: list[str]) -> int:
             stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            preexec_fn=_restore_signals,
+            preexec_fn=_hears,
         )
-    own = os.getpid()
-    note = {"pid": child.pid, "born": start_ticks(child.pid), "keeper": own, "keeper_born": start_ticks(own)}
+    note = {
+        "pid": child.pid,
+        "born": start_ticks(child.pid),
+        "keeper": os.getpid(),
+        "keeper_born": start_ticks(os.getpid()),
+    }
     write_json(paths.process, note)
     if paths.stop.exists():  # requested before process.json was written
         child.terminate()
@@ -42,7 +46,7 @@ def main(directory: Path, log: Path, arguments: list[str]) -> int:
     return 0
 
 
-def _restore_signals() -> None:
+def _hears() -> None:
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_DFL)
 

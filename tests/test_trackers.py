@@ -21,7 +21,7 @@ from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.trackers import check_installed, watchers_for
-from flops_fit_ray.trackers.tracked import Tracker, TrackerView, measured_of, run_name
+from flops_fit_ray.trackers.tracked import MAX_FAILURES, Tracker, TrackerView, measured_of, run_name
 from tests.nodes import free_port
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
@@ -128,6 +128,25 @@ def test_one_that_raises_or_hangs_holds_up_nothing(tmp_path: Path) -> None:
         f"raising: {NEW} experiments were not logged; results.csv has them",
     ]
     Hanging.ever.set()
+
+
+def test_progress_that_always_succeeds_excuses_no_lost_outcome(tmp_path: Path) -> None:
+    spec, said = reference_spec(), list[str]()
+    sweep = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=1)
+    raising = Raising()
+    view = TrackerView(raising, Ledger(sweep.paths), said.append)
+    view.plan(sweep.plan, 0)
+    key, now = sweep.results[0].key, time.time()
+    running = Progress(key=key, tokens_seen=1, tokens=2, train_loss=1.0, host="h", pid=1, updated_at=now)
+    for _ in range(MAX_FAILURES + 2):
+        view.progress([running], 0, 1)
+        view.outcome(sweep.results[0], 1, 1)
+    view.end()
+    assert len(raising.outcomes) == MAX_FAILURES  # then it is not asked any more
+    assert said == [
+        "raising failed (ConnectionError: nobody there); training continues",
+        f"raising: {MAX_FAILURES + 2} experiments were not logged; results.csv has them",
+    ]
 
 
 def test_one_that_hangs_does_not_hold_up_a_stop(tmp_path: Path) -> None:

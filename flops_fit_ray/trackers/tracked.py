@@ -80,7 +80,7 @@ class TrackerView:
     def __init__(self, tracker: Tracker, ledger: Ledger, say: Callable[[str], None]) -> None:
         self._tracker, self._ledger, self._say = tracker, ledger, say
         self._experiments: dict[str, Experiment] = {}
-        self._failures = 0
+        self._failures = 0  # in a row
         self._lost = 0
         self._warned = False
 
@@ -128,7 +128,8 @@ class TrackerView:
                 self._warned = True
                 self._say(f"{self._tracker.name} failed ({_first_line(e)}); training continues")
         else:
-            self._failures = 0
+            if counts:  # progress is nothing to some trackers, and then always succeeds
+                self._failures = 0
 
 
 def _first_line(error: Exception) -> str:

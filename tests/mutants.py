@@ -29,12 +29,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.mutations import Mutant, mutants_in
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "flops_fit_ray"
 PATHS = ("analysis", "planning", "training", "ledger", "sweep", "spec", "tables", "engine/dispatch.py")
-PYTEST = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not ray and not slow and not gpu")
+PYTEST = (
+    "-m",
+    "pytest",
+    "-q",
+    "-x",
+    "-p",
+    "xdist.plugin",
+    "-p",
+    "no:cacheprovider",
+    "-m",
+    "not ray and not slow and not gpu",
+)
 HANGS = 3  # a mutant has this many times the seconds that its tests took when they were measured, and START_SECONDS
 START_SECONDS = 60.0
 Tests = Mapping[str, Mapping[str, Any]]  # by test: {"seconds": float, "calls": [function], "imports": [parts]}
@@ -92,7 +105,7 @@ class Copy:
         own = {
             "PYTHONPATH": str(self.directory),
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        }  # plugins take a second to load
+        }  # others take a second to load
         child = subprocess.Popen(
             [sys.executable, *PYTEST, *arguments],
             cwd=self.directory,
@@ -191,6 +204,8 @@ def judge(mutant: Mutant, copy: Copy, tests: Tests, limit: float) -> Verdict:
         try:
             patience = HANGS * sum(tests[test]["seconds"] for test in chosen) + START_SECONDS
             status, output = copy.pytest(chosen, limit=patience)
+            if status == pytest.ExitCode.INTERNAL_ERROR:
+                raise SystemExit(f"pytest itself fails, which says nothing of the mutant:\n{output}")
             killed_by = _first_failure(output) if status else None
         except subprocess.TimeoutExpired:
             killed_by = "time limit"

@@ -110,6 +110,7 @@ def test_rungs_are_the_candidates_nearest_to_a_geometric_ladder() -> None:
     assert [s.params for s in rungs(sizes, 200, 2)] == [100, 210, 380, 800]  # 100, 200, 400 and 800
     assert [s.params for s in rungs(sizes, 800, 2)] == [100, 210, 380, 800]  # wherever on it the anchor is
     assert [s.params for s in rungs(sizes, 100, 8)] == [100, 800]
+    assert [s.params for s in rungs(sizes[1:4:2], 200, 2)] == [100, 210]  # a rung with one candidate
     assert rungs([], 200, 2) == []
 
 

@@ -76,6 +76,7 @@ BAD = [
     ("model", "{target: 'm:G', size_param: d, sizes: [8, 16, 8]}", "model.sizes: [8] are given twice"),
     ("model", "{target: 'm:G', size_param: d, sizes: [8.5]}", "model.sizes.0: must be a whole number, or a mapping"),
     ("model", "{target: 'm:G', sizes: [8, 16, 32]}", "spec: model.size_param is missing"),
+    ("model", "{target: 'm:G', sizes: [8, {d: 9}, {d: 10}]}", "spec: model.size_param is missing"),
     ("budgets", "[1e18, {flops: 2e18, sizes: [8, 8]}]", "budgets.1.sizes: [8] are given twice"),
     ("budgets", "[1e18, {flops: 2e18, sizes: [0, 8]}]", "budgets.1.sizes: [0] are not positive"),
     ("model", "{target: 'm:G', size_param: d, kwargs: {d: 3}}", "model: kwargs.d is the size parameter"),

@@ -23,7 +23,7 @@ from flops_fit_ray.planning import (
 )
 from flops_fit_ray.planning.disk import checkpoint_bytes
 from flops_fit_ray.planning.grid import cell_warnings
-from flops_fit_ray.planning.lr_probes import probed_sizes
+from flops_fit_ray.planning.lr_probes import missing_factors, probed_sizes
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
@@ -241,6 +241,15 @@ def test_rates_are_probed_at_two_sizes_that_lie_apart() -> None:
     assert [s.params for s in probed_sizes(sizes)] == [2, 4]  # the ends of a valley are no place for it
     assert [s.params for s in probed_sizes(sizes[:4])] == [2, 3]
     assert [s.params for s in probed_sizes(sizes[:3])] == [1, 3]
+
+
+def test_probes_go_on_by_factors_of_two_until_the_best_is_inside() -> None:
+    assert missing_factors({}) == [0.5, 1, 2, 4] and missing_factors({1.0: 3.0}) == [0.5, 2, 4]
+    assert missing_factors({0.5: 1, 1: 2, 2: 3, 4: 4}) == [0.25]
+    assert missing_factors({0.5: 4, 1: 3, 2: 2, 4: 1}) == [8]
+    assert missing_factors({0.5: 2, 1: 1, 2: 2, 4: 3}) == []
+    assert missing_factors({2.0**k: -k for k in range(-1, 7)}) == []  # eight are enough
+    assert missing_factors({2.0**k: -k for k in range(-1, 6)}) == [64]
 
 
 def test_auto_lr_falls_with_size() -> None:

@@ -140,6 +140,40 @@ def test_private_modules_serve_their_own_folder(path: Path) -> None:
     assert not foreign
 
 
+# Openings that hide the verb: "Return True if ..." says more than "Whether ...", "Rows of ..." than "What ..."
+RIDDLES = {"what", "whether", "that", "how", "who", "whom", "whose", "where", "when", "which", "why", "it", "they",
+           "nothing", "nobody", "somebody", "if", "those", "this", "these"}  # fmt: skip
+
+
+@each_module
+def test_docstrings_begin_with_a_verb_or_a_noun(path: Path) -> None:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    openings = [
+        (getattr(node, "name", "module"), (ast.get_docstring(node) or "-").split()[0])
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, documented)
+    ]
+    assert [(name, word) for name, word in openings if word.strip(",.:;").lower() in RIDDLES] == []
+
+
+# Commands, the functions that they call, and what pages and the REST API do by the same name
+SAME_MEANING = {"check", "compare", "experiment", "extend", "main", "predict", "resume", "run", "serve", "stop"}
+
+
+def test_a_public_name_is_defined_once() -> None:
+    homes: dict[str, set[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, set()).add(dotted(path))
+    assert {name: where for name, where in homes.items() if len(where) > 1 and name not in SAME_MEANING} == {}
+
+
+def test_no_two_modules_share_a_file_name() -> None:
+    names = [path.name for path in MODULES if path.name != "__init__.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == ["paths.py"]  # of sweeps, and of the service
+
+
 @each_module
 def test_modules_stay_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flops_fit_ray.cli import main
-from flops_fit_ray.engine.observer import LedgerObserver
+from flops_fit_ray.engine.ledger_observer import LedgerObserver
 from flops_fit_ray.errors import DirectoryError, InterruptedSweepError, SpecError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.report import write_report
@@ -262,7 +262,7 @@ def test_content_that_is_damaged_there_is_noticed(root: StoragePath) -> None:
 def test_no_request_holds_up_the_training_and_a_stop_is_seen(
     root: StoragePath, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flops_fit_ray.engine.observer.REMOTE_POLL_SECONDS", 0.2)
+    monkeypatch.setattr("flops_fit_ray.engine.ledger_observer.REMOTE_POLL_SECONDS", 0.2)
     monkeypatch.setattr("flops_fit_ray.storage.atomic.RETRY_SECONDS", ())
     spec = one_run()
     (experiment,) = planned(spec, user_parts_of(spec)).experiments

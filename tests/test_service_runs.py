@@ -17,7 +17,7 @@ import pytest
 from flops_fit_ray.errors import EXIT_INTERRUPTED
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.service.client import ServiceError
-from flops_fit_ray.service.http.errors import RequestError
+from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs.launch import SAME_START_TICKS, LocalLauncher, ProcessState, tail
 from flops_fit_ray.service.runs.queue import Additions, Runs

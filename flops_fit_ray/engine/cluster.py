@@ -57,7 +57,7 @@ class Head:
         return None if self.local else max_slots
 
     def answers(self) -> bool:
-        """Whether it does now."""
+        """Return True if the head answers now."""
         host, _, port = self.address.rpartition(":")
         try:
             knock(host, int(port))
@@ -82,7 +82,7 @@ class Head:
 
 
 def runs_here(address: str | None) -> bool:
-    """Whether Ray would be started on this machine alone, for the time of a sweep."""
+    """Return True if Ray would be started on this machine alone, for the time of a sweep."""
     ray = sys.modules.get("ray")
     running = ray is not None and ray.is_initialized()
     return not running and _where(address) == "local"

@@ -41,7 +41,7 @@ def upload_of(path: Path) -> Path | None:
 
 
 def line_to_submit(words: Sequence[str], base: Path) -> str | None:
-    """What submits this job again, to be pasted where it was submitted; None outside of jobs.
+    """Return the command that submits this job again from where it was submitted; None outside of jobs.
 
     Args:
         words: of the module to run, after `python -m`; paths in the upload are given as the job sees them.
@@ -132,7 +132,7 @@ class Jobs:
         return status
 
     def status(self, job_id: str) -> str:
-        """What Ray says of the job."""
+        """Return the status that Ray reports for the job."""
         return str(self._client.get_job_status(job_id).value)
 
     def stop(self, job_id: str) -> None:
@@ -140,7 +140,7 @@ class Jobs:
         self._client.stop_job(job_id)
 
     def log(self, job_id: str) -> str:
-        """What it has said so far."""
+        """Return the log so far."""
         return str(self._client.get_job_logs(job_id))
 
     def exit_code(self, job_id: str) -> int | None:
@@ -149,7 +149,7 @@ class Jobs:
         return None if code is None else int(code)
 
     def message(self, job_id: str) -> str:
-        """Why it ended as it did, in Ray's words."""
+        """Return Ray's message on how the job ended."""
         return str(self._client.get_job_info(job_id).message or "")
 
     def follow(self, job_id: str, write: Callable[[str], Any]) -> int:

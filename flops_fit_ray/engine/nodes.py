@@ -27,7 +27,7 @@ SEE_SECONDS = 10.0  # shared file systems may show a new file late
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What one node says."""
+    """Answer of one node to the probe."""
 
     node: str
     host: str = ""
@@ -78,7 +78,7 @@ def check_nodes(
 
 
 def this_machine() -> Machine:
-    """What the machine of this process has."""
+    """Describe the machine of this process."""
     from flops_fit_ray.training.step.device import gpu_libraries
 
     found = Readings().read()

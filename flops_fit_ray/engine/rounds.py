@@ -30,7 +30,7 @@ CLOCK_SECONDS = 60.0  # by which clocks may differ
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What a Tuner was made for. One made for anything else is not restored."""
+    """Conditions that a Tuner was made for. One made for others is not restored."""
 
     root: str  # absolute: trials of Tune remember where they were
     slots: int
@@ -106,7 +106,7 @@ def _written_at(state_file: StoragePath) -> float:
 
 
 def _amounts(slots: Slots) -> Any:
-    """What Tune reserves for a trial, in one of the forms that it takes."""
+    """Return the resources that Tune reserves for a trial, in one of the forms that it takes."""
     from ray import tune
 
     if slots.shares:

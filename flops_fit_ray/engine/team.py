@@ -12,7 +12,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import Store  # type: ignore[attr-defined] # torch leaves it unexported
 
-from flops_fit_ray.engine.observer import READ_SECONDS
+from flops_fit_ray.engine.ledger_observer import READ_SECONDS
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import WorkerLostError
 from flops_fit_ray.ledger.hardware import Machine, Readings

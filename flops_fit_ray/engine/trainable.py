@@ -16,7 +16,7 @@ import torch
 from ray import tune
 
 from flops_fit_ray._version import __version__
-from flops_fit_ray.engine.observer import LedgerObserver
+from flops_fit_ray.engine.ledger_observer import LedgerObserver
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.engine.team import Team
 from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError, WorkerLostError
@@ -40,7 +40,7 @@ STORAGE_ERROR = "storage_error"  # the metric by which a trial tells the driver
 
 @dataclass(frozen=True, kw_only=True)
 class TrialContext:
-    """What every trial of a sweep shares. It travels to the workers once."""
+    """Context that all trials of a sweep share; sent to each worker once."""
 
     root: StoragePath
     load_user_parts: Callable[[], UserParts]
@@ -53,7 +53,7 @@ class ExperimentTrainable(tune.Trainable):
     """Tune's view of an experiment. The process is kept and serves one experiment after the other."""
 
     def setup(self, config: dict[str, Any], context: TrialContext | None = None) -> None:
-        """Nothing that could fail: what the user's parts raise belongs to an experiment."""
+        """Keep the context. Loads nothing of the user's: its errors belong to an experiment."""
         assert context is not None  # tune.with_parameters passes it
         self._context = context
         self._ledger = Ledger(SweepPaths(context.root))
@@ -226,7 +226,7 @@ def _derived_metrics(spec: SweepSpec, loss: float) -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """What made a result."""
+    """Return the versions of the software that makes a result."""
     return {
         "flops_fit_ray": __version__,
         "python": platform.python_version(),

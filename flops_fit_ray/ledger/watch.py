@@ -22,7 +22,7 @@ AT_MOST_LOOKED_AT = 200  # running experiments a second
 
 
 class View(Protocol):
-    """What a console must be able to show."""
+    """Interface of a console or tracker."""
 
     every: float  # seconds between two words on what runs
 
@@ -33,10 +33,10 @@ class View(Protocol):
         """Not any more, for now."""
 
     def plan(self, plan: Plan, done: int) -> None:
-        """What is decided; called again when the plan has grown."""
+        """Show the plan; called again when it has grown."""
 
     def cluster(self, cluster: Cluster) -> None:
-        """Where experiments run, and how many at a time."""
+        """Show the machines that experiments run on, and the slots."""
 
     def outcome(self, record: ExperimentResult | Failure, done: int, total: int) -> None:
         """One experiment ended."""
@@ -45,7 +45,7 @@ class View(Protocol):
         """Something happened to one; a warning should be shown at once."""
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
-        """What runs now."""
+        """Show the running experiments."""
 
 
 class Watcher:
@@ -76,7 +76,7 @@ class Watcher:
         self._heard: dict[str, int] = {}  # bytes of each log that were passed on
 
     def take(self, ledger: Ledger) -> None:
-        """Whose outcomes are followed."""
+        """Follow the outcomes of this ledger."""
         self._ledger = ledger
 
     def on_plan(self, plan: Plan) -> None:
@@ -99,7 +99,7 @@ class Watcher:
 
     @property
     def all_told(self) -> bool:
-        """Whether the end of every experiment of the plan is known."""
+        """Return True if the end of every experiment of the plan was shown."""
         return len(self._told) == len(self._keys)
 
     @contextlib.contextmanager
@@ -167,7 +167,7 @@ class Watchers:
         self._watchers = watchers
 
     def take(self, ledger: Ledger) -> None:
-        """Whose outcomes are followed."""
+        """Follow the outcomes of this ledger."""
         for watcher in self._watchers:
             watcher.take(ledger)
 

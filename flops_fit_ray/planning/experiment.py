@@ -97,7 +97,7 @@ class Recipe(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentFacts(Record):
-    """What a plan and a result say of an experiment alike. `key` is a hash of all that changes the result."""
+    """Facts of an experiment that a plan and a result share. `key` is a hash of all that changes the result."""
 
     key: Annotated[str, Column(10, planned=True)]
     budget: Annotated[PositiveFloat, Column(20, planned=True)]  # nominal C, FLOPs

@@ -58,7 +58,7 @@ class Rates(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRates(Record):
-    """What `check` measured, and of which sweep."""
+    """The rates that `check` measured, and the identity of the sweep."""
 
     identity: str  # as `SweepConstants.identity`
     rates: Rates

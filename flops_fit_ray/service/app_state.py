@@ -14,10 +14,10 @@ from fastapi.responses import JSONResponse, Response
 from flops_fit_ray.analysis import json_value
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger.hardware import Readings
-from flops_fit_ray.service.http.errors import RequestError, conflict
 from flops_fit_ray.service.http.guard import STANDALONE
 from flops_fit_ray.service.http.html import VERSION
 from flops_fit_ray.service.http.redact import redacted, redacted_values
+from flops_fit_ray.service.http.request_error import RequestError, conflict
 from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state import views

@@ -14,10 +14,10 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.service.app_state import AppState, app_state_of, faulty
-from flops_fit_ray.service.http.errors import RequestError
 from flops_fit_ray.service.http.guard import Credentials
 from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.http.redact import redacted, redacted_values
+from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.runs.queue import Additions
 from flops_fit_ray.service.state import views
 from flops_fit_ray.service.state.cache import Snapshot

@@ -1,4 +1,4 @@
-"""What has changed since a directory's last run, and whether completed experiments could still stand for themselves."""
+"""Changes since a directory's last run; refuses to train completed experiments again unless that is asked for."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Changes:
         return "\n".join(f"  {line}" for line in [*self.lines[:SHOWN], *more])
 
     def refusal(self, what: str) -> SpecError:
-        """Why a run is refused, and the way out."""
+        """Return the refusal of a run, with the way out."""
         said = "; ".join(self.lines[:3]) or "the directory's plan cannot be read, or an earlier engine made its results"
         return SpecError(
             what,
@@ -49,7 +49,7 @@ class Changes:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What a directory says of its last run. None is what is not there, or cannot be read."""
+    """Spec and plan of a directory's last run; None where there is none, or it cannot be read."""
 
     paths: SweepPaths
     spec: SweepSpec | None
@@ -109,7 +109,7 @@ def _place(of: Experiment | ExperimentResult) -> _Place:
 
 
 def _spec_lines(before: SweepSpec, now: SweepSpec) -> Iterator[str]:
-    """What differs in the spec, key by key; budgets by their FLOPs, because one more moves those that follow."""
+    """Return the differences of the spec by key; budgets by their FLOPs, because one more moves those that follow."""
     old, new = (_flat(spec.model_dump(mode="json", exclude={"budgets"})) for spec in (before, now))
     for path in [*old, *(p for p in new if p not in old)]:
         if old.get(path) != new.get(path):
@@ -125,7 +125,7 @@ def _spec_lines(before: SweepSpec, now: SweepSpec) -> Iterator[str]:
 
 
 def _plan_lines(before: Plan, now: Plan) -> Iterator[str]:
-    """What differs in the data and the model behind the same spec."""
+    """Return the differences of data and model behind the same spec."""
     if before.measurements.data.fingerprint != now.measurements.data.fingerprint:
         yield "data.train: its samples are not those of before"
     sizes = {str(s.size): s for s in before.measurements.sizes}

@@ -55,12 +55,12 @@ class LrCheck:
 
     @property
     def better(self) -> bool:
-        """Whether it is clearly better: then the valleys are limited by the learning rate."""
+        """Return True if it is clearly better: then the valleys are limited by the learning rate."""
         return self.gain > CLEARLY * math.sqrt(2) * (self.sigma or 0.0)
 
     @property
     def words(self) -> str:
-        """What it means, for people."""
+        """Return the sentence that reports show."""
         return (
             f"LR-limited: at C = {self.budget:g}, size {self.size}, {self.factor:g} times the learning rate is better "
             f"by {self.gain:.3g}: the valleys are not those of well tuned models"
@@ -77,7 +77,7 @@ class _Origin(Record):
 
 @dataclass(frozen=True)
 class Sweep:
-    """What one directory holds now. Fits are made when they are asked for, from what is completed."""
+    """Contents of one directory now. Fits are made when they are asked for, from what is completed."""
 
     paths: SweepPaths
     spec: SweepSpec
@@ -89,17 +89,17 @@ class Sweep:
 
     @property
     def outcomes(self) -> tuple[ExperimentResult | Failure, ...]:
-        """How the experiments that are settled ended."""
+        """Return results and failures."""
         return (*self.results, *self.failures)
 
     @property
     def complete(self) -> bool:
-        """Whether every planned experiment has a result, and none will be added."""
+        """Return True if every planned experiment has a result, and none will be added."""
         return self.plan.final and len(self.results) == len(self.plan.experiments)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many experiments are in each status; all of `STATUSES`, so that the sum is the plan."""
+        """Count the experiments in each status; all of `STATUSES`, so that the sum is the plan."""
         states = Counter(str(outcome.status) for outcome in self.outcomes)
         states["running"] = len(self.running)
         states["waiting"] = len(self.waiting)
@@ -127,7 +127,7 @@ class Sweep:
 
     @property
     def num_begun(self) -> int:
-        """How many experiments without a result have a checkpoint to go on from."""
+        """Count the experiments without a result that have a checkpoint to resume from."""
         done = {r.key for r in self.results}
         begun = self.paths.begun_keys()
         left = (e.key for e in self.plan.experiments if e.key not in done and e.key in begun)
@@ -135,12 +135,12 @@ class Sweep:
 
     @property
     def writer(self) -> str | None:
-        """Who runs this sweep now, in words; None where nobody does, as far as files and this machine tell."""
+        """Describe the process that runs this sweep now; None without one, as far as files and this machine tell."""
         return living_owner(self.paths)
 
     @property
     def num_deaths(self) -> int:
-        """How often a worker or node died, as far as it is known of experiments that have ended."""
+        """Count the deaths of workers and nodes, as far as they are known of experiments that have ended."""
         return sum(outcome.deaths for outcome in self.outcomes)
 
     @property
@@ -160,12 +160,12 @@ class Sweep:
 
     @property
     def loss_name(self) -> str:
-        """What the losses of this sweep are of."""
+        """Return the name of the loss for axes and tables."""
         return "held-out loss" if self.plan.measurements.data.eval_samples else "training loss, smoothed"
 
     @property
     def fit_options(self) -> FitOptions:
-        """How the spec wants it fitted."""
+        """Return the options of the fit that the spec asks for."""
         return fit_options(self.spec)
 
     @cached_property
@@ -236,12 +236,12 @@ class Sweep:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What to know before trusting the numbers: of the fit, of the learning rate, of the plan, each once."""
+        """Return the warnings of the fit, of the learning rate and of the plan, each once."""
         return tuple(dict.fromkeys([*map(str, self.fit.warnings), *self.own_warnings]))
 
     @property
     def own_warnings(self) -> tuple[str, ...]:
-        """Those that are not the fit's: of the learning rate, then of the plan."""
+        """Return the warnings of the learning rate, then of the plan."""
         return (*(check.words for check in self.lr_checks if check.better), *self.plan.warnings)
 
     def to_frame(self) -> pd.DataFrame:
@@ -250,7 +250,7 @@ class Sweep:
 
 
 def fit_options(spec: SweepSpec) -> FitOptions:
-    """How a spec wants its sweep fitted."""
+    """Return the options of the fit that a spec asks for."""
     wishes = {name: value for name, value in spec.fit.model_dump().items() if value is not None}
     if spec.is_adaptive:  # its valleys differ in width, and with it in the parabola's bias
         wishes.setdefault("window", spec.grid.sizes)

@@ -9,7 +9,7 @@ from typing import Any
 from flops_fit_ray.ledger import ExperimentResult, Failure, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import MlflowSection
-from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, run_name
+from flops_fit_ray.trackers.tracked import config_of, curve_metrics, measured_of, run_name
 
 MAX_METRICS = 1000  # in one request
 
@@ -35,7 +35,7 @@ class Mlflow:
         client, moment = self._client, int(1000 * record.finished_at)
         tags = {"flops_fit_ray.key": e.key, "flops_fit_ray.sweep": self._sweep}
         run = client.create_run(self._experiment, run_name=run_name(e), tags=tags).info.run_id
-        metrics = [Metric(tag, v, moment, step) for step, figures in points_of(curve) for tag, v in figures.items()]
+        metrics = [Metric(tag, v, moment, step) for step, figures in curve_metrics(curve) for tag, v in figures.items()]
         if isinstance(record, ExperimentResult):
             metrics += [Metric(name, value, moment, e.steps) for name, value in measured_of(record).items()]
         client.log_batch(run, params=[Param(name, str(value)) for name, value in config_of(e).items()])

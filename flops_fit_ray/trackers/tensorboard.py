@@ -8,7 +8,7 @@ from typing import Any
 
 from flops_fit_ray.ledger import ExperimentResult, Failure, Progress
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, run_name
+from flops_fit_ray.trackers.tracked import config_of, curve_metrics, measured_of, run_name
 
 
 class TensorBoard:
@@ -36,7 +36,7 @@ class TensorBoard:
         from tensorboardX.summary import hparams  # type: ignore[import-untyped] # it has no types
 
         writer = self._writer(e)
-        for step, figures in points_of(curve):
+        for step, figures in curve_metrics(curve):
             _add(writer, figures, step)
         if isinstance(record, ExperimentResult):
             measured = {f"result/{name}": value for name, value in measured_of(record).items()}

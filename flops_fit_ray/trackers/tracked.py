@@ -63,7 +63,7 @@ def measured_of(record: ExperimentResult) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def points_of(curve: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+def curve_metrics(curve: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, float]]]:
     """Return (step, values by metric name) for each point of a curve."""
     points = []
     for row in curve:

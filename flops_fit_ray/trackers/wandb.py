@@ -11,7 +11,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import ExperimentResult, Failure, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import WandbSection
-from flops_fit_ray.trackers.tracked import config_of, measured_of, points_of, run_name
+from flops_fit_ray.trackers.tracked import config_of, curve_metrics, measured_of, run_name
 
 
 class Wandb:
@@ -55,7 +55,7 @@ class Wandb:
             settings=wandb.Settings(console="off", disable_git=True, x_disable_stats=True),
         )
         try:
-            for step, figures in points_of(curve):
+            for step, figures in curve_metrics(curve):
                 run.log(figures, step=step)
             if isinstance(record, ExperimentResult):
                 run.summary.update(measured_of(record))

@@ -7,7 +7,7 @@ import re
 import stat
 from typing import BinaryIO
 
-from flops_fit_ray.service.http.errors import not_found
+from flops_fit_ray.service.http.request_error import not_found
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, local_path

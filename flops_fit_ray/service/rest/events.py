@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.sse import ServerSentEvent
 
 from flops_fit_ray.analysis import json_value
-from flops_fit_ray.service.http.errors import RequestError
+from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.state.cache import Row, Snapshot
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from flops_fit_ray.service.app_state import app_state_of, as_json, as_svg, ask_fit_worker, fresh_snapshot, of_kind
 from flops_fit_ray.service.http import names
-from flops_fit_ray.service.http.errors import RequestError, conflict
+from flops_fit_ray.service.http.request_error import RequestError, conflict
 from flops_fit_ray.service.rest import shapes
 from flops_fit_ray.service.rest.shapes import Limit, Offset
 from flops_fit_ray.service.state import views

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from flops_fit_ray.service.app_state import as_is, as_json, as_svg, ask_fit_worker, fresh_snapshot, of_kind
-from flops_fit_ray.service.http.errors import RequestError
 from flops_fit_ray.service.http.guard import STANDALONE
 from flops_fit_ray.service.http.redact import redacted, redacted_values
+from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.rest import shapes
 from flops_fit_ray.service.rest.shapes import Limit, Offset
 from flops_fit_ray.service.state import views

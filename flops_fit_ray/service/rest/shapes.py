@@ -1,4 +1,4 @@
-"""What goes in and comes out, as the published OpenAPI has it."""
+"""Bodies of requests and responses, as the published OpenAPI has them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SpecOut(BaseModel):
 
 
 class PriceOut(BaseModel):
-    """What a spec would run, or what is wrong with it."""
+    """The plan and price of a spec, or its faults."""
 
     model_config = ConfigDict(extra="allow")
     valid: bool
@@ -52,7 +52,7 @@ class PriceOut(BaseModel):
 
 
 class RunLimitsIn(Asked):
-    """How far a run goes, and how many experiments at a time."""
+    """Limits of a run, and experiments at a time."""
 
     until: str | None = Field(default=None, max_length=100, description="ci=FACTOR@C, as `run --until`")
     at_most: Flops | None = Field(default=None, description="FLOPs in all that `until` may spend")
@@ -67,7 +67,7 @@ class StartIn(RunLimitsIn):
 
 
 class ExtendIn(RunLimitsIn):
-    """What is added to a sweep."""
+    """Budgets, sizes and seeds to add to a sweep."""
 
     budgets: list[Flops] = Field(default=[], max_length=100)
     sizes: list[Annotated[int, Field(gt=0, le=2**31)]] = Field(default=[], max_length=100)
@@ -75,7 +75,7 @@ class ExtendIn(RunLimitsIn):
 
 
 class Can(BaseModel):
-    """What may be done with a sweep now."""
+    """Actions that are possible for a sweep now."""
 
     stop: bool
     resume: bool
@@ -83,7 +83,7 @@ class Can(BaseModel):
 
 
 class SweepOut(BaseModel):
-    """How a sweep stands."""
+    """Status of a sweep."""
 
     model_config = ConfigDict(extra="allow")
     name: str
@@ -162,7 +162,7 @@ class CheckpointPage(Page):
 
 
 class Problem(BaseModel):
-    """Why a request was refused."""
+    """Reason of a refused request."""
 
     error: str
     faults: list[str] = []

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError
 from flops_fit_ray.service.http import names
-from flops_fit_ray.service.http.errors import RequestError, conflict, not_found
+from flops_fit_ray.service.http.request_error import RequestError, conflict, not_found
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.service.runs.launch import Launcher, ProcessState

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.service.http import names
-from flops_fit_ray.service.http.errors import not_found
+from flops_fit_ray.service.http.request_error import not_found
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs.allowed import check_allowed
 from flops_fit_ray.spec import SweepSpec, spec_from_bytes

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.errors import FlopsFitError, SpecError
-from flops_fit_ray.service.http.errors import RequestError
+from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.storage.atomic import read_json, write_json
 
 TIMEOUT_SECONDS = 120.0

@@ -1,4 +1,4 @@
-"""What the API and the pages say of a sweep: plain values, made from what was read."""
+"""Values of a sweep for the API and the pages, made from a snapshot of its directory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.report.facts import ADVICE
 from flops_fit_ray.service.http import names
-from flops_fit_ray.service.http.errors import RequestError, conflict, not_found
 from flops_fit_ray.service.http.redact import redacted, redacted_values
+from flops_fit_ray.service.http.request_error import RequestError, conflict, not_found
 from flops_fit_ray.service.runs.queue import Runs, RunStatus
 from flops_fit_ray.service.state.cache import Row, Snapshot, SweepCaches
 from flops_fit_ray.storage.atomic import read_sealed
@@ -67,7 +67,7 @@ def state_of(run_status: RunStatus | None, snapshot: Snapshot | None, owner: str
 
 
 def sweep_view(runs: Runs, caches: SweepCaches, name: str) -> dict[str, Any]:
-    """How one sweep stands.
+    """Return the status of one sweep.
 
     Raises:
         RequestError: there is none.
@@ -103,7 +103,7 @@ def _facts_of(snapshot: Snapshot | None) -> Mapping[str, Any]:
 
 
 def _last_words(log: bytes) -> str:
-    """Why a run ended, as it said itself."""
+    """Return the last lines of a run."""
     lines = redacted(log.decode(errors="replace")).splitlines()
     at = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("error:")), None)
     return "\n".join(lines[at:] if at is not None else lines[-3:])[:2000]
@@ -184,7 +184,7 @@ def _events(ledger: Ledger, key: str) -> list[dict[str, Any]]:
 
 
 def events_of(snapshot: Snapshot, key: str) -> list[dict[str, Any]]:
-    """What happened to one experiment, the newest last.
+    """Return the events of one experiment, the newest last.
 
     Raises:
         RequestError: the sweep has none of this key.
@@ -205,7 +205,7 @@ def experiment_of(snapshot: Snapshot, key: str) -> Experiment:
 
 
 def metrics_of(snapshot: Snapshot, key: str) -> dict[str, Any]:
-    """What is measured of it now, or was in the end."""
+    """Return the measurements of a running experiment, or its last ones."""
     experiment_of(snapshot, key)
     ledger = Ledger(snapshot.sweep.paths)
     outcome = ledger.outcome(key)
@@ -247,7 +247,7 @@ def thinned(rows: Sequence[Mapping[str, Any]], points: int, columns: Sequence[st
 
 
 def changed(path: StoragePath) -> int | None:
-    """When a file was written, in ns since the epoch; None where there is none."""
+    """Return the time at which a file was written, in ns since the epoch; None without one."""
     try:
         return local_path(path).stat().st_mtime_ns
     except OSError:
@@ -299,7 +299,7 @@ def _checkpoints_in(kind: str, key: str, place: CheckpointPaths) -> Iterable[dic
 
 
 def all_checkpoints(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Those of all experiments, in the plan's order."""
+    """List the checkpoints of all experiments, in the order of the plan."""
     paths = snapshot.sweep.paths
     some = paths.begun_keys() | paths.trunk_keys()
     return [one for e in snapshot.sweep.plan.experiments if e.key in some for one in checkpoints_of(snapshot, e.key)]

@@ -1,4 +1,4 @@
-"""What is measured along an experiment. Losses are summed on the device and read only now and then."""
+"""Measurements along an experiment. Losses are summed on the device and read only now and then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training of one experiment returns."""
+"""The outcome of training one experiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ledger hears of an experiment on its way, and the watch over data that never come."""
+"""Progress and events of an experiment for the ledger, and the watch over data that never come."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LedgerObserver(Observer):
         self._waiting_since = time.monotonic()
 
     def fetched(self) -> None:
-        """They came."""
+        """Note that the samples came."""
         self._waiting_since = None
 
     def energy(self, workers: int) -> float | None:
@@ -112,7 +112,7 @@ class LedgerObserver(Observer):
         self._ledger.record_event(self._experiment.key, message, level=level)
 
     def failure(self, error: BaseException, status: FailureKind, seconds: float) -> Failure:
-        """What an exception means for the experiment."""
+        """Return the failure that an exception means for the experiment."""
         return self._failure(
             status, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)), seconds
         )

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flops_fit_ray.engine.dispatch import Dispatcher
+from flops_fit_ray.engine._dispatch import Dispatcher
+from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine.interrupt import StopRequest
-from flops_fit_ray.engine.live_plan import LivePlan
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import DataFacts, Experiment, Measurements, ModelSize, Planner

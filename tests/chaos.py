@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flops_fit_ray.engine.processes import descendants
-from flops_fit_ray.engine.rounds import FINISHED
+from flops_fit_ray.engine._processes import descendants
+from flops_fit_ray.engine._rounds import FINISHED
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.storage.atomic import read_json

@@ -8,11 +8,11 @@ import tempfile
 import weakref
 from pathlib import Path
 
-from flops_fit_ray.engine.dispatch import Dispatcher
+from flops_fit_ray.engine._dispatch import Dispatcher
+from flops_fit_ray.engine._live_plan import LivePlan
+from flops_fit_ray.engine._trainable import TrialContext, run_experiment
 from flops_fit_ray.engine.interrupt import StopRequest
-from flops_fit_ray.engine.live_plan import LivePlan
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.engine.trainable import TrialContext, run_experiment
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import recorded_constants
 from flops_fit_ray.planning import Plan, Planner

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.training.data.feed import EPOCH_STEP
+from flops_fit_ray.training.data._feed import EPOCH_STEP
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.observer import Observer

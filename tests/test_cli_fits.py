@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from flops_fit_ray.cli import main
-from flops_fit_ray.cli.common import exit_code
+from flops_fit_ray.cli._common import exit_code
 from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
 from flops_fit_ray.storage.storage_path import local_path

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import flops_fit_ray.console.live as live
+import flops_fit_ray.console._live as live
 from flops_fit_ray.analysis import FitOptions, fit_minima, fit_sweep
-from flops_fit_ray.console.drawing import draw
+from flops_fit_ray.console._drawing import draw
+from flops_fit_ray.console._live import LiveConsole
+from flops_fit_ray.console._valley_plot import CURVE, MINIMUM, law_text, letter, plot_valleys
 from flops_fit_ray.console.header import header_lines
 from flops_fit_ray.console.json_lines import JsonConsole
-from flops_fit_ray.console.live import LiveConsole
 from flops_fit_ray.console.live_state import GpuUse, LiveState, NodeUse, Pace, measured_rates, node_uses, seconds_left
 from flops_fit_ray.console.plain import PlainConsole, QuietConsole, machine_lines, summary_text
 from flops_fit_ray.console.select import console_for
-from flops_fit_ray.console.valley_plot import CURVE, MINIMUM, law_text, letter, plot_valleys
 from flops_fit_ray.ledger import Event, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster, Gpu, Machine
 from flops_fit_ray.ledger.watch import Watcher

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.training.data import Batch, MapDataset, as_data, fingerprint, split_held_out
 from flops_fit_ray.training.data import dataset as dataset_module
-from flops_fit_ray.training.data.feed import IndexedFeed, PrefetchedFeed, make_feed
+from flops_fit_ray.training.data._feed import IndexedFeed, PrefetchedFeed, make_feed
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from tests.parts import Pairs, regression, spec_of, text, user_parts_of
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from flops_fit_ray.engine.dispatch import MAX_RETURNS, Dispatcher
+from flops_fit_ray.engine._dispatch import MAX_RETURNS, Dispatcher
+from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine.interrupt import StopRequest
-from flops_fit_ray.engine.live_plan import LivePlan
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import InterruptedSweepError, StorageError
 from flops_fit_ray.ledger import ExperimentResult, Ledger

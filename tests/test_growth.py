@@ -13,7 +13,7 @@ import pytest
 from flops_fit_ray.analysis.outliers import farthest_outlier, limit
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, Observation, Plan, Planner, make_plan
-from flops_fit_ray.planning.adaptive import predicted_optimum, rungs
+from flops_fit_ray.planning._adaptive import predicted_optimum, rungs
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import World, lr_penalty
 from flops_fit_ray.spec import SweepSpec

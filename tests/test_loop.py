@@ -14,12 +14,12 @@ from torch.utils.data import TensorDataset
 from flops_fit_ray.errors import DivergedError, ExperimentError
 from flops_fit_ray.planning import Experiment, Recipe
 from flops_fit_ray.training.data import Batch, MapDataset, eval_batches, num_samples
+from flops_fit_ray.training.data._feed import IndexedFeed
 from flops_fit_ray.training.data.dataset import fetch as fetch_at
-from flops_fit_ray.training.data.feed import IndexedFeed
-from flops_fit_ray.training.loop.evaluate import evaluate
+from flops_fit_ray.training.loop._evaluate import evaluate
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.observer import Observer, Speed
-from flops_fit_ray.training.step.lr_schedule import lr_factor
+from flops_fit_ray.training.step._lr_schedule import lr_factor
 from flops_fit_ray.training.user.losses import cross_entropy, mse
 from flops_fit_ray.training.user.parts import UserParts
 from tests.parts import BIGRAM, Bigram, Mlp, Pairs, planned, spec_of, text, user_parts_of

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flops_fit_ray.cli import main
-from flops_fit_ray.engine.ledger_observer import LedgerObserver
+from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.errors import DirectoryError, InterruptedSweepError, SpecError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.report import write_report
@@ -154,7 +154,7 @@ def test_a_sweep_there_has_the_bits_of_one_here(
 
 @pytest.fixture(autouse=True)
 def _store_shows_a_lease_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flops_fit_ray.storage.lease.SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr("flops_fit_ray.storage._lease.SETTLE_SECONDS", 0.1)
 
 
 HOLD = (
@@ -175,11 +175,11 @@ def test_one_writer_there(root: StoragePath, monkeypatch: pytest.MonkeyPatch) ->
     other.wait()
     other.stdout.close()
     with monkeypatch.context() as patch:
-        patch.setattr("flops_fit_ray.storage.lease._is_renewed", lambda *_: pytest.fail("it is watched"))
+        patch.setattr("flops_fit_ray.storage._lease._is_renewed", lambda *_: pytest.fail("it is watched"))
         with exclusive(SweepPaths(root)) as dead:  # a dead process of this machine is recognised at once
             assert str(dead).startswith(f"process {other.pid} on")
 
-    monkeypatch.setattr("flops_fit_ray.storage.lease.SILENT_SECONDS", 0.1)
+    monkeypatch.setattr("flops_fit_ray.storage._lease.SILENT_SECONDS", 0.1)
     note = {"token": "t", "host": "elsewhere", "pid": 1, "started_at": 1e9, "beat": 7}
     write_json(SweepPaths(root).lock_owner, note)
     with exclusive(SweepPaths(root)) as dead:  # one of another machine after a while of silence
@@ -192,8 +192,8 @@ def test_one_writer_there(root: StoragePath, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_owner_that_was_superseded_stops(root: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     told = threading.Event()
-    monkeypatch.setattr("flops_fit_ray.storage.lease.BEAT_SECONDS", 0.2)
-    monkeypatch.setattr("flops_fit_ray.storage.lease.os.kill", lambda pid, number: told.set())
+    monkeypatch.setattr("flops_fit_ray.storage._lease.BEAT_SECONDS", 0.2)
+    monkeypatch.setattr("flops_fit_ray.storage._lease.os.kill", lambda pid, number: told.set())
     with exclusive(SweepPaths(root)):
         note = read_json(SweepPaths(root).lock_owner)
         for _ in range(100):  # a renewal at the same moment may overwrite it
@@ -262,7 +262,7 @@ def test_content_that_is_damaged_there_is_noticed(root: StoragePath) -> None:
 def test_no_request_holds_up_the_training_and_a_stop_is_seen(
     root: StoragePath, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flops_fit_ray.engine.ledger_observer.REMOTE_POLL_SECONDS", 0.2)
+    monkeypatch.setattr("flops_fit_ray.engine._ledger_observer.REMOTE_POLL_SECONDS", 0.2)
     monkeypatch.setattr("flops_fit_ray.storage.atomic.RETRY_SECONDS", ())
     spec = one_run()
     (experiment,) = planned(spec, user_parts_of(spec)).experiments

@@ -19,9 +19,9 @@ from flops_fit_ray import SpecError, check, find_optimal
 from flops_fit_ray.analysis import fit_to_json
 from flops_fit_ray.api import Result
 from flops_fit_ray.cli import main
+from flops_fit_ray.engine._trainable import TrialContext, run_experiment
 from flops_fit_ray.engine.loaders import Loader, ObjectLoader, SharedLoader, share_data
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.engine.trainable import TrialContext, run_experiment
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Experiment, Plan

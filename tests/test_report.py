@@ -23,7 +23,7 @@ from flops_fit_ray.planning import Rates, plan_from_json, priced
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.facts import ADVICE, costs
 from flops_fit_ray.report.figures import draw_valleys, law_bands, to_png, to_svg, valley_curves
-from flops_fit_ray.report.figures.style import Drawing
+from flops_fit_ray.report.figures._style import Drawing
 from flops_fit_ray.report.page import answer_sentence, render
 from flops_fit_ray.spec import FitSection
 from flops_fit_ray.storage.storage_path import local_path

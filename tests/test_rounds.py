@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flops_fit_ray.engine.rounds import Round, restorable
+from flops_fit_ray.engine._rounds import Round, restorable
 from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.paths import SweepPaths
 

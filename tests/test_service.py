@@ -30,7 +30,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from flops_fit_ray.analysis import json_value, predict, prediction_to_json
-from flops_fit_ray.engine.ledger_observer import LedgerObserver
+from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.ledger import Failure, Ledger, Progress
 from flops_fit_ray.service.app_state import AppState
 from flops_fit_ray.service.client import ServiceError
@@ -163,7 +163,7 @@ def test_an_experiment_is_what_the_ledger_holds(served: Served, root: Path) -> N
 
 
 def test_the_curve_of_what_runs_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flops_fit_ray.engine.ledger_observer.CURVE_SECONDS", 0.2)
+    monkeypatch.setattr("flops_fit_ray.engine._ledger_observer.CURVE_SECONDS", 0.2)
     spec = reference_spec()
     sweep = make_sweep(tmp_path / "runs" / "x", spec, reference_parts(spec), only=0)
     e = sweep.plan.experiments[0]
@@ -304,7 +304,7 @@ def test_an_event_stream_keeps_alive_is_not_stored_and_ends_with_its_client(
             ended.set()
 
     monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.05)
-    monkeypatch.setattr("flops_fit_ray.service.rest.server.sweeps_events", endless)
+    monkeypatch.setattr("flops_fit_ray.service.rest._server.sweeps_events", endless)
     with served.client.request("GET", "/events") as lines:
         assert lines.headers["content-type"].startswith("text/event-stream")
         assert (lines.headers["cache-control"], lines.headers["x-accel-buffering"]) == ("no-store", "no")

@@ -19,13 +19,13 @@ from fastapi.routing import APIRoute
 
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import Failure, Ledger
+from flops_fit_ray.service._pages import pages
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.http import guard
 from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.http.redact import HIDDEN, redacted, redacted_values
-from flops_fit_ray.service.pages import pages
 from flops_fit_ray.service.paths import ServicePaths
-from flops_fit_ray.service.runs.allowed import check_allowed
+from flops_fit_ray.service.runs._allowed import check_allowed
 from flops_fit_ray.spec import make_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path

@@ -19,10 +19,10 @@ from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.paths import ServicePaths
+from flops_fit_ray.service.runs._supervisor import start_ticks
 from flops_fit_ray.service.runs.launch import SAME_START_TICKS, LocalLauncher, ProcessState, tail
 from flops_fit_ray.service.runs.queue import Additions, Runs
 from flops_fit_ray.service.runs.specs import Specs
-from flops_fit_ray.service.runs.supervisor import start_ticks
 from flops_fit_ray.service.state.views import state_of
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -280,5 +280,5 @@ def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: P
 
 def test_the_keeper_is_light() -> None:
     heavy = "{'torch', 'ray', 'numpy', 'fastapi'}"
-    code = f"import sys, flops_fit_ray.service.runs.supervisor; print(*{heavy} & set(sys.modules))"
+    code = f"import sys, flops_fit_ray.service.runs._supervisor; print(*{heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code]).split() == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import Ladder, SweepSpec, dump_spec, make_spec, parse_yaml, read_spec
-from flops_fit_ray.spec.hints import HINTS, all_paths, meant_paths
+from flops_fit_ray.spec._hints import HINTS, all_paths, meant_paths
 
 GOOD = """
 model: {target: "model:GPT", size_param: d_model, sizes: [8, 16, 32]}

@@ -19,9 +19,9 @@ from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.preflight.model_size import measure_sizes
+from flops_fit_ray.training.step._lr_schedule import lr_factor
+from flops_fit_ray.training.step._optimizer import make_optimizer, parameter_groups
 from flops_fit_ray.training.step.attention import attention_kernel
-from flops_fit_ray.training.step.lr_schedule import lr_factor
-from flops_fit_ray.training.step.optimizer import make_optimizer, parameter_groups
 from flops_fit_ray.training.step.stepper import Stepper
 from flops_fit_ray.training.user.losses import cross_entropy
 from flops_fit_ray.training.user.parts import UserParts, load_user_parts

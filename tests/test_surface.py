@@ -8,8 +8,8 @@ import pytest
 
 from flops_fit_ray.analysis import FitOptions, fit_sweep, predict
 from flops_fit_ray.analysis.surface import SurfaceOptions, bootstrap_surface, fit_cost_law, fit_surface, refit_surfaces
-from flops_fit_ray.analysis.surface.estimate import _scaled, _status
-from flops_fit_ray.analysis.surface.huber import LOWER, UPPER, HuberProblem, derivatives
+from flops_fit_ray.analysis.surface._estimate import _scaled, _status
+from flops_fit_ray.analysis.surface._huber import LOWER, UPPER, HuberProblem, derivatives
 from flops_fit_ray.errors import FitError
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, Surface, optimum, points_from, scattered, sweep_on
 

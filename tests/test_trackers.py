@@ -21,7 +21,7 @@ from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.trackers import check_installed, watchers_for
-from flops_fit_ray.trackers.tracked import MAX_FAILURES, Tracker, TrackerView, measured_of, run_name
+from flops_fit_ray.trackers._tracked import MAX_FAILURES, Tracker, TrackerView, measured_of, run_name
 from tests.nodes import free_port
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from flops_fit_ray.engine.dispatch import Dispatcher
+from flops_fit_ray.engine._dispatch import Dispatcher
+from flops_fit_ray.engine._live_plan import LivePlan
+from flops_fit_ray.engine._trainable import trunk_store
 from flops_fit_ray.engine.interrupt import StopRequest
-from flops_fit_ray.engine.live_plan import LivePlan
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.engine.trainable import trunk_store
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Experiment, Plan, Planner, make_plan, needed_trunks
-from flops_fit_ray.planning.trunks import leaves_trunk, with_parent
+from flops_fit_ray.planning._trunks import leaves_trunk, with_parent
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment

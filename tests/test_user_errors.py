@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flops_fit_ray import find_optimal
+from flops_fit_ray.engine._trainable import TrialContext, run_experiment
 from flops_fit_ray.engine.loaders import ObjectLoader, refuse_unpicklable
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.engine.trainable import TrialContext, run_experiment
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.storage.paths import SweepPaths

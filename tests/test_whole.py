@@ -21,8 +21,8 @@ from flops_fit_ray.analysis import (
     predict_for_time,
     sensitivity,
 )
-from flops_fit_ray.analysis.extrapolation import hold_outs, loss_hold_out
-from flops_fit_ray.analysis.sensitivity import method_agreement, valley_bias
+from flops_fit_ray.analysis._extrapolation import hold_outs, loss_hold_out
+from flops_fit_ray.analysis._sensitivity import method_agreement, valley_bias
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.recommend import recommend

@@ -14,7 +14,7 @@ import pytest
 
 from flops_fit_ray.cli import main
 from flops_fit_ray.console.plain import status_text
-from flops_fit_ray.engine.rounds import Round, restorable
+from flops_fit_ray.engine._rounds import Round, restorable
 from flops_fit_ray.errors import FlopsFitError
 from flops_fit_ray.ledger import Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster, Gpu, Machine

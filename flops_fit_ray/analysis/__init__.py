@@ -1,15 +1,10 @@
 """Scaling-law fits from arrays: valleys, surfaces, intervals and diagnostics. No files, no torch, no drawing."""
 
-from flops_fit_ray.analysis.analysis import Analysis, analyse, analysis_to_json
-from flops_fit_ray.analysis.compare import Comparison, compare
-from flops_fit_ray.analysis.flags import Flag
-from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction, isotime, predict_for_time
-from flops_fit_ray.analysis.law import Interval, Law
-from flops_fit_ray.analysis.methods import METHODS, Method, ValleyIntervals
-from flops_fit_ray.analysis.points import Points, group_by_nearness
-from flops_fit_ray.analysis.prediction import Prediction, predict
-from flops_fit_ray.analysis.sensitivity import Sensitivity, SensitivityRow, sensitivity
-from flops_fit_ray.analysis.summary import (
+from flops_fit_ray.analysis._analysis import Analysis, analyse, analysis_to_json
+from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._methods import METHODS, Method, ValleyIntervals
+from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, sensitivity
+from flops_fit_ray.analysis._summary import (
     comparison_to_json,
     fit_to_json,
     interval_to_json,
@@ -19,7 +14,12 @@ from flops_fit_ray.analysis.summary import (
     prediction_to_json,
     timed_to_json,
 )
-from flops_fit_ray.analysis.sweep_fit import SweepFit, ValleyFit, fit_minima, fit_sweep
+from flops_fit_ray.analysis._sweep_fit import SweepFit, ValleyFit, fit_minima, fit_sweep
+from flops_fit_ray.analysis.compare import Comparison, compare
+from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction, isotime, predict_for_time
+from flops_fit_ray.analysis.law import Interval, Law
+from flops_fit_ray.analysis.points import Points, group_by_nearness
+from flops_fit_ray.analysis.prediction import Prediction, predict
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import FitOptions, MethodName
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.analysis._flags import Flag, Severity
+from flops_fit_ray.analysis._methods import METHODS, Method, Minima, interior
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.flags import Flag, Severity
 from flops_fit_ray.analysis.law import MIN_DRAWS
-from flops_fit_ray.analysis.methods import METHODS, Method, Minima, interior
 from flops_fit_ray.analysis.noise import Noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.valley import Valley

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._methods import Method
+from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning, range_warning
-from flops_fit_ray.analysis.flags import Flag
 from flops_fit_ray.analysis.law import Interval, Law, central_interval
-from flops_fit_ray.analysis.methods import Method
-from flops_fit_ray.analysis.sweep_fit import SweepFit
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import MethodName
 

@@ -10,7 +10,11 @@ from typing import NoReturn
 
 import click
 
-from flops_fit_ray.cli import fit_commands, run_commands, selftest, serve, submit
+from flops_fit_ray.cli import _fit_commands as fit_commands
+from flops_fit_ray.cli import _run_commands as run_commands
+from flops_fit_ray.cli import _selftest as selftest
+from flops_fit_ray.cli import _serve as serve
+from flops_fit_ray.cli import _submit as submit
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED, FlopsFitError
 
 

@@ -23,7 +23,7 @@ def console_for(style: OutputStyle, paths: SweepPaths, spec: SweepSpec, out: Tex
         return PlainConsole(out)
     from rich.console import Console
 
-    from flops_fit_ray.console.live import LiveConsole
+    from flops_fit_ray.console._live import LiveConsole
 
     return LiveConsole(paths, spec, Console(file=out, highlight=False))
 

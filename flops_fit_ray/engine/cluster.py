@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from flops_fit_ray.engine._processes import HEAD, end_all, ray_descendants
 from flops_fit_ray.engine.interrupt import AskedToStop, keeping_handlers
-from flops_fit_ray.engine.processes import HEAD, end_all, ray_descendants
 from flops_fit_ray.errors import HeadLostError, ResourceError
 
 CONNECT_SECONDS = 5.0

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_ray.engine._dispatch import Dispatcher, vanished
+from flops_fit_ray.engine._live_plan import LivePlan
+from flops_fit_ray.engine._nodes import check_nodes
 from flops_fit_ray.engine.cluster import Head, ray_session
-from flops_fit_ray.engine.dispatch import Dispatcher, vanished
 from flops_fit_ray.engine.interrupt import GRACE_SECONDS, StopRequest
-from flops_fit_ray.engine.live_plan import LivePlan
 from flops_fit_ray.engine.loaders import Loader, share_data
-from flops_fit_ray.engine.nodes import check_nodes
 from flops_fit_ray.engine.preflight import shared_slots
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
 from flops_fit_ray.errors import InterruptedSweepError, ResourceError, StorageError
@@ -105,8 +105,8 @@ def _run_rounds(
     live: LivePlan, spec: SweepSpec, load_user_parts: Loader, slots: Slots, stop: StopRequest, head: Head
 ) -> None:
     """Start Tune until the ledger has every outcome."""
-    from flops_fit_ray.engine.rounds import make_tuner
-    from flops_fit_ray.engine.trainable import TrialContext
+    from flops_fit_ray.engine._rounds import make_tuner
+    from flops_fit_ray.engine._trainable import TrialContext
 
     ledger, facts = live.ledger, live.plan.measurements.data
     dispatcher = Dispatcher(live, slots, stop)

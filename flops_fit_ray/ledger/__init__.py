@@ -4,7 +4,7 @@ A worker records its result here before Ray hears of it; the driver runs what th
 anything, never blocks, and takes a torn file for a missing one.
 """
 
-from flops_fit_ray.ledger.records import (
+from flops_fit_ray.ledger._records import (
     RETRY_ON_NEXT_RUN,
     STALE_SECONDS,
     AttemptFacts,
@@ -14,8 +14,8 @@ from flops_fit_ray.ledger.records import (
     FailureKind,
     Progress,
 )
-from flops_fit_ray.ledger.store import Ledger
-from flops_fit_ray.ledger.table import COLUMNS, results_sha256, results_table
+from flops_fit_ray.ledger._store import Ledger
+from flops_fit_ray.ledger._table import COLUMNS, results_sha256, results_table
 
 __all__ = [
     "COLUMNS",

@@ -4,6 +4,20 @@ Nothing here trains, measures or touches a file: `Measurements` of model and dat
 experiment come in, a `Plan` goes out.
 """
 
+from flops_fit_ray.planning._plan import Plan, plan_from_json, priced
+from flops_fit_ray.planning._planner import Planner, Queue, make_plan, next_experiments
+from flops_fit_ray.planning._price import Price, Rates, RecordedRates, estimate_price, price_warnings, stated_rate
+from flops_fit_ray.planning._sizes import (
+    AUTO_WINDOW,
+    auto_candidates,
+    auto_range,
+    between,
+    requested_sizes,
+    rung_targets,
+    size_kwargs,
+    size_label,
+)
+from flops_fit_ray.planning._trunks import leaves_trunk, needed_trunks, trunk_numbers, trunk_of
 from flops_fit_ray.planning.experiment import (
     IN_FIT,
     DataFacts,
@@ -19,22 +33,8 @@ from flops_fit_ray.planning.experiment import (
     read_experiment,
 )
 from flops_fit_ray.planning.grid import flops_audit
-from flops_fit_ray.planning.plan import Plan, plan_from_json, priced
-from flops_fit_ray.planning.planner import Planner, Queue, make_plan, next_experiments
-from flops_fit_ray.planning.price import Price, Rates, RecordedRates, estimate_price, price_warnings, stated_rate
-from flops_fit_ray.planning.sizes import (
-    AUTO_WINDOW,
-    auto_candidates,
-    auto_range,
-    between,
-    requested_sizes,
-    rung_targets,
-    size_kwargs,
-    size_label,
-)
 from flops_fit_ray.planning.slots import choose_starts
 from flops_fit_ray.planning.training_metrics import TrainingMetrics
-from flops_fit_ray.planning.trunks import leaves_trunk, needed_trunks, trunk_numbers, trunk_of
 
 __all__ = [
     "AUTO_WINDOW",

@@ -9,9 +9,9 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.diagnostics import range_warning
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning._sizes import auto_range, shared_sizes, size_label
 from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of
 from flops_fit_ray.planning.experiment import Experiment, Measurements, ModelSize
-from flops_fit_ray.planning.sizes import auto_range, shared_sizes, size_label
 from flops_fit_ray.spec import Budget, SweepSpec
 
 MIN_STEPS = 300  # optimizer steps below which a cell is limited by its steps and biases the valley

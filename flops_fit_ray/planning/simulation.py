@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_ray.planning._plan import Plan
+from flops_fit_ray.planning._planner import Planner, next_experiments
 from flops_fit_ray.planning.cells import general_lr
 from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Observation
-from flops_fit_ray.planning.plan import Plan
-from flops_fit_ray.planning.planner import Planner, next_experiments
 from flops_fit_ray.planning.slots import Seconds, SimulatedSlots, choose_starts, own_seconds
 
 Surface = tuple[float, float, float, float, float]  # E, A, B, alpha, beta; nats, parameters, tokens

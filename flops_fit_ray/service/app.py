@@ -18,12 +18,12 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from flops_fit_ray.errors import DirectoryError, FitError, FlopsFitError, ResourceError, SpecError, first_line
+from flops_fit_ray.service._pages import pages
 from flops_fit_ray.service.app_state import AppState
 from flops_fit_ray.service.http.guard import Credentials, Guard, token_of
 from flops_fit_ray.service.http.html import VERSION, page
 from flops_fit_ray.service.http.redact import redacted
 from flops_fit_ray.service.http.request_error import RequestError
-from flops_fit_ray.service.pages import pages
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.rest import api
 from flops_fit_ray.service.runs.launch import Launcher, LocalLauncher, RayLauncher

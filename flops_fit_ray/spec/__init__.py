@@ -3,8 +3,8 @@
 Nothing here imports the user's code; the targets stay names until `training.user.parts` loads them.
 """
 
-from flops_fit_ray.spec.reading import dump_spec, make_spec, parse_yaml, read_spec, spec_from_bytes
-from flops_fit_ray.spec.sections import (
+from flops_fit_ray.spec._reading import dump_spec, make_spec, parse_yaml, read_spec, spec_from_bytes
+from flops_fit_ray.spec._sections import (
     CheckpointSection,
     DataSection,
     FitSection,
@@ -15,7 +15,7 @@ from flops_fit_ray.spec.sections import (
     TrainSection,
     WandbSection,
 )
-from flops_fit_ray.spec.values import Budget, Ladder, LrRule, LrTable, SizeValue
+from flops_fit_ray.spec._values import Budget, Ladder, LrRule, LrTable, SizeValue
 
 __all__ = [
     "Budget",

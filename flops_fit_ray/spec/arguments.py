@@ -11,7 +11,7 @@ from typing import Any
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import DataSection, FitSection, SweepSpec, TrainSection, make_spec
-from flops_fit_ray.spec.hints import meant_key, meant_paths
+from flops_fit_ray.spec._hints import meant_key, meant_paths
 
 PARAMETERS = {  # of `find_optimal`: the keys of a spec that they are
     "model_cls": ("model", "model.target"),

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from flops_fit_ray.errors import DirectoryError, StorageError
+from flops_fit_ray.storage._lease import LeaseHeldError, LockOwner, leased, read_owner_file
 from flops_fit_ray.storage.atomic import write_json
-from flops_fit_ray.storage.lease import LeaseHeldError, LockOwner, leased, read_owner_file
 from flops_fit_ray.storage.object_store import ObjectPath
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path

@@ -1,13 +1,13 @@
 """Fits of the loss surface L(N, D) by the Huber loss or by squared error, many problems at once."""
 
-from flops_fit_ray.analysis.surface.estimate import (
+from flops_fit_ray.analysis.surface._estimate import (
     SurfaceFit,
     SurfaceStatus,
     bootstrap_surface,
     fit_surface,
     refit_surfaces,
 )
-from flops_fit_ray.analysis.surface.value import CostLaw, Surfaces, fit_cost_law
+from flops_fit_ray.analysis.surface._value import CostLaw, Surfaces, fit_cost_law
 from flops_fit_ray.fit_options import SurfaceLoss, SurfaceOptions
 
 __all__ = [

@@ -11,7 +11,7 @@ from flops_fit_ray.analysis import Points
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import smoothed
 from flops_fit_ray.formatting import count
-from flops_fit_ray.report.figures.style import INK, Drawing, colours, readable_ticks, style_axes
+from flops_fit_ray.report.figures._style import INK, Drawing, colours, readable_ticks, style_axes
 
 MAX_LABELS = 8
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flops_fit_ray.errors import ResourceError, first_line
 from flops_fit_ray.service.paths import ServicePaths, StartPaths
-from flops_fit_ray.service.runs.supervisor import start_ticks
+from flops_fit_ray.service.runs._supervisor import start_ticks
 from flops_fit_ray.storage.atomic import read_json, write_json
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class LocalLauncher:
             sys.executable,
             "-P",
             "-m",
-            "flops_fit_ray.service.runs.supervisor",
+            "flops_fit_ray.service.runs._supervisor",
             str(start.directory),
             str(log),
             *arguments,

@@ -20,7 +20,7 @@ from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.request_error import RequestError, conflict, not_found
 from flops_fit_ray.service.paths import ServicePaths
-from flops_fit_ray.service.runs.allowed import check_allowed
+from flops_fit_ray.service.runs._allowed import check_allowed
 from flops_fit_ray.service.runs.launch import Launcher, ProcessState
 from flops_fit_ray.service.runs.specs import Specs, StoredSpec
 from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json

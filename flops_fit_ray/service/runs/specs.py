@@ -14,7 +14,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.request_error import not_found
 from flops_fit_ray.service.paths import ServicePaths
-from flops_fit_ray.service.runs.allowed import check_allowed
+from flops_fit_ray.service.runs._allowed import check_allowed
 from flops_fit_ray.spec import SweepSpec, spec_from_bytes
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.codec import Record, value_of

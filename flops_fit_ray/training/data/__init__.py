@@ -1,5 +1,7 @@
 """Data of an experiment: datasets and streams, batches and their order, tokens per batch, fingerprints."""
 
+from flops_fit_ray.training.data._feed import Feed, first_batch, make_feed
+from flops_fit_ray.training.data._stream import Stream
 from flops_fit_ray.training.data.batch import Batch, has_tokens
 from flops_fit_ray.training.data.dataset import (
     Data,
@@ -10,9 +12,7 @@ from flops_fit_ray.training.data.dataset import (
     num_samples,
     split_held_out,
 )
-from flops_fit_ray.training.data.feed import Feed, first_batch, make_feed
 from flops_fit_ray.training.data.fingerprint import fingerprint, spread_samples
-from flops_fit_ray.training.data.stream import Stream
 from flops_fit_ray.training.data.token_file import TokenFile, open_token_files
 
 __all__ = [

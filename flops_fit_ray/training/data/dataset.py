@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.training.data._stream import Stream, loader_batch_size
 from flops_fit_ray.training.data.batch import Batch
-from flops_fit_ray.training.data.stream import Stream, loader_batch_size
 from flops_fit_ray.training.data.token_file import TokenFile
 
 MapDataset: TypeAlias = Dataset[Any]

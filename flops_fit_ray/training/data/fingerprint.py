@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from flops_fit_ray.errors import DataEndedError
+from flops_fit_ray.training.data._feed import StreamFeed
+from flops_fit_ray.training.data._stream import Stream
 from flops_fit_ray.training.data.batch import Batch
 from flops_fit_ray.training.data.dataset import Data, MapDataset, fetch, num_samples
-from flops_fit_ray.training.data.feed import StreamFeed
-from flops_fit_ray.training.data.stream import Stream
 
 SPREAD_SAMPLES = 16  # read per dataset
 

@@ -12,7 +12,7 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
 from flops_fit_ray.training.data.dataset import move_to_device
 from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Action, Group
-from flops_fit_ray.training.loop.evaluate import Evaluation, evaluate
+from flops_fit_ray.training.loop._evaluate import Evaluation, evaluate
 from flops_fit_ray.training.loop.meter import Meter
 from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.rng import RandomState

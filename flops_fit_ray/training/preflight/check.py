@@ -24,7 +24,7 @@ from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.loop.save_policy import SavePolicy
-from flops_fit_ray.training.preflight.target_leak import CHANCE_LOSS, detect_target_leak
+from flops_fit_ray.training.preflight._target_leak import CHANCE_LOSS, detect_target_leak
 from flops_fit_ray.training.preflight.timing import (
     ModelTiming,
     choose_precision,

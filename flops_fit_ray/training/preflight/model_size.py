@@ -39,7 +39,7 @@ from flops_fit_ray.training.data import (
     spread_samples,
 )
 from flops_fit_ray.training.data.packed import pack_data
-from flops_fit_ray.training.preflight.time_limit import time_limit
+from flops_fit_ray.training.preflight._time_limit import time_limit
 from flops_fit_ray.training.user.layers import EMBEDDINGS, embedding_only_params
 from flops_fit_ray.training.user.losses import Objective, outputs_of
 from flops_fit_ray.training.user.parts import UserParts, build, format_kwargs, load_user_parts

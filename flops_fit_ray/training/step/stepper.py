@@ -14,8 +14,8 @@ from flops_fit_ray.errors import MemoryExhaustedError, first_line
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group
-from flops_fit_ray.training.step.lr_schedule import lr_factor
-from flops_fit_ray.training.step.optimizer import make_optimizer
+from flops_fit_ray.training.step._lr_schedule import lr_factor
+from flops_fit_ray.training.step._optimizer import make_optimizer
 from flops_fit_ray.training.step.precision import autocast, make_scaler
 from flops_fit_ray.training.user.losses import check_loss
 from flops_fit_ray.training.user.parts import UserParts

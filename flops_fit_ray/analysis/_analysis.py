@@ -1,0 +1,124 @@
+"""One object with all results of a fit: predictions, sensitivity, hold-outs, wall-clock laws and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flops_fit_ray.analysis._extrapolation import HoldOut, LossHoldOut, hold_outs, loss_hold_out
+from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, method_agreement, sensitivity, valley_bias
+from flops_fit_ray.analysis._summary import fit_to_json, interval_to_json, json_value, laws_to_json, prediction_to_json
+from flops_fit_ray.analysis._sweep_fit import SweepFit
+from flops_fit_ray.analysis.isotime import IsoTime, isotime
+from flops_fit_ray.analysis.prediction import Prediction, check_budget, predict
+
+TARGET = 10.0  # times the largest fitted C: the target where none is named
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Analysis:
+    """A fit with its predictions and checks at C = `target`; only the fit where there is no law."""
+
+    fit: SweepFit
+    target: float | None
+    predictions: tuple[Prediction, ...]  # at the requested budgets
+    sensitivity: Sensitivity | None
+    agreement: Flag | None  # of N_opt by valleys and by the surface
+    bias: Flag | None  # of the valleys' curves, against the surface
+    hold_outs: tuple[HoldOut, ...]
+    loss_hold_out: LossHoldOut | None
+    isotime: IsoTime | None
+
+    @property
+    def top_hold_outs(self) -> list[HoldOut]:
+        """Predictions of each budget, from the third on, by the law through all budgets below it."""
+        seen: dict[float, HoldOut] = {}
+        for one in self.hold_outs:
+            if one.budget not in seen or one.fitted > seen[one.budget].fitted:
+                seen[one.budget] = one
+        return list(seen.values())
+
+    @property
+    def warnings(self) -> tuple[Flag, ...]:
+        """Warnings of the fit, of the agreement of the methods, and of the predictions, each once."""
+        flags = [*self.fit.warnings, *(flag for flag in (self.agreement, self.bias) if flag is not None)]
+        flags += [flag for prediction in self.predictions for flag in prediction.warnings]
+        return tuple(dict.fromkeys(flags))
+
+
+def analyse(fit: SweepFit, at: Sequence[float] = ()) -> Analysis:
+    """Analyse a fit at the budgets `at`; the first, by default 10 times the largest C, is the target of its checks.
+
+    Raises:
+        FitError: a budget is not a positive number.
+    """
+    target = None
+    if fit.params_opt is not None:
+        target = at[0] if at else TARGET * fit.fitted_range[1]
+    for c in at:
+        check_budget(c)
+    predictions = () if target is None else tuple(predict(fit, c) for c in (at or [target]))
+    return Analysis(
+        fit=fit,
+        target=target,
+        predictions=predictions,
+        sensitivity=None if target is None else sensitivity(fit, target),
+        agreement=None if target is None else method_agreement(fit, target),
+        bias=None if target is None else valley_bias(fit, target),
+        hold_outs=tuple(hold_outs(fit)),
+        loss_hold_out=loss_hold_out(fit),
+        isotime=isotime(fit),
+    )
+
+
+def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
+    """Return the content of `analysis.json` and of `fit --json`."""
+    fit, timed = analysis.fit, analysis.isotime
+    predictions = [prediction_to_json(p, fit.options.confidence) for p in analysis.predictions]
+    content = {
+        **fit_to_json(fit),
+        "predictions": predictions,
+        "sensitivity": None if analysis.sensitivity is None else _sensitivity_to_json(analysis.sensitivity),
+        "verdict": None if analysis.agreement is None else analysis.agreement.to_json(),
+        "hold_out": {
+            "budgets": [_hold_out_to_json(one) for one in analysis.hold_outs],
+            "losses": None if analysis.loss_hold_out is None else asdict(analysis.loss_hold_out),
+        },
+        "isotime": None
+        if timed is None
+        else {"timed_runs": timed.timed, "cost": asdict(timed.cost), **laws_to_json(timed.method, fit)},
+        "warnings": [flag.to_json() for flag in analysis.warnings],
+    }
+    return {key: json_value(value) for key, value in content.items()}
+
+
+def _sensitivity_to_json(panel: Sensitivity) -> dict[str, Any]:
+    low, high = panel.bounds
+    return {
+        "budget": panel.budget,
+        "sentence": panel.sentence,
+        "params_low": low,
+        "params_high": high,
+        "levers": [{"lever": lever, "factor": factor} for lever, factor in panel.levers],
+        "rows": [_row_to_json(row, panel.rows[0]) for row in panel.rows],
+    }
+
+
+def _row_to_json(row: SensitivityRow, base: SensitivityRow) -> dict[str, Any]:
+    known = row.params is not None and base.params is not None
+    return {**asdict(row), "ratio": row.params / base.params if known and row.params and base.params else None}
+
+
+def _hold_out_to_json(one: HoldOut) -> dict[str, Any]:
+    return {
+        "fitted_budgets": one.fitted,
+        "budget": one.budget,
+        "extrapolation": one.extrapolation,
+        "params_predicted": one.predicted,
+        "params_observed": one.observed,
+        "factor": one.factor,
+        "params_interval": interval_to_json(one.interval),
+        "inside": None if one.interval is None else one.interval.holds(one.observed),
+    }

@@ -1,0 +1,242 @@
+"""Results of a fit as JSON, in full precision: the content of `analysis.json` and `fit --json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._methods import Method, ValleyIntervals
+from flops_fit_ray.analysis._sweep_fit import SweepFit
+from flops_fit_ray.analysis.compare import Comparison
+from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction
+from flops_fit_ray.analysis.law import Interval, Law, central_interval
+from flops_fit_ray.analysis.prediction import Prediction
+from flops_fit_ray.analysis.surface import SurfaceFit
+from flops_fit_ray.analysis.valley import Valley
+from flops_fit_ray.storage.paths import SCHEMA_VERSION
+
+LAWS = (("n_opt", "params_opt"), ("d_opt", "tokens_opt"), ("l_opt", "loss_opt"))
+
+
+def fit_to_json(fit: SweepFit) -> dict[str, Any]:
+    """Return the fit as a JSON object; a missing number is null, with its reason beside it."""
+    return _object(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "default_method": fit.default,
+            **laws_to_json(fit.answer, fit),
+            "methods": {name: _method_to_json(method, fit) for name, method in fit.methods.items()},
+            "valleys": [_valley_to_json(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True)],
+            "budgets_found_by_nearness": not fit.points.labelled,
+            "points": len(fit.points),
+            "runs": fit.points.num_runs,
+            "problem": fit.problem,
+            "noise": _noise_to_json(fit),
+            "bootstrap": {
+                "draws": fit.options.draws,
+                "lost_draws": fit.answer.lost_draws,
+                "confidence": fit.options.confidence,
+                "seed": fit.options.seed,
+            },
+            "warnings": [flag.to_json() for flag in fit.warnings],
+        }
+    )
+
+
+def n_opt_to_json(fit: SweepFit) -> list[dict[str, Any]]:
+    """Return N_opt and status of every budget, the last part of `run --json`."""
+    return [
+        {
+            "budget": v.budget,
+            "status": v.status,
+            "params": v.params_opt if v.status == "interior" else None,
+            "interval": interval_to_json(i.params_opt if i else None),
+        }
+        for v, i in zip(fit.valleys, fit.intervals, strict=True)
+    ]
+
+
+def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, Any]:
+    """Return the prediction at one budget."""
+    return _object(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "budget": prediction.budget,
+            "method": prediction.method,
+            "params": prediction.params,
+            "params_interval": interval_to_json(prediction.params_interval),
+            "tokens": prediction.tokens,
+            "tokens_interval": interval_to_json(prediction.tokens_interval),
+            "loss": prediction.loss,
+            "loss_interval": interval_to_json(prediction.loss_interval),
+            "loss_interval_of_one_run": interval_to_json(prediction.run_interval),
+            "confidence": confidence,
+            "extrapolation": prediction.extrapolation,
+            "warnings": [flag.to_json() for flag in prediction.warnings],
+        }
+    )
+
+
+def _object(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: json_value(value) for key, value in content.items()}
+
+
+def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
+    """Return the comparison of two sweeps at one budget."""
+    return _object(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "method": comparison.method,
+            "budget": comparison.budget,
+            "confidence": comparison.confidence,
+            "extrapolation": list(comparison.extrapolation),
+            "warnings": [flag.to_json() for flag in comparison.warnings],
+            "differences": [
+                {
+                    "name": d.name,
+                    "first": d.a,
+                    "second": d.b,
+                    "kind": "ratio" if d.neutral == 1 else "difference",
+                    "value": d.difference,
+                    "interval": interval_to_json(d.interval),
+                    "differs": d.differs,
+                }
+                for d in comparison.differences
+            ],
+        }
+    )
+
+
+def timed_to_json(answer: TimedPrediction, timed: IsoTime) -> dict[str, Any]:
+    """Return the prediction for a wall-clock budget."""
+    return _object(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "seconds": answer.seconds,
+            "params": answer.params,
+            "params_interval": interval_to_json(answer.params_interval),
+            "tokens": answer.tokens,
+            "tokens_interval": interval_to_json(answer.tokens_interval),
+            "loss": answer.loss,
+            "timed_runs": timed.timed,
+            "cost": {"log_k": timed.cost.log_k, "n_exponent": timed.cost.n_exponent, "scatter": timed.cost.scatter},
+        }
+    )
+
+
+def json_value(value: Any) -> Any:
+    """Convert to what JSON can hold: Python numbers, and null for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: json_value(item) for key, item in value.items()}
+    if isinstance(value, Flag):
+        return value.to_json()
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def interval_to_json(interval: Interval | None) -> list[float] | None:
+    """Return an interval as [low, high]."""
+    return None if interval is None else [interval.low, interval.high]
+
+
+def laws_to_json(method: Method, fit: SweepFit) -> dict[str, Any]:
+    """Return `n_opt`, `d_opt` and `l_opt` of one method."""
+    return {name: _law_to_json(getattr(method, field), method, fit) for name, field in LAWS}
+
+
+def _law_to_json(law: Law | None, method: Method, fit: SweepFit) -> dict[str, Any]:
+    if law is None:
+        return {"method": method.name, "exponent": None, "coefficient": None, "exponent_ci95": None,
+                "reason": method.reason}  # fmt: skip
+    confidence = fit.options.confidence
+    return {
+        "method": method.name,
+        "exponent": law.exponent,
+        "coefficient": law.coefficient,
+        "log10_coefficient": law.log10_coefficient,
+        "offset": law.offset,
+        "exponent_ci95": interval_to_json(law.exponent_interval(0.95)),
+        "exponent_interval": interval_to_json(law.exponent_interval(confidence)),
+        "coefficient_ci95": interval_to_json(law.coefficient_interval(0.95)),
+        "exponent_stderr": None if law.draws is None else float(np.nanstd(law.draws.exponent)),
+        "exponent_stderr_ols": law.stderr_ols,
+    }
+
+
+def _method_to_json(method: Method, fit: SweepFit) -> dict[str, Any]:
+    content = {
+        **laws_to_json(method, fit),
+        "status": method.status,
+        "reason": method.reason,
+        "draws": method.draws,
+        "lost_draws": method.lost_draws,
+    }
+    return content if method.surface is None else {**content, **_surface_to_json(method.surface)}
+
+
+def _surface_to_json(fit: SurfaceFit) -> dict[str, Any]:
+    """Return the surface; E in nats, A and B for N in parameters and D in tokens."""
+    names = {"E": "log_e", "A": "log_a", "B": "log_b", "alpha": "alpha", "beta": "beta"}
+    content: dict[str, Any] = dict.fromkeys(names) | {"objective": fit.objective}
+    ci: dict[str, Any] = {}
+    stderr: dict[str, Any] = {}
+    for name, field in names.items():
+        if fit.surface is None:
+            continue
+        log = field.startswith("log_")
+        value = float(getattr(fit.surface, field)[0])
+        content[name] = math.exp(value) if log else value
+        if fit.draws is not None:
+            draws = getattr(fit.draws, field)
+            draws = np.exp(draws) if log else draws
+            ci[name] = interval_to_json(central_interval(draws, 0.95))
+            stderr[name] = float(np.nanstd(draws))
+    content |= {"ci95": ci or None, "stderr": stderr or None, "resampled": fit.resampled or None}
+    if fit.starts is not None:
+        s = fit.starts
+        content["starts"] = {
+            "total": s.total,
+            "arrived": s.arrived,
+            "exponent_range": [s.exponent_low, s.exponent_high],
+        }
+    if fit.cost is not None:
+        c = fit.cost
+        content["cost"] = {"k": math.exp(c.log_k), "n_exponent": c.n_exponent, "scatter": c.scatter}
+    return content
+
+
+def _noise_to_json(fit: SweepFit) -> dict[str, Any]:
+    noise, seeds = fit.noise, fit.seeds
+    return {
+        "standard_deviation": None if noise is None else noise.pooled,
+        "degrees_of_freedom": 0 if noise is None else noise.pooled_df,
+        "by_budget": None if noise is None else [float(s) for s in noise.sigma],
+        "shared_within_runs": None if noise is None else noise.shared,
+        "seeds": None if seeds is None else {"standard_deviation": seeds.sigma, "degrees_of_freedom": seeds.df},
+    }
+
+
+def _valley_to_json(valley: Valley, intervals: ValleyIntervals | None) -> dict[str, Any]:
+    interior = valley.status == "interior"
+    return {
+        "budget": valley.budget,
+        "flops": valley.flops,
+        "experiments": len(valley.loss),
+        "used": int(valley.used.sum()),
+        "curve": valley.curve,
+        "status": valley.status,
+        "reason": valley.reason,
+        "params_opt": valley.params_opt if interior else None,
+        "params_opt_interval": interval_to_json(intervals.params_opt if intervals else None),
+        "tokens_opt": valley.tokens_opt if interior else None,
+        "tokens_opt_interval": interval_to_json(intervals.tokens_opt if intervals else None),
+        "loss_opt": valley.loss_opt if interior else None,
+        "loss_opt_interval": interval_to_json(intervals.loss_opt if intervals else None),
+    }

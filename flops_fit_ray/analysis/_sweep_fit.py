@@ -1,0 +1,216 @@
+"""The fit of a whole sweep: every method that its points allow, laws with intervals, and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_ray.analysis._envelope import envelope_method
+from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._methods import (
+    Method,
+    Minima,
+    ValleyIntervals,
+    draw_minima,
+    no_law,
+    surface_method,
+    valley_intervals,
+    valley_method,
+    valley_noise,
+)
+from flops_fit_ray.analysis.arrays import Ints
+from flops_fit_ray.analysis.diagnostics import diagnose
+from flops_fit_ray.analysis.law import Law
+from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
+from flops_fit_ray.analysis.points import Points, budget_gap, check_points
+from flops_fit_ray.analysis.surface import SurfaceLoss, bootstrap_surface, fit_surface
+from flops_fit_ray.analysis.valley import Valley, fit_valley
+from flops_fit_ray.fit_options import FIT_DEFAULTS, FitOptions, MethodName
+
+MIN_FOR_SURFACE = 15  # points, three for each parameter, from which a surface can be the default method
+APART = 1.15  # least gap between neighbouring budgets that were inferred by nearness
+MOSTLY = 0.75  # share of the points in valleys with an optimum, where budgets were inferred by nearness
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SweepFit:
+    """The result of a fit: valleys, the laws of every method, noise and warnings."""
+
+    points: Points
+    valleys: tuple[Valley, ...]
+    minima: Minima | None  # of the valleys in every draw; None where the noise is unknown
+    intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
+    methods: Mapping[MethodName, Method]
+    default: MethodName
+    noise: Noise | None  # about the valleys' curves
+    seeds: SeedNoise | None
+    options: FitOptions
+    warnings: tuple[Flag, ...]
+
+    @property
+    def answer(self) -> Method:
+        """The default method."""
+        return self.methods[self.default]
+
+    @property
+    def params_opt(self) -> Law | None:
+        """N_opt(C) of the default method."""
+        return self.answer.params_opt
+
+    @property
+    def tokens_opt(self) -> Law | None:
+        """D_opt(C) of the default method."""
+        return self.answer.tokens_opt
+
+    @property
+    def loss_opt(self) -> Law | None:
+        """L_opt(C) of the default method."""
+        return self.answer.loss_opt
+
+    @property
+    def problem(self) -> str:
+        """Reason for a missing law; empty where there is one."""
+        if self.answer.params_opt is not None:
+            return ""
+        return self.answer.reason if self.default == "valley" else f"{self.answer.label}: {self.answer.reason}"
+
+    @property
+    def optima(self) -> list[tuple[Valley, ValleyIntervals | None]]:
+        """The budgets that have an optimum, increasing, with its intervals."""
+        return [(v, i) for v, i in zip(self.valleys, self.intervals, strict=True) if v.status == "interior"]
+
+    @property
+    def laws(self) -> list[tuple[str, Law]]:
+        """The laws of the default method by name."""
+        named = (("N_opt", self.params_opt), ("D_opt", self.tokens_opt), ("L_opt", self.loss_opt))
+        return [(name, law) for name, law in named if law is not None]
+
+    @property
+    def fitted_range(self) -> tuple[float, float]:
+        """Smallest and largest C that the default method's laws rest on."""
+        return self.range_of(self.default)
+
+    def range_of(self, method: MethodName) -> tuple[float, float]:
+        """Smallest and largest C that a method's laws rest on."""
+        if method == "valley":
+            fitted = [v.flops for v, _ in self.optima]
+            return min(fitted), max(fitted)
+        return float(self.points.flops.min()), float(self.points.flops.max())
+
+
+def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points | None = None) -> SweepFit:
+    """Fit all methods to all points. A method that has no law says why in its `reason`.
+
+    Args:
+        curves: losses along the training runs, for the envelope; None uses `points` where runs have several losses.
+
+    Raises:
+        FitError: a loss, size or budget is not a finite number (or not positive, where it must be).
+    """
+    rng = np.random.default_rng(options.seed)
+    low = fit_minima(points, options, rng)
+    methods: dict[MethodName, Method] = {"valley": low.method}
+    losses: tuple[SurfaceLoss, ...] = ("huber", "squared")
+    for loss in losses:
+        wanted = options.surface(loss)
+        surface = bootstrap_surface(
+            fit_surface(points, wanted), points, wanted, options.draws, np.random.default_rng(options.seed)
+        )
+        method = surface_method(surface)
+        methods[method.name] = method
+    if (envelope := envelope_method(points if curves is None else curves, options.draws, rng)) is not None:
+        methods["envelope"] = envelope
+    elif options.method == "envelope":
+        methods["envelope"] = no_law("envelope", "there are no training curves")
+    default = _default(points, low.valleys, methods, options)
+    return SweepFit(
+        points=points,
+        valleys=low.valleys,
+        minima=low.minima,
+        intervals=low.intervals,
+        methods=methods,
+        default=default,
+        noise=low.noise,
+        seeds=seed_noise(points),
+        options=options,
+        warnings=tuple(diagnose(points, low.valleys, low.minima, low.noise, methods, default)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ValleyFit:
+    """The valleys and their law alone, which take milliseconds: for a view of a running sweep."""
+
+    valleys: tuple[Valley, ...]
+    noise: Noise | None  # about the valleys' curves
+    minima: Minima | None  # of the valleys in every draw
+    intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
+    method: Method  # with N_opt(C), or the reason why there is none
+    confidence: float
+
+
+def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.random.Generator | None = None) -> ValleyFit:
+    """Fit the valleys of all points, their minima with intervals, and the law through them.
+
+    Args:
+        rng: source of the draws; by default one with the seed of the options.
+
+    Raises:
+        FitError: as `fit_sweep`.
+    """
+    check_points(points)
+    valleys = tuple(fit_valleys(points, options))
+    noise, minima = valley_noise(valleys, points), None
+    if noise is not None and options.draws:
+        minima = draw_minima(valleys, points, noise, options.draws, rng or np.random.default_rng(options.seed))
+    return ValleyFit(
+        valleys=valleys,
+        noise=noise,
+        minima=minima,
+        intervals=tuple(valley_intervals(valleys, minima, options.confidence)),
+        method=valley_method(valleys, minima, options.law_weights),
+        confidence=options.confidence,
+    )
+
+
+def fit_valleys(points: Points, options: FitOptions) -> Iterator[Valley]:
+    """Fit one valley per budget, by increasing C."""
+    for budget in np.unique(points.budget):
+        yield valley_of(points, float(budget), np.flatnonzero(points.budget == budget), options)
+
+
+def valley_of(points: Points, budget: float, index: Ints, options: FitOptions) -> Valley:
+    """Fit the valley of the points with these indices."""
+    return fit_valley(
+        budget,
+        index,
+        points.flops[index],
+        points.params[index],
+        points.tokens[index],
+        points.loss[index],
+        points.weights[index],
+        curve=options.curve,
+        window=options.window,
+    )
+
+
+def _default(
+    points: Points, valleys: Sequence[Valley], methods: Mapping[MethodName, Method], options: FitOptions
+) -> MethodName:
+    """Choose the default method: valleys where two have an optimum, else the robust surface, else any that has a law.
+
+    Scattered runs can be grouped into valleys as well: budgets that are not labelled must be clearly separated.
+    """
+    if options.method != "auto":
+        return options.method
+    if len(points) < MIN_FOR_SURFACE:
+        return "valley"
+    in_valleys = sum(len(v.loss) for v in valleys if v.status == "interior")
+    valley = methods["valley"]
+    scattered = in_valleys < MOSTLY * len(points) or budget_gap(points) < APART
+    order: tuple[MethodName, ...] = ("valley", "surface_huber", "surface_squared")
+    if not points.labelled and (scattered or valley.lost_draws > valley.draws / 2):
+        order = ("surface_huber", "surface_squared")
+    return next((name for name in order if methods[name].params_opt is not None), order[0])

@@ -1,0 +1,359 @@
+"""Commands that create, run and follow a sweep: init, plan, check, run, extend, status."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flops_fit_ray.cli._common import (
+    DEMO_FILES,
+    SPEC_NAME,
+    StoragePathType,
+    address_option,
+    base_of,
+    code_option,
+    command_line,
+    demo_directory,
+    directory_argument,
+    extend_line,
+    json_option,
+    limit_options,
+    new_option,
+    open_directory,
+    output_option,
+    output_options,
+    read_resolved,
+    request_for,
+    resolve_output,
+    resolve_spec,
+    run_request,
+    set_option,
+    spec_argument,
+)
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
+from flops_fit_ray.storage.storage_path import StoragePath
+from flops_fit_ray.sweep.run_limits import RunLimits
+
+if TYPE_CHECKING:
+    from flops_fit_ray.console.select import OutputStyle
+    from flops_fit_ray.sweep.directory import Sweep
+
+WATCH_SECONDS, REMOTE_WATCH_SECONDS = 2.0, 30.0  # between two reads of the plan
+
+
+@click.command()
+@click.argument("directory", default=".", type=click.Path(path_type=Path))
+def init(directory: Path) -> None:
+    """Write a commented example (sweep.yaml, model.py, data.py) that runs as it is."""
+    present = [name for name in DEMO_FILES if (directory / name).exists()]
+    if present:
+        raise click.UsageError(
+            f"{directory} has {', '.join(present)} already; nothing was written: give another directory"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in DEMO_FILES:
+            (directory / name).write_bytes((demo_directory() / name).read_bytes())
+    except OSError as e:
+        raise click.UsageError(f"{directory}: cannot be written: {e.strerror}; give another directory") from e
+    click.echo(f"wrote {', '.join(str(directory / name) for name in DEMO_FILES)}")
+    click.echo(f"next: flops-fit-ray plan {directory / SPEC_NAME}, then flops-fit-ray run {directory / SPEC_NAME}")
+
+
+@click.command()
+@spec_argument
+@set_option
+@click.option(
+    "--output",
+    type=StoragePathType(),
+    help="Sweep directory with the rates that `check` measured [default: runs/NAME beside SPEC].",
+)
+@code_option
+@click.option("--slots", type=click.IntRange(min=1), help="Experiments at a time [default: as found by check].")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="FLOP/s of one slot [default: as measured by check]."
+)
+@click.option("--price", type=click.FloatRange(min=0, min_open=True), help="Price of one slot for one hour.")
+@click.option("--simulate", is_flag=True, help="Simulate the whole sweep on a known loss surface, fit included.")
+@click.option(
+    "--surface",
+    default="hoffmann",
+    show_default=True,
+    help="With --simulate: hoffmann, besiroglu, lopsided, or E,A,B,alpha,beta.",
+)
+@click.option(
+    "--noise",
+    default=0.005,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="With --simulate: standard deviation of a loss, in nats.",
+)
+@click.option(
+    "--sweeps",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="With --simulate: number of sweeps, each with its own noise.",
+)
+@json_option
+def plan(
+    spec: Path | None,
+    overrides: tuple[str, ...],
+    output: StoragePath | None,
+    code: Path | None,
+    slots: int | None,
+    rate: float | None,
+    price: float | None,
+    simulate: bool,
+    surface: str,
+    noise: float,
+    sweeps: int,
+    as_json: bool,
+) -> None:
+    """Show every experiment with its N, D, steps and FLOPs, and the price of the sweep. Trains and writes nothing.
+
+    The price includes hours after `check` or with --rate, and money with --price.
+    """
+    from flops_fit_ray.console.plan_text import plan_text, simulation_text
+    from flops_fit_ray.pipeline import plan_request, recorded_rates
+    from flops_fit_ray.planning import priced, stated_rate
+    from flops_fit_ray.storage.paths import SweepPaths
+
+    path = resolve_spec(spec, quiet=as_json)
+    resolved = read_resolved(path, overrides)
+    root = resolve_output(path, resolved, output)
+    _, made = plan_request(request_for(resolved, base_of(path, code), root, source=str(path)))
+    if simulate:
+        from flops_fit_ray.sweep.simulate import simulate_spec
+
+        found = simulate_spec(resolved, made, surface=surface, noise=noise, sweeps=sweeps)
+        click.echo(json.dumps(found.to_json()) if as_json else simulation_text(found))
+        return
+    rates = recorded_rates(SweepPaths(root), made.constants)
+    if rate is not None:
+        rates = stated_rate(rate, slots or 1)
+    made = priced(made, resolved.grid.start, rates=rates, slots=slots, money_per_hour=price)
+    click.echo(json.dumps(made.to_json(), indent=1) if as_json else plan_text(made))
+
+
+@click.command()
+@spec_argument
+@set_option
+@output_option
+@address_option
+@click.option(
+    "--slots",
+    type=click.IntRange(min=1),
+    help="Experiments to plan for on an autoscaling cluster [default: as many as fit now].",
+)
+@code_option
+@json_option
+def check(
+    spec: Path | None,
+    overrides: tuple[str, ...],
+    output: StoragePath | None,
+    address: str | None,
+    slots: int | None,
+    code: Path | None,
+    as_json: bool,
+) -> int:
+    """Check the smallest and the largest model on a real worker: ten checks, each PASS, WARN or FAIL.
+
+    The measured speed is kept in the sweep directory (rates.json), where `plan` reads it. Exit code 1 on any FAIL.
+    """
+    from flops_fit_ray.pipeline import check as check_request
+    from flops_fit_ray.storage.paths import SCHEMA_VERSION
+
+    path = resolve_spec(spec, quiet=as_json)
+    resolved = read_resolved(path, overrides)
+    root = resolve_output(path, resolved, output)
+    limits = RunLimits(slots=slots)
+    request = request_for(resolved, base_of(path, code), root, source=str(path), address=address, limits=limits)
+    report, found = check_request(request, keep=True)
+    content = {"schema_version": SCHEMA_VERSION, "slots": found.count, **report.to_json()}
+    click.echo(json.dumps(content) if as_json else str(report))
+    return EXIT_FAILED if report.verdict == "FAIL" else EXIT_DONE
+
+
+@click.command()
+@spec_argument
+@output_option
+@set_option
+@code_option
+@limit_options
+@new_option
+@address_option
+@output_options
+@json_option
+def run(
+    spec: Path | None,
+    output: StoragePath | None,
+    overrides: tuple[str, ...],
+    code: Path | None,
+    until: str | None,
+    at_most: float | None,
+    slots: int | None,
+    new: bool,
+    address: str | None,
+    style: OutputStyle | None,
+    as_json: bool,
+) -> int:
+    """Run a sweep and write its report. The same command resumes it after any interruption.
+
+    On Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP running experiments are checkpointed and the exit code is 4; the last line
+    printed is the command that resumes the sweep.
+
+    Without SPEC: sweep.yaml of this directory, else the built-in demo.
+    """
+    path = resolve_spec(spec, quiet=as_json)
+    resolved = read_resolved(path, overrides)
+    root = resolve_output(path, resolved, output)
+    limits = RunLimits(until, at_most, slots)
+    command = command_line(path, root, overrides, limits, code)
+    request = request_for(
+        resolved,
+        base_of(path, code),
+        root,
+        source=str(path),
+        command=command,
+        address=address,
+        limits=limits,
+        new=new,
+    )
+    return run_request(request, as_json=as_json, style=style or "")
+
+
+@click.command()
+@directory_argument
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    type=float,
+    metavar="FLOPS",
+    help="Budget C to add, in FLOPs; may be repeated.",
+)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    type=int,
+    help="Size to add; with --budget, to the new budgets only; may be repeated.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=0, max=20), help="Number of repeated seeds near the two smallest minima."
+)
+@code_option
+@limit_options
+@address_option
+@output_options
+@json_option
+def extend(
+    directory: StoragePath | None,
+    budgets: tuple[float, ...],
+    sizes: tuple[int, ...],
+    seeds: int | None,
+    code: Path | None,
+    until: str | None,
+    at_most: float | None,
+    slots: int | None,
+    address: str | None,
+    style: OutputStyle | None,
+    as_json: bool,
+) -> int:
+    """Add budgets, sizes or seeds to a sweep. Only new experiments are trained, and existing trunks are reused.
+
+    Without additions it resumes the sweep in its directory.
+    """
+    from flops_fit_ray.sweep.extend import extend_spec
+
+    sweep = open_directory(directory)
+    root = sweep.paths.root
+    if sweep.base is None:
+        raise click.UsageError(
+            f"{root} was run from Python: call find_optimal(...) again with more budgets and the same output_dir"
+        )
+    wider = extend_spec(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds)
+    base = sweep.base if code is None else code.absolute()
+    if not base.is_dir():  # run by a job, or on another machine
+        base = Path.cwd()
+        click.echo(
+            f"{sweep.base} does not exist here: loading model and data from {base} (--code names another)", err=as_json
+        )
+    limits = RunLimits(until, at_most, slots)
+    command = extend_line(root, base, limits)
+    source = str(sweep.paths.spec)
+    request = request_for(wider, base, root, source=source, command=command, address=address, limits=limits)
+    return run_request(request, as_json=as_json, style=style or "")
+
+
+@click.command()
+@directory_argument
+@click.option("--watch", is_flag=True, help="Follow the sweep, as `run` shows it, until it is done or Ctrl-C.")
+@output_options
+@json_option
+def status(directory: StoragePath | None, watch: bool, style: OutputStyle | None, as_json: bool) -> None:
+    """Show the progress of a sweep from its files, on any machine that can read them."""
+    from flops_fit_ray.console.plain import status_text
+    from flops_fit_ray.storage.paths import SCHEMA_VERSION
+
+    sweep = open_directory(directory)
+    if watch:
+        _watch(sweep, style or "")
+        return
+    if as_json:
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "output": str(sweep.paths.root),
+            "status": sweep.counts,
+            "flops_planned": sweep.plan.flops,
+            "flops_spent": sweep.flops_spent,
+            "results_sha256": sweep.results_sha256,
+            "writer": sweep.writer,
+            "deaths": sweep.num_deaths,
+            "running": [
+                {"budget": e.budget, "size": e.size, "seconds": p.seconds, **asdict(p)} for e, p in sweep.running
+            ],
+            "failures": [asdict(f) for f in sweep.failures],
+            "command": sweep.command,
+        }
+        click.echo(json.dumps(content))
+        return
+    click.echo(status_text(sweep))
+
+
+def _watch(sweep: Sweep, style: OutputStyle) -> None:
+    """Follow a sweep directory; its files are only read."""
+    from flops_fit_ray.console.plain import counts_text
+    from flops_fit_ray.console.select import console_for
+    from flops_fit_ray.ledger import Ledger
+    from flops_fit_ray.ledger.watch import Watcher
+    from flops_fit_ray.storage.storage_path import is_remote
+    from flops_fit_ray.sweep.directory import open_sweep
+
+    console = console_for(style, sweep.paths, sweep.spec, sys.stdout)
+    watcher = Watcher(console)
+    watcher.take(Ledger(sweep.paths))
+    console.header(sweep.spec, sweep.plan)
+    watcher.on_plan(sweep.plan)
+    watcher.on_cluster()
+    seen = zlib.crc32(sweep.paths.plan.read_bytes())
+    rest = REMOTE_WATCH_SECONDS if is_remote(sweep.paths.root) else WATCH_SECONDS
+    try:
+        with watcher.following():
+            while not (sweep.plan.final and watcher.all_told and sweep.writer is None):
+                time.sleep(rest)
+                now = zlib.crc32(sweep.paths.plan.read_bytes())
+                if now != seen:
+                    seen, sweep = now, open_sweep(sweep.paths.root)
+                    watcher.on_plan(sweep.plan)
+    except KeyboardInterrupt:
+        return
+    console.say(counts_text(open_sweep(sweep.paths.root)))

@@ -1,0 +1,75 @@
+"""Search algorithm of Tune over the dispatcher: an experiment for every free slot, None while all of them wait."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ray.tune.search import Searcher
+
+from flops_fit_ray.engine._dispatch import Dispatcher
+from flops_fit_ray.engine._trainable import STORAGE_ERROR
+
+
+class ExperimentSearcher(Searcher):
+    """Suggests the experiments of a dispatcher. Its state maps trials to experiments; the ledger has the rest.
+
+    Tune pickles searchers and creates another one to restore: both use the dispatcher of the enclosing `serving`.
+    """
+
+    _served: ClassVar[Dispatcher | None] = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        assert ExperimentSearcher._served is not None
+        self._dispatcher = ExperimentSearcher._served
+        self._keys: dict[str, str] = {}  # by trial
+
+    @staticmethod
+    @contextlib.contextmanager
+    def serving(dispatcher: Dispatcher) -> Iterator[None]:
+        """Make searchers that are constructed in the block serve this dispatcher."""
+        before, ExperimentSearcher._served = ExperimentSearcher._served, dispatcher
+        try:
+            yield
+        finally:
+            ExperimentSearcher._served = before
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ExperimentSearcher, ()
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the configuration of a trial; None while it must wait."""
+        experiment = self._dispatcher.next()
+        if experiment is not None:
+            self._keys[trial_id] = experiment.key
+            return {"key": experiment.key, "share": self._dispatcher.slots.share(experiment.params)}
+        return Searcher.FINISHED if self._dispatcher.finished() else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the dispatcher that a slot is free."""
+        key = self._keys.pop(trial_id, None)
+        if key is not None:
+            self._dispatcher.ended(key, died=error)
+        storage_error = (result or {}).get(STORAGE_ERROR)
+        if storage_error:
+            self._dispatcher.stop_for(str(storage_error))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write the experiment of each trial."""
+        Path(checkpoint_path).write_text(json.dumps(self._keys))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Take over the trials that Tune is about to resume, with the experiments that they run."""
+        self._keys = dict(json.loads(Path(checkpoint_path).read_text()))
+        self._dispatcher.adopt(self._keys.values())
+
+    def get_state(self) -> dict[str, Any]:
+        """Return no state: `save` writes it."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Ignore the state: `restore` reads it."""

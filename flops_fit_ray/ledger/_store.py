@@ -1,0 +1,244 @@
+"""The records of one sweep directory: written whole, read without waiting for anybody."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flops_fit_ray.errors import StorageError
+from flops_fit_ray.ledger._records import STALE_SECONDS, Event, ExperimentResult, Failure, Progress
+from flops_fit_ray.ledger.hardware import Cluster
+from flops_fit_ray.planning import Experiment, Observation, read_experiment
+from flops_fit_ray.storage.atomic import append_line, read_file, set_aside, storage_error, whole_file, write_json
+from flops_fit_ray.storage.codec import Record, read_value, value_of
+from flops_fit_ray.storage.lock import exclusive, hostname
+from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
+from flops_fit_ray.storage.storage_path import is_remote
+
+REQUESTS_AT_ONCE = 32  # to an object store
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EventLine(Record):
+    at: float
+    host: str
+    aloud: bool
+    words: str
+
+
+class Ledger:
+    """Results, failures, attempts and progress of one sweep directory."""
+
+    def __init__(self, paths: SweepPaths) -> None:
+        self.paths = paths
+
+    def result(self, key: str) -> ExperimentResult | None:
+        """Return the recorded result, or None."""
+        return read_value(ExperimentResult, self.paths.result(key))
+
+    def failure(self, key: str) -> Failure | None:
+        """Return the recorded failure, or None."""
+        return read_value(Failure, self.paths.failure(key))
+
+    def outcome(self, key: str) -> ExperimentResult | Failure | None:
+        """Return the result or failure of an experiment, or None while it is open; a result outranks a failure."""
+        return self.result(key) or self.failure(key)
+
+    def finished(self, keys: Iterable[str]) -> set[str]:
+        """Return those of `keys` that have an outcome."""
+        return {key for key in keys if self.outcome(key) is not None}
+
+    def progress(self, key: str) -> Progress | None:
+        """Return the last progress report of a running experiment, or None where it is stale.
+
+        One from the future is none either: it would look alive for as long as the clocks differ.
+        """
+        progress = read_value(Progress, self.paths.progress(key))
+        stale = progress is None or abs(time.time() - progress.updated_at) > STALE_SECONDS
+        return None if stale else progress
+
+    def record_result(self, result: ExperimentResult) -> ExperimentResult:
+        """Record a result. If there is one already, that one stays and is returned."""
+        recorded = self.result(result.key)
+        if recorded is not None:
+            return recorded
+        path = self.paths.result(result.key)
+        if (aside := set_aside(path)) is not None:  # torn or foreign
+            self.record_event(result.key, f"its result could not be read: kept as {aside.name}", level="warning")
+        write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(result)}, once=True, sealed=True)
+        for obsolete in (self.paths.failure(result.key), self.paths.progress(result.key)):
+            with contextlib.suppress(OSError):
+                obsolete.unlink(missing_ok=True)
+        return self.result(result.key) or result
+
+    def record_failure(self, failure: Failure) -> None:
+        """Record why an experiment ended without a result; a later attempt may replace it."""
+        write_json(self.paths.failure(failure.key), {"schema_version": SCHEMA_VERSION, **asdict(failure)})
+        with contextlib.suppress(OSError):
+            self.paths.progress(failure.key).unlink(missing_ok=True)
+
+    def retry(self, key: str) -> None:
+        """Put a failure aside, so that its experiment is open again; the record of it stays among the attempts.
+
+        Raises:
+            StorageError: the directory cannot be written.
+        """
+        aside = self.paths.past_failure(key, self.num_attempts(key))
+        try:
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            self.paths.failure(key).rename(aside)
+        except OSError as e:
+            raise storage_error(aside, "written", e) from e
+
+    def record_planned(self, experiment: Experiment) -> None:
+        """Write an experiment for its worker to read."""
+        if read_experiment(self.paths.planned(experiment.key)) != experiment:
+            content = {"schema_version": SCHEMA_VERSION, **experiment.to_json()}
+            write_json(self.paths.planned(experiment.key), content)
+
+    def planned(self, key: str) -> Experiment:
+        """Return the experiment as it was handed out.
+
+        Raises:
+            StorageError: its file cannot be read.
+        """
+        experiment = read_experiment(self.paths.planned(key))
+        if experiment is None:
+            raise StorageError(f"{self.paths.planned(key)}: cannot be read; the same command writes it again")
+        return experiment
+
+    def observed(self, keys: Iterable[str]) -> dict[str, Observation]:
+        """Return what planning must know of finished experiments, by key."""
+        found = {}
+        for key in keys:
+            outcome = self.outcome(key)
+            if isinstance(outcome, ExperimentResult):
+                found[key] = Observation(loss=outcome.loss)
+            elif outcome is not None:
+                found[key] = Observation(loss=None, diverged=outcome.status == "diverged")
+        return found
+
+    def record_progress(self, progress: Progress) -> None:
+        """Record the progress of a running experiment."""
+        write_json(self.paths.progress(progress.key), {"schema_version": SCHEMA_VERSION, **asdict(progress)})
+
+    def record_cluster(self, cluster: Cluster) -> None:
+        """Record the machines that the sweep runs on from now on."""
+        write_json(self.paths.cluster, {"schema_version": SCHEMA_VERSION, **asdict(cluster)})
+
+    def cluster(self) -> Cluster | None:
+        """Return the machines that it runs on, or ran on last; None where they are not known."""
+        return read_value(Cluster, self.paths.cluster)
+
+    def record_event(self, key: str, message: str, *, level: Literal["info", "warning"]) -> None:
+        """Add a line to an experiment's log. A line that cannot be written is no reason to stop."""
+        event = Event(key=key, at=time.time(), host=hostname(), level=level, message=message)
+        line = json.dumps({name: value for name, value in event.to_json().items() if name != "key"})
+        path = self.paths.events(key)
+        with contextlib.suppress(OSError):
+            append_line(path, line)
+
+    def events(self, key: str) -> list[Event]:
+        """Return the log of an experiment, oldest first; a torn line is left out."""
+        return self.events_since(key, 0)[0]
+
+    def events_since(self, key: str, position: int) -> tuple[list[Event], int]:
+        """Return the lines of a log after `position` bytes, and the position after them."""
+        try:
+            content = read_file(self.paths.events(key))[position:]
+        except (OSError, MemoryError):
+            return [], position
+        whole = content[: content.rfind(b"\n") + 1]  # the rest is being written
+        found = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError):
+                said = value_of(_EventLine, line)
+                level: Literal["info", "warning"] = "warning" if said.aloud else "info"
+                found.append(Event(key=key, at=said.at, host=said.host, level=level, message=said.words))
+        return found, position + len(whole)
+
+    def record_curve(self, key: str, points: Sequence[Mapping[str, Any]]) -> None:
+        """Write the curve of an experiment, one row per point."""
+        import pyarrow
+        from pyarrow import parquet
+
+        with whole_file(self.paths.curve(key)) as file:
+            rows = [{name: None if value != value else value for name, value in point.items()} for point in points]
+            parquet.write_table(pyarrow.Table.from_pylist(rows), file)  # NaN is no number: nothing stands there
+
+    def curve(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return tokens and training loss along an experiment, each (points,); empty without a readable curve."""
+        import pandas as pd
+
+        try:
+            file = io.BytesIO(read_file(self.paths.curve(key)))
+            frame = pd.read_parquet(file, columns=["tokens", "train_loss"])
+            return frame["tokens"].to_numpy(dtype=np.float64), frame["train_loss"].to_numpy(dtype=np.float64)
+        except (OSError, ValueError, TypeError, KeyError, MemoryError):
+            return np.empty(0), np.empty(0)
+
+    def curve_rows(self, key: str) -> list[dict[str, Any]]:
+        """Return the curve of an experiment, a mapping per `CurvePoint`; empty where there is none."""
+        from pyarrow import parquet
+
+        try:
+            return list(parquet.read_table(io.BytesIO(read_file(self.paths.curve(key)))).to_pylist())
+        except (OSError, ValueError, MemoryError):
+            return []
+
+    def begin_attempt(self, key: str) -> int:
+        """Note that an experiment starts, and return which attempt this is, from 1."""
+        number = self.num_attempts(key) + 1
+        note = {"schema_version": SCHEMA_VERSION, "started_at": time.time(), "host": hostname(), "pid": os.getpid()}
+        write_json(self.paths.attempt(key, number), note)
+        return number
+
+    def num_attempts(self, key: str) -> int:
+        """Return the number of starts of an experiment."""
+        return self.paths.num_attempts(key)
+
+    def record_death(self, key: str) -> None:
+        """Note that the worker or node of the last start died: nobody's fault, and counted apart."""
+        note = {"schema_version": SCHEMA_VERSION, "noticed_at": time.time()}
+        write_json(self.paths.death(key, self.num_attempts(key)), note)
+
+    def num_deaths(self, key: str) -> int:
+        """Return the number of starts that ended because the worker or node died."""
+        return self.paths.num_deaths(key)
+
+    def outcomes(self, keys: Iterable[str]) -> list[ExperimentResult | Failure]:
+        """Return the results and failures among `keys`, in that order."""
+        begun = self.paths.begun_keys()
+        wanted = [key for key in keys if key in begun]
+        if is_remote(self.paths.root):  # one request after the other would take minutes
+            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+                found = list(pool.map(self.outcome, wanted))
+        else:
+            found = list(map(self.outcome, wanted))
+        return [outcome for outcome in found if outcome is not None]
+
+    def results(self, keys: Iterable[str]) -> list[ExperimentResult]:
+        """Return the recorded results among `keys`, in that order."""
+        return [r for r in map(self.result, keys) if r is not None]
+
+    def failures(self, keys: Iterable[str]) -> list[Failure]:
+        """Return the recorded failures among `keys`, in that order; a result outranks a failure."""
+        return [outcome for outcome in self.outcomes(keys) if isinstance(outcome, Failure)]
+
+    def writer(self) -> contextlib.AbstractContextManager[str | None]:
+        """Hold the lock of this directory, as its one writer. Yields its last owner, if it exited without releasing it.
+
+        Raises:
+            DirectoryError: another process is, or the directory cannot be written.
+        """
+        return exclusive(self.paths)

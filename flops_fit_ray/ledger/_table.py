@@ -1,0 +1,56 @@
+"""Table and fingerprint of the records."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from flops_fit_ray.ledger._records import ExperimentResult, Failure
+from flops_fit_ray.ledger._store import Ledger
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.storage.codec import columns_of, number_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def results_sha256(results: Iterable[ExperimentResult]) -> str:
+    """Return the SHA-256 of keys, tokens and losses: equal for an interrupted and an uninterrupted sweep."""
+    lines = sorted(
+        f"{r.key} {r.tokens_seen} {r.loss.hex()} {r.loss_stderr.hex() if r.loss_stderr is not None else '-'}"
+        for r in results
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+_MARKS = {**columns_of(Failure), **columns_of(ExperimentResult)}
+COLUMNS = sorted(_MARKS, key=lambda name: _MARKS[name].order)
+_NUMBERS = {name: number_of(ExperimentResult, name) for name in columns_of(ExperimentResult)}
+_DTYPES = {int: "Int64", float: "float64"}
+
+
+def results_table(experiments: Sequence[Experiment], ledger: Ledger, waiting: Collection[str] = ()) -> pd.DataFrame:
+    """Return one row per experiment of the plan, in its order, with `COLUMNS`; cells without a value are empty.
+
+    `waiting` are the keys of those that wait for another one.
+
+    Metrics follow as columns of their own, `metric_` and the name.
+    """
+    import pandas as pd
+
+    rows = []
+    for e in experiments:
+        row: dict[str, Any] = {name: getattr(e, name) for name, mark in _MARKS.items() if mark.planned}
+        outcome = ledger.outcome(e.key)
+        if outcome is not None:
+            row |= asdict(outcome)
+        else:
+            idle = "waiting" if e.key in waiting else "planned"
+            row |= {"status": "running" if ledger.progress(e.key) else idle}
+        metrics = {f"metric_{name}": value for name, value in (row.get("metrics") or {}).items()}
+        rows.append({column: row.get(column) for column in COLUMNS} | metrics)
+    names = [name for row in rows for name in row if name.startswith("metric_")]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *dict.fromkeys(names)])
+    return frame.astype({name: _DTYPES[number] for name, number in _NUMBERS.items() if number is not None})

@@ -1,0 +1,201 @@
+"""The plan of a sweep: experiments decided, experiments expected to follow, and the price."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from flops_fit_ray.planning._price import Price, Rates, estimate_price
+from flops_fit_ray.planning.experiment import (
+    DataFacts,
+    Experiment,
+    MeasuredLr,
+    Measurements,
+    ModelSize,
+    SweepConstants,
+    with_whole_recipe,
+)
+from flops_fit_ray.storage.codec import Count, Record, parse_json, value_of
+from flops_fit_ray.storage.paths import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk(Record):
+    """Bytes that a sweep needs besides its results."""
+
+    per_running: Count  # checkpoints of the largest experiment; multiply by the experiments that run at a time
+    in_the_end: Count  # trunks, and the best checkpoints and weights of all experiments if they are kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All experiments of a sweep that are decided, with warnings, disk space and price.
+
+    `forecast` are experiments that are expected to follow from results; `final` is True if none will.
+    """
+
+    name: str
+    experiments: tuple[Experiment, ...]
+    measurements: Measurements
+    warnings: tuple[str, ...]
+    disk: Disk
+    constants: SweepConstants
+    final: bool = True
+    forecast: tuple[Experiment, ...] = ()
+    notes: tuple[str, ...] = ()  # decisions taken from results, with their grounds
+    lr: MeasuredLr | None = None
+    price: Price | None = None
+
+    def with_experiments(self, others: Mapping[str, Experiment]) -> Plan:
+        """Return the plan with experiments replaced by those of the same key."""
+        return replace(self, experiments=tuple(others.get(e.key, e) for e in self.experiments))
+
+    @property
+    def expected(self) -> tuple[Experiment, ...]:
+        """Experiments decided and expected."""
+        return (*self.experiments, *self.forecast)
+
+    @property
+    def sizes(self) -> list[ModelSize]:
+        """Sizes that are used, by increasing N."""
+        used = {e.size for e in self.expected}
+        return sorted((s for s in self.measurements.sizes if s.size in used), key=lambda s: s.params)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs that the whole sweep executes, expected experiments included."""
+        return sum(e.flops_executed for e in self.expected)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a table with one row per experiment, decided or expected."""
+        import pandas as pd
+
+        names = [
+            "budget",
+            "size",
+            "params",
+            "tokens",
+            "steps",
+            "epochs",
+            "flops",
+            "flops_executed",
+            "key",
+            "role",
+            "reason",
+        ]
+        decided = len(self.experiments)
+        return pd.DataFrame(
+            [
+                {n: getattr(e, n) for n in names} | {"lr": e.recipe.lr, "decided": i < decided}
+                for i, e in enumerate(self.expected)
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the view of a notebook."""
+        notes = [f"{len(self.experiments)} experiments", f"{self.flops:.3g} FLOPs", *self.notes]
+        notes += [f"warning: {warning}" for warning in self.warnings]
+        lines = "".join(f"<p>{html.escape(line)}</p>" for line in notes)
+        shown = self.to_frame().drop(columns=["key", "decided"])
+        table = shown.to_html(max_rows=60, index=False, float_format="{:.4g}".format)
+        return f"<p><strong>{html.escape(self.name)}</strong></p>{lines}{table}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of plan.json."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "flops": self.flops,
+            "data": asdict(self.measurements.data),
+            "sizes": [asdict(s) | {"flops_per_token_6n": 6.0 * s.params} for s in self.measurements.sizes],
+            "skipped": list(self.measurements.skipped),
+            "warnings": list(self.warnings),
+            "disk": asdict(self.disk),
+            "frame": asdict(self.constants),
+            "final": self.final,
+            "notes": list(self.notes),
+            "lr": None if self.lr is None else asdict(self.lr),
+            "price": None if self.price is None else self.price.to_json(),
+            "experiments": [e.to_json() for e in self.experiments],
+            "forecast": [e.to_json() for e in self.forecast],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlanFile(Record):
+    """The fields of plan.json that make a plan; those with a default are missing in files of earlier versions."""
+
+    name: str
+    sizes: tuple[ModelSize, ...]
+    data: DataFacts
+    skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+    experiments: tuple[Experiment, ...]
+    disk: Disk = Disk(per_running=0, in_the_end=0)
+    frame: SweepConstants | None = None
+    final: bool = True
+    forecast: tuple[Experiment, ...] = ()
+    notes: tuple[str, ...] = ()
+    lr: MeasuredLr | None = None
+    price: Price | None = None
+
+
+def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
+    """Return the plan in the text of plan.json or its parsed object, of an earlier version too.
+
+    Raises:
+        ValueError: the content is not a plan of this schema.
+    """
+    try:
+        found = value_of(_PlanFile, content)
+    except ValueError:
+        found = value_of(_PlanFile, _with_whole_recipes(content))
+    old_constants = SweepConstants(
+        identity="", base_budget=min((e.budget for e in found.experiments), default=0.0), warmup_limit=0
+    )
+    return Plan(
+        name=found.name,
+        experiments=found.experiments,
+        measurements=Measurements(sizes=found.sizes, data=found.data, skipped=found.skipped),
+        warnings=found.warnings,
+        disk=found.disk,
+        constants=found.frame or old_constants,
+        final=found.final,
+        forecast=found.forecast,
+        notes=found.notes,
+        lr=found.lr,
+        price=found.price,
+    )
+
+
+def _with_whole_recipes(content: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
+    parsed = parse_json(content) if isinstance(content, bytes) else content
+    if not isinstance(parsed, Mapping):
+        return {}
+    lists = {name: some for name in ("experiments", "forecast") if isinstance(some := parsed.get(name), list)}
+    return {**parsed, **{name: list(map(with_whole_recipe, some)) for name, some in lists.items()}}
+
+
+def priced(
+    plan: Plan,
+    start_mode: str,
+    *,
+    rates: Rates | None = None,
+    slots: int | None = None,
+    money_per_hour: float | None = None,
+) -> Plan:
+    """The plan with its price, what is expected to follow included; arguments as in `estimate_price`."""
+    price = estimate_price(
+        plan.expected,
+        forecast=len(plan.forecast),
+        rates=rates,
+        slots=slots,
+        start_mode=start_mode,
+        money_per_hour=money_per_hour,
+    )
+    return replace(plan, price=price)

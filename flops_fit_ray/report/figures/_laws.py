@@ -1,0 +1,146 @@
+"""Figure of the power laws: N_opt and D_opt over C with their bands, of one sweep or of two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from flops_fit_ray.analysis import Comparison, Law, SweepFit
+from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.report.figures._style import INK, MARKERS, Drawing, colours, readable_ticks, style_axes
+
+BAND_POINTS = 61
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawBand:
+    """N_opt or D_opt over C: the minima, the line through them, and its band."""
+
+    name: str
+    budget: Floats
+    value: Floats
+    low: Floats  # NaN where a minimum has no interval
+    high: Floats
+    line_budget: Floats  # empty without a law
+    line: Floats
+    band_low: Floats  # empty without intervals
+    band_high: Floats
+    fitted_to: float  # C from which on the line is extrapolation; NaN without a law
+
+
+def law_bands(fit: SweepFit) -> list[LawBand]:
+    """Return N_opt and D_opt over C with their bands."""
+    used = fit.optima
+    budget = np.array([v.flops for v, _ in used])
+    nan = (np.nan, np.nan)
+    params = [(i.params_opt.low, i.params_opt.high) if i else nan for _, i in used]
+    tokens = [(i.tokens_opt.low, i.tokens_opt.high) if i else nan for _, i in used]
+    return [
+        _band("N_opt (parameters)", fit, fit.params_opt, budget, np.array([v.params_opt for v, _ in used]), params),
+        _band("D_opt (tokens)", fit, fit.tokens_opt, budget, np.array([v.tokens_opt for v, _ in used]), tokens),
+    ]
+
+
+def _band(
+    name: str,
+    fit: SweepFit,
+    law: Law | None,
+    budget: Floats,
+    value: Floats,
+    bounds: list[tuple[float, float]],
+    span: tuple[float, float] | None = None,
+) -> LawBand:
+    empty = np.empty(0)
+    if law is not None and span is None:
+        low, high = fit.fitted_range
+        span = (low / 2, high * 10)
+    line_budget = np.geomspace(*span, BAND_POINTS) if law is not None and span is not None else empty
+    band_low = band_high = empty
+    band = [law.interval(c, fit.options.confidence) for c in line_budget] if law else []
+    if known := [interval for interval in band if interval is not None]:  # the draws decide it: all or none
+        band_low, band_high = np.array([i.low for i in known]), np.array([i.high for i in known])
+    ends = np.array(bounds).reshape(-1, 2)
+    return LawBand(
+        name=name,
+        budget=budget,
+        value=value,
+        low=ends[:, 0],
+        high=ends[:, 1],
+        line_budget=line_budget,
+        line=np.array([law.at(c) for c in line_budget]) if law else empty,
+        band_low=band_low,
+        band_high=band_high,
+        fitted_to=fit.fitted_range[1] if law is not None else float("nan"),
+    )
+
+
+def draw_laws(bands: list[LawBand]) -> Figure:
+    """Draw N_opt(C) and D_opt(C) on log axes with their bands, up to ten times beyond the data."""
+    figure = Drawing(figsize=(7.2, 3.4), layout="constrained")
+    for axes, band in zip(figure.subplots(1, len(bands)), bands, strict=True):
+        colour = colours(3)[1]
+        if len(band.band_low):
+            axes.fill_between(band.line_budget, band.band_low, band.band_high, color=colour, alpha=0.2, linewidth=0)
+        if len(band.line):
+            axes.plot(band.line_budget, band.line, "-", color=colour, linewidth=1.4)
+            axes.axvspan(band.fitted_to, band.line_budget.max(), color=INK, alpha=0.05, linewidth=0)
+        known = ~np.isnan(band.low)
+        axes.vlines(band.budget[known], band.low[known], band.high[known], color=INK, linewidth=1.2)
+        axes.plot(band.budget, band.value, "o", color=INK, markersize=5)
+        if len(band.budget) or len(band.line):
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            readable_ticks(axes)
+        axes.set_xlabel("C (FLOPs)")
+        axes.set_title(band.name, fontsize=10, color=INK)
+        style_axes(axes)
+    return figure
+
+
+def comparison_bands(fits: Sequence[SweepFit], names: Sequence[str], comparison: Comparison) -> list[list[LawBand]]:
+    """Return N_opt and D_opt of every sweep by the compared method, over the range of all fits and the compared C."""
+    low = min(fit.fitted_range[0] for fit in fits)
+    high = max(*(fit.fitted_range[1] for fit in fits), comparison.budget)
+    found = []
+    for fit, name in zip(fits, names, strict=True):
+        method = fit.methods[comparison.method]
+        own = comparison.method == "valley"
+        budget = np.array([v.flops for v, _ in fit.optima]) if own else np.empty(0)
+        params = np.array([v.params_opt for v, _ in fit.optima]) if own else np.empty(0)
+        tokens = np.array([v.tokens_opt for v, _ in fit.optima]) if own else np.empty(0)
+        none = [(np.nan, np.nan)] * len(budget)
+        found.append(
+            [
+                _band(name, fit, method.params_opt, budget, params, none, (low, high)),
+                _band(name, fit, method.tokens_opt, budget, tokens, none, (low, high)),
+            ]
+        )
+    return found
+
+
+def draw_comparison(bands: list[list[LawBand]]) -> Figure:
+    """Draw the laws of both sweeps in the same axes."""
+    figure = Drawing(figsize=(7.2, 3.6), layout="constrained")
+    for column, (axes, title) in enumerate(
+        zip(figure.subplots(1, 2), ("N_opt (parameters)", "D_opt (tokens)"), strict=True)
+    ):
+        for i, (sweep, colour) in enumerate(zip(bands, colours(len(bands)), strict=True)):
+            band = sweep[column]
+            if len(band.band_low):
+                axes.fill_between(
+                    band.line_budget, band.band_low, band.band_high, color=colour, alpha=0.25, linewidth=0
+                )
+            axes.plot(band.line_budget, band.line, ("-", "--")[i % 2], color=colour, linewidth=1.4, label=band.name)
+            axes.plot(band.budget, band.value, MARKERS[i], color=colour, markersize=5)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        readable_ticks(axes)
+        axes.set_xlabel("C (FLOPs)")
+        axes.set_title(title, fontsize=10, color=INK)
+        style_axes(axes)
+        if column == 0:
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return figure

@@ -1,0 +1,81 @@
+"""Routes of the service itself and of specs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from flops_fit_ray.service.app_state import app_state_of, as_json
+from flops_fit_ray.service.http.redact import redacted
+from flops_fit_ray.service.rest import _shapes as shapes
+from flops_fit_ray.service.rest._events import sweeps_events
+from flops_fit_ray.service.rest._shapes import Limit, Offset
+from flops_fit_ray.service.runs.specs import StoredSpec
+from flops_fit_ray.service.state import views
+
+routes = APIRouter()
+
+
+@routes.get("/health", tags=["server"])
+async def health() -> dict[str, str]:
+    """Return `ok`; the one route without a token."""
+    return {"status": "ok"}
+
+
+@routes.get("/server", tags=["server"], response_model=shapes.ServerOut)
+def server(request: Request) -> Response:
+    """Return the service's version, machine and queue, and the number of sweeps by state."""
+    state = app_state_of(request)
+    return as_json(state.server(state.sweeps()))
+
+
+@routes.get("/events", tags=["server"], response_class=EventSourceResponse)
+async def events(request: Request) -> AsyncIterator[ServerSentEvent]:
+    """Stream server-sent events: `sweeps`, with name, state and share of each, whenever one of them changes."""
+    async for event in sweeps_events(app_state_of(request)):
+        yield event
+
+
+@routes.get("/specs", tags=["specs"], response_model=shapes.SpecPage)
+def list_specs(request: Request, offset: Offset = 0, limit: Limit = 100) -> Response:
+    """List the stored specs, newest first."""
+    found = [_spec(spec) for spec in app_state_of(request).specs.all()]
+    return as_json(views.page_of(found, offset, limit))
+
+
+@routes.post(
+    "/specs", tags=["specs"], response_model=shapes.SpecOut, status_code=201, responses={200: {"model": shapes.SpecOut}}
+)
+def create_spec(request: Request, body: shapes.SpecIn) -> Response:
+    """Store a spec. The same text with the same code is the same spec, answered with 200."""
+    spec, new = app_state_of(request).specs.create(body.text, body.code)
+    return as_json(_spec(spec), HTTPStatus.CREATED if new else HTTPStatus.OK)
+
+
+@routes.post("/specs/validate", tags=["specs"], response_model=shapes.PriceOut)
+def validate(request: Request, body: shapes.SpecIn) -> Response:
+    """Return the plan and price of a spec, or its faults. Loads the model and the data; nothing is stored."""
+    return as_json(app_state_of(request).price(body.text, body.code))
+
+
+@routes.get("/specs/{spec_id}", tags=["specs"], response_model=shapes.SpecOut)
+def get_spec(request: Request, spec_id: str) -> Response:
+    """Return a spec, with secrets redacted."""
+    return as_json(_spec(app_state_of(request).specs.named(spec_id)))
+
+
+@routes.delete("/specs/{spec_id}", tags=["specs"], status_code=204)
+def delete_spec(request: Request, spec_id: str) -> Response:
+    """Delete a spec; sweeps that were started with it are not affected."""
+    app_state_of(request).specs.delete(spec_id)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def _spec(spec: StoredSpec) -> dict[str, Any]:
+    return {**asdict(spec), "text": redacted(spec.text)}

@@ -1,0 +1,142 @@
+"""Reading and writing of specs in YAML. All faults of a file are reported at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import yaml
+from pydantic import ValidationError
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.spec._faults import fault_lines
+from flops_fit_ray.spec._sections import SweepSpec
+
+MAX_SPEC_BYTES = 1 << 20
+MAX_ALIASES = 64  # stops an alias bomb before it is expanded
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the number words of YAML 1.2, no duplicate keys, and no alias bombs."""
+
+    aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MAX_ALIASES:
+                raise yaml.MarkedYAMLError(problem=f"more than {MAX_ALIASES} aliases", problem_mark=self.get_mark())
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
+            seen.add(key if isinstance(key, str) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML speaks, reads 1e18 as text; YAML 1.2 reads a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text to plain values.
+
+    Raises:
+        SpecError: the text is not YAML; line and column are named.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise SpecError(source, [f"{where}{e.problem or e.context}"]) from e
+    except yaml.YAMLError as e:
+        raise SpecError(source, [f"is not YAML: {e}"]) from e
+    except RecursionError as e:
+        raise SpecError(source, ["is nested too deeply to be a spec"]) from e
+    except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as e:  # a tag or a date of nonsense
+        raise SpecError(source, [f"holds a value that cannot be read: {e}; put quotes around text"]) from e
+
+
+class SpecFile(Protocol):
+    """Path of a file, or of an object in a store; `str` of it appears in messages."""
+
+    def read_bytes(self) -> bytes:
+        """Read the whole content."""
+
+
+def read_spec(path: SpecFile, overrides: Sequence[str] = ()) -> SweepSpec:
+    """Read the spec in a YAML file, with `a.b=c` overrides applied before it is checked.
+
+    Raises:
+        SpecError: the file cannot be read, or anything in it is wrong; all faults at once.
+    """
+    source = str(path)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as e:
+        raise SpecError(source, ["no such file; `flops-fit-ray init` writes a starter"]) from e
+    except OSError as e:
+        raise SpecError(source, [f"cannot be read: {e.strerror}"]) from e
+    return spec_from_bytes(raw, source, overrides)
+
+
+def spec_from_bytes(raw: bytes, source: str, overrides: Sequence[str] = ()) -> SweepSpec:
+    """Read the spec in the bytes of a YAML file.
+
+    Raises:
+        SpecError: anything in it is wrong; all faults at once.
+    """
+    if len(raw) > MAX_SPEC_BYTES:
+        raise SpecError(source, [f"has {len(raw)} bytes; a spec is at most {MAX_SPEC_BYTES}"])
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as e:
+        raise SpecError(source, [f"is not UTF-8 text (byte {e.start})"]) from e
+    content = parse_yaml(text, source)
+    if content is None:
+        raise SpecError(source, ["is empty; `flops-fit-ray init` writes a starter"])
+    if not isinstance(content, dict):
+        raise SpecError(source, [f"holds a {type(content).__name__}, not keys and values"])
+    for override in overrides:
+        _apply_override(content, override)
+    return make_spec(content, source)
+
+
+def make_spec(content: Mapping[str, Any], source: str) -> SweepSpec:
+    """Check plain values and return them as a spec.
+
+    Raises:
+        SpecError: anything is wrong; all faults at once.
+    """
+    try:
+        return SweepSpec.model_validate(content)
+    except ValidationError as e:
+        raise SpecError(source, fault_lines(e.errors())) from e
+
+
+def dump_spec(spec: SweepSpec) -> str:
+    """Return the spec as YAML, with every default written out."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not (path and equals):
+        raise SpecError("--set", [f"{override!r} is not of the form a.b=c, for example train.batch_size=16"])
+    *parents, last = path.split(".")
+    here = content
+    for name in parents:
+        here = here.setdefault(name, {})
+        if not isinstance(here, dict):
+            raise SpecError("--set", [f"{path}: {name!r} holds {here!r}, which has no keys"])
+    here[last] = parse_yaml(value, f"--set {path}")

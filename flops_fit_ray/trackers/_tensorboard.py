@@ -1,0 +1,68 @@
+"""TensorBoard event files: a run per experiment with its curves and hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flops_fit_ray.ledger import ExperimentResult, Failure, Progress
+from flops_fit_ray.planning import Experiment
+from flops_fit_ray.trackers._tracked import config_of, curve_metrics, measured_of, run_name
+
+
+class TensorBoard:
+    """TensorBoard as a `Tracker`: progress under `live/` while an experiment runs, its full curve when it ends."""
+
+    name = "TensorBoard"
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._writers: dict[str, Any] = {}
+
+    def progress(self, e: Experiment, progress: Progress) -> None:
+        """Log loss, speed and MFU over tokens."""
+        figures = {
+            "live/train_loss": progress.train_loss,
+            "live/tokens_per_second": progress.tokens_per_second,
+            "live/mfu": progress.mfu,
+        }
+        writer = self._writer(e)
+        _add(writer, {tag: value for tag, value in figures.items() if value is not None}, progress.tokens_seen)
+        writer.flush()
+
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+        """Log the curve over steps, and the hyperparameters with the result."""
+        from tensorboardX.summary import hparams  # type: ignore[import-untyped] # it has no types
+
+        writer = self._writer(e)
+        for step, figures in curve_metrics(curve):
+            _add(writer, figures, step)
+        if isinstance(record, ExperimentResult):
+            measured = {f"result/{name}": value for name, value in measured_of(record).items()}
+            _add(writer, measured, record.steps)
+            for summary in hparams(config_of(e), measured):
+                writer.file_writer.add_summary(summary)
+        else:
+            writer.add_text("failure", f"{record.status}: {record.error}", 0)
+        self._writers.pop(e.key).close()
+
+    def close(self) -> None:
+        """Close the writers that are still open."""
+        while self._writers:
+            self._writers.popitem()[1].close()
+
+    def _writer(self, e: Experiment) -> Any:
+        if e.key not in self._writers:
+            from tensorboardX import SummaryWriter  # type: ignore[import-untyped] # it has no types
+
+            self._writers[e.key] = SummaryWriter(logdir=str(self._directory / run_name(e)))
+        return self._writers[e.key]
+
+
+def _add(writer: Any, figures: Mapping[str, float], step: int) -> None:
+    """Write all values of a step as one event: five times as cheap as one event each."""
+    from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[import-untyped] # it has no types
+
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+    writer.file_writer.add_summary(Summary(value=values), step)

@@ -50,7 +50,8 @@ def words(report: CheckReport, name: str) -> str:
     return next(line.words for line in report.lines if line.name == name)
 
 
-def test_ten_answers_and_all_is_well() -> None:
+def test_ten_answers_and_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flops_fit_ray.training.preflight.check.MAX_WAIT_SHARE", 1.0)  # a busy machine waits
     report = checked()
     assert len(report.lines) == 10 and report.verdict == "PASS", report.lines
     assert set(report.step_seconds) == {"4", "8", "16"}

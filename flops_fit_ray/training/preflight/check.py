@@ -42,6 +42,9 @@ from flops_fit_ray.training.user.parts import UserParts
 Verdict = Literal["PASS", "WARN", "FAIL"]
 
 
+MAX_WAIT_SHARE = 0.2  # of the training time, waiting for data
+
+
 @dataclass(frozen=True)
 class CheckItem:
     """One item of the check."""
@@ -232,7 +235,7 @@ def _data(plan: Plan, measured: Sequence[ModelTiming]) -> CheckItem:
     facts = plan.measurements.data
     held_out = f"{facts.eval_samples} samples of {facts.eval_source}" if facts.eval_samples else facts.eval_source
     message = f"waiting for data {100 * share:.1f} % of the time; held-out data: {held_out}"
-    return CheckItem("WARN" if share > 0.2 or not facts.eval_samples else "PASS", "data", message)
+    return CheckItem("WARN" if share > MAX_WAIT_SHARE or not facts.eval_samples else "PASS", "data", message)
 
 
 class _StopError(Exception):

@@ -67,11 +67,11 @@ def test_an_error_of_another_worker_is_that_experiments_failure(tmp_path: Path) 
     spec = make_project(tmp_path / "project")
     with (spec.parent / "parts.py").open("a") as file:
         file.write(FAILS)
-    few = ("--set", "budgets=[{flops: 2e4, sizes: [7, 10, 14]}]")
+    few = ("--set", "budgets=[{flops: 2e4, sizes: [7, 10, 14]}, {flops: 4e4, sizes: [7, 14, 20]}]")
     driver = Driver(spec, tmp_path / "out", *TOGETHER, *few, "--set", "model.target=parts:Odd", pause=0)
     assert driver.wait(200) == 1, driver.said
     sweep = open_sweep(driver.root)
-    assert len(sweep.results) == 2 and [f.status for f in sweep.failures] == ["failed"]
+    assert len(sweep.results) == 5 and [f.status for f in sweep.failures] == ["failed"]
     assert all("only the other worker sees this" in f.error and f.deaths == 0 for f in sweep.failures)
     assert Ledger(SweepPaths(driver.root)).num_attempts(sweep.failures[0].key) == 1
 

@@ -411,6 +411,20 @@ def test_nothing_that_is_shown_is_run(tmp_path: Path) -> None:
                 served.client.ask("POST", "/sweeps", {"spec": payload})
 
 
+def test_errors_are_published_as_json_on_every_route(served: Served) -> None:
+    paths = served.client.ask("GET", "/openapi.json")["paths"]
+    errors = [
+        (path, code, answer["content"])
+        for path, item in paths.items()
+        for operation in item.values()
+        for code, answer in operation["responses"].items()
+        if int(code) >= 400
+    ]
+    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    assert {path for path, *_ in errors} == set(paths)
+    assert [error for error in errors if error[2] != problem] == []
+
+
 @pytest.mark.slow
 def test_the_api_keeps_what_it_publishes(served: Served) -> None:
     """schemathesis: whatever it asks, no server error, and nothing that the OpenAPI does not announce."""

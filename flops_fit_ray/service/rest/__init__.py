@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 
 from flops_fit_ray.service.rest import _experiments as experiments
 from flops_fit_ray.service.rest import _results as results
 from flops_fit_ray.service.rest import _server as server
 from flops_fit_ray.service.rest import _sweeps as sweeps
-from flops_fit_ray.service.rest._shapes import Problem
+from flops_fit_ray.service.rest._shapes import ERRORS
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem} for code in (400, 401, 403, 404, 405, 408, 409, 413, 421, 422, 503)
-}
-
-api = APIRouter(prefix="/api/v1", responses=_ERRORS)
+api = APIRouter(prefix="/api/v1", responses=ERRORS)
 for room in (server, sweeps, experiments, results):
     api.include_router(room.routes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
@@ -166,6 +167,18 @@ class Problem(BaseModel):
 
     error: str
     faults: list[str] = []
+
+
+_ERROR_CODES = (400, 401, 403, 404, 405, 408, 409, 413, 421, 422, 503)
+ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in _ERROR_CODES}
+# FastAPI announces a `model` in the media type of the route; the errors of a stream are JSON, too
+STREAM_ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {
+        "description": HTTPStatus(code).phrase,
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
+    }
+    for code in _ERROR_CODES
+}
 
 
 class ServerOut(BaseModel):

@@ -100,7 +100,9 @@ async def _existing(request: Request, name: str) -> str:
     return name
 
 
-@routes.get("/sweeps/{name}/events", tags=["sweeps"], response_class=EventSourceResponse)
+@routes.get(
+    "/sweeps/{name}/events", tags=["sweeps"], response_class=EventSourceResponse, responses=shapes.STREAM_ERRORS
+)
 async def one_sweeps_events(
     request: Request,
     name: Annotated[str, Depends(_existing)],

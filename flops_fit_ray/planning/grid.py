@@ -130,7 +130,7 @@ def sweep_warnings(spec: SweepSpec, measurements: Measurements, *, lr_guarded: b
     if measurements.data.train_samples is None:
         yield "data.train has no length: an experiment fails if the data end before its D"
     if measurements.data.eval_samples == 0:
-        yield "there is no held-out data: losses are training losses, averaged over 5 % of the steps: set data.eval"
+        yield "there is no held-out data: losses are training losses, the mean of the last 5 % of steps; set data.eval"
     if spec.data.max_epochs > 1:
         yield f"data.max_epochs is {spec.data.max_epochs:g}: repeated data biases the optimum; add data if you can"
 

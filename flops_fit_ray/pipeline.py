@@ -144,10 +144,11 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
         ResourceError, InterruptedSweepError, StorageError: as the engine says.
     """
     from flops_fit_ray.engine.interrupt import interruptible
-    from flops_fit_ray.engine.loaders import refuse_unpicklable
-    from flops_fit_ray.engine.preflight import refuse_early
 
-    with interruptible() as stop:
+    with interruptible() as stop:  # the imports of torch and Ray included, which take seconds
+        from flops_fit_ray.engine.loaders import refuse_unpicklable
+        from flops_fit_ray.engine.preflight import refuse_early
+
         check_output(request.root)
         rule = stopping_rule_for(request.spec, request.limits.until, request.limits.at_most)
         paths = SweepPaths(request.root)

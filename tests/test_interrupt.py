@@ -92,6 +92,26 @@ def test_a_signal_while_it_plans_is_exit_4_too(number: signal.Signals, tmp_path:
     assert not (project / "runs").exists()
 
 
+@pytest.mark.parametrize("library", ["torch", "ray"])
+def test_a_signal_while_it_imports_is_exit_4_too(library: str, tmp_path: Path) -> None:
+    arguments = prepare(Case(words=()), tmp_path / "p")
+    (tmp_path / "stopped.py").write_text(f"""
+import os, signal, sys
+class Stop:
+    def find_spec(self, name, path, target=None):
+        if name == {library!r}:
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Stop())
+from flops_fit_ray.cli import main
+main({arguments!r})
+""")
+    command = [sys.executable, "stopped.py"]
+    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert run.returncode == 4, run.stderr
+    assert "stopped by SIGTERM" in run.stdout.splitlines()
+    assert run.stdout.splitlines()[-1].endswith(f"--output {tmp_path}/p/runs/tiny")
+
+
 def test_a_signal_inside_an_exec_is_exit_4_and_no_end_by_sigint(tmp_path: Path) -> None:
     """As dataclasses are made, at any import: `python -m` remembers a KeyboardInterrupt there, and ends by SIGINT."""
     (tmp_path / "stopped.py").write_text("""

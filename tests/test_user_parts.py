@@ -47,7 +47,7 @@ BAD = [
     ("broken:GPT", "importing 'broken' raised SyntaxError"),
     ("needy:GPT", "importing 'needy' needs the module 'not_installed', which is missing"),
     ("raising:GPT", "importing 'raising' raised ValueError: no"),
-    ("model:NUMBER", "is a int; it must be a function, a class or data"),
+    ("model:NUMBER", "is of type int; name a class, a function or, for data, a dataset"),
 ]
 
 

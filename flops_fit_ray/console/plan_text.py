@@ -113,7 +113,7 @@ def simulation_text(found: Simulation) -> str:
         f"at C = {fmt.flops(found.target)} the true N_opt is {fmt.count(found.params_true)}: 95 % intervals of "
         f"x/÷{found.factor:.3g}, bias {100 * found.bias:+.1f} %, spread {100 * found.spread:.1f} %",
         f"{100 * found.coverage:.0f} % of {found.answered} intervals contain the true N_opt; the loss at the fitted "
-        f"N_opt is {found.regret:.2g} nats above the minimum",
+        f"N_opt is {max(found.regret, 0.0):.2g} nats above the minimum",
         "",
         fmt.table(
             ["slots", "makespan (FLOPs)", "/ lower bound"],

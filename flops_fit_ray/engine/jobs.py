@@ -226,5 +226,10 @@ def words_for(spec: Path, working_dir: Path, options: Sequence[str]) -> tuple[st
         SpecError: the spec does not lie in it.
     """
     if not spec.is_relative_to(working_dir):
-        raise SpecError("submit", [f"--working-dir: {spec} does not lie in {working_dir}, which is all that travels"])
+        raise SpecError(
+            "submit",
+            [
+                f"--working-dir: {spec} does not lie in {working_dir}; only that directory is uploaded, so name one that holds the spec"
+            ],
+        )
     return ("flops_fit_ray.run", str(spec.relative_to(working_dir)), *options)

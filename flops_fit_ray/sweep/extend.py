@@ -44,7 +44,7 @@ def _faults(spec: SweepSpec, budgets: Sequence[float], sizes: Sequence[int]) -> 
         elif c < smallest and spec.is_adaptive:
             faults.append(
                 f"--budget: C = {fmt.flops(c)} is below the smallest budget, {fmt.flops(smallest)}, at which the "
-                "learning rate and the first valley were measured; start a new sweep in another --output"
+                "learning rate and the first valley were measured; start a new sweep (`run` with another --output)"
             )
     if sizes and spec.is_adaptive:
         faults.append("--size: an adaptive grid chooses its sizes itself; add budgets or seeds")

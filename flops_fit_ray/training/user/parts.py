@@ -235,7 +235,8 @@ def load_target(target: str, base: Path, key: str) -> Any:
         found = getattr(found, part)
     if not (callable(found) or hasattr(found, "__getitem__") or hasattr(found, "__iter__")):
         raise SpecError(
-            "spec", [f"{key}: {target!r} is a {type(found).__name__}; it must be a function, a class or data"]
+            "spec",
+            [f"{key}: {target!r} is of type {type(found).__name__}; name a class, a function or, for data, a dataset"],
         )
     return found
 

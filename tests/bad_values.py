@@ -155,7 +155,9 @@ BAD: dict[str, Case] = {
     "no attribute": Case(
         changes={"model.target": "parts:Nett"}, words=("model.target", "'Nett'", "did you mean 'Net'")
     ),
-    "not callable": Case(changes={"model.target": "parts:number"}, words=("model.target: 'parts:number' is a int",)),
+    "not callable": Case(
+        changes={"model.target": "parts:number"}, words=("model.target: 'parts:number' is of type int",)
+    ),
     "no size parameter": Case(changes={"model.size_param": "depth"}, words=("depth", "unexpected keyword")),
     "not divisible": Case(
         changes={"model.kwargs": {"heads": 3}}, words=("model.sizes", "width=4", "divisible by heads=3")
@@ -197,7 +199,8 @@ BAD: dict[str, Case] = {
     "output is a file": Case(prepare=_no_room, options=("--output", "file"), words=("file", "cannot", "--output")),
     "output in the package": Case(options=("--output", "PACKAGE/runs"), words=("flops_fit_ray/runs", "--output")),
     "more cores than there are": Case(
-        changes={"resources_per_trial": {"cpu": 4096}}, words=("asks for {cpu: 4096}, and the largest node has",)
+        changes={"resources_per_trial": {"cpu": 4096}},
+        words=("resources_per_trial is {cpu: 4096}, but the largest node has",),
     ),
     "half a GPU too many": Case(changes={"resources_per_trial": {"gpu": 1.5}}, words=("resources_per_trial", "1.5")),
     "resources negative": Case(changes={"resources_per_trial": {"gpu": -1}}, words=("resources_per_trial.gpu", "-1")),

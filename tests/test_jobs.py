@@ -67,9 +67,9 @@ def test_code_is_found_where_a_worker_unpacked_it(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((), "output: is missing; a job needs --output"),
-        (("--output", "runs/x"), "output: 'runs/x' is relative, and would be lost"),
-        (("--output", "/shared/x", "--working-dir", "OTHER"), "does not lie in"),
+        ((), "output: is missing; give --output, a path shared by all nodes"),
+        (("--output", "runs/x"), "output: 'runs/x' is relative, and would be deleted"),
+        (("--output", "/shared/x", "--working-dir", "OTHER"), "and only that is uploaded"),
         (("--output", "/shared/x", "--address", "ray://10.0.0.1:10001"), "is no address of a job server"),
         (("--output", "/shared/x", "--address", "FREE"), "forward its port with `ssh -L 8265:127.0.0.1:8265 HEAD`"),
         (("--output", "/shared/x", "--set", "train.l=1"), "did you mean 'lr'?"),

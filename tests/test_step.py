@@ -261,7 +261,7 @@ def test_the_rate_of_each_size(lr: Any, expected: list[float]) -> None:
 
 def test_rates_that_are_none_are_refused() -> None:
     spec = spec_of(train={"batch_size": 8, "lr": {"table": {4: 0.4}}})
-    with pytest.raises(SpecError, match=r"train.lr.table: has no rate for size 8; it has \[4\]"):
+    with pytest.raises(SpecError, match=r"train.lr.table: has no rate for size 8; add one \(it has \[4\]\)"):
         planned(spec, user_parts_of(spec))
     spec = spec_of(train={"batch_size": 8, "lr": "mine:rule"})
     with pytest.raises(SpecError, match="train.lr: returned -1.0 for width=4; it must be a positive number"):

@@ -226,10 +226,6 @@ def words_for(spec: Path, working_dir: Path, options: Sequence[str]) -> tuple[st
         SpecError: the spec does not lie in it.
     """
     if not spec.is_relative_to(working_dir):
-        raise SpecError(
-            "submit",
-            [
-                f"--working-dir: {spec} does not lie in {working_dir}; only that directory is uploaded, so name one that holds the spec"
-            ],
-        )
+        fault = f"{spec} is not in {working_dir}, and only that is uploaded; name a directory that holds it"
+        raise SpecError("submit", [f"--working-dir: {fault}"])
     return ("flops_fit_ray.run", str(spec.relative_to(working_dir)), *options)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from flops_fit_ray.analysis import Analysis, FitOptions, Prediction, SweepFit, analyse, fit_sweep, predict
 from flops_fit_ray.console.plain import PlainConsole
@@ -23,6 +24,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, storage_path
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.run_limits import RunLimits
+from flops_fit_ray.waiting import to_stderr, told_to, waiting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,6 +139,21 @@ def _row(prediction: Prediction) -> dict[str, float | None]:
     return row
 
 
+_Arguments = ParamSpec("_Arguments")
+_Returned = TypeVar("_Returned")
+
+
+def _says_what_it_waits_for(function: Callable[_Arguments, _Returned]) -> Callable[_Arguments, _Returned]:
+    """Write what a slow start of a call waits for to stderr, unless the call has `quiet`."""
+
+    @functools.wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Returned:
+        with told_to(None if kwargs.get("quiet") else to_stderr):
+            return function(*args, **kwargs)
+
+    return call
+
+
 @overload
 def find_optimal(
     model_cls: Callable[..., Any],
@@ -168,6 +185,7 @@ def find_optimal(
 ) -> Plan: ...
 
 
+@_says_what_it_waits_for
 def find_optimal(
     model_cls: Callable[..., Any],
     model_size_param: str | None = None,
@@ -229,6 +247,7 @@ def find_optimal(
     return Result(sweep)
 
 
+@_says_what_it_waits_for
 def check(
     model_cls: Callable[..., Any],
     model_size_param: str | None = None,
@@ -302,9 +321,10 @@ def _requested(
     options: dict[str, Any],
 ) -> tuple[RunRequest, bool]:
     """Return the request that the arguments amount to, and True where nothing is to be printed."""
-    from flops_fit_ray.engine.loaders import ObjectLoader
-    from flops_fit_ray.training.preflight.model_size import measure_sizes
-    from flops_fit_ray.training.user.parts import HOOKS
+    with waiting("importing torch"):
+        from flops_fit_ray.engine.loaders import ObjectLoader
+        from flops_fit_ray.training.preflight.model_size import measure_sizes
+        from flops_fit_ray.training.user.parts import HOOKS
 
     extra = {
         name: options.pop(name, None)

@@ -16,6 +16,7 @@ from flops_fit_ray.cli import _selftest as selftest
 from flops_fit_ray.cli import _serve as serve
 from flops_fit_ray.cli import _submit as submit
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED, FlopsFitError
+from flops_fit_ray.waiting import to_stderr, told_to
 
 
 def enter(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -> NoReturn:
@@ -35,7 +36,8 @@ def enter(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -
 def main(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -> NoReturn:
     """Run a command and exit with its code: 0 done, 1 failures, 2 wrong input, 4 interrupted and resumable."""
     try:
-        code = commands.main(args=args, prog_name=prog_name, standalone_mode=False)
+        with told_to(to_stderr):
+            code = commands.main(args=args, prog_name=prog_name, standalone_mode=False)
     except click.ClickException as e:
         e.show()
         code = e.exit_code

@@ -17,6 +17,7 @@ from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecE
 from flops_fit_ray.storage.object_store import ObjectPath
 from flops_fit_ray.storage.storage_path import StoragePath, storage_path
 from flops_fit_ray.sweep.run_limits import RunLimits
+from flops_fit_ray.waiting import to_stderr, told_to, waiting
 
 if TYPE_CHECKING:
     from flops_fit_ray.console.plain import PlainConsole
@@ -204,7 +205,8 @@ def request_for(
     from flops_fit_ray.pipeline import RunRequest
 
     def measure(wider: SweepSpec) -> Measurements:
-        from flops_fit_ray.training.preflight.model_size import measure_spec
+        with waiting("importing torch"):
+            from flops_fit_ray.training.preflight.model_size import measure_spec
 
         return measure_spec(wider, base)
 
@@ -236,7 +238,8 @@ def run_request(request: RunRequest, *, as_json: bool, style: OutputStyle = "") 
     console = console_for(style, SweepPaths(request.root), request.spec, sys.stderr if as_json else sys.stdout)
     began = time.monotonic()
     try:
-        sweep = run(request, console)
+        with told_to(None if style == "quiet" else to_stderr):
+            sweep = run(request, console)
     except (InterruptedSweepError, StorageError, KeyboardInterrupt) as e:
         console.say(f"{e or 'stopped by Ctrl-C'}\nResults so far are saved. Resume with:\n{request.command}")
         return EXIT_INTERRUPTED

@@ -20,6 +20,7 @@ from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote
+from flops_fit_ray.waiting import waiting
 
 ANSWER_SECONDS = 120.0  # a worker process has to start, and to import this package
 SEE_SECONDS = 10.0  # shared file systems may show a new file late
@@ -64,7 +65,8 @@ def check_nodes(
     write_json(marker, {"token": token})
     replies = {node["NodeID"]: root / f".probe-{token}-{number}.tmp" for number, node in enumerate(nodes)}
     try:
-        answers = _ask(nodes, marker, replies, token, None if base is None else str(base))
+        with waiting(f"asking {len(nodes)} nodes of the cluster what they see"):
+            answers = _ask(nodes, marker, replies, token, None if base is None else str(base))
         faults = _faults(answers, root, base, {a.node: _seen(replies[a.node], token) for a in answers if a.wrote})
     finally:
         for place in (marker, *replies.values()):

@@ -15,11 +15,13 @@ from pathlib import Path
 from flops_fit_ray.engine._processes import HEAD, end_all, ray_descendants
 from flops_fit_ray.engine.interrupt import AskedToStop, keeping_handlers
 from flops_fit_ray.errors import HeadLostError, ResourceError
+from flops_fit_ray.waiting import waiting
 
 CONNECT_SECONDS = 5.0
 HEAD_ASK_SECONDS = 2.0
 HEAD_LOST_SECONDS = 10.0
 LEAVE_SECONDS = 10.0
+RAY_SECONDS = 10.0  # that Ray may take to start on this machine without a word about it
 
 # Read by Ray and Tune when they are imported or started; the user's own settings win.
 _QUIET = {
@@ -110,8 +112,9 @@ def ray_session(address: str | None) -> Iterator[Head]:
     local = where == "local"
     if not local:
         check_reachable(where)
+    starting = waiting("starting Ray", RAY_SECONDS) if local else waiting(f"connecting to the Ray cluster at {where}")
     try:
-        with keeping_handlers():  # Ray takes SIGTERM for itself
+        with starting, keeping_handlers():  # Ray takes SIGTERM for itself
             ray.init(
                 address=where,
                 include_dashboard=False if local else None,

@@ -17,6 +17,7 @@ from flops_fit_ray.training.preflight.check import CheckItem, CheckReport, check
 from flops_fit_ray.training.preflight.timing import PrecisionChoice, choose_precision
 from flops_fit_ray.training.preflight.usage import DeviceUsage, measure_usages
 from flops_fit_ray.training.user.parts import UserParts
+from flops_fit_ray.waiting import waiting
 
 MEMORY_MARGIN = 1.25  # evaluation, fragments, and what differs between two models of one size
 
@@ -60,7 +61,8 @@ def choose_on_worker(
     with ray_session(address) as head:
         slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots))
         try:
-            found: PrecisionChoice = ray.get(_on(slots, _choose).remote(plan, load_user_parts, slots))
+            with waiting("measuring precision and compilation on a worker"):
+                found: PrecisionChoice = ray.get(_on(slots, _choose).remote(plan, load_user_parts, slots))
         except ray.exceptions.RayError as e:
             last = str(e).strip().splitlines()[-1]
             raise ResourceError(
@@ -99,7 +101,8 @@ def check_on_worker(
     with ray_session(address) as head:
         slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots))
         try:
-            report, began = ray.get(_on(slots, _check).remote(plan, load_user_parts, slots))
+            with waiting("checking the smallest and the largest model on a worker"):
+                report, began = ray.get(_on(slots, _check).remote(plan, load_user_parts, slots))
             rates = None if report.rates is None else replace(report.rates, start_seconds=max(0.0, began - asked))
             if spec.workers_per_trial > 1:
                 return _of_one_worker(report, spec), slots
@@ -136,7 +139,8 @@ def shared_slots(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Sl
     import ray
 
     try:
-        found: list[DeviceUsage] = ray.get(_on(slots, _usages).remote(plan, load_user_parts, slots))
+        with waiting("measuring memory and utilization on a worker"):
+            found: list[DeviceUsage] = ray.get(_on(slots, _usages).remote(plan, load_user_parts, slots))
     except ray.exceptions.RayError as e:
         last = str(e).strip().splitlines()[-1]
         raise ResourceError(f"resources_per_trial: auto could not be measured: {last}; say what it is") from e

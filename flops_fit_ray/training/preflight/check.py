@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.errors import first_line
 from flops_fit_ray.planning import Experiment, Plan, Rates, estimate_price, flops_audit
 from flops_fit_ray.training.data import first_batch
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
@@ -38,6 +37,7 @@ from flops_fit_ray.training.rng import RandomState
 from flops_fit_ray.training.step.device import device_memory, device_name, peak_flops
 from flops_fit_ray.training.step.stepper import free_memory, torch_threads
 from flops_fit_ray.training.user.parts import UserParts
+from flops_fit_ray.training.user.user_code import describe_error
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 
@@ -94,8 +94,8 @@ def check_plan(plan: Plan, user: UserParts, *, device: str, slots: int = 1, thre
         for experiment in ends:
             try:
                 measured.append(time_training(experiment, user, place))
-            except Exception as e:  # noqa: BLE001 - the user's code may raise anything: a FAIL
-                lines.append(CheckItem("FAIL", "runs", f"size {experiment.size}: {type(e).__name__}: {first_line(e)}"))
+            except BaseException as e:  # noqa: BLE001 - the user's code may raise anything: a FAIL
+                lines.append(CheckItem("FAIL", "runs", f"size {experiment.size}: {_first_line(e)}"))
             free_memory()
         timed = list(measured)
         if len(measured) == len(ends):
@@ -135,8 +135,12 @@ def _items(
 def _item_or_fail(name: str, ask: Callable[[], CheckItem]) -> CheckItem:
     try:
         return ask()
-    except Exception as e:  # noqa: BLE001 - the user's code may raise anything: a FAIL
-        return CheckItem("FAIL", name, f"{type(e).__name__}: {first_line(e)}")
+    except BaseException as e:  # noqa: BLE001 - the user's code may raise anything: a FAIL
+        return CheckItem("FAIL", name, _first_line(e))
+
+
+def _first_line(error: BaseException) -> str:
+    return describe_error(error).splitlines()[0]
 
 
 def _per_size(measured: Sequence[ModelTiming], show: Callable[[ModelTiming], str]) -> str:

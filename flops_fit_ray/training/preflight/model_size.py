@@ -44,6 +44,8 @@ from flops_fit_ray.training.user.layers import EMBEDDINGS, embedding_only_params
 from flops_fit_ray.training.user.losses import Objective, outputs_of
 from flops_fit_ray.training.user.parts import UserParts, build, format_kwargs, load_user_parts
 from flops_fit_ray.training.user.smoke_test import smoke_test_parts
+from flops_fit_ray.training.user.user_code import command_line_of, user_code
+from flops_fit_ray.waiting import waiting
 
 _T = TypeVar("_T")
 
@@ -58,7 +60,8 @@ def measure_spec(spec: SweepSpec, base: Path) -> Measurements:
     Raises:
         SpecError: a part cannot be used.
     """
-    return measure_sizes(spec, load_user_parts(spec, base))
+    with command_line_of(str(base)):
+        return measure_sizes(spec, load_user_parts(spec, base))
 
 
 def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
@@ -70,13 +73,16 @@ def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
     batch, facts = describe_data(spec, user)
     tokens = user.num_tokens(batch, spec.data.tokens_per_sample)
     wanted = requested_sizes(spec)
-    measured = (
-        _measured_ladder(spec, user, batch, tokens) if wanted is None else _measured(spec, user, wanted, batch, tokens)
-    )
-    sizes, refused = measured
+    with waiting("counting parameters and FLOPs of every size"):
+        sizes, refused = (
+            _measured_ladder(spec, user, batch, tokens)
+            if wanted is None
+            else _measured(spec, user, wanted, batch, tokens)
+        )
     if refused and (wanted is not None or not sizes):
         raise SpecError("spec", refused[:3] if wanted is None else refused)
-    smoke_test_parts(user, min(sizes, key=lambda s: s.params_total))
+    with waiting("running the smallest model on two samples"):
+        smoke_test_parts(user, min(sizes, key=lambda s: s.params_total))
     return Measurements(sizes=tuple(sizes), data=facts, skipped=tuple(refused))
 
 
@@ -125,14 +131,12 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts]:
     """
     _check_batch_size(spec, user)
     limit = spec.data.timeout_seconds
-    try:
+    with waiting("reading data.train"), user_code("data.train: reading samples raised"):
         with time_limit(limit, f"no samples within {limit:g} s (data.timeout_seconds)"):
             batch = first_batch(user.train_data, spec.train.batch_size)
             spread = spread_samples(user.train_data)
             data_fingerprint = fingerprint(user.train_data, user.eval_data)
         per_sample = {user.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in (batch, *spread)}
-    except Exception as e:  # the user's code may raise anything; the fault names its key
-        raise SpecError("spec", [f"data.train: reading samples raised {type(e).__name__}: {e}"]) from e
     tokens = sorted(per_sample)
     if len(tokens) > 1 or tokens[0] != int(tokens[0]) or tokens[0] < 1:
         raise SpecError(
@@ -247,10 +251,8 @@ def _tables(model: nn.Module) -> tuple[tuple[int, int], ...]:
 
 
 def _user_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs: Mapping[str, Any]) -> float:
-    try:
+    with user_code(f"train.lr: for {format_kwargs(kwargs)} raised"):
         lr = float(rule(params, kwargs))
-    except Exception as e:  # the user's code may raise anything; the fault names its key
-        raise SpecError("spec", [f"train.lr: for {format_kwargs(kwargs)} raised {type(e).__name__}: {e}"]) from e
     if not (math.isfinite(lr) and lr > 0):
         raise SpecError("spec", [f"train.lr: returned {lr} for {format_kwargs(kwargs)}; it must be a positive number"])
     return lr
@@ -266,7 +268,8 @@ def _model_and_flops(
     user_count = user.flops_per_token
     if user_count is not None:  # the model is built, but not run: it may need a GPU
         model = _on_meta_device(lambda device: build(user, kwargs).to(device))
-        return model, float(user_count(model)), "model.flops_per_token", ()
+        with user_code(f"model.flops_per_token: for {format_kwargs(kwargs)} raised"):
+            return model, float(user_count(model)), "model.flops_per_token", ()
 
     def count(device: torch.device) -> tuple[nn.Module, int, str, tuple[str, ...]]:
         model = build(user, kwargs).to(device)
@@ -296,16 +299,14 @@ def _forward_flops(
     objective: Objective, model: nn.Module, kwargs: Mapping[str, Any], batch: Batch
 ) -> tuple[int, tuple[str, ...]]:
     model.train()
-    try:
-        with FlopCounterMode(display=False) as counter:
-            if objective.takes_model:  # it may call the model any number of times
-                objective(model, batch)
-            else:
-                outputs_of(model, batch)
-    except Exception as e:  # the user's code may raise anything; the fault names its key
-        raise SpecError(
-            "spec", [f"model.target: {format_kwargs(kwargs)} fails on a first batch: {type(e).__name__}: {e}"]
-        ) from e
+    with (
+        user_code(f"model.target: {format_kwargs(kwargs)} fails on a first batch:"),
+        FlopCounterMode(display=False) as counter,
+    ):
+        if objective.takes_model:  # it may call the model any number of times
+            objective(model, batch)
+        else:
+            outputs_of(model, batch)
     return int(counter.get_total_flops()), uncounted_modules(model, counter)
 
 

@@ -27,6 +27,8 @@ from flops_fit_ray.training.data import (
     split_held_out,
 )
 from flops_fit_ray.training.user.losses import BUILT_IN_LOSSES, Objective, as_objective
+from flops_fit_ray.training.user.user_code import command_line_of, user_code
+from flops_fit_ray.waiting import waiting
 
 HOOKS = {  # field of `UserParts` -> key of the spec
     "flops_per_token": "model.flops_per_token",
@@ -81,27 +83,33 @@ def load_user_parts(spec: SweepSpec, base: Path, prepared: PreparedData | None =
         SpecError: targets cannot be imported or called; all such faults at once.
     """
     faults: list[str] = []
+    broken: set[str] = set()  # modules that cannot be imported: running each once is enough
 
     def get(key: str, target: str) -> Any:
+        module = target.partition(":")[0]
+        if module in broken:
+            return None
         try:
             return load_target(target, base, key)
         except SpecError as e:
             faults.extend(e.faults)
+            if module not in sys.modules:
+                broken.add(module)
             return None
 
     def get_data(key: str, named: str | None) -> Any:
         if named is None or prepared is not None:
             return None
+        if not named.endswith(".bin"):
+            return get(key, named)
         try:
-            if named.endswith(".bin"):
-                return open_token_files(named, base, context=spec.data.context, dtype=spec.data.dtype, key=key)
-            return load_target(named, base, key)
+            return open_token_files(named, base, context=spec.data.context, dtype=spec.data.dtype, key=key)
         except SpecError as e:
             faults.extend(e.faults)
             return None
 
     model = get("model.target", spec.model.target)
-    loss = load_loss(spec.loss, base, faults)
+    loss: Any = None if spec.loss.partition(":")[0] in broken else load_loss(spec.loss, base, faults)
     train = get_data("data.train", spec.data.train)
     held_out = get_data("data.eval", spec.data.eval)
     hooks = {name: get(HOOKS[name], target) for name, target in _named_hooks(spec).items()}
@@ -167,7 +175,8 @@ def make_user_parts(
 
 
 def _prepare_data(train: Any, held_out: Any, eval_fraction: float) -> PreparedData:
-    train_data = as_data(train, "data.train")
+    with user_code("data.train: raised"):  # for example its __len__
+        train_data = as_data(train, "data.train")
     if held_out is not None:
         return PreparedData(train=train_data, held_out=as_data(held_out, "data.eval"), source="data.eval")
     if isinstance(train_data, Stream) or not eval_fraction:
@@ -184,12 +193,9 @@ def build(user: UserParts, kwargs: Mapping[str, Any]) -> nn.Module:
     Raises:
         SpecError: the constructor raised, or returned no nn.Module.
     """
-    try:
+    # NotImplementedError: not supported on the meta device; the caller falls back to the CPU
+    with user_code(f"model.sizes: {format_kwargs(kwargs)} raised", but=NotImplementedError):
         model = user.model(**kwargs)
-    except NotImplementedError:
-        raise  # not supported on the meta device; the caller falls back to the CPU
-    except Exception as e:
-        raise SpecError("spec", [f"model.sizes: {format_kwargs(kwargs)} raised {type(e).__name__}: {e}"]) from e
     if not isinstance(model, nn.Module):
         raise SpecError(
             "spec", [f"model.target: {format_kwargs(kwargs)} made a {type(model).__name__}, not an nn.Module"]
@@ -213,7 +219,14 @@ def load_loss(name: str, base: Path, faults: list[str]) -> Any:
     except SpecError as e:
         faults.extend(e.faults)
         return None
-    return loss() if isinstance(loss, type) and issubclass(loss, nn.Module) else loss
+    if not (isinstance(loss, type) and issubclass(loss, nn.Module)):
+        return loss
+    try:
+        with user_code(f"loss: {name} raised"):
+            return loss()
+    except SpecError as e:
+        faults.extend(e.faults)
+        return None
 
 
 def load_target(target: str, base: Path, key: str) -> Any:
@@ -228,7 +241,9 @@ def load_target(target: str, base: Path, key: str) -> Any:
     module = _import(module_name, base, key)
     found: Any = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
+        with user_code(f"{key}: {target!r} raised"):  # a module or class may compute its attributes
+            present = hasattr(found, part)
+        if not present:
             fault = f"{key}: {module_name!r} has no attribute {part!r}"
             hint = did_you_mean(part, dir(found))
             raise SpecError("spec", [f"{fault}; {hint}" if hint else fault])
@@ -250,14 +265,16 @@ def _import(name: str, base: Path, key: str) -> Any:
     if sys.path[:1] != [path]:
         sys.path[:] = [path, *(p for p in sys.path if p != path)]
     importlib.invalidate_caches()
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as e:
-        if e.name is not None and (name == e.name or name.startswith(f"{e.name}.")):
-            raise SpecError("spec", [f"{key}: no module {name!r} in {base} or among the installed packages"]) from e
-        raise SpecError("spec", [f"{key}: importing {name!r} needs the module {e.name!r}, which is missing"]) from e
-    except Exception as e:
-        raise SpecError("spec", [f"{key}: importing {name!r} raised {type(e).__name__}: {e}"]) from e
+    with waiting(f"importing {name} ({key})"), command_line_of(str(local or name)):
+        try:
+            with user_code(f"{key}: importing {name!r} raised", but=ModuleNotFoundError):
+                return importlib.import_module(name)
+        except ModuleNotFoundError as e:
+            if e.name is not None and (name == e.name or name.startswith(f"{e.name}.")):
+                fault = f"{key}: no module {name!r} in {base} or among the installed packages"
+            else:
+                fault = f"{key}: importing {name!r} needs the module {e.name!r}, which is missing"
+            raise SpecError("spec", [fault]) from e
 
 
 def _forget_other(root: str, base: Path) -> None:
@@ -265,7 +282,8 @@ def _forget_other(root: str, base: Path) -> None:
     loaded = sys.modules.get(root)
     if loaded is None:
         return
-    origins = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", [])]
+    own = vars(loaded)  # and not what a `__getattr__` of the module's own would compute
+    origins = [own.get("__file__"), *own.get("__path__", [])]
     if any(origin and Path(origin).is_relative_to(base) for origin in origins):
         return
     for module in [m for m in sys.modules if m == root or m.startswith(f"{root}.")]:
@@ -277,10 +295,8 @@ def _create(key: str, value: Any, kwargs: Mapping[str, Any]) -> Any:
     is_data = hasattr(value, "__getitem__") or hasattr(value, "__iter__")
     if value is None or (is_data and not isinstance(value, type)):
         return value
-    try:
+    with waiting(f"creating {key}: {_name(value)}()"), user_code(f"{key}: {_name(value)} raised"):
         return value(**kwargs)
-    except Exception as e:
-        raise SpecError("spec", [f"{key}: {_name(value)} raised {type(e).__name__}: {e}"]) from e
 
 
 def _name(value: Any) -> str:

@@ -19,6 +19,7 @@ from flops_fit_ray.training.data import Batch, first_batch
 from flops_fit_ray.training.data.batch import is_integer_tensor, map_tensors
 from flops_fit_ray.training.user.losses import as_objective, check_loss
 from flops_fit_ray.training.user.parts import UserParts, build
+from flops_fit_ray.training.user.user_code import user_code
 
 MAX_PARAMS = 20_000_000  # of a model that planning builds with real weights
 SCHEDULE_STEPS = 1000
@@ -37,7 +38,8 @@ def smoke_test_parts(user: UserParts, size: ModelSize) -> None:
     if size.params_total > MAX_PARAMS or user.flops_per_token is not None:
         return
     model = build(user, size.kwargs)
-    batch = first_batch(user.train_data, 2).split(2)[0]
+    with _named("data.train: reading two samples"):
+        batch = first_batch(user.train_data, 2).split(2)[0]
     with _named(f"model.target: the model of size {size.size} and the loss fail on the first samples", batch):
         check_loss(user.objective(model, batch))
     for name, metric in user.metrics.items():
@@ -65,12 +67,12 @@ def _check_schedule(schedule: Callable[[int, int], float]) -> None:
 @contextlib.contextmanager
 def _named(key: str, batch: Batch | None = None) -> Iterator[None]:
     try:
-        yield
-    except SpecError:
+        with user_code(f"{key}:"):
+            yield
+    except SpecError as e:
+        if batch is not None and isinstance(e.__cause__, IndexError):
+            raise SpecError(e.source, [f"{e.faults[0]}{_largest_id(batch)}"]) from e.__cause__
         raise
-    except Exception as e:  # the user's code may raise anything; the fault names its key
-        hint = _largest_id(batch) if batch is not None and isinstance(e, IndexError) else ""
-        raise SpecError("spec", [f"{key}: {type(e).__name__}: {e}{hint}"]) from e
 
 
 def _largest_id(batch: Batch) -> str:

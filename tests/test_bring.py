@@ -376,7 +376,10 @@ HOOKS: list[tuple[dict[str, Any], str]] = [
     ({"schedule": lambda step, steps: float("nan")}, "train.schedule: ValueError: step 0 of 1000 gave nan"),
     ({"schedule": lambda step: 1.0}, "train.schedule: TypeError"),
     ({"schedule": lambda step, steps: 1 / (steps - 1 - step)}, "train.schedule: ZeroDivisionError"),  # at the last
-    ({"optimizer": lambda model, lr: 3}, "train.optimizer: TypeError: it returned a int, not a torch.optim.Optimizer"),
+    (
+        {"optimizer": lambda model, lr: 3},
+        "train.optimizer: TypeError: train.optimizer returned a int, not a torch.optim.Optimizer",
+    ),
     ({"optimizer": lambda model: 3}, "train.optimizer: TypeError"),
     ({"metrics": {"odd": lambda out, y: out}}, "metrics.odd: TypeError: a metric must be one number"),
     ({"metrics": {"odd": lambda out, y: out.nothing}}, "metrics.odd: AttributeError"),

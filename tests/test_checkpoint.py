@@ -9,17 +9,20 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.training.data import eval_batches
 from flops_fit_ray.training.data._feed import EPOCH_STEP
+from flops_fit_ray.training.loop._evaluate import evaluate
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore, write_weights
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.observer import Observer
@@ -322,11 +325,97 @@ def test_the_best_checkpoint_is_of_the_lowest_held_out_loss(tmp_path: Path) -> N
     store = store_in(tmp_path / "s", experiment, keep=1, best=True)
     policy = SavePolicy(store=store, checkpoint_steps=5, eval_every_tokens=640, keep_best=True)
     outcome = train_experiment(experiment, user, eval_samples=eval_samples, policy=policy)
-    losses = {p.step: p.eval_loss for p in outcome.curve if p.eval_loss is not None and p.step < experiment.steps}
+    losses = {p.step: p.eval_loss for p in outcome.curve if p.eval_loss is not None}
+    assert list(losses)[-1] == experiment.steps
     best = min(losses, key=lambda step: losses[step])
     assert best in store.steps()
     note = json.loads((tmp_path / "s" / f"{best:010d}.json").read_text())
     assert note["eval_loss"] == losses[best]
+
+
+def test_the_last_evaluation_may_be_the_best(tmp_path: Path) -> None:
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    store = store_in(tmp_path / "s", experiment, best=True)
+    policy = SavePolicy(store=store, eval_every_tokens=1000, keep_best=True)
+    outcome = train_experiment(experiment, user, eval_samples=eval_samples, policy=policy)
+    store.clear()
+    assert store.steps() == [experiment.steps]
+    note = json.loads((tmp_path / "s" / f"{experiment.steps:010d}.json").read_text())
+    assert note["eval_loss"] == outcome.loss == min(p.eval_loss for p in outcome.curve if p.eval_loss is not None)
+    again = train_experiment(experiment, user, eval_samples=eval_samples, policy=policy)  # its result was not recorded
+    assert known_of(again) == known_of(outcome)
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """Schedule-free SGD (Defazio et al. 2024): it trains at y, between the steps z and their mean x."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr, "k": 0, "training": False})
+
+    def _move(self, *, training: bool) -> None:
+        for group in self.param_groups:
+            if group["training"] != training:
+                for p in group["params"]:
+                    if "z" in self.state[p]:
+                        p.data.lerp_(self.state[p]["z"], 0.1 if training else 1 - 1 / 0.9)
+                group["training"] = training
+
+    def train(self) -> None:
+        self._move(training=True)
+
+    def eval(self) -> None:
+        self._move(training=False)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            assert group["training"]
+            group["k"] += 1
+            for p in group["params"]:
+                z = self.state[p].setdefault("z", p.clone())
+                p.lerp_(z, 1 - 1 / 0.9)  # x
+                z.sub_(p.grad, alpha=group["lr"])
+                p.lerp_(z, 1 / group["k"]).lerp_(z, 0.1)
+
+
+def schedule_free_and_adamw(model: nn.Module, lr: float) -> tuple[torch.optim.Optimizer, ...]:
+    assert isinstance(model, Dropping)
+    return (
+        torch.optim.AdamW(model.table.parameters(), lr=lr),
+        ScheduleFree([*model.head.parameters(), *model.norm.parameters()], lr=10 * lr),
+    )
+
+
+def test_a_list_of_optimizers_and_one_with_an_eval_mode_resume_to_the_same_bits(tmp_path: Path) -> None:
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    user = replace(user, optimizer=schedule_free_and_adamw)
+    plain = train_experiment(experiment, user, eval_samples=eval_samples)
+    policy = SavePolicy(
+        store=store_in(tmp_path / "s", experiment), checkpoint_steps=7, eval_every_tokens=1000,
+        weights=tmp_path / "w.safetensors",
+    )  # fmt: skip
+    for kill in (20, 9):
+        with pytest.raises(Killed):
+            train_experiment(experiment, user, eval_samples=eval_samples, policy=policy, observer=Killer(kill))
+    resumed = train_experiment(experiment, user, eval_samples=eval_samples, policy=policy)
+    assert (resumed.loss, resumed.train_loss) == (plain.loss, plain.train_loss)  # evaluating on the way changes no bit
+    assert resumed.resumed_from and plain.loss < 3.4
+    model = Dropping(8)  # the weights that are written are those that were evaluated
+    model.load_state_dict(load_file(tmp_path / "w.safetensors"))
+    held_out = eval_batches(cast(Any, user.eval_data), eval_samples, 8)
+    found = evaluate(model, user, experiment.recipe, held_out, torch.device("cpu"))
+    assert found.loss == plain.loss
+
+
+def test_a_state_of_other_optimizers_is_refused(tmp_path: Path) -> None:
+    experiment, user, _ = experiment_of(every_kind(tmp_path)["tensors"])
+    policy = SavePolicy(store=store_in(tmp_path / "s", experiment), checkpoint_steps=7)
+    two = replace(user, optimizer=schedule_free_and_adamw)
+    with pytest.raises(Killed):
+        train_experiment(experiment, two, eval_samples=0, policy=policy, observer=Killer(9))
+    three = replace(user, optimizer=lambda m, lr: [torch.optim.SGD([p], lr=lr) for p in m.parameters()])
+    with pytest.raises(ExperimentError, match=r"saved state has 2 parameter groups, and these optimizers 4"):
+        train_experiment(experiment, three, eval_samples=0, policy=policy)
 
 
 def test_stopping_from_outside_saves_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -83,6 +84,12 @@ class Stack(nn.Module):
         return out
 
 
+def two_optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    assert isinstance(model, Stack)
+    rest = [p for name, p in model.named_parameters() if not name.startswith("blocks")]
+    return [torch.optim.SGD(model.blocks.parameters(), lr=lr, momentum=0.9), torch.optim.AdamW(rest, lr=lr)]
+
+
 def parts(kind: str, **train: Any) -> tuple[Experiment, UserParts, int]:
     """An experiment of each kind, with what it trains on."""
     recipe = {"batch_size": 8, "lr": 0.02, "grad_clip": 0.5, "weight_decay": 0.1, "seed": 5, **train}
@@ -95,6 +102,7 @@ def parts(kind: str, **train: Any) -> tuple[Experiment, UserParts, int]:
         spec = spec_of(**{**TEXT, "train": recipe, "budgets": budgets})
         model = {"text": Bigram, "ragged": Bigram, "gated": Gated, "stack": Stack}[kind]
         user = user_parts_of(spec, model=model, train=ragged() if kind == "ragged" else text(500))
+        user = replace(user, optimizer=two_optimizers) if kind == "stack" else user
     plan = planned(spec, user)
     return plan.experiments[1], user, plan.measurements.data.eval_samples
 

@@ -199,8 +199,29 @@ def test_a_factory_gives_each_group_a_rate_and_the_schedule_moves_all(tmp_path: 
     train_experiment(experiment, replace(user, optimizer=mup), eval_samples=24)
     factors = [lr_factor(s, experiment.steps, experiment.recipe) for s in range(experiment.steps)]
     assert rates == [[1e-2 * f, 1e-2 / 8 * f] for f in factors]
-    with pytest.raises(TypeError, match="train.optimizer returned a int, not a torch.optim.Optimizer"):
-        make_optimizer(Bigram(4), experiment.recipe, replace(user, optimizer=lambda model, lr: 3))  # type: ignore[arg-type,return-value] # on purpose
+
+    def make(optimizer: Any) -> Any:
+        return make_optimizer(Bigram(4), experiment.recipe, replace(user, optimizer=optimizer))
+
+    for wrong, named in [(3, "a int"), ([], "a list of nothing"), ((mup(Bigram(4), 1), 3), r"a tuple of \['int'\]")]:
+        with pytest.raises(TypeError, match=f"train.optimizer returned {named}, not a torch.optim.Optimizer or a list"):
+            make(lambda model, lr, wrong=wrong: wrong)
+    with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
+        make(lambda model, lr: [mup(model, lr), mup(model, lr)])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_two_optimizers_of_a_kind_are_one(precision: str) -> None:
+    """Clipped together, unscaled once, moved by one schedule."""
+    experiment, user = experiment_of(grad_clip=0.01, precision=precision)
+    short = replace(experiment, steps=6, tokens=6 * experiment.tokens // experiment.steps)
+    one = replace(user, optimizer=lambda m, lr: torch.optim.SGD(m.parameters(), lr=lr, momentum=0.9))
+    two = replace(
+        user, optimizer=lambda m, lr: [torch.optim.SGD(c.parameters(), lr=lr, momentum=0.9) for c in m.children()]
+    )
+    outcomes = [train_experiment(short, parts, eval_samples=24) for parts in (one, two)]
+    assert outcomes[0].loss == outcomes[1].loss
+    assert [p.grad_norm for p in outcomes[0].curve] == [p.grad_norm for p in outcomes[1].curve]
 
 
 SCHEDULES = [("wsd", "linear"), ("wsd", "1-sqrt"), ("cosine", "linear"), ("linear", "linear"), ("constant", "linear")]

@@ -148,9 +148,12 @@ class Trainer:
         found = worker.evaluate()
         self._meter.evaluated(worker.step, worker.tokens_seen, worker.stepper.lr, found.loss)
         self._observer.event(f"held-out loss {found.loss:.4f} at step {worker.step}")
-        if self._policy.keep_best and self._policy.store is not None and found.loss < self._best:
-            self._best = found.loss
-            self._save(found.loss)
+        self._keep_if_best(found.loss)
+
+    def _keep_if_best(self, loss: float) -> None:
+        if self._policy.keep_best and self._policy.store is not None and loss < self._best:
+            self._best = loss
+            self._save(loss)
 
     def _report(self, train_loss: float | None) -> None:
         try:
@@ -258,6 +261,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise DivergedError(f"the held-out loss is {loss} after {self._worker.tokens_seen} tokens")
         if found is not None:
+            self._keep_if_best(loss)  # before the curve has it: a resume from this checkpoint evaluates again
             meter.evaluated(self._worker.step, self._worker.tokens_seen, self._worker.stepper.lr, loss)
         self._observer.curve = meter.curve
         if self._policy.weights is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -105,7 +106,8 @@ class Worker:
     def evaluate(self) -> Evaluation:
         """Evaluate the model on the held-out samples."""
         self._group.announce(Action.EVALUATE)
-        return evaluate(self._model, self._user, self._experiment.recipe, self._held_out(), self._device)
+        with self.stepper.evaluation_weights():
+            return evaluate(self._model, self._user, self._experiment.recipe, self._held_out(), self._device)
 
     def _held_out(self) -> Iterator[Batch]:
         """Yield the held-out batches, and tell the observer about each wait for one."""
@@ -136,9 +138,11 @@ class Worker:
         }
 
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """Return the full model state; complete on the leader."""
+        """Return the full model state, with the weights to evaluate; complete on the leader."""
         self._group.announce(Action.WEIGHTS)
-        return self._group.gather_model_state(self._model)
+        with self.stepper.evaluation_weights():
+            state = self._group.gather_model_state(self._model)
+            return copy.deepcopy(state) if self.stepper.has_modes else state
 
     def resume(self, state: Mapping[str, Any] | None = None, what: str = "checkpoint") -> None:
         """Load the leader's state on every worker, if it has one.
@@ -166,6 +170,7 @@ class Worker:
             )
         self._feed.load_state(state["feed"])
         self.step = state["step"]
+        self.stepper.set_lr(self.step - 1)  # a curve's point says it, even if no step follows
         self.tokens_seen = state["tokens_seen"]
         RandomState.restore(state["random"])  # last: loading may have drawn random numbers
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.user.layers import NORMS, embedding_only_params
+from flops_fit_ray.training.user.optimizers import user_optimizer
 from flops_fit_ray.training.user.parts import UserParts
 
 
@@ -16,13 +17,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe, user: UserParts) -> torch.o
     """Create the optimizer of a recipe, or the user's, over the trainable parameters.
 
     Raises:
-        TypeError: the user's factory returned something else.
+        TypeError, ValueError: the user's factory returned something else.
     """
     if user.optimizer is not None:
-        made: Any = user.optimizer(model, recipe.lr)
-        if not isinstance(made, torch.optim.Optimizer):
-            raise TypeError(f"train.optimizer returned a {type(made).__name__}, not a torch.optim.Optimizer")
-        return made
+        return user_optimizer(user.optimizer, model, recipe.lr)
     groups = parameter_groups(model, recipe.weight_decay)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)

@@ -93,7 +93,7 @@ class CUDAGraphStepper(Stepper):
             self._capture(batch.to(self._device))
         if self._graph is None or not _copied(self._content, batch.content):
             return super().advance(batch, step)
-        self._set_lr(step)
+        self.set_lr(step)
         self._graph.replay()
         return self._graph_loss, self._graph_norm
 

@@ -18,6 +18,7 @@ from flops_fit_ray.training.step._lr_schedule import lr_factor
 from flops_fit_ray.training.step._optimizer import make_optimizer
 from flops_fit_ray.training.step.precision import autocast, make_scaler
 from flops_fit_ray.training.user.losses import check_loss
+from flops_fit_ray.training.user.optimizers import has_modes
 from flops_fit_ray.training.user.parts import UserParts
 
 MAX_HALVINGS = 3
@@ -43,6 +44,9 @@ class Stepper:
         self._objective = user.objective
         self._params = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(model, recipe, user)
+        self.has_modes = has_modes(self.optimizer)  # it evaluates with other weights than it trains with
+        if self.has_modes:
+            self.optimizer.train()  # type: ignore[attr-defined] # torch's own have no modes
         self.scaler = make_scaler(recipe.precision, device)
         # A user's factory may give each group its own peak (muP); the schedule scales all of them by one factor.
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -53,11 +57,12 @@ class Stepper:
 
         The norm is None without clipping; `grad_norm` computes it on demand.
         """
-        self._set_lr(step)
+        self.set_lr(step)
         loss = self._group.all_reduce_gradients(self._params, self._gradients(batch))
         return loss, self._update()
 
-    def _set_lr(self, step: int) -> None:
+    def set_lr(self, step: int) -> None:
+        """Set the rate of optimizer step `step` in every group."""
         factor = lr_factor(step, self._steps, self._recipe, self._user.schedule)
         self.lr = self._peaks[0] * factor
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
@@ -78,6 +83,25 @@ class Stepper:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         return norm
+
+    @contextlib.contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """Give the model the weights to evaluate and to publish, where its optimizer trains with others.
+
+        Going to eval mode and back rounds, so the weights are put back as they were: evaluating changes no bit.
+        """
+        if not self.has_modes:
+            yield
+            return
+        before = [p.detach().clone() for p in self._params]
+        self.optimizer.eval()  # type: ignore[attr-defined] # torch's own have no modes
+        try:
+            yield
+        finally:
+            self.optimizer.train()  # type: ignore[attr-defined] # torch's own have no modes
+            with torch.no_grad():
+                for p, weight in zip(self._params, before, strict=True):
+                    p.copy_(weight)
 
     def grad_norm(self) -> Tensor:
         """Return the gradient norm of the last step, as the optimizer saw it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class UserParts:
     eval_source: str
     max_epochs: float = 1.0  # for streams of unknown length
     flops_per_token: Callable[[nn.Module], float] | None = None
-    optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] | None = None
+    optimizer: Callable[[nn.Module, float], torch.optim.Optimizer | Sequence[torch.optim.Optimizer]] | None = None
     schedule: Callable[[int, int], float] | None = None  # (step, steps) -> multiple of the peak
     lr: Callable[[int, Mapping[str, Any]], float] | None = None  # (N, size arguments) -> peak
     count_tokens: Callable[[Any], int] | None = None  # batch -> D of it

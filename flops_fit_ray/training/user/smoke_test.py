@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from flops_fit_ray.planning import ModelSize
 from flops_fit_ray.training.data import Batch, first_batch
 from flops_fit_ray.training.data.batch import is_integer_tensor, map_tensors
 from flops_fit_ray.training.user.losses import as_objective, check_loss
+from flops_fit_ray.training.user.optimizers import user_optimizer
 from flops_fit_ray.training.user.parts import UserParts, build
 from flops_fit_ray.training.user.user_code import user_code
 
@@ -49,9 +49,7 @@ def smoke_test_parts(user: UserParts, size: ModelSize) -> None:
                 raise TypeError(f"a metric must be one number, but it is {value!r}")
     if user.optimizer is not None:
         with _named("train.optimizer"):
-            made: Any = user.optimizer(model, 1e-3)
-            if not isinstance(made, torch.optim.Optimizer):
-                raise TypeError(f"it returned a {type(made).__name__}, not a torch.optim.Optimizer")
+            user_optimizer(user.optimizer, model, 1e-3)
 
 
 def _check_schedule(schedule: Callable[[int, int], float]) -> None:

@@ -272,7 +272,7 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
         load_user_parts=request.load_user_parts,
         address=request.address,
         max_slots=request.limits.slots,
-        watcher=Watchers([Watcher(console), *watchers_for(request.spec, paths, console.say)]),
+        watcher=Watchers([Watcher(console, say=console.say), *watchers_for(request.spec, paths, console.say)]),
         on_plan=record,
         stop=stop,
     )

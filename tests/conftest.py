@@ -32,6 +32,23 @@ def ray_here() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def view_faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exception]]:
+    """Collect the errors that views meet, which no sweep ends with: a test that expects some clears the list."""
+    from flops_fit_ray.ledger.watch import Watcher
+
+    met: list[Exception] = []
+    report = Watcher._report
+
+    def noted(self: Watcher, error: Exception) -> None:
+        met.append(error)
+        report(self, error)
+
+    monkeypatch.setattr(Watcher, "_report", noted)
+    yield met
+    assert not met, met
+
+
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the figures out of every report, which take two seconds each; test_report.py draws them."""

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import flops_fit_ray.console._live as live
 from flops_fit_ray.analysis import FitOptions, fit_minima, fit_sweep
 from flops_fit_ray.console._drawing import draw
 from flops_fit_ray.console._live import LiveConsole
@@ -29,11 +27,10 @@ from flops_fit_ray.ledger.watch import Watcher
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
-from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.directory import Sweep
 from tests.records import FAILURE
 from tests.surfaces import HOFFMANN, sweep_on
 from tests.sweeps import make_sweep, reference_parts, reference_spec
-from tests.test_cli import call
 
 BUDGETS = [1e18, 1e19, 1e20]
 
@@ -229,38 +226,6 @@ def copy(half: Sweep, tmp_path: Path) -> Iterator[Sweep]:
     yield make_sweep(tmp_path / "copy", spec, reference_parts(spec), only=2)
 
 
-def test_the_live_view_shows_what_comes_and_gives_the_terminal_back(copy: Sweep) -> None:
-    console, out = terminal()
-    view = LiveConsole(copy.paths, copy.spec, console)
-    view.every = 0.05
-    watcher = watched(copy, view)
-    spec = reference_spec()
-    with watcher.following():
-        assert "\x1b[?25l" in out.getvalue()  # the cursor is hidden
-        make_sweep(copy.paths.root, spec, reference_parts(spec), only=4)
-    shown = out.getvalue()
-    assert "[ 3/21] C 1e5" in shown and "[ 4/21] C 1e5" in shown and "[ 2/21]" not in shown
-    assert "4/21 done" in shown
-    assert shown.endswith("\x1b[?25h") or "\x1b[?25h" in shown[shown.rindex("4/21 done") :]  # and shown again
-
-
-def test_a_view_that_fails_goes_on_in_plain_lines(copy: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    console, out = terminal(width=200)
-    view = LiveConsole(copy.paths, copy.spec, console)
-
-    def broken(*_: object) -> None:
-        raise ZeroDivisionError("no room")
-
-    monkeypatch.setattr(live, "draw", broken)
-    watcher = watched(copy, view)
-    spec = reference_spec()
-    with watcher.following():
-        make_sweep(copy.paths.root, spec, reference_parts(spec), only=3)
-    shown = out.getvalue()
-    assert shown.count("the live view failed (ZeroDivisionError: no room); training goes on, shown as plain lines") == 1
-    assert "[ 3/21] C 1e5" in shown and "Traceback" not in shown
-
-
 def test_a_log_has_lines_and_no_escape_codes(copy: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     view = console_for("", copy.paths, copy.spec, out)  # no terminal
@@ -344,18 +309,6 @@ def test_without_colour_there_are_none(half: Sweep, monkeypatch: pytest.MonkeyPa
     console, out = terminal()
     console.print(*draw(state_of(half), 100, 30))
     assert "\x1b[3" not in out.getvalue() and "known" in out.getvalue()
-
-
-def test_status_watch_follows_a_directory_to_its_end(copy: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = reference_spec()
-    work = threading.Thread(target=make_sweep, args=(copy.paths.root, spec, reference_parts(spec)))
-    work.start()
-    assert call("status", copy.paths.root, "--watch") == 0
-    work.join()
-    shown = capsys.readouterr().out
-    assert "are completed already and will not run again" in shown and "[21/21]" in shown
-    assert shown.splitlines()[-1] == "experiments: 21 completed of 21"
-    assert open_sweep(copy.paths.root).complete
 
 
 def test_the_summary_counts_what_was_spent(half: Sweep) -> None:

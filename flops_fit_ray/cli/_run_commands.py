@@ -37,7 +37,7 @@ from flops_fit_ray.cli._common import (
     set_option,
     spec_argument,
 )
-from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, FlopsFitError, first_line
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.run_limits import RunLimits
 
@@ -339,21 +339,27 @@ def _watch(sweep: Sweep, style: OutputStyle) -> None:
     from flops_fit_ray.sweep.directory import open_sweep
 
     console = console_for(style, sweep.paths, sweep.spec, sys.stdout)
-    watcher = Watcher(console)
+    watcher = Watcher(console, say=console.say)
     watcher.take(Ledger(sweep.paths))
     console.header(sweep.spec, sweep.plan)
     watcher.on_plan(sweep.plan)
     watcher.on_cluster()
-    seen = zlib.crc32(sweep.paths.plan.read_bytes())
     rest = REMOTE_WATCH_SECONDS if is_remote(sweep.paths.root) else WATCH_SECONDS
+    seen, trouble = zlib.crc32(sweep.paths.plan.read_bytes()), ""
     try:
         with watcher.following():
-            while not (sweep.plan.final and watcher.all_told and sweep.writer is None):
+            while trouble or not (sweep.plan.final and watcher.all_told and sweep.writer is None):
                 time.sleep(rest)
-                now = zlib.crc32(sweep.paths.plan.read_bytes())
-                if now != seen:
-                    seen, sweep = now, open_sweep(sweep.paths.root)
-                    watcher.on_plan(sweep.plan)
+                try:
+                    now = zlib.crc32(sweep.paths.plan.read_bytes())
+                    if now != seen or trouble:
+                        sweep = open_sweep(sweep.paths.root)
+                        watcher.on_plan(sweep.plan)
+                    seen, trouble = now, ""
+                except (OSError, FlopsFitError) as e:  # the directory is being made anew, or its files are on their way
+                    if trouble != first_line(e):
+                        trouble = first_line(e)
+                        console.say(f"{trouble}; looking again every {rest:g} s until it is there (Ctrl-C ends)")
     except KeyboardInterrupt:
         return
     console.say(counts_text(open_sweep(sweep.paths.root)))

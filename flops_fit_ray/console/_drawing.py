@@ -253,7 +253,7 @@ def _heat(value: float, warm: float, hot: float) -> str:
 def valley_lines(state: LiveState, width: int, height: int) -> list[Text]:
     """Draw the plot of the valleys, the optimum of each budget beside it, and the law below."""
     fit = state.fit
-    if fit is None or height < PLOT_ROWS[0] or max(len(v.loss) for v in fit.valleys) < MIN_RESULTS:
+    if fit is None or height < PLOT_ROWS[0] or max((len(v.loss) for v in fit.valleys), default=0) < MIN_RESULTS:
         return []
     beside = [
         Text(f"{letter(i)} C {fmt.flops(v.budget)}  {optimum_text(v, within)}", style=COLOURS[i % len(COLOURS)])

@@ -1,15 +1,15 @@
 """Live view of a terminal: events scroll by, and below them the state of the sweep is redrawn every second.
 
-It only reads. If it fails, plain lines take over; the sweep is not affected.
+It only reads. A picture that cannot be drawn is replaced by one line with the reason, and the next one is tried again;
+the watcher, which asks for it, says so once.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence, Set
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,32 +19,17 @@ from flops_fit_ray.analysis import ValleyFit, fit_minima
 from flops_fit_ray.console._drawing import draw
 from flops_fit_ray.console.live_state import LiveState, Pace, flops_under_way, measured_rates, node_uses, seconds_left
 from flops_fit_ray.console.plain import PlainConsole
-from flops_fit_ray.errors import FitError
+from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.lock import read_owner
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.directory import Sweep, recorded_spec
 
 FIT_SHARE = 0.005  # of a core's time, for fits of the valleys
 EVENT_LINES = 2  # of the terminal, kept free for events
-
-_Method = TypeVar("_Method", bound=Callable[..., None])
-
-
-def _falls_back(method: _Method) -> _Method:
-    """Make a method that raises nothing: on an error, the view falls back to plain lines."""
-
-    @functools.wraps(method)
-    def guarded(self: LiveConsole, *args: Any) -> None:
-        try:
-            method(self, *args)
-        except Exception as e:  # noqa: BLE001 - no fault of the view may stop training
-            self.fall_back(e)
-
-    return cast(_Method, guarded)
 
 
 class LiveConsole(PlainConsole):
@@ -61,7 +46,6 @@ class LiveConsole(PlainConsole):
         self._running: Sequence[Progress] = ()
         self._cluster: Cluster | None = None
         self._live: Live | None = None
-        self._broken = False
         self._began = time.time()  # of the process that runs the sweep, if it is known
         self._fitting = _Fitting()
 
@@ -72,23 +56,22 @@ class LiveConsole(PlainConsole):
         except (OSError, ValueError):
             return
 
-    @_falls_back
     def plan(self, plan: Plan, done: int) -> None:
-        """Take over the plan, and read the outcomes recorded so far."""
-        fresh = [e.key for e in plan.experiments if e.key not in self._experiments]
+        """Take over the plan and the spec behind it, and read the outcomes recorded so far."""
         super().plan(plan, done)
-        for outcome in Ledger(self._paths).outcomes(fresh):
-            self._outcomes[outcome.key] = outcome
-        self._plan = plan
+        with contextlib.suppress(SpecError):
+            self._spec = recorded_spec(self._paths)
+        self._plan, known = plan, self._outcomes
+        found = Ledger(self._paths).outcomes(e.key for e in plan.experiments if e.key not in known)
+        by_key = known | {outcome.key: outcome for outcome in found}
+        self._outcomes = {e.key: by_key[e.key] for e in plan.experiments if e.key in by_key}
         self._fitting.note(self._sweep())
 
-    @_falls_back
     def cluster(self, cluster: Cluster) -> None:
         """Write the machines, and show them in the view."""
         super().cluster(cluster)
         self._cluster = cluster
 
-    @_falls_back
     def outcome(self, record: ExperimentResult | Failure, done: int, total: int) -> None:
         """Write a line for an experiment that ended, and redraw."""
         super().outcome(record, done, total)
@@ -97,13 +80,16 @@ class LiveConsole(PlainConsole):
         self._fitting.note(self._sweep())
         self._draw()
 
-    @_falls_back
+    def reopened(self, keys: Set[str]) -> None:
+        """Count these as open again."""
+        self._outcomes = {key: outcome for key, outcome in self._outcomes.items() if key not in keys}
+        self._fitting.note(self._sweep())
+
     def event(self, event: Event) -> None:
         """Write an event; dimmed if it is no warning."""
         style = "" if event.level == "warning" else "dim"
         self._console.print(Text(f"{self._name(event.key)}: {event.message}", style=style), soft_wrap=True)
 
-    @_falls_back
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """Redraw with the running experiments."""
         if self._live is None:
@@ -112,19 +98,17 @@ class LiveConsole(PlainConsole):
         self._running = running
         self._draw()
 
-    @_falls_back
     def begin(self) -> None:
         """Start drawing in the lower part of the terminal."""
-        if self._broken:
-            return
         owner = read_owner(self._paths)
         self._began = time.time() if owner is None else owner.started_at
         self._fitting.begin()
-        self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
-        self._live.start()
+        live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
+        self.every = PlainConsole.every  # of the lines that there are without it
+        live.start()
+        self._live, self.every = live, LiveConsole.every
         self._draw()
 
-    @_falls_back
     def end(self) -> None:
         """Stop drawing and clear the view."""
         self._fitting.end()
@@ -132,25 +116,23 @@ class LiveConsole(PlainConsole):
         if live is not None:
             live.stop()
 
-    def fall_back(self, error: Exception) -> None:
-        """Write plain lines from here on."""
-        live, self._live = self._live, None
-        if self._broken:
-            return
-        self._broken, self.every = True, PlainConsole.every
-        try:
-            if live is not None:
-                live.stop()
-        except Exception as e:  # noqa: BLE001 - the terminal may be gone
-            error = e
-        self.say(f"the live view failed ({type(error).__name__}: {error}); training goes on, shown as plain lines")
-
     def _draw(self) -> None:
+        """Draw a picture.
+
+        Raises:
+            Exception: whatever went wrong with it; a line stands in its place.
+        """
         if self._live is None or self._plan is None:
             return
         size = self._console.size
-        lines = draw(self.state(), size.width, max(4, size.height - EVENT_LINES))
+        try:
+            lines = draw(self.state(), size.width, max(4, size.height - EVENT_LINES))
+        except Exception as e:
+            ended = f"{len(self._outcomes)} of {len(self._plan.experiments)} experiments have ended"
+            self._live.update(_cut(f"{ended}; no picture: {type(e).__name__}: {e}", size.width), refresh=True)
+            raise
         self._live.update(Group(*lines), refresh=True)
+        self._fitting.raise_fault()
 
     def state(self) -> LiveState:
         """Return the present state of the sweep."""
@@ -187,14 +169,20 @@ class LiveConsole(PlainConsole):
         return Sweep(paths=self._paths, spec=self._spec, plan=self._plan, results=results, failures=(), command="")
 
 
+def _cut(line: str, width: int) -> Text:
+    text = Text(" ".join(line.split()), no_wrap=True)
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
 class _Fitting:
     """Fits the valleys in a thread, and rests between fits so that they take `FIT_SHARE` of a core."""
 
     def __init__(self) -> None:
         self.found: ValleyFit | None = None
+        self._fault: Exception | None = None
         self._newest: Sweep | None = None
         self._news, self._stop = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
 
     def note(self, sweep: Sweep) -> None:
         """Ask for a fit of the newest results."""
@@ -202,23 +190,34 @@ class _Fitting:
         self._news.set()
 
     def begin(self) -> None:
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="valleys", daemon=True)
-        self._thread.start()
+        self._stop = threading.Event()  # that of an earlier thread stays set
+        threading.Thread(target=self._run, args=(self._stop,), name="valleys", daemon=True).start()
 
     def end(self) -> None:
         self._stop.set()
         self._news.set()
 
-    def _run(self) -> None:
+    def raise_fault(self) -> None:
+        """Raise what went wrong in the thread, once."""
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
+    def _run(self, stop: threading.Event) -> None:
         rest = 0.0
-        while not self._stop.wait(rest):
+        while not stop.wait(rest):
             self._news.wait()
             self._news.clear()
             sweep, began = self._newest, time.thread_time()
-            if sweep is not None and sweep.results and not self._stop.is_set():
-                try:
-                    self.found = fit_minima(sweep.points, sweep.fit_options)
-                except FitError:
-                    self.found = None
+            if sweep is not None and not stop.is_set():
+                self.found = self._fit(sweep)
             rest = max(1.0, (time.thread_time() - began) / FIT_SHARE)
+
+    def _fit(self, sweep: Sweep) -> ValleyFit | None:
+        try:
+            return fit_minima(sweep.points, sweep.fit_options) if sweep.standing else None
+        except FitError:
+            return None
+        except Exception as e:  # noqa: BLE001 - handed on to the one who draws
+            self._fault = e
+            return None

@@ -56,6 +56,8 @@ def plot_valleys(fit: ValleyFit, width: int, height: int) -> ValleyPlot | None:
     rows: list[list[PlotCell | None]] = [[None] * width for _ in range(height)]
 
     def put(n: Floats, values: Floats, glyph: str, budget: int) -> None:
+        good = np.isfinite(n) & np.isfinite(values) & (n > 0) & (values > 0)  # of a curve, or a minimum below zero
+        n, values = n[good], values[good]
         columns = np.rint((np.log(n) - x_low) / (x_high - x_low) * (width - 1)).astype(int)
         lines = np.rint((y_high - np.log(values)) / (y_high - y_low) * (height - 1)).astype(int)
         for column, line in zip(columns, lines, strict=True):
@@ -84,7 +86,7 @@ def _curve(valley: Valley, points: int) -> tuple[Floats, Floats]:
         return np.empty(0), np.empty(0)
     x = np.linspace(*valley.over_params.x_range, points)
     loss = valley.over_params.at(x)
-    return 10 ** x[loss > 0], loss[loss > 0]
+    return np.asarray(10**x), loss
 
 
 def optimum_text(valley: Valley, intervals: ValleyIntervals | None) -> str:

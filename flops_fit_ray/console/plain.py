@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TextIO
 
 from flops_fit_ray import formatting as fmt
@@ -27,12 +27,13 @@ class PlainConsole:
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = sys.stdout if out is None else out
         self._experiments: dict[str, Experiment] = {}
-        self._noted = 0
+        self._noted: set[str] = set()
 
     def say(self, line: str) -> None:
         """Write one line and flush."""
         try:
-            self._out.write(line + "\n")
+            encoding = getattr(self._out, "encoding", None) or "utf-8"
+            self._out.write(line.encode(encoding, "replace").decode(encoding) + "\n")
             self._out.flush()
         except (OSError, ValueError):
             return
@@ -45,11 +46,12 @@ class PlainConsole:
     def plan(self, plan: Plan, done: int) -> None:
         """Write the plan before it runs; later, the experiments added to it."""
         fresh = [e for e in plan.experiments if e.key not in self._experiments]
-        first = not self._experiments
+        first = len(fresh) == len(plan.experiments)
         self._experiments |= {e.key: e for e in plan.experiments}
-        for note in plan.notes[self._noted :]:
-            self.say(note)
-        self._noted = len(plan.notes)
+        for note in plan.notes:
+            if note not in self._noted:
+                self.say(note)
+        self._noted |= set(plan.notes)
         if first:
             self._first(plan, done)
         else:
@@ -93,7 +95,10 @@ class PlainConsole:
                 f"{record.loss_kind} loss {record.loss:.4f}{error}, {fmt.duration(record.seconds)}"
             )
         else:
-            self.say(f"{where} {name}: {record.status}: {record.error.splitlines()[0]}")
+            self.say(f"{where} {name}: {record.status}: {record.error_line}")
+
+    def reopened(self, keys: Set[str]) -> None:
+        """Do nothing: lines that were written stay."""
 
     def event(self, event: Event) -> None:
         """Write a warning; other events are only in the experiment's log."""
@@ -196,7 +201,7 @@ def _running_text(e: Experiment, progress: Progress) -> str:
 
 def _failure_text(e: Experiment, failure: Failure) -> str:
     label = STATUS_LABELS.get(failure.status, failure.status)
-    return f"  {label}  C {fmt.flops(e.budget)}, size {e.size} ({e.key}): {failure.error.splitlines()[0]}"
+    return f"  {label}  C {fmt.flops(e.budget)}, size {e.size} ({e.key}): {failure.error_line}"
 
 
 def counts_text(sweep: Sweep) -> str:

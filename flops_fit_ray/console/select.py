@@ -29,8 +29,9 @@ def console_for(style: OutputStyle, paths: SweepPaths, spec: SweepSpec, out: Tex
 
 
 def is_terminal(out: TextIO) -> bool:
-    """Return True if the output can be redrawn in place."""
+    """Return True if the output can be redrawn in place, and knows the characters of the picture."""
     try:
+        "█▁│└·◆…".encode(getattr(out, "encoding", None) or "utf-8")
         return out.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
-    except ValueError:  # the file is closed
+    except ValueError:  # the file is closed, or its characters are others
         return False

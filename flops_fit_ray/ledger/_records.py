@@ -50,6 +50,11 @@ class Failure(AttemptFacts):
     tokens_seen: Count
     seconds: Amount
 
+    @property
+    def error_line(self) -> str:
+        """The first line of the error; empty where there is none."""
+        return self.error.partition("\n")[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Record):

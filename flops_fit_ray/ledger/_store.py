@@ -155,9 +155,11 @@ class Ledger:
     def events_since(self, key: str, position: int) -> tuple[list[Event], int]:
         """Return the lines of a log after `position` bytes, and the position after them."""
         try:
-            content = read_file(self.paths.events(key))[position:]
+            content = read_file(self.paths.events(key))
         except (OSError, MemoryError):
             return [], position
+        position = position if position <= len(content) else 0  # a log that was made anew
+        content = content[position:]
         whole = content[: content.rfind(b"\n") + 1]  # the rest is being written
         found = []
         for line in whole.splitlines():

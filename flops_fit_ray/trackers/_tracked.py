@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Ledger, Progress
@@ -93,6 +93,9 @@ class TrackerView:
 
     def cluster(self, cluster: Cluster) -> None:
         """Do nothing: trackers do not log the cluster."""
+
+    def reopened(self, keys: Set[str]) -> None:
+        """Do nothing: the run of an experiment that is tried again is gone on with."""
 
     def event(self, event: Event) -> None:
         """Do nothing: trackers do not log events."""

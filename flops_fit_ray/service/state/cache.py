@@ -253,7 +253,7 @@ def row_of(e: Experiment, outcome: ExperimentResult | Failure | None, progress: 
         "deaths": getattr(outcome, "deaths", None),
         "host": getattr(source, "host", None),
         "finished_at": getattr(outcome, "finished_at", None),
-        "error": None if failure is None else redacted(failure.error.splitlines()[0] if failure.error else ""),
+        "error": None if failure is None else redacted(failure.error_line),
     }
 
 

@@ -38,6 +38,10 @@ class SpecError(FlopsFitError):
         return "\n".join([f"{self.source}: {len(self.faults)} faults", *(f"  - {fault}" for fault in self.faults)])
 
 
+class DataDiffersError(SpecError):
+    """A process that trains has other data than those that the plan was made of."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; the name of its class if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

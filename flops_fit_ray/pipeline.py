@@ -180,7 +180,8 @@ def _run_locked(
             chosen = _recorded_choice(request.spec, ledger.paths)
             if chosen is None:
                 session.enter_context(ray_session(request.address))  # one for the measurement and the sweep
-                chosen = _measured_choice(plan, request, console)
+                with faults_of(request.source):
+                    chosen = _measured_choice(plan, request, console)
             train = request.spec.train.model_copy(update=chosen)
             request = replace(request, spec=request.spec.model_copy(update={"train": train}))
             planner = Planner(request.spec, planner.measurements, planner.cells.constants)
@@ -188,7 +189,8 @@ def _run_locked(
         _compare(request, planner, ledger, console)
         limit = None
         while True:
-            sweep = _run_once(request, planner, ledger, console, stop)
+            with faults_of(request.source):
+                sweep = _run_once(request, planner, ledger, console, stop)
             if rule is None or not sweep.complete:
                 break
             limit = rule.at_most or limit or DEFAULT_COST_RATIO * sweep.flops_spent

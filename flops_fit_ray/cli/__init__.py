@@ -24,6 +24,7 @@ def enter(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -
 
     Tearing down torch and Ray takes 1 to 2 s, in which a thread left behind by Tune could start Ray again.
     """
+    _fix_hash_seed(sys.argv[1:] if args is None else args)
     try:
         main(args, prog_name)
     except SystemExit as e:
@@ -31,6 +32,17 @@ def enter(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(e.code if isinstance(e.code, int) else EXIT_DONE)
+
+
+def _fix_hash_seed(args: Sequence[str]) -> None:
+    """Start the interpreter again with the hash seed of the workers, in commands that read the user's data.
+
+    The order of a set of strings depends on it, and so may a split or a vocabulary: without this every process, and
+    every run that resumes, would have another one. A seed that the user has set is kept.
+    """
+    if "PYTHONHASHSEED" not in os.environ and sys.executable and {"plan", "check", "run", "extend"} & set(args[:1]):
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same command again
 
 
 def main(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -> NoReturn:

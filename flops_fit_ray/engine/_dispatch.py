@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import StorageError
+from flops_fit_ray.errors import DataDiffersError, StorageError
 from flops_fit_ray.ledger import Failure, Ledger
 from flops_fit_ray.planning import (
     Experiment,
@@ -147,9 +147,9 @@ class Dispatcher:
         """Return True if nothing will be handed out any more."""
         return self._stop.is_set or self._live.done()
 
-    def stop_for(self, message: str) -> None:
-        """Hand out nothing more: the directory cannot be written."""
-        self._stop.set(StorageError(message))
+    def stop_for(self, error: StorageError | DataDiffersError) -> None:
+        """Hand out nothing more: no trial could end well."""
+        self._stop.set(error)
 
     def can_go_on(self, key: str) -> bool:
         """Return True if a trial of this experiment may continue: it is open, or has an outcome and returns at once."""

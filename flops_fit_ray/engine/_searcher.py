@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from ray.tune.search import Searcher
 
 from flops_fit_ray.engine._dispatch import Dispatcher
-from flops_fit_ray.engine._trainable import STORAGE_ERROR
+from flops_fit_ray.engine._trainable import ENDS_SWEEP
 
 
 class ExperimentSearcher(Searcher):
@@ -51,12 +51,13 @@ class ExperimentSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the dispatcher that a slot is free."""
+        for name, kind in ENDS_SWEEP.items():
+            message = (result or {}).get(name)
+            if message:
+                self._dispatcher.stop_for(kind(str(message)))
         key = self._keys.pop(trial_id, None)
         if key is not None:
             self._dispatcher.ended(key, died=error)
-        storage_error = (result or {}).get(STORAGE_ERROR)
-        if storage_error:
-            self._dispatcher.stop_for(str(storage_error))
 
     def save(self, checkpoint_path: str) -> None:
         """Write the experiment of each trial."""

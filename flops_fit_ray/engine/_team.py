@@ -14,7 +14,7 @@ from torch.distributed import Store  # type: ignore[attr-defined] # torch leaves
 
 from flops_fit_ray.engine._ledger_observer import READ_SECONDS
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import WorkerLostError
+from flops_fit_ray.errors import DataDiffersError, WorkerLostError
 from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.codec import value_of
@@ -179,6 +179,8 @@ def _reason(error: BaseException, tasks: Sequence[Any]) -> Exception | None:
 
 def _worker_error(error: BaseException) -> Exception | None:
     if isinstance(error, ray.exceptions.RayTaskError):
+        if isinstance(error.cause, DataDiffersError):
+            return error.cause
         cause = error.as_instanceof_cause()  # type: ignore[no-untyped-call] # Ray leaves it untyped
         return cause if isinstance(cause, Exception) else error
     if isinstance(error, ray.exceptions.RayError):

@@ -19,7 +19,7 @@ from flops_fit_ray._version import __version__
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.engine._team import Team
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import ExperimentError, InterruptedSweepError, StorageError, WorkerLostError
+from flops_fit_ray.errors import DataDiffersError, ExperimentError, InterruptedSweepError, StorageError, WorkerLostError
 from flops_fit_ray.ledger import AttemptFacts, ExperimentResult, FailureKind, Ledger
 from flops_fit_ray.planning import Experiment, ExperimentFacts, TrainingMetrics, leaves_trunk
 from flops_fit_ray.spec import SweepSpec
@@ -35,7 +35,12 @@ from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.user.parts import UserParts
 
-STORAGE_ERROR = "storage_error"  # the metric by which a trial tells the driver
+# Metrics by which a trial tells the driver that none of this sweep can end well
+STORAGE_ERROR, OTHER_DATA = "storage_error", "other_data"
+ENDS_SWEEP: dict[str, Callable[[str], StorageError | DataDiffersError]] = {
+    STORAGE_ERROR: StorageError,
+    OTHER_DATA: lambda fault: DataDiffersError("data", [fault]),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +82,13 @@ class ExperimentTrainable(tune.Trainable):
         """The whole experiment."""
         try:
             experiment = self._ledger.planned(self._key)
-            status, storage_error = run_experiment(self._context, self._ledger, self._load, experiment, self._team), ""
+            status, why = run_experiment(self._context, self._ledger, self._load, experiment, self._team), {}
         except StorageError as e:  # Tune would only try again, on the same full disk
-            status, storage_error = "storage", str(e)
+            status, why = "storage", {STORAGE_ERROR: str(e)}
+        except DataDiffersError as e:  # and every other experiment would train on other data as well
+            status, why = "other data", {OTHER_DATA: "; ".join(e.faults)}
         self._clear_up()
-        return {"done": True, "status": status, STORAGE_ERROR: storage_error}
+        return {"done": True, "status": status, **dict.fromkeys(ENDS_SWEEP, ""), **why}
 
     def _load(self) -> UserParts:
         """The user's parts, once for all experiments of this process."""
@@ -119,6 +126,7 @@ def run_experiment(
     Raises:
         StorageError: the ledger cannot be written.
         WorkerLostError: another worker of this experiment died.
+        DataDiffersError: one of its processes has other data than the plan.
     """
     key = experiment.key
     recorded = ledger.outcome(key)
@@ -138,6 +146,9 @@ def run_experiment(
             with contextlib.nullcontext(SINGLE_WORKER) if team is None else team.training(experiment) as group:
                 outcome = _train(context, experiment, user, observer, store, group)
     except (StorageError, WorkerLostError):
+        raise
+    except DataDiffersError:
+        ledger.paths.progress(key).unlink(missing_ok=True)
         raise
     except InterruptedSweepError:
         ledger.paths.progress(key).unlink(missing_ok=True)

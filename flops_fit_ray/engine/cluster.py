@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -11,12 +12,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from flops_fit_ray.engine._processes import HEAD, end_all, ray_descendants
 from flops_fit_ray.engine.interrupt import AskedToStop, keeping_handlers
 from flops_fit_ray.errors import HeadLostError, ResourceError
 from flops_fit_ray.waiting import waiting
 
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server
 CONNECT_SECONDS = 5.0
 HEAD_ASK_SECONDS = 2.0
 HEAD_LOST_SECONDS = 10.0
@@ -24,7 +27,8 @@ LEAVE_SECONDS = 10.0
 RAY_SECONDS = 10.0  # that Ray may take to start on this machine without a word about it
 
 # Read by Ray and Tune when they are imported or started; the user's own settings win.
-_QUIET = {
+_DEFAULTS = {
+    "PYTHONHASHSEED": "0",  # of all workers, so that the order of a set of strings is the same in each
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the only silent pair
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # else workers change directory under the user's relative paths
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -101,7 +105,7 @@ def ray_session(address: str | None) -> Iterator[Head]:
     Raises:
         ResourceError: the cluster at `address` cannot be reached.
     """
-    for name, value in _QUIET.items():
+    for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -117,6 +121,7 @@ def ray_session(address: str | None) -> Iterator[Head]:
         with starting, keeping_handlers():  # Ray takes SIGTERM for itself
             ray.init(
                 address=where,
+                runtime_env=None if local else _worker_environment(),
                 include_dashboard=False if local else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -142,6 +147,14 @@ def ray_session(address: str | None) -> Iterator[Head]:
         _leave(head)
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
+
+
+def _worker_environment() -> dict[str, Any] | None:
+    """Return the runtime environment of our workers on a cluster that runs already; None where the job sets it."""
+    job = os.environ.get(JOB_CONFIG) or "{}"
+    if "PYTHONHASHSEED" in json.dumps(json.loads(job).get("runtime_env") or {}):
+        return None  # Ray refuses a variable that is set twice
+    return {"env_vars": {"PYTHONHASHSEED": os.environ["PYTHONHASHSEED"]}}
 
 
 def _head(*, local: bool) -> Head:

@@ -105,7 +105,11 @@ class Jobs:
             ResourceError: the server refuses it, for example because the upload is too large; the way out is named.
         """
         environment = {
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), SUBMITTED_BY: job.again},
+            "env_vars": {
+                "RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE),
+                "PYTHONHASHSEED": "0",  # of driver and workers alike
+                SUBMITTED_BY: job.again,
+            },
             "working_dir": str(job.working_dir),
             "excludes": NOT_UPLOADED,
         }

@@ -15,6 +15,7 @@ from flops_fit_ray.engine.jobs import upload_of
 from flops_fit_ray.errors import SpecError
 
 if TYPE_CHECKING:
+    from flops_fit_ray.planning import DataProbe, Measurements
     from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.training.data import PreparedData
     from flops_fit_ray.training.data.packed import PackedData
@@ -77,6 +78,33 @@ class SharedLoader:
         from flops_fit_ray.training.data.packed import unpack_data
 
         return self.loader(unpack_data(ray.get(self.data)))
+
+
+@dataclass(frozen=True)
+class ComparingLoader:
+    """A loader that compares what it loads with the data of the plan."""
+
+    loader: Loader
+    planned: DataProbe
+    seconds: float  # to wait for samples
+
+    def __call__(self, prepared: PreparedData | None = None) -> UserParts:
+        """Load the user's parts.
+
+        Raises:
+            DataDiffersError: this process has other data.
+        """
+        from flops_fit_ray.training.data import compare_data
+
+        user = self.loader(prepared)
+        compare_data(user.prepared_data, self.planned, self.seconds)
+        return user
+
+
+def comparing_loader(loader: Loader, spec: SweepSpec, measurements: Measurements) -> Loader:
+    """Return a loader for the processes that train: each compares its data with those of the plan once."""
+    probe = measurements.probe
+    return loader if probe is None else ComparingLoader(loader, probe, spec.data.timeout_seconds)
 
 
 def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:

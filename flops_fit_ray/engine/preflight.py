@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from flops_fit_ray.engine.cluster import ray_session, runs_here
+from flops_fit_ray.engine.loaders import Loader, comparing_loader
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes, on_cpus, on_gpus
-from flops_fit_ray.errors import ResourceError
+from flops_fit_ray.errors import DataDiffersError, ResourceError
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.preflight.check import CheckItem, CheckReport, check_plan
@@ -44,7 +45,7 @@ def choose_on_worker(
     plan: Plan,
     spec: SweepSpec,
     *,
-    load_user_parts: Callable[[], UserParts],
+    load_user_parts: Loader,
     address: str | None,
     max_slots: int | None = None,
 ) -> PrecisionChoice:
@@ -61,8 +62,9 @@ def choose_on_worker(
     with ray_session(address) as head:
         slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots))
         try:
+            compared = comparing_loader(load_user_parts, spec, plan.measurements)
             with waiting("measuring precision and compilation on a worker"):
-                found: PrecisionChoice = ray.get(_on(slots, _choose).remote(plan, load_user_parts, slots))
+                found: PrecisionChoice = _get(_on(slots, _choose).remote(plan, compared, slots))
         except ray.exceptions.RayError as e:
             last = str(e).strip().splitlines()[-1]
             raise ResourceError(
@@ -78,11 +80,28 @@ def _on(slots: Slots, function: Callable[..., Any]) -> Any:
     return ray.remote(function).options(**slots.options, max_retries=0)
 
 
+def _get(task: Any) -> Any:
+    """Wait for a task's value.
+
+    Raises:
+        DataDiffersError: its process has other data than the plan.
+        ray.exceptions.RayError: anything else went wrong.
+    """
+    import ray
+
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as e:
+        if isinstance(e.cause, DataDiffersError):
+            raise e.cause from None
+        raise
+
+
 def check_on_worker(
     plan: Plan,
     spec: SweepSpec,
     *,
-    load_user_parts: Callable[[], UserParts],
+    load_user_parts: Loader,
     address: str | None,
     max_slots: int | None = None,
 ) -> tuple[CheckReport, Slots]:
@@ -101,12 +120,20 @@ def check_on_worker(
     with ray_session(address) as head:
         slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots))
         try:
+            compared = comparing_loader(load_user_parts, spec, plan.measurements)
             with waiting("checking the smallest and the largest model on a worker"):
-                report, began = ray.get(_on(slots, _check).remote(plan, load_user_parts, slots))
+                report, began = _get(_on(slots, _check).remote(plan, compared, slots))
             rates = None if report.rates is None else replace(report.rates, start_seconds=max(0.0, began - asked))
             if spec.workers_per_trial > 1:
                 return _of_one_worker(report, spec), slots
             return replace(report, rates=rates), slots
+        except DataDiffersError as e:
+            return CheckReport(
+                lines=tuple(CheckItem("FAIL", "data", fault) for fault in e.faults),
+                device="?",
+                seconds=time.time() - asked,
+                step_seconds={},
+            ), slots
         except ray.exceptions.RayError as e:
             words = f"the worker ended: {str(e).strip().splitlines()[-1]}"
             return CheckReport(
@@ -130,7 +157,7 @@ def _of_one_worker(report: CheckReport, spec: SweepSpec) -> CheckReport:
     return replace(report, rates=None, lines=(*lines, CheckItem("WARN", "speed", words)))
 
 
-def shared_slots(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> Slots:
+def shared_slots(plan: Plan, spec: SweepSpec, load_user_parts: Loader, slots: Slots) -> Slots:
     """Return the slots for `resources_per_trial: auto`, from measured memory and utilization of this sweep's models.
 
     Raises:
@@ -139,8 +166,9 @@ def shared_slots(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Sl
     import ray
 
     try:
+        compared = comparing_loader(load_user_parts, spec, plan.measurements)
         with waiting("measuring memory and utilization on a worker"):
-            found: list[DeviceUsage] = ray.get(_on(slots, _usages).remote(plan, load_user_parts, slots))
+            found: list[DeviceUsage] = _get(_on(slots, _usages).remote(plan, compared, slots))
     except ray.exceptions.RayError as e:
         last = str(e).strip().splitlines()[-1]
         raise ResourceError(f"resources_per_trial: auto could not be measured: {last}; say what it is") from e

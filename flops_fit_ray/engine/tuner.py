@@ -20,10 +20,10 @@ from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine._nodes import check_nodes
 from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.interrupt import GRACE_SECONDS, StopRequest
-from flops_fit_ray.engine.loaders import Loader, share_data
+from flops_fit_ray.engine.loaders import Loader, comparing_loader, share_data
 from flops_fit_ray.engine.preflight import shared_slots
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
-from flops_fit_ray.errors import InterruptedSweepError, ResourceError, StorageError
+from flops_fit_ray.errors import DataDiffersError, InterruptedSweepError, ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.ledger.watch import Watchers
@@ -66,6 +66,7 @@ def run_plan(
         ResourceError: the cluster cannot run such trials, or its nodes do not see the same files.
         InterruptedSweepError: a signal stopped the sweep, or the head of the cluster is gone.
         StorageError: the directory cannot be written any more.
+        DataDiffersError: a process that trains has other data than those of the plan.
     """
     paths = SweepPaths(root)
     ledger = Ledger(paths)
@@ -83,7 +84,7 @@ def run_plan(
         slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots), spec.workers_per_trial)
         odd, machines = check_nodes(root, base, slots.resources)
         if spec.resources_per_trial == "auto":
-            slots = shared_slots(live.plan, load_user_parts, slots)
+            slots = shared_slots(live.plan, spec, load_user_parts, slots)
         if max_slots is not None:
             slots = dataclasses.replace(slots, count=head.grows_to(max_slots) or min(max_slots, slots.count))
         slots = slots.with_notes(odd)
@@ -112,7 +113,7 @@ def _run_rounds(
     dispatcher = Dispatcher(live, slots, stop)
     context = TrialContext(
         root=ledger.paths.root,
-        load_user_parts=share_data(load_user_parts, facts.tensor_bytes),
+        load_user_parts=comparing_loader(share_data(load_user_parts, facts.tensor_bytes), spec, live.plan.measurements),
         spec=spec,
         eval_samples=facts.eval_samples,
         slots=slots,
@@ -144,6 +145,7 @@ def _fit(tuner: tune.Tuner, paths: SweepPaths, stop: StopRequest, head: Head, *,
 
     Raises:
         InterruptedSweepError: a second signal came, the experiments did not end in time, or the head is gone.
+        DataDiffersError: experiments that still ran on the right data did not end in time.
         StorageError: the directory cannot be written.
     """
     found: dict[str, Any] = {}
@@ -161,7 +163,7 @@ def _fit(tuner: tune.Tuner, paths: SweepPaths, stop: StopRequest, head: Head, *,
         while thread.is_alive():
             thread.join(LOOK_SECONDS)
             head.check()
-            if not isinstance(stop.error, InterruptedSweepError):
+            if not isinstance(stop.error, InterruptedSweepError | DataDiffersError):
                 continue
             if until is None:
                 with contextlib.suppress(OSError):  # else experiments hear of it when their process ends

@@ -18,6 +18,7 @@ from flops_fit_ray.planning._sizes import (
     size_label,
 )
 from flops_fit_ray.planning._trunks import leaves_trunk, needed_trunks, trunk_numbers, trunk_of
+from flops_fit_ray.planning.data_probe import DataProbe, SetProbe, ValueProbe
 from flops_fit_ray.planning.experiment import (
     IN_FIT,
     DataFacts,
@@ -40,6 +41,7 @@ __all__ = [
     "AUTO_WINDOW",
     "IN_FIT",
     "DataFacts",
+    "DataProbe",
     "Experiment",
     "ExperimentFacts",
     "MeasuredLr",
@@ -53,8 +55,10 @@ __all__ = [
     "Rates",
     "Recipe",
     "RecordedRates",
+    "SetProbe",
     "SweepConstants",
     "TrainingMetrics",
+    "ValueProbe",
     "auto_candidates",
     "auto_range",
     "between",

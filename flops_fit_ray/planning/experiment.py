@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+from flops_fit_ray.planning.data_probe import DataProbe
 from flops_fit_ray.storage.codec import (
     Amount,
     Column,
@@ -56,6 +57,8 @@ class DataFacts(Record):
     eval_source: str
     fingerprint: str  # of the training and held-out samples
     tensor_bytes: Count = 0  # of data made of tensors, of which each process would hold a copy
+    notes: tuple[str, ...] = ()  # what was assumed of the data, for people
+    warnings: tuple[str, ...] = ()  # about the data
 
     @property
     def tokens_per_epoch(self) -> int | None:
@@ -70,6 +73,7 @@ class Measurements:
     sizes: tuple[ModelSize, ...]
     data: DataFacts
     skipped: tuple[str, ...] = ()
+    probe: DataProbe | None = None  # for the processes that train; no part of a plan's file
 
 
 @dataclass(frozen=True, kw_only=True)

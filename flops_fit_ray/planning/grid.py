@@ -129,6 +129,7 @@ def sweep_warnings(spec: SweepSpec, measurements: Measurements, *, lr_guarded: b
         yield "train.schedule is constant: without a decay at the end of a run the optimum is biased; use wsd or cosine"
     if measurements.data.train_samples is None:
         yield "data.train has no length: an experiment fails if the data end before its D"
+    yield from measurements.data.warnings
     if measurements.data.eval_samples == 0:
         yield "there is no held-out data: losses are training losses, the mean of the last 5 % of steps; set data.eval"
     if spec.data.max_epochs > 1:

@@ -11,6 +11,7 @@ from typing import Any
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import Experiment, Plan, plan_from_json
+from flops_fit_ray.planning.data_probe import USUAL_CAUSES
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
@@ -127,7 +128,7 @@ def _spec_lines(before: SweepSpec, now: SweepSpec) -> Iterator[str]:
 def _plan_lines(before: Plan, now: Plan) -> Iterator[str]:
     """Return the differences of data and model behind the same spec."""
     if before.measurements.data.fingerprint != now.measurements.data.fingerprint:
-        yield "data.train: its samples are not those of before"
+        yield f"data.train: its samples are not those of before (or those of data.eval are not); {USUAL_CAUSES}"
     sizes = {str(s.size): s for s in before.measurements.sizes}
     for size in now.measurements.sizes:
         old = sizes.get(str(size.size))

@@ -1,6 +1,7 @@
 """Data of an experiment: datasets and streams, batches and their order, tokens per batch, fingerprints."""
 
 from flops_fit_ray.training.data._feed import Feed, first_batch, make_feed
+from flops_fit_ray.training.data._probe import SampledData, compare_data, fingerprint, probe_of, sample_data
 from flops_fit_ray.training.data._stream import Stream
 from flops_fit_ray.training.data.batch import Batch, has_tokens
 from flops_fit_ray.training.data.dataset import (
@@ -12,7 +13,6 @@ from flops_fit_ray.training.data.dataset import (
     num_samples,
     split_held_out,
 )
-from flops_fit_ray.training.data.fingerprint import fingerprint, spread_samples
 from flops_fit_ray.training.data.token_file import TokenFile, open_token_files
 
 __all__ = [
@@ -21,9 +21,11 @@ __all__ = [
     "Feed",
     "MapDataset",
     "PreparedData",
+    "SampledData",
     "Stream",
     "TokenFile",
     "as_data",
+    "compare_data",
     "eval_batches",
     "fingerprint",
     "first_batch",
@@ -31,6 +33,7 @@ __all__ = [
     "make_feed",
     "num_samples",
     "open_token_files",
+    "probe_of",
+    "sample_data",
     "split_held_out",
-    "spread_samples",
 ]

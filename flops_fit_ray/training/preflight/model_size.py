@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import (
     DataFacts,
+    DataProbe,
     Measurements,
     ModelSize,
     auto_candidates,
@@ -36,10 +37,11 @@ from flops_fit_ray.training.data import (
     first_batch,
     has_tokens,
     num_samples,
-    spread_samples,
+    probe_of,
+    sample_data,
 )
 from flops_fit_ray.training.data.packed import pack_data
-from flops_fit_ray.training.preflight._time_limit import time_limit
+from flops_fit_ray.training.time_limit import time_limit
 from flops_fit_ray.training.user.layers import EMBEDDINGS, embedding_only_params
 from flops_fit_ray.training.user.losses import Objective, outputs_of
 from flops_fit_ray.training.user.parts import UserParts, build, format_kwargs, load_user_parts
@@ -70,7 +72,7 @@ def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
     Raises:
         SpecError: samples or sizes cannot be used; all such faults at once.
     """
-    batch, facts = describe_data(spec, user)
+    batch, facts, probe = describe_data(spec, user)
     tokens = user.num_tokens(batch, spec.data.tokens_per_sample)
     wanted = requested_sizes(spec)
     with waiting("counting parameters and FLOPs of every size"):
@@ -83,7 +85,7 @@ def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
         raise SpecError("spec", refused[:3] if wanted is None else refused)
     with waiting("running the smallest model on two samples"):
         smoke_test_parts(user, min(sizes, key=lambda s: s.params_total))
-    return Measurements(sizes=tuple(sizes), data=facts, skipped=tuple(refused))
+    return Measurements(sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe)
 
 
 def _measured(
@@ -123,8 +125,8 @@ def _measured_ladder(spec: SweepSpec, user: UserParts, batch: Batch, tokens: int
     return sizes, refused
 
 
-def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts]:
-    """Read the first batch of the training data, and the facts about the data that a plan needs.
+def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, DataProbe]:
+    """Read the first batch of the training data, the facts about the data that a plan needs, and their probe.
 
     Raises:
         SpecError: samples cannot be read, or differ in their number of tokens.
@@ -134,24 +136,27 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts]:
     with waiting("reading data.train"), user_code("data.train: reading samples raised"):
         with time_limit(limit, f"no samples within {limit:g} s (data.timeout_seconds)"):
             batch = first_batch(user.train_data, spec.train.batch_size)
-            spread = spread_samples(user.train_data)
-            data_fingerprint = fingerprint(user.train_data, user.eval_data)
-        per_sample = {user.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in (batch, *spread)}
+            train = sample_data(user.train_data)
+            held_out = None if user.eval_data is None else sample_data(user.eval_data)
+        per_sample = {user.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in (batch, *train.batches)}
     tokens = sorted(per_sample)
     if len(tokens) > 1 or tokens[0] != int(tokens[0]) or tokens[0] < 1:
         raise SpecError(
             "spec",
             [f"data.train: samples have {tokens[0]:g} to {tokens[-1]:g} tokens; set data.tokens_per_sample"],
         )
-    return batch, DataFacts(
+    probe = probe_of(train, held_out, user.eval_source)
+    facts = DataFacts(
         train_samples=_train_samples(user.train_data, spec.train.batch_size),
         eval_samples=_eval_samples(spec, user),
         tokens_per_sample=int(tokens[0]),
         token_unit=_token_unit(spec, batch),
         eval_source=user.eval_source,
-        fingerprint=data_fingerprint,
+        fingerprint=fingerprint(train, held_out),
         tensor_bytes=_tensor_bytes(user),
+        warnings=tuple(probe.warnings()),
     )
+    return batch, facts, probe
 
 
 def _tensor_bytes(user: UserParts) -> int:

@@ -1,4 +1,4 @@
-"""A time limit for the user's data while planning."""
+"""A time limit for the user's data."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Fingerprints of data: a digest of some samples, so that other data make other experiments."""
+"""Spread samples of a dataset and their digest, so that other data make other experiments."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from flops_fit_ray.errors import DataEndedError
 from flops_fit_ray.training.data._feed import StreamFeed
 from flops_fit_ray.training.data._stream import Stream
 from flops_fit_ray.training.data.batch import Batch
-from flops_fit_ray.training.data.dataset import Data, MapDataset, fetch, num_samples
+from flops_fit_ray.training.data.dataset import Data, fetch, num_samples
 
 SPREAD_SAMPLES = 16  # read per dataset
 
@@ -37,25 +37,10 @@ def _spread(count: int) -> list[int]:
     return sorted({i * (count - 1) // (SPREAD_SAMPLES - 1) for i in range(SPREAD_SAMPLES)})
 
 
-def fingerprint(*several: Data | None) -> str:
-    """Return 16 hex digits of a sha256 over the length and some samples of each dataset.
-
-    A dataset that returns different samples each time (random augmentation) contributes its length alone; else no
-    experiment could be recognised.
-    """
+def digest_samples(samples: Sequence[Batch]) -> bytes:
+    """Return the sha256 of the samples."""
     digest = hashlib.sha256()
-    for data in several:
-        if data is None:
-            continue
-        digest.update(str(data.num_samples if isinstance(data, Stream) else num_samples(data)).encode())
-        once, again = _digest(data), _digest(data)
-        digest.update(once if once == again else b"random")
-    return digest.hexdigest()[:16]
-
-
-def _digest(data: MapDataset | Stream) -> bytes:
-    digest = hashlib.sha256()
-    for sample in spread_samples(data):
+    for sample in samples:
         _update(digest, sample.content)
     return digest.digest()
 

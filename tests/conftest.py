@@ -1,5 +1,8 @@
 """Settings of the whole suite: the same examples in every run, and what runs beside what."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +11,13 @@ from hypothesis import HealthCheck, settings
 # The same examples in every run, and no verdict that depends on how busy the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the directory of sweeps that are trained once, by whichever worker needs one first (tests/sweeps.py)."""
+    if not hasattr(config, "workerinput"):  # workers inherit the variable
+        os.environ["REFERENCE_SWEEPS"] = directory = tempfile.mkdtemp(prefix="reference-sweeps-")
+        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
@@ -51,5 +61,13 @@ def view_faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exception]]:
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the figures out of every report, which take two seconds each; test_report.py draws them."""
+    """Leave the figures out of every report, which take two seconds; test_report.py draws them."""
     monkeypatch.setattr("flops_fit_ray.report.write._figures", lambda *_: iter(()))
+
+
+@pytest.fixture
+def rough_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every figure of a report, and save an empty one."""
+    monkeypatch.setattr("flops_fit_ray.report.write.lay_out", lambda figure: figure)
+    monkeypatch.setattr("flops_fit_ray.report.write.to_svg", lambda _: "<svg/>")
+    monkeypatch.setattr("flops_fit_ray.report.write.to_png", lambda _: b"")

@@ -6,6 +6,7 @@ fork after its first backward pass.
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -15,11 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import filelock  # noqa: F401 - once here, instead of in every child
 import pandas as pd
-import pyarrow.parquet  # noqa: F401 - the same
 import torch
-import torch._dynamo  # the same
 
 from flops_fit_ray.errors import FlopsFitError
 from flops_fit_ray.ledger import Ledger
@@ -119,6 +117,8 @@ def wrong_after(root: Path, n: int, sha256: str) -> list[str]:
 
 def main(directory: Path, times: int) -> None:
     """Kill at every point, so many times each, and print a JSON object about it."""
+    for name in ("filelock", "pyarrow.parquet", "torch._dynamo"):  # once here, instead of in every child
+        importlib.import_module(name)
     pd.DataFrame({"a": [1]}).to_parquet(io.BytesIO())  # whatever else pandas imports when it is used
     torch.set_num_threads(1)  # threads do not survive a fork
     peak_flops(device_name(torch.device("cpu")), "cpu", "fp32", 1)  # measured once, here

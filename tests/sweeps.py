@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
+import hashlib
+import os
 import shutil
-import tempfile
 import weakref
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 from flops_fit_ray.engine._dispatch import Dispatcher
 from flops_fit_ray.engine._live_plan import LivePlan
@@ -16,7 +21,7 @@ from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import recorded_constants
 from flops_fit_ray.planning import Plan, Planner
-from flops_fit_ray.spec import SweepSpec, dump_spec
+from flops_fit_ray.spec import FitSection, SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
@@ -28,7 +33,7 @@ from tests.parts import TruncatedRegression, planned, power_law_regression, spec
 KNOWN_TRAIN = {"batch_size": 4, "lr": 0.04, "optimizer": "sgd", "grad_clip": None, "warmup_tokens": 0}
 
 
-def reference_spec(budgets: int = 3) -> SweepSpec:
+def reference_spec(budgets: int = 3, **sections: Any) -> SweepSpec:
     """`Truncated` on data with a power-law spectrum: the optimum is known to grow as C^(1/2)."""
     return spec_of(
         name="known",
@@ -39,6 +44,7 @@ def reference_spec(budgets: int = 3) -> SweepSpec:
             for i in range(budgets)
         ],
         train=KNOWN_TRAIN,
+        **sections,
     )
 
 
@@ -52,21 +58,30 @@ def reference_parts(spec: SweepSpec) -> UserParts:
 def make_sweep(root: StoragePath, spec: SweepSpec, user: UserParts, *, only: int | None = None) -> Sweep:
     """A sweep directory in which the first `only` experiments have run, all of them by default.
 
-    A process trains a sweep of `reference_parts` once, and copies it from then on.
+    A sweep of `reference_parts` is trained once by all workers of a test run together, and copied from then on.
     """
-    if _reference.get(id(user)) is not user or not isinstance(root, Path) or SweepPaths(root).plan.exists():
+    shared = os.environ.get("REFERENCE_SWEEPS")  # set by conftest.py
+    known = _reference.get(id(user)) is user
+    if shared is None or not known or not isinstance(root, Path) or SweepPaths(root).plan.exists():
         return _train_sweep(root, spec, user, only)
-    key = dump_spec(spec), only
-    if key not in _trained:
-        _trained[key] = Path(tempfile.mkdtemp(prefix="reference-sweep-"))
-        atexit.register(shutil.rmtree, _trained[key], ignore_errors=True)
-        _train_sweep(_trained[key], spec, user, only)
-    shutil.copytree(_trained[key], root, dirs_exist_ok=True)
+    what = spec.model_copy(update={"fit": FitSection()})  # a fit changes nothing that is trained
+    trained = Path(shared) / hashlib.sha256(dump_spec(what).encode()).hexdigest()
+    with FileLock(f"{trained}.lock"):
+        if not trained.exists():
+            _train_sweep(trained.with_suffix(".unfinished"), spec, user, None)
+            trained.with_suffix(".unfinished").rename(trained)
+    run = {experiment.key for experiment in open_sweep(trained).plan.experiments[:only]}
+    shutil.copytree(trained, root, dirs_exist_ok=True, ignore=partial(_not_run, run))
+    write_bytes(SweepPaths(root).spec, dump_spec(spec).encode())
     return open_sweep(root)
 
 
 _reference: weakref.WeakValueDictionary[int, UserParts] = weakref.WeakValueDictionary()
-_trained: dict[tuple[str, int | None], Path] = {}
+
+
+def _not_run(run: Collection[str], directory: str, names: list[str]) -> list[str]:
+    """What `copytree` leaves out: experiments and trunks of experiments that have not run."""
+    return [name for name in names if name not in run] if Path(directory).name in ("experiments", "trunks") else []
 
 
 def _train_sweep(root: StoragePath, spec: SweepSpec, user: UserParts, only: int | None) -> Sweep:

@@ -129,6 +129,7 @@ def test_what_cannot_travel_is_named_before_anything_runs(tmp_path: Path) -> Non
         refuse_unpicklable(ObjectLoader(user_parts_of(spec, loss=loss)))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_result(tmp_path: Path) -> None:
     spec = reference_spec()
     result = Result(make_sweep(tmp_path, spec, reference_parts(spec)))

@@ -96,6 +96,7 @@ def test_a_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert len(page) < 500_000
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_report_of_runs_that_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(2)  # losses by chance: no surface, though a few slices look like valleys
     n, d, loss = 10 ** rng.uniform(6, 9, 60), 10 ** rng.uniform(8, 11, 60), rng.uniform(2, 4, 60)
@@ -140,6 +141,7 @@ def copy_with(sweep: Sweep, where: Path, old: str, new: str) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_spec_without_draws_has_no_intervals(
     sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +162,7 @@ def test_a_spec_without_draws_has_no_intervals(
     assert "no intervals" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_spec_may_ask_for_the_envelope(sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = copy_with(sweep, tmp_path / "s", "method: null", "method: envelope")
     assert call("fit", root, "--json") == 0
@@ -182,6 +185,7 @@ def test_predict_for_hours(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> 
         assert "a wall-clock budget needs a surface" in captured.err
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_spec_of_the_predicted_run_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = reference_spec()
     made = make_sweep(tmp_path / "sweep", spec, reference_parts(spec))

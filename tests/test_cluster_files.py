@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray import __version__
-from tests.cluster_schemas import CLUSTER, check_commands, check_yaml, misspelt
 
+CLUSTER = Path(__file__).parent.parent / "cluster"
 YAML = sorted(CLUSTER.glob("*.yaml"))
 FREE = {"gpu"}  # a kind of node, and its owner's to name
 BASH = shutil.which("bash") or "bash"
@@ -29,6 +29,8 @@ def test_all_of_them_are_looked_at() -> None:
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: str(path.name))
 def test_it_is_right_and_any_misspelt_key_is_refused(path: Path) -> None:
+    from tests.cluster_schemas import check_yaml, misspelt  # takes seconds, which only the worker with this file pays
+
     text = path.read_text()
     check_yaml(text)
     accepted = []
@@ -42,6 +44,8 @@ def test_it_is_right_and_any_misspelt_key_is_refused(path: Path) -> None:
 
 
 def test_options_of_commands_are_those_of_the_commands() -> None:
+    from tests.cluster_schemas import check_yaml
+
     text = (CLUSTER / "aws.yaml").read_text()
     with pytest.raises(AssertionError, match="--dashbord-host"):
         check_yaml(text.replace("--dashboard-host", "--dashbord-host"))
@@ -88,6 +92,8 @@ def lint(script: Path) -> list[str]:
 
 
 def test_the_slurm_script_is_clean_and_a_misspelt_variable_is_refused(tmp_path: Path) -> None:
+    from tests.cluster_schemas import check_commands
+
     script = CLUSTER / "slurm.sh"
     assert lint(script) == []
     directives = [line for line in script.read_text().splitlines() if "SBATCH" in line]

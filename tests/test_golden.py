@@ -50,6 +50,7 @@ def test_every_shape_is_tried() -> None:
     assert {path.name.removesuffix(".tar.gz") for path in GOLDEN.iterdir()} == set(SHAPES)
 
 
+@pytest.mark.usefixtures("rough_figures")
 @pytest.mark.parametrize("name", SHAPES)
 def test_an_old_directory_opens(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = unpacked(name, tmp_path)

@@ -19,6 +19,7 @@ from flops_fit_ray.report.figures import (
     draw_valleys,
     for_page,
     law_bands,
+    lay_out,
     panel_numbers,
     residuals,
     to_png,
@@ -87,7 +88,7 @@ def _write_figures(
     """Write every figure that has data as SVG and PNG, and return the SVG elements for the page by name."""
     drawn = {}
     for name, draw in _figures(analysis, curves, loss_name, replaced):
-        figure = draw()
+        figure = lay_out(draw())
         svg = to_svg(figure)
         write_bytes(paths.figure(name, "svg"), svg.encode())
         write_bytes(paths.figure(name, "png"), to_png(figure))

@@ -2,7 +2,7 @@
 
 from flops_fit_ray.report.figures._laws import comparison_bands, draw_comparison, draw_laws, law_bands
 from flops_fit_ray.report.figures._panel import draw_panel, panel_numbers
-from flops_fit_ray.report.figures._style import for_page, save, to_png, to_svg
+from flops_fit_ray.report.figures._style import for_page, lay_out, save, to_png, to_svg
 from flops_fit_ray.report.figures._surface import contours, draw_contours, draw_residuals, residuals
 from flops_fit_ray.report.figures._valleys import draw_valleys, valley_curves
 from flops_fit_ray.report.figures.curves import draw_curves, training_curves
@@ -19,6 +19,7 @@ __all__ = [
     "draw_valleys",
     "for_page",
     "law_bands",
+    "lay_out",
     "panel_numbers",
     "residuals",
     "save",

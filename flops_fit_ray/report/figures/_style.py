@@ -60,6 +60,13 @@ class Drawing(Figure):
         return to_png(self)
 
 
+def lay_out(figure: Figure) -> Figure:
+    """Place the parts of a figure for good; saving it would place them again for each format."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)
+    return figure
+
+
 def to_svg(figure: Figure) -> str:
     """Return the figure as SVG text, the same bytes for the same numbers."""
     buffer = io.BytesIO()

@@ -21,7 +21,7 @@ from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import recorded_constants
 from flops_fit_ray.planning import Plan, Planner
-from flops_fit_ray.spec import FitSection, SweepSpec, dump_spec
+from flops_fit_ray.spec import FitSection, SweepSpec, TrackersSection, dump_spec
 from flops_fit_ray.storage.atomic import write_bytes, write_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
@@ -64,7 +64,7 @@ def make_sweep(root: StoragePath, spec: SweepSpec, user: UserParts, *, only: int
     known = _reference.get(id(user)) is user
     if shared is None or not known or not isinstance(root, Path) or SweepPaths(root).plan.exists():
         return _train_sweep(root, spec, user, only)
-    what = spec.model_copy(update={"fit": FitSection()})  # a fit changes nothing that is trained
+    what = spec.model_copy(update={"fit": FitSection(), "trackers": TrackersSection()})  # which change no experiment
     trained = Path(shared) / hashlib.sha256(dump_spec(what).encode()).hexdigest()
     with FileLock(f"{trained}.lock"):
         if not trained.exists():

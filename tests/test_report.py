@@ -41,6 +41,13 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     return make_sweep(tmp_path_factory.mktemp("known"), spec, reference_parts(spec))
 
 
+@pytest.fixture(scope="module")
+def written(sweep: Sweep) -> Sweep:
+    """The same with its report, drawn once."""
+    write_report(sweep)
+    return sweep
+
+
 class Closed(HTMLParser):
     """Fails on a tag that is not closed, and collects what a page would fetch."""
 
@@ -65,8 +72,9 @@ def test_the_known_exponent_comes_out(sweep: Sweep) -> None:
     assert interval.low < 0.5 < interval.high
 
 
-def test_the_page_stands_alone(sweep: Sweep) -> None:
-    page = local_path(write_report(sweep)).read_text()
+def test_the_page_stands_alone(written: Sweep) -> None:
+    sweep = written
+    page = local_path(sweep.paths.report).read_text()
     parser = Closed()
     parser.feed(page)
     assert parser.open == []
@@ -80,8 +88,8 @@ def test_the_page_stands_alone(sweep: Sweep) -> None:
         assert f"{result.tokens_seen:,}" in page
 
 
-def test_tables_and_analysis_are_what_the_contract_says(sweep: Sweep) -> None:
-    write_report(sweep)
+def test_tables_and_analysis_are_what_the_contract_says(written: Sweep) -> None:
+    sweep = written
     parquet, csv = (
         pd.read_parquet(local_path(sweep.paths.results_parquet)),
         pd.read_csv(local_path(sweep.paths.results_csv)),
@@ -113,8 +121,8 @@ def test_tables_and_analysis_are_what_the_contract_says(sweep: Sweep) -> None:
     assert names == {f"{name}.{suffix}" for name in drawn for suffix in ("svg", "png")}
 
 
-def test_markdown_and_summary_say_what_the_page_says(sweep: Sweep) -> None:
-    write_report(sweep)
+def test_markdown_and_summary_say_what_the_page_says(written: Sweep) -> None:
+    sweep = written
     markdown, content = (
         local_path(sweep.paths.report_markdown).read_text(),
         json.loads(sweep.paths.summary.read_bytes()),
@@ -185,6 +193,7 @@ def test_figures_show_the_fit(sweep: Sweep) -> None:
     assert to_png(drawing).startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("rough_figures")
 def test_a_partial_sweep_has_a_provisional_page(tmp_path: Path) -> None:
     spec = reference_spec()
     for only in (0, 7, 9):
@@ -201,6 +210,7 @@ def test_a_partial_sweep_has_a_provisional_page(tmp_path: Path) -> None:
         assert content["provisional"] and content["status"]["completed"] == only
 
 
+@pytest.mark.usefixtures("rough_figures")
 def test_failures_are_listed_escaped_and_left_out_of_the_fit(tmp_path: Path) -> None:
     spec = spec_of()
     calls = iter(range(10**9))
@@ -238,6 +248,7 @@ def test_what_is_no_sweep_directory_is_refused(tmp_path: Path) -> None:
         open_sweep(tmp_path / "s")
 
 
+@pytest.mark.usefixtures("rough_figures")
 def test_a_sweep_without_held_out_data_says_so_wherever_it_speaks_of_losses(tmp_path: Path) -> None:
     spec = spec_of(
         data={"train": "tests.parts:text", "max_epochs": 9, "eval_fraction": 0},
@@ -256,6 +267,7 @@ def test_a_sweep_without_held_out_data_says_so_wherever_it_speaks_of_losses(tmp_
     assert set(sweep.to_frame()["loss_kind"]) == {"training, smoothed"}
 
 
+@pytest.mark.usefixtures("rough_figures")
 def test_metrics_are_columns_of_the_report_and_the_tables(tmp_path: Path) -> None:
     spec = spec_of(
         data={"train": "tests.parts:text", "max_epochs": 9, "bytes_per_token": 2},

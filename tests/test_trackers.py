@@ -23,6 +23,7 @@ from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.trackers import check_installed, watchers_for
 from flops_fit_ray.trackers._tracked import MAX_FAILURES, Tracker, TrackerView, measured_of, run_name
 from tests.nodes import free_port
+from tests.parts import planned
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 NEW = 3  # experiments that run while somebody looks
@@ -182,9 +183,9 @@ def test_a_secret_in_the_spec_is_refused_and_not_repeated() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_trackers_change_no_experiment(tmp_path: Path) -> None:
+def test_trackers_change_no_experiment() -> None:
     plain, tracked = reference_spec(), spec_with(tensorboard=False, mlflow={"tracking_uri": "http://x"})
-    plans = [make_sweep(tmp_path / str(i), s, reference_parts(s), only=0).plan for i, s in enumerate((plain, tracked))]
+    plans = [planned(spec, reference_parts(spec)) for spec in (plain, tracked)]
     assert [e.key for e in plans[0].experiments] == [e.key for e in plans[1].experiments]
 
 

@@ -19,15 +19,19 @@ from typing import TYPE_CHECKING
 from flops_fit_ray._version import __version__
 
 if TYPE_CHECKING:
-    from flops_fit_ray.api import Result, check, find_optimal, fit_table
+    from flops_fit_ray.api import check, find_optimal, fit_table
     from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
+    from flops_fit_ray.result import Result
+    from flops_fit_ray.sweep import Experiment, SweepPlan
     from flops_fit_ray.training.data import TokenFile
 
 __all__ = [
+    "Experiment",
     "FitError",
     "FlopsFitError",
     "Result",
     "SpecError",
+    "SweepPlan",
     "TokenFile",
     "__version__",
     "check",
@@ -37,9 +41,11 @@ __all__ = [
 
 _HOMES = {
     "check": "flops_fit_ray.api",
+    "Experiment": "flops_fit_ray.sweep",
+    "SweepPlan": "flops_fit_ray.sweep",
     "find_optimal": "flops_fit_ray.api",
     "fit_table": "flops_fit_ray.api",
-    "Result": "flops_fit_ray.api",
+    "Result": "flops_fit_ray.result",
     "FitError": "flops_fit_ray.errors",
     "FlopsFitError": "flops_fit_ray.errors",
     "SpecError": "flops_fit_ray.errors",

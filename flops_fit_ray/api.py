@@ -10,133 +10,31 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from flops_fit_ray.analysis import Analysis, FitOptions, Prediction, SweepFit, analyse, fit_sweep, predict
+from flops_fit_ray.analysis import Analysis, FitOptions, analyse, fit_sweep
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.console.select import console_for
-from flops_fit_ray.errors import DirectoryError, SpecError, faults_of
+from flops_fit_ray.errors import (
+    ArgumentError,
+    BudgetsMissingError,
+    DirectoryError,
+    SpecError,
+    faults_of_arguments,
+)
 from flops_fit_ray.formatting import did_you_mean
 from flops_fit_ray.pipeline import RunRequest, check_output, plan_request, recorded_rates, run
 from flops_fit_ray.pipeline import check as check_request
 from flops_fit_ray.planning import Plan, priced
+from flops_fit_ray.result import Result
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.spec.arguments import SOURCE, describe_target, spec_from_arguments
+from flops_fit_ray.spec.arguments import SOURCE, Mode, describe_target, spec_from_arguments
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, storage_path
-from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.waiting import to_stderr, told_to, waiting
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
     from flops_fit_ray.training.preflight.check import CheckReport
     from flops_fit_ray.training.user.parts import UserParts
-
-
-class Result:
-    """Answer, numbers and figures of a finished or partial sweep, read from the files of its directory alone."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
-
-    @property
-    def output(self) -> StoragePath:
-        """Return the sweep directory."""
-        return self._sweep.paths.root
-
-    @property
-    def plan(self) -> Plan:
-        """Return the plan with every experiment."""
-        return self._sweep.plan
-
-    @property
-    def fit(self) -> SweepFit:
-        """Return valleys, laws, intervals and warnings."""
-        return self._sweep.fit
-
-    @property
-    def complete(self) -> bool:
-        """Return True if every planned experiment has a result."""
-        return self._sweep.complete
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Return the warnings to read before trusting the numbers."""
-        return self._sweep.warnings
-
-    @property
-    def analysis(self) -> Analysis:
-        """Return predictions at ten times the largest budget, their sensitivity, and hold-outs."""
-        return self._sweep.analysis
-
-    def predict(self, budget: float) -> Prediction:
-        """Predict N, D and loss at C = `budget` FLOPs, with intervals and the extrapolation factor.
-
-        Raises:
-            FitError: the sweep gave no law.
-        """
-        return predict(self.fit, budget)
-
-    def chinchilla_table(self, budgets: Sequence[float] | None = None) -> pd.DataFrame:
-        """Return one row per budget with N, D, D/N, loss, intervals and extrapolation factor.
-
-        Without `budgets`: those of the sweep, and 10 and 100 times the largest.
-
-        Raises:
-            FitError: the sweep gave no law.
-        """
-        import pandas as pd
-
-        if budgets is None:
-            own = [b.flops for b in self._sweep.spec.budgets]
-            budgets = [*own, 10 * own[-1], 100 * own[-1]]
-        return pd.DataFrame([_row(self.predict(budget)) for budget in budgets])
-
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw the valleys with their minima on a matplotlib Figure; save it to `path` (.svg, .png, .pdf) if given."""
-        from flops_fit_ray.report.figures import draw_valleys, valley_curves
-
-        figure = draw_valleys(valley_curves(self.fit, self._sweep.replaced_points), self._sweep.loss_name)
-        if path is not None:
-            figure.savefig(Path(path))
-        return figure
-
-    def _repr_html_(self) -> str:
-        """Return the summary that a notebook shows."""
-        from flops_fit_ray.report.page import render_short
-
-        return render_short(self._sweep)
-
-    def report(self) -> StoragePath:
-        """Write report.html, tables and figures again, and return the path of the page."""
-        from flops_fit_ray.report import write_report
-
-        return write_report(self._sweep)
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per planned experiment: plan, tokens seen, result or failure."""
-        return self._sweep.to_frame()
-
-    def __repr__(self) -> str:
-        done, total = len(self._sweep.results), len(self.plan.experiments)
-        return f"Result({str(self.output)!r}, {done} of {total} experiments)"
-
-
-def _row(prediction: Prediction) -> dict[str, float | None]:
-    row: dict[str, float | None] = {
-        "budget": prediction.budget,
-        "params": prediction.params,
-        "tokens": prediction.tokens,
-        "tokens_per_param": prediction.tokens / prediction.params,
-        "loss": prediction.loss,
-        "extrapolation": prediction.extrapolation,
-    }
-    for name in ("params", "tokens", "loss"):
-        interval = getattr(prediction, f"{name}_interval")
-        row[f"{name}_low"] = interval.low if interval else None
-        row[f"{name}_high"] = interval.high if interval else None
-    return row
 
 
 _Arguments = ParamSpec("_Arguments")
@@ -162,11 +60,29 @@ def find_optimal(
     dataset: Any = ...,
     loss_fn: Any = ...,
     compute_budgets: Sequence[float | Mapping[str, Any]] | None = ...,
-    train: Literal[True] = ...,
+    *,
+    train: Literal[False],
+    mode: Mode = ...,
     output_dir: str | Path = ...,
     resume: bool = ...,
     **options: Any,
-) -> Result: ...
+) -> Plan: ...
+
+
+@overload
+def find_optimal(
+    model_cls: Callable[..., Any],
+    model_size_param: str | None,
+    model_kwargs: Mapping[str, Any] | None,
+    dataset: Any,
+    loss_fn: Any,
+    compute_budgets: Sequence[float | Mapping[str, Any]] | None,
+    train: Literal[False],
+    mode: Mode = ...,
+    output_dir: str | Path = ...,
+    resume: bool = ...,
+    **options: Any,
+) -> Plan: ...
 
 
 @overload
@@ -177,15 +93,16 @@ def find_optimal(
     dataset: Any = ...,
     loss_fn: Any = ...,
     compute_budgets: Sequence[float | Mapping[str, Any]] | None = ...,
-    *,
-    train: Literal[False],
+    train: Literal[True] = ...,
+    mode: Mode = ...,
     output_dir: str | Path = ...,
     resume: bool = ...,
     **options: Any,
-) -> Plan: ...
+) -> Result: ...
 
 
 @_says_what_it_waits_for
+@faults_of_arguments(SOURCE)
 def find_optimal(
     model_cls: Callable[..., Any],
     model_size_param: str | None = None,
@@ -194,6 +111,7 @@ def find_optimal(
     loss_fn: Any = None,
     compute_budgets: Sequence[float | Mapping[str, Any]] | None = None,
     train: bool = True,
+    mode: Mode = "local",
     output_dir: str | Path = "runs/sweep",
     resume: bool = True,
     **options: Any,
@@ -205,11 +123,13 @@ def find_optimal(
         model_size_param: the argument that makes the model larger. Not needed where `sizes` are mappings.
         dataset: tensors or arrays (one, a tuple, a mapping), a map-style or iterable dataset, a DataLoader, a Hugging
             Face dataset, a TokenFile. Samples are (input, ..., target), or mappings with `labels`. Without
-            `eval_dataset` a part of map-style data is held out.
+            `eval_dataset` a part of map-style data is held out. None only plans, from the model alone: C = 6·N·D.
         loss_fn: (outputs, targets) -> mean loss, or (model, batch) -> mean loss if its first argument is called
             `model`; also "cross_entropy" (the default), "mse", or "model" for a model that returns its own loss.
         compute_budgets: C in FLOPs, two at least; an item may be {"flops": C, "sizes": [...]}.
         train: False only plans: nothing is run or written.
+        mode: "mock" trains nothing: D is not limited by the data, C = 6·N·D, and the losses are those of a published
+            surface with noise. Such a directory never goes on as a real sweep.
         output_dir: the sweep directory.
         resume: False refuses a directory that holds results already.
         options: any field of the spec's sections by its name, such as sizes, batch_size, micro_batch_size, precision,
@@ -222,21 +142,25 @@ def find_optimal(
             arguments), count_tokens (batch), flops_per_token (model), and in metrics={name: function}.
 
     Returns:
-        The plan with `train=False`, else the result.
+        The plan with `train=False` or without a dataset, else the result.
 
     Raises:
-        SpecError: an argument is wrong or unknown; nothing was run.
+        ArgumentError: an argument is wrong or unknown; nothing was run. It is a TypeError and a ValueError, and a
+            NotImplementedError where nothing but the budgets is missing.
         ResourceError, DirectoryError: the cluster or the directory cannot be used.
         InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call resumes.
     """
     root = storage_path(output_dir)
-    if train:
+    plans = dataset is None or not train
+    if not plans:
         check_output(root)
     request, quiet = _requested(
-        model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, root, options
+        model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, root, mode, options, plans
     )
-    if not train:
+    if plans:
         _, plan = plan_request(request)
+        if train and not quiet:
+            PlainConsole(sys.stdout).say("find_optimal: no dataset is given, so this is a plan and nothing is run")
         return priced(plan, request.spec.grid.start, rates=recorded_rates(SweepPaths(root), plan.constants))
     if not resume:
         _refuse_results(root)
@@ -248,6 +172,7 @@ def find_optimal(
 
 
 @_says_what_it_waits_for
+@faults_of_arguments(SOURCE)
 def check(
     model_cls: Callable[..., Any],
     model_size_param: str | None = None,
@@ -271,10 +196,15 @@ def check(
     """
     keep = output_dir is not None
     root = storage_path(output_dir if output_dir is not None else Path.cwd())
-    request, _ = _requested(model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, root, options)
+    if dataset is None:
+        raise ArgumentError(SOURCE, ["dataset: is missing; give a dataset of (input, target)"])
+    request, _ = _requested(
+        model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, root, "local", options, False
+    )
     return check_request(request, keep=keep)[0]
 
 
+@faults_of_arguments("fit_table")
 def fit_table(
     path: str | Path,
     at: Sequence[float] = (),
@@ -318,11 +248,21 @@ def _requested(
     loss_fn: Any,
     compute_budgets: Sequence[float | Mapping[str, Any]] | None,
     root: StoragePath,
+    mode: str,
     options: dict[str, Any],
+    plans: bool,
 ) -> tuple[RunRequest, bool]:
-    """Return the request that the arguments amount to, and True where nothing is to be printed."""
+    """Return the request that the arguments amount to, and True where nothing is to be printed.
+
+    Args:
+        plans: nothing will be run, so that one budget is enough.
+
+    Raises:
+        SpecError: something is wrong; what can be told of model, data, loss and options at once.
+    """
     with waiting("importing torch"):
         from flops_fit_ray.engine.loaders import ObjectLoader
+        from flops_fit_ray.training.preflight.model_alone import measure_alone, model_faults
         from flops_fit_ray.training.preflight.model_size import measure_sizes
         from flops_fit_ray.training.user.parts import HOOKS
 
@@ -334,21 +274,35 @@ def _requested(
     if not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
         raise SpecError(SOURCE, ["metrics: must be functions by name, for example {'accuracy': accuracy}"])
     hooks = {name: options.pop(name) for name in HOOKS if callable(options.get(name))}
+    given = model_kwargs or {}
     loss_fn = "cross_entropy" if loss_fn is None else loss_fn
     options |= {"metrics": {name: describe_target(metric) for name, metric in metrics.items()}}
-    spec = spec_from_arguments(
-        model_cls, model_size_param, model_kwargs or {}, dataset, loss_fn, compute_budgets, extra, options, hooks
-    )
-    with faults_of(SOURCE):
-        user = _user_parts_from_arguments(
-            model_cls, model_kwargs or {}, dataset, loss_fn, extra, spec, {**hooks, "metrics": metrics}
+    faults: list[str] = []
+    user: UserParts | None = None
+    spec: SweepSpec | None = None
+    try:
+        spec = spec_from_arguments(
+            model_cls, model_size_param, given, dataset, loss_fn, compute_budgets, mode, extra, options, hooks, plans
         )
+        user = _user_parts_from_arguments(
+            model_cls, given, dataset, loss_fn, extra, spec, {**hooks, "metrics": metrics}
+        )
+    except SpecError as e:
+        faults += e.faults
+    if spec is None or user is None or compute_budgets is None:
+        faults = [*model_faults(model_cls, model_size_param, given), *faults]
+        missing = "compute_budgets: is missing; give FLOPs, for example [1e15, 3e15, 1e16]"
+        if compute_budgets is None and not faults:
+            raise BudgetsMissingError(SOURCE, [f"{missing} (model validation passed)"])
+        raise ArgumentError(SOURCE, faults if compute_budgets is not None else [*faults, missing])
+
+    parts, measure = user, measure_alone if dataset is None or mode == "mock" else measure_sizes
     request = RunRequest(
         spec=spec,
         source=SOURCE,
         root=root,
-        measure=lambda wider: measure_sizes(wider, user),
-        load_user_parts=ObjectLoader(user),
+        measure=lambda wider: measure(wider, parts),
+        load_user_parts=ObjectLoader(parts),
         command=f"find_optimal(..., output_dir={str(root)!r})",
         address=extra["address"],
         limits=RunLimits(until=extra["until"], at_most=extra["at_most"], slots=extra["slots"]),
@@ -366,12 +320,14 @@ def _user_parts_from_arguments(
     spec: SweepSpec,
     hooks: Mapping[str, Any],
 ) -> UserParts:
-    from flops_fit_ray.training.user.parts import load_loss, make_user_parts
+    from flops_fit_ray.training.user.parts import load_loss, make_user_parts, parts_without_data
 
     faults: list[str] = []
     loss = load_loss(loss_fn, Path.cwd(), faults) if isinstance(loss_fn, str) else loss_fn
     if faults:
         raise SpecError(SOURCE, faults)
+    if dataset is None:
+        return parts_without_data(model_cls, model_kwargs, loss, **hooks)
     return make_user_parts(
         model=model_cls,
         model_kwargs=model_kwargs,

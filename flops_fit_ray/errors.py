@@ -42,6 +42,14 @@ class DataDiffersError(SpecError):
     """A process that trains has other data than those that the plan was made of."""
 
 
+class ArgumentError(SpecError, TypeError, ValueError):
+    """Wrong arguments of a Python call: all faults of type and of value at once, so it is caught as either."""
+
+
+class BudgetsMissingError(ArgumentError, NotImplementedError):
+    """All other arguments are right, and no budgets were given: there is nothing to plan yet."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; the name of its class if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -54,6 +62,17 @@ def faults_of(source: str) -> Iterator[None]:
         yield
     except SpecError as e:
         raise SpecError(source, e.faults) from e.__cause__
+
+
+@contextlib.contextmanager
+def faults_of_arguments(source: str) -> Iterator[None]:
+    """Re-raise a SpecError as the ArgumentError of the call `source`; its cause stays."""
+    try:
+        yield
+    except ArgumentError:
+        raise
+    except SpecError as e:
+        raise ArgumentError(source, e.faults) from e.__cause__
 
 
 class DirectoryError(FlopsFitError):

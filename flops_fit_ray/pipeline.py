@@ -23,7 +23,7 @@ from flops_fit_ray.planning import (
     SweepConstants,
     priced,
 )
-from flops_fit_ray.spec import Budget, SweepSpec, dump_spec
+from flops_fit_ray.spec import SYNTHETIC_LOSS, Budget, SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import read_json, set_aside, write_bytes, write_json
 from flops_fit_ray.storage.codec import read_value, value_of
 from flops_fit_ray.storage.lock import refuse_second_writer
@@ -65,6 +65,11 @@ class RunRequest:
     limits: RunLimits = field(default_factory=RunLimits)
     new: bool = False  # train completed experiments again where the spec has changed
 
+    @property
+    def trains(self) -> bool:
+        """False where the losses are synthetic."""
+        return self.spec.loss != SYNTHETIC_LOSS
+
 
 def check_output(root: StoragePath) -> None:
     """Refuse a sweep directory that cannot be written, before anything is measured.
@@ -89,7 +94,13 @@ def check_output(root: StoragePath) -> None:
             raise DirectoryError(
                 f"{root}: cannot be written: {there} is no directory that may be; choose another --output"
             )
-    refuse_second_writer(SweepPaths(root))
+    paths = SweepPaths(root)
+    if paths.results_json.exists() and not (paths.plan.exists() or paths.recorded_keys()):
+        raise DirectoryError(
+            f"{paths.results_json}: is of another program and would be overwritten; choose another --output "
+            "(`flops-fit-ray fit` reads it)"
+        )
+    refuse_second_writer(paths)
 
 
 def plan_request(request: RunRequest, constants: SweepConstants | None = None) -> tuple[Planner, Plan]:
@@ -153,8 +164,9 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
         rule = stopping_rule_for(request.spec, request.limits.until, request.limits.at_most)
         paths = SweepPaths(request.root)
         planner, plan = plan_request(request, recorded_constants(paths))
-        refuse_unpicklable(request.load_user_parts)
-        refuse_early(request.spec, request.address)
+        if request.trains:
+            refuse_unpicklable(request.load_user_parts)
+            refuse_early(request.spec, request.address)
         with Ledger(paths).writer() as dead_owner:
             paths.remove_strays()
             if dead_owner:
@@ -176,7 +188,7 @@ def _run_locked(
 
     ledger = Ledger(SweepPaths(request.root))
     with contextlib.ExitStack() as session:
-        if AUTO in (request.spec.train.precision, request.spec.train.compile):
+        if request.trains and AUTO in (request.spec.train.precision, request.spec.train.compile):
             chosen = _recorded_choice(request.spec, ledger.paths)
             if chosen is None:
                 session.enter_context(ray_session(request.address))  # one for the measurement and the sweep
@@ -219,6 +231,9 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
     if not (paths.plan.exists() or paths.recorded_keys()):
         return
     recorded = recorded_in(paths)
+    if recorded.spec is not None and (recorded.spec.loss == SYNTHETIC_LOSS) == request.trains:
+        other = "synthetic losses" if request.trains else "a real sweep"
+        raise DirectoryError(f"{paths.root}: holds {other}; choose another output directory")
     for damaged in recorded.damaged:
         aside = set_aside(damaged)
         if aside is not None:
@@ -249,6 +264,7 @@ def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
 def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: PlainConsole, stop: StopRequest) -> Sweep:
     """Run one plan to its end."""
     from flops_fit_ray.engine.jobs import upload_of
+    from flops_fit_ray.engine.rehearsal import rehearse_plan
     from flops_fit_ray.engine.tuner import run_plan
     from flops_fit_ray.ledger.watch import Watcher, Watchers
     from flops_fit_ray.trackers import watchers_for
@@ -266,6 +282,9 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
         record(planner.plan())
     except StorageError as e:  # nothing has been run, so there is nothing to resume
         raise DirectoryError(f"{e}, or choose another --output") from e
+    if not request.trains:
+        rehearse_plan(planner, ledger, record)
+        return open_sweep(request.root)
     run_plan(
         planner,
         spec=request.spec,

@@ -163,7 +163,9 @@ BAD: dict[str, Case] = {
         changes={"model.kwargs": {"heads": 3}}, words=("model.sizes", "width=4", "divisible by heads=3")
     ),
     "no parameters": Case(changes={"model.target": "parts:Empty"}, words=("model", "parameters")),
-    "N not increasing": Case(changes={"model.target": "parts:Flat"}, words=("model.sizes: 4 and 8 both have N = 81",)),
+    "N not increasing": Case(
+        changes={"model.target": "parts:Flat"}, words=("model.sizes: 3 sizes, 4 to 16, have N = 81",)
+    ),
     "N decreasing": Case(
         changes={"model.target": "parts:Shrinking"}, words=("model.sizes: N falls from 561 at size 4 to 481 at size 8",)
     ),

@@ -15,9 +15,8 @@ import ray
 import torch
 from torch import Tensor
 
-from flops_fit_ray import SpecError, check, find_optimal
+from flops_fit_ray import Result, SpecError, check, find_optimal
 from flops_fit_ray.analysis import fit_to_json
-from flops_fit_ray.api import Result
 from flops_fit_ray.cli import main
 from flops_fit_ray.engine._trainable import TrialContext, run_experiment
 from flops_fit_ray.engine.loaders import Loader, ObjectLoader, SharedLoader, share_data

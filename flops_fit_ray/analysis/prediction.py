@@ -19,8 +19,8 @@ MIN_SEEDS = 6  # degrees of freedom from which the noise between seeds is used f
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """Optimal N and D at one budget, and their loss."""
+class Prediction(dict[str, float]):
+    """Optimal N and D at one budget, and their loss. As a mapping it holds them under flops-fit's names."""
 
     budget: float
     method: MethodName
@@ -33,6 +33,15 @@ class Prediction:
     run_interval: Interval | None  # of the loss of one new run there: uncertainty of the law plus noise of a run
     extrapolation: float  # factor beyond the nearest fitted budget; 1 inside the range
     warnings: tuple[Flag, ...]
+
+    def __post_init__(self) -> None:
+        self |= {
+            "target_compute": self.budget,
+            "optimal_params": int(self.params),
+            "optimal_tokens": int(self.tokens),
+            "expected_loss": self.loss,
+            "tokens_per_param": self.tokens / self.params,
+        }
 
 
 def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> Prediction:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.planning._price import Price, Rates, estimate_price
@@ -32,7 +33,7 @@ class Disk(Record):
     in_the_end: Count  # trunks, and the best checkpoints and weights of all experiments if they are kept
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """All experiments of a sweep that are decided, with warnings, disk space and price.
 
@@ -50,6 +51,31 @@ class Plan:
     notes: tuple[str, ...] = ()  # decisions taken from results, with their grounds
     lr: MeasuredLr | None = None
     price: Price | None = None
+    target: str = ""  # the model's constructor; empty in plans of earlier versions
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)  # of the constructor, the same at every size
+
+    # The names that flops-fit has for these (docs/from-flops-fit.md)
+    total_flops = property(attrgetter("flops"))
+
+    @property
+    def num_experiments(self) -> int:
+        """Number of decided experiments."""
+        return len(self.experiments)
+
+    @property
+    def compute_budgets(self) -> list[float]:
+        """C of every budget, increasing."""
+        return sorted({e.budget for e in self.expected})
+
+    @property
+    def size_param(self) -> str:
+        """Constructor arguments that make the size."""
+        return ", ".join(self.measurements.sizes[0].kwargs)
+
+    @property
+    def model_cls_name(self) -> str:
+        """Name of the model's constructor."""
+        return self.target.rpartition(":")[2]
 
     def with_experiments(self, others: Mapping[str, Experiment]) -> Plan:
         """Return the plan with experiments replaced by those of the same key."""
@@ -70,6 +96,13 @@ class Plan:
     def flops(self) -> float:
         """Training FLOPs that the whole sweep executes, expected experiments included."""
         return sum(e.flops_executed for e in self.expected)
+
+    def __repr__(self) -> str:
+        more = f", {len(self.forecast)} more expected" if self.forecast else ""
+        return (
+            f"Plan({self.num_experiments} experiments{more}, {len(self.compute_budgets)} budgets, "
+            f"total_flops={self.total_flops:.2e})"
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """Return a table with one row per experiment, decided or expected."""
@@ -110,6 +143,8 @@ class Plan:
         return {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
+            "target": self.target,
+            "model_kwargs": dict(self.model_kwargs),
             "flops": self.flops,
             "data": asdict(self.measurements.data),
             "sizes": [asdict(s) | {"flops_per_token_6n": 6.0 * s.params} for s in self.measurements.sizes],
@@ -143,6 +178,8 @@ class _PlanFile(Record):
     notes: tuple[str, ...] = ()
     lr: MeasuredLr | None = None
     price: Price | None = None
+    target: str = ""
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
@@ -170,6 +207,8 @@ def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
         notes=found.notes,
         lr=found.lr,
         price=found.price,
+        target=found.target,
+        model_kwargs=found.model_kwargs,
     )
 
 

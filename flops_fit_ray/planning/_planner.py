@@ -115,6 +115,8 @@ class Planner:
             forecast=expected,
             notes=tuple(grown.notes),
             lr=grown.lr,
+            target=self.spec.model.target,
+            model_kwargs=self.spec.model.kwargs,
         )
         if plan.final and not observed:
             self._constant = plan

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from flops_fit_ray.planning.data_probe import DataProbe
@@ -139,6 +140,18 @@ class Experiment(ExperimentFacts):
     def flops_executed(self) -> float:
         """FLOPs of the steps that this experiment takes itself, without those taken over from its parent."""
         return self.flops * (self.steps - self.start_step) / self.steps
+
+    # The names that flops-fit has for these (docs/from-flops-fit.md)
+    experiment_id = property(attrgetter("key"))
+    compute_budget = property(attrgetter("budget"))
+    size_param_value = property(attrgetter("size"))
+    num_params = property(attrgetter("params"))
+    num_tokens = property(attrgetter("tokens"))
+
+    @property
+    def tokens_per_param(self) -> float:
+        """D / N."""
+        return self.tokens / self.params
 
     def from_scratch(self) -> Experiment:
         """Return the same experiment without a parent."""

@@ -11,8 +11,8 @@ from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning._sizes import auto_range, shared_sizes, size_label
 from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of
-from flops_fit_ray.planning.experiment import Experiment, Measurements, ModelSize
-from flops_fit_ray.spec import Budget, SweepSpec
+from flops_fit_ray.planning.experiment import DataFacts, Experiment, Measurements, ModelSize
+from flops_fit_ray.spec import NO_DATA, SYNTHETIC_LOSS, Budget, SweepSpec
 
 MIN_STEPS = 300  # optimizer steps below which a cell is limited by its steps and biases the valley
 GOOD_SIZES = 5
@@ -61,11 +61,15 @@ def size_faults(spec: SweepSpec, sizes: Sequence[ModelSize]) -> Iterator[str]:
             f"model.sizes: N falls from {params} at size {size} to {next_params} at size {next_size}; "
             f"check that model.size_param {spec.model.size_param} makes the model larger"
         )
-    for smaller, larger in itertools.pairwise(sizes):
-        if smaller.params == larger.params:
+    for params, same in itertools.groupby(sizes, key=lambda s: s.params):
+        equal = [str(s.size) for s in same]
+        if len(equal) > 1:
+            shown = (
+                " and ".join(equal) + " both" if len(equal) == 2 else f"{len(equal)} sizes, {equal[0]} to {equal[-1]},"
+            )
             yield (
-                f"model.sizes: {smaller.size} and {larger.size} both have N = {smaller.params}; "
-                f"check that {spec.model.size_param or 'the size'} changes the model"
+                f"model.sizes: {shown} have N = {params}; check that {spec.model.size_param or 'the size'} changes "
+                "the model"
             )
 
 
@@ -121,19 +125,30 @@ def sweep_warnings(spec: SweepSpec, measurements: Measurements, *, lr_guarded: b
     span = spec.budgets[-1].flops / spec.budgets[0].flops
     if not spec.is_one_run:
         yield from map(str, range_warning(span, len(spec.budgets)))
+    elif len(spec.budgets[0].sizes or ()) != 1:
+        yield "one budget gives no law: it can be planned, and run beside one more"
     if spec.train.lr == "auto" and not lr_guarded:
         yield "train.lr is a general rule, not measured on this model: it may bias the valleys; set grid.lr_guard"
     if isinstance(spec.train.lr, float) and spec.train.optimizer == "adamw":
         yield "train.lr is one value for all sizes: larger models usually need a lower one; use a rule or a table"
     if spec.train.schedule == "constant":
         yield "train.schedule is constant: without a decay at the end of a run the optimum is biased; use wsd or cosine"
-    if measurements.data.train_samples is None:
-        yield "data.train has no length: an experiment fails if the data end before its D"
-    yield from measurements.data.warnings
-    if measurements.data.eval_samples == 0:
-        yield "there is no held-out data: losses are training losses, the mean of the last 5 % of steps; set data.eval"
+    yield from _data_warnings(spec, measurements.data)
     if spec.data.max_epochs > 1:
         yield f"data.max_epochs is {spec.data.max_epochs:g}: repeated data biases the optimum; add data if you can"
+
+
+def _data_warnings(spec: SweepSpec, data: DataFacts) -> Iterator[str]:
+    if spec.loss == SYNTHETIC_LOSS:
+        yield "nothing is trained: the losses are synthetic, of the surface of Besiroglu et al. 2024 at N and D"
+    if data.fingerprint == NO_DATA:
+        yield "no data were measured: D is not limited by them, and FLOPs are 6·N·D where no flops_per_token is given"
+        return
+    if data.train_samples is None:
+        yield "data.train has no length: an experiment fails if the data end before its D"
+    yield from data.warnings
+    if data.eval_samples == 0:
+        yield "there is no held-out data: losses are training losses, the mean of the last 5 % of steps; set data.eval"
 
 
 def flops_audit(sizes: Sequence[ModelSize]) -> Iterator[str]:

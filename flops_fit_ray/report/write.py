@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from flops_fit_ray.analysis import Analysis, Points
+from flops_fit_ray.ledger import ExperimentResult, Failure
 from flops_fit_ray.report.figures import (
     contours,
     draw_contours,
@@ -74,12 +78,34 @@ def write_table_report(table: Table, analysis: Analysis, directory: Path, comman
 
 
 def write_tables(sweep: Sweep) -> None:
-    """Write results.parquet and results.csv, one row per experiment."""
+    """Write results.parquet and results.csv, one row per experiment, and results.json."""
     frame = sweep.to_frame()
     parquet = io.BytesIO()
     frame.to_parquet(parquet, index=False)
     write_bytes(sweep.paths.results_parquet, parquet.getvalue())
     write_bytes(sweep.paths.results_csv, frame.to_csv(index=False).encode())
+    write_bytes(sweep.paths.results_json, (json.dumps(_training_results(sweep), indent=1) + "\n").encode())
+
+
+def _training_results(sweep: Sweep) -> list[dict[str, Any]]:
+    """Return the runs that the fit is of, then those that failed, under the names of flops-fit's results.json."""
+    planned = {e.key: e for e in sweep.plan.experiments}
+    ended: list[ExperimentResult | Failure] = [*sweep.standing, *sweep.failures]
+    return [
+        {
+            "experiment_id": one.key,
+            "compute_budget": planned[one.key].budget,
+            "model_size": planned[one.key].params,
+            "num_tokens": one.tokens_seen,
+            "final_loss": one.loss if isinstance(one, ExperimentResult) else None,
+            "actual_flops": one.tokens_seen * planned[one.key].flops_per_token,
+            "wall_time_seconds": one.seconds,
+            "timestamp": datetime.fromtimestamp(one.finished_at, UTC).isoformat(),
+            "status": "completed" if isinstance(one, ExperimentResult) else "failed",
+            "error_message": None if isinstance(one, ExperimentResult) else f"{one.status}: {one.error}",
+        }
+        for one in ended
+    ]
 
 
 def _write_figures(

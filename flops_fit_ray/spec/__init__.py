@@ -5,6 +5,8 @@ Nothing here imports the user's code; the targets stay names until `training.use
 
 from flops_fit_ray.spec._reading import dump_spec, make_spec, parse_yaml, read_spec, spec_from_bytes
 from flops_fit_ray.spec._sections import (
+    NO_DATA,
+    SYNTHETIC_LOSS,
     CheckpointSection,
     DataSection,
     FitSection,
@@ -18,6 +20,8 @@ from flops_fit_ray.spec._sections import (
 from flops_fit_ray.spec._values import Budget, Ladder, LrRule, LrTable, SizeValue
 
 __all__ = [
+    "NO_DATA",
+    "SYNTHETIC_LOSS",
     "Budget",
     "CheckpointSection",
     "DataSection",

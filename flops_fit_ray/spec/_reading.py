@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec._faults import fault_lines
-from flops_fit_ray.spec._sections import SweepSpec
+from flops_fit_ray.spec._sections import ONE_BUDGET, SweepSpec
 
 MAX_SPEC_BYTES = 1 << 20
 MAX_ALIASES = 64  # stops an alias bomb before it is expanded
@@ -112,14 +112,17 @@ def spec_from_bytes(raw: bytes, source: str, overrides: Sequence[str] = ()) -> S
     return make_spec(content, source)
 
 
-def make_spec(content: Mapping[str, Any], source: str) -> SweepSpec:
+def make_spec(content: Mapping[str, Any], source: str, *, one_budget: bool = False) -> SweepSpec:
     """Check plain values and return them as a spec.
+
+    Args:
+        one_budget: take one budget with many sizes, which can be planned and gives no law.
 
     Raises:
         SpecError: anything is wrong; all faults at once.
     """
     try:
-        return SweepSpec.model_validate(content)
+        return SweepSpec.model_validate(content, context={ONE_BUDGET: one_budget})
     except ValidationError as e:
         raise SpecError(source, fault_lines(e.errors())) from e
 

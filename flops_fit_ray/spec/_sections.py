@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from flops_fit_ray.fit_options import LIMITS, PIN_LIMITS, CurveName, FitOptions, LawWeights, MethodChoice, PinName
@@ -25,6 +25,10 @@ from flops_fit_ray.spec._values import (
     Target,
     TokensOrAuto,
 )
+
+ONE_BUDGET = "one_budget"  # in the context of a validation: one budget of many sizes will do, nothing is run
+NO_DATA = "none"  # as data.train and as fingerprint, of a plan that no data were given for
+SYNTHETIC_LOSS = "synthetic:besiroglu"  # of a sweep that trains nothing
 
 
 class ModelSection(Section):
@@ -215,10 +219,11 @@ class SweepSpec(Section):
 
     @field_validator("budgets")
     @classmethod
-    def _enough(cls, budgets: list[Budget]) -> list[Budget]:
+    def _enough(cls, budgets: list[Budget], info: ValidationInfo) -> list[Budget]:
         flops = [b.flops for b in budgets]
         one_run = len(budgets) == 1 and budgets[0].sizes is not None and len(budgets[0].sizes) == 1
-        if len(flops) < 2 and not one_run:
+        may_be_one = bool((info.context or {}).get(ONE_BUDGET)) and len(flops) == 1
+        if len(flops) < 2 and not (one_run or may_be_one):
             raise ValueError(f"has {len(flops)} budget(s); a law needs at least 2, better 4 or 5 over a range of 32x")
         twice = sorted({f for f in flops if flops.count(f) > 1})
         if twice:

@@ -6,11 +6,20 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.spec import DataSection, FitSection, SweepSpec, TrainSection, make_spec
+from flops_fit_ray.spec import (
+    NO_DATA,
+    SYNTHETIC_LOSS,
+    DataSection,
+    FitSection,
+    SweepSpec,
+    TrainSection,
+    make_spec,
+)
 from flops_fit_ray.spec._hints import meant_key, meant_paths
 
 PARAMETERS = {  # of `find_optimal`: the keys of a spec that they are
@@ -23,6 +32,8 @@ PARAMETERS = {  # of `find_optimal`: the keys of a spec that they are
     "compute_budgets": ("budgets",),
     "output_dir": ("output",),
 }
+Mode = Literal["local", "mock"]
+MODES = get_args(Mode)
 SOURCE = "find_optimal"  # how faults of arguments are introduced
 
 
@@ -33,15 +44,19 @@ def spec_from_arguments(
     dataset: Any,
     loss_fn: Any,
     budgets: Sequence[float | Mapping[str, Any]] | None,
+    mode: str,
     extra: Mapping[str, Any],
     options: Mapping[str, Any],
     hooks: Mapping[str, Callable[..., Any]],
+    plans: bool,
 ) -> SweepSpec:
     """Return the spec that is equivalent to the arguments.
 
     Args:
+        budgets: None is no fault of the spec's; all others are found with a stand-in.
         options: keys of the spec's sections, by name.
         hooks: the options that are functions; the spec holds their names.
+        plans: nothing will be run, so that one budget is enough.
 
     Raises:
         SpecError: an argument is missing, wrong or unknown; all at once.
@@ -49,11 +64,15 @@ def spec_from_arguments(
     faults = []
     if not callable(model_cls):
         faults.append(f"model_cls: {model_cls!r} cannot be called; give a class or a factory")
-    if dataset is None:
-        faults.append("dataset: is missing; give a dataset of (input, target)")
-    if budgets is None:
-        faults.append("compute_budgets: is missing; give FLOPs, for example [1e15, 3e15, 1e16]")
+    faults += [*_dataset_faults(dataset), *_loss_faults(loss_fn)]
+    if mode not in MODES:
+        faults.append(f"mode: must be one of {', '.join(MODES)} (got {mode!r}); output_dir comes after it")
+    if mode == "mock" and (extra["until"] is not None or extra["eval_dataset"] is not None):
+        faults.append("mode: 'mock' trains nothing; leave out until and eval_dataset")
     homes = _option_homes()
+    loss_name = loss_fn if isinstance(loss_fn, str) else describe(loss_fn)
+    if mode == "mock":
+        loss_name = SYNTHETIC_LOSS
     content: dict[str, Any] = {
         "model": {
             "target": describe(model_cls),
@@ -61,10 +80,10 @@ def spec_from_arguments(
             "kwargs": {name: describe_value(value) for name, value in model_kwargs.items()},
         },
         "data": {
-            "train": describe(dataset),
+            "train": NO_DATA if dataset is None or mode == "mock" else describe(dataset),
             "eval": None if extra["eval_dataset"] is None else describe(extra["eval_dataset"]),
         },
-        "loss": loss_fn if isinstance(loss_fn, str) else describe(loss_fn),
+        "loss": loss_name,
         "budgets": list(budgets) if budgets is not None else [1.0, 2.0],  # a stand-in, so that all faults are found
     }
     named = {name: describe_target(value) for name, value in hooks.items()}
@@ -77,12 +96,32 @@ def spec_from_arguments(
         else:
             content.setdefault(homes[name], {})[name] = value
     try:
-        spec = make_spec(content, SOURCE)
+        spec = make_spec(content, SOURCE, one_budget=plans)
     except SpecError as e:
         raise SpecError(SOURCE, [*faults, *e.faults]) from e
     if faults:
         raise SpecError(SOURCE, faults)
     return spec
+
+
+def _dataset_faults(dataset: Any) -> Iterator[str]:
+    """Yield a fault for text, numbers and lists of them."""
+    first = next(iter(dataset), ()) if isinstance(dataset, list | tuple) else dataset
+    if dataset is not None and isinstance(first, str | bytes | int | float | complex | None):
+        yield (
+            f"dataset: {reprlib.repr(dataset)} holds no samples (input, target). Expected a torch.utils.data.Dataset, "
+            "a DataLoader, tensors or arrays, a Hugging Face dataset, or a TokenFile"
+        )
+
+
+def _loss_faults(loss_fn: Any) -> Iterator[str]:
+    if isinstance(loss_fn, type):
+        yield f"loss_fn: {loss_fn.__name__} is a class; write {loss_fn.__name__}() with parentheses"
+    elif not (isinstance(loss_fn, str) or callable(loss_fn)):
+        yield (
+            f"loss_fn must be callable, (outputs, targets) -> mean loss, or a name such as 'cross_entropy' "
+            f"(got {reprlib.repr(loss_fn)})"
+        )
 
 
 def _option_homes() -> dict[str, str]:

@@ -105,6 +105,15 @@ class SweepPaths(ReportPaths):
         """The same table as text."""
         return self.root / "results.csv"
 
+    @property
+    def results_json(self) -> StoragePath:
+        """The runs that the fit is of and those that failed, as flops-fit writes them."""
+        return self.root / "results.json"
+
+    def plot(self, name: str) -> StoragePath:
+        """A figure that `Result.plot(show=...)` drew."""
+        return self.root / "plots" / f"{name}.png"
+
     def result(self, key: str) -> StoragePath:
         """Result of one completed experiment."""
         return self.experiments / f"{key}/result.json"

@@ -18,7 +18,7 @@ from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress, results_sha256, results_table
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
-from flops_fit_ray.spec import SweepSpec, spec_from_bytes
+from flops_fit_ray.spec import SYNTHETIC_LOSS, SweepSpec, spec_from_bytes
 from flops_fit_ray.storage.atomic import read_file, read_sealed
 from flops_fit_ray.storage.codec import Record, value_of, without_collection
 from flops_fit_ray.storage.lock import living_owner
@@ -161,6 +161,8 @@ class Sweep:
     @property
     def loss_name(self) -> str:
         """Return the name of the loss for axes and tables."""
+        if self.spec.loss == SYNTHETIC_LOSS:
+            return "synthetic loss"
         return "held-out loss" if self.plan.measurements.data.eval_samples else "training loss, smoothed"
 
     @property

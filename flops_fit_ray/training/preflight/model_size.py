@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +20,6 @@ from flops_fit_ray.planning import (
     DataProbe,
     Measurements,
     ModelSize,
-    auto_candidates,
-    auto_range,
-    between,
-    requested_sizes,
-    rung_targets,
     size_kwargs,
     size_label,
 )
@@ -41,6 +36,7 @@ from flops_fit_ray.training.data import (
     sample_data,
 )
 from flops_fit_ray.training.data.packed import pack_data
+from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
 from flops_fit_ray.training.time_limit import time_limit
 from flops_fit_ray.training.user.layers import EMBEDDINGS, embedding_only_params
 from flops_fit_ray.training.user.losses import Objective, outputs_of
@@ -52,8 +48,6 @@ from flops_fit_ray.waiting import waiting
 _T = TypeVar("_T")
 
 FORWARD_BACKWARD = 3  # backward = 2 × forward (Kaplan et al. 2020, section 2.1)
-MAX_AUTO_SIZE = 1 << 20
-AUTO_RANGE_FACTOR = 32  # sizes that the spec leaves to us lie within this factor of the expected optimum
 
 
 def measure_spec(spec: SweepSpec, base: Path) -> Measurements:
@@ -74,55 +68,11 @@ def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
     """
     batch, facts, probe = describe_data(spec, user)
     tokens = user.num_tokens(batch, spec.data.tokens_per_sample)
-    wanted = requested_sizes(spec)
     with waiting("counting parameters and FLOPs of every size"):
-        sizes, refused = (
-            _measured_ladder(spec, user, batch, tokens)
-            if wanted is None
-            else _measured(spec, user, wanted, batch, tokens)
-        )
-    if refused and (wanted is not None or not sizes):
-        raise SpecError("spec", refused[:3] if wanted is None else refused)
+        sizes, refused = measured_sizes(spec, lambda size: measure_size(spec, user, size, batch, tokens))
     with waiting("running the smallest model on two samples"):
         smoke_test_parts(user, min(sizes, key=lambda s: s.params_total))
     return Measurements(sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe)
-
-
-def _measured(
-    spec: SweepSpec, user: UserParts, wanted: Iterable[SizeValue], batch: Batch, tokens: int
-) -> tuple[list[ModelSize], list[str]]:
-    """Measure sizes. Returns those that the model accepts, and the faults of the others."""
-    sizes: list[ModelSize] = []
-    refused: list[str] = []
-    for size in wanted:
-        try:
-            sizes.append(measure_size(spec, user, size, batch, tokens))
-        except SpecError as e:
-            refused += e.faults
-    return sizes, refused
-
-
-def _measured_ladder(spec: SweepSpec, user: UserParts, batch: Batch, tokens: int) -> tuple[list[ModelSize], list[str]]:
-    """Measure sizes where the spec names none: highly divisible candidates, then values between them.
-
-    1) Candidates are divisible by many numbers, because models require that of a size (a number of heads, say).
-    2) An adaptive grid gets sizes between the accepted ones for its even steps in log N, as multiples of their greatest
-       common divisor (`between`).
-    """
-    sizes: list[ModelSize] = []
-    refused: list[str] = []
-    low, high = auto_range(spec.budgets[0].flops, spec.grid.tokens_per_param, AUTO_RANGE_FACTOR)
-    high *= math.sqrt(spec.budgets[-1].flops / spec.budgets[0].flops)
-    for size in auto_candidates():
-        found, faults = _measured(spec, user, [size], batch, tokens)
-        sizes += found
-        refused += faults
-        if size >= MAX_AUTO_SIZE or (sizes and sizes[-1].params > high):
-            break
-    if spec.is_adaptive and len(sizes) >= 2:
-        known = {int(s.size): s.params for s in sizes}
-        sizes += _measured(spec, user, between(known, rung_targets(spec, low, high)), batch, tokens)[0]
-    return sizes, refused
 
 
 def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, DataProbe]:
@@ -238,7 +188,7 @@ def measure_size(spec: SweepSpec, user: UserParts, size: SizeValue, batch: Batch
         params_source=params_source,
         flops_per_token=per_token,
         flops_source=source,
-        lr=None if user.lr is None else _user_lr(user.lr, params, kwargs),
+        lr=None if user.lr is None else user_lr(user.lr, params, kwargs),
         uncounted=uncounted,
         modules=_modules(model),
         tables=_tables(model),
@@ -255,7 +205,12 @@ def _tables(model: nn.Module) -> tuple[tuple[int, int], ...]:
     return tuple((int(m.num_embeddings), int(m.embedding_dim)) for m in tables.values())
 
 
-def _user_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs: Mapping[str, Any]) -> float:
+def user_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs: Mapping[str, Any]) -> float:
+    """Return the learning rate of a size by the user's rule.
+
+    Raises:
+        SpecError: it raised, or returned no positive number.
+    """
     with user_code(f"train.lr: for {format_kwargs(kwargs)} raised"):
         lr = float(rule(params, kwargs))
     if not (math.isfinite(lr) and lr > 0):
@@ -272,7 +227,7 @@ def _model_and_flops(
     """
     user_count = user.flops_per_token
     if user_count is not None:  # the model is built, but not run: it may need a GPU
-        model = _on_meta_device(lambda device: build(user, kwargs).to(device))
+        model = on_meta_device(lambda device: build(user, kwargs).to(device))
         with user_code(f"model.flops_per_token: for {format_kwargs(kwargs)} raised"):
             return model, float(user_count(model)), "model.flops_per_token", ()
 
@@ -283,11 +238,11 @@ def _model_and_flops(
             flops, uncounted = _forward_flops(user.objective, model, kwargs, batch.to(device))
         return model, flops, "counted on the CPU" if device.type == "cpu" else "counted on the meta device", uncounted
 
-    model, flops, source, uncounted = _on_meta_device(count)
+    model, flops, source, uncounted = on_meta_device(count)
     return model, FORWARD_BACKWARD * flops / tokens, source, uncounted
 
 
-def _on_meta_device(work: Callable[[torch.device], _T]) -> _T:
+def on_meta_device(work: Callable[[torch.device], _T]) -> _T:
     """Run `work` on the meta device; on the CPU where .item(), numpy or data-dependent shapes rule that out."""
     try:
         with torch.device("meta"):

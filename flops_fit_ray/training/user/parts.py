@@ -174,6 +174,21 @@ def make_user_parts(
     )
 
 
+def parts_without_data(
+    model: Callable[..., nn.Module], model_kwargs: Mapping[str, Any], loss: Callable[..., Any], **hooks: Any
+) -> UserParts:
+    """Create user parts to plan with, and not to train with."""
+    nothing: Any = None
+    return UserParts(
+        model=functools.partial(model, **model_kwargs),
+        loss=loss,
+        train_data=nothing,
+        eval_data=None,
+        eval_source="none",
+        **hooks,
+    )
+
+
 def _prepare_data(train: Any, held_out: Any, eval_fraction: float) -> PreparedData:
     with user_code("data.train: raised"):  # for example its __len__
         train_data = as_data(train, "data.train")

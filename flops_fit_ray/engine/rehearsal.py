@@ -1,0 +1,72 @@
+"""A sweep whose losses come from a published surface: the planner, the ledger and the fit are real, training is not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from flops_fit_ray.ledger import ExperimentResult, Ledger
+from flops_fit_ray.planning import Experiment, Observation, Plan, Planner
+from flops_fit_ray.planning.cells import general_lr
+from flops_fit_ray.planning.simulation import SURFACES, World
+from flops_fit_ray.spec import SYNTHETIC_LOSS
+from flops_fit_ray.storage.lock import hostname
+
+NOISE = 0.01  # standard deviation of a loss, in nats
+
+
+def rehearse_plan(planner: Planner, ledger: Ledger, on_plan: Callable[[Plan], None]) -> None:
+    """Record a synthetic result for every experiment of the plan; the same plan gets the same losses.
+
+    Args:
+        on_plan: told of the plan at first and whenever it has grown.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    world = World(surface=SURFACES[SYNTHETIC_LOSS.partition(":")[2]], noise=NOISE)
+    probes = planner.spec.train.lr == "auto"
+    observed: dict[str, Observation] = {}
+    while True:
+        plan = planner.plan(observed)
+        on_plan(plan)
+        left = [e for e in plan.experiments if e.key not in observed]
+        if not left:
+            return
+        for e in left:
+            if ledger.result(e.key) is None:
+                ledger.record_result(_result(e, world, probes=probes))
+        observed |= ledger.observed(e.key for e in left)
+
+
+def _result(e: Experiment, world: World, *, probes: bool) -> ExperimentResult:
+    """Return the result of an experiment. A rate that the user gave is taken for the best one."""
+    general = general_lr(e.params) if probes else e.recipe.lr / world.lr_factor
+    loss = world.loss(e, general)
+    return ExperimentResult(
+        key=e.key,
+        budget=e.budget,
+        size=e.size,
+        params=e.params,
+        params_total=e.params_total,
+        tokens=e.tokens,
+        steps=e.steps,
+        role=e.role,
+        of=e.of,
+        parent=e.parent,
+        tokens_seen=e.tokens,
+        loss=loss,
+        loss_stderr=None,
+        loss_kind="synthetic",
+        train_loss=loss,
+        seconds=0.0,
+        device="none",
+        attempts=1,
+        host=hostname(),
+        finished_at=time.time(),
+        flops=e.flops,
+        flops_executed=0.0,
+        lr=e.recipe.lr,
+        seed=e.recipe.seed,
+        versions={},
+    )

@@ -1,0 +1,168 @@
+"""The answer of a sweep, read from the files of its directory alone."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, cast, overload
+
+from flops_fit_ray.analysis import Analysis, Prediction, SweepFit, predict
+from flops_fit_ray.errors import ArgumentError, ResourceError
+from flops_fit_ray.planning import Plan
+from flops_fit_ray.storage.atomic import write_bytes
+from flops_fit_ray.storage.storage_path import StoragePath
+from flops_fit_ray.sweep.directory import Sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from flops_fit_ray.tables.chinchilla import ChinchillaTable
+
+
+class Result:
+    """Answer, numbers and figures of a finished or partial sweep, read from the files of its directory alone."""
+
+    # The names that flops-fit has for these (docs/from-flops-fit.md)
+    output_dir = property(attrgetter("output"))
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    @property
+    def output(self) -> StoragePath:
+        """Return the sweep directory."""
+        return self._sweep.paths.root
+
+    @property
+    def plan(self) -> Plan:
+        """Return the plan with every experiment."""
+        return self._sweep.plan
+
+    @property
+    def fit(self) -> SweepFit:
+        """Return valleys, laws, intervals and warnings."""
+        return self._sweep.fit
+
+    @property
+    def complete(self) -> bool:
+        """Return True if every planned experiment has a result."""
+        return self._sweep.complete
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return the warnings to read before trusting the numbers."""
+        return self._sweep.warnings
+
+    @property
+    def analysis(self) -> Analysis:
+        """Return predictions at ten times the largest budget, their sensitivity, and hold-outs."""
+        return self._sweep.analysis
+
+    @property
+    def compute_budgets(self) -> list[float]:
+        """Return C of every budget, increasing."""
+        return [budget.flops for budget in self._sweep.spec.budgets]
+
+    def predict(self, budget: float | None = None, *, compute_budget: float | None = None) -> Prediction:
+        """Predict N, D and loss at C = `budget` FLOPs, with intervals and the extrapolation factor.
+
+        `compute_budget` is flops-fit's name of the same. The prediction is a mapping, too, with flops-fit's keys.
+
+        Raises:
+            FitError: the sweep gave no law, or the budget is not a positive number.
+        """
+        wanted = budget if budget is not None else compute_budget
+        if not _is_number(wanted):
+            raise ArgumentError("predict", [f"budget: must be a number of FLOPs, for example 1e21 (got {wanted!r})"])
+        return predict(self.fit, float(cast("float", wanted)))
+
+    def chinchilla_table(
+        self, budgets: Sequence[float] | None = None, *, compute_budgets: Sequence[float] | None = None
+    ) -> ChinchillaTable:
+        """Return one row per budget with N, D, D/N, loss, intervals and extrapolation factor; `print` shows Markdown.
+
+        Without `budgets` (or `compute_budgets`, its name in flops-fit): those of the sweep, and 10 and 100 times the
+        largest.
+
+        Raises:
+            FitError: the sweep gave no law, or a budget is not a positive number.
+        """
+        from flops_fit_ray.tables.chinchilla import chinchilla_table
+
+        wanted = budgets if budgets is not None else compute_budgets
+        if wanted is None:
+            own = self.compute_budgets
+            wanted = [*own, 10 * own[-1], 100 * own[-1]]
+        return chinchilla_table([self.predict(budget) for budget in wanted])
+
+    @overload
+    def plot(self, path: str | Path | None = ...) -> Figure: ...
+
+    @overload
+    def plot(self, path: str | Path | None = ..., *, show: bool) -> list[Figure]: ...
+
+    @overload
+    def plot(self, path: bool) -> list[Figure]: ...
+
+    def plot(self, path: str | Path | bool | None = None, *, show: bool | None = None) -> Figure | list[Figure]:
+        """Draw the valleys with their minima on a matplotlib Figure; save it to `path` (.svg, .png, .pdf) if given.
+
+        With `show`, False or True, draw the laws too, save both as plots/*.png of the sweep directory and return the
+        list; True also opens them in windows (or the notebook).
+
+        Raises:
+            ResourceError: the installed matplotlib cannot show them.
+        """
+        from flops_fit_ray.report.figures import draw_laws, draw_valleys, law_bands, to_png, valley_curves
+
+        if isinstance(path, bool):  # flops-fit's only argument is `show`
+            path, show = None, path
+        valleys = draw_valleys(valley_curves(self.fit, self._sweep.replaced_points), self._sweep.loss_name)
+        if path is not None:
+            valleys.savefig(Path(path))
+        if show is None:
+            return valleys
+        drawn = {"valleys": valleys, "laws": draw_laws(law_bands(self.fit))}
+        for name, figure in drawn.items():
+            write_bytes(self._sweep.paths.plot(name), to_png(figure))
+        if show:
+            _show(list(drawn.values()))
+        return list(drawn.values())
+
+    def _repr_html_(self) -> str:
+        """Return the summary that a notebook shows."""
+        from flops_fit_ray.report.page import render_short
+
+        return render_short(self._sweep)
+
+    def report(self) -> StoragePath:
+        """Write report.html, tables and figures again, and return the path of the page."""
+        from flops_fit_ray.report import write_report
+
+        return write_report(self._sweep)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per planned experiment: plan, tokens seen, result or failure."""
+        return self._sweep.to_frame()
+
+    def __repr__(self) -> str:
+        done, total = len(self._sweep.results), len(self.plan.experiments)
+        return f"Result({str(self.output)!r}, {done} of {total} experiments)"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _show(figures: Sequence[Figure]) -> None:
+    from matplotlib import pyplot
+
+    try:
+        for figure in figures:
+            pyplot.figure(figure)
+    except ValueError as e:
+        raise ResourceError("show=True needs matplotlib 3.11 or later; the figures are in plots/") from e
+    pyplot.show()

@@ -1,0 +1,62 @@
+"""The sizes of a sweep, each measured: those that the spec names, else a ladder of what the model accepts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning import ModelSize, auto_candidates, auto_range, between, requested_sizes, rung_targets
+from flops_fit_ray.spec import SizeValue, SweepSpec
+
+MAX_AUTO_SIZE = 1 << 20
+AUTO_RANGE_FACTOR = 32  # sizes that the spec leaves to us lie within this factor of the expected optimum
+
+Measure = Callable[[SizeValue], ModelSize]
+
+
+def measured_sizes(spec: SweepSpec, measure: Measure) -> tuple[list[ModelSize], list[str]]:
+    """Measure every size of the sweep. Returns those that the model accepts, and the faults of the others.
+
+    Raises:
+        SpecError: `measure` refused a size that the spec names, or every size of the ladder.
+    """
+    wanted = requested_sizes(spec)
+    sizes, refused = _measured_ladder(spec, measure) if wanted is None else _measured(wanted, measure)
+    if refused and (wanted is not None or not sizes):
+        raise SpecError("spec", refused[:3] if wanted is None else refused)
+    return sizes, refused
+
+
+def _measured(wanted: Iterable[SizeValue], measure: Measure) -> tuple[list[ModelSize], list[str]]:
+    sizes: list[ModelSize] = []
+    refused: list[str] = []
+    for size in wanted:
+        try:
+            sizes.append(measure(size))
+        except SpecError as e:
+            refused += e.faults
+    return sizes, refused
+
+
+def _measured_ladder(spec: SweepSpec, measure: Measure) -> tuple[list[ModelSize], list[str]]:
+    """Measure sizes where the spec names none: highly divisible candidates, then values between them.
+
+    1) Candidates are divisible by many numbers, because models require that of a size (a number of heads, say).
+    2) An adaptive grid gets sizes between the accepted ones for its even steps in log N, as multiples of their greatest
+       common divisor (`between`).
+    """
+    sizes: list[ModelSize] = []
+    refused: list[str] = []
+    low, high = auto_range(spec.budgets[0].flops, spec.grid.tokens_per_param, AUTO_RANGE_FACTOR)
+    high *= math.sqrt(spec.budgets[-1].flops / spec.budgets[0].flops)
+    for size in auto_candidates():
+        found, faults = _measured([size], measure)
+        sizes += found
+        refused += faults
+        if size >= MAX_AUTO_SIZE or (sizes and sizes[-1].params > high):
+            break
+    if spec.is_adaptive and len(sizes) >= 2:
+        known = {int(s.size): s.params for s in sizes}
+        sizes += _measured(between(known, rung_targets(spec, low, high)), measure)[0]
+    return sizes, refused

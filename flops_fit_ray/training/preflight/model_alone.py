@@ -1,0 +1,101 @@
+"""N of every size where there are no data to run a model on: C = 6·N·D (Kaplan et al. 2020), unless the user counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning import DataFacts, Measurements, ModelSize, size_kwargs, size_label
+from flops_fit_ray.spec import NO_DATA, SizeValue, SweepSpec
+from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
+from flops_fit_ray.training.preflight.model_size import count_params, on_meta_device, user_lr
+from flops_fit_ray.training.user.parts import UserParts, format_kwargs
+from flops_fit_ray.training.user.user_code import user_code
+
+TRIED_SIZES = (64, 128, 256, 8)  # of a model whose sweep is not known yet
+
+
+def measure_alone(spec: SweepSpec, user: UserParts) -> Measurements:
+    """Measure every size of the sweep without data. A model need not be an nn.Module if it has `num_params()`.
+
+    Raises:
+        SpecError: the model cannot be built, or its N is not known.
+    """
+    sizes, refused = measured_sizes(spec, lambda size: _measure(spec, user, size))
+    per_sample = spec.data.tokens_per_sample or 1
+    data = DataFacts(
+        train_samples=None,
+        eval_samples=0,
+        tokens_per_sample=per_sample,
+        token_unit="one token",  # noqa: S106 - no password
+        eval_source="none",
+        fingerprint=NO_DATA,
+    )
+    return Measurements(sizes=tuple(sizes), data=data, skipped=tuple(refused))
+
+
+def model_faults(model_cls: Any, size_param: str | None, model_kwargs: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with a model at whatever size it can be built; empty where nothing can be told."""
+    if not callable(model_cls) or size_param is None:
+        return []
+    faults: list[str] = []
+    for size in TRIED_SIZES:
+        kwargs = {size_param: size}
+        try:
+            _counted(_built(lambda: model_cls(**model_kwargs, **kwargs), kwargs), kwargs)  # noqa: B023 - called at once
+        except SpecError as e:
+            faults += e.faults
+        else:
+            return []
+    return faults[:1]
+
+
+def _measure(spec: SweepSpec, user: UserParts, size: SizeValue) -> ModelSize:
+    kwargs = size_kwargs(spec, size)
+    model = _built(lambda: user.model(**kwargs), kwargs)
+    params, source = _counted(model, kwargs)
+    known = isinstance(model, nn.Module)
+    per_token = 6.0 * params
+    if user.flops_per_token is not None:
+        with user_code(f"model.flops_per_token: for {format_kwargs(kwargs)} raised"):
+            per_token = float(user.flops_per_token(model))
+    return ModelSize(
+        size=size_label(size),
+        kwargs=kwargs,
+        params=params,
+        params_total=sum(p.numel() for p in model.parameters()) if known else params,
+        params_non_embedding=params,
+        params_source=source,
+        flops_per_token=per_token,
+        flops_source="6·N, without data" if user.flops_per_token is None else "model.flops_per_token",
+        lr=None if user.lr is None else user_lr(user.lr, params, kwargs),
+    )
+
+
+def _built(make: Callable[[], Any], kwargs: Mapping[str, Any]) -> Any:
+    """Build on the meta device, which allocates no weights; on the CPU what cannot be built there."""
+
+    def build(_: torch.device) -> Any:
+        with user_code(f"model.target: {format_kwargs(kwargs)} raised", but=NotImplementedError):
+            return make()
+
+    return on_meta_device(build)
+
+
+def _counted(model: Any, kwargs: Mapping[str, Any]) -> tuple[int, str]:
+    if not (isinstance(model, nn.Module) or hasattr(model, "num_params")):
+        raise SpecError(
+            "spec",
+            [
+                f"model.target: {format_kwargs(kwargs)} made a {type(model).__name__}, no nn.Module, and it has no "
+                "num_params()"
+            ],
+        )
+    params, source = count_params(model)
+    if params <= 0:
+        raise SpecError("spec", [f"model.target: {format_kwargs(kwargs)} has N = {params}, by {source}"])
+    return params, source

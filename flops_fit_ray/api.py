@@ -28,7 +28,7 @@ from flops_fit_ray.result import Result
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.spec.arguments import SOURCE, Mode, describe_target, spec_from_arguments
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.storage.storage_path import StoragePath, storage_path
+from flops_fit_ray.storage.storage_path import StoragePath, expanded, storage_path
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.waiting import to_stderr, told_to, waiting
 
@@ -237,7 +237,7 @@ def fit_table(
         hint = did_you_mean(unknown[0], known) or f"known: {', '.join(sorted(known))}"
         raise SpecError("fit_table", [f"{unknown[0]}: unknown option; {hint}"])
     reading = TableOptions(columns=columns or {}, units=units or {}, where=tuple((where or {}).items()))
-    return analyse(fit_sweep(read_table(Path(path), reading).points, FitOptions(**options)), at)
+    return analyse(fit_sweep(read_table(Path(expanded(str(path), "path")), reading).points, FitOptions(**options)), at)
 
 
 def _requested(

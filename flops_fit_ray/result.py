@@ -12,7 +12,7 @@ from flops_fit_ray.analysis import Analysis, Prediction, SweepFit, predict
 from flops_fit_ray.errors import ArgumentError, ResourceError
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.storage.atomic import write_bytes
-from flops_fit_ray.storage.storage_path import StoragePath
+from flops_fit_ray.storage.storage_path import StoragePath, expanded
 from flops_fit_ray.sweep.directory import Sweep
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Result:
             path, show = None, path
         valleys = draw_valleys(valley_curves(self.fit, self._sweep.replaced_points), self._sweep.loss_name)
         if path is not None:
-            valleys.savefig(Path(path))
+            valleys.savefig(Path(expanded(str(path), "path")))
         if show is None:
             return valleys
         drawn = {"valleys": valleys, "laws": draw_laws(law_bands(self.fit))}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -76,10 +77,36 @@ def test_nobody_enters_without_a_token_and_dashboards_are_not_public() -> None:
     assert "RAY_AUTH_MODE=token" in (CLUSTER / "Dockerfile").read_text()
 
 
-def test_the_image_is_made_by_instructions_that_there_are() -> None:
+def instructions() -> list[list[str]]:
     text = re.sub(r"\\\n", " ", (CLUSTER / "Dockerfile").read_text())
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    assert [line.split()[0] for line in lines] == ["FROM", "COPY", "RUN", "ENV"]
+    return [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def test_the_image_is_made_by_instructions_that_there_are() -> None:
+    assert list(dict.fromkeys(words[0] for words in instructions())) == ["FROM", "COPY", "RUN", "ENV"]
+
+
+def test_the_image_has_what_a_wheel_is_built_from_and_nothing_else(tmp_path: Path) -> None:
+    """The context that .dockerignore leaves is the files that are copied, and a wheel can be built from a copy."""
+    root = CLUSTER.parent
+    first, *rules = [r for r in (root / ".dockerignore").read_text().splitlines() if not r.startswith("#")]
+    kept = {rule[1:] for rule in rules if rule.startswith("!")}
+    copies = [words[2:] for words in instructions() if words[0] == "COPY"]  # behind --chown
+    assert first == "*" and kept == {source for *sources, _ in copies for source in sources}
+    assert {"**/__pycache__", "**/runs"} == set(rules) - {f"!{name}" for name in kept}
+    leave = shutil.ignore_patterns("__pycache__", "runs")
+    for *sources, target in copies:
+        place = tmp_path / target.removeprefix("/home/ray/flops_fit_ray").strip("/")
+        for source in sources:
+            if (root / source).is_dir():
+                shutil.copytree(root / source, place, ignore=leave)
+            else:
+                shutil.copy(root / source, place)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, text=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"flops_fit_ray/cli/__init__.py", "flops_fit_ray/py.typed", "flops_fit_ray/demo/sweep.yaml"} <= names
 
 
 def lint(script: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Every fault of a spec is found at once, with its key path, its value and the way out."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import Ladder, SweepSpec, dump_spec, make_spec, parse_yaml, read_spec
-from flops_fit_ray.spec._hints import HINTS, all_paths, meant_paths
+from flops_fit_ray.spec._hints import all_paths, meant_paths
+from flops_fit_ray.spec._vocabulary import HINTS, NO_KEYS
 
 GOOD = """
 model: {target: "model:GPT", size_param: d_model, sizes: [8, 16, 32]}
@@ -299,6 +301,20 @@ WAYS_OUT: list[tuple[str, str]] = [  # an unknown key, and what it is answered w
     ("learnig_rate", "write train.lr"),
     ("batch_sise", "write train.batch_size"),
     ("hidden_size", "write model.kwargs (arguments of the model's constructor stand under it)"),
+    ("max-retries", "did you mean 'max_retries'?"),
+    ("Workers Per Trial", "did you mean 'workers_per_trial'?"),
+    ("trainLr", "write train.lr"),
+    ("data/train", "write data.train"),
+    ("train.logging_steps", "remove it: the line of progress, curve and checkpoints are written anyway"),
+    (
+        "tensor-parallel-degree",
+        "remove it: a model is trained by data parallel workers (workers_per_trial), whole or sharded (shard_model)",
+    ),
+    (
+        "adam_epsilon",
+        "write train.optimizer (your own as module:attribute, (model, lr) -> optimizer, sets what has no key)",
+    ),
+    ("target_param_data_ratio", "write grid.tokens_per_param"),
     ("train.batch-size", "did you mean 'batch_size'?"),
     ("train.batchSize", "did you mean 'batch_size'?"),
     ("train.batch size", "did you mean 'batch_size'?"),
@@ -339,11 +355,38 @@ def test_overrides_have_the_same_ways_out(tmp_path: Path) -> None:
         read_spec(path, ["train.learning_rate=1"])
 
 
+def respelt(key: str) -> Iterator[str]:
+    """A key as YAML files, TOML files and command lines of others spell it."""
+    words = key.split("_")
+    yield from ("-".join(words), "--" + "-".join(words), " ".join(words).title(), key.upper(), "".join(words))
+    yield words[0] + "".join(word.title() for word in words[1:])
+
+
+@pytest.mark.parametrize("path", [path for path in all_paths(SweepSpec) if "trackers.mlflow" not in path])
+def test_every_key_is_known_in_other_spellings(path: str) -> None:
+    *sections, key = path.split(".")
+    for written in respelt(key):
+        if written == key:
+            continue
+        content: Any = parse_yaml(GOOD, "s")
+        inner = content
+        for section in sections:
+            inner[section] = inner = dict(inner.get(section) or {})
+        inner[written] = inner.pop(key, None)
+        with pytest.raises(SpecError) as caught:
+            make_spec(content, "s")
+        assert f"unknown key; did you mean {key!r}?" in str(caught.value), written
+
+
 def test_every_hint_names_a_key_and_is_needed() -> None:
     paths = set(all_paths(SweepSpec))
     names = [name for hint in HINTS for name in hint.names.split()]
     assert len(names) == len(set(names)) > 300
     assert {hint.path for hint in HINTS} <= paths
+    without = [name for words in NO_KEYS.values() for name in words.split()]
+    keys = {path.rpartition(".")[2] for path in paths}
+    assert len(without) == len(set(without)) > 80 and not set(without) & ({*names} | keys)
+    assert all(meant_paths(name) == ((), words) for words, found in NO_KEYS.items() for name in found.split())
     for hint in HINTS:
         for name in hint.names.split():
             assert re.fullmatch(r"[a-z0-9_]+", name) and meant_paths(name)[0][0] == hint.path

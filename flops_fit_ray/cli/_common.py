@@ -15,7 +15,7 @@ import click
 
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError
 from flops_fit_ray.storage.object_store import ObjectPath
-from flops_fit_ray.storage.storage_path import StoragePath, storage_path
+from flops_fit_ray.storage.storage_path import StoragePath, expanded, storage_path
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.waiting import to_stderr, told_to, waiting
 
@@ -32,7 +32,22 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 SPEC_NAME = "sweep.yaml"
 DEMO_FILES = (SPEC_NAME, "model.py", "data.py")
 
-spec_argument = click.argument("spec", required=False, type=click.Path(path_type=Path))
+
+class LocalPath(click.Path):
+    """A path of this machine. Shells leave the `~` of `--code=~/code` to us."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, with `~`, variables and `file://` resolved."""
+        try:
+            return super().convert(expanded(str(value), "path"), param, ctx)
+        except SpecError as e:
+            self.fail(e.faults[0], param, ctx)
+
+
+spec_argument = click.argument("spec", required=False, type=LocalPath())
 
 
 class StoragePathType(click.ParamType[StoragePath]):
@@ -60,7 +75,7 @@ set_option = click.option(
 )
 code_option = click.option(
     "--code",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=LocalPath(file_okay=False, exists=True),
     help="Directory of the Python code and data that SPEC names [default: that of SPEC].",
 )
 address_option = click.option(
@@ -144,9 +159,10 @@ def resolve_output(path: Path, spec: SweepSpec, output: StoragePath | None) -> S
     if output is not None:
         return output
     base = Path.cwd() if path.parent == demo_directory().absolute() else path.parent
-    if spec.output is not None and "://" in spec.output:
-        return storage_path(spec.output)
-    return base / (spec.output or f"runs/{spec.name}")
+    try:
+        return storage_path(spec.output or f"runs/{spec.name}", base)
+    except SpecError as e:
+        raise SpecError(str(path), [f"output: {e.faults[0]}"]) from e
 
 
 def run_options(root: StoragePath, overrides: Sequence[str], limits: RunLimits) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flops_fit_ray.cli._common import StoragePathType, json_option, open_directory
+from flops_fit_ray.cli._common import LocalPath, StoragePathType, json_option, open_directory
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, FitError, SpecError
 from flops_fit_ray.fit_options import CHOICES, FIT_DEFAULTS, LIMITS, PINS, FitOptions, check_pins
 from flops_fit_ray.storage.storage_path import StoragePath, local_path, storage_path
@@ -84,9 +84,7 @@ def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[_Function], _Fun
     "--at", type=float, multiple=True, metavar="C", help="Answer at C FLOPs; the first is the panel's target."
 )
 @_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
-@click.option(
-    "--report", "report_to", type=click.Path(path_type=Path), help="Of a table: write report and figures here."
-)
+@click.option("--report", "report_to", type=LocalPath(), help="Of a table: write report and figures here.")
 @json_option
 def fit(
     source: StoragePath | None, at: tuple[float, ...], report_to: Path | None, as_json: bool, **options: Any
@@ -122,9 +120,7 @@ def fit(
 @click.command()
 @click.argument("words", nargs=-1, metavar="BUDGET [SOURCE]")
 @click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="A wall-clock budget on one device instead.")
-@click.option(
-    "--spec", "spec_to", type=click.Path(path_type=Path), help="Of a sweep: write the spec of that one run here."
-)
+@click.option("--spec", "spec_to", type=LocalPath(), help="Of a sweep: write the spec of that one run here.")
 @_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
 @json_option
 def predict(
@@ -171,7 +167,7 @@ def predict(
 @click.argument("first", type=StoragePathType())
 @click.argument("second", type=StoragePathType())
 @click.option("--at", type=float, metavar="C", help="FLOPs [default: the largest C that both were fitted to].")
-@click.option("--figure", type=click.Path(path_type=Path), help="Draw both here (.svg, .png, .pdf).")
+@click.option("--figure", type=LocalPath(), help="Draw both here (.svg, .png, .pdf).")
 @_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
 @json_option
 def compare(

@@ -15,6 +15,7 @@ import click
 from flops_fit_ray.cli._common import (
     DEMO_FILES,
     SPEC_NAME,
+    LocalPath,
     StoragePathType,
     address_option,
     base_of,
@@ -49,7 +50,7 @@ WATCH_SECONDS, REMOTE_WATCH_SECONDS = 2.0, 30.0  # between two reads of the plan
 
 
 @click.command()
-@click.argument("directory", default=".", type=click.Path(path_type=Path))
+@click.argument("directory", default=".", type=LocalPath())
 def init(directory: Path) -> None:
     """Write a commented example (sweep.yaml, model.py, data.py) that runs as it is."""
     present = [name for name in DEMO_FILES if (directory / name).exists()]

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import click
 
+from flops_fit_ray.cli._common import LocalPath
 from flops_fit_ray.errors import DirectoryError, ResourceError
 
 
 @click.command()
 @click.option(
     "--root",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     default="runs",
     show_default=True,
     help="Directory of the sweep directories.",
 )
 @click.option(
     "--code",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=LocalPath(file_okay=False, exists=True),
     multiple=True,
     help="Directory of Python code that specs may load; may be repeated. Without one no sweep can be started.",
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flops_fit_ray.cli._common import (
+    LocalPath,
     entry_point,
     json_option,
     limit_options,
@@ -38,9 +39,7 @@ if TYPE_CHECKING:
     metavar="DIRECTORY",
     help="Sweep directory: a path shared by all nodes, or s3://... [default: output of SPEC].",
 )
-@click.option(
-    "--working-dir", type=click.Path(path_type=Path), help="Directory uploaded to the cluster [default: that of SPEC]."
-)
+@click.option("--working-dir", type=LocalPath(), help="Directory uploaded to the cluster [default: that of SPEC].")
 @set_option
 @limit_options
 @new_option
@@ -95,6 +94,9 @@ def _output(given: str | None, source: str) -> StoragePath:
     if given is None:
         fault = "output: is missing; give --output, a path shared by all nodes of the cluster, or s3://..."
         raise SpecError(source, [fault])
+    if given.startswith("~") or "$" in given:
+        fault = f"output: {given!r} may mean something else on the nodes of the cluster than here; give "
+        raise SpecError(source, [fault + "an absolute path shared by all nodes of the cluster, or s3://..."])
     if "://" not in given and not given.startswith("/"):
         fault = f"output: {given!r} is relative, and would be deleted with the job's temporary directory; give "
         raise SpecError(source, [fault + "an absolute path shared by all nodes of the cluster, or s3://..."])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flops_fit_ray.engine.jobs import upload_of
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.storage.storage_path import expanded
 
 if TYPE_CHECKING:
     from flops_fit_ray.planning import DataProbe, Measurements
@@ -110,6 +111,10 @@ def comparing_loader(loader: Loader, spec: SweepSpec, measurements: Measurements
 def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:
     """Create a loader that works on any node, where the directory of a job's upload may have another name."""
     upload = upload_of(base)
+    named = {name: getattr(spec.data, name) for name in ("train", "eval")}
+    files = {name: expanded(path, f"data.{name}") for name, path in named.items() if path and path.endswith(".bin")}
+    if files:  # `~` and variables as they are here; of a worker they may be others
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update=files)})
     return CodeLoader(spec, base if upload is None else base.relative_to(upload))
 
 

@@ -50,7 +50,7 @@ class Location:
 
     def __str__(self) -> str:
         """Path with dots; a key that holds dots, spaces or brackets itself is quoted."""
-        return ".".join(str(p) if PLAIN_KEY.fullmatch(str(p)) else repr(p) for p in self.path) or "spec"
+        return ".".join(_shortened(str(p) if PLAIN_KEY.fullmatch(str(p)) else repr(p)) for p in self.path) or "spec"
 
 
 def fault_lines(errors: Sequence[ErrorDetails]) -> list[str]:

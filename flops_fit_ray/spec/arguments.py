@@ -142,6 +142,8 @@ def _way_out(name: str, known: Sequence[str], homes: Mapping[str, str]) -> str:
     paths, note = meant_paths(name)
     if options := [option for path in paths if (option := _option_of(path, homes))]:
         return f"write {' or '.join(options)}" + (f" ({note})" if note else "")
+    if note and not paths:
+        return f"remove it: {note}"
     return f"known: {', '.join(known)}"
 
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, Self
+from urllib.parse import unquote
 
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.storage.object_store import SCHEMES, ObjectPath
 
+VARIABLE = re.compile(r"\$([A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
 REMOTE_POLL_SECONDS = 2.0  # between looks at an object store
 
 
@@ -76,16 +79,43 @@ class StoragePath(Protocol):
         """Remove a file."""
 
 
-def storage_path(text: str | Path) -> StoragePath:
-    """Return the absolute path that a user names: of files, or the URI of an object store.
+def expanded(text: str, key: str) -> str:
+    """Return a path as its user means it: `~`, `$NAME`, `${NAME}` and `file://` resolved, wherever it was written.
+
+    Args:
+        key: of the spec or the command line, for the fault.
 
     Raises:
-        SpecError: it is a URI of another kind, or without a bucket or a name in it.
+        SpecError: a variable is not set here, a home is not known, or the file is said to be on another machine.
     """
-    words = str(text)
+    unset = sorted({n.strip("{}") for n in VARIABLE.findall(text) if not os.environ.get(n.strip("{}"))})
+    if unset:
+        raise SpecError(key, [f"{text!r}: {unset[0]} is not set in this environment; set it, or write the path itself"])
+    words = VARIABLE.sub(lambda found: os.environ[found[1].strip("{}")], text)
+    if words.startswith("file:"):
+        host, slash, path = words.removeprefix("file:").removeprefix("//").partition("/")
+        if not slash or host not in ("", "localhost"):
+            raise SpecError(key, [f"{text!r} is no file of this machine; write file:///PATH or the path itself"])
+        return unquote(slash + path)
+    home = os.path.expanduser(words)  # noqa: PTH111 - Path would lose the slashes of a URI
+    if home.startswith("~"):
+        raise SpecError(key, [f"{text!r}: no home {home.partition('/')[0]!r} is known here; write the path itself"])
+    return home
+
+
+def storage_path(text: str | Path, base: Path | None = None) -> StoragePath:
+    """Return the absolute path that a user names: of files, or the URI of an object store.
+
+    Args:
+        base: directory that a relative one starts from; by default the working directory.
+
+    Raises:
+        SpecError: it is a URI of another kind, or without a bucket or a name in it; or as `expanded`.
+    """
+    words = expanded(str(text), "output")
     scheme, is_uri, rest = words.partition("://")
     if not is_uri:
-        return Path(words).absolute()
+        return (base or Path()).absolute() / words
     rest, _, query = rest.partition("?")
     bucket, _, key = rest.strip("/").partition("/")
     if scheme not in SCHEMES or not bucket or not key:

@@ -9,6 +9,7 @@ from typing import Any
 from flops_fit_ray.ledger import ExperimentResult, Failure, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.spec import MlflowSection
+from flops_fit_ray.storage.storage_path import expanded
 from flops_fit_ray.trackers._tracked import config_of, curve_metrics, measured_of, run_name
 
 MAX_METRICS = 1000  # in one request
@@ -56,7 +57,8 @@ class Mlflow:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         from mlflow.tracking import MlflowClient
 
-        client = MlflowClient(self._asked.tracking_uri)
+        uri = self._asked.tracking_uri
+        client = MlflowClient(uri if uri is None or ":" in uri else expanded(uri, "trackers.mlflow.tracking_uri"))
         name = self._asked.experiment or self._sweep
         found = client.get_experiment_by_name(name)
         self._experiment = client.create_experiment(name) if found is None else found.experiment_id

@@ -35,7 +35,8 @@ def check_allowed(spec: SweepSpec, code: Path, roots: Sequence[Path]) -> None:
 def _faults(spec: SweepSpec, code: Path, roots: Sequence[Path]) -> Iterator[str]:
     for key, named in _named(spec):
         if key in ("data.train", "data.eval") and named.endswith(".bin"):
-            if not _inside(Path(os.path.normpath(code / named.partition("*")[0])), roots):
+            moved = named.startswith(("~", "file:")) or "$" in named  # what it means is the reader's to decide
+            if moved or not _inside(Path(os.path.normpath(code / named.partition("*")[0])), roots):
                 yield f"{key}: {named!r} is outside of the --code directories, and this service reads no other files"
         elif ":" in named or key == "model.target":
             yield from _target_faults(key, named, code, roots)

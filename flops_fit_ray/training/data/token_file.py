@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.storage.storage_path import expanded
 
 HEADER_BYTES = 256 * 4
 MAGIC = {20240520: "uint16", 20240801: "uint32"}  # llm.c: files of GPT-2 and of Llama-3 tokens
@@ -42,7 +43,7 @@ class TokenFile(Dataset[Any]):
     def __init__(self, paths: str | Path | Sequence[str | Path], context: int, dtype: str = "auto") -> None:
         several = [paths] if isinstance(paths, str | Path) else list(paths)
         self.context = context
-        self.files = [_examine(Path(path), dtype) for path in several]
+        self.files = [_examine(Path(expanded(str(path), "data")), dtype) for path in several]
         self._ends = list(accumulate(max(0, (tokens - 1) // context) for _, _, _, tokens in self.files))
         self._open: dict[int, int] = {}  # file descriptors of this process
         if not self._ends or self._ends[-1] == 0:
@@ -122,7 +123,10 @@ def open_token_files(pattern: str, base: Path, *, context: int | None, dtype: st
     """
     if context is None:
         raise SpecError("spec", [f"data.context: is missing; {key} is a token file, so set the tokens per sample"])
-    path = Path(pattern)
+    try:
+        path = Path(expanded(pattern, key))
+    except SpecError as e:
+        raise SpecError("spec", [f"{key}: {e.faults[0]}"]) from e
     anchor, parts = (Path(path.anchor), path.parts[1:]) if path.is_absolute() else (base, path.parts)
     found = sorted(anchor.glob(str(Path(*parts))))
     if not found:

@@ -139,7 +139,8 @@ def find_optimal(
             known within that factor), at_most (FLOPs in all), slots (experiments at a time; a cluster is asked to grow
             to as many), new (True: train completed experiments of this directory anew where the arguments have
             changed). Functions are taken for optimizer (model, lr), schedule (step, steps), lr (params, size
-            arguments), count_tokens (batch), flops_per_token (model), and in metrics={name: function}.
+            arguments; also tokens, steps, batch_size, budget by name), count_tokens (batch), flops_per_token (model),
+            and in metrics={name: function}.
 
     Returns:
         The plan with `train=False` or without a dataset, else the result.

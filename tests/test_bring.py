@@ -1,9 +1,10 @@
 """What users bring: models, losses and data of every kind, through the same plan and the same loop."""
 
 import functools
+import json
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +15,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from flops_fit_ray.errors import DataEndedError, SpecError
-from flops_fit_ray.planning import Experiment
+from flops_fit_ray.planning import Experiment, plan_from_json
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.user.losses import BUILT_IN_LOSSES, cross_entropy
 from flops_fit_ray.training.user.parts import UserParts, make_user_parts
-from tests.parts import BIGRAM, Bigram, Mlp, planned, regression, spec_of, text, user_parts_of
+from tests.parts import (
+    BIGRAM,
+    Bigram,
+    Mlp,
+    TruncatedRegression,
+    planned,
+    power_law_regression,
+    regression,
+    spec_of,
+    text,
+    user_parts_of,
+)
 from tests.streams import Noisy, Plain, Stateful, loader, mappings, token_file
+from tests.sweeps import KNOWN_TRAIN
 
 
 class Cnn(nn.Module):
@@ -384,7 +397,9 @@ HOOKS: list[tuple[dict[str, Any], str]] = [
     ({"metrics": {"odd": lambda out, y: out}}, "metrics.odd: TypeError: a metric must be one number"),
     ({"metrics": {"odd": lambda out, y: out.nothing}}, "metrics.odd: AttributeError"),
     ({"count_tokens": lambda batch: 0}, "data.train: samples have 0 to 0 tokens"),
-    ({"lr": lambda params: 1.0}, "train.lr: for width=4 raised TypeError"),
+    ({"lr": lambda params: 1.0}, "train.lr: a rule of (params) cannot be called; write rule(params, size), and of"),
+    ({"lr": lambda n, size, depth: 1.0}, "train.lr: a rule of (n, size, depth) cannot be called; write rule(params,"),
+    ({"lr": lambda n, size, steps: 0.0}, "train.lr: returned 0.0 for width=4, steps="),
 ]
 
 
@@ -403,3 +418,34 @@ def test_a_loss_with_parameters_is_refused() -> None:
     loss = nn.Sequential(nn.Linear(1, 1))
     with pytest.raises(SpecError, match="loss: has trainable parameters; move them into the model"):
         plan_user_parts(Bigram, text(), loss)
+
+
+def test_a_rate_may_follow_from_d() -> None:
+    spec = spec_of(
+        model={"target": "tests.parts:TruncatedRegression", "size_param": "features", "sizes": [8, 16, 32]},
+        data={"train": "tests.parts:power_law_regression"},
+        budgets=[1e5, 4e5],
+        train={**KNOWN_TRAIN, "lr": "tests.test_bring:rate_of_d"},
+    )
+    user = user_parts_of(spec, model=TruncatedRegression, train=power_law_regression())
+    plans = {
+        rule: planned(spec, replace(user, lr=rule))
+        for rule in (rate_of_d, functools.partial(rate_of_d, unit=2.0), rate_of_size)
+    }
+    by_d, doubled, by_size = plans.values()
+    assert len(by_d.experiments) == 6 and not any(e.parent for e in by_d.experiments)  # no two share their rate
+    for e, two in zip(by_d.experiments, doubled.experiments, strict=True):
+        assert e.recipe.lr == pytest.approx(0.066 * e.tokens**-0.395 * e.params**-0.15)
+        assert two.recipe.lr == pytest.approx(2 * e.recipe.lr)
+    assert any(e.parent for e in by_size.experiments)
+    assert {(e.size, e.recipe.lr) for e in by_size.experiments} == {(8, 0.5), (16, 0.5), (32, 0.5)}
+    assert plan_from_json(json.dumps(by_d.to_json()).encode()).measurements == by_d.measurements
+
+
+def rate_of_d(params: int, size: object, tokens: int, unit: float = 1.0) -> float:
+    return float(unit * 0.066 * tokens**-0.395 * params**-0.15)
+
+
+def rate_of_size(params: int, size: object, tokens: int = 4, *more: int) -> float:
+    """A default is not replaced: rules from before D was passed give what they gave."""
+    return 2.0 / tokens

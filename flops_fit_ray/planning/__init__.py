@@ -18,6 +18,7 @@ from flops_fit_ray.planning._sizes import (
     size_label,
 )
 from flops_fit_ray.planning._trunks import leaves_trunk, needed_trunks, trunk_numbers, trunk_of
+from flops_fit_ray.planning.cells import steps_of, tokens_of
 from flops_fit_ray.planning.data_probe import DataProbe, SetProbe, ValueProbe
 from flops_fit_ray.planning.experiment import (
     IN_FIT,
@@ -79,6 +80,8 @@ __all__ = [
     "size_kwargs",
     "size_label",
     "stated_rate",
+    "steps_of",
+    "tokens_of",
     "trunk_numbers",
     "trunk_of",
 ]

@@ -81,7 +81,7 @@ class PlanReplay:
         if None in best and not self._assume:
             return False
         optima = [
-            (s.params, resolve_lr(self._spec, s) * (1.0 if factor is None else factor))
+            (s.params, resolve_lr(self._spec, s, budget) * (1.0 if factor is None else factor))
             for s, factor in zip(sizes, best, strict=True)
         ]
         self.lr = lr_probes.lr_law(optima)
@@ -97,7 +97,7 @@ class PlanReplay:
         losses: dict[float, float] = {}
         while factors := lr_probes.missing_factors(losses):
             for factor in factors:
-                lr = resolve_lr(self._spec, size) * factor
+                lr = resolve_lr(self._spec, size, budget) * factor
                 reason = f"learning rate {factor:g} times the general rule"
                 probe = self._cells.make(budget, size, lr, role="probe", reason=reason)
                 self._add(probe)
@@ -116,8 +116,8 @@ class PlanReplay:
             return math.nan
         return math.inf if observation.loss is None else observation.loss
 
-    def _lr(self, size: ModelSize) -> float:
-        return resolve_lr(self._spec, size) if self.lr is None else self.lr.of(size.params)
+    def _lr(self, size: ModelSize, budget: float) -> float:
+        return resolve_lr(self._spec, size, budget) if self.lr is None else self.lr.of(size.params)
 
     # The grid
 
@@ -368,7 +368,7 @@ class PlanReplay:
             if note not in self.notes:
                 self.notes.append(note)
             return
-        self._add(self._cells.make(budget, size, self._lr(size), reason=reason))
+        self._add(self._cells.make(budget, size, self._lr(size, budget), reason=reason))
 
     def _add(self, experiment: Experiment) -> bool:
         """Add an experiment to the plan, with a parent among those already there. False if it is there already.

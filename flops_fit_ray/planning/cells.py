@@ -155,9 +155,11 @@ def max_steps(spec: SweepSpec, measurements: Measurements) -> float:
     return float("inf") if per_epoch is None else spec.data.max_epochs * per_epoch / spec.train.batch_size
 
 
-def resolve_lr(spec: SweepSpec, size: ModelSize) -> float:
-    """Return the peak learning rate of one size as the spec gives it; `auto` is `general_lr`."""
+def resolve_lr(spec: SweepSpec, size: ModelSize, budget: float) -> float:
+    """Return the peak learning rate of one size at one budget as the spec gives it; `auto` is `general_lr`."""
     lr = spec.train.lr
+    if size.budget_lr:
+        return size.budget_lr[str(budget)]
     if size.lr is not None:
         return size.lr
     if isinstance(lr, LrTable):

@@ -42,6 +42,7 @@ class ModelSize(Record):
     flops_per_token: PositiveFloat  # forward and backward
     flops_source: str
     lr: Amount | None = None  # from the user's function
+    budget_lr: Mapping[str, Amount] = field(default_factory=dict)  # the same by `str(budget)`, where D decides too
     uncounted: tuple[str, ...] = ()  # modules with parameters in which the counter saw no FLOPs
     modules: Mapping[str, Count] = field(default_factory=dict)  # number of modules with their own weights, by kind
     tables: tuple[tuple[Count, Count], ...] = ()  # entries and width of each lookup table, shared ones once

@@ -11,8 +11,9 @@ from torch import nn
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import DataFacts, Measurements, ModelSize, size_kwargs, size_label
 from flops_fit_ray.spec import NO_DATA, SizeValue, SweepSpec
+from flops_fit_ray.training.preflight._lr_rule import with_rates
 from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
-from flops_fit_ray.training.preflight.model_size import count_params, on_meta_device, user_lr
+from flops_fit_ray.training.preflight.model_size import count_params, on_meta_device
 from flops_fit_ray.training.user.parts import UserParts, format_kwargs
 from flops_fit_ray.training.user.user_code import user_code
 
@@ -35,7 +36,8 @@ def measure_alone(spec: SweepSpec, user: UserParts) -> Measurements:
         eval_source="none",
         fingerprint=NO_DATA,
     )
-    return Measurements(sizes=tuple(sizes), data=data, skipped=tuple(refused))
+    found = Measurements(sizes=tuple(sizes), data=data, skipped=tuple(refused))
+    return found if user.lr is None else with_rates(spec, user.lr, found)
 
 
 def model_faults(model_cls: Any, size_param: str | None, model_kwargs: Mapping[str, Any]) -> list[str]:
@@ -72,7 +74,6 @@ def _measure(spec: SweepSpec, user: UserParts, size: SizeValue) -> ModelSize:
         params_source=source,
         flops_per_token=per_token,
         flops_source="6·N, without data" if user.flops_per_token is None else "model.flops_per_token",
-        lr=None if user.lr is None else user_lr(user.lr, params, kwargs),
     )
 
 

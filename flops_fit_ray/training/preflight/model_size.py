@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ from flops_fit_ray.training.data import (
     sample_data,
 )
 from flops_fit_ray.training.data.packed import pack_data
+from flops_fit_ray.training.preflight._lr_rule import with_rates
 from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
 from flops_fit_ray.training.time_limit import time_limit
 from flops_fit_ray.training.user.layers import EMBEDDINGS, embedding_only_params
@@ -72,7 +72,8 @@ def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
         sizes, refused = measured_sizes(spec, lambda size: measure_size(spec, user, size, batch, tokens))
     with waiting("running the smallest model on two samples"):
         smoke_test_parts(user, min(sizes, key=lambda s: s.params_total))
-    return Measurements(sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe)
+    found = Measurements(sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe)
+    return found if user.lr is None else with_rates(spec, user.lr, found)
 
 
 def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, DataProbe]:
@@ -188,7 +189,6 @@ def measure_size(spec: SweepSpec, user: UserParts, size: SizeValue, batch: Batch
         params_source=params_source,
         flops_per_token=per_token,
         flops_source=source,
-        lr=None if user.lr is None else user_lr(user.lr, params, kwargs),
         uncounted=uncounted,
         modules=_modules(model),
         tables=_tables(model),
@@ -203,19 +203,6 @@ def _modules(model: nn.Module) -> dict[str, int]:
 def _tables(model: nn.Module) -> tuple[tuple[int, int], ...]:
     tables = {id(m.weight): m for m in model.modules() if isinstance(m, EMBEDDINGS)}
     return tuple((int(m.num_embeddings), int(m.embedding_dim)) for m in tables.values())
-
-
-def user_lr(rule: Callable[[int, Mapping[str, Any]], float], params: int, kwargs: Mapping[str, Any]) -> float:
-    """Return the learning rate of a size by the user's rule.
-
-    Raises:
-        SpecError: it raised, or returned no positive number.
-    """
-    with user_code(f"train.lr: for {format_kwargs(kwargs)} raised"):
-        lr = float(rule(params, kwargs))
-    if not (math.isfinite(lr) and lr > 0):
-        raise SpecError("spec", [f"train.lr: returned {lr} for {format_kwargs(kwargs)}; it must be a positive number"])
-    return lr
 
 
 def _model_and_flops(

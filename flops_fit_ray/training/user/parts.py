@@ -52,7 +52,7 @@ class UserParts:
     flops_per_token: Callable[[nn.Module], float] | None = None
     optimizer: Callable[[nn.Module, float], torch.optim.Optimizer | Sequence[torch.optim.Optimizer]] | None = None
     schedule: Callable[[int, int], float] | None = None  # (step, steps) -> multiple of the peak
-    lr: Callable[[int, Mapping[str, Any]], float] | None = None  # (N, size arguments) -> peak
+    lr: Callable[..., float] | None = None  # (N, size arguments), and D and the like by name -> peak
     count_tokens: Callable[[Any], int] | None = None  # batch -> D of it
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 

@@ -35,7 +35,7 @@ def test_one_file_by_many_names(home: Path, text: str) -> None:
     text = text.replace("file://~", f"file://localhost{home}").replace("file:///$WORK", f"file://{home}")
     assert expanded(text, "key") == f"{home}/x y.bin"
     assert storage_path(text) == home / "x y.bin"
-    assert open_token_files(text, Path("/nowhere"), context=5, dtype="uint16", key="data.train").files[0][0] == Path(
+    assert open_token_files(text, Path("/nowhere"), context=5, dtype="uint16", key="data.train").files[0].path == Path(
         f"{home}/x y.bin"
     )
     assert len(TokenFile(text, 5)) == 1

@@ -17,7 +17,7 @@ from flops_fit_ray.spec._sections import (
     TrainSection,
     WandbSection,
 )
-from flops_fit_ray.spec._values import Budget, Ladder, LrRule, LrTable, SizeValue
+from flops_fit_ray.spec._values import Budget, Ladder, LrRule, LrTable, SizeValue, is_data_path
 
 __all__ = [
     "NO_DATA",
@@ -37,6 +37,7 @@ __all__ = [
     "TrainSection",
     "WandbSection",
     "dump_spec",
+    "is_data_path",
     "make_spec",
     "parse_yaml",
     "read_spec",

@@ -30,6 +30,11 @@ from flops_fit_ray.formatting import did_you_mean
 ALMOST = 0.75  # likeness of two keys (difflib) from which one is taken for a misspelling of the other
 
 
+def is_data_path(named: str) -> bool:
+    """Return True for a file, a directory or a glob pattern of token files; else `named` is module:attribute."""
+    return named.endswith((".bin", ".npy")) or (":" not in named and any(mark in named for mark in "/.*?[~"))
+
+
 class Section(BaseModel):
     """Frozen; an unknown key is an error."""
 

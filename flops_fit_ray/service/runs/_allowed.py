@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.spec import SweepSpec, is_data_path
 
 MAX_REEXPORTS = 8  # in a row
 
@@ -34,7 +34,7 @@ def check_allowed(spec: SweepSpec, code: Path, roots: Sequence[Path]) -> None:
 
 def _faults(spec: SweepSpec, code: Path, roots: Sequence[Path]) -> Iterator[str]:
     for key, named in _named(spec):
-        if key in ("data.train", "data.eval") and named.endswith(".bin"):
+        if key in ("data.train", "data.eval") and (is_data_path(named) or ":" not in named):
             moved = named.startswith(("~", "file:")) or "$" in named  # what it means is the reader's to decide
             if moved or not _inside(Path(os.path.normpath(code / named.partition("*")[0])), roots):
                 yield f"{key}: {named!r} is outside of the --code directories, and this service reads no other files"

@@ -3,6 +3,7 @@
 from flops_fit_ray.training.data._feed import Feed, first_batch, make_feed
 from flops_fit_ray.training.data._probe import SampledData, compare_data, fingerprint, probe_of, sample_data
 from flops_fit_ray.training.data._stream import Stream
+from flops_fit_ray.training.data._token_format import describe_tokens
 from flops_fit_ray.training.data.batch import Batch, has_tokens
 from flops_fit_ray.training.data.dataset import (
     Data,
@@ -13,7 +14,7 @@ from flops_fit_ray.training.data.dataset import (
     num_samples,
     split_held_out,
 )
-from flops_fit_ray.training.data.token_file import TokenFile, open_token_files
+from flops_fit_ray.training.data.token_file import TokenFile, open_token_files, token_file_of
 
 __all__ = [
     "Batch",
@@ -26,6 +27,7 @@ __all__ = [
     "TokenFile",
     "as_data",
     "compare_data",
+    "describe_tokens",
     "eval_batches",
     "fingerprint",
     "first_batch",
@@ -36,4 +38,5 @@ __all__ = [
     "probe_of",
     "sample_data",
     "split_held_out",
+    "token_file_of",
 ]

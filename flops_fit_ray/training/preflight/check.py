@@ -238,7 +238,9 @@ def _data(plan: Plan, measured: Sequence[ModelTiming]) -> CheckItem:
     share = max(m.wait_share for m in measured)
     facts = plan.measurements.data
     held_out = f"{facts.eval_samples} samples of {facts.eval_source}" if facts.eval_samples else facts.eval_source
-    message = f"waiting for data {100 * share:.1f} % of the time; held-out data: {held_out}"
+    message = "; ".join(
+        [f"waiting for data {100 * share:.1f} % of the time", f"held-out data: {held_out}", *facts.notes]
+    )
     return CheckItem("WARN" if share > MAX_WAIT_SHARE or not facts.eval_samples else "PASS", "data", message)
 
 

@@ -15,29 +15,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import (
-    DataFacts,
-    DataProbe,
     Measurements,
     ModelSize,
     size_kwargs,
     size_label,
 )
 from flops_fit_ray.spec import SizeValue, SweepSpec
-from flops_fit_ray.training.data import (
-    Batch,
-    Data,
-    Stream,
-    fingerprint,
-    first_batch,
-    has_tokens,
-    num_samples,
-    probe_of,
-    sample_data,
-)
-from flops_fit_ray.training.data.packed import pack_data
+from flops_fit_ray.training.data import Batch
+from flops_fit_ray.training.preflight._data_facts import describe_data, refuse_large_ids
 from flops_fit_ray.training.preflight._lr_rule import with_rates
 from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
-from flops_fit_ray.training.time_limit import time_limit
 from flops_fit_ray.training.user.layers import EMBEDDINGS, embedding_only_params
 from flops_fit_ray.training.user.losses import Objective, outputs_of
 from flops_fit_ray.training.user.parts import UserParts, build, format_kwargs, load_user_parts
@@ -70,91 +57,11 @@ def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
     tokens = user.num_tokens(batch, spec.data.tokens_per_sample)
     with waiting("counting parameters and FLOPs of every size"):
         sizes, refused = measured_sizes(spec, lambda size: measure_size(spec, user, size, batch, tokens))
+    refuse_large_ids(user, sizes)
     with waiting("running the smallest model on two samples"):
         smoke_test_parts(user, min(sizes, key=lambda s: s.params_total))
     found = Measurements(sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe)
     return found if user.lr is None else with_rates(spec, user.lr, found)
-
-
-def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, DataProbe]:
-    """Read the first batch of the training data, the facts about the data that a plan needs, and their probe.
-
-    Raises:
-        SpecError: samples cannot be read, or differ in their number of tokens.
-    """
-    _check_batch_size(spec, user)
-    limit = spec.data.timeout_seconds
-    with waiting("reading data.train"), user_code("data.train: reading samples raised"):
-        with time_limit(limit, f"no samples within {limit:g} s (data.timeout_seconds)"):
-            batch = first_batch(user.train_data, spec.train.batch_size)
-            train = sample_data(user.train_data)
-            held_out = None if user.eval_data is None else sample_data(user.eval_data)
-        per_sample = {user.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in (batch, *train.batches)}
-    tokens = sorted(per_sample)
-    if len(tokens) > 1 or tokens[0] != int(tokens[0]) or tokens[0] < 1:
-        raise SpecError(
-            "spec",
-            [f"data.train: samples have {tokens[0]:g} to {tokens[-1]:g} tokens; set data.tokens_per_sample"],
-        )
-    probe = probe_of(train, held_out, user.eval_source)
-    facts = DataFacts(
-        train_samples=_train_samples(user.train_data, spec.train.batch_size),
-        eval_samples=_eval_samples(spec, user),
-        tokens_per_sample=int(tokens[0]),
-        token_unit=_token_unit(spec, batch),
-        eval_source=user.eval_source,
-        fingerprint=fingerprint(train, held_out),
-        tensor_bytes=_tensor_bytes(user),
-        warnings=tuple(probe.warnings()),
-    )
-    return batch, facts, probe
-
-
-def _tensor_bytes(user: UserParts) -> int:
-    """Return the bytes of data that processes of a node can share; 0 if they cannot."""
-    packed = pack_data(user.prepared_data)
-    return 0 if packed is None else packed.nbytes
-
-
-def _check_batch_size(spec: SweepSpec, user: UserParts) -> None:
-    asked, data = spec.train.batch_size, user.train_data
-    if isinstance(data, Stream) and data.batch_size not in (None, asked):
-        raise SpecError(
-            "spec", [f"train.batch_size: is {asked}, but the DataLoader's is {data.batch_size}; set both to the same"]
-        )
-    count = _length(data)
-    if count is not None and count < asked:
-        raise SpecError("spec", [f"train.batch_size: {asked} is more than the {count} samples of data.train"])
-
-
-def _length(data: Data) -> int | None:
-    return data.num_samples if isinstance(data, Stream) else num_samples(data)
-
-
-def _train_samples(data: Data, batch_size: int) -> int | None:
-    """Return the samples of one epoch, without an incomplete last batch of a stream; None if unknown."""
-    count = _length(data)
-    return count // batch_size * batch_size if isinstance(data, Stream) and count is not None else count
-
-
-def _eval_samples(spec: SweepSpec, user: UserParts) -> int:
-    """Return the number of held-out samples to evaluate on; 0 without held-out data."""
-    if user.eval_data is None:
-        return 0
-    count, wanted = _length(user.eval_data), spec.data.eval_samples
-    if count is None and wanted is None:
-        raise SpecError("spec", ["data.eval_samples: is missing; data.eval is a stream of unknown length, so set it"])
-    return min(n for n in (count, wanted) if n is not None)
-
-
-def _token_unit(spec: SweepSpec, batch: Batch) -> str:
-    if spec.data.count_tokens is not None:
-        return f"what {spec.data.count_tokens} counts"
-    if spec.data.tokens_per_sample is not None:
-        return f"{spec.data.tokens_per_sample} tokens per sample, as data.tokens_per_sample says"
-    if not batch.has_target:
-        return "one number of a sample" if has_tokens(batch.content) else "one sample"
-    return "one target token" if has_tokens(batch.target) else "one sample"
 
 
 def measure_size(spec: SweepSpec, user: UserParts, size: SizeValue, batch: Batch, tokens: int) -> ModelSize:

@@ -15,12 +15,13 @@ from torch import nn
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import did_you_mean
-from flops_fit_ray.spec import DataSection, SweepSpec
+from flops_fit_ray.spec import DataSection, SweepSpec, is_data_path
 from flops_fit_ray.training.data import (
     Batch,
     Data,
     PreparedData,
     Stream,
+    TokenFile,
     as_data,
     num_samples,
     open_token_files,
@@ -100,7 +101,7 @@ def load_user_parts(spec: SweepSpec, base: Path, prepared: PreparedData | None =
     def get_data(key: str, named: str | None) -> Any:
         if named is None or prepared is not None:
             return None
-        if not named.endswith(".bin"):
+        if not is_data_path(named) and not (":" not in named and (base / named).is_dir()):
             return get(key, named)
         try:
             return open_token_files(named, base, context=spec.data.context, dtype=spec.data.dtype, key=key)
@@ -112,6 +113,7 @@ def load_user_parts(spec: SweepSpec, base: Path, prepared: PreparedData | None =
     loss: Any = None if spec.loss.partition(":")[0] in broken else load_loss(spec.loss, base, faults)
     train = get_data("data.train", spec.data.train)
     held_out = get_data("data.eval", spec.data.eval)
+    faults += _shared_files(train, held_out)
     hooks = {name: get(HOOKS[name], target) for name, target in _named_hooks(spec).items()}
     metrics = {name: get(f"metrics.{name}", target) for name, target in spec.metrics.items()}
     if faults:
@@ -126,6 +128,16 @@ def load_user_parts(spec: SweepSpec, base: Path, prepared: PreparedData | None =
         metrics=metrics,
         prepared=prepared,
         **hooks,
+    )
+
+
+def _shared_files(train: Any, held_out: Any) -> list[str]:
+    """Return a fault where a token file is both trained on and held out."""
+    if not (isinstance(train, TokenFile) and isinstance(held_out, TokenFile)):
+        return []
+    shared = sorted({file.path for file in train.files} & {file.path for file in held_out.files})
+    return (
+        [f"data.eval: {shared[0]} is in data.train too; hold other files out, or leave data.eval out"] if shared else []
     )
 
 

@@ -1,5 +1,6 @@
 """Settings of the whole suite: the same examples in every run, and what runs beside what."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -31,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not any(map(item.get_closest_marker, ("slow", "xdist_group"))):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("ray", "slow")])
+
+
+def pytest_collection_finish() -> None:
+    """Keep all that is imported by now out of garbage collections, which would look through torch and Ray each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

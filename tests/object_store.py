@@ -63,6 +63,7 @@ class Proxy:
 
     def __init__(self, server_port: int, cut_after: int = 20_000) -> None:
         self.mode, self._server_port, self._cut_after = "ok", server_port, cut_after
+        self.held = threading.Event()  # set once a request hangs
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._serve, daemon=True).start()
@@ -92,6 +93,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while content := source.recv(4096):
                 while self.mode == "hang":
+                    self.held.set()
                     time.sleep(0.05)
                 if self.mode == "refuse":
                     break

@@ -145,7 +145,7 @@ DRIVER = """
 import signal, sys, time, pathlib
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
 pathlib.Path(sys.argv[-1]).write_text(" ".join(sys.argv[1:]))
-time.sleep(60 if "--stay" in sys.argv else 0)
+time.sleep(600 if "--stay" in sys.argv else 0)
 sys.exit(0)
 """
 
@@ -173,12 +173,12 @@ def test_the_slurm_script_stops_the_driver_in_time_and_requeues(stay: bool, code
     script = subprocess.Popen(
         [BASH, str(CLUSTER / "slurm.sh"), *words], env=environment, stdout=subprocess.PIPE, text=True
     )
-    until = time.monotonic() + 30
+    until = time.monotonic() + 300
     while not begun.exists() and time.monotonic() < until:
         time.sleep(0.05)
     if stay:
         script.send_signal(signal.SIGUSR1)
-    said, _ = script.communicate(timeout=30)
+    said, _ = script.communicate(timeout=300)
     assert script.returncode == code
     assert ("scontrol requeue 7" in said) == stay
     assert "-m flops_fit_ray.run spec.yaml --output /shared/out --address node1:6379" in begun.read_text()

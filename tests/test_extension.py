@@ -73,6 +73,7 @@ def sweep_with(noise: float, budgets: list[float], spent: float = 1.0) -> Sweep:
     return cast(Sweep, SimpleNamespace(fit=fit, flops_spent=spent))
 
 
+@pytest.mark.slow
 def test_a_larger_budget_narrows_about_as_much_as_was_promised() -> None:
     budgets = [1e18, 3e18, 1e19, 3e19]
     before, promised, kept = [], [], []

@@ -5,6 +5,7 @@ Pure functions over the sizes that the model can have. Factors are ratios of N.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 
@@ -25,13 +26,20 @@ MAX_SIZES = 11  # of one valley
 
 
 def rungs(candidates: Sequence[ModelSize], anchor: float, step: float) -> list[ModelSize]:
-    """Return the candidates nearest to anchor · step^k for whole k: one ladder for all budgets shares trunks."""
+    """Return the candidates nearest to anchor · step^k for whole k: one ladder for all budgets shares trunks.
+
+    `candidates` are sorted by N. Of two that are equally near the smaller is taken.
+    """
     if not candidates:
         return []
+    params = [s.params for s in candidates]
     low, high = (round(math.log(s.params / anchor) / math.log(step)) for s in (candidates[0], candidates[-1]))
     rung = {}
     for k in range(low, high + 1):
-        best = min(candidates, key=lambda s: abs(math.log(s.params / (anchor * step**k))))
+        target = anchor * step**k
+        above = bisect.bisect_left(params, target)
+        neighbours = candidates[max(above - 1, 0) : above + 1]
+        best = min(neighbours, key=lambda s: abs(math.log(s.params / target)))
         rung[best.params] = best
     return [rung[n] for n in sorted(rung)]
 

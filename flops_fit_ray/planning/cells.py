@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
@@ -108,7 +108,7 @@ class Cells:
             },
             "budget": budget,
             "tokens": tokens,
-            "recipe": asdict(recipe),
+            "recipe": vars(recipe),
             "parent": None,  # the trunk of another experiment gives the same bits
         }
 

@@ -115,7 +115,12 @@ class Driver:
         environ = {**os.environ, "CHAOS_PAUSE": str(pause), "PYTHONUNBUFFERED": "1", **environment}
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, env=environ, cwd=Path(__file__).parent.parent
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environ,
+                cwd=Path(__file__).parent.parent,
+                start_new_session=True,  # a process group of its own, as shells and `timeout` make it
             )
 
     def ended(self) -> bool:
@@ -222,8 +227,8 @@ def driver_kills(where: Path, sweeps: int, kills: int, sha256: str, dice: random
 
 
 def worker_kills(where: Path, kills: int, sha256: str, dice: random.Random) -> Row:
-    """F5: a worker is killed once its experiment has a checkpoint; the same bits come out, from there on."""
-    row = Row("F5 SIGKILL of a worker")
+    """F5: a worker is ended once its experiment has a checkpoint; the same bits come out, from there on."""
+    row = Row("F5 SIGKILL and SIGTERM of a worker")
     resumed = sweep_number = 0
     while row.times < kills:
         root = where / f"workers{sweep_number}"
@@ -239,7 +244,7 @@ def worker_kills(where: Path, kills: int, sha256: str, dice: random.Random) -> R
                 if killed.get(key, 0) >= 2 or row.times >= kills:
                     continue
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(progress["pid"]), signal.SIGKILL)
+                    os.kill(int(progress["pid"]), signal.SIGTERM if row.times % 2 else signal.SIGKILL)
                     killed[key] = killed.get(key, 0) + 1
                     row.times += 1
                     path.with_name(f".{path.name}.{progress['pid']}.tmp").touch()  # as if in the middle of a write
@@ -363,7 +368,16 @@ def head_kills(where: Path, kills: int, sha256: str | None, dice: random.Random)
     return row
 
 
-STOPS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGTERM, then SIGKILL after 3 s", "SIGINT twice")
+STOPS = (
+    "SIGINT",
+    "SIGTERM",
+    "SIGUSR1",
+    "SIGTERM, then SIGKILL after 3 s",
+    "SIGINT twice",
+    "SIGTERM to the group",  # as `timeout` and terminals signal
+    "SIGUSR1 to the group",
+    "SIGTERM to everything",  # as systemd and scancel: Ray's processes too
+)
 
 
 def signals(where: Path, times: int, sha256: str, dice: random.Random, stops: tuple[str, ...] = STOPS) -> Row:
@@ -374,14 +388,23 @@ def signals(where: Path, times: int, sha256: str, dice: random.Random, stops: tu
         root, spec = where / f"signals{i}", make_project(where)
         watched = Watched(root, row)
         for name in stops:
-            driver, before = Driver(spec, root, pause=0.03), len(recorded(root))
+            # A directory that is too long for Ray's sockets: they are moved, and that is said
+            environment = {"RAY_TMPDIR": str(where / ("long" * 20))}
+            driver, before = Driver(spec, root, pause=0.03, **environment), len(recorded(root))
             came = driver.until(lambda n=before + 1, root=root: len(recorded(root)) >= n)  # type: ignore[misc]
             time.sleep(dice.uniform(0.0, 1.0))
             if driver.ended() or not came:
                 driver.wait(0)
                 break
-            started = time.monotonic()
-            driver.process.send_signal(getattr(signal, name.split(" ")[0].rstrip(",")))
+            started, number = time.monotonic(), getattr(signal, name.split(" ")[0].rstrip(","))
+            rays = descendants(driver.process.pid)
+            if "group" in name:
+                os.killpg(driver.process.pid, number)
+            else:
+                driver.process.send_signal(number)
+            for pid in rays if "everything" in name else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
             if "KILL" in name and not driver.until(driver.ended, 3.0):
                 driver.process.kill()
             if "twice" in name:
@@ -397,8 +420,15 @@ def signals(where: Path, times: int, sha256: str, dice: random.Random, stops: tu
                 last = driver.said[-1]
                 row.expect(last.endswith(f"--output {root}"), f"{name}: its last line is {last!r}")
                 row.expect(not any("Traceback" in line for line in driver.said), f"{name}: a traceback")
+                row.expect(f"stopped by {number.name}" in driver.said, f"{name}: another reason: {driver.said[-3:]}")
+                moved = any("Ray's temporary files go to /tmp" in line for line in driver.said)
+                row.expect(moved, f"{name}: nobody said where Ray's files are")
+            left = until_gone(rays)
+            row.expect(not left, f"{name}: {len(left)} processes outlive it")
             watched.look()
         finish(Driver(spec, root), row, watched, sha256)
+        failures = [f.error for f in open_sweep(root).failures]
+        row.expect(not failures, f"signals counted as failures of the user's: {failures}")
     row.notes += [f"{name} {seconds:.1f} s" for name, seconds in slowest.items()]
     return row
 

@@ -41,7 +41,7 @@ def test_f3_a_killed_writer_leaves_nothing_that_cannot_be_read(tmp_path: Path) -
 
 @ray
 def test_f4_f8_killed_and_stopped_by_every_signal_it_goes_on(tmp_path: Path, sha256: str, dice: random.Random) -> None:
-    held(signals(tmp_path, 1, sha256, dice, ("SIGKILL", "SIGUSR1")))
+    held(signals(tmp_path, 1, sha256, dice, ("SIGUSR1 to the group", "SIGTERM to everything")))
 
 
 @ray

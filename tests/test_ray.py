@@ -19,7 +19,7 @@ from flops_fit_ray import Result, SpecError, check, find_optimal
 from flops_fit_ray.analysis import fit_to_json
 from flops_fit_ray.cli import main
 from flops_fit_ray.engine._trainable import TrialContext, run_experiment
-from flops_fit_ray.engine.loaders import Loader, ObjectLoader, SharedLoader, share_data
+from flops_fit_ray.engine.loaders import Loader, ObjectLoader, SharedLoader, code_loader, share_data
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
@@ -32,6 +32,7 @@ from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.preflight.timing import PrecisionChoice
 from flops_fit_ray.training.user.losses import mse
 from flops_fit_ray.training.user.parts import make_user_parts
+from flops_fit_ray.training.user.user_code import NO_ARGUMENTS
 from tests.chaos import make_project, uninterrupted
 from tests.parts import (
     BIGRAM,
@@ -338,6 +339,44 @@ def test_a_directory_that_cannot_be_written_stops_the_sweep_and_loses_nothing(ra
 def test_what_the_cluster_cannot_give_is_refused_at_once(ray_here: None, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"is \{cpu: 4096\}, but the largest node has \{cpu: "):
         known(tmp_path, resources_per_trial={"cpu": 4096})
+
+
+def test_gpus_that_torch_cannot_use_are_refused_before_anything_runs(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.backends.cuda.is_built():  # type: ignore[no-untyped-call] # torch leaves it untyped
+        pytest.skip("needs a build of torch for the CPU")
+    (node,) = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    node["Resources"]["GPU"] = 2.0  # as Ray counts those of the driver
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    words = (
+        r"Ray counts 2 GPUs, and torch .* is built without CUDA; .*, or run on CPUs with device: cpu \(--device cpu\)"
+    )
+    with pytest.raises(ResourceError, match=words):
+        known(tmp_path, resources_per_trial={"gpu": 1})
+    assert not list(tmp_path.glob("experiments/*"))
+    assert known(tmp_path, resources_per_trial={"gpu": 1}, device="cpu").complete
+
+
+def test_a_gpu_that_is_asked_for_is_not_replaced(ray_here: None, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(ResourceError, match="device is cuda, and no node of this cluster has a GPU"):
+            known(tmp_path, resources_per_trial={"gpu": 1}, device="cuda")
+
+
+def test_workers_have_the_drivers_directory_and_arguments(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # Ray has started elsewhere
+    monkeypatch.setattr(sys, "argv", ["train.py", "--mine"])
+    loader = ObjectLoader(reference_parts(reference_spec()))
+
+    def look(loader: Loader) -> tuple[str, list[str]]:
+        return str(Path.cwd()), sys.argv
+
+    assert ray.get(ray.remote(max_calls=1)(look).remote(loader)) == (str(tmp_path), ["train.py", "--mine"])
+    code = code_loader(reference_spec(), tmp_path)
+    assert ray.get(ray.remote(max_calls=1)(look).remote(code)) == (str(tmp_path), [str(tmp_path), NO_ARGUMENTS])
 
 
 def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:

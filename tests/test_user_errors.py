@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flops_fit_ray import find_optimal
-from flops_fit_ray.engine._trainable import TrialContext, run_experiment
+from flops_fit_ray.engine._trainable import TrialContext, WorkerTerminated, run_experiment
 from flops_fit_ray.engine.loaders import ObjectLoader, refuse_unpicklable
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import SpecError
@@ -101,6 +101,21 @@ def test_f11_an_error_of_the_users_is_one_attempt_and_its_traceback(
     assert ledger.num_attempts(experiments[0].key) == 1
     monkeypatch.setattr(Late, "where", "")
     assert run_experiment(job, ledger, lambda: user, experiments[1]) == "completed"  # the same process goes on
+
+
+def test_the_end_of_the_process_is_no_error_of_the_users(tmp_path: Path) -> None:
+    spec = spec_of()
+    user = user_parts_of(spec)
+    slots = Slots(resources={"cpu": 1}, count=1)
+    job = TrialContext(root=tmp_path, load_user_parts=lambda: user, spec=spec, eval_samples=100, slots=slots)
+    ledger, experiment = Ledger(SweepPaths(tmp_path)), planned(spec, user).experiments[0]
+
+    def load() -> UserParts:
+        raise WorkerTerminated(143)  # as SIGTERM raises it
+
+    with pytest.raises(SystemExit):
+        run_experiment(job, ledger, load, experiment)
+    assert ledger.outcome(experiment.key) is None
 
 
 def _generator() -> Any:

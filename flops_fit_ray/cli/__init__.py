@@ -22,9 +22,11 @@ from flops_fit_ray.waiting import to_stderr, told_to
 def enter(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -> NoReturn:
     """Run `main` and end the process at once, without the interpreter's teardown.
 
-    Tearing down torch and Ray takes 1 to 2 s, in which a thread left behind by Tune could start Ray again.
+    Tearing down torch and Ray takes 1 to 2 s, in which a thread left behind by Tune could start Ray again; so it could
+    where Ray has died, and RAY_ENABLE_AUTO_CONNECT forbids it.
     """
     _fix_hash_seed(sys.argv[1:] if args is None else args)
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         main(args, prog_name)
     except SystemExit as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import shutil
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -66,13 +67,29 @@ class StoragePathType(click.ParamType[StoragePath]):
 
 
 directory_argument = click.argument("directory", required=False, type=StoragePathType(), metavar="[DIRECTORY]")
-set_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a key of the spec, e.g. train.batch_size=16; may be repeated.",
-)
+
+
+def set_option(function: _Function) -> _Function:
+    """Add the options that override keys of the spec; `overrides` has them all."""
+
+    @functools.wraps(function)
+    def call(*args: Any, overrides: tuple[str, ...], device: str | None, **kwargs: Any) -> Any:
+        return function(*args, overrides=overrides if device is None else (*overrides, f"device={device}"), **kwargs)
+
+    wrapped = click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        help="Device of the experiments, `device` of the spec [default: auto, a GPU where there is one].",
+    )(cast(_Function, call))
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a key of the spec, e.g. train.batch_size=16; may be repeated.",
+    )(wrapped)
+
+
 code_option = click.option(
     "--code",
     type=LocalPath(file_okay=False, exists=True),

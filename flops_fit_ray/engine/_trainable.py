@@ -6,6 +6,7 @@ import contextlib
 import gc
 import math
 import platform
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +17,18 @@ import torch
 from ray import tune
 
 from flops_fit_ray._version import __version__
+from flops_fit_ray.engine._gpus import gpu_fault
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.engine._team import Team
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import DataDiffersError, ExperimentError, InterruptedSweepError, StorageError, WorkerLostError
+from flops_fit_ray.errors import (
+    DataDiffersError,
+    ExperimentError,
+    InterruptedSweepError,
+    ResourceError,
+    StorageError,
+    WorkerLostError,
+)
 from flops_fit_ray.ledger import AttemptFacts, ExperimentResult, FailureKind, Ledger
 from flops_fit_ray.planning import Experiment, ExperimentFacts, TrainingMetrics, leaves_trunk
 from flops_fit_ray.spec import SweepSpec
@@ -72,6 +81,11 @@ class ExperimentTrainable(tune.Trainable):
             time_limit=context.spec.data.timeout_seconds,
         )
         self._key = str(config["key"])
+        fault = gpu_fault(1) if context.slots.uses_gpu else ""
+        if fault:  # of a node that joined late: the others were tried before
+            raise ResourceError(fault)
+        with contextlib.suppress(ValueError):  # only the main thread hears of signals
+            signal.signal(signal.SIGTERM, _end_of_worker)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next experiment in the same process: a new one costs seconds."""
@@ -106,6 +120,14 @@ class ExperimentTrainable(tune.Trainable):
             self._settled = True
 
 
+class WorkerTerminated(SystemExit):
+    """SIGTERM for this process: its node is being shut down. No error of the user's code."""
+
+
+def _end_of_worker(number: int, frame: Any) -> None:
+    raise WorkerTerminated(128 + number)
+
+
 def _keep_what_is_there() -> None:
     """Collect, and never look through the rest again: all of torch takes 0.2 s, which each experiment would pay."""
     gc.collect()
@@ -127,6 +149,7 @@ def run_experiment(
         StorageError: the ledger cannot be written.
         WorkerLostError: another worker of this experiment died.
         DataDiffersError: one of its processes has other data than the plan.
+        WorkerTerminated: this process is to end.
     """
     key = experiment.key
     recorded = ledger.outcome(key)
@@ -145,7 +168,7 @@ def run_experiment(
             user = load()
             with contextlib.nullcontext(SINGLE_WORKER) if team is None else team.training(experiment) as group:
                 outcome = _train(context, experiment, user, observer, store, group)
-    except (StorageError, WorkerLostError):
+    except (StorageError, WorkerLostError, WorkerTerminated):
         raise
     except DataDiffersError:
         ledger.paths.progress(key).unlink(missing_ok=True)
@@ -153,7 +176,7 @@ def run_experiment(
     except InterruptedSweepError:
         ledger.paths.progress(key).unlink(missing_ok=True)
         return "stopped"
-    except (Exception, SystemExit, KeyboardInterrupt) as e:  # noqa: BLE001 - the user's code may raise anything; it is recorded
+    except BaseException as e:  # noqa: BLE001 - the user's code may raise anything; it is recorded
         status: FailureKind = e.status if isinstance(e, ExperimentError) else "failed"
         _record_curve(ledger, key, observer.curve)
         ledger.record_failure(observer.failure(e, status, time.perf_counter() - started))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import json
 import logging
 import os
@@ -11,15 +13,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from flops_fit_ray.engine._local_limits import own_temporary, short_temporary, usable_cores
 from flops_fit_ray.engine._processes import HEAD, end_all, ray_descendants
 from flops_fit_ray.engine.interrupt import AskedToStop, keeping_handlers
-from flops_fit_ray.errors import HeadLostError, ResourceError
-from flops_fit_ray.waiting import waiting
+from flops_fit_ray.errors import HeadLostError, ResourceError, first_line
+from flops_fit_ray.waiting import tell, waiting
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server
+CLIENT_WAY_OUT = "which is not supported; submit a job (flops-fit-ray submit)"
 CONNECT_SECONDS = 5.0
 HEAD_ASK_SECONDS = 2.0
 HEAD_LOST_SECONDS = 10.0
@@ -103,48 +106,106 @@ def ray_session(address: str | None) -> Iterator[Head]:
     """Ray for the time of a sweep: the given or surrounding cluster, else a local one that ends with the sweep.
 
     Raises:
-        ResourceError: the cluster at `address` cannot be reached.
+        ResourceError: the cluster at `address` cannot be reached, or Ray cannot be started here.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():  # the user's own program has started it, and ends it
-        yield _head(local=False)
+        if ray.util.client.ray.is_connected():
+            raise ResourceError(f"this program is connected to Ray as a client, {CLIENT_WAY_OUT}")
+        with _quiet_logs():
+            yield _head(local=False)
         return
     where = _where(address)
     local = where == "local"
-    if not local:
-        check_reachable(where)
-    starting = waiting("starting Ray", RAY_SECONDS) if local else waiting(f"connecting to the Ray cluster at {where}")
+    _start_here() if local else _connect(where)
+    with _quiet_logs():
+        head = _head(local=local)
+        try:
+            yield head
+        except AskedToStop:
+            if local:  # nobody waits for anything any more, and Ray's own shutdown waits for each of its processes
+                end_all(ray_descendants(besides=HEAD))  # without its head it takes longer
+            raise
+        finally:
+            _leave(head)
+
+
+def _connect(where: str) -> None:
+    import ray
+
+    check_reachable(where)
     try:
-        with starting, keeping_handlers():  # Ray takes SIGTERM for itself
+        with waiting(f"connecting to the Ray cluster at {where}"), keeping_handlers():  # Ray takes SIGTERM for itself
             ray.init(
-                address=where,
-                runtime_env=None if local else _worker_environment(),
-                include_dashboard=False if local else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
+                address=where, runtime_env=_worker_environment(), log_to_driver=False, logging_level=logging.ERROR
             )
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise ResourceError(
             f"no Ray cluster could be reached at {where!r}: {e}; leave --address out to run here"
         ) from e
-    # What Tune says of its trials is read from its results; its log would print a page for each. And what Ray finds to
-    # say while it is ended in the middle of something would come after our last line.
+
+
+def _start_here() -> None:
+    import ray
+
+    own = own_temporary()
+    temporary, reason = short_temporary(own)
+    if reason:
+        tell(reason)
+    cores, there = usable_cores(), os.cpu_count() or 1
+    if cores < there:
+        tell(f"{cores} of the {there} cores of this machine may be used (affinity or CPU quota)")
+    try:
+        with waiting("starting Ray", RAY_SECONDS), keeping_handlers(), _sessions_of_their_own():
+            ray.init(
+                address="local",
+                num_cpus=cores,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(temporary / "ray") if reason else None,
+            )
+    except Exception as e:  # Ray raises OSError, RuntimeError and Exception itself, with a page of words
+        raise ResourceError(
+            f"Ray could not be started here: {first_line(e)}; its logs are in {temporary}/ray/session_latest/logs, and "
+            "RAY_TMPDIR moves its files"
+        ) from e
+
+
+@contextlib.contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """Start Ray's processes, while the block runs, where a signal to our process group does not reach them.
+
+    Terminals, `timeout` and Slurm signal the whole group. The signal is for this process: Ray has to live until its
+    experiments are saved. The kernel still ends it with us, which on other systems takes the group itself.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    popen = services.ConsolePopen
+    if sys.platform == "linux":
+        services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keep what Ray and Tune log from the terminal.
+
+    What Tune says of its trials is read from its results; its log would print a page for each. And what Ray finds to
+    say while it is ended in the middle of something would come after our last line.
+    """
     logs = [logging.getLogger(name) for name in ("ray.tune", "ray._private.services")]
     levels = [log.level for log in logs]
     for log in logs:
         log.setLevel(logging.CRITICAL)
-    head = _head(local=local)
     try:
-        yield head
-    except AskedToStop:
-        if local:  # nobody waits for anything any more, and Ray's own shutdown waits for each of its processes
-            end_all(ray_descendants(besides=HEAD))  # without its head it takes longer
-        raise
+        yield
     finally:
-        _leave(head)
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
 
@@ -185,10 +246,9 @@ def check_reachable(address: str) -> None:
     """
     way_out = "leave --address out (and RAY_ADDRESS unset) to run here"
     if "://" in address:
-        raise ResourceError(f"{address!r} is a Ray client address, which is not supported; submit a job, or {way_out}")
+        raise ResourceError(f"{address!r} is a Ray client address, {CLIENT_WAY_OUT}, or {way_out}")
     if address == "auto":
-        temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - Ray's own choice
-        note = Path(temporary) / "ray" / "ray_current_cluster"
+        note = own_temporary() / "ray" / "ray_current_cluster"
         try:
             address = note.read_text().strip()
         except OSError as e:

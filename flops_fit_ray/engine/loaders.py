@@ -6,14 +6,15 @@ from disk by every worker, and any other dataset is loaded by every worker.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from flops_fit_ray.engine._surroundings import Surroundings, surroundings_of_driver
 from flops_fit_ray.engine.jobs import upload_of
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.storage.storage_path import expanded
+from flops_fit_ray.training.user.user_code import NO_ARGUMENTS
 
 if TYPE_CHECKING:
     from flops_fit_ray.planning import DataProbe, Measurements
@@ -37,6 +38,7 @@ class Loader(Protocol):
 class CodeLoader:
     """Imports what a spec names. A relative `base` is resolved in the working directory of the Ray job."""
 
+    here: Surroundings = field(default_factory=surroundings_of_driver, kw_only=True)  # first: unpickled before the rest
     spec: SweepSpec
     base: Path
 
@@ -51,6 +53,7 @@ class CodeLoader:
 class ObjectLoader:
     """Carries the user's objects, pickled."""
 
+    here: Surroundings = field(default_factory=surroundings_of_driver, kw_only=True)  # as above
     user: UserParts
 
     def __call__(self, prepared: PreparedData | None = None) -> UserParts:
@@ -115,7 +118,9 @@ def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:
     files = {name: expanded(path, f"data.{name}") for name, path in named.items() if path and path.endswith(".bin")}
     if files:  # `~` and variables as they are here; of a worker they may be others
         spec = spec.model_copy(update={"data": spec.data.model_copy(update=files)})
-    return CodeLoader(spec, base if upload is None else base.relative_to(upload))
+    # The arguments of our own command are nothing to the user's code
+    here = replace(surroundings_of_driver(), arguments=(str(base), NO_ARGUMENTS))
+    return CodeLoader(spec, base if upload is None else base.relative_to(upload), here=here)
 
 
 def refuse_unpicklable(loader: Loader) -> None:
@@ -129,7 +134,7 @@ def refuse_unpicklable(loader: Loader) -> None:
     from ray import cloudpickle
 
     user = loader.user
-    for name in (field.name for field in dataclasses.fields(user)):
+    for name in (f.name for f in fields(user)):
         try:
             cloudpickle.dumps(getattr(user, name))  # type: ignore[no-untyped-call] # Ray leaves it untyped
         except Exception as e:

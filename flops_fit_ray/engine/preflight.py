@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from flops_fit_ray.engine._gpus import refuse_unusable_gpus
+from flops_fit_ray.engine._local_limits import usable_cores
 from flops_fit_ray.engine.cluster import ray_session, runs_here
 from flops_fit_ray.engine.loaders import Loader, comparing_loader
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes, on_cpus, on_gpus
@@ -26,7 +27,7 @@ MEMORY_MARGIN = 1.25  # evaluation, fragments, and what differs between two mode
 def refuse_early(spec: SweepSpec, address: str | None) -> None:
     """Refuse resources that this machine can never provide, before Ray is started on it, which takes seconds.
 
-    Ray may find fewer cores (in a container), and never more; what else it has, only Ray knows.
+    What else it has, only Ray knows.
 
     Raises:
         ResourceError: as `choose_slots` says it of a machine with all its cores and GPUs.
@@ -37,8 +38,24 @@ def refuse_early(spec: SweepSpec, address: str | None) -> None:
 
     wanted = {name: amount for name, amount in spec.whole_resources.items() if name in ("cpu", "gpu") and amount > 0}
     if wanted:
-        machine = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+        machine = {"CPU": usable_cores(), "GPU": torch.cuda.device_count()}
         choose_slots(wanted, [machine], workers=spec.workers_per_trial)
+
+
+def slots_for(spec: SweepSpec, max_slots: int | None, workers: int = 1) -> Slots:
+    """Return the slots of the cluster for the experiments of a spec, whose GPUs have been tried.
+
+    Args:
+        max_slots, workers: as for `choose_slots`.
+
+    Raises:
+        ResourceError: the cluster cannot run such experiments.
+    """
+    slots = choose_slots(spec.whole_resources, live_nodes(), max_slots, workers)
+    if spec.device == "cuda" and not slots.uses_gpu:
+        raise ResourceError("device is cuda, and no node of this cluster has a GPU; leave it out to use the CPU")
+    refuse_unusable_gpus(slots)
+    return slots
 
 
 def choose_on_worker(
@@ -60,7 +77,7 @@ def choose_on_worker(
     import ray
 
     with ray_session(address) as head:
-        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots))
+        slots = slots_for(spec, head.grows_to(max_slots))
         try:
             compared = comparing_loader(load_user_parts, spec, plan.measurements)
             with waiting("measuring precision and compilation on a worker"):
@@ -77,7 +94,8 @@ def _on(slots: Slots, function: Callable[..., Any]) -> Any:
     """Return a function as a Ray task with the resources of one experiment."""
     import ray
 
-    return ray.remote(function).options(**slots.options, max_retries=0)
+    # One call per process: it takes over the driver's working directory, and a cluster has other users
+    return ray.remote(max_calls=1)(function).options(**slots.options, max_retries=0)
 
 
 def _get(task: Any) -> Any:
@@ -118,7 +136,7 @@ def check_on_worker(
     refuse_early(spec, address)
     asked = time.time()
     with ray_session(address) as head:
-        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots))
+        slots = slots_for(spec, head.grows_to(max_slots))
         try:
             compared = comparing_loader(load_user_parts, spec, plan.measurements)
             with waiting("checking the smallest and the largest model on a worker"):

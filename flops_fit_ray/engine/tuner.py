@@ -21,8 +21,8 @@ from flops_fit_ray.engine._nodes import check_nodes
 from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.interrupt import GRACE_SECONDS, StopRequest
 from flops_fit_ray.engine.loaders import Loader, comparing_loader, share_data
-from flops_fit_ray.engine.preflight import shared_slots
-from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes
+from flops_fit_ray.engine.preflight import shared_slots, slots_for
+from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import DataDiffersError, InterruptedSweepError, ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.ledger.hardware import Cluster
@@ -81,7 +81,7 @@ def run_plan(
     if live.done():
         return live.plan
     with ray_session(address) as head:
-        slots = choose_slots(spec.whole_resources, live_nodes(), head.grows_to(max_slots), spec.workers_per_trial)
+        slots = slots_for(spec, head.grows_to(max_slots), spec.workers_per_trial)
         odd, machines = check_nodes(root, base, slots.resources)
         if spec.resources_per_trial == "auto":
             slots = shared_slots(live.plan, spec, load_user_parts, slots)
@@ -162,14 +162,15 @@ def _fit(tuner: tune.Tuner, paths: SweepPaths, stop: StopRequest, head: Head, *,
         until: float | None = None
         while thread.is_alive():
             thread.join(LOOK_SECONDS)
-            head.check()
             if not isinstance(stop.error, InterruptedSweepError | DataDiffersError):
+                head.check()
                 continue
             if until is None:
                 with contextlib.suppress(OSError):  # else experiments hear of it when their process ends
                     paths.stop.touch()
                 until = time.monotonic() + GRACE_SECONDS
-            if time.monotonic() > until:
+            # Whoever signalled us may have ended Ray too: then nobody is left to be waited for
+            if time.monotonic() > until or (head.local and not head.answers()):
                 raise stop.error
     if isinstance(stop.error, StorageError):
         raise stop.error

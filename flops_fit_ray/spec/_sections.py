@@ -203,6 +203,7 @@ class SweepSpec(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     metrics: dict[str, Target] = Field(default={})
     resources_per_trial: Resources = Field(default={"gpu": 1})  # of each worker
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where resources_per_trial has one and the cluster too
     workers_per_trial: int = Field(default=1, gt=0, le=1024)  # that share every batch of an experiment
     shard_model: bool = False  # over the workers of an experiment, each with its part of weights and optimizer states
     max_retries: int = Field(default=3, ge=0, le=1000)  # of an experiment whose worker or node died, without progress
@@ -250,7 +251,10 @@ class SweepSpec(Section):
     @property
     def whole_resources(self) -> dict[str, float]:
         """Of an experiment that shares nothing."""
-        return {"gpu": 1} if self.resources_per_trial == "auto" else dict(self.resources_per_trial)
+        asked = {"gpu": 1.0} if self.resources_per_trial == "auto" else dict(self.resources_per_trial)
+        if self.device != "cpu":
+            return asked
+        return {"cpu": 1.0, **{name: amount for name, amount in asked.items() if name != "gpu"}}
 
     @property
     def is_one_run(self) -> bool:
@@ -272,6 +276,12 @@ class SweepSpec(Section):
                 raise ValueError("grid.kind is adaptive, and a budget lists sizes of its own; give model.sizes instead")
             if self.is_one_run:
                 raise ValueError("grid.kind is adaptive, and there is one budget; a law needs at least 2")
+        return self
+
+    @model_validator(mode="after")
+    def _device_is_asked_for(self) -> SweepSpec:
+        if self.device == "cuda" and not self.whole_resources.get("gpu"):
+            raise ValueError("device is cuda, and resources_per_trial asks for no GPU; give {gpu: 1}")
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,87 @@
+"""The GPUs that Ray counts, tried by torch on every node before an experiment runs there.
+
+Ray counts devices, and torch may be a build without CUDA, or newer than the driver: then every experiment would fail
+with the same message, as if it were the model's.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from flops_fit_ray.engine.resources import Slots
+from flops_fit_ray.errors import ResourceError, first_line
+from flops_fit_ray.storage.lock import hostname
+from flops_fit_ray.waiting import waiting
+
+ANSWER_SECONDS = 120.0  # a worker process has to start, and to import torch
+CPU_WAY_OUT = "or run on CPUs with device: cpu (--device cpu)"
+
+
+def refuse_unusable_gpus(slots: Slots) -> None:
+    """Make sure that torch can compute on the GPUs that experiments will have. A node that does not answer may be busy.
+
+    Raises:
+        ResourceError: it cannot on some node; all of them are named.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not slots.uses_gpu:
+        return
+    tasks = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call] # Ray leaves it untyped
+        if node["Alive"] and node["Resources"].get("GPU", 0):
+            there = NodeAffinitySchedulingStrategy(str(node["NodeID"]), soft=False)
+            # One call per process: what it opened on the GPUs is closed with it
+            task = ray.remote(max_calls=1)(gpu_fault).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            tasks.append(task.remote(int(node["Resources"]["GPU"])))
+    with waiting("trying the GPUs of every node"):
+        answered, _ = ray.wait(tasks, num_returns=len(tasks), timeout=ANSWER_SECONDS) if tasks else ([], [])
+    faults = list(filter(None, map(_answer, answered)))
+    if faults:
+        raise ResourceError("\n  ".join(["experiments cannot run on these GPUs:", *faults]))
+
+
+def _answer(task: Any) -> str:
+    import ray
+
+    try:
+        return str(ray.get(task))
+    except ray.exceptions.RayError as e:
+        return f"a node cannot run this package: {str(e).strip().splitlines()[-1]}"
+
+
+def gpu_fault(counted: int) -> str:
+    """Return why torch cannot use the `counted` GPUs of this node, with the way out; "" if it can."""
+    import torch
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" and os.environ.get("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        return ""  # Ray hides them from whoever holds none, as this task
+    reason = _torch_fault(counted)
+    if not reason:
+        return ""
+    return (
+        f"{hostname()}: Ray counts {counted} GPU{'s' if counted > 1 else ''}, and torch {torch.__version__} {reason}, "
+        f"{CPU_WAY_OUT}"
+    )
+
+
+def _torch_fault(counted: int) -> str:
+    import torch
+
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call] # torch leaves it untyped
+        return "is built without CUDA; install a build with CUDA there"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call] # as above
+        found = torch.cuda.device_count()
+        # A process sees one instance of a divided GPU (MIG) at most, whichever are visible
+        if found < (1 if "MIG" in os.environ.get("CUDA_VISIBLE_DEVICES", "") else counted):
+            return f"sees {found}; see nvidia-smi and CUDA_VISIBLE_DEVICES there"
+        for index in range(min(found, counted)):
+            (torch.ones(1, device=f"cuda:{index}") + 1).item()
+    except torch.OutOfMemoryError:  # it is another's at the moment, and works
+        return ""
+    except (RuntimeError, AssertionError) as e:
+        return f"cannot use them ({first_line(e)}); update the driver, or install a build of torch that fits it"
+    return ""

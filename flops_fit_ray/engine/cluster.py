@@ -113,7 +113,9 @@ def ray_session(address: str | None) -> Iterator[Head]:
     import ray
 
     if ray.is_initialized():  # the user's own program has started it, and ends it
-        if ray.util.client.ray.is_connected():
+        from ray.util.client import ray as client
+
+        if client.is_connected():  # type: ignore[no-untyped-call] # Ray leaves it untyped
             raise ResourceError(f"this program is connected to Ray as a client, {CLIENT_WAY_OUT}")
         with _quiet_logs():
             yield _head(local=False)

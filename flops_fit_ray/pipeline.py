@@ -128,19 +128,23 @@ def check(request: RunRequest, *, keep: bool) -> tuple[CheckReport, Slots]:
 
     Raises:
         SpecError, ResourceError: as `plan_request` and the engine say.
+        InterruptedSweepError: a signal stopped it.
     """
-    from flops_fit_ray.engine.loaders import refuse_unpicklable
-    from flops_fit_ray.engine.preflight import check_on_worker
+    from flops_fit_ray.engine.interrupt import interruptible
 
-    _, plan = plan_request(request)
-    refuse_unpicklable(request.load_user_parts)
-    report, slots = check_on_worker(
-        plan,
-        request.spec,
-        load_user_parts=request.load_user_parts,
-        address=request.address,
-        max_slots=request.limits.slots,
-    )
+    with interruptible():
+        from flops_fit_ray.engine.loaders import refuse_unpicklable
+        from flops_fit_ray.engine.preflight import check_on_worker
+
+        _, plan = plan_request(request)
+        refuse_unpicklable(request.load_user_parts)
+        report, slots = check_on_worker(
+            plan,
+            request.spec,
+            load_user_parts=request.load_user_parts,
+            address=request.address,
+            max_slots=request.limits.slots,
+        )
     if keep and report.rates is not None:
         record_rates(SweepPaths(request.root), plan.constants, report.rates)
     return report, slots

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from flops_fit_ray import find_optimal
-from flops_fit_ray.engine._trainable import TrialContext, WorkerTerminated, run_experiment
+from flops_fit_ray.engine._termination import WorkerTerminated
+from flops_fit_ray.engine._trainable import TrialContext, run_experiment
 from flops_fit_ray.engine.loaders import ObjectLoader, refuse_unpicklable
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import SpecError

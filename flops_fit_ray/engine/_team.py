@@ -13,8 +13,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import Store  # type: ignore[attr-defined] # torch leaves it unexported
 
 from flops_fit_ray.engine._ledger_observer import READ_SECONDS
+from flops_fit_ray.engine._termination import WorkerTerminated, end_on_sigterm
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import DataDiffersError, WorkerLostError
+from flops_fit_ray.errors import DataDiffersError, ExperimentError, WorkerLostError
 from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.codec import value_of
@@ -22,6 +23,7 @@ from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group, conne
 from flops_fit_ray.training.loop.follower import run_follower
 from flops_fit_ray.training.step.device import gpu_uuids
 from flops_fit_ray.training.user.parts import UserParts
+from flops_fit_ray.training.user.user_code import describe_error
 
 STEP_SECONDS = 300.0  # for a step, or for workers to start, besides the time that data may take
 FOLLOWER_SECONDS = 7 * 86400.0  # a follower waits while the leader evaluates; the leader ends it
@@ -34,6 +36,7 @@ class Follower:
     def __init__(self, load_user_parts: Callable[[], UserParts], device: str) -> None:
         self._load_user_parts, self._device = load_user_parts, device
         self._user: UserParts | None = None
+        end_on_sigterm()
 
     def get_ready(self) -> None:
         """Load the user's parts, once."""
@@ -43,8 +46,13 @@ class Follower:
         """Train one experiment along with its leader."""
         assert self._user is not None
         store = connect_store(host, port, STEP_SECONDS)
-        with process_group(store, group, self._device, FOLLOWER_SECONDS), _readings_sent(host, port, group.rank):
-            run_follower(experiment, self._user, eval_samples=eval_samples, group=group, device=self._device)
+        try:
+            with process_group(store, group, self._device, FOLLOWER_SECONDS), _readings_sent(host, port, group.rank):
+                run_follower(experiment, self._user, eval_samples=eval_samples, group=group, device=self._device)
+        except WorkerTerminated:
+            raise
+        except SystemExit as e:  # of the user's code: it would end this process, as if its node had died
+            raise ExperimentError(describe_error(e)) from e
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import math
 import platform
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from flops_fit_ray._version import __version__
 from flops_fit_ray.engine._gpus import gpu_fault
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.engine._team import Team
+from flops_fit_ray.engine._termination import WorkerTerminated, end_on_sigterm
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import (
     DataDiffersError,
@@ -84,8 +84,7 @@ class ExperimentTrainable(tune.Trainable):
         fault = gpu_fault(1) if context.slots.uses_gpu else ""
         if fault:  # of a node that joined late: the others were tried before
             raise ResourceError(fault)
-        with contextlib.suppress(ValueError):  # only the main thread hears of signals
-            signal.signal(signal.SIGTERM, _end_of_worker)
+        end_on_sigterm()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next experiment in the same process: a new one costs seconds."""
@@ -118,14 +117,6 @@ class ExperimentTrainable(tune.Trainable):
         elif self._user is not None:  # torch imports a good deal more while it trains for the first time
             _keep_what_is_there()
             self._settled = True
-
-
-class WorkerTerminated(SystemExit):
-    """SIGTERM for this process: its node is being shut down. No error of the user's code."""
-
-
-def _end_of_worker(number: int, frame: Any) -> None:
-    raise WorkerTerminated(128 + number)
 
 
 def _keep_what_is_there() -> None:

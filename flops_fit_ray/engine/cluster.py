@@ -141,9 +141,7 @@ def _connect(where: str) -> None:
     check_reachable(where)
     try:
         with waiting(f"connecting to the Ray cluster at {where}"), keeping_handlers():  # Ray takes SIGTERM for itself
-            ray.init(
-                address=where, runtime_env=_worker_environment(), log_to_driver=False, logging_level=logging.ERROR
-            )
+            ray.init(address=where, runtime_env=_worker_environment(), log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise ResourceError(
             f"no Ray cluster could be reached at {where!r}: {e}; leave --address out to run here"
@@ -171,10 +169,10 @@ def _start_here() -> None:
                 _temp_dir=str(temporary / "ray") if reason else None,
             )
     except Exception as e:  # Ray raises OSError, RuntimeError and Exception itself, with a page of words
-        raise ResourceError(
-            f"Ray could not be started here: {first_line(e)}; its logs are in {temporary}/ray/session_latest/logs, and "
-            "RAY_TMPDIR moves its files"
-        ) from e
+        way_out = f"its logs are in {temporary}/ray/session_latest/logs, and RAY_TMPDIR moves its files"
+        if "auth_token" in str(e):  # it lies in the home directory
+            way_out = "set RAY_AUTH_TOKEN_PATH to a file that can be written"
+        raise ResourceError(f"Ray could not be started here: {first_line(e)}; {way_out}") from e
 
 
 @contextlib.contextmanager

@@ -1,14 +1,5 @@
 """For C FLOPs: how big a model, on how much data, and how sure are you?
 
-The floor plan; imports go down, never up:
-
-    doors    run, cli, selftest, service, api (with arguments and pipeline)
-    floor 3  report, console, trackers  views: files and floor 0 only
-    floor 2  engine                   Ray Tune
-    floor 1  training                 torch; knows no Ray
-    floor 0  errors, text, way, layout, hardware, spec, analysis, planning, ledger, tables, sweep, validity, recommend,
-             stopping, extension, simulate, watch
-
 The names below are loaded on first use, so that importing the package costs milliseconds: neither torch nor Ray.
 """
 

@@ -227,6 +227,10 @@ BAD: dict[str, Case] = {
         changes={"shard_model": True, "workers_per_trial": 2, "model.target": "parts:Scaled"},
         words=("shard_model: scale has no dimension", "(1,)"),
     ),
+    "two rules for tokens": Case(
+        changes={"data.count_tokens": "parts:count", "data.tokens_per_sample": 2},
+        words=("data: ", "count_tokens and tokens_per_sample both define a token; give one of them"),
+    ),
     "resources nothing": Case(changes={"resources_per_trial": {}}, words=("resources_per_trial", "{gpu: 1}")),
     "unknown tracker": Case(changes={"trackers": {"wnadb": {}}}, words=("trackers.wnadb", "did you mean 'wandb'")),
     "a tracker's secret": Case(
@@ -244,6 +248,8 @@ BAD: dict[str, Case] = {
 WORKS: dict[str, dict[str, Any]] = {  # that look odd, and are right
     "a number with a whole exponent": {"checkpoint": {"steps": 1e3}},
     "a third of a GPU": {"resources_per_trial": {"gpu": 0.3}},
+    "tokens by a number": {"data": {"train": "parts:data", "tokens_per_sample": 2}},
+    "tokens by a function": {"data": {"train": "parts:data", "count_tokens": "parts:count"}},
 }
 
 

@@ -232,6 +232,7 @@ def test_a_notebook_shows_notes_and_warnings_of_a_plan() -> None:
     plan = replace(plan_of(), notes=("N < D",), warnings=("B & C", "more"))
     shown = plan._repr_html_()
     assert shown.count("<p>") == 6  # name, experiments, FLOPs, and these
+    assert f"<p>{len(plan.experiments)} experiments</p><p>{plan.flops:.3g} FLOPs</p>" in shown
     assert "<p>N &lt; D</p><p>warning: B &amp; C</p><p>warning: more</p>" in shown
     assert "<th>lr</th>" in shown and "<th>key</th>" not in shown and "<th>decided</th>" not in shown
 

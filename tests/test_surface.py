@@ -170,6 +170,13 @@ def test_no_irreducible_loss_is_named_a_bound() -> None:
         assert float(np.exp(fit.surface.log_e[0])) < 1e-3
 
 
+def test_a_loss_below_the_power_laws_has_an_irreducible_loss_of_zero() -> None:
+    points = scattered((-0.1, 482.01, 2085.43, 0.3478, 0.3658), 60)  # squared error alone would put E at -0.1
+    assert points.loss.min() > 0
+    fit = fit_surface(points, SurfaceOptions(loss="squared"))
+    assert fit.surface is not None and float(np.exp(fit.surface.log_e[0])) == 0.0
+
+
 def test_starts_are_counted() -> None:
     fit = fit_surface(scattered(BESIROGLU, 60, noise=0.01), SurfaceOptions(loss="huber"))
     assert fit.starts is not None

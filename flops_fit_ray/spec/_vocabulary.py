@@ -135,7 +135,7 @@ HINTS = (
          "label_smoothing label_smoothing_factor smoothing mixup cutmix z_loss ignore_index class_weights",
          "your own loss as module:attribute"),
     Hint("resources_per_trial",
-         "gpu gpus num_gpus n_gpu n_gpus num_gpu gpus_per_trial gpu_per_trial gpus_per_worker devices device "
+         "gpu gpus num_gpus n_gpu n_gpus num_gpu gpus_per_trial gpu_per_trial gpus_per_worker devices "
          "accelerator cpu cpus num_cpus cpus_per_trial cpu_per_trial cpus_per_worker resources resources_per_worker "
          "trial_resources use_gpu use_cpu trainer_resources device_type local_rank",
          "a mapping such as {gpu: 1} or {cpu: 4}"),

@@ -68,7 +68,9 @@ def _row(e: Experiment, *, expected: bool) -> list[str]:
 def _price_lines(plan: Plan, price: Price | None) -> Iterator[str]:
     number, expected = len(plan.expected), len(plan.forecast)
     follow = f", {expected} of them expected (chosen from results)" if expected else ""
-    yield f"{number} experiments{follow}; {fmt.flops(plan.flops)} FLOPs to execute"
+    evaluation = plan.evaluation_flops
+    share = f", and {fmt.flops(evaluation)} ({100 * evaluation / plan.flops:.2g} %) to evaluate" if evaluation else ""
+    yield f"{number} experiments{follow}; {fmt.flops(plan.flops)} FLOPs to execute{share}"
     if price is None:
         return
     saved = 100 * (1 - price.flops / price.flops_separate)

@@ -49,6 +49,7 @@ class Plan:
     final: bool = True
     forecast: tuple[Experiment, ...] = ()
     notes: tuple[str, ...] = ()  # decisions taken from results, with their grounds
+    evaluation_flops: float = 0.0  # of all evaluations, besides the FLOPs of the training
     lr: MeasuredLr | None = None
     price: Price | None = None
     target: str = ""  # the model's constructor; empty in plans of earlier versions
@@ -154,6 +155,7 @@ class Plan:
             "frame": asdict(self.constants),
             "final": self.final,
             "notes": list(self.notes),
+            "evaluation_flops": self.evaluation_flops,
             "lr": None if self.lr is None else asdict(self.lr),
             "price": None if self.price is None else self.price.to_json(),
             "experiments": [e.to_json() for e in self.experiments],
@@ -176,6 +178,7 @@ class _PlanFile(Record):
     final: bool = True
     forecast: tuple[Experiment, ...] = ()
     notes: tuple[str, ...] = ()
+    evaluation_flops: float = 0.0
     lr: MeasuredLr | None = None
     price: Price | None = None
     target: str = ""
@@ -205,6 +208,7 @@ def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
         final=found.final,
         forecast=found.forecast,
         notes=found.notes,
+        evaluation_flops=found.evaluation_flops,
         lr=found.lr,
         price=found.price,
         target=found.target,

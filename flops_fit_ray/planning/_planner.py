@@ -8,6 +8,7 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning._adaptive import MIN_SIZES
 from flops_fit_ray.planning._disk import disk_need
+from flops_fit_ray.planning._evaluation import evaluation_flops, evaluation_warnings, limit_samples, with_limit
 from flops_fit_ray.planning._ladder import first_valley
 from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._replay import Observations, PlanReplay
@@ -54,7 +55,8 @@ class Planner:
             )
             raise SpecError("spec", [fault])
         if constants is None or constants.identity != constants_identity(spec, measurements):
-            constants = make_constants(spec, measurements, smallest)
+            constants = make_constants(spec, measurements, smallest, limit_samples(spec, measurements, self._static))
+        self.measurements = measurements = with_limit(measurements, constants.eval_samples)
         self.cells = Cells(spec, measurements, constants)
         self._constant: Plan | None = None  # a plan that was final without observations
 
@@ -103,6 +105,7 @@ class Planner:
             *flops_audit([s for s in self.measurements.sizes if s.size in used]),
             *unfed,
             *cell_warnings(everything),
+            *evaluation_warnings(self.spec, self.measurements.data, everything),
         )
         plan = Plan(
             name=self.spec.name,
@@ -114,6 +117,7 @@ class Planner:
             final=not grown.waiting,
             forecast=expected,
             notes=tuple(grown.notes),
+            evaluation_flops=evaluation_flops(self.measurements.data, everything, self.spec.data.eval_every_tokens),
             lr=grown.lr,
             target=self.spec.model.target,
             model_kwargs=self.spec.model.kwargs,

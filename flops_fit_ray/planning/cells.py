@@ -125,12 +125,15 @@ def constants_identity(spec: SweepSpec, measurements: Measurements) -> str:
     return content_key({**_common_identity(spec, measurements), "model": model, "train": train})
 
 
-def make_constants(spec: SweepSpec, measurements: Measurements, smallest_tokens: int) -> SweepConstants:
+def make_constants(
+    spec: SweepSpec, measurements: Measurements, smallest_tokens: int, eval_samples: int
+) -> SweepConstants:
     """Make the constants of a new sweep with the smallest D `smallest_tokens`."""
     return SweepConstants(
         identity=constants_identity(spec, measurements),
         base_budget=spec.budgets[0].flops,
         warmup_limit=int(WARMUP_SHARE * smallest_tokens),
+        eval_samples=eval_samples,
     )
 
 

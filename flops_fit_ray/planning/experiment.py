@@ -183,6 +183,7 @@ class SweepConstants(Record):
     identity: str  # hash of model, data, loss and recipe that these constants belong to
     base_budget: PositiveFloat  # the smallest C: where learning rates are probed and the first valley lies
     warmup_limit: Count  # tokens: a tenth of the smallest D of the sweep
+    eval_samples: Count | None = None  # held-out samples to evaluate on; None: all, in sweeps of earlier versions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ CardVerdict = Literal["PASS", "WARN", "FAIL", "UNKNOWN"]
 STEPS_PASS, STEPS_FAIL = 300, 110  # of the shortest run
 EPOCHS_PASS, EPOCHS_FAIL = 1.0, 4.0
 WINDOW = (2.5, 8.0)  # factors from the smallest and the largest size to the optimum
+COARSE_ERROR = 0.01  # of the loss: the standard error of the held-out set
 MIN_DF = 6  # degrees of freedom behind the noise
 
 
@@ -150,7 +151,9 @@ def _evaluation(sweep: Sweep) -> tuple[CardVerdict, str]:
         return "WARN", "no held-out data: losses are smoothed training losses"
     errors = [r.loss_stderr for r in sweep.results if r.loss_stderr is not None]
     error = f", standard error up to {max(errors):.2g}, shared by all models" if errors else ""
-    return "PASS", f"one held-out set of {samples:,} samples for all models{error}"
+    relative = max((r.loss_stderr / abs(r.loss) for r in sweep.results if r.loss_stderr and r.loss), default=0.0)
+    coarse = f"; {100 * relative:.1f} % of the loss: hold out more" if relative > COARSE_ERROR else ""
+    return "WARN" if coarse else "PASS", f"one held-out set of {samples:,} samples for all models{error}{coarse}"
 
 
 def _of_fit(fit: SweepFit) -> Iterator[_Check]:

@@ -192,11 +192,18 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def eval_batches(data: Data, count: int, batch_size: int) -> Iterator[Batch]:
-    """Yield the first `count` samples in batches; the last one may be smaller."""
+def eval_batches(data: Data, count: int, batch_size: int, *, spread: bool = False) -> Iterator[Batch]:
+    """Yield the first `count` samples in batches; the last one may be smaller.
+
+    Args:
+        spread: evenly spaced samples in place of the first; a stream has its first in any case.
+    """
     if not isinstance(data, Stream):
+        chosen = np.arange(count)
+        if spread:
+            chosen = chosen * num_samples(data) // count
         for start in range(0, count, batch_size):
-            yield fetch(data, np.arange(start, min(start + batch_size, count)))
+            yield fetch(data, chosen[start : start + batch_size])
         return
     items = data.begin_epoch(0)
     while count > 0 and (batch := data.next_batch(items, min(batch_size, count))) is not None:

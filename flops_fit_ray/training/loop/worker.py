@@ -112,7 +112,9 @@ class Worker:
     def _held_out(self) -> Iterator[Batch]:
         """Yield the held-out batches, and tell the observer about each wait for one."""
         assert self._user.eval_data is not None
-        batches = eval_batches(self._user.eval_data, self._eval_samples, self.stepper.micro_batch_size)
+        batches = eval_batches(
+            self._user.eval_data, self._eval_samples, self.stepper.micro_batch_size, spread=self._user.eval_spread
+        )
         while True:
             self._observer.fetching()
             batch = next(batches, None)

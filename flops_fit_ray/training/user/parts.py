@@ -49,6 +49,7 @@ class UserParts:
     train_data: Data
     eval_data: Data | None
     eval_source: str
+    eval_spread: bool = False  # evenly spaced samples where not all are evaluated; else the first
     max_epochs: float = 1.0  # for streams of unknown length
     flops_per_token: Callable[[nn.Module], float] | None = None
     optimizer: Callable[[nn.Module, float], torch.optim.Optimizer | Sequence[torch.optim.Optimizer]] | None = None
@@ -181,6 +182,7 @@ def make_user_parts(
         train_data=prepared.train,
         eval_data=prepared.held_out,
         eval_source=prepared.source,
+        eval_spread=data.eval_samples is None,
         max_epochs=data.max_epochs,
         **hooks,
     )

@@ -1,0 +1,78 @@
+"""The held-out set: how much of it is evaluated, what that costs, and how finely it tells losses apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from flops_fit_ray.planning._sizes import expected_optimum
+from flops_fit_ray.planning.experiment import DataFacts, Experiment, Measurements
+from flops_fit_ray.planning.grid import Cell
+from flops_fit_ray.spec import SweepSpec
+
+MAX_SHARE = 0.1  # of the training FLOPs that evaluation takes by default
+MIN_SAMPLES = 1000  # evaluated in any case, where there are as many
+FEW_TARGETS = 1000  # below, an error of more than 3 % of the loss is to be expected
+FORWARD_SHARE = 1 / 3  # of the FLOPs of a training step
+
+
+def limit_samples(spec: SweepSpec, measurements: Measurements, cells: Sequence[Cell] | None) -> int:
+    """Return the number of held-out samples that a new sweep evaluates.
+
+    1) Evaluating S samples of T tokens takes S * T * F / 3 of a model that trains with F FLOPs per token.
+    2) Over the sweep, sum of S * T * F / 3 <= MAX_SHARE * sum of C; sizes not chosen yet count as the expected optimum.
+    """
+    available = measurements.data.eval_samples
+    if spec.data.eval_samples is not None or available <= MIN_SAMPLES:
+        return available
+    if cells is None:
+        optima = [expected_optimum(b.flops, spec.grid.tokens_per_param) for b in spec.budgets]
+        sizes = [min(measurements.sizes, key=lambda s: abs(s.params - optimum)) for optimum in optima]
+        cells = list(zip(spec.budgets, sizes, strict=True))
+    total = sum(budget.flops for budget, _ in cells)
+    per_sample = measurements.data.tokens_per_sample * FORWARD_SHARE * sum(size.flops_per_token for _, size in cells)
+    return min(available, max(MIN_SAMPLES, int(MAX_SHARE * total / per_sample)))
+
+
+def with_limit(measurements: Measurements, limit: int | None) -> Measurements:
+    """Return the measurements with at most `limit` held-out samples, and a note where these are not all."""
+    data = measurements.data
+    if limit is None or limit >= data.eval_samples:
+        return measurements
+    note = (
+        f"held-out: {limit:,} of {data.eval_samples:,} samples, evenly spaced, because all of them would cost more "
+        f"than {100 * MAX_SHARE:g} % of the training; data.eval_samples sets another number"
+    )
+    return replace(measurements, data=replace(data, eval_samples=limit, notes=(*data.notes, note)))
+
+
+def evaluation_flops(data: DataFacts, experiments: Sequence[Experiment], every: int | None) -> float:
+    """Return the FLOPs of all evaluations: one at the end of each experiment, and those every `every` tokens."""
+    return sum(
+        FORWARD_SHARE * data.eval_samples * data.tokens_per_sample * e.flops_per_token * _evaluations(e, every)
+        for e in experiments
+    )
+
+
+def _evaluations(e: Experiment, every: int | None) -> int:
+    return 1 if not every else max(1, e.tokens // every)
+
+
+def evaluation_warnings(spec: SweepSpec, data: DataFacts, experiments: Sequence[Experiment]) -> Iterator[str]:
+    """Yield warnings about a held-out set that costs much, or tells little."""
+    trained = sum(e.flops for e in experiments)
+    cost = evaluation_flops(data, experiments, spec.data.eval_every_tokens)
+    if trained and cost > MAX_SHARE * trained and data.eval_samples > MIN_SAMPLES:
+        way_out = " or raise data.eval_every_tokens" if spec.data.eval_every_tokens else ""
+        yield (
+            f"evaluating {data.eval_samples:,} held-out samples costs {cost / trained:.2g} times the training: lower "
+            f"data.eval_samples{way_out}"
+        )
+    targets = data.eval_samples * data.tokens_per_sample
+    if 0 < targets < FEW_TARGETS:
+        yield (
+            f"the held-out set has {targets:,} targets: losses have an error of about {100 / math.sqrt(targets):.0f} % "
+            f"where single ones scatter as widely as they are large, and 1 % is not told apart: hold out "
+            f"{FEW_TARGETS:,} or more"
+        )

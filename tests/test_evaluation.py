@@ -1,0 +1,75 @@
+"""The held-out set: as much of it as is worth its cost, evenly spaced, and recorded for the sweep."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Subset, TensorDataset
+
+from flops_fit_ray.console.plan_text import plan_text
+from flops_fit_ray.planning import Plan, Planner, plan_from_json
+from flops_fit_ray.training.data import eval_batches
+from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.preflight.model_size import measure_sizes
+from tests.parts import Mlp, planned, regression, spec_of, user_parts_of
+
+SAMPLES = 100_000  # 5,000 of them held out
+
+
+def plan_of(samples: int = SAMPLES, budgets: Any = (1e6, 2e6), **data: Any) -> Plan:
+    spec = spec_of(data={"train": "tests.parts:regression", **data}, budgets=list(budgets))
+    return planned(spec, user_parts_of(spec, train=regression(samples)))
+
+
+def test_a_held_out_set_that_costs_more_than_a_tenth_is_evaluated_in_part() -> None:
+    plan = plan_of()
+    # By hand: 3 sizes of N = 10 W + 1, of which 9 W are matrices, 6 FLOPs each and sample; 0.1 C = S * 18 W per size
+    sizes, budgets = (4, 8, 16), (1e6, 2e6)
+    most = 0.1 * sum(3 * c for c in budgets) / (2 * sum(54 * w / 3 for w in sizes))
+    assert plan.measurements.data.eval_samples == max(1000, int(most)) == 1000
+    assert plan.evaluation_flops == pytest.approx(1000 * 2 * sum(18 * w for w in sizes))
+    (note,) = plan.measurements.data.notes
+    assert note.startswith("held-out: 1,000 of 5,000 samples, evenly spaced") and note in plan_text(plan)
+    assert f", and 1.01e6 ({100 * 1.008e6 / plan.flops:.2g} %) to evaluate" in plan_text(plan)
+    dear = plan_of(budgets=(5e6, 1e7))
+    assert dear.measurements.data.eval_samples == int(0.1 * 4.5e7 / (2 * sum(18 * w for w in sizes)))
+
+
+def test_what_the_user_says_and_what_was_begun_before_is_kept() -> None:
+    asked = plan_of(eval_samples=4000)
+    assert asked.measurements.data.eval_samples == 4000 and asked.measurements.data.notes == ()
+    assert any(w.startswith("evaluating 4,000 held-out samples costs ") for w in asked.warnings)
+    spec = spec_of(budgets=[1e6, 2e6])
+    measurements = measure_sizes(spec, user_parts_of(spec, train=regression(SAMPLES)))
+    constants = Planner(spec, measurements).plan().constants
+    assert constants.eval_samples == 1000
+    assert Planner(spec, measurements, constants).plan().measurements.data.eval_samples == 1000
+    before = replace(constants, eval_samples=None)  # of a plan without the field
+    assert Planner(spec, measurements, before).plan().measurements.data.eval_samples == 5_000
+    more = spec_of(budgets=[1e6, 2e6, 1e7])
+    assert Planner(more, measurements, constants).plan().measurements.data.eval_samples == 1000  # one set for a sweep
+    plan = plan_of()
+    assert plan_from_json(plan.to_json()).evaluation_flops == plan.evaluation_flops
+
+
+def test_a_small_held_out_set_is_warned_of() -> None:
+    (warning,) = (w for w in plan_of(samples=2000, budgets=(1e5, 2e5)).warnings if "held-out" in w)
+    assert warning.startswith("the held-out set has 100 targets: losses have an error of about 10 %")
+    assert not [w for w in plan_of(samples=40_000, budgets=(4e6, 8e6)).warnings if "held-out" in w]
+
+
+def test_a_part_is_evenly_spaced_over_data_in_any_order() -> None:
+    rows = TensorDataset(torch.arange(10.0)[:, None])
+    found = [b.content[0].flatten().tolist() for b in eval_batches(rows, 4, 3, spread=True)]
+    assert found == [[0.0, 2.0, 5.0], [7.0]]
+    assert [b.content[0].flatten().tolist() for b in eval_batches(rows, 4, 3)] == [[0.0, 1.0, 2.0], [3.0]]
+    spec = spec_of()
+    user = user_parts_of(spec, model=Mlp, train=regression(4000))
+    experiment = planned(spec, user).experiments[0]
+    assert user.eval_data is not None
+    spaced = Subset(user.eval_data, (np.arange(10) * 20).tolist())  # type: ignore[arg-type] # map-style
+    loss = train_experiment(experiment, user, eval_samples=10).loss
+    assert loss == train_experiment(experiment, replace(user, eval_data=spaced), eval_samples=10).loss
+    assert loss != train_experiment(experiment, replace(user, eval_spread=False), eval_samples=10).loss

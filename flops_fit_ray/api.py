@@ -26,7 +26,7 @@ from flops_fit_ray.pipeline import check as check_request
 from flops_fit_ray.planning import Plan, priced
 from flops_fit_ray.result import Result
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.spec.arguments import SOURCE, Mode, describe_target, spec_from_arguments
+from flops_fit_ray.spec.arguments import SOURCE, Mode, describe_target, refuse_wrong_types, spec_from_arguments
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, expanded, storage_path
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -151,6 +151,14 @@ def find_optimal(
         ResourceError, DirectoryError: the cluster or the directory cannot be used.
         InterruptedSweepError, StorageError: stopped by a signal or a full disk; the same call resumes.
     """
+    refuse_wrong_types(
+        train=train,
+        resume=resume,
+        output_dir=output_dir,
+        model_kwargs=model_kwargs,
+        compute_budgets=compute_budgets,
+        **options,
+    )
     root = storage_path(output_dir)
     plans = dataset is None or not train
     if not plans:
@@ -195,6 +203,7 @@ def check(
     Raises:
         SpecError, ResourceError: as `find_optimal`.
     """
+    refuse_wrong_types(model_kwargs=model_kwargs, compute_budgets=compute_budgets, **options)
     keep = output_dir is not None
     root = storage_path(output_dir if output_dir is not None else Path.cwd())
     if dataset is None:
@@ -271,7 +280,7 @@ def _requested(
         name: options.pop(name, None)
         for name in ("eval_dataset", "address", "quiet", "until", "at_most", "slots", "new")
     }
-    metrics = options.pop("metrics", {})
+    metrics = options.pop("metrics", None) or {}
     if not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
         raise SpecError(SOURCE, ["metrics: must be functions by name, for example {'accuracy': accuracy}"])
     hooks = {name: options.pop(name) for name in HOOKS if callable(options.get(name))}

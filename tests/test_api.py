@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -77,6 +78,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model_size_param": None}, "size_param is missing"),
     ({"dataset": 3}, "dataset: 3 holds no samples (input, target)."),
     ({"dataset": [1, 2]}, "dataset: [1, 2] holds no samples (input, target)."),
+    ({"dataset": Path("train.bin")}, "train.bin') holds no samples"),
+    ({"dataset": [torch.ones(9, 4), torch.ones(9, 1)]}, "a list of 2 arrays would be as many samples; write a tuple"),
+    ({"dataset": regression}, "dataset: regression is a function; pass what it returns"),
+    ({"dataset": (x for x in range(3))}, "data.train: is a generator, which can be iterated only once"),
+    ({"eval_dataset": [1]}, "eval_dataset: [1] holds no samples"),
+    ({"compute_budgets": 1e5}, "compute_budgets: must be a list of FLOPs"),
+    ({"compute_budgets": "1e5,2e5"}, "compute_budgets: must be a list of FLOPs"),
+    ({"model_kwargs": [1]}, "model_kwargs: must be a mapping"),
+    ({"model_kwargs": {"width": 4}}, "kwargs.width is the size parameter"),
+    ({"output_dir": None}, "output_dir: must be a path (got None)"),
+    ({"resume": "no"}, "resume: must be True or False (got 'no')"),
+    ({"slots": "4", "at_most": -1}, "slots: must be a positive whole number (got '4')"),
     ({"loss_fn": 42}, "loss_fn must be callable"),
     ({"loss_fn": nn.MSELoss}, "loss_fn: MSELoss is a class; write MSELoss() with parentheses"),
     ({"mode": "runs/here"}, "mode: must be one of local, mock (got 'runs/here'); output_dir comes after it"),
@@ -91,6 +104,14 @@ def test_wrong_arguments(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match="^find_optimal: ") as caught:
         plan_with(**change)
     assert message in str(caught.value)
+
+
+def test_text_is_no_truth_value(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="train: must be True or False"):
+        find_optimal(Mlp, **{**ARGUMENTS, "train": "false", "output_dir": tmp_path})
+    other: dict[str, Any] = {**ARGUMENTS, "compute_budgets": np.array([1e5, 2e5]), "sizes": np.array([4, 8, 16])}
+    plan: Any = find_optimal(Mlp, **{**other, "train": np.bool_(False)})
+    assert plan.num_experiments == 6
 
 
 def test_all_wrong_arguments_at_once() -> None:

@@ -150,7 +150,13 @@ class Planner:
                     f"N = {centre:.3g}"
                 )
                 continue
-            if fed:
+            if fed and len(cells) >= MIN_SIZES:
+                fault = (
+                    f"budgets: C = {fmt.flops(budget.flops)} has its expected optimum at N = {centre:.3g}, and the "
+                    f"smallest model that is allowed has N = {min(cells):.3g}: raise the budget, make the model "
+                    "smaller, or set grid.tokens_per_param lower"
+                )
+            elif fed:
                 fault = (
                     f"budgets: C = {fmt.flops(budget.flops)} has {len(cells)} size(s) around its expected optimum N = "
                     f"{centre:.3g}; the model allows no others: widen model.sizes or set grid.tokens_per_param"

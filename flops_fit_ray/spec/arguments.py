@@ -6,8 +6,11 @@ import contextlib
 import functools
 import hashlib
 import json
+import numbers
+import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import Any, Literal, get_args
 
 from flops_fit_ray.errors import SpecError
@@ -64,11 +67,10 @@ def spec_from_arguments(
     faults = []
     if not callable(model_cls):
         faults.append(f"model_cls: {model_cls!r} cannot be called; give a class or a factory")
-    faults += [*_dataset_faults(dataset), *_loss_faults(loss_fn)]
-    if mode not in MODES:
-        faults.append(f"mode: must be one of {', '.join(MODES)} (got {mode!r}); output_dir comes after it")
-    if mode == "mock" and (extra["until"] is not None or extra["eval_dataset"] is not None):
-        faults.append("mode: 'mock' trains nothing; leave out until and eval_dataset")
+    for argument, data in (("dataset", dataset), ("eval_dataset", extra["eval_dataset"])):
+        faults += _dataset_faults(argument, data)
+    faults += _loss_faults(loss_fn)
+    faults += _mode_faults(mode, extra)
     homes = _option_homes()
     loss_name = loss_fn if isinstance(loss_fn, str) else describe(loss_fn)
     if mode == "mock":
@@ -104,14 +106,77 @@ def spec_from_arguments(
     return spec
 
 
-def _dataset_faults(dataset: Any) -> Iterator[str]:
-    """Yield a fault for text, numbers and lists of them."""
+def refuse_wrong_types(**given: Any) -> None:
+    """Check the types of those arguments that become no key of a spec.
+
+    Raises:
+        SpecError: some are of another type; all at once.
+    """
+    faults = [
+        f"{name}: must be {_TYPES[name][0]} (got {reprlib.repr(value)})"
+        for name, value in given.items()
+        if name in _TYPES and not _TYPES[name][1](value)
+    ]
+    if faults:
+        raise SpecError(SOURCE, faults)
+
+
+def _is_flag(value: Any) -> bool:
+    """Tell a truth value from what only has one: `"false"` is true."""
+    return type(value).__name__ in ("bool", "bool_") or (isinstance(value, int) and value in (0, 1))
+
+
+def _is_list(value: Any) -> bool:
+    return (
+        hasattr(value, "__iter__") and getattr(value, "ndim", 1) == 1 and not isinstance(value, str | bytes | Mapping)
+    )
+
+
+def _is_positive(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and 0 < float(value) < float("inf")
+
+
+_TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "train": ("True or False", _is_flag),
+    "resume": ("True or False", _is_flag),
+    "quiet": ("True or False", lambda v: v is None or _is_flag(v)),
+    "new": ("True or False", lambda v: v is None or _is_flag(v)),
+    "output_dir": ("a path", lambda v: isinstance(v, str | os.PathLike)),
+    "model_kwargs": ("a mapping of constructor arguments", lambda v: v is None or isinstance(v, Mapping)),
+    "compute_budgets": (
+        "a list of FLOPs, for example [1e15, 3e15, 1e16]",
+        lambda v: v is None or _is_list(v),
+    ),
+    "address": ("text", lambda v: v is None or isinstance(v, str)),
+    "until": ("text, for example 'ci=1.3@1e21'", lambda v: v is None or isinstance(v, str)),
+    "at_most": ("a positive number of FLOPs", lambda v: v is None or _is_positive(v)),
+    "slots": (
+        "a positive whole number",
+        lambda v: v is None or (isinstance(v, numbers.Integral) and _is_positive(v)),
+    ),
+}
+
+
+def _dataset_faults(name: str, dataset: Any) -> Iterator[str]:
+    """Yield a fault for what is no dataset: text, numbers and lists of them, a list of whole arrays, a function."""
+    expected = "Expected a torch.utils.data.Dataset, a DataLoader, a tuple of tensors or arrays, or a TokenFile"
     first = next(iter(dataset), ()) if isinstance(dataset, list | tuple) else dataset
-    if dataset is not None and isinstance(first, str | bytes | int | float | complex | None):
-        yield (
-            f"dataset: {reprlib.repr(dataset)} holds no samples (input, target). Expected a torch.utils.data.Dataset, "
-            "a DataLoader, tensors or arrays, a Hugging Face dataset, or a TokenFile"
-        )
+    lengths = {len(a) for a in dataset if getattr(a, "ndim", 0)} if isinstance(dataset, list) else set()
+    if dataset is None:
+        return
+    if isinstance(first, str | bytes | int | float | complex | os.PathLike | None):
+        yield f"{name}: {reprlib.repr(dataset)} holds no samples (input, target). {expected}"
+    elif len(lengths) == 1 and lengths.pop() > len(dataset) > 1 and all(getattr(a, "ndim", 0) for a in dataset):
+        yield f"{name}: a list of {len(dataset)} arrays would be as many samples; write a tuple (inputs, targets)"
+    elif isinstance(dataset, type | FunctionType):
+        yield f"{name}: {dataset.__name__} is a {type(dataset).__name__}; pass what it returns. {expected}"
+
+
+def _mode_faults(mode: str, extra: Mapping[str, Any]) -> Iterator[str]:
+    if mode not in MODES:
+        yield f"mode: must be one of {', '.join(MODES)} (got {mode!r}); output_dir comes after it"
+    if mode == "mock" and (extra["until"] is not None or extra["eval_dataset"] is not None):
+        yield "mode: 'mock' trains nothing; leave out until and eval_dataset"
 
 
 def _loss_faults(loss_fn: Any) -> Iterator[str]:
@@ -173,7 +238,8 @@ def describe(value: Any) -> str:
         return f"{type(value).__module__}:{type(value).__qualname__}({inner})"
     code = getattr(value, "__code__", None)
     unnamed = code is not None and "<" in qualname  # a lambda's name says nothing; its code does
-    return f"{value.__module__}:{qualname}" + (f"#{_code_digest(code)}" if unnamed else "")
+    module = getattr(value, "__module__", type(value).__module__)  # a generator has none
+    return f"{module}:{qualname}" + (f"#{_code_digest(code)}" if unnamed else "")
 
 
 def describe_target(value: Any) -> str:

@@ -42,13 +42,13 @@ def measure_alone(spec: SweepSpec, user: UserParts) -> Measurements:
 
 def model_faults(model_cls: Any, size_param: str | None, model_kwargs: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with a model at whatever size it can be built; empty where nothing can be told."""
-    if not callable(model_cls) or size_param is None:
+    if not callable(model_cls) or not isinstance(size_param, str):
         return []
     faults: list[str] = []
     for size in TRIED_SIZES:
         kwargs = {size_param: size}
         try:
-            _counted(_built(lambda: model_cls(**model_kwargs, **kwargs), kwargs), kwargs)  # noqa: B023 - called at once
+            _counted(_built(lambda: model_cls(**{**model_kwargs, **kwargs}), kwargs), kwargs)  # noqa: B023 - called at once
         except SpecError as e:
             faults += e.faults
         else:

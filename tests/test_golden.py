@@ -62,7 +62,8 @@ def test_an_old_directory_opens(name: str, tmp_path: Path, capsys: pytest.Captur
     assert "8 completed of 8" in status_text(sweep)
     assert list(sweep.to_frame()["status"]) == ["completed"] * 8
     assert local_path(write_report(sweep)).stat().st_size > 10_000
-    for command in (["status", str(root)], ["fit", str(root), "--json"], ["predict", "1e5", str(root)]):
+    few = ["--draws", "200"]
+    for command in (["status", str(root)], ["fit", str(root), "--json", *few], ["predict", "1e5", str(root), *few]):
         with pytest.raises(SystemExit) as ended:
             main(command)
         assert ended.value.code == 0, capsys.readouterr().err

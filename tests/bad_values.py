@@ -231,6 +231,10 @@ BAD: dict[str, Case] = {
         changes={"data.count_tokens": "parts:count", "data.tokens_per_sample": 2},
         words=("data: ", "count_tokens and tokens_per_sample both define a token; give one of them"),
     ),
+    "a GPU that is not asked for": Case(
+        options=("--device", "cuda"), words=("device is cuda, and resources_per_trial asks for no GPU", "{gpu: 1}")
+    ),
+    "device": Case(changes={"device": "gpu"}, words=("device: must be 'auto', 'cpu' or 'cuda' (got 'gpu')",)),
     "resources nothing": Case(changes={"resources_per_trial": {}}, words=("resources_per_trial", "{gpu: 1}")),
     "unknown tracker": Case(changes={"trackers": {"wnadb": {}}}, words=("trackers.wnadb", "did you mean 'wandb'")),
     "a tracker's secret": Case(

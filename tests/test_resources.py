@@ -1,12 +1,14 @@
 """How many trials fit where."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flops_fit_ray.engine.cluster import check_reachable
 from flops_fit_ray.engine.resources import choose_slots, on_cpus, on_gpus
 from flops_fit_ray.errors import ResourceError
+from tests.parts import spec_of
 
 Amounts = dict[str, float]
 BOX = {"CPU": 16.0, "GPU": 8.0}
@@ -75,6 +77,21 @@ def test_a_cluster_that_grows_is_asked_for_what_it_has_not_yet() -> None:
 def test_what_no_node_can_give_is_refused(wanted: Amounts, nodes: list[Amounts]) -> None:
     with pytest.raises(ResourceError, match="resources_per_trial is .*, but the largest node has"):
         choose_slots(wanted, nodes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "expected"),
+    [
+        ({"gpu": 2}, "auto", {"gpu": 2}),
+        ({"gpu": 2, "cpu": 3, "big": 1}, "cpu", {"cpu": 3, "big": 1}),
+        ({"gpu": 0.5}, "cpu", {"cpu": 1}),
+        ("auto", "cpu", {"cpu": 1}),
+        ("auto", "cuda", {"gpu": 1}),
+    ],
+)
+def test_experiments_on_the_cpu_ask_for_no_gpu(asked: Any, device: Any, expected: Amounts) -> None:
+    spec = spec_of(resources_per_trial=asked, device=device)
+    assert spec.whole_resources == expected
 
 
 @pytest.mark.parametrize(

@@ -139,4 +139,4 @@ def test_a_slow_import_is_named_on_stderr_and_json_stays_whole(
     out, err = capsys.readouterr()
     assert ended.value.code == 0 and json.loads(out)["experiments"]
     lines = err.splitlines()
-    assert lines.count("importing parts (model.target) ...") == lines.count("creating data.train: data() ...") == 1
+    assert lines.count("importing parts (model.target) ...") == lines.count("reading parts:data (data.train) ...") == 1

@@ -36,7 +36,7 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, D
     """
     _check_batch_size(spec, user)
     limit = spec.data.timeout_seconds
-    with waiting("reading data.train"), user_code("data.train: reading samples raised"):
+    with waiting(f"reading samples of {spec.data.train} (data.train)"), user_code("data.train: reading samples raised"):
         with time_limit(limit, f"no samples within {limit:g} s (data.timeout_seconds)"):
             batch = first_batch(user.train_data, spec.train.batch_size)
             train = sample_data(user.train_data)

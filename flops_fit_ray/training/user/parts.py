@@ -123,8 +123,8 @@ def load_user_parts(spec: SweepSpec, base: Path, prepared: PreparedData | None =
         model=model,
         model_kwargs=spec.model.kwargs,
         loss=loss,
-        train=_create("data.train", train, spec.data.kwargs),
-        held_out=_create("data.eval", held_out, spec.data.kwargs),
+        train=_create("data.train", spec.data.train, train, spec.data.kwargs),
+        held_out=_create("data.eval", spec.data.eval, held_out, spec.data.kwargs),
         data=spec.data,
         metrics=metrics,
         prepared=prepared,
@@ -319,12 +319,12 @@ def _forget_other(root: str, base: Path) -> None:
         del sys.modules[module]
 
 
-def _create(key: str, value: Any, kwargs: Mapping[str, Any]) -> Any:
+def _create(key: str, named: str | None, value: Any, kwargs: Mapping[str, Any]) -> Any:
     """Return a dataset itself, or the result of its factory."""
     is_data = hasattr(value, "__getitem__") or hasattr(value, "__iter__")
     if value is None or (is_data and not isinstance(value, type)):
         return value
-    with waiting(f"creating {key}: {_name(value)}()"), user_code(f"{key}: {_name(value)} raised"):
+    with waiting(f"reading {named} ({key})"), user_code(f"{key}: {_name(value)} raised"):
         return value(**kwargs)
 
 

@@ -85,7 +85,7 @@ def load_user_parts(spec: SweepSpec, base: Path, prepared: PreparedData | None =
         SpecError: targets cannot be imported or called; all such faults at once.
     """
     faults: list[str] = []
-    broken: set[str] = set()  # modules that cannot be imported: running each once is enough
+    broken: set[str] = set()  # modules that raised when they were run: once is enough
 
     def get(key: str, target: str) -> Any:
         module = target.partition(":")[0]
@@ -95,7 +95,7 @@ def load_user_parts(spec: SweepSpec, base: Path, prepared: PreparedData | None =
             return load_target(target, base, key)
         except SpecError as e:
             faults.extend(e.faults)
-            if module not in sys.modules:
+            if module not in sys.modules and not isinstance(e.__cause__, ModuleNotFoundError):
                 broken.add(module)
             return None
 

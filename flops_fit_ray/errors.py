@@ -107,8 +107,17 @@ class ExperimentError(FlopsFitError):
     status: Literal["failed", "diverged", "out_of_memory"] = "failed"
 
 
+EXPLODED_HINT = "if that is no divergence, stop_diverged: false goes on with it"  # a divergence that is finite ends so
+_LIMIT_HINT = "and the limit is"  # and so in earlier versions
+
+
+def is_finite_divergence(error: str) -> bool:
+    """Return True for the words of a divergence whose loss was neither NaN nor infinite."""
+    return EXPLODED_HINT in error or _LIMIT_HINT in error
+
+
 class DivergedError(ExperimentError):
-    """The training loss or the held-out loss became NaN or infinite, or rose far above its start."""
+    """The training loss or the held-out loss became NaN or infinite, or rose far above where it was."""
 
     status: Literal["failed", "diverged", "out_of_memory"] = "diverged"
 

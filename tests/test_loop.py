@@ -16,9 +16,11 @@ from flops_fit_ray.planning import Experiment, Recipe
 from flops_fit_ray.training.data import Batch, MapDataset, eval_batches, num_samples
 from flops_fit_ray.training.data._feed import IndexedFeed
 from flops_fit_ray.training.data.dataset import fetch as fetch_at
+from flops_fit_ray.training.loop._divergence import LossLevels
 from flops_fit_ray.training.loop._evaluate import evaluate
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.observer import Observer, Speed
+from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.step._lr_schedule import lr_factor
 from flops_fit_ray.training.user.losses import cross_entropy, mse
 from flops_fit_ray.training.user.parts import UserParts
@@ -156,12 +158,52 @@ def test_evaluation_weighs_by_targets_that_count() -> None:
 
 def test_divergence_is_named() -> None:
     experiment, user, eval_samples = first_experiment({**PLAIN, "lr": 1e6})
-    with pytest.raises(DivergedError, match=r"the training loss is 1\.\d+e\+28 after 16 tokens; it began at 33\.14"):
+    with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) after \d\d tokens"):
         train_experiment(experiment, user, eval_samples=eval_samples)
+    kept: list[float] = []
+
+    def exploding(outputs: Tensor, targets: Tensor) -> Tensor:
+        kept.append(1e4 if 12 <= len(kept) < 23 else 1.0)
+        return mse(outputs, targets) * 0 + kept[-1]
+
+    exploded = replace(user, loss=exploding)
+    message = r"the training loss is 1e\+04 after 176 tokens: 8 of the last 9 readings are 1e\+04 or more, after 1 \(if"
+    with pytest.raises(DivergedError, match=message):  # 12 quiet steps, 8 loud ones, 2 more to be sure
+        train_experiment(experiment, exploded, eval_samples=eval_samples)
+    kept.clear()
+    goes_on = SavePolicy(stop_diverged=False)
+    assert train_experiment(experiment, exploded, eval_samples=eval_samples, policy=goes_on).loss == 1.0
     for bad in (math.nan, math.inf):
         broken = replace(user, loss=lambda out, y, bad=bad: mse(out, y) * bad)
         with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) after 8 tokens"):
             train_experiment(experiment, broken, eval_samples=eval_samples)
+
+
+QUIET = [3 - 0.01 * i for i in range(40)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e5, 1e-5])
+def test_losses_that_stay_far_above_all_levels_of_before_have_exploded(scale: float) -> None:
+    def first_seen(losses: list[float]) -> int | None:
+        levels = LossLevels()
+        for number, loss in enumerate(losses):
+            levels.add(loss * scale)
+            if levels.exploded():
+                return number
+        return None
+
+    assert first_seen([*QUIET, *[32.8] * 40]) is None  # eleven times the highest level of before
+    assert first_seen([*QUIET, *[33.0] * 40]) == 49
+    assert first_seen([*QUIET, *([1e9] * 5 + [2.0] * 5) * 10]) is None  # spikes that pass
+    assert first_seen([-5.0] * 40 + [60.0] * 20) == 49 and first_seen([-5.0] * 40 + [44.0] * 20) is None
+    assert first_seen([3.0, *[5000.0] * 40]) == 19 and first_seen([3.0, *[2000.0] * 40]) is None
+    assert first_seen([0.0] * 30 + [0.5] * 100) is None and first_seen([1e-9] * 30 + [0.5] * 100) is None
+    assert first_seen([i / 250 for i in range(250)]) is None
+    assert first_seen([1.0] * 25 + [1.3**i for i in range(90)]) is not None
+    drawn = np.random.default_rng(0)
+    for _ in range(30):  # batches of 4 with heavy tails: without a mean, or without a variance
+        assert first_seen((drawn.standard_cauchy((250, 4)) ** 2).mean(axis=1).tolist()) is None
+        assert first_seen(np.exp(3 * drawn.standard_normal((250, 4))).mean(axis=1).tolist()) is None
 
 
 def test_a_loss_must_be_one_number() -> None:

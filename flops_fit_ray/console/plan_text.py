@@ -29,6 +29,7 @@ def plan_text(plan: Plan) -> str:
         f"{data.token_unit}; the training set has {'an unknown number' if epoch is None else fmt.count(epoch)}.",
         f"held-out: {f'{data.eval_samples} samples of ' if data.eval_samples else ''}{data.eval_source}",
         *data.notes,
+        f"loss: {plan.measurements.loss.average}",
         f"precision: {_precision(plan)}",
         f"disk: checkpoints take up to {fmt.size(plan.disk.per_running)} per running experiment, and "
         f"{fmt.size(plan.disk.in_the_end)} when the sweep is done",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Ledger
+from flops_fit_ray.errors import is_finite_divergence
+from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger
 from flops_fit_ray.planning import Experiment, Observation, Plan, Planner
 
 
@@ -58,12 +59,17 @@ class LivePlan:
         """Plan again until what is recorded adds nothing. A failure that may be tried again is put aside first."""
         while fresh := [e.key for e in self.plan.experiments if e.key not in self._seen]:
             for failure in self.ledger.failures(fresh):
-                if failure.status in RETRY_ON_NEXT_RUN:
+                if failure.status in RETRY_ON_NEXT_RUN or self._goes_on(failure):
                     self.ledger.retry(failure.key)
             self._seen.update(fresh)
             self.observed |= self.ledger.observed(fresh)
             self._plan_again(running)
         self._on_plan(self.plan)
+
+    def _goes_on(self, failure: Failure) -> bool:
+        """Return True for a divergence of finite losses, where the spec says to go on with such."""
+        stops = self.planner.spec.stop_diverged
+        return not stops and failure.status == "diverged" and is_finite_divergence(failure.error)
 
     def _plan_again(self, running: Mapping[str, Experiment]) -> None:
         if self.plan.final:

@@ -203,6 +203,7 @@ def _train(
         checkpoint_seconds=None if asked.minutes is None else 60 * asked.minutes,
         checkpoint_steps=asked.steps,
         keep_best=asked.best,
+        stop_diverged=context.spec.stop_diverged,
         eval_every_tokens=context.spec.data.eval_every_tokens,
         weights=paths.weights(experiment.key) if asked.weights else None,
         trunk=trunk_store(paths, experiment.key) if context.spec.grid.trunk and leaves_trunk(experiment) else None,

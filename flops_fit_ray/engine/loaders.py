@@ -17,7 +17,7 @@ from flops_fit_ray.storage.storage_path import expanded
 from flops_fit_ray.training.user.user_code import NO_ARGUMENTS
 
 if TYPE_CHECKING:
-    from flops_fit_ray.planning import DataProbe, Measurements
+    from flops_fit_ray.planning import DataProbe, LossFacts, Measurements
     from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.training.data import PreparedData
     from flops_fit_ray.training.data.packed import PackedData
@@ -106,9 +106,24 @@ class ComparingLoader:
 
 
 def comparing_loader(loader: Loader, spec: SweepSpec, measurements: Measurements) -> Loader:
-    """Return a loader for the processes that train: each compares its data with those of the plan once."""
-    probe = measurements.probe
-    return loader if probe is None else ComparingLoader(loader, probe, spec.data.timeout_seconds)
+    """Return a loader for the processes that train: each compares its data with those of the plan once.
+
+    It adds what planning has learnt about the losses.
+    """
+    informed, probe = InformedLoader(loader, measurements.loss), measurements.probe
+    return informed if probe is None else ComparingLoader(informed, probe, spec.data.timeout_seconds)
+
+
+@dataclass(frozen=True)
+class InformedLoader:
+    """A loader that adds what planning has learnt about the losses, so that all workers go by the same."""
+
+    loader: Loader
+    facts: LossFacts
+
+    def __call__(self, prepared: PreparedData | None = None) -> UserParts:
+        """Load the user's parts, and add the facts."""
+        return replace(self.loader(prepared), loss_facts=self.facts)
 
 
 def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:

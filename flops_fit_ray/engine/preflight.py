@@ -196,16 +196,20 @@ def shared_slots(plan: Plan, spec: SweepSpec, load_user_parts: Loader, slots: Sl
     return on_gpus(slots, live_nodes(), needs)
 
 
+def _load(load_user_parts: Callable[[], UserParts], plan: Plan) -> UserParts:
+    return replace(load_user_parts(), loss_facts=plan.measurements.loss)
+
+
 def _usages(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> list[DeviceUsage]:
-    return measure_usages(plan, load_user_parts(), slots.device)
+    return measure_usages(plan, _load(load_user_parts, plan), slots.device)
 
 
 def _choose(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> PrecisionChoice:
-    return choose_precision(plan, load_user_parts(), device=slots.device)
+    return choose_precision(plan, _load(load_user_parts, plan), device=slots.device)
 
 
 def _check(plan: Plan, load_user_parts: Callable[[], UserParts], slots: Slots) -> tuple[CheckReport, float]:
     """Return the report, and the time at which the worker was ready to train, in seconds since the epoch."""
-    user = load_user_parts()
+    user = _load(load_user_parts, plan)
     began = time.time()
     return check_plan(plan, user, device=slots.device, slots=slots.count), began

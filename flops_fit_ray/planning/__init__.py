@@ -35,16 +35,20 @@ from flops_fit_ray.planning.experiment import (
     read_experiment,
 )
 from flops_fit_ray.planning.grid import flops_audit
+from flops_fit_ray.planning.loss_facts import NOTHING_LEARNT, Average, LossFacts
 from flops_fit_ray.planning.slots import choose_starts
 from flops_fit_ray.planning.training_metrics import TrainingMetrics
 
 __all__ = [
     "AUTO_WINDOW",
     "IN_FIT",
+    "NOTHING_LEARNT",
+    "Average",
     "DataFacts",
     "DataProbe",
     "Experiment",
     "ExperimentFacts",
+    "LossFacts",
     "MeasuredLr",
     "Measurements",
     "ModelSize",

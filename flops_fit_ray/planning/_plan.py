@@ -18,6 +18,7 @@ from flops_fit_ray.planning.experiment import (
     SweepConstants,
     with_whole_recipe,
 )
+from flops_fit_ray.planning.loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.storage.codec import Count, Record, parse_json, value_of
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
@@ -150,6 +151,7 @@ class Plan:
             "data": asdict(self.measurements.data),
             "sizes": [asdict(s) | {"flops_per_token_6n": 6.0 * s.params} for s in self.measurements.sizes],
             "skipped": list(self.measurements.skipped),
+            "loss": asdict(self.measurements.loss),
             "warnings": list(self.warnings),
             "disk": asdict(self.disk),
             "frame": asdict(self.constants),
@@ -173,6 +175,7 @@ class _PlanFile(Record):
     skipped: tuple[str, ...]
     warnings: tuple[str, ...]
     experiments: tuple[Experiment, ...]
+    loss: LossFacts = NOTHING_LEARNT
     disk: Disk = Disk(per_running=0, in_the_end=0)
     frame: SweepConstants | None = None
     final: bool = True
@@ -201,7 +204,7 @@ def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
     return Plan(
         name=found.name,
         experiments=found.experiments,
-        measurements=Measurements(sizes=found.sizes, data=found.data, skipped=found.skipped),
+        measurements=Measurements(sizes=found.sizes, data=found.data, skipped=found.skipped, loss=found.loss),
         warnings=found.warnings,
         disk=found.disk,
         constants=found.frame or old_constants,

@@ -103,6 +103,7 @@ class Planner:
         warnings = (
             *sweep_warnings(self.spec, self.measurements, lr_guarded=guarded),
             *flops_audit([s for s in self.measurements.sizes if s.size in used]),
+            *self.measurements.loss.warnings,
             *unfed,
             *cell_warnings(everything),
             *evaluation_warnings(self.spec, self.measurements.data, everything),

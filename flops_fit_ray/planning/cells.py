@@ -115,7 +115,17 @@ class Cells:
 
 def _common_identity(spec: SweepSpec, measurements: Measurements) -> dict[str, Any]:
     data = spec.data.model_dump(mode="json", exclude=HARMLESS_DATA_KEYS)
-    return {"engine": ENGINE_VERSION, "data": {**data, "fingerprint": measurements.data.fingerprint}, "loss": spec.loss}
+    found = {
+        "engine": ENGINE_VERSION,
+        "data": {**data, "fingerprint": measurements.data.fingerprint},
+        "loss": spec.loss,
+    }
+    facts = measurements.loss
+    if facts.average.over not in ("auto", "whole"):  # those are what every loss was taken for before it was tried
+        found["average"] = asdict(facts.average)
+    if facts.classes_second:
+        found["classes_second"] = True
+    return found
 
 
 def constants_identity(spec: SweepSpec, measurements: Measurements) -> str:

@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from flops_fit_ray.planning.data_probe import DataProbe
+from flops_fit_ray.planning.loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.storage.codec import (
     Amount,
     Column,
@@ -76,6 +77,7 @@ class Measurements:
     data: DataFacts
     skipped: tuple[str, ...] = ()
     probe: DataProbe | None = None  # for the processes that train; no part of a plan's file
+    loss: LossFacts = NOTHING_LEARNT
 
 
 @dataclass(frozen=True, kw_only=True)

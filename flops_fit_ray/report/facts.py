@@ -11,7 +11,8 @@ from flops_fit_ray.planning import DataFacts
 from flops_fit_ray.sweep.directory import Sweep
 
 ADVICE = {
-    "diverged": "Lower train.lr at this size, or warm up for longer; it is not retried with the same settings.",
+    "diverged": "Lower train.lr at this size, or warm up for longer; it is not retried with the same settings. "
+    "If its loss is finite and this is no divergence, stop_diverged: false goes on with it.",
     "out_of_memory": "The micro-batch was halved as far as possible: use precision: bf16, fewer experiments per GPU "
     "(resources_per_trial), or a larger GPU.",
     "stalled": "The traceback shows where the data hang; raise data.timeout_seconds if they only are slow.",

@@ -207,6 +207,7 @@ class SweepSpec(Section):
     workers_per_trial: int = Field(default=1, gt=0, le=1024)  # that share every batch of an experiment
     shard_model: bool = False  # over the workers of an experiment, each with its part of weights and optimizer states
     max_retries: int = Field(default=3, ge=0, le=1000)  # of an experiment whose worker or node died, without progress
+    stop_diverged: bool = True  # end a finite loss that explodes; false goes on, and tries those that ended so again
     fit: FitSection = FitSection()
     trackers: TrackersSection = TrackersSection()
     output: str | None = None

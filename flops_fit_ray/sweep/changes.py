@@ -129,6 +129,11 @@ def _plan_lines(before: Plan, now: Plan) -> Iterator[str]:
     """Return the differences of data and model behind the same spec."""
     if before.measurements.data.fingerprint != now.measurements.data.fingerprint:
         yield f"data.train: its samples are not those of before (or those of data.eval are not); {USUAL_CAUSES}"
+    old_loss, new_loss = before.measurements.loss, now.measurements.loss
+    if old_loss.average != new_loss.average:
+        yield f"loss: was taken as {old_loss.average}; tried, it is {new_loss.average}"
+    if old_loss.classes_second != new_loss.classes_second:
+        yield "loss: logits were taken as (..., classes); tried, they are (samples, classes, positions)"
     sizes = {str(s.size): s for s in before.measurements.sizes}
     for size in now.measurements.sizes:
         old = sizes.get(str(size.size))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flops_fit_ray.planning import Average
+
 TARGET_NAMES = ("labels", "targets", "target", "label", "y")  # keys of a mapping; the first that exists is the target
 IGNORE_INDEX = -100  # default `ignore_index` of torch's cross_entropy
+AUTO = Average()
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,71 @@ class Batch:
         rows = self.target if self.has_target else self.content
         return int(rows.numel()) if has_tokens(rows) else self.num_samples
 
-    def loss_weight(self) -> Tensor | int:
-        """Return the weight of this batch in a mean over several: targets that are not ignored, else samples.
+    def loss_weight(self, average: Average = AUTO) -> Tensor | int:
+        """Return the weight of this batch in a mean over several.
 
         A count of tensors on a GPU stays there as a tensor, which saves a synchronisation.
         """
-        target = self.target
-        return (target != IGNORE_INDEX).sum() if is_integer_tensor(target) else self.num_samples
+        rows = self.target if self.has_target else self.content
+        if average.over == "auto":
+            return (self.target != IGNORE_INDEX).sum() if is_integer_tensor(self.target) else self.num_samples
+        if average.over == "targets" and is_integer_tensor(rows):
+            return _class_weights(_positions(rows, average), average).sum()
+        if average.over == "present":
+            present: Tensor = ~rows.isnan()
+            return present.sum()
+        if average.over == "mask":
+            mask: Tensor = self.part(average.mask)
+            return _positions(mask, average).double().sum()
+        return self.num_samples
+
+    def part(self, path: str) -> Any:
+        """Return the part of the content at a path of keys and numbers, with dots between."""
+        found = self.content
+        for step in path.split(".") if path else ():
+            found = found[step] if isinstance(found, Mapping) else found[int(step)]
+        return found
+
+
+def _positions(rows: Tensor, average: Average) -> Tensor:
+    return rows[:, 1:] if average.skip_first else rows
+
+
+def _class_weights(targets: Tensor, average: Average) -> Tensor:
+    """Return the weight of each target: 1 or that of its class, 0 where it is ignored."""
+    counts = torch.ones_like(targets, dtype=torch.bool)
+    for value in average.ignored:
+        counts &= targets != value
+    if not average.class_weights:
+        return counts
+    table = torch.tensor(average.class_weights, dtype=torch.float64, device=targets.device)
+    return table[targets.clamp(0, len(table) - 1)] * counts
+
+
+def without_empty_parts(batch: Batch, size: int, weights: Sequence[Tensor]) -> list[Batch]:
+    """Split a batch on a GPU as `Batch.split` does, and put the heaviest part where one weighs nothing.
+
+    The loss of a part without targets is 0 / 0, and NaN times its weight of 0 is NaN. The replacement gives 0, and
+    unlike leaving the part out it needs no look at the weight, which would wait for the device.
+    """
+    stacked = torch.stack([weight.double() for weight in weights])
+    starts = torch.arange(0, batch.num_samples, size, device=stacked.device)
+    starts = torch.where(stacked == 0, starts[stacked.argmax()], starts)
+    found = []
+    for part, start in zip(batch.split(size), starts, strict=True):
+        rows = (start + torch.arange(part.num_samples, device=stacked.device)).clamp(max=batch.num_samples - 1)
+        found.append(Batch(map_tensors(batch.content, _chooser(rows, batch.num_samples)), part.num_samples))
+    return found
+
+
+def _chooser(rows: Tensor, samples: int) -> Callable[[Tensor], Tensor]:
+    """Return a function that takes the rows of a tensor with a sample axis."""
+
+    def choose(tensor: Tensor) -> Tensor:
+        has_samples = tensor.ndim and tensor.shape[0] == samples
+        return tensor.index_select(0, rows.to(tensor.device)) if has_samples else tensor
+
+    return choose
 
 
 def is_integer_tensor(value: Any) -> bool:

@@ -1,8 +1,8 @@
 """Data parallelism: the workers of one experiment split every batch and take the same optimizer steps.
 
 1) Every worker draws the same whole batch B in the order that the seed decides, and keeps its part B_r.
-2) It computes sum over its micro-batches m of (w_m / W) * loss(m): w_m counts the targets of m that are not ignored, W
-   those of the whole batch B. The sum over the workers is the mean loss of B, whatever the parts' sizes.
+2) It computes sum over its micro-batches m of (w_m / W) * loss(m): w_m is what the loss averages over in m, such as its
+   targets, W that of the whole batch B. The sum over the workers is the loss of B, whatever the parts' sizes.
 3) One all-reduce (sum) of the gradients after the backward pass, in buckets (Li et al. 2020, arXiv:2006.15704, section
    3.2; here without overlap). All workers hold the same gradient, take the same step and see the same loss.
 
@@ -106,6 +106,12 @@ class Group:
             for gradient, summed in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
         return first[0].to(loss.dtype)
+
+    def all_reduce(self, value: Tensor) -> Tensor:
+        """Return the sum of a number over all workers."""
+        if not self.is_single:
+            dist.all_reduce(value)
+        return value
 
     def place_model(self, model: nn.Module, device: torch.device) -> None:
         """Move a model to the device with the leader's weights: a constructor may draw from an unseeded generator."""

@@ -96,6 +96,7 @@ class Trainer:
         self._meter = self._worker.meter
         self._experiment, self._device, self._size = experiment, device, group.world_size
         self._eval_samples, self._policy, self._observer = eval_samples, policy, observer
+        self._meter.stop_exploded = policy.stop_diverged
         self._resumed_from: int | None = None
         self._parent_step, self._parent_tokens, self._parent_seconds = 0, 0, 0.0
         self._energy_before: float | None = 0.0  # joules of the attempts before this one

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flops_fit_ray.errors import DivergedError
+from flops_fit_ray.errors import EXPLODED_HINT, DivergedError
+from flops_fit_ray.training.loop._divergence import LossLevels
 
 CURVE_POINTS = 250  # at most about so many per experiment
 TAIL_SHARE = 0.05  # of the steps: what the smoothed training loss is a mean of
-EXPLODED = 10.0  # times the first loss, and as many nats above it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class Meter:
         self._tail = torch.zeros((), dtype=torch.float64, device=device)
         self._tail_count = 0
         self._pending: list[tuple[CurvePoint, Tensor, Tensor | None]] = []
-        self._first: float | None = None
+        self._levels = LossLevels()
+        self.stop_exploded = True  # False: only a loss that is NaN or infinite is a divergence
         self.curve: list[CurvePoint] = []
         self.train_seconds = 0.0
         self.wait_seconds = 0.0
@@ -81,7 +82,7 @@ class Meter:
         """Wait for the device and read the points made since. Returns the last mean training loss.
 
         Raises:
-            DivergedError: one of them is NaN or infinite, or far above the first.
+            DivergedError: one of them is NaN or infinite, or they are far above all that were before.
         """
         for point, mean, norm in self._pending:
             loss = mean.item()
@@ -94,14 +95,9 @@ class Meter:
     def _check(self, loss: float, tokens: int) -> None:
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss is {loss} after {tokens} tokens")
-        if self._first is None:
-            self._first = loss
-        limit = EXPLODED * (abs(self._first) + 1)
-        if loss > limit:
-            raise DivergedError(
-                f"the training loss is {loss:.4g} after {tokens} tokens; it began at {self._first:.4g}, "
-                f"and the limit is {limit:.4g}"
-            )
+        self._levels.add(loss)
+        if self.stop_exploded and (words := self._levels.exploded()):
+            raise DivergedError(f"the training loss is {loss:.4g} after {tokens} tokens: {words} ({EXPLODED_HINT})")
 
     def evaluated(self, step: int, tokens: int, lr: float, eval_loss: float) -> None:
         """Add a point with a held-out loss."""
@@ -137,7 +133,7 @@ class Meter:
             "count": self._count,
             "tail": self._tail.cpu(),
             "tail_count": self._tail_count,
-            "first": self._first,
+            "first": None,  # read by earlier versions
             "curve": [asdict(p) for p in self.curve],
             "train_seconds": self.train_seconds,
             "wait_seconds": self.wait_seconds,
@@ -152,13 +148,15 @@ class Meter:
         self._tail.zero_()
         self._tail_count = 0
         self.curve = _thinned(self.curve, self.every)
+        self._levels = LossLevels(p.train_loss for p in self.curve if p.train_loss is not None)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self._sum.copy_(state["sum"])
         self._tail.copy_(state["tail"])
-        self._count, self._tail_count, self._first = state["count"], state["tail_count"], state["first"]
+        self._count, self._tail_count = state["count"], state["tail_count"]
         self.curve = [CurvePoint(**row) for row in state["curve"]]
+        self._levels = LossLevels(p.train_loss for p in self.curve if p.train_loss is not None)
         self.train_seconds, self.wait_seconds = state["train_seconds"], state["wait_seconds"]
 
 

@@ -1,4 +1,4 @@
-"""The save policy of an experiment: what is saved, when and where. It does not change the result."""
+"""The save policy of an experiment: what is saved, when and where, and what ends it. It does not change the result."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class SavePolicy:
     checkpoint_seconds: float | None = None
     checkpoint_steps: int | None = None
     keep_best: bool = False
+    stop_diverged: bool = True  # end an experiment whose loss explodes, though it is finite
     eval_every_tokens: int | None = None
     weights: StoragePath | None = None  # where the final weights go
     trunk: CheckpointStore | None = None  # where this experiment leaves its trunk for others

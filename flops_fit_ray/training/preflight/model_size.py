@@ -59,8 +59,8 @@ def measure_sizes(spec: SweepSpec, user: UserParts) -> Measurements:
         sizes, refused = measured_sizes(spec, lambda size: measure_size(spec, user, size, batch, tokens))
     refuse_large_ids(user, sizes)
     with waiting("running the smallest model on two samples"):
-        smoke_test_parts(user, min(sizes, key=lambda s: s.params_total))
-    found = Measurements(sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe)
+        loss = smoke_test_parts(user, min(sizes, key=lambda s: s.params_total), batch, spec)
+    found = Measurements(sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe, loss=loss)
     return found if user.lr is None else with_rates(spec, user.lr, found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from flops_fit_ray.training.step.attention import attention_kernel
 from flops_fit_ray.training.step.device import peak_memory_bytes, reset_peak_memory
 from flops_fit_ray.training.step.precision import autocast, check_precision
 from flops_fit_ray.training.step.stepper import Stepper, free_memory, torch_threads
-from flops_fit_ray.training.user.losses import logits_of, outputs_of
+from flops_fit_ray.training.user.losses import num_classes, outputs_of
 from flops_fit_ray.training.user.parts import UserParts
 
 TIMED_SECONDS = 3.0  # per model
@@ -111,9 +112,9 @@ def _classes(model: nn.Module, user: UserParts, batch: Batch, precision: str, de
     target = batch.target
     if user.objective.takes_model or not isinstance(target, Tensor) or target.is_floating_point():
         return None
-    outside = RandomState.capture()
-    with autocast(precision, device):
-        classes = int(logits_of(outputs_of(model, batch)).shape[-1])
+    outside, classes = RandomState.capture(), None
+    with autocast(precision, device), contextlib.suppress(TypeError, ValueError):  # a user's loss may take any outputs
+        classes = num_classes(outputs_of(model, batch), target, second=user.loss_facts.classes_second)
     RandomState.restore(outside)
     return classes
 

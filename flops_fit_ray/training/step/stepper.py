@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flops_fit_ray.errors import MemoryExhaustedError, first_line
+from flops_fit_ray.errors import ExperimentError, MemoryExhaustedError, first_line
 from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
+from flops_fit_ray.training.data.batch import without_empty_parts
 from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group
 from flops_fit_ray.training.step._lr_schedule import lr_factor
 from flops_fit_ray.training.step._optimizer import make_optimizer
 from flops_fit_ray.training.step.precision import autocast, make_scaler
-from flops_fit_ray.training.user.losses import check_loss
+from flops_fit_ray.training.user.losses import check_loss, sum_and_count
 from flops_fit_ray.training.user.optimizers import has_modes
 from flops_fit_ray.training.user.parts import UserParts
 
@@ -51,6 +52,7 @@ class Stepper:
         # A user's factory may give each group its own peak (muP); the schedule scales all of them by one factor.
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.lr = 0.0  # of the last step, of the first group
+        self._count: Tensor | None = None  # of the last batch by its samples, on this worker, where the loss counts
 
     def advance(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
         """Take optimizer step `step`. Returns the batch's mean loss and the gradient norm before clipping.
@@ -59,7 +61,7 @@ class Stepper:
         """
         self.set_lr(step)
         loss = self._group.all_reduce_gradients(self._params, self._gradients(batch))
-        return loss, self._update()
+        return self._divide_by_count(loss), self._update()
 
     def set_lr(self, step: int) -> None:
         """Set the rate of optimizer step `step` in every group."""
@@ -126,6 +128,11 @@ class Stepper:
                         f"out of memory with a micro-batch of {self.micro_batch_size}; it is not halved automatically "
                         f"with shard_model, so set a smaller train.micro_batch_size: {first_line(e)}"
                     ) from e
+                if self._objective.average.over == "whole":
+                    raise MemoryExhaustedError(
+                        f"out of memory with a batch of {self.micro_batch_size}; it is not split, as the loss is no "
+                        f"mean over parts of a batch, so lower train.batch_size: {first_line(e)}"
+                    ) from e
                 if self.micro_batch_size <= smallest:
                     raise MemoryExhaustedError(
                         f"out of memory with a micro-batch of {self.micro_batch_size}, halved from "
@@ -135,19 +142,33 @@ class Stepper:
             free_memory()
 
     def _accumulate_gradients(self, batch: Batch) -> Tensor:
-        """Add up the gradients of this worker's micro-batches. Returns its part of the batch's mean loss."""
+        """Add up the gradients of this worker's micro-batches. Returns its part of the batch's loss.
+
+        Of a loss that returns its sum and count both are of the sum alone until `_divide_by_count`.
+        """
         local = self._group.local_batch(batch)
         parts = [] if local is None else local.split(self.micro_batch_size)
+        self._count = None
         if len(parts) == 1 and self._group.is_single:
             loss = self._loss(batch)
             self._backward(loss)
             return loss.detach()
-        # 1) The mean over a batch is the weighted mean of its parts, L = sum_m (w_m / W) * L_m, where w_m counts the
-        #    targets that are not ignored and W is their number in the whole batch, on all workers.
-        weighted = [(part, _on_host(part.loss_weight())) for part in parts]
-        total = sum(w for _, w in weighted) if self._group.is_single else _on_host(batch.loss_weight())
+        if self._objective.average.over == "count":
+            return self._accumulate_sums(parts, batch.num_samples)
+        # 1) The loss of a batch is the weighted mean of those of its parts, L = sum_m (w_m / W) * L_m, where w_m is
+        #    what the loss averages over (`Average`) and W that of the whole batch, on all workers. Of a sum, w_m = W.
+        weighted = [(part, _on_host(self._objective.weight(part))) for part in parts]
+        if self._objective.average.over == "sum":
+            total: Tensor | float = 1
+        else:
+            of_batch = self._group.is_single
+            total = sum(w for _, w in weighted) if of_batch else _on_host(self._objective.weight(batch))
         # 2) A part whose targets are all ignored has the loss 0 / 0 = NaN, and the weight 0: leave it out. A weight on
         #    a GPU is not looked at, because that would wait for the device.
+        on_device = [w for _, w in weighted if isinstance(w, Tensor)]
+        if on_device and local is not None:
+            filled = without_empty_parts(local, self.micro_batch_size, on_device)
+            weighted = list(zip(filled, on_device, strict=True))
         weighted = [(part, w) for part, w in weighted if isinstance(w, Tensor) or w != 0]
         if self._group.sharded:
             weighted = self._pad_to_same_passes(weighted, batch)
@@ -159,30 +180,66 @@ class Stepper:
             summed += scaled.detach()
         return summed
 
+    def _accumulate_sums(self, parts: list[Batch], samples: int) -> Tensor:
+        """Add up gradients of sums; what they are divided by is known after the last part of the last worker."""
+        summed, count = torch.zeros((), device=self._device), torch.zeros((), dtype=torch.float64, device=self._device)
+        missing = -(-self._group.max_local_samples(samples) // self.micro_batch_size) - len(parts)
+        for part, share in [*((part, 1.0) for part in parts), *([(parts[0], 0.0)] * missing if parts else [])]:
+            found = self._sum_and_count(part)
+            scaled = found[0] * (share / samples)
+            self._backward(scaled)
+            summed += scaled.detach()
+            count += share * found[1]
+        self._count = count / samples
+        return summed
+
+    def _divide_by_count(self, loss: Tensor) -> Tensor:
+        """Divide gradients and loss by the count of all workers, where the loss returned one for each part."""
+        if self._count is None:
+            return loss
+        factor = (1 / self._group.all_reduce(self._count)).to(loss.dtype)
+        for p in self._params:
+            if p.grad is not None:
+                p.grad.mul_(factor)
+        return loss * factor
+
     def _pad_to_same_passes(
-        self, weighted: list[tuple[Batch, Tensor | int]], batch: Batch
-    ) -> list[tuple[Batch, Tensor | int]]:
+        self, weighted: list[tuple[Batch, Tensor | float]], batch: Batch
+    ) -> list[tuple[Batch, Tensor | float]]:
         """Add passes of weight 0 up to the largest number on any worker: with FSDP each pass is a collective."""
         missing = -(-self._group.max_local_samples(batch.num_samples) // self.micro_batch_size) - len(weighted)
         if not missing:
             return weighted
-        filler = next((part for part in batch.split(self.micro_batch_size) if int(part.loss_weight()) != 0), None)
+        filler = next(
+            (part for part in batch.split(self.micro_batch_size) if float(self._objective.weight(part))), None
+        )
         return weighted if filler is None else weighted + [(filler, 0)] * missing
 
     def _loss(self, batch: Batch) -> Tensor:
         with autocast(self._recipe.precision, self._device):
             loss = self._objective(self.model, batch.to(self._device))
-        check_loss(loss)
-        found: Tensor = loss.float() if loss.dtype in (torch.bfloat16, torch.float16) else loss
-        return found
+        return _whole_precision(loss)
+
+    def _sum_and_count(self, batch: Batch) -> tuple[Tensor, Any]:
+        with autocast(self._recipe.precision, self._device):
+            found = sum_and_count(self._objective.evaluate(self.model, batch.to(self._device)))
+        if found is None:
+            raise ExperimentError("the loss returned a sum and a count before, and now it does not")
+        return _whole_precision(found[0]), found[1]
 
     def _backward(self, loss: Tensor) -> None:
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
 
 
-def _on_host(weight: Tensor | int) -> Tensor | int:
-    return int(weight) if isinstance(weight, Tensor) and weight.device.type == "cpu" else weight
+def _whole_precision(loss: Any) -> Tensor:
+    check_loss(loss)
+    found: Tensor = loss.float() if loss.dtype in (torch.bfloat16, torch.float16) else loss
+    return found
+
+
+def _on_host(weight: Tensor | int) -> Tensor | float:
+    return weight.item() if isinstance(weight, Tensor) and weight.device.type == "cpu" else weight
 
 
 def is_out_of_memory(error: BaseException) -> bool:

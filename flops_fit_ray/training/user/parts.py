@@ -15,6 +15,7 @@ from torch import nn
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import did_you_mean
+from flops_fit_ray.planning import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.spec import DataSection, SweepSpec, is_data_path
 from flops_fit_ray.training.data import (
     Batch,
@@ -27,7 +28,8 @@ from flops_fit_ray.training.data import (
     open_token_files,
     split_held_out,
 )
-from flops_fit_ray.training.user.losses import BUILT_IN_LOSSES, Objective, as_objective
+from flops_fit_ray.training.data.batch import AUTO
+from flops_fit_ray.training.user.losses import BUILT_IN_LOSSES, Objective, as_objective, cross_entropy
 from flops_fit_ray.training.user.user_code import command_line_of, user_code
 from flops_fit_ray.waiting import waiting
 
@@ -57,6 +59,7 @@ class UserParts:
     lr: Callable[..., float] | None = None  # (N, size arguments), and D and the like by name -> peak
     count_tokens: Callable[[Any], int] | None = None  # batch -> D of it
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    loss_facts: LossFacts = NOTHING_LEARNT  # as planning has learnt them
 
     @property
     def prepared_data(self) -> PreparedData:
@@ -66,7 +69,16 @@ class UserParts:
     @property
     def objective(self) -> Objective:
         """The loss as a function of (model, batch)."""
-        return as_objective(self.loss)
+        loss, facts = self.loss, self.loss_facts
+        if loss is cross_entropy and facts.classes_second:
+            loss = functools.partial(cross_entropy, second=True)
+        return as_objective(loss, facts.average)
+
+    @property
+    def metric_objectives(self) -> dict[str, Objective]:
+        """The metrics as functions of (model, batch), by name."""
+        averages = self.loss_facts.metrics
+        return {name: as_objective(metric, averages.get(name, AUTO)) for name, metric in self.metrics.items()}
 
     def num_tokens(self, batch: Batch, tokens_per_sample: int | None) -> int:
         """Count the tokens of a batch: by the user's hook, by a number per sample, else by the default rule."""

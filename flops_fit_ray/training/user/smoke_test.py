@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning import ModelSize
-from flops_fit_ray.training.data import Batch, first_batch
+from flops_fit_ray.planning import LossFacts, ModelSize
+from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.training.data import Batch, Stream, first_batch
 from flops_fit_ray.training.data.batch import is_integer_tensor, map_tensors
-from flops_fit_ray.training.user.losses import as_objective, check_loss
+from flops_fit_ray.training.user._loss_average import SAMPLES
+from flops_fit_ray.training.user._loss_facts import learn_loss_facts
+from flops_fit_ray.training.user.losses import as_objective, check_loss, cross_entropy
 from flops_fit_ray.training.user.optimizers import user_optimizer
 from flops_fit_ray.training.user.parts import UserParts, build
 from flops_fit_ray.training.user.user_code import user_code
@@ -25,10 +29,13 @@ MAX_PARAMS = 20_000_000  # of a model that planning builds with real weights
 SCHEDULE_STEPS = 1000
 
 
-def smoke_test_parts(user: UserParts, size: ModelSize) -> None:
+def smoke_test_parts(user: UserParts, size: ModelSize, batch: Batch, spec: SweepSpec) -> LossFacts:
     """Run the user's schedule, model, loss, metrics and optimizer factory once, with the smallest model.
 
     The model is not run if even the smallest one is large, or if the user counts its FLOPs: it may need a GPU.
+
+    Args:
+        batch: of the training data, to learn from what the loss averages over.
 
     Raises:
         SpecError: a part raised or returned something unusable; the fault names its key.
@@ -36,20 +43,40 @@ def smoke_test_parts(user: UserParts, size: ModelSize) -> None:
     if user.schedule is not None:
         _check_schedule(user.schedule)
     if size.params_total > MAX_PARAMS or user.flops_per_token is not None:
-        return
+        return learn_loss_facts(user, None, batch, spec)
     model = build(user, size.kwargs)
-    with _named("data.train: reading two samples"):
-        batch = first_batch(user.train_data, 2).split(2)[0]
-    with _named(f"model.target: the model of size {size.size} and the loss fail on the first samples", batch):
-        check_loss(user.objective(model, batch))
+    with _named("data.train: reading samples"):
+        if batch.num_samples < SAMPLES and not isinstance(user.train_data, Stream):
+            batch = first_batch(user.train_data, SAMPLES)
+    two = batch.split(2)[0]
+    with _named(f"model.target: the model of size {size.size} and the loss fail on the first samples", two):
+        _check_loss(user.objective(model, two), model)
+        if user.loss is cross_entropy:
+            _check_class_ids(two.target)
     for name, metric in user.metrics.items():
         with _named(f"metrics.{name}"), torch.no_grad():
-            value = as_objective(metric)(model, batch)
+            value = as_objective(metric)(model, two)
             if torch.as_tensor(value).numel() != 1:
                 raise TypeError(f"a metric must be one number, but it is {value!r}")
     if user.optimizer is not None:
         with _named("train.optimizer"):
             user_optimizer(user.optimizer, model, 1e-3)
+    with _named("loss: trying it on the first samples"):
+        return learn_loss_facts(user, model, batch, spec)
+
+
+def _check_loss(loss: Any, model: torch.nn.Module) -> None:
+    check_loss(loss)
+    if not loss.requires_grad and any(p.requires_grad for p in model.parameters()):
+        raise TypeError("the loss has no gradient; does it call .item(), .detach() or numpy?")
+
+
+def _check_class_ids(target: Any) -> None:
+    if isinstance(target, torch.Tensor) and target.is_floating_point() and bool((target != target.round()).any()):
+        logits = target.ndim >= 2 and torch.allclose(target.sum(-1), torch.ones(()), atol=1e-3)
+        if not logits:
+            example = target.flatten()[target.flatten() != target.flatten().round()][0].item()
+            raise ValueError(f"targets are class ids, and {example:.4g} is none; for numbers take loss: mse")
 
 
 def _check_schedule(schedule: Callable[[int, int], float]) -> None:

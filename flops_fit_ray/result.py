@@ -99,6 +99,15 @@ class Result:
         return chinchilla_table([self.predict(budget) for budget in wanted])
 
     @overload
+    def metrics_at_minima(self) -> pd.DataFrame:
+        """Return one row per budget with a minimum: N_opt, L_opt and each metric there."""
+        import pandas as pd
+
+        from flops_fit_ray.sweep.minima import metrics_at_minima
+
+        rows = metrics_at_minima(self._sweep)
+        return pd.DataFrame([{"budget": m.budget, "params": m.params, "loss": m.loss, **m.metrics} for m in rows])
+
     def plot(self, path: str | Path | None = ...) -> Figure: ...
 
     @overload

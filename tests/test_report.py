@@ -1,5 +1,6 @@
 """The directory's views: right numbers, complete tables, a page that stands alone, also on a partial sweep."""
 
+import io
 import json
 import math
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flops_fit_ray import Result
-from flops_fit_ray.console.plain import status_text
+from flops_fit_ray.console.plain import PlainConsole, status_text
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.formatting import duration
 from flops_fit_ray.ledger import COLUMNS
@@ -24,8 +25,9 @@ from flops_fit_ray.report import write_report
 from flops_fit_ray.report.facts import ADVICE, costs
 from flops_fit_ray.report.figures import draw_valleys, law_bands, to_png, to_svg, valley_curves
 from flops_fit_ray.report.figures._style import Drawing
-from flops_fit_ray.report.page import answer_sentence, render
+from flops_fit_ray.report.page import answer_sentence, render, render_markdown, summary_to_json
 from flops_fit_ray.spec import FitSection
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import STATUSES, Sweep, open_sweep
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
@@ -284,6 +286,39 @@ def test_metrics_are_columns_of_the_report_and_the_tables(tmp_path: Path) -> Non
     points = pd.read_parquet(local_path(sweep.paths.curve(sweep.results[0].key)))
     assert list(points.columns) == ["step", "tokens", "train_loss", "lr", "grad_norm", "eval_loss", "seconds"]
     assert points["eval_loss"].iloc[-1] == sweep.results[0].loss
+
+
+def test_metrics_at_the_minima_are_read_off_the_curves_of_the_valleys(sweep: Sweep, tmp_path: Path) -> None:
+    """A metric that is linear in the loss has its value at N_opt exactly; what follows from a loss is that of L_opt."""
+    results = tuple(
+        replace(r, metrics={"double": 2 * r.loss + 1, **({"some": 1.0} if i % 2 else {})})
+        for i, r in enumerate(sweep.results)
+    )
+    data = sweep.spec.data.model_copy(update={"bytes_per_token": 4.0})
+    for spec, nats in (
+        (sweep.spec.model_copy(update={"loss": "mine:loss", "data": data}), None),
+        (sweep.spec.model_copy(update={"loss": "mine:loss", "data": data, "loss_unit": "nats"}), 1.0),
+        (sweep.spec.model_copy(update={"loss": "mine:loss", "data": data, "loss_unit": "bits"}), math.log(2)),
+        (sweep.spec.model_copy(update={"loss": "cross_entropy", "data": data}), 1.0),
+    ):
+        known = replace(sweep, paths=SweepPaths(tmp_path), results=results, spec=spec)
+        frame = Result(known).metrics_at_minima()
+        valleys = [v for v in sweep.fit.valleys if v.status == "interior"]
+        assert len(valleys) >= 3 and list(frame["params"]) == [v.params_opt for v in valleys]
+        assert list(frame["double"]) == pytest.approx([2 * v.loss_opt + 1 for v in valleys], rel=1e-9)
+        derived = {"perplexity", "bits_per_byte"} if nats else set()
+        assert set(frame) == {"budget", "params", "loss", "double", *derived}
+        if nats:
+            assert list(frame["perplexity"]) == pytest.approx([math.exp(nats * v.loss_opt) for v in valleys])
+            assert list(frame["bits_per_byte"]) == pytest.approx([nats * v.loss_opt / math.log(2) / 4 for v in valleys])
+    page, lines = render(known, (), {}), io.StringIO()
+    assert "Metrics at the minima" in page and "<th>double</th><th>perplexity</th>" in page
+    assert "| C | N_opt | bits_per_byte | double | perplexity |\n|---|---|---|---|---|\n| " in render_markdown(
+        known, (), {}
+    )
+    assert summary_to_json(known)["metrics_at_minima"][0]["metrics"]["double"] == frame["double"][0]
+    PlainConsole(lines).result(known, 1.0)
+    assert "at the minima:\n" in lines.getvalue() and "bits_per_byte  double  perplexity" in lines.getvalue()
 
 
 def test_status_says_what_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:

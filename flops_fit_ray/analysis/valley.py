@@ -5,7 +5,7 @@ A minimum outside the measured sizes is not an optimum: it is reported, and neve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -32,6 +32,10 @@ class Curve(Protocol):
 
     def at(self, x: Floats) -> Floats:
         """Loss at x."""
+        ...
+
+    def through(self, values: Floats) -> Curve:
+        """The curve of the same kind through other values (points,) of the same runs."""
         ...
 
     def minima(self, noise: Floats) -> tuple[Floats, Floats]:
@@ -76,6 +80,11 @@ class Polynomial:
     def at(self, x: Floats) -> Floats:
         """The curve's loss at x = log10 of N or D."""
         return np.asarray(np.polyval(self.coefficients, x - self.centre), dtype=np.float64)
+
+    def through(self, values: Floats) -> Polynomial:
+        """The polynomial through other values (points,) of the same runs, with the same weights."""
+        coefficients = self.solver @ values
+        return replace(self, coefficients=coefficients, residuals=values - self.design @ coefficients)
 
     def minima(self, noise: Floats) -> tuple[Floats, Floats]:
         """x and loss of the minimum, as in `Curve.minima`.
@@ -132,6 +141,10 @@ class Akima:
     def at(self, x: Floats) -> Floats:
         """Loss at x."""
         return self._interpolate(self.mean, x)
+
+    def through(self, values: Floats) -> Akima:
+        """The interpolation through other values (points,) of the same runs."""
+        return replace(self, mean=self.pick @ values)
 
     def minima(self, noise: Floats) -> tuple[Floats, Floats]:
         """x and loss of the minimum, as in `Curve.minima`; an end of the range is not a minimum.

@@ -95,7 +95,8 @@ def fit(
     N, D and C. Columns are found by common names.
     """
     from flops_fit_ray.analysis import analyse
-    from flops_fit_ray.console.fit_text import analysis_text, card_text, table_text
+    from flops_fit_ray.console.fit_text import analysis_text, card_text, minima_text, table_text
+    from flops_fit_ray.sweep.minima import metrics_at_minima
     from flops_fit_ray.sweep.validity import analysis_document, validity_card
 
     opened = _open_source(source, options)
@@ -108,7 +109,9 @@ def fit(
     else:
         if opened.table is not None:
             click.echo(table_text(opened.table))
-        click.echo(f"{analysis_text(analysis)}\n\n{card_text(card)}")
+        table = minima_text(metrics_at_minima(opened.sweep)) if opened.sweep is not None else ""
+        metrics = f"at the minima:\n{table}\n\n" if table else ""
+        click.echo(f"{analysis_text(analysis)}\n\n{metrics}{card_text(card)}")
     if report_to is not None and opened.table is not None:
         from flops_fit_ray.report import write_table_report
 

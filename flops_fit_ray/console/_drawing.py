@@ -6,7 +6,6 @@ bars and columns are Text, and not rich's ProgressBar and Table, whose height an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -105,8 +104,8 @@ def _loss(state: LiveState, e: Experiment, p: Progress) -> str:
 
 
 def _perplexity(state: LiveState, e: Experiment, p: Progress) -> str:
-    known = state.perplexity and p.train_loss is not None and p.train_loss < 700
-    return f"{math.exp(p.train_loss or 0):.4g}" if known else ""
+    value = None if p.train_loss is None else state.perplexity(p.train_loss)
+    return "" if value is None else f"{value:.4g}"
 
 
 def _left(state: LiveState, e: Experiment, p: Progress) -> str:

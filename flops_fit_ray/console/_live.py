@@ -7,6 +7,7 @@ the watcher, which asks for it, says so once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Sequence, Set
@@ -22,7 +23,7 @@ from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster
-from flops_fit_ray.planning import Plan
+from flops_fit_ray.planning import Plan, perplexity
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.lock import read_owner
 from flops_fit_ray.storage.paths import SweepPaths
@@ -160,7 +161,7 @@ class LiveConsole(PlainConsole):
             running=running,
             nodes=node_uses(() if cluster is None else cluster.machines, running),
             fit=self._fitting.found,
-            perplexity=self._spec.loss == "cross_entropy",
+            perplexity=functools.partial(perplexity, self._spec),
         )
 
     def _sweep(self) -> Sweep:

@@ -19,6 +19,7 @@ from flops_fit_ray.analysis import (
     TimedPrediction,
 )
 from flops_fit_ray.storage.storage_path import StoragePath
+from flops_fit_ray.sweep.minima import Minimum
 from flops_fit_ray.sweep.recommend import Recommendation
 from flops_fit_ray.sweep.validity import CardItem, CardVerdict
 from flops_fit_ray.tables import Table
@@ -82,6 +83,16 @@ def fit_text(fit: SweepFit) -> str:
         lines.append("no intervals: draws is 0")
     loud = [flag for flag in fit.warnings if flag.severity != "info"]
     return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in loud)])
+
+
+def minima_text(minima: Sequence[Minimum]) -> str:
+    """Return the metrics at the minima as a table; empty without metrics."""
+    names = sorted({name for minimum in minima for name in minimum.metrics})
+    rows = [
+        [fmt.flops(m.budget), fmt.count(m.params), *(f"{m.metrics[n]:.4g}" if n in m.metrics else "" for n in names)]
+        for m in minima
+    ]
+    return fmt.table(["C", "N_opt", *names], rows) if names else ""
 
 
 def methods_text(analysis: Analysis) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from flops_fit_ray.analysis import ValleyFit
@@ -58,7 +58,7 @@ class LiveState:
     running: tuple[tuple[Experiment, Progress], ...]
     nodes: tuple[NodeUse, ...] = ()
     fit: ValleyFit | None = None
-    perplexity: bool = False  # the loss is a cross-entropy, so exp(loss) is a perplexity
+    perplexity: Callable[[float], float | None] = lambda loss: None  # of a loss that is a cross-entropy
 
 
 def flops_under_way(running: Iterable[tuple[Experiment, Progress]]) -> float:

@@ -8,13 +8,14 @@ from collections.abc import Sequence, Set
 from typing import TextIO
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.console.fit_text import fit_text
+from flops_fit_ray.console.fit_text import fit_text, minima_text
 from flops_fit_ray.console.header import header_lines
 from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Progress
 from flops_fit_ray.ledger.hardware import Cluster, Machine
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.minima import metrics_at_minima
 
 MAX_NODES, MAX_NAMED = 8, 8  # nodes listed; experiments named in a line of progress
 
@@ -109,6 +110,8 @@ class PlainConsole:
         """Write fit, summary and report path; `elapsed` is in seconds."""
         if not sweep.spec.is_one_run:  # a single run has nothing to fit
             self.say("\n" + fit_text(sweep.fit))
+            if table := minima_text(metrics_at_minima(sweep)):
+                self.say(f"at the minima:\n{table}")
         self.say(summary_text(sweep, elapsed))
         self.say(f"report: {sweep.paths.report}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ from flops_fit_ray.errors import (
     WorkerLostError,
 )
 from flops_fit_ray.ledger import AttemptFacts, ExperimentResult, FailureKind, Ledger
-from flops_fit_ray.planning import Experiment, ExperimentFacts, TrainingMetrics, leaves_trunk
+from flops_fit_ray.planning import Experiment, ExperimentFacts, TrainingMetrics, derived_metrics, leaves_trunk
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.codec import fields_of
 from flops_fit_ray.storage.lock import hostname
@@ -231,7 +230,7 @@ def _result(context: TrialContext, experiment: Experiment, outcome: Outcome, att
     executed = outcome.tokens_seen if outcome.tokens_executed is None else outcome.tokens_executed
     return ExperimentResult(
         **planned | {"parent": experiment.parent if outcome.parent_step else None},
-        **measured | {"metrics": {**outcome.metrics, **_derived_metrics(context.spec, outcome.loss)}},
+        **measured | {"metrics": {**outcome.metrics, **derived_metrics(context.spec, outcome.loss)}},
         **fields_of(AttemptFacts, attempt),
         flops=outcome.tokens_seen * experiment.flops_per_token,
         flops_executed=executed * experiment.flops_per_token,
@@ -239,16 +238,6 @@ def _result(context: TrialContext, experiment: Experiment, outcome: Outcome, att
         seed=experiment.recipe.seed,
         versions=versions(),
     )
-
-
-def _derived_metrics(spec: SweepSpec, loss: float) -> dict[str, float]:
-    """Other words for a loss in nats, where the spec says that it is one."""
-    if spec.loss != "cross_entropy":
-        return {}
-    # Beyond 700 nats exp overflows, and nobody reads it.
-    found = {"perplexity": math.exp(loss)} if loss < 700 else {}
-    per_token = spec.data.bytes_per_token
-    return found if per_token is None else {**found, "bits_per_byte": loss / math.log(2) / per_token}
 
 
 def versions() -> dict[str, str]:

@@ -35,7 +35,7 @@ from flops_fit_ray.planning.experiment import (
     read_experiment,
 )
 from flops_fit_ray.planning.grid import flops_audit
-from flops_fit_ray.planning.loss_facts import NOTHING_LEARNT, Average, LossFacts
+from flops_fit_ray.planning.loss_facts import NOTHING_LEARNT, Average, LossFacts, derived_metrics, perplexity
 from flops_fit_ray.planning.slots import choose_starts
 from flops_fit_ray.planning.training_metrics import TrainingMetrics
 
@@ -69,12 +69,14 @@ __all__ = [
     "between",
     "choose_starts",
     "decay_steps",
+    "derived_metrics",
     "estimate_price",
     "flops_audit",
     "leaves_trunk",
     "make_plan",
     "needed_trunks",
     "next_experiments",
+    "perplexity",
     "plan_from_json",
     "price_warnings",
     "priced",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.codec import Record
 
 
@@ -62,3 +64,19 @@ class LossFacts(Record):
 
 
 NOTHING_LEARNT = LossFacts()
+
+
+def perplexity(spec: SweepSpec, loss: float) -> float | None:
+    """Return the perplexity of a loss; None where its unit is not known, or beyond floats."""
+    if spec.loss_in is None or loss * spec.nats > 700:
+        return None
+    return math.exp(loss * spec.nats)
+
+
+def derived_metrics(spec: SweepSpec, loss: float) -> dict[str, float]:
+    """Return what follows from a loss whose unit is known: the perplexity, and the bits per byte."""
+    if spec.loss_in is None:
+        return {}
+    found = {} if (value := perplexity(spec, loss)) is None else {"perplexity": value}
+    per_token = spec.data.bytes_per_token
+    return found if per_token is None else {**found, "bits_per_byte": loss * spec.nats / math.log(2) / per_token}

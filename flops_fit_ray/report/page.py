@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jinja2
@@ -16,6 +17,7 @@ from flops_fit_ray.report.figures import draw_valleys, for_page, to_svg, valley_
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.minima import metrics_at_minima
 from flops_fit_ray.sweep.validity import CardItem
 from flops_fit_ray.tables import Table
 
@@ -86,6 +88,7 @@ def summary_to_json(sweep: Sweep) -> dict[str, Any]:
         "provisional": not sweep.complete,
         "status": sweep.counts,
         "valleys": n_opt_to_json(fit),
+        "metrics_at_minima": [asdict(minimum) for minimum in metrics_at_minima(sweep)],
         **laws_to_json(fit.answer, fit),
         "predictions": [prediction_to_json(p, fit.options.confidence) for p in sweep.analysis.predictions],
         "problem": fit.problem,
@@ -133,6 +136,8 @@ def _of_sweep(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]
     return {
         **_of_fit(sweep.analysis, card, figures, sweep.loss_name),
         "sweep": sweep,
+        "minima": (minima := metrics_at_minima(sweep)),
+        "minima_metrics": sorted({name for minimum in minima for name in minimum.metrics}),
         "answer": _answer(sweep),
         "warnings": [] if sweep.spec.is_one_run else _shown(sweep.analysis, sweep.own_warnings),
         "done": len(sweep.results),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -197,6 +198,7 @@ class SweepSpec(Section):
     model: ModelSection
     data: DataSection
     loss: str = "cross_entropy"
+    loss_unit: Literal["nats", "bits"] | None = None  # of a cross-entropy of the user's, per token
     budgets: list[BudgetValue]
     train: TrainSection = TrainSection()
     grid: GridSection = GridSection()
@@ -248,6 +250,16 @@ class SweepSpec(Section):
                 f"gpu: {gpus:g} is neither a part of one GPU nor a whole number; give 1 or more whole ones"
             )
         return resources
+
+    @property
+    def loss_in(self) -> Literal["nats", "bits"] | None:
+        """The unit of a loss that is a cross-entropy; None where that is not known."""
+        return "nats" if self.loss == "cross_entropy" else self.loss_unit
+
+    @property
+    def nats(self) -> float:
+        """Nats in the unit of the loss."""
+        return math.log(2) if self.loss_in == "bits" else 1.0
 
     @property
     def whole_resources(self) -> dict[str, float]:
@@ -306,6 +318,14 @@ class SweepSpec(Section):
         measured = [name for name in ("precision", "compile") if getattr(train, name) == "auto"]
         if self.shard_model and measured:
             raise ValueError(f"shard_model: train.{measured[0]}: auto is measured with a whole model; choose a value")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_has_one_unit(self) -> SweepSpec:
+        if self.loss == "mse" and self.loss_unit is not None:
+            raise ValueError("loss_unit is for a cross-entropy, and mse is none; remove it")
+        if self.loss == "cross_entropy" and self.loss_unit == "bits":
+            raise ValueError("loss_unit is bits, and cross_entropy is in nats; remove it")
         return self
 
     @model_validator(mode="after")

@@ -192,7 +192,16 @@ def _loss_faults(loss_fn: Any) -> Iterator[str]:
 def _option_homes() -> dict[str, str]:
     """Return the section of every option that `find_optimal` takes; "" for the top level."""
     homes = {"sizes": "model", "flops_per_token": "model"}
-    top = ("name", "resources_per_trial", "workers_per_trial", "shard_model", "max_retries", "stop_diverged", "metrics")
+    top = (
+        "name",
+        "resources_per_trial",
+        "workers_per_trial",
+        "shard_model",
+        "max_retries",
+        "stop_diverged",
+        "metrics",
+        "loss_unit",
+    )
     homes |= dict.fromkeys((*top, "checkpoint", "grid", "trackers"), "")
     homes |= dict.fromkeys(set(DataSection.model_fields) - {"train", "eval", "kwargs"}, "data")
     homes |= dict.fromkeys(TrainSection.model_fields, "train")

@@ -98,7 +98,6 @@ class Result:
             wanted = [*own, 10 * own[-1], 100 * own[-1]]
         return chinchilla_table([self.predict(budget) for budget in wanted])
 
-    @overload
     def metrics_at_minima(self) -> pd.DataFrame:
         """Return one row per budget with a minimum: N_opt, L_opt and each metric there."""
         import pandas as pd
@@ -108,6 +107,7 @@ class Result:
         rows = metrics_at_minima(self._sweep)
         return pd.DataFrame([{"budget": m.budget, "params": m.params, "loss": m.loss, **m.metrics} for m in rows])
 
+    @overload
     def plot(self, path: str | Path | None = ...) -> Figure: ...
 
     @overload

@@ -121,7 +121,7 @@ class Trainer:
                 self._report(train_loss)
                 reported = now
             if worker.step == self._experiment.trunk_step and self._policy.trunk is not None:
-                self._policy.trunk.save(self._state(), worker.step)
+                self._save_trunk(self._policy.trunk)
             if self._save_due(now - saved):
                 self._save()
                 saved = time.monotonic()
@@ -178,6 +178,17 @@ class Trainer:
         peak, source = peak_flops(device_name(self._device), self._device.type, precision, threads)
         return peak * self._size, source
 
+    def _save_trunk(self, trunk: CheckpointStore) -> None:
+        """Save the trunk, unless the model keeps state that it would lose: others then start from scratch."""
+        if lost := self._worker.lost_state():
+            self._observer.event(
+                f"no trunk is left: the model keeps state outside of its state_dict ({lost}), so that larger budgets "
+                "train from scratch; register it as a persistent buffer to share trunks",
+                level="warning",
+            )
+            return
+        trunk.save(self._state(), self._worker.step)
+
     def _save_due(self, seconds: float) -> bool:
         policy, step = self._policy, self._worker.step
         if policy.store is None or step in (self._saved, self._experiment.steps):
@@ -194,6 +205,12 @@ class Trainer:
         saved = self._policy.store.save(self._state(), step, eval_loss)
         if first:
             self._policy.store.verify(step)
+            if lost := self._worker.lost_state():
+                self._observer.event(
+                    f"the model keeps state outside of its state_dict ({lost}): resumed from a checkpoint it gives "
+                    "other bits than without an interruption",
+                    level="warning",
+                )
         self._observer.event(
             f"checkpoint at step {step}: {saved.bytes / 1e6:.1f} MB in {time.perf_counter() - started:.2f} s"
         )

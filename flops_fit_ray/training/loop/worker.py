@@ -14,6 +14,7 @@ from flops_fit_ray.training.data import Batch, Stream, eval_batches, make_feed
 from flops_fit_ray.training.data.dataset import move_to_device
 from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Action, Group
 from flops_fit_ray.training.loop._evaluate import Evaluation, evaluate
+from flops_fit_ray.training.loop._hidden_state import lost_state, reset_globals
 from flops_fit_ray.training.loop.meter import Meter
 from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.rng import RandomState
@@ -38,6 +39,7 @@ class Worker:
         recipe, observer = experiment.recipe, observer or Observer()
         self._experiment, self._user, self._device = experiment, user, device
         self._eval_samples, self._observer, self._group = eval_samples, observer, group
+        reset_globals(user)
         RandomState.seed(recipe.seed)
         model = user.model(**experiment.size_kwargs)
         model.train()
@@ -62,6 +64,7 @@ class Worker:
         ahead = device.type == "cuda"
         self._feed = make_feed(data, recipe.batch_size, recipe.seed, user.max_epochs, ahead=ahead)
         self.meter = Meter(experiment.steps, device)
+        self._batch: Batch | None = None  # the last one
         self.step = 0  # optimizer steps done
         self.tokens_seen = 0
 
@@ -75,7 +78,7 @@ class Worker:
         experiment, stepper = self._experiment, self.stepper
         with self.meter.training():
             self._group.seed_step(experiment.recipe.seed, self.step, shared=True)
-            batch = self._next_batch()
+            self._batch = batch = self._next_batch()
             self._group.seed_step(experiment.recipe.seed, self.step, shared=False)
             self.tokens_seen += self._user.num_tokens(batch, experiment.tokens_per_sample)
             micro_batch_size = stepper.micro_batch_size
@@ -122,6 +125,13 @@ class Worker:
             if batch is None:
                 return
             yield batch
+
+    def lost_state(self) -> str:
+        """Name the state of the model that its state_dict lacks, if it changes the loss; empty where there is none."""
+        if self._group.sharded or self._experiment.recipe.compile or self._batch is None:
+            return ""
+        part = self._batch.split(self.stepper.micro_batch_size)[0].to(self._device)
+        return lost_state(self._model, self._user, self._experiment.size_kwargs, part, self._device)
 
     def state(self) -> dict[str, Any]:
         """Return the checkpoint state, in the layout of one worker whatever their number; complete on the leader."""

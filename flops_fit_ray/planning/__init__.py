@@ -4,6 +4,7 @@ Nothing here trains, measures or touches a file: `Measurements` of model and dat
 experiment come in, a `Plan` goes out.
 """
 
+from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, Average, LossFacts, derived_metrics, perplexity
 from flops_fit_ray.planning._plan import Plan, plan_from_json, priced
 from flops_fit_ray.planning._planner import Planner, Queue, make_plan, next_experiments
 from flops_fit_ray.planning._price import Price, Rates, RecordedRates, estimate_price, price_warnings, stated_rate
@@ -35,7 +36,6 @@ from flops_fit_ray.planning.experiment import (
     read_experiment,
 )
 from flops_fit_ray.planning.grid import flops_audit
-from flops_fit_ray.planning.loss_facts import NOTHING_LEARNT, Average, LossFacts, derived_metrics, perplexity
 from flops_fit_ray.planning.slots import choose_starts
 from flops_fit_ray.planning.training_metrics import TrainingMetrics
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.planning._price import Price, Rates, estimate_price
 from flops_fit_ray.planning.experiment import (
     DataFacts,
@@ -18,7 +19,6 @@ from flops_fit_ray.planning.experiment import (
     SweepConstants,
     with_whole_recipe,
 )
-from flops_fit_ray.planning.loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.storage.codec import Count, Record, parse_json, value_of
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 

@@ -11,8 +11,8 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
+from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.planning.data_probe import DataProbe
-from flops_fit_ray.planning.loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.storage.codec import (
     Amount,
     Column,

@@ -1,4 +1,4 @@
-"""When a training loss is out of hand: it stays far above every level that it has been at.
+"""Detection of a training loss that is out of hand: it stays far above every level that it has been at.
 
 The loss of one batch says little, and heavy tails make single ones large; the first of all may be small by chance. So
 windows of WINDOW readings of the curve are compared, and nothing is said of the unit or the sign of the loss:

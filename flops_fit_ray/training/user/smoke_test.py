@@ -19,7 +19,7 @@ from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.data import Batch, Stream, first_batch
 from flops_fit_ray.training.data.batch import is_integer_tensor, map_tensors
 from flops_fit_ray.training.user._loss_average import SAMPLES
-from flops_fit_ray.training.user._loss_facts import learn_loss_facts
+from flops_fit_ray.training.user._loss_probe import learn_loss_facts
 from flops_fit_ray.training.user.losses import as_objective, check_loss, cross_entropy
 from flops_fit_ray.training.user.optimizers import user_optimizer
 from flops_fit_ray.training.user.parts import UserParts, build

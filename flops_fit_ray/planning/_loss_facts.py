@@ -1,4 +1,4 @@
-"""What a plan knows about the losses of a sweep: how the loss of a batch is put together from those of its parts."""
+"""Facts about the losses of a sweep: how the loss of a batch is put together from those of its parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flops_fit_ray.storage.codec import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Average(Record):
-    """What a loss averages over, so what the parts of a batch weigh in the loss of the whole.
+    """Rule by which a loss averages, so what the parts of a batch weigh in the loss of the whole.
 
     over:
         auto     integer targets that are not -100, else samples

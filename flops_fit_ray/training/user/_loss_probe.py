@@ -1,4 +1,4 @@
-"""What planning learns about the loss and the metrics by trying them on a few samples."""
+"""Facts about the loss and the metrics that planning learns by trying them on a few samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules by which losses average over a batch, learnt by trying them: a few samples as a whole against two parts of them.
+"""Rules by which losses average over a batch, learnt by trying them on a few samples and on two parts of them.
 
 1) A loss that is a mean has L = sum_m (w_m / W) * L_m over the parts m of a batch. Each rule for w_m that is known
    (`Average`) is tried on a few samples, with outputs of the model that do not change.

@@ -21,7 +21,7 @@ from flops_fit_ray.errors import (
     faults_of_arguments,
 )
 from flops_fit_ray.formatting import did_you_mean
-from flops_fit_ray.pipeline import RunRequest, check_output, plan_request, recorded_rates, run
+from flops_fit_ray.pipeline import RunRequest, check_output, plan_request, recorded_constants, recorded_rates, run
 from flops_fit_ray.pipeline import check as check_request
 from flops_fit_ray.planning import Plan, priced
 from flops_fit_ray.result import Result
@@ -168,7 +168,7 @@ def find_optimal(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, root, mode, options, plans
     )
     if plans:
-        _, plan = plan_request(request)
+        _, plan = plan_request(request, recorded_constants(SweepPaths(root)))
         if train and not quiet:
             PlainConsole(sys.stdout).say("find_optimal: no dataset is given, so this is a plan and nothing is run")
         return priced(plan, request.spec.grid.start, rates=recorded_rates(SweepPaths(root), plan.constants))
@@ -312,7 +312,7 @@ def _requested(
         spec=spec,
         source=SOURCE,
         root=root,
-        measure=lambda wider: measure(wider, parts),
+        measure=lambda wider, counting: measure(wider, parts, counting),
         load_user_parts=ObjectLoader(parts),
         command=f"find_optimal(..., output_dir={str(root)!r})",
         address=extra["address"],

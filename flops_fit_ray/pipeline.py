@@ -14,6 +14,7 @@ from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import DirectoryError, SpecError, StorageError, faults_of
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import (
+    COUNTING,
     Measurements,
     Observation,
     Plan,
@@ -57,7 +58,7 @@ class RunRequest:
     spec: SweepSpec
     source: str  # how faults of the spec are introduced
     root: StoragePath
-    measure: Callable[[SweepSpec], Measurements]
+    measure: Callable[[SweepSpec, int], Measurements]  # with N and FLOPs by a rule of counting
     load_user_parts: Loader
     command: str  # that resumes it
     address: str | None = None  # of a Ray cluster
@@ -116,7 +117,10 @@ def plan_request(request: RunRequest, constants: SweepConstants | None = None) -
 
     with faults_of(request.source):
         check_installed(request.spec)
-        planner = Planner(request.spec, request.measure(request.spec), constants)
+        counting = COUNTING if constants is None else constants.counting
+        planner = Planner(request.spec, request.measure(request.spec, counting), constants)
+        if planner.cells.constants != constants and counting != COUNTING:  # another sweep than the one recorded there
+            planner = Planner(request.spec, request.measure(request.spec, COUNTING))
         return planner, planner.plan()
 
 
@@ -136,7 +140,7 @@ def check(request: RunRequest, *, keep: bool) -> tuple[CheckReport, Slots]:
         from flops_fit_ray.engine.loaders import refuse_unpicklable
         from flops_fit_ray.engine.preflight import check_on_worker
 
-        _, plan = plan_request(request)
+        _, plan = plan_request(request, recorded_constants(SweepPaths(request.root)))
         refuse_unpicklable(request.load_user_parts)
         report, slots = check_on_worker(
             plan,
@@ -212,7 +216,8 @@ def _run_locked(
             limit = rule.at_most or limit or DEFAULT_COST_RATIO * sweep.flops_spent
             budget = next_budget(request.spec)
             request = replace(request, spec=with_budgets(request.spec, [Budget(flops=budget)]))
-            planner = Planner(request.spec, request.measure(request.spec), sweep.plan.constants)
+            constants = sweep.plan.constants
+            planner = Planner(request.spec, request.measure(request.spec, constants.counting), constants)
             decision = decide_next(sweep, rule, budget, _cost_of_more(sweep, planner, ledger), limit)
             console.say(decision.message)
             if not decision.proceed:
@@ -245,7 +250,7 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
     found = changes_since(recorded, request.spec, grown_plan(planner, ledger))
     if found.lines:
         console.say(f"changed since the last run in {paths.root}:\n{found.text()}")
-    if found.changed and not request.new:
+    if found.redefined or (found.changed and not request.new):
         raise found.refusal(str(paths.root))
     if found.changed or found.dropped:
         console.say(

@@ -53,7 +53,7 @@ def test_nothing_has_changed(half: Sweep) -> None:
 @pytest.mark.parametrize(
     ("changes", "lines"),
     [
-        ({"budgets": [1e5, 2e5, 4e5]}, ["budgets: also C = 400000"]),
+        ({"budgets": [1e5, 2e5, 2.8e5]}, ["budgets: also C = 280000"]),
         ({"model__sizes": [4, 6, 8, 16]}, ["model.sizes: [4, 8, 16] -> [4, 6, 8, 16]"]),
         ({"fit__draws": 400, "max_retries": 0}, ["max_retries: 3 -> 0", "fit.draws: 2000 -> 400"]),
         ({"checkpoint__steps": 7}, ["checkpoint.steps: null -> 7"]),
@@ -71,9 +71,21 @@ def test_sizes_of_a_budget_are_compared_whatever_they_are(half: Sweep) -> None:
     )
 
 
+def test_another_definition_of_n_is_refused_though_nothing_would_be_trained_again(half: Sweep) -> None:
+    class Declaring(Mlp):
+        def num_params(self) -> int:
+            return sum(p.numel() for p in self.parameters()) - 1
+
+    found = changed(half, user_parts_of(half.spec, model=Declaring))
+    assert (found.changed, found.redefined) == (0, 4)
+    assert "N of 4 completed experiment(s) is counted in another way now: model, size 4: N 41 -> 40" in str(
+        found.refusal("test")
+    )
+
+
 def test_what_is_left_out_is_counted(half: Sweep) -> None:
-    found = changed(half, budgets=[1e5, 4e5])
-    assert found.lines == ("budgets: without C = 200000", "budgets: also C = 400000")
+    found = changed(half, budgets=[1e5, 2.8e5])
+    assert found.lines == ("budgets: without C = 200000", "budgets: also C = 280000")
     assert (found.changed, found.dropped) == (0, 1)
     assert changed(half, model__sizes=[4, 8, 32]).dropped == 1
 

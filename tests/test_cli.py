@@ -41,19 +41,23 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n  {name} " in text for name in names.split())
 
 
-def test_init_writes_a_project_that_can_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_writes_a_project_that_can_be_planned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert call("init", tmp_path / "new") == 0
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"sweep.yaml", "model.py", "data.py"}
-    capsys.readouterr()
+    capfd.readouterr()
+    with (tmp_path / "new" / "model.py").open("a") as code:
+        code.write("import os\nprint('from Python')\nos.write(1, b'from C\\n')\n")
     assert call("plan", tmp_path / "new", "--json") == 0
-    plan = json.loads(capsys.readouterr().out)
+    answer = capfd.readouterr()
+    plan = json.loads(answer.out)
+    assert "from Python\n" in answer.err and "from C\n" in answer.err
     # A first valley; the rest is expected to follow from its results
     assert len(plan["experiments"]) == 5 and 12 <= len(plan["forecast"]) <= 20 and not plan["final"]
     assert {e["budget"] for e in plan["forecast"]} == {6e10, 2e11, 6e11, 2e12}
     assert min(e["steps"] for e in plan["experiments"] + plan["forecast"]) >= 300
     assert plan["price"]["flops"] < 0.6 * plan["price"]["flops_full_grid"]
     assert call("init", tmp_path / "new") == 2
-    assert "has sweep.yaml, model.py, data.py already; nothing was written" in capsys.readouterr().err
+    assert "has sweep.yaml, model.py, data.py already; nothing was written" in capfd.readouterr().err
 
 
 def test_plan_says_which_spec_it_took(

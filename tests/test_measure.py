@@ -14,7 +14,8 @@ from torch.utils.data import TensorDataset
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
-from flops_fit_ray.training.preflight.model_size import _non_embedding, count_params, measure_sizes
+from flops_fit_ray.training.preflight._params import _non_embedding, count_params
+from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.parts import load_target
 from tests.parts import (
     Bigram,
@@ -49,13 +50,13 @@ def test_linear_is_6n_per_sample() -> None:
 def test_mlp_counts_matmuls_and_not_biases() -> None:
     found = sizes_of(Mlp, regression(100))
     assert [s.params for s in found] == [10 * w + 1 for w in (4, 8, 16)]
-    assert [s.flops_per_token for s in found] == [6.0 * 9 * w for w in (4, 8, 16)]
+    assert [s.flops_per_token for s in found] == [4.0 * 8 * w + 6 * w for w in (4, 8, 16)]  # inputs have no gradient
 
 
 def test_lookup_tables_are_not_in_n_but_a_tied_head_is() -> None:
     untied, tied = Bigram(8), Bigram(8, tied=True)
-    assert count_params(untied) == (256, "all parameters but lookup tables (head included)")
-    assert count_params(tied) == (256, "all parameters")
+    counts = [(c.params, c.source) for c in map(count_params, (untied, tied))]
+    assert counts == [(256, "all parameters but lookup tables (head included)"), (256, "all parameters")]
     (first, *_) = sizes_of(Bigram, text(), "cross_entropy", model=model_section("width", [8, 16, 32]))
     assert (first.params, first.params_total, first.params_non_embedding) == (256, 512, 0)
     assert first.flops_per_token == 6.0 * 256  # 16 tokens a sample, and each counted once
@@ -86,7 +87,7 @@ def test_num_params_of_the_model_wins() -> None:
 
     found = sizes_of(Counting, regression(100))
     assert [s.params for s in found] == [3 * (10 * w + 1) for w in (4, 8, 16)]
-    assert found[0].params_source == "num_params() of the model"
+    assert found[0].params_source == "num_params() of the model (123, where 41 are counted: all parameters)"
     assert found[0].params_total == 41
 
 
@@ -115,14 +116,13 @@ def test_convolutions_share_weights_so_6n_is_wrong() -> None:
 
     images = TensorDataset(torch.randn(64, 1, 8, 8), torch.zeros(64, dtype=torch.long))
     (first, *_) = sizes_of(Conv, images, "cross_entropy", model=model_section("width", [4, 8, 16]))
-    assert first.flops_per_token == 6 * (36 * 4 * 9 + 40)  # 6 × 6 positions use the same 9 weights
+    assert first.flops_per_token == 4 * 36 * 4 * 9 + 6 * 40  # 6 × 6 positions use the same 9 weights; images raw
 
 
 def test_a_model_that_meta_cannot_run_is_counted_on_the_cpu() -> None:
     class NeedsNumbers(Mlp):
-        def __init__(self, width: int) -> None:
-            super().__init__(width)
-            self.scale = float(torch.linspace(1, 1, 2)[0].item())
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 if x.sum().item() > 0 else 2)
 
     found = sizes_of(NeedsNumbers, regression(100))
     assert [s.flops_source for s in found] == ["counted on the CPU"] * 3
@@ -142,7 +142,7 @@ def test_with_the_users_own_count_the_model_is_not_run() -> None:
             raise RuntimeError("this kernel needs a GPU")
 
     spec = spec_of()
-    user = replace(user_parts_of(spec, model=OnlyOnGpu), flops_per_token=lambda model: 6.0 * count_params(model)[0])
+    user = replace(user_parts_of(spec, model=OnlyOnGpu), flops_per_token=lambda model: 6.0 * count_params(model).params)
     assert [s.flops_per_token for s in measure_sizes(spec, user).sizes] == [6.0 * (10 * w + 1) for w in (4, 8, 16)]
     with pytest.raises(SpecError, match="this kernel needs a GPU"):
         measure_sizes(spec, user_parts_of(spec, model=OnlyOnGpu))

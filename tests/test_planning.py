@@ -17,6 +17,7 @@ from flops_fit_ray.planning import (
     Plan,
     auto_candidates,
     auto_range,
+    expected_optimum,
     make_plan,
     next_experiments,
     plan_from_json,
@@ -259,7 +260,7 @@ def test_auto_lr_falls_with_size() -> None:
 
 
 def test_auto_sizes() -> None:
-    low, high = auto_range(1.2e14)
+    low, high = auto_range(expected_optimum(1.2e14))
     assert low * high == pytest.approx(1e12)  # sqrt(C / 120) squared
     candidates = auto_candidates()
     assert [next(candidates) for _ in range(10)] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
@@ -269,7 +270,7 @@ def test_the_disk_in_the_plan_is_what_checkpoints_take(tmp_path: Path) -> None:
     for train in ({"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.9}):
         spec = spec_of(
             model={"target": "tests.parts:Mlp", "size_param": "width", "sizes": [10_000, 20_000, 40_000]},
-            budgets=[5e8, 1e9],
+            budgets=[3.5e8, 7e8],
             train={"batch_size": 8, "lr": 1e-4, **train},
             checkpoint={"keep": 3, "weights": True},
         )

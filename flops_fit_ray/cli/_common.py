@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
@@ -104,8 +106,47 @@ output_option = click.option(
 new_option = click.option(
     "--new", is_flag=True, help="If the spec has changed, train completed experiments again; old results are kept."
 )
+_STDOUT = "flops_fit_ray.stdout"  # in a command's context: the stream of its one JSON object
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[TextIO]:
+    """Send what anybody prints to stderr, C libraries and the user's code included. Yields the stream to stdout."""
+    ours, kept, shared = sys.stdout, sys.stdout, False
+    ours.flush()
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+        shared = os.path.sameopenfile(ours.fileno(), 1)
+    if shared:
+        kept = os.fdopen(os.dup(1), "w", encoding=ours.encoding)
+        os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    try:
+        yield kept
+    finally:
+        sys.stdout = ours
+        if shared:
+            kept.flush()
+            os.dup2(kept.fileno(), 1)
+            kept.close()
+
+
+def _reserve_stdout(context: click.Context, _: click.Parameter, as_json: bool) -> bool:
+    if as_json:
+        context.meta[_STDOUT] = context.with_resource(_stdout_to_stderr())
+    return as_json
+
+
+def echo(text: str) -> None:
+    """Print the answer of a command to stdout; with --json, nothing else goes there."""
+    click.echo(text, file=click.get_current_context().meta.get(_STDOUT))
+
+
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object to stdout, everything else to stderr."
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_reserve_stdout,
+    help="Print one JSON object to stdout, everything else to stderr.",
 )
 
 
@@ -237,11 +278,11 @@ def request_for(
     from flops_fit_ray.engine.loaders import code_loader
     from flops_fit_ray.pipeline import RunRequest
 
-    def measure(wider: SweepSpec) -> Measurements:
+    def measure(wider: SweepSpec, counting: int) -> Measurements:
         with waiting("importing torch"):
             from flops_fit_ray.training.preflight.model_size import measure_spec
 
-        return measure_spec(wider, base)
+        return measure_spec(wider, base, counting)
 
     return RunRequest(
         spec=spec,
@@ -286,7 +327,7 @@ def _say_results(sweep: Sweep, console: PlainConsole, elapsed: float, *, as_json
 
     console.result(sweep, elapsed)
     if as_json:
-        click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **result_fields(sweep)}))
+        echo(json.dumps({"schema_version": SCHEMA_VERSION, **result_fields(sweep)}))
 
 
 def open_directory(directory: StoragePath | None) -> Sweep:

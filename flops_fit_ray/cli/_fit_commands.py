@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flops_fit_ray.cli._common import LocalPath, StoragePathType, json_option, open_directory
+from flops_fit_ray.cli._common import LocalPath, StoragePathType, echo, json_option, open_directory
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, FitError, SpecError
 from flops_fit_ray.fit_options import CHOICES, FIT_DEFAULTS, LIMITS, PINS, FitOptions, check_pins
 from flops_fit_ray.storage.storage_path import StoragePath, local_path, storage_path
@@ -105,7 +105,7 @@ def fit(
     analysis = analyse(opened.fit, at)
     card = validity_card(opened.fit, opened.sweep)
     if as_json:
-        click.echo(json.dumps(analysis_document(analysis, card, opened.table), indent=1))
+        echo(json.dumps(analysis_document(analysis, card, opened.table), indent=1))
     else:
         if opened.table is not None:
             click.echo(table_text(opened.table))
@@ -163,7 +163,7 @@ def predict(
             lines.append(f"spec: {spec_to}{_planned_words(made)}" + (f"\nnot ready yet: {missing}" if missing else ""))
     elif spec_to is not None:
         raise click.UsageError("--spec needs a sweep directory: a table does not know the model")
-    click.echo(json.dumps(content) if as_json else "\n".join(lines))
+    echo(json.dumps(content) if as_json else "\n".join(lines))
 
 
 @click.command()
@@ -188,7 +188,7 @@ def compare(
             raise SpecError(str(name), [f"there is no law: {one.problem}"])
     where = at if at is not None else min(one.fitted_range[1] for one in fits)
     comparison = compare_fits(fits[0], fits[1], where, None if method in (None, "auto") else method)
-    click.echo(json.dumps(comparison_to_json(comparison)) if as_json else comparison_text(comparison, first, second))
+    echo(json.dumps(comparison_to_json(comparison)) if as_json else comparison_text(comparison, first, second))
     if figure is not None:
         from flops_fit_ray.report.figures import comparison_bands, draw_comparison, save
 
@@ -205,7 +205,7 @@ def report(directory: StoragePath | None, as_json: bool) -> None:
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
     path = write_report(open_directory(directory))
-    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "report": str(path)}) if as_json else f"report: {path}")
+    echo(json.dumps({"schema_version": SCHEMA_VERSION, "report": str(path)}) if as_json else f"report: {path}")
 
 
 def _write_spec(advice: Recommendation, path: Path) -> tuple[Plan | None, str]:
@@ -327,7 +327,7 @@ def _predict_hours(opened: _Opened, hours: float | None, as_json: bool) -> None:
         raise FitError("a wall-clock budget needs a surface, and the seconds of 3 runs of 2 sizes; see `fit`")
     assert hours is not None
     answer = predict_for_time(timed, 3600 * hours, opened.fit.options.confidence)
-    click.echo(json.dumps(timed_to_json(answer, timed)) if as_json else timed_text(answer, timed, opened.fit))
+    echo(json.dumps(timed_to_json(answer, timed)) if as_json else timed_text(answer, timed, opened.fit))
 
 
 def _command_of(table: Table, options: Mapping[str, Any]) -> str:

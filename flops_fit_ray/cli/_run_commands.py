@@ -23,6 +23,7 @@ from flops_fit_ray.cli._common import (
     command_line,
     demo_directory,
     directory_argument,
+    echo,
     extend_line,
     json_option,
     limit_options,
@@ -123,25 +124,26 @@ def plan(
     The price includes hours after `check` or with --rate, and money with --price.
     """
     from flops_fit_ray.console.plan_text import plan_text, simulation_text
-    from flops_fit_ray.pipeline import plan_request, recorded_rates
+    from flops_fit_ray.pipeline import plan_request, recorded_constants, recorded_rates
     from flops_fit_ray.planning import priced, stated_rate
     from flops_fit_ray.storage.paths import SweepPaths
 
     path = resolve_spec(spec, quiet=as_json)
     resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
-    _, made = plan_request(request_for(resolved, base_of(path, code), root, source=str(path)))
+    request = request_for(resolved, base_of(path, code), root, source=str(path))
+    _, made = plan_request(request, recorded_constants(SweepPaths(root)))
     if simulate:
         from flops_fit_ray.sweep.simulate import simulate_spec
 
         found = simulate_spec(resolved, made, surface=surface, noise=noise, sweeps=sweeps)
-        click.echo(json.dumps(found.to_json()) if as_json else simulation_text(found))
+        echo(json.dumps(found.to_json()) if as_json else simulation_text(found))
         return
     rates = recorded_rates(SweepPaths(root), made.constants)
     if rate is not None:
         rates = stated_rate(rate, slots or 1)
     made = priced(made, resolved.grid.start, rates=rates, slots=slots, money_per_hour=price)
-    click.echo(json.dumps(made.to_json(), indent=1) if as_json else plan_text(made))
+    echo(json.dumps(made.to_json(), indent=1) if as_json else plan_text(made))
 
 
 @click.command()
@@ -179,7 +181,7 @@ def check(
     request = request_for(resolved, base_of(path, code), root, source=str(path), address=address, limits=limits)
     report, found = check_request(request, keep=True)
     content = {"schema_version": SCHEMA_VERSION, "slots": found.count, **report.to_json()}
-    click.echo(json.dumps(content) if as_json else str(report))
+    echo(json.dumps(content) if as_json else str(report))
     return EXIT_FAILED if report.verdict == "FAIL" else EXIT_DONE
 
 
@@ -325,7 +327,7 @@ def status(directory: StoragePath | None, watch: bool, style: OutputStyle | None
             "failures": [asdict(f) for f in sweep.failures],
             "command": sweep.command,
         }
-        click.echo(json.dumps(content))
+        echo(json.dumps(content))
         return
     click.echo(status_text(sweep))
 

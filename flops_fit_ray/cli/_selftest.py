@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from flops_fit_ray.cli._common import address_option, json_option
+from flops_fit_ray.cli._common import address_option, echo, json_option
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
 
 
@@ -24,5 +24,5 @@ def selftest(address: str | None, as_json: bool) -> int:
     passed = all(case.passed for case in cases)
     if as_json:
         content = {"schema_version": SCHEMA_VERSION, "passed": passed, "cases": [c.to_json() for c in cases]}
-        click.echo(json.dumps(content))
+        echo(json.dumps(content))
     return EXIT_DONE if passed else EXIT_FAILED

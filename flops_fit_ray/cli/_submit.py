@@ -11,6 +11,7 @@ import click
 
 from flops_fit_ray.cli._common import (
     LocalPath,
+    echo,
     entry_point,
     json_option,
     limit_options,
@@ -79,7 +80,7 @@ def submit(
     status = jobs.begun(job_id)
     if as_json:
         content = {"job_id": job_id, "job_status": status, "address": jobs.address, "output": str(root)}
-        click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **content}))
+        echo(json.dumps({"schema_version": SCHEMA_VERSION, **content}))
     else:
         click.echo(_job_text(job_id, status, jobs.address, root, again))
     if follow:

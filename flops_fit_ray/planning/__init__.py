@@ -10,9 +10,12 @@ from flops_fit_ray.planning._planner import Planner, Queue, make_plan, next_expe
 from flops_fit_ray.planning._price import Price, Rates, RecordedRates, estimate_price, price_warnings, stated_rate
 from flops_fit_ray.planning._sizes import (
     AUTO_WINDOW,
+    TRUSTED_RATIO,
     auto_candidates,
     auto_range,
     between,
+    expected_centre,
+    expected_optimum,
     requested_sizes,
     rung_targets,
     size_kwargs,
@@ -22,10 +25,13 @@ from flops_fit_ray.planning._trunks import leaves_trunk, needed_trunks, trunk_nu
 from flops_fit_ray.planning.cells import steps_of, tokens_of
 from flops_fit_ray.planning.data_probe import DataProbe, SetProbe, ValueProbe
 from flops_fit_ray.planning.experiment import (
+    COUNTING,
+    FIRST_RULE,
     IN_FIT,
     DataFacts,
     Experiment,
     ExperimentFacts,
+    FirstCount,
     MeasuredLr,
     Measurements,
     ModelSize,
@@ -41,14 +47,18 @@ from flops_fit_ray.planning.training_metrics import TrainingMetrics
 
 __all__ = [
     "AUTO_WINDOW",
+    "COUNTING",
+    "FIRST_RULE",
     "IN_FIT",
     "NOTHING_LEARNT",
     "Average",
+    "TRUSTED_RATIO",
     "DataFacts",
     "DataProbe",
     "Experiment",
     "ExperimentFacts",
     "LossFacts",
+    "FirstCount",
     "MeasuredLr",
     "Measurements",
     "ModelSize",
@@ -71,6 +81,8 @@ __all__ = [
     "decay_steps",
     "derived_metrics",
     "estimate_price",
+    "expected_centre",
+    "expected_optimum",
     "flops_audit",
     "leaves_trunk",
     "make_plan",

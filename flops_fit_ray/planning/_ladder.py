@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flops_fit_ray.planning import _adaptive as adaptive
-from flops_fit_ray.planning._sizes import expected_optimum, spacing
+from flops_fit_ray.planning._sizes import spacing
 from flops_fit_ray.planning.cells import max_steps, steps_of
 from flops_fit_ray.planning.experiment import Measurements, ModelSize
-from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, by_params
+from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, by_params, centre_of
 from flops_fit_ray.spec import SweepSpec
 
 FEW_STEPS = 110  # optimizer steps below which the loss depends more on the warmup than on the size
@@ -26,7 +26,7 @@ def least_steps(spec: SweepSpec, measurements: Measurements) -> int:
 
 def ladder_of(spec: SweepSpec, measurements: Measurements) -> list[ModelSize]:
     """Sizes of an adaptive grid: even steps in log N, one of them at the expected optimum of the smallest budget."""
-    anchor = expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param)
+    anchor = centre_of(spec, measurements, spec.budgets[0].flops)
     return adaptive.rungs(by_params(measurements), anchor, spacing(spec.grid))
 
 
@@ -43,5 +43,5 @@ def first_valley(spec: SweepSpec, measurements: Measurements) -> list[ModelSize]
 
 def _ideal_first_valley(spec: SweepSpec, measurements: Measurements) -> list[ModelSize]:
     """Sizes of the first valley, symmetric about its centre, if every size had enough steps and data."""
-    centre = expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param)
+    centre = centre_of(spec, measurements, spec.budgets[0].flops)
     return adaptive.nearest(ladder_of(spec, measurements), centre, spec.grid.first_sizes)

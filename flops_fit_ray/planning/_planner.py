@@ -12,15 +12,15 @@ from flops_fit_ray.planning._evaluation import evaluation_flops, evaluation_warn
 from flops_fit_ray.planning._ladder import first_valley
 from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._replay import Observations, PlanReplay
-from flops_fit_ray.planning._sizes import expected_optimum
 from flops_fit_ray.planning.cells import Cells, constants_identity, make_constants, max_steps, steps_of, tokens_of
-from flops_fit_ray.planning.experiment import Experiment, Measurements, SweepConstants
+from flops_fit_ray.planning.experiment import COUNTING, FIRST_RULE, Experiment, Measurements, SweepConstants
 from flops_fit_ray.planning.grid import (
     GOOD_SIZES,
     Cell,
     by_params,
     cell_warnings,
-    flops_audit,
+    centre_of,
+    counting_warnings,
     size_faults,
     static_cells,
     sweep_warnings,
@@ -40,6 +40,10 @@ class Planner:
     """
 
     def __init__(self, spec: SweepSpec, measurements: Measurements, constants: SweepConstants | None = None) -> None:
+        if constants is not None and constants.identity != constants_identity(spec, measurements):
+            constants = None
+        if constants is not None:
+            measurements = measurements.counted_by(constants.counting)
         self.spec, self.measurements = spec, measurements
         self._static: list[Cell] | None = None
         if spec.is_adaptive:
@@ -54,7 +58,7 @@ class Planner:
                 "`auto` takes at most a tenth of that"
             )
             raise SpecError("spec", [fault])
-        if constants is None or constants.identity != constants_identity(spec, measurements):
+        if constants is None:
             constants = make_constants(spec, measurements, smallest, limit_samples(spec, measurements, self._static))
         self.measurements = measurements = with_limit(measurements, constants.eval_samples)
         self.cells = Cells(spec, measurements, constants)
@@ -102,7 +106,7 @@ class Planner:
         used = {e.size for e in everything}
         warnings = (
             *sweep_warnings(self.spec, self.measurements, lr_guarded=guarded),
-            *flops_audit([s for s in self.measurements.sizes if s.size in used]),
+            *counting_warnings(self.measurements, [s for s in self.measurements.sizes if s.size in used]),
             *self.measurements.loss.warnings,
             *unfed,
             *cell_warnings(everything),
@@ -117,7 +121,7 @@ class Planner:
             constants=self.cells.constants,
             final=not grown.waiting,
             forecast=expected,
-            notes=tuple(grown.notes),
+            notes=(*_counting_note(self.measurements), *grown.notes),
             evaluation_flops=evaluation_flops(self.measurements.data, everything, self.spec.data.eval_every_tokens),
             lr=grown.lr,
             target=self.spec.model.target,
@@ -137,7 +141,7 @@ class Planner:
         """
         for budget in self.spec.budgets:
             cells = [e.params for e in experiments if e.budget == budget.flops and e.role == "grid"]
-            centre = expected_optimum(budget.flops, self.spec.grid.tokens_per_param)
+            centre = centre_of(self.spec, self.measurements, budget.flops)
             if len(cells) >= MIN_SIZES and min(cells) <= centre:
                 continue
             nearest = min(self.measurements.sizes, key=lambda s: abs(s.params - centre))
@@ -169,6 +173,15 @@ class Planner:
                     "or lower the budget"
                 )
             raise SpecError("spec", [fault])
+
+
+def _counting_note(measurements: Measurements) -> Iterator[str]:
+    first = measurements.sizes[0]
+    if measurements.counting < COUNTING and first.flops_source.endswith(FIRST_RULE):
+        yield (
+            f"N and FLOPs are counted as when this directory's sweep began: {first.flops_source}, and N is "
+            f"{first.params_source}; a new --output counts the backward pass as it runs, and what trains"
+        )
 
 
 def make_plan(

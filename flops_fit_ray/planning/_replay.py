@@ -18,11 +18,10 @@ from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
 from flops_fit_ray.planning import _adaptive as adaptive
 from flops_fit_ray.planning import _lr_probes as lr_probes
 from flops_fit_ray.planning._ladder import first_valley, fitting, ladder_of
-from flops_fit_ray.planning._sizes import expected_optimum
 from flops_fit_ray.planning._trunks import with_parent
 from flops_fit_ray.planning.cells import Cells, resolve_lr
 from flops_fit_ray.planning.experiment import Experiment, MeasuredLr, ModelSize, Observation
-from flops_fit_ray.planning.grid import Cell
+from flops_fit_ray.planning.grid import Cell, centre_of
 
 UNCHECKED = 2  # number of largest budgets whose minima have no learning rate check: they cost the most
 Observations = Mapping[str, Observation]
@@ -145,7 +144,7 @@ class PlanReplay:
         for number, budget in enumerate(self._spec.budgets):
             c = budget.flops
             if not minima:
-                centre = expected_optimum(c, grid.tokens_per_param)
+                centre = centre_of(self._spec, self._cells.measurements, c)
                 sizes = first_valley(self._spec, self._cells.measurements)
                 reason = f"first valley, around N = {fmt.count(centre)}"
             else:
@@ -334,7 +333,7 @@ class PlanReplay:
                 return valley.params_opt
             if len(valley.loss):
                 return float(valley.params[int(np.argmin(valley.loss))])
-        return expected_optimum(self._spec.budgets[number].flops, self._spec.grid.tokens_per_param)
+        return centre_of(self._spec, self._cells.measurements, self._spec.budgets[number].flops)
 
     def _add_seeds(self, seeds: int) -> None:
         """Add seeds of one size near both minima, so that each pair shares a trunk and shows the noise it passes on."""

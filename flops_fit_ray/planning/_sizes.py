@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from flops_fit_ray.planning.experiment import COUNTING, ModelSize
 from flops_fit_ray.spec import GridSection, Ladder, SizeValue, SweepSpec
 
 TOKENS_PER_PARAM = (
     20  # D/N at the optimum of language models (Hoffmann et al. 2022, table 3); only the centre of `auto`
 )
+# Counted FLOPs over 6·N·D. Layers of raw inputs cost 4·N, because inputs need no gradient; below that the counter
+# misses a layer, and far above weights are shared.
+TRUSTED_RATIO = (0.5, 3.0)
 AUTO_WINDOW = 8  # `auto` takes N from 1/8 to 8 times the expected optimum of each budget
 
 
@@ -58,25 +62,47 @@ def expected_optimum(budget: float, tokens_per_param: float = TOKENS_PER_PARAM) 
     return math.sqrt(budget / (6 * tokens_per_param))
 
 
+def expected_centre(
+    tokens_per_param: float, sizes: Sequence[ModelSize], budget: float, counting: int = COUNTING
+) -> float:
+    """First estimate of N_opt for measured models: where D = r·N costs C.
+
+    It is `expected_optimum` unless counted FLOPs are far from 6·N·D, as where a sample of an image is called a token.
+    """
+    expected = expected_optimum(budget, tokens_per_param)
+    if counting < COUNTING:
+        return expected
+    sizes = sorted(sizes, key=lambda s: s.params)
+    x = np.log([s.params for s in sizes])
+    y = np.log([s.flops_per_token / (6 * s.params) for s in sizes])
+
+    def ratio(params: float) -> float:
+        return float(np.exp(np.interp(math.log(params), x, y)))
+
+    if TRUSTED_RATIO[0] <= ratio(expected) <= TRUSTED_RATIO[1]:
+        return expected
+    found = expected
+    for _ in range(20):  # N = sqrt(C / (6·ratio(N)·r)): ratios change slowly with N, so this settles at once
+        found = expected_optimum(budget / ratio(found), tokens_per_param)
+    return found
+
+
 def spacing(grid: GridSection) -> float:
     """Ratio s of neighbouring sizes: `sizes` of them span the window, s^(sizes - 1) = window²."""
     return float(grid.window ** (2 / (grid.sizes - 1)))
 
 
-def auto_range(
-    budget: float, tokens_per_param: float = TOKENS_PER_PARAM, window: float = AUTO_WINDOW
-) -> tuple[float, float]:
+def auto_range(expected: float, window: float = AUTO_WINDOW) -> tuple[float, float]:
     """Range of N for one budget with `auto` sizes: the expected optimum divided and multiplied by `window`.
 
-    With D = 20·N the optimum is sqrt(C / 120). A minimum outside the range is reported as an edge.
+    With D = 20·N and 6·N FLOPs per token the optimum is sqrt(C / 120). A minimum outside is reported as an edge.
     """
-    expected = expected_optimum(budget, tokens_per_param)
     return expected / window, expected * window
 
 
-def rung_targets(spec: SweepSpec, low: float, high: float) -> list[float]:
+def rung_targets(spec: SweepSpec, low: float, high: float, anchor: float) -> list[float]:
     """Ideal N of an adaptive grid between `low` and `high`: even steps in log N, one at the first expected optimum."""
-    anchor, step = expected_optimum(spec.budgets[0].flops, spec.grid.tokens_per_param), spacing(spec.grid)
+    step = spacing(spec.grid)
     first, last = math.ceil(math.log(low / anchor, step)), math.floor(math.log(high / anchor, step))
     return [anchor * step**k for k in range(first, last + 1)]
 

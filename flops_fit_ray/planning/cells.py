@@ -144,6 +144,7 @@ def make_constants(
         base_budget=spec.budgets[0].flops,
         warmup_limit=int(WARMUP_SHARE * smallest_tokens),
         eval_samples=eval_samples,
+        counting=measurements.counting,
     )
 
 

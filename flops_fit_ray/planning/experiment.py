@@ -30,6 +30,21 @@ Role = Literal["grid", "probe", "seed", "lr_check", "rerun"]  # why an experimen
 IN_FIT: frozenset[str] = frozenset({"grid", "seed", "rerun"})  # roles whose losses are points of a valley
 
 
+COUNTING = 2  # rule of N and FLOPs of a new sweep; 1 took 3 times the forward pass, and frozen parameters into N
+
+FIRST_RULE = "3 times the forward pass"  # backward = 2 × forward (Kaplan et al. 2020, section 2.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstCount(Record):
+    """N and FLOPs of one model as rule 1 counts them, for sweeps that began with it."""
+
+    params: PositiveInt
+    params_source: str
+    flops_per_token: PositiveFloat
+    flops_source: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSize(Record):
     """One model of the sweep, measured without weights."""
@@ -37,16 +52,33 @@ class ModelSize(Record):
     size: int | str  # the value of the size parameter; text where several arguments make the size
     kwargs: Mapping[str, Any]  # constructor arguments of this size
     params: PositiveInt  # N, as `params_source` counts it
-    params_total: Count  # all parameters
+    params_total: Count  # all parameters, those that share their memory once
     params_non_embedding: Count  # without lookup tables and without a head that is as large as the vocabulary
     params_source: str
-    flops_per_token: PositiveFloat  # forward and backward
+    flops_per_token: PositiveFloat  # forward and backward, as they run
     flops_source: str
+    params_frozen: Count = 0  # of all, those that never train
+    first_count: FirstCount | None = None  # None where rule 1 counts the same
+    without_gradient: tuple[str, ...] = ()  # parameters that train, and that the loss of a first batch does not reach
     lr: Amount | None = None  # from the user's function
     budget_lr: Mapping[str, Amount] = field(default_factory=dict)  # the same by `str(budget)`, where D decides too
-    uncounted: tuple[str, ...] = ()  # modules with parameters in which the counter saw no FLOPs
+    uncounted: tuple[str, ...] = ()  # modules with matrices without counted FLOPs, and operations without a formula
     modules: Mapping[str, Count] = field(default_factory=dict)  # number of modules with their own weights, by kind
     tables: tuple[tuple[Count, Count], ...] = ()  # entries and width of each lookup table, shared ones once
+
+    def counted_by(self, rule: int) -> ModelSize:
+        """Return the size with N and FLOPs as `rule` counts them."""
+        first = self.first_count
+        if first is None or rule >= COUNTING:
+            return self
+        return replace(
+            self,
+            params=first.params,
+            params_source=first.params_source,
+            flops_per_token=first.flops_per_token,
+            flops_source=first.flops_source,
+            first_count=None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +110,13 @@ class Measurements:
     skipped: tuple[str, ...] = ()
     probe: DataProbe | None = None  # for the processes that train; no part of a plan's file
     loss: LossFacts = NOTHING_LEARNT
+    counting: int = COUNTING  # the rule of N and FLOPs
+
+    def counted_by(self, rule: int) -> Measurements:
+        """Return the measurements with N and FLOPs by the rule that a sweep began with."""
+        if rule >= COUNTING or rule == self.counting:
+            return self
+        return replace(self, sizes=tuple(s.counted_by(rule) for s in self.sizes), counting=rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +225,7 @@ class SweepConstants(Record):
     base_budget: PositiveFloat  # the smallest C: where learning rates are probed and the first valley lies
     warmup_limit: Count  # tokens: a tenth of the smallest D of the sweep
     eval_samples: Count | None = None  # held-out samples to evaluate on; None: all, in sweeps of earlier versions
+    counting: PositiveInt = 1  # rule of N and FLOPs; sweeps of earlier versions do not name theirs
 
 
 @dataclass(frozen=True, kw_only=True)

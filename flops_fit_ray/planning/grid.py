@@ -9,15 +9,14 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.diagnostics import range_warning
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning._sizes import auto_range, shared_sizes, size_label
+from flops_fit_ray.planning._sizes import TRUSTED_RATIO, auto_range, expected_centre, shared_sizes, size_label
 from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of
-from flops_fit_ray.planning.experiment import DataFacts, Experiment, Measurements, ModelSize
+from flops_fit_ray.planning.experiment import COUNTING, DataFacts, Experiment, Measurements, ModelSize
 from flops_fit_ray.spec import NO_DATA, SYNTHETIC_LOSS, Budget, SweepSpec
 
 MIN_STEPS = 300  # optimizer steps below which a cell is limited by its steps and biases the valley
 GOOD_SIZES = 5
 LARGEST_ROUNDING = 0.01  # relative change of C by rounding to whole batches
-TRUSTED_RATIO = (0.8, 3.0)  # of counted FLOPs to 6·N·D; outside, the counter misses a layer, or weights are shared
 LONGEST_TRUNK = 100.0  # ratio of D along one trunk above which a warning is given
 
 Cell = tuple[Budget, ModelSize]
@@ -30,7 +29,7 @@ def static_cells(spec: SweepSpec, measurements: Measurements) -> list[Cell]:
         SpecError: a cell cannot be run (too few sizes, less than one batch, more data than there is); all at once.
     """
     sizes = by_params(measurements)
-    cells = [(budget, size) for budget in spec.budgets for size in _sizes_for(spec, budget, sizes)]
+    cells = [(budget, size) for budget in spec.budgets for size in _sizes_for(spec, budget, sizes, measurements)]
     faults = [*size_faults(spec, sizes), *_budget_faults(spec, cells, measurements)]
     faults = faults or list(_cell_faults(spec, cells, measurements))
     if faults:
@@ -38,15 +37,20 @@ def static_cells(spec: SweepSpec, measurements: Measurements) -> list[Cell]:
     return cells
 
 
+def centre_of(spec: SweepSpec, measurements: Measurements, budget: float) -> float:
+    """First estimate of N_opt at a budget."""
+    return expected_centre(spec.grid.tokens_per_param, measurements.sizes, budget, measurements.counting)
+
+
 def by_params(measurements: Measurements) -> list[ModelSize]:
     """Sort the sizes by increasing N."""
     return sorted(measurements.sizes, key=lambda s: s.params)
 
 
-def _sizes_for(spec: SweepSpec, budget: Budget, sizes: list[ModelSize]) -> list[ModelSize]:
+def _sizes_for(spec: SweepSpec, budget: Budget, sizes: list[ModelSize], measurements: Measurements) -> list[ModelSize]:
     named = shared_sizes(spec) if budget.sizes is None else budget.sizes
     if named is None:
-        low, high = auto_range(budget.flops, spec.grid.tokens_per_param)
+        low, high = auto_range(centre_of(spec, measurements, budget.flops))
         return [s for s in sizes if low <= s.params <= high]
     wanted = {size_label(s) for s in named}
     return [s for s in sizes if s.size in wanted]
@@ -151,25 +155,56 @@ def _data_warnings(spec: SweepSpec, data: DataFacts) -> Iterator[str]:
         yield "there is no held-out data: losses are training losses, the mean of the last 5 % of steps; set data.eval"
 
 
-def flops_audit(sizes: Sequence[ModelSize]) -> Iterator[str]:
-    """Yield warnings about counted FLOPs: layers that the counter did not see, and ratios to 6·N·D."""
+def counting_warnings(measurements: Measurements, sizes: Sequence[ModelSize]) -> Iterator[str]:
+    """Yield warnings about N and FLOPs of the sizes of a plan, and what is assumed of them."""
+    frozen = next((s for s in sizes if s.params_frozen), None)
+    if frozen is not None:
+        counted = "N counts them too" if measurements.counting < COUNTING else "they are not in N"
+        yield (
+            f"{fmt.count(frozen.params_frozen)} of {fmt.count(frozen.params_total)} parameters are frozen at size "
+            f"{frozen.size}: {counted}, and their FLOPs are counted as they run"
+        )
+    idle = next((s for s in sizes if s.without_gradient), None)
+    if idle is not None:
+        shown = ", ".join(idle.without_gradient[:3]) + (", ..." if len(idle.without_gradient) > 3 else "")
+        yield (
+            f"{len(idle.without_gradient)} parameter(s) got no gradient from a first batch ({shown}): N counts them; "
+            "freeze or remove what is not used"
+        )
+    yield from flops_audit(sizes, unit=measurements.data.token_unit)
+
+
+def flops_audit(sizes: Sequence[ModelSize], unit: str = "") -> Iterator[str]:
+    """Yield warnings about counted FLOPs: layers that the counter did not see, and ratios to 6·N·D.
+
+    Args:
+        unit: what is counted as a token.
+    """
     if any(s.flops_source == "model.flops_per_token" for s in sizes):
         return
     unseen = next((s for s in sizes if s.uncounted), None)
     if unseen is not None:
         shown = ", ".join(unseen.uncounted[:3]) + (", ..." if len(unseen.uncounted) > 3 else "")
         yield (
-            f"no FLOPs were counted in {len(unseen.uncounted)} module(s) with parameters ({shown}): if they "
+            f"no FLOPs were counted in {len(unseen.uncounted)} module(s) or operation(s) ({shown}): if they "
             "compute, give a function in model.flops_per_token"
         )
     low, high = TRUSTED_RATIO
-    outside = [s for s in sizes if not low <= s.flops_per_token / (6 * s.params) <= high]
+    outside = [
+        s for s in sizes if not low * 6 * s.params <= s.flops_per_token <= high * 6 * (s.params + s.params_frozen)
+    ]
     if outside:
         worst = max(outside, key=lambda s: abs(s.flops_per_token / (6 * s.params) - 1))
+        ratio = worst.flops_per_token / (6 * worst.params)
+        remedy = "to override, set model.flops_per_token"
+        if ratio > high and unit == "one sample":
+            remedy = (
+                f"if a sample holds many tokens (about {ratio:.0f} patches or pixels), set data.tokens_per_sample, "
+                f"and D counts them; {remedy}"
+            )
         yield (
-            f"counted FLOPs are {worst.flops_per_token / (6 * worst.params):.2f} times 6·N·D at size {worst.size}, "
-            f"outside {low:g} to {high:g}: attention in a narrow model, shared weights, or layers not counted: "
-            "to override, set model.flops_per_token"
+            f"counted FLOPs are {ratio:.2f} times 6·N·D at size {worst.size}, outside {low:g} to {high:g}: attention "
+            f"in a narrow model, shared weights, or layers not counted: {remedy}"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ALPHAS = (0.5, 0.75)  # N_opt ~ C^0.5 and C^0.4
-BUDGETS = (2e5, 6.3e5, 2e6, 6.4e6)
+BUDGETS = (4e5 / 3, 4.2e5, 4e6 / 3, 12.8e6 / 3)  # a sample costs 4·N: one layer, and no gradient of its inputs
 SAMPLES = 40_000
 
 
@@ -67,7 +67,7 @@ def _case(alpha: float, root: Path, say: Callable[[str], None]) -> Case:
         grad_clip=None,
         warmup_tokens=0,
         eval_samples=8,
-        grid={"tokens_per_param": 25.0, "seeds": 0},
+        grid={"tokens_per_param": 50 / 3, "seeds": 0},
         resources_per_trial={"cpu": 1},
         quiet=True,
     )

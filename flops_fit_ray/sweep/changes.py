@@ -29,6 +29,7 @@ class Changes:
     lines: tuple[str, ...]  # `train.lr: 0.04 -> 0.02`
     changed: int  # completed experiments that the new plan would train again in another way
     dropped: int  # completed experiments that it leaves out
+    redefined: int = 0  # completed experiments that it keeps, with another N
 
     def text(self) -> str:
         """The lines, the first of them where there are many."""
@@ -37,6 +38,14 @@ class Changes:
 
     def refusal(self, what: str) -> SpecError:
         """Return the refusal of a run, with the way out."""
+        if self.redefined:  # one valley cannot hold losses over two definitions of N
+            return SpecError(
+                what,
+                [
+                    f"N of {self.redefined} completed experiment(s) is counted in another way now: "
+                    f"{'; '.join(self.lines[:3])}. Choose another --output, or give the model a num_params of before"
+                ],
+            )
         said = "; ".join(self.lines[:3]) or "the directory's plan cannot be read, or an earlier engine made its results"
         return SpecError(
             what,
@@ -93,16 +102,18 @@ def changes_since(recorded: Recorded, spec: SweepSpec, plan: Plan) -> Changes:
         done = {r.key: _place(r) for r in results}
     else:
         planned = {e.key: _place(e) for e in recorded.plan.experiments}
-        done = {r.key: planned[r.key] for r in ledger.results(planned)}
-    kept = {e.key for e in plan.experiments}
+        results = ledger.results(planned)
+        done = {r.key: planned[r.key] for r in results}
+    kept = {e.key: e.params for e in plan.experiments}
     places = {_place(e) for e in plan.expected}
     out = [place for key, place in done.items() if key not in kept]
+    redefined = sum(kept.get(r.key, r.params) != r.params for r in results)
     changed = sum(place in places for place in out)
     lines = [
         *([] if recorded.spec is None else _spec_lines(recorded.spec, spec)),
         *([] if recorded.plan is None else _plan_lines(recorded.plan, plan)),
     ]
-    return Changes(lines=tuple(lines), changed=changed, dropped=len(out) - changed)
+    return Changes(lines=tuple(lines), changed=changed, dropped=len(out) - changed, redefined=redefined)
 
 
 def _place(of: Experiment | ExperimentResult) -> _Place:

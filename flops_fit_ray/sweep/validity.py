@@ -15,9 +15,9 @@ import numpy as np
 from flops_fit_ray.analysis import Analysis, SweepFit, analysis_to_json
 from flops_fit_ray.analysis.diagnostics import TRUSTED_BUDGETS, TRUSTED_RANGE
 from flops_fit_ray.analysis.outliers import EXACT, OUTLIER, deviations
-from flops_fit_ray.planning import Experiment
+from flops_fit_ray.planning import TRUSTED_RATIO, Experiment
 from flops_fit_ray.planning.cells import WARMUP_SHARE
-from flops_fit_ray.planning.grid import GOOD_SIZES, TRUSTED_RATIO
+from flops_fit_ray.planning.grid import GOOD_SIZES
 from flops_fit_ray.spec import LrRule, LrTable
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.tables import Table

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning import ModelSize, auto_candidates, auto_range, between, requested_sizes, rung_targets
+from flops_fit_ray.planning import (
+    ModelSize,
+    auto_candidates,
+    auto_range,
+    between,
+    expected_centre,
+    expected_optimum,
+    requested_sizes,
+    rung_targets,
+)
 from flops_fit_ray.spec import SizeValue, SweepSpec
 
 MAX_AUTO_SIZE = 1 << 20
@@ -15,17 +25,28 @@ AUTO_RANGE_FACTOR = 32  # sizes that the spec leaves to us lie within this facto
 Measure = Callable[[SizeValue], ModelSize]
 
 
-def measured_sizes(spec: SweepSpec, measure: Measure) -> tuple[list[ModelSize], list[str]]:
+def measured_sizes(spec: SweepSpec, measure: Measure, counting: int) -> tuple[list[ModelSize], list[str]]:
     """Measure every size of the sweep. Returns those that the model accepts, and the faults of the others.
+
+    Args:
+        counting: rule of N and FLOPs by which `measure` counts.
 
     Raises:
         SpecError: `measure` refused a size that the spec names, or every size of the ladder.
     """
     wanted = requested_sizes(spec)
-    sizes, refused = _measured_ladder(spec, measure) if wanted is None else _measured(wanted, measure)
+    sizes, refused = _measured_ladder(spec, measure, counting) if wanted is None else _measured(wanted, measure)
     if refused and (wanted is not None or not sizes):
-        raise SpecError("spec", refused[:3] if wanted is None else refused)
+        raise SpecError("spec", _each_kind_once(refused))
     return sizes, refused
+
+
+def _each_kind_once(faults: Iterable[str]) -> list[str]:
+    """Return one fault of those that differ in numbers alone, as the same fault at every size does."""
+    kinds: dict[str, list[str]] = {}
+    for fault in faults:
+        kinds.setdefault(re.sub(r"[\d.]+", "#", fault), []).append(fault)
+    return [some[0] + (f" (and {len(some) - 1} other sizes)" if len(some) > 1 else "") for some in kinds.values()]
 
 
 def _measured(wanted: Iterable[SizeValue], measure: Measure) -> tuple[list[ModelSize], list[str]]:
@@ -39,7 +60,7 @@ def _measured(wanted: Iterable[SizeValue], measure: Measure) -> tuple[list[Model
     return sizes, refused
 
 
-def _measured_ladder(spec: SweepSpec, measure: Measure) -> tuple[list[ModelSize], list[str]]:
+def _measured_ladder(spec: SweepSpec, measure: Measure, counting: int) -> tuple[list[ModelSize], list[str]]:
     """Measure sizes where the spec names none: highly divisible candidates, then values between them.
 
     1) Candidates are divisible by many numbers, because models require that of a size (a number of heads, say).
@@ -48,7 +69,8 @@ def _measured_ladder(spec: SweepSpec, measure: Measure) -> tuple[list[ModelSize]
     """
     sizes: list[ModelSize] = []
     refused: list[str] = []
-    low, high = auto_range(spec.budgets[0].flops, spec.grid.tokens_per_param, AUTO_RANGE_FACTOR)
+    smallest, ratio = spec.budgets[0].flops, spec.grid.tokens_per_param
+    low, high = auto_range(expected_optimum(smallest, ratio), AUTO_RANGE_FACTOR)
     high *= math.sqrt(spec.budgets[-1].flops / spec.budgets[0].flops)
     for size in auto_candidates():
         found, faults = _measured([size], measure)
@@ -58,5 +80,6 @@ def _measured_ladder(spec: SweepSpec, measure: Measure) -> tuple[list[ModelSize]
             break
     if spec.is_adaptive and len(sizes) >= 2:
         known = {int(s.size): s.params for s in sizes}
-        sizes += _measured(between(known, rung_targets(spec, low, high)), measure)[0]
+        centre = expected_centre(ratio, sizes, smallest, counting)
+        sizes += _measured(between(known, rung_targets(spec, low, high, centre)), measure)[0]
     return sizes, refused

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning import DataFacts, Measurements, ModelSize, size_kwargs, size_label
+from flops_fit_ray.planning import COUNTING, DataFacts, Measurements, ModelSize, size_kwargs, size_label
 from flops_fit_ray.spec import NO_DATA, SizeValue, SweepSpec
 from flops_fit_ray.training.preflight._lr_rule import with_rates
+from flops_fit_ray.training.preflight._measured_run import built_on_meta
+from flops_fit_ray.training.preflight._params import count_params, declared_params
 from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
-from flops_fit_ray.training.preflight.model_size import count_params, on_meta_device
 from flops_fit_ray.training.user.parts import UserParts, format_kwargs
 from flops_fit_ray.training.user.user_code import user_code
 
 TRIED_SIZES = (64, 128, 256, 8)  # of a model whose sweep is not known yet
 
 
-def measure_alone(spec: SweepSpec, user: UserParts) -> Measurements:
+def measure_alone(spec: SweepSpec, user: UserParts, counting: int = COUNTING) -> Measurements:
     """Measure every size of the sweep without data. A model need not be an nn.Module if it has `num_params()`.
 
     Raises:
         SpecError: the model cannot be built, or its N is not known.
     """
-    sizes, refused = measured_sizes(spec, lambda size: _measure(spec, user, size))
+    sizes, refused = measured_sizes(spec, lambda size: _measure(spec, user, size), counting)
     per_sample = spec.data.tokens_per_sample or 1
     data = DataFacts(
         train_samples=None,
@@ -36,7 +36,7 @@ def measure_alone(spec: SweepSpec, user: UserParts) -> Measurements:
         eval_source="none",
         fingerprint=NO_DATA,
     )
-    found = Measurements(sizes=tuple(sizes), data=data, skipped=tuple(refused))
+    found = Measurements(sizes=tuple(sizes), data=data, skipped=tuple(refused), counting=counting)
     return found if user.lr is None else with_rates(spec, user.lr, found)
 
 
@@ -80,11 +80,11 @@ def _measure(spec: SweepSpec, user: UserParts, size: SizeValue) -> ModelSize:
 def _built(make: Callable[[], Any], kwargs: Mapping[str, Any]) -> Any:
     """Build on the meta device, which allocates no weights; on the CPU what cannot be built there."""
 
-    def build(_: torch.device) -> Any:
+    def build() -> Any:
         with user_code(f"model.target: {format_kwargs(kwargs)} raised", but=NotImplementedError):
             return make()
 
-    return on_meta_device(build)
+    return built_on_meta(build)
 
 
 def _counted(model: Any, kwargs: Mapping[str, Any]) -> tuple[int, str]:
@@ -96,7 +96,11 @@ def _counted(model: Any, kwargs: Mapping[str, Any]) -> tuple[int, str]:
                 "num_params()"
             ],
         )
-    params, source = count_params(model)
+    if isinstance(model, nn.Module):
+        counted = count_params(model)
+        params, source = counted.params, counted.source
+    else:
+        params, source = declared_params(model) or 0, "num_params() of the model"
     if params <= 0:
         raise SpecError("spec", [f"model.target: {format_kwargs(kwargs)} has N = {params}, by {source}"])
     return params, source

@@ -1,0 +1,130 @@
+"""Removal of what a measured model leaves behind: tables that its code keeps between calls, without content.
+
+A model that keeps a table of positions in an `lru_cache`, in a dict of its module or as an attribute of its class fills
+it while it is measured on the meta device. Such tensors have no content, and would break whoever uses the code next.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+DEPTH = 4  # containers within containers that are looked into
+LONGEST = 100_000  # entries of a list or dict that is looked into; a longer one is data
+_ABSENT: Any = object()
+_FOREIGN = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+class Residue:
+    """Tensors of the meta device that outlive a measurement, and the names that hold them."""
+
+    def __init__(self, *parts: Any) -> None:
+        """Note what the user's modules hold: those outside of the installed packages, and those of `parts`."""
+        self._known = _living()[0]
+        self._held = {id(c): (c, _entries(c)) for c in _containers(_user_modules(parts))}
+
+    def remove(self) -> None:
+        """Give names back the values they had where they hold a tensor without content now, and empty such caches."""
+        known = {id(t) for t in self._known}
+        tensors, caches = _living()
+        if all(id(t) in known for t in tensors):
+            return
+        left = {id(t) for t in tensors} - known
+        for cache in caches:
+            if _holds(gc.get_referents(cache), left, DEPTH):
+                cache.cache_clear()
+        for container, before in self._held.values():
+            for name, value in reversed(_entries(container).items()):  # the last of a list first: places stay
+                if value is not before.get(name, _ABSENT) and _holds(value, left, DEPTH):
+                    _put_back(container, name, before.get(name, _ABSENT))
+        gc.collect()
+
+
+def _living() -> tuple[list[Tensor], list[Any]]:
+    """Return the tensors of the meta device and the caches of functions that there are."""
+    tensors, caches = [], []
+    for found in gc.get_objects():
+        kind = type(found)
+        if kind is functools._lru_cache_wrapper:
+            caches.append(found)
+        elif issubclass(kind, Tensor) and found.is_meta:
+            tensors.append(found)
+    return tensors, caches
+
+
+def _user_modules(parts: tuple[Any, ...]) -> Iterator[types.ModuleType]:
+    roots = {str(getattr(p, "__module__", "")).partition(".")[0] for p in parts}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        root = name.partition(".")[0]
+        own = root in roots or name == "__main__" or (isinstance(file, str) and not file.startswith(_FOREIGN))
+        if own and root not in ("torch", "flops_fit_ray") and isinstance(module, types.ModuleType):
+            yield module
+
+
+def _containers(modules: Iterator[types.ModuleType]) -> Iterator[Any]:
+    """Yield what a name or an entry of the modules may hold a tensor by: each once, down to `DEPTH`."""
+    seen: set[int] = set()
+    level: list[Any] = list(modules)
+    for _ in range(DEPTH):
+        below: list[Any] = []
+        for container in level:
+            if id(container) not in seen:
+                seen.add(id(container))
+                yield container
+                below += [v for v in _entries(container).values() if _is_container(v)]
+        level = below
+
+
+def _is_container(value: Any) -> bool:
+    if isinstance(value, Mapping | list):
+        return isinstance(value, dict | list) and len(value) <= LONGEST
+    if isinstance(value, type | types.FunctionType | types.CellType):
+        return True
+    return not isinstance(value, types.ModuleType | Tensor | tuple) and hasattr(value, "__dict__")
+
+
+def _entries(container: Any) -> dict[Any, Any]:
+    """Return what a container holds, by name or place."""
+    if isinstance(container, dict):
+        return dict(container)
+    if isinstance(container, list):
+        return {i: v for i, v in enumerate(container) if len(container) <= LONGEST}
+    if isinstance(container, types.CellType):
+        try:
+            return {"cell_contents": container.cell_contents}
+        except ValueError:  # an empty one
+            return {}
+    found = dict(vars(container))
+    if isinstance(container, types.FunctionType):
+        defaults = (*(container.__defaults__ or ()), *(container.__kwdefaults__ or {}).values())
+        found |= {f"\0{i}": v for i, v in enumerate((*defaults, *(container.__closure__ or ())))}
+    return found
+
+
+def _put_back(container: Any, name: Any, value: Any) -> None:
+    if isinstance(container, list):
+        container[name : name + 1] = [] if value is _ABSENT else [value]
+    elif isinstance(container, dict):
+        container.pop(name) if value is _ABSENT else container.update({name: value})
+    elif value is _ABSENT:
+        delattr(container, name)
+    else:
+        setattr(container, name, value)
+
+
+def _holds(value: Any, tensors: set[int], depth: int) -> bool:
+    """Return True if a value is one of the tensors, or holds one."""
+    if isinstance(value, Tensor):
+        return id(value) in tensors
+    if depth == 0 or isinstance(value, type | types.ModuleType | types.FunctionType | str | bytes | int | float):
+        return False
+    inside = gc.get_referents(value)
+    return len(inside) <= LONGEST and any(_holds(v, tensors, depth - 1) for v in inside)

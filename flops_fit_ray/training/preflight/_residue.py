@@ -37,7 +37,9 @@ class Residue:
         if all(id(t) in known for t in tensors):
             return
         left = {id(t) for t in tensors} - known
-        for cache in caches:
+        # What was frozen (gc.freeze) is not among the living, but has its name in a module
+        named = [v for c, _ in self._held.values() for v in _entries(c).values()]
+        for cache in {id(c): c for c in (*caches, *named) if type(c) is functools._lru_cache_wrapper}.values():
             if _holds(gc.get_referents(cache), left, DEPTH):
                 cache.cache_clear()
         for container, before in self._held.values():

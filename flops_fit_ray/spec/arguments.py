@@ -195,6 +195,7 @@ def _option_homes() -> dict[str, str]:
     top = (
         "name",
         "resources_per_trial",
+        "device",
         "workers_per_trial",
         "shard_model",
         "max_retries",

@@ -134,8 +134,8 @@ def find_optimal(
         resume: False refuses a directory that holds results already.
         options: any field of the spec's sections by its name, such as sizes, batch_size, micro_batch_size, precision,
             seed, eval_fraction, tokens_per_sample, max_epochs, draws, curve, window, checkpoint,
-            resources_per_trial, device, workers_per_trial, shard_model, max_retries, stop_diverged, loss_unit ("nats", "bits"),
-            grid (a mapping);
+            resources_per_trial, device, workers_per_trial, shard_model, max_retries, stop_diverged,
+            loss_unit ("nats", "bits"), grid (a mapping);
             and eval_dataset, address, quiet, until ("ci=1.3@1e21": add budget after budget until N_opt there is
             known within that factor), at_most (FLOPs in all), slots (experiments at a time; a cluster is asked to grow
             to as many), new (True: train completed experiments of this directory anew where the arguments have

@@ -111,5 +111,5 @@ def test_built_in_losses() -> None:
     expected = torch.nn.functional.cross_entropy(logits.view(6, 5), ids.view(6))
     assert torch.equal(cross_entropy(logits, ids.int()), expected)
     assert mse(torch.ones(4, 1), torch.zeros(4)).item() == 1.0
-    with pytest.raises(ValueError, match="differ in size"):
+    with pytest.raises(ValueError, match="differ in shape"):
         mse(torch.ones(4, 2), torch.zeros(4))

@@ -108,7 +108,7 @@ class Measurements:
     sizes: tuple[ModelSize, ...]
     data: DataFacts
     skipped: tuple[str, ...] = ()
-    probe: DataProbe | None = None  # for the processes that train; no part of a plan's file
+    probe: DataProbe | None = field(default=None, compare=False)  # for the processes that train; in no file
     loss: LossFacts = NOTHING_LEARNT
     counting: int = COUNTING  # the rule of N and FLOPs
 

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from flops_fit_ray.errors import DataEndedError
 from flops_fit_ray.training.data._stream import Stream
-from flops_fit_ray.training.data.batch import Batch
+from flops_fit_ray.training.data.batch import Batch, num_elements
 from flops_fit_ray.training.data.dataset import Data, MapDataset, fetch, is_deterministic, num_samples
 from flops_fit_ray.training.rng import RandomState
 
+LOOKED_AT = 32  # batches of a stream whose batches differ in size
 EPOCH_STEP = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: seeds of epochs are far apart and never repeat
 
 
@@ -47,6 +48,21 @@ def make_feed(data: Data, batch_size: int, seed: int, max_epochs: float, *, ahea
         return StreamFeed(data, batch_size, seed, max_epochs)
     feed = IndexedFeed(data, batch_size, seed)
     return PrefetchedFeed(feed) if ahead and is_deterministic(data) else feed
+
+
+def first_batches(data: Data, batch_size: int) -> list[Batch]:
+    """Return a batch to inspect; several of a stream whose batches differ in size."""
+    if not isinstance(data, Stream):
+        return [first_batch(data, batch_size)]
+    feed = StreamFeed(data, data.batch_size or batch_size, 0, 1.0)
+    found = [feed.next_batch()]
+    with contextlib.suppress(DataEndedError):  # a short stream
+        found.append(feed.next_batch())
+        if num_elements(found[0].content) == num_elements(found[1].content):
+            return found[:1]
+        while len(found) < LOOKED_AT:
+            found.append(feed.next_batch())
+    return found
 
 
 def first_batch(data: Data, batch_size: int) -> Batch:
@@ -150,7 +166,10 @@ class StreamFeed:
                     self._items = self._stream.begin_epoch(self._epoch_seed())
                 batch = self._stream.next_batch(self._items, self._batch_size)
                 if batch is not None and batch.num_samples > self._batch_size:
-                    raise ValueError(f"the loader returned {batch.num_samples} samples instead of {self._batch_size}")
+                    raise ValueError(
+                        f"the loader returned {batch.num_samples} samples instead of {self._batch_size}; if the first "
+                        "axis of its tensors is not the samples (graphs), return a mapping with num_graphs"
+                    )
                 if batch is not None and batch.num_samples == self._batch_size:
                     self._batches += 1
                     self._total += batch.num_samples

@@ -6,6 +6,7 @@ depend on the model, every size of a sweep sees the same samples, and an epoch c
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from flops_fit_ray.training.data.batch import Batch, count_samples
+from flops_fit_ray.training.data.batch import Batch, loaded_batch
 from flops_fit_ray.training.rng import RandomState
 
 
@@ -50,6 +51,30 @@ class Stream:
         size = self.batch_size or 1
         return count // size * size if self.source.drop_last else count
 
+    @property
+    def whole_samples(self) -> int | None:
+        """Samples of one epoch that come in whole batches, whatever worker processes leave over; None if unknown."""
+        source, count, size = self.source, self._all_samples, self.batch_size or 1
+        if count is None or not isinstance(source, DataLoader):
+            return count
+        if isinstance(source.dataset, IterableDataset) and source.num_workers > 1:
+            count -= source.num_workers * (size - 1)  # each process ends with a batch that may be incomplete
+        return max(0, count) // size * size
+
+    @property
+    def readable_samples(self) -> int | None:
+        """Samples of one epoch, incomplete batches included unless the loader drops them; None if unknown."""
+        drops = isinstance(self.source, DataLoader) and self.source.drop_last
+        return self.whole_samples if drops else self._all_samples
+
+    @property
+    def _all_samples(self) -> int | None:
+        """Samples in the source. torch's length of a loader over an iterable dataset is rounded to batches."""
+        if isinstance(self.source, DataLoader) and isinstance(self.source.dataset, IterableDataset):
+            with contextlib.suppress(TypeError, NotImplementedError):
+                return len(self.source.dataset)  # type: ignore[arg-type] # not every dataset has one
+        return self.num_samples
+
     def state(self) -> Any:
         """Return the source's own state."""
         return copy.deepcopy(self._owner.state_dict())
@@ -81,7 +106,7 @@ class Stream:
         """Return the next `batch_size` samples, fewer at the end of an epoch, None after it."""
         if self.gives_batches:
             content = next(items, None)
-            return None if content is None else Batch(content, count_samples(content))
+            return None if content is None else loaded_batch(content, self.batch_size)
         samples = [sample for _, sample in zip(range(batch_size), items, strict=False)]
         return Batch(default_collate(samples), len(samples)) if samples else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class Batch:
 
     content: Any
     num_samples: int
+    splits: bool = True  # False where the first axis of a tensor is not the samples, as in a batch of graphs
 
     @property
     def target(self) -> Any:
@@ -61,25 +62,37 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Copy the batch to a device."""
         on_gpu = device.type == "cuda"
-        return Batch(map_tensors(self.content, lambda t: t.to(device, non_blocking=on_gpu)), self.num_samples)
+        return replace(self, content=map_tensors(self.content, lambda t: t.to(device, non_blocking=on_gpu)))
 
     def pin_memory(self) -> Batch:
         """Copy the batch to page-locked memory, from which a GPU copies asynchronously."""
-        return Batch(map_tensors(self.content, lambda t: t if t.is_cuda else t.pin_memory()), self.num_samples)
+        return replace(self, content=map_tensors(self.content, lambda t: t if t.is_cuda else t.pin_memory()))
 
     def split(self, size: int) -> list[Batch]:
-        """Split into micro-batches of at most `size` samples; values without a sample axis go into each."""
+        """Split into micro-batches of at most `size` samples; values without a sample axis go into each.
+
+        Raises:
+            ValueError: the first axis of a tensor is not the samples.
+        """
         if size >= self.num_samples:
             return [self]
+        if not self.splits:
+            raise ValueError(
+                f"a batch of {self.num_samples} samples cannot be split into parts of {size}: the first axis of its "
+                "tensors is not the samples (graphs); lower train.batch_size instead"
+            )
         starts = range(0, self.num_samples, size)
         ends = [min(start + size, self.num_samples) for start in starts]
         return [
-            Batch(map_tensors(self.content, self._slicer(start, end)), end - start)
-            for start, end in zip(starts, ends, strict=True)
+            Batch(self._part(self.content, start, end), end - start) for start, end in zip(starts, ends, strict=True)
         ]
 
-    def _slicer(self, start: int, end: int) -> Callable[[Tensor], Tensor]:
-        return lambda t: t[start:end] if t.ndim and t.shape[0] == self.num_samples else t
+    def _part(self, value: Any, start: int, end: int) -> Any:
+        if isinstance(value, list) and len(value) == self.num_samples and not any(isinstance(v, Tensor) for v in value):
+            return value[start:end]  # texts
+        if isinstance(value, Mapping):
+            return {name: self._part(part, start, end) for name, part in value.items()}
+        return map_tensors(value, lambda t: t[start:end] if t.ndim and t.shape[0] == self.num_samples else t)
 
     def num_tokens(self) -> int:
         """Count tokens by the default rule.
@@ -182,18 +195,41 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def count_samples(content: Any) -> int:
-    """Return the number of samples of a collated batch: the length of its first tensor.
+def loaded_batch(content: Any, batch_size: int | None) -> Batch:
+    """Return a batch that a loader has collated, with its number of samples: the length of its first tensor.
+
+    Where that is not the loader's batch size, as with graphs, whose nodes are in one axis, a shorter target or
+    `num_graphs` in a mapping tells the number of samples.
 
     Raises:
         TypeError: it holds no tensor.
     """
-    if isinstance(content, Tensor) and content.ndim:
-        return content.shape[0]
+    first = _first_length(content)
+    if first is None:
+        raise TypeError(
+            "a batch must hold a tensor whose first axis is the samples, in a tuple (input, ..., target) or a mapping, "
+            f"but is a {type(content).__name__}; return one of these from collate_fn"
+        )
+    if batch_size is None or first == batch_size:
+        return Batch(content, first)
+    target = Batch(content, first).target
+    graphs = content.get("num_graphs") if isinstance(content, Mapping) else None
+    if isinstance(graphs, Tensor):
+        graphs = int(graphs) if graphs.numel() == 1 else None
+    shorter = len(target) if isinstance(target, Tensor) and target.ndim and len(target) < first else None
+    count = graphs if isinstance(graphs, int) and graphs != first else shorter
+    return Batch(content, first) if count is None else Batch(content, count, splits=False)
+
+
+def _first_length(content: Any) -> int | None:
+    if isinstance(content, Tensor):
+        return content.shape[0] if content.ndim else None
     parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, tuple | list) else ()
-    for part in parts:
-        try:
-            return count_samples(part)
-        except TypeError:
-            continue
-    raise TypeError(f"a batch must hold a tensor whose first axis is the samples, but is a {type(content).__name__}")
+    return next((length for part in parts if (length := _first_length(part)) is not None), None)
+
+
+def num_elements(content: Any) -> int:
+    """Count the numbers in all tensors of a nested value."""
+    counts: list[int] = []
+    map_tensors(content, lambda t: counts.append(t.numel()) or t)  # type: ignore[func-returns-value] # counts, and keeps t
+    return sum(counts)

@@ -207,6 +207,6 @@ def eval_batches(data: Data, count: int, batch_size: int, *, spread: bool = Fals
         return
     items = data.begin_epoch(0)
     while count > 0 and (batch := data.next_batch(items, min(batch_size, count))) is not None:
-        part = batch.split(count)[0] if batch.num_samples > count else batch
+        part = batch.split(count)[0] if batch.num_samples > count and batch.splits else batch
         count -= part.num_samples
         yield part

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 
 from flops_fit_ray.errors import SpecError
@@ -14,8 +16,9 @@ from flops_fit_ray.training.data import (
     TokenFile,
     describe_tokens,
     fingerprint,
-    first_batch,
+    first_batches,
     has_tokens,
+    num_elements,
     num_samples,
     probe_of,
     sample_data,
@@ -38,16 +41,16 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, D
     limit = spec.data.timeout_seconds
     with waiting(f"reading samples of {spec.data.train} (data.train)"), user_code("data.train: reading samples raised"):
         with time_limit(limit, f"no samples within {limit:g} s (data.timeout_seconds)"):
-            batch = first_batch(user.train_data, spec.train.batch_size)
+            batches = first_batches(user.train_data, spec.train.batch_size)
             train = sample_data(user.train_data)
             held_out = None if user.eval_data is None else sample_data(user.eval_data)
-        per_sample = {user.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in (batch, *train.batches)}
-    tokens = sorted(per_sample)
-    if len(tokens) > 1 or tokens[0] != int(tokens[0]) or tokens[0] < 1:
-        raise SpecError(
-            "spec",
-            [f"data.train: samples have {tokens[0]:g} to {tokens[-1]:g} tokens; set data.tokens_per_sample"],
-        )
+        looked_at = (*batches, *train.batches)
+        tokens = sorted({user.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in looked_at})
+        if len(tokens) > 1 or tokens[0] != int(tokens[0]) or tokens[0] < 1:
+            fault = f"data.train: samples have {tokens[0]:g} to {tokens[-1]:g} tokens; set data.tokens_per_sample"
+            raise SpecError("spec", [fault + _mean_tokens(user, batches if len(batches) > 1 else train.batches)])
+    batch, note = _typical(batches)
+    _refuse_split(spec, batch)
     probe = probe_of(train, held_out, user.eval_source)
     files = _token_files(user)
     facts = DataFacts(
@@ -58,10 +61,53 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, D
         eval_source=user.eval_source,
         fingerprint=fingerprint(train, held_out),
         tensor_bytes=_tensor_bytes(user),
-        notes=tuple(f"{key}: {_described(key, file)[0]}" for key, file in files),
+        notes=(*note, *(f"{key}: {_described(key, file)[0]}" for key, file in files)),
         warnings=(*probe.warnings(), *(f"{key}: {doubt}" for key, file in files for doubt in file.doubts)),
     )
     return batch, facts, probe
+
+
+def _mean_tokens(user: UserParts, batches: Sequence[Batch]) -> str:
+    """Return the number to set, from the distribution of the data, with its error; padding is told apart."""
+    counts = [user.num_tokens(b, None) / b.num_samples for b in batches]
+    if sum(counts) <= 0:
+        return ""
+    kept = [int(b.loss_weight()) / b.num_samples for b in batches if has_tokens(b.target)]
+    error = statistics.stdev(counts) / math.sqrt(len(counts)) if len(counts) > 1 else 0.0
+    words = f" to their mean, {max(1, round(statistics.fmean(counts)))} (+- {error:.2g} from {len(counts)} batches)"
+    if kept and round(statistics.fmean(kept)) != round(statistics.fmean(counts)):
+        words += f", or {max(1, round(statistics.fmean(kept)))} without the targets that the loss ignores"
+    instead = "" if user.count_tokens is None else " in place of data.count_tokens"
+    return f"{words}{instead}: D then counts samples times that number"
+
+
+def _typical(batches: Sequence[Batch]) -> tuple[Batch, tuple[str, ...]]:
+    """Return the batch whose size is nearest to the mean, to count FLOPs on, and a note where batches differ."""
+    sizes = [num_elements(batch.content) for batch in batches]
+    mean = statistics.fmean(sizes)
+    batch = min(zip(batches, sizes, strict=True), key=lambda pair: abs(pair[1] - mean))[0]
+    if len(batches) == 1:
+        return batch, ()
+    error = 100 * statistics.stdev(sizes) / mean / math.sqrt(len(sizes))
+    return batch, (
+        f"data.train: batches hold {min(sizes):,} to {max(sizes):,} numbers: FLOPs are counted on one of mean size "
+        f"({mean:,.0f} +- {error:.2g} %, from {len(sizes)} batches)",
+    )
+
+
+def _refuse_split(spec: SweepSpec, batch: Batch) -> None:
+    """Refuse to split batches in which the samples are not an axis.
+
+    Raises:
+        SpecError: the spec asks for micro-batches, or for several workers.
+    """
+    if batch.splits:
+        return
+    why = "a batch of data.train cannot be split: the first axis of its tensors is not the samples (graphs)"
+    if (spec.train.micro_batch_size or spec.train.batch_size) < spec.train.batch_size:
+        raise SpecError("spec", [f"train.micro_batch_size: {why}; leave it out, or lower train.batch_size"])
+    if spec.workers_per_trial > 1:
+        raise SpecError("spec", [f"workers_per_trial: {why}; set it to 1"])
 
 
 def _token_files(user: UserParts) -> list[tuple[str, TokenFile]]:
@@ -118,8 +164,8 @@ def _length(data: Data) -> int | None:
 
 
 def _train_samples(data: Data, batch_size: int) -> int | None:
-    """Return the samples of one epoch, without an incomplete last batch of a stream; None if unknown."""
-    count = _length(data)
+    """Return the samples of one epoch, without incomplete batches of a stream; None if unknown."""
+    count = data.whole_samples if isinstance(data, Stream) else num_samples(data)
     return count // batch_size * batch_size if isinstance(data, Stream) and count is not None else count
 
 
@@ -127,7 +173,8 @@ def _eval_samples(spec: SweepSpec, user: UserParts) -> int:
     """Return the number of held-out samples to evaluate on; 0 without held-out data."""
     if user.eval_data is None:
         return 0
-    count, wanted = _length(user.eval_data), spec.data.eval_samples
+    held_out, wanted = user.eval_data, spec.data.eval_samples
+    count = held_out.readable_samples if isinstance(held_out, Stream) else num_samples(held_out)
     if count is None and wanted is None:
         raise SpecError("spec", ["data.eval_samples: is missing; data.eval is a stream of unknown length, so set it"])
     return min(n for n in (count, wanted) if n is not None)

@@ -44,7 +44,7 @@ def learn_loss_facts(user: UserParts, model: nn.Module | None, batch: Batch, spe
     Raises:
         SpecError: the loss does not fit the model, or it cannot be taken over parts of a batch and the spec splits it.
     """
-    samples = batch.split(SAMPLES)[0]
+    samples = batch.split(SAMPLES)[0] if batch.splits else batch
     if model is not None:
         model.eval()
     second = model is not None and _is_second(user, model, samples)
@@ -66,7 +66,7 @@ def learn_loss_facts(user: UserParts, model: nn.Module | None, batch: Batch, spe
 
 def _average(key: str, objective: Objective, model: nn.Module | None, batch: Batch) -> tuple[Average, str]:
     """Return what a loss averages over, and a warning where it could not be learnt."""
-    if _function_of(objective) in (cross_entropy, mse):
+    if _function_of(objective) in (cross_entropy, mse) or not batch.splits:
         return AUTO, ""
     unknown = f"{key}: what it averages over is not known ({{}}), and is taken as {AUTO}"
     if model is None:

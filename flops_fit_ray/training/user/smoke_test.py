@@ -48,7 +48,7 @@ def smoke_test_parts(user: UserParts, size: ModelSize, batch: Batch, spec: Sweep
     with _named("data.train: reading samples"):
         if batch.num_samples < SAMPLES and not isinstance(user.train_data, Stream):
             batch = first_batch(user.train_data, SAMPLES)
-    two = batch.split(2)[0]
+    two = batch.split(2)[0] if batch.splits else batch
     with _named(f"model.target: the model of size {size.size} and the loss fail on the first samples", two):
         _check_loss(user.objective(model, two), model)
         if user.loss is cross_entropy:

@@ -227,8 +227,8 @@ def driver_kills(where: Path, sweeps: int, kills: int, sha256: str, dice: random
 
 
 def worker_kills(where: Path, kills: int, sha256: str, dice: random.Random) -> Row:
-    """F5: a worker is ended once its experiment has a checkpoint; the same bits come out, from there on."""
-    row = Row("F5 SIGKILL and SIGTERM of a worker")
+    """F5: a worker is killed once its experiment has a checkpoint; the same bits come out, from there on."""
+    row = Row("F5 SIGKILL of a worker")
     resumed = sweep_number = 0
     while row.times < kills:
         root = where / f"workers{sweep_number}"
@@ -244,7 +244,7 @@ def worker_kills(where: Path, kills: int, sha256: str, dice: random.Random) -> R
                 if killed.get(key, 0) >= 2 or row.times >= kills:
                     continue
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(progress["pid"]), signal.SIGTERM if row.times % 2 else signal.SIGKILL)
+                    os.kill(int(progress["pid"]), signal.SIGKILL)
                     killed[key] = killed.get(key, 0) + 1
                     row.times += 1
                     path.with_name(f".{path.name}.{progress['pid']}.tmp").touch()  # as if in the middle of a write

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.tune import ExperimentAnalysis, ResultGrid
 from torch import Tensor
 
 from flops_fit_ray import Result, SpecError, check, find_optimal
@@ -85,6 +86,18 @@ def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None
     plain = make_sweep(tmp_path / "plain", spec, reference_parts(spec)).to_frame()
     for column in ("budget", "size", "tokens_seen", "loss", "loss_stderr", "train_loss"):
         assert list(frame[column]) == list(plain[column]), column
+
+    (directory,) = (tmp_path / "ray" / "tune").glob("round-*")  # Tune's own table says the same
+    grid = ResultGrid(ExperimentAnalysis(str(directory)))
+    trials = [grid[i] for i in range(len(grid))]
+    seen = {trial.config["key"]: trial.metrics for trial in trials if trial.config}
+    by_key = frame.set_index("key")
+    assert set(seen) == set(by_key.index)
+    for key, metrics in seen.items():
+        row = by_key.loc[key]
+        assert metrics is not None and metrics["status"] == "completed" and metrics["size"] == str(row["size"])
+        for name, column in {"loss": "loss", "tokens": "tokens_seen", "flops": "flops", "budget": "budget"}.items():
+            assert metrics[name] == row[column] and type(metrics[name]) is float
 
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "ray" / "experiments").rglob("*")}
     again = known(tmp_path / "ray")

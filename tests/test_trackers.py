@@ -21,7 +21,7 @@ from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.trackers import check_installed, watchers_for
-from flops_fit_ray.trackers._tracked import MAX_FAILURES, Tracker, TrackerView, measured_of, run_name
+from flops_fit_ray.trackers._tracked import MAX_FAILURES, LoggedPoints, Tracker, TrackerView, run_name
 from tests.nodes import free_port
 from tests.parts import planned
 from tests.sweeps import make_sweep, reference_parts, reference_spec
@@ -87,12 +87,14 @@ class Sink:
 
     def __init__(self) -> None:
         self.outcomes: list[str] = []
+        self.points: list[tuple[int, Mapping[str, float]]] = []
 
-    def progress(self, e: Experiment, progress: Progress) -> None:
-        pass
+    def progress(self, e: Experiment, points: LoggedPoints) -> None:
+        self.points += points
 
-    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, points: LoggedPoints) -> None:
         self.outcomes.append(e.key)
+        self.points += points
 
     def close(self) -> None:
         pass
@@ -101,8 +103,8 @@ class Sink:
 class Raising(Sink):
     name = "raising"
 
-    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
-        super().outcome(e, record, curve)
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, points: LoggedPoints) -> None:
+        super().outcome(e, record, points)
         raise ConnectionError("nobody there")
 
 
@@ -113,8 +115,8 @@ class Hanging(Sink):
         super().__init__()
         self.hangs, self.ever = threading.Event(), threading.Event()
 
-    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
-        super().outcome(e, record, curve)
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, points: LoggedPoints) -> None:
+        super().outcome(e, record, points)
         self.hangs.set()
         self.ever.wait()
 
@@ -122,6 +124,64 @@ class Hanging(Sink):
 def watcher_of(tracker: Tracker, sweep: Sweep, said: list[str], time_limit: float = 600.0) -> Watcher:
     view = TrackerView(tracker, Ledger(sweep.paths), said.append)
     return Watcher(view, poll_seconds=0.05, time_limit=time_limit, name=tracker.name, say=said.append)
+
+
+def shown_and_resumed(sweep: Sweep, trackers: Sequence[Tracker]) -> list[int]:
+    """Let trackers see the second half of an experiment run: one sees the first part of it, the next one the rest.
+
+    Returns the steps of its curve, each once.
+    """
+    ledger, result, said = Ledger(sweep.paths), sweep.results[0], list[str]()
+    rows = ledger.curve_rows(result.key)
+    running = Progress(
+        key=result.key, tokens_seen=1, tokens=2, train_loss=1.0, host="h", pid=1, updated_at=1.0, tokens_per_second=3.0
+    )
+    parts = [0, len(rows) // 3, len(rows) // 2, len(rows) - 1]
+    for number, tracker in enumerate(trackers):
+        view = TrackerView(tracker, ledger, said.append)
+        view.begin()
+        view.plan(sweep.plan, 0)
+        for end in parts[2 * number : 2 * number + 2]:
+            ledger.record_curve(result.key, rows[:end])
+            view.progress([running], 0, 1)
+            view.progress([running], 0, 1)  # nothing new
+        if number == len(trackers) - 1:
+            ledger.record_curve(result.key, rows)
+            view.outcome(result, 1, 1)
+        view.end()
+    assert said == []
+    return sorted({row["step"] for row in rows})
+
+
+def test_an_experiment_is_shown_while_it_runs_and_no_point_twice(tmp_path: Path) -> None:
+    spec = reference_spec()
+    sweep = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=1)
+    first, second = Sink(), Sink()
+    steps = shown_and_resumed(sweep, [first, second])
+    assert [step for sink in (first, second) for step, _ in sink.points] == steps
+    rows = Ledger(sweep.paths).curve_rows(sweep.results[0].key)
+    assert len(first.points) == len(rows) // 3 - 1  # before it was interrupted, without the newest
+    (_, begun), (_, ended) = first.points[0], second.points[-1]
+    assert begun["loss/train"] == rows[0]["train_loss"] and begun["lr"] == rows[0]["lr"] and begun["tokens"] > 0
+    assert first.points[-1][1]["tokens_per_second"] == 3.0
+    assert ended["loss/held_out"] == sweep.results[0].loss and "loss/train" in ended
+
+
+def test_tensorboard_has_no_point_twice_after_a_resume(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing import event_accumulator
+
+    from flops_fit_ray.trackers._tensorboard import TensorBoard
+
+    spec = reference_spec()
+    sweep = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=1)
+    steps = shown_and_resumed(sweep, [TensorBoard(local_path(sweep.paths.tensorboard)) for _ in range(2)])
+    (run,) = sweep.paths.tensorboard.iterdir()
+    events = event_accumulator.EventAccumulator(str(run))
+    events.Reload()
+    assert [point.step for point in events.Scalars("lr")] == steps
+    assert [point.value for point in events.Scalars("tokens_per_second")] == [
+        3.0
+    ] * 3  # each time that there was something new
 
 
 def test_one_that_raises_or_hangs_holds_up_nothing(tmp_path: Path) -> None:
@@ -203,7 +263,7 @@ def test_trackers_change_no_experiment() -> None:
 def test_flops_beyond_64_bits_are_floats(tmp_path: Path) -> None:
     spec = reference_spec()
     (result, *_) = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=1).results
-    values = list(measured_of(result).values())
+    values = list(result.measured.values())
     assert len(values) >= 5 and all(type(value) is float for value in values)
 
 
@@ -236,10 +296,41 @@ def wandb_records(content: bytes) -> Iterator[bytes]:
             whole = b""
 
 
-def test_wandb_offline_has_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+def wandb_steps(directory: Path) -> list[tuple[str, list[int]]]:
+    """Of every .wandb file the name of its run and the steps that were logged, in the order of time."""
     from wandb.proto import wandb_internal_pb2
 
+    found = []
+    for file in sorted(directory.rglob("run-*.wandb"), key=lambda path: path.stat().st_mtime_ns):
+        steps, name = [], ""
+        for data in wandb_records(file.read_bytes()):
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined] # made by protobuf when it is imported
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "history":
+                steps.append(int(record.history.step.num))
+            name = record.run.display_name or name
+        found.append((name, steps))
+    return found
+
+
+def test_wandb_goes_on_with_a_run_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from flops_fit_ray.trackers._wandb import Wandb
+
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path))
+    spec = spec_with(tensorboard=False, wandb={"mode": "offline"})
+    assert spec.trackers.wandb is not None
+    sweep = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=1)
+    place = local_path(sweep.paths.wandb)
+    all_steps = shown_and_resumed(sweep, [Wandb(spec.trackers.wandb, "known", place) for _ in range(2)])
+    (name, steps), (again, more) = wandb_steps(place)
+    assert name == again == run_name(sweep.plan.experiments[0])
+    assert steps and more and steps + more == all_steps
+
+
+def test_wandb_offline_has_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
@@ -247,15 +338,7 @@ def test_wandb_offline_has_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     paths = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=0).paths
     sweep = followed(tmp_path / "s", spec, watchers_for(spec, paths, said.append))
     assert said == []
-    found = {}
-    for file in sorted(local_path(sweep.paths.wandb).rglob("run-*.wandb")):
-        steps, name = 0, ""
-        for data in wandb_records(file.read_bytes()):
-            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined] # made by protobuf when it is imported
-            record.ParseFromString(data)
-            steps += record.WhichOneof("record_type") == "history"
-            name = record.run.display_name or name
-        found[name] = steps
+    found = {name: len(steps) for name, steps in wandb_steps(local_path(sweep.paths.wandb))}
     assert found == {
         name: len({row["step"] for row in Ledger(sweep.paths).curve_rows(e.key)})
         for name, (e, _) in told(sweep).items()
@@ -311,6 +394,24 @@ def test_an_mlflow_server_has_every_run(tmp_path: Path, mlflow_server: str) -> N
         history = client.get_metric_history(run.info.run_id, "loss/train")
         rows = [row for row in Ledger(sweep.paths).curve_rows(e.key) if row["train_loss"] is not None]
         assert sorted((m.step, m.value) for m in history) == [(row["step"], row["train_loss"]) for row in rows]
+
+
+@pytest.mark.slow
+def test_mlflow_goes_on_with_a_run_after_a_resume(tmp_path: Path, mlflow_server: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from flops_fit_ray.trackers._mlflow import Mlflow
+
+    spec = spec_with(tensorboard=False, mlflow={"tracking_uri": mlflow_server, "experiment": "resumed"})
+    assert spec.trackers.mlflow is not None
+    sweep = make_sweep(tmp_path / "s", spec, reference_parts(spec), only=1)
+    steps = shown_and_resumed(sweep, [Mlflow(spec.trackers.mlflow, "known") for _ in range(2)])
+    client = MlflowClient(mlflow_server)
+    experiment = client.get_experiment_by_name("resumed")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "lr")
+    assert sorted(m.step for m in history) == steps and run.info.status == "FINISHED"
 
 
 def test_an_mlflow_server_that_is_not_there_is_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
 
 from flops_fit_ray import find_optimal
 from flops_fit_ray.engine._termination import WorkerTerminated
 from flops_fit_ray.engine._trainable import TrialContext, run_experiment
-from flops_fit_ray.engine.loaders import ObjectLoader, refuse_unpicklable
+from flops_fit_ray.engine.loaders import ObjectLoader, _try_pickling, refuse_unpicklable
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import Ledger
@@ -153,6 +155,24 @@ def test_f19_what_cannot_travel_is_named(make: Callable[[Path], Any], tmp_path: 
     assert not (tmp_path / "out").exists()
     if hasattr(thing, "close"):
         thing.close()
+
+
+def test_large_data_are_not_copied_to_see_whether_they_travel() -> None:
+    class Own(Dataset[Tensor]):
+        """A dataset that cannot be shared, with 8 MB in a tensor and an array, of which one in a list."""
+
+        def __init__(self) -> None:
+            self.rows, self.more = torch.zeros(2**20), [np.zeros(2**19)]
+
+        def __getitem__(self, index: int) -> Tensor:
+            return self.rows[index]
+
+    assert 100 < _try_pickling(Own()) < 10_000
+    assert _try_pickling(torch.zeros(2**10)) > 2**12  # small ones are pickled
+    user = replace(user_parts_of(spec_of()), train_data=TensorDataset(torch.zeros(2**20)))
+    refuse_unpicklable(ObjectLoader(user))
+    with pytest.raises(TypeError, match="generator"):
+        _try_pickling([np.array([_generator()] * 2**18, dtype=object)])
 
 
 def test_a_lambda_travels() -> None:

@@ -88,7 +88,7 @@ def test_the_output_of_a_spec_is_where_its_words_say(home: Path, monkeypatch: py
 def test_find_optimal_takes_a_home(home: Path) -> None:
     (home / "s").write_text("a file where the sweep should be")
     with pytest.raises(Exception, match=re.escape(f"{home}/s")):
-        find_optimal(list, output_dir="~/s")
+        find_optimal(list, dataset=[1], output_dir="~/s")
 
 
 def test_a_worker_reads_the_file_that_the_driver_means(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from flops_fit_ray.training.step.device import gpu_uuids
 STALLED_EXIT_CODE = 75
 READ_SECONDS = 5.0  # between readings of the node
 CURVE_SECONDS = 20.0  # between two looks at the curve of what runs
+FIRST_CURVE_SECONDS = 5.0  # after which it is looked at first
 BEAT_SECONDS = 15.0  # between signs of life while a step takes long
 
 
@@ -40,7 +41,7 @@ class LedgerObserver(Observer):
         self._energy = EnergyMeter()
         self.others: Callable[[], Sequence[Machine]] = list  # readings of the other workers' nodes
         self._others: tuple[Machine, ...] | None = None
-        self._drawn, self._drawn_at = 0, time.monotonic()
+        self._drawn, self._drawn_at = 0, time.monotonic() - CURVE_SECONDS + FIRST_CURVE_SECONDS
         self._started_at = time.time()
         self._beaten = time.monotonic()
         self._beating = threading.Lock()  # two threads write signs of life

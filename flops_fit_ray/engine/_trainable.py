@@ -92,15 +92,17 @@ class ExperimentTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """The whole experiment."""
+        found: dict[str, float | str] = {}
         try:
             experiment = self._ledger.planned(self._key)
             status, why = run_experiment(self._context, self._ledger, self._load, experiment, self._team), {}
+            found = tune_metrics(experiment, self._ledger.result(self._key))
         except StorageError as e:  # Tune would only try again, on the same full disk
             status, why = "storage", {STORAGE_ERROR: str(e)}
         except DataDiffersError as e:  # and every other experiment would train on other data as well
             status, why = "other data", {OTHER_DATA: "; ".join(e.faults)}
         self._clear_up()
-        return {"done": True, "status": status, **dict.fromkeys(ENDS_SWEEP, ""), **why}
+        return {**found, "done": True, "status": status, **dict.fromkeys(ENDS_SWEEP, ""), **why}
 
     def _load(self) -> UserParts:
         """The user's parts, once for all experiments of this process."""
@@ -116,6 +118,21 @@ class ExperimentTrainable(tune.Trainable):
         elif self._user is not None:  # torch imports a good deal more while it trains for the first time
             _keep_what_is_there()
             self._settled = True
+
+
+def tune_metrics(experiment: Experiment, result: ExperimentResult | None) -> dict[str, float | str]:
+    """Return what Tune's own table shows of an experiment; without a result, what was planned.
+
+    All numbers are floats: an integer of FLOPs beyond 64 bits would end the sweep in a logger of Tune's.
+    """
+    planned: dict[str, float | str] = {
+        "budget": experiment.budget,
+        "params": float(experiment.params),
+        "lr": experiment.recipe.lr,
+        "size": str(experiment.size),
+        "role": experiment.role,
+    }
+    return planned if result is None else {**result.measured, "tokens": float(result.tokens_seen), **planned}
 
 
 def _keep_what_is_there() -> None:

@@ -6,6 +6,7 @@ from disk by every worker, and any other dataset is loaded by every worker.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MIN_SHARED_BYTES = 32 * 2**20  # below this, a copy per worker is cheaper than sharing
 MAX_STORE_SHARE = 0.5  # of a node's object store
+LARGE_BYTES = 2**20  # of an array; smaller ones are pickled as they are
 
 
 class Loader(Protocol):
@@ -146,12 +148,10 @@ def refuse_unpicklable(loader: Loader) -> None:
     """
     if not isinstance(loader, ObjectLoader):
         return
-    from ray import cloudpickle
-
     user = loader.user
     for name in (f.name for f in fields(user)):
         try:
-            cloudpickle.dumps(getattr(user, name))  # type: ignore[no-untyped-call] # Ray leaves it untyped
+            _try_pickling(getattr(user, name))
         except Exception as e:
             raise SpecError(
                 "find_optimal",
@@ -160,6 +160,37 @@ def refuse_unpicklable(loader: Loader) -> None:
                     "connections when they are first used, not in a constructor"
                 ],
             ) from e
+
+
+def _try_pickling(value: Any) -> int:
+    """Pickle a value and keep nothing of it; large arrays and tensors, which can be, are left out.
+
+    Returns:
+        The bytes that were written.
+    """
+    from ray import cloudpickle
+
+    untyped: Any = cloudpickle.CloudPickler
+
+    class Pickler(untyped):  # type: ignore[misc] # Ray leaves it untyped
+        def reducer_override(self, obj: Any) -> Any:
+            kind = f"{type(obj).__module__}.{type(obj).__name__}"
+            if kind in ("numpy.ndarray", "torch.Tensor") and obj.nbytes > LARGE_BYTES and obj.dtype != object:
+                return bytes, ()
+            return super().reducer_override(obj)
+
+    class Nowhere(io.RawIOBase):
+        written = 0
+
+        def write(self, part: Any, /) -> int:
+            size = memoryview(part).nbytes
+            self.written += size
+            return size
+
+    nowhere = Nowhere()
+    untyped_pickler: Any = Pickler
+    untyped_pickler(nowhere, protocol=5).dump(value)
+    return nowhere.written
 
 
 def share_data(loader: Loader, tensor_bytes: int) -> Loader:

@@ -10,7 +10,7 @@ from typing import Any
 from flops_fit_ray.engine._gpus import refuse_unusable_gpus
 from flops_fit_ray.engine._local_limits import usable_cores
 from flops_fit_ray.engine.cluster import ray_session, runs_here
-from flops_fit_ray.engine.loaders import Loader, comparing_loader
+from flops_fit_ray.engine.loaders import Loader, comparing_loader, share_data
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes, on_cpus, on_gpus
 from flops_fit_ray.errors import DataDiffersError, ResourceError
 from flops_fit_ray.planning import Plan
@@ -79,7 +79,7 @@ def choose_on_worker(
     with ray_session(address) as head:
         slots = slots_for(spec, head.grows_to(max_slots))
         try:
-            compared = comparing_loader(load_user_parts, spec, plan.measurements)
+            compared = _shared(load_user_parts, spec, plan)
             with waiting("measuring precision and compilation on a worker"):
                 found: PrecisionChoice = _get(_on(slots, _choose).remote(plan, compared, slots))
         except ray.exceptions.RayError as e:
@@ -88,6 +88,12 @@ def choose_on_worker(
                 f"auto could not be measured: {last}; say what train.precision and train.compile are"
             ) from e
         return found
+
+
+def _shared(load_user_parts: Loader, spec: SweepSpec, plan: Plan) -> Loader:
+    """Return the loader that the sweep's workers get."""
+    found = plan.measurements
+    return comparing_loader(share_data(load_user_parts, found.data.tensor_bytes), spec, found)
 
 
 def _on(slots: Slots, function: Callable[..., Any]) -> Any:
@@ -138,7 +144,7 @@ def check_on_worker(
     with ray_session(address) as head:
         slots = slots_for(spec, head.grows_to(max_slots))
         try:
-            compared = comparing_loader(load_user_parts, spec, plan.measurements)
+            compared = _shared(load_user_parts, spec, plan)
             with waiting("checking the smallest and the largest model on a worker"):
                 report, began = _get(_on(slots, _check).remote(plan, compared, slots))
             rates = None if report.rates is None else replace(report.rates, start_seconds=max(0.0, began - asked))
@@ -184,7 +190,7 @@ def shared_slots(plan: Plan, spec: SweepSpec, load_user_parts: Loader, slots: Sl
     import ray
 
     try:
-        compared = comparing_loader(load_user_parts, spec, plan.measurements)
+        compared = _shared(load_user_parts, spec, plan)
         with waiting("measuring memory and utilization on a worker"):
             found: list[DeviceUsage] = _get(_on(slots, _usages).remote(plan, compared, slots))
     except ray.exceptions.RayError as e:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from flops_fit_ray.ledger.hardware import Machine
 from flops_fit_ray.planning.experiment import ExperimentFacts
 from flops_fit_ray.planning.training_metrics import TrainingMetrics
-from flops_fit_ray.storage.codec import Amount, Column, Count, PositiveFloat, PositiveInt, Record
+from flops_fit_ray.storage.codec import Amount, Column, Count, PositiveFloat, PositiveInt, Record, columns_of
 
 FailureKind = Literal["diverged", "out_of_memory", "stalled", "failed", "infrastructure"]
 STALE_SECONDS = 60.0  # progress is written about once a second, unless a step takes longer
@@ -37,6 +37,13 @@ class ExperimentResult(AttemptFacts, TrainingMetrics, ExperimentFacts):
     seed: Annotated[int, Column(150)]
     versions: Mapping[str, str]
     status: Annotated[Literal["completed"], Column(130)] = "completed"
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The measured values for other programs, all of them floats: FLOPs exceed the 64-bit integers of some."""
+        tracked = (name for name, column in columns_of(ExperimentResult).items() if column.tracked)
+        found = {**{name: getattr(self, name) for name in tracked}, **self.metrics}
+        return {name: float(value) for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,6 +153,10 @@ class SweepPaths(ReportPaths):
         """TensorBoard's event files, a directory per experiment."""
         return self.root / "tensorboard"
 
+    def tracked(self, tracker: str) -> StoragePath:
+        """Steps up to which a tracker was told of the experiments that are not completed."""
+        return self.root / "trackers" / f"{tracker.lower().replace('&', '')}.json"
+
     @property
     def wandb(self) -> StoragePath:
         """W&B's own files."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flops_fit_ray.ledger import ExperimentResult, Failure, Progress
+from flops_fit_ray.ledger import ExperimentResult, Failure
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.trackers._tracked import config_of, curve_metrics, measured_of, run_name
+from flops_fit_ray.trackers._tracked import LoggedPoints, config_of, run_name
 
 
 class TensorBoard:
-    """TensorBoard as a `Tracker`: progress under `live/` while an experiment runs, its full curve when it ends."""
+    """TensorBoard as a `Tracker`: curves over steps as they come, the hyperparameters with the result at the end."""
 
     name = "TensorBoard"
 
@@ -20,26 +21,21 @@ class TensorBoard:
         self._directory = directory
         self._writers: dict[str, Any] = {}
 
-    def progress(self, e: Experiment, progress: Progress) -> None:
-        """Log loss, speed and MFU over tokens."""
-        figures = {
-            "live/train_loss": progress.train_loss,
-            "live/tokens_per_second": progress.tokens_per_second,
-            "live/mfu": progress.mfu,
-        }
+    def progress(self, e: Experiment, points: LoggedPoints) -> None:
+        """Log the next points of the curve."""
         writer = self._writer(e)
-        _add(writer, {tag: value for tag, value in figures.items() if value is not None}, progress.tokens_seen)
+        for step, figures in points:
+            _add(writer, figures, step)
         writer.flush()
 
-    def outcome(self, e: Experiment, record: ExperimentResult | Failure, curve: Sequence[Mapping[str, Any]]) -> None:
-        """Log the curve over steps, and the hyperparameters with the result."""
+    def outcome(self, e: Experiment, record: ExperimentResult | Failure, points: LoggedPoints) -> None:
+        """Log the rest of the curve, and the hyperparameters with the result."""
         from tensorboardX.summary import hparams  # type: ignore[import-untyped] # it has no types
 
+        self.progress(e, points)
         writer = self._writer(e)
-        for step, figures in curve_metrics(curve):
-            _add(writer, figures, step)
         if isinstance(record, ExperimentResult):
-            measured = {f"result/{name}": value for name, value in measured_of(record).items()}
+            measured = {f"result/{name}": value for name, value in record.measured.items()}
             _add(writer, measured, record.steps)
             for summary in hparams(config_of(e), measured):
                 writer.file_writer.add_summary(summary)
@@ -56,7 +52,8 @@ class TensorBoard:
         if e.key not in self._writers:
             from tensorboardX import SummaryWriter  # type: ignore[import-untyped] # it has no types
 
-            self._writers[e.key] = SummaryWriter(logdir=str(self._directory / run_name(e)))
+            suffix = f".{time.time_ns()}"  # else a file of the same second would be written over
+            self._writers[e.key] = SummaryWriter(logdir=str(self._directory / run_name(e)), filename_suffix=suffix)
         return self._writers[e.key]
 
 

@@ -12,7 +12,8 @@ from flops_fit_ray.planning.grid import Cell
 from flops_fit_ray.spec import SweepSpec
 
 MAX_SHARE = 0.1  # of the training FLOPs that evaluation takes by default
-MIN_SAMPLES = 1000  # evaluated in any case, where there are as many
+MIN_SAMPLES = 1000  # evaluated in any case, where there are as many; fewer where these hold MIN_TARGETS
+MIN_TARGETS = 10_000  # an error of about 1 % of the loss
 FEW_TARGETS = 1000  # below, an error of more than 3 % of the loss is to be expected
 FORWARD_SHARE = 1 / 3  # of the FLOPs of a training step
 
@@ -24,7 +25,8 @@ def limit_samples(spec: SweepSpec, measurements: Measurements, cells: Sequence[C
     2) Over the sweep, sum of S * T * F / 3 <= MAX_SHARE * sum of C; sizes not chosen yet count as the expected optimum.
     """
     available = measurements.data.eval_samples
-    if spec.data.eval_samples is not None or available <= MIN_SAMPLES:
+    least = min(MIN_SAMPLES, math.ceil(MIN_TARGETS / measurements.data.tokens_per_sample))
+    if spec.data.eval_samples is not None or available <= least:
         return available
     if cells is None:
         optima = [expected_optimum(b.flops, spec.grid.tokens_per_param) for b in spec.budgets]
@@ -32,7 +34,7 @@ def limit_samples(spec: SweepSpec, measurements: Measurements, cells: Sequence[C
         cells = list(zip(spec.budgets, sizes, strict=True))
     total = sum(budget.flops for budget, _ in cells)
     per_sample = measurements.data.tokens_per_sample * FORWARD_SHARE * sum(size.flops_per_token for _, size in cells)
-    return min(available, max(MIN_SAMPLES, int(MAX_SHARE * total / per_sample)))
+    return min(available, max(least, int(MAX_SHARE * total / per_sample)))
 
 
 def with_limit(measurements: Measurements, limit: int | None) -> Measurements:

@@ -184,7 +184,7 @@ def plan_user_parts(model: Any, data: Any, loss: Any, **train: Any) -> tuple[lis
     word = loss if isinstance(loss, str) else "tests.parts:loss"
     spec = spec_of(
         model=BIGRAM,
-        data={"train": "tests.parts:text", "max_epochs": 50},
+        data={"train": "tests.parts:text", "max_epochs": 60},
         loss=word,
         budgets=[2e6, 4e6],
         train={"batch_size": 8, "lr": 1e-2, **train},

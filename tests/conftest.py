@@ -1,17 +1,29 @@
 """Settings of the whole suite: the same examples in every run, and what runs beside what."""
 
+from __future__ import annotations
+
 import gc
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+if TYPE_CHECKING:
+    from flops_fit_ray.engine.loaders import Loader
+
 # The same examples in every run, and no verdict that depends on how busy the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
+
+# One core in every local Ray, whatever the machine has: one experiment at a time, so one worker, whose imports cost
+# more than all that it trains. Tests of experiments side by side ask for half a core, or start nodes of their own.
+os.environ["RAY_OVERRIDE_RESOURCES"] = '{"CPU": 1}'
+
+LONGEST = ("ray", "cluster", "ray commands")  # groups, so that none is left to run alone in the end
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the slow tests first, and group the others by file, whose fixtures they share.
+    """Order the longest groups first, then the slow tests, and group the others by file, whose fixtures they share.
 
     With `--dist loadgroup` each slow test is a unit of its own, unless its file names a group because its tests share
     a Ray session or a cluster.
@@ -31,7 +43,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(map(item.get_closest_marker, ("slow", "xdist_group"))):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("ray", "slow")])
+    items.sort(key=_order)
+
+
+def _order(item: pytest.Item) -> list[int]:
+    group = item.get_closest_marker("xdist_group")
+    name = group.args[0] if group else ""
+    first = LONGEST.index(name) if name in LONGEST else len(LONGEST)
+    return [first, *(item.get_closest_marker(name) is None for name in ("ray", "slow"))]
 
 
 def pytest_collection_finish() -> None:
@@ -64,6 +83,22 @@ def view_faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exception]]:
     monkeypatch.setattr(Watcher, "_report", noted)
     yield met
     assert not met, met
+
+
+@pytest.fixture
+def shared_data(monkeypatch: pytest.MonkeyPatch) -> list[Loader]:
+    """Let any data lie once per node, however small. Returns the loaders that sweeps use from now on."""
+    from flops_fit_ray.engine import loaders
+
+    used: list[Loader] = []
+
+    def shared(loader: Loader, tensor_bytes: int) -> Loader:
+        used.append(loaders.share_data(loader, tensor_bytes))
+        return used[-1]
+
+    monkeypatch.setattr(loaders, "MIN_SHARED_BYTES", 0)
+    monkeypatch.setattr("flops_fit_ray.engine.tuner.share_data", shared)
+    return used
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flops_fit_ray.cli import main
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.training.preflight import timing
 from flops_fit_ray.training.preflight.check import CheckReport, check_plan
@@ -223,13 +222,3 @@ def test_the_sweep_is_priced_by_both_ends() -> None:
     by_flops = [replace(m, step_seconds=1e-9 * m.experiment.flops_per_token) for m in ends]
     whole = sum(1e-9 * e.flops_per_token * (e.steps - e.start_step) for e in plan.experiments)
     assert timing.sweep_seconds(plan, by_flops) == pytest.approx(whole)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_the_demo_is_checked_on_a_worker(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["check", str(ROOT / "examples" / "bytes"), "--json"])
-    content = json.loads(capsys.readouterr().out)
-    assert caught.value.code == 0, content
-    assert len(content["lines"]) == 10 and {line["verdict"] for line in content["lines"]} == {"PASS"}

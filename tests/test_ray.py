@@ -1,4 +1,4 @@
-"""Sweeps on a real Ray: trained once, bit-equal to a plain loop, resumed after a kill, not stopped by a failure.
+"""Sweeps on a real Ray from Python: trained once, bit-equal to a plain loop, not stopped by a failure.
 
 Ray starts once for all of them.
 """
@@ -18,9 +18,8 @@ from torch import Tensor
 
 from flops_fit_ray import Result, SpecError, check, find_optimal
 from flops_fit_ray.analysis import fit_to_json
-from flops_fit_ray.cli import main
 from flops_fit_ray.engine._trainable import TrialContext, run_experiment
-from flops_fit_ray.engine.loaders import Loader, ObjectLoader, SharedLoader, code_loader, share_data
+from flops_fit_ray.engine.loaders import Loader, ObjectLoader, SharedLoader, code_loader
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
@@ -34,7 +33,6 @@ from flops_fit_ray.training.preflight.timing import PrecisionChoice
 from flops_fit_ray.training.user.losses import mse
 from flops_fit_ray.training.user.parts import make_user_parts
 from flops_fit_ray.training.user.user_code import NO_ARGUMENTS
-from tests.chaos import make_project, uninterrupted
 from tests.parts import (
     BIGRAM,
     Mlp,
@@ -55,7 +53,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray"), pytest.mark.usefi
 
 
 def known(output: Path, **changes: Any) -> Result:
-    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in reference_spec().budgets]
+    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in reference_spec(2).budgets]
     arguments: dict[str, Any] = {
         "dataset": power_law_regression(),
         "loss_fn": "mse",
@@ -71,18 +69,19 @@ def known(output: Path, **changes: Any) -> Result:
     return find_optimal(TruncatedRegression, "features", output_dir=output, train=True, **{**arguments, **changes})
 
 
-def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None, tmp_path: Path) -> None:
-    result = known(tmp_path / "ray")
-    assert result.complete
+def test_a_sweep_is_bit_equal_to_a_plain_loop_and_runs_once(
+    ray_here: None, shared_data: list[Loader], tmp_path: Path
+) -> None:
+    """Two experiments at a time, over data that lie once per node."""
+    result = known(tmp_path / "ray", resources_per_trial={"cpu": 0.5})
+    assert result.complete and isinstance(shared_data[0], SharedLoader)
+    cluster = Ledger(SweepPaths(tmp_path / "ray")).cluster()
+    assert cluster is not None and cluster.slots == 2
     frame = result.to_frame()
     assert (frame["tokens"] == frame["tokens_seen"]).all()
     assert set(frame["attempts"]) == {1}
 
-    law = result.fit.params_opt
-    assert law is not None and (interval := law.exponent_interval(0.95)) is not None
-    assert interval.low < 0.5 < interval.high  # N_opt ~ C^(1/2) is known
-
-    spec = reference_spec()
+    spec = reference_spec(2)
     plain = make_sweep(tmp_path / "plain", spec, reference_parts(spec)).to_frame()
     for column in ("budget", "size", "tokens_seen", "loss", "loss_stderr", "train_loss"):
         assert list(frame[column]) == list(plain[column]), column
@@ -103,11 +102,6 @@ def test_a_sweep_is_right_bit_equal_to_a_plain_loop_and_runs_once(ray_here: None
     again = known(tmp_path / "ray")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "ray" / "experiments").rglob("*")} == files
     assert fit_to_json(again.fit) == fit_to_json(result.fit)
-
-    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in spec.budgets]
-    more = known(tmp_path / "ray", compute_budgets=[*budgets, {"flops": 3e6, "sizes": [96, 135, 192]}])
-    assert list(more.to_frame()["status"]) == ["completed"] * 24
-    assert set(more.to_frame()["attempts"]) == {1}  # the new budget ran, and nothing else
 
 
 def test_every_kind_of_data_gives_the_same_bits_in_a_trial(ray_here: None, tmp_path: Path) -> None:
@@ -136,39 +130,12 @@ def test_every_kind_of_data_gives_the_same_bits_in_a_trial(ray_here: None, tmp_p
         assert result is not None and (result.loss, result.train_loss) == (outcome.loss, outcome.train_loss), kind
 
 
-@pytest.mark.parametrize("how", ["objects", "code"])
-def test_data_that_lie_once_per_node_give_the_same_bits(
-    ray_here: None, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found: list[Loader] = []
-
-    def shared(loader: Loader, tensor_bytes: int) -> Loader:
-        found.append(share_data(loader, tensor_bytes))
-        return found[-1]
-
-    monkeypatch.setattr("flops_fit_ray.engine.loaders.MIN_SHARED_BYTES", 0)
-    monkeypatch.setattr("flops_fit_ray.engine.tuner.share_data", shared)
-    if how == "objects":
-        spec = reference_spec(2)
-        result = known(tmp_path / "ray", compute_budgets=[{"flops": b.flops, "sizes": b.sizes} for b in spec.budgets])
-        losses = list(make_sweep(tmp_path / "plain", spec, reference_parts(spec)).to_frame()["loss"])
-        assert list(result.to_frame()["loss"]) == losses
-    else:
-        monkeypatch.setenv("CHAOS_PAUSE", "0")
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            main(["run", str(make_project(tmp_path / "project")), "--output", str(tmp_path / "out")])
-        assert ended.value.code == 0
-        assert open_sweep(tmp_path / "out").results_sha256 == uninterrupted(tmp_path / "plain")
-    assert isinstance(found[0], SharedLoader)
-
-
 def test_python_users_can_check_first(ray_here: None) -> None:
-    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in reference_spec().budgets]
+    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in reference_spec(2).budgets]
     arguments: dict[str, Any] = {"dataset": power_law_regression(), "loss_fn": "mse", "compute_budgets": budgets}
     report = check(TruncatedRegression, "features", **arguments, batch_size=4, lr=0.04, resources_per_trial={"cpu": 1})
     assert report.verdict == "PASS" and len(report.lines) == 10
-    assert str(report).splitlines()[0].startswith("PASS  runs        size 8: 8 parameters, size 272: 272 parameters")
+    assert str(report).splitlines()[0].startswith("PASS  runs        size 8: 8 parameters, size 136: 136 parameters")
 
 
 def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_path: Path) -> None:
@@ -190,7 +157,7 @@ def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_trial_with_a_gpu_trains_on_it(ray_here: None, tmp_path: Path) -> None:
     frame = known(tmp_path / "gpu", resources_per_trial={"gpu": 1}).to_frame()
-    spec = reference_spec()
+    spec = reference_spec(2)
     plain = make_sweep(tmp_path / "plain", spec, reference_parts(spec)).to_frame()
     assert set(frame["device"]) == {torch.cuda.get_device_name()}
     assert list(frame["tokens_seen"]) == list(plain["tokens_seen"])
@@ -266,6 +233,7 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
             {"flops": 1.6e6, "sizes": [4, 12, 14, 18, 24]},
         ],
         "timeout_seconds": 3,
+        "max_retries": 1,  # each costs the start of a worker; test_dispatch.py counts to the default of three
         "checkpoint": {"steps": 30},
         "batch_size": 8,
         "lr": 1e-2,
@@ -291,9 +259,9 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
     assert list(frame.loc[6]["error"]) == ["RuntimeError: my own bug"]
     assert list(frame.loc[8]["error"]) == ["SystemExit: 3"]
     assert list(frame.loc[6]["attempts"]) == [1]  # the user's errors are not retried by themselves
-    assert sorted(frame.loc[12]["attempts"]) == [1, 2]  # a dead worker is, up to three times
-    assert list(frame.loc[20]["attempts"]) == [4]  # in a row without getting further
-    assert "its worker ended 4 times without an outcome" in frame.loc[20]["error"].item()
+    assert sorted(frame.loc[12]["attempts"]) == [1, 2]  # a dead worker is, up to max_retries times
+    assert list(frame.loc[20]["attempts"]) == [2]  # in a row without getting further
+    assert "its worker ended 2 times without an outcome" in frame.loc[20]["error"].item()
     assert list(frame.loc[10]["attempts"]) == [1]
     assert list(frame.loc[10]["error"]) == ["data.train gave no batch for 3 s (data.timeout_seconds)"]
     # Once out of memory is once halved; the larger budget begins at the trunk with what fitted, and is halved again
@@ -382,13 +350,13 @@ def test_workers_have_the_drivers_directory_and_arguments(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # Ray has started elsewhere
     monkeypatch.setattr(sys, "argv", ["train.py", "--mine"])
-    loader = ObjectLoader(reference_parts(reference_spec()))
+    loader = ObjectLoader(reference_parts(reference_spec(2)))
 
     def look(loader: Loader) -> tuple[str, list[str]]:
         return str(Path.cwd()), sys.argv
 
     assert ray.get(ray.remote(max_calls=1)(look).remote(loader)) == (str(tmp_path), ["train.py", "--mine"])
-    code = code_loader(reference_spec(), tmp_path)
+    code = code_loader(reference_spec(2), tmp_path)
     assert ray.get(ray.remote(max_calls=1)(look).remote(code)) == (str(tmp_path), [str(tmp_path), NO_ARGUMENTS])
 
 

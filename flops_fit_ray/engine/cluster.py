@@ -35,6 +35,8 @@ _DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the only silent pair
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # else workers change directory under the user's relative paths
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray starts an idle worker per core in advance; Tune's workers have an environment of their own and never use them
+    "RAY_prestart_worker_first_driver": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they import torch in the driver and write files nobody asked for
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops the sweep gracefully
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",  # the ledger holds what matters

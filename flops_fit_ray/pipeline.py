@@ -165,10 +165,10 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
     from flops_fit_ray.engine.interrupt import interruptible
 
     with interruptible() as stop:  # the imports of torch and Ray included, which take seconds
+        check_output(request.root)  # before them: a second driver is refused at once
         from flops_fit_ray.engine.loaders import refuse_unpicklable
         from flops_fit_ray.engine.preflight import refuse_early
 
-        check_output(request.root)
         rule = stopping_rule_for(request.spec, request.limits.until, request.limits.at_most)
         paths = SweepPaths(request.root)
         planner, plan = plan_request(request, recorded_constants(paths))

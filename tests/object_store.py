@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 BUCKET = "sweeps"
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -28,8 +24,7 @@ def s3_server() -> Iterator[int]:
     """moto's server with one bucket; yields its port. Credentials of a kind are in the environment meanwhile."""
     from pyarrow.fs import FileSystem
 
-    port = free_port()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.NamedTemporaryFile("r") as log:
         for name, value in {
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
@@ -37,14 +32,15 @@ def s3_server() -> Iterator[int]:
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():
             patch.setenv(name, value)
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+        with Path(log.name).open("w") as out:
+            server = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ)
         try:
-            for _ in range(200):
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
+            while (found := re.search(r"Running on http://127.0.0.1:(\d+)", log.read())) is None:
+                log.seek(0)
+                assert server.poll() is None
                 time.sleep(0.1)
+            port = int(found[1])
             filesystem, _ = FileSystem.from_uri(f"{uri(port, '')}&allow_bucket_creation=true")
             filesystem.create_dir(BUCKET)
             yield port

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import uvicorn
 
@@ -24,7 +22,6 @@ from flops_fit_ray.service.app_state import AppState
 from flops_fit_ray.service.client import Client
 from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.paths import ServicePaths
-from tests.nodes import free_port
 
 
 @dataclass
@@ -70,23 +67,23 @@ class ServiceProcess:
     """`flops-fit-ray serve` in a process of its own."""
 
     def __init__(self, root: Path, code: Path, *more: str, environment: Mapping[str, str] | None = None) -> None:
-        self.port = free_port()
-        self.url, self.root = f"http://127.0.0.1:{self.port}", root
-        words = ["serve", "--root", str(root), "--code", str(code), "--port", str(self.port), *more]
-        self.log = root.parent / "service.log"
+        self.root, self.log = root, root.parent / "service.log"
+        words = ["serve", "--root", str(root), "--code", str(code), "--port", "0", *more]
         with self.log.open("ab") as out:
+            before = out.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "flops_fit_ray", *words],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=dict(os.environ if environment is None else environment),
+                env={**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1"},
             )
-        until = time.monotonic() + 60
-        while time.monotonic() < until and self.process.poll() is None:
-            with contextlib.suppress(URLError, OSError), urlopen(f"{self.url}/api/v1/health", timeout=5):  # noqa: S310 - its own
-                return
+        until = time.monotonic() + 120
+        while (said := self.log.read_bytes()[before:].decode()).count("\n") < 1:  # it says where it listens
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise AssertionError(said)
             time.sleep(0.1)
-        raise AssertionError(self.log.read_text())
+        self.url = said.splitlines()[0].rpartition(": ")[2]
+        self.port = int(self.url.rpartition(":")[2])
 
     @property
     def client(self) -> Client:

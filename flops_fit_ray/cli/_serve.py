@@ -35,7 +35,13 @@ from flops_fit_ray.errors import DirectoryError, ResourceError
     show_default=True,
     help="Address to listen on; any other than loopback exposes the token and the sweeps without TLS.",
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=8400, show_default=True, help="Port to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8400,
+    show_default=True,
+    help="Port to listen on; 0 for any free one, which the first line names.",
+)
 @click.option(
     "--name",
     "names",

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     except Timeout as e:
         raise DirectoryError(f"{settings.root}: another service serves it; stop that, or give another --root") from e
     with lock, _listening(settings) as listening:
+        settings = replace(settings, port=int(listening.getsockname()[1]))  # 0 was any free one
         app = make_app(make_state(settings), token, settings.hosts)
         for line in _greeting(settings, paths):
             say(line)
@@ -220,6 +221,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind((settings.host, settings.port))
+            found.listen()  # from now on, so that who reads the greeting can connect
         except OSError as e:
             where, why = f"{settings.host}:{settings.port}", e.strerror or e
             raise ResourceError(f"cannot listen on {where}: {why}; give another --host or --port") from e

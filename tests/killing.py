@@ -1,4 +1,6 @@
-"""`python -m tests.killing DIRECTORY [TIMES]`: a sweep killed before each of its operations on files, and gone on with.
+"""`python -m tests.killing DIRECTORY [TIMES [POINTS]]`: a sweep killed before operations on files, and gone on with.
+
+It is killed before each of its operations, or before so many that are drawn.
 
 Every sweep runs in a forked child of a process that has imported torch and never used it: torch does not survive a
 fork after its first backward pass.
@@ -10,6 +12,7 @@ import importlib
 import io
 import json
 import os
+import random
 import shutil
 import sys
 from collections.abc import Callable
@@ -115,8 +118,8 @@ def wrong_after(root: Path, n: int, sha256: str) -> list[str]:
     return found
 
 
-def main(directory: Path, times: int) -> None:
-    """Kill at every point, so many times each, and print a JSON object about it."""
+def main(directory: Path, times: int = 1, most: int | None = None) -> None:
+    """Kill at `most` points, at all of them by default, so many times each, and print a JSON object about it."""
     for name in ("filelock", "pyarrow.parquet", "torch._dynamo"):  # once here, instead of in every child
         importlib.import_module(name)
     pd.DataFrame({"a": [1]}).to_parquet(io.BytesIO())  # whatever else pandas imports when it is used
@@ -127,13 +130,16 @@ def main(directory: Path, times: int) -> None:
     sha256 = open_sweep(whole).results_sha256
     operations = json.loads((whole / "operations").read_text())
     violations = []
-    for n, name in enumerate(operations, 1):
+    points = list(enumerate(operations, 1))
+    if most is not None:  # drawn, so as not to keep step with the operations of a write
+        points = random.Random(0).sample(points, most)
+    for n, name in points:
         for _ in range(times):
             root = directory / str(n)
             violations += [f"{n} {name}: {words}" for words in wrong_after(root, n, sha256)]
             shutil.rmtree(root)
-    print(json.dumps({"points": len(operations), "times": times, "violations": violations}))  # noqa: T201 - its output
+    print(json.dumps({"points": len(points), "times": times, "violations": violations}))  # noqa: T201 - its output
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).absolute(), int(sys.argv[2]) if len(sys.argv) > 2 else 1)
+    main(Path(sys.argv[1]).absolute(), *map(int, sys.argv[2:]))

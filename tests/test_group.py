@@ -202,10 +202,10 @@ def trained(
         ("text", 2, Group, {}),
         ("ragged", 2, Group, {"micro_batch_size": 2}),
         ("gated", 2, Group, {}),
-        ("mlp", 4, Group, {"optimizer": "sgd", "momentum": 0.9}),
+        ("mlp", 3, Group, {"optimizer": "sgd", "momentum": 0.9}),
         ("stack", 2, ShardedGroup, {}),
         ("ragged", 2, ShardedGroup, {"micro_batch_size": 2}),
-        ("mlp", 4, ShardedGroup, {"optimizer": "sgd", "momentum": 0.9}),
+        ("mlp", 3, ShardedGroup, {"optimizer": "sgd", "momentum": 0.9}),
     ],
 )
 def test_a_group_has_the_tokens_and_the_loss_of_one_worker(

@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,12 @@ def make_project(where: Path, pace: Path | None = None) -> Path:
 class Driver:
     """`python -m flops_fit_ray.run` in a process of its own."""
 
-    def __init__(self, spec: Path, root: Path, *extra: str, pause: float = 0.01, **environment: str) -> None:
+    def __init__(
+        self, spec: Path, root: Path, *extra: str, pause: float = 0.01, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.root, self.log = root, root.parent / f"{root.name}.log"
         command = [sys.executable, "-m", "flops_fit_ray.run", str(spec), "--output", str(root), *extra]
-        environ = {**os.environ, "CHAOS_PAUSE": str(pause), "PYTHONUNBUFFERED": "1", **environment}
+        environ = {**os.environ, "CHAOS_PAUSE": str(pause), "PYTHONUNBUFFERED": "1", **(environment or {})}
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 command,
@@ -174,6 +177,14 @@ class Watched:
         return len(now)
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock, and what it said of the one before."""
+
+    pid: int
+    said: str
+
+
 def finish(driver: Driver, row: Row, watched: Watched, sha256: str) -> Sweep | None:
     """Let a driver come to its end, and check all that must hold then."""
     code = driver.wait(240)
@@ -226,6 +237,29 @@ def driver_kills(where: Path, sweeps: int, kills: int, sha256: str, dice: random
     return row
 
 
+def kill_worker(driver: Driver, row: Row, spared: Collection[str] = ()) -> str | None:
+    """Kill the worker of an experiment that has a checkpoint.
+
+    Returns its key; None if the driver ended before.
+
+    Args:
+        spared: experiments whose workers are left alone.
+    """
+    while not driver.ended():
+        for path in driver.root.glob("experiments/*/progress.json"):
+            progress, key = read_json(path), path.parent.name
+            if progress is None or key in spared or not SweepPaths(driver.root).checkpoints(key).finished():
+                continue
+            path.with_name(f".{path.name}.{progress['pid']}.tmp").touch()  # as if in the middle of a write
+            path.unlink(missing_ok=True)  # so that nobody is killed for a sign of life of before
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(progress["pid"]), signal.SIGKILL)
+                row.times += 1
+                return key
+        time.sleep(0.02)
+    return None
+
+
 def worker_kills(where: Path, kills: int, sha256: str, dice: random.Random) -> Row:
     """F5: a worker is killed once its experiment has a checkpoint; the same bits come out, from there on."""
     row = Row("F5 SIGKILL of a worker")
@@ -234,30 +268,21 @@ def worker_kills(where: Path, kills: int, sha256: str, dice: random.Random) -> R
         root = where / f"workers{sweep_number}"
         sweep_number += 1
         driver, watched = Driver(make_project(where), root, pause=0.02), Watched(root, row)
-        killed: dict[str, int] = {}
+        killed: Counter[str] = Counter()
         while not driver.ended() and row.times < kills:
             time.sleep(dice.uniform(0.0, 0.5))
-            for path in root.glob("experiments/*/progress.json"):
-                progress, key = read_json(path), path.parent.name
-                if progress is None or not SweepPaths(root).checkpoints(key).finished():
-                    continue
-                if killed.get(key, 0) >= 2 or row.times >= kills:
-                    continue
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(progress["pid"]), signal.SIGKILL)
-                    killed[key] = killed.get(key, 0) + 1
-                    row.times += 1
-                    path.with_name(f".{path.name}.{progress['pid']}.tmp").touch()  # as if in the middle of a write
-                path.unlink(missing_ok=True)  # so that nobody is killed for a sign of life of before
+            key = kill_worker(driver, row, {key for key, times in killed.items() if times >= 2})
+            if key is not None:
+                killed[key] += 1
         sweep = finish(driver, row, watched, sha256)
         if sweep is not None:
             row.expect(not sweep.failures, "a death counted as a failure")
             by_key = {r.key: r for r in sweep.results}
             # One that was over when the signal came had its result already
             counted = sum(by_key[key].deaths for key in killed)
-            row.expect(counted <= sum(killed.values()), "more deaths were counted than there were")
+            row.expect(counted <= killed.total(), "more deaths were counted than there were")
             resumed += sum(by_key[key].resumed_from is not None for key in killed)
-            row.notes.append(f"{counted} of {sum(killed.values())} killed in mid-experiment")
+            row.notes.append(f"{counted} of {killed.total()} killed in mid-experiment")
             row.expect(
                 all(by_key[k].resumed_from is not None for k in killed if by_key[k].deaths), "began from scratch"
             )
@@ -336,7 +361,28 @@ def until_gone(pids: set[int], seconds: float = 20.0) -> list[int]:
     return left
 
 
-def head_kills(where: Path, kills: int, sha256: str | None, dice: random.Random) -> Row:
+def lose_head(driver: Driver, row: Row) -> float | None:
+    """Kill the head of a driver's own cluster. Returns the seconds until it ended; None if it was done before."""
+    family = children_of(driver.process.pid)
+    heads = [pid for pid, name in family.items() if "gcs_server" in name.split(" ")[0]]
+    if driver.ended() or not heads:
+        return None
+    os.kill(heads[0], signal.SIGKILL)
+    started = time.monotonic()
+    code = driver.wait(240)
+    if code == EXIT_DONE and len(recorded(driver.root)) == NUM_EXPERIMENTS:
+        return None  # it was done when the signal came
+    seconds = time.monotonic() - started
+    row.times += 1
+    row.expect(code == EXIT_INTERRUPTED, f"the head died: ended with {code}")
+    row.expect(not TIMED or seconds < 60, f"took {seconds:.0f} s")
+    row.expect(driver.said[-1].endswith(f"--output {driver.root}"), f"its last line is {driver.said[-1]!r}")
+    orphans = until_gone(set(family))
+    row.expect(not orphans, f"orphans: {[family[pid][:60] for pid in orphans]}")
+    return seconds
+
+
+def head_kills(where: Path, kills: int, sha256: str, dice: random.Random) -> Row:
     """F7: the head of the driver's own cluster dies: the driver ends by itself, says how to go on, leaves no orphan."""
     row = Row("F7 the head dies")
     root, spec, slowest = where / "heads", make_project(where), 0.0
@@ -345,26 +391,13 @@ def head_kills(where: Path, kills: int, sha256: str | None, dice: random.Random)
         driver, before = Driver(spec, root, pause=0.02), len(recorded(root))
         driver.until(lambda n=before + 1: len(recorded(root)) >= n)  # type: ignore[misc] # bound now
         time.sleep(dice.uniform(0.0, 0.5))
-        family = children_of(driver.process.pid)
-        heads = [pid for pid, name in family.items() if "gcs_server" in name.split(" ")[0]]
-        if driver.ended() or not heads:
+        seconds = lose_head(driver, row)
+        if seconds is None:
             break
-        os.kill(heads[0], signal.SIGKILL)
-        started = time.monotonic()
-        code = driver.wait(240)
-        if code == EXIT_DONE and len(recorded(root)) == NUM_EXPERIMENTS:
-            break  # it was done when the signal came
-        slowest = max(slowest, time.monotonic() - started)
-        row.times += 1
-        row.expect(code == EXIT_INTERRUPTED, f"ended with {code}")
-        row.expect(not TIMED or slowest < 60, f"took {slowest:.0f} s")
-        row.expect(driver.said[-1].endswith(f"--output {root}"), f"its last line is {driver.said[-1]!r}")
-        orphans = until_gone(set(family))
-        row.expect(not orphans, f"orphans: {[family[pid][:60] for pid in orphans]}")
+        slowest = max(slowest, seconds)
         watched.look()
     row.notes.append(f"slowest end {slowest:.1f} s")
-    if sha256 is not None:  # else nobody waits for the rest
-        finish(Driver(spec, root), row, watched, sha256)
+    finish(Driver(spec, root), row, watched, sha256)
     return row
 
 
@@ -380,51 +413,60 @@ STOPS = (
 )
 
 
-def signals(where: Path, times: int, sha256: str, dice: random.Random, stops: tuple[str, ...] = STOPS) -> Row:
+def moved_ray(where: Path) -> dict[str, str]:
+    """An environment with a directory that is too long for Ray's sockets: they are moved, and that is said."""
+    return {"RAY_TMPDIR": str(where / ("long" * 20))}
+
+
+def stop_by(driver: Driver, name: str, row: Row) -> float:
+    """Stop a driver in the environment of `moved_ray` in one of the ways of `STOPS`. Returns the seconds it took."""
+    started, number = time.monotonic(), getattr(signal, name.split(" ")[0].rstrip(","))
+    rays = descendants(driver.process.pid)
+    if "group" in name:
+        os.killpg(driver.process.pid, number)
+    else:
+        driver.process.send_signal(number)
+    for pid in rays if "everything" in name else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    if "KILL" in name and not driver.until(driver.ended, 3.0):
+        driver.process.kill()
+    if "twice" in name:
+        time.sleep(0.2)
+        driver.process.send_signal(signal.SIGINT)
+    code = driver.wait(240)
+    seconds = time.monotonic() - started
+    row.times += 1
+    killed = "SIGKILL" in name and code == -signal.SIGKILL
+    row.expect(code == EXIT_INTERRUPTED or killed, f"{name}: ended with {code}")
+    row.expect(not TIMED or seconds < 30, f"{name}: took {seconds:.0f} s")
+    if code == EXIT_INTERRUPTED:
+        last = driver.said[-1]
+        row.expect(last.endswith(f"--output {driver.root}"), f"{name}: its last line is {last!r}")
+        row.expect(not any("Traceback" in line for line in driver.said), f"{name}: a traceback")
+        row.expect(f"stopped by {number.name}" in driver.said, f"{name}: another reason: {driver.said[-3:]}")
+        moved = any("Ray's temporary files go to /tmp" in line for line in driver.said)
+        row.expect(moved, f"{name}: nobody said where Ray's files are")
+    left = until_gone(rays)
+    row.expect(not left, f"{name}: {len(left)} processes outlive it")
+    return seconds
+
+
+def signals(where: Path, times: int, sha256: str, dice: random.Random) -> Row:
     """F8: every signal that asks for an end: saved, exit 4 within 30 s, the last line is the command that goes on."""
     row = Row("F8 SIGINT, SIGTERM, SIGUSR1, job stop")
-    slowest = dict.fromkeys(stops, 0.0)
+    slowest = dict.fromkeys(STOPS, 0.0)
     for i in range(times):
         root, spec = where / f"signals{i}", make_project(where)
         watched = Watched(root, row)
-        for name in stops:
-            # A directory that is too long for Ray's sockets: they are moved, and that is said
-            environment = {"RAY_TMPDIR": str(where / ("long" * 20))}
-            driver, before = Driver(spec, root, pause=0.03, **environment), len(recorded(root))
+        for name in STOPS:
+            driver, before = Driver(spec, root, pause=0.03, environment=moved_ray(where)), len(recorded(root))
             came = driver.until(lambda n=before + 1, root=root: len(recorded(root)) >= n)  # type: ignore[misc]
             time.sleep(dice.uniform(0.0, 1.0))
             if driver.ended() or not came:
                 driver.wait(0)
                 break
-            started, number = time.monotonic(), getattr(signal, name.split(" ")[0].rstrip(","))
-            rays = descendants(driver.process.pid)
-            if "group" in name:
-                os.killpg(driver.process.pid, number)
-            else:
-                driver.process.send_signal(number)
-            for pid in rays if "everything" in name else ():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            if "KILL" in name and not driver.until(driver.ended, 3.0):
-                driver.process.kill()
-            if "twice" in name:
-                time.sleep(0.2)
-                driver.process.send_signal(signal.SIGINT)
-            code = driver.wait(240)
-            slowest[name] = max(slowest[name], time.monotonic() - started)
-            row.times += 1
-            killed = "SIGKILL" in name and code == -signal.SIGKILL
-            row.expect(code == EXIT_INTERRUPTED or killed, f"{name}: ended with {code}")
-            row.expect(not TIMED or slowest[name] < 30, f"{name}: took {slowest[name]:.0f} s")
-            if code == EXIT_INTERRUPTED:
-                last = driver.said[-1]
-                row.expect(last.endswith(f"--output {root}"), f"{name}: its last line is {last!r}")
-                row.expect(not any("Traceback" in line for line in driver.said), f"{name}: a traceback")
-                row.expect(f"stopped by {number.name}" in driver.said, f"{name}: another reason: {driver.said[-3:]}")
-                moved = any("Ray's temporary files go to /tmp" in line for line in driver.said)
-                row.expect(moved, f"{name}: nobody said where Ray's files are")
-            left = until_gone(rays)
-            row.expect(not left, f"{name}: {len(left)} processes outlive it")
+            slowest[name] = max(slowest[name], stop_by(driver, name, row))
             watched.look()
         finish(Driver(spec, root), row, watched, sha256)
         failures = [f.error for f in open_sweep(root).failures]
@@ -433,24 +475,40 @@ def signals(where: Path, times: int, sha256: str, dice: random.Random, stops: tu
     return row
 
 
-def broken_tune_states(where: Path, sha256: str, only: Collection[str] = ()) -> Row:
-    """F16: Tune's state whole, half, empty, of the future or gone: restored where it is whole, and never missed."""
-    row = Row("F16 corrupt Tune state")
-    root, spec = where / "tune", make_project(where)
+def kill_with_tune_state(start: Callable[[], Driver], row: Row) -> Path:
+    """Kill a driver that has written a whole state of Tune with open trials, and wait for its end."""
     for _ in range(3):  # a kill may come while Tune writes, or between two trials: then there is nothing to restore
-        shutil.rmtree(root, ignore_errors=True)
-        driver = Driver(spec, root, pause=0.04, TUNE_GLOBAL_CHECKPOINT_S="0.5")
-        driver.until(lambda: len(recorded(root)) >= 3 and _open_trials(root) > 0)
+        driver = start()
+        driver.until(lambda root=driver.root: _open_trials(root) > 0)  # type: ignore[misc] # bound now
         family = set(children_of(driver.process.pid))
         driver.process.kill()
         driver.wait(10)
         until_gone(family)  # its workers see that it is gone
-        if _open_trials(root):
+        row.times += 1
+        if _open_trials(driver.root):
             break
-    row.expect(_open_trials(root) > 0, "no kill left a whole state of Tune with open trials")
+    row.expect(_open_trials(driver.root) > 0, "no kill left a whole state of Tune with open trials")
+    return driver.root
+
+
+def num_rounds(root: Path) -> int:
+    """How often Tune was started anew."""
+    return len(list((root / "tune").glob("round-*")))
+
+
+def broken_tune_states(where: Path, sha256: str) -> Row:
+    """F16: Tune's state whole, half, empty, of the future or gone: restored where it is whole, and never missed."""
+    row = Row("F16 corrupt Tune state")
+    root, spec = where / "tune", make_project(where)
+
+    def started() -> Driver:
+        shutil.rmtree(root, ignore_errors=True)
+        driver = Driver(spec, root, pause=0.04, environment=OFTEN)
+        driver.until(lambda: len(recorded(root)) >= 3)
+        return driver
+
+    kill_with_tune_state(started, row)
     for name, damage in TUNE_DAMAGE.items():
-        if only and name not in only:
-            continue
         copy = where / f"tune-{name}"
         shutil.copytree(root, copy, symlinks=True)
         if name == "whole":  # Tune's trials remember where they were
@@ -462,7 +520,7 @@ def broken_tune_states(where: Path, sha256: str, only: Collection[str] = ()) -> 
         watched = Watched(copy, row)
         watched.look()
         finish(Driver(spec, copy), row, watched, sha256)
-        rounds = len(list((copy / "tune").glob("round-*")))
+        rounds = num_rounds(copy)
         row.expect(rounds == (1 if name == "whole" else 2), f"{name}: {rounds} rounds of Tune")
         row.times += 1
         if name == "whole":
@@ -471,10 +529,13 @@ def broken_tune_states(where: Path, sha256: str, only: Collection[str] = ()) -> 
     return row
 
 
+OFTEN = {"TUNE_GLOBAL_CHECKPOINT_S": "0.5"}  # that Tune writes its state
+
+
 def _open_trials(root: Path) -> int:
     """By Tune's state; 0 where it is torn."""
     try:
-        (newest,) = (root / "tune").glob("round-*")
+        newest = max((root / "tune").glob("round-*"))
         trials = json.loads(max(newest.glob("experiment_state-*.json")).read_bytes())["trial_data"]
         return sum(json.loads(trial)["status"] not in FINISHED for trial, _ in trials)
     except (OSError, ValueError):
@@ -509,6 +570,22 @@ TUNE_DAMAGE: dict[str, Callable[[Path], None]] = {
 }
 
 
+@contextlib.contextmanager
+def holding(root: Path) -> Iterator[Holder]:
+    """A process that holds the lock of a sweep directory and is killed in the end."""
+    hold = (
+        "import sys, time\nfrom pathlib import Path\nfrom flops_fit_ray.storage.paths import SweepPaths\n"
+        "from flops_fit_ray.ledger import Ledger\n"
+        "with Ledger(SweepPaths(Path(sys.argv[1]))).writer() as dead:\n    print(dead, flush=True)\n    time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, str(root)], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        try:
+            yield Holder(owner.pid, owner.stdout.readline())
+        finally:
+            owner.kill()
+
+
 def contention(where: Path, times: int) -> Row:
     """F17: a second driver is refused in under 5 s with host and pid, also through a symlink; not by a dead one."""
     row = Row("F17 two drivers, stale lock")
@@ -516,27 +593,20 @@ def contention(where: Path, times: int) -> Row:
     root.mkdir()
     link = where / "link"
     link.symlink_to(root)
-    hold = (
-        "import sys, time\nfrom pathlib import Path\nfrom flops_fit_ray.storage.paths import SweepPaths\n"
-        "from flops_fit_ray.ledger import Ledger\n"
-        "with Ledger(SweepPaths(Path(sys.argv[1]))).writer() as dead:\n    print(dead, flush=True)\n    time.sleep(600)"
-    )
     before: int | None = None
     for i in range(times):
-        owner = subprocess.Popen([sys.executable, "-c", hold, str(root)], stdout=subprocess.PIPE, text=True)
-        assert owner.stdout is not None
-        said = owner.stdout.readline()
-        row.expect(before is None or f"process {before} on" in said, f"the dead owner was not recognised: {said!r}")
-        started = time.monotonic()
-        second = Driver(spec, link if i % 2 else root)
-        code = second.wait(240)
-        slowest = max(slowest, time.monotonic() - started)
-        row.times += 1
-        text = "\n".join(second.said)
-        row.expect(code == 2 and f"process {owner.pid} on" in text, f"the second one: {code}, {text[-200:]!r}")
-        owner.kill()
-        owner.wait()
-        owner.stdout.close()
+        with holding(root) as owner:
+            row.expect(
+                before is None or f"process {before} on" in owner.said,
+                f"the dead owner was not recognised: {owner.said!r}",
+            )
+            started = time.monotonic()
+            second = Driver(spec, link if i % 2 else root)
+            code = second.wait(240)
+            slowest = max(slowest, time.monotonic() - started)
+            row.times += 1
+            text = "\n".join(second.said)
+            row.expect(code == 2 and f"process {owner.pid} on" in text, f"the second one: {code}, {text[-200:]!r}")
         before = owner.pid
     row.expect(not TIMED or slowest < 5, f"took {slowest:.1f} s")
     row.notes.append(f"slowest refusal {slowest:.1f} s")

@@ -1,21 +1,29 @@
-"""The scenarios of `tests.chaos`, each a few times: real drivers, workers, nodes and heads, really killed."""
+"""What `tests.chaos` does for hours, once: real drivers, workers and heads, really killed. Nodes: test_cluster.py."""
 
-import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.chaos import (
+    OFTEN,
+    Driver,
     Row,
-    broken_tune_states,
-    contention,
-    head_kills,
-    node_kills,
-    signals,
+    Watched,
+    finish,
+    holding,
+    kill_with_tune_state,
+    kill_worker,
+    lose_head,
+    make_project,
+    moved_ray,
+    num_rounds,
+    stop_by,
     uninterrupted,
-    worker_kills,
     writer_kills,
 )
+from tests.records import recorded
+from tests.test_cli import call
 
 pytestmark = [pytest.mark.slow]
 ray = pytest.mark.ray
@@ -26,44 +34,50 @@ def sha256(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uninterrupted(tmp_path_factory.mktemp("plain"))
 
 
-@pytest.fixture
-def dice() -> random.Random:
-    return random.Random(1)
-
-
-def held(row: Row) -> None:
+def test_f3_a_killed_writer_leaves_nothing_that_cannot_be_read(tmp_path: Path) -> None:
+    row = writer_kills(tmp_path, 50)
     assert row.times and row.violations == [], row
 
 
-def test_f3_a_killed_writer_leaves_nothing_that_cannot_be_read(tmp_path: Path) -> None:
-    held(writer_kills(tmp_path, 100))
-
-
 @ray
-def test_f4_f8_killed_and_stopped_by_every_signal_it_goes_on(tmp_path: Path, sha256: str, dice: random.Random) -> None:
-    held(signals(tmp_path, 1, sha256, dice, ("SIGUSR1 to the group", "SIGTERM to everything")))
+def test_f4_f5_f7_f8_f16_whatever_ends_it_the_same_command_resumes(tmp_path: Path, sha256: str) -> None:
+    """One sweep whose head, driver and worker are killed one after the other, and which is asked to stop."""
+    pace, root, row = tmp_path / "pace", tmp_path / "out", Row("all of them")
+    spec, watched = make_project(tmp_path / "project", pace), Watched(root, row)
+
+    def run_until_more(count: int, environment: Mapping[str, str] | None = None) -> Driver:
+        """Let a driver complete some experiments, and hold it in the middle of the next one."""
+        pace.write_text("0")
+        driver, before = Driver(spec, root, environment=environment), len(recorded(root))
+        assert driver.until(lambda: len(recorded(root)) >= before + count), driver.said
+        pace.write_text("0.2")
+        return driver
+
+    lose_head(run_until_more(1), row)
+    watched.look()
+    kill_with_tune_state(lambda: run_until_more(1, OFTEN), row)
+    watched.look()
+    rounds = num_rounds(root)
+    stop_by(run_until_more(2, moved_ray(tmp_path)), "SIGUSR1 to the group", row)
+    row.expect(num_rounds(root) == rounds, "Tune was not restored, though its state was whole")
+    watched.look()
+    stop_by(run_until_more(1, moved_ray(tmp_path)), "SIGTERM to everything", row)
+    watched.look()
+    last = run_until_more(0)
+    pace.write_text("0.05")
+    killed = kill_worker(last, row)
+    pace.write_text("0")
+    sweep = finish(last, row, watched, sha256)
+    assert row.violations == [] and sweep is not None and not sweep.failures
+    (result,) = [r for r in sweep.results if r.key == killed]
+    assert result.deaths == 1 and result.resumed_from is not None
 
 
-@ray
-def test_f5_a_killed_worker_goes_on_from_its_checkpoint(tmp_path: Path, sha256: str, dice: random.Random) -> None:
-    held(worker_kills(tmp_path, 2, sha256, dice))
-
-
-@ray
-def test_f6_a_dead_node_is_nobodys_failure(tmp_path: Path, sha256: str, dice: random.Random) -> None:
-    pytest.importorskip("ray.cluster_utils", reason="a helper of Ray's own tests, which this Ray does not have")
-    held(node_kills(tmp_path, 1, sha256, dice))
-
-
-@ray
-def test_f7_a_driver_without_a_head_ends_and_says_how_to_go_on(tmp_path: Path, dice: random.Random) -> None:
-    held(head_kills(tmp_path, 1, None, dice))
-
-
-@ray
-def test_f16_tune_is_restored_where_its_state_is_whole(tmp_path: Path, sha256: str) -> None:
-    held(broken_tune_states(tmp_path, sha256, only=("whole",)))
-
-
-def test_f17_a_second_driver_is_refused(tmp_path: Path) -> None:
-    held(contention(tmp_path, 2))
+def test_f17_a_second_driver_is_refused_also_through_a_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec, root = make_project(tmp_path / "project"), tmp_path / "out"
+    root.mkdir()
+    (tmp_path / "link").symlink_to(root)
+    with holding(root) as owner:
+        for place in (root, tmp_path / "link"):
+            assert call("run", spec, "--output", place) == 2
+            assert f"process {owner.pid} on" in capsys.readouterr().err

@@ -31,7 +31,7 @@ from tests.records import recorded
 from tests.serving import ServiceProcess, serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
-GOES, HOLDS = "0.03", "1"  # seconds that a step takes
+GOES, HOLDS = "0.01", "1"  # seconds that a step takes
 NAPPING = """
 import sys, time, signal
 signal.signal(15, lambda *_: sys.exit(4))
@@ -227,7 +227,7 @@ def test_serve_refuses_what_cannot_be(tmp_path: Path, code: Path, capsys: pytest
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: Path, code: Path) -> None:
-    """Validated, started, followed, service killed, started again, stopped, resumed, extended: nothing missed."""
+    """Validated, started, followed, service killed, started again, stopped, resumed: nothing missed."""
     root, pace = tmp_path / "runs", tmp_path / "pace"
     pace.write_text(GOES)
     text = make_project(code, pace).read_text().replace("chaos", "story")
@@ -270,10 +270,7 @@ def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: P
         assert {key: content for key, content in recorded(root / name).items() if key in done} == done
         report = client.request("GET", f"/sweeps/{name}/report").read().decode()
         assert ended["results_sha256"] in report
-        client.act(name, "extend", budgets=[8e4], sizes=[10, 14, 20])
-        wider = client.wait(name, 120)
-        assert wider["state"] == "completed" and wider["total"] == 15
-        assert "experiments: 15 completed" in client.request("GET", f"/sweeps/{name}/log").read().decode()
+        assert "experiments: 12 completed" in client.request("GET", f"/sweeps/{name}/log").read().decode()
     finally:
         service.end()
 

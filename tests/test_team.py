@@ -14,10 +14,12 @@ from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import open_sweep
 from tests.chaos import Driver, children_of, make_project, plain_sweep
 from tests.records import recorded
+from tests.test_cli import call
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TOGETHER = ("--set", "workers_per_trial=2")
+CORES = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 2}'}  # of the machine that Ray starts on
 SHARED = ("--set", "shard_model=true")
 FAILS = """
 
@@ -41,7 +43,9 @@ def others_of(experiments: StoragePath) -> list[dict[str, Any]]:
 def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tmp_path: Path) -> None:
     spec = make_project(tmp_path / "project")
     alone = plain_sweep(tmp_path / "alone")
-    together = Driver(spec, tmp_path / "together", *TOGETHER, *SHARED, pause=0.01)  # each with half of the model
+    together = Driver(
+        spec, tmp_path / "together", *TOGETHER, *SHARED, pause=0.01, environment=CORES
+    )  # each with half of the model
     root = together.root
     assert together.until(lambda: len(recorded(root)) >= 2)
     followers = [pid for pid, words in children_of(together.process.pid).items() if "ray::Follower" in words]
@@ -53,7 +57,7 @@ def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tm
     together.process.send_signal(signal.SIGTERM)
     assert together.wait(60) == 4, together.said
     before = recorded(root)
-    together = Driver(spec, root, *TOGETHER, pause=0)
+    together = Driver(spec, root, *TOGETHER, pause=0, environment=CORES)
     assert together.wait(200) == 0, together.said
     assert "cluster: 1 experiments at a time" in together.said
     two = open_sweep(root)
@@ -70,7 +74,9 @@ def test_an_error_of_another_worker_is_that_experiments_failure(tmp_path: Path) 
     with (spec.parent / "parts.py").open("a") as file:
         file.write(FAILS)
     few = ("--set", "budgets=[{flops: 2e4, sizes: [7, 10, 14]}, {flops: 4e4, sizes: [7, 14, 20]}]")
-    driver = Driver(spec, tmp_path / "out", *TOGETHER, *few, "--set", "model.target=parts:Odd", pause=0)
+    driver = Driver(
+        spec, tmp_path / "out", *TOGETHER, *few, "--set", "model.target=parts:Odd", pause=0, environment=CORES
+    )
     assert driver.wait(200) == 1, driver.said
     sweep = open_sweep(driver.root)
     assert len(sweep.results) == 4 and [f.status for f in sweep.failures] == ["failed", "failed"]
@@ -79,8 +85,8 @@ def test_an_error_of_another_worker_is_that_experiments_failure(tmp_path: Path) 
         assert failure.deaths == 0 and Ledger(SweepPaths(driver.root)).num_attempts(failure.key) == 1
 
 
-def test_more_workers_than_there_are_are_refused(tmp_path: Path) -> None:
+def test_more_workers_than_there_are_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = make_project(tmp_path / "project")
-    driver = Driver(spec, tmp_path / "out", "--set", "workers_per_trial=4", "--set", "resources_per_trial={cpu: 64}")
-    assert driver.wait(60) == 2
-    assert any("the largest node has {cpu:" in line for line in driver.said)
+    more = ("--set", "workers_per_trial=4", "--set", "resources_per_trial={cpu: 64}")
+    assert call("run", spec, "--output", tmp_path / "out", *more) == 2
+    assert "the largest node has {cpu:" in capsys.readouterr().err

@@ -397,7 +397,12 @@ def test_an_operation_without_a_formula_is_named() -> None:
             out: Tensor = self.core(h)
             return out
 
+    class Normal(Two):
+        def middle(self, h: Tensor) -> Tensor:
+            return functional.normalize(h, dim=-1)
+
     assert measured(Custom).uncounted == ("flops_fit_ray_tests::double in core",)
+    assert measured(Normal).uncounted == ()
 
 
 def test_a_directory_goes_on_with_the_rule_it_began_with() -> None:

@@ -23,6 +23,7 @@ FUSED_BACKWARD = 4 / 5
 # Decompositions, solvers, distances: they cost more than an elementwise operation, and have no formula here
 OPAQUE = ("linalg_", "_linalg_", "cholesky", "lu_", "triangular_solve", "_cdist_", "cdist", "histogram", "mkldnn_rnn",
           "_thnn_fused", "_cudnn_rnn", "miopen_rnn")  # fmt: skip
+ELEMENTWISE = ("linalg_vector_norm", "linalg_cross", "linalg_diagonal")  # by name only they look like the others
 
 
 def formulas() -> dict[Any, Formula]:
@@ -36,7 +37,9 @@ def is_opaque(op: Any) -> bool:
     if isinstance(op, torch._ops.HigherOrderOperator):
         return True
     name, space = op._qualified_op_name.rpartition("::")[2], op._qualified_op_name.partition("::")[0]
-    return space not in ("aten", "prim", "prims", "profiler", "debugprims") or name.startswith(OPAQUE)
+    if space not in ("aten", "prim", "prims", "profiler", "debugprims"):
+        return True
+    return name.startswith(OPAQUE) and not name.startswith(ELEMENTWISE)
 
 
 def _by_convention(op: Any, formula: Formula) -> Formula:

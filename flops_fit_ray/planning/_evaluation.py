@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from flops_fit_ray.planning._sizes import expected_optimum
-from flops_fit_ray.planning.experiment import DataFacts, Experiment, Measurements
+from flops_fit_ray.planning.experiment import Experiment, Measurements, ModelSize
 from flops_fit_ray.planning.grid import Cell
 from flops_fit_ray.spec import SweepSpec
 
@@ -15,14 +15,14 @@ MAX_SHARE = 0.1  # of the training FLOPs that evaluation takes by default
 MIN_SAMPLES = 1000  # evaluated in any case, where there are as many; fewer where these hold MIN_TARGETS
 MIN_TARGETS = 10_000  # an error of about 1 % of the loss
 FEW_TARGETS = 1000  # below, an error of more than 3 % of the loss is to be expected
-FORWARD_SHARE = 1 / 3  # of the FLOPs of a training step
+FIRST_RULE, FORWARD_SHARE = 1, 1 / 3  # the first rule of counting takes a training step for three forward passes
 
 
 def limit_samples(spec: SweepSpec, measurements: Measurements, cells: Sequence[Cell] | None) -> int:
     """Return the number of held-out samples that a new sweep evaluates.
 
-    1) Evaluating S samples of T tokens takes S * T * F / 3 of a model that trains with F FLOPs per token.
-    2) Over the sweep, sum of S * T * F / 3 <= MAX_SHARE * sum of C; sizes not chosen yet count as the expected optimum.
+    1) Evaluating S samples of T tokens takes S * T * F, with F forward FLOPs per token.
+    2) Over the sweep, sum of S * T * F <= MAX_SHARE * sum of C; sizes not chosen yet count as the expected optimum.
     """
     available = measurements.data.eval_samples
     least = min(MIN_SAMPLES, math.ceil(MIN_TARGETS / measurements.data.tokens_per_sample))
@@ -33,7 +33,7 @@ def limit_samples(spec: SweepSpec, measurements: Measurements, cells: Sequence[C
         sizes = [min(measurements.sizes, key=lambda s: abs(s.params - optimum)) for optimum in optima]
         cells = list(zip(spec.budgets, sizes, strict=True))
     total = sum(budget.flops for budget, _ in cells)
-    per_sample = measurements.data.tokens_per_sample * FORWARD_SHARE * sum(size.flops_per_token for _, size in cells)
+    per_sample = measurements.data.tokens_per_sample * sum(_forward_flops(size) for _, size in cells)
     return min(available, max(least, int(MAX_SHARE * total / per_sample)))
 
 
@@ -49,22 +49,28 @@ def with_limit(measurements: Measurements, limit: int | None) -> Measurements:
     return replace(measurements, data=replace(data, eval_samples=limit, notes=(*data.notes, note)))
 
 
-def evaluation_flops(data: DataFacts, experiments: Sequence[Experiment], every: int | None) -> float:
+def _forward_flops(size: ModelSize) -> float:
+    """Return the forward FLOPs per token."""
+    return FORWARD_SHARE * size.counted_by(FIRST_RULE).flops_per_token
+
+
+def evaluation_flops(measurements: Measurements, experiments: Sequence[Experiment], every: int | None) -> float:
     """Return the FLOPs of all evaluations: one at the end of each experiment, and those every `every` tokens."""
-    return sum(
-        FORWARD_SHARE * data.eval_samples * data.tokens_per_sample * e.flops_per_token * _evaluations(e, every)
-        for e in experiments
-    )
+    tokens = measurements.data.eval_samples * measurements.data.tokens_per_sample
+    forward = {size.size: _forward_flops(size) for size in measurements.sizes}
+    return sum(tokens * forward[e.size] * _evaluations(e, every) for e in experiments)
 
 
 def _evaluations(e: Experiment, every: int | None) -> int:
     return 1 if not every else max(1, e.tokens // every)
 
 
-def evaluation_warnings(spec: SweepSpec, data: DataFacts, experiments: Sequence[Experiment]) -> Iterator[str]:
+def evaluation_warnings(
+    spec: SweepSpec, measurements: Measurements, experiments: Sequence[Experiment]
+) -> Iterator[str]:
     """Yield warnings about a held-out set that costs much, or tells little."""
-    trained = sum(e.flops for e in experiments)
-    cost = evaluation_flops(data, experiments, spec.data.eval_every_tokens)
+    data, trained = measurements.data, sum(e.flops for e in experiments)
+    cost = evaluation_flops(measurements, experiments, spec.data.eval_every_tokens)
     if trained and cost > MAX_SHARE * trained and data.eval_samples > MIN_SAMPLES:
         way_out = " or raise data.eval_every_tokens" if spec.data.eval_every_tokens else ""
         yield (

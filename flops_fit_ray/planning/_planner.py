@@ -110,7 +110,7 @@ class Planner:
             *self.measurements.loss.warnings,
             *unfed,
             *cell_warnings(everything),
-            *evaluation_warnings(self.spec, self.measurements.data, everything),
+            *evaluation_warnings(self.spec, self.measurements, everything),
         )
         plan = Plan(
             name=self.spec.name,
@@ -122,7 +122,7 @@ class Planner:
             final=not grown.waiting,
             forecast=expected,
             notes=(*_counting_note(self.measurements), *grown.notes),
-            evaluation_flops=evaluation_flops(self.measurements.data, everything, self.spec.data.eval_every_tokens),
+            evaluation_flops=evaluation_flops(self.measurements, everything, self.spec.data.eval_every_tokens),
             lr=grown.lr,
             target=self.spec.model.target,
             model_kwargs=self.spec.model.kwargs,

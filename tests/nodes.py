@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -20,9 +21,11 @@ from flops_fit_ray.engine._processes import descendants, end_all
 from tests.chaos import alive
 
 START_SECONDS = 60
+_DASHBOARD = re.compile(r"RAY_API_SERVER_ADDRESS='(http://[\d.:]+)'")
 
 
 def free_port() -> int:
+    """A port that nobody listens on: for servers that cannot choose one themselves, and to find nobody there."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -32,22 +35,26 @@ def free_port() -> int:
 class RealCluster:
     """A head, and nodes that join it."""
 
-    port: int
-    dashboard_port: int
     temporary: Path  # short: Ray's sockets lie in there
     token: str
     environment: Mapping[str, str]
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    address: str = ""  # of the cluster, for drivers
+    dashboard: str = ""  # of the cluster, for jobs
 
-    @property
-    def address(self) -> str:
-        """Of the cluster, for drivers."""
-        return f"127.0.0.1:{self.port}"
+    def start_head(self, *options: str) -> None:
+        """Start the head, whose servers choose their ports, and read them back."""
+        port = () if "--port" in options else ("--port", "0")
+        head = self.start("--head", *port, "--dashboard-host", "127.0.0.1", "--dashboard-port", "0", *options)
+        log = self.temporary / "0.log"
 
-    @property
-    def dashboard(self) -> str:
-        """Of the cluster, for jobs."""
-        return f"http://127.0.0.1:{self.dashboard_port}"
+        def started() -> bool:
+            assert head.poll() is None, log.read_text()
+            return "Ray runtime started" in log.read_text() and _DASHBOARD.search(log.read_text()) is not None
+
+        self.until(started)
+        self.address = (self.temporary / "ray_current_cluster").read_text().strip()
+        self.dashboard = "".join(_DASHBOARD.findall(log.read_text())[:1])
 
     def start(self, *options: str, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """`ray start --block` with these options; `before`: what runs it, such as another mount namespace."""
@@ -60,14 +67,11 @@ class RealCluster:
             *options,
         ]
         # The default is one port for all nodes of a machine: the second one would have no agent, and take no jobs
-        command += ["--dashboard-agent-listen-port", str(free_port())]
-        node = subprocess.Popen(
-            command,
-            env=dict(self.environment),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        command += ["--dashboard-agent-listen-port", "0"]
+        with (self.temporary / f"{len(self.nodes)}.log").open("wb") as out:
+            node = subprocess.Popen(
+                command, env=dict(self.environment), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
         self.nodes.append(node)
         return node
 
@@ -103,7 +107,7 @@ class RealCluster:
 
 
 @contextlib.contextmanager
-def real_cluster(*head_options: str, port: int | None = None, **variables: str) -> Iterator[RealCluster]:
+def real_cluster(*head_options: str, **variables: str) -> Iterator[RealCluster]:
     """A head with its dashboard on loopback; `variables` go into the environment of all that is started."""
     temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     token = secrets.token_hex(32)
@@ -115,31 +119,11 @@ def real_cluster(*head_options: str, port: int | None = None, **variables: str) 
         **variables,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # a job's python is that of the cluster's PATH
     }
-    cluster = RealCluster(port or free_port(), free_port(), temporary, token, environment)
-    ports = [
-        "--port",
-        str(cluster.port),
-        "--dashboard-port",
-        str(cluster.dashboard_port),
-        "--dashboard-host",
-        "127.0.0.1",
-    ]
+    cluster = RealCluster(temporary, token, environment)
     try:
-        cluster.start("--head", *ports, "--temp-dir", str(temporary), *head_options)
-        wait_for_port(cluster.port)
-        wait_for_port(cluster.dashboard_port)
+        cluster.start_head("--temp-dir", str(temporary), *head_options)
         yield cluster
     finally:
         for node in reversed(list(cluster.nodes)):
             cluster.kill(node)
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def wait_for_port(port: int) -> None:
-    until = time.monotonic() + START_SECONDS
-    while True:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        assert time.monotonic() < until, f"nobody listens on {port}"
-        time.sleep(0.1)

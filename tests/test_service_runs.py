@@ -234,7 +234,7 @@ def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: P
     service = ServiceProcess(root, code)
     try:
         price = service.client.validate(text)
-        assert price["valid"] and price["experiments"] == 12 and price["flops"] == 264144
+        assert price["valid"] and price["experiments"] == 12 and price["flops"] == 263888
         assert service.client.validate(text.replace("features", "feature"))["faults"]
         name = service.client.start(text, key="story")
         heard: dict[str, str] = {}

@@ -183,7 +183,7 @@ BAD: dict[str, Case] = {
     "token id": Case(
         changes=_tokens(),
         prepare=_bin(np.full(99_999, 50, np.uint16).tobytes()),
-        words=("largest id in data.train's first samples is 50",),
+        words=("data.train: has the id 50", "largest lookup table 50 entries"),
     ),
     "batch 0": Case(changes={"train.batch_size": 0}, words=("train.batch_size", "greater than 0", "got 0")),
     "lr negative": Case(changes={"train.lr": -1.0}, words=("train.lr: must be a positive, finite number (got -1",)),

@@ -451,7 +451,7 @@ def test_the_api_keeps_what_it_publishes(served: Served) -> None:
             for name in case.path_parameters or {}:  # half of the time something that is there
                 if name == "name" and asked % 2:
                     case.path_parameters[name] = "whole"
-            case.call_and_validate(headers={"Authorization": f"Bearer {served.token}"}, checks=checks)
+            case.call_and_validate(headers={"Authorization": f"Bearer {served.token}"}, checks=checks, timeout=120)
 
         try:
             given(case=operation.as_strategy())(probe)()

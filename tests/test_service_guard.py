@@ -59,13 +59,11 @@ def served(root: Path, code: Path) -> Iterator[Served]:
 
 def ask(served: Served, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
     """One request as it is written here: nothing is added, quoted or followed."""
-    connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=30)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    connection.request(method, path, body, named)
-    answer = connection.getresponse()
-    found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-    connection.close()
-    return found
+    with contextlib.closing(http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=300)) as connection:
+        connection.request(method, path, body, named)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
 
 def bearer(served: Served) -> str:

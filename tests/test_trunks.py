@@ -168,7 +168,7 @@ def test_trunks_live_as_long_as_they_are_needed(tmp_path: Path) -> None:
 
 
 def test_only_runs_of_one_recipe_share_a_trunk() -> None:
-    spec = spec_of(budgets=[1e5, 4e5])
+    spec = spec_of(budgets=[1e5, 2.8e5])
     plan = planned(spec, user_parts_of(spec))
     small, large = plan.experiments[0], plan.experiments[3].from_scratch()
     assert with_parent(large, [small]).parent == small.key
@@ -177,16 +177,16 @@ def test_only_runs_of_one_recipe_share_a_trunk() -> None:
         assert with_parent(large, [other]).parent is None
     assert with_parent(large, [replace(small, size=99)]).parent is None
     for schedule in ("cosine", "linear", "constant"):
-        whole = spec_of(budgets=[1e5, 4e5], train={"batch_size": 8, "lr": 1e-2, "schedule": schedule})
+        whole = spec_of(budgets=[1e5, 2.8e5], train={"batch_size": 8, "lr": 1e-2, "schedule": schedule})
         assert all(e.parent is None and not leaves_trunk(e) for e in planned(whole, user_parts_of(whole)).experiments)
-    off = spec_of(budgets=[1e5, 4e5], grid={"trunk": False})
+    off = spec_of(budgets=[1e5, 2.8e5], grid={"trunk": False})
     assert all(e.parent is None for e in planned(off, user_parts_of(off)).experiments)
 
 
 def test_keys_know_nothing_of_trunks() -> None:
     on, off = (
         make_plan(spec, measure_sizes(spec, user_parts_of(spec)))
-        for spec in (spec_of(budgets=[1e5, 4e5]), spec_of(budgets=[1e5, 4e5], grid={"trunk": False}))
+        for spec in (spec_of(budgets=[1e5, 2.8e5]), spec_of(budgets=[1e5, 2.8e5], grid={"trunk": False}))
     )
     assert [e.key for e in on.experiments] == [e.key for e in off.experiments]
 

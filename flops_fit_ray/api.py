@@ -301,7 +301,8 @@ def _requested(
     except SpecError as e:
         faults += e.faults
     if spec is None or user is None or compute_budgets is None:
-        faults = [*model_faults(model_cls, model_size_param, given), *faults]
+        if not any(fault.startswith("model.") for fault in faults):  # what is wrong is told once
+            faults = [*model_faults(model_cls, model_size_param, given), *faults]
         missing = "compute_budgets: is missing; give FLOPs, for example [1e15, 3e15, 1e16]"
         if compute_budgets is None and not faults:
             raise BudgetsMissingError(SOURCE, [f"{missing} (model validation passed)"])

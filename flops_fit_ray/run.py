@@ -5,7 +5,7 @@ It defines nothing: under `-m` this module is `__main__`, and whatever were defi
 
 import sys
 
-from flops_fit_ray.cli import enter
+from flops_fit_ray.cli import enter_run
 
 if __name__ == "__main__":
-    enter(["run", *sys.argv[1:]], prog_name="python -m flops_fit_ray")
+    enter_run(sys.argv[1:])

@@ -158,7 +158,7 @@ BAD: dict[str, Case] = {
     "not callable": Case(
         changes={"model.target": "parts:number"}, words=("model.target: 'parts:number' is of type int",)
     ),
-    "no size parameter": Case(changes={"model.size_param": "depth"}, words=("depth", "unexpected keyword")),
+    "no size parameter": Case(changes={"model.size_param": "depth"}, words=("model.size_param", "no argument 'depth'")),
     "not divisible": Case(
         changes={"model.kwargs": {"heads": 3}}, words=("model.sizes", "width=4", "divisible by heads=3")
     ),

@@ -73,7 +73,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"size_param": "width"}, "size_param: unknown option; write model_size_param"),
     ({"compute_budgets": None}, "compute_budgets: is missing"),
     ({"loss_fn": "hinge"}, "loss: 'hinge' is none of cross_entropy, mse"),
-    ({"model_kwargs": {"dropuot": 0.1}}, "unexpected keyword argument 'dropuot'"),
+    ({"model_kwargs": {"dropuot": 0.1}}, "model.kwargs: Mlp takes no argument 'dropuot'; did you mean 'dropout'?"),
     ({"lr": -1}, "train.lr: must be a positive"),
     ({"model_size_param": None}, "size_param is missing"),
     ({"dataset": 3}, "dataset: 3 holds no samples (input, target)."),

@@ -87,7 +87,7 @@ def test_wrong_input_is_exit_2_without_a_traceback_and_writes_nothing(
         (["nowhere.yaml"], "nowhere.yaml: no such file"),
         ([spec, "--set", "bugets=[1]"], "bugets: unknown key; did you mean 'budgets'?"),
         ([spec, "--set", "model.target=model:GTP"], "did you mean 'GPT'"),
-        ([spec, "--set", "model.kwargs.heads=3"], "unexpected keyword argument 'heads'"),
+        ([spec, "--set", "model.kwargs.heads=3"], "model.kwargs: GPT takes no argument 'heads'"),
         (
             [spec, "--set", "model.kwargs.n_head=3", "--set", "model.sizes=[8, 16, 32]"],
             "d_model=8 is not divisible by n_head=3",

@@ -16,7 +16,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
 from flops_fit_ray.training.preflight._params import _non_embedding, count_params
 from flops_fit_ray.training.preflight.model_size import measure_sizes
-from flops_fit_ray.training.user.parts import load_target
+from flops_fit_ray.training.user.targets import load_target
 from tests.parts import (
     Bigram,
     Mlp,
@@ -170,7 +170,7 @@ REFUSED = [
     (NoFlops, "no FLOPs were counted; set model.flops_per_token"),
     (lambda width: nn.Identity(), "width=4 has no parameters"),
     (lambda width: 3, "made a int, not an nn.Module"),
-    (lambda size: Mlp(size), "unexpected keyword argument 'width'"),
+    (lambda size: Mlp(size), "model.size_param: <lambda> takes no argument 'width'; it takes size"),
 ]
 
 

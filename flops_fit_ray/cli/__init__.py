@@ -6,6 +6,7 @@ import atexit
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -15,7 +16,7 @@ from flops_fit_ray.cli import _run_commands as run_commands
 from flops_fit_ray.cli import _selftest as selftest
 from flops_fit_ray.cli import _serve as serve
 from flops_fit_ray.cli import _submit as submit
-from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED, FlopsFitError
+from flops_fit_ray.errors import EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, FlopsFitError
 from flops_fit_ray.waiting import to_stderr, told_to
 
 
@@ -34,6 +35,16 @@ def enter(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(e.code if isinstance(e.code, int) else EXIT_DONE)
+
+
+def enter_run(args: Sequence[str]) -> NoReturn:
+    """Enter the command `run`. A command in the place of its spec is refused: `run` is the command already."""
+    prog_name = "python -m flops_fit_ray"
+    if args and args[0] in commands.commands and not Path(args[0]).exists():
+        meant = " ".join([prog_name, *args])
+        click.echo(f"error: {args[0]!r} is a command, and {prog_name}.run runs a sweep; write {meant}", err=True)
+        sys.exit(EXIT_INPUT)
+    enter(["run", *args], prog_name=prog_name)
 
 
 def _fix_hash_seed(args: Sequence[str]) -> None:

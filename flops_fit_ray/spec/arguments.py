@@ -10,7 +10,6 @@ import numbers
 import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FunctionType
 from typing import Any, Literal, get_args
 
 from flops_fit_ray.errors import SpecError
@@ -24,6 +23,7 @@ from flops_fit_ray.spec import (
     make_spec,
 )
 from flops_fit_ray.spec._hints import meant_key, meant_paths
+from flops_fit_ray.spec.wrong_data import data_faults
 
 PARAMETERS = {  # of `find_optimal`: the keys of a spec that they are
     "model_cls": ("model", "model.target"),
@@ -68,7 +68,7 @@ def spec_from_arguments(
     if not callable(model_cls):
         faults.append(f"model_cls: {model_cls!r} cannot be called; give a class or a factory")
     for argument, data in (("dataset", dataset), ("eval_dataset", extra["eval_dataset"])):
-        faults += _dataset_faults(argument, data)
+        faults += data_faults(argument, data)
     faults += _loss_faults(loss_fn)
     faults += _mode_faults(mode, extra)
     homes = _option_homes()
@@ -155,21 +155,6 @@ _TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: v is None or (isinstance(v, numbers.Integral) and _is_positive(v)),
     ),
 }
-
-
-def _dataset_faults(name: str, dataset: Any) -> Iterator[str]:
-    """Yield a fault for what is no dataset: text, numbers and lists of them, a list of whole arrays, a function."""
-    expected = "Expected a torch.utils.data.Dataset, a DataLoader, a tuple of tensors or arrays, or a TokenFile"
-    first = next(iter(dataset), ()) if isinstance(dataset, list | tuple) else dataset
-    lengths = {len(a) for a in dataset if getattr(a, "ndim", 0)} if isinstance(dataset, list) else set()
-    if dataset is None:
-        return
-    if isinstance(first, str | bytes | int | float | complex | os.PathLike | None):
-        yield f"{name}: {reprlib.repr(dataset)} holds no samples (input, target). {expected}"
-    elif len(lengths) == 1 and lengths.pop() > len(dataset) > 1 and all(getattr(a, "ndim", 0) for a in dataset):
-        yield f"{name}: a list of {len(dataset)} arrays would be as many samples; write a tuple (inputs, targets)"
-    elif isinstance(dataset, type | FunctionType):
-        yield f"{name}: {dataset.__name__} is a {type(dataset).__name__}; pass what it returns. {expected}"
 
 
 def _mode_faults(mode: str, extra: Mapping[str, Any]) -> Iterator[str]:

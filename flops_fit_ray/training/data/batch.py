@@ -228,6 +228,13 @@ def _first_length(content: Any) -> int | None:
     return next((length for part in parts if (length := _first_length(part)) is not None), None)
 
 
+def batch_device(batch: Batch) -> torch.device:
+    """Return the device of the first tensor of a batch."""
+    devices: list[torch.device] = []
+    map_tensors(batch.content, lambda t: devices.append(t.device) or t)  # type: ignore[func-returns-value] # notes, and keeps t
+    return devices[0] if devices else torch.device("cpu")
+
+
 def num_elements(content: Any) -> int:
     """Count the numbers in all tensors of a nested value."""
     counts: list[int] = []

@@ -24,10 +24,12 @@ from flops_fit_ray.training.data import (
     sample_data,
     token_file_of,
 )
+from flops_fit_ray.training.data.batch import batch_device
 from flops_fit_ray.training.data.packed import pack_data
 from flops_fit_ray.training.time_limit import time_limit
 from flops_fit_ray.training.user.parts import UserParts
 from flops_fit_ray.training.user.user_code import user_code
+from flops_fit_ray.training.user.wrong_samples import device_fault
 from flops_fit_ray.waiting import waiting
 
 
@@ -42,6 +44,7 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, D
     with waiting(f"reading samples of {spec.data.train} (data.train)"), user_code("data.train: reading samples raised"):
         with time_limit(limit, f"no samples within {limit:g} s (data.timeout_seconds)"):
             batches = first_batches(user.train_data, spec.train.batch_size)
+            _refuse_devices(spec, batches[0])
             train = sample_data(user.train_data)
             held_out = None if user.eval_data is None else sample_data(user.eval_data)
         looked_at = (*batches, *train.batches)
@@ -65,6 +68,17 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, D
         warnings=(*probe.warnings(), *(f"{key}: {doubt}" for key, file in files for doubt in file.doubts)),
     )
     return batch, facts, probe
+
+
+def _refuse_devices(spec: SweepSpec, batch: Batch) -> None:
+    """Refuse samples on a GPU in a sweep that has none.
+
+    Raises:
+        SpecError: they are.
+    """
+    device = batch_device(batch)
+    if device.type != "cpu" and (spec.device == "cpu" or not spec.whole_resources.get("gpu")):
+        raise SpecError("spec", [device_fault(str(device))])
 
 
 def _mean_tokens(user: UserParts, batches: Sequence[Batch]) -> str:

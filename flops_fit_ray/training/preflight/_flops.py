@@ -24,9 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.training.data import Batch
+from flops_fit_ray.training.data.batch import batch_device
 from flops_fit_ray.training.preflight._flop_formulas import aten, formulas, is_opaque
 from flops_fit_ray.training.user.layers import EMBEDDINGS, embedding_only_params
 from flops_fit_ray.training.user.losses import Objective, check_loss, outputs_of
+from flops_fit_ray.training.user.wrong_samples import MixedTypesError, refuse_mixed_types
 
 NO_GRADIENT = "does not depend on any parameter that trains; is it detached, or computed under no_grad?"
 LOOKUPS = {aten.embedding, aten._embedding_bag, aten._embedding_bag_forward_only, aten.index_select, aten.index,
@@ -48,19 +50,23 @@ class LossError(Exception):
     """The loss raised where the model ran; the cause says how."""
 
 
-def count_flops(objective: Objective, model: nn.Module, batch: Batch, *, with_loss: bool = True) -> FlopCount:
+def count_flops(
+    objective: Objective, model: nn.Module, batch: Batch, *, with_loss: bool = True, autocast: bool = True
+) -> FlopCount:
     """Train one step without an optimizer, and count.
 
     Args:
         with_loss: False takes the sum of the model's outputs in its place, for a loss that cannot run here.
+        autocast: products of floats of 32 and 16 bits may be meant.
 
     Raises:
         LossError: a loss of (outputs, targets) raised.
         SpecError: no parameter that trains has a gradient.
+        MixedTypesError: matrices of two dtypes are multiplied.
         Exception: whatever the model raised, or a loss that takes it.
     """
     model.train()
-    watch = _Watch(model)
+    watch = _Watch(model, autocast=autocast)
     with contextlib.ExitStack() as places:
         if batch_device(batch).type == "cpu":  # fused kernels of the CPU hide their products from the counter
             places.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -101,15 +107,12 @@ def _without_onednn() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(before)
 
 
-def batch_device(batch: Batch) -> torch.device:
-    """Return the device of the first tensor of a batch."""
-    return next((t.device for t in tree_leaves(batch.content) if isinstance(t, Tensor)), torch.device("cpu"))
-
-
 @contextlib.contextmanager
 def _naming_loss() -> Iterator[None]:
     try:
         yield
+    except MixedTypesError:
+        raise
     except Exception as e:  # the user's code may raise anything
         raise LossError(str(e)) from e
 
@@ -128,8 +131,9 @@ def _plain(outputs: Any) -> Any:
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
     """Sees every operation: counts it by phase, and follows the lookup tables of a model into matrix products."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, autocast: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        self._autocast = autocast
         self.total = 0
         self.forward = 0
         self.matrices: set[str] = set()
@@ -168,8 +172,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
         return count
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         op = getattr(func, "_overloadpacket", func)
+        if self._phase != "backward":
+            refuse_mixed_types(op, args, autocast=self._autocast)
+        out = func(*args, **(kwargs or {}))
         if self._phase == "backward":
             return out
         if self._counter is not None and is_opaque(op) and op not in self._counter.flop_registry:

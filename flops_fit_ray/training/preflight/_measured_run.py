@@ -17,6 +17,7 @@ from flops_fit_ray.training.preflight._residue import Residue
 from flops_fit_ray.training.user.losses import Objective
 from flops_fit_ray.training.user.parts import UserParts, build, format_kwargs
 from flops_fit_ray.training.user.user_code import describe_error, user_code
+from flops_fit_ray.training.user.wrong_samples import MixedTypesError, sample_fault
 
 _T = TypeVar("_T")
 
@@ -38,11 +39,14 @@ class MeasuredRun:
     source: str
 
 
-def measured_run(user: UserParts, kwargs: Mapping[str, Any], batch: Batch, residue: Residue) -> MeasuredRun:
+def measured_run(
+    user: UserParts, kwargs: Mapping[str, Any], batch: Batch, residue: Residue, *, autocast: bool = True
+) -> MeasuredRun:
     """Build a model and train one step of it. With a count of the user's it is built alone: it may need a GPU.
 
     Args:
         residue: removed where the model is tried again on the CPU.
+        autocast: products of floats of 32 and 16 bits may be meant.
 
     Raises:
         SpecError: the model cannot be built or run.
@@ -50,7 +54,7 @@ def measured_run(user: UserParts, kwargs: Mapping[str, Any], batch: Batch, resid
     model, memory = _built(user, kwargs)
     if user.flops_per_token is not None or not any(p.requires_grad for p in model.parameters()):
         return MeasuredRun(model=model, memory=memory, flops=None, source="model.flops_per_token")
-    found = _on_meta(user, kwargs, batch, model, memory)
+    found = _on_meta(user, kwargs, batch, model, memory, autocast)
     if found is not None:
         return found
     del model  # what it leaves behind is to be seen
@@ -59,7 +63,12 @@ def measured_run(user: UserParts, kwargs: Mapping[str, Any], batch: Batch, resid
 
 
 def _on_meta(
-    user: UserParts, kwargs: Mapping[str, Any], batch: Batch, model: nn.Module, memory: Mapping[str, tuple[int, int]]
+    user: UserParts,
+    kwargs: Mapping[str, Any],
+    batch: Batch,
+    model: nn.Module,
+    memory: Mapping[str, tuple[int, int]],
+    autocast: bool,
 ) -> MeasuredRun | None:
     """Count on the meta device; None where that cannot be done, and the model is small enough for the CPU.
 
@@ -70,7 +79,7 @@ def _on_meta(
     objective = _with_loss_on_meta(user)
     try:
         with user_code(_fails(kwargs), but=Exception), META:
-            flops = count_flops(objective, model, batch.to(META))
+            flops = count_flops(objective, model, batch.to(META), autocast=autocast)
     except SpecError:
         raise
     except LossError:
@@ -79,6 +88,8 @@ def _on_meta(
             return None
         source += NO_LOSS
     except Exception as e:  # the user's code may raise anything
+        if isinstance(e, MixedTypesError) and (fault := sample_fault(e, model, batch)):
+            raise SpecError("spec", [fault]) from e
         if _size(model) > MAX_CPU_PARAMS:
             raise _fault(kwargs, e, f"; with {_size(model):,} parameters it is not tried on the CPU: {WAY_OUT}") from e
         return None
@@ -98,6 +109,8 @@ def _on_cpu(user: UserParts, kwargs: Mapping[str, Any], batch: Batch) -> Measure
         flops = _without_loss(user.objective, model, batch)
         source += NO_LOSS
     except Exception as e:  # the user's code may raise anything; the fault names its key
+        if fault := sample_fault(e, model, batch):
+            raise SpecError("spec", [fault]) from e
         raise _fault(kwargs, e) from e
     return MeasuredRun(model=model, memory=memory, flops=flops, source=source)
 

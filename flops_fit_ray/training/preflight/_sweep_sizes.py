@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import (
@@ -18,6 +19,7 @@ from flops_fit_ray.planning import (
     rung_targets,
 )
 from flops_fit_ray.spec import SizeValue, SweepSpec
+from flops_fit_ray.training.user.wrong_parts import argument_faults, arguments_of_spec
 
 MAX_AUTO_SIZE = 1 << 20
 AUTO_RANGE_FACTOR = 32  # sizes that the spec leaves to us lie within this factor of the expected optimum
@@ -25,11 +27,14 @@ AUTO_RANGE_FACTOR = 32  # sizes that the spec leaves to us lie within this facto
 Measure = Callable[[SizeValue], ModelSize]
 
 
-def measured_sizes(spec: SweepSpec, measure: Measure, counting: int) -> tuple[list[ModelSize], list[str]]:
+def measured_sizes(
+    spec: SweepSpec, measure: Measure, counting: int, model: Callable[..., Any]
+) -> tuple[list[ModelSize], list[str]]:
     """Measure every size of the sweep. Returns those that the model accepts, and the faults of the others.
 
     Args:
         counting: rule of N and FLOPs by which `measure` counts.
+        model: class or factory that is measured.
 
     Raises:
         SpecError: `measure` refused a size that the spec names, or every size of the ladder.
@@ -37,7 +42,10 @@ def measured_sizes(spec: SweepSpec, measure: Measure, counting: int) -> tuple[li
     wanted = requested_sizes(spec)
     sizes, refused = _measured_ladder(spec, measure, counting) if wanted is None else _measured(wanted, measure)
     if refused and (wanted is not None or not sizes):
-        raise SpecError("spec", _each_kind_once(refused))
+        wrong: list[str] = []
+        if any("TypeError" in fault for fault in refused):
+            wrong = argument_faults(model, arguments_of_spec(spec), "model.kwargs")
+        raise SpecError("spec", wrong or _each_kind_once(refused))
     return sizes, refused
 
 
@@ -46,7 +54,7 @@ def _each_kind_once(faults: Iterable[str]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for fault in faults:
         kinds.setdefault(re.sub(r"[\d.]+", "#", fault), []).append(fault)
-    return [some[0] + (f" (and {len(some) - 1} other sizes)" if len(some) > 1 else "") for some in kinds.values()]
+    return [some[0] + (f" (and {len(some) - 1} other sizes)" if len(set(some)) > 1 else "") for some in kinds.values()]
 
 
 def _measured(wanted: Iterable[SizeValue], measure: Measure) -> tuple[list[ModelSize], list[str]]:

@@ -16,6 +16,8 @@ from flops_fit_ray.training.preflight._params import count_params, declared_para
 from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
 from flops_fit_ray.training.user.parts import UserParts, format_kwargs
 from flops_fit_ray.training.user.user_code import user_code
+from flops_fit_ray.training.user.wrong_parts import argument_faults
+from flops_fit_ray.training.user.wrong_parts import model_faults as kind_faults
 
 TRIED_SIZES = (64, 128, 256, 8)  # of a model whose sweep is not known yet
 
@@ -26,7 +28,7 @@ def measure_alone(spec: SweepSpec, user: UserParts, counting: int = COUNTING) ->
     Raises:
         SpecError: the model cannot be built, or its N is not known.
     """
-    sizes, refused = measured_sizes(spec, lambda size: _measure(spec, user, size), counting)
+    sizes, refused = measured_sizes(spec, lambda size: _measure(spec, user, size), counting, user.model)
     per_sample = spec.data.tokens_per_sample or 1
     data = DataFacts(
         train_samples=None,
@@ -44,6 +46,8 @@ def model_faults(model_cls: Any, size_param: str | None, model_kwargs: Mapping[s
     """Return what is wrong with a model at whatever size it can be built; empty where nothing can be told."""
     if not callable(model_cls) or not isinstance(size_param, str):
         return []
+    if wrong := kind_faults(model_cls, alone=True):
+        return wrong
     faults: list[str] = []
     for size in TRIED_SIZES:
         kwargs = {size_param: size}
@@ -53,6 +57,9 @@ def model_faults(model_cls: Any, size_param: str | None, model_kwargs: Mapping[s
             faults += e.faults
         else:
             return []
+    if "TypeError" in faults[0]:
+        given = [*(("model.kwargs", name) for name in model_kwargs), ("model.size_param", size_param)]
+        faults = argument_faults(model_cls, given, "model.kwargs") or faults
     return faults[:1]
 
 

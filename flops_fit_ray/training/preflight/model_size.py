@@ -31,6 +31,7 @@ from flops_fit_ray.training.user.layers import EMBEDDINGS
 from flops_fit_ray.training.user.parts import UserParts, format_kwargs, load_user_parts
 from flops_fit_ray.training.user.smoke_test import smoke_test_parts
 from flops_fit_ray.training.user.user_code import command_line_of, user_code
+from flops_fit_ray.training.user.wrong_samples import may_be_cast
 from flops_fit_ray.waiting import waiting
 
 FORWARD_BACKWARD = 3  # of the first rule of counting
@@ -64,6 +65,7 @@ def measure_sizes(spec: SweepSpec, user: UserParts, counting: int = COUNTING) ->
                 spec,
                 lambda size: measure_size(spec, user, size, batch, tokens, residue).counted_by(counting),
                 counting,
+                user.model,
             )
         finally:
             residue.remove()
@@ -85,7 +87,7 @@ def measure_size(
         SpecError: the model cannot be built or run, has no parameters, or no FLOPs were counted.
     """
     kwargs = size_kwargs(spec, size)
-    run = measured_run(user, kwargs, batch, residue)
+    run = measured_run(user, kwargs, batch, residue, autocast=may_be_cast(batch, spec.train.precision))
     model, flops = run.model, run.flops
     counted = count_params(model, () if flops is None else flops.matrices, run.memory)
     if counted.params <= 0:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flops_fit_ray.errors import ExperimentError
+from flops_fit_ray.errors import ExperimentError, SpecError
 from flops_fit_ray.planning import Average
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.data.batch import AUTO
@@ -73,12 +74,15 @@ def outputs_of(model: nn.Module, batch: Batch) -> Any:
     """Run the model on the inputs of a batch.
 
     Raises:
-        TypeError: inputs and target cannot be told apart.
+        SpecError: inputs and target cannot be told apart.
     """
     if not batch.has_target:
-        raise TypeError(
-            "a sample must be a tuple (input, ..., target) or a mapping with labels, but is a "
-            f"{type(batch.content).__name__}; return one of these, or use a loss (model, batch)"
+        raise SpecError(
+            "spec",
+            [
+                "data.train: a sample must be a tuple (input, ..., target) or a mapping with labels, but is a "
+                f"{type(batch.content).__name__}; return one of these, or use a loss (model, batch)"
+            ],
         )
     positional, named = batch.arguments
     return model(*positional, **named)
@@ -142,6 +146,11 @@ def _is_second(logits: Tensor, targets: Tensor, second: bool) -> bool:
     """
     last, torchs = classes_last(logits.shape, targets.shape), classes_second(logits.shape, targets.shape)
     if not (last or torchs):
+        if logits.shape == targets.shape:
+            raise ValueError(
+                f"targets {tuple(targets.shape)} have the logits' shape and are {str(targets.dtype)[6:]}; give class "
+                "ids, .argmax(-1), or probabilities, .float()"
+            )
         raise ValueError(
             f"logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)}: cross_entropy takes logits "
             "(..., classes) or (samples, classes, positions...) and class ids (samples, positions...)"
@@ -171,7 +180,28 @@ def cross_entropy(outputs: Any, targets: Tensor, *, second: bool = False) -> Ten
         return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(0, -2).to(logits.dtype))
     if _is_second(logits, targets, second):
         logits = logits.movedim(1, -1)
-    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten().long())
+    return functional.cross_entropy(logits.flatten(0, -2), class_ids(targets).flatten())
+
+
+def class_ids(targets: Tensor) -> Tensor:
+    """Return targets as class ids.
+
+    Raises:
+        ValueError: some are no whole numbers.
+    """
+    ids = targets.long()
+    if not targets.is_floating_point() or targets.is_meta or _is_captured(targets):
+        return ids
+    wrong = targets != ids
+    if bool(wrong.any()):
+        example = targets[wrong][0].item()
+        raise ValueError(f"targets are class ids, and {example:.4g} is none; for numbers take loss: mse")
+    return ids
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    """Return True while a CUDA graph is recorded, in which no number can be looked at; the steps before it are."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def mse(outputs: Any, targets: Tensor) -> Tensor:
@@ -226,6 +256,8 @@ def check_loss(loss: Any) -> None:
     """
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        if callable(loss):
+            raise ExperimentError(f"the loss returned {shape}, another loss, and no number; name what it returns")
         raise ExperimentError(
             f"the loss must be one number, a mean over the batch, but is {shape}; return .mean() of a tensor, the loss "
             "alone of a tuple, or a mapping of sum and count"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,9 @@ import torch
 from torch import nn
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.formatting import did_you_mean
 from flops_fit_ray.planning import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.spec import DataSection, SweepSpec, is_data_path
+from flops_fit_ray.spec.wrong_data import data_faults
 from flops_fit_ray.training.data import (
     Batch,
     Data,
@@ -29,8 +28,16 @@ from flops_fit_ray.training.data import (
     split_held_out,
 )
 from flops_fit_ray.training.data.batch import AUTO
-from flops_fit_ray.training.user.losses import BUILT_IN_LOSSES, Objective, as_objective, cross_entropy
-from flops_fit_ray.training.user.user_code import command_line_of, user_code
+from flops_fit_ray.training.user.losses import BUILT_IN_LOSSES, Objective, as_objective, cross_entropy, model_loss
+from flops_fit_ray.training.user.targets import load_target
+from flops_fit_ray.training.user.user_code import user_code
+from flops_fit_ray.training.user.wrong_parts import (
+    argument_faults,
+    loss_faults,
+    loss_object,
+    model_faults,
+    unknown_loss,
+)
 from flops_fit_ray.waiting import waiting
 
 HOOKS = {  # field of `UserParts` -> key of the spec
@@ -183,10 +190,15 @@ def make_user_parts(
     `eval_fraction` is 0, the smoothed training loss takes the place of the held-out one.
 
     Raises:
-        SpecError: a dataset or the loss cannot be used.
+        SpecError: model, loss or a dataset cannot be used.
     """
-    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
-        raise SpecError("spec", ["loss: has trainable parameters; move them into the model, where N counts them"])
+    faults = [*model_faults(model), *loss_faults(loss)]
+    if prepared is None and callable(loss):
+        whole = loss is model_loss or as_objective(loss).takes_model
+        for key, dataset in (("data.train", train), ("data.eval", held_out)):
+            faults += data_faults(key, dataset, of_any_kind=whole)
+    if faults:
+        raise SpecError("spec", faults)
     prepared = prepared or _prepare_data(train, held_out, data.eval_fraction)
     return UserParts(
         model=functools.partial(model, **model_kwargs),
@@ -203,7 +215,13 @@ def make_user_parts(
 def parts_without_data(
     model: Callable[..., nn.Module], model_kwargs: Mapping[str, Any], loss: Callable[..., Any], **hooks: Any
 ) -> UserParts:
-    """Create user parts to plan with, and not to train with."""
+    """Create user parts to plan with, and not to train with.
+
+    Raises:
+        SpecError: the model or the loss cannot be used.
+    """
+    if faults := [*model_faults(model, alone=True), *loss_faults(loss)]:
+        raise SpecError("spec", faults)
     nothing: Any = None
     return UserParts(
         model=functools.partial(model, **model_kwargs),
@@ -253,91 +271,39 @@ def load_loss(name: str, base: Path, faults: list[str]) -> Any:
     """Load a built-in loss by name, or the user's by `module:attribute`. Appends to `faults` what is wrong."""
     if ":" not in name:
         if name not in BUILT_IN_LOSSES:
-            faults.append(f"loss: {name!r} is none of {', '.join(BUILT_IN_LOSSES)}; write your own as module:attribute")
+            faults.append(unknown_loss(name))
         return BUILT_IN_LOSSES.get(name)
     try:
         loss = load_target(name, base, "loss")
     except SpecError as e:
         faults.extend(e.faults)
         return None
-    if not (isinstance(loss, type) and issubclass(loss, nn.Module)):
+    if not isinstance(loss, type):
         return loss
     try:
         with user_code(f"loss: {name} raised"):
-            return loss()
+            return loss_object(name, loss, faults)
     except SpecError as e:
         faults.extend(e.faults)
         return None
 
 
-def load_target(target: str, base: Path, key: str) -> Any:
-    """Import the object that `module:attribute` names; modules in `base` come first.
-
-    Raises:
-        SpecError: it cannot be imported, does not exist, or is neither callable nor data.
-    """
-    module_name, _, attribute = target.partition(":")
-    if not (module_name and attribute):
-        raise SpecError("spec", [f"{key}: {target!r} must be written module:attribute, for example model:GPT"])
-    module = _import(module_name, base, key)
-    found: Any = module
-    for part in attribute.split("."):
-        with user_code(f"{key}: {target!r} raised"):  # a module or class may compute its attributes
-            present = hasattr(found, part)
-        if not present:
-            fault = f"{key}: {module_name!r} has no attribute {part!r}"
-            hint = did_you_mean(part, dir(found))
-            raise SpecError("spec", [f"{fault}; {hint}" if hint else fault])
-        found = getattr(found, part)
-    if not (callable(found) or hasattr(found, "__getitem__") or hasattr(found, "__iter__")):
-        raise SpecError(
-            "spec",
-            [f"{key}: {target!r} is of type {type(found).__name__}; name a class, a function or, for data, a dataset"],
-        )
-    return found
-
-
-def _import(name: str, base: Path, key: str) -> Any:
-    root = name.partition(".")[0]
-    local = next((p for p in (base / f"{root}.py", base / root) if p.exists()), None)
-    if local is not None:
-        _forget_other(root, base)
-    path = str(base)
-    if sys.path[:1] != [path]:
-        sys.path[:] = [path, *(p for p in sys.path if p != path)]
-    importlib.invalidate_caches()
-    with waiting(f"importing {name} ({key})"), command_line_of(str(local or name)):
-        try:
-            with user_code(f"{key}: importing {name!r} raised", but=ModuleNotFoundError):
-                return importlib.import_module(name)
-        except ModuleNotFoundError as e:
-            if e.name is not None and (name == e.name or name.startswith(f"{e.name}.")):
-                fault = f"{key}: no module {name!r} in {base} or among the installed packages"
-            else:
-                fault = f"{key}: importing {name!r} needs the module {e.name!r}, which is missing"
-            raise SpecError("spec", [fault]) from e
-
-
-def _forget_other(root: str, base: Path) -> None:
-    """Remove a module of the same name, imported from another directory, from sys.modules."""
-    loaded = sys.modules.get(root)
-    if loaded is None:
-        return
-    own = vars(loaded)  # and not what a `__getattr__` of the module's own would compute
-    origins = [own.get("__file__"), *own.get("__path__", [])]
-    if any(origin and Path(origin).is_relative_to(base) for origin in origins):
-        return
-    for module in [m for m in sys.modules if m == root or m.startswith(f"{root}.")]:
-        del sys.modules[module]
-
-
 def _create(key: str, named: str | None, value: Any, kwargs: Mapping[str, Any]) -> Any:
     """Return a dataset itself, or the result of its factory."""
     is_data = hasattr(value, "__getitem__") or hasattr(value, "__iter__")
-    if value is None or (is_data and not isinstance(value, type)):
+    if value is None or isinstance(value, nn.Module) or (is_data and not isinstance(value, type)):
         return value
-    with waiting(f"reading {named} ({key})"), user_code(f"{key}: {_name(value)} raised"):
-        return value(**kwargs)
+    with waiting(f"reading {named} ({key})"):
+        try:
+            with user_code(f"{key}: {_name(value)} raised"):
+                return value(**kwargs)
+        except SpecError as e:
+            wrong = isinstance(e.__cause__, TypeError) and argument_faults(
+                value, [("data.kwargs", name) for name in kwargs], "data.kwargs"
+            )
+            if wrong:
+                raise SpecError("spec", wrong) from e.__cause__
+            raise
 
 
 def _name(value: Any) -> str:

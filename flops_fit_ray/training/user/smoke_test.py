@@ -12,18 +12,28 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import Subset, TensorDataset
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import LossFacts, ModelSize
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.data import Batch, Stream, first_batch
 from flops_fit_ray.training.data.batch import is_integer_tensor, map_tensors
+from flops_fit_ray.training.data.dataset import TensorDictDataset
 from flops_fit_ray.training.user._loss_average import SAMPLES
 from flops_fit_ray.training.user._loss_probe import learn_loss_facts
-from flops_fit_ray.training.user.losses import as_objective, check_loss, cross_entropy
+from flops_fit_ray.training.user.losses import (
+    as_objective,
+    check_loss,
+    class_ids,
+    cross_entropy,
+    logits_of,
+    outputs_of,
+)
 from flops_fit_ray.training.user.optimizers import user_optimizer
 from flops_fit_ray.training.user.parts import UserParts, build
 from flops_fit_ray.training.user.user_code import user_code
+from flops_fit_ray.training.user.wrong_samples import sample_fault
 
 MAX_PARAMS = 20_000_000  # of a model that planning builds with real weights
 SCHEDULE_STEPS = 1000
@@ -49,10 +59,14 @@ def smoke_test_parts(user: UserParts, size: ModelSize, batch: Batch, spec: Sweep
         if batch.num_samples < SAMPLES and not isinstance(user.train_data, Stream):
             batch = first_batch(user.train_data, SAMPLES)
     two = batch.split(2)[0] if batch.splits else batch
-    with _named(f"model.target: the model of size {size.size} and the loss fail on the first samples", two):
-        _check_loss(user.objective(model, two), model)
-        if user.loss is cross_entropy:
-            _check_class_ids(two.target)
+    with _named(f"model.target: the model of size {size.size} and the loss fail on the first samples", two, model):
+        loss = user.objective(model, two)
+        _check_loss(loss, model)
+        if loss.requires_grad:
+            loss.backward()
+            model.zero_grad()
+        if user.loss is cross_entropy and two.target.is_floating_point():
+            _check_class_ids(user, model, two)
     for name, metric in user.metrics.items():
         with _named(f"metrics.{name}"), torch.no_grad():
             value = as_objective(metric)(model, two)
@@ -71,12 +85,19 @@ def _check_loss(loss: Any, model: torch.nn.Module) -> None:
         raise TypeError("the loss has no gradient; does it call .item(), .detach() or numpy?")
 
 
-def _check_class_ids(target: Any) -> None:
-    if isinstance(target, torch.Tensor) and target.is_floating_point() and bool((target != target.round()).any()):
-        logits = target.ndim >= 2 and torch.allclose(target.sum(-1), torch.ones(()), atol=1e-3)
-        if not logits:
-            example = target.flatten()[target.flatten() != target.flatten().round()][0].item()
-            raise ValueError(f"targets are class ids, and {example:.4g} is none; for numbers take loss: mse")
+def _check_class_ids(user: UserParts, model: torch.nn.Module, batch: Batch) -> None:
+    """Look at all targets that lie in memory, unless they are probabilities."""
+    with torch.no_grad():
+        if logits_of(outputs_of(model, batch)).shape == batch.target.shape:
+            return
+    for data in (user.train_data, user.eval_data):
+        whole = data
+        while isinstance(whole, Subset):
+            whole = whole.dataset
+        if isinstance(whole, TensorDataset):
+            class_ids(whole.tensors[-1])
+        elif isinstance(whole, TensorDictDataset):
+            class_ids(Batch(whole.columns, 0).target)
 
 
 def _check_schedule(schedule: Callable[[int, int], float]) -> None:
@@ -90,11 +111,13 @@ def _check_schedule(schedule: Callable[[int, int], float]) -> None:
 
 
 @contextlib.contextmanager
-def _named(key: str, batch: Batch | None = None) -> Iterator[None]:
+def _named(key: str, batch: Batch | None = None, model: torch.nn.Module | None = None) -> Iterator[None]:
     try:
         with user_code(f"{key}:"):
             yield
     except SpecError as e:
+        if batch is not None and model is not None and (fault := sample_fault(e.__cause__, model, batch)):
+            raise SpecError(e.source, [fault]) from e.__cause__
         if batch is not None and isinstance(e.__cause__, IndexError):
             raise SpecError(e.source, [f"{e.faults[0]}{_largest_id(batch)}"]) from e.__cause__
         raise

@@ -11,9 +11,9 @@ from torch.utils.data import TensorDataset
 from flops_fit_ray.planning import Experiment, make_plan
 from flops_fit_ray.spec import make_spec
 from flops_fit_ray.training.preflight.model_size import measure_sizes
+from flops_fit_ray.training.user._targets import load_target
 from flops_fit_ray.training.user.losses import cross_entropy
 from flops_fit_ray.training.user.parts import UserParts, make_user_parts
-from flops_fit_ray.training.user.targets import load_target
 
 DEMO = Path(__file__).parent.parent / "examples" / "bytes"
 

@@ -16,7 +16,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
 from flops_fit_ray.training.preflight._params import _non_embedding, count_params
 from flops_fit_ray.training.preflight.model_size import measure_sizes
-from flops_fit_ray.training.user.targets import load_target
+from flops_fit_ray.training.user._targets import load_target
 from tests.parts import (
     Bigram,
     Mlp,

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.training.user._targets import load_target
 from flops_fit_ray.training.user.losses import cross_entropy, mse
 from flops_fit_ray.training.user.parts import load_user_parts
-from flops_fit_ray.training.user.targets import load_target
 from tests.parts import spec_of
 
 MODEL = "from torch import nn\nWORD = '{word}'\nclass GPT(nn.Module):\n    word = WORD\n"

@@ -16,8 +16,7 @@ from flops_fit_ray.training.preflight._params import count_params, declared_para
 from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
 from flops_fit_ray.training.user.parts import UserParts, format_kwargs
 from flops_fit_ray.training.user.user_code import user_code
-from flops_fit_ray.training.user.wrong_parts import argument_faults
-from flops_fit_ray.training.user.wrong_parts import model_faults as kind_faults
+from flops_fit_ray.training.user.wrong_parts import argument_faults, model_kind_faults
 
 TRIED_SIZES = (64, 128, 256, 8)  # of a model whose sweep is not known yet
 
@@ -46,7 +45,7 @@ def model_faults(model_cls: Any, size_param: str | None, model_kwargs: Mapping[s
     """Return what is wrong with a model at whatever size it can be built; empty where nothing can be told."""
     if not callable(model_cls) or not isinstance(size_param, str):
         return []
-    if wrong := kind_faults(model_cls, alone=True):
+    if wrong := model_kind_faults(model_cls):
         return wrong
     faults: list[str] = []
     for size in TRIED_SIZES:

@@ -148,8 +148,8 @@ def _is_second(logits: Tensor, targets: Tensor, second: bool) -> bool:
     if not (last or torchs):
         if logits.shape == targets.shape:
             raise ValueError(
-                f"targets {tuple(targets.shape)} have the logits' shape and are {str(targets.dtype)[6:]}; give class "
-                "ids, .argmax(-1), or probabilities, .float()"
+                f"logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)} of {targets.dtype}: give "
+                "class ids, .argmax(-1), or probabilities, .float()"
             )
         raise ValueError(
             f"logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)}: cross_entropy takes logits "

@@ -28,14 +28,15 @@ from flops_fit_ray.training.data import (
     split_held_out,
 )
 from flops_fit_ray.training.data.batch import AUTO
+from flops_fit_ray.training.user._targets import load_target
 from flops_fit_ray.training.user.losses import BUILT_IN_LOSSES, Objective, as_objective, cross_entropy, model_loss
-from flops_fit_ray.training.user.targets import load_target
 from flops_fit_ray.training.user.user_code import user_code
 from flops_fit_ray.training.user.wrong_parts import (
     argument_faults,
     loss_faults,
     loss_object,
-    model_faults,
+    model_kind_faults,
+    no_module_fault,
     unknown_loss,
 )
 from flops_fit_ray.waiting import waiting
@@ -192,7 +193,7 @@ def make_user_parts(
     Raises:
         SpecError: model, loss or a dataset cannot be used.
     """
-    faults = [*model_faults(model), *loss_faults(loss)]
+    faults = [*model_kind_faults(model), *loss_faults(loss)]
     if prepared is None and callable(loss):
         whole = loss is model_loss or as_objective(loss).takes_model
         for key, dataset in (("data.train", train), ("data.eval", held_out)):
@@ -220,7 +221,7 @@ def parts_without_data(
     Raises:
         SpecError: the model or the loss cannot be used.
     """
-    if faults := [*model_faults(model, alone=True), *loss_faults(loss)]:
+    if faults := [*model_kind_faults(model), *loss_faults(loss)]:
         raise SpecError("spec", faults)
     nothing: Any = None
     return UserParts(
@@ -256,9 +257,7 @@ def build(user: UserParts, kwargs: Mapping[str, Any]) -> nn.Module:
     with user_code(f"model.sizes: {format_kwargs(kwargs)} raised", but=NotImplementedError):
         model = user.model(**kwargs)
     if not isinstance(model, nn.Module):
-        raise SpecError(
-            "spec", [f"model.target: {format_kwargs(kwargs)} made a {type(model).__name__}, not an nn.Module"]
-        )
+        raise SpecError("spec", [no_module_fault(user.model, model, format_kwargs(kwargs))])
     return model
 
 

@@ -24,19 +24,21 @@ SIGNATURES = "(outputs, targets) or (model, batch)"
 # Models
 
 
-def model_faults(model: Any, *, alone: bool = False) -> list[str]:
-    """Return what is wrong with a model before any is built: one that is built already, or a class of another kind.
+def model_kind_faults(model: Any) -> list[str]:
+    """Return what is wrong with a model before any is built: one that is built already."""
+    if not isinstance(model, nn.Module):
+        return []
+    name = type(model).__name__
+    return [f"model.target: is a {name} that is built already; give the class, {name}, of which each size is built"]
 
-    Args:
-        alone: it is only counted, and need not be an nn.Module.
-    """
-    if isinstance(model, nn.Module):
-        name = type(model).__name__
-        return [f"model.target: is a {name} that is built already; give the class, {name}, of which each size is built"]
-    other = isinstance(model, type) and not issubclass(model, nn.Module) and model.__new__ is object.__new__
-    if other and not alone:
-        return [f"model.target: the class {model.__name__} is no torch.nn.Module; derive it from nn.Module"]
-    return []
+
+def no_module_fault(model: Any, made: Any, size: str) -> str:
+    """Return the fault of a class or factory that made no nn.Module."""
+    while isinstance(model, functools.partial):
+        model = model.func
+    if isinstance(model, type):
+        return f"model.target: the class {model.__name__} is no torch.nn.Module; derive it from nn.Module"
+    return f"model.target: {size} made a {type(made).__name__}, not an nn.Module"
 
 
 def arguments_of_spec(spec: SweepSpec) -> list[tuple[str, str]]:

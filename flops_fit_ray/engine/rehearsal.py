@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 
 from flops_fit_ray.ledger import ExperimentResult, Ledger
-from flops_fit_ray.planning import Experiment, Observation, Plan, Planner
+from flops_fit_ray.planning import Experiment, ExperimentFacts, Observation, Plan, Planner
 from flops_fit_ray.planning.cells import general_lr
 from flops_fit_ray.planning.simulation import SURFACES, World
 from flops_fit_ray.spec import SYNTHETIC_LOSS
+from flops_fit_ray.storage.codec import fields_of
 from flops_fit_ray.storage.lock import hostname
 
 NOISE = 0.01  # standard deviation of a loss, in nats
@@ -44,16 +45,7 @@ def _result(e: Experiment, world: World, *, probes: bool) -> ExperimentResult:
     general = general_lr(e.params) if probes else e.recipe.lr / world.lr_factor
     loss = world.loss(e, general)
     return ExperimentResult(
-        key=e.key,
-        budget=e.budget,
-        size=e.size,
-        params=e.params,
-        params_total=e.params_total,
-        tokens=e.tokens,
-        steps=e.steps,
-        role=e.role,
-        of=e.of,
-        parent=e.parent,
+        **fields_of(ExperimentFacts, e),
         tokens_seen=e.tokens,
         loss=loss,
         loss_stderr=None,

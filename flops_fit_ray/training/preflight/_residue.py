@@ -23,21 +23,41 @@ _FOREIGN = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", 
 
 
 class Residue:
-    """Tensors of the meta device that outlive a measurement, and the names that hold them."""
+    """Tensors of the meta device that outlive a measurement, and the names that hold them.
+
+    What is alive before is frozen (`gc.freeze`) until the end: what was made since is then seen without a walk over
+    every object of the process, which would cost more than a small model's measurement.
+    """
 
     def __init__(self, *parts: Any) -> None:
         """Note what the user's modules hold: those outside of the installed packages, and those of `parts`."""
-        self._known = _living()[0]
+        self._frozen = gc.get_freeze_count() == 0  # by us; what the user froze stays frozen
+        self._known = [] if self._frozen else _living()[0]  # held: no other gets their ids
         self._held = {id(c): (c, _entries(c)) for c in _containers(_user_modules(parts))}
+        if self._frozen:
+            gc.freeze()
 
     def remove(self) -> None:
         """Give names back the values they had where they hold a tensor without content now, and empty such caches."""
-        known = {id(t) for t in self._known}
+        gc.collect()  # what is garbage has left nothing behind
         tensors, caches = _living()
-        if all(id(t) in known for t in tensors):
-            return
-        left = {id(t) for t in tensors} - known
-        # What was frozen (gc.freeze) is not among the living, but has its name in a module
+        left = {id(t) for t in tensors} - {id(t) for t in self._known}
+        if left:
+            self._give_back(left, caches)
+
+    def close(self) -> None:
+        """Remove what is left, and let go of what was noted."""
+        try:
+            self.remove()
+        finally:
+            if self._frozen:
+                gc.unfreeze()
+
+    def _give_back(self, left: set[int], caches: list[Any]) -> None:
+        # What was frozen is not among the living: caches from before are found by their names, or thawed
+        if self._frozen:
+            gc.unfreeze()
+            caches = _living()[1]
         named = [v for c, _ in self._held.values() for v in _entries(c).values()]
         for cache in {id(c): c for c in (*caches, *named) if type(c) is functools._lru_cache_wrapper}.values():
             if _holds(gc.get_referents(cache), left, DEPTH):
@@ -47,6 +67,8 @@ class Residue:
                 if value is not before.get(name, _ABSENT) and _holds(value, left, DEPTH):
                     _put_back(container, name, before.get(name, _ABSENT))
         gc.collect()
+        if self._frozen:
+            gc.freeze()
 
 
 def _living() -> tuple[list[Tensor], list[Any]]:

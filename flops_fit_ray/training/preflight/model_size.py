@@ -68,7 +68,7 @@ def measure_sizes(spec: SweepSpec, user: UserParts, counting: int = COUNTING) ->
                 user.model,
             )
         finally:
-            residue.remove()
+            residue.close()
     refuse_large_ids(user, sizes)
     with waiting("running the smallest model on two samples"):
         loss = smoke_test_parts(user, min(sizes, key=lambda s: s.params_total), batch, spec)

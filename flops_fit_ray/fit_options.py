@@ -18,6 +18,7 @@ MethodChoice = Literal["auto", MethodName]
 CurveName = Literal["parabola", "cubic", "akima"]
 LawWeights = Literal["equal", "precision"]
 SurfaceLoss = Literal["huber", "squared"]
+SurfaceForm = Literal["additive", "coupled"]
 PinName = Literal["E", "alpha", "beta"]
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -89,12 +90,18 @@ class SurfaceOptions:
     """
 
     loss: SurfaceLoss = "huber"
+    form: SurfaceForm = "additive"  # coupled: Huber only
     delta: float = 1e-3  # of the Huber loss of ln L
     undertuned: float = 1.0  # weight of losses above the surface; Huber only
     pins: Mapping[str, float] = field(default_factory=dict)  # E, alpha, beta held fixed
 
     def __post_init__(self) -> None:
         check_pins(self.pins)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters that are fitted."""
+        return (6 if self.form == "coupled" else 5) - len(self.pins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +133,9 @@ class FitOptions:
                 raise FitError(f"{name} must be {limits} (got {value!r})")
         check_pins(self.pins)
 
-    def surface(self, loss: SurfaceLoss) -> SurfaceOptions:
+    def surface(self, loss: SurfaceLoss, form: SurfaceForm = "additive") -> SurfaceOptions:
         """Return the settings of the surface fit."""
-        return SurfaceOptions(loss=loss, delta=self.delta, undertuned=self.undertuned, pins=self.pins)
+        return SurfaceOptions(loss=loss, form=form, delta=self.delta, undertuned=self.undertuned, pins=self.pins)
 
 
 FIT_DEFAULTS = FitOptions()

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flops_fit_ray.analysis import FitOptions, fit_sweep, predict
+from flops_fit_ray.analysis import FitOptions, Points, fit_sweep, predict
 from flops_fit_ray.analysis.surface import SurfaceOptions, bootstrap_surface, fit_cost_law, fit_surface, refit_surfaces
-from flops_fit_ray.analysis.surface._estimate import _scaled, _status
+from flops_fit_ray.analysis.surface._estimate import _status
 from flops_fit_ray.analysis.surface._huber import LOWER, UPPER, HuberProblem, derivatives
+from flops_fit_ray.analysis.surface._search import scaled_problem
 from flops_fit_ray.errors import FitError
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, Surface, optimum, points_from, scattered, sweep_on
 
@@ -64,17 +65,18 @@ def test_c_is_what_the_points_say_and_not_6nd() -> None:
     assert predict(fit, budget).loss == pytest.approx(loss.min(), rel=1e-9)
 
 
-def test_gradient_and_hessian_are_those_of_the_objective() -> None:
+@pytest.mark.parametrize("size", [5, 6])
+def test_gradient_and_hessian_are_those_of_the_objective(size: int) -> None:
     points = scattered(BESIROGLU, 30, noise=0.02)
     x, y = np.log(points.params), np.log(points.tokens)
     x, y = x - x.mean(), y - y.mean()
-    problem = HuberProblem(x=x, y=y, delta=0.01, undertuned=0.4, free=np.ones(5, dtype=bool))
+    theta = np.array([[-1.0, 0.3, -1.2, 0.35, 0.6, -0.4][:size]])  # the last is ln k of the coupled law
+    problem = HuberProblem(x=x, y=y, delta=0.01, undertuned=0.4, free=np.ones(size, dtype=bool))
     rng = np.random.default_rng(0)
-    theta = np.array([[-1.0, 0.3, -1.2, 0.35, 0.6]])
     log_loss, w = np.log(points.loss)[None, :], rng.uniform(0.5, 2, (1, 30))
     _, gradient, hessian, majoriser = derivatives(problem, theta, log_loss, w)
     step = 1e-6
-    for i in range(5):
+    for i in range(size):
         up, down = theta.copy(), theta.copy()
         up[0, i] += step
         down[0, i] -= step
@@ -161,6 +163,75 @@ def test_what_cannot_be_told_is_unidentified_and_says_why() -> None:
                 assert not fit.usable, kind
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_unit_changes_the_answer(loss: str) -> None:
+    points, options = scattered(BESIROGLU, 60, noise=0.02), SurfaceOptions(loss=loss)  # type: ignore[arg-type]
+    answers = []
+    for s, n, d in ((1.0, 1.0, 1.0), (1e5, 1e-6, 1e9), (1e-6, 1e3, 1e-9)):
+        scaled = replace(points, loss=s * points.loss, params=n * points.params, tokens=d * points.tokens)
+        rng = np.random.default_rng(0)
+        fit = bootstrap_surface(fit_surface(scaled, options), scaled, options, 50, rng)
+        assert fit.status == "converged" and fit.surface is not None and fit.draws is not None and fit.lost_draws == 0
+        s0, drawn = fit.surface, fit.draws
+        answers.append([np.concatenate([v.alpha, v.beta, np.exp(v.log_e) / s]) for v in (s0, drawn)])
+    for values, others in ((answers[0], answers[1]), (answers[0], answers[2])):
+        assert others[0] == pytest.approx(values[0], rel=1e-9)
+        assert others[1] == pytest.approx(values[1], rel=1e-7)  # draws are searched less far
+
+
+def _huber(points: Points, theta: np.ndarray, e: float = 0.0) -> float:
+    log_a, alpha, log_b, beta = theta
+    n, d = np.log(points.params), np.log(points.tokens)
+    size = np.abs(np.log(np.exp(log_a - alpha * n) + np.exp(log_b - beta * d) + e) - np.log(points.loss))
+    return float(np.where(size < 1e-3, size**2 / 2, 1e-3 * (size - 5e-4)).sum())
+
+
+def test_where_e_is_zero_the_rest_is_at_its_minimum() -> None:
+    """ln E has no end at E = 0, so a search over it alone stops on the way: a ten-thousandth above the minimum."""
+    points = scattered((0.0, 482.01, 2085.43, 0.3478, 0.3658), 17, noise=0.01, seed=1)
+    fit = fit_surface(points, SurfaceOptions())
+    assert fit.status == "at_bound" and "E was fitted as 0" in fit.reason and fit.surface is not None
+    s, lowest = fit.surface, fit.objective
+    assert lowest is not None and np.exp(s.log_e[0]) == 0.0
+    best = np.array([s.log_a[0], s.alpha[0], s.log_b[0], s.beta[0]])
+    assert lowest == pytest.approx(_huber(points, best), rel=1e-9)
+    towards = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0] * 1e-4
+    assert all(_huber(points, best + sign * step) > lowest for step in towards for sign in (-1, 1))
+    assert _huber(points, best, e=1e-4) > lowest
+    drawn = bootstrap_surface(fit, points, SurfaceOptions(), 100, np.random.default_rng(0)).draws
+    assert drawn is not None and 0.3 < np.mean(np.exp(drawn.log_e) == 0) < 0.7  # as far above 0 as below it
+
+
+def test_no_interval_where_the_design_cannot_bear_one() -> None:
+    rng = np.random.default_rng(0)
+    e, a, b, alpha, beta = BESIROGLU
+
+    def runs(n: np.ndarray, d: np.ndarray, steep: float = alpha) -> Points:
+        loss = e + a * 1e8 ** (steep - alpha) / n**steep + b / d**beta + 0.01 * rng.standard_normal(len(n))
+        return points_from(6 * n * d, 6 * n * d, n, d, loss, labelled=False)
+
+    n, d = 10 ** rng.uniform(7, 10, 40), np.geomspace(1e9, 1e12, 8)
+    sizes = [np.repeat(1e8 * np.geomspace(1, span, 4), 8) for span in (1.03, 1.8, 30)]
+    budgets = sweep_on(BESIROGLU, [1e18, 1.1e18], noise=0.01)
+    cases = [
+        (runs(n, 20 * n * np.exp(0.1 * rng.standard_normal(40))), "ill_conditioned", "(correlation 0.99"),
+        (budgets, "ill_conditioned", "the budgets hardly differ"),
+        (runs(sizes[0], np.tile(d, 4)), "unidentified", "1 different values of N (4 within x1.03)"),
+        (runs(sizes[1], np.tile(d, 4)), "ill_conditioned", "N varies by x1.8 only"),
+        (runs(sizes[2], np.tile(d, 4), steep=2.6), "unidentified", "the loss would fall as N^-2."),
+        (
+            runs(n / 30, 1e4 * n * np.exp(rng.standard_normal(40))),
+            "ill_conditioned",
+            "is larger than any N that was run",
+        ),
+    ]
+    for points, status, words in cases:
+        for kind in LOSSES:
+            options = SurfaceOptions(loss=kind)  # type: ignore[arg-type]
+            fit = bootstrap_surface(fit_surface(points, options), points, options, 20, rng)
+            assert (fit.status, fit.draws) == (status, None) and words in fit.reason, (words, kind, fit.reason)
+
+
 def test_no_irreducible_loss_is_named_a_bound() -> None:
     points = scattered((1e-9, 482.01, 2085.43, 0.3478, 0.3658), 60)
     for kind in LOSSES:
@@ -237,7 +308,7 @@ def test_intervals_of_surfaces_cover_what_they_say(noise: float, loss: str) -> N
 def test_every_status_has_its_case() -> None:
     points = scattered(BESIROGLU, 40, noise=0.01)
     options = SurfaceOptions(loss="huber")
-    frame, ones = _scaled(points, options), np.ones(40)
+    frame, ones = scaled_problem(points, options), np.ones(40)
     start = np.array([-1.0, 0.3, -1.0, 0.3, 0.5])
     assert _status(frame, start, start, False, ones)[0] == "did_not_move"
     assert _status(frame, start + 0.1, start, False, ones)[0] == "not_converged"

@@ -12,6 +12,7 @@ from flops_fit_ray.analysis.arrays import Bools, Floats
 
 CHUNK = 65_536  # elements of (rows, points) at once, which fit the cache of a core
 MAX_ITERATIONS = 200
+ROUNDING = 1e-14  # relative, of an objective
 MAX_DAMPING = 1e9  # no step lowers the objective beyond it
 
 
@@ -60,6 +61,12 @@ class SearchResult:
     def objective(self) -> Floats:
         """The objective (rows,) at theta."""
         return self.known[0]
+
+    def at(self, row: int) -> SearchResult:
+        """Return one row, as arrays (1, ...)."""
+        one = slice(row, row + 1)
+        known = [values[one] for values in self.known]
+        return SearchResult(theta=self.theta[one], known=known, converged=self.converged[one])
 
 
 Evaluate = Callable[[Floats, Floats, Floats], Sequence[Floats]]
@@ -117,10 +124,11 @@ def _descend_block(
         small = predicted <= tolerance * value + 1e-28
         # Converged to rounding: a small decrease was predicted, and nearly none was achieved
         small |= (predicted <= 1e4 * tolerance * value) & ~(new[0] < value * (1 - tolerance))
-        improved = live[better]
-        best[improved] = trial[better]
+        # The last step is worth taking where rounding hides its decrease: the gradient knows more digits
+        taken = better | (small & (new[0] <= value * (1 + ROUNDING)))
+        best[live[taken]] = trial[taken]
         for values, fresh in zip(known, new, strict=True):
-            values[improved] = fresh[better]
+            values[live[taken]] = fresh[taken]
         # Levenberg-Marquardt: trust the quadratic model more after a success, less after a failure
         dampings[live] = np.where(better, dampings[live] / 10, np.maximum(dampings[live], 1e-6) * 8)
         converged[live[small]] = True

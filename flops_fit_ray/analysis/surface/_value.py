@@ -1,4 +1,7 @@
-"""The loss surface L(N, D) = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, section 3.3) and its optima."""
+"""The loss surface L(N, D) = E + (A/N^alpha + B/D^beta)^k and its optima.
+
+k = 1 is the additive law of Hoffmann et al. 2022, section 3.3; other k the coupled one of arXiv 2608.07222.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +42,13 @@ class Surfaces:
     log_b: Floats
     alpha: Floats
     beta: Floats
+    k: Floats  # 1 where the law is additive
 
     def loss(self, params: Floats, tokens: Floats) -> Floats:
         """Loss at N and D, which broadcast against the surfaces."""
         with np.errstate(over="ignore"):
-            n_term = np.exp(self.log_a - self.alpha * np.log(params))
-            return np.asarray(np.exp(self.log_e) + n_term + np.exp(self.log_b - self.beta * np.log(tokens)))
+            inner = np.exp(self.log_a - self.alpha * np.log(params)) + np.exp(self.log_b - self.beta * np.log(tokens))
+            return np.asarray(np.exp(self.log_e) + inner**self.k)
 
     def params_exponent(self, cost: CostLaw) -> Floats:
         """Exponent of N_opt ~ C^a: a = beta / (alpha + c·beta) (Hoffmann et al. 2022, equation 4, for c = 1)."""
@@ -53,7 +57,7 @@ class Surfaces:
     def optimum(self, budget: float, cost: CostLaw) -> tuple[Floats, Floats, Floats]:
         """Return ln N_opt, ln D_opt and L_opt at C = `budget`.
 
-        1) D = X / N^c with X = C/k, so L = E + A·N^-alpha + B·X^-beta·N^(c·beta)
+        1) D = X / N^c with X = C/k_C, so L = E + (A·N^-alpha + B·X^-beta·N^(c·beta))^k, lowest where the sum is
         2) dL/dN = 0 where N^(alpha + c·beta) = alpha·A / (c·beta·B) · X^beta  (equation 4 for c = 1, k = 6)
         """
         log_x, c = np.log(budget) - cost.log_k, cost.n_exponent
@@ -62,7 +66,7 @@ class Surfaces:
             log_n = (log_ratio + self.beta * log_x) / (self.alpha + c * self.beta)
             log_d = log_x - c * log_n
             n_term, d_term = np.exp(self.log_a - self.alpha * log_n), np.exp(self.log_b - self.beta * log_d)
-            return log_n, log_d, np.asarray(np.exp(self.log_e) + n_term + d_term)
+            return log_n, log_d, np.asarray(np.exp(self.log_e) + (n_term + d_term) ** self.k)
 
     def at(self, index: int) -> Surfaces:
         """Return one surface, as arrays (1,)."""

@@ -26,12 +26,25 @@ FAILS = """
 class Odd(Slow):
     def forward(self, x):
         import torch.distributed as dist
-        if dist.is_initialized() and dist.get_rank() == 1 and self.features == 10:
+        rank = dist.get_rank() if dist.is_initialized() else None
+        if rank == 1 and self.features == 10:
             raise ValueError("only the other worker sees this")
-        if dist.is_initialized() and dist.get_rank() == 1 and self.features == 20:
+        if rank == 1 and self.features == 14:
             exit(3)
+        if rank == 1 and self.features == 20 and not self.training:
+            raise MemoryError("too much for the other worker")
+        if rank == 0 and self.features == 28:
+            raise RuntimeError("only the leader sees this")
         return super().forward(x)
 """
+FAILURES: dict[
+    int | str, tuple[str, str, str]
+] = {  # with a sharded model every worker waits for the others in each layer
+    10: ("failed", "ValueError: only the other worker sees this", "in another worker of this experiment"),
+    14: ("failed", "the code calls exit()", "in another worker of this experiment"),
+    20: ("out_of_memory", "out of memory: too much for the other worker", "in another worker of this experiment"),
+    28: ("failed", "RuntimeError: only the leader sees this", "in forward"),
+}
 
 
 def others_of(experiments: StoragePath) -> list[dict[str, Any]]:
@@ -69,20 +82,26 @@ def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tm
     assert {key: recorded(root)[key] for key in before} == before
 
 
-def test_an_error_of_another_worker_is_that_experiments_failure(tmp_path: Path) -> None:
+def test_an_error_of_one_worker_is_that_experiments_failure_and_nobody_waits_for_it(tmp_path: Path) -> None:
     spec = make_project(tmp_path / "project")
     with (spec.parent / "parts.py").open("a") as file:
         file.write(FAILS)
-    few = ("--set", "budgets=[{flops: 2e4, sizes: [7, 10, 14]}, {flops: 4e4, sizes: [7, 14, 20]}]")
-    driver = Driver(
-        spec, tmp_path / "out", *TOGETHER, *few, "--set", "model.target=parts:Odd", pause=0, environment=CORES
+    few = (
+        "--set",
+        "budgets=[{flops: 2e4, sizes: [5, 7, 10]}, {flops: 4e4, sizes: [14, 20, 28]}]",
+        "--set",
+        "model.target=parts:Odd",
     )
+    driver = Driver(spec, tmp_path / "out", *TOGETHER, *SHARED, *few, pause=0, environment=CORES)
     assert driver.wait(200) == 1, driver.said
     sweep = open_sweep(driver.root)
-    assert len(sweep.results) == 4 and [f.status for f in sweep.failures] == ["failed", "failed"]
+    assert len(sweep.results) == 2
+    sizes = {e.key: e.size for e in sweep.plan.experiments}
     for failure in sweep.failures:
-        assert "only the other worker sees this" in failure.error or "the code calls exit()" in failure.error
+        status, error, trace = FAILURES.pop(sizes[failure.key])
+        assert failure.status == status and error in failure.error and trace in failure.traceback
         assert failure.deaths == 0 and Ledger(SweepPaths(driver.root)).num_attempts(failure.key) == 1
+    assert not FAILURES
 
 
 def test_more_workers_than_there_are_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,11 +18,19 @@ from torch.distributed import Store  # type: ignore[attr-defined] # torch leaves
 from flops_fit_ray.engine._ledger_observer import READ_SECONDS
 from flops_fit_ray.engine._termination import WorkerTerminated, end_on_sigterm
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import DataDiffersError, ExperimentError, WorkerLostError
+from flops_fit_ray.errors import ExperimentError, WorkerLostError, first_line
 from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.codec import value_of
-from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group, connect_store, create_store, process_group
+from flops_fit_ray.training.distributed.group import (
+    SINGLE_WORKER,
+    Group,
+    connect_store,
+    create_store,
+    is_broken_connection,
+    is_collective_error,
+    process_group,
+)
 from flops_fit_ray.training.loop.follower import run_follower
 from flops_fit_ray.training.step.device import gpu_uuids
 from flops_fit_ray.training.user.parts import UserParts
@@ -27,7 +38,10 @@ from flops_fit_ray.training.user.user_code import describe_error
 
 STEP_SECONDS = 300.0  # for a step, or for workers to start, besides the time that data may take
 FOLLOWER_SECONDS = 7 * 86400.0  # a follower waits while the leader evaluates; the leader ends it
-ERROR_SECONDS = 10.0  # for the error of another worker to arrive
+ERROR_SECONDS = 10.0  # for the error of another worker to arrive, and for the leader to notice that it is alone
+ALONE_EXIT_CODE = 76
+_COLOURS = re.compile(r"\x1b\[\d+m")
+FIRST_TO_FAIL = "first worker to fail"
 
 
 class Follower:
@@ -46,13 +60,22 @@ class Follower:
         """Train one experiment along with its leader."""
         assert self._user is not None
         store = connect_store(host, port, STEP_SECONDS)
-        try:
-            with process_group(store, group, self._device, FOLLOWER_SECONDS), _readings_sent(host, port, group.rank):
+        with process_group(store, group, self._device, FOLLOWER_SECONDS), _readings_sent(host, port, group.rank):
+            try:
                 run_follower(experiment, self._user, eval_samples=eval_samples, group=group, device=self._device)
-        except WorkerTerminated:
-            raise
-        except SystemExit as e:  # of the user's code: it would end this process, as if its node had died
-            raise ExperimentError(describe_error(e)) from e
+            except WorkerTerminated:
+                raise
+            except BaseException as e:
+                with contextlib.suppress(RuntimeError):  # the leader is gone
+                    _note_failure(connect_store(host, port, ERROR_SECONDS), group.rank)
+                if isinstance(e, SystemExit):  # it would end this process, as if its node had died
+                    raise ExperimentError(describe_error(e)) from e
+                raise
+
+
+def _note_failure(board: Store, rank: int) -> None:
+    """Note which worker failed first, before its group is left and the collectives of all others break."""
+    board.compare_set(FIRST_TO_FAIL, "", str(rank))
 
 
 @contextlib.contextmanager
@@ -109,8 +132,11 @@ class Team:
             return []
 
     @contextlib.contextmanager
-    def training(self, experiment: Experiment) -> Iterator[Group]:
+    def training(self, experiment: Experiment, failed: Callable[[BaseException], object]) -> Iterator[Group]:
         """Run the other workers while this one leads an experiment in the block.
+
+        Args:
+            failed: records the failure of the experiment, if this process has to end for it.
 
         Raises:
             WorkerLostError: one of them died.
@@ -119,27 +145,34 @@ class Team:
         if self._size == 1:
             yield SINGLE_WORKER
             return
-        tasks: list[Any] = []
+        watch: _Watch | None = None
         try:
             self._gather()
             host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray leaves it untyped
             store, port = create_store(host)
-            self._board = connect_store(host, port, STEP_SECONDS)  # `store` blocks while workers sum
+            self._board = board = connect_store(host, port, STEP_SECONDS)  # `store` blocks while workers sum
             leader, *groups = self._groups()
             tasks = [
                 other.train.remote(experiment, self._eval_samples, group, host, port)
                 for other, group in zip(self._others, groups, strict=True)
             ]
+            watch = _Watch(tasks, board, self._dismiss, failed, 0.0 if self._slots.uses_gpu else ERROR_SECONDS)
             with process_group(store, leader, self._slots.device, self._patience + STEP_SECONDS) as group:
-                yield group
+                try:
+                    yield group
+                except BaseException:
+                    _note_failure(board, leader.rank)
+                    raise
             ray.get(tasks, timeout=STEP_SECONDS)
         except BaseException as e:
-            reason = _reason(e, tasks)
+            reason = _worker_error(e) if watch is None else watch.reason(e)
             self._dismiss()
             if reason is not None:
                 raise reason from e
             raise
         finally:
+            if watch is not None:
+                watch.end()
             self._board = None
 
     def _groups(self) -> list[Group]:
@@ -170,27 +203,115 @@ class Team:
         self._others = []
 
 
-def _reason(error: BaseException, tasks: Sequence[Any]) -> Exception | None:
-    """Return the error of another worker that caused `error` here; None if there is none.
+class _Watch:
+    """A thread that ends the leader's wait when another worker has failed: a collective would wait for its time limit.
 
-    If another worker fails, the leader only sees a collective that breaks or times out.
+    It kills the other workers, which closes their connections. If that does not bring the leader to its senses (NCCL, a
+    rendezvous), the failure is recorded here, and the leader's process ends.
+
+    Args:
+        tasks: of the other workers, by rank from 1 on.
+        patience: seconds for the leader to leave after the others were killed.
     """
-    if isinstance(error, RuntimeError) and tasks:
-        ready, _ = ray.wait(list(tasks), num_returns=1, timeout=ERROR_SECONDS)
+
+    def __init__(
+        self,
+        tasks: Sequence[Any],
+        board: Store,
+        dismiss: Callable[[], None],
+        failed: Callable[[BaseException], object],
+        patience: float,
+    ) -> None:
+        self._tasks, self._board, self._dismiss = tasks, board, dismiss
+        self._failed, self._patience = failed, patience
+        self._over, self._lock = threading.Event(), threading.Lock()
+        self._found: Exception | None = None
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def end(self) -> None:
+        """Watch no more."""
+        self._over.set()
+
+    def reason(self, error: BaseException) -> Exception | None:
+        """Return the error of another worker that ended the leader with `error`; None if that is the leader's own."""
+        self._over.set()
+        with self._lock:
+            return self._found or _first_error(self._tasks, self._board, error)
+
+    def _watch(self) -> None:
+        left = list(self._tasks)
+        while left and not self._over.is_set():
+            ready, left = ray.wait(left, num_returns=1, timeout=1.0)
+            if not any(_error_of(task) for task in ready):
+                continue
+            with self._lock:
+                if self._over.is_set():  # the leader knows
+                    return
+                self._found = reason = _first_error(self._tasks, self._board, None)
+                if reason is None:
+                    return
+                self._dismiss()
+            if not self._over.wait(self._patience):
+                if not isinstance(reason, WorkerLostError):
+                    with contextlib.suppress(Exception):  # then it counts as a death, and is tried again
+                        self._failed(reason)
+                os._exit(ALONE_EXIT_CODE)
+            return
+
+
+def _first_error(tasks: Sequence[Any], board: Store, error: BaseException | None) -> Exception | None:
+    """Return the error of the worker that made all others fail; None if that is the leader.
+
+    Where one worker dies or fails, the others only see a collective that breaks, and note that they failed as well. So
+    a death comes first, and then whoever was the first to note a failure.
+
+    Args:
+        error: the leader's, if it has failed.
+    """
+    if isinstance(error, ray.exceptions.RayError):
+        return _worker_error(error)
+    first = int(board.get(FIRST_TO_FAIL)) if board.check([FIRST_TO_FAIL]) else 0
+    others = _error_of(tasks[first - 1], ERROR_SECONDS) if first else None
+    found = others or error
+    if found is not None and not is_collective_error(found):
+        return others
+    if death := _death(tasks):
+        return death
+    if found is not None and is_broken_connection(found):
+        return WorkerLostError(f"the connection to another worker of this experiment broke: {first_line(found)}")
+    return others
+
+
+def _death(tasks: Sequence[Any]) -> WorkerLostError | None:
+    """Wait until one of the other workers is found dead, or all have ended, for at most ERROR_SECONDS."""
+    left, until = list(tasks), time.monotonic() + ERROR_SECONDS
+    while left and (seconds := until - time.monotonic()) > 0:
+        ready, left = ray.wait(left, num_returns=1, timeout=seconds)
         for task in ready:
-            try:
-                ray.get(task)
-            except Exception as e:  # noqa: BLE001 - raised again by the caller
-                return _worker_error(e)
-    return _worker_error(error)
+            if isinstance(death := _error_of(task), WorkerLostError):
+                return death
+    return None
+
+
+def _error_of(task: Any, seconds: float = 0.0) -> Exception | None:
+    """Return the error that a worker's task ended with within `seconds`; None where there is none."""
+    try:
+        ray.get(task, timeout=seconds)
+    except ray.exceptions.GetTimeoutError:
+        return None
+    except Exception as e:  # noqa: BLE001 - raised again by the caller
+        return _worker_error(e)
+    return None
 
 
 def _worker_error(error: BaseException) -> Exception | None:
     if isinstance(error, ray.exceptions.RayTaskError):
-        if isinstance(error.cause, DataDiffersError):
-            return error.cause
-        cause = error.as_instanceof_cause()  # type: ignore[no-untyped-call] # Ray leaves it untyped
-        return cause if isinstance(cause, Exception) else error
+        cause = error.cause
+        if not isinstance(cause, Exception):  # it could not be pickled
+            return error
+        trace = _COLOURS.sub("", str(error))
+        cause.add_note(f"in another worker of this experiment:\n{trace}")
+        return cause
     if isinstance(error, ray.exceptions.RayError):
         return WorkerLostError(f"a worker of this experiment died: {str(error).strip().splitlines()[-1]}")
     return None

@@ -169,11 +169,18 @@ def run_experiment(
     store = _store(context, ledger, key)
     if team is not None:
         observer.others = team.readings
+
+    def failed(e: BaseException) -> FailureKind:
+        status: FailureKind = e.status if isinstance(e, ExperimentError) else "failed"
+        _record_curve(ledger, key, observer.curve)
+        ledger.record_failure(observer.failure(e, status, time.perf_counter() - started))
+        return status
+
     try:
         with observer.watched(context.spec.data.timeout_seconds):
             observer.progress(0, None)
             user = load()
-            with contextlib.nullcontext(SINGLE_WORKER) if team is None else team.training(experiment) as group:
+            with contextlib.nullcontext(SINGLE_WORKER) if team is None else team.training(experiment, failed) as group:
                 outcome = _train(context, experiment, user, observer, store, group)
     except (StorageError, WorkerLostError, WorkerTerminated):
         raise
@@ -184,10 +191,7 @@ def run_experiment(
         ledger.paths.progress(key).unlink(missing_ok=True)
         return "stopped"
     except BaseException as e:  # noqa: BLE001 - the user's code may raise anything; it is recorded
-        status: FailureKind = e.status if isinstance(e, ExperimentError) else "failed"
-        _record_curve(ledger, key, observer.curve)
-        ledger.record_failure(observer.failure(e, status, time.perf_counter() - started))
-        return status
+        return failed(e)
     _record_curve(ledger, key, outcome.curve)
     ended = AttemptFacts(attempts=attempt, deaths=deaths, host=hostname(), finished_at=time.time())
     ledger.record_result(_result(context, experiment, outcome, ended))

@@ -28,6 +28,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined] # to
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.rng import RandomState
 
+_BROKEN = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")  # gloo's words, and NCCL's
 BUCKET_BYTES = 25 * 2**20  # of gradients per all-reduce; DistributedDataParallel's default
 
 
@@ -205,3 +206,14 @@ def process_group(store: Store, group: Group, device: str, timeout: float) -> It
 def connect_store(host: str, port: int, timeout: float) -> Store:
     """Connect to the rendezvous store that the leader has opened."""
     return TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=timeout))
+
+
+def is_collective_error(error: BaseException) -> bool:
+    """Return True for what torch raises where a collective cannot be completed."""
+    words = isinstance(error, RuntimeError) and any(library in str(error) for library in ("gloo", "NCCL"))
+    return words or isinstance(error, dist.DistError)
+
+
+def is_broken_connection(error: BaseException) -> bool:
+    """Return True for an error of a collective whose words say that another worker is gone."""
+    return is_collective_error(error) and any(words in str(error) for words in _BROKEN)

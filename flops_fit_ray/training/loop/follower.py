@@ -10,7 +10,7 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.distributed.group import Action, Group
 from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.step.attention import attention_kernel
-from flops_fit_ray.training.step.stepper import torch_threads
+from flops_fit_ray.training.step.stepper import memory_errors_named, torch_threads
 from flops_fit_ray.training.user.parts import UserParts
 
 
@@ -32,7 +32,7 @@ def run_follower(
         Exception: whatever the user's model, data or loss raises; torch's own if the leader is gone.
     """
     place = torch.device(device)
-    with torch_threads(threads), attention_kernel(experiment.recipe.precision, place):
+    with torch_threads(threads), attention_kernel(experiment.recipe.precision, place), memory_errors_named():
         worker = Worker(experiment, user, place, eval_samples=eval_samples, group=group)
         worker.resume()
         handlers: dict[Action, Callable[[], object]] = {

@@ -12,7 +12,6 @@ from flops_fit_ray.errors import (
     DivergedError,
     ExperimentError,
     InterruptedSweepError,
-    MemoryExhaustedError,
 )
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Action, Group
@@ -24,7 +23,7 @@ from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.step.attention import attention_kernel
 from flops_fit_ray.training.step.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory
 from flops_fit_ray.training.step.precision import check_precision
-from flops_fit_ray.training.step.stepper import is_out_of_memory, torch_threads
+from flops_fit_ray.training.step.stepper import memory_errors_named, torch_threads
 from flops_fit_ray.training.user.parts import UserParts
 
 READ_STEPS = 50  # reading the loss waits for the device, so not at every step
@@ -63,20 +62,17 @@ def train_experiment(
     place = torch.device(device)
     check_precision(experiment.recipe.precision, place)
     reset_peak_memory(place)
-    with torch_threads(threads), attention_kernel(experiment.recipe.precision, place) as attention:
-        try:
-            training = Trainer(
-                experiment, user, place, eval_samples, policy or SavePolicy(), observer or Observer(), group
-            )
-            training.resume()
-            training.run()
-            outcome = training.outcome(attention)
-            group.announce(Action.END)
-            return outcome
-        except (RuntimeError, MemoryError) as e:
-            if is_out_of_memory(e):  # outside of the step, where smaller micro-batches do not help
-                raise MemoryExhaustedError(f"out of memory: {e}") from e
-            raise
+    with (
+        torch_threads(threads),
+        attention_kernel(experiment.recipe.precision, place) as attention,
+        memory_errors_named(),
+    ):
+        training = Trainer(experiment, user, place, eval_samples, policy or SavePolicy(), observer or Observer(), group)
+        training.resume()
+        training.run()
+        outcome = training.outcome(attention)
+        group.announce(Action.END)
+        return outcome
 
 
 class Trainer:

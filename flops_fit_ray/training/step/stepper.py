@@ -249,6 +249,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _NO_MEMORY)
 
 
+@contextlib.contextmanager
+def memory_errors_named() -> Iterator[None]:
+    """Raise MemoryExhaustedError for what runs out of memory outside of the step: smaller micro-batches do not help.
+
+    Raises:
+        MemoryExhaustedError: the block ran out of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if is_out_of_memory(e):
+            raise MemoryExhaustedError(f"out of memory: {e}") from e
+        raise
+
+
 def free_memory() -> None:
     """Collect garbage and empty torch's cache of GPU memory."""
     gc.collect()

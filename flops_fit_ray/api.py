@@ -6,7 +6,7 @@ import functools
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
@@ -223,6 +223,8 @@ def fit_table(
     columns: Mapping[str, str] | None = None,
     units: Mapping[str, str] | None = None,
     where: Mapping[str, str] | None = None,
+    best_of: Sequence[str] = (),
+    pool: Sequence[str] = (),
     **options: Any,
 ) -> Analysis:
     """Fit any table of runs, as `flops-fit-ray fit TABLE` does.
@@ -234,10 +236,13 @@ def fit_table(
             run, weight, seconds.
         units: what one of a column's units is worth, for example {"tokens": "B"}.
         where: only the rows whose columns have these values.
+        best_of: columns with settings that were swept, of which the best row of each (N, D) is kept; by default those
+            called lr, batch_size and alike; ["none"] keeps all rows.
+        pool: columns whose values are one law all the same.
         options: fields of `FitOptions`, such as method, curve, window, pins, draws, seed, confidence.
 
     Raises:
-        SpecError: the table cannot be read, or an option is unknown.
+        SpecError: the table cannot be read, its units cannot be, a column splits its rows, or an option is unknown.
         FitError: a budget or an option has no meaning.
     """
     from flops_fit_ray.tables import TableOptions, read_table
@@ -247,8 +252,12 @@ def fit_table(
     if unknown:
         hint = did_you_mean(unknown[0], known) or f"known: {', '.join(sorted(known))}"
         raise SpecError("fit_table", [f"{unknown[0]}: unknown option; {hint}"])
-    reading = TableOptions(columns=columns or {}, units=units or {}, where=tuple((where or {}).items()))
-    return analyse(fit_sweep(read_table(Path(expanded(str(path), "path")), reading).points, FitOptions(**options)), at)
+    reading = TableOptions(
+        columns=columns or {}, units=units or {}, where=tuple((where or {}).items()), best_of=best_of, pool=pool
+    )
+    table = read_table(Path(expanded(str(path), "path")), reading)
+    fit = fit_sweep(table.points, FitOptions(**options))
+    return analyse(replace(fit, warnings=(*table.flags, *fit.warnings)), at)
 
 
 def _requested(

@@ -23,7 +23,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WORK", str(tmp_path))
     monkeypatch.delenv("NOT_SET", raising=False)
     (tmp_path / "x y.bin").write_bytes(bytes(12))
-    (tmp_path / "t.csv").write_text("params,tokens,loss\n" + "".join(f"{n},{n * 20},{4 - n / 1e3}\n" for n in (8, 9)))
+    (tmp_path / "t.csv").write_text(
+        "params,tokens,loss\n" + "".join(f"{n}e6,{n * 20}e6,{4 - n / 1e3}\n" for n in (8, 9))
+    )
     return tmp_path
 
 

@@ -50,8 +50,8 @@ class Points:
         """Number of independent training runs that the points come from."""
         return len(self) if self.run is None else len(np.unique(self.run))
 
-    def pick(self, keep: Bools) -> Points:
-        """Return the points where `keep` is True."""
+    def pick(self, keep: Bools | Ints) -> Points:
+        """Return the points where `keep` is True, or those with its indices in their order."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if isinstance(value, Mapping):

@@ -3,79 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flops_fit_ray.cli._common import LocalPath, StoragePathType, echo, json_option, open_directory
-from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, FitError, SpecError
-from flops_fit_ray.fit_options import CHOICES, FIT_DEFAULTS, LIMITS, PINS, FitOptions, check_pins
+from flops_fit_ray.cli._sources import (
+    FIT_OPTIONS,
+    TABLE_OPTIONS,
+    Opened,
+    command_of,
+    fit_options_of,
+    is_table,
+    open_source,
+    opened_table,
+    reading_of,
+    with_options,
+)
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, FitError, FlopsFitError, SpecError
+from flops_fit_ray.fit_options import FIT_DEFAULTS
 from flops_fit_ray.storage.storage_path import StoragePath, local_path, storage_path
 
 if TYPE_CHECKING:
-    from flops_fit_ray.analysis import SweepFit
     from flops_fit_ray.planning import Plan
-    from flops_fit_ray.sweep.directory import Sweep
     from flops_fit_ray.sweep.recommend import Recommendation
-    from flops_fit_ray.tables import Table
-
-MIN_DRAWS, MAX_REFITTED = 400, 4_000_000  # draws; rows times draws, which take about 3 seconds
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _number(name: str) -> click.ParamType[Any]:
-    """Return the parameter type with the limits of a setting."""
-    limits = LIMITS[name]
-    low, high = (a if a is not None else b for a, b in ((limits.ge, limits.gt), (limits.le, limits.lt)))
-    if limits.whole:
-        return click.IntRange(None if low is None else int(low), None if high is None else int(high))
-    return click.FloatRange(low, high, min_open=limits.gt is not None, max_open=limits.lt is not None)
-
-
-def _choice(name: str) -> click.Choice[str]:
-    return click.Choice(CHOICES[name])
-
-
-_FIT_OPTIONS = [
-    click.option("--method", type=_choice("method"),
-                 help=f"Method of the reported laws [default: {FitOptions.method}, valleys where there are two]."),
-    click.option("--curve", type=_choice("curve"), help=f"The curve of a valley [default: {FitOptions.curve}]."),
-    click.option("--window", type=_number("window"), help="Fit only the sizes nearest to the lowest loss, this many."),
-    click.option("--law-weights", type=_choice("law_weights"),
-                 help=f"Weights of the minima in their power law [default: {FitOptions.law_weights}]."),
-    click.option("--delta", type=_number("delta"), help=f"Of the Huber loss [default: {FitOptions.delta:g}]."),
-    click.option("--undertuned", type=_number("undertuned"),
-                 help="Weight of runs above the Huber surface: below 1 they pull less "
-                      f"[default: {FitOptions.undertuned:g}]."),
-    click.option("--pin", "pins", multiple=True, metavar="NAME=VALUE",
-                 help=f"Hold a parameter of the surface: {', '.join(PINS)}."),
-    click.option("--draws", "--bootstrap", "draws", type=_number("draws"),
-                 help="Bootstrap draws for intervals; 0: no intervals "
-                      f"[default: {FitOptions.draws}; above {MAX_REFITTED // FitOptions.draws:,} rows fewer]."),
-    click.option("--seed", type=_number("seed"), help=f"Of the bootstrap [default: {FitOptions.seed}]."),
-    click.option("--confidence", type=_number("confidence"),
-                 help=f"Of the intervals [default: {FitOptions.confidence}]."),
-]  # fmt: skip
-_TABLE_OPTIONS = [
-    click.option("--column", "columns", multiple=True, metavar="params=NAME",
-                 help="What a column is: params, tokens, flops, loss, budget, run, weight, seconds."),
-    click.option("--unit", "units", multiple=True, metavar="tokens=B", help="What one of a column's units is worth: "
-                 "k, M, B, T, EFLOP, PF-days or a number."),
-    click.option("--where", multiple=True, metavar="NAME=VALUE", help="Only the rows whose column has this value."),
-]  # fmt: skip
-
-
-def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[_Function], _Function]:
-    def add(function: _Function) -> _Function:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
+    from flops_fit_ray.tables import Optima
 
 
 @click.command()
@@ -83,48 +37,117 @@ def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[_Function], _Fun
 @click.option(
     "--at", type=float, multiple=True, metavar="C", help="Answer at C FLOPs; the first is the panel's target."
 )
-@_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
+@with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
+@click.option("--each", metavar="NAME", help="Of a table: fit the rows of every value of this column apart.")
 @click.option("--report", "report_to", type=LocalPath(), help="Of a table: write report and figures here.")
 @json_option
 def fit(
-    source: StoragePath | None, at: tuple[float, ...], report_to: Path | None, as_json: bool, **options: Any
+    source: StoragePath | None,
+    at: tuple[float, ...],
+    each: str | None,
+    report_to: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Fit valleys, surfaces and laws to a sweep's completed experiments, or to any table of runs.
 
     SOURCE is a sweep directory, or a .csv, .tsv, .parquet, .jsonl or .json file with a row per run: loss, and two of
-    N, D and C. Columns are found by common names.
+    N, D and C. Columns are found by common names. What was assumed is said, row by row where it matters; units that
+    cannot be, and columns that split the rows, are refused with the option that mends it. A table of optima (C, n_opt)
+    gets power laws.
     """
+    if each is None:
+        code, content = _fit_one(source, at, report_to, as_json, options)
+        if as_json:
+            echo(json.dumps(content, indent=1))
+        return code
+    if source is None or not is_table(source):
+        raise click.UsageError(f"--each is for tables, and {source} is a sweep")
+    from flops_fit_ray.tables import values_of
+
+    codes, contents = [], {}
+    for value in values_of(local_path(source), each, reading_of(options)):
+        if not as_json:
+            click.echo(f"{each} = {value}")
+        try:
+            code, contents[value] = _fit_one(
+                source,
+                at,
+                None if report_to is None else report_to / value.replace("/", "-"),
+                as_json,
+                options | {"where": (*options["where"], f"{each}={value}")},
+            )
+        except FlopsFitError as e:  # the others are fitted all the same
+            code, contents[value] = e.exit_code, {"error": str(e)}
+            click.echo(f"error: {e}", err=as_json)
+        codes.append(code)
+        if not as_json:
+            click.echo()
+    if as_json:
+        echo(json.dumps({"schema_version": 1, "each": each, "fits": contents}, indent=1))
+    return max(codes, default=EXIT_DONE)
+
+
+def _fit_one(
+    source: StoragePath | None,
+    at: tuple[float, ...],
+    report_to: Path | None,
+    as_json: bool,
+    options: Mapping[str, Any],
+) -> tuple[int, dict[str, Any]]:
+    """Fit one sweep or table, print it unless it is wanted as JSON, and return the exit code and the content."""
     from flops_fit_ray.analysis import analyse
     from flops_fit_ray.console.fit_text import analysis_text, card_text, minima_text, table_text
     from flops_fit_ray.sweep.minima import metrics_at_minima
     from flops_fit_ray.sweep.validity import analysis_document, validity_card
+    from flops_fit_ray.tables import Optima, open_table
 
-    opened = _open_source(source, options)
+    if source is not None and is_table(source):
+        table = open_table(local_path(source), reading_of(options))
+        if isinstance(table, Optima):
+            if report_to is not None:
+                raise click.UsageError("--report needs a table of runs, and this is one of optima")
+            return EXIT_DONE, _show_optima(table, at, as_json, options)
+        opened = opened_table(table, options)
+    else:
+        opened = open_source(source, options)
     if report_to is not None and opened.table is None:
         raise click.UsageError("--report is for tables; `flops-fit-ray report DIRECTORY` writes that of a sweep")
     analysis = analyse(opened.fit, at)
-    card = validity_card(opened.fit, opened.sweep)
-    if as_json:
-        echo(json.dumps(analysis_document(analysis, card, opened.table), indent=1))
-    else:
+    card = validity_card(opened.fit, opened.sweep, opened.table)
+    if not as_json:
         if opened.table is not None:
             click.echo(table_text(opened.table))
-        table = minima_text(metrics_at_minima(opened.sweep)) if opened.sweep is not None else ""
-        metrics = f"at the minima:\n{table}\n\n" if table else ""
+        table_of_minima = minima_text(metrics_at_minima(opened.sweep)) if opened.sweep is not None else ""
+        metrics = f"at the minima:\n{table_of_minima}\n\n" if table_of_minima else ""
         click.echo(f"{analysis_text(analysis)}\n\n{metrics}{card_text(card)}")
     if report_to is not None and opened.table is not None:
         from flops_fit_ray.report import write_table_report
 
-        path = write_table_report(opened.table, analysis, report_to, _command_of(opened.table, options))
+        path = write_table_report(opened.table, analysis, report_to, command_of(opened.table, options))
         click.echo(f"report: {path}", err=as_json)
-    return EXIT_FAILED if opened.fit.problem else EXIT_DONE
+    content = analysis_document(analysis, card, opened.table) if as_json else {}
+    return EXIT_FAILED if opened.fit.problem else EXIT_DONE, content
+
+
+def _show_optima(optima: Optima, at: Sequence[float], as_json: bool, options: Mapping[str, Any]) -> dict[str, Any]:
+    from flops_fit_ray.analysis.prediction import check_budget
+
+    for c in at:
+        check_budget(c)
+    confidence = fit_options_of(FIT_DEFAULTS, options).confidence
+    targets = list(at) or [10 * float(optima.flops.max())]
+    if not as_json:
+        for line in optima.lines(targets, confidence):
+            click.echo(line)
+    return optima.to_json(targets, confidence)
 
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="BUDGET [SOURCE]")
 @click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="A wall-clock budget on one device instead.")
 @click.option("--spec", "spec_to", type=LocalPath(), help="Of a sweep: write the spec of that one run here.")
-@_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
+@with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
 @json_option
 def predict(
     words: tuple[str, ...],
@@ -139,7 +162,7 @@ def predict(
     With --hours instead of BUDGET: the best model for that time, by the surface and the measured speed.
     """
     budget, source = _budget_and_source(words, hours)
-    opened = _open_source(source, options)
+    opened = open_source(source, options)
     if budget is None:
         _predict_hours(opened, hours, as_json)
         return
@@ -171,7 +194,7 @@ def predict(
 @click.argument("second", type=StoragePathType())
 @click.option("--at", type=float, metavar="C", help="FLOPs [default: the largest C that both were fitted to].")
 @click.option("--figure", type=LocalPath(), help="Draw both here (.svg, .png, .pdf).")
-@_with([*_TABLE_OPTIONS, *_FIT_OPTIONS])
+@with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
 @json_option
 def compare(
     first: StoragePath, second: StoragePath, at: float | None, figure: Path | None, as_json: bool, **options: Any
@@ -182,7 +205,7 @@ def compare(
     from flops_fit_ray.console.fit_text import comparison_text
 
     method = options["method"]
-    fits = [_open_source(source, options).fit for source in (first, second)]
+    fits = [open_source(source, options).fit for source in (first, second)]
     for name, one in zip((first, second), fits, strict=True):
         if one.problem:
             raise SpecError(str(name), [f"there is no law: {one.problem}"])
@@ -242,65 +265,6 @@ def _planned_words(plan: Plan | None) -> str:
     return f": size {e.size}, N = {e.params:,}, D = {e.tokens:,}, {e.steps:,} steps, lr {e.recipe.lr:.3g}"
 
 
-class _Opened:
-    """Fit of a sweep or of a table."""
-
-    def __init__(self, fit: SweepFit, *, sweep: Sweep | None = None, table: Table | None = None) -> None:
-        self.fit, self.sweep, self.table = fit, sweep, table
-
-
-def _open_source(source: StoragePath | None, options: Mapping[str, Any]) -> _Opened:
-    from flops_fit_ray.analysis import fit_sweep
-
-    if source is not None and not source.is_dir() and source.suffix:
-        from flops_fit_ray.tables import TableOptions, read_table
-
-        reading = TableOptions(
-            columns=dict(_pairs("--column", options["columns"])),
-            units=dict(_pairs("--unit", options["units"])),
-            where=_pairs("--where", options["where"]),
-        )
-        table = read_table(local_path(source), reading)
-        draws = min(FIT_DEFAULTS.draws, max(MIN_DRAWS, MAX_REFITTED // len(table.points)))
-        base = replace(FIT_DEFAULTS, draws=draws)
-        return _Opened(fit_sweep(table.points, _fit_options(base, options)), table=table)
-    for name in ("columns", "units", "where"):
-        if options[name]:
-            raise click.UsageError(f"--{name.removesuffix('s')} is for tables, and {source} is a sweep")
-    sweep = open_directory(source)
-    wanted = _fit_options(sweep.fit_options, options)
-    fitted = sweep.fit if wanted == sweep.fit_options else fit_sweep(sweep.points, wanted, sweep.curves)
-    return _Opened(fitted, sweep=sweep)
-
-
-def _fit_options(base: FitOptions, options: Mapping[str, Any]) -> FitOptions:
-    names = {*CHOICES, *LIMITS}
-    given: dict[str, Any] = {name: value for name, value in options.items() if name in names and value is not None}
-    pins: dict[str, float] = {}
-    for name, value in _pairs("--pin", options["pins"]):
-        try:
-            pins[name] = float(value)
-        except ValueError as e:
-            raise click.UsageError(f"--pin {name}={value}: must be a number") from e
-    try:
-        check_pins(pins)
-    except FitError as e:
-        raise click.UsageError(f"--pin: {e}") from e
-    if pins:
-        given["pins"] = pins
-    return replace(base, **given)
-
-
-def _pairs(option: str, values: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for value in values:
-        name, equals, right = value.partition("=")
-        if not (name and equals and right):
-            raise click.UsageError(f"{option} {value}: must be NAME=VALUE")
-        pairs.append((name.strip(), right.strip()))
-    return pairs
-
-
 def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float | None, StoragePath | None]:
     """Parse BUDGET [SOURCE], or with --hours [SOURCE] alone."""
     rest = list(words)
@@ -318,7 +282,7 @@ def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float
     return budget, storage_path(rest[0]) if rest else None
 
 
-def _predict_hours(opened: _Opened, hours: float | None, as_json: bool) -> None:
+def _predict_hours(opened: Opened, hours: float | None, as_json: bool) -> None:
     from flops_fit_ray.analysis import isotime, predict_for_time, timed_to_json
     from flops_fit_ray.console.fit_text import timed_text
 
@@ -328,16 +292,3 @@ def _predict_hours(opened: _Opened, hours: float | None, as_json: bool) -> None:
     assert hours is not None
     answer = predict_for_time(timed, 3600 * hours, opened.fit.options.confidence)
     echo(json.dumps(timed_to_json(answer, timed)) if as_json else timed_text(answer, timed, opened.fit))
-
-
-def _command_of(table: Table, options: Mapping[str, Any]) -> str:
-    import shlex
-
-    words = ["flops-fit-ray", "fit", str(table.path)]
-    names = {"columns": "column", "units": "unit", "pins": "pin"}
-    for name, value in options.items():
-        flag = "--" + names.get(name, name).replace("_", "-")
-        for one in value if isinstance(value, tuple) else [value]:
-            if one is not None:
-                words += [flag, str(one)]
-    return shlex.join(words)

@@ -78,7 +78,8 @@ def fit_text(fit: SweepFit) -> str:
         shown_bounds = f"  exponent {percent} [{bounds.low:.3f}, {bounds.high:.3f}]" if bounds else ""
         lines.append(f"{name} = {law.formula}{shown_bounds}")
     if fit.problem:
-        lines.append(f"no law: {fit.problem}")
+        others = [name for name in METHODS if name in fit.methods and fit.methods[name].params_opt is not None]
+        lines.append(f"no law: {fit.problem}" + (f"; there is one by --method {others[0]}" if others else ""))
     elif not fit.options.draws:
         lines.append("no intervals: draws is 0")
     loud = [flag for flag in fit.warnings if flag.severity != "info"]

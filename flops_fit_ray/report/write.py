@@ -70,7 +70,7 @@ def write_table_report(table: Table, analysis: Analysis, directory: Path, comman
         StorageError: the directory cannot be written.
     """
     paths = ReportPaths(directory.absolute())
-    card = validity_card(analysis.fit)
+    card = validity_card(analysis.fit, table=table)
     write_json(paths.analysis, analysis_document(analysis, card, table))
     drawn = _write_figures(paths, analysis, table.points if table.points.run is not None else None, "loss")
     write_bytes(paths.report, render_table(table, analysis, card, drawn, command).encode())

@@ -20,7 +20,7 @@ from flops_fit_ray.planning.cells import WARMUP_SHARE
 from flops_fit_ray.planning.grid import GOOD_SIZES
 from flops_fit_ray.spec import LrRule, LrTable
 from flops_fit_ray.sweep.directory import Sweep
-from flops_fit_ray.tables import Table
+from flops_fit_ray.tables import Setting, Table
 
 CardVerdict = Literal["PASS", "WARN", "FAIL", "UNKNOWN"]
 
@@ -44,9 +44,11 @@ class CardItem:
         return asdict(self)
 
 
-def validity_card(fit: SweepFit, sweep: Sweep | None = None) -> tuple[CardItem, ...]:
-    """Return all fourteen checks; without `sweep`, those that the points alone cannot answer are UNKNOWN."""
+def validity_card(fit: SweepFit, sweep: Sweep | None = None, table: Table | None = None) -> tuple[CardItem, ...]:
+    """Return all fourteen checks; without `sweep`, those that neither the points nor the `table` answer are UNKNOWN."""
     of_sweep = dict(_of_sweep(sweep)) if sweep is not None and sweep.plan.experiments else {}
+    if table is not None:
+        of_sweep |= dict(_of_table(table))
     of_fit = dict(_of_fit(fit))
     names = (
         "schedule ends at D", "warmup", "learning rate", "batch and steps", "N definition", "FLOPs", "data",
@@ -154,6 +156,23 @@ def _evaluation(sweep: Sweep) -> tuple[CardVerdict, str]:
     relative = max((r.loss_stderr / abs(r.loss) for r in sweep.results if r.loss_stderr and r.loss), default=0.0)
     coarse = f"; {100 * relative:.1f} % of the loss: hold out more" if relative > COARSE_ERROR else ""
     return "WARN" if coarse else "PASS", f"one held-out set of {samples:,} samples for all models{error}{coarse}"
+
+
+def _of_table(table: Table) -> Iterator[_Check]:
+    for name, kind in (("learning rate", "learning rate"), ("batch and steps", "batch")):
+        found = [setting for setting in table.settings if setting.kind == kind]
+        if found:
+            yield name, _of_setting(max(found, key=lambda setting: setting.swept))
+
+
+def _of_setting(setting: Setting) -> tuple[CardVerdict, str]:
+    low, high = setting.values
+    values = f"{setting.column!r} {low:g}" if low == high else f"{setting.column!r} from {low:g} to {high:g}"
+    if not setting.swept:
+        one = "one value for all runs" if low == high else "one value at each (N, D)"
+        return "WARN", f"{values}, {one}: nothing in the table says that it is the best"
+    where = f"{setting.at_edge} of {setting.swept} (N, D) where it was swept have their best at the edge of its values"
+    return "PASS" if not setting.at_edge else "WARN", f"{values}; {where}{': widen them' if setting.at_edge else ''}"
 
 
 def _of_fit(fit: SweepFit) -> Iterator[_Check]:

@@ -1,10 +1,12 @@
-"""Reading of a file as a table, and of a table as points. Bad rows are reported with their line; the rest is used."""
+"""Reading of a table as points: each rule is applied once, in this order, and what it did is said.
+
+Rows that were asked for, of finished runs → columns and units → numbers, the missing one of C, N and D → bad rows,
+copies, earlier steps → units and losses that cannot be → the best of swept settings → columns that split the rows.
+"""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,24 +16,28 @@ import numpy as np
 from flops_fit_ray.analysis import Flag, Points, group_by_nearness
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.tables._columns import (
-    DONE,
-    OTHER_FLOPS,
-    OTHER_PARAMS,
-    ColumnMap,
-    TableOptions,
-    find_columns,
-    normal,
-    numbers,
+from flops_fit_ray.tables._cells import numbers
+from flops_fit_ray.tables._columns import NONE, ColumnMap, TableOptions, find_columns
+from flops_fit_ray.tables._load import Loaded, load
+from flops_fit_ray.tables._names import ACTIVE, OTHER_FLOPS, OTHER_PARAMS, normal
+from flops_fit_ray.tables._optima import Optima, read_optima
+from flops_fit_ray.tables._plausible import (
+    FLOPS_PER_TOKEN_AND_PARAM,
+    budget_faults,
+    budget_note,
+    flops_note,
+    score_faults,
+    unit_faults,
 )
+from flops_fit_ray.tables._rows import Setting, keep_finished, keep_where
+from flops_fit_ray.tables._selection import one_row_per_run
+from flops_fit_ray.tables._binning import binned
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
-FLOPS_PER_TOKEN_AND_PARAM = 6  # C = 6·N·D (Kaplan et al. 2020, section 2.1): used where one of the three is missing
 MAX_SHOWN = 5
-MIN_ALIKE, MOSTLY_ALIKE = 3, 0.9  # runs with one C, and their share of all runs, from which C labels the budgets
+MIN_ALIKE, MOSTLY_ALIKE = 3, 0.9  # sizes with one C, and their share of all runs, from which C labels the budgets
 DEFAULTS = TableOptions()
 
 
@@ -53,6 +59,9 @@ class Table:
     refused: tuple[RejectedRow, ...]
     columns: dict[str, str]  # ours -> theirs
     derived: str  # the quantity that was computed from the others, and how; empty if none
+    left_out: Mapping[str, int]  # rows that are not used though they are sound, by the reason
+    notes: tuple[Flag, ...]  # what was assumed
+    settings: tuple[Setting, ...]  # of training, in columns of the table
 
     @property
     def flags(self) -> tuple[Flag, ...]:
@@ -63,6 +72,7 @@ class Table:
             more = f"; and {len(self.refused) - MAX_SHOWN} more" if len(self.refused) > MAX_SHOWN else ""
             message = f"{len(self.refused)} of {self.rows} rows are not used: {shown}{more}"
             flags.append(Flag("refused_rows", "warning", message))
+        flags += self.notes
         if self.derived:
             flags.append(Flag("derived_column", "info", self.derived))
         if not self.points.labelled:
@@ -78,8 +88,10 @@ class Table:
             "rows": self.rows,
             "used": len(self.points),
             "refused": [{"line": r.line, "reason": r.reason} for r in self.refused],
+            "left_out": dict(self.left_out),
             "columns": self.columns,
             "derived": self.derived,
+            "settings": [setting.to_json() for setting in self.settings],
         }
 
 
@@ -87,127 +99,156 @@ def read_table(path: Path, options: TableOptions = DEFAULTS) -> Table:
     """Read a table of runs.
 
     Raises:
-        SpecError: it cannot be read, lacks a column, or no row can be used; all faults at once.
+        SpecError: it cannot be read, lacks a column, is a table of optima, or no row can be used; all faults at once.
     """
-    frame, first = _load(path)
-    frame, lines = _keep(path, frame, np.arange(len(frame)) + first, options.where)
-    columns = find_columns(str(path), list(frame.columns), options)
-    rows = len(frame)
-    values = {name: numbers(frame[theirs]) * columns.scale[name] for name, theirs in columns.taken.items()
-              if name != "run"}  # fmt: skip
-    if "budget" in values and "flops" in values and np.isnan(values["budget"]).all():  # labels that are not numbers
-        values["budget"] = _mean_flops(frame[columns.taken["budget"]], values["flops"])
-    derived = _derive(values)
-    refused = _row_faults(frame, values, columns, derived)
-    good = np.array([reason == "" for reason in refused], dtype=bool)
+    table = open_table(path, options)
+    if isinstance(table, Optima):
+        raise SpecError(str(path), [
+            "is a table of optima, a row per budget: `flops-fit-ray fit` fits its laws, and nothing more can be said "
+            "without the runs; give a table with a row per run"
+        ])  # fmt: skip
+    return table
+
+
+def values_of(path: Path, column: str, options: TableOptions = DEFAULTS) -> list[str]:
+    """Return the distinct values of a column, for a fit of each.
+
+    Raises:
+        SpecError: the table cannot be read, or has no such column.
+    """
+    frame = keep_where(path, load(path), options.where).frame
+    if column not in frame:
+        raise SpecError(str(path), [f"--each {column}: there is no such column; it has {', '.join(frame.columns)}"])
+    return sorted({str(cell).strip() for cell in frame[column]} - {""})
+
+
+def open_table(path: Path, options: TableOptions = DEFAULTS) -> Table | Optima:
+    """Read a table of runs, or of optima where its columns say so.
+
+    Raises:
+        SpecError: as `read_table`.
+    """
+    asked = keep_where(path, load(path), options.where)
+    rows = len(asked.frame)
+    loaded, unfinished = keep_finished(path, asked, options.where)
+    columns = find_columns(str(path), loaded, options)
+    if "params_opt" in columns.taken or "tokens_opt" in columns.taken:
+        return read_optima(path, loaded, columns, options)
+    for name in (*options.best_of, *options.pool):
+        if name != NONE and name not in loaded.frame:
+            raise SpecError(str(path), [f"there is no column {name!r}; it has {', '.join(loaded.frame.columns)}"])
+    notes = [Flag("left_out_rows", "warning", unfinished)] if unfinished else []
+    notes += [Flag("assumed", "info", note) for note in (*loaded.notes, *columns.notes)]
+    values = {name: columns.values(loaded.frame, name) for name in columns.taken if name != "run"}
+    derived = _derive(loaded.frame, values)
+    if "budget" in values and np.isnan(values["budget"]).all():  # labels that are not numbers
+        values["budget"] = _mean_flops(loaded.frame[columns.taken["budget"]], values["flops"])
+    values.pop("flops_per_token", None)
+    faults, without_loss = _row_faults(loaded.frame, values, columns, derived)
+    good = np.array([i not in faults for i in range(len(loaded.frame))], dtype=bool)
     if not good.any():
-        shown = [f"line {line}: {reason}" for line, reason in zip(lines, refused, strict=True)][:MAX_SHOWN]
-        raise SpecError(str(path), ["no row can be used", *shown])
-    points = _points(frame, values, columns, good)
-    return Table(
-        path=path,
-        points=points,
-        rows=rows,
-        refused=tuple(
-            RejectedRow(line=int(line), reason=reason) for line, reason in zip(lines, refused, strict=True) if reason
-        ),
-        columns=dict(columns.taken),
-        derived=derived,
-    )
+        raise SpecError(str(path), _unusable(loaded, values, faults))
+    _refuse_implausible(path, values, good, columns, options)
+    if not derived and (words := flops_note((values["flops"] / (6 * values["params"] * values["tokens"]))[good],
+                                            columns.taken["flops"])):  # fmt: skip
+        notes.append(Flag("flops_factor", "warning", words))
+    if (
+        "flops" not in columns.taken
+        and "budget" in columns.taken
+        and "tokens" in columns.taken
+        and (words := budget_note((values["budget"] / values["flops"])[good], columns.taken["budget"]))
+    ):
+        notes.append(Flag("flops_factor", "info", words))
+    keep, left_out, said, settings = one_row_per_run(path, loaded.frame, values, columns, options, good, without_loss)
+    notes += said
+    points = _points(loaded.frame, values, columns, keep)
+    points, width = binned(points)
+    if width:
+        notes.append(Flag("binned", "warning", f"{int(keep.sum()):,} rows were averaged in {len(points):,} cells of "
+                          f"{100 * width:.2g} % in N and D, which weigh as many runs as they hold"))  # fmt: skip
+    refused = tuple(RejectedRow(line=int(loaded.lines[i]), reason=faults[i]) for i in sorted(faults))
+    if unfinished:
+        left_out = {"unfinished": rows - len(loaded.frame)} | left_out
+    return Table(path=path, points=points, rows=rows, refused=refused, columns=dict(columns.taken), derived=derived,
+                 left_out=left_out, notes=tuple(notes), settings=settings)  # fmt: skip
 
 
-def _load(path: Path) -> tuple[pd.DataFrame, int]:
-    """Load the file, CSV cells as text, and return it with the line number of its first row."""
-    import pandas as pd
-
-    name = path.name.removesuffix(".gz").lower()
-    kind = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
-    if kind is None:
-        raise SpecError(str(path), [f"is not a readable table; use one of {', '.join(SUFFIXES)}"])
-    if not path.exists():
-        raise SpecError(str(path), ["no such file"])
-    try:
-        if kind == ".parquet":
-            return pd.read_parquet(path), 1
-        if kind in (".csv", ".tsv"):
-            separator = "\t" if kind == ".tsv" else ","
-            frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False)
-            return frame, 2
-        if kind == ".json":
-            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            return pd.DataFrame(_records(json.loads(content))), 1
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-            return pd.DataFrame([json.loads(line) for line in file if line.strip()]), 1
-    except (OSError, ValueError, TypeError, AttributeError) as e:  # pandas and pyarrow raise subclasses of these
-        raise SpecError(str(path), [f"cannot be read as a table: {str(e).splitlines()[0]}"]) from e
-
-
-def _records(content: Any) -> Any:
-    """Rows of a JSON document: a list, a mapping of columns, or a mapping that contains one (as flops-fit writes)."""
-    if isinstance(content, dict):
-        for key in ("results", "experiments", "runs", "rows", "data"):
-            if isinstance(content.get(key), list | dict):
-                return _records(content[key])
-        if content and all(isinstance(value, dict) for value in content.values()):
-            return list(content.values())
-    if not isinstance(content, list | dict):
-        raise ValueError("a JSON table must be a list of rows or an object of columns")
-    return content
-
-
-def _keep(path: Path, frame: pd.DataFrame, lines: Any, where: Sequence[tuple[str, str]]) -> tuple[pd.DataFrame, Any]:
-    """Keep the rows that match `where` and, if there is a status column, are completed."""
-    keep = np.ones(len(frame), dtype=bool)
-    for column, value in where:
-        if column not in frame:
-            raise SpecError(str(path), [f"--where {column}={value}: there is no such column; it has "
-                                        f"{', '.join(map(str, frame.columns))}"])  # fmt: skip
-        keep &= _equal(frame[column], value)
-        if not keep.any():
-            seen = ", ".join(sorted({str(v) for v in frame[column]})[:8])
-            raise SpecError(str(path), [f"--where {column}={value}: no row has that value; the column has {seen}"])
-    for column in frame.columns:
-        if normal(column) == "status":
-            keep &= np.array([str(value).lower() in DONE for value in frame[column]])
-    if not keep.any():
-        raise SpecError(str(path), ["has no rows" if not len(frame) else "has no completed row"])
-    return frame[keep].reset_index(drop=True), lines[keep]
-
-
-def _equal(column: pd.Series[Any], value: str) -> Bools:
-    cells = np.array([str(cell).strip().lower() == value.strip().lower() for cell in column])
-    try:
-        number = float(value)
-    except ValueError:
-        return cells
-    return np.asarray(cells | (numbers(column) == number))
-
-
-def _row_faults(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, derived: str) -> list[str]:
-    """Reason why each row cannot be used; empty where it can."""
-    reasons = [""] * len(frame)
+def _row_faults(
+    frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, derived: str
+) -> tuple[dict[int, str], Bools]:
+    """Reason why a row cannot be used, and the rows (rows,) whose loss is the only thing that is missing."""
+    reasons: dict[int, str] = {}
+    without_loss = np.zeros(len(frame), dtype=bool)
     for name, numeric in values.items():
         if name == "seconds" or name not in columns.taken:
             continue
-        for i in np.flatnonzero(~(np.isfinite(numeric) & (numeric > 0))):
-            cell = frame[columns.taken[name]].iloc[i]
-            shown = "is empty" if str(cell).strip() == "" else f"must be a positive number (got {cell})"
-            reasons[i] = "; ".join(filter(None, [reasons[i], f"{columns.taken[name]} {shown}"]))
+        bad = np.flatnonzero(~(np.isfinite(numeric) & (numeric > 0)))
+        if name == "loss":
+            without_loss[bad] = True
+        cells = frame[columns.taken[name]].to_numpy(dtype=object)
+        for i in map(int, bad):
+            shown = "is empty" if str(cells[i]).strip() == "" else f"must be a positive number (got {_shown(cells[i])})"
+            if name == "loss" and columns.perplexity and np.isfinite(numeric[i]):
+                shown = f"must be a perplexity above 1 (got {_shown(cells[i])})"
+            reasons[i] = "; ".join(filter(None, [reasons.get(i, ""), f"{columns.taken[name]} {shown}"]))
     for numeric in (values[name] for name in values if name not in columns.taken):
-        for i in np.flatnonzero(~(np.isfinite(numeric) & (numeric > 0))):
-            reasons[i] = reasons[i] or f"{derived} and is {numeric[i]:g}, not a positive number"
-    return reasons
+        bad = np.flatnonzero(~(np.isfinite(numeric) & (numeric > 0)))
+        for i in map(int, bad):
+            without_loss[i] = False
+            reasons[i] = reasons.get(i) or f"{derived} and is {numeric[i]:g}, not a positive number"
+    for name in ("params", "tokens", "flops"):
+        without_loss &= np.isfinite(values[name]) & (values[name] > 0)
+    return reasons, without_loss
 
 
-def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, good: Bools) -> Points:
-    picked = {name: numeric[good] for name, numeric in values.items()}
-    budget = picked.get("budget")
+def _shown(cell: Any) -> str:
+    text = str(cell)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _unusable(loaded: Loaded, values: dict[str, Floats], faults: Mapping[int, str]) -> list[str]:
+    known = values["loss"][np.isfinite(values["loss"])]
+    if len(known) and (known < 0).all():
+        return [f"all losses are negative ({known.min():.4g} to {known.max():.4g}): if they are log-likelihoods, the "
+                "loss is -1 times that; write it as a column"]  # fmt: skip
+    return ["no row can be used", *(f"line {loaded.lines[i]}: {faults[i]}" for i in sorted(faults)[:MAX_SHOWN])]
+
+
+def _refuse_implausible(
+    path: Path, values: dict[str, Floats], good: Bools, columns: ColumnMap, options: TableOptions
+) -> None:
+    triple = {name: values[name][good] for name in ("params", "tokens", "flops")}
+    derived = [name for name in triple if name not in columns.taken]
+    names = {name: columns.taken[name] for name in triple if name in columns.taken}
+    faults = list(unit_faults(triple, derived, list(options.units), names))
+    loss = values["loss"][good]
+    if not faults:
+        faults = list(score_faults(loss, triple["params"], triple["tokens"], columns.taken["loss"]))
+    if len(loss) > MIN_ALIKE and float(np.ptp(loss)) == 0:
+        faults.append(
+            f"all losses are equal ({loss[0]:g} in {columns.taken['loss']!r}); if each row is the optimum of one "
+            f"budget, --column params_opt={columns.taken.get('params', 'COLUMN')} fits N_opt(C) to the rows"
+        )
+    if "budget" in values and "run" not in columns.taken:
+        faults += list(budget_faults(values["budget"][good], triple["flops"], columns.taken["budget"]))
+    if faults:
+        raise SpecError(str(path), faults)
+
+
+def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, keep: Bools) -> Points:
+    picked = {name: numeric[keep] for name, numeric in values.items()}
+    label = picked.get("budget")
     run = None
     if "run" in columns.taken:
-        run = np.unique(frame[columns.taken["run"]].astype(str)[good], return_inverse=True)[1].astype(np.int64)
+        run = np.unique(frame[columns.taken["run"]].astype(str)[keep], return_inverse=True)[1].astype(np.int64)
     seconds = picked.get("seconds")
-    return Points(
-        budget=group_by_nearness(picked["flops"]) if budget is None else budget,
+    labelled, budget = True, label
+    if label is None:
+        labelled, exact = _repeats(picked["flops"], picked["params"])
+        budget = picked["flops"] if exact else group_by_nearness(picked["flops"])
+    assert budget is not None
+    points = Points(
+        budget=budget,
         flops=picked["flops"],
         params=picked["params"],
         tokens=picked["tokens"],
@@ -215,54 +256,73 @@ def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, 
         run=run,
         weight=picked.get("weight"),
         seconds=None if seconds is None or not (seconds > 0).any() else np.where(seconds > 0, seconds, np.nan),
-        params_as=_others(frame, OTHER_PARAMS, picked["params"], good),
-        flops_as=_others(frame, OTHER_FLOPS, picked["flops"], good),
-        labelled=budget is not None or _repeats(picked["flops"]),
+        params_as=_others(frame, OTHER_PARAMS, picked["params"], keep),
+        flops_as=_others(frame, OTHER_FLOPS, picked["flops"], keep),
+        labelled=labelled,
     )
+    # One order for one table: sums, and draws that are added to points, do not depend on how the rows were sorted
+    tie = points.flops if run is None else run
+    return points.pick(np.lexsort((tie, points.loss, points.tokens, points.params, points.budget)))
 
 
-def _repeats(flops: Floats) -> bool:
-    """Return True if C labels the budgets: nearly all runs share exactly one C with two or more others."""
-    count = np.unique(flops, return_counts=True)[1]
-    return bool(count[count >= MIN_ALIKE].sum() >= MOSTLY_ALIKE * len(flops))
+def _repeats(flops: Floats, params: Floats) -> tuple[bool, bool]:
+    """Return whether C labels the budgets (nearly all runs share exactly one C with two other sizes), and all do."""
+    value, which = np.unique(flops, return_inverse=True)
+    which = which.reshape(-1)
+    sizes = np.zeros(len(value), dtype=np.int64)  # distinct N of each C
+    np.add.at(sizes, np.unique(np.stack([which, np.unique(params, return_inverse=True)[1].reshape(-1)], axis=1), axis=0)
+              [:, 0], 1)  # fmt: skip
+    share = float(np.mean(sizes[which] >= MIN_ALIKE))
+    return share >= MOSTLY_ALIKE, share == 1
 
 
-def _mean_flops(labels: pd.Series[Any], flops: Floats) -> Floats:
+def _mean_flops(cells: pd.Series[Any], flops: Floats) -> Floats:
     """Mean C of the runs of each budget, for budgets with labels that are not numbers."""
-    which = np.unique(labels.astype(str), return_inverse=True)[1].reshape(-1)
+    which = np.unique(cells.astype(str), return_inverse=True)[1].reshape(-1)
     known = np.isfinite(flops)
     number = np.bincount(which[known], minlength=which.max() + 1)
     mean = np.bincount(which[known], weights=flops[known], minlength=which.max() + 1) / np.maximum(number, 1)
     return np.asarray(mean[which])
 
 
-def _derive(values: dict[str, Floats]) -> str:
+def _derive(frame: pd.DataFrame, values: dict[str, Floats]) -> str:
     """Compute the missing one of C, N and D by C = 6·N·D, and return how."""
-    six = FLOPS_PER_TOKEN_AND_PARAM
+    six: float | Floats = FLOPS_PER_TOKEN_AND_PARAM
+    n, words = values.get("params"), "6·N"
+    active = [column for column in frame.columns if normal(column) in ACTIVE]
+    if n is not None and active:  # experts that a token does not meet cost nothing
+        n, words = numbers(frame[active[0]]), f"6·{active[0]}"
     origin = ""
     with np.errstate(all="ignore"):  # a row whose result is not a number is reported
+        per_token = values.get("flops_per_token")
+        if per_token is None and n is not None:
+            per_token = six * n
+        elif per_token is not None:
+            words = "flops_per_token"
         if "flops" not in values and "tokens" not in values:
             values["flops"] = values["budget"]
             origin = "C of a run is taken as its budget; "
         if "flops" not in values:
-            values["flops"] = six * values["params"] * values["tokens"]
-            return "C is computed as 6·N·D"
+            assert per_token is not None
+            values["flops"] = per_token * values["tokens"]
+            return f"C is computed as {words}·D"
         if "tokens" not in values:
-            values["tokens"] = values["flops"] / (six * values["params"])
-            return f"{origin}D is computed as C/(6·N)"
+            assert per_token is not None
+            values["tokens"] = values["flops"] / per_token
+            return f"{origin}D is computed as C/({words})" if words[0] == "6" else f"{origin}D is computed as C/{words}"
         if "params" not in values:
             values["params"] = values["flops"] / (six * values["tokens"])
             return "N is computed as C/(6·D)"
     return ""
 
 
-def _others(frame: pd.DataFrame, names: Sequence[str], main: Floats, good: Bools) -> dict[str, Floats]:
+def _others(frame: pd.DataFrame, names: Sequence[str], main: Floats, keep: Bools) -> dict[str, Floats]:
     """Columns with other definitions of a quantity, where they are complete and differ from `main`."""
     others = {}
     for column in frame.columns:
         if normal(column) not in names:
             continue
-        numeric = numbers(frame[column])[good]
+        numeric = numbers(frame[column])[keep]
         if (np.isfinite(numeric) & (numeric > 0)).all() and not np.allclose(numeric, main, rtol=1e-3):
             others[str(column)] = numeric
     return others

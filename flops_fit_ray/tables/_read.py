@@ -16,6 +16,7 @@ import numpy as np
 from flops_fit_ray.analysis import Flag, Points, group_by_nearness
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.tables._binning import binned
 from flops_fit_ray.tables._cells import numbers
 from flops_fit_ray.tables._columns import NONE, ColumnMap, TableOptions, find_columns
 from flops_fit_ray.tables._load import Loaded, load
@@ -31,7 +32,6 @@ from flops_fit_ray.tables._plausible import (
 )
 from flops_fit_ray.tables._rows import Setting, keep_finished, keep_where
 from flops_fit_ray.tables._selection import one_row_per_run
-from flops_fit_ray.tables._binning import binned
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,12 +1,16 @@
 """What is handed out, and when: without Ray, against a ledger on disk."""
 
 import itertools
+import signal
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flops_fit_ray.engine._crash import KILLED, describe_death
 from flops_fit_ray.engine._dispatch import MAX_RETURNS, Dispatcher
 from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine.interrupt import StopRequest
@@ -115,7 +119,8 @@ def test_a_dead_worker_is_recorded_and_a_lost_trial_handed_out_again(tmp_path: P
     failure = ledger.failure(first.key)
     assert failure is not None and failure.status == "infrastructure"
     words = [event.message for event in ledger.events(first.key) if event.level == "warning"]
-    assert words == [f"its worker or node died ({n} of 3 retries since the start): started again" for n in (1, 2, 3)]
+    died = "its worker or node died ({} of 3 retries since the start): started again; " + KILLED
+    assert words == [died.format(n) for n in (1, 2, 3)]
     second = dispatcher.next()
     assert second is not None and second.key != first.key
     for _ in range(MAX_RETURNS - 1):
@@ -126,6 +131,42 @@ def test_a_dead_worker_is_recorded_and_a_lost_trial_handed_out_again(tmp_path: P
     lost = ledger.failure(second.key)
     assert lost is not None and (lost.status, lost.deaths) == ("infrastructure", 0)
     assert second.key not in {e.key for e in iter(dispatcher.next, None)}
+
+
+def test_a_death_is_named_by_pythons_stack_by_ray_or_by_what_leaves_neither(tmp_path: Path) -> None:
+    paths, unknown = (
+        SweepPaths(tmp_path),
+        "The actor died.\nWorker unexpectedly exits with a connection error code 2. End",
+    )
+    paths.crash("key").parent.mkdir(parents=True)
+    assert describe_death(paths, "key", "") == (KILLED, "") and describe_death(paths, "key", unknown) == (
+        KILLED,
+        unknown,
+    )
+    memory = "The actor died.\nTask was killed due to the node running low on memory."
+    assert describe_death(paths, "key", memory) == (memory.splitlines()[1], memory)
+    command = f"""
+import os
+from pathlib import Path
+from flops_fit_ray.engine._crash import crashes_noted
+from flops_fit_ray.storage.paths import SweepPaths
+
+def forward():
+    os.abort()
+
+paths = SweepPaths(Path({str(tmp_path)!r}))
+with crashes_noted(paths, "key"):
+    pass
+assert not paths.crash("key").exists()
+with crashes_noted(paths, "key"):
+    forward()
+"""
+    assert (
+        subprocess.run([sys.executable, "-c", command], check=False, capture_output=True).returncode == -signal.SIGABRT
+    )
+    line, trace = describe_death(paths, "key", unknown)
+    assert line == 'Fatal Python error: Aborted (File "<string>", line 8 in forward)'
+    assert "most recent call first" in trace and trace.endswith(unknown)
 
 
 def test_a_death_after_progress_is_not_held_against_an_experiment(tmp_path: Path) -> None:

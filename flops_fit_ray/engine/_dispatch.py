@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from flops_fit_ray.engine._crash import describe_death
 from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.resources import Slots
@@ -208,7 +209,8 @@ class Dispatcher:
         since = "the start" if step < 0 else f"the checkpoint at step {step}"
         self._ledger.record_event(
             key,
-            f"its worker or node died ({deaths.count} of {limit} retries since {since}): started again",
+            f"its worker or node died ({deaths.count} of {limit} retries since {since}): started again; "
+            + describe_death(self._paths, key, "")[0],
             level="warning",
         )
         return False
@@ -229,12 +231,12 @@ class Dispatcher:
 def vanished(key: str, ledger: Ledger, error: str) -> Failure:
     """Return the failure of an experiment whose process died without an outcome."""
     attempts = ledger.num_attempts(key)
+    why, trace = describe_death(ledger.paths, key, error)
     return Failure(
         key=key,
         status="infrastructure",
-        error=f"its worker ended {attempts} times without an outcome"
-        + (f": {error.strip().splitlines()[-1]}" if error.strip() else ""),
-        traceback=error,
+        error=f"its worker ended {attempts} times without an outcome: {why}",
+        traceback=trace,
         tokens_seen=0,
         seconds=0.0,
         attempts=attempts,

@@ -20,6 +20,7 @@ from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.storage_path import REMOTE_POLL_SECONDS, is_remote
 from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.step.device import gpu_uuids
+from flops_fit_ray.training.user.user_code import describe_error
 
 STALLED_EXIT_CODE = 75
 READ_SECONDS = 5.0  # between readings of the node
@@ -114,9 +115,7 @@ class LedgerObserver(Observer):
 
     def failure(self, error: BaseException, status: FailureKind, seconds: float) -> Failure:
         """Return the failure that an exception means for the experiment."""
-        return self._failure(
-            status, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)), seconds
-        )
+        return self._failure(status, describe_error(error), "".join(traceback.format_exception(error)), seconds)
 
     def _failure(self, status: FailureKind, error: str, trace: str, seconds: float) -> Failure:
         return Failure(

@@ -34,7 +34,7 @@ from flops_fit_ray.training.distributed.group import (
 from flops_fit_ray.training.loop.follower import run_follower
 from flops_fit_ray.training.step.device import gpu_uuids
 from flops_fit_ray.training.user.parts import UserParts
-from flops_fit_ray.training.user.user_code import describe_error
+from flops_fit_ray.training.user.user_code import describe_error, hard_exit_raises
 
 STEP_SECONDS = 300.0  # for a step, or for workers to start, besides the time that data may take
 FOLLOWER_SECONDS = 7 * 86400.0  # a follower waits while the leader evaluates; the leader ends it
@@ -62,7 +62,8 @@ class Follower:
         store = connect_store(host, port, STEP_SECONDS)
         with process_group(store, group, self._device, FOLLOWER_SECONDS), _readings_sent(host, port, group.rank):
             try:
-                run_follower(experiment, self._user, eval_samples=eval_samples, group=group, device=self._device)
+                with hard_exit_raises():
+                    run_follower(experiment, self._user, eval_samples=eval_samples, group=group, device=self._device)
             except WorkerTerminated:
                 raise
             except BaseException as e:

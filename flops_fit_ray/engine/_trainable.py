@@ -15,6 +15,7 @@ import torch
 from ray import tune
 
 from flops_fit_ray._version import __version__
+from flops_fit_ray.engine._crash import crashes_noted
 from flops_fit_ray.engine._gpus import gpu_fault
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.engine._team import Team
@@ -42,6 +43,7 @@ from flops_fit_ray.training.loop.meter import CurvePoint
 from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.user.parts import UserParts
+from flops_fit_ray.training.user.user_code import hard_exit_raises
 
 # Metrics by which a trial tells the driver that none of this sweep can end well
 STORAGE_ERROR, OTHER_DATA = "storage_error", "other_data"
@@ -95,7 +97,8 @@ class ExperimentTrainable(tune.Trainable):
         found: dict[str, float | str] = {}
         try:
             experiment = self._ledger.planned(self._key)
-            status, why = run_experiment(self._context, self._ledger, self._load, experiment, self._team), {}
+            with crashes_noted(self._ledger.paths, self._key):
+                status, why = run_experiment(self._context, self._ledger, self._load, experiment, self._team), {}
             found = tune_metrics(experiment, self._ledger.result(self._key))
         except StorageError as e:  # Tune would only try again, on the same full disk
             status, why = "storage", {STORAGE_ERROR: str(e)}
@@ -177,7 +180,7 @@ def run_experiment(
         return status
 
     try:
-        with observer.watched(context.spec.data.timeout_seconds):
+        with observer.watched(context.spec.data.timeout_seconds), hard_exit_raises():
             observer.progress(0, None)
             user = load()
             with contextlib.nullcontext(SINGLE_WORKER) if team is None else team.training(experiment, failed) as group:

@@ -180,6 +180,10 @@ class SweepPaths(ReportPaths):
         """Progress of a running experiment; overwritten about once a second."""
         return self.experiments / f"{key}/progress.json"
 
+    def crash(self, key: str) -> StoragePath:
+        """Stack of the process of a running experiment, if a signal ended it."""
+        return self.experiments / f"{key}/crash.txt"
+
     def events(self, key: str) -> StoragePath:
         """Events of one experiment, a JSON object per line."""
         return self.experiments / f"{key}/events.jsonl"

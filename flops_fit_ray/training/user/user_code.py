@@ -32,7 +32,7 @@ def user_code(words: str, *, but: type[Exception] = SpecError) -> Iterator[None]
         SpecError: the code raised anything.
     """
     try:
-        with _hard_exit_raises():
+        with hard_exit_raises():
             yield
     except (SpecError, but):
         raise
@@ -45,7 +45,7 @@ def user_code(words: str, *, but: type[Exception] = SpecError) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def _hard_exit_raises() -> Iterator[None]:
+def hard_exit_raises() -> Iterator[None]:
     """Make `os._exit` of this thread raise SystemExit in the block: nobody could say a word after it.
 
     Forked children, which end by it, and other threads keep theirs.

@@ -22,6 +22,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.training.user.parts import UserParts
+from flops_fit_ray.training.user.user_code import describe_error
 from tests.parts import Mlp, Pairs, planned, regression, spec_of, user_parts_of
 
 
@@ -63,7 +64,12 @@ CASES = [
     ("forward", RuntimeError("shapes differ"), "RuntimeError: shapes differ", "forward"),
     ("loss", ZeroDivisionError("nothing counts"), "ZeroDivisionError: nothing counts", "late_loss"),
     ("dataset", KeyError("text"), "KeyError: 'text'", "__getitem__"),
-    ("forward", SystemExit(3), "SystemExit: 3", "forward"),
+    (
+        "forward",
+        SystemExit(3),
+        'SystemExit: the code calls exit(); put what only a script does under `if __name__ == "__main__":`, and raise an error where something is wrong',
+        "forward",
+    ),
     ("forward", KeyboardInterrupt(), "KeyboardInterrupt: ", "forward"),
     ("load", ImportError("no module named 'mine'"), "ImportError: no module named 'mine'", "load"),
 ]

@@ -64,12 +64,7 @@ CASES = [
     ("forward", RuntimeError("shapes differ"), "RuntimeError: shapes differ", "forward"),
     ("loss", ZeroDivisionError("nothing counts"), "ZeroDivisionError: nothing counts", "late_loss"),
     ("dataset", KeyError("text"), "KeyError: 'text'", "__getitem__"),
-    (
-        "forward",
-        SystemExit(3),
-        'SystemExit: the code calls exit(); put what only a script does under `if __name__ == "__main__":`, and raise an error where something is wrong',
-        "forward",
-    ),
+    ("forward", SystemExit(3), describe_error(SystemExit(3)), "forward"),
     ("forward", KeyboardInterrupt(), "KeyboardInterrupt: ", "forward"),
     ("load", ImportError("no module named 'mine'"), "ImportError: no module named 'mine'", "load"),
 ]

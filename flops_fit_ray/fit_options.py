@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from flops_fit_ray.errors import FitError
 
-MethodName = Literal["valley", "surface_huber", "surface_squared", "envelope"]
+MethodName = Literal["valley", "surface_huber", "surface_squared", "surface_coupled", "envelope"]
 MethodChoice = Literal["auto", MethodName]
 CurveName = Literal["parabola", "cubic", "akima"]
 LawWeights = Literal["equal", "precision"]
@@ -27,6 +27,12 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "law_weights": get_args(LawWeights),
 }
 PINS: tuple[str, ...] = get_args(PinName)
+# Methods that fit a surface: the loss function, and the form of the law
+SURFACES: Mapping[MethodName, tuple[SurfaceLoss, SurfaceForm]] = {
+    "surface_huber": ("huber", "additive"),
+    "surface_squared": ("squared", "additive"),
+    "surface_coupled": ("huber", "coupled"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +139,9 @@ class FitOptions:
                 raise FitError(f"{name} must be {limits} (got {value!r})")
         check_pins(self.pins)
 
-    def surface(self, loss: SurfaceLoss, form: SurfaceForm = "additive") -> SurfaceOptions:
-        """Return the settings of the surface fit."""
+    def surface(self, method: MethodName) -> SurfaceOptions:
+        """Return the settings of the fit of a surface; `method` is one of `SURFACES`."""
+        loss, form = SURFACES[method]
         return SurfaceOptions(loss=loss, form=form, delta=self.delta, undertuned=self.undertuned, pins=self.pins)
 
 

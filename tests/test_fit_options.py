@@ -43,7 +43,7 @@ def test_the_spec_has_the_settings_and_the_defaults_of_the_fit() -> None:
     for name, value in FitSection():
         assert value is None or value == getattr(FIT_DEFAULTS, name)
     assert fit_options(make_spec(GOOD, "s")) == FIT_DEFAULTS
-    assert SurfaceOptions() == FIT_DEFAULTS.surface("huber")
+    assert SurfaceOptions() == FIT_DEFAULTS.surface("surface_huber")
 
 
 @pytest.mark.parametrize("command", [fit, predict, compare], ids=lambda c: str(c.name))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flops_fit_ray.analysis import FitOptions, Points, fit_sweep, predict
+from flops_fit_ray.analysis._selection import choose
 from flops_fit_ray.analysis.surface import SurfaceOptions, bootstrap_surface, fit_cost_law, fit_surface, refit_surfaces
 from flops_fit_ray.analysis.surface._estimate import _status
 from flops_fit_ray.analysis.surface._huber import LOWER, UPPER, HuberProblem, derivatives
@@ -323,3 +324,60 @@ def test_every_status_has_its_case() -> None:
     line = np.linspace(-1, 1, 40)  # nearly one line: only a ten-thousandth tells N from D
     thin = replace(frame, x=line, y=line * (1 + 1e-7))
     assert _status(thin, np.array([-1.0, 0.3, -1.0, 0.3, 0.5]), start - 1, True, ones)[0] == "ill_conditioned"
+
+
+def _coupled_losses(points: Points, k: float, noise: float = 0.0, seed: int = 0) -> Points:
+    """L = 1.2 + (2000/N^0.5 + 8000/D^0.45)^k."""
+    inner = 2000 / points.params**0.5 + 8000 / points.tokens**0.45
+    scatter = noise * np.random.default_rng(seed).standard_normal(len(points))
+    return replace(points, loss=1.2 + inner**k + scatter)
+
+
+@pytest.mark.parametrize("k", [0.4, 1.0, 1.6])
+def test_the_coupled_law_comes_back(k: float) -> None:
+    fit = fit_sweep(_coupled_losses(scattered(BESIROGLU, 60), k), FitOptions(draws=0, method="surface_coupled"))
+    surface = fit.answer.surface
+    assert surface is not None and surface.status == "converged" and surface.surface is not None
+    s = surface.surface
+    found = [np.exp(s.log_e[0]), s.alpha[0], s.beta[0], s.k[0]]
+    assert found == pytest.approx([1.2, 0.5, 0.45, k], abs=1e-5)
+    n, d, inner = optimum((0.0, 2000, 8000, 0.5, 0.45), 1e21)  # N_opt is that of the inner sum, whatever k
+    answer = predict(fit, 1e21)
+    assert (answer.params, answer.tokens, answer.loss) == pytest.approx((n, d, 1.2 + inner**k), rel=1e-4)
+    assert fit.loss_opt is not None and fit.loss_opt.exponent == pytest.approx(-k * 0.5 * 0.45 / 0.95, abs=1e-5)
+
+
+def test_a_k_that_is_not_told_from_1_is_named() -> None:
+    options = SurfaceOptions(form="coupled")
+    for points, status in (
+        (scattered(BESIROGLU, 60, noise=0.02), "same_as_additive"),
+        (_coupled_losses(scattered(BESIROGLU, 60), 0.5, noise=0.005), "converged"),
+    ):
+        fit = bootstrap_surface(fit_surface(points, options), points, options, 200, np.random.default_rng(0))
+        assert fit.status == status and fit.usable and fit.draws is not None
+        assert ("not told from 1" in fit.reason) == (status == "same_as_additive")
+        low, high = np.nanquantile(fit.draws.k, [0.025, 0.975])
+        assert low < (1.0 if status == "same_as_additive" else 0.5) < high and (high < 1) == (status == "converged")
+
+
+def test_the_law_is_chosen_by_losses_that_it_has_not_seen() -> None:
+    options, rate = FitOptions(draws=0), 0
+    coupled = fit_sweep(_coupled_losses(scattered(BESIROGLU, 60), 0.5, noise=0.005), options)
+    assert coupled.default == "surface_coupled" and coupled.choices[0].blocks == 3
+    errors = coupled.choices[0].errors
+    assert errors["coupled"] is not None and errors["additive"] is not None
+    assert errors["coupled"] < 0.8 * errors["additive"] and any(f.code == "surface_chosen" for f in coupled.warnings)
+    for seed in range(10):  # one more parameter always fits better, and must not be chosen for that
+        rate += fit_sweep(scattered(BESIROGLU, 60, noise=0.01, seed=seed), options).default == "surface_coupled"
+    assert rate <= 1
+    asked = fit_sweep(_coupled_losses(scattered(BESIROGLU, 60), 0.5), FitOptions(draws=0, method="surface_huber"))
+    assert asked.default == "surface_huber" and not asked.choices
+
+
+def test_a_choice_needs_most_blocks_and_a_clear_margin() -> None:
+    base = np.array([4.0, 4.0, 4.0])
+    others = {"clear": [1.0, 1.0, 4.1], "narrow": [3.0, 3.0, 3.0], "once": [0.1, 4.1, 4.1], "lost": [0.1, np.nan, 0.1]}
+    chosen = {n: choose("law", {"base": base, n: np.array(e)}, "base").chosen for n, e in others.items()}
+    assert chosen == {"clear": "clear", "narrow": "base", "once": "base", "lost": "base"}
+    every = choose("law", {"base": base, **{n: np.array(e) for n, e in others.items()}}, "base")
+    assert every.errors["base"] == 2.0 and every.errors["lost"] is None and "base 2e+02 %" in every.sentence

@@ -77,7 +77,7 @@ def loss_hold_out(fit: SweepFit) -> LossHoldOut | None:
     top = _top(fit)
     if not top.any() or top.all():
         return None
-    below = fit_surface(points.pick(~top), fit.options.surface("huber"))
+    below = fit_surface(points.pick(~top), fit.options.surface("surface_huber"))
     if not below.usable or below.surface is None:
         return None
     # Predicted less observed, nats

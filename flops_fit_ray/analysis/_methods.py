@@ -15,7 +15,7 @@ from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit, Surfaces
 from flops_fit_ray.analysis.valley import Polynomial, Valley
-from flops_fit_ray.fit_options import LawWeights, MethodName
+from flops_fit_ray.fit_options import SURFACES, LawWeights, MethodName
 
 MIN_FOR_SHIFT = 4  # budgets from which the loss law has an irreducible term: one more than its parameters
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
@@ -23,6 +23,7 @@ METHOD_LABELS: dict[MethodName, str] = {
     "valley": "valleys (approach 2)",
     "surface_huber": "surface, Huber loss (approach 3)",
     "surface_squared": "surface, squared error (approach 3)",
+    "surface_coupled": "surface, coupled law (approach 3)",
     "envelope": "envelope of training curves (approach 1)",
 }
 
@@ -177,7 +178,7 @@ def _inverse_variance(draws: Floats | None) -> Floats | None:
 
 def surface_method(fit: SurfaceFit) -> Method:
     """Derive the laws of approach 3 from the surface and the cost law C = k·N^c·D (Hoffmann et al. 2022, 3.3)."""
-    name: MethodName = "surface_huber" if fit.loss == "huber" else "surface_squared"
+    name = next(name for name, kind in SURFACES.items() if kind == (fit.loss, fit.form))
     if not fit.usable or fit.surface is None or fit.cost is None:
         return no_law(name, fit.reason, status=fit.status, surface=fit)
     laws = _surface_laws(fit.surface, fit.cost)
@@ -201,7 +202,7 @@ def _surface_laws(surfaces: Surfaces, cost: CostLaw) -> tuple[LawDraws, LawDraws
 
     1) N_opt = k_N·C^a with a = beta / (alpha + c·beta)  (Hoffmann et al. 2022, equation 4, for c = 1)
     2) D_opt = k_D·C^b with b = 1 - c·a, because N^c·D is proportional to C
-    3) L_opt - E = K·C^-gamma with gamma = alpha·a: A·N^-alpha and B·D^-beta fall alike, as alpha·a = beta·b
+    3) L_opt - E = K·C^-gamma with gamma = alpha·a·k: A·N^-alpha and B·D^-beta fall alike, as alpha·a = beta·b
     """
     a = surfaces.params_exponent(cost)
     log_n, log_d, loss = surfaces.optimum(1.0, cost)
@@ -213,7 +214,7 @@ def _surface_laws(surfaces: Surfaces, cost: CostLaw) -> tuple[LawDraws, LawDraws
     return (
         LawDraws(exponent=a, log10_coefficient=log_n / ten),
         LawDraws(exponent=1 - cost.n_exponent * a, log10_coefficient=log_d / ten),
-        LawDraws(exponent=-surfaces.alpha * a, log10_coefficient=log_excess, offset=e),
+        LawDraws(exponent=-surfaces.alpha * a * surfaces.k, log10_coefficient=log_excess, offset=e),
     )
 
 

@@ -12,9 +12,9 @@ from flops_fit_ray.analysis._methods import Method, surface_method, valley_metho
 from flops_fit_ray.analysis._sweep_fit import SweepFit, fit_valleys, valley_of
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.analysis.points import Points
-from flops_fit_ray.analysis.surface import SurfaceLoss, fit_surface, refit_surfaces
+from flops_fit_ray.analysis.surface import fit_surface, refit_surfaces
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
-from flops_fit_ray.fit_options import FitOptions, MethodName
+from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
 from flops_fit_ray.formatting import count, flops
 
 MAX_LEFT_OUT = 200  # runs that are left out in turn, those with the greatest influence first
@@ -93,14 +93,14 @@ def sensitivity(fit: SweepFit, budget: float) -> Sensitivity | None:
 
 def method_agreement(fit: SweepFit, budget: float) -> Flag | None:
     """Compare N_opt of valleys and surface at C = `budget`; None where one of them has no law."""
-    valley, surface = fit.methods["valley"].params_opt, fit.methods["surface_huber"].params_opt
+    valley, surface = fit.methods["valley"].params_opt, fit.surface.params_opt
     if valley is None or surface is None:
         return None
     one, other = valley.at(budget), surface.at(budget)
     ratio = max(one / other, other / one)
     first, second = (law.interval(budget, fit.options.confidence) for law in (valley, surface))
     apart = first is not None and second is not None and (first.low > second.high or second.low > first.high)
-    n_opts = f"{count(one)} by the valleys and {count(other)} by the Huber surface (x{ratio:.3g})"
+    n_opts = f"{count(one)} by the valleys and {count(other)} by the {fit.surface.label.split(' (')[0]} (x{ratio:.3g})"
     message = f"at C = {flops(budget)} N_opt is {n_opts}"
     if apart or ratio > DISAGREE:
         overlap = "do not overlap" if apart else "overlap" if first and second else "are unknown"
@@ -140,7 +140,7 @@ def _quick(points: Points, options: FitOptions, name: MethodName) -> Method:
     """Fit one method without its bootstrap."""
     if name == "valley":
         return valley_method(list(fit_valleys(points, options)), None)
-    return surface_method(fit_surface(points, options.surface("huber" if name == "surface_huber" else "squared")))
+    return surface_method(fit_surface(points, options.surface(name)))
 
 
 def _row_of(lever: str, choice: str, method: Method, budget: float) -> SensitivityRow:
@@ -160,7 +160,7 @@ def _settings(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     options, points = fit.options, fit.points
     if fit.default != "valley":
         for delta in (1e-4, 1e-2):
-            if fit.default == "surface_huber" and delta != options.delta:
+            if fit.default != "surface_squared" and fit.default in SURFACES and delta != options.delta:
                 changed = _quick(points, replace(options, delta=delta), fit.default)
                 yield _row_of("the loss function", f"Huber delta {delta:g}", changed, budget)
         return
@@ -276,9 +276,8 @@ def _refitted(valley: Valley, points: Points, keep: Bools, options: FitOptions) 
 def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[SensitivityRow]:
     points, surface, options = fit.points, fit.answer.surface, fit.options
     assert surface is not None and surface.cost is not None
-    loss: SurfaceLoss = surface.loss
     weights = points.weights * (points.runs[None, :] != runs[:, None])
-    wanted = options.surface(loss)
+    wanted = options.surface(fit.default)
     refits = refit_surfaces(surface, points, wanted, loss=points.loss, weights=weights, tolerance=1e-10)
     log_n, log_d, _ = refits.optimum(budget, surface.cost)
     exponent = refits.params_exponent(surface.cost)

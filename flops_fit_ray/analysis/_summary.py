@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ def fit_to_json(fit: SweepFit) -> dict[str, Any]:
             "default_method": fit.default,
             **laws_to_json(fit.answer, fit),
             "methods": {name: _method_to_json(method, fit) for name, method in fit.methods.items()},
+            "choices": [asdict(choice) for choice in fit.choices],
             "valleys": [_valley_to_json(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True)],
             "budgets_found_by_nearness": not fit.points.labelled,
             "points": len(fit.points),
@@ -184,6 +186,8 @@ def _method_to_json(method: Method, fit: SweepFit) -> dict[str, Any]:
 def _surface_to_json(fit: SurfaceFit) -> dict[str, Any]:
     """Return the surface; E in nats, A and B for N in parameters and D in tokens."""
     names = {"E": "log_e", "A": "log_a", "B": "log_b", "alpha": "alpha", "beta": "beta"}
+    if fit.form == "coupled":
+        names["k"] = "k"
     content: dict[str, Any] = dict.fromkeys(names) | {"objective": fit.objective}
     ci: dict[str, Any] = {}
     stderr: dict[str, Any] = {}

@@ -20,17 +20,19 @@ from flops_fit_ray.analysis._methods import (
     valley_method,
     valley_noise,
 )
+from flops_fit_ray.analysis._selection import Choice, choose_surface
 from flops_fit_ray.analysis.arrays import Ints
 from flops_fit_ray.analysis.diagnostics import diagnose
 from flops_fit_ray.analysis.law import Law
 from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
 from flops_fit_ray.analysis.points import Points, budget_gap, check_points
-from flops_fit_ray.analysis.surface import SurfaceLoss, bootstrap_surface, fit_surface
+from flops_fit_ray.analysis.surface import bootstrap_surface, fit_surface
 from flops_fit_ray.analysis.valley import Valley, fit_valley
-from flops_fit_ray.fit_options import FIT_DEFAULTS, FitOptions, MethodName
+from flops_fit_ray.fit_options import FIT_DEFAULTS, SURFACES, FitOptions, MethodName
 
 MIN_FOR_SURFACE = 15  # points, three for each parameter, from which a surface can be the default method
 APART = 1.15  # least gap between neighbouring budgets that were inferred by nearness
+DRAWS_ASIDE = 200  # of the bootstrap of the coupled law where it is not the answer
 MOSTLY = 0.75  # share of the points in valleys with an optimum, where budgets were inferred by nearness
 
 
@@ -48,11 +50,17 @@ class SweepFit:
     seeds: SeedNoise | None
     options: FitOptions
     warnings: tuple[Flag, ...]
+    choices: tuple[Choice, ...] = ()  # among laws for the same losses, where one had to be made
 
     @property
     def answer(self) -> Method:
         """The default method."""
         return self.methods[self.default]
+
+    @property
+    def surface(self) -> Method:
+        """The default method if it fits a surface, else the Huber surface: the one that figures and checks show."""
+        return self.answer if self.default in SURFACES else self.methods["surface_huber"]
 
     @property
     def params_opt(self) -> Law | None:
@@ -112,19 +120,20 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
     rng = np.random.default_rng(options.seed)
     low = fit_minima(points, options, rng)
     methods: dict[MethodName, Method] = {"valley": low.method}
-    losses: tuple[SurfaceLoss, ...] = ("huber", "squared")
-    for loss in losses:
-        wanted = options.surface(loss)
-        surface = bootstrap_surface(
-            fit_surface(points, wanted), points, wanted, options.draws, np.random.default_rng(options.seed)
-        )
-        method = surface_method(surface)
-        methods[method.name] = method
+    for name in SURFACES:
+        aside = name == "surface_coupled" and options.method != name
+        methods[name] = _surface(points, options, name, min(options.draws, DRAWS_ASIDE) if aside else options.draws)
     if (envelope := envelope_method(points if curves is None else curves, options.draws, rng)) is not None:
         methods["envelope"] = envelope
     elif options.method == "envelope":
         methods["envelope"] = no_law("envelope", "there are no training curves")
     default = _default(points, low.valleys, methods, options)
+    choices: tuple[Choice, ...] = ()
+    if options.method == "auto" and default == "surface_huber" and methods[default].params_opt is not None:
+        choices = (choose_surface(points, options),)
+        default = next(n for n, kind in SURFACES.items() if kind == ("huber", choices[0].chosen))
+        if default == "surface_coupled":
+            methods[default] = _surface(points, options, default, options.draws)
     return SweepFit(
         points=points,
         valleys=low.valleys,
@@ -135,8 +144,17 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
         noise=low.noise,
         seeds=seed_noise(points),
         options=options,
-        warnings=tuple(diagnose(points, low.valleys, low.minima, low.noise, methods, default)),
+        warnings=(
+            *diagnose(points, low.valleys, low.minima, low.noise, methods, default),
+            *(choice.flag for choice in choices),
+        ),
+        choices=choices,
     )
+
+
+def _surface(points: Points, options: FitOptions, name: MethodName, draws: int) -> Method:
+    wanted, rng = options.surface(name), np.random.default_rng(options.seed)
+    return surface_method(bootstrap_surface(fit_surface(points, wanted), points, wanted, draws, rng))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -79,7 +79,8 @@ def _diagnose_methods(methods: Mapping[MethodName, Method], default: MethodName)
         if method is None:
             continue
         severity: Severity = "warning" if name == default else "info"
-        if method.reason and name != "valley":
+        unasked = method.status == "same_as_additive" and name != default
+        if method.reason and name != "valley" and not unasked:
             yield Flag(f"{name}_{method.status}", severity, f"{method.label}: {method.reason}")
         if method.lost_draws > LOST_DRAWS_WARNING * max(method.draws, 1):
             too_many = method.lost_draws > (1 - MIN_DRAWS) * method.draws

@@ -39,7 +39,7 @@ class TimedPrediction:
 
 def isotime(fit: SweepFit) -> IsoTime | None:
     """Derive the laws over seconds; None where fewer than 3 runs were timed or there is no surface."""
-    surface, law = fit.methods["surface_huber"].surface, time_law(fit.points)
+    surface, law = fit.surface.surface, time_law(fit.points)
     if law is None or surface is None or not surface.usable:
         return None
     cost, timed = law

@@ -13,7 +13,7 @@ from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning, range_warning
 from flops_fit_ray.analysis.law import Interval, Law, central_interval
 from flops_fit_ray.errors import FitError
-from flops_fit_ray.fit_options import MethodName
+from flops_fit_ray.fit_options import SURFACES, MethodName
 
 MIN_SEEDS = 6  # degrees of freedom from which the noise between seeds is used for a single run
 
@@ -109,7 +109,7 @@ def run_noise(fit: SweepFit) -> tuple[float, int] | None:
     if fit.default == "valley":
         return None if fit.noise is None else (fit.noise.pooled, fit.noise.pooled_df)
     surface = fit.answer.surface
-    df = len(fit.points) - 5
+    df = len(fit.points) - fit.options.surface(fit.default).parameters if fit.default in SURFACES else 0
     if surface is None or not surface.usable or df < 1:
         return None
     # Residuals of the Huber fit are of ln L: times L they are nats

@@ -116,15 +116,15 @@ def methods_text(analysis: Analysis) -> str:
                      _bounds(answer)])  # fmt: skip
     percent = f"{100 * fit.options.confidence:g} %"
     lines = [fmt.table(["method", "status", "a", percent, f"N_opt({fmt.flops(target)})", percent], rows)]
-    surface = fit.methods["surface_huber"].surface
+    surface = fit.surface.surface
     if surface is not None and surface.usable and surface.surface is not None:
         s, starts = surface.surface, surface.starts
         arrived = f"; {starts.arrived} of {starts.total} starts come there" if starts else ""
         e, a, b = (float(x[0]) for x in (s.log_e, s.log_a, s.log_b))
-        lines.append(
-            f"L = {math.exp(e):.5g} + {math.exp(a):.5g}/N^{s.alpha[0]:.4f} + "
-            f"{math.exp(b):.5g}/D^{s.beta[0]:.4f} (Huber, objective {surface.objective:.6g}{arrived})"
-        )
+        terms = f"{math.exp(a):.5g}/N^{s.alpha[0]:.4f} + {math.exp(b):.5g}/D^{s.beta[0]:.4f}"
+        shown = f"({terms})^{s.k[0]:.4f}" if surface.form == "coupled" else terms
+        loss = "Huber" if surface.loss == "huber" else "squared error"
+        lines.append(f"L = {math.exp(e):.5g} + {shown} ({loss}, objective {surface.objective:.6g}{arrived})")
     return "\n".join(lines)
 
 

@@ -169,7 +169,13 @@ def bootstrap_surface(
         drawn_surfaces = refit_surfaces(fit, points, options, loss=loss, weights=points.weights)
         resampled = f"new scatter of {noise.pooled:.2g} about the surface"
     lost = int(np.isnan(drawn_surfaces.alpha).sum())
-    return replace(fit, draws=drawn_surfaces, lost_draws=lost, resampled=resampled)
+    fit = replace(fit, draws=drawn_surfaces, lost_draws=lost, resampled=resampled)
+    low, high = np.nanquantile(drawn_surfaces.k, [0.025, 0.975]) if lost < draws else (1.0, 1.0)
+    if fit.form == "coupled" and fit.status == "converged" and low <= 1 <= high:
+        k = f"k = {fit.surface.k[0]:.3g} [{low:.3g}, {high:.3g}]" if fit.surface is not None else ""
+        reason = f"{k} is not told from 1, and at k = 1 the law is the additive one, with a parameter less"
+        return replace(fit, status="same_as_additive", reason=reason)
+    return fit
 
 
 def _no_surface(options: SurfaceOptions, status: SurfaceStatus, reason: str) -> SurfaceFit:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,6 +29,8 @@ DAMPING = 1.0
 LOWER = np.array([-60.0, 1e-3, -60.0, 1e-3, -12.0, np.log(0.05)])
 UPPER = np.array([60.0, 6.0, 60.0, 6.0, 12.0, np.log(20.0)])
 
+_UPPER = {size: np.triu_indices(size, 1) for size in (5, 6)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class HuberProblem(Coordinates):
@@ -37,7 +40,7 @@ class HuberProblem(Coordinates):
     undertuned: float
     free: Bools  # (P,), False where a parameter is pinned; 6 of them are the coupled law
 
-    @property
+    @cached_property
     def bounds(self) -> tuple[Floats, Floats]:
         """Lower and upper bounds (P,); none of a pinned parameter."""
         count = len(self.free)
@@ -204,6 +207,6 @@ def _assemble(pairs: Iterable[Floats], problem: HuberProblem) -> Floats:
     if size == 6:
         c14, c24, c34, c44 = sums[6:]
         h[:, :2, 5], h[:, 2:4, 5], h[:, 4, 5], h[:, 5, 5] = c14[:, :2], c24[:, :2], c34[:, 0], c44[:, 0]
-    rows, columns_of = np.triu_indices(size, 1)
-    h[:, columns_of, rows] = h[:, rows, columns_of]
+    upper = _UPPER[size]
+    h[:, upper[1], upper[0]] = h[:, upper[0], upper[1]]
     return h

@@ -10,6 +10,7 @@ from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface._value import CostLaw, Surfaces
 from flops_fit_ray.fit_options import SurfaceOptions
 
+ENOUGH = 3  # different values of N, and of D
 SAME_SIZE = 1.1  # ratio within which sizes (or token counts) are one, as far as an exponent is concerned
 LEAST_RANGE = 2.0  # largest over smallest N (or D), below which an exponent rests on the last digits of the losses
 ONE_LINE = 1e-3  # rms of ln D about a line in ln N below which the points lie on it
@@ -25,9 +26,11 @@ def cannot_be_fitted(points: Points, options: SurfaceOptions) -> str:
     x, y = np.log(points.params), np.log(points.tokens)
     for name, values, other in (("N", x, "sizes"), ("D", y, "token counts")):
         distinct, apart = len(np.unique(np.round(values, 6))), _apart(values)
-        if apart < 3:
+        if apart < ENOUGH:
             near = "" if apart == distinct else f" ({distinct} within x{np.exp(np.ptp(values)):.3g})"
-            return f"{apart} different values of {name}{near}; at least 3 {other} are needed, {SAME_SIZE:g}x apart"
+            return (
+                f"{apart} different values of {name}{near}; at least {ENOUGH} {other} are needed, {SAME_SIZE:g}x apart"
+            )
     # A line of slope 1 in (ln N, ln D) is a fixed D/N, of slope -1 one budget; A/N^alpha and B/D^beta are confounded
     x, y = x - x.mean(), y - y.mean()
     slope = float(x @ y / (x @ x))
@@ -72,11 +75,13 @@ def weak_optimum(points: Points, surface: Surfaces, cost: CostLaw) -> str:
 
 
 def _apart(values: Floats) -> int:
-    """Count different values by their logarithms; those within `SAME_SIZE` of the smallest of a group are one."""
+    """Count different values by their logarithms, up to `ENOUGH`; a group within `SAME_SIZE` of its smallest is one."""
     count, start = 0, -np.inf
     for value in np.unique(values):
         if value > start + np.log(SAME_SIZE) - 1e-9:
             count, start = count + 1, float(value)
+            if count == ENOUGH:
+                break
     return count
 
 

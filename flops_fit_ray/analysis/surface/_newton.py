@@ -62,12 +62,6 @@ class SearchResult:
         """The objective (rows,) at theta."""
         return self.known[0]
 
-    def at(self, row: int) -> SearchResult:
-        """Return one row, as arrays (1, ...)."""
-        one = slice(row, row + 1)
-        known = [values[one] for values in self.known]
-        return SearchResult(theta=self.theta[one], known=known, converged=self.converged[one])
-
 
 Evaluate = Callable[[Floats, Floats, Floats], Sequence[Floats]]
 Step = Callable[[Floats, Sequence[Floats], Floats], tuple[Floats, Floats]]

@@ -105,13 +105,19 @@ def search_huber(scaled: Scaled, start: Floats, log_loss: Floats, w: Floats) -> 
     if scaled.free[4] and (not found.converged[best] or found.theta[best, 4] < _low_e(log_loss)):
         zero = found.theta.copy()
         zero[:, 4] = -np.inf
-        nothing = huber.minimise(scaled.without_e(delta), zero, log_loss, w, FINAL)
+        nothing = huber.minimise(scaled.without_e(delta), zero, log_loss, w, 1e-9, 30, PATIENCE)
         lowest = int(np.argmin(nothing.objective))
-        back = nothing.theta[lowest : lowest + 1].copy()
-        back[:, 4] = _low_e(log_loss)
-        for candidate in (nothing.at(lowest), huber.minimise(problem, back, log_loss, w, FINAL)):
-            if candidate.objective[0] < found.objective[best]:
-                _put(found, best, candidate)
+        end = huber.minimise(scaled.without_e(delta), nothing.theta[lowest : lowest + 1], log_loss, w, FINAL)
+        if end.objective[0] < found.objective[best]:
+            _put(found, best, end)
+            # 5) where the objective falls again as E grows from 0, the minimum is on that side
+            back = end.theta.copy()
+            back[:, 4] = huber.LOWER[4]
+            if huber.derivatives(problem, back, log_loss[None], w[None])[1][0, 4] < 0:
+                back[:, 4] = _low_e(log_loss)
+                again = huber.minimise(problem, back, log_loss, w, FINAL)
+                if again.objective[0] < found.objective[best]:
+                    _put(found, best, again)
     return found, best
 
 

@@ -18,7 +18,7 @@ LEVELS = 10
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contours:
-    """Huber surface on a grid around the runs, and the line of its optima."""
+    """Surface on a grid around the runs, and the line of its optima."""
 
     params: Floats  # (GRID,)
     tokens: Floats  # (GRID,)
@@ -41,7 +41,7 @@ class Residuals:
 
 def contours(fit: SweepFit) -> Contours | None:
     """Return the surface on a grid; None without a surface."""
-    method = fit.methods["surface_huber"]
+    method = fit.surface
     surface = method.surface
     if surface is None or not surface.usable or surface.surface is None:
         return None
@@ -66,7 +66,7 @@ def contours(fit: SweepFit) -> Contours | None:
 
 def residuals(fit: SweepFit) -> Residuals | None:
     """Return the residuals of all runs; None without a surface."""
-    surface = fit.methods["surface_huber"].surface
+    surface = fit.surface.surface
     if surface is None or not surface.usable or surface.surface is None:
         return None
     points = fit.points

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flops_fit_ray.analysis import FitOptions, Points, fit_sweep, predict
-from flops_fit_ray.analysis._selection import choose
+from flops_fit_ray.analysis._law_choice import choose
 from flops_fit_ray.analysis.surface import SurfaceOptions, bootstrap_surface, fit_cost_law, fit_surface, refit_surfaces
 from flops_fit_ray.analysis.surface._estimate import _status
 from flops_fit_ray.analysis.surface._huber import LOWER, UPPER, HuberProblem, derivatives

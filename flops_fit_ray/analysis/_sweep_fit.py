@@ -9,6 +9,7 @@ import numpy as np
 
 from flops_fit_ray.analysis._envelope import envelope_method
 from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._law_choice import Choice, choose_surface
 from flops_fit_ray.analysis._methods import (
     Method,
     Minima,
@@ -20,7 +21,6 @@ from flops_fit_ray.analysis._methods import (
     valley_method,
     valley_noise,
 )
-from flops_fit_ray.analysis._selection import Choice, choose_surface
 from flops_fit_ray.analysis.arrays import Ints
 from flops_fit_ray.analysis.diagnostics import diagnose
 from flops_fit_ray.analysis.law import Law

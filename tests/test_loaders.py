@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Plan
-from flops_fit_ray.training.data import Batch, as_data, eval_batches, first_batches, make_feed
+from flops_fit_ray.training.data import Batch, as_data, eval_batches, first_batches, make_feed, repeated_samples
 from flops_fit_ray.training.data._stream import Stream
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.preflight.model_size import measure_sizes
@@ -156,6 +156,54 @@ def test_batches_that_worker_processes_leave_incomplete_are_not_planned_with(dro
         feed.next_batch()
     one = Stream(DataLoader(Sharded(1262), batch_size=8))
     assert (one.whole_samples, one.readable_samples) == (1256, 1262)  # torch says 158 batches, 1264 samples
+
+
+class Rows(IterableDataset[Any]):
+    """Rows of a file, in order or shuffled, or rows that are drawn at random; `shares` says who divides them."""
+
+    def __init__(self, order: str, shares: str = "") -> None:
+        self.order, self.shares = order, shares
+        self.part = (0, 1)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        info = get_worker_info()
+        if self.shares == "iter" and info is not None:
+            self.part = info.id, info.num_workers
+        rows = range(200) if self.order == "in order" else torch.randperm(200).tolist()
+        for i in rows[self.part[0] :: self.part[1]]:
+            x = torch.rand(4) if self.order == "drawn" else torch.full((4,), float(i))
+            yield x, x.sum(0, keepdim=True)
+
+
+def take_part(worker: int) -> None:
+    info = get_worker_info()
+    assert info is not None and isinstance(info.dataset, Rows)
+    info.dataset.part = worker, info.num_workers
+
+
+@pytest.mark.parametrize(
+    ("order", "shares", "expected"),
+    [
+        ("in order", "", "refused"),
+        ("in order", "iter", ""),
+        ("in order", "worker_init_fn", ""),
+        ("shuffled", "", "doubtful"),
+        ("shuffled", "iter", ""),
+        ("drawn", "", "doubtful"),
+    ],
+)
+def test_processes_of_a_loader_that_all_give_every_sample_are_noticed(order: str, shares: str, expected: str) -> None:
+    init = take_part if shares == "worker_init_fn" else None
+    data = as_data(DataLoader(Rows(order, shares), batch_size=8, num_workers=2, worker_init_fn=init), "data.train")
+    fault, doubt = repeated_samples(data)
+    assert (bool(fault), bool(doubt)) == (expected == "refused", expected == "doubtful"), (fault, doubt)
+    one = as_data(DataLoader(Rows(order), batch_size=8, num_workers=1), "data.train")
+    assert repeated_samples(one) == ("", "")
+
+
+def test_a_loader_whose_samples_come_twice_is_refused_with_the_way_out() -> None:
+    with pytest.raises(SpecError, match=r"data.train: each of the 2 processes .* comes 2 times; .*get_worker_info\(\)"):
+        plan_of(DataLoader(Rows("in order"), batch_size=8, num_workers=2))
 
 
 def test_what_a_batch_may_hold() -> None:

@@ -4,6 +4,7 @@ from flops_fit_ray.training.data._feed import Feed, first_batch, first_batches, 
 from flops_fit_ray.training.data._probe import SampledData, compare_data, fingerprint, probe_of, sample_data
 from flops_fit_ray.training.data._stream import Stream
 from flops_fit_ray.training.data._token_format import describe_tokens
+from flops_fit_ray.training.data._workers import repeated_samples
 from flops_fit_ray.training.data.batch import Batch, has_tokens, num_elements
 from flops_fit_ray.training.data.dataset import (
     Data,
@@ -38,6 +39,7 @@ __all__ = [
     "num_samples",
     "open_token_files",
     "probe_of",
+    "repeated_samples",
     "sample_data",
     "split_held_out",
     "token_file_of",

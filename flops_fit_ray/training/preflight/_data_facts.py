@@ -12,6 +12,7 @@ from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.data import (
     Batch,
     Data,
+    SampledData,
     Stream,
     TokenFile,
     describe_tokens,
@@ -21,6 +22,7 @@ from flops_fit_ray.training.data import (
     num_elements,
     num_samples,
     probe_of,
+    repeated_samples,
     sample_data,
     token_file_of,
 )
@@ -47,6 +49,7 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, D
             _refuse_devices(spec, batches[0])
             train = sample_data(user.train_data)
             held_out = None if user.eval_data is None else sample_data(user.eval_data)
+            doubts = tuple(_refuse_repeated("data.train", train) + _refuse_repeated("data.eval", held_out))
         looked_at = (*batches, *train.batches)
         tokens = sorted({user.num_tokens(s, spec.data.tokens_per_sample) / s.num_samples for s in looked_at})
         if len(tokens) > 1 or tokens[0] != int(tokens[0]) or tokens[0] < 1:
@@ -65,7 +68,7 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, D
         fingerprint=fingerprint(train, held_out),
         tensor_bytes=_tensor_bytes(user),
         notes=(*note, *(f"{key}: {_described(key, file)[0]}" for key, file in files)),
-        warnings=(*probe.warnings(), *(f"{key}: {doubt}" for key, file in files for doubt in file.doubts)),
+        warnings=(*probe.warnings(), *doubts, *(f"{key}: {doubt}" for key, file in files for doubt in file.doubts)),
     )
     return batch, facts, probe
 
@@ -79,6 +82,18 @@ def _refuse_devices(spec: SweepSpec, batch: Batch) -> None:
     device = batch_device(batch)
     if device.type != "cpu" and (spec.device == "cpu" or not spec.whole_resources.get("gpu")):
         raise SpecError("spec", [device_fault(str(device))])
+
+
+def _refuse_repeated(key: str, data: SampledData | None) -> list[str]:
+    """Return what is doubtful of the processes of a loader.
+
+    Raises:
+        SpecError: each of them gives every sample.
+    """
+    fault, doubt = ("", "") if data is None else repeated_samples(data.data)
+    if fault:
+        raise SpecError("spec", [f"{key}: {fault}"])
+    return [f"{key}: {doubt}"] if doubt else []
 
 
 def _mean_tokens(user: UserParts, batches: Sequence[Batch]) -> str:

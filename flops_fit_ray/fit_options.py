@@ -124,7 +124,7 @@ class FitOptions:
     method: MethodChoice = "auto"  # the default method of the fit
     curve: CurveName = "parabola"
     window: int | None = None  # sizes nearest to the lowest loss; None: all
-    law_weights: LawWeights = "equal"
+    law_weights: LawWeights = "precision"  # of the minima: 1 / (variance + scatter between budgets), or equal
     delta: float = SurfaceOptions.delta
     undertuned: float = SurfaceOptions.undertuned
     pins: Mapping[str, float] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import pytest
 from flops_fit_ray.analysis import (
     FitOptions,
     SweepFit,
+    fit_minima,
     fit_sweep,
     fit_to_json,
     group_by_nearness,
@@ -82,7 +83,7 @@ def test_a_minimum_outside_the_sizes_is_no_optimum() -> None:
     fit = fit_sweep(both)
     assert [v.status for v in fit.valleys] == [*["interior"] * 5, "edge"]
     assert "add sizes smaller than N = " in fit.valleys[-1].reason
-    assert exponents(fit) == exponents(fit_sweep(points))
+    assert exponents(fit) == pytest.approx(exponents(fit_sweep(points)), rel=1e-9)
     assert [f.message[:22] for f in fit.warnings if f.code == "valley_edge"] == ["no optimum at C = 3e20"]
     with pytest.raises(FitError, match="has no optimum"):
         _ = fit.valleys[-1].params_opt
@@ -136,18 +137,21 @@ def test_noise_is_measured() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.003, 0.01])
 def test_intervals_cover_what_they_say(noise: float) -> None:
-    """95 % intervals of the exponent and of N at ten times the data: 200 sweeps, so 0.95 ± 0.015."""
+    """95 % intervals of the exponent and of N at ten times the data: 120 sweeps, so 0.95 ± 0.02.
+
+    On an exact law they hold a little more, because a bend is never ruled out.
+    """
     a = BESIROGLU[4] / (BESIROGLU[3] + BESIROGLU[4])
     truth = optimum(BESIROGLU, 1e21)[0]
     hits = np.zeros(2)
-    for seed in range(200):
+    for seed in range(120):
         points = sweep_on(BESIROGLU, BUDGETS, sizes=5, noise=noise, seed=seed)
-        fit = fit_sweep(points, FitOptions(draws=200, seed=seed))
-        assert fit.params_opt is not None
-        interval, prediction = fit.params_opt.exponent_interval(0.95), predict(fit, 1e21).params_interval
+        law = fit_minima(points, FitOptions(draws=200, seed=seed)).method.params_opt
+        assert law is not None
+        interval, prediction = law.exponent_interval(0.95), law.interval(1e21, 0.95)
         assert interval is not None and prediction is not None
         hits += [interval.low <= a <= interval.high, prediction.low <= truth <= prediction.high]
-    assert np.all((hits / 200 > 0.91) & (hits / 200 < 0.985)), hits / 200
+    assert np.all((hits / 120 > 0.91) & (hits / 120 <= 0.992)), hits / 120
 
 
 def test_the_same_points_give_the_same_intervals() -> None:

@@ -2,7 +2,9 @@
 
 from flops_fit_ray.analysis._analysis import Analysis, analyse, analysis_to_json
 from flops_fit_ray.analysis._flags import Flag
-from flops_fit_ray.analysis._methods import METHODS, Method, ValleyIntervals
+from flops_fit_ray.analysis._law import Interval, Law
+from flops_fit_ray.analysis._methods import METHODS, Method
+from flops_fit_ray.analysis._optima import ValleyIntervals
 from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, sensitivity
 from flops_fit_ray.analysis._summary import (
     comparison_to_json,
@@ -17,9 +19,8 @@ from flops_fit_ray.analysis._summary import (
 from flops_fit_ray.analysis._sweep_fit import SweepFit, ValleyFit, fit_minima, fit_sweep
 from flops_fit_ray.analysis.compare import Comparison, compare
 from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction, isotime, predict_for_time
-from flops_fit_ray.analysis.law import Interval, Law
 from flops_fit_ray.analysis.points import Points, group_by_nearness
-from flops_fit_ray.analysis.prediction import Prediction, predict
+from flops_fit_ray.analysis.prediction import Prediction, law_with_budget, predict
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import FitOptions, MethodName
 
@@ -54,6 +55,7 @@ __all__ = [
     "interval_to_json",
     "isotime",
     "json_value",
+    "law_with_budget",
     "laws_to_json",
     "n_opt_to_json",
     "predict",

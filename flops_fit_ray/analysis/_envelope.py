@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from flops_fit_ray.analysis._law import LawDraws, fit_lines, fit_power_law
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis.arrays import Floats, Ints
-from flops_fit_ray.analysis.law import LawDraws, fit_lines, fit_power_law
 from flops_fit_ray.analysis.points import Points, smoothed
 
 CAVEAT = (

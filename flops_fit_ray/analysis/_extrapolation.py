@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_ray.analysis._methods import interior
+from flops_fit_ray.analysis._law import Interval, Law, central_interval
+from flops_fit_ray.analysis._optima import LawSource, interior, minima_law
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.arrays import Bools
-from flops_fit_ray.analysis.law import Interval, fit_power_law
 from flops_fit_ray.analysis.surface import fit_surface
 
 MIN_FITTED = 2
@@ -26,7 +26,7 @@ class HoldOut:
     extrapolation: float  # over the largest fitted
     predicted: float
     observed: float
-    interval: Interval | None  # of the prediction
+    interval: Interval | None  # of the minimum that is found there: that of the law, and its own error
 
     @property
     def factor(self) -> float:
@@ -51,24 +51,42 @@ def hold_outs(fit: SweepFit) -> list[HoldOut]:
 
 def _hold_outs(fit: SweepFit) -> Iterator[HoldOut]:
     used = interior(fit.valleys)
+    used.sort(key=lambda i: fit.valleys[i].flops)
     flops = np.array([fit.valleys[i].flops for i in used])
     params = np.array([fit.valleys[i].params_opt for i in used])
-    order = np.argsort(flops, kind="stable")
-    flops, params = flops[order], params[order]
-    draws = None if fit.minima is None else fit.minima.log10_params[:, np.array(used, dtype=int)[order]]
+    own = None if fit.errors is None else fit.errors.of(used).log10_params
+    drawn = None if fit.minima is None else fit.minima.of(used).params
     for cut in range(MIN_FITTED, len(used)):
         if len(np.unique(flops[:cut])) < MIN_FITTED:
             continue
-        law = fit_power_law(flops[:cut], params[:cut], None, None if draws is None else draws[:, :cut])
-        for c, n in zip(flops[cut:], params[cut:], strict=True):
+        first = list(range(cut))
+        source = None if drawn is None else LawSource(values=drawn.values[:, :cut], source=drawn.source.of(first))
+        covariance = None if own is None else own[:cut, :cut]
+        law = minima_law(flops[:cut], params[:cut], covariance, source, fit.options.law_weights)
+        for i in range(cut, len(used)):
+            variance = 0.0 if own is None else float(own[i, i])
             yield HoldOut(
                 fitted=cut,
-                budget=float(c),
-                extrapolation=float(c / flops[cut - 1]),
-                predicted=law.at(float(c)),
-                observed=float(n),
-                interval=law.interval(float(c), fit.options.confidence),
+                budget=float(flops[i]),
+                extrapolation=float(flops[i] / flops[cut - 1]),
+                predicted=law.at(float(flops[i])),
+                observed=float(params[i]),
+                interval=_of_a_minimum(law, float(flops[i]), variance, fit),
             )
+
+
+def _of_a_minimum(law: Law, budget: float, variance: float, fit: SweepFit) -> Interval | None:
+    """Interval of the minimum found at C = `budget`: of the law, of the scatter between budgets and of its own error.
+
+    Args:
+        variance: of log10 of the minimum, by the noise of its losses.
+    """
+    if law.draws is None:
+        return None
+    rng = np.random.default_rng([fit.options.seed, 3])
+    tau = 0.0 if law.effects is None else law.effects.tau
+    found = law.draws.at(budget) * 10 ** (np.sqrt(variance + tau**2) * rng.standard_normal(len(law.draws.exponent)))
+    return central_interval(found, fit.options.confidence)
 
 
 def loss_hold_out(fit: SweepFit) -> LossHoldOut | None:

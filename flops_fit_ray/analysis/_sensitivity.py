@@ -9,7 +9,7 @@ import numpy as np
 
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._methods import Method, surface_method, valley_method
-from flops_fit_ray.analysis._sweep_fit import SweepFit, fit_valleys, valley_of
+from flops_fit_ray.analysis._sweep_fit import SweepFit, fit_minima, fit_valleys, valley_of
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import fit_surface, refit_surfaces
@@ -119,7 +119,7 @@ def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
     if fit.default != "valley" or surface is None or not surface.usable or surface.surface is None or not surface.cost:
         return None
     exact = replace(fit.points, loss=surface.surface.loss(fit.points.params, fit.points.tokens), run=None)
-    method = valley_method(list(fit_valleys(exact, fit.options)), None)
+    method = valley_method(list(fit_valleys(exact, fit.options)), None, fit.errors, fit.options.law_weights)
     if method.params_opt is None:
         return None
     # Ratio of N_opt by the valleys of the noiseless surface to that of the surface itself
@@ -131,7 +131,7 @@ def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
         return None
     message = (
         f"if the surface is true, the {fit.options.curve} fits misplace N_opt({flops(budget)}) by x{factor:.3g}: "
-        "the intervals do not cover this bias, and a smaller window reduces it"
+        "the interval allows for the skew that all valleys show together, and a smaller window reduces the bias"
     )
     return Flag("valley_bias", "warning" if max(factor, 1 / factor) > DISAGREE else "info", message)
 
@@ -139,7 +139,7 @@ def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
 def _quick(points: Points, options: FitOptions, name: MethodName) -> Method:
     """Fit one method without its bootstrap."""
     if name == "valley":
-        return valley_method(list(fit_valleys(points, options)), None)
+        return fit_minima(points, replace(options, draws=0)).method
     return surface_method(fit_surface(points, options.surface(name)))
 
 
@@ -212,8 +212,12 @@ def _converted(value: float, own: Floats, base: Floats) -> float:
 def _without_budgets(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     points, groups = fit.points, np.unique(fit.points.budget)
     if fit.default == "valley":
-        for v in (v for v in fit.valleys if v.status == "interior"):
-            method = valley_method([other for other in fit.valleys if other is not v], None)
+        for i, v in enumerate(fit.valleys):
+            if v.status != "interior":
+                continue
+            left = [j for j in range(len(fit.valleys)) if j != i]
+            errors = None if fit.errors is None else fit.errors.of(left)
+            method = valley_method([fit.valleys[j] for j in left], None, errors, fit.options.law_weights)
             yield _row_of("one budget left out", f"without C = {flops(v.budget)}", method, budget)
     elif fit.default != "envelope" and points.labelled and len(groups) > 2:
         for group in groups:
@@ -262,7 +266,8 @@ def _left_out_valley(fit: SweepFit, runs: Ints, budget: float) -> list[Sensitivi
     rows = []
     for run in runs:
         valleys = [_refitted(v, points, which != run, fit.options) for v in fit.valleys]
-        rows.append(_row_of("one run left out", _without_label(points, int(run)), valley_method(valleys, None), budget))
+        method = valley_method(valleys, None, fit.errors, fit.options.law_weights)
+        rows.append(_row_of("one run left out", _without_label(points, int(run)), method, budget))
     return rows
 
 

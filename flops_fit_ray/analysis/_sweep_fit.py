@@ -9,21 +9,20 @@ import numpy as np
 
 from flops_fit_ray.analysis._envelope import envelope_method
 from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._law import Law
 from flops_fit_ray.analysis._law_choice import Choice, choose_surface
-from flops_fit_ray.analysis._methods import (
-    Method,
+from flops_fit_ray.analysis._methods import Method, no_law, surface_method, valley_method
+from flops_fit_ray.analysis._optima import (
     Minima,
+    MinimaErrors,
     ValleyIntervals,
     draw_minima,
-    no_law,
-    surface_method,
+    minima_errors,
     valley_intervals,
-    valley_method,
     valley_noise,
 )
 from flops_fit_ray.analysis.arrays import Ints
 from flops_fit_ray.analysis.diagnostics import diagnose
-from flops_fit_ray.analysis.law import Law
 from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
 from flops_fit_ray.analysis.points import Points, budget_gap, check_points
 from flops_fit_ray.analysis.surface import bootstrap_surface, fit_surface
@@ -43,6 +42,7 @@ class SweepFit:
     points: Points
     valleys: tuple[Valley, ...]
     minima: Minima | None  # of the valleys in every draw; None where the noise is unknown
+    errors: MinimaErrors | None  # of the valleys' optima by that noise
     intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
     methods: Mapping[MethodName, Method]
     default: MethodName
@@ -138,6 +138,7 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
         points=points,
         valleys=low.valleys,
         minima=low.minima,
+        errors=low.errors,
         intervals=low.intervals,
         methods=methods,
         default=default,
@@ -164,6 +165,7 @@ class ValleyFit:
     valleys: tuple[Valley, ...]
     noise: Noise | None  # about the valleys' curves
     minima: Minima | None  # of the valleys in every draw
+    errors: MinimaErrors | None
     intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
     method: Method  # with N_opt(C), or the reason why there is none
     confidence: float
@@ -181,14 +183,17 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
     check_points(points)
     valleys = tuple(fit_valleys(points, options))
     noise, minima = valley_noise(valleys, points), None
+    errors = None if noise is None else minima_errors(valleys, points, noise)
     if noise is not None and options.draws:
-        minima = draw_minima(valleys, points, noise, options.draws, rng or np.random.default_rng(options.seed))
+        rng = np.random.default_rng(options.seed) if rng is None else rng
+        minima = draw_minima(valleys, points, noise, options.draws, rng, options.seed)
     return ValleyFit(
         valleys=valleys,
         noise=noise,
         minima=minima,
+        errors=errors,
         intervals=tuple(valley_intervals(valleys, minima, options.confidence)),
-        method=valley_method(valleys, minima, options.law_weights),
+        method=valley_method(valleys, minima, errors, options.law_weights),
         confidence=options.confidence,
     )
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning
-from flops_fit_ray.analysis.law import Interval, Law, central_interval
 from flops_fit_ray.analysis.prediction import check_budget, extrapolation
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import MethodName

@@ -9,9 +9,10 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._flags import Flag, Severity
-from flops_fit_ray.analysis._methods import METHODS, Method, Minima, interior
+from flops_fit_ray.analysis._law import MIN_DRAWS
+from flops_fit_ray.analysis._methods import METHODS, Method
+from flops_fit_ray.analysis._optima import Minima, interior
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.law import MIN_DRAWS
 from flops_fit_ray.analysis.noise import Noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.valley import Valley
@@ -145,5 +146,8 @@ def extrapolation_warning(factor: float) -> Iterator[Flag]:
         )
         yield Flag("extrapolation", "severe", message)
     elif factor > WARN_EXTRAPOLATION:
-        message = f"extrapolation by {factor:.3g}x: the interval assumes that the power law still holds there"
+        message = (
+            f"extrapolation by {factor:.3g}x: so far out the interval rests on how much a power law usually bends, more "
+            "than on these budgets"
+        )
         yield Flag("extrapolation", "warning", message)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis._methods import Method, surface_method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
-from flops_fit_ray.analysis.law import Interval, central_interval
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import CostLaw, fit_cost_law
 from flops_fit_ray.errors import FitError

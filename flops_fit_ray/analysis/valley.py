@@ -77,6 +77,11 @@ class Polynomial:
         """Loss at the vertex; NaN where there is none."""
         return float(self.minima(np.zeros((1, len(self.residuals))))[1][0])
 
+    @property
+    def cubic(self) -> Floats:
+        """z³ less its own curve, (points,): what this curve cannot follow of a skewed valley."""
+        return np.asarray(self.design[:, 0] - self.design @ (self.solver @ self.design[:, 0]), dtype=np.float64)
+
     def at(self, x: Floats) -> Floats:
         """The curve's loss at x = log10 of N or D."""
         return np.asarray(np.polyval(self.coefficients, x - self.centre), dtype=np.float64)
@@ -86,14 +91,18 @@ class Polynomial:
         coefficients = self.solver @ values
         return replace(self, coefficients=coefficients, residuals=values - self.design @ coefficients)
 
-    def minima(self, noise: Floats) -> tuple[Floats, Floats]:
-        """x and loss of the minimum, as in `Curve.minima`.
+    def minima(self, noise: Floats, skew: Floats | None = None) -> tuple[Floats, Floats]:
+        """x and loss of the minimum, as in `Curve.minima`; `skew` (draws,) adds skew·b·(z³ less its own curve).
 
         1) dL/dz = 3a·z² + 2b·z + c = 0 has the roots z = (-b ± sqrt(b² - 3ac)) / 3a
         2) at the root with + the curvature, 6a·z + 2b = 2·sqrt(b² - 3ac), is positive: the minimum
         3) multiplied by b + sqrt(...), it is z = -c / (b + sqrt(b² - 3ac)), which holds for a = 0 too: -c / 2b
         """
-        a, b, c, d = self.coefficients[:, None] + self.solver @ noise.T
+        a, b, c, d = coefficients = self.coefficients[:, None] + self.solver @ noise.T
+        if skew is not None:
+            cubic = -self.solver @ self.design[:, 0]
+            cubic[0] += 1
+            a, b, c, d = coefficients + cubic[:, None] * (skew * max(self.coefficients[1], 0.0))
         with np.errstate(invalid="ignore", divide="ignore"):
             denominator = b + np.sqrt(b * b - 3 * a * c)
             z = np.where(denominator > 0, -c / denominator, np.nan)

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import SweepFit
-from flops_fit_ray.analysis.law import fit_power_law
+from flops_fit_ray.analysis import SweepFit, law_with_budget
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec import Budget, SweepSpec
 from flops_fit_ray.sweep.directory import Sweep
@@ -105,22 +104,9 @@ def factor_at(fit: SweepFit, target: float) -> float | None:
 
 def expected_factor(fit: SweepFit, target: float, budget: float) -> float | None:
     """Return the factor expected after one more budget, whose minimum is as uncertain as the others on average."""
-    law = fit.params_opt
-    used = [i for i, v in enumerate(fit.valleys) if v.status == "interior"]
-    if law is None or fit.minima is None or fit.default != "valley" or len(used) < 2:
-        return None
-    # 1) Bootstrap draws of log10 N_opt, (draws, budgets), and their mean standard deviation
-    draws = fit.minima.log10_params[:, used]
-    spread = float(np.sqrt(np.nanmean(np.nanvar(draws, axis=0))))
-    # 2) Draws of the next minimum: the law's own value with that standard deviation
-    rng = np.random.default_rng(fit.options.seed)
-    next_draws = math.log10(law.at(budget)) + spread * rng.standard_normal(len(draws))
-    # 3) The law through all minima, draw by draw, and its interval at the target
-    flops = np.array([*(fit.valleys[i].flops for i in used), budget])
-    values = np.array([*(fit.valleys[i].params_opt for i in used), law.at(budget)])
-    wider = fit_power_law(flops, values, draws=np.column_stack([draws, next_draws]))
-    within = wider.interval(target, fit.options.confidence)
-    if within is None:
+    wider = law_with_budget(fit, budget)
+    within = None if wider is None else wider.interval(target, fit.options.confidence)
+    if wider is None or within is None:
         return None
     n = wider.at(target)
     return float(max(within.high / n, n / within.low))

@@ -1,16 +1,15 @@
-"""Power laws y = offset + k·C^a, fitted as straight lines in log-log space (linear space would weight the largest)."""
+"""Power laws y = k·C^a, fitted as straight lines in log-log space (linear space would weight the largest)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from flops_fit_ray.analysis._random_effects import EffectSource, RandomEffects
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import FitError
 
-GAMMA = (0.01, 2.0)  # range of the exponent of a loss law
-GRID_POINTS, GRID_ROUNDS = 21, 8  # each round narrows the bracket of gamma by a factor of ten
 MIN_DRAWS = 0.5  # share of the draws that must have a value, else there is no interval
 
 
@@ -38,11 +37,15 @@ class LawDraws:
     exponent: Floats
     log10_coefficient: Floats
     offset: Floats | float = 0.0
+    bend: Floats | float = 0.0  # change of the exponent per decade of C, about the line of the fitted budgets
+    parabola: tuple[float, float] = (0.0, 0.0)  # q(x) = x²/2 + parabola[1]·x + parabola[0], multiplied by `bend`
 
     def at(self, budget: float) -> Floats:
         """The values at C = `budget`."""
+        x = np.log10(budget)
+        bent = self.bend * (0.5 * x * x + self.parabola[1] * x + self.parabola[0])
         with np.errstate(over="ignore", under="ignore"):  # an extreme draw may overflow; it is infinite then
-            return np.asarray(self.offset + 10 ** (self.log10_coefficient + self.exponent * np.log10(budget)))
+            return np.asarray(self.offset + 10 ** (self.log10_coefficient + self.exponent * x + bent))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,6 +59,7 @@ class Law:
         None  # of the exponent, by ordinary least squares; far too small for a handful of budgets
     )
     draws: LawDraws | None = None
+    effects: RandomEffects | None = None  # of minima: how far they scatter about the law, and bend from it
 
     @property
     def coefficient(self) -> float:
@@ -98,12 +102,21 @@ def central_interval(values: Floats, confidence: float) -> Interval | None:
     return Interval(float(low), float(high))
 
 
-def fit_power_law(budget: Floats, value: Floats, weights: Floats | None = None, draws: Floats | None = None) -> Law:
+def fit_power_law(
+    budget: Floats,
+    value: Floats,
+    weights: Floats | None = None,
+    draws: Floats | None = None,
+    effects: RandomEffects | None = None,
+    source: EffectSource | None = None,
+) -> Law:
     """Least squares of log10 value on log10 budget; arrays (points,), all positive.
 
     Args:
         weights: of the squared errors; None weighs all equally.
         draws: log10 values (draws, points) of the bootstrap, NaN where a draw has no value.
+        effects: scatter between the budgets and a bend of the law, as far as they are possible; None: neither.
+        source: random numbers to draw the effects with; None draws none.
 
     Raises:
         FitError: fewer than two distinct budgets.
@@ -118,9 +131,14 @@ def fit_power_law(budget: Floats, value: Floats, weights: Floats | None = None, 
     stderr = None if df < 1 else float(np.sqrt(w @ residuals**2 / df / (w @ centred**2)))
     drawn = None
     if draws is not None:
-        slopes, intercepts = fit_lines(x, draws, w)
+        possible = None if effects is None or source is None else effects.draw(source)
+        slopes, intercepts = fit_lines(x, draws if possible is None else draws + possible.scatter, w)
         drawn = LawDraws(exponent=slopes, log10_coefficient=intercepts)
-    return Law(exponent=float(exponent[0]), log10_coefficient=float(coefficient[0]), stderr_ols=stderr, draws=drawn)
+        if possible is not None:
+            slope, intercept = fit_lines(x, 0.5 * x[None, :] ** 2, w)
+            drawn = replace(drawn, bend=possible.bend, parabola=(-float(intercept[0]), -float(slope[0])))
+    return Law(exponent=float(exponent[0]), log10_coefficient=float(coefficient[0]), stderr_ols=stderr, draws=drawn,
+               effects=effects)  # fmt: skip
 
 
 def fit_lines(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
@@ -137,54 +155,3 @@ def fit_lines(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
     weighted = weights * (x - mean)
     slope = y @ weighted / (weighted @ (x - mean))
     return slope, y @ weights / weights.sum() - slope * mean
-
-
-def fit_shifted_law(budget: Floats, value: Floats, draws: Floats | None = None) -> Law:
-    """Least squares of value = E + K·C^-gamma with E >= 0 and gamma in (0.01, 2); arrays (points,), 4 points at least.
-
-    E and K are linear for a given gamma, so only gamma is searched, on successively finer grids, for all draws at once.
-    `draws` are values (draws, points); NaN where a draw has none.
-    """
-    # C relative to its geometric mean, so that C^-gamma stays near 1 for every gamma
-    log_c = np.log(budget / np.exp(np.log(budget).mean()))
-    rows = value[None, :] if draws is None else np.concatenate([value[None, :], draws])
-    lost = np.isnan(rows).any(axis=1)
-    fitted = np.full((3, len(rows)), np.nan)
-    fitted[:, ~lost] = _fit_gamma(log_c, rows[~lost])
-    gamma, e, k = fitted
-    # K for C in FLOPs again: K·(C / mean)^-gamma = (K · mean^gamma)·C^-gamma
-    log10_k = np.log10(k) + gamma * np.log(budget).mean() / np.log(10)
-    drawn = None
-    if draws is not None:
-        drawn = LawDraws(exponent=-gamma[1:], log10_coefficient=log10_k[1:], offset=e[1:])
-    return Law(exponent=float(-gamma[0]), log10_coefficient=float(log10_k[0]), offset=float(e[0]), draws=drawn)
-
-
-def _fit_gamma(log_c: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
-    """Fit gamma, E and K (rows,) to many rows y (rows, points)."""
-    low, high = np.full(len(y), np.log(GAMMA[0])), np.full(len(y), np.log(GAMMA[1]))
-    row = np.arange(len(y))
-    for _ in range(GRID_ROUNDS):
-        grid = np.linspace(low, high, GRID_POINTS, axis=1)  # (rows, grid)
-        best = _solve_linear(np.exp(grid), log_c, y)[2].argmin(axis=1)
-        low, high = grid[row, np.maximum(best - 1, 0)], grid[row, np.minimum(best + 1, GRID_POINTS - 1)]
-    gamma = np.exp((low + high) / 2)
-    e, k, _ = _solve_linear(gamma[:, None], log_c, y)
-    return gamma, e[:, 0], k[:, 0]
-
-
-def _solve_linear(gamma: Floats, log_c: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
-    """Solve E and K for each row y (rows, points) at its gammas; return them and the squared error (rows, grid)."""
-    # 1) y = E + K·x with x = C^-gamma is a line: K is its slope, E its intercept
-    x = np.exp(-gamma[:, :, None] * log_c)  # (rows, grid, points)
-    x_mean, y_mean = x.mean(axis=2), y.mean(axis=1, keepdims=True)
-    centred = x - x_mean[:, :, None]
-    k = np.einsum("rgp,rp->rg", centred, y) / np.einsum("rgp,rgp->rg", centred, centred)
-    e = y_mean - k * x_mean
-    # 2) where E would be negative it is 0, and K = x·y / x·x is the slope through the origin
-    through_origin = np.einsum("rgp,rp->rg", x, y) / np.einsum("rgp,rgp->rg", x, x)
-    k, e = np.where(e < 0, through_origin, k), np.maximum(e, 0)
-    # 3) K <= 0 has no logarithm: a loss that rises with C is no such law
-    k = np.where(k > 0, k, np.nan)
-    error = np.square(y[:, None, :] - e[:, :, None] - k[:, :, None] * x).sum(axis=2)
-    return e, k, np.where(np.isnan(error), np.inf, error)

@@ -1,0 +1,146 @@
+"""Scatter of the budgets' minima about a power law, and a bend of the law, beyond the noise of the losses.
+
+    log10 y_i = line(x_i) + bend · q(x_i) + u_i + e_i,   u ~ N(0, tau²),   e ~ N(0, S),   x = log10 C
+
+S is what the noise of the losses leaves of a minimum, tau the scatter between budgets, and q the parabola (x - mean)²/2
+less its own line through the budgets, so that `bend` is the change of the exponent per decade of C.
+
+This is random-effects meta-regression (DerSimonian and Laird 1986; Hartung and Knapp 2001). With the three to seven
+budgets of a sweep one estimate of tau is often 0 by chance, so tau and bend are not estimated but drawn from their
+posterior, on a grid. Its priors are stated: each is exactly 0 with probability `EXACT`, and else a half-Cauchy with the
+scale `SCATTER` or `BEND`. Only the deviations from the line tell of them (restricted likelihood); beyond the budgets
+the interval grows with the distance, as far as the minima leave a bend possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_ray.analysis.arrays import Floats
+
+EXACT = 0.3  # prior probability that the minima lie exactly on the law, and that the law is exactly straight
+SCATTER = 0.02  # scale of the prior of tau, in decades of N or D: 5 %
+BEND = 0.02  # scale of the prior of the bend: change of the exponent per decade of C
+SCATTERS = np.concatenate([[0.0], np.geomspace(0.002, 0.5, 24)])
+BENDS = np.concatenate([[0.0], np.geomspace(0.003, 0.3, 12)])
+EXACTLY = 1e-5  # decades, below which minima lie on a line exactly
+
+
+def spike_and_cauchy(grid: Floats, scale: float) -> Floats:
+    """Prior probabilities of a grid that begins with 0 and is even in log: `EXACT` at 0, else half-Cauchy."""
+    weights = grid[1:] / (1 + (grid[1:] / scale) ** 2)  # density per log
+    return np.concatenate([[EXACT], (1 - EXACT) * weights / weights.sum()])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EffectSource:
+    """Random numbers that effects are drawn with: the same for N and D, so that a draw of both is one world."""
+
+    choice: Floats  # (draws,), uniform
+    scatter: Floats  # (draws, budgets), standard normal
+    bend: Floats  # (draws,), standard normal
+
+    def of(self, budgets: Sequence[int]) -> EffectSource:
+        """The same numbers for some of the budgets."""
+        return EffectSource(choice=self.choice, scatter=self.scatter[:, budgets], bend=self.bend)
+
+    @property
+    def mirrored(self) -> EffectSource:
+        """The same numbers for D, which is too small where N is too large."""
+        return EffectSource(choice=self.choice, scatter=-self.scatter, bend=-self.bend)
+
+
+def effect_source(draws: int, budgets: int, seed: int) -> EffectSource:
+    """Draw the random numbers of `draws` worlds with `budgets` budgets."""
+    rng = np.random.default_rng([seed, 1])
+    return EffectSource(
+        choice=rng.random(draws),
+        bend=rng.standard_normal(draws),
+        scatter=rng.standard_normal((budgets, draws)).T,  # one budget more leaves the others as they were
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DrawnEffects:
+    """Effects of every draw."""
+
+    scatter: Floats  # (draws, budgets), decades
+    tau: Floats  # (draws,), decades
+    bend: Floats  # (draws,), per decade of C
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RandomEffects:
+    """The posterior of scatter and bend; arrays (SCATTERS, BENDS)."""
+
+    probability: Floats
+    bend_mean: Floats
+    bend_variance: Floats
+
+    @property
+    def tau(self) -> float:
+        """Root of the mean of tau², in decades."""
+        return float(np.sqrt(self.probability.sum(axis=1) @ SCATTERS**2))
+
+    @property
+    def scatter_probability(self) -> float:
+        """Probability that the minima scatter beyond the noise of their losses."""
+        return float(1 - self.probability[0].sum())
+
+    @property
+    def bend_probability(self) -> float:
+        """Probability that the law is bent."""
+        return float(1 - self.probability[:, 0].sum())
+
+    @property
+    def bend(self) -> float:
+        """Mean bend: change of the exponent per decade of C."""
+        return float((self.probability * self.bend_mean).sum())
+
+    def draw(self, source: EffectSource) -> DrawnEffects:
+        """Draw effects from the posterior."""
+        cumulative = np.cumsum(self.probability.reshape(-1))
+        cell = np.minimum(np.searchsorted(cumulative, source.choice * cumulative[-1]), len(cumulative) - 1)
+        i, j = np.unravel_index(cell, self.probability.shape)
+        tau = SCATTERS[i]
+        bend = self.bend_mean[i, j] + np.sqrt(self.bend_variance[i, j]) * source.bend
+        return DrawnEffects(scatter=tau[:, None] * source.scatter, tau=tau, bend=bend)
+
+
+def random_effects(x: Floats, y: Floats, covariance: Floats) -> RandomEffects:
+    """Compute the posterior of scatter and bend.
+
+    1) z = Q'y, with Q an orthonormal basis (budgets, budgets - 2) of what no line can follow, is N(bend·Q'q, V) with
+       V = Q'(S + tau²)Q
+    2) bend ~ N(0, g²) integrates out: ln p(z) = -1/2·(ln|V| + ln(1 + g²·a) + c - b²·g² / (1 + g²·a)) with a = q'V^-1·q,
+       b = q'V^-1·z and c = z'V^-1·z; given z, bend is N(v·b, v) with v = g² / (1 + g²·a)
+
+    Args:
+        x: log10 C (budgets,), two distinct at least.
+        y: log10 of the minima (budgets,).
+        covariance: of y by the noise of the losses (budgets, budgets), decades².
+    """
+    prior = spike_and_cauchy(SCATTERS, SCATTER)[:, None] * spike_and_cauchy(BENDS, BEND)
+    squares = np.broadcast_to(BENDS**2, prior.shape)
+    if len(x) < 3:  # nothing is left to tell: the prior
+        return RandomEffects(probability=prior, bend_mean=np.zeros(prior.shape), bend_variance=np.array(squares))
+    basis = np.linalg.qr(np.stack([np.ones(len(x)), x - x.mean()], axis=1), mode="complete")[0][:, 2:]
+    z, q = basis.T @ y, basis.T @ (0.5 * (x - x.mean()) ** 2)
+    v = basis.T @ covariance @ basis + (SCATTERS**2 + EXACTLY**2)[:, None, None] * np.eye(len(z))
+    solved = np.linalg.solve(v, np.stack([q, z], axis=1)[None])  # (SCATTERS, budgets - 2, 2)
+    a, b, c = (solved[:, :, 0] @ q)[:, None], (solved[:, :, 1] @ q)[:, None], (solved[:, :, 1] @ z)[:, None]
+    variance = squares / (1 + squares * a)
+    log = -0.5 * (np.linalg.slogdet(v)[1][:, None] + np.log1p(squares * a) + c - b * b * variance)
+    posterior = np.exp(log - log.max()) * prior
+    return RandomEffects(probability=posterior / posterior.sum(), bend_mean=variance * b, bend_variance=variance)
+
+
+def chi_square(x: Floats, y: Floats, covariance: Floats) -> tuple[float, int]:
+    """Chi-square of minima about their line, and its degrees of freedom: z'(Q'SQ)^-1·z, as in `_random_effects`."""
+    basis = np.linalg.qr(np.stack([np.ones(len(x)), x - x.mean()], axis=1), mode="complete")[0][:, 2:]
+    z = basis.T @ y
+    v = basis.T @ covariance @ basis + EXACTLY**2 * np.eye(len(z))
+    return float(z @ np.linalg.solve(v, z)), len(z)

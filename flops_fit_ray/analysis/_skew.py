@@ -1,0 +1,73 @@
+"""Skew that the valleys of a sweep have in common, and that their parabolas cannot follow.
+
+A valley of a real surface is steeper on one side, so the vertex of a parabola lies off its minimum, at every budget
+alike, and no interval of the noise holds that (Open-Athena, arXiv 2603.22339). One valley cannot tell its skew from
+noise; all of them together can:
+
+    loss = parabola(z) + rho · b · r(z),   z = log10 N,   b the parabola's curvature, r(z) = z³ less its own parabola
+
+rho is common to the budgets (on a power-law surface it is (beta - alpha)/3 per unit of ln N). Its posterior has the
+prior of `_random_effects`: exactly 0, or a half-Cauchy. Draws are centred halfway between the parabola and the
+estimate, with a spread that holds both: the skew of the outermost sizes need not be that of the valley's bottom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_ray.analysis._random_effects import spike_and_cauchy
+from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.valley import Polynomial
+
+SKEW = 0.05  # scale of the prior of rho, per decade of N: |beta - alpha| = 0.065
+SKEWS = np.concatenate([[0.0], np.geomspace(0.01, 1.0, 13)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Skew:
+    """The posterior of rho on the grid `SKEWS`: arrays (SKEWS,)."""
+
+    probability: Floats
+    mean: Floats
+    variance: Floats
+
+    def draw(self, choice: Floats, normal: Floats) -> Floats:
+        """Draw rho (draws,) from uniform and standard normal numbers (draws,)."""
+        cumulative = np.cumsum(self.probability)
+        cell = np.minimum(np.searchsorted(cumulative, choice * cumulative[-1]), len(SKEWS) - 1)
+        half = 0.5 * self.mean[cell]
+        return np.asarray(half + np.sqrt(self.variance[cell] + half**2) * normal)
+
+
+def common_skew(curves: Sequence[Polynomial], sigmas: Sequence[float], weights: Sequence[Floats]) -> Skew | None:
+    """Compute the posterior of rho; None where no curve has points enough to show one.
+
+    1) each curve alone: rho_i = sum w·r·residual / (b·sum w·r²), with the variance sigma² / (b²·sum w·r²)
+    2) all: the mean weighted by precision; its variance is scaled by how far they differ, where that is more than noise
+
+    Args:
+        curves: the parabolas of the budgets with an optimum.
+        sigmas: noise of each.
+        weights: of the points of each.
+    """
+    found = []
+    for curve, sigma, w in zip(curves, sigmas, weights, strict=True):
+        bend = curve.coefficients[1]
+        power = float(w @ curve.cubic**2)
+        if curve.num_coefficients == 3 and bend > 0 and power > 1e-9 and sigma > 0:
+            found.append((float((w * curve.cubic) @ curve.residuals) / power / bend, sigma**2 / power / bend**2))
+    if not found:
+        return None
+    each, variances = np.array(found).T
+    precision = 1 / variances
+    rho, variance = float(precision @ each / precision.sum()), float(1 / precision.sum())
+    if len(each) > 1:
+        variance *= max(1.0, float(precision @ (each - rho) ** 2) / (len(each) - 1))
+    total = variance + SKEWS**2
+    log = -0.5 * (np.log(total) + rho**2 / total)
+    posterior = np.exp(log - log.max()) * spike_and_cauchy(SKEWS, SKEW)
+    shrunk = SKEWS**2 / total
+    return Skew(probability=posterior / posterior.sum(), mean=shrunk * rho, variance=shrunk * variance)

@@ -147,7 +147,7 @@ def extrapolation_warning(factor: float) -> Iterator[Flag]:
         yield Flag("extrapolation", "severe", message)
     elif factor > WARN_EXTRAPOLATION:
         message = (
-            f"extrapolation by {factor:.3g}x: so far out the interval rests on how much a power law usually bends, more "
-            "than on these budgets"
+            f"extrapolation by {factor:.3g}x: so far out the interval rests more on how much a power law usually "
+            "bends than on these budgets"
         )
         yield Flag("extrapolation", "warning", message)

@@ -4,7 +4,6 @@ from flops_fit_ray.analysis._analysis import Analysis, analyse, analysis_to_json
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law
 from flops_fit_ray.analysis._methods import METHODS, Method
-from flops_fit_ray.analysis._optima import ValleyIntervals
 from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, sensitivity
 from flops_fit_ray.analysis._summary import (
     comparison_to_json,
@@ -17,6 +16,7 @@ from flops_fit_ray.analysis._summary import (
     timed_to_json,
 )
 from flops_fit_ray.analysis._sweep_fit import SweepFit, ValleyFit, fit_minima, fit_sweep
+from flops_fit_ray.analysis._valley_minima import ValleyIntervals
 from flops_fit_ray.analysis.compare import Comparison, compare
 from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction, isotime, predict_for_time
 from flops_fit_ray.analysis.points import Points, group_by_nearness

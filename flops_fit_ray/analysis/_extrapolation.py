@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
-from flops_fit_ray.analysis._optima import LawSource, interior, minima_law
 from flops_fit_ray.analysis._sweep_fit import SweepFit
+from flops_fit_ray.analysis._valley_minima import LawSource, interior, minima_law
 from flops_fit_ray.analysis.arrays import Bools
 from flops_fit_ray.analysis.surface import fit_surface
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._law import Law, LawDraws
-from flops_fit_ray.analysis._optima import Minima, MinimaErrors, fit_laws, interior
+from flops_fit_ray.analysis._valley_minima import Minima, MinimaErrors, fit_laws, interior
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit, Surfaces
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import SURFACES, LawWeights, MethodName

@@ -12,8 +12,8 @@ import numpy as np
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._methods import Method
-from flops_fit_ray.analysis._optima import ValleyIntervals
 from flops_fit_ray.analysis._sweep_fit import SweepFit
+from flops_fit_ray.analysis._valley_minima import ValleyIntervals
 from flops_fit_ray.analysis.compare import Comparison
 from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction
 from flops_fit_ray.analysis.prediction import Prediction

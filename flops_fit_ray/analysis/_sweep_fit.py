@@ -12,7 +12,7 @@ from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Law
 from flops_fit_ray.analysis._law_choice import Choice, choose_surface
 from flops_fit_ray.analysis._methods import Method, no_law, surface_method, valley_method
-from flops_fit_ray.analysis._optima import (
+from flops_fit_ray.analysis._valley_minima import (
     Minima,
     MinimaErrors,
     ValleyIntervals,

@@ -11,7 +11,7 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._flags import Flag, Severity
 from flops_fit_ray.analysis._law import MIN_DRAWS
 from flops_fit_ray.analysis._methods import METHODS, Method
-from flops_fit_ray.analysis._optima import Minima, interior
+from flops_fit_ray.analysis._valley_minima import Minima, interior
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.noise import Noise
 from flops_fit_ray.analysis.points import Points

@@ -172,7 +172,8 @@ def predict(
     prediction = analysis.predict(opened.fit, budget)
     confidence = opened.fit.options.confidence
     content = analysis.prediction_to_json(prediction, confidence)
-    lines = [f"{flag}" for flag in (opened.table.flags if opened.table else ()) if flag.severity != "info"]
+    content["warnings"] = [*(flag.to_json() for flag in opened.assumed), *content["warnings"]]
+    lines = [f"{flag}" for flag in opened.assumed]
     lines.append(prediction_text(prediction, confidence))
     if opened.sweep is not None:
         from flops_fit_ray.sweep.recommend import recommend
@@ -205,13 +206,22 @@ def compare(
     from flops_fit_ray.console.fit_text import comparison_text
 
     method = options["method"]
-    fits = [open_source(source, options).fit for source in (first, second)]
+    opened = [open_source(source, options) for source in (first, second)]
+    fits = [one.fit for one in opened]
     for name, one in zip((first, second), fits, strict=True):
         if one.problem:
             raise SpecError(str(name), [f"there is no law: {one.problem}"])
     where = at if at is not None else min(one.fitted_range[1] for one in fits)
     comparison = compare_fits(fits[0], fits[1], where, None if method in (None, "auto") else method)
-    echo(json.dumps(comparison_to_json(comparison)) if as_json else comparison_text(comparison, first, second))
+    content = comparison_to_json(comparison)
+    assumed = [
+        flag.to_json() | {"message": f"{source}: {flag}"}
+        for source, one in zip((first, second), opened, strict=True)
+        for flag in one.assumed
+    ]
+    content["warnings"] = [*assumed, *content["warnings"]]
+    notes = [f"note: {flag['message']}" for flag in assumed]
+    echo(json.dumps(content) if as_json else "\n".join([comparison_text(comparison, first, second), *notes]))
     if figure is not None:
         from flops_fit_ray.report.figures import comparison_bands, draw_comparison, save
 

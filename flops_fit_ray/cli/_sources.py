@@ -14,7 +14,7 @@ from flops_fit_ray.fit_options import CHOICES, FIT_DEFAULTS, LIMITS, PINS, FitOp
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
 
 if TYPE_CHECKING:
-    from flops_fit_ray.analysis import SweepFit
+    from flops_fit_ray.analysis import Flag, SweepFit
     from flops_fit_ray.sweep.directory import Sweep
     from flops_fit_ray.tables import Table, TableOptions
 
@@ -86,6 +86,12 @@ class Opened:
 
     def __init__(self, fit: SweepFit, *, sweep: Sweep | None = None, table: Table | None = None) -> None:
         self.fit, self.sweep, self.table = fit, sweep, table
+
+    @property
+    def assumed(self) -> list[Flag]:
+        """Notes on a table's rows and columns that an answer rests on."""
+        flags = () if self.table is None else self.table.flags
+        return [flag for flag in flags if flag.code != "budgets_by_nearness"]
 
 
 def is_table(source: StoragePath) -> bool:

@@ -238,10 +238,10 @@ def _missing_words(missing: Sequence[str], finder: _Finder, taken: Mapping[str, 
             f"is wide: {wide} of its {len(finder.headers)} headers are numbers; a table of runs has a row per run and "
             "a column for each of N, D or C, and loss (in pandas: melt)"
         )
-    if missing == ["loss"] and "params" in taken and ("flops" in taken or "budget" in taken):
+    if "loss" in missing and "params" in taken and ("flops" in taken or "budget" in taken):
         return (
             f"has no column for loss (it has {shown(finder.headers)}); name it, for example --column loss=COLUMN; if "
-            "each row is the optimum of one budget, --column params_opt=COLUMN fits N_opt(C) to the rows"
+            f"each row is the optimum of one budget, --column params_opt={taken['params']} fits N_opt(C) to the rows"
         )
     over = "".join(f"; {words}" for ours, words in finder.passed_over.items() if ours in missing)
     return (

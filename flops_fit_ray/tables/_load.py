@@ -8,7 +8,8 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
-MAX_TEXT = 512_000_000  # bytes of CSV, unpacked: about 10 million runs
-MAX_JSON = 200_000_000  # bytes of JSON, unpacked: as Python objects it takes about ten times as much
-MAX_CELLS = 40_000_000  # rows times columns of parquet
+MAX_TEXT = 256_000_000  # bytes of CSV, unpacked: millions of runs; in memory it takes about ten times as much
+MAX_JSON = 100_000_000  # bytes of JSON, unpacked
+MAX_CELLS = 40_000_000  # rows times columns
 MAX_COLUMNS = 5_000
 ROWS_KEYS = ("results", "experiments", "runs", "rows", "records", "trials", "data", "log_history", "history")
 SEPARATORS = (",", ";", "\t", "|")
@@ -67,10 +68,35 @@ def load(path: Path) -> Loaded:
     # pandas and pyarrow raise subclasses of these
     except (OSError, EOFError, ValueError, TypeError, AttributeError, RecursionError, csv.Error) as e:
         raise SpecError(str(path), [f"cannot be read as a table: {first_line(e)}"]) from e
-    if len(loaded.frame.columns) > MAX_COLUMNS:
-        raise SpecError(str(path), [f"has {len(loaded.frame.columns):,} columns, and {MAX_COLUMNS:,} are read at most"])
-    loaded.frame.columns = [str(column).strip() for column in loaded.frame.columns]
+    for i in range(len(loaded.frame.columns)):  # an empty cell of text is an empty text
+        column = loaded.frame.iloc[:, i]
+        if getattr(column.dtype, "kind", "O") not in "iufb" and column.isna().any():
+            loaded.frame.isetitem(i, column.astype(object).where(column.notna(), "").to_numpy(dtype=object))
+    loaded.frame.columns = _distinct(str(column).strip() for column in loaded.frame.columns)
     return loaded
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Number names that occur again as pandas does: loss, loss.1."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        found.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return found
+
+
+def _check_size(rows: int, columns: int) -> None:
+    """Refuse a table before it is made.
+
+    Raises:
+        SpecError: it has too many columns or cells.
+    """
+    if columns > MAX_COLUMNS:
+        raise SpecError("", [f"has {columns:,} columns, and {MAX_COLUMNS:,} are read at most"])
+    if rows * columns > MAX_CELLS:
+        raise SpecError("", [f"has {rows:,} rows of {columns:,} columns, and {MAX_CELLS:,} cells are read at most; "
+                             "keep the last row of each run, or sample the rows"])  # fmt: skip
 
 
 def _content(path: Path, limit: int) -> bytes:
@@ -98,6 +124,8 @@ def _decoded(content: bytes) -> tuple[str, tuple[str, ...]]:
     head = content[:1000]
     if head.count(0) > len(head) // 4:  # ASCII in two bytes each
         return content.decode("utf-16-le" if head[1:2] == b"\0" else "utf-16-be"), ()
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError("it is a pointer of Git LFS, not the file; run `git lfs pull`")
     if b"\0" in head:
         raise ValueError("it is binary, not text")
     try:
@@ -115,8 +143,8 @@ def _load_text(text: str, notes: tuple[str, ...], kind: str) -> Loaded:
         raise ValueError("it is empty")
     separator = _separator(header, kind)
     body = text[begin:].lstrip("# \t") if header.lstrip().startswith("#") else text[begin:]
-    if len(names := next(csv.reader([header], delimiter=separator))) > MAX_COLUMNS:
-        raise SpecError("", [f"has {len(names):,} columns, and {MAX_COLUMNS:,} are read at most"])
+    names = next(csv.reader([header], delimiter=separator))
+    _check_size(text.count("\n", begin), len(names))
     if all(_is_number(name) for name in names):
         raise SpecError("", [
             f"has no header: its first line is numbers ({', '.join(names[:4])}); put names there, such as N,D,C,loss"
@@ -190,17 +218,17 @@ def _load_parquet(path: Path) -> Loaded:
     with parquet.ParquetFile(path) as file:
         meta = file.metadata
         unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-        if meta.num_rows * meta.num_columns > MAX_CELLS or unpacked > MAX_TEXT:
-            raise SpecError("", [
-                f"has {meta.num_rows:,} rows of {meta.num_columns:,} columns, and {MAX_CELLS:,} cells or "
-                f"{fmt.size(MAX_TEXT)} are read at most; keep the last row of each run, or sample the rows"
-            ])  # fmt: skip
+        _check_size(meta.num_rows, meta.num_columns)
+        if unpacked > MAX_TEXT:
+            raise SpecError("", [f"holds {fmt.size(unpacked)}, and {fmt.size(MAX_TEXT)} are read at most"])
         table = file.read()
+    table = table.rename_columns(_distinct(table.column_names))
     for i, column in enumerate(table.schema):
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
             table = table.set_column(i, column.name, _as_double(table.column(i)))
-    return _flat(Loaded(frame=table.to_pandas(), lines=np.arange(table.num_rows) + 1))
+    frame = table.to_pandas(ignore_metadata=True)  # with its index as a column
+    return Loaded(frame=_spread_objects(frame), lines=np.arange(len(frame)) + 1)
 
 
 def _as_double(column: Any) -> Any:
@@ -217,9 +245,32 @@ def _load_json(text: str, lines: bool) -> Loaded:
     if lines:
         numbered = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
         rows = [_object(i, line) for i, line in numbered]
-        return _flat(Loaded(frame=pd.DataFrame(rows), lines=np.array([i for i, _ in numbered], dtype=np.int64)))
-    frame = pd.DataFrame(_records(json.loads(text)))
-    return _flat(Loaded(frame=frame, lines=np.arange(len(frame)) + 1))
+        return Loaded(frame=_frame(rows), lines=np.array([i for i, _ in numbered], dtype=np.int64))
+    content = _records(json.loads(text))
+    frame = _frame(content) if isinstance(content, list) else _spread_objects(pd.DataFrame(content))
+    return Loaded(frame=frame, lines=np.arange(len(frame)) + 1)
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Make a table of objects; an object in an object becomes columns: {"config": {"N": 1e6}} is config.N."""
+    import pandas as pd
+
+    rows = [_flat(row) if any(isinstance(value, dict) for value in row.values()) else row for row in rows]
+    names: set[str] = set()
+    for row in rows:
+        names.update(row)
+    _check_size(len(rows), len(names))
+    return pd.DataFrame(rows)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": cell for inner, cell in _flat(value).items()}
+        else:
+            flat[str(name)] = value
+    return flat
 
 
 def _object(number: int, line: str) -> dict[str, Any]:
@@ -260,13 +311,12 @@ def _records(content: Any) -> Any:
     return content
 
 
-def _flat(loaded: Loaded) -> Loaded:
-    """Spread columns of objects: {"config": {"N": 1e6}} becomes config.N."""
-    frame = loaded.frame
+def _spread_objects(frame: pd.DataFrame) -> pd.DataFrame:
+    """Spread columns whose cells are objects."""
     for column in list(frame.columns):
         if frame[column].dtype == object and any(isinstance(cell, dict) for cell in frame[column]):
             frame = _spread(frame, column, [cell if isinstance(cell, dict) else {} for cell in frame[column]])
-    return Loaded(frame=frame, lines=loaded.lines, semicolons=loaded.semicolons, notes=loaded.notes)
+    return frame
 
 
 def _unpacked(frame: pd.DataFrame) -> pd.DataFrame:
@@ -282,7 +332,7 @@ def _unpacked(frame: pd.DataFrame) -> pd.DataFrame:
 def _spread(frame: pd.DataFrame, column: str, objects: list[Any]) -> pd.DataFrame:
     import pandas as pd
 
-    spread = pd.json_normalize(objects).add_prefix(f"{column}.").set_index(frame.index)
+    spread = _frame([{column: one} for one in objects]).set_index(frame.index)
     return pd.concat([frame.drop(columns=column), spread], axis=1)
 
 

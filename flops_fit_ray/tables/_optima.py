@@ -176,7 +176,8 @@ def read_optima(path: Path, loaded: Loaded, columns: ColumnMap, options: TableOp
     names = [name for name in kinds(frame, list(columns.taken.values()), []) if name not in options.pool]
     if len(np.unique(flops)) < len(flops) and names:
         texts, number = np.unique(frame[names[0]].astype(str).to_numpy(dtype=object), return_counts=True)
-        split = Split(column=names[0], values=tuple(zip(map(str, texts), map(int, number), strict=True)), effect=None)
+        values_of = tuple(zip(map(str, texts), map(int, number), strict=True))
+        split = Split(column=names[0], values=values_of, numeric=False, effect=None)
         raise SpecError(str(path), [split.message])
     notes = list(columns.notes)
     if "tokens" not in values:

@@ -104,8 +104,8 @@ def read_table(path: Path, options: TableOptions = DEFAULTS) -> Table:
     table = open_table(path, options)
     if isinstance(table, Optima):
         raise SpecError(str(path), [
-            "is a table of optima, a row per budget: `flops-fit-ray fit` fits its laws, and nothing more can be said "
-            "without the runs; give a table with a row per run"
+            "is a table of optima, a row per budget: `flops-fit-ray fit TABLE --at C` fits its laws, and more needs a "
+            "table with a row per run"
         ])  # fmt: skip
     return table
 

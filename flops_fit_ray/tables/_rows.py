@@ -27,7 +27,7 @@ NOT_DONE = ("failed", "failure", "fail", "crashed", "crash", "killed", "running"
             "in_progress", "waiting", "paused", "incomplete", "unknown", "false", "no")  # fmt: skip
 GOOD_MARKS = ("completed", "finished", "is_finished", "success", "succeeded", "done")  # columns of true and false
 BAD_MARKS = ("diverged", "crashed", "failed", "killed", "nan")
-SAME_PARAMS, SAME_TOKENS = 1e-3, 1e-2  # relative: rounded to whole layers and batches, N and D are those of one cell
+SAME_TOKENS = 1e-2  # relative: rounded to whole batches, D is that of one cell
 NONE = "none"
 
 
@@ -226,21 +226,15 @@ def _setting(frame: pd.DataFrame, column: str, cell: Ints, best: Bools) -> Setti
 
 
 def cells_of(params: Floats, tokens: Floats) -> Ints:
-    """Label (rows,) rows of one (N, D): N equal within 0.1 %, D within 1 %, whatever the order of the rows."""
-    pairs, which = np.unique(np.stack([params, tokens], axis=1), axis=0, return_inverse=True)
-    label = np.zeros(len(pairs), dtype=np.int64)
-    n, begin, current = pairs[0, 0], 0, -1
-    while begin < len(pairs):  # sizes, the smallest first
-        n = pairs[begin, 0]
-        end = int(np.searchsorted(pairs[:, 0], n * (1 + SAME_PARAMS), side="right"))
-        order = begin + np.argsort(pairs[begin:end, 1], kind="stable")
-        d = -np.inf
-        for i in order:
-            if pairs[i, 1] > d * (1 + SAME_TOKENS):
-                d, current = pairs[i, 1], current + 1
-            label[i] = current
-        begin = end
-    return label[which.reshape(-1)]
+    """Label (rows,) rows of one (N, D): N equal, D within 1 % of the smallest, whatever the order of the rows."""
+    order = np.lexsort((tokens, params))
+    cell = np.zeros(len(params), dtype=np.int64)
+    current, n, d = -1, np.nan, np.nan
+    for i, (one_n, one_d) in zip(order, zip(params[order].tolist(), tokens[order].tolist(), strict=True), strict=True):
+        if one_n != n or one_d > d * (1 + SAME_TOKENS):
+            current, n, d = current + 1, one_n, one_d
+        cell[i] = current
+    return cell
 
 
 def codes_of(values: Floats) -> Ints:

@@ -47,6 +47,7 @@ class Split:
 
     column: str
     values: tuple[tuple[str, int], ...]  # value, rows
+    numeric: bool  # the values are numbers: they may be those of a setting that was swept
     effect: float | None  # on ln loss at equal N and D, root mean square; None: too few rows to tell
 
     @property
@@ -60,10 +61,10 @@ class Split:
             else f"at equal N and D their losses differ by {100 * self.effect:.2g} % (root mean square)"
         )
         name, first = self.column, self.values[0][0]
+        swept = f"take the best of each (N, D) with --best-of '{name}', " if self.numeric else ""
         return (
             f"{name!r} splits the rows into {shown}{more}: {why}; choose one with --where '{name}={first}', fit each "
-            f"with --each '{name}', take the best of each (N, D) with --best-of '{name}', or all as one with --pool "
-            f"'{name}'"
+            f"with --each '{name}', {swept}or all as one with --pool '{name}'"
         )
 
 
@@ -100,11 +101,12 @@ def _splits(cells: pd.Series[str], column: str, logs: Sequence[Floats], log_loss
     values = tuple((str(texts[which == i][0]), int((which == i).sum())) for i in range(int(which.max()) + 1))
     base = _smooth(logs[0], logs[1], cubic=len(which) >= FEW_FOR_CUBIC)
     effect, sure, left, explained = _test(base, which, log_loss)
+    numeric = bool(np.isfinite(numbers(cells)).all())
     if left < MIN_LEFT:
-        if last_of(column) in KINDS and not np.isfinite(numbers(cells)).all():
-            yield Split(column=column, values=values, effect=None)
-    elif sure < SURE and effect > LEAST_EFFECT and explained > EXPLAINED:
-        yield Split(column=column, values=values, effect=effect)
+        if last_of(column) in KINDS and not numeric:
+            yield Split(column=column, values=values, numeric=False, effect=None)
+    elif sure < SURE and effect > LEAST_EFFECT and (explained > EXPLAINED or last_of(column) in KINDS):
+        yield Split(column=column, values=values, numeric=numeric, effect=effect)
 
 
 def _labels(which: Ints, logs: Floats) -> bool:

@@ -26,7 +26,14 @@ from flops_fit_ray.pipeline import check as check_request
 from flops_fit_ray.planning import Plan, priced
 from flops_fit_ray.result import Result
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.spec.arguments import SOURCE, Mode, describe_target, refuse_wrong_types, spec_from_arguments
+from flops_fit_ray.spec.arguments import (
+    SOURCE,
+    Mode,
+    describe_target,
+    name_arguments,
+    refuse_wrong_types,
+    spec_from_arguments,
+)
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, expanded, storage_path
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -102,7 +109,7 @@ def find_optimal(
 
 
 @_says_what_it_waits_for
-@faults_of_arguments(SOURCE)
+@faults_of_arguments(SOURCE, name_arguments)
 def find_optimal(
     model_cls: Callable[..., Any],
     model_size_param: str | None = None,
@@ -182,7 +189,7 @@ def find_optimal(
 
 
 @_says_what_it_waits_for
-@faults_of_arguments(SOURCE)
+@faults_of_arguments(SOURCE, name_arguments)
 def check(
     model_cls: Callable[..., Any],
     model_size_param: str | None = None,

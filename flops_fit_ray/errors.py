@@ -7,7 +7,7 @@ interrupted and resumable.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 EXIT_DONE = 0
@@ -65,14 +65,17 @@ def faults_of(source: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def faults_of_arguments(source: str) -> Iterator[None]:
-    """Re-raise a SpecError as the ArgumentError of the call `source`; its cause stays."""
+def faults_of_arguments(source: str, rename: Callable[[str], str] = str) -> Iterator[None]:
+    """Re-raise a SpecError as the ArgumentError of the call `source`; its cause stays.
+
+    Args:
+        rename: gives a fault the names that the caller knows.
+    """
     try:
         yield
-    except ArgumentError:
-        raise
     except SpecError as e:
-        raise ArgumentError(source, e.faults) from e.__cause__
+        kind = type(e) if isinstance(e, ArgumentError) else ArgumentError
+        raise kind(source, list(map(rename, e.faults))) from e.__cause__
 
 
 class DirectoryError(FlopsFitError):

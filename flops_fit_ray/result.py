@@ -80,7 +80,7 @@ class Result:
         return predict(self.fit, float(cast("float", wanted)))
 
     def chinchilla_table(
-        self, budgets: Sequence[float] | None = None, *, compute_budgets: Sequence[float] | None = None
+        self, budgets: Sequence[float] | float | None = None, *, compute_budgets: Sequence[float] | float | None = None
     ) -> ChinchillaTable:
         """Return one row per budget with N, D, D/N, loss, intervals and extrapolation factor; `print` shows Markdown.
 
@@ -96,7 +96,8 @@ class Result:
         if wanted is None:
             own = self.compute_budgets
             wanted = [*own, 10 * own[-1], 100 * own[-1]]
-        return chinchilla_table([self.predict(budget) for budget in wanted])
+        several = [wanted] if isinstance(wanted, float | int) else wanted
+        return chinchilla_table([self.predict(budget) for budget in several])
 
     def metrics_at_minima(self) -> pd.DataFrame:
         """Return one row per budget with a minimum: N_opt, L_opt and each metric there."""

@@ -72,16 +72,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_trials": 9}, "max_trials: unknown option; write grid={'max_experiments': ...}"),
     ({"size_param": "width"}, "size_param: unknown option; write model_size_param"),
     ({"compute_budgets": None}, "compute_budgets: is missing"),
-    ({"loss_fn": "hinge"}, "loss: 'hinge' is none of cross_entropy, mse"),
-    ({"model_kwargs": {"dropuot": 0.1}}, "model.kwargs: Mlp takes no argument 'dropuot'; did you mean 'dropout'?"),
-    ({"lr": -1}, "train.lr: must be a positive"),
+    ({"loss_fn": "hinge"}, "loss_fn: 'hinge' is none of cross_entropy, mse"),
+    ({"model_kwargs": {"dropuot": 0.1}}, "model_kwargs: Mlp takes no argument 'dropuot'; did you mean 'dropout'?"),
+    ({"lr": -1}, "lr: must be a positive"),
     ({"model_size_param": None}, "size_param is missing"),
     ({"dataset": 3}, "dataset: 3 holds no samples (input, target)."),
     ({"dataset": [1, 2]}, "dataset: [1, 2] holds no samples (input, target)."),
     ({"dataset": Path("train.bin")}, "train.bin') holds no samples"),
     ({"dataset": [torch.ones(9, 4), torch.ones(9, 1)]}, "a list of 2 arrays would be as many samples; write a tuple"),
     ({"dataset": regression}, "dataset: regression is a function; pass what it returns"),
-    ({"dataset": (x for x in range(3))}, "data.train: is a generator, which can be iterated only once"),
+    ({"dataset": (x for x in range(3))}, "dataset: is a generator, which can be iterated only once"),
     ({"eval_dataset": [1]}, "eval_dataset: [1] holds no samples"),
     ({"compute_budgets": 1e5}, "compute_budgets: must be a list of FLOPs"),
     ({"compute_budgets": "1e5,2e5"}, "compute_budgets: must be a list of FLOPs"),
@@ -94,7 +94,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"loss_fn": nn.MSELoss}, "loss_fn: MSELoss is a class; write MSELoss() with parentheses"),
     ({"mode": "runs/here"}, "mode: must be one of local, mock (got 'runs/here'); output_dir comes after it"),
     ({"metrics": [1]}, "metrics: must be functions by name"),
-    ({"optimizer": lambda m, lr: 3}, "train.optimizer returned a int, not a torch.optim.Optimizer"),
+    ({"optimizer": lambda m, lr: 3}, "optimizer returned a int, not a torch.optim.Optimizer"),
     ({"checkpoint": {"minuets": 1}}, "checkpoint.minuets: unknown key; did you mean 'minutes'?"),
 ]
 
@@ -164,7 +164,7 @@ def test_result(tmp_path: Path) -> None:
     assert list(table["budget"]) == [1e5, 4e5, 1.6e6, 1.6e7, 1.6e8]
     assert table["extrapolation"].iloc[-1] == pytest.approx(100, rel=0.02)
     assert (table["params_low"] < table["params"]).all() and (table["params"] < table["params_high"]).all()
-    assert list(result.chinchilla_table([1e6])["budget"]) == [1e6]
+    assert list(result.chinchilla_table([1e6])["budget"]) == list(result.chinchilla_table(1e6)["budget"]) == [1e6]
     assert len(result.to_frame()) == 21
     result.plot(tmp_path / "v.png")
     assert (tmp_path / "v.png").read_bytes().startswith(b"\x89PNG")

@@ -77,13 +77,13 @@ def leaves(*_: object) -> object:
 
 
 @pytest.mark.parametrize(
-    ("option", "key"),
-    [("loss_fn", "model.target"), ("schedule", "train.schedule"), ("optimizer", "train.optimizer"),
-     ("lr", "train.lr"), ("flops_per_token", "model.flops_per_token"), ("count_tokens", "data.train")],
+    ("option", "argument"),
+    [("loss_fn", "loss_fn"), ("schedule", "schedule"), ("optimizer", "optimizer"), ("lr", "lr"),
+     ("flops_per_token", "flops_per_token"), ("count_tokens", "dataset")],
 )  # fmt: skip
-def test_functions_that_exit_are_named_in_the_plan(option: str, key: str, tmp_path: Path) -> None:
+def test_functions_that_exit_are_named_in_the_plan(option: str, argument: str, tmp_path: Path) -> None:
     arguments = {"loss_fn": "mse", "lr": 1e-2, option: leaves}
-    with pytest.raises(SpecError, match=f"{key}: .*SystemExit: the code calls exit"):
+    with pytest.raises(SpecError, match=f": {argument}: .*SystemExit: the code calls exit"):
         find_optimal(Mlp, "width", dataset=regression(), compute_budgets=[1e5, 2e5], sizes=[4, 8, 16], batch_size=8,
                      output_dir=tmp_path, train=False, **arguments)  # type: ignore[call-overload]  # fmt: skip # any option
 

@@ -97,20 +97,20 @@ def fault_of(model: Any = Mlp, loss: Any = "mse", data: Any = None, **options: A
 
 
 TAKES = "takes width, inputs, dropout"
-SIZE = "model.size_param: Mlp takes no argument"
+SIZE = "model_size_param: Mlp takes no argument"
 ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"model_size_param": "widht"}, f"{SIZE} 'widht'; did you mean 'width'? It {TAKES}"),
     ({"model_size_param": "layers"}, f"{SIZE} 'layers'; it {TAKES}"),
     ({"model_size_param": "widht", "sizes": "auto"}, f"{SIZE} 'widht'; did you mean 'width'? It {TAKES}"),
-    ({"model_size_param": "inputs"}, f"model.kwargs: Mlp needs 'width' too; it {TAKES}"),
+    ({"model_size_param": "inputs"}, f"model_kwargs: Mlp needs 'width' too; it {TAKES}"),
     ({"model_kwargs": {"Dropout": 0.1}},
-     f"model.kwargs: Mlp takes no argument 'Dropout'; did you mean 'dropout'? It {TAKES}"),
+     f"model_kwargs: Mlp takes no argument 'Dropout'; did you mean 'dropout'? It {TAKES}"),
     ({"model_size_param": None, "sizes": [{"width": 4}, {"wdth": 8}]},
-     f"model.sizes: Mlp takes no argument 'wdth'; did you mean 'width'? It {TAKES}"),
+     f"sizes: Mlp takes no argument 'wdth'; did you mean 'width'? It {TAKES}"),
     ({"model": functools.partial(Mlp, inputs=8), "model_size_param": "layers"}, f"{SIZE} 'layers'; it {TAKES}"),
-    ({"model": built}, "model.target: is a Mlp that is built already; give the class, Mlp, of which each size is "
+    ({"model": built}, "model_cls: is a Mlp that is built already; give the class, Mlp, of which each size is "
                        "built"),
-    ({"model": Plain}, "model.target: the class Plain is no torch.nn.Module; derive it from nn.Module"),
+    ({"model": Plain}, "model_cls: the class Plain is no torch.nn.Module; derive it from nn.Module"),
 ]  # fmt: skip
 
 
@@ -133,9 +133,9 @@ def test_arguments_of_what_cannot_be_judged_are_left_alone() -> None:
 
 LOSSES: list[tuple[Any, str]] = [
     (nn.MSELoss, "loss_fn: MSELoss is a class; write MSELoss() with parentheses"),
-    (functools.partial(nn.MSELoss, reduction="mean"), "loss: MSELoss is a class; give an object of it, MSELoss(...)"),
-    (make_loss, "loss: make_loss cannot be called as (outputs, targets) or (model, batch); if it makes a loss, give "
-                "what make_loss() returns"),
+    (functools.partial(nn.MSELoss, reduction="mean"), "loss_fn: MSELoss is a class; give an object of it, MSELoss("),
+    (make_loss, "loss_fn: make_loss cannot be called as (outputs, targets) or (model, batch); if it makes a loss, "
+                "give what make_loss() returns"),
 ]  # fmt: skip
 
 
@@ -208,9 +208,9 @@ DATA: list[tuple[Any, str]] = [
     ({}, "dataset: is an empty dict; pass at least one sample"),
     (([[1.0] * 8] * 64, [1.0] * 64), "dataset: a tuple of 2 lists would be as many samples; write a tuple of tensors"),
     ((np.array(["a"] * 64), np.zeros(64)), "dataset: holds an array of dtype <U1, which no tensor can hold"),
-    ([([1.0] * 8, [1.0])] * 64, "data.train: inputs are lists of 8 numbers, of which a batch is 8 tensors; make each"),
-    ([("a cat", 1.0)] * 64, "data.train: inputs are text; give token ids, a tensor of integers"),
-    ([1.0 * torch.ones(8)] * 64, "data.train: a sample must be a tuple (input, ..., target) or a mapping with labels"),
+    ([([1.0] * 8, [1.0])] * 64, "dataset: inputs are lists of 8 numbers, of which a batch is 8 tensors; make each"),
+    ([("a cat", 1.0)] * 64, "dataset: inputs are text; give token ids, a tensor of integers"),
+    ([1.0 * torch.ones(8)] * 64, "dataset: a sample must be a tuple (input, ..., target) or a mapping with labels"),
 ]
 
 
@@ -244,7 +244,7 @@ TYPES: list[tuple[Any, Any, Any, str]] = [
 
 @pytest.mark.parametrize(("model", "loss", "data", "words"), TYPES, ids=[f"{m.__name__} {w}" for m, _, _, w in TYPES])
 def test_dtypes(model: Any, loss: Any, data: Any, words: str) -> None:
-    assert fault_of(model, loss, data, sizes=[4]) == f"data.train: {words}"
+    assert fault_of(model, loss, data, sizes=[4]) == f"dataset: {words}"
 
 
 def test_no_dtype_is_blamed_for_another_error() -> None:
@@ -267,7 +267,7 @@ FRACTION = torch.cat([IDS[:63].float(), torch.tensor([0.5])])  # in a sample tha
 @pytest.mark.parametrize("make", [lambda: (X, FRACTION), lambda: {"x": X, "y": FRACTION}], ids=["tuple", "dict"])
 def test_class_ids_are_whole_numbers(make: Callable[[], Any]) -> None:
     fault = fault_of(Classifier, "cross_entropy", make())
-    assert fault == "data.train: targets are class ids, and 0.5 is none; for numbers take loss: mse"
+    assert fault == "dataset: targets are class ids, and 0.5 is none; for numbers take loss: mse"
 
 
 def test_targets_of_cross_entropy_by_type() -> None:
@@ -284,7 +284,7 @@ def test_targets_of_cross_entropy_by_type() -> None:
 def test_samples_on_a_device_of_their_own() -> None:
     data = TensorDataset(X.to("meta"), Y.to("meta"))  # in the place of a GPU, which few machines of tests have
     fault = fault_of(data=data, resources_per_trial={"cpu": 1})
-    assert fault.startswith("data.train: samples are on meta; give them on the CPU (.cpu()): workers move each batch")
+    assert fault.startswith("dataset: samples are on meta; give them on the CPU (.cpu()): workers move each batch")
 
 
 def test_a_command_after_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import numbers
 import os
+import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -35,6 +36,8 @@ PARAMETERS = {  # of `find_optimal`: the keys of a spec that they are
     "compute_budgets": ("budgets",),
     "output_dir": ("output",),
 }
+# A key in words: no file's name, module's or attribute's
+_SPEC_KEY = re.compile(r"(?<![\w./:'\"])(?:model|data|train|fit|grid|checkpoint)(?:\.[a-z_]+)+(?![\w(]|[:.]\w)")
 Mode = Literal["local", "mock"]
 MODES = get_args(Mode)
 SOURCE = "find_optimal"  # how faults of arguments are introduced
@@ -219,6 +222,22 @@ def _option_of(path: str, homes: Mapping[str, str]) -> str:
         return ""
     opened = "".join(f"{{{key!r}: " for key in keys)
     return f"{first}={opened}...{'}' * len(keys)}"
+
+
+def name_arguments(fault: str) -> str:
+    """Return a fault with the arguments of `find_optimal` in place of the keys of a spec that it names.
+
+    What lies inside of an argument, such as `checkpoint.minutes`, is named alike in both.
+    """
+    homes = _option_homes()
+
+    def argument(key: str) -> str:
+        named = _option_of(key, homes)
+        return named if named.isidentifier() else key
+
+    first, colon, rest = fault.partition(":")
+    fault = argument(first) + colon + rest
+    return _SPEC_KEY.sub(lambda found: argument(found[0]), fault)
 
 
 def describe(value: Any) -> str:

@@ -113,7 +113,7 @@ def _naming_loss() -> Iterator[None]:
         yield
     except MixedTypesError:
         raise
-    except Exception as e:  # the user's code may raise anything
+    except (Exception, SystemExit) as e:  # the user's code may raise anything
         raise LossError(str(e)) from e
 
 

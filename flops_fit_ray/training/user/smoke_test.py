@@ -28,6 +28,7 @@ from flops_fit_ray.training.user.losses import (
     class_ids,
     cross_entropy,
     logits_of,
+    mean_of,
     outputs_of,
 )
 from flops_fit_ray.training.user.optimizers import user_optimizer
@@ -59,14 +60,17 @@ def smoke_test_parts(user: UserParts, size: ModelSize, batch: Batch, spec: Sweep
         if batch.num_samples < SAMPLES and not isinstance(user.train_data, Stream):
             batch = first_batch(user.train_data, SAMPLES)
     two = batch.split(2)[0] if batch.splits else batch
-    with _named(f"model.target: the model of size {size.size} and the loss fail on the first samples", two, model):
-        loss = user.objective(model, two)
-        _check_loss(loss, model)
-        if loss.requires_grad:
-            loss.backward()
-            model.zero_grad()
-        if user.loss is cross_entropy and two.target.is_floating_point():
-            _check_class_ids(user, model, two)
+    called = f"model.target: the model of size {size.size}"
+    if user.objective.takes_model:
+        with _named(f"{called} and the loss fail on the first samples", two, model):
+            _check_loss(user.objective(model, two), model)
+    else:
+        with _named(f"{called} fails on the first samples", two, model):
+            outputs = outputs_of(model, two)
+        with _named("loss: fails on the first samples", two, model):
+            _check_loss(mean_of(user.objective.function(outputs, two.target)), model)
+            if user.loss is cross_entropy and two.target.is_floating_point():
+                _check_class_ids(user, model, two)
     for name, metric in user.metrics.items():
         with _named(f"metrics.{name}"), torch.no_grad():
             value = as_objective(metric)(model, two)
@@ -81,7 +85,10 @@ def smoke_test_parts(user: UserParts, size: ModelSize, batch: Batch, spec: Sweep
 
 def _check_loss(loss: Any, model: torch.nn.Module) -> None:
     check_loss(loss)
-    if not loss.requires_grad and any(p.requires_grad for p in model.parameters()):
+    if loss.requires_grad:
+        loss.backward()
+        model.zero_grad()
+    elif any(p.requires_grad for p in model.parameters()):
         raise TypeError("the loss has no gradient; does it call .item(), .detach() or numpy?")
 
 

@@ -133,7 +133,8 @@ def test_arguments_of_what_cannot_be_judged_are_left_alone() -> None:
 
 LOSSES: list[tuple[Any, str]] = [
     (nn.MSELoss, "loss_fn: MSELoss is a class; write MSELoss() with parentheses"),
-    (functools.partial(nn.MSELoss, reduction="mean"), "loss_fn: MSELoss is a class; give an object of it, MSELoss("),
+    (functools.partial(nn.MSELoss, reduction="mean"), "loss_fn: MSELoss is a class; give an object of it, "
+                                                     "MSELoss(...)"),
     (make_loss, "loss_fn: make_loss cannot be called as (outputs, targets) or (model, batch); if it makes a loss, "
                 "give what make_loss() returns"),
 ]  # fmt: skip

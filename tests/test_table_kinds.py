@@ -76,6 +76,29 @@ def test_seeds_stay_seeds(tmp_path: Path) -> None:
     assert len(alone.points) == 70 and alone.left_out == {}
 
 
+def test_a_phase_of_probes_is_no_kind_of_run(tmp_path: Path) -> None:
+    """Other rates were tried at few (N, D), in rows with another label: they are the same cells."""
+    rng = np.random.default_rng(0)
+    main = BARE.assign(lr=1e-3, phase="main", loss=RUNS.loss + 0.002 * rng.standard_normal(35))
+    probes = pd.concat([main[::5].assign(lr=rate, phase="probe", loss=main.loss[::5] + off) for rate, off in
+                        ((3e-4, 0.02), (3e-3, 0.03))])  # fmt: skip
+    table = read(tmp_path, pd.concat([main, probes]))
+    assert len(table.points) == 35 and np.allclose(np.sort(table.points.loss), np.sort(main.loss))
+    assert (table.settings[0].swept, table.settings[0].at_edge) == (7, 0)
+
+
+def test_a_schedule_is_no_sweep(tmp_path: Path) -> None:
+    tokens = np.geomspace(1e9, 2e9, 200)
+    curves = [
+        pd.DataFrame({"N": n, "D": tokens, "lr": 1e-3 * 0.5 ** np.linspace(0, 5, 200), "loss": 3 + 1e9 / tokens})
+        for n in (1e7, 2e7, 4e7)
+    ]
+    assert len(read(tmp_path, pd.concat(curves)).points) == 600
+    named = pd.concat([curve.assign(run=f"r{i}", lr=curve.lr.round(4)) for i, curve in enumerate(curves)])
+    table = read(tmp_path, named)
+    assert len(table.points) == 600 and table.settings == ()
+
+
 def test_best_of_is_chosen_or_off(tmp_path: Path) -> None:
     runs = swept(best=2).rename(columns={"lr": "mu"})
     assert "'mu' splits the rows into 0.0001 (35 rows)" in refusal(tmp_path, runs)

@@ -99,6 +99,14 @@ def test_one_of_c_n_and_d_follows_from_the_others(tmp_path: Path, missing: str) 
     assert "derived_column" in {flag.code for flag in read.flags}
 
 
+@pytest.mark.parametrize("missing", ["params", "tokens"])
+def test_a_budget_is_c_where_two_are_missing(tmp_path: Path, missing: str) -> None:
+    names = {n: n for n in ("params", "tokens", "budget", "loss") if n != missing}
+    read = read_table(written(tmp_path / "runs.csv", frame(**names)))
+    assert np.allclose(getattr(read.points, missing), getattr(POINTS, missing), rtol=1e-12)
+    assert read.derived.startswith("C of a run is taken as its budget; ")
+
+
 def test_two_missing_are_too_many(tmp_path: Path) -> None:
     path = written(tmp_path / "runs.csv", frame(params="params", loss="loss"))
     with pytest.raises(SpecError, match="has no column for tokens and flops"):

@@ -94,7 +94,7 @@ def find_columns(source: str, loaded: Loaded, options: TableOptions) -> ColumnMa
         notes += _loss_unit_note(taken["loss"], scale["loss"])
     if finder.decimal_comma:
         notes.append("commas in its cells were read as decimal points")
-    notes += finder.notes
+    notes += [*finder.notes, *(words for ours, words in finder.passed_over.items() if ours not in taken)]
     return ColumnMap(taken=taken, scale=scale, decimal_comma=finder.decimal_comma, perplexity=perplexity,
                      notes=tuple(notes))  # fmt: skip
 
@@ -166,7 +166,6 @@ class _Finder:
             f"{header!r} was not taken for {ours}: {low:g} to {high:g} looks like {guess} (--column {ours}={header} "
             "takes it)"
         )
-        self.notes.append(self.passed_over[ours])
         return False
 
     def _check_rivals(self, ours: str, candidates: Sequence[tuple[str, str, str | None]], faults: list[str]) -> None:

@@ -149,16 +149,13 @@ def open_table(path: Path, options: TableOptions = DEFAULTS) -> Table | Optima:
     if not good.any():
         raise SpecError(str(path), _unusable(loaded, values, faults))
     _refuse_implausible(path, values, good, columns, options)
-    if not derived and (words := flops_note((values["flops"] / (6 * values["params"] * values["tokens"]))[good],
-                                            columns.taken["flops"])):  # fmt: skip
-        notes.append(Flag("flops_factor", "warning", words))
-    if (
-        "flops" not in columns.taken
-        and "budget" in columns.taken
-        and "tokens" in columns.taken
-        and (words := budget_note((values["budget"] / values["flops"])[good], columns.taken["budget"]))
-    ):
-        notes.append(Flag("flops_factor", "info", words))
+    at = {name: array[good] for name, array in values.items()}
+    if not derived:
+        words = flops_note(at["flops"] / (6 * at["params"] * at["tokens"]), columns.taken["flops"])
+        notes += [Flag("flops_factor", "warning", words)] if words else []
+    elif "flops" not in columns.taken and {"budget", "params", "tokens"} <= set(columns.taken):
+        words = budget_note(at["budget"] / at["flops"], columns.taken["budget"])
+        notes += [Flag("flops_factor", "info", words)] if words else []
     keep, left_out, said, settings = one_row_per_run(path, loaded.frame, values, columns, options, good, without_loss)
     notes += said
     points = _points(loaded.frame, values, columns, keep)
@@ -299,7 +296,7 @@ def _derive(frame: pd.DataFrame, values: dict[str, Floats]) -> str:
             per_token = six * n
         elif per_token is not None:
             words = "flops_per_token"
-        if "flops" not in values and "tokens" not in values:
+        if "flops" not in values and not (per_token is not None and "tokens" in values):
             values["flops"] = values["budget"]
             origin = "C of a run is taken as its budget; "
         if "flops" not in values:
@@ -312,7 +309,7 @@ def _derive(frame: pd.DataFrame, values: dict[str, Floats]) -> str:
             return f"{origin}D is computed as C/({words})" if words[0] == "6" else f"{origin}D is computed as C/{words}"
         if "params" not in values:
             values["params"] = values["flops"] / (six * values["tokens"])
-            return "N is computed as C/(6·D)"
+            return f"{origin}N is computed as C/(6·D)"
     return ""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flops_fit_ray.analysis import Flag
-from flops_fit_ray.analysis.arrays import Bools, Floats
+from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.tables._columns import NONE, ColumnMap, TableOptions
 from flops_fit_ray.tables._names import PROGRESS, last_of
@@ -24,7 +24,7 @@ from flops_fit_ray.tables._rows import (
     last_steps,
     settings_of,
 )
-from flops_fit_ray.tables._splits import find_split, kinds
+from flops_fit_ray.tables._splits import MAX_KINDS, find_split, kinds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,45 +47,57 @@ def one_row_per_run(
     notes: list[Flag] = []
     keep = good.copy()
 
-    def drop(kept: Bools, of: Bools, reason: str, words: str) -> None:
-        dropped = int((keep & of).sum() - (keep & kept).sum())
+    def drop(kept: Bools, reason: str, words: str) -> None:
+        dropped = int((keep & ~kept).sum())
         if dropped:
-            keep[of] &= kept[of]
+            keep[~kept] = False
             left_out[reason] = dropped
             notes.append(Flag(f"{reason}_left_out", "warning", words))
 
+    def placed(kept: Bools) -> Bools:
+        """Rows of the whole table; those that were not tried stay as they are."""
+        full = np.ones(len(frame), dtype=bool)
+        full[tried] = kept
+        return full
+
     again = copies(frame)
     number = int((again & keep).sum())
-    drop(~again, np.ones(len(frame), dtype=bool), "copies",
+    drop(~again, "copies",
          f"{number} of {len(frame)} rows are exact copies of others: a run counts once")  # fmt: skip
     tried = np.flatnonzero((keep | without_loss) & ~again)  # also where the loss is missing: the setting was tried
     settings_names = settings_of(frame, taken, options.best_of)
     here = frame.iloc[tried]
     loss = np.where(keep, values["loss"], np.inf)[tried]
     n, d = values["params"][tried], values["tokens"][tried]
-    candidates = kinds(here, taken, settings_names)
-    apart = [codes(here[name]) for name in dict.fromkeys((*candidates, *options.pool)) if name != NONE]
+    candidates = [name for name in kinds(here, taken, settings_names) if name not in options.pool]
+    fixed = [codes(here[name]) for name in options.pool if name != NONE]
     if "budget" in values:
-        apart.append(codes_of(values["budget"][tried]))
+        fixed.append(codes_of(values["budget"][tried]))
+    kind = [codes(here[name]) for name in candidates]
     run = [codes(here[columns.taken["run"]])] if "run" in columns.taken else []
 
-    kept, words = last_steps(here, taken, labels(codes_of(n), codes_of(d), *apart, *run))
-    full = np.zeros(len(frame), dtype=bool)
-    full[tried] = kept
-    drop(full, keep.copy(), "earlier_steps", words)
-    notes += _curves_note(here[kept], taken, n[kept], bool(run))
-    kept, settings, words = best_settings(
-        here, np.where(kept, loss, np.inf), labels(cells_of(n, d), *apart), settings_names
-    )
-    full = np.zeros(len(frame), dtype=bool)
-    full[tried] = kept
-    drop(full, keep.copy(), "other_settings", words)
-    at = {name: array[keep] for name, array in values.items()}
-    free = [name for name in candidates if name not in options.pool]
-    split = find_split(frame[keep], free, at["params"], at["tokens"], at["flops"], at["loss"])
+    last, words = last_steps(here, taken, labels(codes_of(n), codes_of(d), *fixed, *kind, *run))
+    drop(placed(last), "earlier_steps", words)
+    notes += _curves_note(here[last], taken, n[last], bool(run))
+    if run:  # a rate that changes within a run is its schedule, not a setting
+        settings_names = [name for name in settings_names if _constant(codes(here[name]), run[0])]
+    many = any(here[name].nunique() > MAX_KINDS for name in settings_names)  # as a schedule has, or a random search
+    loss, cell = np.where(last, loss, np.inf), labels(codes_of(n), codes_of(d)) if many else cells_of(n, d)
+    best, settings, words = best_settings(here, loss, labels(cell, *fixed, *kind), settings_names)
+    chosen = keep & placed(best)
+    at = {name: array[chosen] for name, array in values.items()}
+    split = find_split(frame[chosen], candidates, at["params"], at["tokens"], at["flops"], at["loss"])
     if split is not None:
         raise SpecError(str(path), [split.message])
+    if kind:  # they tell no laws apart, so a setting that was swept in only one of them counts for all
+        best, settings, words = best_settings(here, loss, labels(cell, *fixed), settings_names)
+    drop(placed(best), "other_settings", words)
     return keep, left_out, notes, settings
+
+
+def _constant(value: Ints, run: Ints) -> bool:
+    """Return True if no run has two values."""
+    return int(labels(run, value).max()) == int(run.max())
 
 
 def _curves_note(frame: pd.DataFrame, taken: Sequence[str], params: Floats, named: bool) -> list[Flag]:

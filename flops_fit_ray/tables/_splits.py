@@ -38,7 +38,7 @@ FEW_FOR_CUBIC = 40  # rows
 
 _NO_KIND = {*SETTINGS, *REPEATS, *PROGRESS, *SHAPES, *STATUS, *OTHER_FLOPS, *OTHER_PARAMS, "id", "index", "host",
             "node", "gpu", "rank", "date", "time", "timestamp", "tags", "notes", "reason", "comment", "url", "user",
-            "version", "outlier", "used", "unnamed_0"}  # fmt: skip
+            "version", "role", "of", "parent", "device", "outlier", "used", "unnamed_0"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,11 +209,12 @@ def test_a_plan_is_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert call("init", tmp_path) == 0
     capsys.readouterr()
     ask: list[str | Path] = ["plan", tmp_path, "--simulate", "--sweeps", "2", "--set", "grid.tokens_per_param=20"]
-    assert call(*ask, "--surface", "1.5,10,30,0.3,0.35", "--noise", "0.001", "--json") == 0
+    assert call(*ask, "--surface", "1.5,10,30,0.3,0.35", "--noise", "0.001", "--lr-factor", "0.5", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["sweeps"] == 2 and found["flops"] < found["flops_full_grid"]
     assert [m["slots"] for m in found["makespans"]] == [2, 8, 64, 1024]
     assert all(m["over_bound"] >= 1 - 1e-9 for m in found["makespans"])
+    assert found["lr_factor"] == 0.5
     assert call(*ask, "--surface", "steep") == 2
     assert "'steep' is neither hoffmann, besiroglu, lopsided nor five positive numbers" in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ from flops_fit_ray.planning._adaptive import predicted_optimum, rungs
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.simulation import World, lr_penalty
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.sweep.simulate import _Truth, fit_simulated, simulated_points
+from flops_fit_ray.sweep.simulate import _Truth, fit_simulated, simulate_spec, simulated_points
 from tests.surfaces import HOFFMANN, sweep_on
 from tests.worlds import (
     BUDGETS,
@@ -355,6 +355,22 @@ def test_the_fit_of_a_simulated_sweep_takes_seeds_and_leaves_checks_out() -> Non
     assert points.num_runs < len(points)
     law = fit_simulated(spec, simulated).params_opt
     assert law is not None and law.exponent == pytest.approx(0.28 / 0.62, abs=0.03)
+
+
+@pytest.mark.parametrize("lr", ["auto", 3e-3, {"base": 4e-3, "at": 1e7, "exponent": -0.5}])
+def test_a_rate_of_the_users_own_is_right_in_a_simulation(lr: object) -> None:
+    """Unless they say by how much it is off: twice too low costs what `lr_penalty` says."""
+    from flops_fit_ray.planning.simulation import simulate_sweep
+
+    spec = adaptive_spec(budgets=BUDGETS[:2], train={"batch_size": 500, "lr": lr}, grid=NO_GUARDS | {"lr_guard": False})
+    for factor in (1.0, 2.0):
+        where = World(surface=HOFFMANN, noise=0.0, lr_factor=factor)
+        for e, loss in simulate_sweep(planner_of(spec), where, 4, lambda e: e.flops).rows():
+            floor, a, b, alpha, beta = HOFFMANN
+            clean = floor + a / e.params**alpha + b / e.tokens**beta
+            assert loss == pytest.approx(clean + lr_penalty(1 / factor), rel=1e-12)
+    found = simulate_spec(spec, planner_of(spec).plan(), surface="hoffmann", noise=0.0, sweeps=1, slots=(2,))
+    assert found.lr_factor == (1.7 if lr == "auto" else 1.0)
 
 
 def test_the_truth_beyond_the_measured_sizes_has_6_flops_for_each_parameter_and_token() -> None:

@@ -8,7 +8,15 @@ import pytest
 
 from flops_fit_ray.analysis import FitOptions, Points, fit_sweep, predict
 from flops_fit_ray.analysis._law_choice import choose
-from flops_fit_ray.analysis.surface import SurfaceOptions, bootstrap_surface, fit_cost_law, fit_surface, refit_surfaces
+from flops_fit_ray.analysis.surface import (
+    SurfaceOptions,
+    bootstrap_surface,
+    fit_cost_law,
+    fit_surface,
+    fit_token_cost,
+    refit_surfaces,
+)
+from flops_fit_ray.analysis.surface._cost import fit_cost_curve
 from flops_fit_ray.analysis.surface._estimate import _status
 from flops_fit_ray.analysis.surface._huber import LOWER, UPPER, HuberProblem, derivatives
 from flops_fit_ray.analysis.surface._search import scaled_problem
@@ -45,6 +53,73 @@ def test_its_laws_are_those_of_the_closed_form(loss: str) -> None:
     law = fit.loss_opt
     assert law is not None and law.offset == pytest.approx(1.69, rel=1e-6)
     assert law.exponent == pytest.approx(-0.34 * 0.28 / 0.62, abs=1e-6)  # -alpha·beta / (alpha + beta)
+
+
+def _ladder(widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """N and FLOPs per token of four blocks of width d, 256 symbols and 256 positions: 3 to 1.05 times 6·N."""
+    params = 4 * 12 * widths**2 + 2 * 256 * widths
+    return params, 6 * (params - 256 * widths) + 12 * 4 * 256 * widths
+
+
+@pytest.mark.parametrize("surface", [HOFFMANN, BESIROGLU, (1.69, 120.0, 3000.0, 0.25, 0.40)])
+def test_the_optimum_follows_the_cost_of_a_token(surface: Surface) -> None:
+    """With the cost taken for a power of N, N_opt is 5 to 12 % too high from the largest budget on."""
+    e, a, b, alpha, beta = surface
+
+    def loss(width: np.ndarray, budget: float) -> np.ndarray:
+        n, per_token = _ladder(width)
+        return np.asarray(e + a / n**alpha + b / (budget / per_token) ** beta)
+
+    def best(budget: float) -> float:  # by brute force
+        widths = np.geomspace(4, 1e6, 100_001)
+        return float(widths[loss(widths, budget).argmin()])
+
+    ladder, rows = np.geomspace(8, 4096, 22).round(), []
+    for budget in np.geomspace(1e15, 1e18, 5):
+        near = ladder[np.argsort(np.abs(np.log(ladder / best(budget))))[:7]]
+        n, per_token = _ladder(near)
+        rows.append(np.stack([np.full(7, budget), np.full(7, budget), n, budget / per_token, loss(near, budget)]))
+    points = points_from(*np.concatenate(rows, axis=1))
+    for measured in (None, _ladder(ladder)):
+        fit = fit_sweep(replace(points, token_cost=measured), FitOptions(draws=20, method="surface_huber"))
+        law = fit.params_opt
+        assert law is not None and "curved as FLOPs per token are no power of N" in law.formula
+        for budget in (1e15, 1e18, 1e19, 1e20):
+            width, answer = best(budget), predict(fit, budget)
+            n, per_token = _ladder(np.array([width]))
+            assert answer.params == pytest.approx(n[0], rel=1e-3)
+            assert answer.tokens == pytest.approx(budget / per_token[0], rel=2e-3)
+            assert answer.loss == pytest.approx(loss(np.array([width]), budget)[0], rel=1e-4)
+            interval = law.interval(budget, 0.95)
+            assert interval is not None and interval.low == pytest.approx(answer.params, rel=1e-6)  # there is no noise
+        chord = math.log(law.at(1e18) / law.at(1e15)) / math.log(1e3)
+        assert law.exponent == pytest.approx(chord, rel=1e-9)
+        assert law.coefficient * 1e15**law.exponent == pytest.approx(law.at(1e15), rel=1e-9)
+
+
+def test_a_cost_that_is_a_power_of_n_stays_one() -> None:
+    n = np.geomspace(1e6, 1e9, 12)
+    noisy = 6 * n * np.exp(0.03 * np.random.default_rng(0).standard_normal(12))
+    nearly = 6 * n * (1 + 8e-4 * np.sin(n))
+    for per_token in (6 * n, 50 * n**0.9, nearly, noisy):
+        assert fit_cost_curve(n, per_token) is None
+    few = _ladder(np.array([8.0, 64.0, 512.0, 4096.0]))
+    assert fit_cost_curve(*few) is None  # four sizes say nothing of a curve
+
+
+def test_the_cost_of_a_token_is_known_beyond_the_sizes_too() -> None:
+    """And its derivatives, which place the optimum, are those of the curve."""
+    curve = fit_cost_curve(*_ladder(np.geomspace(16, 256, 10)))
+    assert curve is not None
+    n, per_token = _ladder(np.array([8.0, 100.0, 1024.0, 8192.0]))
+    value, slope, bend = curve.at(np.log(n))
+    assert np.exp(value[1:]) == pytest.approx(per_token[1:], rel=1e-3) and slope[-1] == pytest.approx(1, abs=5e-3)
+    step, inside = 1e-5, np.log(n[1:3])
+    up, down = curve.at(inside + step), curve.at(inside - step)
+    assert (up[0] - down[0]) / (2 * step) == pytest.approx(slope[1:3], rel=1e-6)
+    assert (up[1] - down[1]) / (2 * step) == pytest.approx(bend[1:3], rel=1e-4)
+    other = fit_cost_law(n, np.ones(4), 1.5 * per_token)  # a sweep that counted its FLOPs by another rule
+    assert fit_token_cost(n, np.ones(4), 1.5 * per_token, _ladder(np.geomspace(16, 256, 10))).log_k == other.log_k
 
 
 def test_c_is_what_the_points_say_and_not_6nd() -> None:

@@ -9,7 +9,14 @@ from typing import Any
 from flops_fit_ray.analysis._extrapolation import HoldOut, LossHoldOut, hold_outs, loss_hold_out
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, method_agreement, sensitivity, valley_bias
-from flops_fit_ray.analysis._summary import fit_to_json, interval_to_json, json_value, laws_to_json, prediction_to_json
+from flops_fit_ray.analysis._summary import (
+    cost_to_json,
+    fit_to_json,
+    interval_to_json,
+    json_value,
+    laws_to_json,
+    prediction_to_json,
+)
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.isotime import IsoTime, isotime
 from flops_fit_ray.analysis.prediction import Prediction, check_budget, predict
@@ -88,7 +95,7 @@ def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
         },
         "isotime": None
         if timed is None
-        else {"timed_runs": timed.timed, "cost": asdict(timed.cost), **laws_to_json(timed.method, fit)},
+        else {"timed_runs": timed.timed, "cost": cost_to_json(timed.cost), **laws_to_json(timed.method, fit)},
         "warnings": [flag.to_json() for flag in analysis.warnings],
     }
     return {key: json_value(value) for key, value in content.items()}

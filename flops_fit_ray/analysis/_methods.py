@@ -9,6 +9,7 @@ from typing import get_args
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.analysis._curved_law import curved_laws
 from flops_fit_ray.analysis._law import Law, LawDraws
 from flops_fit_ray.analysis._valley_minima import Minima, MinimaErrors, fit_laws, interior
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit, Surfaces
@@ -83,13 +84,23 @@ def valley_method(
 
 
 def surface_method(fit: SurfaceFit) -> Method:
-    """Derive the laws of approach 3 from the surface and the cost law C = k·N^c·D (Hoffmann et al. 2022, 3.3)."""
+    """Derive the laws of approach 3 from the surface and the cost C = f(N)·D (Hoffmann et al. 2022, 3.3).
+
+    They are power laws where f is a power of N.
+    """
     name = next(name for name, kind in SURFACES.items() if kind == (fit.loss, fit.form))
     if not fit.usable or fit.surface is None or fit.cost is None:
         return no_law(name, fit.reason, status=fit.status, surface=fit)
-    laws = _surface_laws(fit.surface, fit.cost)
-    drawn = _surface_laws(fit.draws, fit.cost) if fit.draws is not None else None
-    made = [
+    made = _straight_laws(fit.surface, fit.draws, fit.cost) if fit.cost.curve is None else curved_laws(fit)
+    return Method(name=name, status=fit.status, reason=fit.reason, params_opt=made[0], tokens_opt=made[1],
+                  loss_opt=made[2], surface=fit, draws=0 if fit.draws is None else len(fit.draws.alpha),
+                  lost_draws=fit.lost_draws)  # fmt: skip
+
+
+def _straight_laws(surface: Surfaces, draws: Surfaces | None, cost: CostLaw) -> list[Law]:
+    laws = _surface_laws(surface, cost)
+    drawn = _surface_laws(draws, cost) if draws is not None else None
+    return [
         Law(
             exponent=float(law.exponent[0]),
             log10_coefficient=float(law.log10_coefficient[0]),
@@ -98,9 +109,6 @@ def surface_method(fit: SurfaceFit) -> Method:
         )
         for i, law in enumerate(laws)
     ]
-    return Method(name=name, status=fit.status, reason=fit.reason, params_opt=made[0], tokens_opt=made[1],
-                  loss_opt=made[2], surface=fit, draws=0 if fit.draws is None else len(fit.draws.alpha),
-                  lost_draws=fit.lost_draws)  # fmt: skip
 
 
 def _surface_laws(surfaces: Surfaces, cost: CostLaw) -> tuple[LawDraws, LawDraws, LawDraws]:

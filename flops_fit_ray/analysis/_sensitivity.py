@@ -177,7 +177,7 @@ def _settings(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
 def _definitions(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     points = fit.points
     for name, params in points.params_as.items():
-        method = _quick(replace(points, params=params), fit.options, _of_definition(fit))
+        method = _quick(replace(points, params=params, token_cost=None), fit.options, _of_definition(fit))
         row = _row_of("the N definition", f"N as {name}", method, budget)
         if row.params is not None:
             row = replace(row, own_params=row.params, params=_converted(row.params, params, points.params))
@@ -185,7 +185,7 @@ def _definitions(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     others = {"6·N·D": 6 * points.params * points.tokens, **points.flops_as}
     for name, cost in others.items():
         if np.abs(cost / points.flops - 1).max() > SAME_FLOPS:
-            method = _quick(replace(points, flops=cost), fit.options, _of_definition(fit))
+            method = _quick(replace(points, flops=cost, token_cost=None), fit.options, _of_definition(fit))
             yield _row_of("the FLOP definition", f"C as {name}", method, budget)
 
 
@@ -285,11 +285,12 @@ def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[Sensitiv
     wanted = options.surface(fit.default)
     refits = refit_surfaces(surface, points, wanted, loss=points.loss, weights=weights, tolerance=1e-10)
     log_n, log_d, _ = refits.optimum(budget, surface.cost)
-    exponent = refits.params_exponent(surface.cost)
+    law = surface_method(replace(surface, draws=refits)).params_opt
+    assert law is not None and law.draws is not None
     return [
         SensitivityRow(lever="one run left out", choice=_without_label(points, int(run)), params=float(np.exp(n)),
                        tokens=float(np.exp(d)), exponent=float(a))
-        for run, n, d, a in zip(runs, log_n, log_d, exponent, strict=True)
+        for run, n, d, a in zip(runs, log_n, log_d, law.draws.exponent, strict=True)
         if np.isfinite(n)
     ]  # fmt: skip
 

@@ -17,7 +17,7 @@ from flops_fit_ray.analysis._valley_minima import ValleyIntervals
 from flops_fit_ray.analysis.compare import Comparison
 from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction
 from flops_fit_ray.analysis.prediction import Prediction
-from flops_fit_ray.analysis.surface import SurfaceFit
+from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
@@ -126,9 +126,14 @@ def timed_to_json(answer: TimedPrediction, timed: IsoTime) -> dict[str, Any]:
             "tokens_interval": interval_to_json(answer.tokens_interval),
             "loss": answer.loss,
             "timed_runs": timed.timed,
-            "cost": {"log_k": timed.cost.log_k, "n_exponent": timed.cost.n_exponent, "scatter": timed.cost.scatter},
+            "cost": cost_to_json(timed.cost),
         }
     )
+
+
+def cost_to_json(cost: CostLaw) -> dict[str, float]:
+    """Return the power law of a cost."""
+    return {"log_k": cost.log_k, "n_exponent": cost.n_exponent, "scatter": cost.scatter}
 
 
 def json_value(value: Any) -> Any:
@@ -213,7 +218,8 @@ def _surface_to_json(fit: SurfaceFit) -> dict[str, Any]:
         }
     if fit.cost is not None:
         c = fit.cost
-        content["cost"] = {"k": math.exp(c.log_k), "n_exponent": c.n_exponent, "scatter": c.scatter}
+        content["cost"] = {"k": math.exp(c.log_k), "n_exponent": c.n_exponent, "scatter": c.scatter,
+                           "curved": c.curve is not None}  # fmt: skip
     return content
 
 

@@ -28,6 +28,7 @@ class Points:
     seconds: Floats | None = None  # of training; NaN where unknown
     params_as: Mapping[str, Floats] = field(default_factory=dict)  # N under other definitions
     flops_as: Mapping[str, Floats] = field(default_factory=dict)  # C under other definitions
+    token_cost: tuple[Floats, Floats] | None = None  # N and FLOPs per token of every measured size, run or not
     labelled: bool = True  # False: `budget` was inferred by `group_by_nearness`
 
     def __len__(self) -> int:

@@ -104,6 +104,12 @@ def init(directory: Path) -> None:
     type=click.IntRange(min=1),
     help="With --simulate: number of sweeps, each with its own noise.",
 )
+@click.option(
+    "--lr-factor",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --simulate: the best learning rate over the spec's own [default: 1 for a rate that the spec gives, 1.7 "
+    "for auto].",
+)
 @json_option
 def plan(
     spec: Path | None,
@@ -117,6 +123,7 @@ def plan(
     surface: str,
     noise: float,
     sweeps: int,
+    lr_factor: float | None,
     as_json: bool,
 ) -> None:
     """Show every experiment with its N, D, steps and FLOPs, and the price of the sweep. Trains and writes nothing.
@@ -136,7 +143,7 @@ def plan(
     if simulate:
         from flops_fit_ray.sweep.simulate import simulate_spec
 
-        found = simulate_spec(resolved, made, surface=surface, noise=noise, sweeps=sweeps)
+        found = simulate_spec(resolved, made, surface=surface, noise=noise, sweeps=sweeps, lr_factor=lr_factor)
         echo(json.dumps(found.to_json()) if as_json else simulation_text(found))
         return
     rates = recorded_rates(SweepPaths(root), made.constants)

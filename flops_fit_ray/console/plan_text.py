@@ -112,6 +112,9 @@ def simulation_text(found: Simulation) -> str:
     lines = [
         f"{found.sweeps} simulated sweep(s) on L = {e:g} + {a:g}/N^{alpha:g} + {b:g}/D^{beta:g}, noise {found.noise:g} "
         "nats: planner, scheduler and fit as in a real sweep, losses from the surface",
+        "the spec's learning rate is the best at every size and budget"
+        if found.lr_factor == 1
+        else f"the best learning rate is {found.lr_factor:g} times the spec's (auto: its general rule), everywhere",
         f"{found.experiments:.0f} experiments, {fmt.flops(found.flops)} FLOPs executed: "
         f"{found.flops / found.flops_full_grid:.2f} of the cost of 7 sizes at every budget as separate runs",
         f"at C = {fmt.flops(found.target)} the true N_opt is {fmt.count(found.params_true)}: 95 % intervals of "

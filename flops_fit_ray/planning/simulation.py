@@ -14,7 +14,7 @@ import numpy as np
 
 from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._planner import Planner, next_experiments
-from flops_fit_ray.planning.cells import general_lr
+from flops_fit_ray.planning.cells import resolve_lr
 from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Observation
 from flops_fit_ray.planning.slots import Seconds, SimulatedSlots, choose_starts, own_seconds
 
@@ -33,7 +33,7 @@ class World:
     surface: Surface
     noise: float  # standard deviation of a loss, in nats
     trunk_share: float = 0.5  # share of the variance that experiments of one trunk have in common
-    lr_factor: float = 1.7  # the best rate over the general rule, at every size
+    lr_factor: float = 1.7  # the best rate over the spec's own (`resolve_lr`: the general rule for `auto`), everywhere
     seed: int = 0
 
     def optimum(self, budget: float) -> tuple[float, float, float]:
@@ -44,13 +44,13 @@ class World:
         d = budget / 6 / n
         return n, d, e + a / n**alpha + b / d**beta
 
-    def loss(self, e: Experiment, general_lr: float) -> float:
-        """Return the loss of an experiment, a pure function of its key and the seed."""
+    def loss(self, e: Experiment, own_lr: float) -> float:
+        """Return the loss of an experiment, a pure function of its key and the seed; `own_lr` is the spec's rate."""
         floor, a, b, alpha, beta = self.surface
         own = np.random.default_rng([self.seed, int(e.key, 16)]).standard_normal()
         trunk = np.random.default_rng([self.seed, e.params, e.recipe.seed, int(1e12 * e.recipe.lr)]).standard_normal()
         scatter = math.sqrt(1 - self.trunk_share) * own + math.sqrt(self.trunk_share) * trunk
-        clean = floor + a / e.params**alpha + b / e.tokens**beta + lr_penalty(e.recipe.lr / general_lr / self.lr_factor)
+        clean = floor + a / e.params**alpha + b / e.tokens**beta + lr_penalty(e.recipe.lr / own_lr / self.lr_factor)
         return float(clean + self.noise * scatter)
 
 
@@ -92,7 +92,7 @@ def simulate_sweep(planner: Planner, world: World, slots: int, seconds: Seconds)
 class _Sweep:
     def __init__(self, planner: Planner, world: World, slots: int, seconds: Seconds) -> None:
         self._planner, self._world, self._seconds = planner, world, seconds
-        self._general = {s.size: general_lr(s.params) for s in planner.measurements.sizes}
+        self._sizes = {s.size: s for s in planner.measurements.sizes}
         self._count, self._slots = slots, SimulatedSlots(slots, seconds)
         self._observed: dict[str, Observation] = {}
         self._started: dict[str, Experiment] = {}
@@ -116,7 +116,8 @@ class _Sweep:
         return self._simulated([self._started[e.key] for e in self._plan.experiments], self._slots.now)
 
     def _finding(self, e: Experiment) -> Observation:
-        return Observation(loss=self._world.loss(e, self._general[e.size]))
+        own_lr = resolve_lr(self._planner.spec, self._sizes[e.size], e.budget)
+        return Observation(loss=self._world.loss(e, own_lr))
 
     def _all_at_once(self) -> Simulated:
         """Simulate a plan without decisions on the way: one schedule is the whole sweep."""

@@ -17,7 +17,7 @@ from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress, results_sha256, results_table
-from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
+from flops_fit_ray.planning import IN_FIT, Experiment, Measurements, Plan, plan_from_json, trunk_numbers
 from flops_fit_ray.spec import SYNTHETIC_LOSS, SweepSpec, spec_from_bytes
 from flops_fit_ray.storage.atomic import read_file, read_sealed
 from flops_fit_ray.storage.codec import Record, value_of, without_collection
@@ -177,7 +177,8 @@ class Sweep:
         standing = self.standing
         planned = {e.key: e for e in self.plan.experiments}
         trunks = trunk_numbers(planned[r.key] for r in standing) if self._shares_trunks else None
-        return points_of(standing, {r.key: sizes.get(r.size, 0) for r in standing}, trunks)
+        measured = token_cost(self.plan.measurements)
+        return points_of(standing, {r.key: sizes.get(r.size, 0) for r in standing}, trunks, measured)
 
     @cached_property
     def standing(self) -> tuple[ExperimentResult, ...]:
@@ -263,12 +264,14 @@ def points_of(
     results: Sequence[ExperimentResult],
     non_embedding: Mapping[str, int] | None = None,
     trunks: Sequence[int] | None = None,
+    measured: tuple[Floats, Floats] | None = None,
 ) -> Points:
     """The arrays that a fit takes. D and C are what was really seen and what that costs from scratch.
 
     Args:
         non_embedding: N of that definition, by key.
         trunks: a number for each result, the same for those of one trunk: a part of their noise is the trunk's.
+        measured: N and FLOPs per token of every size, as `token_cost` returns them.
     """
 
     def column(name: str) -> Floats:
@@ -287,7 +290,17 @@ def points_of(
         loss=column("loss"),
         seconds=column("seconds"),
         run=None if trunks is None else np.array(trunks, dtype=np.int64),
+        token_cost=measured,
         params_as={name: n for name, n in others.items() if (n > 0).all() and not np.array_equal(n, params)},
+    )
+
+
+def token_cost(measurements: Measurements) -> tuple[Floats, Floats]:
+    """Return N and FLOPs per token of every measured size, also of those that were not run."""
+    sizes = measurements.sizes
+    return (
+        np.array([s.params for s in sizes], dtype=np.float64),
+        np.array([s.flops_per_token for s in sizes], dtype=np.float64),
     )
 
 

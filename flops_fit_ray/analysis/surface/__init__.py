@@ -1,5 +1,6 @@
 """Fits of the loss surface L(N, D) by the Huber loss or by squared error, many problems at once."""
 
+from flops_fit_ray.analysis.surface._cost import CostLaw, fit_cost_law, fit_token_cost
 from flops_fit_ray.analysis.surface._estimate import (
     SurfaceFit,
     SurfaceStatus,
@@ -7,7 +8,7 @@ from flops_fit_ray.analysis.surface._estimate import (
     fit_surface,
     refit_surfaces,
 )
-from flops_fit_ray.analysis.surface._value import CostLaw, Surfaces, fit_cost_law
+from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceLoss, SurfaceOptions
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "bootstrap_surface",
     "fit_cost_law",
     "fit_surface",
+    "fit_token_cost",
     "refit_surfaces",
 ]

@@ -12,6 +12,7 @@ from flops_fit_ray.analysis.noise import draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import _huber as huber
 from flops_fit_ray.analysis.surface import _squared as squared
+from flops_fit_ray.analysis.surface._cost import CostLaw, fit_token_cost
 from flops_fit_ray.analysis.surface._identified import STEEPEST, cannot_be_fitted, weak_design, weak_optimum
 from flops_fit_ray.analysis.surface._search import (
     NAMES,
@@ -23,7 +24,7 @@ from flops_fit_ray.analysis.surface._search import (
     starts,
     theta_of,
 )
-from flops_fit_ray.analysis.surface._value import CostLaw, Surfaces, fit_cost_law
+from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceForm, SurfaceLoss, SurfaceOptions
 
 SurfaceStatus = Literal[
@@ -59,6 +60,7 @@ class SurfaceFit:
     objective: float | None
     starts: StartAgreement | None
     cost: CostLaw | None
+    flops_range: tuple[float, float]  # smallest and largest C of the runs
     residuals: Floats  # of ln L for huber, of L for squared; (points,), observed less fitted
     draws: Surfaces | None
     lost_draws: int
@@ -80,7 +82,7 @@ def fit_surface(points: Points, options: SurfaceOptions, weights: Floats | None 
     scaled = scaled_problem(points, options)
     log_loss = np.log(points.loss) - scaled.log_unit
     start = starts(scaled, np.exp(log_loss))
-    cost = fit_cost_law(points.params, points.tokens, points.flops)
+    cost = fit_token_cost(points.params, points.tokens, points.flops, points.token_cost)
     if options.loss == "huber":
         search, best = search_huber(scaled, start, log_loss, w)
         scale = 1.0
@@ -104,6 +106,7 @@ def fit_surface(points: Points, options: SurfaceOptions, weights: Floats | None 
         objective=objective * scale,
         starts=_start_agreement(scaled, search.theta, search.objective, objective, cost),
         cost=cost,
+        flops_range=(float(points.flops.min()), float(points.flops.max())),
         residuals=np.log(points.loss / value) if options.loss == "huber" else points.loss - value,
         draws=None,
         lost_draws=0,
@@ -180,8 +183,8 @@ def bootstrap_surface(
 
 def _no_surface(options: SurfaceOptions, status: SurfaceStatus, reason: str) -> SurfaceFit:
     return SurfaceFit(loss=options.loss, form=options.form, status=status, reason=reason, surface=None,
-                      objective=None, starts=None, cost=None, residuals=np.empty(0), draws=None, lost_draws=0,
-                      resampled="")  # fmt: skip
+                      objective=None, starts=None, cost=None, flops_range=(np.nan, np.nan), residuals=np.empty(0),
+                      draws=None, lost_draws=0, resampled="")  # fmt: skip
 
 
 def _status(

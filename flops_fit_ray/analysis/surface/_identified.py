@@ -7,7 +7,8 @@ import numpy as np
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import Points
-from flops_fit_ray.analysis.surface._value import CostLaw, Surfaces
+from flops_fit_ray.analysis.surface._cost import CostLaw
+from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceOptions
 
 ENOUGH = 3  # different values of N, and of D

@@ -10,27 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.surface._cost import CostLaw
 
-
-@dataclass(frozen=True, kw_only=True)
-class CostLaw:
-    """The cost C = k · N^n_exponent · D of an experiment, fitted to the FLOPs spent; 6·N·D is k = 6, n_exponent = 1."""
-
-    log_k: float
-    n_exponent: float
-    scatter: float  # standard deviation of ln C about the law
-
-
-def fit_cost_law(params: Floats, tokens: Floats, cost: Floats) -> CostLaw:
-    """Least squares of ln(C/D) = ln k + c·ln N; arrays (points,). With one size only, c = 1."""
-    x, y = np.log(params), np.log(cost / tokens)
-    centred = x - x.mean()
-    spread = float(centred @ centred)
-    slope = float(centred @ y) / spread if spread > 1e-12 else 1.0
-    residuals = y - y.mean() - slope * centred
-    return CostLaw(
-        log_k=float(y.mean() - slope * x.mean()), n_exponent=slope, scatter=float(np.sqrt(np.mean(residuals**2)))
-    )
+NEWTON = 60  # steps at most; a dozen are usual
+FAR = 60.0  # of ln N from the power law's optimum, beyond which none is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +34,10 @@ class Surfaces:
             return np.asarray(np.exp(self.log_e) + inner**self.k)
 
     def params_exponent(self, cost: CostLaw) -> Floats:
-        """Exponent of N_opt ~ C^a: a = beta / (alpha + c·beta) (Hoffmann et al. 2022, equation 4, for c = 1)."""
+        """Exponent of N_opt ~ C^a by the power law of the cost: a = beta / (alpha + c·beta).
+
+        It is equation 4 of Hoffmann et al. 2022 for c = 1.
+        """
         return np.asarray(self.beta / (self.alpha + cost.n_exponent * self.beta))
 
     def optimum(self, budget: float, cost: CostLaw) -> tuple[Floats, Floats, Floats]:
@@ -59,14 +45,39 @@ class Surfaces:
 
         1) D = X / N^c with X = C/k_C, so L = E + (A·N^-alpha + B·X^-beta·N^(c·beta))^k, lowest where the sum is
         2) dL/dN = 0 where N^(alpha + c·beta) = alpha·A / (c·beta·B) · X^beta  (equation 4 for c = 1, k = 6)
+
+        Where the cost is a curve, D = C / f(N): from there on by Newton, `_on_curve`.
         """
         log_x, c = np.log(budget) - cost.log_k, cost.n_exponent
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             log_ratio = np.log(self.alpha) + self.log_a - np.log(c * self.beta) - self.log_b
             log_n = (log_ratio + self.beta * log_x) / (self.alpha + c * self.beta)
             log_d = log_x - c * log_n
+            if cost.curve is not None:
+                log_n = self._on_curve(log_n, float(np.log(budget)), cost)
+                log_d = np.log(budget) - cost.per_token(log_n)[0]
             n_term, d_term = np.exp(self.log_a - self.alpha * log_n), np.exp(self.log_b - self.beta * log_d)
             return log_n, log_d, np.asarray(np.exp(self.log_e) + (n_term + d_term) ** self.k)
+
+    def _on_curve(self, log_n: Floats, log_c: float, cost: CostLaw) -> Floats:
+        """Return ln N_opt at C for a cost f(N), from a first guess (surfaces,).
+
+        dL/dN = 0 of A·N^-alpha + B·(C / f)^-beta, with s = dln f/dln N, where
+        h = alpha·ln N + beta·ln f + ln s - beta·ln C - ln(alpha·A / (beta·B)) is 0; h' = alpha + beta·s + s'/s.
+        """
+        right = self.beta * log_c + np.log(self.alpha) + self.log_a - np.log(self.beta) - self.log_b
+        x, low, high = log_n.copy(), log_n - FAR, log_n + FAR
+        for _ in range(NEWTON):
+            value, slope, bend = cost.per_token(x)
+            h = self.alpha * x + self.beta * value + np.log(slope) - right
+            low, high = np.where(h < 0, x, low), np.where(h < 0, high, x)
+            step = h / (self.alpha + self.beta * slope + bend / slope)
+            inside = (x - step > low) & (x - step < high)
+            new = np.where(inside, x - step, (low + high) / 2)
+            if not np.nanmax(np.abs(new - x), initial=0.0) > 1e-12 * FAR:
+                return new
+            x = new
+        return x
 
     def at(self, index: int) -> Surfaces:
         """Return one surface, as arrays (1,)."""

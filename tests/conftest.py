@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -23,7 +24,13 @@ settings.load_profile("repeatable")
 # more than all that it trains. Tests of experiments side by side ask for half a core, or start nodes of their own.
 os.environ["RAY_OVERRIDE_RESOURCES"] = '{"CPU": 1}'
 
-LONGEST = ("ray", "cluster", "ray commands")  # groups, so that none is left to run alone in the end
+# Hundreds of processes are started that would each compile the package again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores have other workers to do
+
+LONGEST = ("cluster", "ray commands", "ray")  # groups, so that none is left to run alone in the end
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import io
 import os
+import random
+import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,20 @@ import pytest
 
 CHANGING = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir")  # functions of os
 KILL = "kill"  # instead of an errno: the process ends where it stands
+
+
+def drawn_points(operations: Sequence[str], seed: int) -> list[int]:
+    """Numbers of some operations, drawn so that each function and each file is among them."""
+    numbers = list(range(len(operations)))
+    random.Random(seed).shuffle(numbers)
+    seen, drawn = set[str](), []
+    for n in numbers:
+        function, _, path = operations[n].partition(" ")
+        kinds = {function, re.sub(r"\b\d+\b", "N", re.sub(r"\b[0-9a-f]{16}\b", "KEY", path))}
+        if kinds - seen:
+            seen |= kinds
+            drawn.append(n + 1)
+    return sorted(drawn)
 
 
 class _File:
@@ -52,10 +68,11 @@ class Faults:
         self.operations: list[str] = []
 
     def _count(self, name: str, *paths: Any) -> None:
-        inside = [str(p) for p in paths if isinstance(p, int) or str(p).startswith(self._root)]
+        named = [str(Path(f"/proc/self/fd/{p}").readlink()) if name == "fsync" else str(p) for p in paths[:2]]
+        inside = [path for path in named if path.startswith(self._root)]
         if not inside:
             return
-        self.operations.append(f"{name} {Path(inside[0]).name}")
+        self.operations.append(f"{name} {inside[0].removeprefix(self._root)}")
         if len(self.operations) != self._at:
             return
         if self._what == KILL:

@@ -1,6 +1,6 @@
-"""`python -m tests.killing DIRECTORY [TIMES [POINTS]]`: a sweep killed before operations on files, and gone on with.
+"""`python -m tests.killing DIRECTORY [TIMES [SEED]]`: a sweep killed before operations on files, and gone on with.
 
-It is killed before each of its operations, or before so many that are drawn.
+It is killed before each of its operations, or, with a seed, before some that are drawn of every kind.
 
 Every sweep runs in a forked child of a process that has imported torch and never used it: torch does not survive a
 fork after its first backward pass.
@@ -8,6 +8,8 @@ fork after its first backward pass.
 
 from __future__ import annotations
 
+import errno
+import gc
 import importlib
 import io
 import json
@@ -22,14 +24,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from flops_fit_ray.errors import FlopsFitError
+from flops_fit_ray.errors import DirectoryError, FlopsFitError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.training.step.device import device_name, peak_flops
-from tests.faulty import KILL, Faults
+from tests.faulty import KILL, Faults, drawn_points
 from tests.parts import spec_of, user_parts_of
 from tests.records import recorded
 from tests.sweeps import grow_sweep
@@ -72,10 +74,15 @@ def in_a_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _whole(root: Path) -> None:
+def operations_of(root: Path) -> list[str]:
+    """The operations on files of a sweep that nothing happens to."""
     with Faults(root).armed() as faults:
-        run_here(root)
-    (root / "operations").write_text(json.dumps(faults.operations))
+        assert run_here(root).complete and not strays(root)
+    return faults.operations
+
+
+def _whole(root: Path) -> None:
+    (root / "operations").write_text(json.dumps(operations_of(root)))
 
 
 def _killed(root: Path, n: int) -> None:
@@ -106,7 +113,12 @@ def wrong_after(root: Path, n: int, sha256: str) -> list[str]:
     found += _unreadable(root, len(before))
     if in_a_child(lambda: run_here(root)) != 0:
         return [*found, "does not go on"]
-    sweep = open_sweep(root)
+    return [*found, *_wrong_in_the_end(root, sha256, before, attempts)]
+
+
+def _wrong_in_the_end(root: Path, sha256: str, before: dict[str, bytes], attempts: dict[str, int]) -> list[str]:
+    """What does not hold of a sweep that was gone on with: `before` and `attempts` are those of before."""
+    found, sweep = [], open_sweep(root)
     if not (sweep.complete and sweep.results_sha256 == sha256):
         found.append("another result")
     if not before.items() <= recorded(root).items():
@@ -118,25 +130,44 @@ def wrong_after(root: Path, n: int, sha256: str) -> list[str]:
     return found
 
 
-def main(directory: Path, times: int = 1, most: int | None = None) -> None:
-    """Kill at `most` points, at all of them by default, so many times each, and print a JSON object about it."""
+def failed_at(root: Path, n: int, sha256: str, dice: random.Random) -> list[str]:
+    """Let the n-th operation on files of a sweep fail, go on with it, and say what did not hold."""
+    error, found, complete = dice.choice([errno.EIO, errno.ENOSPC, errno.EACCES]), [], False
+    try:
+        with Faults(root, n, error).armed():
+            complete = run_here(root).complete
+    except FlopsFitError as e:
+        if not (isinstance(e, StorageError | DirectoryError) and str(root) in str(e)):
+            found.append(f"another error: {e}")
+    before = recorded(root)
+    if complete and not before:
+        found.append("complete without its record")
+    if len(strays(root)) > 1:
+        found.append(f"strays: {strays(root)}")
+    attempts = num_attempts(root, before)
+    run_here(root)
+    return [*found, *_wrong_in_the_end(root, sha256, before, attempts)]
+
+
+def main(directory: Path, times: int = 1, seed: int | None = None) -> None:
+    """Kill at all points so many times each, or at those drawn with `seed`, and print a JSON object about it."""
     for name in ("filelock", "pyarrow.parquet", "torch._dynamo"):  # once here, instead of in every child
         importlib.import_module(name)
     pd.DataFrame({"a": [1]}).to_parquet(io.BytesIO())  # whatever else pandas imports when it is used
     torch.set_num_threads(1)  # threads do not survive a fork
     peak_flops(device_name(torch.device("cpu")), "cpu", "fp32", 1)  # measured once, here
+    gc.collect()
+    gc.freeze()  # else each child copies all that is imported when it collects garbage
     whole = directory / "whole"
     assert in_a_child(lambda: _whole(whole)) == 0
     sha256 = open_sweep(whole).results_sha256
     operations = json.loads((whole / "operations").read_text())
     violations = []
-    points = list(enumerate(operations, 1))
-    if most is not None:  # drawn, so as not to keep step with the operations of a write
-        points = random.Random(0).sample(points, most)
-    for n, name in points:
+    points = list(range(1, len(operations) + 1)) if seed is None else drawn_points(operations, seed)
+    for n in points:
         for _ in range(times):
             root = directory / str(n)
-            violations += [f"{n} {name}: {words}" for words in wrong_after(root, n, sha256)]
+            violations += [f"{n} {operations[n - 1]}: {words}" for words in wrong_after(root, n, sha256)]
             shutil.rmtree(root)
     print(json.dumps({"points": len(points), "times": times, "violations": violations}))  # noqa: T201 - its output
 

@@ -139,7 +139,7 @@ def test_the_same_spec_with_other_parts_is_refused(
 
 
 def test_adaptive_sweeps_are_compared_as_their_results_decide_them(tmp_path: Path) -> None:
-    spec = adaptive_reference_spec(seeds=0)
+    spec = adaptive_reference_spec(seeds=0, sizes=4, first_sizes=4)
     sweep = grow_sweep(tmp_path, spec, reference_parts(spec))
     done = len(sweep.results)
     assert compared(sweep, spec, reference_parts(spec)) == Changes(lines=(), changed=0, dropped=0)

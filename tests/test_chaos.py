@@ -5,23 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import (
-    OFTEN,
-    Driver,
-    Row,
-    Watched,
-    finish,
-    holding,
-    kill_with_tune_state,
-    kill_worker,
-    lose_head,
-    make_project,
-    moved_ray,
-    num_rounds,
-    stop_by,
-    uninterrupted,
-    writer_kills,
-)
+from tests.chaos import Driver, Row, Watched, finish, make_project, uninterrupted
+from tests.chaos.files import holding, writer_kills
+from tests.chaos.kills import kill_worker, lose_head
+from tests.chaos.stops import moved_ray, stop_by
+from tests.chaos.tune_state import OFTEN, kill_with_tune_state, num_rounds
 from tests.records import recorded
 from tests.test_cli import call
 
@@ -41,7 +29,10 @@ def test_f3_a_killed_writer_leaves_nothing_that_cannot_be_read(tmp_path: Path) -
 
 @ray
 def test_f4_f5_f7_f8_f16_whatever_ends_it_the_same_command_resumes(tmp_path: Path, sha256: str) -> None:
-    """One sweep whose head, driver and worker are killed one after the other, and which is asked to stop."""
+    """One sweep whose head, driver and worker are killed one after the other, and which is asked to stop.
+
+    SIGTERM to everything: test_team.py.
+    """
     pace, root, row = tmp_path / "pace", tmp_path / "out", Row("all of them")
     spec, watched = make_project(tmp_path / "project", pace), Watched(root, row)
 
@@ -60,8 +51,6 @@ def test_f4_f5_f7_f8_f16_whatever_ends_it_the_same_command_resumes(tmp_path: Pat
     rounds = num_rounds(root)
     stop_by(run_until_more(2, moved_ray(tmp_path)), "SIGUSR1 to the group", row)
     row.expect(num_rounds(root) == rounds, "Tune was not restored, though its state was whole")
-    watched.look()
-    stop_by(run_until_more(1, moved_ray(tmp_path)), "SIGTERM to everything", row)
     watched.look()
     last = run_until_more(0)
     pace.write_text("0.05")

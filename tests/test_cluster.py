@@ -17,7 +17,8 @@ from tests.nodes import RealCluster, free_port, real_cluster
 from tests.records import recorded
 from tests.serving import ServiceProcess
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+shared = pytest.mark.xdist_group("cluster")  # tests of the cluster that all of them share
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +34,35 @@ def call(cluster: RealCluster, *words: str | Path) -> subprocess.CompletedProces
     return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=False, timeout=240)
 
 
+def calls(cluster: RealCluster, *commands: list[str | Path]) -> list[tuple[int, str]]:
+    """Several of them by one process, which imports Ray and torch once. Returns each exit code and its errors."""
+    code = (
+        "import contextlib, io, json, sys\nfrom flops_fit_ray.cli import main\nfound = []\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:\n"
+        "        try: main(words)\n"
+        "        except SystemExit as e: found.append((e.code, said.getvalue()))\n"
+        "print(json.dumps(found))"
+    )
+    words = json.dumps([[*map(str, command)] for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", code, words],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
+    )
+    return [(int(code), said) for code, said in json.loads(done.stdout)]
+
+
 def ray_job(cluster: RealCluster, *words: str) -> str:
     command = [str(Path(sys.executable).parent / "ray"), "job", words[0], "--address", cluster.dashboard, *words[1:]]
     done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=True, timeout=120)
     return done.stdout
 
 
+@shared
 def test_a_job_is_submitted_stopped_and_gone_on_with(cluster: RealCluster, tmp_path: Path) -> None:
     pace = tmp_path / "pace"
     pace.write_text("0")
@@ -65,6 +89,7 @@ def test_a_job_is_submitted_stopped_and_gone_on_with(cluster: RealCluster, tmp_p
     assert all(sweep.paths.num_attempts(key) == 1 for key in before)
 
 
+@shared
 def test_a_service_starts_stops_and_extends_jobs(cluster: RealCluster, tmp_path: Path) -> None:
     pace = tmp_path / "pace"
     pace.write_text("0")
@@ -97,6 +122,7 @@ def test_a_service_starts_stops_and_extends_jobs(cluster: RealCluster, tmp_path:
         service.end()
 
 
+@shared
 def test_a_job_without_a_place_for_its_results_says_so(cluster: RealCluster, tmp_path: Path) -> None:
     working_dir = make_project(tmp_path / "project").parent
     entry = ["python", "-m", "flops_fit_ray.run"]
@@ -105,6 +131,7 @@ def test_a_job_without_a_place_for_its_results_says_so(cluster: RealCluster, tmp
     assert "lies in the job's temporary directory, and would be lost with it" in failed.value.stdout
 
 
+@shared
 def test_a_job_that_cannot_even_begin_is_exit_1(cluster: RealCluster, tmp_path: Path) -> None:
     spec = make_project(tmp_path / "project")
     (tmp_path / "project" / "parts.py").write_text("import not_installed_here\n")
@@ -113,33 +140,37 @@ def test_a_job_that_cannot_even_begin_is_exit_1(cluster: RealCluster, tmp_path: 
     assert done.returncode == 2 and "needs the module 'not_installed_here'" in done.stdout
 
 
+@shared
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root may mount")
 def test_f6_a_node_may_die_and_one_that_does_not_share_the_storage_is_found_before_anything_runs(
     cluster: RealCluster, tmp_path: Path
 ) -> None:
-    pace, apart, shared = tmp_path / "pace", tmp_path / "apart", tmp_path / "shared"
+    pace, apart, common = tmp_path / "pace", tmp_path / "apart", tmp_path / "shared"
     spec = make_project(tmp_path / "project", pace)
     pace.write_text("0")
     apart.mkdir()
     own = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none {apart} && exec "$@"', "-"]
     node = cluster.join("--num-cpus", "1", before=own)
     cluster.until_joined(2)
-    refused = call(cluster, "run", spec, "--address", cluster.address, "--output", apart / "out")
-    assert refused.returncode == 2, refused.stdout
-    assert f"does not see {apart / 'out'}: give --output a path on storage that all nodes share" in refused.stderr
-    assert not SweepPaths(apart / "out").begun_keys() and not list((apart / "out").glob(".probe*"))
     hidden = make_project(apart / "project")
-    refused = call(cluster, "run", hidden, "--address", cluster.address, "--output", shared)
-    assert refused.returncode == 2 and "does not have" in refused.stderr and "send it with a job" in refused.stderr
+    refused, refused_code = calls(
+        cluster,
+        ["run", spec, "--address", cluster.address, "--output", apart / "out"],
+        ["run", hidden, "--address", cluster.address, "--output", common],
+    )
+    assert refused[0] == 2, refused
+    assert f"does not see {apart / 'out'}: give --output a path on storage that all nodes share" in refused[1]
+    assert not SweepPaths(apart / "out").begun_keys() and not list((apart / "out").glob(".probe*"))
+    assert refused_code[0] == 2 and "does not have" in refused_code[1] and "send it with a job" in refused_code[1]
 
-    driver = Driver(spec, shared, "--address", cluster.address, environment=cluster.environment)
-    assert driver.until(lambda: len(recorded(shared)) >= 2), driver.said
+    driver = Driver(spec, common, "--address", cluster.address, environment=cluster.environment)
+    assert driver.until(lambda: len(recorded(common)) >= 2), driver.said
     pace.write_text("1")
-    assert driver.until(lambda: len(list(shared.glob("experiments/*/progress.json"))) == 2), driver.said
+    assert driver.until(lambda: len(list(common.glob("experiments/*/progress.json"))) == 2), driver.said
     cluster.kill(node)  # F6: the others finish everything
     pace.write_text("0")
     assert driver.wait(240) == 0 and "cluster: 2 experiments at a time" in driver.said, driver.said
-    sweep = open_sweep(shared)
+    sweep = open_sweep(common)
     assert sweep.complete and not sweep.failures and sweep.num_deaths == 1
     assert sweep.results_sha256 == uninterrupted(tmp_path / "plain")
 

@@ -100,10 +100,15 @@ def test_failures_settle_and_are_tried_again_by_the_next_run(tmp_path: Path) -> 
     assert first is not None
     record(ledger, first, "failed")
     dispatcher.ended(first.key, died=False)
-    assert first.key not in {e.key for e in iter(dispatcher.next, None)}
+    second = dispatcher.next()
+    assert second is not None
+    record(ledger, second, "diverged")
+    dispatcher.ended(second.key, died=False)
+    settled = {first.key, second.key}
+    assert not settled & {e.key for e in iter(dispatcher.next, None)}
     again, ledger, _ = dispatcher_in(tmp_path)
-    assert ledger.failure(first.key) is None
-    assert first.key in {e.key for e in iter(again.next, None)}
+    assert ledger.failure(first.key) is None and ledger.failure(second.key) is not None
+    assert settled & {e.key for e in iter(again.next, None)} == {first.key}  # the other one would diverge again
 
 
 def test_a_dead_worker_is_recorded_and_a_lost_trial_handed_out_again(tmp_path: Path) -> None:

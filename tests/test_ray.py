@@ -24,6 +24,7 @@ from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import open_sweep
@@ -52,12 +53,21 @@ from tests.test_checkpoint import Dropping
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_figures")]
 
 
-def known(output: Path, **changes: Any) -> Result:
-    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in reference_spec(2).budgets]
-    arguments: dict[str, Any] = {
+def few() -> SweepSpec:
+    """`reference_spec` with four sizes for each of two budgets, three of them the same."""
+    spec = reference_spec(2)
+    return spec.model_copy(
+        update={"budgets": [b.model_copy(update={"sizes": (b.sizes or [])[::2]}) for b in spec.budgets]}
+    )
+
+
+def arguments_of(**changes: Any) -> dict[str, Any]:
+    """What `find_optimal` needs for that sweep."""
+    return {
+        "model_size_param": "features",
         "dataset": power_law_regression(),
         "loss_fn": "mse",
-        "compute_budgets": budgets,
+        "compute_budgets": [{"flops": b.flops, "sizes": b.sizes} for b in few().budgets],
         "batch_size": 4,
         "lr": 0.04,
         "optimizer": "sgd",
@@ -65,8 +75,12 @@ def known(output: Path, **changes: Any) -> Result:
         "warmup_tokens": 0,
         "quiet": True,
         "resources_per_trial": {"cpu": 1},  # bit-equality is promised on the CPU
+        **changes,
     }
-    return find_optimal(TruncatedRegression, "features", output_dir=output, train=True, **{**arguments, **changes})
+
+
+def known(output: Path, **changes: Any) -> Result:
+    return find_optimal(TruncatedRegression, output_dir=output, train=True, **arguments_of(**changes))
 
 
 def test_a_sweep_is_bit_equal_to_a_plain_loop_and_runs_once(
@@ -81,7 +95,7 @@ def test_a_sweep_is_bit_equal_to_a_plain_loop_and_runs_once(
     assert (frame["tokens"] == frame["tokens_seen"]).all()
     assert set(frame["attempts"]) == {1}
 
-    spec = reference_spec(2)
+    spec = few()
     plain = make_sweep(tmp_path / "plain", spec, reference_parts(spec)).to_frame()
     for column in ("budget", "size", "tokens_seen", "loss", "loss_stderr", "train_loss"):
         assert list(frame[column]) == list(plain[column]), column
@@ -131,33 +145,48 @@ def test_every_kind_of_data_gives_the_same_bits_in_a_trial(ray_here: None, tmp_p
 
 
 def test_python_users_can_check_first(ray_here: None) -> None:
-    budgets = [{"flops": b.flops, "sizes": b.sizes} for b in reference_spec(2).budgets]
-    arguments: dict[str, Any] = {"dataset": power_law_regression(), "loss_fn": "mse", "compute_budgets": budgets}
-    report = check(TruncatedRegression, "features", **arguments, batch_size=4, lr=0.04, resources_per_trial={"cpu": 1})
+    names = ("model_size_param", "dataset", "loss_fn", "compute_budgets", "batch_size", "lr", "resources_per_trial")
+    arguments = arguments_of()
+    report = check(TruncatedRegression, **{name: arguments[name] for name in names})
     assert report.verdict == "PASS" and len(report.lines) == 10
     assert str(report).splitlines()[0].startswith("PASS  runs        size 8: 8 parameters, size 136: 136 parameters")
 
 
-def test_auto_is_measured_once_and_kept_for_the_whole_sweep(ray_here: None, tmp_path: Path) -> None:
-    first = known(tmp_path, precision="auto", compile="auto")
-    (chosen,) = set(first.to_frame()["precision"])
-    assert chosen in ("fp32", "bf16") and first.complete
-    assert not any(e.recipe.compile for e in first.plan.experiments)  # seconds of training are not worth it
-    before = outcomes(first.output)
+def test_auto_is_measured_once_and_a_directory_that_cannot_be_written_loses_nothing(
+    ray_here: None, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"precision": "auto", "compile": "auto", "grid": {"trunk": False}}
+    (tmp_path / "experiments").mkdir()
+    for precision in ("fp32", "bf16"):
+        chosen_then = arguments_of(**{**arguments, "precision": precision, "compile": False})
+        planned = find_optimal(TruncatedRegression, train=False, **chosen_then).experiments
+        last = min(planned, key=lambda e: e.tokens * e.flops_per_token)  # the cheapest is the last to run
+        # A file where the ledger needs a directory: its write fails as on a full disk
+        (tmp_path / "experiments" / last.key).touch()
+    with pytest.raises(StorageError, match="/experiments/.* cannot be written: .*; fix that"):
+        known(tmp_path, **arguments)
+    before = outcomes(tmp_path)
+    assert len(before) == len(planned) - 1
+    for blocked in (tmp_path / "experiments").iterdir():
+        if blocked.is_file():
+            blocked.unlink()
+    (chosen,) = {result.precision for result in open_sweep(tmp_path).results}
+    assert chosen in ("fp32", "bf16")
     other = {"fp32": "bf16", "bf16": "fp32"}[chosen]
-    with pytest.MonkeyPatch.context() as patch:  # had it been measured again, the other one would have come out
+    with pytest.MonkeyPatch.context() as patch:  # were it measured again, the other one would come out
         choice = PrecisionChoice(precision=other, compile=True, seconds={})
         patch.setattr("flops_fit_ray.engine.preflight.choose_on_worker", lambda *a, **k: choice)
-        again = known(tmp_path, precision="auto", compile="auto")
-    assert set(again.to_frame()["precision"]) == {chosen}
-    assert outcomes(again.output) == before
+        again = known(tmp_path, **arguments)
+    assert again.complete and set(again.to_frame()["precision"]) == {chosen}
+    assert not any(e.recipe.compile for e in again.plan.experiments)  # seconds of training are not worth it
+    assert before.items() <= outcomes(tmp_path).items()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_trial_with_a_gpu_trains_on_it(ray_here: None, tmp_path: Path) -> None:
     frame = known(tmp_path / "gpu", resources_per_trial={"gpu": 1}).to_frame()
-    spec = reference_spec(2)
+    spec = few()
     plain = make_sweep(tmp_path / "plain", spec, reference_parts(spec)).to_frame()
     assert set(frame["device"]) == {torch.cuda.get_device_name()}
     assert list(frame["tokens_seen"]) == list(plain["tokens_seen"])
@@ -285,42 +314,6 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
     assert "in forward" in own_bug.traceback
     assert "my own bug" in local_path(sweep.paths.report).read_text()
 
-    (tmp_path / "armed").unlink()  # the bug is fixed: the same call tries again what failed, and only that
-    fixed = find_optimal(Fragile, **arguments).to_frame().set_index(["size", "budget"])
-    assert [list(fixed.loc[size]["status"]) for size in (6, 8, 10, 20)] == [["completed"]] * 4
-    past = [p.name for p in (result.output / "experiments" / sweep.failures[0].key).rglob("*failure*")]
-    assert past == ["0001-failure.json"]  # what went wrong stays on record
-    assert list(fixed.loc[16]["status"]) == ["diverged"]
-    assert list(fixed.loc[6]["attempts"]) == [2]
-    assert list(fixed.loc[4]["attempts"]) == list(frame.loc[4]["attempts"])
-
-
-def test_a_directory_that_cannot_be_written_stops_the_sweep_and_loses_nothing(ray_here: None, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {
-        "model_size_param": "width",
-        "dataset": regression(20_000),
-        "loss_fn": "mse",
-        "compute_budgets": [4e5, 8e5],
-        "sizes": [4, 8, 16],
-        "batch_size": 8,
-        "lr": 1e-2,
-        "grid": {"trunk": False},
-        "resources_per_trial": {"cpu": 1},
-        "quiet": True,
-    }
-    planned = find_optimal(Mlp, train=False, **arguments).experiments
-    last = sorted(planned, key=lambda e: -e.tokens * e.flops_per_token)[-1].key  # the cheapest is the last to run
-    blocked = tmp_path / "experiments" / last
-    blocked.parent.mkdir()
-    blocked.touch()  # a file where the ledger needs a directory: its write fails as on a full disk
-    with pytest.raises(StorageError, match=f"{last}/.* cannot be written: .*; fix that"):
-        find_optimal(Mlp, output_dir=tmp_path, **arguments)
-    done = outcomes(tmp_path)
-    assert len(done) == 5
-    blocked.unlink()
-    assert find_optimal(Mlp, output_dir=tmp_path, **arguments).complete
-    assert done.items() <= outcomes(tmp_path).items()
-
 
 def test_what_the_cluster_cannot_give_is_refused_at_once(ray_here: None, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"is \{cpu: 4096\}, but the largest node has \{cpu: "):
@@ -372,8 +365,11 @@ def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:
 
 
 def test_until_adds_budgets_in_python(ray_here: None, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"compute_budgets": [5e4, 2e5], "grid": {"tokens_per_param": 40, "seeds": 0}}
-    result = known(tmp_path, **arguments, until="ci=1.00001@1e6")
+    arguments: dict[str, Any] = {
+        "compute_budgets": [5e4, 2e5],
+        "grid": {"tokens_per_param": 40, "seeds": 0, "first_sizes": 5},
+    }
+    result = known(tmp_path, **arguments, until="ci=1.00001@1e6", at_most=1e9)
     assert [b.flops for b in result._sweep.spec.budgets] == [5e4, 2e5, 8e5]  # the next one lies beyond the target
     again = known(tmp_path, **arguments)
     assert {e.key for e in again.plan.experiments} < {e.key for e in result.plan.experiments}

@@ -62,22 +62,35 @@ def project(tmp_path: Path) -> Path:
 def test_a_run_with_a_failed_experiment_is_exit_1(
     ray_here: None, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    later = "        w = self.linear.weight\n        if w.shape[1] == 28 and not w.is_meta and w.any():\n"
-    failing = f"{later}            raise RuntimeError('mine')\n        return self.linear"  # not in the first batch
-    code = PROJECT["parts.py"].replace("        return self.linear", failing)
+    (bug := project / "bug").touch()
+    later = (
+        "        w = self.linear.weight\n        if w.shape[1] == 10 and not w.is_meta and w.any():\n"  # not at once
+    )
+    fails = f"            if __import__('os').path.exists({str(bug)!r}):\n                raise RuntimeError('mine')\n"
+    code = PROJECT["parts.py"].replace("        return self.linear", f"{later}{fails}        return self.linear")
     (project / "parts.py").write_text(code)
-    budgets = "[{flops: 1e5, sizes: [10, 14, 20, 28, 40]}, {flops: 4e5, sizes: [20, 27, 40, 56, 80]}]"
-    command = ["run", str(project), "--json", "--set", f"budgets={budgets}", "--output", str(project / "out")]
-    for _ in range(2):  # the second time it resumes, tries the failed one again, and says the same
+    root = project / "out"
+    command = ["run", str(project), "--json", "--output", str(root)]
+
+    def run() -> tuple[int | str | None, dict[str, int], str]:
         with pytest.raises(SystemExit) as caught:
             main(command)
-        assert caught.value.code == 1
         captured = capsys.readouterr()
         closing = json.loads(captured.out)
         assert set(closing) == {"schema_version", "output", "status", "n_opt", "report", "results_sha256"}
-        status = closing["status"]
-        assert {state: number for state, number in status.items() if number} == {"completed": 9, "failed": 1}
-        assert "failed: RuntimeError: mine" in captured.err
+        return caught.value.code, {status: n for status, n in closing["status"].items() if n}, captured.err
+
+    code_of_exit, counts, said = run()
+    assert (code_of_exit, counts) == (1, {"completed": 5, "failed": 1}) and "failed: RuntimeError: mine" in said
+    (failure,) = open_sweep(root).failures
+    before = outcomes(root)
+    bug.unlink()
+    assert run()[:2] == (0, {"completed": 6})
+    assert before.items() <= outcomes(root).items()
+    attempts = {r.key: r.attempts for r in open_sweep(root).results}
+    assert attempts == {**dict.fromkeys(before, 1), failure.key: 2}
+    past = [path.name for path in (root / "experiments" / failure.key).rglob("*failure*")]
+    assert past == ["0001-failure.json"]  # what went wrong stays on record
 
 
 def test_a_changed_spec_is_shown_and_refused_unless_it_is_meant(

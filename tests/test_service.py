@@ -443,7 +443,7 @@ def test_the_api_keeps_what_it_publishes(served: Served) -> None:
             continue
 
         @settings(
-            max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+            max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
         )
         def probe(case: Any) -> None:
             nonlocal asked
@@ -457,4 +457,4 @@ def test_the_api_keeps_what_it_publishes(served: Served) -> None:
             given(case=operation.as_strategy())(probe)()
         except BaseExceptionGroup as e:
             broken += [f"{operation.label}: {one}" for one in e.exceptions]
-    assert broken == [] and asked > 200
+    assert broken == [] and asked > 150

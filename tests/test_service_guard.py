@@ -29,18 +29,36 @@ from flops_fit_ray.service.runs._allowed import check_allowed
 from flops_fit_ray.spec import make_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
+from flops_fit_ray.sweep.directory import open_sweep
 from tests.chaos import make_project
 from tests.serving import Served, ServiceProcess, serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 Answer = tuple[int, dict[str, str], bytes]
+PLANTED = ("AKIAIOSFODNN7EXAMPLE", "sesame")  # secrets in an error, a traceback, an event, a spec and a log
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep with a failure whose words hold secrets."""
     root = tmp_path_factory.mktemp("service") / "runs"
     spec = reference_spec()
-    make_sweep(root / "known", spec, reference_parts(spec), only=14)
+    sweep = make_sweep(root / "known", spec, reference_parts(spec), only=14)
+    key = sweep.plan.experiments[-1].key
+    words = f'ValueError: {{"password": "{PLANTED[1]}", "key": "{PLANTED[0]}"}}'
+    failure = Failure(
+        key=key,
+        status="failed",
+        error=words,
+        traceback=words,
+        tokens_seen=0,
+        seconds=1,
+        attempts=1,
+        host="h",
+        finished_at=1.0,
+    )
+    Ledger(sweep.paths).record_failure(failure)
+    Ledger(sweep.paths).record_event(key, words, level="warning")
     return root
 
 
@@ -443,38 +461,20 @@ def test_what_is_no_secret_stays() -> None:
     assert redacted(text) == text
 
 
-def test_a_planted_secret_is_on_no_route(code: Path, tmp_path: Path) -> None:
-    """In a spec, a log, an error, a traceback and an event; every route is asked."""
-    planted = "AKIAIOSFODNN7EXAMPLE"
-    spec = reference_spec()
-    sweep = make_sweep(tmp_path / "runs" / "known", spec, reference_parts(spec), only=14)
-    key = sweep.plan.experiments[-1].key
-    words = f'ValueError: {{"password": "sesame", "key": "{planted}"}}'
-    failure = Failure(
-        key=key,
-        status="failed",
-        error=words,
-        traceback=words,
-        tokens_seen=0,
-        seconds=1,
-        attempts=1,
-        host="h",
-        finished_at=1.0,
-    )
-    Ledger(sweep.paths).record_failure(failure)
-    Ledger(sweep.paths).record_event(key, words, level="warning")
-    with serving(tmp_path / "runs", (code,), at_once=0) as served:
-        name = served.client.start((code / "sweep.yaml").read_text() + f"\nmetrics: {{}} # {planted}\n")
-        served.state.runs.paths.log(name).write_text(f"error: {planted} was refused\n")
-        asked = [path for method, path in routes_of(served) if method == "GET" and not path.endswith("/events")]
-        asked = [path.replace("/predict", "/predict?budget=1e6") for path in asked]
-        more = [f"/api/v1/sweeps/known/experiments/{key}", f"/sweeps/known/experiments/{key}", f"/sweeps/{name}"]
-        more += ["/api/v1/sweeps/known/results?format=csv", "/api/v1/sweeps/known/results?format=parquet"]
-        for path in [*asked, *more, f"/api/v1/sweeps/{name}/log", f"/api/v1/sweeps/known/experiments/{key}/log"]:
-            status, headers, content = ask(served, "GET", path, Authorization=bearer(served))
-            assert status in (200, 404) and planted.encode() not in content and b"sesame" not in content, path
-            if headers["content-type"] == "application/json":
-                json.loads(content)
+def test_a_planted_secret_is_on_no_route(served: Served, root: Path, code: Path) -> None:
+    """In a spec, a log, and the words of a failure; every route is asked."""
+    name = served.client.start((code / "sweep.yaml").read_text() + f"\nmetrics: {{}} # {PLANTED[0]}\n")
+    served.state.runs.paths.log(name).write_text(f"error: {PLANTED[0]} was refused\n")
+    (key,) = {failure.key for failure in open_sweep(root / "known").failures}
+    asked = [path for method, path in routes_of(served) if method == "GET" and not path.endswith("/events")]
+    asked = [path.replace("/predict", "/predict?budget=1e6") for path in asked]
+    more = [f"/api/v1/sweeps/known/experiments/{key}", f"/sweeps/known/experiments/{key}", f"/sweeps/{name}"]
+    more += ["/api/v1/sweeps/known/results?format=csv", "/api/v1/sweeps/known/results?format=parquet"]
+    for path in [*asked, *more, f"/api/v1/sweeps/{name}/log", f"/api/v1/sweeps/known/experiments/{key}/log"]:
+        status, headers, content = ask(served, "GET", path, Authorization=bearer(served))
+        assert status in (200, 404) and not any(secret.encode() in content for secret in PLANTED), path
+        if headers["content-type"] == "application/json":
+            json.loads(content)
 
 
 def test_a_refusal_says_what_to_do(served: Served) -> None:

@@ -12,7 +12,8 @@ from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import open_sweep
-from tests.chaos import Driver, children_of, make_project, plain_sweep
+from tests.chaos import Driver, Row, children_of, make_project, plain_sweep
+from tests.chaos.stops import moved_ray, stop_by
 from tests.records import recorded
 from tests.test_cli import call
 
@@ -56,9 +57,10 @@ def others_of(experiments: StoragePath) -> list[dict[str, Any]]:
 def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tmp_path: Path) -> None:
     spec = make_project(tmp_path / "project")
     alone = plain_sweep(tmp_path / "alone")
-    together = Driver(
-        spec, tmp_path / "together", *TOGETHER, *SHARED, pause=0.01, environment=CORES
-    )  # each with half of the model
+    places = {**CORES, **moved_ray(tmp_path)}
+    together = Driver(  # each with half of the model
+        spec, tmp_path / "together", *TOGETHER, *SHARED, pause=0.01, environment=places
+    )
     root = together.root
     assert together.until(lambda: len(recorded(root)) >= 2)
     followers = [pid for pid, words in children_of(together.process.pid).items() if "ray::Follower" in words]
@@ -67,8 +69,8 @@ def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tm
     assert together.until(lambda: any(o["host"] for o in others_of(running)))  # a reading of the other's node
     os.kill(followers[0], signal.SIGKILL)  # in the middle of a step, as far as the leader knows
     assert together.until(lambda: len(recorded(root)) >= 5)
-    together.process.send_signal(signal.SIGTERM)
-    assert together.wait(60) == 4, together.said
+    stop_by(together, "SIGTERM to everything", row := Row("SIGTERM"))
+    assert row.violations == []
     before = recorded(root)
     together = Driver(spec, root, *TOGETHER, pause=0, environment=CORES)
     assert together.wait(200) == 0, together.said

@@ -345,20 +345,21 @@ def test_wandb_offline_has_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }
 
 
-@pytest.fixture
-def mlflow_server(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real one, on a port of its own."""
     pytest.importorskip("mlflow")
+    place = tmp_path_factory.mktemp("mlflow")
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",
-        f"sqlite:///{tmp_path}/mlflow.db",
+        f"sqlite:///{place}/mlflow.db",
         "--artifacts-destination",
-        str(tmp_path / "a"),
+        str(place / "a"),
     ]
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path)
+    with (place / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=place)
     address = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + 120
@@ -366,7 +367,7 @@ def mlflow_server(tmp_path: Path) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"{address}/health", timeout=2).close()  # noqa: S310 - our own server
                 break
-            assert server.poll() is None and time.monotonic() < until, (tmp_path / "server.log").read_text()
+            assert server.poll() is None and time.monotonic() < until, (place / "server.log").read_text()
             time.sleep(0.2)
         yield address
     finally:
@@ -375,6 +376,7 @@ def mlflow_server(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("mlflow")  # one server
 def test_an_mlflow_server_has_every_run(tmp_path: Path, mlflow_server: str) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -397,6 +399,7 @@ def test_an_mlflow_server_has_every_run(tmp_path: Path, mlflow_server: str) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("mlflow")
 def test_mlflow_goes_on_with_a_run_after_a_resume(tmp_path: Path, mlflow_server: str) -> None:
     from mlflow.tracking import MlflowClient
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flops_fit_ray.analysis import FitOptions, Points, fit_sweep
+from flops_fit_ray.analysis import FitOptions, Points, fit_minima, fit_sweep
 from flops_fit_ray.analysis._law import fit_power_law
 from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise, seed_noise
 from flops_fit_ray.analysis.valley import Akima, fit_akima, fit_polynomial, fit_valley
@@ -231,3 +231,19 @@ def test_a_run_left_out_leaves_its_valley_a_verdict() -> None:
     keep = np.arange(2)
     valley = fit_valley(1e18, keep, points.flops[:2], points.params[:2], points.tokens[:2], points.loss[:2], np.ones(2))
     assert valley.status == "too_few" and "a valley needs at least 3" in valley.reason
+
+
+def test_the_noise_of_an_interpolation_is_measured_about_it() -> None:
+    """Wide asymmetric valleys are no parabolas: about those the noise would be several times what it is."""
+    found = {"akima": np.zeros(20), "parabola": np.zeros(20)}
+    for curve, values in found.items():
+        for seed in range(20):
+            points = sweep_on(HOFFMANN, BUDGETS, window=16, sizes=13, noise=0.005, seed=seed)
+            noise = fit_minima(points, FitOptions(curve=curve, draws=0)).noise  # type: ignore[arg-type]
+            assert noise is not None
+            values[seed] = noise.pooled
+    assert np.sqrt(np.mean(found["akima"] ** 2)) == pytest.approx(0.005, rel=0.1)
+    assert found["parabola"].min() > 2 * 0.005
+    seeds = joined(*[sweep_on(HOFFMANN, BUDGETS, noise=0.01, seed=seed) for seed in range(6)])
+    noise = fit_minima(seeds, FitOptions(curve="akima", draws=0)).noise  # runs of one size tell most of it
+    assert noise is not None and noise.pooled == pytest.approx(0.01, rel=0.12) and noise.pooled_df > 5 * 7 * 5

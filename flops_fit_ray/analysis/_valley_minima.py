@@ -97,10 +97,11 @@ def valley_noise(valleys: Sequence[Valley], points: Points) -> Noise | None:
     groups = fitted(valleys)
     if not groups:
         return None
+    terms = [valleys[i].noise_terms for i, _, _ in groups]
     return group_noise(
-        [curve.residuals * np.sqrt(points.weights[members]) for _, curve, members in groups],
-        [len(members) - curve.num_coefficients for _, curve, members in groups],
-        [curve.leverage for _, curve, _ in groups],
+        [term.residuals * np.sqrt(points.weights[group[2]]) for term, group in zip(terms, groups, strict=True)],
+        [term.df for term in terms],
+        [term.leverage for term in terms],
         points.runs[np.concatenate([members for _, _, members in groups])],
     )
 

@@ -43,7 +43,7 @@ class SeedNoise:
 
 
 def group_noise(
-    residuals: Sequence[Floats], df: Sequence[int], leverages: Sequence[Floats], runs: Ints
+    residuals: Sequence[Floats], df: Sequence[float], leverages: Sequence[Floats], runs: Ints
 ) -> Noise | None:
     """Estimate the noise of groups of residuals; None where no group has more points than its curve has coefficients.
 

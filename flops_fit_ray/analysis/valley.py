@@ -44,6 +44,15 @@ class Curve(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class NoiseTerms:
+    """Residuals about one curve: their sum of squares over `df` estimates the variance of a loss."""
+
+    residuals: Floats  # (points,)
+    df: float
+    leverage: Floats  # (points,): the variance of a residual is 1 - leverage times that of a loss
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Polynomial:
     """loss = a·z³ + b·z² + c·z + d with z = x - centre; a parabola has a = 0.
 
@@ -172,10 +181,45 @@ class Akima:
         x = grid[i] + shift * (grid[1] - grid[0])
         return np.where(inside, x, np.nan), np.where(inside, middle - 0.25 * (left - right) * shift, np.nan)
 
-    def _interpolate(self, loss: Floats, x: Floats) -> Floats:
-        from scipy.interpolate import Akima1DInterpolator
+    def noise_about(self, loss: Floats) -> NoiseTerms:
+        """Estimate the noise of the points' losses (points,) about the curve.
 
-        return np.asarray(Akima1DInterpolator(self.x, loss)(x), dtype=np.float64)
+        An interpolation has no residuals, so each size i between the ends is predicted without itself:
+
+        1) r_i = mean_i - akima_-i(x_i), whose gradient over the means is the row g_i = e_i - w_i
+        2) cov(r) = sigma²·V, V = g·diag(1 / points of the size)·gT, so e_i = r_i / sqrt(V_ii) has variance sigma²
+        3) the e_i are correlated: mean e² has (number of e)² / sum rho² degrees of freedom (Satterthwaite 1946)
+        4) points of one size add their own scatter about their mean, with points - sizes degrees of freedom
+        """
+        sizes, points = self.pick.shape
+        per_size = (self.pick > 0).sum(axis=1)
+        step = 1e-4 * float(np.ptp(self.mean)) + 1e-12
+        inner = np.arange(1, sizes - 1)
+        r, g = np.empty(len(inner)), np.zeros((len(inner), sizes))
+        for row, i in enumerate(inner):
+            rest = np.delete(np.arange(sizes), i)
+            moves = step * np.concatenate([np.zeros((1, sizes - 1)), np.eye(sizes - 1), -np.eye(sizes - 1)])
+            there = _akima(self.x[rest], (self.mean[rest] + moves).T, self.x[i : i + 1])[0]
+            r[row], g[row, i] = self.mean[i] - there[0], 1.0
+            g[row, rest] = -(there[1:sizes] - there[sizes:]) / (2 * step)
+        v = (g / per_size) @ g.T
+        scale = np.sqrt(np.diag(v))
+        free = len(inner) ** 2 / float(np.square(v / np.outer(scale, scale)).sum())
+        shifts = np.zeros(sizes)
+        shifts[inner] = r / scale * np.sqrt(free / len(inner) / per_size[inner])
+        which = self.pick.argmax(axis=0)
+        df = points - sizes + free
+        leverage = np.full(points, 1 - df / points)
+        return NoiseTerms(residuals=loss - self.mean[which] + shifts[which], df=df, leverage=leverage)
+
+    def _interpolate(self, loss: Floats, x: Floats) -> Floats:
+        return _akima(self.x, loss, x)
+
+
+def _akima(x: Floats, loss: Floats, at: Floats) -> Floats:
+    from scipy.interpolate import Akima1DInterpolator
+
+    return np.asarray(Akima1DInterpolator(x, loss)(at), dtype=np.float64)
 
 
 def fit_akima(size: Floats, loss: Floats) -> Akima:
@@ -200,9 +244,19 @@ class Valley:
     status: ValleyStatus
     reason: str  # of a missing optimum, and the way out; empty for an interior minimum
     curve: CurveName
-    smooth: Polynomial | None  # over N: the curve about which the noise is measured, also where `curve` interpolates
+    smooth: Polynomial | None  # over N: the curve about which outliers are measured, also where `curve` interpolates
     over_params: Curve | None
     over_tokens: Curve | None  # fitted separately: C = 6·N·D is not assumed
+
+    @property
+    def noise_terms(self) -> NoiseTerms:
+        """Residuals of the used points about the curve over N, which must have been fitted."""
+        if isinstance(self.over_params, Akima):
+            return self.over_params.noise_about(self.loss[self.used])
+        assert isinstance(self.over_params, Polynomial)
+        curve = self.over_params
+        df = len(curve.residuals) - curve.num_coefficients
+        return NoiseTerms(residuals=curve.residuals, df=df, leverage=curve.leverage)
 
     @cached_property
     def params_opt(self) -> float:

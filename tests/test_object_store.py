@@ -17,6 +17,7 @@ from flops_fit_ray.cli import main
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.errors import DirectoryError, InterruptedSweepError, SpecError, StorageError
 from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.pipeline import check_output, recorded_constants
 from flops_fit_ray.report import write_report
 from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
 from flops_fit_ray.storage.lock import exclusive, hostname
@@ -35,6 +36,7 @@ from tests.killing import one_run, run_here
 from tests.object_store import Proxy, s3_server, uri
 from tests.parts import planned, user_parts_of
 from tests.records import FAILURE, RESULT
+from tests.test_cli import call
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +290,14 @@ def test_no_request_holds_up_the_training_and_a_stop_is_seen(
 def test_what_goes_wrong_while_a_directory_is_held_is_no_fault_of_the_lock(root: StoragePath, error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)), exclusive(SweepPaths(root)):
         raise error
+
+
+def test_a_store_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    nobody = storage_path(uri(1, "sweep") + "&region=here")
+    for command in ("status", "fit"):
+        assert call(command, nobody) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {nobody}: cannot be reached: ") and "look at the name of the bucket" in line
+    for look in (check_output, lambda root: recorded_constants(SweepPaths(root))):
+        with pytest.raises(DirectoryError, match="cannot be reached: .* look at the name of the bucket"):
+            look(nobody)

@@ -207,5 +207,6 @@ class ObjectPath:
 def _filesystem(store: str, query: str) -> tuple[Any, str]:
     from pyarrow.fs import FileSystem
 
-    filesystem, bucket = FileSystem.from_uri(f"{store}?{query}" if query else store)
+    # It asks a store for the region of a bucket, or a cloud for its credentials
+    filesystem, bucket = with_timeout(lambda: FileSystem.from_uri(f"{store}?{query}" if query else store))
     return filesystem, str(bucket)

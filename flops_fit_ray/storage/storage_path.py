@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol, Self
 from urllib.parse import unquote
 
-from flops_fit_ray.errors import DirectoryError, SpecError
+from flops_fit_ray.errors import DirectoryError, SpecError, first_line
 from flops_fit_ray.storage.object_store import SCHEMES, ObjectPath
 
 VARIABLE = re.compile(r"\$([A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
@@ -126,6 +126,23 @@ def storage_path(text: str | Path, base: Path | None = None) -> StoragePath:
 def is_remote(path: StoragePath) -> bool:
     """Tell whether every look costs a request."""
     return not isinstance(path, Path)
+
+
+def check_reachable(path: StoragePath) -> None:
+    """Send the first request to the store of a path; there is none for a path of files.
+
+    Raises:
+        DirectoryError: the store does not answer, or refuses.
+    """
+    if not is_remote(path):
+        return
+    try:
+        path.exists()
+    except (OSError, ImportError, ValueError) as e:
+        raise DirectoryError(
+            f"{path}: cannot be reached: {first_line(e)}; look at the name of the bucket, the network, the credentials "
+            "and the options behind '?'"
+        ) from e
 
 
 def local_path(path: StoragePath) -> Path:

@@ -29,7 +29,7 @@ from flops_fit_ray.storage.atomic import read_json, set_aside, write_bytes, writ
 from flops_fit_ray.storage.codec import read_value, value_of
 from flops_fit_ray.storage.lock import refuse_second_writer
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
-from flops_fit_ray.storage.storage_path import StoragePath, check_reachable, is_remote, local_path
+from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, is_remote, local_path
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep, recorded_spec
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -81,7 +81,7 @@ def check_output(root: StoragePath) -> None:
     from flops_fit_ray.engine.jobs import upload_of
 
     package = Path(__file__).parent.resolve()
-    check_reachable(root)
+    check_store_answers(root)
     if not is_remote(root):
         directory = local_path(root)
         if directory.resolve().is_relative_to(package):
@@ -335,7 +335,7 @@ def record_rates(paths: SweepPaths, constants: SweepConstants, rates: Rates) -> 
 
 def recorded_constants(paths: SweepPaths) -> SweepConstants | None:
     """Read the constants of the directory's sweep; the planner takes them if the sweep is still the same."""
-    check_reachable(paths.root)
+    check_store_answers(paths.root)
     content = read_json(paths.plan) or {}
     with contextlib.suppress(ValueError):
         return value_of(SweepConstants, content.get("frame") or {})

@@ -10,8 +10,11 @@ from torch.utils.data import Subset, TensorDataset
 
 from flops_fit_ray.console.plan_text import plan_text
 from flops_fit_ray.planning import Plan, Planner, plan_from_json
+from flops_fit_ray.planning._evaluation import evaluation_flops
 from flops_fit_ray.training.data import eval_batches
+from flops_fit_ray.training.loop._evaluate import evaluate
 from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from tests.parts import Mlp, planned, regression, spec_of, user_parts_of
 
@@ -35,6 +38,23 @@ def test_a_held_out_set_that_costs_more_than_a_tenth_is_evaluated_in_part() -> N
     assert f", and 1.01e6 ({100 * 1.008e6 / plan.flops:.2g} %) to evaluate" in plan_text(plan)
     dear = plan_of(budgets=(5e6, 1e7))
     assert dear.measurements.data.eval_samples == int(0.1 * 4.5e7 / (2 * sum(18 * w for w in sizes)))
+
+
+@pytest.mark.parametrize("every", [1, 8, 9, 100, 10**9])
+def test_evaluations_on_the_way_are_counted_as_a_run_does_them(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(budgets=[1e5, 2e5])
+    user = user_parts_of(spec)
+    plan = planned(spec, user)
+    experiment, calls = plan.experiments[0], []
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return evaluate(*args)
+
+    monkeypatch.setattr("flops_fit_ray.training.loop.worker.evaluate", counted)
+    train_experiment(experiment, user, eval_samples=1, policy=SavePolicy(eval_every_tokens=every))
+    one = evaluation_flops(plan.measurements, [experiment], None)
+    assert evaluation_flops(plan.measurements, [experiment], every) == pytest.approx(len(calls) * one)
 
 
 def test_what_the_user_says_and_what_was_begun_before_is_kept() -> None:

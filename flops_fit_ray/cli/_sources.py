@@ -11,7 +11,7 @@ import click
 from flops_fit_ray.cli._common import open_directory
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import CHOICES, FIT_DEFAULTS, LIMITS, PINS, FitOptions, check_pins
-from flops_fit_ray.storage.storage_path import StoragePath, check_reachable, local_path
+from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, local_path
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import Flag, SweepFit
@@ -96,7 +96,7 @@ class Opened:
 
 def is_table(source: StoragePath) -> bool:
     """Return True for the path of a table: a file with a suffix, there or not."""
-    check_reachable(source)
+    check_store_answers(source)
     return not source.is_dir() and bool(source.suffix)
 
 

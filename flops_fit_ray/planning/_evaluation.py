@@ -62,7 +62,11 @@ def evaluation_flops(measurements: Measurements, experiments: Sequence[Experimen
 
 
 def _evaluations(e: Experiment, every: int | None) -> int:
-    return 1 if not every else max(1, e.tokens // every)
+    """Return the number of evaluations: at the end, and after each earlier step that passes a multiple of `every`."""
+    if not every:
+        return 1
+    per_step = e.tokens // e.steps
+    return 1 + min(e.steps - 1, (e.tokens - per_step) // every)
 
 
 def evaluation_warnings(

@@ -128,7 +128,7 @@ def is_remote(path: StoragePath) -> bool:
     return not isinstance(path, Path)
 
 
-def check_reachable(path: StoragePath) -> None:
+def check_store_answers(path: StoragePath) -> None:
     """Send the first request to the store of a path; there is none for a path of files.
 
     Raises:

@@ -23,7 +23,7 @@ from flops_fit_ray.storage.atomic import read_file, read_sealed
 from flops_fit_ray.storage.codec import Record, value_of, without_collection
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.storage.storage_path import StoragePath, check_reachable
+from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -328,7 +328,7 @@ def open_sweep(root: StoragePath) -> Sweep:
         DirectoryError: it is not one, its store does not answer, or its plan cannot be read.
     """
     paths = SweepPaths(root.absolute())
-    check_reachable(root)
+    check_store_answers(root)
     if not root.is_dir():
         raise DirectoryError(f"{root}: no such directory; `flops-fit-ray run` makes one")
     if not paths.plan.exists() or not paths.spec.exists():

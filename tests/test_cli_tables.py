@@ -120,24 +120,24 @@ def many(number: int, **more: object) -> Points:
 
 
 def test_very_many_rows_are_averaged_in_small_cells() -> None:
-    points = many(30_000)
-    assert binned(points.pick(np.arange(20_000)))[1] == 0.0
+    points = many(8_000)
+    assert binned(points.pick(np.arange(5_000)))[1] == 0.0
     few, width = binned(points)
-    assert len(few) <= 10_000 and few.weights.sum() == pytest.approx(30_000)
+    assert len(few) <= 4_000 and few.weights.sum() == pytest.approx(8_000)
     e, a, b, alpha, beta = BESIROGLU
     exact = e + a / few.params**alpha + b / few.tokens**beta
     assert np.abs(few.loss / exact - 1).max() < alpha**2 * width**2 / 8  # the mean of a convex curve
-    order = np.random.default_rng(1).permutation(30_000)
+    order = np.random.default_rng(1).permutation(8_000)
     again = binned(points.pick(order))[0]
     assert np.allclose(again.loss, few.loss, rtol=1e-12) and (again.weights == few.weights).all()
-    runs = many(30_000, run=np.arange(30_000) % 7)
+    runs = many(8_000, run=np.arange(8_000) % 7)
     kept = binned(runs)[0]
-    assert kept.num_runs == 7 and len(kept) <= 10_000 and kept.weights.sum() == pytest.approx(30_000)
+    assert kept.num_runs == 7 and len(kept) <= 4_000 and kept.weights.sum() == pytest.approx(8_000)
 
 
 def test_a_table_of_very_many_rows(tmp_path: Path) -> None:
-    points = many(25_000)
+    points = many(6_000)
     table = pd.DataFrame({"N": points.params, "D": points.tokens, "loss": points.loss})
     table.to_parquet(tmp_path / "runs.parquet")
     read = read_table(tmp_path / "runs.parquet")
-    assert "25,000 rows were averaged in" in " ".join(map(str, read.flags)) and len(read.points) <= 10_000
+    assert "6,000 rows were averaged in" in " ".join(map(str, read.flags)) and len(read.points) <= 4_000

@@ -8,8 +8,8 @@ from flops_fit_ray.analysis import Points
 from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.tables._rows import labels
 
-MAX_POINTS = 20_000  # points that are fitted as they are
-BINNED_POINTS = 10_000  # at most, where there are more
+MAX_POINTS = 5_000  # points that are fitted as they are: the errors of minima take memory by the square of it
+BINNED_POINTS = 4_000  # at most, where there are more
 FIRST_WIDTH, WIDER = 0.005, 1.3  # of a cell in ln N and ln D, and how it grows until the cells are few enough
 MAX_BUDGETS = 2_000  # distinct budgets that are kept apart
 

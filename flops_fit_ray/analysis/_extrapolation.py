@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_ray.analysis._lack_of_fit import top_points
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis._valley_minima import LawSource, interior, minima_law
-from flops_fit_ray.analysis.arrays import Bools
 from flops_fit_ray.analysis.surface import fit_surface
 
 MIN_FITTED = 2
-TOP_SHARE = 0.2  # of the points with the largest C, held out where the budgets are not labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +91,7 @@ def _of_a_minimum(law: Law, budget: float, variance: float, fit: SweepFit) -> In
 def loss_hold_out(fit: SweepFit) -> LossHoldOut | None:
     """Predict the losses at the largest C by a surface through the rest; None where the rest does not fix a surface."""
     points = fit.points
-    top = _top(fit)
+    top = top_points(points)
     if not top.any() or top.all():
         return None
     below = fit_surface(points.pick(~top), fit.options.surface("surface_huber"))
@@ -106,12 +105,3 @@ def loss_hold_out(fit: SweepFit) -> LossHoldOut | None:
         rms=float(np.sqrt(np.mean(error**2))),
         bias=float(error.mean()),
     )
-
-
-def _top(fit: SweepFit) -> Bools:
-    points = fit.points
-    if not len(points):
-        return np.zeros(0, dtype=bool)
-    if points.labelled:
-        return np.asarray(points.budget == points.budget.max())
-    return np.asarray(points.flops > np.quantile(points.flops, 1 - TOP_SHARE))

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.analysis._flags import Flag
-from flops_fit_ray.analysis.arrays import Floats, Ints
-from flops_fit_ray.analysis.points import Points
+from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.points import Points, blocks_by_budget
 from flops_fit_ray.analysis.surface import fit_surface
 from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
 
-BLOCKS = 6  # of equal numbers of points by C, where the budgets are not labelled
 HELD_OUT = 3  # blocks that are predicted, each from those below it
 LEAST_FITTED = 2  # blocks below
 CLEARLY = 0.8  # ratio of the errors below which another predicts clearly better
@@ -65,14 +64,6 @@ def choose(what: str, errors: Mapping[str, Floats], base: str) -> Choice:
             chosen, lowest = name, float(values.mean())
     rms = {name: float(np.sqrt(values.mean())) if name in known else None for name, values in errors.items()}
     return Choice(what=what, chosen=chosen, base=base, errors=rms, blocks=len(errors[base]))
-
-
-def blocks_by_budget(points: Points) -> Ints:
-    """Return the block (points,) of each point, from 0 for the smallest C: its budget, or one of `BLOCKS` by C."""
-    if points.labelled:
-        return np.unique(points.budget, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    rank = np.argsort(np.argsort(points.flops, kind="stable"), kind="stable")
-    return np.asarray(rank * BLOCKS // len(points), dtype=np.int64)
 
 
 def choose_surface(points: Points, options: FitOptions) -> Choice:

@@ -138,8 +138,8 @@ def random_effects(x: Floats, y: Floats, covariance: Floats) -> RandomEffects:
     return RandomEffects(probability=posterior / posterior.sum(), bend_mean=variance * b, bend_variance=variance)
 
 
-def chi_square(x: Floats, y: Floats, covariance: Floats) -> tuple[float, int]:
-    """Chi-square of minima about their line, and its degrees of freedom: z'(Q'SQ)^-1·z, as in `_random_effects`."""
+def deviations(x: Floats, y: Floats, covariance: Floats) -> tuple[float, int]:
+    """Return the chi-square of minima about their line, z'(Q'SQ)^-1·z as in `random_effects`, and its df."""
     basis = np.linalg.qr(np.stack([np.ones(len(x)), x - x.mean()], axis=1), mode="complete")[0][:, 2:]
     z = basis.T @ y
     v = basis.T @ covariance @ basis + EXACTLY**2 * np.eye(len(z))

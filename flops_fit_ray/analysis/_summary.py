@@ -45,6 +45,7 @@ def fit_to_json(fit: SweepFit) -> dict[str, Any]:
                 "confidence": fit.options.confidence,
                 "seed": fit.options.seed,
             },
+            "lack_of_fit": [test.to_json() for test in fit.lack_of_fit],
             "warnings": [flag.to_json() for flag in fit.warnings],
         }
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from flops_fit_ray.analysis._envelope import envelope_method
 from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._lack_of_fit import FitTest, fit_tests
 from flops_fit_ray.analysis._law import Law
 from flops_fit_ray.analysis._law_choice import Choice, choose_surface
 from flops_fit_ray.analysis._methods import Method, no_law, surface_method, valley_method
@@ -51,6 +52,7 @@ class SweepFit:
     options: FitOptions
     warnings: tuple[Flag, ...]
     choices: tuple[Choice, ...] = ()  # among laws for the same losses, where one had to be made
+    lack_of_fit: tuple[FitTest, ...] = ()  # tests of every method that the points allow
 
     @property
     def answer(self) -> Method:
@@ -134,6 +136,8 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
         default = next(n for n, kind in SURFACES.items() if kind == ("huber", choices[0].chosen))
         if default == "surface_coupled":
             methods[default] = _surface(points, options, default, options.draws)
+    seeds = seed_noise(points)
+    tests = tuple(fit_tests(points, low.valleys, low.errors, low.noise, seeds, methods, options))
     return SweepFit(
         points=points,
         valleys=low.valleys,
@@ -143,12 +147,14 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
         methods=methods,
         default=default,
         noise=low.noise,
-        seeds=seed_noise(points),
+        seeds=seeds,
         options=options,
         warnings=(
             *diagnose(points, low.valleys, low.minima, low.noise, methods, default),
+            *(test.flag(default) for test in tests if test.verdict == "does_not_fit"),
             *(choice.flag for choice in choices),
         ),
+        lack_of_fit=tests,
         choices=choices,
     )
 

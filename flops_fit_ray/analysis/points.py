@@ -11,6 +11,7 @@ import numpy as np
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.errors import FitError
 
+BLOCKS = 6  # of equal numbers of points by C, where the budgets are not labelled
 NEARNESS = 1.25  # largest over smallest C of one budget, where no label says which belong together
 
 
@@ -93,6 +94,14 @@ def group_by_nearness(cost: Floats, factor: float = NEARNESS) -> Floats:
         label[order[members]] = np.exp(log_cost[members].mean())
         free[members] = False
     return label
+
+
+def blocks_by_budget(points: Points) -> Ints:
+    """Return the block (points,) of each point, from 0 for the smallest C: its budget, or one of `BLOCKS` by C."""
+    if points.labelled:
+        return np.unique(points.budget, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    rank = np.argsort(np.argsort(points.flops, kind="stable"), kind="stable")
+    return np.asarray(rank * BLOCKS // len(points), dtype=np.int64)
 
 
 def budget_gap(points: Points) -> float:

@@ -8,6 +8,7 @@ from flops_fit_ray.analysis.surface._estimate import (
     fit_surface,
     refit_surfaces,
 )
+from flops_fit_ray.analysis.surface._linear import left_over, linearised
 from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceLoss, SurfaceOptions
 
@@ -22,5 +23,7 @@ __all__ = [
     "fit_cost_law",
     "fit_surface",
     "fit_token_cost",
+    "left_over",
+    "linearised",
     "refit_surfaces",
 ]

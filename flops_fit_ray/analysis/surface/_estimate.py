@@ -12,6 +12,7 @@ from flops_fit_ray.analysis.noise import draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import _huber as huber
 from flops_fit_ray.analysis.surface import _squared as squared
+from flops_fit_ray.analysis.surface._block_effects import draw_block_effects
 from flops_fit_ray.analysis.surface._cost import CostLaw, fit_token_cost
 from flops_fit_ray.analysis.surface._identified import STEEPEST, cannot_be_fitted, weak_design, weak_optimum
 from flops_fit_ray.analysis.surface._search import (
@@ -150,12 +151,18 @@ def bootstrap_surface(
     if fit.status == "ill_conditioned":  # noise is not what this answer is unsure of
         return replace(fit, reason=f"{fit.reason} (no interval)")
     runs, count = points.runs, points.num_runs
+    blocks = None
+    if points.labelled or count < CASE_RUNS:
+        blocks = draw_block_effects(fit.surface, points, options, draws, rng.spawn(1)[0])
+    factor = np.float64(1.0) if blocks is None else np.exp(blocks)
     if count >= CASE_RUNS:
         # Case resampling: the number of times that a run was drawn is its weight
         drawn = rng.integers(0, count, size=(draws, count))
         cells = (drawn + count * np.arange(draws)[:, None]).reshape(-1)
         times = np.bincount(cells, minlength=draws * count).reshape(draws, count).astype(np.float64)
-        drawn_surfaces = refit_surfaces(fit, points, options, loss=points.loss, weights=times[:, runs] * points.weights)
+        drawn_surfaces = refit_surfaces(
+            fit, points, options, loss=points.loss * factor, weights=times[:, runs] * points.weights
+        )
         resampled = f"{count} runs with replacement"
     else:
         # Parametric bootstrap: sigma from all residuals; the mean leverage is coefficients / points
@@ -168,7 +175,7 @@ def bootstrap_surface(
             return fit
         group = np.zeros(len(points), dtype=np.int64)
         scatter = draw_scatter(rng, draws, noise, group, runs, count) / np.sqrt(points.weights)
-        loss = np.maximum(fitted + scatter, 1e-3 * fitted)  # positive, for its logarithm
+        loss = np.maximum(fitted + scatter, 1e-3 * fitted) * factor  # positive, for its logarithm
         drawn_surfaces = refit_surfaces(fit, points, options, loss=loss, weights=points.weights)
         resampled = f"new scatter of {noise.pooled:.2g} about the surface"
     lost = int(np.isnan(drawn_surfaces.alpha).sum())

@@ -1,0 +1,207 @@
+"""Tests of lack of fit: do losses and minima lie off their laws by more than their noise explains?
+
+A law through points that are not of its form has small formal errors and a wrong answer. Each test compares a deviation
+with a noise that does not contain it, by F: minima about their law with the noise of their losses; losses about a
+budget's curve with seeds; residuals of a surface that go together in a block of budgets with those that do not; and the
+losses of the largest C about a surface through the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._methods import Method
+from flops_fit_ray.analysis._random_effects import deviations
+from flops_fit_ray.analysis._valley_minima import MinimaErrors, interior
+from flops_fit_ray.analysis.arrays import Bools, Floats
+from flops_fit_ray.analysis.noise import Noise, SeedNoise
+from flops_fit_ray.analysis.points import Points, blocks_by_budget
+from flops_fit_ray.analysis.surface import SurfaceFit, fit_surface, left_over, linearised
+from flops_fit_ray.analysis.valley import Valley
+from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
+
+FitVerdict = Literal["fits", "doubtful", "does_not_fit"]
+REFUSED, DOUBTED = 0.01, 0.05  # p-values below which a law does not fit, or is doubted
+MIN_BLOCKS = 3
+TOP_SHARE = 0.2  # of the points with the largest C, held out where the budgets are not labelled
+EXACT = 1e-9  # relative residual below which losses lie on their law exactly
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTest:
+    """One test: the ratio of the mean square that a law should not leave to that of the noise, and its p-value."""
+
+    name: str  # minima, curves, blocks or top
+    method: MethodName
+    ratio: float
+    df: tuple[int, int]
+    p: float
+    words: str  # what was found, and the way out
+
+    @property
+    def verdict(self) -> FitVerdict:
+        """Verdict by the p-value."""
+        return "does_not_fit" if self.p < REFUSED else "doubtful" if self.p < DOUBTED else "fits"
+
+    def flag(self, default: MethodName) -> Flag:
+        """The test as a warning about its method."""
+        return Flag("lack_of_fit", "warning" if self.method == default else "info", self.words)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "test": self.name,
+            "method": self.method,
+            "verdict": self.verdict,
+            "ratio": self.ratio,
+            "degrees_of_freedom": list(self.df),
+            "p": self.p,
+            "message": self.words,
+        }
+
+
+def fit_tests(
+    points: Points,
+    valleys: Sequence[Valley],
+    errors: MinimaErrors | None,
+    noise: Noise | None,
+    seeds: SeedNoise | None,
+    methods: Mapping[MethodName, Method],
+    options: FitOptions,
+) -> list[FitTest]:
+    """Run every test that the points allow."""
+    tests = [*_minima(valleys, errors, noise, methods), *_curves(noise, seeds)]
+    for name in SURFACES:
+        surface = methods[name].surface if name in methods else None
+        if surface is not None and surface.usable:
+            tests += [*_blocks(points, surface, name, options), *_top(points, name, options)]
+    return tests
+
+
+def _minima(
+    valleys: Sequence[Valley],
+    errors: MinimaErrors | None,
+    noise: Noise | None,
+    methods: Mapping[MethodName, Method],
+) -> Iterator[FitTest]:
+    used = interior(valleys)
+    law = methods["valley"].params_opt
+    if errors is None or noise is None or law is None or law.effects is None or len(used) < 3:
+        return
+    x = np.log10([valleys[i].flops for i in used])
+    y = np.log10([valleys[i].params_opt for i in used])
+    square, df = deviations(x, y, errors.of(used).log10_params)
+    ratio, degrees = square / df, (df, noise.pooled_df)
+    p = _p_value(ratio, degrees)
+    words = (
+        f"the minima lie {np.sqrt(ratio):.2g} times as far from the law of N_opt as the noise of their losses explains "
+        f"(p = {p:.1g}): the law bends, or budgets differ in more than C; the interval allows for a scatter of "
+        f"x/÷{10**law.effects.tau:.3g} between budgets and a bend of {law.effects.bend:+.2g} per decade of C. "
+        "Check what differs between budgets (learning rate, steps, data), or add budgets near the target"
+    )
+    yield FitTest(name="minima", method="valley", ratio=ratio, df=degrees, p=p, words=words)
+
+
+def _curves(noise: Noise | None, seeds: SeedNoise | None) -> Iterator[FitTest]:
+    if noise is None or seeds is None or seeds.sigma == 0:
+        return
+    degrees = (noise.pooled_df - seeds.df, seeds.df)
+    if degrees[0] < 1:
+        return
+    # What curves leave, less what seeds explain of it
+    left = noise.pooled**2 * noise.pooled_df - seeds.sigma**2 * seeds.df
+    ratio = max(left, 0.0) / degrees[0] / seeds.sigma**2
+    p = _p_value(ratio, degrees)
+    words = (
+        f"losses lie {noise.pooled:.2g} about their budgets' curves and {seeds.sigma:.2g} between seeds (p = {p:.1g}): "
+        "the curves do not follow these valleys; try a smaller window or the Akima curve, or look for badly trained "
+        "runs"
+    )
+    yield FitTest(name="curves", method="valley", ratio=ratio, df=degrees, p=p, words=words)
+
+
+def _blocks(points: Points, fit: SurfaceFit, method: MethodName, options: FitOptions) -> Iterator[FitTest]:
+    """Test whether residuals of a block of budgets go together, as a shift or a tilt over ln N.
+
+    With J (points, parameters) the derivatives of the surface and B (points, 2·blocks) a shift and a tilt of each,
+    F = ((RSS_J - RSS_JB) / (rank JB - rank J)) / (RSS_JB / (points - rank JB)).
+    """
+    block = blocks_by_budget(points)
+    if fit.surface is None or len(np.unique(block)) < MIN_BLOCKS:
+        return
+    residuals, derivatives = linearised(fit.surface, points, options.surface(method))
+    x = np.log(points.params)
+    columns = []
+    for i in np.unique(block):
+        inside = (block == i).astype(np.float64)
+        columns += [inside, inside * (x - x[block == i].mean())]
+    both = np.column_stack([derivatives, *columns])
+    (without, rank_without), (within, rank_within) = left_over(derivatives, residuals), left_over(both, residuals)
+    degrees = (rank_within - rank_without, len(points) - rank_within)
+    if min(degrees) < 1 or _exact(residuals):
+        return
+    ratio = ((without - within) / degrees[0]) / max(within / degrees[1], 1e-300)
+    p = _p_value(ratio, degrees)
+    words = (
+        f"residuals of one budget about the surface go together, {np.sqrt(max(ratio, 0)):.2g} times as much as by "
+        f"chance (p = {p:.1g}): the losses are not of this form, or budgets differ in more than C; the interval allows "
+        "for such shifts, not for another form: trust valleys more, or another law"
+    )
+    yield FitTest(name="blocks", method=method, ratio=ratio, df=degrees, p=p, words=words)
+
+
+def _top(points: Points, method: MethodName, options: FitOptions) -> Iterator[FitTest]:
+    """Test whether the losses at the largest C lie where a surface through the others has them.
+
+    t² = bias² / (s²·(1/m + g'(J'J)^-1·g)): m losses held out, s their noise by the others, g their mean derivative.
+    """
+    top = top_points(points)
+    if not top.any() or top.all():
+        return
+    low = points.pick(~top)
+    wanted = options.surface(method)
+    below = fit_surface(low, wanted)
+    if not below.usable or below.surface is None:
+        return
+    residuals, derivatives = linearised(below.surface, low, wanted)
+    held, further = linearised(below.surface, points.pick(top), wanted)
+    square, rank = left_over(derivatives, residuals)
+    df = len(low) - rank
+    if df < 1 or _exact(residuals):
+        return
+    mean = further.mean(axis=0)
+    spread = square / df * (1 / len(held) + float(mean @ np.linalg.pinv(derivatives.T @ derivatives) @ mean))
+    bias = float(held.mean())
+    ratio = bias**2 / max(spread, 1e-300)
+    p = _p_value(ratio, (1, df))
+    beyond = points.flops[top].max() / low.flops.max()
+    words = (
+        f"a surface through the other runs misses the losses at the largest C ({beyond:.3g}x beyond) by "
+        f"{-100 * bias:+.2g} % on average, {np.sqrt(ratio):.2g} standard errors (p = {p:.1g}): it will miss those "
+        "beyond the data by more; use another law, or valleys"
+    )
+    yield FitTest(name="top", method=method, ratio=ratio, df=(1, df), p=p, words=words)
+
+
+def top_points(points: Points) -> Bools:
+    """Return which points (points,) have the largest C: those of the largest budget, or the top fifth."""
+    if not len(points):
+        return np.zeros(0, dtype=bool)
+    if points.labelled:
+        return np.asarray(points.budget == points.budget.max())
+    return np.asarray(points.flops > np.quantile(points.flops, 1 - TOP_SHARE))
+
+
+def _exact(residuals: Floats) -> bool:
+    return float(np.abs(residuals).max()) < EXACT
+
+
+def _p_value(ratio: float, df: tuple[int, int]) -> float:
+    from scipy.special import fdtrc
+
+    return float(fdtrc(df[0], df[1], max(ratio, 0.0)))

@@ -1,0 +1,76 @@
+"""What budgets do beyond the noise of their runs: shifts and tilts of a whole budget about the surface.
+
+    ln L = ln surface + shift_b + tilt_b·(ln N - mean) + noise,   shift_b ~ N(0, s²),  tilt_b ~ N(0, t²)
+
+A tilt moves the minimum of a budget, a shift its loss. On published sweeps such residuals are many times the noise, and
+a bootstrap of single runs does not see them. s and t are drawn from their posterior on a grid, by restricted
+likelihood: what the surface itself can follow tells nothing of them. The priors are those of the valleys: exactly 0, or
+a half-Cauchy whose scale moves a minimum by as much as the valleys' prior does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flops_fit_ray.analysis._random_effects import SCATTER, spike_and_cauchy
+from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.points import Points, blocks_by_budget
+from flops_fit_ray.analysis.surface._linear import left_over, linearised
+from flops_fit_ray.analysis.surface._value import Surfaces
+from flops_fit_ray.fit_options import SurfaceOptions
+
+MIN_BLOCKS = 3
+SHIFT = 0.001  # scale of the prior of s, relative to the loss
+GRID = np.concatenate([[0.0], np.geomspace(0.1, 30, 12)])  # of s and t, in their scales
+LEAST_NOISE = 1e-9  # relative
+SIDE = 0.1  # of ln N at constant N·D, for the curvature of a valley
+
+
+def draw_block_effects(
+    surface: Surfaces, points: Points, options: SurfaceOptions, draws: int, rng: np.random.Generator
+) -> Floats | None:
+    """Draw what blocks of budgets add to ln L (draws, points); None with too few blocks or points to tell.
+
+    With Q an orthonormal basis of the shifts and tilts that the surface cannot follow, z = Q'r is
+    N(0, sigma²·I + s²·Q'SS'Q + t²·Q'TT'Q), and sigma² is what all of them leave.
+    """
+    block = blocks_by_budget(points)
+    labels = np.unique(block)
+    residuals, derivatives = linearised(surface, points, options)
+    root, x = np.sqrt(points.weights), np.log(points.params)
+    inside = (block[:, None] == labels).astype(np.float64)
+    centred = inside * (x[:, None] - (inside * x[:, None]).sum(axis=0) / inside.sum(axis=0))
+    columns = np.column_stack([inside, centred]) * root[:, None]
+    square, rank = left_over(np.column_stack([derivatives, columns]), residuals)
+    df = len(points) - rank
+    if len(labels) < MIN_BLOCKS or df < 1:
+        return None
+    followed = np.linalg.qr(derivatives / np.linalg.norm(derivatives, axis=0))[0]
+    free = columns - followed @ (followed.T @ columns)
+    u, singular, _ = np.linalg.svd(free, full_matrices=False)
+    basis = u[:, singular > 1e-8 * singular.max()]
+    z = basis.T @ residuals
+    shifts, tilts = (basis.T @ part for part in np.split(columns, 2, axis=1))
+    s, t = SHIFT * GRID, _tilt_scale(surface, points) * GRID
+    noise = square / df + LEAST_NOISE**2
+    v = (
+        noise * np.eye(len(z))
+        + (s**2)[:, None, None, None] * (shifts @ shifts.T)
+        + (t**2)[None, :, None, None] * (tilts @ tilts.T)
+    )
+    solved = np.linalg.solve(v, np.broadcast_to(z[:, None], (*v.shape[:-1], 1)))[..., 0]
+    log = -0.5 * (np.linalg.slogdet(v)[1] + solved @ z)
+    posterior = np.exp(log - log.max()) * spike_and_cauchy(GRID, 1.0)[:, None] * spike_and_cauchy(GRID, 1.0)
+    cell = rng.choice(posterior.size, size=draws, p=(posterior / posterior.sum()).reshape(-1))
+    i, j = np.unravel_index(cell, posterior.shape)
+    drawn_shifts = s[i][:, None] * rng.standard_normal((draws, len(labels)))
+    drawn_tilts = t[j][:, None] * rng.standard_normal((draws, len(labels)))
+    return np.asarray(drawn_shifts @ inside.T + drawn_tilts @ centred.T)
+
+
+def _tilt_scale(surface: Surfaces, points: Points) -> float:
+    """Tilt of ln L that moves a minimum by `SCATTER` decades: the valley's curvature over ln N times the move."""
+    n, d = points.params, points.tokens
+    low, middle, high = (np.log(surface.loss(n * np.exp(by), d * np.exp(-by))) for by in (-SIDE, 0.0, SIDE))
+    curvature = float(np.median(low - 2 * middle + high)) / SIDE**2
+    return max(curvature, 1e-12) * SCATTER * float(np.log(10))

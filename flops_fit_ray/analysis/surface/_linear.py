@@ -1,0 +1,43 @@
+"""A surface as a linear model near its fit: residuals, derivatives, and what a design leaves of them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+
+from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.points import Points
+from flops_fit_ray.analysis.surface._value import Surfaces
+from flops_fit_ray.fit_options import SurfaceOptions
+
+FAR = 4.0  # robust standard deviations from which a residual is an outlier, and counts for no more
+STEP = 1e-5  # of the parameters of a surface, for its derivatives
+
+
+def linearised(surface: Surfaces, points: Points, options: SurfaceOptions) -> tuple[Floats, Floats]:
+    """Return residuals of ln L (points,), outliers pulled in, and derivatives to the parameters that are free."""
+    root = np.sqrt(points.weights)
+    fitted = np.log(surface.loss(points.params, points.tokens))
+    residuals = (np.log(points.loss) - fitted) * root
+    centre = float(np.median(residuals))
+    reach = FAR * 1.4826 * float(np.median(np.abs(residuals - centre)))
+    if reach > 0:
+        residuals = np.clip(residuals, centre - reach, centre + reach)
+    columns, pinned = [], {name.lower() for name in options.pins}
+    for field in fields(Surfaces):
+        value = getattr(surface, field.name)
+        fixed = options.form == "additive" if field.name == "k" else field.name.removeprefix("log_") in pinned
+        if fixed or not np.isfinite(value).all():
+            continue
+        moved = {f.name: getattr(surface, f.name) for f in fields(Surfaces)} | {field.name: value + STEP}
+        columns.append((np.log(Surfaces(**moved).loss(points.params, points.tokens)) - fitted) / STEP * root)
+    return residuals, np.column_stack(columns)
+
+
+def left_over(design: Floats, residuals: Floats) -> tuple[float, int]:
+    """Return the squares that a linear model leaves, and its rank; columns are scaled first."""
+    scaled = design / np.maximum(np.linalg.norm(design, axis=0), 1e-300)
+    solution, _, rank, _ = np.linalg.lstsq(scaled, residuals, rcond=1e-10)
+    left = residuals - scaled @ solution
+    return float(left @ left), int(rank)

@@ -351,7 +351,9 @@ def test_refits_are_what_a_fit_of_their_own_would_be() -> None:
 def test_runs_are_drawn_whole() -> None:
     """Ten copies of each run are no ten runs: the interval must not shrink."""
     one = scattered(BESIROGLU, 120, noise=0.02)
-    many = points_from(*(np.tile(getattr(one, f), 10) for f in ("budget", "flops", "params", "tokens", "loss")))
+    many = points_from(
+        *(np.tile(getattr(one, f), 10) for f in ("budget", "flops", "params", "tokens", "loss")), labelled=False
+    )
     clustered = replace(many, run=np.tile(np.arange(120), 10))
     widths = []
     for points in (one, clustered, many):

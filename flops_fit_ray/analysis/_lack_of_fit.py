@@ -21,7 +21,7 @@ from flops_fit_ray.analysis._valley_minima import MinimaErrors, interior
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.noise import Noise, SeedNoise
 from flops_fit_ray.analysis.points import Points, blocks_by_budget
-from flops_fit_ray.analysis.surface import SurfaceFit, fit_surface, left_over, linearised
+from flops_fit_ray.analysis.surface import SurfaceFit, fit_surface, left_over, linearised, root_weights
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
 
@@ -140,9 +140,9 @@ def _blocks(points: Points, fit: SurfaceFit, method: MethodName, options: FitOpt
     for i in np.unique(block):
         inside = (block == i).astype(np.float64)
         columns += [inside, inside * (x - x[block == i].mean())]
-    both = np.column_stack([derivatives, *columns])
+    both = np.column_stack([derivatives, np.column_stack(columns) * root_weights(points)[:, None]])
     (without, rank_without), (within, rank_within) = left_over(derivatives, residuals), left_over(both, residuals)
-    degrees = (rank_within - rank_without, len(points) - rank_within)
+    degrees = (rank_within - rank_without, points.num_runs - rank_within)
     if min(degrees) < 1 or _exact(residuals):
         return
     ratio = ((without - within) / degrees[0]) / max(within / degrees[1], 1e-300)
@@ -158,7 +158,7 @@ def _blocks(points: Points, fit: SurfaceFit, method: MethodName, options: FitOpt
 def _top(points: Points, method: MethodName, options: FitOptions) -> Iterator[FitTest]:
     """Test whether the losses at the largest C lie where a surface through the others has them.
 
-    t² = bias² / (s²·(1/m + g'(J'J)^-1·g)): m losses held out, s their noise by the others, g their mean derivative.
+    t² = bias² / (s²·(1/m + g'(J'J)^-1·g)): m runs held out, s their noise by the others, g their mean derivative.
     """
     top = top_points(points)
     if not top.any() or top.all():
@@ -169,14 +169,15 @@ def _top(points: Points, method: MethodName, options: FitOptions) -> Iterator[Fi
     if not below.usable or below.surface is None:
         return
     residuals, derivatives = linearised(below.surface, low, wanted)
-    held, further = linearised(below.surface, points.pick(top), wanted)
+    high = points.pick(top)
+    held, further = linearised(below.surface, high, wanted)
     square, rank = left_over(derivatives, residuals)
-    df = len(low) - rank
+    df = low.num_runs - rank
     if df < 1 or _exact(residuals):
         return
-    mean = further.mean(axis=0)
-    spread = square / df * (1 / len(held) + float(mean @ np.linalg.pinv(derivatives.T @ derivatives) @ mean))
-    bias = float(held.mean())
+    root = root_weights(high)
+    mean, bias = root @ further / (root @ root), float(root @ held / (root @ root))
+    spread = square / df * (1 / float(root @ root) + float(mean @ np.linalg.pinv(derivatives.T @ derivatives) @ mean))
     ratio = bias**2 / max(spread, 1e-300)
     p = _p_value(ratio, (1, df))
     beyond = points.flops[top].max() / low.flops.max()

@@ -8,7 +8,7 @@ from flops_fit_ray.analysis.surface._estimate import (
     fit_surface,
     refit_surfaces,
 )
-from flops_fit_ray.analysis.surface._linear import left_over, linearised
+from flops_fit_ray.analysis.surface._linear import left_over, linearised, root_weights
 from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceLoss, SurfaceOptions
 
@@ -26,4 +26,5 @@ __all__ = [
     "left_over",
     "linearised",
     "refit_surfaces",
+    "root_weights",
 ]

@@ -15,7 +15,7 @@ import numpy as np
 from flops_fit_ray.analysis._random_effects import SCATTER, spike_and_cauchy
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import Points, blocks_by_budget
-from flops_fit_ray.analysis.surface._linear import left_over, linearised
+from flops_fit_ray.analysis.surface._linear import left_over, linearised, root_weights
 from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceOptions
 
@@ -37,12 +37,12 @@ def draw_block_effects(
     block = blocks_by_budget(points)
     labels = np.unique(block)
     residuals, derivatives = linearised(surface, points, options)
-    root, x = np.sqrt(points.weights), np.log(points.params)
+    root, x = root_weights(points), np.log(points.params)
     inside = (block[:, None] == labels).astype(np.float64)
     centred = inside * (x[:, None] - (inside * x[:, None]).sum(axis=0) / inside.sum(axis=0))
     columns = np.column_stack([inside, centred]) * root[:, None]
     square, rank = left_over(np.column_stack([derivatives, columns]), residuals)
-    df = len(points) - rank
+    df = points.num_runs - rank
     if len(labels) < MIN_BLOCKS or df < 1:
         return None
     followed = np.linalg.qr(derivatives / np.linalg.norm(derivatives, axis=0))[0]

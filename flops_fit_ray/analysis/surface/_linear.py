@@ -16,8 +16,11 @@ STEP = 1e-5  # of the parameters of a surface, for its derivatives
 
 
 def linearised(surface: Surfaces, points: Points, options: SurfaceOptions) -> tuple[Floats, Floats]:
-    """Return residuals of ln L (points,), outliers pulled in, and derivatives to the parameters that are free."""
-    root = np.sqrt(points.weights)
+    """Return residuals of ln L (points,), outliers pulled in, and derivatives to the parameters that are free.
+
+    Both are multiplied by `root_weights`.
+    """
+    root = root_weights(points)
     fitted = np.log(surface.loss(points.params, points.tokens))
     residuals = (np.log(points.loss) - fitted) * root
     centre = float(np.median(residuals))
@@ -33,6 +36,12 @@ def linearised(surface: Surfaces, points: Points, options: SurfaceOptions) -> tu
         moved = {f.name: getattr(surface, f.name) for f in fields(Surfaces)} | {field.name: value + STEP}
         columns.append((np.log(Surfaces(**moved).loss(points.params, points.tokens)) - fitted) / STEP * root)
     return residuals, np.column_stack(columns)
+
+
+def root_weights(points: Points) -> Floats:
+    """Square roots of the weights (points,), with which all losses of a run count as one."""
+    runs = points.runs
+    return np.sqrt(points.weights / np.bincount(runs)[runs])
 
 
 def left_over(design: Floats, residuals: Floats) -> tuple[float, int]:

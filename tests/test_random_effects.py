@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from flops_fit_ray.analysis import FitOptions, Points, analyse, fit_minima, fit_sweep
-from flops_fit_ray.analysis._random_effects import BEND, EXACT, effect_source, random_effects
 from flops_fit_ray.analysis._valley_minima import LawSource, minima_law
+from flops_fit_ray.analysis.random_effects import BEND, EXACT, effect_source, random_effects
 from tests.surfaces import BESIROGLU, BUDGETS, SYMMETRIC, Surface, optimum, sweep_on
 
 X = np.log10(BUDGETS)

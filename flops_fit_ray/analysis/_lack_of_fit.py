@@ -16,11 +16,11 @@ import numpy as np
 
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._methods import Method
-from flops_fit_ray.analysis._random_effects import deviations
 from flops_fit_ray.analysis._valley_minima import MinimaErrors, interior
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.noise import Noise, SeedNoise
 from flops_fit_ray.analysis.points import Points, blocks_by_budget
+from flops_fit_ray.analysis.random_effects import deviations
 from flops_fit_ray.analysis.surface import SurfaceFit, fit_surface, left_over, linearised, root_weights
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flops_fit_ray.analysis._random_effects import EffectSource, RandomEffects
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.random_effects import EffectSource, RandomEffects
 from flops_fit_ray.errors import FitError
 
 MIN_DRAWS = 0.5  # share of the draws that must have a value, else there is no interval

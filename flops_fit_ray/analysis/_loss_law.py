@@ -1,7 +1,7 @@
 """The law of the loss at the minima, L_opt = E + K·C^-gamma, and what is known of it.
 
 Losses of one budget share errors (a schedule, a batch of learning rates) that the noise about its valley does not show,
-so they scatter about the law as minima do (`_random_effects`). And few budgets hardly tell E from a smaller gamma: E is
+so they scatter about the law as minima do (`random_effects`). And few budgets hardly tell E from a smaller gamma: E is
 drawn from its posterior on a grid between 0 and the lowest loss, flat before the data. With two budgets that is all.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flops_fit_ray.analysis._law import Law, LawDraws, fit_power_law
-from flops_fit_ray.analysis._random_effects import EffectSource, spike_and_cauchy
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.random_effects import EffectSource, spike_and_cauchy
 
 MIN_FOR_SHIFT = 4  # budgets from which E is fitted: one more than the law has parameters
 GAMMA = (0.01, 2.0)  # range of gamma

@@ -7,7 +7,7 @@ noise; all of them together can:
     loss = parabola(z) + rho · b · r(z),   z = log10 N,   b the parabola's curvature, r(z) = z³ less its own parabola
 
 rho is common to the budgets (on a power-law surface it is (beta - alpha)/3 per unit of ln N). Its posterior has the
-prior of `_random_effects`: exactly 0, or a half-Cauchy. Draws are centred halfway between the parabola and the
+prior of `random_effects`: exactly 0, or a half-Cauchy. Draws are centred halfway between the parabola and the
 estimate, with a spread that holds both: the skew of the outermost sizes need not be that of the valley's bottom.
 """
 
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_ray.analysis._random_effects import spike_and_cauchy
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.random_effects import spike_and_cauchy
 from flops_fit_ray.analysis.valley import Polynomial
 
 SKEW = 0.05  # scale of the prior of rho, per decade of N: |beta - alpha| = 0.065

@@ -9,11 +9,11 @@ import numpy as np
 
 from flops_fit_ray.analysis._law import Interval, Law, central_interval, fit_power_law
 from flops_fit_ray.analysis._loss_law import fit_loss_law
-from flops_fit_ray.analysis._random_effects import EffectSource, effect_source, random_effects
 from flops_fit_ray.analysis._skew import common_skew
 from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
+from flops_fit_ray.analysis.random_effects import EffectSource, effect_source, random_effects
 from flops_fit_ray.analysis.valley import Curve, Polynomial, Valley
 from flops_fit_ray.fit_options import LawWeights
 

@@ -10,10 +10,10 @@ import numpy as np
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._methods import Method
-from flops_fit_ray.analysis._random_effects import effect_source
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis._valley_minima import LawSource, interior, minima_law
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning, range_warning
+from flops_fit_ray.analysis.random_effects import effect_source
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import SURFACES, MethodName
 

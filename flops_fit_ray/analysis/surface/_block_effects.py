@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from flops_fit_ray.analysis._random_effects import SCATTER, spike_and_cauchy
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import Points, blocks_by_budget
+from flops_fit_ray.analysis.random_effects import SCATTER, spike_and_cauchy
 from flops_fit_ray.analysis.surface._linear import left_over, linearised, root_weights
 from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceOptions

@@ -1,4 +1,4 @@
-"""What budgets do beyond the noise of their runs: shifts and tilts of a whole budget about the surface.
+"""Effects of budgets beyond the noise of their runs: shifts and tilts of a whole budget about the surface.
 
     ln L = ln surface + shift_b + tilt_b·(ln N - mean) + noise,   shift_b ~ N(0, s²),  tilt_b ~ N(0, t²)
 

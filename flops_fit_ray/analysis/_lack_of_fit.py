@@ -20,7 +20,7 @@ from flops_fit_ray.analysis._valley_minima import MinimaErrors, interior
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.noise import Noise, SeedNoise
 from flops_fit_ray.analysis.points import Points, blocks_by_budget
-from flops_fit_ray.analysis.random_effects import deviations
+from flops_fit_ray.analysis.random_effects import chi_square
 from flops_fit_ray.analysis.surface import SurfaceFit, fit_surface, left_over, linearised, root_weights
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
@@ -95,7 +95,7 @@ def _minima(
         return
     x = np.log10([valleys[i].flops for i in used])
     y = np.log10([valleys[i].params_opt for i in used])
-    square, df = deviations(x, y, errors.of(used).log10_params)
+    square, df = chi_square(x, y, errors.of(used).log10_params)
     ratio, degrees = square / df, (df, noise.pooled_df)
     p = _p_value(ratio, degrees)
     words = (

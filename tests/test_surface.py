@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flops_fit_ray.analysis import FitOptions, Points, fit_sweep, predict
+from flops_fit_ray.analysis import FitOptions, Points, fit_sweep, predict, sensitivity
 from flops_fit_ray.analysis._law_choice import choose
 from flops_fit_ray.analysis.surface import (
     SurfaceOptions,
@@ -92,6 +92,10 @@ def test_the_optimum_follows_the_cost_of_a_token(surface: Surface) -> None:
             assert answer.loss == pytest.approx(loss(np.array([width]), budget)[0], rel=1e-4)
             interval = law.interval(budget, 0.95)
             assert interval is not None and interval.low == pytest.approx(answer.params, rel=1e-6)  # there is no noise
+        panel = sensitivity(fit, 1e19)
+        assert panel is not None and panel.rows[0].params is not None
+        straight = next(row for row in panel.rows if row.lever == "the cost of a token")
+        assert straight.params is not None and 1.05 < straight.params / panel.rows[0].params < 1.12
         chord = math.log(law.at(1e18) / law.at(1e15)) / math.log(1e3)
         assert law.exponent == pytest.approx(chord, rel=1e-9)
         assert law.coefficient * 1e15**law.exponent == pytest.approx(law.at(1e15), rel=1e-9)

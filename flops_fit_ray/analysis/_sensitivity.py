@@ -159,6 +159,10 @@ def _methods(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
 def _settings(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
     options, points = fit.options, fit.points
     if fit.default != "valley":
+        surface = fit.answer.surface
+        if surface is not None and surface.cost is not None and surface.cost.curve is not None:
+            straight = replace(surface, cost=replace(surface.cost, curve=None), draws=None)
+            yield _row_of("the cost of a token", "a power of N", surface_method(straight), budget)
         for delta in (1e-4, 1e-2):
             if fit.default != "surface_squared" and fit.default in SURFACES and delta != options.delta:
                 changed = _quick(points, replace(options, delta=delta), fit.default)

@@ -51,6 +51,8 @@ class Analysis:
     def warnings(self) -> tuple[Flag, ...]:
         """Warnings of the fit, of the agreement of the methods, and of the predictions, each once."""
         flags = [*self.fit.warnings, *(flag for flag in (self.agreement, self.bias) if flag is not None)]
+        if self.target is not None and self.fit.surface_choice is not None:
+            flags.append(self.fit.surface_choice.flag)
         flags += [flag for prediction in self.predictions for flag in prediction.warnings]
         return tuple(dict.fromkeys(flags))
 

@@ -32,7 +32,7 @@ def fit_to_json(fit: SweepFit) -> dict[str, Any]:
             "default_method": fit.default,
             **laws_to_json(fit.answer, fit),
             "methods": {name: _method_to_json(method, fit) for name, method in fit.methods.items()},
-            "choices": [asdict(choice) for choice in fit.choices],
+            "choices": [asdict(fit.surface_choice)] if fit.surface_choice else [],
             "valleys": [_valley_to_json(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True)],
             "budgets_found_by_nearness": not fit.points.labelled,
             "points": len(fit.points),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -61,8 +62,19 @@ class SweepFit:
 
     @property
     def surface(self) -> Method:
-        """The default method if it fits a surface, else the Huber surface: the one that figures and checks show."""
-        return self.answer if self.default in SURFACES else self.methods["surface_huber"]
+        """The default method if it fits a surface, else the chosen one: the surface that figures and checks show."""
+        if self.default in SURFACES:
+            return self.answer
+        coupled = self.surface_choice is not None and self.surface_choice.chosen == "coupled"
+        return self.methods["surface_coupled" if coupled else "surface_huber"]
+
+    @cached_property
+    def surface_choice(self) -> Choice | None:
+        """The choice of the surface's law; None where a method was asked for, or a law is missing."""
+        both = all(self.methods[name].params_opt is not None for name in ("surface_huber", "surface_coupled"))
+        if self.choices or self.options.method != "auto" or not both or len(self.points) < MIN_FOR_SURFACE:
+            return next(iter(self.choices), None)
+        return choose_surface(self.points, self.options)
 
     @property
     def params_opt(self) -> Law | None:

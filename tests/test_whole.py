@@ -62,7 +62,8 @@ def test_the_panel_finds_the_bad_run_and_the_bad_budget() -> None:
     points = sweep_on(SYMMETRIC, BUDGETS)
     loss = points.loss.copy()
     loss[0] += 0.1
-    panel = sensitivity(fit_sweep(replace(points, loss=loss), QUICK), 1e21)
+    # All minima weigh the same: by precision the bad budget hardly counts, and leaving it out changes nothing
+    panel = sensitivity(fit_sweep(replace(points, loss=loss), replace(QUICK, law_weights="equal")), 1e21)
     assert panel is not None
     base = panel.rows[0].params
     assert base is not None
@@ -90,11 +91,27 @@ def test_agreement_and_disagreement_of_valleys_and_surface() -> None:
     calm = fit_sweep(sweep_on(SYMMETRIC, BUDGETS, noise=0.001), SOME)
     agreed = method_agreement(calm, 1e21)
     assert agreed is not None and agreed.code == "methods_agree"
-    biased, rng = drifting_windows(), np.random.default_rng(0)
-    biased = replace(biased, loss=biased.loss + 0.0005 * rng.standard_normal(len(biased)))
-    disagreed = method_agreement(fit_sweep(biased, SOME), 1e24)
+    apart = with_valleys_at(calm, 3.0)
+    disagreed = method_agreement(apart, 1e21)
     assert disagreed is not None and disagreed.code == "methods_disagree" and disagreed.severity == "warning"
-    assert "the intervals do not overlap" in str(disagreed)
+    assert "their intervals do not overlap, and the interval that is given is the union of both" in str(disagreed)
+    one, two = predict(apart, 1e21), predict(calm, 1e21, "surface_huber")
+    assert one.params_interval is not None and two.params_interval is not None
+    assert one.params_interval.holds(one.params) and one.params_interval.holds(two.params)
+    assert one.params_interval.low == two.params_interval.low < two.params_interval.high < one.params_interval.high
+    alone = predict(apart, 1e21, "valley").params_interval  # a method that is asked for speaks for itself
+    assert alone is not None and not alone.holds(two.params)
+
+
+def with_valleys_at(fit: SweepFit, factor: float) -> SweepFit:
+    """A fit whose valleys say so many times their N_opt."""
+    valley = fit.methods["valley"]
+    law = valley.params_opt
+    assert law is not None and law.draws is not None
+    up = math.log10(factor)
+    draws = replace(law.draws, log10_coefficient=law.draws.log10_coefficient + up)
+    moved = replace(law, log10_coefficient=law.log10_coefficient + up, draws=draws)
+    return replace(fit, methods={**fit.methods, "valley": replace(valley, params_opt=moved)})
 
 
 def drifting_windows() -> Points:
@@ -123,10 +140,9 @@ def test_either_intervals_apart_or_a_large_ratio_is_a_disagreement() -> None:
     assert said(exact, 1e20).startswith("methods_agree") and "(x1.2)" in said(exact, 1e20)
     assert said(exact, 1e24).startswith("methods_disagree") and "(the intervals are unknown)" in said(exact, 1e24)
     rng = np.random.default_rng(0)
-    sharp = fit_sweep(replace(points, loss=points.loss + 0.0005 * rng.standard_normal(len(points))), SOME)
-    for fit in (sharp, exchanged(sharp)):  # one above the other, and below it
-        assert said(fit, 1e19).startswith("methods_agree")
-        assert "(x1.2): they disagree (the intervals do not overlap)" in said(fit, 1e20)
+    calm = fit_sweep(sweep_on(SYMMETRIC, BUDGETS, noise=0.0005), SOME)
+    for fit in (with_valleys_at(calm, 1.2), exchanged(with_valleys_at(calm, 1.2))):  # above the other, and below it
+        assert said(fit, 1e20).startswith("methods_disagree") and "the union of both" in said(fit, 1e20)
     blunt = fit_sweep(replace(points, loss=points.loss + 0.05 * rng.standard_normal(len(points))), SOME)
     assert "they disagree (the intervals overlap)" in said(blunt, 1e24)
 
@@ -218,7 +234,7 @@ def test_the_loss_law_of_valleys_has_its_irreducible_term() -> None:
     assert fit.loss_opt.exponent == pytest.approx(-0.31 / 2, abs=0.002)
     assert predict(fit, 1e22).loss == pytest.approx(optimum(SYMMETRIC, 1e22)[2], abs=1e-3)
     three = fit_sweep(sweep_on(SYMMETRIC, BUDGETS[:3]), QUICK)
-    assert three.loss_opt is not None and three.loss_opt.offset == 0
+    assert three.loss_opt is not None and 0 < three.loss_opt.offset < 2
     assert "loss_law" in {flag.code for flag in predict(three, 1e22).warnings}
 
 
@@ -316,4 +332,4 @@ def test_the_spec_says_how_it_is_fitted(tmp_path: Path) -> None:
     assert {int(v.used.sum()) for v in made.fit.valleys} == {5}
     surface = made.fit.methods["surface_huber"].surface
     assert surface is not None and surface.surface is not None and surface.surface.alpha[0] == pytest.approx(1.0)
-    assert made.fit_options.draws == 2000 and made.fit_options.law_weights == "equal"
+    assert made.fit_options.draws == 2000 and made.fit_options.law_weights == "precision"

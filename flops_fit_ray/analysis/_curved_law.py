@@ -28,7 +28,10 @@ class CurvedDraws(LawDraws):
         """Return the values at C = `budget`."""
         with np.errstate(over="ignore", under="ignore"):
             log_n, log_d, loss = self.surfaces.optimum(budget, self.cost)
-            return loss if self.quantity == "loss" else np.exp(log_n if self.quantity == "params" else log_d)
+            if self.quantity == "loss":
+                return loss
+            log = log_n if self.quantity == "params" else log_d
+            return np.asarray(np.exp(log + np.log(10) * self._bent(budget)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -42,10 +42,14 @@ class LawDraws:
 
     def at(self, budget: float) -> Floats:
         """The values at C = `budget`."""
-        x = np.log10(budget)
-        bent = self.bend * (0.5 * x * x + self.parabola[1] * x + self.parabola[0])
         with np.errstate(over="ignore", under="ignore"):  # an extreme draw may overflow; it is infinite then
-            return np.asarray(self.offset + 10 ** (self.log10_coefficient + self.exponent * x + bent))
+            line = self.log10_coefficient + self.exponent * np.log10(budget)
+            return np.asarray(self.offset + 10 ** (line + self._bent(budget)))
+
+    def _bent(self, budget: float) -> Floats:
+        """Decades by which the law of every draw lies off its line at C = `budget`."""
+        x = np.log10(budget)
+        return np.asarray(self.bend * (0.5 * x * x + self.parabola[1] * x + self.parabola[0]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -130,6 +130,24 @@ def _surface_laws(surfaces: Surfaces, cost: CostLaw) -> tuple[LawDraws, LawDraws
         LawDraws(exponent=1 - cost.n_exponent * a, log10_coefficient=log_d / ten),
         LawDraws(exponent=-surfaces.alpha * a * surfaces.k, log10_coefficient=log_excess, offset=e),
     )
+
+
+def bent_as_valleys(method: Method, valleys: Law, minima: Minima) -> Method:
+    """Bend the draws of a surface's N_opt and D_opt as far as the valleys leave a bend of N_opt(C) possible.
+
+    A surface's form fixes how its optimum goes on beyond the runs, so its own draws cannot know of another course. Only
+    draws in which budgets do something beyond the noise of their runs are bent: in the others the form is true.
+    """
+    fit, drawn = method.surface, valleys.draws
+    if fit is None or fit.exact is None or drawn is None or valleys.effects is None:
+        return method
+    bend = valleys.effects.draw(minima.source).bend[: len(fit.exact)] * ~fit.exact
+    laws = []
+    for law, sign in ((method.params_opt, 1), (method.tokens_opt, -1)):
+        if law is None or law.draws is None:
+            return method
+        laws.append(replace(law, draws=replace(law.draws, bend=sign * bend, parabola=drawn.parabola)))
+    return replace(method, params_opt=laws[0], tokens_opt=laws[1])
 
 
 def no_law(name: MethodName, reason: str, *, status: str = "no_law", surface: SurfaceFit | None = None) -> Method:

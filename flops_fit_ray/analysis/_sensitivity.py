@@ -12,6 +12,7 @@ from flops_fit_ray.analysis._methods import Method, surface_method, valley_metho
 from flops_fit_ray.analysis._sweep_fit import SweepFit, fit_minima, fit_valleys, valley_of
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.analysis.points import Points
+from flops_fit_ray.analysis.prediction import other_answer
 from flops_fit_ray.analysis.surface import fit_surface, refit_surfaces
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
 from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
@@ -98,14 +99,15 @@ def method_agreement(fit: SweepFit, budget: float) -> Flag | None:
         return None
     one, other = valley.at(budget), surface.at(budget)
     ratio = max(one / other, other / one)
-    first, second = (law.interval(budget, fit.options.confidence) for law in (valley, surface))
-    apart = first is not None and second is not None and (first.low > second.high or second.low > first.high)
+    apart = other_answer(fit, budget) is not None
     n_opts = f"{count(one)} by the valleys and {count(other)} by the {fit.surface.label.split(' (')[0]} (x{ratio:.3g})"
     message = f"at C = {flops(budget)} N_opt is {n_opts}"
-    if apart or ratio > DISAGREE:
-        overlap = "do not overlap" if apart else "overlap" if first and second else "are unknown"
-        message = f"{message}: they disagree (the intervals {overlap}); report both"
+    if apart:
+        message = f"{message}: their intervals do not overlap, and the interval that is given is the union of both"
         return Flag("methods_disagree", "warning", message)
+    if ratio > DISAGREE:
+        overlap = "overlap" if valley.draws is not None and surface.draws is not None else "are unknown"
+        return Flag("methods_disagree", "warning", f"{message}: they disagree (the intervals {overlap}); report both")
     return Flag("methods_agree", "info", f"{message}: they agree")
 
 
@@ -113,7 +115,7 @@ def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
     """Estimate the bias of the valleys' N_opt at C = `budget`, the surface taken for true; None if it is negligible.
 
     The same valleys are fitted to the noiseless losses of the surface at the same points. The intervals of the valleys
-    do not contain this error (Open-Athena, arXiv 2603.22339).
+    contain it as far as all valleys lean together (Open-Athena, arXiv 2603.22339).
     """
     surface = fit.methods["surface_huber"].surface
     if fit.default != "valley" or surface is None or not surface.usable or surface.surface is None or not surface.cost:

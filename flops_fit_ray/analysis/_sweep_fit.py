@@ -13,7 +13,7 @@ from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._lack_of_fit import FitTest, fit_tests
 from flops_fit_ray.analysis._law import Law
 from flops_fit_ray.analysis._law_choice import Choice, choose_surface
-from flops_fit_ray.analysis._methods import Method, no_law, surface_method, valley_method
+from flops_fit_ray.analysis._methods import Method, bent_as_valleys, no_law, surface_method, valley_method
 from flops_fit_ray.analysis._valley_minima import (
     Minima,
     MinimaErrors,
@@ -136,7 +136,8 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
     methods: dict[MethodName, Method] = {"valley": low.method}
     for name in SURFACES:
         aside = name == "surface_coupled" and options.method != name
-        methods[name] = _surface(points, options, name, min(options.draws, DRAWS_ASIDE) if aside else options.draws)
+        draws = min(options.draws, DRAWS_ASIDE) if aside else options.draws
+        methods[name] = _surface(points, options, name, draws, low)
     if (envelope := envelope_method(points if curves is None else curves, options.draws, rng)) is not None:
         methods["envelope"] = envelope
     elif options.method == "envelope":
@@ -147,7 +148,7 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
         choices = (choose_surface(points, options),)
         default = next(n for n, kind in SURFACES.items() if kind == ("huber", choices[0].chosen))
         if default == "surface_coupled":
-            methods[default] = _surface(points, options, default, options.draws)
+            methods[default] = _surface(points, options, default, options.draws, low)
     seeds = seed_noise(points)
     tests = tuple(fit_tests(points, low.valleys, low.errors, low.noise, seeds, methods, options))
     return SweepFit(
@@ -171,9 +172,12 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
     )
 
 
-def _surface(points: Points, options: FitOptions, name: MethodName, draws: int) -> Method:
+def _surface(points: Points, options: FitOptions, name: MethodName, draws: int, low: ValleyFit) -> Method:
     wanted, rng = options.surface(name), np.random.default_rng(options.seed)
-    return surface_method(bootstrap_surface(fit_surface(points, wanted), points, wanted, draws, rng))
+    method = surface_method(bootstrap_surface(fit_surface(points, wanted), points, wanted, draws, rng))
+    if low.minima is None or low.method.params_opt is None:
+        return method
+    return bent_as_valleys(method, low.method.params_opt, low.minima)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -120,11 +120,9 @@ def minima_errors(valleys: Sequence[Valley], points: Points, noise: Noise) -> Mi
         raised = np.diag(noise.sigma[number] / np.sqrt(points.weights[members]))
         moved[0, i, members], moved[2, i, members] = _moves(valley.over_params, raised)
         moved[1, i, members], _ = _moves(valley.over_tokens, raised)
-    of_run = np.zeros((len(points), points.num_runs))
-    of_run[np.arange(len(points)), points.runs] = 1
     covariances = []
     for delta in moved:
-        runs = delta @ of_run
+        runs = np.array([np.bincount(points.runs, weights=row, minlength=points.num_runs) for row in delta])
         covariances.append((1 - noise.shared) * delta @ delta.T + noise.shared * runs @ runs.T)
     return MinimaErrors(log10_params=covariances[0], log10_tokens=covariances[1], loss=covariances[2])
 

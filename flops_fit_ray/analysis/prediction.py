@@ -9,6 +9,7 @@ import numpy as np
 
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
+from flops_fit_ray.analysis._loss_law import MIN_FOR_SHIFT
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis._valley_minima import LawSource, interior, minima_law
@@ -59,19 +60,48 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
     n, d, loss = chosen.laws
     factor = extrapolation(fit, budget, chosen.name)
     confidence = fit.options.confidence
+    other = None if method else other_answer(fit, budget)
+    within = [law.interval(budget, confidence) for law in chosen.laws]
+    if other is not None and other.laws is not None:
+        within = [_union(one, law.interval(budget, confidence)) for one, law in zip(within, other.laws, strict=True)]
     return Prediction(
         budget=budget,
         method=chosen.name,
         params=n.at(budget),
         tokens=d.at(budget),
         loss=loss.at(budget),
-        params_interval=n.interval(budget, confidence),
-        tokens_interval=d.interval(budget, confidence),
-        loss_interval=loss.interval(budget, confidence),
-        run_interval=_run_interval(fit, loss, budget),
+        params_interval=within[0],
+        tokens_interval=within[1],
+        loss_interval=within[2],
+        run_interval=_union(_run_interval(fit, loss, budget), within[2] if other is not None else None),
         extrapolation=factor,
         warnings=tuple(_prediction_warnings(fit, chosen, factor)),
     )
+
+
+def other_answer(fit: SweepFit, budget: float) -> Method | None:
+    """Return the method whose interval of N_opt at C = `budget` lies apart from that of the answer; None if none does.
+
+    It is the surface beside valleys, and the valleys of labelled budgets beside a surface. Neither is known to be right
+    then, and the answer is the union of both.
+    """
+    if fit.default == "valley":
+        other = fit.surface
+    elif fit.default in SURFACES and fit.points.labelled:
+        other = fit.methods["valley"]
+    else:
+        return None
+    if fit.params_opt is None or other.params_opt is None:
+        return None
+    one, two = (law.interval(budget, fit.options.confidence) for law in (fit.params_opt, other.params_opt))
+    apart = one is not None and two is not None and (one.low > two.high or two.low > one.high)
+    return other if apart else None
+
+
+def _union(one: Interval | None, two: Interval | None) -> Interval | None:
+    if one is None or two is None:
+        return one
+    return Interval(min(one.low, two.low), max(one.high, two.high))
 
 
 def extrapolation(fit: SweepFit, budget: float, method: MethodName) -> float:
@@ -144,11 +174,12 @@ def run_noise(fit: SweepFit) -> tuple[float, int] | None:
 def _prediction_warnings(fit: SweepFit, method: Method, factor: float) -> Iterator[Flag]:
     yield from extrapolation_warning(factor)
     if factor > 1 and method.name == "valley" and method.loss_opt is not None:
-        if not method.loss_opt.offset:
+        if len(fit.optima) < MIN_FOR_SHIFT:
             yield Flag(
                 "loss_law",
                 "info",
-                "the loss law has no irreducible term, so it is too low beyond the data; 4 budgets give one",
+                f"{len(fit.optima)} budgets do not tell the irreducible loss: L beyond the data may be anything from a "
+                f"power law to hardly lower, and its interval says so; {MIN_FOR_SHIFT} budgets tell more",
             )
         low, high = fit.fitted_range
         yield from range_warning(high / low, len(fit.optima))

@@ -8,7 +8,7 @@ less its own line through the budgets, so that `bend` is the change of the expon
 This is random-effects meta-regression (DerSimonian and Laird 1986; Hartung and Knapp 2001). With the three to seven
 budgets of a sweep one estimate of tau is often 0 by chance, so tau and bend are not estimated but drawn from their
 posterior, on a grid. Its priors are stated: each is exactly 0 with probability `EXACT`, and else a half-Cauchy with the
-scale `SCATTER` or `BEND`. Only the chi_square from the line tell of them (restricted likelihood); beyond the budgets
+scale `SCATTER` or `BEND`. Only the deviations from the line tell of them (restricted likelihood); beyond the budgets
 the interval grows with the distance, as far as the minima leave a bend possible.
 """
 

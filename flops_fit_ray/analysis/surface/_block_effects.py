@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.points import Points, blocks_by_budget
 from flops_fit_ray.analysis.random_effects import SCATTER, spike_and_cauchy
 from flops_fit_ray.analysis.surface._linear import left_over, linearised, root_weights
@@ -28,8 +28,11 @@ SIDE = 0.1  # of ln N at constant N·D, for the curvature of a valley
 
 def draw_block_effects(
     surface: Surfaces, points: Points, options: SurfaceOptions, draws: int, rng: np.random.Generator
-) -> Floats | None:
-    """Draw what blocks of budgets add to ln L (draws, points); None with too few blocks or points to tell.
+) -> tuple[Floats, Bools] | None:
+    """Draw what blocks of budgets add to ln L; None with too few blocks or points to tell.
+
+    Returns:
+        the effects (draws, points), and whether a draw has none, because the law is exact in it (draws,).
 
     With Q an orthonormal basis of the shifts and tilts that the surface cannot follow, z = Q'r is
     N(0, sigma²·I + s²·Q'SS'Q + t²·Q'TT'Q), and sigma² is what all of them leave.
@@ -65,7 +68,7 @@ def draw_block_effects(
     i, j = np.unravel_index(cell, posterior.shape)
     drawn_shifts = s[i][:, None] * rng.standard_normal((draws, len(labels)))
     drawn_tilts = t[j][:, None] * rng.standard_normal((draws, len(labels)))
-    return np.asarray(drawn_shifts @ inside.T + drawn_tilts @ centred.T)
+    return np.asarray(drawn_shifts @ inside.T + drawn_tilts @ centred.T), np.asarray((i == 0) & (j == 0))
 
 
 def _tilt_scale(surface: Surfaces, points: Points) -> float:

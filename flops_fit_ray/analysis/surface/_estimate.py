@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.noise import draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import _huber as huber
@@ -64,6 +64,7 @@ class SurfaceFit:
     flops_range: tuple[float, float]  # smallest and largest C of the runs
     residuals: Floats  # of ln L for huber, of L for squared; (points,), observed less fitted
     draws: Surfaces | None
+    exact: Bools | None  # draws in which budgets do nothing beyond the noise of their runs; None where none can be told
     lost_draws: int
     resampled: str  # description of the bootstrap
 
@@ -110,6 +111,7 @@ def fit_surface(points: Points, options: SurfaceOptions, weights: Floats | None 
         flops_range=(float(points.flops.min()), float(points.flops.max())),
         residuals=np.log(points.loss / value) if options.loss == "huber" else points.loss - value,
         draws=None,
+        exact=None,
         lost_draws=0,
         resampled="",
     )
@@ -154,7 +156,7 @@ def bootstrap_surface(
     blocks = None
     if points.labelled or count < CASE_RUNS:
         blocks = draw_block_effects(fit.surface, points, options, draws, rng.spawn(1)[0])
-    factor = np.float64(1.0) if blocks is None else np.exp(blocks)
+    factor, exact = (np.float64(1.0), None) if blocks is None else (np.exp(blocks[0]), blocks[1])
     if count >= CASE_RUNS:
         # Case resampling: the number of times that a run was drawn is its weight
         drawn = rng.integers(0, count, size=(draws, count))
@@ -179,7 +181,7 @@ def bootstrap_surface(
         drawn_surfaces = refit_surfaces(fit, points, options, loss=loss, weights=points.weights)
         resampled = f"new scatter of {noise.pooled:.2g} about the surface"
     lost = int(np.isnan(drawn_surfaces.alpha).sum())
-    fit = replace(fit, draws=drawn_surfaces, lost_draws=lost, resampled=resampled)
+    fit = replace(fit, draws=drawn_surfaces, exact=exact, lost_draws=lost, resampled=resampled)
     low, high = np.nanquantile(drawn_surfaces.k, [0.025, 0.975]) if lost < draws else (1.0, 1.0)
     if fit.form == "coupled" and fit.status == "converged" and low <= 1 <= high:
         k = f"k = {fit.surface.k[0]:.3g} [{low:.3g}, {high:.3g}]" if fit.surface is not None else ""
@@ -191,7 +193,7 @@ def bootstrap_surface(
 def _no_surface(options: SurfaceOptions, status: SurfaceStatus, reason: str) -> SurfaceFit:
     return SurfaceFit(loss=options.loss, form=options.form, status=status, reason=reason, surface=None,
                       objective=None, starts=None, cost=None, flops_range=(np.nan, np.nan), residuals=np.empty(0),
-                      draws=None, lost_draws=0, resampled="")  # fmt: skip
+                      draws=None, exact=None, lost_draws=0, resampled="")  # fmt: skip
 
 
 def _status(

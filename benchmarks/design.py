@@ -26,7 +26,8 @@ import numpy as np
 
 from flops_fit_ray.analysis import FitOptions, fit_sweep
 from flops_fit_ray.planning import Measurements, Planner
-from flops_fit_ray.planning.simulation import SURFACES, World, simulate_sweep
+from flops_fit_ray.planning.loss_surfaces import ADDITIVE, SURFACES
+from flops_fit_ray.planning.simulation import World, simulate_sweep
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.simulate import simulated_points
 from tests.worlds import DATA, RULE, SIZES, adaptive_spec
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--sweeps", type=int, default=200)
     parser.add_argument("--ratio", type=float, default=math.sqrt(10), help="of neighbouring budgets")
     parser.add_argument("--budgets", type=int, default=5)
-    parser.add_argument("--surfaces", default="; ".join(SURFACES))
+    parser.add_argument("--surfaces", default="; ".join(ADDITIVE), help=f"some of: {'; '.join(SURFACES)}")
     parser.add_argument("--designs", default="default", help=f"all, or some of: {'; '.join(DESIGNS)}")
     arguments = parser.parse_args()
     budgets = [float(f"{1e17 * arguments.ratio**k:.4g}") for k in range(arguments.budgets)]
@@ -88,7 +89,7 @@ def _full_grid(world: World, budgets: list[float]) -> Planner:
     rng = np.random.default_rng(world.seed)
     cells = []
     for c in budgets:
-        centre = world.optimum(c)[0] * KNOWN_WITHIN ** rng.uniform(-1, 1)
+        centre = world.surface.optimum(c)[0] * KNOWN_WITHIN ** rng.uniform(-1, 1)
         targets = centre * np.geomspace(1 / 4, 4, 7)
         sizes = {min((abs(math.log(s.params / t)), s.params) for s in SIZES)[1] for t in targets}
         cells.append({"flops": c, "sizes": sorted(sizes)})
@@ -117,8 +118,9 @@ def _marks(
         within = None if law is None else law.interval(target, 0.95)
         if law is None or within is None:
             continue
-        true = world.optimum(target)[0]
-        _, _, _, alpha, beta = world.surface
+        true = world.surface.optimum(target)[0]
+        low, high = (world.surface.optimum(c.flops)[0] for c in (planner.spec.budgets[0], planner.spec.budgets[-1]))
+        exponent = math.log(high / low) / math.log(planner.spec.budgets[-1].flops / planner.spec.budgets[0].flops)
         experiments = simulated.plan.experiments
         rows.append(
             (
@@ -127,7 +129,7 @@ def _marks(
                 float(within.holds(true)),
                 sum(e.flops_executed for e in experiments),
                 len(experiments),
-                law.exponent - beta / (alpha + beta),
+                law.exponent - exponent,
             )
         )
     return np.array(rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray.cli import main
+from flops_fit_ray.planning.loss_surfaces import SURFACES
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
 from flops_fit_ray.sweep.directory import Sweep
 from tests.sweeps import adaptive_reference_spec, make_sweep, reference_parts, reference_spec
@@ -208,15 +209,23 @@ def test_the_price_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_a_plan_is_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("init", tmp_path) == 0
     capsys.readouterr()
-    ask: list[str | Path] = ["plan", tmp_path, "--simulate", "--sweeps", "2", "--set", "grid.tokens_per_param=20"]
-    assert call(*ask, "--surface", "1.5,10,30,0.3,0.35", "--noise", "0.001", "--lr-factor", "0.5", "--json") == 0
+    ask: list[str | Path] = ["plan", tmp_path, "--simulate", "--sweeps", "1", "--set", "grid.tokens_per_param=20"]
+    (tmp_path / "my_world.py").write_text("def loss(n, d):\n    return 1.5 + 10 / n**0.3 + 30 / d**0.35\n")
+    assert call(*ask, "--surface", "my_world:loss", "--noise", "0.001", "--lr-factor", "0.5", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["sweeps"] == 2 and found["flops"] < found["flops_full_grid"]
+    assert found["surface_name"] == "my_world:loss" and found["surface"] is None
+    assert found["sweeps"] == 1 and found["flops"] < found["flops_full_grid"]
+    assert abs(found["bias"]) < 0.1 and 0 <= found["regret"] < 0.001  # of the valleys' N_opt, on that surface
     assert [m["slots"] for m in found["makespans"]] == [2, 8, 64, 1024]
     assert all(m["over_bound"] >= 1 - 1e-9 for m in found["makespans"])
     assert found["lr_factor"] == 0.5
     assert call(*ask, "--surface", "steep") == 2
-    assert "'steep' is neither hoffmann, besiroglu, lopsided nor five positive numbers" in capsys.readouterr().err
+    assert "'steep' is neither hoffmann, besiroglu, lopsided, kaplan," in capsys.readouterr().err
+    assert call(*ask, "--surface", "my_world:los") == 2
+    assert "--surface: 'my_world' has no attribute 'los'; did you mean 'loss'?" in capsys.readouterr().err
+    assert call("plan", "--help") == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in SURFACES)
 
 
 def test_extending_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

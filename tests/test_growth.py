@@ -15,6 +15,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, Observation, Plan, Planner, make_plan
 from flops_fit_ray.planning._adaptive import predicted_optimum, rungs
 from flops_fit_ray.planning.experiment import Experiment
+from flops_fit_ray.planning.loss_surfaces import SURFACES
 from flops_fit_ray.planning.simulation import World, lr_penalty
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.simulate import _Truth, fit_simulated, simulate_spec, simulated_points
@@ -47,7 +48,7 @@ def test_every_budget_ends_with_its_minimum_inside(surface: str, tokens_per_para
     planner = planner_of(grid={**NO_GUARDS, "tokens_per_param": tokens_per_param})
     plan, _ = run_through(planner, loss_in(where))
     for budget in BUDGETS:
-        sizes, true = grid_of(plan, budget), where.optimum(budget)[0]
+        sizes, true = grid_of(plan, budget), where.surface.optimum(budget)[0]
         assert sizes[0] < true / 1.3 and true * 1.3 < sizes[-1], budget
         assert len(sizes) >= 5
     # Once the first minimum is known, no further valley is a search
@@ -247,7 +248,7 @@ def test_seeds_stand_near_both_of_the_smallest_minima_on_one_trunk() -> None:
     assert len({e.size for e in seeds}) == 1
     known = {e.key: e for e in plan.experiments}
     for e in seeds:
-        assert 0.5 < e.params / world().optimum(e.budget)[0] < 2
+        assert 0.5 < e.params / world().surface.optimum(e.budget)[0] < 2
         assert known[e.of or ""].recipe.seed == 0
     assert all(known[e.parent or ""].recipe.seed == e.recipe.seed for e in seeds if e.budget == BUDGETS[1])
     assert len(of_role(run_through(planner_of(grid={"seeds": 3}), loss_in(world()))[0], "seed")) == 6
@@ -347,7 +348,7 @@ def test_the_fit_of_a_simulated_sweep_takes_seeds_and_leaves_checks_out() -> Non
 
     spec = adaptive_spec(train={"batch_size": 500})
     planner = planner_of(spec)
-    where = World(surface=HOFFMANN, noise=0.003, lr_factor=1.7, trunk_share=0.5)
+    where = World(surface=SURFACES["hoffmann"], noise=0.003, lr_factor=1.7, trunk_share=0.5)
     simulated = simulate_sweep(planner, where, 4, lambda e: e.flops)
     points = simulated_points(simulated.rows(), shared=True)
     grid = len(of_role(simulated.plan, "grid")) + len(of_role(simulated.plan, "seed"))
@@ -364,12 +365,12 @@ def test_a_rate_of_the_users_own_is_right_in_a_simulation(lr: object) -> None:
 
     spec = adaptive_spec(budgets=BUDGETS[:2], train={"batch_size": 500, "lr": lr}, grid=NO_GUARDS | {"lr_guard": False})
     for factor in (1.0, 2.0):
-        where = World(surface=HOFFMANN, noise=0.0, lr_factor=factor)
+        where = World(surface=SURFACES["hoffmann"], noise=0.0, lr_factor=factor)
         for e, loss in simulate_sweep(planner_of(spec), where, 4, lambda e: e.flops).rows():
             floor, a, b, alpha, beta = HOFFMANN
             clean = floor + a / e.params**alpha + b / e.tokens**beta
             assert loss == pytest.approx(clean + lr_penalty(1 / factor), rel=1e-12)
-    found = simulate_spec(spec, planner_of(spec).plan(), surface="hoffmann", noise=0.0, sweeps=1, slots=(2,))
+    found = simulate_spec(spec, planner_of(spec).plan(), surface=SURFACES["hoffmann"], noise=0.0, sweeps=1, slots=(2,))
     assert found.lr_factor == (1.7 if lr == "auto" else 1.0)
 
 
@@ -378,7 +379,8 @@ def test_the_truth_beyond_the_measured_sizes_has_6_flops_for_each_parameter_and_
     params = np.array([SIZES[10].params, SIZES[50].params, SIZES[100].params], dtype=np.float64)
     e, a, b, alpha, beta = HOFFMANN
     exact = e + a / params**alpha + b / (1e18 / 6 / params) ** beta
-    assert _Truth(world("hoffmann"), measured).loss(params, 1e18) == pytest.approx(exact, rel=1e-12)
+    truth = _Truth(SURFACES["hoffmann"], adaptive_spec(), measured, 1e20)
+    assert truth.loss(params, 1e18) == pytest.approx(exact, rel=1e-12)
 
 
 def test_a_static_grid_is_run_as_it_is_written_and_takes_every_guard_on_request() -> None:

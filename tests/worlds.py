@@ -8,7 +8,8 @@ from typing import Any
 
 from flops_fit_ray.planning import DataFacts, Measurements, ModelSize, Observation, Plan, Planner, next_experiments
 from flops_fit_ray.planning.experiment import Experiment
-from flops_fit_ray.planning.simulation import SURFACES, World
+from flops_fit_ray.planning.loss_surfaces import SURFACES
+from flops_fit_ray.planning.simulation import World
 from flops_fit_ray.spec import SweepSpec, make_spec
 
 BUDGETS = [1e17, 3.16e17, 1e18, 3.16e18, 1e19]

@@ -45,6 +45,7 @@ from flops_fit_ray.sweep.run_limits import RunLimits
 
 if TYPE_CHECKING:
     from flops_fit_ray.console.select import OutputStyle
+    from flops_fit_ray.planning.loss_surfaces import LossSurface
     from flops_fit_ray.sweep.directory import Sweep
 
 WATCH_SECONDS, REMOTE_WATCH_SECONDS = 2.0, 30.0  # between two reads of the plan
@@ -88,7 +89,9 @@ def init(directory: Path) -> None:
     "--surface",
     default="hoffmann",
     show_default=True,
-    help="With --simulate: hoffmann, besiroglu, lopsided, or E,A,B,alpha,beta.",
+    metavar="SURFACE",
+    help="With --simulate: hoffmann, besiroglu, lopsided or E,A,B,alpha,beta, of the fitted form; kaplan, cross, bend, "
+    "small or odd, which are not; or module:function of yours, (params, tokens) -> losses in nats, all arrays.",
 )
 @click.option(
     "--noise",
@@ -138,12 +141,13 @@ def plan(
     path = resolve_spec(spec, quiet=as_json)
     resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
+    world = _surface(surface, base_of(path, code)) if simulate else None
     request = request_for(resolved, base_of(path, code), root, source=str(path))
     _, made = plan_request(request, recorded_constants(SweepPaths(root)))
-    if simulate:
+    if world is not None:
         from flops_fit_ray.sweep.simulate import simulate_spec
 
-        found = simulate_spec(resolved, made, surface=surface, noise=noise, sweeps=sweeps, lr_factor=lr_factor)
+        found = simulate_spec(resolved, made, surface=world, noise=noise, sweeps=sweeps, lr_factor=lr_factor)
         echo(json.dumps(found.to_json()) if as_json else simulation_text(found))
         return
     rates = recorded_rates(SweepPaths(root), made.constants)
@@ -151,6 +155,17 @@ def plan(
         rates = stated_rate(rate, slots or 1)
     made = priced(made, resolved.grid.start, rates=rates, slots=slots, money_per_hour=price)
     echo(json.dumps(made.to_json(), indent=1) if as_json else plan_text(made))
+
+
+def _surface(text: str, base: Path) -> LossSurface:
+    """Return the surface that --surface names; functions are looked for in the directory `base`."""
+    if ":" in text:
+        from flops_fit_ray.training.user.loss_surface import load_surface
+
+        return load_surface(text, base)
+    from flops_fit_ray.planning.loss_surfaces import stated_surface
+
+    return stated_surface(text)
 
 
 @click.command()

@@ -108,10 +108,9 @@ def _precision(plan: Plan) -> str:
 
 def simulation_text(found: Simulation) -> str:
     """Return costs and errors of simulated sweeps."""
-    e, a, b, alpha, beta = found.surface
     lines = [
-        f"{found.sweeps} simulated sweep(s) on L = {e:g} + {a:g}/N^{alpha:g} + {b:g}/D^{beta:g}, noise {found.noise:g} "
-        "nats: planner, scheduler and fit as in a real sweep, losses from the surface",
+        f"{found.sweeps} simulated sweep(s) on {found.surface_formula}, noise {found.noise:g} nats: "
+        "planner, scheduler and fit as in a real sweep, losses from the surface",
         "the spec's learning rate is the best at every size and budget"
         if found.lr_factor == 1
         else f"the best learning rate is {found.lr_factor:g} times the spec's (auto: its general rule), everywhere",

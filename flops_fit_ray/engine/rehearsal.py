@@ -8,7 +8,8 @@ from collections.abc import Callable
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import Experiment, ExperimentFacts, Observation, Plan, Planner
 from flops_fit_ray.planning.cells import general_lr
-from flops_fit_ray.planning.simulation import SURFACES, World
+from flops_fit_ray.planning.loss_surfaces import SURFACES
+from flops_fit_ray.planning.simulation import World
 from flops_fit_ray.spec import SYNTHETIC_LOSS
 from flops_fit_ray.storage.codec import fields_of
 from flops_fit_ray.storage.lock import hostname

@@ -1,7 +1,7 @@
 """A sweep in simulated time on a known loss surface: the planner and the scheduler are real, training is not.
 
-Losses are L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, equation 2), plus the penalty of a wrong learning rate,
-plus noise, a part of which is shared by experiments of one trunk. Times follow from the FLOPs executed.
+Losses are the surface's, plus the penalty of a wrong learning rate, plus noise, a part of which is shared by
+experiments of one trunk. Times follow from the FLOPs executed.
 """
 
 from __future__ import annotations
@@ -16,41 +16,26 @@ from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._planner import Planner, next_experiments
 from flops_fit_ray.planning.cells import resolve_lr
 from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Observation
+from flops_fit_ray.planning.loss_surfaces import LossSurface
 from flops_fit_ray.planning.slots import Seconds, SimulatedSlots, choose_starts, own_seconds
-
-Surface = tuple[float, float, float, float, float]  # E, A, B, alpha, beta; nats, parameters, tokens
-SURFACES: Mapping[str, Surface] = {
-    "hoffmann": (1.69, 406.4, 410.7, 0.34, 0.28),  # Hoffmann et al. 2022, section D.3
-    "besiroglu": (1.8172, 482.01, 2085.43, 0.3478, 0.3658),  # Besiroglu et al. 2024, table 1
-    "lopsided": (1.69, 120.0, 3000.0, 0.25, 0.40),  # steep towards less data, flat towards larger models
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
     """The known answer of a simulated sweep."""
 
-    surface: Surface
+    surface: LossSurface
     noise: float  # standard deviation of a loss, in nats
     trunk_share: float = 0.5  # share of the variance that experiments of one trunk have in common
     lr_factor: float = 1.7  # the best rate over the spec's own (`resolve_lr`: the general rule for `auto`), everywhere
     seed: int = 0
 
-    def optimum(self, budget: float) -> tuple[float, float, float]:
-        """Return N, D and L at the minimum for C = 6·N·D (Hoffmann et al. 2022, equation 4)."""
-        e, a, b, alpha, beta = self.surface
-        g = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
-        n = g * (budget / 6) ** (beta / (alpha + beta))
-        d = budget / 6 / n
-        return n, d, e + a / n**alpha + b / d**beta
-
     def loss(self, e: Experiment, own_lr: float) -> float:
         """Return the loss of an experiment, a pure function of its key and the seed; `own_lr` is the spec's rate."""
-        floor, a, b, alpha, beta = self.surface
         own = np.random.default_rng([self.seed, int(e.key, 16)]).standard_normal()
         trunk = np.random.default_rng([self.seed, e.params, e.recipe.seed, int(1e12 * e.recipe.lr)]).standard_normal()
         scatter = math.sqrt(1 - self.trunk_share) * own + math.sqrt(self.trunk_share) * trunk
-        clean = floor + a / e.params**alpha + b / e.tokens**beta + lr_penalty(e.recipe.lr / own_lr / self.lr_factor)
+        clean = self.surface.loss(e.params, e.tokens) + lr_penalty(e.recipe.lr / own_lr / self.lr_factor)
         return float(clean + self.noise * scatter)
 
 
@@ -149,21 +134,3 @@ class _Sweep:
         for e in ready[: self._slots.free]:
             self._started[e.key] = e
             self._slots.begin(e)
-
-
-def stated_surface(text: str) -> Surface:
-    """Parse a surface: a name, or five numbers `E,A,B,alpha,beta`.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if text in SURFACES:
-        return SURFACES[text]
-    refusal = f"{text!r} is neither {', '.join(SURFACES)} nor five positive numbers E,A,B,alpha,beta"
-    try:
-        floor, a, b, alpha, beta = (float(x) for x in text.split(","))
-    except ValueError as e:
-        raise ValueError(refusal) from e
-    if not all(x > 0 and math.isfinite(x) for x in (floor, a, b, alpha, beta)):
-        raise ValueError(refusal)
-    return floor, a, b, alpha, beta

@@ -15,7 +15,8 @@ from flops_fit_ray.analysis.surface import fit_token_cost
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, Plan, Planner, trunk_numbers
 from flops_fit_ray.planning.experiment import Experiment
-from flops_fit_ray.planning.simulation import Simulated, World, simulate_sweep, stated_surface
+from flops_fit_ray.planning.loss_surfaces import LossSurface
+from flops_fit_ray.planning.simulation import Simulated, World, simulate_sweep
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.directory import fit_options, token_cost
 
@@ -38,7 +39,9 @@ class Makespan:
 class Simulation:
     """Errors and costs of simulated sweeps; means over the sweeps unless stated otherwise."""
 
-    surface: tuple[float, ...]
+    surface_name: str
+    surface_formula: str
+    surface: tuple[float, ...] | None  # E, A, B, alpha, beta; None where it is not of that form
     noise: float
     lr_factor: float  # the best learning rate over the spec's own
     sweeps: int
@@ -65,7 +68,7 @@ def simulate_spec(
     spec: SweepSpec,
     plan: Plan,
     *,
-    surface: str,
+    surface: LossSurface,
     noise: float,
     sweeps: int,
     slots: Sequence[int] = SLOTS,
@@ -74,35 +77,32 @@ def simulate_spec(
     """Simulate the sweep of a spec `sweeps` times, each with noise of its own.
 
     Args:
-        surface: a name or `E,A,B,alpha,beta`.
         noise: standard deviation of a loss, in nats.
         slots: numbers of slots whose makespan is computed, on the first sweep.
         lr_factor: the best learning rate over the spec's own; None: a rate that the spec gives is the best, and the
             general rule that `auto` begins with is 1.7 times too low.
 
     Raises:
-        SpecError: the surface is unknown, or the spec is a single run.
+        SpecError: the spec is a single run, or the surface has no minimum at the sweep's budgets, or is noisy.
     """
-    try:
-        constants = stated_surface(surface)
-    except ValueError as e:
-        raise SpecError("--surface", [str(e)]) from e
     if spec.is_one_run:
         raise SpecError("spec", ["budgets: has a single run, so nothing can be fitted; give more budgets or sizes"])
     planner = Planner(spec, plan.measurements, plan.constants)
     if lr_factor is None:
         lr_factor = World.lr_factor if spec.train.lr == "auto" else 1.0
-    worlds = [World(surface=constants, noise=noise, lr_factor=lr_factor, seed=seed) for seed in range(sweeps)]
+    target = TARGET_RATIO * spec.budgets[-1].flops
+    truth = _Truth(surface, spec, plan.measurements, target)
+    worlds = [World(surface=surface, noise=noise, lr_factor=lr_factor, seed=seed) for seed in range(sweeps)]
     first = [simulate_sweep(planner, worlds[0], n, lambda e: e.flops) for n in slots]
     if len(first[0].plan.experiments) > MAX_REPEATED:
         worlds = worlds[:1]
     ran = [first[0], *(simulate_sweep(planner, w, slots[0], lambda e: e.flops) for w in worlds[1:])]
-    target = TARGET_RATIO * spec.budgets[-1].flops
-    truth = _Truth(worlds[0], plan.measurements)
-    errors = [row for s in ran if (row := _errors(spec, truth, s, target)) is not None]
+    errors = [row for s in ran if (row := _errors(spec, truth, s)) is not None]
     table = np.array(errors) if errors else np.full((1, 5), np.nan)  # (sweeps, 5)
     return Simulation(
-        surface=tuple(constants),
+        surface_name=surface.name,
+        surface_formula=surface.formula,
+        surface=surface.constants,
         noise=noise,
         lr_factor=lr_factor,
         sweeps=len(worlds),
@@ -111,7 +111,7 @@ def simulate_spec(
         flops=float(np.mean([sum(e.flops_executed for e in s.plan.experiments) for s in ran])),
         flops_full_grid=7 * sum(b.flops for b in spec.budgets),
         target=target,
-        params_true=truth.optimum(target),
+        params_true=truth.params,
         bias=float(table[:, 0].mean()),
         spread=float(table[:, 0].std()),
         factor=float(np.nanmedian(table[:, 1])),
@@ -153,42 +153,48 @@ def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) 
 class _Truth:
     """Optimum of a surface at the measured FLOPs per token, a smooth curve through all sizes, instead of 6·N."""
 
-    def __init__(self, world: World, measurements: Measurements) -> None:
-        sizes = sorted(measurements.sizes, key=lambda s: s.params)
-        self._surface = world.surface
-        self._x = np.log([s.params for s in sizes])
+    def __init__(self, surface: LossSurface, spec: SweepSpec, measurements: Measurements, target: float) -> None:
+        self._surface = surface
         params, per_token = token_cost(measurements)
+        self._between = (float(params.min()), float(params.max()))
         self._cost = fit_token_cost(params, np.ones_like(params), per_token)
+        self.target = target  # C
+        self.params = self.optimum(target)  # N_opt there
+        if self.optimum(target) != self.params:
+            fault = (
+                f"{surface.name!r} returns other losses for the same N and D when called again; leave noise to --noise"
+            )
+            raise SpecError("--surface", [fault])
+        # Exponent of N_opt over C: of the power law through the optima of the first and the last budget
+        low, high = spec.budgets[0].flops, spec.budgets[-1].flops
+        self.exponent = math.nan
+        if high > low:
+            self.exponent = math.log(self.optimum(high) / self.optimum(low)) / math.log(high / low)
+
+    def flops_per_token(self, params: Floats) -> Floats:
+        """Return f(N) of these sizes."""
+        return np.asarray(np.exp(self._cost.per_token(np.log(params))[0]))
 
     def loss(self, params: Floats, budget: float) -> Floats:
         """Return L of these sizes at C = `budget`, without noise."""
-        e, a, b, alpha, beta = self._surface
-        # D = C / FLOPs per token, and L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, eq. 2)
-        tokens = budget / np.exp(self._cost.per_token(np.log(params))[0])
-        return np.asarray(e + a / params**alpha + b / tokens**beta)
+        return np.asarray(self._surface.loss(params, budget / self.flops_per_token(params)))
 
     def optimum(self, budget: float) -> float:
-        """Return N_opt at C = `budget`, on a grid of ln N."""
-        grid = np.exp(np.linspace(self._x[0] - 5, self._x[-1] + 10, 6001))
-        return float(grid[int(np.argmin(self.loss(grid, budget)))])
-
-    def exponent(self, low: float, high: float) -> float:
-        """Return the exponent of N_opt over C between two budgets."""
-        return math.log(self.optimum(high) / self.optimum(low)) / math.log(high / low)
+        """Return N_opt at C = `budget`."""
+        return self._surface.optimum(budget, self.flops_per_token, self._between)[0]
 
 
-def _errors(spec: SweepSpec, truth: _Truth, simulated: Simulated, target: float) -> tuple[float, ...] | None:
+def _errors(spec: SweepSpec, truth: _Truth, simulated: Simulated) -> tuple[float, ...] | None:
     """Return ln(N_opt/true), the interval's factor, 1 if it holds the truth, regret, error of the exponent."""
     law = fit_simulated(spec, simulated).methods["valley"].params_opt
     if law is None:
         return None
-    n, true = law.at(target), truth.optimum(target)
-    within = law.interval(target, 0.95)
-    losses = truth.loss(np.array([n, true]), target)
+    n, within = law.at(truth.target), law.interval(truth.target, 0.95)
+    losses = truth.loss(np.array([n, truth.params]), truth.target)
     return (
-        math.log(n / true),
+        math.log(n / truth.params),
         math.nan if within is None else max(within.high / n, n / within.low),
-        float(within is not None and within.holds(true)),
+        float(within is not None and within.holds(truth.params)),
         float(losses[0] - losses[1]),
-        law.exponent - truth.exponent(spec.budgets[0].flops, spec.budgets[-1].flops),
+        law.exponent - truth.exponent,
     )

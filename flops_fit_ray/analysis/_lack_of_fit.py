@@ -96,7 +96,7 @@ def _minima(
     x = np.log10([valleys[i].flops for i in used])
     y = np.log10([valleys[i].params_opt for i in used])
     square, df = chi_square(x, y, errors.of(used).log10_params)
-    ratio, degrees = square / df, (df, noise.pooled_df)
+    ratio, degrees = square / df, (df, max(int(noise.df.min()), 1))  # where budgets differ in noise, each is known less
     p = _p_value(ratio, degrees)
     words = (
         f"the minima lie {np.sqrt(ratio):.2g} times as far from the law of N_opt as the noise of their losses explains "

@@ -1,4 +1,4 @@
-"""Validity card of a sweep: fourteen checks of its design, data and fit, each with a verdict and its number.
+"""Validity card of a sweep: fifteen checks of its design, data and fit, each with a verdict and its number.
 
 Ordered by how far each moved the exponent in published sweeps, the largest effect first (Porian et al. 2024; Hoffmann
 et al. 2022, appendix B). A table of runs cannot answer all of them; those are UNKNOWN.
@@ -45,14 +45,14 @@ class CardItem:
 
 
 def validity_card(fit: SweepFit, sweep: Sweep | None = None, table: Table | None = None) -> tuple[CardItem, ...]:
-    """Return all fourteen checks; without `sweep`, those that neither the points nor the `table` answer are UNKNOWN."""
+    """Return all fifteen checks; without `sweep`, those that neither the points nor the `table` answer are UNKNOWN."""
     of_sweep = dict(_of_sweep(sweep)) if sweep is not None and sweep.plan.experiments else {}
     if table is not None:
         of_sweep |= dict(_of_table(table))
     of_fit = dict(_of_fit(fit))
     names = (
         "schedule ends at D", "warmup", "learning rate", "batch and steps", "N definition", "FLOPs", "data",
-        "evaluation", "noise", "grid", "bracketing", "outliers", "shape", "provenance",
+        "evaluation", "noise", "grid", "bracketing", "lack of fit", "outliers", "shape", "provenance",
     )  # fmt: skip
     unknown: tuple[CardVerdict, str] = ("UNKNOWN", "a table of runs does not say")
     items = []
@@ -200,6 +200,7 @@ def _of_fit(fit: SweepFit) -> Iterator[_Check]:
         share = number / len(labelled)
         verdict: CardVerdict = "PASS" if share == 1 else "WARN" if number >= 2 else "FAIL"
         yield "bracketing", (verdict, f"{number} of {len(labelled)} budgets have their minimum between their sizes")
+    yield from _lack_of_fit(fit)
     worst = worst_residual(fit)
     if worst is not None:
         yield (
@@ -210,6 +211,21 @@ def _of_fit(fit: SweepFit) -> Iterator[_Check]:
                 "outlier",
             ),
         )
+
+
+def _lack_of_fit(fit: SweepFit) -> Iterator[_Check]:
+    """Yield the test of the answer's method that fits least."""
+    tests = [test for test in fit.lack_of_fit if test.method == fit.default]
+    if not tests:
+        return
+    worst = min(tests, key=lambda test: test.p)
+    if worst.verdict == "fits":
+        what = {"minima": "minima about their law", "curves": "losses about their curves", "top": "losses at the top"}
+        name = what.get(worst.name, "residuals of a budget")
+        message = f"{name} lie {worst.ratio**0.5:.2g} times as far off as noise puts them (p = {worst.p:.2g})"
+        yield "lack of fit", ("PASS", message)
+    else:
+        yield "lack of fit", ("FAIL" if worst.verdict == "does_not_fit" else "WARN", worst.words)
 
 
 def _noise(fit: SweepFit) -> tuple[CardVerdict, str]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from flops_fit_ray.analysis import Points, group_by_nearness
+from flops_fit_ray.planning.loss_surfaces import LossFunction
 
 # L = E + A/N^alpha + B/D^beta with C = 6·N·D: (E, A, B, alpha, beta)
 Surface = tuple[float, float, float, float, float]
@@ -48,21 +49,45 @@ def sweep_on(
     seed: int = 0,
 ) -> Points:
     """An IsoFLOP sweep on a known surface: sizes from 1/window to window times the optimum of each budget."""
-    e, a, b, alpha, beta = surface
+    centres = [optimum(surface, budget)[0] * off_centre for budget in budgets]
+    return sweep_about(loss_of(surface), budgets, centres, window=window, sizes=sizes, noise=noise, seed=seed)
+
+
+def sweep_about(
+    loss: LossFunction,
+    budgets: list[float],
+    centres: list[float],
+    *,
+    window: float = 4.0,
+    sizes: int = 7,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Points:
+    """An IsoFLOP sweep on any surface, about one N for each budget."""
     rng = np.random.default_rng(seed)
     rows = []
-    for budget in budgets:
+    for budget, centre in zip(budgets, centres, strict=True):
         for factor in np.geomspace(1 / window, window, sizes):
-            n = optimum(surface, budget)[0] * off_centre * factor
+            n = centre * factor
             d = budget / 6 / n
-            rows.append((budget, budget, n, d, e + a / n**alpha + b / d**beta + noise * rng.standard_normal()))
+            rows.append((budget, budget, n, d, loss(n, d) + noise * rng.standard_normal()))
     return points_from(*np.array(rows).T)
 
 
 def scattered(surface: Surface, number: int, *, noise: float = 0.0, seed: int = 0) -> Points:
     """Runs all over N and D, as a laboratory has them."""
+    return scattered_on(loss_of(surface), number, noise=noise, seed=seed)
+
+
+def scattered_on(loss: LossFunction, number: int, *, noise: float = 0.0, seed: int = 0) -> Points:
+    """Runs all over N and D on any surface."""
     rng = np.random.default_rng(seed)
     n, d = 10 ** rng.uniform(7, 10, number), 10 ** rng.uniform(9, 12, number)
+    values = loss(n, d) + noise * rng.standard_normal(number)
+    return points_from(group_by_nearness(6 * n * d), 6 * n * d, n, d, values, labelled=False)
+
+
+def loss_of(surface: Surface) -> LossFunction:
+    """L(N, D) of an additive surface."""
     e, a, b, alpha, beta = surface
-    loss = e + a / n**alpha + b / d**beta + noise * rng.standard_normal(number)
-    return points_from(group_by_nearness(6 * n * d), 6 * n * d, n, d, loss, labelled=False)
+    return lambda n, d: e + a / n**alpha + b / d**beta

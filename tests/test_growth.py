@@ -354,7 +354,7 @@ def test_the_fit_of_a_simulated_sweep_takes_seeds_and_leaves_checks_out() -> Non
     grid = len(of_role(simulated.plan, "grid")) + len(of_role(simulated.plan, "seed"))
     assert len(points) == grid < len(simulated.plan.experiments)
     assert points.num_runs < len(points)
-    law = fit_simulated(spec, simulated).params_opt
+    law = fit_simulated(spec, simulated).method.params_opt
     assert law is not None and law.exponent == pytest.approx(0.28 / 0.62, abs=0.03)
 
 

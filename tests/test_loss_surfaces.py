@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flops_fit_ray.console.plan_text import simulation_text
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements
 from flops_fit_ray.planning.loss_surfaces import ADDITIVE, SURFACES, LossSurface, stated_surface
-from flops_fit_ray.sweep.simulate import _Truth
+from flops_fit_ray.sweep.simulate import _Truth, simulate_spec
 from flops_fit_ray.training.user.loss_surface import load_surface
 from tests.surfaces import optimum
-from tests.worlds import DATA, SIZES, adaptive_spec
+from tests.worlds import DATA, SIZES, adaptive_spec, planner_of
 
 C = 1e20
 
@@ -102,6 +104,16 @@ def test_a_function_with_noise_of_its_own_is_refused(tmp_path: Path) -> None:
     body = "return 2 + 400 / params**.3 + 400 / tokens**.3 + 1e-3 * np.random.default_rng().random(len(params))"
     with pytest.raises(SpecError, match="returns other losses .* when called again; leave noise to --noise"):
         _Truth(users(tmp_path, body), adaptive_spec(), Measurements(sizes=SIZES, data=DATA), C)
+
+
+def test_sizes_without_a_minimum_are_no_answer_and_say_so() -> None:
+    model = {"target": "m:G", "size_param": "width", "sizes": [s.params for s in SIZES[:12:4]]}
+    spec = adaptive_spec(budgets=[1e17, 1e18], model=model)
+    found = simulate_spec(spec, planner_of(spec).plan(), surface=SURFACES["small"], noise=0.001, sweeps=1, slots=(2,))
+    said = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert said["answered"] == 0 and said["bias"] is None and said["surface_name"] == "small"
+    assert "no sweep gave a law of N_opt: fewer than 2 budgets had their minimum inside" in simulation_text(found)
+    assert "nan" not in simulation_text(found)
 
 
 def test_a_function_takes_arrays_and_its_own_copies(tmp_path: Path) -> None:

@@ -116,10 +116,7 @@ def simulation_text(found: Simulation) -> str:
         else f"the best learning rate is {found.lr_factor:g} times the spec's (auto: its general rule), everywhere",
         f"{found.experiments:.0f} experiments, {fmt.flops(found.flops)} FLOPs executed: "
         f"{found.flops / found.flops_full_grid:.2f} of the cost of 7 sizes at every budget as separate runs",
-        f"at C = {fmt.flops(found.target)} the true N_opt is {fmt.count(found.params_true)}: 95 % intervals of "
-        f"x/÷{found.factor:.3g}, bias {100 * found.bias:+.1f} %, spread {100 * found.spread:.1f} %",
-        f"{100 * found.coverage:.0f} % of {found.answered} intervals contain the true N_opt; the loss at the fitted "
-        f"N_opt is {max(found.regret, 0.0):.2g} nats above the minimum",
+        *_simulated_answer(found),
         "",
         fmt.table(
             ["slots", "makespan (FLOPs)", "/ lower bound"],
@@ -128,3 +125,21 @@ def simulation_text(found: Simulation) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _simulated_answer(found: Simulation) -> Iterator[str]:
+    truth = f"at C = {fmt.flops(found.target)} the true N_opt is {fmt.count(found.params_true)}"
+    if not found.answered:
+        yield (
+            f"{truth}, and no sweep gave a law of N_opt: fewer than 2 budgets had their minimum inside the sizes; give "
+            "other sizes, or leave them to the planner"
+        )
+        return
+    yield (
+        f"{truth}: 95 % intervals of x/÷{found.factor:.3g}, bias {100 * found.bias:+.1f} %, spread "
+        f"{100 * found.spread:.1f} %"
+    )
+    yield (
+        f"{100 * found.coverage:.0f} % of {found.answered} intervals contain the true N_opt; the loss at the fitted "
+        f"N_opt is {max(found.regret, 0.0):.2g} nats above the minimum"
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.analysis import Points, SweepFit, fit_sweep
+from flops_fit_ray.analysis import Points, ValleyFit, fit_minima, json_value
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.surface import fit_token_cost
 from flops_fit_ray.errors import SpecError
@@ -60,8 +60,9 @@ class Simulation:
     makespans: tuple[Makespan, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+        """Return plain values for JSON; null where no sweep gave a value."""
+        plain: dict[str, Any] = json_value(asdict(self))
+        return plain
 
 
 def simulate_spec(
@@ -99,6 +100,7 @@ def simulate_spec(
     ran = [first[0], *(simulate_sweep(planner, w, slots[0], lambda e: e.flops) for w in worlds[1:])]
     errors = [row for s in ran if (row := _errors(spec, truth, s)) is not None]
     table = np.array(errors) if errors else np.full((1, 5), np.nan)  # (sweeps, 5)
+    factors = table[~np.isnan(table[:, 1]), 1]
     return Simulation(
         surface_name=surface.name,
         surface_formula=surface.formula,
@@ -114,7 +116,7 @@ def simulate_spec(
         params_true=truth.params,
         bias=float(table[:, 0].mean()),
         spread=float(table[:, 0].std()),
-        factor=float(np.nanmedian(table[:, 1])),
+        factor=float(np.median(factors)) if len(factors) else math.nan,
         coverage=float(table[:, 2].mean()),
         regret=float(np.median(table[:, 3])),
         exponent_bias=float(table[:, 4].mean()),
@@ -125,13 +127,10 @@ def simulate_spec(
     )
 
 
-def fit_simulated(spec: SweepSpec, simulated: Simulated, draws: int = DRAWS) -> SweepFit:
-    """Fit a simulated sweep by the spec's own options."""
-    points = replace(
-        simulated_points(simulated.rows(), shared=spec.grid.trunk),
-        token_cost=token_cost(simulated.plan.measurements),
-    )
-    return fit_sweep(points, replace(fit_options(spec), draws=draws))
+def fit_simulated(spec: SweepSpec, simulated: Simulated, draws: int = DRAWS) -> ValleyFit:
+    """Fit the valleys of a simulated sweep by the spec's own options."""
+    points = simulated_points(simulated.rows(), shared=spec.grid.trunk)
+    return fit_minima(points, replace(fit_options(spec), draws=draws))
 
 
 def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) -> Points:
@@ -167,9 +166,7 @@ class _Truth:
             raise SpecError("--surface", [fault])
         # Exponent of N_opt over C: of the power law through the optima of the first and the last budget
         low, high = spec.budgets[0].flops, spec.budgets[-1].flops
-        self.exponent = math.nan
-        if high > low:
-            self.exponent = math.log(self.optimum(high) / self.optimum(low)) / math.log(high / low)
+        self.exponent = math.log(self.optimum(high) / self.optimum(low)) / math.log(high / low)
 
     def flops_per_token(self, params: Floats) -> Floats:
         """Return f(N) of these sizes."""
@@ -186,7 +183,7 @@ class _Truth:
 
 def _errors(spec: SweepSpec, truth: _Truth, simulated: Simulated) -> tuple[float, ...] | None:
     """Return ln(N_opt/true), the interval's factor, 1 if it holds the truth, regret, error of the exponent."""
-    law = fit_simulated(spec, simulated).methods["valley"].params_opt
+    law = fit_simulated(spec, simulated).method.params_opt
     if law is None:
         return None
     n, within = law.at(truth.target), law.interval(truth.target, 0.95)

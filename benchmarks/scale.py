@@ -26,7 +26,7 @@ from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import DataFacts, Experiment, Measurements, ModelSize, Planner
-from flops_fit_ray.planning.slots import lower_bound, own_seconds, trunk_share
+from flops_fit_ray.planning.slots import lower_bound, trunk_share
 from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.storage import atomic as files
 from flops_fit_ray.storage.paths import SweepPaths
@@ -180,7 +180,7 @@ class Simulated:
 
 def seconds_of(e: Experiment) -> float:
     """What it takes alone, with what its trunk saves."""
-    return own_seconds(e, lambda x: x.flops / FLOPS_PER_SECOND)
+    return e.flops_executed / FLOPS_PER_SECOND
 
 
 RESULT = ExperimentResult(
@@ -235,7 +235,7 @@ def main() -> None:
             cluster.run()
             cpu = time.process_time() - cpu
             experiments = cluster.dispatcher.plan.experiments
-            bound = lower_bound(experiments, given.gpus, lambda e: e.flops / FLOPS_PER_SECOND)
+            bound = lower_bound(experiments, given.gpus, lambda e: e.flops_executed / FLOPS_PER_SECOND)
             line = {
                 "name": "scale",
                 "experiments": len(experiments),

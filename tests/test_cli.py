@@ -1,6 +1,7 @@
 """The commands, as a program meets them: output, exit codes, and words instead of tracebacks."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -226,6 +227,23 @@ def test_a_plan_is_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert call("plan", "--help") == 0
     said = capsys.readouterr().out
     assert all(name in said for name in SURFACES)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_ends_any_command_as_interrupted(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(getattr(signal, name))
+    module = f"stopped_by_{name.lower()}"  # a module of its own: Python keeps those that are imported
+    (tmp_path / f"{module}.py").write_text(f"import os, signal\nos.kill(os.getpid(), signal.{name})\n")
+    spec = {
+        "model": {"target": f"{module}:Model", "size_param": "width", "sizes": [4, 8, 16]},
+        "data": {"train": f"{module}:train"}, "loss": "mse", "budgets": [1e5, 2e5],
+    }  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(json.dumps(spec))
+    assert call("plan", tmp_path) == 4
+    assert capsys.readouterr().err == "\ninterrupted; the same command resumes\n"
+    assert signal.getsignal(getattr(signal, name)) == before
 
 
 def test_extending_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

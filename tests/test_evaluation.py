@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 
 from flops_fit_ray.console.plan_text import plan_text
-from flops_fit_ray.planning import Plan, Planner, plan_from_json
-from flops_fit_ray.planning._evaluation import evaluation_flops
+from flops_fit_ray.planning import Plan, Planner, plan_from_json, priced, stated_rate
+from flops_fit_ray.planning._evaluation import evaluation_cost
 from flops_fit_ray.training.data import eval_batches
 from flops_fit_ray.training.loop._evaluate import evaluate
 from flops_fit_ray.training.loop.loop import train_experiment
@@ -53,8 +53,34 @@ def test_evaluations_on_the_way_are_counted_as_a_run_does_them(every: int, monke
 
     monkeypatch.setattr("flops_fit_ray.training.loop.worker.evaluate", counted)
     train_experiment(experiment, user, eval_samples=1, policy=SavePolicy(eval_every_tokens=every))
-    one = evaluation_flops(plan.measurements, [experiment], None)
-    assert evaluation_flops(plan.measurements, [experiment], every) == pytest.approx(len(calls) * one)
+    one = evaluation_cost(plan.measurements, None)(experiment)
+    assert evaluation_cost(plan.measurements, every)(experiment) == pytest.approx(len(calls) * one)
+
+
+def test_evaluations_take_hours_and_money_forward_passes_alone() -> None:
+    # By hand: a model of width W takes 18 W FLOPs forward a sample, and a step has 8 samples
+    plans = {every: plan_of(eval_samples=1000, eval_every_tokens=every) for every in (None, 8000)}
+    for every, plan in plans.items():
+        evaluations = 0
+        for e in plan.experiments:
+            width = int(e.size)
+            own_steps = range(e.start_step + 1, e.steps)
+            on_the_way = [s for s in own_steps if every is not None and s * 8 // every != (s - 1) * 8 // every]
+            evaluations += (1 + len(on_the_way)) * 1000 * 18 * width
+        assert plan.evaluation_flops == pytest.approx(evaluations)
+        price = priced(plan, "trunk", rates=stated_rate(1e6, 1), money_per_hour=3600.0).price
+        assert price is not None and price.wall_seconds is not None
+        assert price.wall_seconds == pytest.approx((plan.flops + evaluations) / 1e6) == pytest.approx(price.money)
+    assert plan_from_json(plans[8000].to_json()).evaluation_cost(plans[8000].experiments[0]) > 0
+
+
+def test_a_child_does_not_evaluate_its_parents_steps() -> None:
+    plan = plan_of(eval_samples=1000)
+    e = replace(plan.experiments[0], tokens=80, steps=10)
+    once = evaluation_cost(plan.measurements, None)(e)
+    child = replace(e, parent="a", start_step=5)  # 40 of 80 tokens
+    assert evaluation_cost(plan.measurements, 20)(e) == 4 * once  # after 24, 40, 64 and 80 tokens
+    assert evaluation_cost(plan.measurements, 20)(child) == 2 * once
 
 
 def test_what_the_user_says_and_what_was_begun_before_is_kept() -> None:

@@ -29,6 +29,7 @@ def test_budgets_sizes_and_seeds_are_added() -> None:
     assert [b.flops for b in extend_spec(spec, budgets=[1e19, 3e18]).budgets] == [1e17, 1e18, 3e18, 1e19]
     assert extend_spec(spec, seeds=4).grid.seeds == 4
     assert extend_spec(spec) == spec
+    assert extend_spec(spec, device="cpu").device == "cpu"
     listed = spec_of()
     assert extend_spec(listed, sizes=[32, 8]).model.sizes == [4, 8, 16, 32]
     own = spec_of(budgets=[{"flops": 1e5, "sizes": [4, 8, 16]}, {"flops": 2e5, "sizes": [8, 16, 32]}])

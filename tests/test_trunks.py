@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flops_fit_ray.console.plan_text import plan_text
 from flops_fit_ray.engine._dispatch import Dispatcher
 from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine._trainable import trunk_store
@@ -197,3 +198,22 @@ def test_keys_know_nothing_of_trunks() -> None:
 def test_where_trunks_lie(tmp_path: Path) -> None:
     store = trunk_store(SweepPaths(tmp_path), "abc")
     assert store.steps() == [] and SweepPaths(tmp_path).trunk_keys() == set()
+
+
+def test_rates_that_follow_from_d_are_said_to_cost_the_trunks() -> None:
+    spec = spec_of(budgets=[2e5, 2.8e5])
+    by_size, by_tokens, by_step = (
+        planned(spec, replace(user_parts_of(spec), lr=rule))
+        for rule in (
+            lambda params, size: 1e-2 / params**0.5,
+            lambda params, size, tokens: 10 / tokens,
+            lambda params, size, tokens: 1e-2,
+        )
+    )
+    assert any(e.parent for e in by_size.experiments) and by_size.notes == ()
+    assert not any(e.parent for e in by_tokens.experiments)
+    first = [e.recipe.lr for e in by_tokens.experiments if e.size == by_tokens.experiments[0].size]
+    (note,) = by_tokens.notes
+    assert note.startswith(f"train.lr depends on D: size 4 has rates from {first[1]:.3g} to {first[0]:.3g}, so that ")
+    assert note in plan_text(by_tokens)
+    assert any(e.parent for e in by_step.experiments) and by_step.notes == ()  # it takes D, and does not follow it

@@ -16,6 +16,7 @@ from flops_fit_ray.cli import _run_commands as run_commands
 from flops_fit_ray.cli import _selftest as selftest
 from flops_fit_ray.cli import _serve as serve
 from flops_fit_ray.cli import _submit as submit
+from flops_fit_ray.engine.interrupt import interruptible
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, FlopsFitError
 from flops_fit_ray.waiting import to_stderr, told_to
 
@@ -61,7 +62,7 @@ def _fix_hash_seed(args: Sequence[str]) -> None:
 def main(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -> NoReturn:
     """Run a command and exit with its code: 0 done, 1 failures, 2 wrong input, 4 interrupted and resumable."""
     try:
-        with told_to(to_stderr):
+        with interruptible(), told_to(to_stderr):
             code = commands.main(args=args, prog_name=prog_name, standalone_mode=False)
     except click.ClickException as e:
         e.show()
@@ -69,7 +70,7 @@ def main(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") ->
     except FlopsFitError as e:
         click.echo(f"error: {e}", err=True)
         code = e.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort):  # click makes the latter of a signal
         click.echo("interrupted; the same command resumes", err=True)
         code = EXIT_INTERRUPTED
     sys.exit(code if isinstance(code, int) else EXIT_DONE)

@@ -71,6 +71,13 @@ class StoragePathType(click.ParamType[StoragePath]):
 directory_argument = click.argument("directory", required=False, type=StoragePathType(), metavar="[DIRECTORY]")
 
 
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Device of the experiments, `device` of the spec [default: auto, a GPU where there is one].",
+)
+
+
 def set_option(function: _Function) -> _Function:
     """Add the options that override keys of the spec; `overrides` has them all."""
 
@@ -78,11 +85,7 @@ def set_option(function: _Function) -> _Function:
     def call(*args: Any, overrides: tuple[str, ...], device: str | None, **kwargs: Any) -> Any:
         return function(*args, overrides=overrides if device is None else (*overrides, f"device={device}"), **kwargs)
 
-    wrapped = click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        help="Device of the experiments, `device` of the spec [default: auto, a GPU where there is one].",
-    )(cast(_Function, call))
+    wrapped = device_option(cast(_Function, call))
     return click.option(
         "--set",
         "overrides",

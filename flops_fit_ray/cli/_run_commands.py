@@ -22,6 +22,7 @@ from flops_fit_ray.cli._common import (
     code_option,
     command_line,
     demo_directory,
+    device_option,
     directory_argument,
     echo,
     extend_line,
@@ -275,6 +276,7 @@ def run(
 @click.option(
     "--seeds", type=click.IntRange(min=0, max=20), help="Number of repeated seeds near the two smallest minima."
 )
+@device_option
 @code_option
 @limit_options
 @address_option
@@ -285,6 +287,7 @@ def extend(
     budgets: tuple[float, ...],
     sizes: tuple[int, ...],
     seeds: int | None,
+    device: str | None,
     code: Path | None,
     until: str | None,
     at_most: float | None,
@@ -305,7 +308,7 @@ def extend(
         raise click.UsageError(
             f"{root} was run from Python: call find_optimal(...) again with more budgets and the same output_dir"
         )
-    wider = extend_spec(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds)
+    wider = extend_spec(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds, device=device)
     base = sweep.base if code is None else code.absolute()
     if not base.is_dir():  # run by a job, or on another machine
         base = Path.cwd()

@@ -94,12 +94,14 @@ def seconds_left(
 ) -> float | None:
     """Return the seconds until the last expected experiment ends; None if no speed is known.
 
-    The larger of the remaining training time divided by the slots, and the remainder of the longest running experiment.
+    The larger of the remaining time (evaluations included) divided by the slots, and the remainder of the longest
+    running experiment.
     """
     if rates is None:
         return None
     begun = {e.key: p for e, p in running}
     left, longest = 0.0, 0.0
+    evaluation = plan.evaluation_cost
     step_seconds: dict[float, float] = {}  # by FLOPs per step, of which thousands of experiments share a few
     for e in plan.expected:
         if e.key in finished:
@@ -107,7 +109,7 @@ def seconds_left(
         per_step = e.flops / e.steps
         if per_step not in step_seconds:
             step_seconds[per_step] = rates.seconds_per_step(e)
-        seconds = step_seconds[per_step] * e.steps
+        seconds = step_seconds[per_step] * e.steps * (1 + evaluation(e) / e.flops)
         seen = begun[e.key].tokens_seen / e.tokens if e.key in begun else e.start_step / e.steps
         rest = seconds * max(0.0, 1 - seen)
         left += rest

@@ -23,6 +23,7 @@ from flops_fit_ray.planning import (
     needed_trunks,
     trunk_numbers,
 )
+from flops_fit_ray.planning.slots import own_flops
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.storage_path import REMOTE_POLL_SECONDS, is_remote, remove_tree
 
@@ -98,7 +99,7 @@ class Dispatcher:
             return
         wish = self._live.planner.spec.grid.start
         left = [e for e in self._live.open() if e.key not in self._running]
-        self._live.begin_at(choose_starts(left, self.slots.count, lambda e: e.flops, wish)[0])
+        self._live.begin_at(choose_starts(left, self.slots.count, own_flops, wish)[0])
         self._chosen_for = self._live.version
 
     def next(self) -> Experiment | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from flops_fit_ray.planning._sizes import expected_optimum
@@ -54,19 +54,28 @@ def _forward_flops(size: ModelSize) -> float:
     return FORWARD_SHARE * size.counted_by(FIRST_RULE).flops_per_token
 
 
-def evaluation_flops(measurements: Measurements, experiments: Sequence[Experiment], every: int | None) -> float:
-    """Return the FLOPs of all evaluations: one at the end of each experiment, and those every `every` tokens."""
+def evaluation_cost(measurements: Measurements, every: int | None) -> Callable[[Experiment], float]:
+    """Return the function that gives the FLOPs of an experiment's evaluations: at its end, and every `every` tokens."""
     tokens = measurements.data.eval_samples * measurements.data.tokens_per_sample
     forward = {size.size: _forward_flops(size) for size in measurements.sizes}
-    return sum(tokens * forward[e.size] * _evaluations(e, every) for e in experiments)
+
+    def cost(e: Experiment) -> float:
+        # A view's plan may have lost a size
+        return _evaluations(e, every) * tokens * forward.get(e.size, FORWARD_SHARE * e.flops_per_token)
+
+    return cost
 
 
 def _evaluations(e: Experiment, every: int | None) -> int:
-    """Return the number of evaluations: at the end, and after each earlier step that passes a multiple of `every`."""
+    """Return the number of evaluations: at the end, and after each earlier step that passes a multiple of `every`.
+
+    The steps taken over from a parent are not evaluated again.
+    """
     if not every:
         return 1
     per_step = e.tokens // e.steps
-    return 1 + min(e.steps - 1, (e.tokens - per_step) // every)
+    begin, end = e.start_step * per_step, e.tokens - per_step
+    return 1 + min(e.steps - 1 - e.start_step, end // every - begin // every)
 
 
 def evaluation_warnings(
@@ -74,7 +83,7 @@ def evaluation_warnings(
 ) -> Iterator[str]:
     """Yield warnings about a held-out set that costs much, or tells little."""
     data, trained = measurements.data, sum(e.flops for e in experiments)
-    cost = evaluation_flops(measurements, experiments, spec.data.eval_every_tokens)
+    cost = sum(map(evaluation_cost(measurements, spec.data.eval_every_tokens), experiments))
     if trained and cost > MAX_SHARE * trained and data.eval_samples > MIN_SAMPLES:
         way_out = " or raise data.eval_every_tokens" if spec.data.eval_every_tokens else ""
         yield (

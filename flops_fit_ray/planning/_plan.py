@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_ray.planning._evaluation import evaluation_cost
 from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.planning._price import Price, Rates, estimate_price
 from flops_fit_ray.planning.experiment import (
@@ -19,7 +20,7 @@ from flops_fit_ray.planning.experiment import (
     SweepConstants,
     with_whole_recipe,
 )
-from flops_fit_ray.storage.codec import Count, Record, parse_json, value_of
+from flops_fit_ray.storage.codec import Count, PositiveInt, Record, parse_json, value_of
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Plan:
     forecast: tuple[Experiment, ...] = ()
     notes: tuple[str, ...] = ()  # decisions taken from results, with their grounds
     evaluation_flops: float = 0.0  # of all evaluations, besides the FLOPs of the training
+    eval_every_tokens: int | None = None  # `data.eval_every_tokens`
     lr: MeasuredLr | None = None
     price: Price | None = None
     target: str = ""  # the model's constructor; empty in plans of earlier versions
@@ -58,6 +60,11 @@ class Plan:
 
     # The names that flops-fit has for these (docs/from-flops-fit.md)
     total_flops = property(attrgetter("flops"))
+
+    @property
+    def evaluation_cost(self) -> Callable[[Experiment], float]:
+        """The function that gives the FLOPs of an experiment's evaluations."""
+        return evaluation_cost(self.measurements, self.eval_every_tokens)
 
     @property
     def num_experiments(self) -> int:
@@ -158,6 +165,7 @@ class Plan:
             "final": self.final,
             "notes": list(self.notes),
             "evaluation_flops": self.evaluation_flops,
+            "eval_every_tokens": self.eval_every_tokens,
             "lr": None if self.lr is None else asdict(self.lr),
             "price": None if self.price is None else self.price.to_json(),
             "experiments": [e.to_json() for e in self.experiments],
@@ -182,6 +190,7 @@ class _PlanFile(Record):
     forecast: tuple[Experiment, ...] = ()
     notes: tuple[str, ...] = ()
     evaluation_flops: float = 0.0
+    eval_every_tokens: PositiveInt | None = None
     lr: MeasuredLr | None = None
     price: Price | None = None
     target: str = ""
@@ -212,6 +221,7 @@ def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
         forecast=found.forecast,
         notes=found.notes,
         evaluation_flops=found.evaluation_flops,
+        eval_every_tokens=found.eval_every_tokens,
         lr=found.lr,
         price=found.price,
         target=found.target,
@@ -238,6 +248,7 @@ def priced(
     """The plan with its price, what is expected to follow included; arguments as in `estimate_price`."""
     price = estimate_price(
         plan.expected,
+        plan.evaluation_cost,
         forecast=len(plan.forecast),
         rates=rates,
         slots=slots,

@@ -8,10 +8,11 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning._adaptive import MIN_SIZES
 from flops_fit_ray.planning._disk import disk_need
-from flops_fit_ray.planning._evaluation import evaluation_flops, evaluation_warnings, limit_samples, with_limit
+from flops_fit_ray.planning._evaluation import evaluation_cost, evaluation_warnings, limit_samples, with_limit
 from flops_fit_ray.planning._ladder import first_valley
 from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._replay import Observations, PlanReplay
+from flops_fit_ray.planning._trunks import unshared_note
 from flops_fit_ray.planning.cells import Cells, constants_identity, make_constants, max_steps, steps_of, tokens_of
 from flops_fit_ray.planning.experiment import COUNTING, FIRST_RULE, Experiment, Measurements, SweepConstants
 from flops_fit_ray.planning.grid import (
@@ -104,6 +105,7 @@ class Planner:
         guarded = any(e.role == "probe" for e in experiments)
         everything = (*experiments, *expected)
         used = {e.size for e in everything}
+        every = self.spec.data.eval_every_tokens
         warnings = (
             *sweep_warnings(self.spec, self.measurements, lr_guarded=guarded),
             *counting_warnings(self.measurements, [s for s in self.measurements.sizes if s.size in used]),
@@ -121,8 +123,9 @@ class Planner:
             constants=self.cells.constants,
             final=not grown.waiting,
             forecast=expected,
-            notes=(*_counting_note(self.measurements), *grown.notes),
-            evaluation_flops=evaluation_flops(self.measurements, everything, self.spec.data.eval_every_tokens),
+            notes=(*_counting_note(self.measurements), *unshared_note(everything), *grown.notes),
+            evaluation_flops=sum(map(evaluation_cost(self.measurements, every), everything)),
+            eval_every_tokens=every,
             lr=grown.lr,
             target=self.spec.model.target,
             model_kwargs=self.spec.model.kwargs,
@@ -213,7 +216,7 @@ class Queue:
     """
 
     def __init__(self, plan: Plan) -> None:
-        tail = tails(plan.experiments, lambda e: e.flops)
+        tail = tails(plan.experiments, lambda e: e.flops_executed)
 
         def rank(e: Experiment) -> tuple[bool, float, float, int]:
             # With equal FLOPs the smaller model takes longer: it has more steps

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
 
 from flops_fit_ray.planning.experiment import Experiment
-from flops_fit_ray.planning.slots import Seconds, StartOption, choose_starts, lower_bound, own_seconds
+from flops_fit_ray.planning.slots import Seconds, StartOption, choose_starts, lower_bound, own_flops
 from flops_fit_ray.storage.codec import NON_EMPTY, Amount, Count, PositiveFloat, PositiveInt, Record
 
 FULL_GRID = 7  # sizes of each budget in a typical published sweep
@@ -24,20 +24,16 @@ class Rates(Record):
     # By size: FLOPs of one step, and its seconds
     step_seconds: Annotated[Mapping[str, tuple[PositiveFloat, PositiveFloat]], NON_EMPTY]
     slots: PositiveInt = 1
-    more_steps: Amount = 0.0  # time of evaluations, in steps of the same size
     fixed_seconds: Amount = 0.0  # of every experiment besides its steps, for building and saving
     start_seconds: Amount = 0.0  # of the cluster and the workers, once per sweep
     device: str = ""
     peak_memory_bytes: Count | None = None
     source: str = "check"
 
-    def seconds(self, e: Experiment) -> float:
-        """Seconds of an experiment from scratch, evaluations included."""
-        return self.fixed_seconds + (e.steps + self.more_steps) * self.seconds_per_step(e)
-
-    def training_seconds(self, e: Experiment) -> float:
-        """Seconds of its training steps alone."""
-        return e.steps * self.seconds_per_step(e)
+    def seconds(self, e: Experiment, evaluation_flops: float) -> float:
+        """Seconds of the steps that an experiment takes itself, and of its evaluations at the same FLOPs per second."""
+        steps = (e.flops_executed + evaluation_flops) * e.steps / e.flops
+        return self.fixed_seconds + steps * self.seconds_per_step(e)
 
     def seconds_per_step(self, e: Experiment) -> float:
         """Interpolate ln seconds over ln FLOPs of a step between the measured sizes; extrapolate from the outer two."""
@@ -95,6 +91,7 @@ class Price(Record):
 
 def estimate_price(
     experiments: Sequence[Experiment],
+    evaluation_cost: Callable[[Experiment], float],
     *,
     forecast: int = 0,
     rates: Rates | None = None,
@@ -105,6 +102,7 @@ def estimate_price(
     """Estimate the price of experiments, of which `forecast` are only expected.
 
     Args:
+        evaluation_cost: FLOPs of an experiment's evaluations, which take time and are not among its own.
         rates: measured or stated speed; None leaves seconds out.
         slots: experiments that run at a time; None takes those of `rates`.
         start_mode: `grid.start`.
@@ -112,7 +110,7 @@ def estimate_price(
     """
     budgets = {e.budget for e in experiments if e.role == "grid"}
     slots = slots or (rates.slots if rates is not None else None)
-    seconds: Seconds = _by_flops if rates is None else rates.seconds
+    seconds: Seconds = own_flops if rates is None else lambda e: rates.seconds(e, evaluation_cost(e))
     starts: tuple[StartOption, ...] = ()
     chosen, start = tuple(experiments), "trunk"
     if slots is not None and experiments:
@@ -133,17 +131,13 @@ def estimate_price(
     wall = makespan + rates.start_seconds
     return replace(
         price,
-        device_seconds=sum(own_seconds(e, seconds) for e in chosen),
+        device_seconds=sum(map(seconds, chosen)),
         wall_seconds=wall,
         bound_seconds=lower_bound(chosen, slots, seconds) + rates.start_seconds,
         money=None if money_per_hour is None else money_per_hour * slots * wall / 3600,
         peak_memory_bytes=rates.peak_memory_bytes,
         source=rates.source,
     )
-
-
-def _by_flops(e: Experiment) -> float:
-    return e.flops
 
 
 def price_warnings(price: Price) -> list[str]:

@@ -7,7 +7,7 @@ sum D_k, and gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from flops_fit_ray.planning.experiment import Experiment
@@ -35,6 +35,21 @@ def with_parent(experiment: Experiment, others: Iterable[Experiment]) -> Experim
         return experiment
     best = max(fitting, key=lambda o: o.trunk_step)
     return replace(experiment, parent=best.key, start_step=best.trunk_step)
+
+
+def unshared_note(experiments: Sequence[Experiment]) -> Iterator[str]:
+    """Yield a note where budgets of one size could share a trunk if their learning rates did not follow D."""
+    rates: dict[tuple[object, ...], set[float]] = {}
+    for e in experiments:
+        if leaves_trunk(e):
+            rates.setdefault((e.size, replace(e.recipe, lr=0.0)), set()).add(e.recipe.lr)
+    apart = {key: found for key, found in rates.items() if len(found) > 1}
+    if apart:
+        (size, *_), found = next(iter(apart.items()))
+        yield (
+            f"train.lr depends on D: size {size} has rates from {min(found):.3g} to {max(found):.3g}, so that its "
+            "budgets share no trunk, and each trains from scratch; a rate of N alone would share them"
+        )
 
 
 def _same(one: Experiment, other: Experiment) -> bool:

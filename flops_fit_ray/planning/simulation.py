@@ -17,7 +17,7 @@ from flops_fit_ray.planning._planner import Planner, next_experiments
 from flops_fit_ray.planning.cells import resolve_lr
 from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Observation
 from flops_fit_ray.planning.loss_surfaces import LossSurface
-from flops_fit_ray.planning.slots import Seconds, SimulatedSlots, choose_starts, own_seconds
+from flops_fit_ray.planning.slots import Seconds, SimulatedSlots, choose_starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +113,8 @@ class _Sweep:
         return self._simulated(ran, next(s.makespan for s in starts if s.name == taken))
 
     def _simulated(self, ran: Sequence[Experiment], makespan: float) -> Simulated:
-        work = sum(own_seconds(e, self._seconds) for e in ran)
-        longest = max(own_seconds(e, self._seconds) for e in ran)
+        work = sum(map(self._seconds, ran))
+        longest = max(map(self._seconds, ran))
         return Simulated(
             plan=self._plan,
             observed=self._observed,

@@ -15,7 +15,7 @@ from flops_fit_ray.planning.experiment import Experiment
 
 WORTH_IT = 0.95  # of the makespan with trunks, below which starting from scratch is worth the extra FLOPs
 
-Seconds = Callable[[Experiment], float]  # of the whole experiment from scratch
+Seconds = Callable[[Experiment], float]  # of the work that an experiment does itself, without that of its parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class Schedule:
     scratch: frozenset[str]
 
 
-def own_seconds(e: Experiment, seconds: Seconds) -> float:
-    """Seconds of the steps that the experiment takes itself, without those of its parent."""
-    return seconds(e) * (e.steps - e.start_step) / e.steps
+def own_flops(e: Experiment) -> float:
+    """FLOPs of the steps that the experiment takes itself: its seconds where no rate is known."""
+    return e.flops_executed
 
 
 def simulate(experiments: Sequence[Experiment], slots: int, seconds: Seconds, *, impatient: bool = False) -> Schedule:
@@ -57,7 +57,7 @@ class SimulatedSlots:
     def begin(self, e: Experiment) -> None:
         """Occupy a slot from now on."""
         self.free -= 1
-        lasts = own_seconds(e, self._seconds)
+        lasts = self._seconds(e)
         self.trunk_at[e.key] = self.now + lasts * trunk_share(e)
         number = 2 * len(self.trunk_at)
         heapq.heappush(self._events, (self.trunk_at[e.key], number, False, e.key))
@@ -78,7 +78,8 @@ class _Cluster:
     def __init__(self, experiments: Sequence[Experiment], slots: int, seconds: Seconds) -> None:
         self._seconds = seconds
         self._slots = SimulatedSlots(slots, seconds)
-        self._own = {e.key: own_seconds(e, seconds) for e in experiments}
+        self._own = {e.key: seconds(e) for e in experiments}
+        self._scratch: dict[str, float] = {}
         self._tail = tails(experiments, seconds)
         self._order = {e.key: i for i, e in enumerate(experiments)}
         self._waiting: dict[str, list[Experiment]] = {}
@@ -115,9 +116,15 @@ class _Cluster:
             e
             for key, children in self._waiting.items()
             for e in children
-            if self._slots.now + self._seconds(e) < self._slots.trunk_at.get(key, math.inf) + self._own[e.key]
+            if self._slots.now + self._alone(e) < self._slots.trunk_at.get(key, math.inf) + self._own[e.key]
         ]
-        return sorted(found, key=lambda e: -self._seconds(e))
+        return sorted(found, key=lambda e: -self._alone(e))
+
+    def _alone(self, e: Experiment) -> float:
+        """Seconds of an experiment from scratch."""
+        if e.key not in self._scratch:
+            self._scratch[e.key] = self._seconds(e.from_scratch())
+        return self._scratch[e.key]
 
 
 def trunk_share(e: Experiment) -> float:
@@ -133,7 +140,7 @@ def tails(experiments: Sequence[Experiment], seconds: Seconds) -> dict[str, floa
     tail: dict[str, float] = {}
     after: dict[str, float] = {}  # the longest tail of those that wait, by parent
     for e in sorted(experiments, key=lambda e: -e.trunk_step):  # a child's trunk is longer than its parent's
-        own = own_seconds(e, seconds)
+        own = seconds(e)
         tail[e.key] = max(own, own * trunk_share(e) + after.get(e.key, 0.0))
         if e.parent is not None:
             after[e.parent] = max(after.get(e.parent, 0.0), tail[e.key])
@@ -142,7 +149,7 @@ def tails(experiments: Sequence[Experiment], seconds: Seconds) -> dict[str, floa
 
 def lower_bound(experiments: Sequence[Experiment], slots: int, seconds: Seconds) -> float:
     """Lower bound of the makespan: max(work / slots, critical path through the trunks)."""
-    work = sum(own_seconds(e, seconds) for e in experiments)
+    work = sum(map(seconds, experiments))
     return max(work / slots, max(tails(experiments, seconds).values(), default=0.0))
 
 

@@ -14,9 +14,14 @@ SOURCE = "extend"
 
 
 def extend_spec(
-    spec: SweepSpec, *, budgets: Sequence[float] = (), sizes: Sequence[int] = (), seeds: int | None = None
+    spec: SweepSpec,
+    *,
+    budgets: Sequence[float] = (),
+    sizes: Sequence[int] = (),
+    seeds: int | None = None,
+    device: str | None = None,
 ) -> SweepSpec:
-    """Return the spec with further budgets, sizes (of the new budgets, else of all) and seeds.
+    """Return the spec with further budgets, sizes (of the new budgets, else of all) and seeds, or another device.
 
     Raises:
         SpecError: an addition does not fit this sweep; all faults at once.
@@ -30,6 +35,8 @@ def extend_spec(
         wider = _with_sizes(wider, sizes)
     if seeds is not None:
         wider = wider.model_copy(update={"grid": wider.grid.model_copy(update={"seeds": seeds})})
+    if device is not None:
+        wider = wider.model_copy(update={"device": device})
     return make_spec(wider.model_dump(mode="json"), SOURCE)  # model_copy does not validate
 
 

@@ -17,6 +17,7 @@ from flops_fit_ray.planning import Measurements, Plan, Planner, trunk_numbers
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.loss_surfaces import LossSurface
 from flops_fit_ray.planning.simulation import Simulated, World, simulate_sweep
+from flops_fit_ray.planning.slots import own_flops
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.directory import fit_options, token_cost
 
@@ -94,10 +95,10 @@ def simulate_spec(
     target = TARGET_RATIO * spec.budgets[-1].flops
     truth = _Truth(surface, spec, plan.measurements, target)
     worlds = [World(surface=surface, noise=noise, lr_factor=lr_factor, seed=seed) for seed in range(sweeps)]
-    first = [simulate_sweep(planner, worlds[0], n, lambda e: e.flops) for n in slots]
+    first = [simulate_sweep(planner, worlds[0], n, own_flops) for n in slots]
     if len(first[0].plan.experiments) > MAX_REPEATED:
         worlds = worlds[:1]
-    ran = [first[0], *(simulate_sweep(planner, w, slots[0], lambda e: e.flops) for w in worlds[1:])]
+    ran = [first[0], *(simulate_sweep(planner, w, slots[0], own_flops) for w in worlds[1:])]
     errors = [row for s in ran if (row := _errors(spec, truth, s)) is not None]
     table = np.array(errors) if errors else np.full((1, 5), np.nan)  # (sweeps, 5)
     factors = table[~np.isnan(table[:, 1]), 1]

@@ -121,6 +121,32 @@ def _trilinear(
     return 2 * scale * (math.prod(first) + math.prod(second))
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> int:
+    """Two products for each head of the queries, scores and weighted values; a mask saves none.
+
+    The backward pass has two for each of them. Kernels compute their scores once more there: no work of the model.
+    """
+    return 2 * q.shape[-2] * k.shape[-2] * (q.shape[-1] + v.shape[-1]) * math.prod(q.shape[:-2])
+
+
+def _heads_behind(op: Any, first: int, offsets: int) -> Formula:
+    """Return the formula of attention over (batch, tokens, heads, width); torch takes its axes for (.., heads, tokens).
+
+    Args:
+        first: position of the queries among the arguments; keys and values follow.
+        offsets: position of the offsets of sequences in one row, whose lengths torch's formula takes apart.
+    """
+    apart = _by_convention(op, flop_registry[op])
+
+    def count(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        if args[offsets] is not None:
+            return apart(*args, out_val=out_val, **kwargs)
+        q, k, v = (a.transpose(1, 2) for a in args[first : first + 3])
+        return (2 if first else 1) * _attention(q, k, v)
+
+    return count
+
+
 def _grouped_mm(a: Tensor, b: Tensor, *_: Any, out_val: Any = None, **__: Any) -> int:
     """Each row of `a` meets the matrix of its group, or each column of `b` the rows of its group."""
     return 2 * (b.numel() * a.shape[-2] if (a.ndim, b.ndim) == (3, 2) else a.numel() * b.shape[-1])
@@ -137,6 +163,13 @@ _MORE: tuple[tuple[tuple[Any, ...], Formula], ...] = (
     ((aten._trilinear,), _trilinear),
     ((aten._sparse_addmm, aten._sparse_mm), _sparse_addmm),
     ((aten._grouped_mm,), _grouped_mm),
-    ((aten._scaled_dot_product_flash_attention_for_cpu,),
-     _dense(lambda q, k, v, *_: 2 * q.shape[-2] * k.shape[-2] * (q.shape[-1] + v.shape[-1]) * math.prod(q.shape[:-2]))),
+    ((aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_efficient_attention,
+      aten._scaled_dot_product_cudnn_attention, aten._scaled_dot_product_flash_attention_for_cpu),
+     _dense(lambda q, k, v, *_: _attention(q, k, v))),
+    ((aten._scaled_dot_product_flash_attention_backward, aten._scaled_dot_product_efficient_attention_backward,
+      aten._scaled_dot_product_cudnn_attention_backward, aten._scaled_dot_product_flash_attention_for_cpu_backward),
+     _dense(lambda grad, q, k, v, *_: 2 * _attention(q, k, v))),
+    *(((op,), _heads_behind(op, first, offsets)) for op, first, offsets in (
+        (aten._flash_attention_forward, 0, 3), (aten._efficient_attention_forward, 0, 4),
+        (aten._flash_attention_backward, 1, 6), (aten._efficient_attention_backward, 1, 6))),
 )  # fmt: skip

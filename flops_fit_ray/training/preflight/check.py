@@ -226,7 +226,7 @@ def _speed(plan: Plan, measured: Sequence[ModelTiming], rates: Rates, device: to
         rate = m.tokens / m.step_seconds
         return f"{fmt.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
 
-    price = estimate_price(plan.expected, rates=rates)
+    price = estimate_price(plan.expected, plan.evaluation_cost, rates=rates)
     message = f"{_per_size(measured, shown)} on {name} in {precision}"
     message += f"; the sweep about {fmt.duration(price.wall_seconds or 0.0)} on {rates.slots} at a time"
     if device.type == "cuda" and precision == "fp32":

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from flops_fit_ray.errors import ResourceError
 from flops_fit_ray.planning import Experiment, Plan, Rates
-from flops_fit_ray.planning.slots import own_seconds
 from flops_fit_ray.training.data import Batch, make_feed
 from flops_fit_ray.training.rng import RandomState
 from flops_fit_ray.training.step.attention import attention_kernel
@@ -24,7 +23,6 @@ from flops_fit_ray.training.user.losses import num_classes, outputs_of
 from flops_fit_ray.training.user.parts import UserParts
 
 TIMED_SECONDS = 3.0  # per model
-EVALUATION_SHARE = 1 / 3  # of a training step: a forward pass over as many samples
 FIXED_SECONDS = 0.15  # per experiment, besides its steps: model, optimizer, trunk, records
 WORTH_IT = 1.05  # bf16 must be so many times as fast as fp32
 COMPILE_SECONDS = 300.0  # of training per size; below it compiling (about 36 s each) costs more than it gains
@@ -122,11 +120,9 @@ def _classes(model: nn.Module, user: UserParts, batch: Batch, precision: str, de
 def rates_of(measured: Sequence[ModelTiming], plan: Plan, *, slots: int = 1, start_seconds: float = 0.0) -> Rates:
     """Return the rates to price a plan with."""
     per_step = {str(m.experiment.size): (m.experiment.flops / m.experiment.steps, m.step_seconds) for m in measured}
-    batch_size = measured[0].experiment.recipe.batch_size
     return Rates(
         step_seconds=per_step,
         slots=slots,
-        more_steps=EVALUATION_SHARE * plan.measurements.data.eval_samples / batch_size,
         fixed_seconds=FIXED_SECONDS,
         start_seconds=start_seconds,
         device=plan.experiments[0].recipe.precision,
@@ -137,7 +133,7 @@ def rates_of(measured: Sequence[ModelTiming], plan: Plan, *, slots: int = 1, sta
 def sweep_seconds(plan: Plan, measured: Sequence[ModelTiming]) -> float:
     """Return the training seconds of all experiments one after the other, without the trunks they share."""
     rates = rates_of(measured, plan)
-    return sum(own_seconds(e, rates.training_seconds) for e in plan.expected)
+    return sum((e.steps - e.start_step) * rates.seconds_per_step(e) for e in plan.expected)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """F20: what has changed since the last run is shown; what is completed is not trained again in another way unasked."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,11 +12,11 @@ from torch.utils.data import TensorDataset
 
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import grown_plan, recorded_constants
-from flops_fit_ray.planning import Planner
+from flops_fit_ray.planning import Average, LossFacts, Planner
 from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.changes import Changes, changes_since, recorded_in
-from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.parts import UserParts
 from tests.parts import Mlp, regression, spec_of, user_parts_of
@@ -163,3 +164,37 @@ def test_a_plan_that_cannot_be_read_is_no_licence_to_train_again(half: Sweep, tm
     local_path(sweep.paths.spec).write_text("{torn")
     assert changed(sweep).changed == 0
     assert changed(sweep, train__lr=0.02).changed == 4
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        (
+            LossFacts(average=Average(over="sum")),
+            "loss: was taken as a mean over integer targets that are not -100, else over samples; tried, it is a sum "
+            "over samples; held-out losses are sums over train.batch_size samples",
+        ),
+        (
+            LossFacts(classes_second=True),
+            "loss: logits were taken as (..., classes); tried, they are (samples, classes, positions)",
+        ),
+    ],
+)
+def test_a_directory_whose_losses_were_weighed_in_another_way_is_refused(
+    half: Sweep, facts: LossFacts, line: str, tmp_path: Path
+) -> None:
+    shutil.copytree(local_path(half.paths.root), tmp_path, dirs_exist_ok=True)
+    old = open_sweep(tmp_path)
+    plan = json.loads(old.paths.plan.read_bytes())
+    del plan["loss"]  # as versions wrote it that did not try the loss
+    local_path(old.paths.plan).write_text(json.dumps(plan))
+    measured = replace(measure_sizes(old.spec, user_parts_of(old.spec)), loss=facts)
+    planner = Planner(old.spec, measured, recorded_constants(old.paths))
+    found = changes_since(recorded_in(old.paths), old.spec, grown_plan(planner, Ledger(old.paths)))
+    assert (found.lines, found.changed) == ((line,), 4)
+    (refusal,) = found.refusal("run").faults
+    assert refusal.startswith(
+        f"4 completed experiment(s) of this directory would be trained again in another way: {line}"
+    )
+    assert "another --output, or say --new" in refusal
+    assert changed(old) == Changes(lines=(), changed=0, dropped=0)  # the rule of before goes on

@@ -15,7 +15,7 @@ from flops_fit_ray.engine._dispatch import MAX_RETURNS, Dispatcher
 from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import InterruptedSweepError, StorageError
+from flops_fit_ray.errors import EXPLODED_HINT, InterruptedSweepError, StorageError
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.planning.experiment import Experiment
@@ -230,3 +230,25 @@ def test_nothing_is_handed_out_while_stopping_or_on_a_full_disk(
 
     monkeypatch.setattr(ledger, "record_planned", full)
     assert dispatcher.next() is None and dispatcher.finished() and isinstance(stop.error, StorageError)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_divergence_of_finite_losses_is_tried_again_where_the_spec_goes_on_with_such(
+    stops: bool, tmp_path: Path
+) -> None:
+    plan, ledger = planner_of().plan(), Ledger(SweepPaths(tmp_path))
+    errors = (
+        f"the training loss is 1e+04 after 176 tokens ({EXPLODED_HINT})",
+        "the training loss is nan after 8 tokens",
+    )
+    for e, error in zip(plan.experiments, errors, strict=False):
+        ledger.record_failure(replace(FAILURE, key=e.key, status="diverged", error=error))
+    exploded, broken = (e.key for e in plan.experiments[:2])
+    dispatcher, _, _ = dispatcher_in(tmp_path, stop_diverged=stops)
+    assert {f.key for f in ledger.failures([exploded, broken])} == ({exploded, broken} if stops else {broken})
+    started = []
+    while (e := dispatcher.next()) is not None:
+        started.append(e.key)
+        record(ledger, e, "diverged")
+        dispatcher.ended(e.key, died=False)
+    assert (exploded in started) is not stops and broken not in started

@@ -247,8 +247,8 @@ def test_a_divergence_of_finite_losses_is_tried_again_where_the_spec_goes_on_wit
     dispatcher, _, _ = dispatcher_in(tmp_path, stop_diverged=stops)
     assert {f.key for f in ledger.failures([exploded, broken])} == ({exploded, broken} if stops else {broken})
     started = []
-    while (e := dispatcher.next()) is not None:
-        started.append(e.key)
-        record(ledger, e, "diverged")
-        dispatcher.ended(e.key, died=False)
+    while (begun := dispatcher.next()) is not None:
+        started.append(begun.key)
+        record(ledger, begun, "diverged")
+        dispatcher.ended(begun.key, died=False)
     assert (exploded in started) is not stops and broken not in started

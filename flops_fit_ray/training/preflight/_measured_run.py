@@ -51,7 +51,9 @@ def measured_run(
     Raises:
         SpecError: the model cannot be built or run.
     """
-    model, memory = _built(user, kwargs)
+    model = built_on_meta(lambda: build(user, kwargs))
+    memory = memory_of(model)
+    to_meta(model)
     if user.flops_per_token is not None or not any(p.requires_grad for p in model.parameters()):
         return MeasuredRun(model=model, memory=memory, flops=None, source="model.flops_per_token")
     found = _on_meta(user, kwargs, batch, model, memory, autocast)
@@ -138,11 +140,11 @@ def _fails(kwargs: Mapping[str, Any]) -> str:
     return f"model.target: {format_kwargs(kwargs)} fails on a first batch:"
 
 
-def _built(user: UserParts, kwargs: Mapping[str, Any]) -> tuple[nn.Module, dict[str, tuple[int, int]]]:
+def model_on_meta(user: UserParts, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Build a model without numbers."""
     model = built_on_meta(lambda: build(user, kwargs))
-    memory = memory_of(model)
     to_meta(model)
-    return model, memory
+    return model
 
 
 def built_on_meta(make: Callable[[], _T]) -> _T:

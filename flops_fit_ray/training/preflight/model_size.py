@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from flops_fit_ray.spec import SizeValue, SweepSpec
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.preflight._data_facts import describe_data, refuse_large_ids
 from flops_fit_ray.training.preflight._lr_rule import with_rates
-from flops_fit_ray.training.preflight._measured_run import measured_run
+from flops_fit_ray.training.preflight._measured_run import measured_run, model_on_meta
 from flops_fit_ray.training.preflight._params import ParamCount, count_params
 from flops_fit_ray.training.preflight._residue import Residue
 from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
 from flops_fit_ray.training.user.layers import EMBEDDINGS
 from flops_fit_ray.training.user.parts import UserParts, format_kwargs, load_user_parts
-from flops_fit_ray.training.user.smoke_test import smoke_test_parts
+from flops_fit_ray.training.user.smoke_test import is_large, smoke_test_parts
 from flops_fit_ray.training.user.user_code import command_line_of, user_code
 from flops_fit_ray.training.user.wrong_samples import may_be_cast
 from flops_fit_ray.waiting import waiting
@@ -47,6 +48,16 @@ def measure_spec(spec: SweepSpec, base: Path, counting: int = COUNTING) -> Measu
         return measure_sizes(spec, load_user_parts(spec, base), counting)
 
 
+@contextlib.contextmanager
+def removing_residue(user: UserParts) -> Iterator[Residue]:
+    """Remove what models on the meta device leave behind in the block."""
+    residue = Residue(getattr(user.model, "func", user.model), user.loss)
+    try:
+        yield residue
+    finally:
+        residue.close()
+
+
 def measure_sizes(spec: SweepSpec, user: UserParts, counting: int = COUNTING) -> Measurements:
     """Measure every size of the sweep, and the data.
 
@@ -58,20 +69,18 @@ def measure_sizes(spec: SweepSpec, user: UserParts, counting: int = COUNTING) ->
     """
     batch, facts, probe = describe_data(spec, user)
     tokens = user.num_tokens(batch, spec.data.tokens_per_sample)
-    with waiting("counting parameters and FLOPs of every size"):
-        residue = Residue(getattr(user.model, "func", user.model), user.loss)
-        try:
-            sizes, refused = measured_sizes(
-                spec,
-                lambda size: measure_size(spec, user, size, batch, tokens, residue).counted_by(counting),
-                counting,
-                user.model,
-            )
-        finally:
-            residue.close()
+    with waiting("counting parameters and FLOPs of every size"), removing_residue(user) as residue:
+        sizes, refused = measured_sizes(
+            spec,
+            lambda size: measure_size(spec, user, size, batch, tokens, residue).counted_by(counting),
+            counting,
+            user.model,
+        )
     refuse_large_ids(user, sizes)
     with waiting("running the smallest model on two samples"):
-        loss = smoke_test_parts(user, min(sizes, key=lambda s: s.params_total), batch, spec)
+        smallest = min(sizes, key=lambda s: s.params_total)
+        with removing_residue(user) if is_large(smallest) else contextlib.nullcontext():
+            loss = smoke_test_parts(user, smallest, batch, spec, lambda: model_on_meta(user, smallest.kwargs))
     found = Measurements(
         sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe, loss=loss, counting=counting
     )

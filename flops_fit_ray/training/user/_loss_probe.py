@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from flops_fit_ray.errors import SpecError, first_line
 from flops_fit_ray.planning import Average, LossFacts
@@ -31,6 +31,8 @@ from flops_fit_ray.training.user.losses import (
 from flops_fit_ray.training.user.parts import UserParts
 
 LARGE = 2_000_000  # numbers in the outputs of a few samples
+MOST = 50_000_000  # numbers that outputs are made up of
+META = torch.device("meta")
 POSITIONS = 32  # of each sample that are tried of such outputs: a large vocabulary makes large outputs
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -39,7 +41,8 @@ def learn_loss_facts(user: UserParts, model: nn.Module | None, batch: Batch, spe
     """Learn the layout of the logits, and what the loss and each metric average over.
 
     Args:
-        model: with real weights, which are changed; None if it is too large to run while planning.
+        model: with real weights, which are changed. One on the meta device is too large for that: its outputs are made
+            up, in their shapes. None where it may not be run.
 
     Raises:
         SpecError: the loss does not fit the model, or it cannot be taken over parts of a batch and the spec splits it.
@@ -69,16 +72,18 @@ def _average(key: str, objective: Objective, model: nn.Module | None, batch: Bat
     if _function_of(objective) in (cross_entropy, mse) or not batch.splits:
         return AUTO, ""
     unknown = f"{key}: what it averages over is not known ({{}}), and is taken as {AUTO}"
-    if model is None:
+    if model is None or (is_meta(model) and objective.takes_model):
         return AUTO, unknown.format("the model is not run while planning")
     for again in (False, True):
-        if again:  # untrained models may give all samples the same loss
+        if again and not is_meta(model):  # untrained models may give all samples the same loss
             _change_weights(model)
         try:
-            found = _learnt(key, objective, model, batch)
+            found = _learnt(key, objective, model, batch, again)
         except SpecError:
             raise
         except Exception as e:  # noqa: BLE001 - the user's code may raise anything; it ran on other samples before
+            if is_meta(model) and not again:  # a loss of probabilities
+                continue
             return AUTO, unknown.format(f"{type(e).__name__}: {first_line(e)}")
         if found is not None:
             return found, ""
@@ -98,18 +103,50 @@ def _change_weights(model: nn.Module) -> None:
                 p.add_(0.1 * torch.randn_like(p))
 
 
-def _learnt(key: str, objective: Objective, model: nn.Module, batch: Batch) -> Average | None:
+def _learnt(key: str, objective: Objective, model: nn.Module, batch: Batch, again: bool) -> Average | None:
     if objective.takes_model:
         return AverageProbe(objective, model, batch).learn()
     with torch.no_grad():
-        outputs = outputs_of(model, batch.split(SAMPLES)[0])
+        outputs = _run(model, batch.split(SAMPLES)[0])
     if not can_be_split(outputs):
+        if is_meta(model):
+            raise TypeError(f"outputs are {type(outputs).__name__}, and the model is not run while planning")
         return AverageProbe(objective, model, batch).learn()
     outputs, batch = _shorter(outputs, batch)
+    if is_meta(model):
+        outputs = _made_up(outputs, shares=again)
     found = AverageProbe(objective, model, batch, outputs).learn()
     if found is not None and found.over == "whole":
         _refuse_broadcast(key, objective, outputs, batch)
     return found
+
+
+def is_meta(model: nn.Module) -> bool:
+    """Return True for a model without numbers."""
+    return any(p.is_meta for p in model.parameters())
+
+
+def _run(model: nn.Module, batch: Batch) -> Any:
+    """Return the model's outputs for a batch; without numbers for a model without."""
+    if not is_meta(model):
+        return outputs_of(model, batch)
+    with META:
+        return outputs_of(model, batch.to(META))
+
+
+def _made_up(outputs: Any, *, shares: bool = False) -> Any:
+    """Return random outputs in the shapes of those on the meta device: normal, or `shares` between 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = sum(t.numel() for t in tree_leaves(outputs) if isinstance(t, Tensor))
+    if numbers > MOST:
+        raise ValueError(f"the outputs of {SAMPLES} samples are {numbers:,} numbers")
+
+    def made(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype)
+        return (torch.rand if shares else torch.randn)(tensor.shape, generator=generator)
+
+    return map_tensors(outputs, made)
 
 
 def _shorter(outputs: Any, batch: Batch) -> tuple[Any, Batch]:
@@ -200,19 +237,24 @@ def _is_second(user: UserParts, model: nn.Module, batch: Batch) -> bool:
     if objective.takes_model or not isinstance(target, Tensor):
         return False
     built_in = user.loss is cross_entropy
-    with contextlib.suppress(TypeError), torch.no_grad():
-        logits = logits_of(outputs_of(model, batch))
+    cannot_run = Exception if is_meta(model) else TypeError
+    with torch.no_grad():
+        try:
+            logits = logits_of(_run(model, batch))
+        except cannot_run:
+            return False
         if not (classes_last(logits.shape, target.shape) and classes_second(logits.shape, target.shape)):
             return False
         for short in _shortened(batch, target):
             try:
-                outputs = outputs_of(model, short)
+                outputs = _run(model, short)
                 shorter = logits_of(outputs)
             except Exception:  # noqa: BLE001, S112 - a model may take samples of one length alone
                 continue
             last, second = (fits(shorter.shape, short.target.shape) for fits in (classes_last, classes_second))
             if last != second:
                 if not built_in:
+                    outputs = _made_up(outputs) if is_meta(model) else outputs
                     _refuse_layout(objective, outputs, short, second=second)
                 return second and built_in
         if built_in:
@@ -258,7 +300,7 @@ def _made_by_convolution(model: nn.Module, batch: Batch, logits: Tensor) -> bool
 
     hooks = [module.register_forward_hook(note) for module in model.modules() if not list(module.children())]
     try:
-        again = logits_of(outputs_of(model, batch))
+        again = logits_of(_run(model, batch))
     finally:
         for hook in hooks:
             hook.remove()

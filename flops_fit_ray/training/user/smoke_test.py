@@ -40,12 +40,20 @@ MAX_PARAMS = 20_000_000  # of a model that planning builds with real weights
 SCHEDULE_STEPS = 1000
 
 
-def smoke_test_parts(user: UserParts, size: ModelSize, batch: Batch, spec: SweepSpec) -> LossFacts:
+def smoke_test_parts(
+    user: UserParts,
+    size: ModelSize,
+    batch: Batch,
+    spec: SweepSpec,
+    on_meta: Callable[[], torch.nn.Module],
+) -> LossFacts:
     """Run the user's schedule, model, loss, metrics and optimizer factory once, with the smallest model.
 
-    The model is not run if even the smallest one is large, or if the user counts its FLOPs: it may need a GPU.
+    The model is not run if even the smallest one is large, or if the user counts its FLOPs: it may need a GPU. The loss
+    of a large one is tried on outputs of the right shapes.
 
     Args:
+        on_meta: builds this model on the meta device.
         batch: of the training data, to learn from what the loss averages over.
 
     Raises:
@@ -53,12 +61,16 @@ def smoke_test_parts(user: UserParts, size: ModelSize, batch: Batch, spec: Sweep
     """
     if user.schedule is not None:
         _check_schedule(user.schedule)
-    if size.params_total > MAX_PARAMS or user.flops_per_token is not None:
+    if user.flops_per_token is not None:
         return learn_loss_facts(user, None, batch, spec)
-    model = build(user, size.kwargs)
+    large = is_large(size)
+    model = on_meta() if large else build(user, size.kwargs)
     with _named("data.train: reading samples"):
         if batch.num_samples < SAMPLES and not isinstance(user.train_data, Stream):
             batch = first_batch(user.train_data, SAMPLES)
+    if large:
+        with _named("loss: trying it on outputs like the model's"):
+            return learn_loss_facts(user, model, batch, spec)
     two = batch.split(2)[0] if batch.splits else batch
     called = f"model.target: the model of size {size.size}"
     if user.objective.takes_model:
@@ -81,6 +93,11 @@ def smoke_test_parts(user: UserParts, size: ModelSize, batch: Batch, spec: Sweep
             user_optimizer(user.optimizer, model, 1e-3)
     with _named("loss: trying it on the first samples"):
         return learn_loss_facts(user, model, batch, spec)
+
+
+def is_large(size: ModelSize) -> bool:
+    """Return True for a model that planning does not build with real weights."""
+    return size.params_total > MAX_PARAMS
 
 
 def _check_loss(loss: Any, model: torch.nn.Module) -> None:

@@ -199,11 +199,14 @@ def test_the_end_is_estimated_from_the_speed_of_each_size(half: Sweep) -> None:
     assert rates is not None
     done = {r.key for r in fast}
     left = [e for e in experiments if e.key not in done]
-    work = sum(e.tokens * (1 - e.start_step / e.steps) * e.params for e in left) / 1e6
+    evaluating = {e.key: half.plan.evaluation_cost(e) / e.flops * e.tokens for e in left}  # in tokens of training
+    work = sum((e.tokens * (1 - e.start_step / e.steps) + evaluating[e.key]) * e.params for e in left) / 1e6
     assert seconds_left(half.plan, done, (), rates, 4) == pytest.approx(work / 4, rel=0.01)
     longest = max(left, key=lambda e: e.flops)
     alone = seconds_left(half.plan, done, [(longest, sign_of_life(longest, 0.5))], rates, 1000)
-    assert alone == pytest.approx(0.5 * longest.tokens * longest.params / 1e6, rel=0.01)  # not sooner than what runs
+    assert alone == pytest.approx(
+        (0.5 * longest.tokens + evaluating[longest.key]) * longest.params / 1e6, rel=0.01
+    )  # not sooner than what runs
     assert measured_rates((), ()) is None and seconds_left(half.plan, done, (), None, 4) is None
 
 

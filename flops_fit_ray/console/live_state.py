@@ -109,9 +109,11 @@ def seconds_left(
         per_step = e.flops / e.steps
         if per_step not in step_seconds:
             step_seconds[per_step] = rates.seconds_per_step(e)
-        seconds = step_seconds[per_step] * e.steps * (1 + evaluation(e) / e.flops)
-        seen = begun[e.key].tokens_seen / e.tokens if e.key in begun else e.start_step / e.steps
-        rest = seconds * max(0.0, 1 - seen)
+        seen = e.start_step / e.steps
+        if e.key in begun:
+            seen = begun[e.key].tokens_seen / e.tokens
+            e = replace(e, start_step=min(e.steps - 1, int(seen * e.steps)))
+        rest = step_seconds[per_step] / per_step * (e.flops * max(0.0, 1 - seen) + evaluation(e))
         left += rest
         longest = max(longest, rest if e.key in begun else 0.0)
     return max(left / max(1, slots), longest)

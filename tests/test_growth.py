@@ -17,6 +17,7 @@ from flops_fit_ray.planning._adaptive import predicted_optimum, rungs
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.loss_surfaces import SURFACES
 from flops_fit_ray.planning.simulation import World, lr_penalty
+from flops_fit_ray.planning.slots import own_flops
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.simulate import _Truth, fit_simulated, simulate_spec, simulated_points
 from tests.surfaces import HOFFMANN, sweep_on
@@ -349,7 +350,7 @@ def test_the_fit_of_a_simulated_sweep_takes_seeds_and_leaves_checks_out() -> Non
     spec = adaptive_spec(train={"batch_size": 500})
     planner = planner_of(spec)
     where = World(surface=SURFACES["hoffmann"], noise=0.003, lr_factor=1.7, trunk_share=0.5)
-    simulated = simulate_sweep(planner, where, 4, lambda e: e.flops)
+    simulated = simulate_sweep(planner, where, 4, own_flops)
     points = simulated_points(simulated.rows(), shared=True)
     grid = len(of_role(simulated.plan, "grid")) + len(of_role(simulated.plan, "seed"))
     assert len(points) == grid < len(simulated.plan.experiments)
@@ -366,7 +367,7 @@ def test_a_rate_of_the_users_own_is_right_in_a_simulation(lr: object) -> None:
     spec = adaptive_spec(budgets=BUDGETS[:2], train={"batch_size": 500, "lr": lr}, grid=NO_GUARDS | {"lr_guard": False})
     for factor in (1.0, 2.0):
         where = World(surface=SURFACES["hoffmann"], noise=0.0, lr_factor=factor)
-        for e, loss in simulate_sweep(planner_of(spec), where, 4, lambda e: e.flops).rows():
+        for e, loss in simulate_sweep(planner_of(spec), where, 4, own_flops).rows():
             floor, a, b, alpha, beta = HOFFMANN
             clean = floor + a / e.params**alpha + b / e.tokens**beta
             assert loss == pytest.approx(clean + lr_penalty(1 / factor), rel=1e-12)

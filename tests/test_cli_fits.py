@@ -56,7 +56,7 @@ def test_any_table_can_be_fitted(tmp_path: Path, capsys: pytest.CaptureFixture[s
     content = json.loads(capsys.readouterr().out)
     assert content["bootstrap"]["draws"] == 500 and content["bootstrap"]["seed"] == 3
     assert content["table"]["columns"]["loss"] == "val loss" and content["table"]["refused"] == []
-    assert len(content["validity"]) == 14
+    assert len(content["validity"]) == 15
     assert content["methods"]["surface_huber"]["status"] == "converged"
 
 

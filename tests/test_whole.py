@@ -273,7 +273,7 @@ def test_the_json_is_what_the_contract_says() -> None:
 def test_the_card_of_points_knows_what_points_can_tell() -> None:
     good = fit_sweep(sweep_on(BESIROGLU, BUDGETS, noise=0.003), QUICK)
     card = {line.item: line for line in validity_card(good)}
-    assert len(card) == 14
+    assert len(card) == 15
     assert [name for name, line in card.items() if line.verdict == "UNKNOWN"] == [
         "schedule ends at D", "warmup", "learning rate", "batch and steps", "data", "evaluation", "shape", "provenance",
     ]  # fmt: skip

@@ -129,5 +129,5 @@ def _hold_out_to_json(one: HoldOut) -> dict[str, Any]:
         "params_observed": one.observed,
         "factor": one.factor,
         "params_interval": interval_to_json(one.interval),
-        "inside": None if one.interval is None else one.interval.holds(one.observed),
+        "inside": one.inside,
     }

@@ -28,6 +28,11 @@ class HoldOut:
     interval: Interval | None  # of the minimum that is found there: that of the law, and its own error
 
     @property
+    def inside(self) -> bool | None:
+        """True if the interval holds what was observed; None without an interval."""
+        return None if self.interval is None else self.interval.holds(self.observed)
+
+    @property
     def factor(self) -> float:
         """Ratio of predicted and observed N_opt, at least 1; 1 is exact."""
         return max(self.predicted / self.observed, self.observed / self.predicted)

@@ -146,11 +146,15 @@ def panel_text(panel: Sensitivity) -> str:
     return fmt.table(head, rows, left=2) + "\n" + panel.sentence
 
 
+_INSIDE = {None: "", True: ", inside its interval", False: ", OUTSIDE its interval"}
+
+
 def hold_out_text(analysis: Analysis) -> str:
     """Return the error of each top budget's N_opt as predicted from the budgets below it."""
     lines = [
         f"  C = {fmt.flops(one.budget)} from the {one.fitted} below ({one.extrapolation:.3g}x beyond): "
         f"N_opt {fmt.count(one.predicted)} predicted, {fmt.count(one.observed)} observed, off by x{one.factor:.3g}"
+        f"{_INSIDE[one.inside]}"
         for one in analysis.top_hold_outs[-MAX_HOLD_OUTS:]
     ]
     if analysis.loss_hold_out is not None:

@@ -24,6 +24,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.training.user.parts import UserParts
 from flops_fit_ray.training.user.user_code import describe_error
 from tests.parts import Mlp, Pairs, planned, regression, spec_of, user_parts_of
+from tests.sweeps import grow_sweep
 
 
 class Late(Mlp):
@@ -180,3 +181,23 @@ def test_a_lambda_travels() -> None:
     user = replace(user_parts_of(spec_of()), loss=lambda a, b: (a - b).pow(2).mean())
     refuse_unpicklable(ObjectLoader(user))
     assert ObjectLoader(user)().loss(torch.ones(2), torch.zeros(2)) == 1
+
+
+class Overflowing(Mlp):
+    """A model whose weights of one size overflow."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        if width == 8:
+            with torch.no_grad():
+                for p in self.parameters():
+                    p.fill_(1e30)
+
+
+def test_a_size_whose_losses_are_not_finite_leaves_the_others_their_sweep(tmp_path: Path) -> None:
+    spec = spec_of()
+    sweep = grow_sweep(tmp_path, spec, user_parts_of(spec, model=Overflowing))
+    sizes = {e.key: e.size for e in sweep.plan.experiments}
+    assert [(f.status, sizes[f.key]) for f in sweep.failures] == [("diverged", 8)] * 2
+    assert all("the training loss is inf after 8 tokens" in f.error for f in sweep.failures)
+    assert sorted(int(r.size) for r in sweep.results) == [4, 4, 16, 16]

@@ -150,7 +150,7 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
         if default == "surface_coupled":
             methods[default] = _surface(points, options, default, options.draws, low)
     seeds = seed_noise(points)
-    tests = tuple(fit_tests(points, low.valleys, low.errors, low.noise, seeds, methods, options))
+    tests = tuple(fit_tests(points, low.valleys, low.errors, low.noise, seeds, methods, default, options))
     return SweepFit(
         points=points,
         valleys=low.valleys,

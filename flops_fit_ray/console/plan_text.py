@@ -130,11 +130,10 @@ def simulation_text(found: Simulation) -> str:
 def _simulated_answer(found: Simulation) -> Iterator[str]:
     truth = f"at C = {fmt.flops(found.target)} the true N_opt is {fmt.count(found.params_true)}"
     if not found.answered:
-        yield (
-            f"{truth}, and no sweep gave a law of N_opt: fewer than 2 budgets had their minimum inside the sizes; give "
-            "other sizes, or leave them to the planner"
-        )
+        yield f"{truth}, and no sweep gave a law of N_opt: {found.problem}"
         return
+    if found.problem:
+        yield f"{found.sweeps - found.answered} of the sweeps gave no law of N_opt: {found.problem}"
     yield (
         f"{truth}: 95 % intervals of x/÷{found.factor:.3g}, bias {100 * found.bias:+.1f} %, spread "
         f"{100 * found.spread:.1f} %"

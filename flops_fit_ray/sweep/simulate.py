@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.analysis import Points, ValleyFit, fit_minima, json_value
+from flops_fit_ray.analysis import Law, Points, ValleyFit, fit_minima, json_value
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.surface import fit_token_cost
 from flops_fit_ray.errors import SpecError
@@ -47,6 +47,7 @@ class Simulation:
     lr_factor: float  # the best learning rate over the spec's own
     sweeps: int
     answered: int  # sweeps whose fit gave a power law
+    problem: str  # reason of the first that gave none; empty where all did
     experiments: float
     flops: float  # executed
     flops_full_grid: float
@@ -99,7 +100,8 @@ def simulate_spec(
     if len(first[0].plan.experiments) > MAX_REPEATED:
         worlds = worlds[:1]
     ran = [first[0], *(simulate_sweep(planner, w, slots[0], own_flops) for w in worlds[1:])]
-    errors = [row for s in ran if (row := _errors(spec, truth, s)) is not None]
+    methods = [fit_simulated(spec, s).method for s in ran]
+    errors = [_errors(truth, method.params_opt) for method in methods if method.params_opt is not None]
     table = np.array(errors) if errors else np.full((1, 5), np.nan)  # (sweeps, 5)
     factors = table[~np.isnan(table[:, 1]), 1]
     return Simulation(
@@ -110,6 +112,7 @@ def simulate_spec(
         lr_factor=lr_factor,
         sweeps=len(worlds),
         answered=len(errors),
+        problem=next((method.reason for method in methods if method.params_opt is None), ""),
         experiments=float(np.mean([len(s.plan.experiments) for s in ran])),
         flops=float(np.mean([sum(e.flops_executed for e in s.plan.experiments) for s in ran])),
         flops_full_grid=7 * sum(b.flops for b in spec.budgets),
@@ -182,11 +185,8 @@ class _Truth:
         return self._surface.optimum(budget, self.flops_per_token, self._between)[0]
 
 
-def _errors(spec: SweepSpec, truth: _Truth, simulated: Simulated) -> tuple[float, ...] | None:
+def _errors(truth: _Truth, law: Law) -> tuple[float, ...]:
     """Return ln(N_opt/true), the interval's factor, 1 if it holds the truth, regret, error of the exponent."""
-    law = fit_simulated(spec, simulated).method.params_opt
-    if law is None:
-        return None
     n, within = law.at(truth.target), law.interval(truth.target, 0.95)
     losses = truth.loss(np.array([n, truth.params]), truth.target)
     return (

@@ -10,6 +10,7 @@ import pytest
 from flops_fit_ray.analysis import (
     FitOptions,
     SweepFit,
+    compare,
     fit_minima,
     fit_sweep,
     fit_to_json,
@@ -18,6 +19,7 @@ from flops_fit_ray.analysis import (
     predict,
     prediction_to_json,
 )
+from flops_fit_ray.console.fit_text import prediction_text
 from flops_fit_ray.errors import FitError
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, Surface, joined, optimum, points_from, sweep_on
 
@@ -179,6 +181,25 @@ def test_narrow_ranges_and_extrapolation_are_named() -> None:
     for bad in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(FitError, match="must be a positive number"):
             predict(wide, bad)
+
+
+def test_an_n_far_beyond_the_runs_is_named_though_c_is_not() -> None:
+    """Small models on ever more tokens: the runs reach C = 1e22, where the optimum is 60 times their largest N."""
+    n, d = (m.reshape(-1) for m in np.meshgrid(np.geomspace(2e6, 2e8, 7), np.geomspace(2e7, 1e13, 12)))
+    c, (e, a, b, alpha, beta) = 6 * n * d, BESIROGLU
+    points = points_from(c, c, n, d, e + a / n**alpha + b / d**beta, labelled=False)
+    fit = fit_sweep(points, FitOptions(draws=0, method="surface_huber"))
+    far = predict(fit, 1e22)
+    best = optimum(BESIROGLU, 1e22)[0] / 2e8
+    assert far.extrapolation == 1 and far.tokens_extrapolation == 1
+    assert far.params_extrapolation == pytest.approx(best, rel=1e-4) and best > 10
+    assert str(far.warnings[0]).startswith(f"extrapolation by {best:.3g}x: N is {best:.3g}x larger than any run")
+    assert f"extrapolation factor 1 (N {best:.3g}x beyond any run)" in prediction_text(far, 0.95)
+    assert prediction_to_json(far, 0.95)["params_extrapolation"] == far.params_extrapolation
+    assert [str(flag) for flag in compare(fit, fit, 1e22).warnings] == [str(far.warnings[0])]
+    tiny = predict(fit, 1e13)
+    assert tiny.params_extrapolation == pytest.approx(2e6 / optimum(BESIROGLU, 1e13)[0], rel=1e-4)
+    assert str(tiny.warnings[0]).startswith("extrapolation by 24x: so far out")  # C is farther
 
 
 def test_json_has_no_nan_and_says_why_a_number_is_missing() -> None:

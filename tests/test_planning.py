@@ -198,6 +198,10 @@ def test_more_epochs_only_when_asked_for_and_said() -> None:
     plan = plan_of(asked, few)
     assert max(e.epochs or 0 for e in plan.experiments) > 1
     assert any("max_epochs is 5" in w for w in plan.warnings)
+    often = [replace(e, epochs=8.0) for e in plan.experiments]
+    words = f"{len(often)} of {len(often)} experiments see their data more than 4 times, up to 8"
+    assert any(w.startswith(words) for w in cell_warnings(often))
+    assert not any("more than 4 times" in w for w in plan.warnings)
 
 
 def test_warnings() -> None:

@@ -34,6 +34,15 @@ def test_the_learning_rate_is_judged_by_where_it_is_from(sweep: Sweep) -> None:
     assert card(sweep, lr="rules:mine")["learning rate"] == ("PASS", f"your own rule{unchecked}")
 
 
+def test_repeated_data_are_judged_by_their_epochs(sweep: Sweep) -> None:
+    assert card(sweep)["data"][0] == "PASS" and sweep.fit.repetition is None
+    often = tuple(replace(e, epochs=8.0) for e in sweep.plan.experiments)
+    again = replace(sweep, plan=replace(sweep.plan, experiments=often))
+    assert again.points.unique == pytest.approx(again.points.tokens / 8)
+    verdict, words = card(again)["data"]
+    assert verdict == "FAIL" and words.startswith("at most 8 epochs; 21 of 21 losses are of data seen more than once")
+
+
 def test_the_schedule_is_judged_by_its_end(sweep: Sweep) -> None:
     ends = {name: card(sweep, schedule=name)["schedule ends at D"] for name in ("cosine", "constant", "rules:mine")}
     assert ends["cosine"] == ("PASS", "cosine, decayed over the steps of each experiment's own D")

@@ -95,7 +95,7 @@ def _of_a_minimum(law: Law, budget: float, variance: float, fit: SweepFit) -> In
 
 def loss_hold_out(fit: SweepFit) -> LossHoldOut | None:
     """Predict the losses at the largest C by a surface through the rest; None where the rest does not fix a surface."""
-    points = fit.points
+    points = fit.points_of("surface_huber")
     top = top_points(points)
     if not top.any() or top.all():
         return None

@@ -120,7 +120,8 @@ def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
     surface = fit.methods["surface_huber"].surface
     if fit.default != "valley" or surface is None or not surface.usable or surface.surface is None or not surface.cost:
         return None
-    exact = replace(fit.points, loss=surface.surface.loss(fit.points.params, fit.points.tokens), run=None)
+    fresh = fit.points_of("surface_huber")
+    exact = replace(fit.points, loss=surface.surface.loss(fresh.params, fresh.tokens), run=None)
     method = valley_method(list(fit_valleys(exact, fit.options)), None, fit.errors, fit.options.law_weights)
     if method.params_opt is None:
         return None
@@ -159,7 +160,7 @@ def _methods(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
 
 
 def _settings(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
-    options, points = fit.options, fit.points
+    options, points = fit.options, fit.points_of(fit.default)
     if fit.default != "valley":
         surface = fit.answer.surface
         if surface is not None and surface.cost is not None and surface.cost.curve is not None:
@@ -181,7 +182,7 @@ def _settings(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
 
 
 def _definitions(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
-    points = fit.points
+    points = fit.points_of(_of_definition(fit))
     for name, params in points.params_as.items():
         method = _quick(replace(points, params=params, token_cost=None), fit.options, _of_definition(fit))
         row = _row_of("the N definition", f"N as {name}", method, budget)
@@ -216,7 +217,7 @@ def _converted(value: float, own: Floats, base: Floats) -> float:
 
 
 def _without_budgets(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
-    points, groups = fit.points, np.unique(fit.points.budget)
+    points, groups = fit.points_of(fit.default), np.unique(fit.points.budget)
     if fit.default == "valley":
         for i, v in enumerate(fit.valleys):
             if v.status != "interior":
@@ -249,7 +250,7 @@ def _influential(fit: SweepFit) -> Ints:
     1) valleys: DFFIT = |r|·h / (1 - h), the change of the curve at the point if it is left out
     2) surface: |r|·(1 + Mahalanobis distance² of (ln N, ln D)), a cheap stand-in for the same
     """
-    points = fit.points
+    points = fit.points_of(fit.default)
     strength = np.zeros(len(points))
     if fit.default == "valley":
         for v in fit.valleys:
@@ -285,7 +286,7 @@ def _refitted(valley: Valley, points: Points, keep: Bools, options: FitOptions) 
 
 
 def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[SensitivityRow]:
-    points, surface, options = fit.points, fit.answer.surface, fit.options
+    points, surface, options = fit.points_of(fit.default), fit.answer.surface, fit.options
     assert surface is not None and surface.cost is not None
     weights = points.weights * (points.runs[None, :] != runs[:, None])
     wanted = options.surface(fit.default)

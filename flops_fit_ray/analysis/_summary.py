@@ -45,6 +45,7 @@ def fit_to_json(fit: SweepFit) -> dict[str, Any]:
                 "confidence": fit.options.confidence,
                 "seed": fit.options.seed,
             },
+            "repetition": None if fit.repetition is None else fit.repetition.to_json(),
             "lack_of_fit": [test.to_json() for test in fit.lack_of_fit],
             "warnings": [flag.to_json() for flag in fit.warnings],
         }
@@ -80,6 +81,8 @@ def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, A
             "loss_interval_of_one_run": interval_to_json(prediction.run_interval),
             "confidence": confidence,
             "extrapolation": prediction.extrapolation,
+            "params_extrapolation": prediction.params_extrapolation,
+            "tokens_extrapolation": prediction.tokens_extrapolation,
             "warnings": [flag.to_json() for flag in prediction.warnings],
         }
     )
@@ -126,6 +129,10 @@ def timed_to_json(answer: TimedPrediction, timed: IsoTime) -> dict[str, Any]:
             "tokens": answer.tokens,
             "tokens_interval": interval_to_json(answer.tokens_interval),
             "loss": answer.loss,
+            "extrapolation": answer.extrapolation,
+            "params_extrapolation": answer.params_extrapolation,
+            "tokens_extrapolation": answer.tokens_extrapolation,
+            "warnings": [flag.to_json() for flag in answer.warnings],
             "timed_runs": timed.timed,
             "cost": cost_to_json(timed.cost),
         }

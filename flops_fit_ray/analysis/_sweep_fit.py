@@ -27,7 +27,8 @@ from flops_fit_ray.analysis.arrays import Ints
 from flops_fit_ray.analysis.diagnostics import diagnose
 from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
 from flops_fit_ray.analysis.points import Points, budget_gap, check_points
-from flops_fit_ray.analysis.surface import bootstrap_surface, fit_surface
+from flops_fit_ray.analysis.repetition import Repetition, fit_repetition
+from flops_fit_ray.analysis.surface import bootstrap_cases, bootstrap_surface, fit_surface
 from flops_fit_ray.analysis.valley import Valley, fit_valley
 from flops_fit_ray.fit_options import FIT_DEFAULTS, SURFACES, FitOptions, MethodName
 
@@ -54,6 +55,7 @@ class SweepFit:
     warnings: tuple[Flag, ...]
     choices: tuple[Choice, ...] = ()  # among laws for the same losses, where one had to be made
     lack_of_fit: tuple[FitTest, ...] = ()  # tests of every method that the points allow
+    repetition: Repetition | None = None  # what repeated data cost; None where none are known
 
     @property
     def answer(self) -> Method:
@@ -74,7 +76,7 @@ class SweepFit:
         both = all(self.methods[name].params_opt is not None for name in ("surface_huber", "surface_coupled"))
         if self.choices or self.options.method != "auto" or not both or len(self.points) < MIN_FOR_SURFACE:
             return next(iter(self.choices), None)
-        return choose_surface(self.points, self.options)
+        return choose_surface(self.points_of("surface_huber"), self.options)
 
     @property
     def params_opt(self) -> Law | None:
@@ -109,6 +111,10 @@ class SweepFit:
         named = (("N_opt", self.params_opt), ("D_opt", self.tokens_opt), ("L_opt", self.loss_opt))
         return [(name, law) for name, law in named if law is not None]
 
+    def points_of(self, method: MethodName) -> Points:
+        """Return the points that a method is fitted to: of surfaces, repeated data as effective tokens."""
+        return self.points if self.repetition is None or method not in SURFACES else self.repetition.fresh
+
     @property
     def fitted_range(self) -> tuple[float, float]:
         """Smallest and largest C that the default method's laws rest on."""
@@ -119,7 +125,8 @@ class SweepFit:
         if method == "valley":
             fitted = [v.flops for v, _ in self.optima]
             return min(fitted), max(fitted)
-        return float(self.points.flops.min()), float(self.points.flops.max())
+        points = self.points_of(method)
+        return float(points.flops.min()), float(points.flops.max())
 
 
 def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points | None = None) -> SweepFit:
@@ -133,24 +140,26 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
     """
     rng = np.random.default_rng(options.seed)
     low = fit_minima(points, options, rng)
+    repetition = fit_repetition(points, options.surface("surface_huber"))
+    fresh = points if repetition is None else repetition.fresh
     methods: dict[MethodName, Method] = {"valley": low.method}
     for name in SURFACES:
         aside = name == "surface_coupled" and options.method != name
         draws = min(options.draws, DRAWS_ASIDE) if aside else options.draws
-        methods[name] = _surface(points, options, name, draws, low)
+        methods[name] = _surface(fresh, options, name, draws, low, repetition)
     if (envelope := envelope_method(points if curves is None else curves, options.draws, rng)) is not None:
         methods["envelope"] = envelope
     elif options.method == "envelope":
         methods["envelope"] = no_law("envelope", "there are no training curves")
-    default = _default(points, low.valleys, methods, options)
+    default = _default(points, low.valleys, methods, options, repetition is not None and repetition.decides)
     choices: tuple[Choice, ...] = ()
     if options.method == "auto" and default == "surface_huber" and methods[default].params_opt is not None:
-        choices = (choose_surface(points, options),)
+        choices = (choose_surface(fresh, options),)
         default = next(n for n, kind in SURFACES.items() if kind == ("huber", choices[0].chosen))
         if default == "surface_coupled":
-            methods[default] = _surface(points, options, default, options.draws, low)
+            methods[default] = _surface(fresh, options, default, options.draws, low, repetition)
     seeds = seed_noise(points)
-    tests = tuple(fit_tests(points, low.valleys, low.errors, low.noise, seeds, methods, default, options))
+    tests = tuple(fit_tests(fresh, low.valleys, low.errors, low.noise, seeds, methods, default, options))
     return SweepFit(
         points=points,
         valleys=low.valleys,
@@ -166,16 +175,25 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
             *diagnose(points, low.valleys, low.minima, low.noise, methods, default),
             *(test.flag(default) for test in tests if test.verdict == "does_not_fit"),
             *(choice.flag for choice in choices),
+            *(() if repetition is None else (repetition.flag,)),
         ),
+        repetition=repetition,
         lack_of_fit=tests,
         choices=choices,
     )
 
 
-def _surface(points: Points, options: FitOptions, name: MethodName, draws: int, low: ValleyFit) -> Method:
+def _surface(
+    points: Points, options: FitOptions, name: MethodName, draws: int, low: ValleyFit, repetition: Repetition | None
+) -> Method:
     wanted, rng = options.surface(name), np.random.default_rng(options.seed)
-    method = surface_method(bootstrap_surface(fit_surface(points, wanted), points, wanted, draws, rng))
-    if low.minima is None or low.method.params_opt is None:
+    fit = fit_surface(points, wanted)
+    if repetition is not None and repetition.cases:
+        method = surface_method(bootstrap_cases(fit, repetition.cases, wanted, draws, rng))
+    else:
+        method = surface_method(bootstrap_surface(fit, points, wanted, draws, rng))
+    # Where data are repeated often, valleys bend because of that
+    if low.minima is None or low.method.params_opt is None or (repetition is not None and repetition.decides):
         return method
     return bent_as_valleys(method, low.method.params_opt, low.minima)
 
@@ -242,11 +260,16 @@ def valley_of(points: Points, budget: float, index: Ints, options: FitOptions) -
 
 
 def _default(
-    points: Points, valleys: Sequence[Valley], methods: Mapping[MethodName, Method], options: FitOptions
+    points: Points,
+    valleys: Sequence[Valley],
+    methods: Mapping[MethodName, Method],
+    options: FitOptions,
+    repeated: bool,
 ) -> MethodName:
     """Choose the default method: valleys where two have an optimum, else the robust surface, else any that has a law.
 
-    Scattered runs can be grouped into valleys as well: budgets that are not labelled must be clearly separated.
+    Scattered runs can be grouped into valleys as well: budgets that are not labelled must be clearly separated. Where
+    data are repeated often, valleys are no answer for new data, and a surface is.
     """
     if options.method != "auto":
         return options.method
@@ -256,6 +279,8 @@ def _default(
     valley = methods["valley"]
     scattered = in_valleys < MOSTLY * len(points) or budget_gap(points) < APART
     order: tuple[MethodName, ...] = ("valley", "surface_huber", "surface_squared")
-    if not points.labelled and (scattered or valley.lost_draws > valley.draws / 2):
+    if repeated:
+        order = ("surface_huber", "surface_squared", "valley")
+    elif not points.labelled and (scattered or valley.lost_draws > valley.draws / 2):
         order = ("surface_huber", "surface_squared")
     return next((name for name in order if methods[name].params_opt is not None), order[0])

@@ -69,14 +69,14 @@ def compare(a: SweepFit, b: SweepFit, budget: float, method: MethodName | None =
         _value("D_opt", d_a, d_b, budget, confidence, ratio=True),
         _value("L_opt", l_a, l_b, budget, confidence, ratio=False),
     )
-    factors = (extrapolation(a, budget, name), extrapolation(b, budget, name))
+    far = [extrapolation(fit, budget, fit.methods[name]) for fit in (a, b)]
     return Comparison(
         method=name,
         budget=budget,
         confidence=confidence,
         differences=rows,
-        extrapolation=factors,
-        warnings=tuple(extrapolation_warning(max(factors))),
+        extrapolation=(far[0][0].factor, far[1][0].factor),
+        warnings=tuple(extrapolation_warning(*far[0], *far[1])),
     )
 
 

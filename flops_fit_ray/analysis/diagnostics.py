@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.analysis._distance import Distance
 from flops_fit_ray.analysis._flags import Flag, Severity
 from flops_fit_ray.analysis._law import MIN_DRAWS
 from flops_fit_ray.analysis._methods import METHODS, Method
@@ -137,17 +138,21 @@ def range_warning(span: float, count: int) -> Iterator[Flag]:
         )
 
 
-def extrapolation_warning(factor: float) -> Iterator[Flag]:
-    """Warn of a prediction that lies `factor` beyond the fitted budgets."""
+def extrapolation_warning(*distances: Distance) -> Iterator[Flag]:
+    """Warn of a prediction far beyond the runs, by the largest of its distances; of equal ones by the first."""
+    farthest = max(distances, key=lambda distance: distance.factor)
+    factor, side = farthest.factor, "larger" if farthest.larger else "smaller"
+    where = "" if farthest.quantity == "C" else f"{farthest.words}; "
+    remedy = f"{side} sizes" if farthest.quantity == "N" else f"a {side} budget"
     if factor > HEADLINE_EXTRAPOLATION:
         message = (
-            f"EXTRAPOLATION BY {factor:.3g}x: the interval does not cover a change of the law on the way; add a larger "
-            "budget"
+            f"EXTRAPOLATION BY {factor:.3g}x: {where}the interval does not cover a change of the law on the way; "
+            f"add {remedy}"
         )
         yield Flag("extrapolation", "severe", message)
     elif factor > WARN_EXTRAPOLATION:
         message = (
-            f"extrapolation by {factor:.3g}x: so far out the interval rests more on how much a power law usually "
-            "bends than on these budgets"
+            f"extrapolation by {factor:.3g}x: {where}so far out the interval rests more on how much a power law "
+            "usually bends than on these budgets"
         )
         yield Flag("extrapolation", "warning", message)

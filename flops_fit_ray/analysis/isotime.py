@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from flops_fit_ray.analysis._distance import beyond_words, distance, distances
+from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis._methods import Method, surface_method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
+from flops_fit_ray.analysis.diagnostics import extrapolation_warning
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import CostLaw, fit_cost_law
 from flops_fit_ray.errors import FitError
@@ -23,6 +26,7 @@ class IsoTime:
     cost: CostLaw
     method: Method
     timed: int  # number of runs with known seconds
+    points: Points  # all runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,15 @@ class TimedPrediction:
     loss: float
     params_interval: Interval | None
     tokens_interval: Interval | None
+    extrapolation: float  # factor of the time beyond the shortest or longest run; 1 inside
+    params_extrapolation: float  # of N beyond the smallest or largest that was run
+    tokens_extrapolation: float
+    warnings: tuple[Flag, ...]
+
+    @property
+    def beyond(self) -> str:
+        """Words on how far N and D lie beyond the runs; empty inside."""
+        return beyond_words(self.params_extrapolation, self.tokens_extrapolation)
 
 
 def isotime(fit: SweepFit) -> IsoTime | None:
@@ -45,7 +58,7 @@ def isotime(fit: SweepFit) -> IsoTime | None:
     cost, timed = law
     if cost.n_exponent <= 0:
         return None
-    return IsoTime(cost=cost, method=surface_method(replace(surface, cost=cost)), timed=timed)
+    return IsoTime(cost=cost, method=surface_method(replace(surface, cost=cost)), timed=timed, points=fit.points)
 
 
 def time_law(points: Points) -> tuple[CostLaw, int] | None:
@@ -69,6 +82,11 @@ def predict_for_time(timed: IsoTime, seconds: float, confidence: float) -> Timed
         raise FitError(f"a wall-clock budget must be a positive number of seconds (got {seconds})")
     assert timed.method.laws is not None
     n, d, loss = timed.method.laws
+    known = timed.points.seconds
+    assert known is not None
+    known = known[np.isfinite(known) & (known > 0)]
+    low, high = float(known.min()), float(known.max())
+    far = distance("time", seconds, low, high), *distances(timed.points, n.at(seconds), d.at(seconds))
     return TimedPrediction(
         seconds=seconds,
         params=n.at(seconds),
@@ -76,6 +94,10 @@ def predict_for_time(timed: IsoTime, seconds: float, confidence: float) -> Timed
         loss=loss.at(seconds),
         params_interval=n.interval(seconds, confidence),
         tokens_interval=d.interval(seconds, confidence),
+        extrapolation=far[0].factor,
+        params_extrapolation=far[1].factor,
+        tokens_extrapolation=far[2].factor,
+        warnings=tuple(extrapolation_warning(*far)),
     )
 
 

@@ -149,8 +149,9 @@ def draw_scatter(rng: np.random.Generator, draws: int, noise: Noise, group: Ints
 
 
 def seed_noise(points: Points) -> SeedNoise | None:
-    """Pool the noise over points with the same budget, N and D; None without such points."""
-    keys = np.stack([points.budget, points.params, points.tokens], axis=1)
+    """Pool the noise over points with the same budget, N, D and distinct tokens; None without such points."""
+    unique = points.tokens if points.unique is None else points.unique
+    keys = np.stack([points.budget, points.params, points.tokens, unique], axis=1)
     _, which = np.unique(keys, axis=0, return_inverse=True)
     which = which.reshape(-1)
     count = np.bincount(which)

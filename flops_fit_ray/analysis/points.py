@@ -29,6 +29,7 @@ class Points:
     seconds: Floats | None = None  # of training; NaN where unknown
     params_as: Mapping[str, Floats] = field(default_factory=dict)  # N under other definitions
     flops_as: Mapping[str, Floats] = field(default_factory=dict)  # C under other definitions
+    unique: Floats | None = None  # tokens seen at least once; None where that is not known
     token_cost: tuple[Floats, Floats] | None = None  # N and FLOPs per token of every measured size, run or not
     labelled: bool = True  # False: `budget` was inferred by `group_by_nearness`
 
@@ -69,8 +70,10 @@ def check_points(points: Points) -> None:
     Raises:
         FitError: a loss, size or budget is not a finite positive number.
     """
-    for name in ("budget", "flops", "params", "tokens", "loss", "weights"):
+    for name in ("budget", "flops", "params", "tokens", "loss", "weights", "unique"):
         values = getattr(points, name)
+        if values is None:
+            continue
         bad = values[~(np.isfinite(values) & (values > 0))]
         if len(bad):
             raise FitError(f"{name} must be positive and finite: {len(bad)} value(s) are not, such as {bad[0]}")

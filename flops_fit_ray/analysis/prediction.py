@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_ray.analysis._distance import Distance, beyond_words, distance, distances
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._loss_law import MIN_FOR_SHIFT
@@ -35,7 +36,14 @@ class Prediction(dict[str, float]):
     loss_interval: Interval | None  # of the law
     run_interval: Interval | None  # of the loss of one new run there: uncertainty of the law plus noise of a run
     extrapolation: float  # factor beyond the nearest fitted budget; 1 inside the range
+    params_extrapolation: float  # factor of N beyond the smallest or largest N that was run; 1 inside
+    tokens_extrapolation: float
     warnings: tuple[Flag, ...]
+
+    @property
+    def beyond(self) -> str:
+        """Words on how far N and D lie beyond the runs; empty inside."""
+        return beyond_words(self.params_extrapolation, self.tokens_extrapolation)
 
     def __post_init__(self) -> None:
         self |= {
@@ -58,7 +66,7 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
     if chosen.laws is None:
         raise FitError(f"there is no scaling law to predict from: {chosen.reason}")
     n, d, loss = chosen.laws
-    factor = extrapolation(fit, budget, chosen.name)
+    far = extrapolation(fit, budget, chosen)
     confidence = fit.options.confidence
     other = None if method else other_answer(fit, budget)
     within = [law.interval(budget, confidence) for law in chosen.laws]
@@ -74,8 +82,10 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
         tokens_interval=within[1],
         loss_interval=within[2],
         run_interval=_union(_run_interval(fit, loss, budget), within[2] if other is not None else None),
-        extrapolation=factor,
-        warnings=tuple(_prediction_warnings(fit, chosen, factor)),
+        extrapolation=far[0].factor,
+        params_extrapolation=far[1].factor,
+        tokens_extrapolation=far[2].factor,
+        warnings=tuple(_prediction_warnings(fit, chosen, far)),
     )
 
 
@@ -87,6 +97,8 @@ def other_answer(fit: SweepFit, budget: float) -> Method | None:
     """
     if fit.default == "valley":
         other = fit.surface
+    elif fit.repetition is not None and fit.repetition.decides:
+        return None  # valleys of repeated data answer another question
     elif fit.default in SURFACES and fit.points.labelled:
         other = fit.methods["valley"]
     else:
@@ -104,10 +116,16 @@ def _union(one: Interval | None, two: Interval | None) -> Interval | None:
     return Interval(min(one.low, two.low), max(one.high, two.high))
 
 
-def extrapolation(fit: SweepFit, budget: float, method: MethodName) -> float:
-    """Factor by which C = `budget` lies beyond the range that the method was fitted to; 1 inside."""
-    low, high = fit.range_of(method)
-    return max(budget / high, low / budget, 1.0)
+def extrapolation(fit: SweepFit, budget: float, method: Method) -> tuple[Distance, Distance, Distance]:
+    """Return how far C = `budget` lies beyond the range that the method was fitted to, and its N and D beyond the runs.
+
+    `method` is one that has laws.
+    """
+    assert method.laws is not None
+    n, d, _ = method.laws
+    return distance("C", budget, *fit.range_of(method.name)), *distances(
+        fit.points_of(method.name), n.at(budget), d.at(budget)
+    )
 
 
 def check_budget(budget: float) -> None:
@@ -171,9 +189,9 @@ def run_noise(fit: SweepFit) -> tuple[float, int] | None:
     return scale * float(np.sqrt(surface.residuals @ surface.residuals / df)), df
 
 
-def _prediction_warnings(fit: SweepFit, method: Method, factor: float) -> Iterator[Flag]:
-    yield from extrapolation_warning(factor)
-    if factor > 1 and method.name == "valley" and method.loss_opt is not None:
+def _prediction_warnings(fit: SweepFit, method: Method, far: tuple[Distance, Distance, Distance]) -> Iterator[Flag]:
+    yield from extrapolation_warning(*far)
+    if far[0].factor > 1 and method.name == "valley" and method.loss_opt is not None:
         if len(fit.optima) < MIN_FOR_SHIFT:
             yield Flag(
                 "loss_law",

@@ -190,7 +190,7 @@ def prediction_text(prediction: Prediction, confidence: float) -> str:
         f"  N  {_with(prediction.params, prediction.params_interval)}",
         f"  D  {_with(prediction.tokens, prediction.tokens_interval)}",
         f"  L  {loss}",
-        f"  extrapolation factor {prediction.extrapolation:.3g}",
+        f"  extrapolation factor {prediction.extrapolation:.3g}{_beyond(prediction.beyond)}",
     ]
     rest = [flag for flag in prediction.warnings if flag.severity != "severe"]
     return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in rest)])
@@ -243,14 +243,21 @@ def timed_text(answer: TimedPrediction, timed: IsoTime, fit: SweepFit) -> str:
     assert law is not None
     return "\n".join(
         [
+            *(f"{flag}" for flag in answer.warnings if flag.severity == "severe"),
             f"{fmt.duration(answer.seconds)} on one device as measured ({100 * fit.options.confidence:g} % intervals)",
             f"  N  {_with(answer.params, answer.params_interval)}",
             f"  D  {_with(answer.tokens, answer.tokens_interval)}",
             f"  L  {answer.loss:.4f}",
             f"  N_opt(T) = {law.coefficient:.4g} · T^{law.exponent:.4f}, T in seconds; a run takes k·N^"
             f"{timed.cost.n_exponent:.3f}·D seconds within {100 * timed.cost.scatter:.2g} % over {timed.timed} runs",
+            f"  extrapolation factor {answer.extrapolation:.3g} in time{_beyond(answer.beyond)}",
+            *(f"{_label(flag.severity)}: {flag}" for flag in answer.warnings if flag.severity != "severe"),
         ]
     )
+
+
+def _beyond(words: str) -> str:
+    return f" ({words})" if words else ""
 
 
 def _label(severity: str) -> str:

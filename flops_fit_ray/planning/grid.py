@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.diagnostics import range_warning
+from flops_fit_ray.analysis.repetition import NEARLY_FRESH
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning._sizes import TRUSTED_RATIO, auto_range, expected_centre, shared_sizes, size_label
@@ -139,7 +140,10 @@ def sweep_warnings(spec: SweepSpec, measurements: Measurements, *, lr_guarded: b
         yield "train.schedule is constant: without a decay at the end of a run the optimum is biased; use wsd or cosine"
     yield from _data_warnings(spec, measurements.data)
     if spec.data.max_epochs > 1:
-        yield f"data.max_epochs is {spec.data.max_epochs:g}: repeated data biases the optimum; add data if you can"
+        yield (
+            f"data.max_epochs is {spec.data.max_epochs:g}: repeated data biases the optimum of valleys (surfaces are "
+            "fitted to effective tokens); add data if you can"
+        )
 
 
 def _data_warnings(spec: SweepSpec, data: DataFacts) -> Iterator[str]:
@@ -230,6 +234,12 @@ def cell_warnings(experiments: Sequence[Experiment]) -> Iterator[str]:
         count = sum(e.budget == budget for e in grid)
         if count < GOOD_SIZES:
             yield f"C = {fmt.flops(budget)} has {count} sizes; add some: from {GOOD_SIZES} on one bad run matters less"
+    often = [e.epochs for e in grid if e.epochs is not None and e.epochs > NEARLY_FRESH]
+    if often:
+        yield (
+            f"{len(often)} of {len(grid)} experiments see their data more than {NEARLY_FRESH:g} times, up to "
+            f"{max(often):.3g}: beyond that repeats are worth less than new data, and the answer is the surfaces'"
+        )
     first = {e.key: e.tokens for e in grid}  # the smallest D on the trunk of each
     for e in grid:
         if e.parent is not None:

@@ -178,7 +178,8 @@ class Sweep:
         planned = {e.key: e for e in self.plan.experiments}
         trunks = trunk_numbers(planned[r.key] for r in standing) if self._shares_trunks else None
         measured = token_cost(self.plan.measurements)
-        return points_of(standing, {r.key: sizes.get(r.size, 0) for r in standing}, trunks, measured)
+        epochs = {key: e.epochs for key, e in planned.items() if e.epochs is not None}
+        return points_of(standing, {r.key: sizes.get(r.size, 0) for r in standing}, trunks, measured, epochs)
 
     @cached_property
     def standing(self) -> tuple[ExperimentResult, ...]:
@@ -265,6 +266,7 @@ def points_of(
     non_embedding: Mapping[str, int] | None = None,
     trunks: Sequence[int] | None = None,
     measured: tuple[Floats, Floats] | None = None,
+    epochs: Mapping[str, float] | None = None,
 ) -> Points:
     """The arrays that a fit takes. D and C are what was really seen and what that costs from scratch.
 
@@ -272,6 +274,7 @@ def points_of(
         non_embedding: N of that definition, by key.
         trunks: a number for each result, the same for those of one trunk: a part of their noise is the trunk's.
         measured: N and FLOPs per token of every size, as `token_cost` returns them.
+        epochs: how often each experiment sees its data, by key, where that is known.
     """
 
     def column(name: str) -> Floats:
@@ -281,12 +284,14 @@ def points_of(
         "all parameters": column("params_total"),
         "non-embedding parameters": np.array([(non_embedding or {}).get(r.key, 0) for r in results], dtype=np.float64),
     }
-    params = column("params")
+    params, tokens = column("params"), column("tokens_seen")
+    seen = np.array([max((epochs or {}).get(r.key, np.nan), 1.0) for r in results], dtype=np.float64)
     return Points(
         budget=column("budget"),
         flops=column("flops"),
         params=params,
-        tokens=column("tokens_seen"),
+        tokens=tokens,
+        unique=tokens / seen if len(seen) and np.isfinite(seen).all() else None,
         loss=column("loss"),
         seconds=column("seconds"),
         run=None if trunks is None else np.array(trunks, dtype=np.int64),

@@ -46,7 +46,7 @@ class CardItem:
 
 def validity_card(fit: SweepFit, sweep: Sweep | None = None, table: Table | None = None) -> tuple[CardItem, ...]:
     """Return all fifteen checks; without `sweep`, those that neither the points nor the `table` answer are UNKNOWN."""
-    of_sweep = dict(_of_sweep(sweep)) if sweep is not None and sweep.plan.experiments else {}
+    of_sweep = dict(_of_sweep(sweep, fit)) if sweep is not None and sweep.plan.experiments else {}
     if table is not None:
         of_sweep |= dict(_of_table(table))
     of_fit = dict(_of_fit(fit))
@@ -65,7 +65,7 @@ def validity_card(fit: SweepFit, sweep: Sweep | None = None, table: Table | None
 _Check = tuple[str, tuple[CardVerdict, str]]  # name, verdict, message
 
 
-def _of_sweep(sweep: Sweep) -> Iterator[_Check]:
+def _of_sweep(sweep: Sweep, fit: SweepFit) -> Iterator[_Check]:
     spec, experiments, data = sweep.spec.train, sweep.plan.experiments, sweep.plan.measurements.data
     yield "schedule ends at D", _schedule(spec.schedule)
     smallest = min(e.tokens for e in experiments)
@@ -91,9 +91,7 @@ def _of_sweep(sweep: Sweep) -> Iterator[_Check]:
     )
     epochs = [e.epochs for e in experiments if e.epochs is not None]
     if epochs:
-        max_epochs = max(epochs)
-        verdict = "PASS" if max_epochs <= EPOCHS_PASS else "WARN" if max_epochs <= EPOCHS_FAIL else "FAIL"
-        yield "data", (verdict, f"at most {max_epochs:.3g} epochs; repeated data overfit and shift the optimum")
+        yield "data", _epochs(max(epochs), fit)
     else:
         yield "data", ("UNKNOWN", "the training data are a stream, whose length is not known")
     yield "evaluation", _evaluation(sweep)
@@ -113,6 +111,12 @@ def _of_sweep(sweep: Sweep) -> Iterator[_Check]:
                 f"{len(devices)} kind(s) of device",
             ),
         )
+
+
+def _epochs(most: float, fit: SweepFit) -> tuple[CardVerdict, str]:
+    verdict: CardVerdict = "PASS" if most <= EPOCHS_PASS else "WARN" if most <= EPOCHS_FAIL else "FAIL"
+    cost = "repeated data overfit and shift the optimum" if fit.repetition is None else fit.repetition.words
+    return verdict, f"at most {most:.3g} epochs; {cost}"
 
 
 def _warmup_tokens(experiment: Experiment) -> float:
@@ -192,6 +196,8 @@ def _of_fit(fit: SweepFit) -> Iterator[_Check]:
         low, high = float(ratio.min()), float(ratio.max())
         inside = low >= TRUSTED_RATIO[0] and high <= TRUSTED_RATIO[1]
         yield "FLOPs", ("PASS" if inside else "WARN", f"{low:.2f} to {high:.2f} times 6·N·D")
+    if points.unique is not None and len(points):
+        yield "data", _epochs(float((points.tokens / points.unique).max()), fit)
     yield "noise", _noise(fit)
     yield "grid", _grid(fit)
     labelled = [v for v in fit.valleys if points.labelled or v.status != "too_few"]

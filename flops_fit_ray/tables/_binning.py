@@ -26,19 +26,29 @@ def binned(points: Points) -> tuple[Points, float]:
         return points, 0.0
     budgets = np.unique(points.budget if points.labelled else points.flops, return_inverse=True)[1].reshape(-1)
     apart = [points.runs] if points.run is not None else []
+    unique = None if points.unique is None else np.log(points.tokens / points.unique)
     if budgets.max() < MAX_BUDGETS:
         apart.append(budgets)
     apart = [key.astype(np.int64) for key in apart]
     width = FIRST_WIDTH
     while True:
-        cell = labels(_steps(points.params, width), _steps(points.tokens, width), *apart)
+        cell = labels(
+            _steps(points.params, width),
+            _steps(points.tokens, width),
+            *apart,
+            *([] if unique is None else [_steps_of(unique, width)]),
+        )
         if cell.max() < BINNED_POINTS or width > 1:
             return _averaged(points, cell), width
         width *= WIDER
 
 
 def _steps(values: Floats, width: float) -> Ints:
-    step = np.floor(np.log(values) / width).astype(np.int64)
+    return _steps_of(np.log(values), width)
+
+
+def _steps_of(logs: Floats, width: float) -> Ints:
+    step = np.floor(logs / width).astype(np.int64)
     return np.asarray(step - step.min())
 
 
@@ -60,6 +70,7 @@ def _averaged(points: Points, cell: Ints) -> Points:
         loss=mean(points.loss),
         run=None if points.run is None else points.run[first],
         weight=weight,
+        unique=None if points.unique is None else geometric(points.unique),
         seconds=None if points.seconds is None else mean(points.seconds),
         params_as={name: geometric(values) for name, values in points.params_as.items()},
         flops_as={name: geometric(values) for name, values in points.flops_as.items()},

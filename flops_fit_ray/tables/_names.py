@@ -40,6 +40,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "weight": ("weight", "weights"),
     "seconds": ("seconds", "train_seconds", "wall_time_seconds", "wall_time", "duration_seconds", "elapsed_seconds"),
     "flops_per_token": ("flops_per_token", "flop_per_token", "train_flops_per_token", "training_flops_per_token"),
+    "unique_tokens": ("unique_tokens", "tokens_unique", "n_unique_tokens", "num_unique_tokens", "unique_d", "d_unique",
+                      "unique_train_tokens", "distinct_tokens", "dataset_tokens", "data_unique_tokens"),
+    "epochs": ("epochs", "num_epochs", "n_epochs", "num_train_epochs", "total_epochs", "data_epochs"),
     "params_opt": ("n_opt", "params_opt", "opt_params", "optimal_params", "optimal_n", "n_optimal", "opt_n", "n*",
                    "n_star", "optimal_parameters", "optimal_model_size", "optimal_size", "best_params", "best_n"),
     "tokens_opt": ("d_opt", "tokens_opt", "opt_tokens", "optimal_tokens", "optimal_d", "d_optimal", "opt_d", "d*",
@@ -80,7 +83,7 @@ SHAPES = ("depth", "width", "n_layer", "n_layers", "layers", "num_layers", "num_
 _HEADER = re.compile(r"^(.*?)[\s_,]*[\[(]([^)\]]*)[\])]$")
 _KINDS_OF_UNIT: Mapping[str, Mapping[str, float]] = {
     "params": COUNTS, "tokens": COUNTS, "flops": {**COUNTS, **FLOPS, **DAYS}, "budget": {**COUNTS, **FLOPS, **DAYS},
-    "seconds": TIMES, "loss": LOSSES, "params_opt": COUNTS, "tokens_opt": COUNTS,
+    "seconds": TIMES, "loss": LOSSES, "epochs": {}, "params_opt": COUNTS, "tokens_opt": COUNTS,
     "flops_per_token": {**COUNTS, **FLOPS},
 }  # fmt: skip
 

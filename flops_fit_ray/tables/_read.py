@@ -30,6 +30,7 @@ from flops_fit_ray.tables._plausible import (
     score_faults,
     unit_faults,
 )
+from flops_fit_ray.tables._repeated import distinct_tokens
 from flops_fit_ray.tables._rows import Setting, keep_finished, keep_where
 from flops_fit_ray.tables._selection import one_row_per_run
 
@@ -144,6 +145,7 @@ def open_table(path: Path, options: TableOptions = DEFAULTS) -> Table | Optima:
     if "budget" in values and np.isnan(values["budget"]).all():  # labels that are not numbers
         values["budget"] = _mean_flops(loaded.frame[columns.taken["budget"]], values["flops"])
     values.pop("flops_per_token", None)
+    notes += [Flag("assumed", "info", note) for note in distinct_tokens(str(path), values, columns)]
     faults, without_loss = _row_faults(loaded.frame, values, columns, derived)
     good = np.array([i not in faults for i in range(len(loaded.frame))], dtype=bool)
     if not good.any():
@@ -177,7 +179,7 @@ def _row_faults(
     reasons: dict[int, str] = {}
     without_loss = np.zeros(len(frame), dtype=bool)
     for name, numeric in values.items():
-        if name == "seconds" or name not in columns.taken:
+        if name in ("seconds", "unique_tokens") or name not in columns.taken:
             continue
         bad = np.flatnonzero(~(np.isfinite(numeric) & (numeric > 0)))
         if name == "loss":
@@ -252,6 +254,7 @@ def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, 
         loss=picked["loss"],
         run=run,
         weight=picked.get("weight"),
+        unique=picked.get("unique_tokens"),
         seconds=None if seconds is None or not (seconds > 0).any() else np.where(seconds > 0, seconds, np.nan),
         params_as=_others(frame, OTHER_PARAMS, picked["params"], keep),
         flops_as=_others(frame, OTHER_FLOPS, picked["flops"], keep),

@@ -73,6 +73,8 @@ def one_row_per_run(
     fixed = [codes(here[name]) for name in options.pool if name != NONE]
     if "budget" in values:
         fixed.append(codes_of(values["budget"][tried]))
+    if "unique_tokens" in values:  # one (N, D) of other data is another point
+        fixed.append(codes_of(np.nan_to_num(values["unique_tokens"][tried])))
     kind = [codes(here[name]) for name in candidates]
     run = [codes(here[columns.taken["run"]])] if "run" in columns.taken else []
 

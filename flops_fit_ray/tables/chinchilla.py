@@ -11,6 +11,7 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import Prediction
 
 HEADER = ("Compute Budget", "Optimal N", "Optimal D", "D/N Ratio", "Predicted Loss", "N interval", "Extrapolation")
+FACTORS = ("extrapolation", "params_extrapolation", "tokens_extrapolation")  # of C, N and D; the largest is shown
 
 
 class ChinchillaTable(pd.DataFrame):
@@ -40,7 +41,7 @@ def _cells(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
         f"{row['tokens_per_param']:.1f}",
         f"{row['loss']:.4f}",
         within,
-        f"{row['extrapolation']:.3g}x",
+        f"{max(row[name] for name in FACTORS):.3g}x",
     )
 
 
@@ -52,6 +53,8 @@ def _row(prediction: Prediction) -> dict[str, float | None]:
         "tokens_per_param": prediction.tokens / prediction.params,
         "loss": prediction.loss,
         "extrapolation": prediction.extrapolation,
+        "params_extrapolation": prediction.params_extrapolation,
+        "tokens_extrapolation": prediction.tokens_extrapolation,
     }
     for name in ("params", "tokens", "loss"):
         interval = getattr(prediction, f"{name}_interval")

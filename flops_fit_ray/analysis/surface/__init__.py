@@ -4,6 +4,7 @@ from flops_fit_ray.analysis.surface._cost import CostLaw, fit_cost_law, fit_toke
 from flops_fit_ray.analysis.surface._estimate import (
     SurfaceFit,
     SurfaceStatus,
+    bootstrap_cases,
     bootstrap_surface,
     fit_surface,
     refit_surfaces,
@@ -19,6 +20,7 @@ __all__ = [
     "SurfaceOptions",
     "SurfaceStatus",
     "Surfaces",
+    "bootstrap_cases",
     "bootstrap_surface",
     "fit_cost_law",
     "fit_surface",

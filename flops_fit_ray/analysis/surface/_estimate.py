@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -180,9 +181,41 @@ def bootstrap_surface(
         loss = np.maximum(fitted + scatter, 1e-3 * fitted) * factor  # positive, for its logarithm
         drawn_surfaces = refit_surfaces(fit, points, options, loss=loss, weights=points.weights)
         resampled = f"new scatter of {noise.pooled:.2g} about the surface"
-    lost = int(np.isnan(drawn_surfaces.alpha).sum())
-    fit = replace(fit, draws=drawn_surfaces, exact=exact, lost_draws=lost, resampled=resampled)
-    low, high = np.nanquantile(drawn_surfaces.k, [0.025, 0.975]) if lost < draws else (1.0, 1.0)
+    return _with_draws(fit, drawn_surfaces, exact, resampled)
+
+
+def bootstrap_cases(
+    fit: SurfaceFit,
+    cases: Sequence[Points],
+    options: SurfaceOptions,
+    draws: int,
+    rng: np.random.Generator,
+) -> SurfaceFit:
+    """Add bootstrap draws to a fit whose N and D are themselves uncertain: equally many draws under each of the cases.
+
+    In each the surface is fitted anew, and its draws are about that fit.
+    """
+    parts: list[SurfaceFit] = []
+    for points, number in zip(cases, np.bincount(np.arange(draws) % len(cases), minlength=len(cases)), strict=True):
+        if not fit.usable or fit.status == "ill_conditioned" or not number:
+            break
+        surface = refit_surfaces(fit, points, options, loss=points.loss, weights=points.weights)
+        if np.isfinite(surface.alpha).all():
+            parts.append(bootstrap_surface(replace(fit, surface=surface), points, options, int(number), rng))
+    drawn = [part.draws for part in parts if part.draws is not None]
+    if not drawn:
+        return bootstrap_surface(fit, cases[0], options, draws, rng)
+    order = rng.permutation(sum(len(one.alpha) for one in drawn))  # a part of the draws stands for all cases
+    joined = {f.name: np.concatenate([getattr(one, f.name) for one in drawn])[order] for f in fields(Surfaces)}
+    exact = [part.exact for part in parts if part.exact is not None]
+    together = np.concatenate(exact)[order] if len(exact) == len(drawn) else None
+    return _with_draws(fit, Surfaces(**joined), together, parts[0].resampled)
+
+
+def _with_draws(fit: SurfaceFit, draws: Surfaces, exact: Bools | None, resampled: str) -> SurfaceFit:
+    lost = int(np.isnan(draws.alpha).sum())
+    fit = replace(fit, draws=draws, exact=exact, lost_draws=lost, resampled=resampled)
+    low, high = np.nanquantile(draws.k, [0.025, 0.975]) if lost < len(draws.k) else (1.0, 1.0)
     if fit.form == "coupled" and fit.status == "converged" and low <= 1 <= high:
         k = f"k = {fit.surface.k[0]:.3g} [{low:.3g}, {high:.3g}]" if fit.surface is not None else ""
         reason = f"{k} is not told from 1, and at k = 1 the law is the additive one, with a parameter less"

@@ -45,7 +45,7 @@ def contours(fit: SweepFit) -> Contours | None:
     surface = method.surface
     if surface is None or not surface.usable or surface.surface is None:
         return None
-    points = fit.points
+    points = fit.points_of(fit.surface.name)
     n = np.geomspace(points.params.min() / 1.5, points.params.max() * 1.5, GRID)
     d = np.geomspace(points.tokens.min() / 1.5, points.tokens.max() * 1.5, GRID)
     assert method.params_opt is not None and method.tokens_opt is not None
@@ -69,7 +69,7 @@ def residuals(fit: SweepFit) -> Residuals | None:
     surface = fit.surface.surface
     if surface is None or not surface.usable or surface.surface is None:
         return None
-    points = fit.points
+    points = fit.points_of(fit.surface.name)
     fitted = surface.surface.loss(points.params, points.tokens)
     return Residuals(
         params=points.params, tokens=points.tokens, fitted=fitted, percent=100 * (points.loss / fitted - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from flops_fit_ray import formatting as fmt
@@ -135,8 +136,8 @@ def _simulated_answer(found: Simulation) -> Iterator[str]:
     if found.problem:
         yield f"{found.sweeps - found.answered} of the sweeps gave no law of N_opt: {found.problem}"
     yield (
-        f"{truth}: 95 % intervals of x/÷{found.factor:.3g}, bias {100 * found.bias:+.1f} %, spread "
-        f"{100 * found.spread:.1f} %"
+        f"{truth}: 95 % intervals of x/÷{found.factor:.3g}, bias {100 * math.expm1(found.bias):+.1f} %, spread "
+        f"{100 * math.expm1(found.spread):.1f} %"
     )
     yield (
         f"{100 * found.coverage:.0f} % of {found.answered} intervals contain the true N_opt; the loss at the fitted "

@@ -6,8 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flops_fit_ray.analysis import FitOptions, Points, analyse, analysis_to_json, fit_sweep, predict, sensitivity
+from flops_fit_ray.analysis import (
+    FitOptions,
+    Points,
+    analyse,
+    analysis_to_json,
+    fit_minima,
+    fit_sweep,
+    predict,
+    sensitivity,
+)
 from flops_fit_ray.analysis._law_choice import choose
+from flops_fit_ray.analysis._sweep_fit import _surface
 from flops_fit_ray.analysis.surface import (
     SurfaceOptions,
     bootstrap_surface,
@@ -21,6 +31,7 @@ from flops_fit_ray.analysis.surface._estimate import _status
 from flops_fit_ray.analysis.surface._huber import LOWER, UPPER, HuberProblem, derivatives
 from flops_fit_ray.analysis.surface._search import scaled_problem
 from flops_fit_ray.errors import FitError
+from flops_fit_ray.fit_options import MethodName
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, Surface, optimum, points_from, scattered, sweep_on
 
 LOSSES = ("huber", "squared")
@@ -370,21 +381,26 @@ def test_runs_are_drawn_whole() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("noise", "loss"), [(0.003, "squared"), (0.01, "huber")])
-def test_intervals_of_surfaces_cover_what_they_say(noise: float, loss: str) -> None:
-    """95 % intervals of a and of N at ten times the data: 200 sweeps, so 0.95 ± 0.015."""
+@pytest.mark.parametrize(("noise", "name", "width"), [(0.003, "surface_squared", 1.25), (0.01, "surface_huber", 1.7)])
+def test_intervals_of_surfaces_cover_what_they_say(noise: float, name: MethodName, width: float) -> None:
+    """95 % intervals of a and of N at ten times the data hold the truth, and are no wider than they were measured to be.
+
+    A bend that the budgets do not rule out is in them, and on an exact law there is none.
+    """
     truth = optimum(BESIROGLU, 1e21)[0]
     a = BESIROGLU[4] / (BESIROGLU[3] + BESIROGLU[4])
-    hits = np.zeros(2)
-    for seed in range(200):
+    held, factors = [], []
+    for seed in range(80):
         points = sweep_on(BESIROGLU, BUDGETS, sizes=5, noise=noise, seed=seed)
-        options = FitOptions(draws=200, seed=seed, method=f"surface_{loss}")  # type: ignore[arg-type]
-        fit = fit_sweep(points, options)
-        assert fit.params_opt is not None
-        interval, answer = fit.params_opt.exponent_interval(0.95), predict(fit, 1e21).params_interval
+        options = FitOptions(draws=200, seed=seed)
+        law = _surface(points, options, name, 200, fit_minima(points, options), None).params_opt
+        assert law is not None
+        interval, answer = law.exponent_interval(0.95), law.interval(1e21, 0.95)
         assert interval is not None and answer is not None
-        hits += [interval.holds(a), answer.holds(truth)]
-    assert np.all((hits / 200 > 0.91) & (hits / 200 < 0.99)), hits / 200
+        held.append([interval.holds(a), answer.holds(truth)])
+        factors.append(answer.factor)
+    assert np.all(np.mean(held, axis=0) > 0.9), np.mean(held, axis=0)
+    assert np.median(factors) < width, np.median(factors)
 
 
 def test_every_status_has_its_case() -> None:

@@ -383,7 +383,7 @@ def test_runs_are_drawn_whole() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("noise", "name", "width"), [(0.003, "surface_squared", 1.25), (0.01, "surface_huber", 1.7)])
 def test_intervals_of_surfaces_cover_what_they_say(noise: float, name: MethodName, width: float) -> None:
-    """95 % intervals of a and of N at ten times the data hold the truth, and are no wider than they were measured to be.
+    """95 % intervals of a and of N at ten times the data hold the truth, and are no wider than measured.
 
     A bend that the budgets do not rule out is in them, and on an exact law there is none.
     """

@@ -192,7 +192,8 @@ def test_the_price_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     plan = json.loads(capsys.readouterr().out)
     price = plan["price"]
     assert price["flops"] == pytest.approx(sum(e["flops_executed"] for e in plan["experiments"] + plan["forecast"]))
-    assert price["device_seconds"] == pytest.approx(price["flops"] / 2e10)
+    assert plan["evaluation_flops"] > 0
+    assert price["device_seconds"] == pytest.approx((price["flops"] + plan["evaluation_flops"]) / 2e10)
     assert price["money"] == pytest.approx(3 * 4 * price["wall_seconds"] / 3600)
     assert [start["name"] for start in price["starts"]] == ["trunk", "scratch", "mixed"]
     assert call(*asked) == 0

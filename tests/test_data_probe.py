@@ -149,9 +149,7 @@ class ByProcess(Pairs):
 @pytest.mark.ray
 @pytest.mark.xdist_group("ray")
 def test_a_sweep_ends_with_one_error_before_anything_is_trained(ray_here: None, tmp_path: Any) -> None:
-    with pytest.raises(
-        SpecError, match=r"^find_optimal: a worker's process on .* data.train \(other samples"
-    ) as caught:
+    with pytest.raises(SpecError, match=r"^find_optimal: a worker's process on .* dataset \(other samples") as caught:
         find_optimal(
             Mlp, "width", dataset=ByProcess(*regression().tensors), loss_fn="mse", sizes=[4, 8, 16], batch_size=8,
             compute_budgets=[1e5, 2e5], lr=1e-2, resources_per_trial={"cpu": 1}, output_dir=tmp_path, quiet=True,

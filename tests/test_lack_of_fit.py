@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flops_fit_ray.analysis import FitOptions, Points, SweepFit, fit_sweep, fit_to_json
+from flops_fit_ray.analysis import FitOptions, Points, SweepFit, fit_sweep, fit_to_json, predict
 from flops_fit_ray.sweep.validity import validity_card
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, joined, optimum, sweep_on
 
@@ -83,6 +83,8 @@ def test_minima_off_their_law_are_refused_and_widen_the_interval() -> None:
     rows = fit_to_json(fit)["lack_of_fit"]
     assert {"test", "method", "verdict", "ratio", "degrees_of_freedom", "p", "message"} == rows[0].keys()
     assert rows[0]["verdict"] == "does_not_fit"
+    assert "lack_of_fit" in {flag.code for flag in predict(fit, 1e21).warnings}
+    assert "lack_of_fit" not in {flag.code for flag in predict(straight, 1e21).warnings}
 
 
 def test_curves_that_miss_what_seeds_repeat_are_refused() -> None:

@@ -201,3 +201,6 @@ def _prediction_warnings(fit: SweepFit, method: Method, far: tuple[Distance, Dis
             )
         low, high = fit.fitted_range
         yield from range_warning(high / low, len(fit.optima))
+    for test in fit.lack_of_fit:
+        if test.method == method.name and test.verdict == "does_not_fit":
+            yield test.flag(method.name)

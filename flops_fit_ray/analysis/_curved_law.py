@@ -59,16 +59,7 @@ def curved_laws(fit: SurfaceFit) -> tuple[Law, Law, Law]:
     for quantity in QUANTITIES:
         one = _chord(fit.surface, fit.cost, fit.flops_range, quantity)
         drawn = None if fit.draws is None else _chord(fit.draws, fit.cost, fit.flops_range, quantity)
-        laws.append(
-            CurvedLaw(
-                exponent=float(one.exponent[0]),
-                log10_coefficient=float(one.log10_coefficient[0]),
-                offset=float(np.asarray(one.offset).reshape(-1)[0]),
-                draws=drawn,
-                curve=one,
-                flops_range=fit.flops_range,
-            )
-        )
+        laws.append(CurvedLaw.first_of(one, draws=drawn, curve=one, flops_range=fit.flops_range))
     return laws[0], laws[1], laws[2]
 
 

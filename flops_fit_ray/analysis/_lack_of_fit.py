@@ -19,15 +19,22 @@ from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._valley_minima import MinimaErrors, interior
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.noise import Noise, SeedNoise
-from flops_fit_ray.analysis.points import Points, blocks_by_budget
+from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.random_effects import chi_square
-from flops_fit_ray.analysis.surface import SurfaceFit, fit_surface, left_over, linearised, root_weights
+from flops_fit_ray.analysis.surface import (
+    MIN_BLOCKS,
+    SurfaceFit,
+    block_columns,
+    fit_surface,
+    left_over,
+    linearised,
+    root_weights,
+)
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
 
 FitVerdict = Literal["fits", "doubtful", "does_not_fit"]
 REFUSED, DOUBTED = 0.01, 0.05  # p-values below which a law does not fit, or is doubted
-MIN_BLOCKS = 3
 TOP_SHARE = 0.2  # of the points with the largest C, held out where the budgets are not labelled
 EXACT = 1e-9  # relative residual below which losses lie on their law exactly
 
@@ -134,16 +141,11 @@ def _blocks(points: Points, fit: SurfaceFit, method: MethodName, options: FitOpt
     With J (points, parameters) the derivatives of the surface and B (points, 2·blocks) a shift and a tilt of each,
     F = ((RSS_J - RSS_JB) / (rank JB - rank J)) / (RSS_JB / (points - rank JB)).
     """
-    block = blocks_by_budget(points)
-    if fit.surface is None or len(np.unique(block)) < MIN_BLOCKS:
+    columns = np.column_stack(block_columns(points))
+    if fit.surface is None or columns.shape[1] < 2 * MIN_BLOCKS:
         return
     residuals, derivatives = linearised(fit.surface, points, options.surface(method))
-    x = np.log(points.params)
-    columns = []
-    for i in np.unique(block):
-        inside = (block == i).astype(np.float64)
-        columns += [inside, inside * (x - x[block == i].mean())]
-    both = np.column_stack([derivatives, np.column_stack(columns) * root_weights(points)[:, None]])
+    both = np.column_stack([derivatives, columns * root_weights(points)[:, None]])
     (without, rank_without), (within, rank_within) = left_over(derivatives, residuals), left_over(both, residuals)
     degrees = (rank_within - rank_without, points.num_runs - rank_within)
     if min(degrees) < 1 or _exact(residuals):

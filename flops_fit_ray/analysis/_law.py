@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -64,6 +65,16 @@ class Law:
     )
     draws: LawDraws | None = None
     effects: RandomEffects | None = None  # of minima: how far they scatter about the law, and bend from it
+
+    @classmethod
+    def first_of(cls, laws: LawDraws, **more: Any) -> Self:
+        """Return the first of many laws, with its constants."""
+        return cls(
+            exponent=float(laws.exponent[0]),
+            log10_coefficient=float(laws.log10_coefficient[0]),
+            offset=float(np.asarray(laws.offset).reshape(-1)[0]),
+            **more,
+        )
 
     @property
     def coefficient(self) -> float:

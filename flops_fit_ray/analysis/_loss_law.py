@@ -13,7 +13,7 @@ import numpy as np
 
 from flops_fit_ray.analysis._law import Law, LawDraws, fit_power_law
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.random_effects import EffectSource, spike_and_cauchy
+from flops_fit_ray.analysis.random_effects import EffectSource, draw_cells, spike_and_cauchy
 
 MIN_FOR_SHIFT = 4  # budgets from which E is fitted: one more than the law has parameters
 GAMMA = (0.01, 2.0)  # range of gamma
@@ -41,9 +41,7 @@ class _LossEffects:
 
     def draw(self, source: EffectSource) -> tuple[Floats, Floats]:
         """Draw the share of E and the scatter, as a share of the loss, (draws,) each."""
-        cumulative = np.cumsum(self.probability.reshape(-1))
-        cell = np.minimum(np.searchsorted(cumulative, source.choice * cumulative[-1]), len(cumulative) - 1)
-        i, j = np.unravel_index(cell, self.probability.shape)
+        i, j = draw_cells(self.probability, source.choice)
         return self.shares[i], SCATTERS[j]
 
 

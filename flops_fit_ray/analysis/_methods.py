@@ -100,15 +100,7 @@ def surface_method(fit: SurfaceFit) -> Method:
 def _straight_laws(surface: Surfaces, draws: Surfaces | None, cost: CostLaw) -> list[Law]:
     laws = _surface_laws(surface, cost)
     drawn = _surface_laws(draws, cost) if draws is not None else None
-    return [
-        Law(
-            exponent=float(law.exponent[0]),
-            log10_coefficient=float(law.log10_coefficient[0]),
-            offset=float(np.asarray(law.offset).reshape(-1)[0]),
-            draws=None if drawn is None else drawn[i],
-        )
-        for i, law in enumerate(laws)
-    ]
+    return [Law.first_of(law, draws=None if drawn is None else drawn[i]) for i, law in enumerate(laws)]
 
 
 def _surface_laws(surfaces: Surfaces, cost: CostLaw) -> tuple[LawDraws, LawDraws, LawDraws]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.random_effects import spike_and_cauchy
+from flops_fit_ray.analysis.random_effects import draw_cells, spike_and_cauchy
 from flops_fit_ray.analysis.valley import Polynomial
 
 SKEW = 0.05  # scale of the prior of rho, per decade of N: |beta - alpha| = 0.065
@@ -36,8 +36,7 @@ class Skew:
 
     def draw(self, choice: Floats, normal: Floats) -> Floats:
         """Draw rho (draws,) from uniform and standard normal numbers (draws,)."""
-        cumulative = np.cumsum(self.probability)
-        cell = np.minimum(np.searchsorted(cumulative, choice * cumulative[-1]), len(SKEWS) - 1)
+        (cell,) = draw_cells(self.probability, choice)
         half = 0.5 * self.mean[cell]
         return np.asarray(half + np.sqrt(self.variance[cell] + half**2) * normal)
 

@@ -189,20 +189,14 @@ def fit_laws(
 ) -> tuple[Law, Law, Law]:
     """Fit the laws of N, D and L through optima (budgets,), with what budgets do beyond the noise of their losses."""
     n, d, loss = optima
-    if errors is None:
-        unknown = np.zeros(len(loss))
-        return fit_power_law(flops, n), fit_power_law(flops, d), fit_loss_law(flops, loss, unknown)
-    spread = np.sqrt(np.diag(errors.loss))
-    if minima is None:
-        return (
-            minima_law(flops, n, errors.log10_params, None, weights),
-            minima_law(flops, d, errors.log10_tokens, None, weights),
-            fit_loss_law(flops, loss, spread),
-        )
+    of_n, of_d = (None, None) if errors is None else (errors.log10_params, errors.log10_tokens)
+    spread = np.zeros(len(loss)) if errors is None else np.sqrt(np.diag(errors.loss))
+    drawn_n, drawn_d = (None, None) if minima is None else (minima.params, minima.tokens)
+    drawn_loss, source = (None, None) if minima is None else (minima.loss, minima.source)
     return (
-        minima_law(flops, n, errors.log10_params, minima.params, weights),
-        minima_law(flops, d, errors.log10_tokens, minima.tokens, weights),
-        fit_loss_law(flops, loss, spread, minima.loss, minima.source),
+        minima_law(flops, n, of_n, drawn_n, weights),
+        minima_law(flops, d, of_d, drawn_d, weights),
+        fit_loss_law(flops, loss, spread, drawn_loss, source),
     )
 
 

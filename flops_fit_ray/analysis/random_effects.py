@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.arrays import Floats, Ints
 
 EXACT = 0.3  # prior probability that the minima lie exactly on the law, and that the law is exactly straight
 SCATTER = 0.02  # scale of the prior of tau, in decades of N or D: 5 %
@@ -33,6 +33,21 @@ def spike_and_cauchy(grid: Floats, scale: float) -> Floats:
     """Prior probabilities of a grid that begins with 0 and is even in log: `EXACT` at 0, else half-Cauchy."""
     weights = grid[1:] / (1 + (grid[1:] / scale) ** 2)  # density per log
     return np.concatenate([[EXACT], (1 - EXACT) * weights / weights.sum()])
+
+
+def draw_cells(probability: Floats, choice: Floats) -> tuple[Ints, ...]:
+    """Draw places of a grid by their probabilities, which need not sum to 1.
+
+    Args:
+        probability: of any shape.
+        choice: uniform random numbers (draws,).
+
+    Returns:
+        the indices (draws,) over each axis.
+    """
+    cumulative = np.cumsum(probability.reshape(-1))
+    cell = np.minimum(np.searchsorted(cumulative, choice * cumulative[-1]), len(cumulative) - 1)
+    return np.unravel_index(cell, probability.shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +83,6 @@ class DrawnEffects:
     """Effects of every draw."""
 
     scatter: Floats  # (draws, budgets), decades
-    tau: Floats  # (draws,), decades
     bend: Floats  # (draws,), per decade of C
 
 
@@ -102,12 +116,9 @@ class RandomEffects:
 
     def draw(self, source: EffectSource) -> DrawnEffects:
         """Draw effects from the posterior."""
-        cumulative = np.cumsum(self.probability.reshape(-1))
-        cell = np.minimum(np.searchsorted(cumulative, source.choice * cumulative[-1]), len(cumulative) - 1)
-        i, j = np.unravel_index(cell, self.probability.shape)
-        tau = SCATTERS[i]
+        i, j = draw_cells(self.probability, source.choice)
         bend = self.bend_mean[i, j] + np.sqrt(self.bend_variance[i, j]) * source.bend
-        return DrawnEffects(scatter=tau[:, None] * source.scatter, tau=tau, bend=bend)
+        return DrawnEffects(scatter=SCATTERS[i][:, None] * source.scatter, bend=bend)
 
 
 def random_effects(x: Floats, y: Floats, covariance: Floats) -> RandomEffects:
@@ -127,7 +138,7 @@ def random_effects(x: Floats, y: Floats, covariance: Floats) -> RandomEffects:
     squares = np.broadcast_to(BENDS**2, prior.shape)
     if len(x) < 3:  # nothing is left to tell: the prior
         return RandomEffects(probability=prior, bend_mean=np.zeros(prior.shape), bend_variance=np.array(squares))
-    basis = np.linalg.qr(np.stack([np.ones(len(x)), x - x.mean()], axis=1), mode="complete")[0][:, 2:]
+    basis = _beyond_lines(x)
     z, q = basis.T @ y, basis.T @ (0.5 * (x - x.mean()) ** 2)
     v = basis.T @ covariance @ basis + (SCATTERS**2 + EXACTLY**2)[:, None, None] * np.eye(len(z))
     solved = np.linalg.solve(v, np.stack([q, z], axis=1)[None])  # (SCATTERS, budgets - 2, 2)
@@ -140,7 +151,13 @@ def random_effects(x: Floats, y: Floats, covariance: Floats) -> RandomEffects:
 
 def chi_square(x: Floats, y: Floats, covariance: Floats) -> tuple[float, int]:
     """Return the chi-square of minima about their line, z'(Q'SQ)^-1·z as in `random_effects`, and its df."""
-    basis = np.linalg.qr(np.stack([np.ones(len(x)), x - x.mean()], axis=1), mode="complete")[0][:, 2:]
+    basis = _beyond_lines(x)
     z = basis.T @ y
     v = basis.T @ covariance @ basis + EXACTLY**2 * np.eye(len(z))
     return float(z @ np.linalg.solve(v, z)), len(z)
+
+
+def _beyond_lines(x: Floats) -> Floats:
+    """Orthonormal basis (budgets, budgets - 2) of what no line over x can follow."""
+    line = np.stack([np.ones(len(x)), x - x.mean()], axis=1)
+    return np.asarray(np.linalg.qr(line, mode="complete")[0][:, 2:])

@@ -20,7 +20,7 @@ from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import Points
-from flops_fit_ray.analysis.surface import CostLaw, Surfaces, fit_surface, root_weights
+from flops_fit_ray.analysis.surface import CostLaw, Surfaces, fit_surface, robust_reach, root_weights
 from flops_fit_ray.fit_options import SurfaceOptions
 
 PUBLISHED_TOKENS, PUBLISHED_PARAMS = 15.39, 5.31  # R_D* and R_N* of Muennighoff et al. 2023, section 5
@@ -30,7 +30,6 @@ REPEATED = 1.001  # epochs from which data count as repeated, more than the roun
 CELLS = 12  # pairs of R_D* and R_N* that stand for what the losses leave possible
 TOLD = 2.0  # standard errors from which 1/R_N* differs from 0
 STEP = 1e-5  # of a parameter, for its derivatives
-FAR = 4.0  # robust standard deviations at which a residual is pulled in
 LARGEST = 15.0  # ln of N / U_N, beyond which nothing changes
 
 
@@ -269,7 +268,7 @@ class _Model:
             found = least_squares(residuals, first, bounds=(low, high), args=(spread,), x_scale="jac", loss="huber",
                                   f_scale=self._options.delta, xtol=1e-12, ftol=1e-14, gtol=1e-14)  # fmt: skip
             off = residuals(found.x, 0.0)[:-1]
-            reach = FAR * 1.4826 * float(np.median(np.abs(off)))
+            reach = robust_reach(off)
             df = max(self._points.num_runs - len(first), 1)
             spread = float(np.sqrt(np.sum(np.clip(off, -reach, reach) ** 2) / df))
             first = np.clip(found.x, low + 1e-9, high - 1e-9)

@@ -9,17 +9,26 @@ from flops_fit_ray.analysis.surface._estimate import (
     fit_surface,
     refit_surfaces,
 )
-from flops_fit_ray.analysis.surface._linear import left_over, linearised, root_weights
+from flops_fit_ray.analysis.surface._linear import (
+    MIN_BLOCKS,
+    block_columns,
+    left_over,
+    linearised,
+    robust_reach,
+    root_weights,
+)
 from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceLoss, SurfaceOptions
 
 __all__ = [
+    "MIN_BLOCKS",
     "CostLaw",
     "SurfaceFit",
     "SurfaceLoss",
     "SurfaceOptions",
     "SurfaceStatus",
     "Surfaces",
+    "block_columns",
     "bootstrap_cases",
     "bootstrap_surface",
     "fit_cost_law",
@@ -28,5 +37,6 @@ __all__ = [
     "left_over",
     "linearised",
     "refit_surfaces",
+    "robust_reach",
     "root_weights",
 ]

@@ -13,13 +13,12 @@ from __future__ import annotations
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Bools, Floats
-from flops_fit_ray.analysis.points import Points, blocks_by_budget
-from flops_fit_ray.analysis.random_effects import SCATTER, spike_and_cauchy
-from flops_fit_ray.analysis.surface._linear import left_over, linearised, root_weights
+from flops_fit_ray.analysis.points import Points
+from flops_fit_ray.analysis.random_effects import SCATTER, draw_cells, spike_and_cauchy
+from flops_fit_ray.analysis.surface._linear import MIN_BLOCKS, block_columns, left_over, linearised, root_weights
 from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceOptions
 
-MIN_BLOCKS = 3
 SHIFT = 0.001  # scale of the prior of s, relative to the loss
 GRID = np.concatenate([[0.0], np.geomspace(0.1, 30, 12)])  # of s and t, in their scales
 LEAST_NOISE = 1e-9  # relative
@@ -37,16 +36,12 @@ def draw_block_effects(
     With Q an orthonormal basis of the shifts and tilts that the surface cannot follow, z = Q'r is
     N(0, sigma²·I + s²·Q'SS'Q + t²·Q'TT'Q), and sigma² is what all of them leave.
     """
-    block = blocks_by_budget(points)
-    labels = np.unique(block)
+    shift, tilt = block_columns(points)
     residuals, derivatives = linearised(surface, points, options)
-    root, x = root_weights(points), np.log(points.params)
-    inside = (block[:, None] == labels).astype(np.float64)
-    centred = inside * (x[:, None] - (inside * x[:, None]).sum(axis=0) / inside.sum(axis=0))
-    columns = np.column_stack([inside, centred]) * root[:, None]
+    columns = np.column_stack([shift, tilt]) * root_weights(points)[:, None]
     square, rank = left_over(np.column_stack([derivatives, columns]), residuals)
-    df = points.num_runs - rank
-    if len(labels) < MIN_BLOCKS or df < 1:
+    df, blocks = points.num_runs - rank, shift.shape[1]
+    if blocks < MIN_BLOCKS or df < 1:
         return None
     followed = np.linalg.qr(derivatives / np.linalg.norm(derivatives, axis=0))[0]
     free = columns - followed @ (followed.T @ columns)
@@ -64,11 +59,10 @@ def draw_block_effects(
     solved = np.linalg.solve(v, np.broadcast_to(z[:, None], (*v.shape[:-1], 1)))[..., 0]
     log = -0.5 * (np.linalg.slogdet(v)[1] + solved @ z)
     posterior = np.exp(log - log.max()) * spike_and_cauchy(GRID, 1.0)[:, None] * spike_and_cauchy(GRID, 1.0)
-    cell = rng.choice(posterior.size, size=draws, p=(posterior / posterior.sum()).reshape(-1))
-    i, j = np.unravel_index(cell, posterior.shape)
-    drawn_shifts = s[i][:, None] * rng.standard_normal((draws, len(labels)))
-    drawn_tilts = t[j][:, None] * rng.standard_normal((draws, len(labels)))
-    return np.asarray(drawn_shifts @ inside.T + drawn_tilts @ centred.T), np.asarray((i == 0) & (j == 0))
+    i, j = draw_cells(posterior, rng.random(draws))
+    drawn_shifts = s[i][:, None] * rng.standard_normal((draws, blocks))
+    drawn_tilts = t[j][:, None] * rng.standard_normal((draws, blocks))
+    return np.asarray(drawn_shifts @ shift.T + drawn_tilts @ tilt.T), np.asarray((i == 0) & (j == 0))
 
 
 def _tilt_scale(surface: Surfaces, points: Points) -> float:

@@ -7,11 +7,12 @@ from dataclasses import fields
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.points import Points
+from flops_fit_ray.analysis.points import Points, blocks_by_budget
 from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceOptions
 
 FAR = 4.0  # robust standard deviations from which a residual is an outlier, and counts for no more
+MIN_BLOCKS = 3  # of budgets, from which what they do beyond the noise of their runs can be told
 STEP = 1e-5  # of the parameters of a surface, for its derivatives
 
 
@@ -24,7 +25,7 @@ def linearised(surface: Surfaces, points: Points, options: SurfaceOptions) -> tu
     fitted = np.log(surface.loss(points.params, points.tokens))
     residuals = (np.log(points.loss) - fitted) * root
     centre = float(np.median(residuals))
-    reach = FAR * 1.4826 * float(np.median(np.abs(residuals - centre)))
+    reach = robust_reach(residuals - centre)
     if reach > 0:
         residuals = np.clip(residuals, centre - reach, centre + reach)
     columns, pinned = [], {name.lower() for name in options.pins}
@@ -38,10 +39,22 @@ def linearised(surface: Surfaces, points: Points, options: SurfaceOptions) -> tu
     return residuals, np.column_stack(columns)
 
 
+def robust_reach(off: Floats) -> float:
+    """Return `FAR` robust standard deviations of deviations (points,), by their median size (1.4826 for a normal)."""
+    return FAR * 1.4826 * float(np.median(np.abs(off)))
+
+
 def root_weights(points: Points) -> Floats:
     """Square roots of the weights (points,), with which all losses of a run count as one."""
     runs = points.runs
     return np.sqrt(points.weights / np.bincount(runs)[runs])
+
+
+def block_columns(points: Points) -> tuple[Floats, Floats]:
+    """Return a shift and a tilt over ln N of each block of budgets as columns of a design, (points, blocks) each."""
+    block, x = blocks_by_budget(points), np.log(points.params)[:, None]
+    inside = (block[:, None] == np.unique(block)).astype(np.float64)
+    return inside, inside * (x - (inside * x).sum(axis=0) / inside.sum(axis=0))
 
 
 def left_over(design: Floats, residuals: Floats) -> tuple[float, int]:

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_ray.analysis._lack_of_fit import top_points
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis._valley_minima import LawSource, interior, minima_law
-from flops_fit_ray.analysis.surface import fit_surface
 
 MIN_FITTED = 2
 
@@ -95,18 +93,14 @@ def _of_a_minimum(law: Law, budget: float, variance: float, fit: SweepFit) -> In
 
 def loss_hold_out(fit: SweepFit) -> LossHoldOut | None:
     """Predict the losses at the largest C by a surface through the rest; None where the rest does not fix a surface."""
-    points = fit.points_of("surface_huber")
-    top = top_points(points)
-    if not top.any() or top.all():
-        return None
-    below = fit_surface(points.pick(~top), fit.options.surface("surface_huber"))
-    if not below.usable or below.surface is None:
+    top = fit.top
+    if top is None:
         return None
     # Predicted less observed, nats
-    error = below.surface.loss(points.params[top], points.tokens[top]) - points.loss[top]
+    error = top.surface.loss(top.high.params, top.high.tokens) - top.high.loss
     return LossHoldOut(
-        points=int(top.sum()),
-        extrapolation=float(points.flops[top].max() / points.flops[~top].max()),
+        points=len(top.high),
+        extrapolation=top.extrapolation,
         rms=float(np.sqrt(np.mean(error**2))),
         bias=float(error.mean()),
     )

@@ -17,13 +17,14 @@ import numpy as np
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._valley_minima import MinimaErrors, interior
-from flops_fit_ray.analysis.arrays import Bools, Floats
+from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.noise import Noise, SeedNoise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.random_effects import chi_square
 from flops_fit_ray.analysis.surface import (
     MIN_BLOCKS,
     SurfaceFit,
+    Surfaces,
     block_columns,
     fit_surface,
     left_over,
@@ -31,7 +32,7 @@ from flops_fit_ray.analysis.surface import (
     root_weights,
 )
 from flops_fit_ray.analysis.valley import Valley
-from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
+from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName, SurfaceOptions
 
 FitVerdict = Literal["fits", "doubtful", "does_not_fit"]
 REFUSED, DOUBTED = 0.01, 0.05  # p-values below which a law does not fit, or is doubted
@@ -80,16 +81,23 @@ def fit_tests(
     seeds: SeedNoise | None,
     methods: Mapping[MethodName, Method],
     default: MethodName,
+    top: HeldOutTop | None,
     options: FitOptions,
 ) -> list[FitTest]:
-    """Run every test that the points allow; those of the largest C for the default and the Huber surface alone."""
+    """Run every test that the points allow; those of the largest C for the default and the Huber surface alone.
+
+    Args:
+        top: the largest C, held out of the Huber surface.
+    """
     tests = [*_minima(valleys, errors, noise, methods), *_curves(noise, seeds)]
     for name in SURFACES:
         surface = methods[name].surface if name in methods else None
         if surface is not None and surface.usable:
             tests += _blocks(points, surface, name, options)
-            if name in (default, "surface_huber"):
-                tests += _top(points, name, options)
+            if name == "surface_huber":
+                tests += _top(top, name, options)
+            elif name == default:
+                tests += _top(hold_out_top(points, options.surface(name)), name, options)
     return tests
 
 
@@ -160,47 +168,62 @@ def _blocks(points: Points, fit: SurfaceFit, method: MethodName, options: FitOpt
     yield FitTest(name="blocks", method=method, ratio=ratio, df=degrees, p=p, words=words)
 
 
-def _top(points: Points, method: MethodName, options: FitOptions) -> Iterator[FitTest]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeldOutTop:
+    """The points with the largest C, and a surface through the others."""
+
+    low: Points
+    high: Points
+    surface: Surfaces  # through the low ones
+
+    @property
+    def extrapolation(self) -> float:
+        """Largest C over the largest that the surface is fitted to."""
+        return float(self.high.flops.max() / self.low.flops.max())
+
+
+def hold_out_top(points: Points, options: SurfaceOptions) -> HeldOutTop | None:
+    """Hold out the largest budget, or the top fifth of C; None where the rest does not fix a surface."""
+    if not len(points):
+        return None
+    if points.labelled:
+        top = points.budget == points.budget.max()
+    else:
+        top = points.flops > np.quantile(points.flops, 1 - TOP_SHARE)
+    if not top.any() or top.all():
+        return None
+    low, high = points.pick(~top), points.pick(top)
+    below = fit_surface(low, options)
+    if not below.usable or below.surface is None:
+        return None
+    return HeldOutTop(low=low, high=high, surface=below.surface)
+
+
+def _top(top: HeldOutTop | None, method: MethodName, options: FitOptions) -> Iterator[FitTest]:
     """Test whether the losses at the largest C lie where a surface through the others has them.
 
     t² = bias² / (s²·(1/m + g'(J'J)^-1·g)): m runs held out, s their noise by the others, g their mean derivative.
     """
-    top = top_points(points)
-    if not top.any() or top.all():
+    if top is None:
         return
-    low = points.pick(~top)
     wanted = options.surface(method)
-    below = fit_surface(low, wanted)
-    if not below.usable or below.surface is None:
-        return
-    residuals, derivatives = linearised(below.surface, low, wanted)
-    high = points.pick(top)
-    held, further = linearised(below.surface, high, wanted)
+    residuals, derivatives = linearised(top.surface, top.low, wanted)
+    held, further = linearised(top.surface, top.high, wanted)
     square, rank = left_over(derivatives, residuals)
-    df = low.num_runs - rank
+    df = top.low.num_runs - rank
     if df < 1 or _exact(residuals):
         return
-    root = root_weights(high)
+    root = root_weights(top.high)
     mean, bias = root @ further / (root @ root), float(root @ held / (root @ root))
     spread = square / df * (1 / float(root @ root) + float(mean @ np.linalg.pinv(derivatives.T @ derivatives) @ mean))
     ratio = bias**2 / max(spread, 1e-300)
     p = _p_value(ratio, (1, df))
-    beyond = points.flops[top].max() / low.flops.max()
     words = (
-        f"a surface through the other runs misses the losses at the largest C ({beyond:.3g}x beyond) by "
+        f"a surface through the other runs misses the losses at the largest C ({top.extrapolation:.3g}x beyond) by "
         f"{-100 * bias:+.2g} % on average, {np.sqrt(ratio):.2g} standard errors (p = {p:.1g}): it will miss those "
         "beyond the data by more; use another law, or valleys"
     )
     yield FitTest(name="top", method=method, ratio=ratio, df=(1, df), p=p, words=words)
-
-
-def top_points(points: Points) -> Bools:
-    """Return which points (points,) have the largest C: those of the largest budget, or the top fifth."""
-    if not len(points):
-        return np.zeros(0, dtype=bool)
-    if points.labelled:
-        return np.asarray(points.budget == points.budget.max())
-    return np.asarray(points.flops > np.quantile(points.flops, 1 - TOP_SHARE))
 
 
 def _exact(residuals: Floats) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from flops_fit_ray.analysis._envelope import envelope_method
 from flops_fit_ray.analysis._flags import Flag
-from flops_fit_ray.analysis._lack_of_fit import FitTest, fit_tests
+from flops_fit_ray.analysis._lack_of_fit import FitTest, HeldOutTop, fit_tests, hold_out_top
 from flops_fit_ray.analysis._law import Law
 from flops_fit_ray.analysis._law_choice import Choice, choose_surface
 from flops_fit_ray.analysis._methods import Method, bent_as_valleys, no_law, surface_method, valley_method
@@ -55,6 +55,7 @@ class SweepFit:
     warnings: tuple[Flag, ...]
     choices: tuple[Choice, ...] = ()  # among laws for the same losses, where one had to be made
     lack_of_fit: tuple[FitTest, ...] = ()  # tests of every method that the points allow
+    top: HeldOutTop | None = None  # the largest C, held out of the Huber surface
     repetition: Repetition | None = None  # what repeated data cost; None where none are known
 
     @property
@@ -159,7 +160,8 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
         if default == "surface_coupled":
             methods[default] = _surface(fresh, options, default, options.draws, low, repetition)
     seeds = seed_noise(points)
-    tests = tuple(fit_tests(fresh, low.valleys, low.errors, low.noise, seeds, methods, default, options))
+    top = hold_out_top(fresh, options.surface("surface_huber"))
+    tests = tuple(fit_tests(fresh, low.valleys, low.errors, low.noise, seeds, methods, default, top, options))
     return SweepFit(
         points=points,
         valleys=low.valleys,
@@ -179,6 +181,7 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
         ),
         repetition=repetition,
         lack_of_fit=tests,
+        top=top,
         choices=choices,
     )
 

@@ -136,37 +136,30 @@ def fit_shifted_law(budget: Floats, value: Floats) -> Law:
     """
     # C relative to its geometric mean, so that C^-gamma stays near 1 for every gamma
     log_c = np.log(budget / np.exp(np.log(budget).mean()))
-    gamma, e, k = (float(a[0]) for a in _fit_gamma(log_c, value[None, :]))
+    low, high = np.log(GAMMA)
+    for _ in range(GRID_ROUNDS):
+        grid = np.linspace(low, high, GRID_POINTS)
+        best = int(_solve_linear(np.exp(grid), log_c, value)[2].argmin())
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, GRID_POINTS - 1)]
+    gamma = float(np.exp((low + high) / 2))
+    e, k = (float(a[0]) for a in _solve_linear(np.array([gamma]), log_c, value)[:2])
     # K for C in FLOPs again: K·(C / mean)^-gamma = (K · mean^gamma)·C^-gamma
     log10_k = np.log10(k) + gamma * np.log(budget).mean() / np.log(10)
     return Law(exponent=-gamma, log10_coefficient=float(log10_k), offset=e)
 
 
-def _fit_gamma(log_c: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
-    """Fit gamma, E and K (rows,) to many rows y (rows, points)."""
-    low, high = np.full(len(y), np.log(GAMMA[0])), np.full(len(y), np.log(GAMMA[1]))
-    row = np.arange(len(y))
-    for _ in range(GRID_ROUNDS):
-        grid = np.linspace(low, high, GRID_POINTS, axis=1)  # (rows, grid)
-        best = _solve_linear(np.exp(grid), log_c, y)[2].argmin(axis=1)
-        low, high = grid[row, np.maximum(best - 1, 0)], grid[row, np.minimum(best + 1, GRID_POINTS - 1)]
-    gamma = np.exp((low + high) / 2)
-    e, k, _ = _solve_linear(gamma[:, None], log_c, y)
-    return gamma, e[:, 0], k[:, 0]
-
-
 def _solve_linear(gamma: Floats, log_c: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
-    """Solve E and K for each row y (rows, points) at its gammas; return them and the squared error (rows, grid)."""
+    """Solve E and K for y (points,) at each gamma (grid,); return them and the squared error (grid,)."""
     # 1) y = E + K·x with x = C^-gamma is a line: K is its slope, E its intercept
-    x = np.exp(-gamma[:, :, None] * log_c)  # (rows, grid, points)
-    x_mean, y_mean = x.mean(axis=2), y.mean(axis=1, keepdims=True)
-    centred = x - x_mean[:, :, None]
-    k = np.einsum("rgp,rp->rg", centred, y) / np.einsum("rgp,rgp->rg", centred, centred)
-    e = y_mean - k * x_mean
+    x = np.exp(-gamma[:, None] * log_c)  # (grid, points)
+    x_mean = x.mean(axis=1)
+    centred = x - x_mean[:, None]
+    k = np.einsum("gp,p->g", centred, y) / np.einsum("gp,gp->g", centred, centred)
+    e = y.mean() - k * x_mean
     # 2) where E would be negative it is 0, and K = x·y / x·x is the slope through the origin
-    through_origin = np.einsum("rgp,rp->rg", x, y) / np.einsum("rgp,rgp->rg", x, x)
+    through_origin = np.einsum("gp,p->g", x, y) / np.einsum("gp,gp->g", x, x)
     k, e = np.where(e < 0, through_origin, k), np.maximum(e, 0)
     # 3) K <= 0 has no logarithm: a loss that rises with C is no such law
     k = np.where(k > 0, k, np.nan)
-    error = np.square(y[:, None, :] - e[:, :, None] - k[:, :, None] * x).sum(axis=2)
+    error = np.square(y - e[:, None] - k[:, None] * x).sum(axis=1)
     return e, k, np.where(np.isnan(error), np.inf, error)

@@ -144,6 +144,8 @@ def test_either_intervals_apart_or_a_large_ratio_is_a_disagreement() -> None:
     calm = fit_sweep(sweep_on(SYMMETRIC, BUDGETS, noise=0.0005), SOME)
     for fit in (with_valleys_at(calm, 1.2), exchanged(with_valleys_at(calm, 1.2))):  # above the other, and below it
         assert said(fit, 1e20).startswith("methods_disagree") and "the union of both" in said(fit, 1e20)
+    loose = replace(with_valleys_at(calm, 1.2), default="surface_huber", points=replace(calm.points, labelled=False))
+    assert "(the intervals do not overlap); report both" in said(loose, 1e20)  # valleys of such budgets join no union
     blunt = fit_sweep(replace(points, loss=points.loss + 0.05 * rng.standard_normal(len(points))), SOME)
     assert "they disagree (the intervals overlap)" in said(blunt, 1e24)
 

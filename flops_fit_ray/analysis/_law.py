@@ -25,6 +25,10 @@ class Interval:
         """Return True if `value` lies inside."""
         return self.low <= value <= self.high
 
+    def overlaps(self, other: Interval) -> bool:
+        """Return True if some value lies inside both."""
+        return self.low <= other.high and other.low <= self.high
+
     @property
     def factor(self) -> float:
         """Ratio high / low."""

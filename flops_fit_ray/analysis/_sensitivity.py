@@ -99,14 +99,15 @@ def method_agreement(fit: SweepFit, budget: float) -> Flag | None:
         return None
     one, other = valley.at(budget), surface.at(budget)
     ratio = max(one / other, other / one)
-    apart = other_answer(fit, budget) is not None
+    first, second = (law.interval(budget, fit.options.confidence) for law in (valley, surface))
+    apart = first is not None and second is not None and not first.overlaps(second)
     n_opts = f"{count(one)} by the valleys and {count(other)} by the {fit.surface.label.split(' (')[0]} (x{ratio:.3g})"
     message = f"at C = {flops(budget)} N_opt is {n_opts}"
-    if apart:
+    if apart and other_answer(fit, budget) is not None:
         message = f"{message}: their intervals do not overlap, and the interval that is given is the union of both"
         return Flag("methods_disagree", "warning", message)
-    if ratio > DISAGREE:
-        overlap = "overlap" if valley.draws is not None and surface.draws is not None else "are unknown"
+    if apart or ratio > DISAGREE:
+        overlap = "do not overlap" if apart else "overlap" if first and second else "are unknown"
         return Flag("methods_disagree", "warning", f"{message}: they disagree (the intervals {overlap}); report both")
     return Flag("methods_agree", "info", f"{message}: they agree")
 

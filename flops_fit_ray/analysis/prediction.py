@@ -106,8 +106,7 @@ def other_answer(fit: SweepFit, budget: float) -> Method | None:
     if fit.params_opt is None or other.params_opt is None:
         return None
     one, two = (law.interval(budget, fit.options.confidence) for law in (fit.params_opt, other.params_opt))
-    apart = one is not None and two is not None and (one.low > two.high or two.low > one.high)
-    return other if apart else None
+    return other if one is not None and two is not None and not one.overlaps(two) else None
 
 
 def _union(one: Interval | None, two: Interval | None) -> Interval | None:

@@ -29,7 +29,7 @@ import numpy as np
 from flops_fit_ray.analysis import FitOptions, Interval, Law, MethodName, Points, ValleyFit, fit_minima, fit_sweep
 from flops_fit_ray.errors import FlopsFitError
 from flops_fit_ray.planning.loss_surfaces import SURFACES, LossSurface
-from flops_fit_ray.tables import TableOptions, read_table, values_of
+from flops_fit_ray.tables import TableOptions, load, read_table, values_of
 from tests.surfaces import BUDGETS, scattered_on, sweep_about
 
 NOISES = (0.003, 0.01)  # nats
@@ -151,7 +151,7 @@ class Predicted:
 def _print_tables(paths: Sequence[Path], each: str | None, draws: int) -> None:
     rows = []
     for path in paths:
-        for value in [None] if each is None else values_of(path, each):
+        for value in [None] if each is None else values_of(path, load(path), each):
             where = () if each is None or value is None else ((each, value),)
             try:
                 points = read_table(path, TableOptions(where=where)).points

@@ -141,3 +141,29 @@ def test_a_table_of_very_many_rows(tmp_path: Path) -> None:
     table.to_parquet(tmp_path / "runs.parquet")
     read = read_table(tmp_path / "runs.parquet")
     assert "6,000 rows were averaged in" in " ".join(map(str, read.flags)) and len(read.points) <= 4_000
+
+
+def test_optima_say_what_was_left_out_and_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    optima = pd.DataFrame({"C": [*BUDGETS, 1e21], "N_opt": [1e8, 2e8, 3e8, 6e8, 1e9, 1.0]})
+    path = tmp_path / "optima.csv"
+    path.write_bytes(optima.assign(status=["done"] * 5 + ["crashed"], by="Zürich").to_csv(index=False).encode("cp1252"))
+    assert call("fit", path) == 0
+    out = capsys.readouterr().out
+    assert "5 rows" in out
+    assert "warning: 1 of 6 rows are left out by 'status': 1 crashed" in out
+    assert "note: it is not UTF-8 and was read as Windows-1252" in out
+    assert call("fit", path, "--json") == 0
+    codes = [flag["code"] for flag in json.loads(capsys.readouterr().out)["warnings"]]
+    assert codes[:2] == ["left_out_rows", "assumed"] and codes[-1] == "optima"
+    assert call("fit", path, "--pool", "nope") == 2
+    assert "--pool nope: there is no such column" in capsys.readouterr().err
+
+
+def test_each_part_has_a_report_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = ("a/b", "a-b", "..")
+    runs = [RUNS.head(15).assign(set=name, loss=RUNS.loss[:15] * (1 + 0.1 * i)) for i, name in enumerate(parts)]
+    path = written(tmp_path / "runs.csv", pd.concat(runs))
+    assert call("fit", path, "--each", "set", "--draws", "0", "--report", tmp_path / "rep") == 0
+    capsys.readouterr()
+    assert {p.name for p in (tmp_path / "rep").iterdir()} == {"a%2Fb", "a-b", "%2E%2E"}
+    assert {p.name for p in tmp_path.iterdir()} == {"runs.csv", "rep"}

@@ -176,3 +176,22 @@ def test_bombs_are_refused_before_they_are_in_memory(tmp_path: Path, monkeypatch
     packed = gzip.compress(b" " * 2_000_000)
     for name in ("runs.csv.gz", "runs.json.gz", "runs.jsonl.gz"):
         refused(tmp_path / name, packed, "is larger than 1 MB unpacked")
+
+
+def test_headers_that_occur_again_have_names_of_their_own(tmp_path: Path) -> None:
+    points = sweep_on(BESIROGLU, BUDGETS, sizes=5)
+    columns = [points.params, points.tokens, points.loss, *[np.ones(len(points.loss))] * 3]
+    table = pa.Table.from_arrays([pa.array(c) for c in columns], names=["N", "D", "loss", "note", "note", "note.1"])
+    parquet.write_table(table, tmp_path / "t.parquet")
+    assert len(read_table(tmp_path / "t.parquet").points) == len(points)
+
+
+def test_json_that_is_not_utf8_is_said(tmp_path: Path) -> None:
+    points = sweep_on(BESIROGLU, BUDGETS, sizes=5)
+    rows = [
+        {"N": n, "D": d, "loss": loss, "by": "Zürich"}
+        for n, d, loss in zip(points.params, points.tokens, points.loss, strict=True)
+    ]
+    path = tmp_path / "t.json"
+    path.write_bytes(json.dumps(rows, ensure_ascii=False).encode("cp1252"))
+    assert "it is not UTF-8 and was read as Windows-1252" in [flag.message for flag in read_table(path).flags]

@@ -18,6 +18,7 @@ from flops_fit_ray.cli._sources import (
     fit_options_of,
     is_table,
     open_source,
+    opened_sweep,
     opened_table,
     reading_of,
     with_options,
@@ -29,7 +30,7 @@ from flops_fit_ray.storage.storage_path import StoragePath, local_path, storage_
 if TYPE_CHECKING:
     from flops_fit_ray.planning import Plan
     from flops_fit_ray.sweep.recommend import Recommendation
-    from flops_fit_ray.tables import Optima
+    from flops_fit_ray.tables import Loaded, Optima
 
 
 @click.command()
@@ -63,19 +64,23 @@ def fit(
         return code
     if source is None or not is_table(source):
         raise click.UsageError(f"--each is for tables, and {source} is a sweep")
-    from flops_fit_ray.tables import values_of
+    from flops_fit_ray.storage.paths import SCHEMA_VERSION, file_name
+    from flops_fit_ray.tables import load, values_of
 
     codes, contents = [], {}
-    for value in values_of(local_path(source), each, reading_of(options)):
+    path = local_path(source)
+    file = load(path)
+    for value in values_of(path, file, each, reading_of(options)):
         if not as_json:
             click.echo(f"{each} = {value}")
         try:
             code, contents[value] = _fit_one(
                 source,
                 at,
-                None if report_to is None else report_to / value.replace("/", "-"),
+                None if report_to is None else report_to / file_name(value),
                 as_json,
                 options | {"where": (*options["where"], f"{each}={value}")},
+                file,
             )
         except FlopsFitError as e:  # the others are fitted all the same
             code, contents[value] = e.exit_code, {"error": str(e)}
@@ -84,7 +89,7 @@ def fit(
         if not as_json:
             click.echo()
     if as_json:
-        echo(json.dumps({"schema_version": 1, "each": each, "fits": contents}, indent=1))
+        echo(json.dumps({"schema_version": SCHEMA_VERSION, "each": each, "fits": contents}, indent=1))
     return max(codes, default=EXIT_DONE)
 
 
@@ -94,23 +99,29 @@ def _fit_one(
     report_to: Path | None,
     as_json: bool,
     options: Mapping[str, Any],
+    file: Loaded | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Fit one sweep or table, print it unless it is wanted as JSON, and return the exit code and the content."""
+    """Fit one sweep or table, print it unless it is wanted as JSON, and return the exit code and the content.
+
+    Args:
+        file: the table, loaded; None: it is loaded here.
+    """
     from flops_fit_ray.analysis import analyse
     from flops_fit_ray.console.fit_text import analysis_text, card_text, minima_text, table_text
     from flops_fit_ray.sweep.minima import metrics_at_minima
     from flops_fit_ray.sweep.validity import analysis_document, validity_card
-    from flops_fit_ray.tables import Optima, open_table
+    from flops_fit_ray.tables import Optima, load, read_loaded
 
-    if source is not None and is_table(source):
-        table = open_table(local_path(source), reading_of(options))
+    if source is not None and (file is not None or is_table(source)):
+        local = local_path(source)
+        table = read_loaded(local, load(local) if file is None else file, reading_of(options))
         if isinstance(table, Optima):
             if report_to is not None:
                 raise click.UsageError("--report needs a table of runs, and this is one of optima")
             return EXIT_DONE, _show_optima(table, at, as_json, options)
         opened = opened_table(table, options)
     else:
-        opened = open_source(source, options)
+        opened = opened_sweep(source, options)
     if report_to is not None and opened.table is None:
         raise click.UsageError("--report is for tables; `flops-fit-ray report DIRECTORY` writes that of a sweep")
     analysis = analyse(opened.fit, at)

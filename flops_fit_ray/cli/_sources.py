@@ -58,8 +58,8 @@ FIT_OPTIONS = [
 ]  # fmt: skip
 TABLE_OPTIONS = [
     click.option("--column", "columns", multiple=True, metavar="params=NAME",
-                 help="What a column is: params, tokens, flops, loss, budget, run, weight, seconds, flops_per_token; "
-                 "of a table of optima params_opt, tokens_opt. NAME none: take none."),
+                 help="What a column is: params, tokens, flops, loss, budget, run, weight, seconds, flops_per_token, "
+                 "unique_tokens, epochs; of a table of optima params_opt, tokens_opt. NAME none: take none."),
     click.option("--unit", "units", multiple=True, metavar="tokens=B", help="What one of a column's units is worth: "
                  "k, M, B, T, EFLOP, PF-days or a number; of the loss bits or perplexity."),
     click.option("--where", multiple=True, metavar="NAME=VALUE", help="Only the rows whose column has this value."),
@@ -133,16 +133,24 @@ def open_source(source: StoragePath | None, options: Mapping[str, Any]) -> Opene
         click.UsageError: an option of tables was given for a sweep.
         SpecError: the table cannot be read.
     """
-    from flops_fit_ray.analysis import fit_sweep
-
     if source is not None and is_table(source):
         from flops_fit_ray.tables import read_table
 
         return opened_table(read_table(local_path(source), reading_of(options)), options)
-    for name in ("columns", "units", "where", "best_of", "pool", "each"):
-        if options.get(name):
-            flag = name.removesuffix("s").replace("_", "-")
-            raise click.UsageError(f"--{flag} is for tables, and {source} is a sweep")
+    return opened_sweep(source, options)
+
+
+def opened_sweep(source: StoragePath | None, options: Mapping[str, Any]) -> Opened:
+    """Open a sweep directory, and fit it with the options.
+
+    Raises:
+        click.UsageError: an option of tables was given.
+    """
+    from flops_fit_ray.analysis import fit_sweep
+
+    for name in ("columns", "units", "where", "best_of", "pool"):
+        if options[name]:
+            raise click.UsageError(f"{_flag(name)} is for tables, and {source} is a sweep")
     sweep = open_directory(source)
     wanted = fit_options_of(sweep.fit_options, options)
     fitted = sweep.fit if wanted == sweep.fit_options else fit_sweep(sweep.points, wanted, sweep.curves)
@@ -183,15 +191,19 @@ def pairs(option: str, values: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+def _flag(name: str) -> str:
+    """Return the option of a parameter."""
+    singular = {"columns": "column", "units": "unit", "pins": "pin"}.get(name, name)
+    return f"--{singular.replace('_', '-')}"
+
+
 def command_of(table: Table, options: Mapping[str, Any]) -> str:
     """Return the command that fits this table so."""
     import shlex
 
     words = ["flops-fit-ray", "fit", str(table.path)]
-    names = {"columns": "column", "units": "unit", "pins": "pin"}
     for name, value in options.items():
-        flag = "--" + names.get(name, name).replace("_", "-")
         for one in value if isinstance(value, tuple) else [value]:
             if one is not None:
-                words += [flag, str(one)]
+                words += [_flag(name), str(one)]
     return shlex.join(words)

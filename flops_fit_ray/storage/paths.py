@@ -11,6 +11,12 @@ from flops_fit_ray.storage.storage_path import StoragePath, is_remote, names_in
 SCHEMA_VERSION = 1  # of every JSON file, every table and every `--json` object
 
 
+def file_name(text: str) -> str:
+    """Return a file name for any text, another for each; words without `/` and `%` stay as they are."""
+    quoted = text.replace("%", "%25").replace("/", "%2F")
+    return quoted if quoted.strip(".") else quoted.replace(".", "%2E")
+
+
 @dataclass(frozen=True)
 class ReportPaths:
     """Files of a report. `root` is absolute."""

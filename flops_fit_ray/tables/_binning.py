@@ -6,7 +6,7 @@ import numpy as np
 
 from flops_fit_ray.analysis import Points
 from flops_fit_ray.analysis.arrays import Floats, Ints
-from flops_fit_ray.tables._rows import labels
+from flops_fit_ray.tables._rows import codes_of, labels
 
 MAX_POINTS = 5_000  # points that are fitted as they are: the errors of minima take memory by the square of it
 BINNED_POINTS = 4_000  # at most, where there are more
@@ -24,30 +24,22 @@ def binned(points: Points) -> tuple[Points, float]:
     """
     if len(points) <= MAX_POINTS:
         return points, 0.0
-    budgets = np.unique(points.budget if points.labelled else points.flops, return_inverse=True)[1].reshape(-1)
+    budgets = codes_of(points.budget if points.labelled else points.flops)
     apart = [points.runs] if points.run is not None else []
-    unique = None if points.unique is None else np.log(points.tokens / points.unique)
     if budgets.max() < MAX_BUDGETS:
         apart.append(budgets)
-    apart = [key.astype(np.int64) for key in apart]
+    logs = [np.log(points.params), np.log(points.tokens)]
+    if points.unique is not None:
+        logs.append(np.log(points.tokens / points.unique))
     width = FIRST_WIDTH
     while True:
-        cell = labels(
-            _steps(points.params, width),
-            _steps(points.tokens, width),
-            *apart,
-            *([] if unique is None else [_steps_of(unique, width)]),
-        )
+        cell = labels(*(_steps(values, width) for values in logs), *apart)
         if cell.max() < BINNED_POINTS or width > 1:
             return _averaged(points, cell), width
         width *= WIDER
 
 
-def _steps(values: Floats, width: float) -> Ints:
-    return _steps_of(np.log(values), width)
-
-
-def _steps_of(logs: Floats, width: float) -> Ints:
+def _steps(logs: Floats, width: float) -> Ints:
     step = np.floor(logs / width).astype(np.int64)
     return np.asarray(step - step.min())
 

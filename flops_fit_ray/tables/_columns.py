@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class ColumnMap:
 
     def values(self, frame: pd.DataFrame, ours: str) -> Floats:
         """Values (rows,) of a quantity in its base unit; NaN where a cell is no number."""
-        values = numbers(frame[self.taken[ours]], self.decimal_comma) * self.scale.get(ours, 1.0)
+        values = numbers(frame[self.taken[ours]], self.decimal_comma) * self.scale[ours]
         if ours == "loss" and self.perplexity:
             with np.errstate(invalid="ignore", divide="ignore"):
                 return np.asarray(np.log(values))
@@ -75,7 +75,7 @@ def find_columns(source: str, loaded: Loaded, options: TableOptions) -> ColumnMa
     for ours in NAMES:
         if ours in named or ours in skipped:
             continue
-        found = finder.find(ours, {*named.values(), *taken.values()}, faults)
+        found = finder.find(ours, set(taken.values()), faults)
         if found is not None:
             taken[ours], scale[ours] = found
     perplexity = "loss" in taken and any(word in normal(taken["loss"]).split("_") for word in PERPLEXITY)
@@ -215,8 +215,7 @@ def _named_columns(headers: Sequence[str], named: Mapping[str, str], faults: lis
         if theirs in headers:
             taken[ours] = theirs
         elif theirs != NONE:
-            hint = did_you_mean(theirs, headers) or f"it has {shown(headers)}"
-            faults.append(f"--column {ours}={theirs}: there is no such column; {hint}")
+            faults.append(f"--column {ours}={theirs}: {unknown_column(theirs, headers)}")
     return taken
 
 
@@ -247,6 +246,12 @@ def _missing_words(missing: Sequence[str], finder: _Finder, taken: Mapping[str, 
         f"has no column for {' and '.join(missing)} (it has {shown(finder.headers)}); name it, for example "
         f"--column {missing[0]}=COLUMN; required are loss and two of params, tokens, flops{over}"
     )
+
+
+def unknown_column(name: str, headers: Iterable[str]) -> str:
+    """Return that a table has no such column, with the nearest name or those that there are."""
+    known = [str(header) for header in headers]
+    return f"there is no such column; {did_you_mean(name, known) or f'it has {shown(known)}'}"
 
 
 def shown(headers: Sequence[str]) -> str:

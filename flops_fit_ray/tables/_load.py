@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -39,7 +39,7 @@ class Loaded:
     frame: pd.DataFrame
     lines: Ints
     semicolons: bool = False  # between the cells of a CSV
-    notes: tuple[str, ...] = field(default=())  # of what had to be assumed about the file
+    notes: tuple[str, ...] = ()  # of what had to be assumed about the file
 
 
 def load(path: Path) -> Loaded:
@@ -48,7 +48,7 @@ def load(path: Path) -> Loaded:
     Raises:
         SpecError: it is not there, is too large, or is no table.
     """
-    name = path.name.removesuffix(".gz").lower()
+    name = path.name.lower().removesuffix(".gz")
     kind = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
     if kind is None:
         raise SpecError(str(path), [f"is not a readable table; use one of {', '.join(SUFFIXES)}"])
@@ -59,10 +59,11 @@ def load(path: Path) -> Loaded:
     try:
         if kind == ".parquet":
             loaded = _load_parquet(path)
-        elif kind in (".csv", ".tsv"):
-            loaded = _load_text(*_decoded(_content(path, MAX_TEXT)), kind)
         else:
-            loaded = _load_json(_decoded(_content(path, MAX_JSON))[0], lines=kind != ".json")
+            cells = kind in (".csv", ".tsv")
+            text, notes = _decoded(_content(path, MAX_TEXT if cells else MAX_JSON))
+            loaded = _load_text(text, kind) if cells else _load_json(text, lines=kind != ".json")
+            loaded = replace(loaded, notes=notes)
     except SpecError as e:
         raise SpecError(str(path), e.faults) from e.__cause__
     # pandas and pyarrow raise subclasses of these
@@ -77,12 +78,17 @@ def load(path: Path) -> Loaded:
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
-    """Number names that occur again as pandas does: loss, loss.1."""
-    seen: Counter[str] = Counter()
-    found = []
-    for name in names:
-        found.append(f"{name}.{seen[name]}" if seen[name] else name)
-        seen[name] += 1
+    """Number names that occur again as pandas does: loss, loss.1; names that are there already are passed over."""
+    wanted = list(names)
+    taken, seen, found = set(wanted), Counter[str](), []
+    for name in wanted:
+        numbered = name
+        while seen[name] and numbered in taken:
+            numbered = f"{name}.{seen[name]}"
+            seen[name] += 1
+        seen[name] += not seen[name]
+        taken.add(numbered)
+        found.append(numbered)
     return found
 
 
@@ -101,12 +107,13 @@ def _check_size(rows: int, columns: int) -> None:
 
 def _content(path: Path, limit: int) -> bytes:
     """Read a file, unpacked if it is packed; it is refused before more than `limit` bytes are in memory."""
-    with path.open("rb") as packed, _opened(packed, path.suffix.lower() == ".gz") as file:
+    packed_up = path.suffix.lower() == ".gz"
+    with path.open("rb") as packed, _opened(packed, packed_up) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise SpecError("", [
-            f"is larger than {fmt.size(limit)}{' unpacked' if path.suffix == '.gz' else ''}, which is no table of runs "
-            "to be read at once; keep the last row of each run, or sample the rows"
+            f"is larger than {fmt.size(limit)}{' unpacked' if packed_up else ''}, which is no table of runs to be read "
+            "at once; keep the last row of each run, or sample the rows"
         ])  # fmt: skip
     return content
 
@@ -134,7 +141,7 @@ def _decoded(content: bytes) -> tuple[str, tuple[str, ...]]:
         return content.decode("cp1252", errors="replace"), ("it is not UTF-8 and was read as Windows-1252",)
 
 
-def _load_text(text: str, notes: tuple[str, ...], kind: str) -> Loaded:
+def _load_text(text: str, kind: str) -> Loaded:
     """Load a CSV; comments and blank lines before the header are skipped, and the separator is found there."""
     import pandas as pd
 
@@ -169,7 +176,7 @@ def _load_text(text: str, notes: tuple[str, ...], kind: str) -> Loaded:
     said = (frame.iloc[:, 1:] != "").any(axis=1) if len(frame.columns) > 1 else first != ""
     keep = np.array(said | ((first != "") & ~first.str.startswith("#")), dtype=bool)  # neither blank nor a comment
     frame = _unpacked(frame[keep].reset_index(drop=True))
-    return Loaded(frame=frame, lines=lines[keep], semicolons=separator in ";\t", notes=notes)
+    return Loaded(frame=frame, lines=lines[keep], semicolons=separator in ";\t")
 
 
 def _header(text: str) -> tuple[int, str]:
@@ -347,8 +354,10 @@ def _literal(cell: str) -> Any:
 
 def repeated_headers(frame: pd.DataFrame) -> Iterator[tuple[str, list[int]]]:
     """Yield headers that occur more than once, with their places; pandas names the second `loss.1`."""
-    names = list(frame.columns)
-    for i, name in enumerate(names):
-        again = [i, *(j for j, other in enumerate(names) if re.fullmatch(re.escape(name) + r"\.\d+", other))]
-        if len(again) > 1:
-            yield name, again
+    again: dict[str, list[int]] = {}
+    for i, name in enumerate(frame.columns):
+        if numbered := re.fullmatch(r"(.*)\.\d+", name, re.DOTALL):
+            again.setdefault(numbered[1], []).append(i)
+    for i, name in enumerate(frame.columns):
+        if name in again:
+            yield name, [i, *again[name]]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import Interval
+from flops_fit_ray.analysis import Flag, Interval
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.tables._columns import ColumnMap, TableOptions
@@ -78,7 +78,7 @@ class Optima:
     flops: Floats
     values: Mapping[str, Floats]  # params, tokens, loss: those that the table has
     columns: Mapping[str, str]
-    notes: tuple[str, ...]
+    notes: tuple[Flag, ...]
 
     def laws(self) -> dict[str, OptimaLaw]:
         """Fit a power law to each quantity.
@@ -108,7 +108,7 @@ class Optima:
             "predictions": [
                 {"budget": c, "extrapolation": self.extrapolation(c)} | _predicted(laws, c, confidence) for c in at
             ],
-            "warnings": [{"code": "optima", "severity": "info", "message": note} for note in self.notes],
+            "warnings": [note.to_json() for note in self.notes],
         }
 
     def extrapolation(self, budget: float) -> float:
@@ -120,7 +120,7 @@ class Optima:
         taken = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in self.columns.items())
         yield f"{self.path}: a table of optima, {len(self.flops)} rows; {taken}"
         for note in self.notes:
-            yield f"note: {note}"
+            yield f"{'note' if note.severity == 'info' else 'warning'}: {note}"
         percent = f"{100 * confidence:g} %"
         laws = self.laws()
         for name, law in laws.items():
@@ -147,8 +147,11 @@ def _predicted(laws: Mapping[str, OptimaLaw], budget: float, confidence: float) 
     return found
 
 
-def read_optima(path: Path, loaded: Loaded, columns: ColumnMap, options: TableOptions) -> Optima:
+def read_optima(path: Path, loaded: Loaded, columns: ColumnMap, options: TableOptions, notes: Sequence[Flag]) -> Optima:
     """Read the rows as optima.
+
+    Args:
+        notes: on rows that are left out, and on what was assumed so far.
 
     Raises:
         SpecError: C is missing, a cell is no positive number, or several kinds of model share the budgets.
@@ -179,10 +182,10 @@ def read_optima(path: Path, loaded: Loaded, columns: ColumnMap, options: TableOp
         values_of = tuple(zip(map(str, texts), map(int, number), strict=True))
         split = Split(column=names[0], values=values_of, numeric=False, effect=None)
         raise SpecError(str(path), [split.message])
-    notes = list(columns.notes)
+    said = []
     if "tokens" not in values:
         values["tokens"] = flops / (FLOPS_PER_TOKEN_AND_PARAM * values["params"])
-        notes.append("D_opt is computed as C/(6·N_opt)")
+        said.append("D_opt is computed as C/(6·N_opt)")
     triple = {"params": values["params"], "tokens": values["tokens"], "flops": flops}
     derived = [] if "tokens" in used else ["tokens"]
     faults = list(
@@ -190,7 +193,7 @@ def read_optima(path: Path, loaded: Loaded, columns: ColumnMap, options: TableOp
     )
     if faults:
         raise SpecError(str(path), faults)
-    notes.append(
+    said.append(
         "the optima are taken as given: intervals are from their scatter about the line, by t with rows - 2 degrees of "
         "freedom"
     )
@@ -200,5 +203,5 @@ def read_optima(path: Path, loaded: Loaded, columns: ColumnMap, options: TableOp
         flops=flops[order],
         values={name: values[name][order] for name in NAMES if name in values},
         columns={ours: columns.taken[name] for ours, name in used.items()},
-        notes=tuple(notes),
+        notes=(*notes, *(Flag("optima", "info", words) for words in said)),
     )

@@ -18,7 +18,7 @@ from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.tables._binning import binned
 from flops_fit_ray.tables._cells import numbers
-from flops_fit_ray.tables._columns import NONE, ColumnMap, TableOptions, find_columns
+from flops_fit_ray.tables._columns import NONE, ColumnMap, TableOptions, find_columns, unknown_column
 from flops_fit_ray.tables._load import Loaded, load
 from flops_fit_ray.tables._names import ACTIVE, OTHER_FLOPS, OTHER_PARAMS, normal
 from flops_fit_ray.tables._optima import Optima, read_optima
@@ -31,7 +31,7 @@ from flops_fit_ray.tables._plausible import (
     unit_faults,
 )
 from flops_fit_ray.tables._repeated import distinct_tokens
-from flops_fit_ray.tables._rows import Setting, keep_finished, keep_where
+from flops_fit_ray.tables._rows import Setting, codes_of, keep_finished, keep_where
 from flops_fit_ray.tables._selection import one_row_per_run
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def read_table(path: Path, options: TableOptions = DEFAULTS) -> Table:
     Raises:
         SpecError: it cannot be read, lacks a column, is a table of optima, or no row can be used; all faults at once.
     """
-    table = open_table(path, options)
+    table = read_loaded(path, load(path), options)
     if isinstance(table, Optima):
         raise SpecError(str(path), [
             "is a table of optima, a row per budget: `flops-fit-ray fit TABLE --at C` fits its laws, and more needs a "
@@ -111,35 +111,33 @@ def read_table(path: Path, options: TableOptions = DEFAULTS) -> Table:
     return table
 
 
-def values_of(path: Path, column: str, options: TableOptions = DEFAULTS) -> list[str]:
-    """Return the distinct values of a column, for a fit of each.
+def values_of(path: Path, loaded: Loaded, column: str, options: TableOptions = DEFAULTS) -> list[str]:
+    """Return the distinct values of a column of a loaded file, for a fit of each.
 
     Raises:
-        SpecError: the table cannot be read, or has no such column.
+        SpecError: it has no such column.
     """
-    frame = keep_where(path, load(path), options.where).frame
+    frame = keep_where(path, loaded, options.where).frame
     if column not in frame:
-        raise SpecError(str(path), [f"--each {column}: there is no such column; it has {', '.join(frame.columns)}"])
+        raise SpecError(str(path), [f"--each {column}: {unknown_column(column, frame.columns)}"])
     return sorted({str(cell).strip() for cell in frame[column]} - {""})
 
 
-def open_table(path: Path, options: TableOptions = DEFAULTS) -> Table | Optima:
-    """Read a table of runs, or of optima where its columns say so.
+def read_loaded(path: Path, file: Loaded, options: TableOptions = DEFAULTS) -> Table | Optima:
+    """Read the rows of a loaded file as runs, or as optima where its columns say so; the file stays as it is.
 
     Raises:
         SpecError: as `read_table`.
     """
-    asked = keep_where(path, load(path), options.where)
+    asked = keep_where(path, file, options.where)
     rows = len(asked.frame)
     loaded, unfinished = keep_finished(path, asked, options.where)
     columns = find_columns(str(path), loaded, options)
-    if "params_opt" in columns.taken or "tokens_opt" in columns.taken:
-        return read_optima(path, loaded, columns, options)
-    for name in (*options.best_of, *options.pool):
-        if name != NONE and name not in loaded.frame:
-            raise SpecError(str(path), [f"there is no column {name!r}; it has {', '.join(loaded.frame.columns)}"])
+    _check_named(path, loaded.frame, options)
     notes = [Flag("left_out_rows", "warning", unfinished)] if unfinished else []
     notes += [Flag("assumed", "info", note) for note in (*loaded.notes, *columns.notes)]
+    if "params_opt" in columns.taken or "tokens_opt" in columns.taken:
+        return read_optima(path, loaded, columns, options, notes)
     values = {name: columns.values(loaded.frame, name) for name in columns.taken if name != "run"}
     derived = _derive(loaded.frame, values)
     if "budget" in values and np.isnan(values["budget"]).all():  # labels that are not numbers
@@ -153,7 +151,9 @@ def open_table(path: Path, options: TableOptions = DEFAULTS) -> Table | Optima:
     _refuse_implausible(path, values, good, columns, options)
     at = {name: array[good] for name, array in values.items()}
     if not derived:
-        words = flops_note(at["flops"] / (6 * at["params"] * at["tokens"]), columns.taken["flops"])
+        words = flops_note(
+            at["flops"] / (FLOPS_PER_TOKEN_AND_PARAM * at["params"] * at["tokens"]), columns.taken["flops"]
+        )
         notes += [Flag("flops_factor", "warning", words)] if words else []
     elif "flops" not in columns.taken and {"budget", "params", "tokens"} <= set(columns.taken):
         words = budget_note(at["budget"] / at["flops"], columns.taken["budget"])
@@ -170,6 +170,13 @@ def open_table(path: Path, options: TableOptions = DEFAULTS) -> Table | Optima:
         left_out = {"unfinished": rows - len(loaded.frame)} | left_out
     return Table(path=path, points=points, rows=rows, refused=refused, columns=dict(columns.taken), derived=derived,
                  left_out=left_out, notes=tuple(notes), settings=settings)  # fmt: skip
+
+
+def _check_named(path: Path, frame: pd.DataFrame, options: TableOptions) -> None:
+    for option, names in (("--best-of", options.best_of), ("--pool", options.pool)):
+        for name in names:
+            if name != NONE and name not in frame:
+                raise SpecError(str(path), [f"{option} {name}: {unknown_column(name, frame.columns)}"])
 
 
 def _row_faults(
@@ -267,18 +274,15 @@ def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, 
 
 def _repeats(flops: Floats, params: Floats) -> tuple[bool, bool]:
     """Return whether C labels the budgets (nearly all runs share exactly one C with two other sizes), and all do."""
-    value, which = np.unique(flops, return_inverse=True)
-    which = which.reshape(-1)
-    sizes = np.zeros(len(value), dtype=np.int64)  # distinct N of each C
-    np.add.at(sizes, np.unique(np.stack([which, np.unique(params, return_inverse=True)[1].reshape(-1)], axis=1), axis=0)
-              [:, 0], 1)  # fmt: skip
+    which = codes_of(flops)
+    sizes = np.bincount(np.unique(np.stack([which, codes_of(params)], axis=1), axis=0)[:, 0])  # distinct N of each C
     share = float(np.mean(sizes[which] >= MIN_ALIKE))
     return share >= MOSTLY_ALIKE, share == 1
 
 
 def _mean_flops(cells: pd.Series[Any], flops: Floats) -> Floats:
     """Mean C of the runs of each budget, for budgets with labels that are not numbers."""
-    which = np.unique(cells.astype(str), return_inverse=True)[1].reshape(-1)
+    which = codes_of(cells.astype(str).to_numpy(dtype=object))
     known = np.isfinite(flops)
     number = np.bincount(which[known], minlength=which.max() + 1)
     mean = np.bincount(which[known], weights=flops[known], minlength=which.max() + 1) / np.maximum(number, 1)
@@ -287,7 +291,6 @@ def _mean_flops(cells: pd.Series[Any], flops: Floats) -> Floats:
 
 def _derive(frame: pd.DataFrame, values: dict[str, Floats]) -> str:
     """Compute the missing one of C, N and D by C = 6·N·D, and return how."""
-    six: float | Floats = FLOPS_PER_TOKEN_AND_PARAM
     n, words = values.get("params"), "6·N"
     active = [column for column in frame.columns if normal(column) in ACTIVE]
     if n is not None and active:  # experts that a token does not meet cost nothing
@@ -296,7 +299,7 @@ def _derive(frame: pd.DataFrame, values: dict[str, Floats]) -> str:
     with np.errstate(all="ignore"):  # a row whose result is not a number is reported
         per_token = values.get("flops_per_token")
         if per_token is None and n is not None:
-            per_token = six * n
+            per_token = FLOPS_PER_TOKEN_AND_PARAM * n
         elif per_token is not None:
             words = "flops_per_token"
         if "flops" not in values and not (per_token is not None and "tokens" in values):
@@ -311,7 +314,7 @@ def _derive(frame: pd.DataFrame, values: dict[str, Floats]) -> str:
             values["tokens"] = values["flops"] / per_token
             return f"{origin}D is computed as C/({words})" if words[0] == "6" else f"{origin}D is computed as C/{words}"
         if "params" not in values:
-            values["params"] = values["flops"] / (six * values["tokens"])
+            values["params"] = values["flops"] / (FLOPS_PER_TOKEN_AND_PARAM * values["tokens"])
             return f"{origin}N is computed as C/(6·D)"
     return ""
 

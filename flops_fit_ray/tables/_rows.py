@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.tables._cells import numbers
+from flops_fit_ray.tables._columns import NONE, unknown_column
 from flops_fit_ray.tables._load import Loaded
 from flops_fit_ray.tables._names import BATCHES, PROGRESS, RATES, REPEATS, SETTINGS, STATUS, last_of, normal
 
@@ -28,7 +30,6 @@ NOT_DONE = ("failed", "failure", "fail", "crashed", "crash", "killed", "running"
 GOOD_MARKS = ("completed", "finished", "is_finished", "success", "succeeded", "done")  # columns of true and false
 BAD_MARKS = ("diverged", "crashed", "failed", "killed", "nan")
 SAME_TOKENS = 1e-2  # relative: rounded to whole batches, D is that of one cell
-NONE = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,7 @@ def keep_where(source: Path, loaded: Loaded, where: Sequence[tuple[str, str]]) -
     keep = np.ones(len(frame), dtype=bool)
     for column, value in where:
         if column not in frame:
-            raise SpecError(str(source), [f"--where {column}={value}: there is no such column; it has "
-                                          f"{', '.join(map(str, frame.columns))}"])  # fmt: skip
+            raise SpecError(str(source), [f"--where {column}={value}: {unknown_column(column, frame.columns)}"])
         keep &= _equal(frame[column], value)
         if not keep.any():
             seen = ", ".join(sorted({str(v) for v in frame[column]})[:8])
@@ -177,7 +177,6 @@ def best_settings(
     """
     varied = [column for column in swept if frame[column].astype(str).nunique() > 1]
     keep = np.ones(len(frame), dtype=bool)
-    best = np.ones(len(frame), dtype=bool)
     if varied:
         combination = labels(cell, *(codes(frame[column]) for column in varied))
         count = np.bincount(combination)
@@ -188,9 +187,8 @@ def best_settings(
         of_cell[combination] = cell
         order = np.lexsort((np.arange(len(count)), mean, of_cell))
         first = order[np.unique(of_cell[order], return_index=True)[1]]
-        best = np.isin(combination, first)
-        keep = best.copy()
-    settings = tuple(one for column in swept if (one := _setting(frame, column, cell, best)) is not None)
+        keep = np.isin(combination, first)
+    settings = tuple(one for column in swept if (one := _setting(frame, column, cell, keep)) is not None)
     if keep.all():
         return keep, settings, ""
     cells = int(cell.max()) + 1
@@ -237,7 +235,7 @@ def cells_of(params: Floats, tokens: Floats) -> Ints:
     return cell
 
 
-def codes_of(values: Floats) -> Ints:
+def codes_of(values: NDArray[Any]) -> Ints:
     """Number (rows,) the distinct values of an array, by increasing value."""
     return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
@@ -245,9 +243,7 @@ def codes_of(values: Floats) -> Ints:
 def codes(column: pd.Series[Any]) -> Ints:
     """Number (rows,) the distinct values of a column, by increasing number or by text."""
     values = numbers(column)
-    if np.isfinite(values).all():
-        return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    return np.unique(column.astype(str).to_numpy(dtype=object), return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return codes_of(values if np.isfinite(values).all() else column.astype(str).to_numpy(dtype=object))
 
 
 def labels(*keys: Ints) -> Ints:

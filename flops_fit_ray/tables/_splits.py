@@ -64,7 +64,7 @@ class Split:
         swept = f"take the best of each (N, D) with --best-of '{name}', " if self.numeric else ""
         return (
             f"{name!r} splits the rows into {shown}{more}: {why}; choose one with --where '{name}={first}', fit each "
-            f"with --each '{name}', {swept}or all as one with --pool '{name}'"
+            f"with `fit --each '{name}'`, {swept}or all as one with --pool '{name}'"
         )
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from flops_fit_ray.analysis import FitOptions, fit_sweep
 from flops_fit_ray.planning import Measurements, Planner
 from flops_fit_ray.planning.loss_surfaces import ADDITIVE, SURFACES
-from flops_fit_ray.planning.simulation import World, simulate_sweep
+from flops_fit_ray.planning.simulation import World, lr_factor_of, simulate_sweep
 from flops_fit_ray.planning.slots import own_flops
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.simulate import simulated_points
@@ -111,8 +111,7 @@ def _marks(
     for seed in range(sweeps):
         given = World(surface=SURFACES[surface], noise=noise, seed=seed)
         planner = planner_for(given)
-        lr_factor = 1.7 if planner.spec.train.lr == "auto" else 1.0  # where it is measured, it is not known before
-        world = World(surface=SURFACES[surface], noise=noise, seed=seed, lr_factor=lr_factor)
+        world = World(surface=SURFACES[surface], noise=noise, seed=seed, lr_factor=lr_factor_of(planner.spec))
         simulated = simulate_sweep(planner, world, 8, own_flops)
         points = simulated_points(simulated.rows(), shared=planner.spec.grid.trunk)
         law = fit_sweep(points, FitOptions(draws=400, window=window, seed=seed)).methods["valley"].params_opt

@@ -235,7 +235,7 @@ def main() -> None:
             cluster.run()
             cpu = time.process_time() - cpu
             experiments = cluster.dispatcher.plan.experiments
-            bound = lower_bound(experiments, given.gpus, lambda e: e.flops_executed / FLOPS_PER_SECOND)
+            bound = lower_bound(experiments, given.gpus, seconds_of)
             line = {
                 "name": "scale",
                 "experiments": len(experiments),

@@ -55,6 +55,12 @@ def first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def last_line(said: object) -> str:
+    """Return the last line of what was said, such as the error that a traceback ends with; empty if nothing was."""
+    lines = str(said).strip().splitlines()
+    return lines[-1] if lines else ""
+
+
 @contextlib.contextmanager
 def faults_of(source: str) -> Iterator[None]:
     """Re-raise a SpecError with `source`, the file or call that the user knows, in place of its own source."""

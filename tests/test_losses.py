@@ -332,6 +332,13 @@ def test_layouts_that_nothing_tells_apart_and_losses_of_the_other_layout_are_ref
     monkeypatch.setattr("flops_fit_ray.training.user.smoke_test.MAX_PARAMS", 0)
     with pytest.raises(SpecError, match=r"logits are \(samples, classes, positions\), and the loss takes another"):
         facts_of(Conv, data, flat)
+    monkeypatch.setattr(
+        "flops_fit_ray.training.user._loss_probe.MOST", 100
+    )  # too large to be made up: nothing is known
+    (warning,) = facts_of(Conv, data, flat).warnings
+    assert warning.startswith(
+        "loss: what it averages over is not known (ValueError: the outputs of 5 samples are 5,120"
+    )
 
 
 def ids(*shape: int) -> Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 from collections.abc import Iterator
 
+from flops_fit_ray.errors import last_line
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import is_remote, local_path
 
@@ -49,5 +50,5 @@ def describe_death(paths: SweepPaths, key: str, said: str) -> tuple[str, str]:
         places = [line.strip() for line in lines if line.strip().startswith("File ") and "flops_fit_ray" not in line]
         place = next((place for place in places if "site-packages" not in place), places[0] if places else "")
         return lines[0] + (f" ({place})" if place else ""), "\n".join(filter(None, (trace, said)))
-    words = said.strip().splitlines()[-1] if said.strip() else ""
+    words = last_line(said)
     return (KILLED if not words or _NO_TRACE in words else words), said

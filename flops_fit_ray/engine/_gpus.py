@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import ResourceError, first_line
+from flops_fit_ray.errors import ResourceError, first_line, last_line
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.waiting import waiting
 
@@ -49,7 +49,7 @@ def _answer(task: Any) -> str:
     try:
         return str(ray.get(task))
     except ray.exceptions.RayError as e:
-        return f"a node cannot run this package: {str(e).strip().splitlines()[-1]}"
+        return f"a node cannot run this package: {last_line(e)}"
 
 
 def gpu_fault(counted: int) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.engine.resources import fits
-from flops_fit_ray.errors import ResourceError, StorageError
+from flops_fit_ray.errors import ResourceError, StorageError, last_line
 from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lock import hostname
@@ -114,7 +114,7 @@ def _ask(
         except ray.exceptions.RayError as e:
             if name not in alive:
                 continue  # it died a moment ago, and nothing will run there
-            error = f"cannot run this package: {str(e).strip().splitlines()[-1]}"
+            error = f"cannot run this package: {last_line(e)}"
             if isinstance(e, ray.exceptions.GetTimeoutError):
                 error = f"does not answer within {ANSWER_SECONDS:g} s"
             answers.append(Answer(node=name, host=address, error=error))

@@ -18,7 +18,7 @@ from torch.distributed import Store  # type: ignore[attr-defined] # torch leaves
 from flops_fit_ray.engine._ledger_observer import READ_SECONDS
 from flops_fit_ray.engine._termination import WorkerTerminated, end_on_sigterm
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import ExperimentError, WorkerLostError, first_line
+from flops_fit_ray.errors import ExperimentError, WorkerLostError, first_line, last_line
 from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.codec import value_of
@@ -314,5 +314,5 @@ def _worker_error(error: BaseException) -> Exception | None:
         cause.add_note(f"in another worker of this experiment:\n{trace}")
         return cause
     if isinstance(error, ray.exceptions.RayError):
-        return WorkerLostError(f"a worker of this experiment died: {str(error).strip().splitlines()[-1]}")
+        return WorkerLostError(f"a worker of this experiment died: {last_line(error)}")
     return None

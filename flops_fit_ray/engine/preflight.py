@@ -12,7 +12,7 @@ from flops_fit_ray.engine._local_limits import usable_cores
 from flops_fit_ray.engine.cluster import ray_session, runs_here
 from flops_fit_ray.engine.loaders import Loader, comparing_loader, share_data
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes, on_cpus, on_gpus
-from flops_fit_ray.errors import DataDiffersError, ResourceError
+from flops_fit_ray.errors import DataDiffersError, ResourceError, last_line
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.preflight.check import CheckItem, CheckReport, check_plan
@@ -83,7 +83,7 @@ def choose_on_worker(
             with waiting("measuring precision and compilation on a worker"):
                 found: PrecisionChoice = _get(_on(slots, _choose).remote(plan, compared, slots))
         except ray.exceptions.RayError as e:
-            last = str(e).strip().splitlines()[-1]
+            last = last_line(e)
             raise ResourceError(
                 f"auto could not be measured: {last}; say what train.precision and train.compile are"
             ) from e
@@ -159,7 +159,7 @@ def check_on_worker(
                 step_seconds={},
             ), slots
         except ray.exceptions.RayError as e:
-            words = f"the worker ended: {str(e).strip().splitlines()[-1]}"
+            words = f"the worker ended: {last_line(e)}"
             return CheckReport(
                 lines=(CheckItem("FAIL", "runs", words),), device="?", seconds=0.0, step_seconds={}
             ), slots
@@ -194,7 +194,7 @@ def shared_slots(plan: Plan, spec: SweepSpec, load_user_parts: Loader, slots: Sl
         with waiting("measuring memory and utilization on a worker"):
             found: list[DeviceUsage] = _get(_on(slots, _usages).remote(plan, compared, slots))
     except ray.exceptions.RayError as e:
-        last = str(e).strip().splitlines()[-1]
+        last = last_line(e)
         raise ResourceError(f"resources_per_trial: auto could not be measured: {last}; say what it is") from e
     if not slots.uses_gpu:
         return on_cpus(live_nodes(), found[-1].peak_bytes)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import Experiment, ExperimentFacts, Observation, Plan, Planner
-from flops_fit_ray.planning.cells import general_lr
+from flops_fit_ray.planning.cells import resolve_lr
 from flops_fit_ray.planning.loss_surfaces import SURFACES
-from flops_fit_ray.planning.simulation import World
+from flops_fit_ray.planning.simulation import World, lr_factor_of
 from flops_fit_ray.spec import SYNTHETIC_LOSS
 from flops_fit_ray.storage.codec import fields_of
 from flops_fit_ray.storage.lock import hostname
@@ -26,8 +26,9 @@ def rehearse_plan(planner: Planner, ledger: Ledger, on_plan: Callable[[Plan], No
     Raises:
         StorageError: the directory cannot be written.
     """
-    world = World(surface=SURFACES[SYNTHETIC_LOSS.partition(":")[2]], noise=NOISE)
-    probes = planner.spec.train.lr == "auto"
+    surface = SURFACES[SYNTHETIC_LOSS.partition(":")[2]]
+    world = World(surface=surface, noise=NOISE, lr_factor=lr_factor_of(planner.spec))
+    sizes = {s.size: s for s in planner.measurements.sizes}
     observed: dict[str, Observation] = {}
     while True:
         plan = planner.plan(observed)
@@ -37,14 +38,12 @@ def rehearse_plan(planner: Planner, ledger: Ledger, on_plan: Callable[[Plan], No
             return
         for e in left:
             if ledger.result(e.key) is None:
-                ledger.record_result(_result(e, world, probes=probes))
+                own_lr = resolve_lr(planner.spec, sizes[e.size], e.budget)
+                ledger.record_result(_result(e, world.loss(e, own_lr)))
         observed |= ledger.observed(e.key for e in left)
 
 
-def _result(e: Experiment, world: World, *, probes: bool) -> ExperimentResult:
-    """Return the result of an experiment. A rate that the user gave is taken for the best one."""
-    general = general_lr(e.params) if probes else e.recipe.lr / world.lr_factor
-    loss = world.loss(e, general)
+def _result(e: Experiment, loss: float) -> ExperimentResult:
     return ExperimentResult(
         **fields_of(ExperimentFacts, e),
         tokens_seen=e.tokens,

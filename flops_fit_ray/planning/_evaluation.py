@@ -79,11 +79,14 @@ def _evaluations(e: Experiment, every: int | None) -> int:
 
 
 def evaluation_warnings(
-    spec: SweepSpec, measurements: Measurements, experiments: Sequence[Experiment]
+    spec: SweepSpec, measurements: Measurements, experiments: Sequence[Experiment], cost: float
 ) -> Iterator[str]:
-    """Yield warnings about a held-out set that costs much, or tells little."""
+    """Yield warnings about a held-out set that costs much, or tells little.
+
+    Args:
+        cost: FLOPs of all evaluations of the experiments.
+    """
     data, trained = measurements.data, sum(e.flops for e in experiments)
-    cost = sum(map(evaluation_cost(measurements, spec.data.eval_every_tokens), experiments))
     if trained and cost > MAX_SHARE * trained and data.eval_samples > MIN_SAMPLES:
         way_out = " or raise data.eval_every_tokens" if spec.data.eval_every_tokens else ""
         yield (

@@ -27,7 +27,7 @@ from flops_fit_ray.planning.grid import (
     sweep_warnings,
     too_much_data,
 )
-from flops_fit_ray.planning.slots import tails
+from flops_fit_ray.planning.slots import own_flops, tails
 from flops_fit_ray.spec import SweepSpec
 
 IDLE_ROLES = {"seed", "lr_check"}  # no decision depends on them
@@ -106,13 +106,16 @@ class Planner:
         everything = (*experiments, *expected)
         used = {e.size for e in everything}
         every = self.spec.data.eval_every_tokens
+        evaluation = sum(map(evaluation_cost(self.measurements, every), everything))
+        follows_d = {s.size for s in self.measurements.sizes if s.budget_lr}
+        by_d = [e for e in everything if e.size in follows_d]
         warnings = (
             *sweep_warnings(self.spec, self.measurements, lr_guarded=guarded),
             *counting_warnings(self.measurements, [s for s in self.measurements.sizes if s.size in used]),
             *self.measurements.loss.warnings,
             *unfed,
             *cell_warnings(everything),
-            *evaluation_warnings(self.spec, self.measurements, everything),
+            *evaluation_warnings(self.spec, self.measurements, everything, evaluation),
         )
         plan = Plan(
             name=self.spec.name,
@@ -123,8 +126,8 @@ class Planner:
             constants=self.cells.constants,
             final=not grown.waiting,
             forecast=expected,
-            notes=(*_counting_note(self.measurements), *unshared_note(everything), *grown.notes),
-            evaluation_flops=sum(map(evaluation_cost(self.measurements, every), everything)),
+            notes=(*_counting_note(self.measurements), *unshared_note(by_d), *grown.notes),
+            evaluation_flops=evaluation,
             eval_every_tokens=every,
             lr=grown.lr,
             target=self.spec.model.target,
@@ -216,7 +219,7 @@ class Queue:
     """
 
     def __init__(self, plan: Plan) -> None:
-        tail = tails(plan.experiments, lambda e: e.flops_executed)
+        tail = tails(plan.experiments, own_flops)
 
         def rank(e: Experiment) -> tuple[bool, float, float, int]:
             # With equal FLOPs the smaller model takes longer: it has more steps

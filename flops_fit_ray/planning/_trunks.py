@@ -38,14 +38,17 @@ def with_parent(experiment: Experiment, others: Iterable[Experiment]) -> Experim
 
 
 def unshared_note(experiments: Sequence[Experiment]) -> Iterator[str]:
-    """Yield a note where budgets of one size could share a trunk if their learning rates did not follow D."""
+    """Yield a note where budgets of one size could share a trunk if their learning rates did not follow D.
+
+    Args:
+        experiments: of the sizes whose rates may differ between budgets.
+    """
     rates: dict[tuple[object, ...], set[float]] = {}
     for e in experiments:
         if leaves_trunk(e):
             rates.setdefault((e.size, replace(e.recipe, lr=0.0)), set()).add(e.recipe.lr)
-    apart = {key: found for key, found in rates.items() if len(found) > 1}
-    if apart:
-        (size, *_), found = next(iter(apart.items()))
+    size, found = next(((key[0], found) for key, found in rates.items() if len(found) > 1), (None, None))
+    if found:
         yield (
             f"train.lr depends on D: size {size} has rates from {min(found):.3g} to {max(found):.3g}, so that its "
             "budgets share no trunk, and each trains from scratch; a rate of N alone would share them"

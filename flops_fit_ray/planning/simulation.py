@@ -18,6 +18,7 @@ from flops_fit_ray.planning.cells import resolve_lr
 from flops_fit_ray.planning.experiment import IN_FIT, Experiment, Observation
 from flops_fit_ray.planning.loss_surfaces import LossSurface
 from flops_fit_ray.planning.slots import Seconds, SimulatedSlots, choose_starts
+from flops_fit_ray.spec import SweepSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,11 @@ class World:
         scatter = math.sqrt(1 - self.trunk_share) * own + math.sqrt(self.trunk_share) * trunk
         clean = self.surface.loss(e.params, e.tokens) + lr_penalty(e.recipe.lr / own_lr / self.lr_factor)
         return float(clean + self.noise * scatter)
+
+
+def lr_factor_of(spec: SweepSpec) -> float:
+    """Return the best rate over the spec's own: 1 for a rate that it gives, as nothing else is known of it."""
+    return World.lr_factor if spec.train.lr == "auto" else 1.0
 
 
 def lr_penalty(ratio: float) -> float:

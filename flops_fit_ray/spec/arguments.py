@@ -37,7 +37,7 @@ PARAMETERS = {  # of `find_optimal`: the keys of a spec that they are
     "output_dir": ("output",),
 }
 # A key in words: no file's name, module's or attribute's
-_SPEC_KEY = re.compile(r"(?<![\w./:'\"])(?:model|data|train|fit|grid|checkpoint)(?:\.[a-z_]+)+(?![\w(]|[:.]\w)")
+_SPEC_KEY = re.compile(r"(?<![\w./:'\"])(?:model|data|train|fit)(?:\.[a-z_]+)+(?![\w(]|[:.]\w)")
 Mode = Literal["local", "mock"]
 MODES = get_args(Mode)
 SOURCE = "find_optimal"  # how faults of arguments are introduced

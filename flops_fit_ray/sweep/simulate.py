@@ -16,7 +16,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, Plan, Planner, trunk_numbers
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.loss_surfaces import LossSurface
-from flops_fit_ray.planning.simulation import Simulated, World, simulate_sweep
+from flops_fit_ray.planning.simulation import Simulated, World, lr_factor_of, simulate_sweep
 from flops_fit_ray.planning.slots import own_flops
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.directory import fit_options, token_cost
@@ -92,7 +92,7 @@ def simulate_spec(
         raise SpecError("spec", ["budgets: has a single run, so nothing can be fitted; give more budgets or sizes"])
     planner = Planner(spec, plan.measurements, plan.constants)
     if lr_factor is None:
-        lr_factor = World.lr_factor if spec.train.lr == "auto" else 1.0
+        lr_factor = lr_factor_of(spec)
     target = TARGET_RATIO * spec.budgets[-1].flops
     truth = _Truth(surface, spec, plan.measurements, target)
     worlds = [World(surface=surface, noise=noise, lr_factor=lr_factor, seed=seed) for seed in range(sweeps)]

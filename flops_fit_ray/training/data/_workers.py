@@ -32,20 +32,20 @@ def repeated_samples(data: Data) -> tuple[str, str]:
     if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, IterableDataset) or loader.num_workers < 2:
         return "", ""
     workers = loader.num_workers
+    alike = copy.copy(loader)
+    alike._iterator = None  # persistent processes have begun with other seeds
+    object.__setattr__(alike, "worker_init_fn", _EqualSeeds(loader.worker_init_fn))
+    if not _all_begin_alike(alike):  # what is alike with other seeds is so with equal ones
+        return "", ""
     if _all_begin_alike(loader):
         return (
             f"each of the {workers} processes of the loader gives every sample: each comes {workers} times; {WAY_OUT}",
             "",
         )
-    alike = copy.copy(loader)
-    alike._iterator = None  # persistent processes have begun with other seeds
-    object.__setattr__(alike, "worker_init_fn", _EqualSeeds(loader.worker_init_fn))
-    if _all_begin_alike(alike):
-        return "", (
-            f"with equal seeds each of the {workers} processes of the loader gives the same samples: right for samples "
-            f"that are drawn at random; data that are only shuffled come {workers} times, so {WAY_OUT}"
-        )
-    return "", ""
+    return "", (
+        f"with equal seeds each of the {workers} processes of the loader gives the same samples: right for samples "
+        f"that are drawn at random; data that are only shuffled come {workers} times, so {WAY_OUT}"
+    )
 
 
 def _all_begin_alike(loader: DataLoader[Any]) -> bool:

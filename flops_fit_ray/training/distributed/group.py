@@ -215,5 +215,5 @@ def is_collective_error(error: BaseException) -> bool:
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Return True for an error of a collective whose words say that another worker is gone."""
-    return is_collective_error(error) and any(words in str(error) for words in _BROKEN)
+    """Return True where the words of a collective's error say that another worker is gone."""
+    return any(words in str(error) for words in _BROKEN)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.planning import Experiment, Plan, Rates, estimate_price, flops_audit
+from flops_fit_ray.planning import Experiment, Plan, Rates, flops_audit, priced
 from flops_fit_ray.training.data import first_batch
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
@@ -226,7 +226,8 @@ def _speed(plan: Plan, measured: Sequence[ModelTiming], rates: Rates, device: to
         rate = m.tokens / m.step_seconds
         return f"{fmt.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
 
-    price = estimate_price(plan.expected, plan.evaluation_cost, rates=rates)
+    price = priced(plan, "auto", rates=rates).price
+    assert price is not None
     message = f"{_per_size(measured, shown)} on {name} in {precision}"
     message += f"; the sweep about {fmt.duration(price.wall_seconds or 0.0)} on {rates.slots} at a time"
     if device.type == "cuda" and precision == "fp32":

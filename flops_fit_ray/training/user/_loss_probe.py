@@ -254,8 +254,7 @@ def _is_second(user: UserParts, model: nn.Module, batch: Batch) -> bool:
             last, second = (fits(shorter.shape, short.target.shape) for fits in (classes_last, classes_second))
             if last != second:
                 if not built_in:
-                    outputs = _made_up(outputs) if is_meta(model) else outputs
-                    _refuse_layout(objective, outputs, short, second=second)
+                    _refuse_layout(objective, model, outputs, short, second=second)
                 return second and built_in
         if built_in:
             return _made_by_convolution(model, batch, logits)
@@ -276,8 +275,13 @@ def _shortened(batch: Batch, target: Tensor) -> Iterator[Batch]:
             yield Batch(map_tensors(batch.content, cut), batch.num_samples)
 
 
-def _refuse_layout(objective: Objective, outputs: Any, batch: Batch, *, second: bool) -> None:
+def _refuse_layout(objective: Objective, model: nn.Module, outputs: Any, batch: Batch, *, second: bool) -> None:
     """Refuse a loss that takes the other layout of logits: with as many positions as classes it does not notice."""
+    if is_meta(model):
+        try:
+            outputs = _made_up(outputs)
+        except ValueError:  # too many numbers: the warning of `_average` says so
+            return
     try:
         objective.function(outputs, batch.target)
     except Exception as e:

@@ -32,7 +32,7 @@ def load_surface(target: str, base: Path) -> LossSurface:
 
 def _checked(function: Callable[..., Any], target: str) -> LossFunction:
     def loss(params: Numbers, tokens: Numbers) -> Numbers:
-        n, d = (np.array(x, dtype=np.float64, ndmin=1) for x in (params, tokens))  # copies: it may write into them
+        n, d = (np.atleast_1d(np.asarray(x, dtype=np.float64)) for x in (params, tokens))
         found = _losses(function, target, n, d)
         return found if np.ndim(params) else float(found[0])
 
@@ -44,7 +44,7 @@ def _losses(
 ) -> NDArray[np.float64]:
     try:
         with user_code("raised"):
-            found = np.asarray(function(params.copy(), tokens.copy()))
+            found = np.asarray(function(params.copy(), tokens.copy()))  # it may write into them
     except SpecError as e:
         words = f"{e.faults[0]}; it is called with two numpy arrays, N and D, and returns their losses"
         raise _refusal(f"{target!r} {words}") from e.__cause__

@@ -60,8 +60,14 @@ def _order(item: pytest.Item) -> list[int]:
     return [first, *(item.get_closest_marker(name) is None for name in ("ray", "slow"))]
 
 
-def pytest_collection_finish() -> None:
-    """Keep all that is imported by now out of garbage collections, which would look through torch and Ray each time."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Check that tests are grouped, and keep what is imported out of garbage collections: they would look through it.
+
+    Without its groups a cluster, a service or a Ray session is started by each worker, and nothing else says so.
+    """
+    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in grouped):
+        raise pytest.UsageError("this pytest-xdist cannot group tests with this pytest: install by constraints.txt")
     gc.collect()
     gc.freeze()
 

@@ -15,7 +15,6 @@ from flops_fit_ray.training.data import TokenFile
 from tests.parts import text
 
 CONTEXT = 16
-VOCAB = 32
 
 
 class Noisy(Dataset[Any]):

@@ -13,6 +13,7 @@ from flops_fit_ray.planning.loss_surfaces import LossFunction
 Surface = tuple[float, float, float, float, float]
 HOFFMANN = (1.69, 406.4, 410.7, 0.34, 0.28)  # Hoffmann et al. 2022, section D.3
 BESIROGLU = (1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Besiroglu et al. 2024, table 1
+LOPSIDED = (1.69, 120.0, 3000.0, 0.25, 0.40)  # a valley that leans
 SYMMETRIC = (1.69, 400.0, 400.0, 0.31, 0.31)
 BUDGETS = [1e18, 3e18, 1e19, 3e19, 1e20]
 

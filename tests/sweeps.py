@@ -50,7 +50,11 @@ def reference_spec(budgets: int = 3, **sections: Any) -> SweepSpec:
 
 def reference_parts(spec: SweepSpec) -> UserParts:
     """The parts of `reference_spec`."""
-    user = user_parts_of(spec, model=TruncatedRegression, train=power_law_regression())
+    return trained_once(user_parts_of(spec, model=TruncatedRegression, train=power_law_regression()))
+
+
+def trained_once(user: UserParts) -> UserParts:
+    """The same parts, whose sweeps `make_sweep` trains once for all workers of a test run."""
     _reference[id(user)] = user
     return user
 
@@ -58,7 +62,7 @@ def reference_parts(spec: SweepSpec) -> UserParts:
 def make_sweep(root: StoragePath, spec: SweepSpec, user: UserParts, *, only: int | None = None) -> Sweep:
     """A sweep directory in which the first `only` experiments have run, all of them by default.
 
-    A sweep of `reference_parts` is trained once by all workers of a test run together, and copied from then on.
+    A sweep of parts that are `trained_once` is trained by one worker of a test run, and copied from then on.
     """
     shared = os.environ.get("REFERENCE_SWEEPS")  # set by conftest.py
     known = _reference.get(id(user)) is user

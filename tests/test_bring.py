@@ -151,10 +151,6 @@ def images(samples: int = 500) -> tuple[Tensor, Tensor]:
     return x, (x.mean(dim=(1, 2, 3)) * 20).round().long() % 4
 
 
-def with_labels_inside() -> dict[str, Tensor]:
-    return mappings()
-
-
 # What is brought: model, data, loss.
 GUESTS: dict[str, tuple[Callable[..., nn.Module], Callable[[Path], Any], Any]] = {
     "MLP": (Mlp, lambda d: regression(500), "mse"),

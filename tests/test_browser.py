@@ -30,6 +30,7 @@ OPTIONS = [
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("test_browser"),
     pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="no Chromium here"),
 ]
 

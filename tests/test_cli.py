@@ -23,7 +23,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     return make_sweep(tmp_path_factory.mktemp("known"), spec, reference_parts(spec))
 
 
-def call(*args: str | StoragePath) -> int:
+def call(*args: object) -> int:
     with pytest.raises(SystemExit) as caught:
         main([str(a) for a in args])
     assert isinstance(caught.value.code, int)

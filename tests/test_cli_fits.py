@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flops_fit_ray.cli import main
 from flops_fit_ray.cli._common import exit_code
 from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
@@ -16,6 +15,7 @@ from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, Surface, optimum, sweep_on
 from tests.sweeps import make_sweep, reference_parts, reference_spec
+from tests.test_cli import call
 
 DATA = """import torch
 def train():
@@ -29,13 +29,6 @@ def train():
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     spec = reference_spec()
     return make_sweep(tmp_path_factory.mktemp("known"), spec, reference_parts(spec))
-
-
-def call(*args: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in args])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
 
 
 def table_at(path: Path, surface: Surface = BESIROGLU, seed: int = 0, noise: float = 0.003) -> Path:

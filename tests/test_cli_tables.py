@@ -8,21 +8,14 @@ import pandas as pd
 import pytest
 
 from flops_fit_ray.analysis import Points
-from flops_fit_ray.cli import main
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.tables import read_table
 from flops_fit_ray.tables._binning import binned
 from tests.surfaces import BESIROGLU, BUDGETS, optimum, points_from, sweep_on
+from tests.test_cli import call
 
 POINTS = sweep_on(BESIROGLU, BUDGETS, sizes=5, noise=0.001)
 RUNS = pd.DataFrame({"N": POINTS.params, "D": POINTS.tokens, "C": POINTS.flops, "loss": POINTS.loss})
-
-
-def call(*args: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in args])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
 
 
 def written(path: Path, table: pd.DataFrame) -> Path:

@@ -94,9 +94,10 @@ def test_precise_minima_weigh_more_where_that_is_wanted() -> None:
     for i in range(20):
         points = replace(exact, loss=exact.loss + sigma * rng.standard_normal(len(exact)))
         for j, weights in enumerate(("equal", "precision")):
-            fit = fit_sweep(points, FitOptions(draws=200, law_weights=weights))  # type: ignore[arg-type]
-            assert fit.params_opt is not None
-            errors[j, i] = fit.params_opt.exponent - 0.5
+            options = FitOptions(draws=200, law_weights=weights)  # type: ignore[arg-type]
+            law = fit_minima(points, options).method.params_opt
+            assert law is not None
+            errors[j, i] = law.exponent - 0.5
     rms = np.sqrt(np.mean(errors**2, axis=1))
     assert rms[1] < 0.5 * rms[0], rms
 

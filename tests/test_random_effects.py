@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flops_fit_ray.analysis import FitOptions, Points, analyse, fit_minima, fit_sweep
+from flops_fit_ray.analysis import FitOptions, Points, fit_minima, fit_sweep
+from flops_fit_ray.analysis._extrapolation import hold_outs
 from flops_fit_ray.analysis._valley_minima import LawSource, minima_law
 from flops_fit_ray.analysis.random_effects import BEND, EXACT, effect_source, random_effects
-from tests.surfaces import BESIROGLU, BUDGETS, SYMMETRIC, Surface, optimum, sweep_on
+from tests.surfaces import BESIROGLU, BUDGETS, LOPSIDED, SYMMETRIC, Surface, optimum, sweep_on
 
 X = np.log10(BUDGETS)
-LOPSIDED = (1.69, 120.0, 3000.0, 0.25, 0.40)  # E, A, B, alpha, beta: a valley that leans
 TARGET = 10 * BUDGETS[-1]
 
 
@@ -131,7 +131,7 @@ def test_few_budgets_leave_e_open(surface: Surface) -> None:
 
 
 def test_hold_outs_say_the_interval_of_the_minimum_that_is_found() -> None:
-    held = [one for seed in range(12) for one in analyse(fit_sweep(jittered(seed), FitOptions(draws=200))).hold_outs]
+    held = [one for seed in range(12) for one in hold_outs(fit_sweep(jittered(seed), FitOptions(draws=200)))]
     inside = [one.interval.holds(one.observed) for one in held if one.interval is not None]
     assert len(inside) == 12 * 6
     assert np.mean(inside) >= 0.85

@@ -426,6 +426,7 @@ def test_errors_are_published_as_json_on_every_route(served: Served) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("test_service")
 def test_the_api_keeps_what_it_publishes(served: Served) -> None:
     """schemathesis: whatever it asks, no server error, and nothing that the OpenAPI does not announce."""
     schema = schemathesis.openapi.from_dict(served.client.ask("GET", "/openapi.json"))

@@ -32,7 +32,18 @@ from flops_fit_ray.analysis.surface._huber import LOWER, UPPER, HuberProblem, de
 from flops_fit_ray.analysis.surface._search import scaled_problem
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import MethodName
-from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, Surface, optimum, points_from, scattered, sweep_on
+from tests.surfaces import (
+    BESIROGLU,
+    BUDGETS,
+    HOFFMANN,
+    LOPSIDED,
+    SYMMETRIC,
+    Surface,
+    optimum,
+    points_from,
+    scattered,
+    sweep_on,
+)
 
 LOSSES = ("huber", "squared")
 SURFACES = {"hoffmann": HOFFMANN, "besiroglu": BESIROGLU, "symmetric": SYMMETRIC}
@@ -72,7 +83,7 @@ def _ladder(widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return params, 6 * (params - 256 * widths) + 12 * 4 * 256 * widths
 
 
-@pytest.mark.parametrize("surface", [HOFFMANN, BESIROGLU, (1.69, 120.0, 3000.0, 0.25, 0.40)])
+@pytest.mark.parametrize("surface", [HOFFMANN, BESIROGLU, LOPSIDED])
 def test_the_optimum_follows_the_cost_of_a_token(surface: Surface) -> None:
     """With the cost taken for a power of N, N_opt is 5 to 12 % too high from the largest budget on."""
     e, a, b, alpha, beta = surface

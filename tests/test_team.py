@@ -99,11 +99,11 @@ def test_an_error_of_one_worker_is_that_experiments_failure_and_nobody_waits_for
     sweep = open_sweep(driver.root)
     assert len(sweep.results) == 2
     sizes = {e.key: e.size for e in sweep.plan.experiments}
+    assert len(sweep.failures) == len(FAILURES) and {sizes[f.key] for f in sweep.failures} == set(FAILURES)
     for failure in sweep.failures:
-        status, error, trace = FAILURES.pop(sizes[failure.key])
+        status, error, trace = FAILURES[sizes[failure.key]]
         assert failure.status == status and error in failure.error and trace in failure.traceback
         assert failure.deaths == 0 and Ledger(SweepPaths(driver.root)).num_attempts(failure.key) == 1
-    assert not FAILURES
 
 
 def test_more_workers_than_there_are_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

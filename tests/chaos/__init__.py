@@ -187,12 +187,13 @@ def plain_sweep(where: Path) -> Sweep:
     """The same sweep without Ray and without anything that goes wrong."""
     from flops_fit_ray.spec import read_spec
     from flops_fit_ray.training.user.parts import load_user_parts
-    from tests.sweeps import make_sweep
+    from tests.sweeps import make_sweep, trained_once
 
     os.environ["CHAOS_PAUSE"] = "0"
     spec = make_project(where)
     resolved = read_spec(spec)
-    return make_sweep(where / "plain", resolved, load_user_parts(resolved, spec.parent))
+    user = trained_once(load_user_parts(resolved, spec.parent))
+    return make_sweep(where / "plain", resolved, user)
 
 
 def uninterrupted(where: Path) -> str:

@@ -13,14 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests import chaos
-from tests.chaos import (
-    Driver,
-    Row,
-    alive,
-    children_of,
-    make_project,
-    uninterrupted,
-)
+from tests.chaos import Driver, Row, alive, children_of, make_project, uninterrupted
 from tests.chaos.files import contention, file_faults, file_kills, writer_kills
 from tests.chaos.kills import driver_kills, head_kills, node_kills, worker_kills
 from tests.chaos.stops import signals

@@ -15,11 +15,7 @@ from typing import Any
 
 from flops_fit_ray.sweep.directory import open_sweep
 from tests import chaos
-from tests.chaos import (
-    Driver,
-    Row,
-    make_project,
-)
+from tests.chaos import Driver, Row, make_project
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,7 @@ from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
 from tests import chaos
-from tests.chaos import (
-    NUM_EXPERIMENTS,
-    Driver,
-    Row,
-    Watched,
-    children_of,
-    finish,
-    make_project,
-    until_gone,
-)
+from tests.chaos import NUM_EXPERIMENTS, Driver, Row, Watched, children_of, finish, make_project, until_gone
 from tests.records import recorded
 
 

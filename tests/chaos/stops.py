@@ -13,14 +13,7 @@ from flops_fit_ray.engine._processes import descendants
 from flops_fit_ray.errors import EXIT_INTERRUPTED
 from flops_fit_ray.sweep.directory import open_sweep
 from tests import chaos
-from tests.chaos import (
-    Driver,
-    Row,
-    Watched,
-    finish,
-    make_project,
-    until_gone,
-)
+from tests.chaos import Driver, Row, Watched, finish, make_project, until_gone
 from tests.records import recorded
 
 STOPS = (

@@ -9,15 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flops_fit_ray.engine._rounds import FINISHED
-from tests.chaos import (
-    Driver,
-    Row,
-    Watched,
-    children_of,
-    finish,
-    make_project,
-    until_gone,
-)
+from tests.chaos import Driver, Row, Watched, children_of, finish, make_project, until_gone
 from tests.records import recorded
 
 OFTEN = {"TUNE_GLOBAL_CHECKPOINT_S": "0.5"}  # that Tune writes its state

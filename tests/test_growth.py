@@ -12,9 +12,10 @@ import pytest
 
 from flops_fit_ray.analysis.outliers import farthest_outlier, limit
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning import Measurements, Observation, Plan, Planner, make_plan
+from flops_fit_ray.planning import Measurements, Observation, Plan, Planner, make_plan, own_range
 from flops_fit_ray.planning._adaptive import predicted_optimum, rungs
-from flops_fit_ray.planning.experiment import Experiment
+from flops_fit_ray.planning.cells import constants_identity
+from flops_fit_ray.planning.experiment import Experiment, SweepConstants
 from flops_fit_ray.planning.loss_surfaces import SURFACES
 from flops_fit_ray.planning.simulation import World, lr_penalty
 from flops_fit_ray.planning.slots import own_flops
@@ -114,6 +115,27 @@ def test_rungs_are_the_candidates_nearest_to_a_geometric_ladder() -> None:
     assert [s.params for s in rungs(sizes, 100, 8)] == [100, 800]
     assert [s.params for s in rungs(sizes[1:4:2], 200, 2)] == [100, 210]  # a rung with one candidate
     assert rungs([], 200, 2) == []
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.7, 1.0, 1.4, 13.0, 300.0])
+def test_the_first_valley_is_where_counted_flops_put_it(ratio: float) -> None:
+    """A token costs ratio·6·N, so D = 20·N costs C = ratio·120·N², and N = 1.28e6 is the middle of seven sizes."""
+    sizes = tuple(replace(s, flops_per_token=ratio * s.flops_per_token) for s in SIZES)
+    n = 1_280_000
+    spec = adaptive_spec([ratio * 120 * n**2, ratio * 1200 * n**2], grid=NO_GUARDS)
+    measured = Measurements(sizes=sizes, data=DATA)
+    first = [e for e in make_plan(spec, measured).experiments if e.budget == spec.budgets[0].flops]
+    assert [e.params for e in first][3] == n and len(first) == 7
+    assert first[3].tokens == pytest.approx(20 * n, rel=1e-4)
+    # Rule 2, of sweeps that began earlier: 6·N·D, so that 20 stands for 20 / ratio, unless that is far off
+    old = SweepConstants(identity=constants_identity(spec, measured), base_budget=1.0, warmup_limit=1000, counting=2)
+    plan = make_plan(spec, measured, constants=old)
+    middle = [e for e in plan.experiments if e.budget == spec.budgets[0].flops][3]
+    expected = n * math.sqrt(ratio) if 0.5 <= ratio <= 3 else n
+    assert abs(math.log(middle.params / expected)) <= math.log(2) / 8 and plan.constants == old
+    ranges = {counting: own_range(spec, sizes, counting) for counting in (2, 3)}  # of sizes that the spec leaves to us
+    for counting, centre in ((2, n * math.sqrt(ratio)), (3, n)):
+        assert ranges[counting] == pytest.approx((centre / 32, 32 * centre * math.sqrt(10)))
 
 
 def test_the_search_stops_where_the_model_ends_and_says_so() -> None:

@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from flops_fit_ray.planning._sizes import expected_optimum
 from flops_fit_ray.planning.experiment import Experiment, Measurements, ModelSize
-from flops_fit_ray.planning.grid import Cell
+from flops_fit_ray.planning.grid import Cell, centre_of
 from flops_fit_ray.spec import SweepSpec
 
 MAX_SHARE = 0.1  # of the training FLOPs that evaluation takes by default
@@ -29,7 +28,7 @@ def limit_samples(spec: SweepSpec, measurements: Measurements, cells: Sequence[C
     if spec.data.eval_samples is not None or available <= least:
         return available
     if cells is None:
-        optima = [expected_optimum(b.flops, spec.grid.tokens_per_param) for b in spec.budgets]
+        optima = [centre_of(spec, measurements, b.flops) for b in spec.budgets]
         sizes = [min(measurements.sizes, key=lambda s: abs(s.params - optimum)) for optimum in optima]
         cells = list(zip(spec.budgets, sizes, strict=True))
     total = sum(budget.flops for budget, _ in cells)

@@ -14,7 +14,7 @@ from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._replay import Observations, PlanReplay
 from flops_fit_ray.planning._trunks import unshared_note
 from flops_fit_ray.planning.cells import Cells, constants_identity, make_constants, max_steps, steps_of, tokens_of
-from flops_fit_ray.planning.experiment import COUNTING, FIRST_RULE, Experiment, Measurements, SweepConstants
+from flops_fit_ray.planning.experiment import AS_THEY_RUN, FIRST_RULE, Experiment, Measurements, SweepConstants
 from flops_fit_ray.planning.grid import (
     GOOD_SIZES,
     Cell,
@@ -183,7 +183,7 @@ class Planner:
 
 def _counting_note(measurements: Measurements) -> Iterator[str]:
     first = measurements.sizes[0]
-    if measurements.counting < COUNTING and first.flops_source.endswith(FIRST_RULE):
+    if measurements.counting < AS_THEY_RUN and first.flops_source.endswith(FIRST_RULE):
         yield (
             f"N and FLOPs are counted as when this directory's sweep began: {first.flops_source}, and N is "
             f"{first.params_source}; a new --output counts the backward pass as it runs, and what trains"

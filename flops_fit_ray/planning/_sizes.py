@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.planning.experiment import COUNTING, ModelSize
+from flops_fit_ray.planning.experiment import AS_THEY_RUN, COUNTING, ModelSize
 from flops_fit_ray.spec import GridSection, Ladder, SizeValue, SweepSpec
 
 TOKENS_PER_PARAM = (
@@ -18,6 +18,7 @@ TOKENS_PER_PARAM = (
 # misses a layer, and far above weights are shared.
 TRUSTED_RATIO = (0.5, 3.0)
 AUTO_WINDOW = 8  # `auto` takes N from 1/8 to 8 times the expected optimum of each budget
+OWN_WINDOW = 32  # sizes that the spec leaves to us lie within this factor of the expected optimum
 
 
 def shared_sizes(spec: SweepSpec) -> list[SizeValue] | None:
@@ -58,33 +59,43 @@ def auto_candidates() -> Iterator[int]:
 
 
 def expected_optimum(budget: float, tokens_per_param: float = TOKENS_PER_PARAM) -> float:
-    """First estimate of N_opt: D = r·N and C = 6·N·D give N = sqrt(C / (6·r)), r = `tokens_per_param`."""
+    """Estimate N_opt where no model is measured: D = r·N and C = 6·N·D give N = sqrt(C / (6·r))."""
     return math.sqrt(budget / (6 * tokens_per_param))
 
 
 def expected_centre(
     tokens_per_param: float, sizes: Sequence[ModelSize], budget: float, counting: int = COUNTING
 ) -> float:
-    """First estimate of N_opt for measured models: where D = r·N costs C.
+    """First estimate of N_opt for measured models: where D = r·N costs C by their counted FLOPs per token, F.
 
-    It is `expected_optimum` unless counted FLOPs are far from 6·N·D, as where a sample of an image is called a token.
+    1) C = r·N·F(N); between sizes ln(N·F) is linear in ln N, beyond them F grows with N.
+    2) Sweeps that began by an earlier rule keep its estimate, that of 6·N·D near it (rule 2) or always (rule 1).
     """
     expected = expected_optimum(budget, tokens_per_param)
-    if counting < COUNTING:
+    if counting < AS_THEY_RUN:
         return expected
     sizes = sorted(sizes, key=lambda s: s.params)
     x = np.log([s.params for s in sizes])
-    y = np.log([s.flops_per_token / (6 * s.params) for s in sizes])
+    y = np.log([s.flops_per_token for s in sizes])
+    if counting < COUNTING:
+        ratio = math.exp(np.interp(math.log(expected), x, y - x)) / 6
+        if TRUSTED_RATIO[0] <= ratio <= TRUSTED_RATIO[1]:
+            return expected
+    cost = np.maximum.accumulate(x + y)
+    wanted = math.log(budget / tokens_per_param)
+    beyond = min(wanted - cost[0], 0) / 2 + max(wanted - cost[-1], 0) / 2
+    return math.exp(float(np.interp(wanted, cost, x)) + beyond)
 
-    def ratio(params: float) -> float:
-        return float(np.exp(np.interp(math.log(params), x, y)))
 
-    if TRUSTED_RATIO[0] <= ratio(expected) <= TRUSTED_RATIO[1]:
-        return expected
-    found = expected
-    for _ in range(20):  # N = sqrt(C / (6·ratio(N)·r)): ratios change slowly with N, so this settles at once
-        found = expected_optimum(budget / ratio(found), tokens_per_param)
-    return found
+def own_range(spec: SweepSpec, sizes: Sequence[ModelSize], counting: int) -> tuple[float, float]:
+    """Range of N from which sizes are taken that the spec does not name, as far as `sizes` are measured."""
+    smallest, ratio = spec.budgets[0].flops, spec.grid.tokens_per_param
+    if counting < COUNTING or not sizes:
+        centre = expected_optimum(smallest, ratio)
+    else:
+        centre = expected_centre(ratio, sizes, smallest)
+    low, high = auto_range(centre, OWN_WINDOW)
+    return low, high * math.sqrt(spec.budgets[-1].flops / smallest)
 
 
 def spacing(grid: GridSection) -> float:
@@ -95,7 +106,7 @@ def spacing(grid: GridSection) -> float:
 def auto_range(expected: float, window: float = AUTO_WINDOW) -> tuple[float, float]:
     """Range of N for one budget with `auto` sizes: the expected optimum divided and multiplied by `window`.
 
-    With D = 20·N and 6·N FLOPs per token the optimum is sqrt(C / 120). A minimum outside is reported as an edge.
+    A minimum outside is reported as an edge.
     """
     return expected / window, expected * window
 

@@ -30,7 +30,10 @@ Role = Literal["grid", "probe", "seed", "lr_check", "rerun"]  # why an experimen
 IN_FIT: frozenset[str] = frozenset({"grid", "seed", "rerun"})  # roles whose losses are points of a valley
 
 
-COUNTING = 2  # rule of N and FLOPs of a new sweep; 1 took 3 times the forward pass, and frozen parameters into N
+# Rules of N, FLOPs and the first valley; a sweep goes on by the one that it began with. 1: three times the forward
+# pass, and frozen parameters belong to N. 2: FLOPs as they run; the first valley lies where 6·N·D is C, unless the
+# counted FLOPs are far from that. 3: it lies where the counted FLOPs of D = tokens_per_param·N are C.
+COUNTING, AS_THEY_RUN = 3, 2
 
 FIRST_RULE = "3 times the forward pass"  # backward = 2 × forward (Kaplan et al. 2020, section 2.1)
 
@@ -69,7 +72,7 @@ class ModelSize(Record):
     def counted_by(self, rule: int) -> ModelSize:
         """Return the size with N and FLOPs as `rule` counts them."""
         first = self.first_count
-        if first is None or rule >= COUNTING:
+        if first is None or rule >= AS_THEY_RUN:
             return self
         return replace(
             self,

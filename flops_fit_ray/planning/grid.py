@@ -12,7 +12,7 @@ from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning._sizes import TRUSTED_RATIO, auto_range, expected_centre, shared_sizes, size_label
 from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of
-from flops_fit_ray.planning.experiment import COUNTING, DataFacts, Experiment, Measurements, ModelSize
+from flops_fit_ray.planning.experiment import AS_THEY_RUN, DataFacts, Experiment, Measurements, ModelSize
 from flops_fit_ray.spec import NO_DATA, SYNTHETIC_LOSS, Budget, SweepSpec
 
 MIN_STEPS = 300  # optimizer steps below which a cell is limited by its steps and biases the valley
@@ -163,7 +163,7 @@ def counting_warnings(measurements: Measurements, sizes: Sequence[ModelSize]) ->
     """Yield warnings about N and FLOPs of the sizes of a plan, and what is assumed of them."""
     frozen = next((s for s in sizes if s.params_frozen), None)
     if frozen is not None:
-        counted = "N counts them too" if measurements.counting < COUNTING else "they are not in N"
+        counted = "N counts them too" if measurements.counting < AS_THEY_RUN else "they are not in N"
         yield (
             f"{fmt.count(frozen.params_frozen)} of {fmt.count(frozen.params_total)} parameters are frozen at size "
             f"{frozen.size}: {counted}, and their FLOPs are counted as they run"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,10 +10,9 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import (
     ModelSize,
     auto_candidates,
-    auto_range,
     between,
     expected_centre,
-    expected_optimum,
+    own_range,
     requested_sizes,
     rung_targets,
 )
@@ -22,7 +20,6 @@ from flops_fit_ray.spec import SizeValue, SweepSpec
 from flops_fit_ray.training.user.wrong_parts import argument_faults, arguments_of_spec
 
 MAX_AUTO_SIZE = 1 << 20
-AUTO_RANGE_FACTOR = 32  # sizes that the spec leaves to us lie within this factor of the expected optimum
 
 Measure = Callable[[SizeValue], ModelSize]
 
@@ -77,17 +74,14 @@ def _measured_ladder(spec: SweepSpec, measure: Measure, counting: int) -> tuple[
     """
     sizes: list[ModelSize] = []
     refused: list[str] = []
-    smallest, ratio = spec.budgets[0].flops, spec.grid.tokens_per_param
-    low, high = auto_range(expected_optimum(smallest, ratio), AUTO_RANGE_FACTOR)
-    high *= math.sqrt(spec.budgets[-1].flops / spec.budgets[0].flops)
     for size in auto_candidates():
         found, faults = _measured([size], measure)
         sizes += found
         refused += faults
-        if size >= MAX_AUTO_SIZE or (sizes and sizes[-1].params > high):
+        if size >= MAX_AUTO_SIZE or (sizes and sizes[-1].params > own_range(spec, sizes, counting)[1]):
             break
     if spec.is_adaptive and len(sizes) >= 2:
         known = {int(s.size): s.params for s in sizes}
-        centre = expected_centre(ratio, sizes, smallest, counting)
-        sizes += _measured(between(known, rung_targets(spec, low, high, centre)), measure)[0]
+        centre = expected_centre(spec.grid.tokens_per_param, sizes, spec.budgets[0].flops, counting)
+        sizes += _measured(between(known, rung_targets(spec, *own_range(spec, sizes, counting), centre)), measure)[0]
     return sizes, refused

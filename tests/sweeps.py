@@ -141,5 +141,5 @@ def adaptive_reference_spec(**grid: object) -> SweepSpec:
         data={"train": "tests.parts:power_law_regression"},
         budgets=[5e4, 2e5, 8e5],
         train=KNOWN_TRAIN,
-        grid={"tokens_per_param": 60, "first_sizes": 5, **grid},
+        grid={"tokens_per_param": 40, "first_sizes": 5, **grid},
     )

@@ -367,7 +367,7 @@ def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:
 def test_until_adds_budgets_in_python(ray_here: None, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
         "compute_budgets": [5e4, 2e5],
-        "grid": {"tokens_per_param": 60, "seeds": 0, "first_sizes": 5},
+        "grid": {"tokens_per_param": 40, "seeds": 0, "first_sizes": 5},
     }
     result = known(tmp_path, **arguments, until="ci=1.00001@1e6", at_most=1e9)
     assert [b.flops for b in result._sweep.spec.budgets] == [5e4, 2e5, 8e5]  # the next one lies beyond the target

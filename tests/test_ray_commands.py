@@ -129,7 +129,7 @@ def test_an_adaptive_sweep_is_the_planners_is_extended_and_goes_on_until_enough(
     """By the command line, on Ray: sizes are chosen, trunks begun at, only what is new is run, and the rule stops."""
     root = project / "out"
     train = "{batch_size: 4, optimizer: sgd, lr: 0.04, grad_clip: null, warmup_tokens: 0}"
-    chosen = ["--set", "budgets=[1e5, 4e5]", "--set", "grid={tokens_per_param: 60, sizes: 4, first_sizes: 4, seeds: 1}"]
+    chosen = ["--set", "budgets=[1e5, 4e5]", "--set", "grid={tokens_per_param: 40, sizes: 4, first_sizes: 4, seeds: 1}"]
     own = [*chosen, "--set", "model.sizes=auto", "--set", f"train={train}"]
     with pytest.raises(SystemExit) as caught:
         main(["run", str(project), *own, "--output", str(root)])

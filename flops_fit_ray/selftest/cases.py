@@ -67,7 +67,7 @@ def _case(alpha: float, root: Path, say: Callable[[str], None]) -> Case:
         grad_clip=None,
         warmup_tokens=0,
         eval_samples=8,
-        grid={"tokens_per_param": 25, "seeds": 0},
+        grid={"tokens_per_param": 50 / 3, "seeds": 0},
         resources_per_trial={"cpu": 1},
         quiet=True,
     )

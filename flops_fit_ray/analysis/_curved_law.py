@@ -1,4 +1,4 @@
-"""Laws of a surface whose cost is no power of N: curved, and given by the optimum itself at every C."""
+"""Laws where the cost is no power of N: curved; of a surface they are given by the optimum itself at every C."""
 
 from __future__ import annotations
 
@@ -36,14 +36,17 @@ class CurvedDraws(LawDraws):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CurvedLaw(Law):
-    """A curved law; exponent and coefficient are those of the power law through its ends over `flops_range`."""
+    """A curved law; exponent and coefficient are those of a power law near it over `flops_range`.
 
-    curve: CurvedDraws  # of one surface
+    It is the chord through its ends for surfaces, the line through the minima for valleys.
+    """
+
+    curve: LawDraws  # of one draw
     flops_range: tuple[float, float]
 
     @property
     def formula(self) -> str:
-        """The chord as text, and that it is one."""
+        """The power law as text, and that it is none."""
         low, high = (fmt.flops(c) for c in self.flops_range)
         return f"{super().formula} from {low} to {high}, curved as FLOPs per token are no power of N"
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._sweep_fit import SweepFit
+from flops_fit_ray.analysis._valley_cost import BentLaw
 from flops_fit_ray.analysis._valley_minima import LawSource, interior, minima_law
 
 MIN_FITTED = 2
@@ -58,13 +59,15 @@ def _hold_outs(fit: SweepFit) -> Iterator[HoldOut]:
     params = np.array([fit.valleys[i].params_opt for i in used])
     own = None if fit.errors is None else fit.errors.of(used).log10_params
     drawn = None if fit.minima is None else fit.minima.of(used).params
+    law = fit.methods["valley"].params_opt
+    correction = law.correction if isinstance(law, BentLaw) else None
     for cut in range(MIN_FITTED, len(used)):
         if len(np.unique(flops[:cut])) < MIN_FITTED:
             continue
         first = list(range(cut))
         source = None if drawn is None else LawSource(values=drawn.values[:, :cut], source=drawn.source.of(first))
         covariance = None if own is None else own[:cut, :cut]
-        law = minima_law(flops[:cut], params[:cut], covariance, source, fit.options.law_weights)
+        law = minima_law(flops[:cut], params[:cut], covariance, source, fit.options.law_weights, correction)
         for i in range(cut, len(used)):
             variance = 0.0 if own is None else float(own[i, i])
             yield HoldOut(

@@ -16,6 +16,7 @@ import numpy as np
 
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._methods import Method
+from flops_fit_ray.analysis._valley_cost import BentLaw
 from flops_fit_ray.analysis._valley_minima import MinimaErrors, interior
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.noise import Noise, SeedNoise
@@ -113,7 +114,11 @@ def _minima(
         return
     x = np.log10([valleys[i].flops for i in used])
     y = np.log10([valleys[i].params_opt for i in used])
-    square, df = chi_square(x, y, errors.of(used).log10_params)
+    covariance = errors.of(used).log10_params
+    if isinstance(law, BentLaw):
+        slope = law.correction.slope(y)
+        y, covariance = law.correction.straight(y), covariance * np.outer(slope, slope)
+    square, df = chi_square(x, y, covariance)
     ratio, degrees = square / df, (df, max(int(noise.df.min()), 1))  # where budgets differ in noise, each is known less
     p = _p_value(ratio, degrees)
     words = (

@@ -11,7 +11,8 @@ import numpy as np
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._curved_law import curved_laws
 from flops_fit_ray.analysis._law import Law, LawDraws
-from flops_fit_ray.analysis._valley_minima import Minima, MinimaErrors, fit_laws, interior
+from flops_fit_ray.analysis._valley_cost import bent_tokens, cost_correction
+from flops_fit_ray.analysis._valley_minima import Minima, MinimaErrors, bent_minima_law, fit_laws, interior
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit, Surfaces
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import SURFACES, LawWeights, MethodName
@@ -58,12 +59,14 @@ def valley_method(
     minima: Minima | None,
     errors: MinimaErrors | None = None,
     weights: LawWeights = "precision",
+    cost: CostLaw | None = None,
 ) -> Method:
     """Fit approach 2: power laws through the minima of the valleys, N and D separately (Hoffmann et al. 2022, 3.2).
 
     Args:
         errors: covariances of the optima, for the weights and for what the budgets do beyond their noise; None where
             the noise is not known, and every minimum weighs the same.
+        cost: of a token, which bends the laws where it is no power of N; None: it is one.
     """
     used = interior(valleys)
     draws = 0 if minima is None else len(minima.loss)
@@ -78,7 +81,14 @@ def valley_method(
     n, d, loss = (np.array([getattr(valleys[i], o) for i in used]) for o in ("params_opt", "tokens_opt", "loss_opt"))
     if not (loss > 0).all():
         return no_law("valley", "the loss at a minimum is not positive, so it has no power law")
-    laws = fit_laws(flops, (n, d, loss), errors and errors.of(used), minima and minima.of(used), weights)
+    errors, minima = errors and errors.of(used), minima and minima.of(used)
+    laws = fit_laws(flops, (n, d, loss), errors, minima, weights)
+    correction = cost_correction(cost, [valleys[i] for i in used], laws[0], laws[2])
+    if correction is not None:
+        known = (None if errors is None else errors.log10_params, None if minima is None else minima.params)
+        bent = bent_minima_law(laws[0], flops, n, *known, weights, correction)
+        if bent is not None:
+            laws = bent, bent_tokens(laws[1], bent), laws[2]
     return Method(name="valley", status="fitted", reason="", params_opt=laws[0], tokens_opt=laws[1], loss_opt=laws[2],
                   draws=draws, lost_draws=lost)  # fmt: skip
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from flops_fit_ray.analysis._curved_law import CurvedLaw
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._methods import Method, surface_method, valley_method
 from flops_fit_ray.analysis._sweep_fit import SweepFit, fit_minima, fit_valleys, valley_of
@@ -123,7 +124,7 @@ def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
         return None
     fresh = fit.points_of("surface_huber")
     exact = replace(fit.points, loss=surface.surface.loss(fresh.params, fresh.tokens), run=None)
-    method = valley_method(list(fit_valleys(exact, fit.options)), None, fit.errors, fit.options.law_weights)
+    method = valley_method(list(fit_valleys(exact, fit.options)), None, fit.errors, fit.options.law_weights, fit.cost)
     if method.params_opt is None:
         return None
     # Ratio of N_opt by the valleys of the noiseless surface to that of the surface itself
@@ -172,6 +173,9 @@ def _settings(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
                 changed = _quick(points, replace(options, delta=delta), fit.default)
                 yield _row_of("the loss function", f"Huber delta {delta:g}", changed, budget)
         return
+    if isinstance(fit.params_opt, CurvedLaw):
+        unbent = valley_method(fit.valleys, None, fit.errors, options.law_weights)
+        yield _row_of("the cost of a token", "a power of N", unbent, budget)
     for curve in MIN_DISTINCT_SIZES:
         if curve != options.curve:
             yield _row_of("the curve", curve, _quick(points, replace(options, curve=curve), "valley"), budget)
@@ -225,7 +229,7 @@ def _without_budgets(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
                 continue
             left = [j for j in range(len(fit.valleys)) if j != i]
             errors = None if fit.errors is None else fit.errors.of(left)
-            method = valley_method([fit.valleys[j] for j in left], None, errors, fit.options.law_weights)
+            method = valley_method([fit.valleys[j] for j in left], None, errors, fit.options.law_weights, fit.cost)
             yield _row_of("one budget left out", f"without C = {flops(v.budget)}", method, budget)
     elif fit.default != "envelope" and points.labelled and len(groups) > 2:
         for group in groups:
@@ -274,7 +278,7 @@ def _left_out_valley(fit: SweepFit, runs: Ints, budget: float) -> list[Sensitivi
     rows = []
     for run in runs:
         valleys = [_refitted(v, points, which != run, fit.options) for v in fit.valleys]
-        method = valley_method(valleys, None, fit.errors, fit.options.law_weights)
+        method = valley_method(valleys, None, fit.errors, fit.options.law_weights, fit.cost)
         rows.append(_row_of("one run left out", _without_label(points, int(run)), method, budget))
     return rows
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flops_fit_ray.analysis._curved_law import CurvedLaw
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._methods import Method
@@ -178,6 +179,7 @@ def _law_to_json(law: Law | None, method: Method, fit: SweepFit) -> dict[str, An
         "coefficient": law.coefficient,
         "log10_coefficient": law.log10_coefficient,
         "offset": law.offset,
+        "curved": isinstance(law, CurvedLaw),  # coefficient and exponent are of a power law near it then
         "exponent_ci95": interval_to_json(law.exponent_interval(0.95)),
         "exponent_interval": interval_to_json(law.exponent_interval(confidence)),
         "coefficient_ci95": interval_to_json(law.coefficient_interval(0.95)),

@@ -28,7 +28,7 @@ from flops_fit_ray.analysis.diagnostics import diagnose
 from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
 from flops_fit_ray.analysis.points import Points, budget_gap, check_points
 from flops_fit_ray.analysis.repetition import Repetition, fit_repetition
-from flops_fit_ray.analysis.surface import bootstrap_cases, bootstrap_surface, fit_surface
+from flops_fit_ray.analysis.surface import CostLaw, bootstrap_cases, bootstrap_surface, fit_surface, fit_token_cost
 from flops_fit_ray.analysis.valley import Valley, fit_valley
 from flops_fit_ray.fit_options import FIT_DEFAULTS, SURFACES, FitOptions, MethodName
 
@@ -46,6 +46,7 @@ class SweepFit:
     valleys: tuple[Valley, ...]
     minima: Minima | None  # of the valleys in every draw; None where the noise is unknown
     errors: MinimaErrors | None  # of the valleys' optima by that noise
+    cost: CostLaw | None  # of a token, by which the law of the valleys may bend
     intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
     methods: Mapping[MethodName, Method]
     default: MethodName
@@ -167,6 +168,7 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
         valleys=low.valleys,
         minima=low.minima,
         errors=low.errors,
+        cost=low.cost,
         intervals=low.intervals,
         methods=methods,
         default=default,
@@ -211,6 +213,7 @@ class ValleyFit:
     errors: MinimaErrors | None
     intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
     method: Method  # with N_opt(C), or the reason why there is none
+    cost: CostLaw | None  # of a token; None without a law
     confidence: float
 
 
@@ -225,6 +228,9 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
     """
     check_points(points)
     valleys = tuple(fit_valleys(points, options))
+    cost = None
+    if sum(valley.status == "interior" for valley in valleys) >= 2:
+        cost = fit_token_cost(points.params, points.tokens, points.flops, points.token_cost)
     noise, minima = valley_noise(valleys, points), None
     errors = None if noise is None else minima_errors(valleys, points, noise)
     if noise is not None and options.draws:
@@ -236,7 +242,8 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
         minima=minima,
         errors=errors,
         intervals=tuple(valley_intervals(valleys, minima, options.confidence)),
-        method=valley_method(valleys, minima, errors, options.law_weights),
+        method=valley_method(valleys, minima, errors, options.law_weights, cost),
+        cost=cost,
         confidence=options.confidence,
     )
 

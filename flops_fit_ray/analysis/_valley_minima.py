@@ -10,6 +10,7 @@ import numpy as np
 from flops_fit_ray.analysis._law import Interval, Law, central_interval, fit_power_law
 from flops_fit_ray.analysis._loss_law import fit_loss_law
 from flops_fit_ray.analysis._skew import common_skew
+from flops_fit_ray.analysis._valley_cost import BentLaw, Correction, bent_law
 from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
@@ -206,6 +207,7 @@ def minima_law(
     covariance: Floats | None,
     drawn: LawSource | None,
     weights: LawWeights = "precision",
+    correction: Correction | None = None,
 ) -> Law:
     """Fit a power law through minima (budgets,), with what they do beyond the noise of their losses.
 
@@ -213,7 +215,35 @@ def minima_law(
         covariance: of log10 value by that noise (budgets, budgets); None where it is not known.
         drawn: bootstrap draws; None for a law without intervals.
         weights: "precision" weighs a minimum by 1 / (variance + tau²), once its variance is known.
+        correction: where the cost bends the law of N_opt: it is straight in the corrected N.
     """
+    line = _line(flops, value, covariance, drawn, weights)
+    if correction is None:
+        return line
+    return bent_minima_law(line, flops, value, covariance, drawn, weights, correction) or line
+
+
+def bent_minima_law(
+    line: Law,
+    flops: Floats,
+    params: Floats,
+    covariance: Floats | None,
+    drawn: LawSource | None,
+    weights: LawWeights,
+    correction: Correction,
+) -> BentLaw | None:
+    """Fit the law of N_opt in the corrected N, as `minima_law`; None where no sensible correction makes it straight."""
+    log10 = np.log10(params)
+    own = correction.through(flops, log10)
+    if own is None:
+        return None
+    slope = own.slope(log10)
+    within = None if covariance is None else covariance * np.outer(slope, slope)
+    source = None if drawn is None else LawSource(values=own.straight(drawn.values), source=drawn.source)
+    return bent_law(line, _line(flops, 10 ** own.straight(log10), within, source, weights), own, flops)
+
+
+def _line(flops: Floats, value: Floats, covariance: Floats | None, drawn: LawSource | None, weights: LawWeights) -> Law:
     effects, w = None, None
     if covariance is not None:
         effects = random_effects(np.log10(flops), np.log10(value), covariance)

@@ -86,6 +86,10 @@ class Polynomial:
         """Loss at the vertex; NaN where there is none."""
         return float(self.minima(np.zeros((1, len(self.residuals))))[1][0])
 
+    def curvature(self, x: float) -> float:
+        """Second derivative over x."""
+        return float(6 * self.coefficients[0] * (x - self.centre) + 2 * self.coefficients[1])
+
     @property
     def cubic(self) -> Floats:
         """z³ less its own curve, (points,): what this curve cannot follow of a skewed valley."""

@@ -134,6 +134,7 @@ def simulate_spec(
 def fit_simulated(spec: SweepSpec, simulated: Simulated, draws: int = DRAWS) -> ValleyFit:
     """Fit the valleys of a simulated sweep by the spec's own options."""
     points = simulated_points(simulated.rows(), shared=spec.grid.trunk)
+    points = replace(points, token_cost=token_cost(simulated.plan.measurements))
     return fit_minima(points, replace(fit_options(spec), draws=draws))
 
 

@@ -18,6 +18,8 @@ CLEARLY = 0.8  # ratio of left-out errors below which a curve replaces the power
 MIN_SIZES = 5  # distinct sizes from which f may be curved
 MAX_DEGREE = 4
 POWERS = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0)  # of 1 / N
+NEWTON = 60  # steps at most; a dozen are usual
+FAR = 60.0  # of ln N from the first guess, beyond which no optimum is looked for
 LEAST_SLOPE = 0.2  # of ln f over ln N; a curve that falls below it between its sizes is no cost
 
 
@@ -68,6 +70,24 @@ class CostLaw:
         if self.curve is not None:
             return self.curve.at(log_n)
         return self.log_k + self.n_exponent * log_n, np.full_like(log_n, self.n_exponent), np.zeros_like(log_n)
+
+    def optimum(self, guess: Floats, right: Floats, alpha: Floats | float, beta: Floats | float) -> Floats:
+        """Return ln N where h = alpha·ln N + beta·ln f + ln s - right is 0, s = dln f/dln N; all (surfaces,).
+
+        By Newton, h' = alpha + beta·s + s'/s, within brackets.
+        """
+        x, low, high = guess.copy(), guess - FAR, guess + FAR
+        for _ in range(NEWTON):
+            value, slope, bend = self.per_token(x)
+            h = alpha * x + beta * value + np.log(slope) - right
+            low, high = np.where(h < 0, x, low), np.where(h < 0, high, x)
+            step = h / (alpha + beta * slope + bend / slope)
+            inside = (x - step >= low) & (x - step <= high)
+            new = np.where(inside, x - step, (low + high) / 2)
+            if not np.nanmax(np.abs(new - x), initial=0.0) > 1e-12 * FAR:
+                return np.asarray(new)
+            x = new
+        return np.asarray(x)
 
 
 def fit_cost_law(params: Floats, tokens: Floats, cost: Floats) -> CostLaw:

@@ -12,9 +12,6 @@ import numpy as np
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.surface._cost import CostLaw
 
-NEWTON = 60  # steps at most; a dozen are usual
-FAR = 60.0  # of ln N from the power law's optimum, beyond which none is looked for
-
 
 @dataclass(frozen=True, kw_only=True)
 class Surfaces:
@@ -63,21 +60,10 @@ class Surfaces:
         """Return ln N_opt at C for a cost f(N), from a first guess (surfaces,).
 
         dL/dN = 0 of A·N^-alpha + B·(C / f)^-beta, with s = dln f/dln N, where
-        h = alpha·ln N + beta·ln f + ln s - beta·ln C - ln(alpha·A / (beta·B)) is 0; h' = alpha + beta·s + s'/s.
+        alpha·ln N + beta·ln f + ln s = beta·ln C + ln(alpha·A / (beta·B)).
         """
         right = self.beta * log_c + np.log(self.alpha) + self.log_a - np.log(self.beta) - self.log_b
-        x, low, high = log_n.copy(), log_n - FAR, log_n + FAR
-        for _ in range(NEWTON):
-            value, slope, bend = cost.per_token(x)
-            h = self.alpha * x + self.beta * value + np.log(slope) - right
-            low, high = np.where(h < 0, x, low), np.where(h < 0, high, x)
-            step = h / (self.alpha + self.beta * slope + bend / slope)
-            inside = (x - step > low) & (x - step < high)
-            new = np.where(inside, x - step, (low + high) / 2)
-            if not np.nanmax(np.abs(new - x), initial=0.0) > 1e-12 * FAR:
-                return new
-            x = new
-        return x
+        return cost.optimum(log_n, right, self.alpha, self.beta)
 
     def at(self, index: int) -> Surfaces:
         """Return one surface, as arrays (1,)."""

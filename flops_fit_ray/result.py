@@ -12,13 +12,14 @@ from flops_fit_ray.analysis import Analysis, Prediction, SweepFit, predict
 from flops_fit_ray.errors import ArgumentError, ResourceError
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.storage.atomic import write_bytes
-from flops_fit_ray.storage.storage_path import StoragePath, expanded
+from flops_fit_ray.storage.storage_path import StoragePath, expanded, local_path, storage_path
 from flops_fit_ray.sweep.directory import Sweep
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from flops_fit_ray.sweep.scores import Scores
     from flops_fit_ray.tables.chinchilla import ChinchillaTable
 
 
@@ -78,6 +79,36 @@ class Result:
         if not _is_number(wanted):
             raise ArgumentError("predict", [f"budget: must be a number of FLOPs, for example 1e21 (got {wanted!r})"])
         return predict(self.fit, float(cast("float", wanted)))
+
+    def seal(self, budget: float) -> Prediction:
+        """Keep the prediction at C = `budget` FLOPs in the sweep directory, and return it; `scores` says how it held.
+
+        Raises:
+            FitError: the sweep gave no law.
+            SpecError: the prediction has no intervals, or that budget has been run already.
+        """
+        from flops_fit_ray.sweep.forecasts import seal
+
+        prediction = self.predict(budget)
+        seal(self._sweep, self.fit, prediction)
+        return prediction
+
+    def scores(self, runs: str | Path | None = None) -> Scores:
+        """Score the sealed forecasts by the runs of their C, and by `runs`: a table, or another sweep directory.
+
+        `runs` are kept beside the forecasts. Read `.lines`, `.scores` and `.calibration`.
+
+        Raises:
+            SpecError: `runs` has no run of a forecast's C, or cannot be read.
+        """
+        from flops_fit_ray.sweep.scored_runs import add_runs
+        from flops_fit_ray.sweep.scores import scores_of
+        from flops_fit_ray.tables import read_table
+
+        if runs is not None:
+            path = storage_path(runs)
+            add_runs(self._sweep, path, None if path.is_dir() else read_table(local_path(path)))
+        return scores_of(self._sweep)
 
     def chinchilla_table(
         self, budgets: Sequence[float] | float | None = None, *, compute_budgets: Sequence[float] | float | None = None

@@ -15,6 +15,7 @@ from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis._valley_cost import BentLaw
 from flops_fit_ray.analysis._valley_minima import LawSource, interior, minima_law
+from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning, range_warning
 from flops_fit_ray.analysis.random_effects import effect_source
 from flops_fit_ray.errors import FitError
@@ -88,6 +89,32 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
         tokens_extrapolation=far[2].factor,
         warnings=tuple(_prediction_warnings(fit, chosen, far)),
     )
+
+
+def losses_at(fit: SweepFit, prediction: Prediction, params: Floats) -> list[tuple[float, Interval]] | None:
+    """Predict the loss of one run at the same C with each of these N (sizes,); None where no surface tells it.
+
+    1) The level is the prediction's, the shape the surface's: L(N) = L + S(N, C / f(N)) - min S at C
+    2) The interval is the prediction's, each side widened by the shape's in quadrature
+    """
+    found, level = fit.surface.surface, prediction.run_interval or prediction.loss_interval
+    if found is None or not found.usable or found.surface is None or found.cost is None or level is None:
+        return None
+    tokens = prediction.budget / np.exp(found.cost.per_token(np.log(params))[0])
+    shape = found.surface.loss(params, tokens) - found.surface.optimum(prediction.budget, found.cost)[2]
+    below = above = np.zeros_like(shape)
+    if found.draws is not None:
+        drawn = found.draws.loss(params[:, None], tokens[:, None])
+        drawn -= found.draws.optimum(prediction.budget, found.cost)[2]
+        within = [central_interval(values, fit.options.confidence) for values in drawn]
+        if None in within:
+            return None
+        below = np.array([max(s - i.low, 0.0) for s, i in zip(shape, within, strict=True) if i is not None])
+        above = np.array([max(i.high - s, 0.0) for s, i in zip(shape, within, strict=True) if i is not None])
+    loss = prediction.loss + shape
+    low = loss - np.hypot(prediction.loss - level.low, below)
+    high = loss + np.hypot(level.high - prediction.loss, above)
+    return [(float(at), Interval(float(a), float(b))) for at, a, b in zip(loss, low, high, strict=True)]
 
 
 def other_answer(fit: SweepFit, budget: float) -> Method | None:

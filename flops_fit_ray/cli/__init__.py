@@ -98,6 +98,7 @@ for command in (
     run_commands.status,
     fit_commands.fit,
     fit_commands.predict,
+    fit_commands.score,
     fit_commands.compare,
     fit_commands.report,
     submit.submit,

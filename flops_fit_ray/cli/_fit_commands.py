@@ -158,20 +158,26 @@ def _show_optima(optima: Optima, at: Sequence[float], as_json: bool, options: Ma
 @click.argument("words", nargs=-1, metavar="BUDGET [SOURCE]")
 @click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="A wall-clock budget on one device instead.")
 @click.option("--spec", "spec_to", type=LocalPath(), help="Of a sweep: write the spec of that one run here.")
+@click.option("--seal", "seal_it", is_flag=True, help="Of a sweep: keep this forecast in its directory, to be scored.")
 @with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
 @json_option
 def predict(
     words: tuple[str, ...],
     hours: float | None,
     spec_to: Path | None,
+    seal_it: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Answer N, D and loss for BUDGET FLOPs, with intervals and the extrapolation factor.
 
     Of a sweep also the nearest size, steps, batch, learning rate and hours; with --spec as a spec that `run` takes.
-    With --hours instead of BUDGET: the best model for that time, by the surface and the measured speed.
+    With --seal the forecast is kept with its time and sha256, and `status`, `report` and `score` say how it held once
+    that budget is run. With --hours instead of BUDGET: the best model for that time, by the surface and the measured
+    speed.
     """
+    if seal_it and hours is not None:
+        raise click.UsageError("--seal keeps a forecast of a BUDGET in FLOPs; leave --hours out")
     budget, source = _budget_and_source(words, hours)
     opened = open_source(source, options)
     if budget is None:
@@ -186,6 +192,14 @@ def predict(
     content["warnings"] = [*(flag.to_json() for flag in opened.assumed), *content["warnings"]]
     lines = [f"{flag}" for flag in opened.assumed]
     lines.append(prediction_text(prediction, confidence))
+    if seal_it:
+        if opened.sweep is None:
+            raise click.UsageError("--seal needs a sweep directory to keep the forecast in, and this is a table")
+        from flops_fit_ray.sweep.forecasts import seal
+
+        sealed = seal(opened.sweep, opened.fit, prediction)
+        content["sealed"] = sealed.to_json()
+        lines.append(f"sealed: {content['sealed']['path']}, sha256 {content['sealed']['sha256']}")
     if opened.sweep is not None:
         from flops_fit_ray.sweep.recommend import recommend
 
@@ -199,6 +213,34 @@ def predict(
     elif spec_to is not None:
         raise click.UsageError("--spec needs a sweep directory: a table does not know the model")
     echo(json.dumps(content) if as_json else "\n".join(lines))
+
+
+@click.command()
+@click.argument("directory", required=False, type=StoragePathType())
+@click.option("--runs", type=StoragePathType(), help="Runs of a forecast's C: a table, or another sweep directory.")
+@with_options(TABLE_OPTIONS)
+@json_option
+def score(directory: StoragePath | None, runs: StoragePath | None, as_json: bool, **options: Any) -> None:
+    """Score the forecasts that `predict --seal` keeps in a sweep directory by the runs of their C.
+
+    These are the sweep's own, as `extend --budget` adds them, and those given by --runs, which are kept beside the
+    forecasts.
+    """
+    from flops_fit_ray.storage.paths import SCHEMA_VERSION
+    from flops_fit_ray.sweep.scored_runs import add_runs
+    from flops_fit_ray.sweep.scores import scores_of
+
+    sweep = open_directory(directory)
+    if runs is not None:
+        table = None
+        if is_table(runs):
+            from flops_fit_ray.tables import read_table
+
+            table = read_table(local_path(runs), reading_of(options))
+        add_runs(sweep, runs, table)
+    found = scores_of(sweep)
+    content = {"schema_version": SCHEMA_VERSION, **found.to_json()}
+    echo(json.dumps(content) if as_json else "\n".join(found.lines) or "no forecasts; `predict C DIR --seal` makes one")
 
 
 @click.command()

@@ -331,6 +331,7 @@ def status(directory: StoragePath | None, watch: bool, style: OutputStyle | None
     """Show the progress of a sweep from its files, on any machine that can read them."""
     from flops_fit_ray.console.plain import status_text
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
+    from flops_fit_ray.sweep.scores import scores_of
 
     sweep = open_directory(directory)
     if watch:
@@ -350,6 +351,7 @@ def status(directory: StoragePath | None, watch: bool, style: OutputStyle | None
                 {"budget": e.budget, "size": e.size, "seconds": p.seconds, **asdict(p)} for e, p in sweep.running
             ],
             "failures": [asdict(f) for f in sweep.failures],
+            "forecasts": scores_of(sweep).to_json(),
             "command": sweep.command,
         }
         echo(json.dumps(content))

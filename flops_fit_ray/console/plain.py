@@ -16,6 +16,7 @@ from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.minima import metrics_at_minima
+from flops_fit_ray.sweep.scores import scores_of
 
 MAX_NODES, MAX_NAMED = 8, 8  # nodes listed; experiments named in a line of progress
 
@@ -112,6 +113,8 @@ class PlainConsole:
             self.say("\n" + fit_text(sweep.fit))
             if table := minima_text(metrics_at_minima(sweep)):
                 self.say(f"at the minima:\n{table}")
+        for line in scores_of(sweep).lines:
+            self.say(line)
         self.say(summary_text(sweep, elapsed))
         self.say(f"report: {sweep.paths.report}")
 
@@ -244,6 +247,7 @@ def status_text(sweep: Sweep) -> str:
     experiments = {e.key: e for e in sweep.plan.experiments}
     lines += _some([_running_text(e, progress) for e, progress in sweep.running])
     lines += _some([_failure_text(experiments[f.key], f) for f in sweep.failures])
+    lines += scores_of(sweep).lines
     if not sweep.complete:
         lines.append(f"resume with: {sweep.command}")
     return "\n".join(lines)

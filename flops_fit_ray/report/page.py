@@ -18,6 +18,7 @@ from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.minima import metrics_at_minima
+from flops_fit_ray.sweep.scores import scores_of
 from flops_fit_ray.sweep.validity import CardItem
 from flops_fit_ray.tables import Table
 
@@ -91,6 +92,7 @@ def summary_to_json(sweep: Sweep) -> dict[str, Any]:
         "metrics_at_minima": [asdict(minimum) for minimum in metrics_at_minima(sweep)],
         **laws_to_json(fit.answer, fit),
         "predictions": [prediction_to_json(p, fit.options.confidence) for p in sweep.analysis.predictions],
+        "forecasts": scores_of(sweep).to_json(),
         "problem": fit.problem,
         "warnings": list(sweep.warnings),
         "flops_planned": sweep.plan.flops,
@@ -139,6 +141,7 @@ def _of_sweep(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]
         "minima": (minima := metrics_at_minima(sweep)),
         "minima_metrics": sorted({name for minimum in minima for name in minimum.metrics}),
         "answer": _answer(sweep),
+        "forecasts": scores_of(sweep).lines,
         "warnings": [] if sweep.spec.is_one_run else _shown(sweep.analysis, sweep.own_warnings),
         "done": len(sweep.results),
         "total": len(sweep.plan.experiments),

@@ -141,6 +141,8 @@ class SweepPaths(ReportPaths):
             remove_strays(directory / "attempts")
         for key in self.trunk_keys():
             remove_strays(self.trunk(key).directory)
+        for directory in (self.forecasts, self.scored_runs):
+            remove_strays(directory)
 
     def planned(self, key: str) -> StoragePath:
         """One experiment as it was last started."""
@@ -172,6 +174,20 @@ class SweepPaths(ReportPaths):
     def cluster(self) -> StoragePath:
         """Machines that the sweep runs on, or ran on last."""
         return self.root / "cluster.json"
+
+    @property
+    def forecasts(self) -> StoragePath:
+        """Sealed forecasts, a file each."""
+        return self.root / "forecasts"
+
+    def forecast_names(self) -> list[str]:
+        """Return the names of the forecasts' files, oldest first: they begin with the time."""
+        return sorted(name for name in names_in(self.forecasts) if name.endswith(".json") and name[0] != ".")
+
+    @property
+    def scored_runs(self) -> StoragePath:
+        """Runs from elsewhere that score forecasts, a file for each table or sweep."""
+        return self.forecasts / "runs"
 
     @property
     def rates(self) -> StoragePath:

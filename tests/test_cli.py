@@ -39,7 +39,7 @@ def test_modules_are_doors(module: str) -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     text = capsys.readouterr().out
-    names = "init plan check run extend status fit predict compare report selftest"
+    names = "init plan check run extend status fit predict score compare report selftest"
     assert all(f"\n  {name} " in text for name in names.split())
 
 

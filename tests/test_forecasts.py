@@ -16,7 +16,7 @@ import yaml
 from flops_fit_ray.analysis import predict
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.planning import Measurements, make_plan
+from flops_fit_ray.planning import DataFacts, Measurements, make_plan
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.report.page import render_markdown, summary_to_json
 from flops_fit_ray.result import Result
@@ -37,6 +37,7 @@ E, A, B, ALPHA, BETA = BESIROGLU
 BUDGETS = [1e18, 3.16e18, 1e19, 3.16e19]
 NEXT = 1e20
 NOISE = 0.002
+SPEED = 3e-15  # seconds of N^0.8·D
 
 
 def sizes_about(budget: float) -> list[int]:
@@ -62,10 +63,12 @@ def true_loss(params: float, budget: float) -> float:
     return float(E + A / params**ALPHA + B / (budget / 6 / params) ** BETA)
 
 
-def run_in(root: Path, spec: SweepSpec, *, off: float = 0.0, only: Any = lambda e: True) -> Sweep:
+def run_in(
+    root: Path, spec: SweepSpec, *, off: float = 0.0, only: Any = lambda e: True, data: DataFacts = DATA
+) -> Sweep:
     """A sweep directory whose runs have the losses of a known surface, with noise; those of `NEXT` are off it."""
     paths, rng = SweepPaths(root), np.random.default_rng(1)
-    plan = make_plan(spec, Measurements(sizes=SIZES, data=DATA))
+    plan = make_plan(spec, Measurements(sizes=SIZES, data=data))
     write_bytes(paths.spec, dump_spec(spec).encode())
     write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere"})
     for e in plan.experiments:
@@ -79,7 +82,10 @@ def run_in(root: Path, spec: SweepSpec, *, off: float = 0.0, only: Any = lambda 
 def result_of(e: Experiment, loss: float) -> Any:
     names = ("key", "budget", "size", "params", "params_total", "tokens", "steps", "role", "of", "parent")
     facts = {name: getattr(e, name) for name in names}
-    return replace(RESULT, **facts, tokens_seen=e.tokens, flops=e.flops, loss=loss, finished_at=time.time())
+    seconds = SPEED * e.params**0.8 * e.tokens
+    return replace(
+        RESULT, **facts, tokens_seen=e.tokens, flops=e.flops, loss=loss, seconds=seconds, finished_at=time.time()
+    )
 
 
 @pytest.fixture
@@ -246,3 +252,34 @@ def test_another_directory_scores_with_its_minimum(sealed: tuple[Sweep, Sealed],
     found = Result(sweep).scores(local_path(other.paths.root))
     assert [(s.quantity, s.inside) for s in found.scores] == [("L", True), ("N_opt", True)]
     assert found.calibration == ("2 of 2 inside 95 %",)
+
+
+def test_a_prediction_for_hours_says_all_that_one_for_a_budget_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = run_in(tmp_path / "s", spec_with(BUDGETS), data=replace(DATA, train_samples=10**11)).paths.root
+    assert call("predict", "1e22", root, "--json") == 0
+    of_budget = json.loads(capsys.readouterr().out)
+    seconds = SPEED * of_budget["params"] ** 0.8 * of_budget["tokens"]
+    asked = ("predict", "--hours", seconds / 3600, root)
+    assert call(*asked, "--json") == 0
+    of_time = json.loads(capsys.readouterr().out)
+    assert of_budget.keys() | {"seconds", "timed_runs", "cost"} == of_time.keys()
+    assert of_time["seconds"] == pytest.approx(seconds)
+    assert of_time["budget"] == pytest.approx(6 * of_time["params"] * of_time["tokens"], rel=1e-3)
+    assert of_time["budget"] == pytest.approx(1e22, rel=0.1)  # nearly the same optimum for hours as for FLOPs
+    for name in ("params", "tokens", "loss"):
+        low, high = of_time[f"{name}_interval"]
+        assert low < of_time[name] < high
+    low, high = of_time["loss_interval_of_one_run"]
+    assert low < of_time["loss_interval"][0] < of_time["loss_interval"][1] < high
+    assert of_time["run"]["seconds"] == pytest.approx(seconds, rel=0.1)
+    note = "epochs of the sweep's data: give more data, or they are repeated"
+    assert note in of_budget["run"]["notes"][-1] and note in of_time["run"]["notes"][-1]
+    assert call(*asked) == 0
+    said = capsys.readouterr().out
+    assert (
+        "EXTRAPOLATION BY" in said
+        and "of one new run [" in said
+        and f"note: D is {of_time['run']['epochs']:.3g}" in said
+    )

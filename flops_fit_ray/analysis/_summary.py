@@ -121,23 +121,10 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
 
 def timed_to_json(answer: TimedPrediction, timed: IsoTime) -> dict[str, Any]:
     """Return the prediction for a wall-clock budget."""
-    return _object(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "seconds": answer.seconds,
-            "params": answer.params,
-            "params_interval": interval_to_json(answer.params_interval),
-            "tokens": answer.tokens,
-            "tokens_interval": interval_to_json(answer.tokens_interval),
-            "loss": answer.loss,
-            "extrapolation": answer.extrapolation,
-            "params_extrapolation": answer.params_extrapolation,
-            "tokens_extrapolation": answer.tokens_extrapolation,
-            "warnings": [flag.to_json() for flag in answer.warnings],
-            "timed_runs": timed.timed,
-            "cost": cost_to_json(timed.cost),
-        }
-    )
+    return {
+        **prediction_to_json(answer, timed.fit.options.confidence),
+        **_object({"seconds": answer.seconds, "timed_runs": timed.timed, "cost": cost_to_json(timed.cost)}),
+    }
 
 
 def cost_to_json(cost: CostLaw) -> dict[str, float]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flops_fit_ray.analysis._distance import beyond_words, distance, distances
-from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._distance import distance, distances
 from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis._methods import Method, surface_method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning
 from flops_fit_ray.analysis.points import Points
+from flops_fit_ray.analysis.prediction import Prediction, misfits, run_interval
 from flops_fit_ray.analysis.surface import CostLaw, fit_cost_law
 from flops_fit_ray.errors import FitError
 
@@ -26,28 +26,22 @@ class IsoTime:
     cost: CostLaw
     method: Method
     timed: int  # number of runs with known seconds
-    points: Points  # all runs
+    fit: SweepFit
+
+    @property
+    def points(self) -> Points:
+        """Return all runs."""
+        return self.fit.points
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimedPrediction:
-    """N, D and loss that are optimal for a wall-clock budget, with intervals."""
+class TimedPrediction(Prediction):
+    """N, D and loss that are optimal for a wall-clock budget, with intervals.
+
+    `budget` is the C that they cost, and `extrapolation` that of the time beyond the shortest or longest run.
+    """
 
     seconds: float
-    params: float
-    tokens: float
-    loss: float
-    params_interval: Interval | None
-    tokens_interval: Interval | None
-    extrapolation: float  # factor of the time beyond the shortest or longest run; 1 inside
-    params_extrapolation: float  # of N beyond the smallest or largest that was run
-    tokens_extrapolation: float
-    warnings: tuple[Flag, ...]
-
-    @property
-    def beyond(self) -> str:
-        """Words on how far N and D lie beyond the runs; empty inside."""
-        return beyond_words(self.params_extrapolation, self.tokens_extrapolation)
 
 
 def isotime(fit: SweepFit) -> IsoTime | None:
@@ -58,7 +52,7 @@ def isotime(fit: SweepFit) -> IsoTime | None:
     cost, timed = law
     if cost.n_exponent <= 0:
         return None
-    return IsoTime(cost=cost, method=surface_method(replace(surface, cost=cost)), timed=timed, points=fit.points)
+    return IsoTime(cost=cost, method=surface_method(replace(surface, cost=cost)), timed=timed, fit=fit)
 
 
 def time_law(points: Points) -> tuple[CostLaw, int] | None:
@@ -86,18 +80,25 @@ def predict_for_time(timed: IsoTime, seconds: float, confidence: float) -> Timed
     assert known is not None
     known = known[np.isfinite(known) & (known > 0)]
     low, high = float(known.min()), float(known.max())
-    far = distance("time", seconds, low, high), *distances(timed.points, n.at(seconds), d.at(seconds))
+    fit, params, tokens = timed.fit, n.at(seconds), d.at(seconds)
+    far = distance("time", seconds, low, high), *distances(timed.points, params, tokens)
+    surface = fit.surface.surface
+    assert surface is not None and surface.cost is not None  # as `isotime` found
     return TimedPrediction(
         seconds=seconds,
-        params=n.at(seconds),
-        tokens=d.at(seconds),
+        budget=float(np.exp(surface.cost.per_token(np.array([np.log(params)]))[0][0]) * tokens),
+        method=timed.method.name,
+        params=params,
+        tokens=tokens,
         loss=loss.at(seconds),
         params_interval=n.interval(seconds, confidence),
         tokens_interval=d.interval(seconds, confidence),
+        loss_interval=loss.interval(seconds, confidence),
+        run_interval=run_interval(fit, loss, seconds),
         extrapolation=far[0].factor,
         params_extrapolation=far[1].factor,
         tokens_extrapolation=far[2].factor,
-        warnings=tuple(extrapolation_warning(*far)),
+        warnings=(*extrapolation_warning(*far), *misfits(fit, timed.method)),
     )
 
 

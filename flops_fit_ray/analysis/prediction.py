@@ -83,7 +83,7 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
         params_interval=within[0],
         tokens_interval=within[1],
         loss_interval=within[2],
-        run_interval=_union(_run_interval(fit, loss, budget), within[2] if other is not None else None),
+        run_interval=_union(run_interval(fit, loss, budget), within[2] if other is not None else None),
         extrapolation=far[0].factor,
         params_extrapolation=far[1].factor,
         tokens_extrapolation=far[2].factor,
@@ -188,7 +188,8 @@ def law_with_budget(fit: SweepFit, budget: float) -> Law | None:
     return minima_law(flops, params, covariance, drawn, fit.options.law_weights, correction)
 
 
-def _run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:
+def run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:
+    """Return the interval of the loss of one new run: that of the law at C = `budget`, and the noise of a run."""
     if law.draws is None:
         return None
     values = law.draws.at(budget)
@@ -229,6 +230,11 @@ def _prediction_warnings(fit: SweepFit, method: Method, far: tuple[Distance, Dis
             )
         low, high = fit.fitted_range
         yield from range_warning(high / low, len(fit.optima))
+    yield from misfits(fit, method)
+
+
+def misfits(fit: SweepFit, method: Method) -> Iterator[Flag]:
+    """Yield a flag for each test of lack of fit that a method failed."""
     for test in fit.lack_of_fit:
         if test.method == method.name and test.verdict == "does_not_fit":
             yield test.flag(method.name)

@@ -28,6 +28,7 @@ from flops_fit_ray.fit_options import FIT_DEFAULTS
 from flops_fit_ray.storage.storage_path import StoragePath, local_path, storage_path
 
 if TYPE_CHECKING:
+    from flops_fit_ray.analysis import Prediction
     from flops_fit_ray.planning import Plan
     from flops_fit_ray.sweep.recommend import Recommendation
     from flops_fit_ray.tables import Loaded, Optima
@@ -180,18 +181,9 @@ def predict(
         raise click.UsageError("--seal keeps a forecast of a BUDGET in FLOPs; leave --hours out")
     budget, source = _budget_and_source(words, hours)
     opened = open_source(source, options)
-    if budget is None:
-        _predict_hours(opened, hours, as_json)
-        return
-    from flops_fit_ray import analysis
-    from flops_fit_ray.console.fit_text import prediction_text, recommendation_text
-
-    prediction = analysis.predict(opened.fit, budget)
-    confidence = opened.fit.options.confidence
-    content = analysis.prediction_to_json(prediction, confidence)
+    prediction, content, text = _predicted(opened, budget, hours)
     content["warnings"] = [*(flag.to_json() for flag in opened.assumed), *content["warnings"]]
-    lines = [f"{flag}" for flag in opened.assumed]
-    lines.append(prediction_text(prediction, confidence))
+    lines = [*(f"{flag}" for flag in opened.assumed), text]
     if seal_it:
         if opened.sweep is None:
             raise click.UsageError("--seal needs a sweep directory to keep the forecast in, and this is a table")
@@ -201,6 +193,7 @@ def predict(
         content["sealed"] = sealed.to_json()
         lines.append(f"sealed: {content['sealed']['path']}, sha256 {content['sealed']['sha256']}")
     if opened.sweep is not None:
+        from flops_fit_ray.console.fit_text import recommendation_text
         from flops_fit_ray.sweep.recommend import recommend
 
         advice = recommend(opened.sweep, opened.fit, prediction)
@@ -345,13 +338,18 @@ def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float
     return budget, storage_path(rest[0]) if rest else None
 
 
-def _predict_hours(opened: Opened, hours: float | None, as_json: bool) -> None:
-    from flops_fit_ray.analysis import isotime, predict_for_time, timed_to_json
-    from flops_fit_ray.console.fit_text import timed_text
+def _predicted(opened: Opened, budget: float | None, hours: float | None) -> tuple[Prediction, dict[str, Any], str]:
+    """Predict for C, or for hours where there is none. Returns the prediction, its JSON and its text."""
+    from flops_fit_ray import analysis
+    from flops_fit_ray.console.fit_text import prediction_text, timed_text
 
-    timed = isotime(opened.fit)
+    confidence = opened.fit.options.confidence
+    if budget is not None:
+        prediction = analysis.predict(opened.fit, budget)
+        return prediction, analysis.prediction_to_json(prediction, confidence), prediction_text(prediction, confidence)
+    timed = analysis.isotime(opened.fit)
     if timed is None:
         raise FitError("a wall-clock budget needs a surface, and the seconds of 3 runs of 2 sizes; see `fit`")
     assert hours is not None
-    answer = predict_for_time(timed, 3600 * hours, opened.fit.options.confidence)
-    echo(json.dumps(timed_to_json(answer, timed)) if as_json else timed_text(answer, timed, opened.fit))
+    answer = analysis.predict_for_time(timed, 3600 * hours, confidence)
+    return answer, analysis.timed_to_json(answer, timed), timed_text(answer, timed, opened.fit)

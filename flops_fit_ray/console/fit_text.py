@@ -177,23 +177,30 @@ def card_text(card: Sequence[CardItem]) -> str:
 
 def prediction_text(prediction: Prediction, confidence: float) -> str:
     """Return N, D and L at one budget with their intervals."""
+    percent = f"{100 * confidence:g} %"
+    head = f"C = {fmt.flops(prediction.budget)} FLOPs ({percent if prediction.params_interval else 'no'} intervals)"
+    return _prediction_text(prediction, head, "")
+
+
+def _prediction_text(prediction: Prediction, head: str, of: str, *more: str) -> str:
+    """Return the headline of a far extrapolation, `head`, N, D and L with their intervals, and the warnings."""
     loss = f"{prediction.loss:.4f}"
     if prediction.loss_interval is not None:
         loss += f"  [{prediction.loss_interval.low:.4f}, {prediction.loss_interval.high:.4f}]"
     if prediction.run_interval is not None:
         loss += f", of one new run [{prediction.run_interval.low:.4f}, {prediction.run_interval.high:.4f}]"
-    severe = [flag for flag in prediction.warnings if flag.severity == "severe"]
-    percent = f"{100 * confidence:g} %"
-    lines = [f"{flag}" for flag in severe]
-    lines += [
-        f"C = {fmt.flops(prediction.budget)} FLOPs ({percent if prediction.params_interval else 'no'} intervals)",
-        f"  N  {_with(prediction.params, prediction.params_interval)}",
-        f"  D  {_with(prediction.tokens, prediction.tokens_interval)}",
-        f"  L  {loss}",
-        f"  extrapolation factor {prediction.extrapolation:.3g}{_beyond(prediction.beyond)}",
-    ]
-    rest = [flag for flag in prediction.warnings if flag.severity != "severe"]
-    return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in rest)])
+    return "\n".join(
+        [
+            *(f"{flag}" for flag in prediction.warnings if flag.severity == "severe"),
+            head,
+            f"  N  {_with(prediction.params, prediction.params_interval)}",
+            f"  D  {_with(prediction.tokens, prediction.tokens_interval)}",
+            f"  L  {loss}",
+            *more,
+            f"  extrapolation factor {prediction.extrapolation:.3g}{of}{_beyond(prediction.beyond)}",
+            *(f"{_label(flag.severity)}: {flag}" for flag in prediction.warnings if flag.severity != "severe"),
+        ]
+    )
 
 
 def recommendation_text(advice: Recommendation) -> str:
@@ -241,18 +248,14 @@ def timed_text(answer: TimedPrediction, timed: IsoTime, fit: SweepFit) -> str:
     """Return N, D and L for a wall-clock budget with their intervals."""
     law = timed.method.params_opt
     assert law is not None
-    return "\n".join(
-        [
-            *(f"{flag}" for flag in answer.warnings if flag.severity == "severe"),
-            f"{fmt.duration(answer.seconds)} on one device as measured ({100 * fit.options.confidence:g} % intervals)",
-            f"  N  {_with(answer.params, answer.params_interval)}",
-            f"  D  {_with(answer.tokens, answer.tokens_interval)}",
-            f"  L  {answer.loss:.4f}",
-            f"  N_opt(T) = {law.coefficient:.4g} · T^{law.exponent:.4f}, T in seconds; a run takes k·N^"
-            f"{timed.cost.n_exponent:.3f}·D seconds within {100 * timed.cost.scatter:.2g} % over {timed.timed} runs",
-            f"  extrapolation factor {answer.extrapolation:.3g} in time{_beyond(answer.beyond)}",
-            *(f"{_label(flag.severity)}: {flag}" for flag in answer.warnings if flag.severity != "severe"),
-        ]
+    percent = f"{100 * fit.options.confidence:g} %"
+    return _prediction_text(
+        answer,
+        f"{fmt.duration(answer.seconds)} on one device as measured, C = {fmt.flops(answer.budget)} FLOPs "
+        f"({percent if answer.params_interval else 'no'} intervals)",
+        " in time",
+        f"  N_opt(T) = {law.coefficient:.4g} · T^{law.exponent:.4f}, T in seconds; a run takes k·N^"
+        f"{timed.cost.n_exponent:.3f}·D seconds within {100 * timed.cost.scatter:.2g} % over {timed.timed} runs",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flops_fit_ray.analysis import Interval, Prediction, SweepFit, interval_to_json, json_value
-from flops_fit_ray.analysis.isotime import seconds_interval, seconds_of, time_law
+from flops_fit_ray.analysis.isotime import TimedPrediction, seconds_interval, seconds_of, time_law
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import flops
 from flops_fit_ray.spec import Budget, LrTable, SweepSpec, dump_spec
@@ -162,7 +162,8 @@ def _seconds(
     if found is None:
         return None, None
     cost, _ = found
-    return seconds_of(cost, params, tokens), seconds_interval(cost, fit, prediction.budget)
+    within = None if isinstance(prediction, TimedPrediction) else seconds_interval(cost, fit, prediction.budget)
+    return seconds_of(cost, params, tokens), within
 
 
 def _spec(sweep: Sweep, budget: float, lr: float) -> SweepSpec:

@@ -20,7 +20,7 @@ SAME_SIZE = 1.1  # factor of N within which a run is one of the N that was forec
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a forecast said of one quantity, and what came out. `inside` is None where nothing can be said yet."""
+    """Verdict on one quantity of a forecast: what was said, and what came out. `inside` is None where nothing can be said yet."""
 
     forecast: str  # its file
     sealed_at: float
@@ -73,7 +73,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """What came out at one C: runs and the minimum of their valley; or the reason why there is none yet."""
+    """Outcome at one C: runs and the minimum of their valley; or the reason why there is none yet."""
 
     runs: tuple[Run, ...] = ()
     minimum: FoundMinimum | None = None

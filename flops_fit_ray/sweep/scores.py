@@ -20,7 +20,7 @@ SAME_SIZE = 1.1  # factor of N within which a run is one of the N that was forec
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Verdict on one quantity of a forecast: what was said, and what came out. `inside` is None where nothing can be said yet."""
+    """Verdict on one quantity of a forecast: said, and come out. `inside` is None where nothing can be said yet."""
 
     forecast: str  # its file
     sealed_at: float

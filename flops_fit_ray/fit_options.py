@@ -15,7 +15,8 @@ from flops_fit_ray.errors import FitError
 
 MethodName = Literal["valley", "surface_huber", "surface_squared", "surface_coupled", "envelope"]
 MethodChoice = Literal["auto", MethodName]
-CurveName = Literal["parabola", "cubic", "akima"]
+CurveName = Literal["parabola", "skewed", "cubic", "akima"]  # skewed: parabolas, and one skew for all budgets
+CurveChoice = Literal["auto", CurveName]
 LawWeights = Literal["equal", "precision"]
 SurfaceLoss = Literal["huber", "squared"]
 SurfaceForm = Literal["additive", "coupled"]
@@ -23,7 +24,7 @@ PinName = Literal["E", "alpha", "beta"]
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "method": get_args(MethodChoice),
-    "curve": get_args(CurveName),
+    "curve": get_args(CurveChoice),
     "law_weights": get_args(LawWeights),
 }
 PINS: tuple[str, ...] = get_args(PinName)
@@ -122,7 +123,7 @@ class FitOptions:
     confidence: float = 0.95
     seed: int = 0
     method: MethodChoice = "auto"  # the default method of the fit
-    curve: CurveName = "parabola"
+    curve: CurveChoice = "parabola"  # auto: chosen by how it predicts sizes that are left out
     window: int | None = None  # sizes nearest to the lowest loss; None: all
     law_weights: LawWeights = "precision"  # of the minima: 1 / (variance + scatter between budgets), or equal
     delta: float = SurfaceOptions.delta

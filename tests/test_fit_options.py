@@ -92,7 +92,7 @@ def test_no_draws_cannot_stop_a_sweep_by_its_interval() -> None:
 
 
 def test_the_choices_are_those_of_the_fit() -> None:
-    assert CHOICES["method"] == ("auto", *METHODS) and CHOICES["curve"] == tuple(MIN_DISTINCT_SIZES)
+    assert CHOICES["method"] == ("auto", *METHODS) and CHOICES["curve"] == ("auto", *MIN_DISTINCT_SIZES)
     assert LIMITS["window"].ge == MIN_DISTINCT_SIZES["parabola"]
     assert str(LIMITS["draws"]) == "a whole number at least 0 and at most 1,000,000"
     assert True not in Limits(ge=0) and "1" not in Limits(ge=0) and 1 in Limits(ge=1, le=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from flops_fit_ray.analysis.points import Points, blocks_by_budget
 from flops_fit_ray.analysis.surface import fit_surface
 from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
 
+HeldOut = Literal["budgets", "sizes"]
 HELD_OUT = 3  # blocks that are predicted, each from those below it
 LEAST_FITTED = 2  # blocks below
 CLEARLY = 0.8  # ratio of the errors below which another predicts clearly better
@@ -30,16 +32,20 @@ class Choice:
     chosen: str
     base: str  # taken unless another predicts clearly better
     errors: Mapping[str, float | None]  # rms relative error of the held-out losses; None: it could not predict them
-    blocks: int  # held out
+    blocks: int  # budgets, or blocks of them, of which losses were held out
+    held_out: HeldOut = "budgets"  # larger ones, or sizes of every budget
 
     @property
     def sentence(self) -> str:
         """The choice and its reason in one sentence."""
         if not self.blocks:
-            return f"{self.what}: {self.chosen}, because there are too few budgets to hold any out"
+            return f"{self.what}: {self.chosen}, because there are too few {self.held_out} to hold any out"
         known = [f"{name} {100 * error:.2g} %" for name, error in self.errors.items() if error is not None]
         why = "no other predicts clearly better" if self.chosen == self.base else "it predicts clearly better"
-        held = f"{self.blocks} block{'s' if self.blocks > 1 else ''} of larger budgets"
+        several = "s" if self.blocks > 1 else ""
+        held = f"{self.blocks} block{several} of larger budgets"
+        if self.held_out == "sizes":
+            held = f"sizes that were left out of {self.blocks} budget{several}"
         return f"{self.what}: {self.chosen}, because {why} (error of the losses of {held}: {', '.join(known)})"
 
     @property
@@ -48,22 +54,33 @@ class Choice:
         return Flag(f"{self.what}_chosen", "info", self.sentence)
 
 
-def choose(what: str, errors: Mapping[str, Floats], base: str) -> Choice:
+def choose(
+    what: str,
+    errors: Mapping[str, Floats],
+    base: str,
+    *,
+    held_out: HeldOut = "budgets",
+    clearly: Mapping[str, float] | None = None,
+) -> Choice:
     """Choose among candidates by their mean squared errors (blocks,) on the same held-out blocks.
 
     A candidate replaces the base if its rms error is below `CLEARLY` times the base's, and lower in most blocks. NaN:
     it could not predict the block; such a candidate is not chosen.
+
+    Args:
+        clearly: by name, the ratios of candidates that have one of their own.
     """
     known = {name: values for name, values in errors.items() if len(values) and np.isfinite(values).all()}
     chosen, lowest = base, float(errors[base].mean()) if base in known else np.inf
     for name, values in known.items():
         if name == base or base not in known:
             continue
-        clearly = values.mean() < CLEARLY**2 * known[base].mean() and (values < known[base]).mean() >= MOSTLY
-        if clearly and values.mean() < lowest:
+        ratio = (clearly or {}).get(name, CLEARLY)
+        better = values.mean() < ratio**2 * known[base].mean() and (values < known[base]).mean() >= MOSTLY
+        if better and values.mean() < lowest:
             chosen, lowest = name, float(values.mean())
     rms = {name: float(np.sqrt(values.mean())) if name in known else None for name, values in errors.items()}
-    return Choice(what=what, chosen=chosen, base=base, errors=rms, blocks=len(errors[base]))
+    return Choice(what=what, chosen=chosen, base=base, errors=rms, blocks=len(errors[base]), held_out=held_out)
 
 
 def choose_surface(points: Points, options: FitOptions) -> Choice:

@@ -287,7 +287,7 @@ def _refitted(valley: Valley, points: Points, keep: Bools, options: FitOptions) 
     index = valley.index[keep[valley.index]]
     if len(index) == len(valley.index) or not len(index):
         return valley
-    return valley_of(points, valley.budget, index, options)
+    return valley_of(points, valley.budget, index, options, valley.skew)
 
 
 def _left_out_surface(fit: SweepFit, runs: Ints, budget: float) -> list[SensitivityRow]:

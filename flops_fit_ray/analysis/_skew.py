@@ -70,3 +70,31 @@ def common_skew(curves: Sequence[Polynomial], sigmas: Sequence[float], weights: 
     posterior = np.exp(log - log.max()) * spike_and_cauchy(SKEWS, SKEW)
     shrunk = SKEWS**2 / total
     return Skew(probability=posterior / posterior.sum(), mean=shrunk * rho, variance=shrunk * variance)
+
+
+def noise_about_cubics(curves: Sequence[Polynomial]) -> float | None:
+    """Return the standard deviation of losses about parabolas that have each their own skew; None if none is left."""
+    df = sum(len(c.residuals) - 4 for c in curves)
+    if df < 1:
+        return None
+    left = sum(float(c.residuals @ c.residuals - (c.cubic @ c.residuals) ** 2 / (c.cubic @ c.cubic)) for c in curves)
+    return float(np.sqrt(max(left, 0.0) / df))
+
+
+def same_skew(curves: Sequence[Polynomial]) -> float:
+    """Return the p-value of the skews of parabolas being the same, by the noise about cubics; 1 where none can differ.
+
+    chi² = sum (rho_i - mean)² / variance_i of each curve's own rho, as in `common_skew`, is F over their number less 1.
+    """
+    from scipy.special import fdtrc
+
+    shown = [c for c in curves if c.coefficients[1] > 0 and float(c.cubic @ c.cubic) > 1e-9]
+    sigma = noise_about_cubics(shown)
+    if len(shown) < 2 or sigma is None:
+        return 1.0
+    power = np.array([float(c.cubic @ c.cubic) for c in shown])
+    bend = np.array([float(c.coefficients[1]) for c in shown])
+    each = np.array([float(c.cubic @ c.residuals) for c in shown]) / power / bend
+    precision = power * bend**2 / max(sigma**2, 1e-300)
+    square = float(precision @ (each - precision @ each / precision.sum()) ** 2)
+    return float(fdtrc(len(shown) - 1, sum(len(c.residuals) - 4 for c in shown), square / (len(shown) - 1)))

@@ -33,7 +33,7 @@ def fit_to_json(fit: SweepFit) -> dict[str, Any]:
             "default_method": fit.default,
             **laws_to_json(fit.answer, fit),
             "methods": {name: _method_to_json(method, fit) for name, method in fit.methods.items()},
-            "choices": [asdict(fit.surface_choice)] if fit.surface_choice else [],
+            "choices": [asdict(choice) for choice in fit.all_choices],
             "valleys": [_valley_to_json(v, i) for v, i in zip(fit.valleys, fit.intervals, strict=True)],
             "budgets_found_by_nearness": not fit.points.labelled,
             "points": len(fit.points),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from flops_fit_ray.analysis._curve_choice import choose_curve
 from flops_fit_ray.analysis._envelope import envelope_method
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._lack_of_fit import FitTest, HeldOutTop, fit_tests, hold_out_top
@@ -20,6 +21,7 @@ from flops_fit_ray.analysis._valley_minima import (
     ValleyIntervals,
     draw_minima,
     minima_errors,
+    shared_skew,
     valley_intervals,
     valley_noise,
 )
@@ -29,7 +31,7 @@ from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
 from flops_fit_ray.analysis.points import Points, budget_gap, check_points
 from flops_fit_ray.analysis.repetition import Repetition, fit_repetition
 from flops_fit_ray.analysis.surface import CostLaw, bootstrap_cases, bootstrap_surface, fit_surface, fit_token_cost
-from flops_fit_ray.analysis.valley import Valley, fit_valley
+from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley, fit_valley
 from flops_fit_ray.fit_options import FIT_DEFAULTS, SURFACES, FitOptions, MethodName
 
 MIN_FOR_SURFACE = 15  # points, three for each parameter, from which a surface can be the default method
@@ -76,9 +78,16 @@ class SweepFit:
     def surface_choice(self) -> Choice | None:
         """The choice of the surface's law; None where a method was asked for, or a law is missing."""
         both = all(self.methods[name].params_opt is not None for name in ("surface_huber", "surface_coupled"))
-        if self.choices or self.options.method != "auto" or not both or len(self.points) < MIN_FOR_SURFACE:
-            return next(iter(self.choices), None)
+        made = next((choice for choice in self.choices if choice.what == "surface"), None)
+        if made or self.options.method != "auto" or not both or len(self.points) < MIN_FOR_SURFACE:
+            return made
         return choose_surface(self.points_of("surface_huber"), self.options)
+
+    @property
+    def all_choices(self) -> tuple[Choice, ...]:
+        """Every choice among curves and laws."""
+        made, surface = self.choices, self.surface_choice
+        return made if surface is None or surface in made else (*made, surface)
 
     @property
     def params_opt(self) -> Law | None:
@@ -142,6 +151,7 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
     """
     rng = np.random.default_rng(options.seed)
     low = fit_minima(points, options, rng)
+    options = low.options
     repetition = fit_repetition(points, options.surface("surface_huber"))
     fresh = points if repetition is None else repetition.fresh
     methods: dict[MethodName, Method] = {"valley": low.method}
@@ -154,10 +164,10 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
     elif options.method == "envelope":
         methods["envelope"] = no_law("envelope", "there are no training curves")
     default = _default(points, low.valleys, methods, options, repetition is not None and repetition.decides)
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[Choice, ...] = () if low.choice is None else (low.choice,)
     if options.method == "auto" and default == "surface_huber" and methods[default].params_opt is not None:
-        choices = (choose_surface(fresh, options),)
-        default = next(n for n, kind in SURFACES.items() if kind == ("huber", choices[0].chosen))
+        choices = (*choices, choose_surface(fresh, options))
+        default = next(n for n, kind in SURFACES.items() if kind == ("huber", choices[-1].chosen))
         if default == "surface_coupled":
             methods[default] = _surface(fresh, options, default, options.draws, low, repetition)
     seeds = seed_noise(points)
@@ -214,7 +224,8 @@ class ValleyFit:
     intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
     method: Method  # with N_opt(C), or the reason why there is none
     cost: CostLaw | None  # of a token; None without a law
-    confidence: float
+    options: FitOptions  # with the curve that was chosen
+    choice: Choice | None  # of the curve, where it was left open
 
 
 def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.random.Generator | None = None) -> ValleyFit:
@@ -227,6 +238,10 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
         FitError: as `fit_sweep`.
     """
     check_points(points)
+    choice = None
+    if options.curve == "auto":
+        choice = choose_curve(tuple(fit_valleys(points, replace(options, curve="parabola"))), points)
+        options = replace(options, curve=next(name for name in MIN_DISTINCT_SIZES if name == choice.chosen))
     valleys = tuple(fit_valleys(points, options))
     cost = None
     if sum(valley.status == "interior" for valley in valleys) >= 2:
@@ -244,18 +259,23 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
         intervals=tuple(valley_intervals(valleys, minima, options.confidence)),
         method=valley_method(valleys, minima, errors, options.law_weights, cost),
         cost=cost,
-        confidence=options.confidence,
+        options=options,
+        choice=choice,
     )
 
 
 def fit_valleys(points: Points, options: FitOptions) -> Iterator[Valley]:
-    """Fit one valley per budget, by increasing C."""
+    """Fit one valley per budget, by increasing C; `options.curve` is not auto."""
+    skew = 0.0
+    if options.curve == "skewed":
+        skew = shared_skew(list(fit_valleys(points, replace(options, curve="parabola"))), points)
     for budget in np.unique(points.budget):
-        yield valley_of(points, float(budget), np.flatnonzero(points.budget == budget), options)
+        yield valley_of(points, float(budget), np.flatnonzero(points.budget == budget), options, skew)
 
 
-def valley_of(points: Points, budget: float, index: Ints, options: FitOptions) -> Valley:
-    """Fit the valley of the points with these indices."""
+def valley_of(points: Points, budget: float, index: Ints, options: FitOptions, skew: float = 0.0) -> Valley:
+    """Fit the valley of the points with these indices; `options.curve` is not auto."""
+    assert options.curve != "auto"  # `fit_minima` has chosen
     return fit_valley(
         budget,
         index,
@@ -266,6 +286,7 @@ def valley_of(points: Points, budget: float, index: Ints, options: FitOptions) -
         points.weights[index],
         curve=options.curve,
         window=options.window,
+        skew=skew,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from flops_fit_ray.analysis._law import Interval, Law, central_interval, fit_power_law
 from flops_fit_ray.analysis._loss_law import fit_loss_law
-from flops_fit_ray.analysis._skew import common_skew
+from flops_fit_ray.analysis._skew import common_skew, noise_about_cubics
 from flops_fit_ray.analysis._valley_cost import BentLaw, Correction, bent_law
 from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise
@@ -174,6 +174,23 @@ def draw_minima(
     minima[:, ~np.isfinite(minima).all(axis=0) | (minima[2] <= 0)] = np.nan  # a loss <= 0 has no logarithm
     source = effect_source(draws, len(valleys), seed)
     return Minima(log10_params=minima[0], log10_tokens=minima[1], loss=minima[2], source=source)
+
+
+def shared_skew(valleys: Sequence[Valley], points: Points) -> float:
+    """Return the skew over N that the valleys' parabolas have in common, as their noise leaves it probable; else 0."""
+    noise, used = valley_noise(valleys, points), set(interior(valleys))
+    if noise is None:
+        return 0.0
+    groups = [(n, smooth, members) for n, (i, smooth, members) in enumerate(fitted(valleys)) if i in used]
+    shown = [smooth for _, smooth, _ in groups if float(smooth.cubic @ smooth.cubic) > 0]
+    about_cubics = noise_about_cubics(shown)  # the noise about parabolas has the skew in it
+    share = 1.0 if about_cubics is None or noise.pooled == 0 else min(about_cubics / noise.pooled, 1.0)
+    skew = common_skew(
+        [smooth for _, smooth, _ in groups],
+        [float(noise.sigma[n]) * share for n, _, _ in groups],
+        [points.weights[members] for _, _, members in groups],
+    )
+    return 0.0 if skew is None else float(skew.probability @ skew.mean)
 
 
 def _over(valley: Valley) -> tuple[Curve, Curve]:

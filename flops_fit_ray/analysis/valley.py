@@ -17,7 +17,7 @@ from flops_fit_ray.fit_options import CurveName
 
 ValleyStatus = Literal["interior", "edge", "concave", "too_few"]
 
-MIN_DISTINCT_SIZES: dict[CurveName, int] = {"parabola": 3, "cubic": 4, "akima": 5}  # distinct sizes
+MIN_DISTINCT_SIZES: dict[CurveName, int] = {"parabola": 3, "skewed": 3, "cubic": 4, "akima": 5}  # distinct sizes
 AKIMA_GRID = 513
 FLAT = 1e-9  # relative range of losses, below which they are equal
 
@@ -65,6 +65,7 @@ class Polynomial:
     design: Floats  # (points, 4)
     residuals: Floats  # (points,)
     x_range: tuple[float, float]
+    skew: float = 0.0  # rho of `_skew`, contained in the coefficients
 
     @property
     def num_coefficients(self) -> int:
@@ -102,7 +103,21 @@ class Polynomial:
     def through(self, values: Floats) -> Polynomial:
         """The polynomial through other values (points,) of the same runs, with the same weights."""
         coefficients = self.solver @ values
-        return replace(self, coefficients=coefficients, residuals=values - self.design @ coefficients)
+        plain = replace(self, coefficients=coefficients, residuals=values - self.design @ coefficients, skew=0.0)
+        return plain.skewed(self.skew)
+
+    def skewed(self, rho: float) -> Polynomial:
+        """The parabola with rho·b·(z³ less its own curve) added, b its curvature; of a parabola without skew."""
+        strength = rho * max(float(self.coefficients[1]), 0.0)
+        coefficients = self.coefficients + strength * self._beyond
+        return replace(self, coefficients=coefficients, residuals=self.residuals - strength * self.cubic, skew=rho)
+
+    @property
+    def _beyond(self) -> Floats:
+        """Coefficients (4,) of z³ less its own curve."""
+        beyond = -self.solver @ self.design[:, 0]
+        beyond[0] += 1
+        return np.asarray(beyond)
 
     def minima(self, noise: Floats, skew: Floats | None = None) -> tuple[Floats, Floats]:
         """x and loss of the minimum, as in `Curve.minima`; `skew` (draws,) adds skew·b·(z³ less its own curve).
@@ -113,9 +128,7 @@ class Polynomial:
         """
         a, b, c, d = coefficients = self.coefficients[:, None] + self.solver @ noise.T
         if skew is not None:
-            cubic = -self.solver @ self.design[:, 0]
-            cubic[0] += 1
-            a, b, c, d = coefficients + cubic[:, None] * (skew * max(self.coefficients[1], 0.0))
+            a, b, c, d = coefficients + self._beyond[:, None] * (skew * max(self.coefficients[1], 0.0))
         with np.errstate(invalid="ignore", divide="ignore"):
             denominator = b + np.sqrt(b * b - 3 * a * c)
             z = np.where(denominator > 0, -c / denominator, np.nan)
@@ -253,6 +266,11 @@ class Valley:
     over_tokens: Curve | None  # fitted separately: C = 6·N·D is not assumed
 
     @property
+    def skew(self) -> float:
+        """Skew of the curve over N, that of all budgets; 0 of other curves."""
+        return self.over_params.skew if isinstance(self.over_params, Polynomial) else 0.0
+
+    @property
     def noise_terms(self) -> NoiseTerms:
         """Residuals of the used points about the curve over N, which must have been fitted."""
         if isinstance(self.over_params, Akima):
@@ -295,10 +313,12 @@ def fit_valley(
     *,
     curve: CurveName = "parabola",
     window: int | None = None,
+    skew: float = 0.0,
 ) -> Valley:
     """Fit the valley of one budget; `status` and `reason` explain a missing optimum.
 
-    `window` is the number of sizes used: those nearest, in log N, to the size of the lowest loss; None uses all.
+    `window` is the number of sizes used: those nearest, in log N, to the size of the lowest loss; None uses all. `skew`
+    is that of the curve "skewed" over N; over D it is the opposite.
     """
     order = np.argsort(params, kind="stable")
     index, params, tokens, loss, weights = index[order], params[order], tokens[order], loss[order], weights[order]
@@ -312,7 +332,7 @@ def fit_valley(
     if min(len(np.unique(n)), len(np.unique(d))) < needed:
         status, reason = "too_few", f"{len(np.unique(n))} finished size(s), and a valley needs at least {needed}"
     else:
-        over_params, over_tokens = (_fit_curve(curve, size, y, w) for size in (n, d))
+        over_params, over_tokens = (fit_curve(curve, size, y, w, rho) for size, rho in ((n, skew), (d, -skew)))
         flat = float(np.ptp(y)) <= FLAT * float(np.abs(y).max())
         smooth = over_params if isinstance(over_params, Polynomial) else fit_polynomial(n, y, w)
         status, larger = ("concave", False) if flat else _minimum_status(over_params)
@@ -347,10 +367,12 @@ def _window(params: Floats, loss: Floats, window: int | None) -> Bools:
     return np.isin(params, near)
 
 
-def _fit_curve(curve: CurveName, size: Floats, loss: Floats, weights: Floats) -> Curve:
+def fit_curve(curve: CurveName, size: Floats, loss: Floats, weights: Floats, skew: float = 0.0) -> Curve:
+    """Fit the curve of this name; arrays (points,)."""
     if curve == "akima":
         return fit_akima(size, loss)
-    return fit_polynomial(size, loss, weights, degree=3 if curve == "cubic" else 2)
+    fitted = fit_polynomial(size, loss, weights, degree=3 if curve == "cubic" else 2)
+    return fitted.skewed(skew) if curve == "skewed" else fitted
 
 
 def _minimum_status(curve: Curve) -> tuple[ValleyStatus, bool]:

@@ -39,7 +39,11 @@ def _choice(name: str) -> click.Choice[str]:
 FIT_OPTIONS = [
     click.option("--method", type=_choice("method"),
                  help=f"Method of the reported laws [default: {FitOptions.method}, valleys where there are two]."),
-    click.option("--curve", type=_choice("curve"), help=f"The curve of a valley [default: {FitOptions.curve}]."),
+    click.option(
+        "--curve",
+        type=_choice("curve"),
+        help=f"The curve of a valley; auto: chosen by how it predicts sizes left out [default: {FitOptions.curve}].",
+    ),
     click.option("--window", type=_number("window"), help="Fit only the sizes nearest to the lowest loss, this many."),
     click.option("--law-weights", type=_choice("law_weights"),
                  help=f"Weights of the minima in their power law [default: {FitOptions.law_weights}]."),

@@ -103,6 +103,6 @@ def law_text(fit: ValleyFit) -> str:
     if law is None:
         found = sum(valley.status == "interior" for valley in fit.valleys)
         return f"no law yet: {found} of {len(fit.valleys)} budgets have an optimum; 2 are needed"
-    interval = law.exponent_interval(fit.confidence)
+    interval = law.exponent_interval(fit.options.confidence)
     within = f" [{interval.low:.2f}, {interval.high:.2f}]" if interval else ""
     return f"N_opt ~ C^{law.exponent:.3f}{within}"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from flops_fit_ray.fit_options import LIMITS, PIN_LIMITS, CurveName, FitOptions, LawWeights, MethodChoice, PinName
+from flops_fit_ray.fit_options import LIMITS, PIN_LIMITS, CurveChoice, FitOptions, LawWeights, MethodChoice, PinName
 from flops_fit_ray.spec._values import (
     Betas,
     BoolOrAuto,
@@ -151,7 +151,7 @@ class FitSection(Section):
     confidence: float = _limited("confidence", FitOptions.confidence)
     seed: int = _limited("seed", FitOptions.seed)
     method: MethodChoice | None = None
-    curve: CurveName | None = None
+    curve: CurveChoice | None = None
     window: int | None = _limited("window")
     law_weights: LawWeights | None = None
     delta: FiniteFloat | None = _limited("delta")

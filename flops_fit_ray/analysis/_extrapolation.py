@@ -9,7 +9,6 @@ import numpy as np
 
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._sweep_fit import SweepFit
-from flops_fit_ray.analysis._valley_cost import BentLaw
 from flops_fit_ray.analysis._valley_minima import LawSource, interior, minima_law
 
 MIN_FITTED = 2
@@ -59,8 +58,7 @@ def _hold_outs(fit: SweepFit) -> Iterator[HoldOut]:
     params = np.array([fit.valleys[i].params_opt for i in used])
     own = None if fit.errors is None else fit.errors.of(used).log10_params
     drawn = None if fit.minima is None else fit.minima.of(used).params
-    law = fit.methods["valley"].params_opt
-    correction = law.correction if isinstance(law, BentLaw) else None
+    correction = fit.methods["valley"].correction
     for cut in range(MIN_FITTED, len(used)):
         if len(np.unique(flops[:cut])) < MIN_FITTED:
             continue

@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 
 from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._lack_of_fit import HeldOutTop
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import Points, blocks_by_budget
-from flops_fit_ray.analysis.surface import fit_surface
+from flops_fit_ray.analysis.surface import Surfaces, fit_surface
 from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
 
 HeldOut = Literal["budgets", "sizes"]
@@ -83,15 +84,20 @@ def choose(
     return Choice(what=what, chosen=chosen, base=base, errors=rms, blocks=len(errors[base]), held_out=held_out)
 
 
-def choose_surface(points: Points, options: FitOptions) -> Choice:
-    """Choose between the additive and the coupled law: fit the blocks below, predict the next, for the top blocks."""
+def choose_surface(points: Points, options: FitOptions, largest: HeldOutTop | None) -> Choice:
+    """Choose between the additive and the coupled law: fit the blocks below, predict the next, for the top blocks.
+
+    Args:
+        largest: the largest C, held out of the additive law: a block of its own where budgets are labelled.
+    """
     block = blocks_by_budget(points)
     top = int(block.max()) if len(block) else 0
     candidates: tuple[MethodName, ...] = ("surface_huber", "surface_coupled")
     errors: dict[str, Floats] = {SURFACES[name][1]: np.empty(0) for name in candidates}
     for cut in range(max(LEAST_FITTED, top + 1 - HELD_OUT), top + 1):
         below, held = points.pick(block < cut), points.pick(block == cut)
-        row = {name: _error(below, held, options, name) for name in candidates}
+        known = {"surface_huber": largest.surface} if largest and points.labelled and cut == top else {}
+        row = {name: _error(known.get(name) or _surface(below, options, name), held) for name in candidates}
         if np.isnan(row["surface_huber"]):  # too few below for the base: the block says nothing
             continue
         for name in candidates:
@@ -99,10 +105,14 @@ def choose_surface(points: Points, options: FitOptions) -> Choice:
     return choose("surface", errors, "additive")
 
 
-def _error(below: Points, held: Points, options: FitOptions, name: MethodName) -> float:
+def _surface(points: Points, options: FitOptions, name: MethodName) -> Surfaces | None:
+    fit = fit_surface(points, options.surface(name))
+    return fit.surface if fit.usable else None
+
+
+def _error(surface: Surfaces | None, held: Points) -> float:
     """Mean squared relative error of the held losses by a surface through those below; NaN without one."""
-    fit = fit_surface(below, options.surface(name))
-    if not fit.usable or fit.surface is None:
+    if surface is None:
         return np.nan
-    relative = fit.surface.loss(held.params, held.tokens) / held.loss - 1
+    relative = surface.loss(held.params, held.tokens) / held.loss - 1
     return float(np.average(relative**2, weights=held.weights))

@@ -11,8 +11,9 @@ import numpy as np
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._curved_law import curved_laws
 from flops_fit_ray.analysis._law import Law, LawDraws
-from flops_fit_ray.analysis._valley_cost import bent_tokens, cost_correction
-from flops_fit_ray.analysis._valley_minima import Minima, MinimaErrors, bent_minima_law, fit_laws, interior
+from flops_fit_ray.analysis._valley_cost import BentLaw, Correction, bent_tokens, cost_correction
+from flops_fit_ray.analysis._valley_minima import Minima, MinimaErrors, bent_minima_law, fit_laws, interior, minima_law
+from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit, Surfaces
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import SURFACES, LawWeights, MethodName
@@ -49,6 +50,11 @@ class Method:
         return self.params_opt, self.tokens_opt, self.loss_opt
 
     @property
+    def correction(self) -> Correction | None:
+        """The correction of N in which a law of minima is straight, where the cost bends it."""
+        return self.params_opt.correction if isinstance(self.params_opt, BentLaw) else None
+
+    @property
     def label(self) -> str:
         """The name of the method for people."""
         return METHOD_LABELS[self.name]
@@ -68,19 +74,12 @@ def valley_method(
             the noise is not known, and every minimum weighs the same.
         cost: of a token, which bends the laws where it is no power of N; None: it is one.
     """
-    used = interior(valleys)
+    found = _optima(valleys)
+    if isinstance(found, str):
+        return no_law("valley", found)
+    used, flops, (n, d, loss) = found
     draws = 0 if minima is None else len(minima.loss)
-    lost = 0 if minima is None or not used else int(np.isnan(minima.loss[:, used]).any(axis=1).sum())
-    if len(used) < 2:
-        without = "; ".join(f"C = {fmt.flops(v.budget)}: {v.reason}" for v in valleys if v.status != "interior")
-        reason = f"{len(used)} budget(s) have an optimum, and a law needs 2{f' ({without})' if without else ''}"
-        return no_law("valley", reason)
-    flops = np.array([valleys[i].flops for i in used])
-    if len(np.unique(flops)) < 2:
-        return no_law("valley", "all budgets spent the same C, and a law needs two that differ")
-    n, d, loss = (np.array([getattr(valleys[i], o) for i in used]) for o in ("params_opt", "tokens_opt", "loss_opt"))
-    if not (loss > 0).all():
-        return no_law("valley", "the loss at a minimum is not positive, so it has no power law")
+    lost = 0 if minima is None else int(np.isnan(minima.loss[:, used]).any(axis=1).sum())
     errors, minima = errors and errors.of(used), minima and minima.of(used)
     laws = fit_laws(flops, (n, d, loss), errors, minima, weights)
     correction = cost_correction(cost, [valleys[i] for i in used], laws[0], laws[2])
@@ -91,6 +90,41 @@ def valley_method(
             laws = bent, bent_tokens(laws[1], bent), laws[2]
     return Method(name="valley", status="fitted", reason="", params_opt=laws[0], tokens_opt=laws[1], loss_opt=laws[2],
                   draws=draws, lost_draws=lost)  # fmt: skip
+
+
+def valley_optimum(
+    valleys: Sequence[Valley], errors: MinimaErrors | None, weights: LawWeights, correction: Correction | None
+) -> Method:
+    """Fit N_opt and D_opt as `valley_method` does, without draws and without L_opt, which takes longer than both.
+
+    Args:
+        correction: of N where the cost bends the laws, as `Method.correction`.
+    """
+    found = _optima(valleys)
+    if isinstance(found, str):
+        return no_law("valley", found)
+    used, flops, (n, d, _) = found
+    of_n, of_d = (None, None) if errors is None else (errors.of(used).log10_params, errors.of(used).log10_tokens)
+    params = minima_law(flops, n, of_n, None, weights, correction)
+    tokens = minima_law(flops, d, of_d, None, weights)
+    if isinstance(params, BentLaw):
+        tokens = bent_tokens(tokens, params)
+    return Method(name="valley", status="fitted", reason="", params_opt=params, tokens_opt=tokens, loss_opt=None)
+
+
+def _optima(valleys: Sequence[Valley]) -> tuple[list[int], Floats, tuple[Floats, Floats, Floats]] | str:
+    """Return the valleys with an optimum, their C, and N, D and L there, (budgets,) each; or why they give no law."""
+    used = interior(valleys)
+    if len(used) < 2:
+        without = "; ".join(f"C = {fmt.flops(v.budget)}: {v.reason}" for v in valleys if v.status != "interior")
+        return f"{len(used)} budget(s) have an optimum, and a law needs 2{f' ({without})' if without else ''}"
+    flops = np.array([valleys[i].flops for i in used])
+    if len(np.unique(flops)) < 2:
+        return "all budgets spent the same C, and a law needs two that differ"
+    n, d, loss = (np.array([getattr(valleys[i], o) for i in used]) for o in ("params_opt", "tokens_opt", "loss_opt"))
+    if not (loss > 0).all():
+        return "the loss at a minimum is not positive, so it has no power law"
+    return used, flops, (n, d, loss)
 
 
 def surface_method(fit: SurfaceFit) -> Method:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flops_fit_ray.analysis._curved_law import CurvedLaw
 from flops_fit_ray.analysis._flags import Flag
-from flops_fit_ray.analysis._methods import Method, surface_method, valley_method
+from flops_fit_ray.analysis._methods import Method, surface_method, valley_optimum
 from flops_fit_ray.analysis._sweep_fit import SweepFit, fit_minima, fit_valleys, valley_of
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.analysis.points import Points
@@ -124,7 +124,7 @@ def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
         return None
     fresh = fit.points_of("surface_huber")
     exact = replace(fit.points, loss=surface.surface.loss(fresh.params, fresh.tokens), run=None)
-    method = valley_method(list(fit_valleys(exact, fit.options)), None, fit.errors, fit.options.law_weights, fit.cost)
+    method = _optimum_of(fit, list(fit_valleys(exact, fit.options)))
     if method.params_opt is None:
         return None
     # Ratio of N_opt by the valleys of the noiseless surface to that of the surface itself
@@ -139,6 +139,11 @@ def valley_bias(fit: SweepFit, budget: float) -> Flag | None:
         "the interval allows for the skew that all valleys show together, and a smaller window reduces the bias"
     )
     return Flag("valley_bias", "warning" if max(factor, 1 / factor) > DISAGREE else "info", message)
+
+
+def _optimum_of(fit: SweepFit, valleys: Sequence[Valley]) -> Method:
+    """Fit the laws of N_opt and D_opt through other valleys of the same budgets."""
+    return valley_optimum(valleys, fit.errors, fit.options.law_weights, fit.methods["valley"].correction)
 
 
 def _quick(points: Points, options: FitOptions, name: MethodName) -> Method:
@@ -174,7 +179,7 @@ def _settings(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
                 yield _row_of("the loss function", f"Huber delta {delta:g}", changed, budget)
         return
     if isinstance(fit.params_opt, CurvedLaw):
-        unbent = valley_method(fit.valleys, None, fit.errors, options.law_weights)
+        unbent = valley_optimum(fit.valleys, fit.errors, options.law_weights, None)
         yield _row_of("the cost of a token", "a power of N", unbent, budget)
     for curve in MIN_DISTINCT_SIZES:
         if curve != options.curve:
@@ -229,7 +234,9 @@ def _without_budgets(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
                 continue
             left = [j for j in range(len(fit.valleys)) if j != i]
             errors = None if fit.errors is None else fit.errors.of(left)
-            method = valley_method([fit.valleys[j] for j in left], None, errors, fit.options.law_weights, fit.cost)
+            method = valley_optimum(
+                [fit.valleys[j] for j in left], errors, fit.options.law_weights, fit.methods["valley"].correction
+            )
             yield _row_of("one budget left out", f"without C = {flops(v.budget)}", method, budget)
     elif fit.default != "envelope" and points.labelled and len(groups) > 2:
         for group in groups:
@@ -278,7 +285,7 @@ def _left_out_valley(fit: SweepFit, runs: Ints, budget: float) -> list[Sensitivi
     rows = []
     for run in runs:
         valleys = [_refitted(v, points, which != run, fit.options) for v in fit.valleys]
-        method = valley_method(valleys, None, fit.errors, fit.options.law_weights, fit.cost)
+        method = _optimum_of(fit, valleys)
         rows.append(_row_of("one run left out", _without_label(points, int(run)), method, budget))
     return rows
 

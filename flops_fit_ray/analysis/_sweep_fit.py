@@ -30,7 +30,7 @@ from flops_fit_ray.analysis.diagnostics import diagnose
 from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
 from flops_fit_ray.analysis.points import Points, budget_gap, check_points
 from flops_fit_ray.analysis.repetition import Repetition, fit_repetition
-from flops_fit_ray.analysis.surface import CostLaw, bootstrap_cases, bootstrap_surface, fit_surface, fit_token_cost
+from flops_fit_ray.analysis.surface import bootstrap_cases, bootstrap_surface, fit_surface, fit_token_cost
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley, fit_valley
 from flops_fit_ray.fit_options import FIT_DEFAULTS, SURFACES, FitOptions, MethodName
 
@@ -48,7 +48,6 @@ class SweepFit:
     valleys: tuple[Valley, ...]
     minima: Minima | None  # of the valleys in every draw; None where the noise is unknown
     errors: MinimaErrors | None  # of the valleys' optima by that noise
-    cost: CostLaw | None  # of a token, by which the law of the valleys may bend
     intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
     methods: Mapping[MethodName, Method]
     default: MethodName
@@ -81,7 +80,7 @@ class SweepFit:
         made = next((choice for choice in self.choices if choice.what == "surface"), None)
         if made or self.options.method != "auto" or not both or len(self.points) < MIN_FOR_SURFACE:
             return made
-        return choose_surface(self.points_of("surface_huber"), self.options)
+        return choose_surface(self.points_of("surface_huber"), self.options, self.top)
 
     @property
     def all_choices(self) -> tuple[Choice, ...]:
@@ -164,21 +163,20 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
     elif options.method == "envelope":
         methods["envelope"] = no_law("envelope", "there are no training curves")
     default = _default(points, low.valleys, methods, options, repetition is not None and repetition.decides)
+    top = hold_out_top(fresh, options.surface("surface_huber"))
     choices: tuple[Choice, ...] = () if low.choice is None else (low.choice,)
     if options.method == "auto" and default == "surface_huber" and methods[default].params_opt is not None:
-        choices = (*choices, choose_surface(fresh, options))
+        choices = (*choices, choose_surface(fresh, options, top))
         default = next(n for n, kind in SURFACES.items() if kind == ("huber", choices[-1].chosen))
         if default == "surface_coupled":
             methods[default] = _surface(fresh, options, default, options.draws, low, repetition)
     seeds = seed_noise(points)
-    top = hold_out_top(fresh, options.surface("surface_huber"))
     tests = tuple(fit_tests(fresh, low.valleys, low.errors, low.noise, seeds, methods, default, top, options))
     return SweepFit(
         points=points,
         valleys=low.valleys,
         minima=low.minima,
         errors=low.errors,
-        cost=low.cost,
         intervals=low.intervals,
         methods=methods,
         default=default,
@@ -223,7 +221,6 @@ class ValleyFit:
     errors: MinimaErrors | None
     intervals: tuple[ValleyIntervals | None, ...]  # beside `valleys`
     method: Method  # with N_opt(C), or the reason why there is none
-    cost: CostLaw | None  # of a token; None without a law
     options: FitOptions  # with the curve that was chosen
     choice: Choice | None  # of the curve, where it was left open
 
@@ -258,7 +255,6 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
         errors=errors,
         intervals=tuple(valley_intervals(valleys, minima, options.confidence)),
         method=valley_method(valleys, minima, errors, options.law_weights, cost),
-        cost=cost,
         options=options,
         choice=choice,
     )

@@ -13,7 +13,6 @@ from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._loss_law import MIN_FOR_SHIFT
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
-from flops_fit_ray.analysis._valley_cost import BentLaw
 from flops_fit_ray.analysis._valley_minima import LawSource, interior, minima_law
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning, range_warning
@@ -183,9 +182,8 @@ def law_with_budget(fit: SweepFit, budget: float) -> Law | None:
     flops = np.array([*(fit.valleys[i].flops for i in used), budget])
     params = np.array([*(fit.valleys[i].params_opt for i in used), law.at(budget)])
     source = effect_source(len(known), len(flops), fit.options.seed)
-    correction = law.correction if isinstance(law, BentLaw) else None
     drawn = LawSource(values=np.column_stack([known, following]), source=source)
-    return minima_law(flops, params, covariance, drawn, fit.options.law_weights, correction)
+    return minima_law(flops, params, covariance, drawn, fit.options.law_weights, fit.answer.correction)
 
 
 def run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:

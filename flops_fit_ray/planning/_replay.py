@@ -7,7 +7,7 @@ the plan does not depend on the order in which experiments end, on the number of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from flops_fit_ray.planning import _adaptive as adaptive
 from flops_fit_ray.planning import _lr_probes as lr_probes
 from flops_fit_ray.planning._ladder import first_valley, fitting, ladder_of
 from flops_fit_ray.planning._trunks import with_parent
-from flops_fit_ray.planning.cells import Cells, resolve_lr
+from flops_fit_ray.planning.cells import Cells, max_steps, resolve_lr, steps_of, tokens_of
 from flops_fit_ray.planning.experiment import Experiment, MeasuredLr, ModelSize, Observation
 from flops_fit_ray.planning.grid import Cell, centre_of
 
@@ -79,22 +79,40 @@ class PlanReplay:
         best = [self._probe(budget, size) for size in sizes]
         if None in best and not self._assume:
             return False
-        optima = [
-            (s.params, resolve_lr(self._spec, s, budget) * (1.0 if factor is None else factor))
-            for s, factor in zip(sizes, best, strict=True)
-        ]
-        self.lr = lr_probes.lr_law(optima)
-        shown = ", ".join(f"{lr:.2e} at N = {fmt.count(n)}" for n, lr in optima)
-        self.notes.append(
-            f"learning rate: best {shown}; the grid takes {self.lr.coefficient:.2e} · (N / {fmt.count(self.lr.at)})"
-            f"^{self.lr.exponent:.2f}"
-        )
+        optima = [self._rate(budget, size, factor) for size, factor in zip(sizes, best, strict=True)]
+        budgets = self._cells.constants.probe_budgets
+        if not budgets:  # a sweep of an earlier version
+            self.lr = lr_probes.lr_law_at_one_budget([(n, lr) for n, _, lr in optima])
+        else:
+            near = [lr_probes.factors_near(factor or 1.0) for factor in best]
+            for longer in budgets[1:]:
+                fed = [i for i, s in enumerate(sizes) if self._fed(longer, s)]
+                again = [self._probe(longer, sizes[i], near[i]) for i in fed]
+                if None in again and not self._assume:
+                    return False
+                optima += [self._rate(longer, sizes[i], factor) for i, factor in zip(fed, again, strict=True)]
+            self.lr = lr_probes.lr_law(optima, self._spec.grid.tokens_per_param)
+        self.notes += lr_probes.notes(self.lr, optima)
         return True
 
-    def _probe(self, budget: float, size: ModelSize) -> float | None:
-        """Best factor over the general rule at one size; None while its probes are open."""
+    def _rate(self, budget: float, size: ModelSize, factor: float | None) -> lr_probes.Optimum:
+        """N, D and the best rate of one size at one budget."""
+        tokens = tokens_of(self._spec, self._cells.measurements, budget, size)
+        return size.params, tokens, resolve_lr(self._spec, size, budget) * (1.0 if factor is None else factor)
+
+    def _fed(self, budget: float, size: ModelSize) -> bool:
+        """True if the data suffice for a size at a budget."""
+        measurements = self._cells.measurements
+        return steps_of(self._spec, measurements, budget, size) <= max_steps(self._spec, measurements)
+
+    def _probe(self, budget: float, size: ModelSize, first: Sequence[float] = lr_probes.FACTORS) -> float | None:
+        """Best factor over the general rule at one size; None while its probes are open.
+
+        Args:
+            first: factors to begin with.
+        """
         losses: dict[float, float] = {}
-        while factors := lr_probes.missing_factors(losses):
+        while factors := lr_probes.missing_factors(losses, first):
             for factor in factors:
                 lr = resolve_lr(self._spec, size, budget) * factor
                 reason = f"learning rate {factor:g} times the general rule"

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning._lr_probes import probe_budgets
 from flops_fit_ray.planning.experiment import (
     Experiment,
     Measurements,
@@ -145,6 +146,7 @@ def make_constants(
         warmup_limit=int(WARMUP_SHARE * smallest_tokens),
         eval_samples=eval_samples,
         counting=measurements.counting,
+        probe_budgets=probe_budgets([b.flops for b in spec.budgets]),
     )
 
 

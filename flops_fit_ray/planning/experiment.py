@@ -229,6 +229,7 @@ class SweepConstants(Record):
     warmup_limit: Count  # tokens: a tenth of the smallest D of the sweep
     eval_samples: Count | None = None  # held-out samples to evaluate on; None: all, in sweeps of earlier versions
     counting: PositiveInt = 1  # rule of N and FLOPs; sweeps of earlier versions do not name theirs
+    probe_budgets: tuple[PositiveFloat, ...] = ()  # of the learning rate; sweeps of earlier versions have one, unnamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,8 +238,18 @@ class MeasuredLr(Record):
 
     coefficient: PositiveFloat
     at: PositiveFloat  # N
-    exponent: float
-    optima: tuple[tuple[PositiveInt, PositiveFloat], ...]  # (N, best rate) of each probed size
+    exponent: float  # along D = r·N
+    optima: tuple[tuple[PositiveInt, PositiveFloat], ...]  # (N, best rate) of each probe
+    # Not in sweeps of earlier versions, whose probes had one budget
+    optima_tokens: tuple[PositiveInt, ...] = ()  # D of each probe
+    tokens_exponent: float | None = None  # of D at one N
+    exponent_sd: float | None = None
+    found_exponent: float | None = None  # as the probes ask for it
+
+    @property
+    def held(self) -> bool:
+        """Whether the exponent that the probes ask for is not believed."""
+        return self.found_exponent is not None and self.found_exponent != self.exponent
 
     def of(self, params: float) -> float:
         """Learning rate of a model of N = `params`."""

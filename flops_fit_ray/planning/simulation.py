@@ -7,7 +7,7 @@ experiments of one trunk. Times follow from the FLOPs executed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,13 +30,16 @@ class World:
     trunk_share: float = 0.5  # share of the variance that experiments of one trunk have in common
     lr_factor: float = 1.7  # the best rate over the spec's own (`resolve_lr`: the general rule for `auto`), everywhere
     seed: int = 0
+    # The best rate at N and D, where the spec's own rule has another form; None: as `lr_factor` says
+    best_lr: Callable[[float, float], float] | None = None
 
     def loss(self, e: Experiment, own_lr: float) -> float:
         """Return the loss of an experiment, a pure function of its key and the seed; `own_lr` is the spec's rate."""
         own = np.random.default_rng([self.seed, int(e.key, 16)]).standard_normal()
         trunk = np.random.default_rng([self.seed, e.params, e.recipe.seed, int(1e12 * e.recipe.lr)]).standard_normal()
         scatter = math.sqrt(1 - self.trunk_share) * own + math.sqrt(self.trunk_share) * trunk
-        clean = self.surface.loss(e.params, e.tokens) + lr_penalty(e.recipe.lr / own_lr / self.lr_factor)
+        best = own_lr * self.lr_factor if self.best_lr is None else self.best_lr(e.params, e.tokens)
+        clean = self.surface.loss(e.params, e.tokens) + lr_penalty(e.recipe.lr / best)
         return float(clean + self.noise * scatter)
 
 

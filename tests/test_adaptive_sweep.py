@@ -1,13 +1,15 @@
 """An adaptive sweep from plan to report, really trained: what its directory holds, and what readers make of it."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.pipeline import record_rates, recorded_constants, recorded_rates
 from flops_fit_ray.planning import plan_from_json, stated_rate
 from flops_fit_ray.report import write_report
@@ -15,8 +17,9 @@ from flops_fit_ray.report.figures import draw_valleys, valley_curves
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.extend import better_lr, extend_spec
 from flops_fit_ray.sweep.validity import validity_card
-from tests.sweeps import adaptive_reference_spec, grow_sweep, reference_parts
+from tests.sweeps import adaptive_reference_spec, grow_sweep, reference_parts, reference_spec
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +57,6 @@ def test_it_is_gone_on_with_and_nothing_runs_again(sweep: Sweep) -> None:
 def test_one_more_budget_keeps_every_result(sweep: Sweep, tmp_path: Path) -> None:
     import shutil
 
-    from flops_fit_ray.sweep.extend import extend_spec
-
     root = shutil.copytree(local_path(sweep.paths.root), tmp_path / "wider")
     wider = grow_sweep(root, extend_spec(sweep.spec, budgets=[3.2e6]), reference_parts(sweep.spec))
     assert {r.key for r in sweep.results} <= {r.key for r in wider.results}
@@ -82,7 +83,7 @@ def test_a_rate_that_is_clearly_better_is_called_so(sweep: Sweep) -> None:
     check = sweep.lr_checks[0]
     better = replace(check, gain=10 * (check.sigma or 1.0))
     assert better.better and not replace(check, gain=0.0).better
-    assert "LR-limited: at C = 50000" in better.words
+    assert "LR-limited: at C = 50000" in better.words(None)
     lucky = sweep.lr_checks[0]
     results = tuple(
         replace(r, loss=r.loss - 10 * (lucky.sigma or 1.0)) if r.role == "lr_check" and r.budget == 5e4 else r
@@ -91,7 +92,29 @@ def test_a_rate_that_is_clearly_better_is_called_so(sweep: Sweep) -> None:
     tuned = replace(sweep, results=results)
     assert any("LR-limited" in w for w in tuned.warnings)
     card = {line.item: line for line in validity_card(tuned.fit, tuned)}
-    assert card["learning rate"].verdict == "FAIL"
+    assert card["learning rate"].verdict == "FAIL" and "train.lr: {base: " in card["learning rate"].words
+
+
+def test_rates_that_the_checks_ask_for_are_trained_on_request(sweep: Sweep) -> None:
+    with pytest.raises(SpecError, match="none of 6 checks found a clearly better"):
+        better_lr(replace(sweep, results=tuple(r for r in sweep.results if r.role != "lr_check" or r.loss > 9)))
+    with pytest.raises(SpecError, match="set grid.lr_check to all"):
+        better_lr(replace(sweep, results=tuple(r for r in sweep.results if r.role != "lr_check")))
+    by_key = {r.key: r for r in sweep.results}
+
+    def as_if(r: ExperimentResult) -> ExperimentResult:
+        """Twice the rate of every checked minimum is the best there."""
+        of = by_key.get(str(r.of))
+        return r if r.role != "lr_check" or of is None else replace(r, loss=of.loss + (-1 if r.lr > of.lr else 1))
+
+    limited = replace(sweep, results=tuple(map(as_if, sweep.results)), plan=replace(sweep.plan, lr=None))
+    rule = better_lr(limited)
+    middle = [by_key[str(r.of)] for r in sweep.results if r.role == "lr_check"]
+    ratios = [rule.base * (r.params / rule.at) ** rule.exponent / r.lr for r in middle]
+    assert math.prod(ratios) ** (1 / len(ratios)) == pytest.approx(2, rel=0.1)
+    again = extend_spec(sweep.spec, lr=rule)
+    assert again.train.lr == rule and again.grid.lr_check == "all"
+    assert extend_spec(reference_spec(), lr=rule).grid.lr_check == "lower"
 
 
 def test_a_rerun_stands_for_what_it_repeats_and_both_are_drawn(sweep: Sweep) -> None:

@@ -23,8 +23,8 @@ from flops_fit_ray.planning import (
     plan_from_json,
 )
 from flops_fit_ray.planning._disk import checkpoint_bytes
-from flops_fit_ray.planning._lr_probes import missing_factors, probed_sizes
 from flops_fit_ray.planning.grid import cell_warnings
+from flops_fit_ray.planning.lr_probes import missing_factors, probed_sizes
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment

@@ -276,6 +276,11 @@ def run(
 @click.option(
     "--seeds", type=click.IntRange(min=0, max=20), help="Number of repeated seeds near the two smallest minima."
 )
+@click.option(
+    "--lr-again",
+    is_flag=True,
+    help="Where a check called the sweep LR-limited: train it again with the learning rates that the checks ask for.",
+)
 @device_option
 @code_option
 @limit_options
@@ -287,6 +292,7 @@ def extend(
     budgets: tuple[float, ...],
     sizes: tuple[int, ...],
     seeds: int | None,
+    lr_again: bool,
     device: str | None,
     code: Path | None,
     until: str | None,
@@ -300,7 +306,7 @@ def extend(
 
     Without additions it resumes the sweep in its directory.
     """
-    from flops_fit_ray.sweep.extend import extend_spec
+    from flops_fit_ray.sweep.extend import better_lr, extend_spec
 
     sweep = open_directory(directory)
     root = sweep.paths.root
@@ -308,7 +314,8 @@ def extend(
         raise click.UsageError(
             f"{root} was run from Python: call find_optimal(...) again with more budgets and the same output_dir"
         )
-    wider = extend_spec(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds, device=device)
+    lr = better_lr(sweep) if lr_again else None
+    wider = extend_spec(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds, device=device, lr=lr)
     base = sweep.base if code is None else code.absolute()
     if not base.is_dir():  # run by a job, or on another machine
         base = Path.cwd()
@@ -318,7 +325,9 @@ def extend(
     limits = RunLimits(until, at_most, slots)
     command = extend_line(root, base, limits)
     source = str(sweep.paths.spec)
-    request = request_for(wider, base, root, source=source, command=command, address=address, limits=limits)
+    request = request_for(
+        wider, base, root, source=source, command=command, address=address, limits=limits, new=lr_again
+    )
     return run_request(request, as_json=as_json, style=style or "")
 
 

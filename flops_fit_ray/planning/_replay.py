@@ -16,7 +16,7 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.outliers import farthest_outlier
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
 from flops_fit_ray.planning import _adaptive as adaptive
-from flops_fit_ray.planning import _lr_probes as lr_probes
+from flops_fit_ray.planning import lr_probes
 from flops_fit_ray.planning._ladder import first_valley, fitting, ladder_of
 from flops_fit_ray.planning._trunks import with_parent
 from flops_fit_ray.planning.cells import Cells, max_steps, resolve_lr, steps_of, tokens_of
@@ -84,13 +84,12 @@ class PlanReplay:
         if not budgets:  # a sweep of an earlier version
             self.lr = lr_probes.lr_law_at_one_budget([(n, lr) for n, _, lr in optima])
         else:
-            near = [lr_probes.factors_near(factor or 1.0) for factor in best]
             for longer in budgets[1:]:
-                fed = [i for i, s in enumerate(sizes) if self._fed(longer, s)]
-                again = [self._probe(longer, sizes[i], near[i]) for i in fed]
-                if None in again and not self._assume:
-                    return False
-                optima += [self._rate(longer, sizes[i], factor) for i, factor in zip(fed, again, strict=True)]
+                if self._fed(longer, sizes[-1]):
+                    factor = self._probe(longer, sizes[-1], lr_probes.factors_near(best[-1] or 1.0))
+                    if factor is None and not self._assume:
+                        return False
+                    optima.append(self._rate(longer, sizes[-1], factor))
             self.lr = lr_probes.lr_law(optima, self._spec.grid.tokens_per_param)
         self.notes += lr_probes.notes(self.lr, optima)
         return True

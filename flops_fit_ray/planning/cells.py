@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning._lr_probes import probe_budgets
 from flops_fit_ray.planning.experiment import (
     Experiment,
     Measurements,
@@ -16,6 +15,7 @@ from flops_fit_ray.planning.experiment import (
     SweepConstants,
     content_key,
 )
+from flops_fit_ray.planning.lr_probes import probe_budgets
 from flops_fit_ray.spec import LrRule, LrTable, SweepSpec
 
 ENGINE_VERSION = 2  # raised whenever the same recipe would give other bits, so that old results are not reused

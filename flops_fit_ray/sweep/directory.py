@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +17,17 @@ from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress, results_sha256, results_table
 from flops_fit_ray.planning import IN_FIT, Experiment, Measurements, Plan, plan_from_json, trunk_numbers
-from flops_fit_ray.spec import SYNTHETIC_LOSS, SweepSpec, spec_from_bytes
+from flops_fit_ray.spec import SYNTHETIC_LOSS, LrRule, SweepSpec, spec_from_bytes
 from flops_fit_ray.storage.atomic import read_file, read_sealed
 from flops_fit_ray.storage.codec import Record, value_of, without_collection
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers
+from flops_fit_ray.sweep._lr_checks import LrCheck, found_rule, lr_checks
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CLEARLY = 2.0  # standard deviations of a difference of two runs
 MAX_CURVES = 500  # experiments whose curves are read
 STATUSES = (
     "completed",
@@ -41,30 +40,6 @@ STATUSES = (
     "waiting",  # for its parent's trunk
     "planned",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LrCheck:
-    """Another learning rate beside one minimum."""
-
-    budget: float
-    size: int | str
-    factor: float  # of the rate that the grid has there
-    gain: float  # nats by which the loss is lower with it
-    sigma: float | None  # of one run's loss; None where it is not known
-
-    @property
-    def better(self) -> bool:
-        """Return True if it is clearly better: then the valleys are limited by the learning rate."""
-        return self.gain > CLEARLY * math.sqrt(2) * (self.sigma or 0.0)
-
-    @property
-    def words(self) -> str:
-        """Return the sentence that reports show."""
-        return (
-            f"LR-limited: at C = {self.budget:g}, size {self.size}, {self.factor:g} times the learning rate is better "
-            f"by {self.gain:.3g}: the valleys are not those of well tuned models"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,19 +199,18 @@ class Sweep:
     @cached_property
     def lr_checks(self) -> tuple[LrCheck, ...]:
         """Other learning rates beside the minima, where both runs are there."""
-        by_key = {r.key: r for r in self.results}
         noise = run_noise(self.fit)
-        return tuple(
-            LrCheck(
-                budget=r.budget,
-                size=r.size,
-                factor=r.lr / by_key[r.of].lr,
-                gain=by_key[r.of].loss - r.loss,
-                sigma=None if noise is None else noise[0],
-            )
-            for r in self.results
-            if r.role == "lr_check" and r.of in by_key
-        )
+        return lr_checks(self.results, None if noise is None else noise[0])
+
+    @property
+    def lr_limited(self) -> tuple[str, ...]:
+        """Return a sentence for each check that found a clearly better rate."""
+        return tuple(check.words(self.found_lr) for check in self.lr_checks if check.better)
+
+    @property
+    def found_lr(self) -> LrRule | None:
+        """Return the learning rate rule that the checks and the probes ask for; None without a check."""
+        return found_rule(self.results, self.plan.lr)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -246,7 +220,7 @@ class Sweep:
     @property
     def own_warnings(self) -> tuple[str, ...]:
         """Return the warnings of the learning rate, then of the plan."""
-        return (*(check.words for check in self.lr_checks if check.better), *self.plan.warnings)
+        return (*self.lr_limited, *self.plan.warnings)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per experiment of the plan."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.spec import Budget, SizeValue, SweepSpec, make_spec
+from flops_fit_ray.spec import Budget, LrRule, SizeValue, SweepSpec, make_spec
+from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.stopping import with_budgets
 
 SOURCE = "extend"
@@ -20,8 +21,12 @@ def extend_spec(
     sizes: Sequence[int] = (),
     seeds: int | None = None,
     device: str | None = None,
+    lr: LrRule | None = None,
 ) -> SweepSpec:
     """Return the spec with further budgets, sizes (of the new budgets, else of all) and seeds, or another device.
+
+    Args:
+        lr: learning rates for the whole sweep, checked at the minima as those that were measured are.
 
     Raises:
         SpecError: an addition does not fit this sweep; all faults at once.
@@ -37,6 +42,11 @@ def extend_spec(
         wider = wider.model_copy(update={"grid": wider.grid.model_copy(update={"seeds": seeds})})
     if device is not None:
         wider = wider.model_copy(update={"device": device})
+    if lr is not None:
+        grid = wider.grid
+        if grid.lr_check == "auto":
+            grid = grid.model_copy(update={"lr_check": "lower"})
+        wider = wider.model_copy(update={"train": wider.train.model_copy(update={"lr": lr}), "grid": grid})
     return make_spec(wider.model_dump(mode="json"), SOURCE)  # model_copy does not validate
 
 
@@ -71,3 +81,21 @@ def _with_sizes(spec: SweepSpec, sizes: Sequence[int]) -> SweepSpec:
     if isinstance(model.sizes, list):
         model = model.model_copy(update={"sizes": union(model.sizes)})
     return spec.model_copy(update={"budgets": budgets, "model": model})
+
+
+def better_lr(sweep: Sweep) -> LrRule:
+    """Return the learning rates that a sweep's checks ask for.
+
+    Raises:
+        SpecError: no other rate was tried at a minimum, or none was clearly better.
+    """
+    if sweep.found_lr is None:
+        fault = (
+            "--lr-again: no other learning rates were tried at the minima, so no better ones are known; set "
+            "grid.lr_check to all, and run the sweep again: only the checks are trained"
+        )
+        raise SpecError(SOURCE, [fault])
+    if not sweep.lr_limited:
+        fault = f"--lr-again: none of {len(sweep.lr_checks)} checks found a clearly better learning rate; leave it out"
+        raise SpecError(SOURCE, [fault])
+    return sweep.found_lr

@@ -133,17 +133,19 @@ def _schedule(schedule: str) -> tuple[CardVerdict, str]:
 
 def _learning_rate(sweep: Sweep) -> tuple[CardVerdict, str]:
     lr, found, checks = sweep.spec.train.lr, sweep.plan.lr, sweep.lr_checks
-    limited = [check for check in checks if check.better]
-    if limited:
-        return "FAIL", limited[0].words
+    if sweep.lr_limited:
+        return "FAIL", sweep.lr_limited[0]
     if checks:
         highest = max(check.gain for check in checks)
         checked = f"; {len(checks)} checks with other rates at minima gain {highest:+.2g} nats at most"
     else:
         checked = "; no other rates were tried at the minima"
     if found is not None:
-        sizes = ", ".join(f"N = {n:,}" for n, _ in found.optima)
-        return ("PASS" if checks else "WARN"), f"measured at {sizes}: lr ~ N^{found.exponent:.2f}{checked}"
+        sizes = ", ".join(dict.fromkeys(f"N = {n:,}" for n, _ in found.optima))
+        within = "" if found.exponent_sd is None else f" ± {found.exponent_sd:.2f}"
+        held = "" if not found.held else f", held there, because the probes ask for N^{found.found_exponent:+.2f}"
+        verdict: CardVerdict = "PASS" if checks and not held else "WARN"
+        return verdict, f"measured at {sizes}: lr ~ N^{found.exponent:.2f}{within}{held}{checked}"
     if isinstance(lr, LrRule | LrTable) or (isinstance(lr, str) and ":" in lr):
         return "PASS", f"your own rule{checked}"
     if lr == "auto":

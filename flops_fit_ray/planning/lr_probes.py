@@ -1,7 +1,8 @@
 """The learning rate guard: rates to probe, the best of them, and the rule over N that follows.
 
-Rates are probed with the schedule of the sweep, by factors of two until the best is bracketed: at the smallest budget, and
-again at a larger one, because the best rate of one size falls with D, and at one C a larger N means a smaller D.
+Rates are probed with the schedule of the sweep, by factors of two until the best is bracketed: at the smallest budget,
+and the larger one again at a larger budget: the best rate of one size falls with D, and at one C a larger N means a
+smaller D. On the trunks of the shorter probes that costs a per cent of the grid, and a second size would tell no more.
 Then ln lr is a plane over ln N and ln D. Its slopes have priors at published values, because few probes determine them
 poorly. The grid takes it along D = r·N, where the minima are expected, so that all budgets of a size share a trunk.
 """
@@ -25,7 +26,7 @@ SLOPE, SLOPE_SD = -0.3, 0.3  # prior of the slope of ln lr over ln N
 # Of the slope over ln D at one N and batch size: -0.3 in Bjorck et al. 2024, near 0 where rates follow the width alone
 TOKENS_SLOPE, TOKENS_SLOPE_SD = -0.2, 0.2
 LONG_SHARE = 0.05  # of a grid's FLOPs that the longer probes may take
-SIZES, PROBES = 4, 2 * len(NEAR)  # of a grid's budget, about; longer probes, which share trunks with the others
+SIZES = 4  # of a grid's budget, about
 STEEPEST = -1.0  # slope along D = r·N below which, or above 0, none is believed
 OPTIMUM_SD = 0.2  # standard deviation of ln lr at one optimum: what a noise of 0.01 nats does to its parabola
 FIRST_OPTIMUM_SD = 0.35  # the same in sweeps of earlier versions
@@ -39,7 +40,7 @@ def probe_budgets(budgets: Sequence[float]) -> tuple[float, ...]:
     """Choose the budgets of the probes: the smallest, and one about `LONGER` times as large where that is cheap."""
     smallest, total = min(budgets), sum(budgets)
     larger = [
-        c for c in budgets if c >= MIN_LONGER * smallest and PROBES * (c - smallest) <= LONG_SHARE * SIZES * total
+        c for c in budgets if c >= MIN_LONGER * smallest and len(NEAR) * (c - smallest) <= LONG_SHARE * SIZES * total
     ]
     nearest = min(larger, key=lambda c: abs(math.log(c / smallest / LONGER)), default=None)
     return (smallest,) if nearest is None else (smallest, nearest)

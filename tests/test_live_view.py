@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import flops_fit_ray.cli._run_commands as commands
+import flops_fit_ray.cli._status as commands
 import flops_fit_ray.console._live as live
 from flops_fit_ray.analysis import FitOptions, fit_minima
 from flops_fit_ray.console._drawing import draw

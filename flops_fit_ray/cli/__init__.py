@@ -15,6 +15,7 @@ from flops_fit_ray.cli import _fit_commands as fit_commands
 from flops_fit_ray.cli import _run_commands as run_commands
 from flops_fit_ray.cli import _selftest as selftest
 from flops_fit_ray.cli import _serve as serve
+from flops_fit_ray.cli import _status as status_command
 from flops_fit_ray.cli import _submit as submit
 from flops_fit_ray.engine.interrupt import interruptible
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, FlopsFitError
@@ -95,7 +96,7 @@ for command in (
     run_commands.check,
     run_commands.run,
     run_commands.extend,
-    run_commands.status,
+    status_command.status,
     fit_commands.fit,
     fit_commands.predict,
     fit_commands.score,

@@ -7,7 +7,7 @@ the plan does not depend on the order in which experiments end, on the number of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +16,10 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.outliers import farthest_outlier
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
 from flops_fit_ray.planning import _adaptive as adaptive
-from flops_fit_ray.planning import lr_probes
 from flops_fit_ray.planning._ladder import first_valley, fitting, ladder_of
+from flops_fit_ray.planning._lr_guard import LrGuard
 from flops_fit_ray.planning._trunks import with_parent
-from flops_fit_ray.planning.cells import Cells, max_steps, resolve_lr, steps_of, tokens_of
+from flops_fit_ray.planning.cells import Cells, resolve_lr
 from flops_fit_ray.planning.experiment import Experiment, MeasuredLr, ModelSize, Observation
 from flops_fit_ray.planning.grid import Cell, centre_of
 
@@ -69,61 +69,15 @@ class PlanReplay:
 
     def _guard_rates(self) -> bool:
         """Add the probes and fit the learning rate rule. False while probes are open."""
-        budget = self._cells.constants.base_budget
         if self._static is None:
             first = first_valley(self._spec, self._cells.measurements)
         else:
             smallest = min(b.flops for b, _ in self._static)
             first = [s for b, s in self._static if b.flops == smallest]
-        sizes = lr_probes.probed_sizes(first)
-        best = [self._probe(budget, size) for size in sizes]
-        if None in best and not self._assume:
-            return False
-        optima = [self._rate(budget, size, factor) for size, factor in zip(sizes, best, strict=True)]
-        budgets = self._cells.constants.probe_budgets
-        if not budgets:  # a sweep of an earlier version
-            self.lr = lr_probes.lr_law_at_one_budget([(n, lr) for n, _, lr in optima])
-        else:
-            for longer in budgets[1:]:
-                if self._fed(longer, sizes[-1]):
-                    factor = self._probe(longer, sizes[-1], lr_probes.factors_near(best[-1] or 1.0))
-                    if factor is None and not self._assume:
-                        return False
-                    optima.append(self._rate(longer, sizes[-1], factor))
-            self.lr = lr_probes.lr_law(optima, self._spec.grid.tokens_per_param)
-        self.notes += lr_probes.notes(self.lr, optima)
-        return True
-
-    def _rate(self, budget: float, size: ModelSize, factor: float | None) -> lr_probes.Optimum:
-        """N, D and the best rate of one size at one budget."""
-        tokens = tokens_of(self._spec, self._cells.measurements, budget, size)
-        return size.params, tokens, resolve_lr(self._spec, size, budget) * (1.0 if factor is None else factor)
-
-    def _fed(self, budget: float, size: ModelSize) -> bool:
-        """True if the data suffice for a size at a budget."""
-        measurements = self._cells.measurements
-        return steps_of(self._spec, measurements, budget, size) <= max_steps(self._spec, measurements)
-
-    def _probe(self, budget: float, size: ModelSize, first: Sequence[float] = lr_probes.FACTORS) -> float | None:
-        """Best factor over the general rule at one size; None while its probes are open.
-
-        Args:
-            first: factors to begin with.
-        """
-        losses: dict[float, float] = {}
-        while factors := lr_probes.missing_factors(losses, first):
-            for factor in factors:
-                lr = resolve_lr(self._spec, size, budget) * factor
-                reason = f"learning rate {factor:g} times the general rule"
-                probe = self._cells.make(budget, size, lr, role="probe", reason=reason)
-                self._add(probe)
-                losses[factor] = self._loss_or_inf(probe)
-            if any(map(math.isnan, losses.values())):
-                return None
-        if not math.isfinite(losses[lr_probes.best_factor(losses)]):
-            self.notes.append(f"every probed learning rate failed at size {size.size}: it keeps the general rule")
-            return 1.0
-        return lr_probes.optimum_factor(losses)
+        guard = LrGuard(self._cells, self._add, self._loss_or_inf, assume=self._assume)
+        self.lr = guard.law(first)
+        self.notes += guard.notes
+        return self.lr is not None
 
     def _loss_or_inf(self, experiment: Experiment) -> float:
         """Loss of an experiment; NaN while it is open, infinite if it failed."""

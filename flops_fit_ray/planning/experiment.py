@@ -248,7 +248,7 @@ class MeasuredLr(Record):
 
     @property
     def held(self) -> bool:
-        """Whether the exponent that the probes ask for is not believed."""
+        """Return True if the exponent that the probes ask for is not believed."""
         return self.found_exponent is not None and self.found_exponent != self.exponent
 
     def of(self, params: float) -> float:

@@ -206,7 +206,7 @@ def test_the_learning_rate_is_found_wherever_it_is(factor: float) -> None:
         assert 0.5 < plan.lr.of(n) / (factor * 1e-3 * (n / 1e7) ** -0.25) < 1.05
     probes = of_role(plan, "probe")
     assert {e.budget for e in probes} == set(BUDGETS[:2]) and 11 <= len(probes) <= 18
-    assert sum(e.flops_executed for e in probes) < 0.03 * sum(e.flops_executed for e in plan.experiments)
+    assert sum(e.flops_executed for e in probes) < 0.04 * sum(e.flops_executed for e in plan.experiments)
     grid = [e for e in plan.experiments if e.role == "grid"]
     assert len(grid) >= 25 and all(e.recipe.lr == plan.lr.of(e.params) for e in grid)
     assert "learning rate: best" in plan.notes[0]

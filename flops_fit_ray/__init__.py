@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from flops_fit_ray._version import __version__
 
 if TYPE_CHECKING:
+    from flops_fit_ray.analysis import next_runs
     from flops_fit_ray.api import check, find_optimal, fit_table
     from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
     from flops_fit_ray.result import Result
@@ -28,6 +29,7 @@ __all__ = [
     "check",
     "find_optimal",
     "fit_table",
+    "next_runs",
 ]
 
 _HOMES = {
@@ -37,6 +39,7 @@ _HOMES = {
     "find_optimal": "flops_fit_ray.api",
     "fit_table": "flops_fit_ray.api",
     "Result": "flops_fit_ray.result",
+    "next_runs": "flops_fit_ray.analysis",
     "FitError": "flops_fit_ray.errors",
     "FlopsFitError": "flops_fit_ray.errors",
     "SpecError": "flops_fit_ray.errors",

@@ -8,12 +8,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, overload
 
-from flops_fit_ray.analysis import Analysis, Prediction, SweepFit, predict
+from flops_fit_ray.analysis import Analysis, NextRuns, Prediction, SweepFit, predict
 from flops_fit_ray.errors import ArgumentError, ResourceError
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.storage.atomic import write_bytes
 from flops_fit_ray.storage.storage_path import StoragePath, expanded, local_path, storage_path
 from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.next_places import next_runs_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,6 +110,19 @@ class Result:
             path = storage_path(runs)
             add_runs(self._sweep, path, None if path.is_dir() else read_table(local_path(path)))
         return scores_of(self._sweep)
+
+    def next_runs(self, count: int = 5, target: float | None = None, *, at_most: float | None = None) -> NextRuns:
+        """Choose the runs that narrow the interval of N_opt at C = `target` most for the FLOPs that they execute.
+
+        Args:
+            target: FLOPs, beyond the data; None: ten times the largest budget.
+            at_most: FLOPs of all of them; None: twice what the sweep executed so far.
+
+        Raises:
+            SpecError: a number is out of range.
+            FitError: there is no interval to narrow, and which runs would give one.
+        """
+        return next_runs_of(self._sweep, self.fit, count, target, at_most)
 
     def chinchilla_table(
         self, budgets: Sequence[float] | float | None = None, *, compute_budgets: Sequence[float] | float | None = None

@@ -13,6 +13,7 @@ from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.next_places import SweepSpace
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, Surface, optimum, sweep_on
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 from tests.test_cli import call
@@ -51,6 +52,30 @@ def test_any_table_can_be_fitted(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert content["table"]["columns"]["loss"] == "val loss" and content["table"]["refused"] == []
     assert len(content["validity"]) == 15
     assert content["methods"]["surface_huber"]["status"] == "converged"
+
+
+def test_the_next_runs_of_a_sweep_are_cells_that_it_can_train(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("fit", sweep.paths.root, "--draws", "200", "--next", "4", "--json") == 0
+    content = json.loads(capsys.readouterr().out)["next_runs"]
+    sizes = {s.size: s for s in sweep.plan.measurements.sizes}
+    assert content["target"] == pytest.approx(1.6e7, rel=1e-3) and content["spent"] == sweep.flops_spent
+    for run in content["runs"]:
+        assert run["params"] == sizes[run["size"]].params and run["tokens"] % 4 == 0 and run["seconds"] > 0
+    # 1) a larger budget goes on from the trunk of the size, and costs the steps after it
+    space = SweepSpace(sweep)
+    place = next(p for p in space.places(6.4e6, 136.0) if p.size == 136)
+    parent = next(e for e in sweep.plan.experiments if (e.budget, e.size) == (1.6e6, 136))
+    assert space.prices([place]) == [(place.tokens - 4 * parent.trunk_step) * parent.flops_per_token]
+    # 2) the same cell again is a seed, from scratch; a budget between the two shares the trunk with both
+    between = next(p for p in space.places(3.2e6, 136.0) if p.size == 136)
+    assert space.prices([place, place])[1] == place.tokens * parent.flops_per_token
+    shared = space.prices([place, between])
+    assert shared[1] == (between.tokens - 4 * parent.trunk_step) * parent.flops_per_token
+    assert sum(shared) < space.prices([place])[0] + 0.21 * between.tokens * parent.flops_per_token  # its decay alone
+    # 3) neither fewer steps than the sweep's shortest, nor more data than there are
+    shortest = min(e.steps for e in sweep.plan.experiments)
+    assert all(p.tokens >= 4 * shortest for p in space.places(2e4, 24.0))
+    assert space.places(1e12, 136.0) == []
 
 
 def test_options_change_what_they_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,9 @@ from flops_fit_ray.analysis._analysis import Analysis, analyse, analysis_to_json
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law
 from flops_fit_ray.analysis._methods import METHODS, Method
+from flops_fit_ray.analysis._next_runs import expected_factors, next_runs
+from flops_fit_ray.analysis._run_choice import NextRun, NextRuns
+from flops_fit_ray.analysis._run_space import Place, RunSpace
 from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, sensitivity
 from flops_fit_ray.analysis._summary import (
     comparison_to_json,
@@ -35,8 +38,12 @@ __all__ = [
     "Law",
     "Method",
     "MethodName",
+    "NextRun",
+    "NextRuns",
+    "Place",
     "Points",
     "Prediction",
+    "RunSpace",
     "Sensitivity",
     "SensitivityRow",
     "SweepFit",
@@ -48,6 +55,7 @@ __all__ = [
     "analysis_to_json",
     "compare",
     "comparison_to_json",
+    "expected_factors",
     "fit_minima",
     "fit_sweep",
     "fit_to_json",
@@ -59,6 +67,7 @@ __all__ = [
     "laws_to_json",
     "losses_at",
     "n_opt_to_json",
+    "next_runs",
     "predict",
     "predict_for_time",
     "prediction_to_json",

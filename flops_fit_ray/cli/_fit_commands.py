@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flops_fit_ray.cli._common import LocalPath, StoragePathType, echo, json_option, open_directory
+from flops_fit_ray.cli._next import NextWanted, next_wanted, show_next
 from flops_fit_ray.cli._sources import (
     FIT_OPTIONS,
     TABLE_OPTIONS,
@@ -42,12 +43,24 @@ if TYPE_CHECKING:
 @with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
 @click.option("--each", metavar="NAME", help="Of a table: fit the rows of every value of this column apart.")
 @click.option("--report", "report_to", type=LocalPath(), help="Of a table: write report and figures here.")
+@click.option(
+    "--next",
+    "count",
+    type=click.IntRange(min=1),
+    metavar="RUNS",
+    help="Name the runs that would narrow N_opt at the target most for their FLOPs.",
+)
+@click.option("--target", type=float, metavar="C", help="Of --next [default: that of --at, or 10x the largest C].")
+@click.option("--at-most", type=float, metavar="FLOPS", help="Of all runs of --next [default: twice those so far].")
 @json_option
 def fit(
     source: StoragePath | None,
     at: tuple[float, ...],
     each: str | None,
     report_to: Path | None,
+    count: int | None,
+    target: float | None,
+    at_most: float | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -58,8 +71,9 @@ def fit(
     cannot be, and columns that split the rows, are refused with the option that mends it. A table of optima (C, n_opt)
     gets power laws.
     """
+    following = next_wanted(count, target, at_most, at)
     if each is None:
-        code, content = _fit_one(source, at, report_to, as_json, options)
+        code, content = _fit_one(source, at, report_to, as_json, options, following)
         if as_json:
             echo(json.dumps(content, indent=1))
         return code
@@ -81,6 +95,7 @@ def fit(
                 None if report_to is None else report_to / file_name(value),
                 as_json,
                 options | {"where": (*options["where"], f"{each}={value}")},
+                following,
                 file,
             )
         except FlopsFitError as e:  # the others are fitted all the same
@@ -100,11 +115,13 @@ def _fit_one(
     report_to: Path | None,
     as_json: bool,
     options: Mapping[str, Any],
+    following: NextWanted | None = None,
     file: Loaded | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Fit one sweep or table, print it unless it is wanted as JSON, and return the exit code and the content.
 
     Args:
+        following: what was asked of --next.
         file: the table, loaded; None: it is loaded here.
     """
     from flops_fit_ray.analysis import analyse
@@ -119,6 +136,8 @@ def _fit_one(
         if isinstance(table, Optima):
             if report_to is not None:
                 raise click.UsageError("--report needs a table of runs, and this is one of optima")
+            if following is not None:
+                raise click.UsageError("--next needs a table of runs, and this is one of optima")
             return EXIT_DONE, _show_optima(table, at, as_json, options)
         opened = opened_table(table, options)
     else:
@@ -139,6 +158,8 @@ def _fit_one(
         path = write_table_report(opened.table, analysis, report_to, command_of(opened.table, options))
         click.echo(f"report: {path}", err=as_json)
     content = analysis_document(analysis, card, opened.table) if as_json else {}
+    if following is not None:
+        content |= show_next(opened, following, as_json)
     return EXIT_FAILED if opened.fit.problem else EXIT_DONE, content
 
 

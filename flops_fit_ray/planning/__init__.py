@@ -22,7 +22,7 @@ from flops_fit_ray.planning._sizes import (
     size_kwargs,
     size_label,
 )
-from flops_fit_ray.planning._trunks import leaves_trunk, needed_trunks, trunk_numbers, trunk_of
+from flops_fit_ray.planning._trunks import leaves_trunk, needed_trunks, trunk_numbers, trunk_of, with_parent
 from flops_fit_ray.planning.cells import steps_of, tokens_of
 from flops_fit_ray.planning.data_probe import DataProbe, SetProbe, ValueProbe
 from flops_fit_ray.planning.experiment import (
@@ -104,4 +104,5 @@ __all__ = [
     "tokens_of",
     "trunk_numbers",
     "trunk_of",
+    "with_parent",
 ]

@@ -1,7 +1,9 @@
 """Fits of the loss surface L(N, D) by the Huber loss or by squared error, many problems at once."""
 
+from flops_fit_ray.analysis.surface._block_effects import BlockEffects, block_effects
 from flops_fit_ray.analysis.surface._cost import CostLaw, fit_cost_law, fit_token_cost
 from flops_fit_ray.analysis.surface._estimate import (
+    CASE_RUNS,
     SurfaceFit,
     SurfaceStatus,
     bootstrap_cases,
@@ -11,9 +13,11 @@ from flops_fit_ray.analysis.surface._estimate import (
 )
 from flops_fit_ray.analysis.surface._linear import (
     MIN_BLOCKS,
+    STEP,
     block_columns,
     left_over,
     linearised,
+    moved_surfaces,
     robust_reach,
     root_weights,
 )
@@ -21,7 +25,10 @@ from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceLoss, SurfaceOptions
 
 __all__ = [
+    "CASE_RUNS",
     "MIN_BLOCKS",
+    "STEP",
+    "BlockEffects",
     "CostLaw",
     "SurfaceFit",
     "SurfaceLoss",
@@ -29,6 +36,7 @@ __all__ = [
     "SurfaceStatus",
     "Surfaces",
     "block_columns",
+    "block_effects",
     "bootstrap_cases",
     "bootstrap_surface",
     "fit_cost_law",
@@ -36,6 +44,7 @@ __all__ = [
     "fit_token_cost",
     "left_over",
     "linearised",
+    "moved_surfaces",
     "refit_surfaces",
     "robust_reach",
     "root_weights",

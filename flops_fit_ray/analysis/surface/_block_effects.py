@@ -10,6 +10,8 @@ a half-Cauchy whose scale moves a minimum by as much as the valleys' prior does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Bools, Floats
@@ -25,13 +27,18 @@ LEAST_NOISE = 1e-9  # relative
 SIDE = 0.1  # of ln N at constant N·D, for the curvature of a valley
 
 
-def draw_block_effects(
-    surface: Surfaces, points: Points, options: SurfaceOptions, draws: int, rng: np.random.Generator
-) -> tuple[Floats, Bools] | None:
-    """Draw what blocks of budgets add to ln L; None with too few blocks or points to tell.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockEffects:
+    """The posterior of shifts and tilts: scales s and t on a grid, and what they leave of the noise of ln L."""
 
-    Returns:
-        the effects (draws, points), and whether a draw has none, because the law is exact in it (draws,).
+    probability: Floats  # (shifts, tilts)
+    shifts: Floats  # s, relative
+    tilts: Floats  # t, per unit of ln N
+    noise: float  # variance of ln L
+
+
+def block_effects(surface: Surfaces, points: Points, options: SurfaceOptions) -> BlockEffects | None:
+    """Compute the posterior of what blocks of budgets add to ln L; None with too few blocks or points to tell.
 
     With Q an orthonormal basis of the shifts and tilts that the surface cannot follow, z = Q'r is
     N(0, sigma²·I + s²·Q'SS'Q + t²·Q'TT'Q), and sigma² is what all of them leave.
@@ -59,9 +66,25 @@ def draw_block_effects(
     solved = np.linalg.solve(v, np.broadcast_to(z[:, None], (*v.shape[:-1], 1)))[..., 0]
     log = -0.5 * (np.linalg.slogdet(v)[1] + solved @ z)
     posterior = np.exp(log - log.max()) * spike_and_cauchy(GRID, 1.0)[:, None] * spike_and_cauchy(GRID, 1.0)
-    i, j = draw_cells(posterior, rng.random(draws))
-    drawn_shifts = s[i][:, None] * rng.standard_normal((draws, blocks))
-    drawn_tilts = t[j][:, None] * rng.standard_normal((draws, blocks))
+    return BlockEffects(probability=posterior, shifts=s, tilts=t, noise=noise)
+
+
+def draw_block_effects(
+    surface: Surfaces, points: Points, options: SurfaceOptions, draws: int, rng: np.random.Generator
+) -> tuple[Floats, Bools] | None:
+    """Draw what blocks of budgets add to ln L; None with too few blocks or points to tell.
+
+    Returns:
+        the effects (draws, points), and whether a draw has none, because the law is exact in it (draws,).
+    """
+    effects = block_effects(surface, points, options)
+    if effects is None:
+        return None
+    shift, tilt = block_columns(points)
+    blocks = shift.shape[1]
+    i, j = draw_cells(effects.probability, rng.random(draws))
+    drawn_shifts = effects.shifts[i][:, None] * rng.standard_normal((draws, blocks))
+    drawn_tilts = effects.tilts[j][:, None] * rng.standard_normal((draws, blocks))
     return np.asarray(drawn_shifts @ shift.T + drawn_tilts @ tilt.T), np.asarray((i == 0) & (j == 0))
 
 

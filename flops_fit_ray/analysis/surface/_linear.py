@@ -28,15 +28,24 @@ def linearised(surface: Surfaces, points: Points, options: SurfaceOptions) -> tu
     reach = robust_reach(residuals - centre)
     if reach > 0:
         residuals = np.clip(residuals, centre - reach, centre + reach)
-    columns, pinned = [], {name.lower() for name in options.pins}
+    columns = [
+        (np.log(moved.loss(points.params, points.tokens)) - fitted) / STEP * root
+        for moved in moved_surfaces(surface, options)
+    ]
+    return residuals, np.column_stack(columns)
+
+
+def moved_surfaces(surface: Surfaces, options: SurfaceOptions) -> list[Surfaces]:
+    """Return the surface with each of its free parameters raised by `STEP`, in the order of `linearised`."""
+    found, pinned = [], {name.lower() for name in options.pins}
     for field in fields(Surfaces):
         value = getattr(surface, field.name)
         fixed = options.form == "additive" if field.name == "k" else field.name.removeprefix("log_") in pinned
         if fixed or not np.isfinite(value).all():
             continue
         moved = {f.name: getattr(surface, f.name) for f in fields(Surfaces)} | {field.name: value + STEP}
-        columns.append((np.log(Surfaces(**moved).loss(points.params, points.tokens)) - fitted) / STEP * root)
-    return residuals, np.column_stack(columns)
+        found.append(Surfaces(**moved))
+    return found
 
 
 def robust_reach(off: Floats) -> float:

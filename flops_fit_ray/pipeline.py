@@ -32,6 +32,7 @@ from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, is_remote, local_path
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep, recorded_spec
+from flops_fit_ray.sweep.extend import unbracketed_budgets
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.sweep.stopping import (
     DEFAULT_COST_RATIO,
@@ -219,6 +220,9 @@ def _run_locked(
             request = replace(request, spec=with_budgets(request.spec, [Budget(flops=budget)]))
             constants = sweep.plan.constants
             planner = Planner(request.spec, request.measure(request.spec, constants.counting), constants)
+            if faults := unbracketed_budgets(sweep, request.spec, planner.measurements):
+                console.say(f"{faults[0]}: stopped")
+                break
             decision = decide_next(sweep, rule, budget, _cost_of_more(sweep, planner, ledger), limit)
             console.say(decision.message)
             if not decision.proceed:
@@ -253,6 +257,11 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
         console.say(f"changed since the last run in {paths.root}:\n{found.text()}")
     if found.redefined or (found.changed and not request.new):
         raise found.refusal(str(paths.root))
+    known = None if recorded.spec is None or recorded.plan is None else {b.flops for b in recorded.spec.budgets}
+    if known is not None and not found.changed and any(b.flops not in known for b in request.spec.budgets):
+        faults = unbracketed_budgets(open_sweep(paths.root), request.spec, planner.measurements)
+        if faults:
+            raise SpecError(request.source, faults)
     if found.changed or found.dropped:
         console.say(
             f"{found.changed + found.dropped} completed experiments are not of this plan any more: they stay on "

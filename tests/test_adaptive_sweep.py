@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flops_fit_ray.cli import main
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.formatting import count
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.pipeline import record_rates, recorded_constants, recorded_rates
 from flops_fit_ray.planning import plan_from_json, stated_rate
@@ -65,6 +67,22 @@ def test_one_more_budget_keeps_every_result(sweep: Sweep, tmp_path: Path) -> Non
     old = {r.key for r in sweep.results}
     assert any(r.parent in old for r in wider.results if r.key in new)  # a kept trunk was gone on from
     assert wider.flops_spent < 0.9 * sum(r.flops for r in wider.results)
+
+
+def test_a_budget_that_its_law_puts_beyond_the_data_is_refused_before_it_is_paid_for(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sweep.results_sha256
+    law = sweep.fit.params_opt
+    assert law is not None
+    with pytest.raises(SystemExit) as ended:
+        main(["extend", str(sweep.paths.root), "--budget", "1e8"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2, said
+    assert f"C = 1e8 has its minimum predicted at N = {count(law.at(1e8))}, and the smallest model that" in said
+    assert "so that its valley would have no minimum: give at least" in said and "or a C up to" in said
+    again = open_sweep(sweep.paths.root)
+    assert again.results_sha256 == before and again.spec == sweep.spec
 
 
 def test_the_card_and_the_report_speak_of_it(sweep: Sweep) -> None:

@@ -4,6 +4,7 @@ Nothing here trains, measures or touches a file: `Measurements` of model and dat
 experiment come in, a `Plan` goes out.
 """
 
+from flops_fit_ray.planning._feasible import next_fault, unbracketed
 from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, Average, LossFacts, derived_metrics, perplexity
 from flops_fit_ray.planning._plan import Plan, plan_from_json, priced
 from flops_fit_ray.planning._planner import Planner, Queue, make_plan, next_experiments
@@ -89,6 +90,7 @@ __all__ = [
     "make_plan",
     "needed_trunks",
     "next_experiments",
+    "next_fault",
     "own_range",
     "perplexity",
     "plan_from_json",
@@ -104,5 +106,6 @@ __all__ = [
     "tokens_of",
     "trunk_numbers",
     "trunk_of",
+    "unbracketed",
     "with_parent",
 ]

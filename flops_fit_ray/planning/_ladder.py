@@ -17,7 +17,7 @@ FEW_STEPS = 110  # optimizer steps below which the loss depends more on the warm
 def least_steps(spec: SweepSpec, measurements: Measurements) -> int:
     """Least optimizer steps of a cell: the larger limit if it leaves the smallest budget `GOOD_SIZES` sizes."""
     budget, largest = spec.budgets[0].flops, max_steps(spec, measurements)
-    steps = [steps_of(spec, measurements, budget, s) for s in _ideal_first_valley(spec, measurements)]
+    steps = [steps_of(spec, measurements, budget, s) for s in ideal_first_valley(spec, measurements)]
     for least in (MIN_STEPS, FEW_STEPS):
         if sum(least <= n <= largest for n in steps) >= GOOD_SIZES:
             return least
@@ -37,11 +37,16 @@ def fitting(spec: SweepSpec, measurements: Measurements, sizes: Sequence[ModelSi
 
 
 def first_valley(spec: SweepSpec, measurements: Measurements) -> list[ModelSize]:
-    """Sizes of the wide first valley, at the smallest budget."""
-    return fitting(spec, measurements, _ideal_first_valley(spec, measurements), spec.budgets[0].flops)
+    """Sizes of the wide first valley, at the smallest budget; the nearest that fit where too few of them do."""
+    budget = spec.budgets[0].flops
+    sizes = fitting(spec, measurements, ideal_first_valley(spec, measurements), budget)
+    if len(sizes) >= adaptive.MIN_SIZES:
+        return sizes
+    others = fitting(spec, measurements, ladder_of(spec, measurements), budget)
+    return adaptive.nearest(others, centre_of(spec, measurements, budget), adaptive.MIN_SIZES)
 
 
-def _ideal_first_valley(spec: SweepSpec, measurements: Measurements) -> list[ModelSize]:
+def ideal_first_valley(spec: SweepSpec, measurements: Measurements) -> list[ModelSize]:
     """Sizes of the first valley, symmetric about its centre, if every size had enough steps and data."""
     centre = centre_of(spec, measurements, spec.budgets[0].flops)
     return adaptive.nearest(ladder_of(spec, measurements), centre, spec.grid.first_sizes)

@@ -9,14 +9,14 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning._adaptive import MIN_SIZES
 from flops_fit_ray.planning._disk import disk_need
 from flops_fit_ray.planning._evaluation import evaluation_cost, evaluation_warnings, limit_samples, with_limit
+from flops_fit_ray.planning._feasible import fed_params, first_fault, next_fault
 from flops_fit_ray.planning._ladder import first_valley
 from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._replay import Observations, PlanReplay
 from flops_fit_ray.planning._trunks import unshared_note
-from flops_fit_ray.planning.cells import Cells, constants_identity, make_constants, max_steps, steps_of, tokens_of
+from flops_fit_ray.planning.cells import Cells, constants_identity, make_constants, tokens_of
 from flops_fit_ray.planning.experiment import AS_THEY_RUN, FIRST_RULE, Experiment, Measurements, SweepConstants
 from flops_fit_ray.planning.grid import (
-    GOOD_SIZES,
     Cell,
     by_params,
     cell_warnings,
@@ -25,7 +25,6 @@ from flops_fit_ray.planning.grid import (
     size_faults,
     static_cells,
     sweep_warnings,
-    too_much_data,
 )
 from flops_fit_ray.planning.slots import own_flops, tails
 from flops_fit_ray.spec import SweepSpec
@@ -43,6 +42,7 @@ class Planner:
     def __init__(self, spec: SweepSpec, measurements: Measurements, constants: SweepConstants | None = None) -> None:
         if constants is not None and constants.identity != constants_identity(spec, measurements):
             constants = None
+        self._begins = constants is None  # else results tell more than D/N (`unbracketed`)
         if constants is not None:
             measurements = measurements.counted_by(constants.counting)
         self.spec, self.measurements = spec, measurements
@@ -71,13 +71,10 @@ class Planner:
         if not faults:
             budget = self.spec.budgets[0].flops
             first = first_valley(self.spec, self.measurements)
-            if len(first) >= MIN_SIZES:
+            fault = first_fault(self.spec, self.measurements) if self._begins or len(first) < MIN_SIZES else ""
+            if not fault:
                 return min(tokens_of(self.spec, self.measurements, budget, s) for s in first)
-            faults.append(
-                f"budgets: {fmt.flops(budget)} has {len(first)} size(s) with enough steps and data; "
-                f"an adaptive grid needs at least {MIN_SIZES}, better {GOOD_SIZES}: raise the budget, lower "
-                "train.batch_size, or add data"
-            )
+            faults.append(fault)
         raise SpecError("spec", faults)
 
     def plan(self, observed: Observations | None = None, *, forecast: bool = True) -> Plan:
@@ -100,7 +97,7 @@ class Planner:
                 e for e in assumed.experiments.values() if (e.budget, e.size, e.recipe.seed, e.role) not in places
             )
             short = len(experiments) + len(expected) >= self.spec.grid.max_experiments
-            if not observed and self._static is None and not short:
+            if self._begins and not observed and self._static is None and not short:
                 unfed = tuple(self._refuse_unfed((*experiments, *expected)))
         guarded = any(e.role == "probe" for e in experiments)
         everything = (*experiments, *expected)
@@ -147,38 +144,16 @@ class Planner:
         """
         for budget in self.spec.budgets:
             cells = [e.params for e in experiments if e.budget == budget.flops and e.role == "grid"]
+            if fault := next_fault(self.spec, self.measurements, budget.flops):
+                raise SpecError("spec", [fault])
             centre = centre_of(self.spec, self.measurements, budget.flops)
-            if len(cells) >= MIN_SIZES and min(cells) <= centre:
-                continue
-            nearest = min(self.measurements.sizes, key=lambda s: abs(s.params - centre))
-            fed = steps_of(self.spec, self.measurements, budget.flops, nearest) <= max_steps(
-                self.spec, self.measurements
-            )
-            if len(cells) >= MIN_SIZES and min(cells) <= self.spec.grid.window * centre:
+            if cells and min(cells) > centre:
+                fed = fed_params(self.spec, self.measurements, budget.flops) <= centre
                 limit = "the model allows" if fed else "the data can feed"
                 yield (
                     f"C = {fmt.flops(budget.flops)}: all sizes that {limit} are larger than the expected optimum "
                     f"N = {centre:.3g}"
                 )
-                continue
-            if fed and len(cells) >= MIN_SIZES:
-                fault = (
-                    f"budgets: C = {fmt.flops(budget.flops)} has its expected optimum at N = {centre:.3g}, and the "
-                    f"smallest model that is allowed has N = {min(cells):.3g}: raise the budget, make the model "
-                    "smaller, or set grid.tokens_per_param lower"
-                )
-            elif fed:
-                fault = (
-                    f"budgets: C = {fmt.flops(budget.flops)} has {len(cells)} size(s) around its expected optimum N = "
-                    f"{centre:.3g}; the model allows no others: widen model.sizes or set grid.tokens_per_param"
-                )
-            else:
-                fault = (
-                    f"data.train: C = {fmt.flops(budget.flops)} needs more data than there is; around its expected "
-                    f"optimum {too_much_data(self.spec, self.measurements, budget.flops, nearest)}. Add data "
-                    "or lower the budget"
-                )
-            raise SpecError("spec", [fault])
 
 
 def _counting_note(measurements: Measurements) -> Iterator[str]:

@@ -10,6 +10,7 @@ from flops_fit_ray.analysis.diagnostics import range_warning
 from flops_fit_ray.analysis.repetition import NEARLY_FRESH
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning._ranges import feasible_range, largest_batch, least_samples, remedy_words
 from flops_fit_ray.planning._sizes import TRUSTED_RATIO, auto_range, expected_centre, shared_sizes, size_label
 from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of
 from flops_fit_ray.planning.experiment import AS_THEY_RUN, DataFacts, Experiment, Measurements, ModelSize
@@ -97,11 +98,13 @@ def _budget_faults(spec: SweepSpec, cells: list[Cell], measurements: Measurement
 
 def _cell_faults(spec: SweepSpec, cells: list[Cell], measurements: Measurements) -> Iterator[str]:
     steps = {(b.flops, s.size): steps_of(spec, measurements, b.flops, s) for b, s in cells}
-    for budget, size in cells:
-        if steps[budget.flops, size.size] < 1:
+    for budget in spec.budgets:
+        short = [s for b, s in cells if b is budget and steps[b.flops, s.size] < 1]
+        if short:
+            least = max(short, key=lambda s: s.flops_per_token)
             yield (
-                f"budget {fmt.flops(budget.flops)}, size {size.size}: C covers less than one batch "
-                f"({budget.flops / size.flops_per_token:.3g} tokens); raise the budget or lower train.batch_size"
+                f"budget {fmt.flops(budget.flops)}, size {least.size}: C covers less than one batch "
+                f"({budget.flops / least.flops_per_token:.3g} tokens). {_remedies(spec, measurements, budget)}"
             )
     largest = max_steps(spec, measurements)
     beyond = [(budget, size) for budget, size in cells if steps[budget.flops, size.size] > largest]
@@ -109,9 +112,24 @@ def _cell_faults(spec: SweepSpec, cells: list[Cell], measurements: Measurements)
         budget, size = max(beyond, key=lambda cell: steps[cell[0].flops, cell[1].size])
         yield (
             f"data.train: {len(beyond)} of {len(cells)} experiments need more data than there is; the largest needs "
-            f"{too_much_data(spec, measurements, budget.flops, size)}. Add data, drop the smallest sizes there, or "
-            "raise data.max_epochs (repeated data biases the optimum)"
+            f"{too_much_data(spec, measurements, budget.flops, size)}. {_remedies(spec, measurements, budget)}; "
+            "or drop the smallest sizes there (repeated data biases the optimum)"
         )
+
+
+def _remedies(spec: SweepSpec, measurements: Measurements, budget: Budget) -> str:
+    """Say at which C the sizes of a budget can be run, and which batch or data this C would need."""
+
+    def accepts(spec: SweepSpec, measurements: Measurements, c: float) -> bool:
+        sizes = _sizes_for(spec, budget.model_copy(update={"flops": c}), by_params(measurements), measurements)
+        few = 1 if spec.is_one_run else MIN_DISTINCT_SIZES["parabola"]
+        steps, largest = [steps_of(spec, measurements, c, s) for s in sizes], max_steps(spec, measurements)
+        return len(steps) >= few and min(steps) >= 1 and max(steps) <= largest
+
+    possible = feasible_range(spec, measurements, lambda c: accepts(spec, measurements, c), budget.flops)
+    batch = largest_batch(spec, lambda other: accepts(other, measurements, budget.flops))
+    samples = least_samples(measurements, lambda other: accepts(spec, other, budget.flops))
+    return remedy_words("its sizes", possible, batch, samples, measurements)
 
 
 def too_much_data(spec: SweepSpec, measurements: Measurements, budget: float, size: ModelSize) -> str:

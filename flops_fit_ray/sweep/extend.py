@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning import Measurements, next_fault, unbracketed
 from flops_fit_ray.spec import Budget, LrRule, SizeValue, SweepSpec, make_spec
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.stopping import with_budgets
@@ -99,3 +100,18 @@ def better_lr(sweep: Sweep) -> LrRule:
         fault = f"--lr-again: none of {len(sweep.lr_checks)} checks found a clearly better learning rate; leave it out"
         raise SpecError(SOURCE, [fault])
     return sweep.found_lr
+
+
+def unbracketed_budgets(sweep: Sweep, spec: SweepSpec, measurements: Measurements) -> list[str]:
+    """Describe each budget that the sweep lacks, and whose valley its law puts beyond the data or the steps.
+
+    Only of an adaptive grid: sizes that a spec lists are run as they are written.
+    """
+    known = {b.flops for b in sweep.spec.budgets}
+    added = [b.flops for b in spec.budgets if b.flops not in known]
+    if not added or not spec.is_adaptive:
+        return []
+    law = sweep.fit.params_opt if sweep.results else None
+    if law is None:  # as for a sweep that begins
+        return [fault for c in added if (fault := next_fault(spec, measurements, c))]
+    return [fault for c in added if (fault := unbracketed(spec, measurements, c, law.at))]

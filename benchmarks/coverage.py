@@ -1,7 +1,7 @@
 """How often do 95 % intervals hold the truth? Synthetic sweeps in known worlds, and published ones, budget by budget.
 
-    python -m benchmarks.coverage [--worlds all] [--sweeps 200] [--draws 400] [--surfaces] [--scattered 0]
-    python -m benchmarks.coverage --table PATH... [--each COLUMN] [--draws 1000]
+    python -m benchmarks.coverage [--worlds W] [--sweeps 200] [--draws 400] [--curve auto] [--surfaces] [--scattered 0]
+    python -m benchmarks.coverage --table PATH... [--each COLUMN] [--draws 1000] [--curve auto]
 
 In worlds: sweeps with noise on every surface of `plan --simulate`, three of which are of the fitted form. A JSON line
 for each world, noise and method: the share of intervals that hold the exponent a of N_opt and the optimum N, D and L at
@@ -21,7 +21,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +48,14 @@ def main() -> None:
     parser.add_argument("--sweeps", type=int, default=200)
     parser.add_argument("--draws", type=int, help="of the bootstrap; 400, and 1,000 for tables")
     parser.add_argument("--sizes", type=int, default=7, help="per budget, from 1/4 to 4 times the optimum")
+    parser.add_argument("--curve", default="parabola", help="of the valleys, or auto")
     parser.add_argument("--surfaces", action="store_true", help="with the surfaces, which take seconds a sweep")
     parser.add_argument("--scattered", type=int, default=0, help="so many runs all over N and D instead of a sweep")
     parser.add_argument("--table", type=Path, nargs="+", help="tables of runs instead of worlds")
     parser.add_argument("--each", help="with --table: a column whose values are tables of their own")
     arguments = parser.parse_args()
     if arguments.table:
-        _print_tables(arguments.table, arguments.each, arguments.draws or 1000)
+        _print_tables(arguments.table, arguments.each, FitOptions(draws=arguments.draws or 1000, curve=arguments.curve))
         return
     for name in SURFACES if arguments.worlds == "all" else arguments.worlds.split(","):
         for noise in NOISES:
@@ -84,7 +85,8 @@ def _world(surface: LossSurface, noise: float, arguments: argparse.Namespace) ->
             points = scattered_on(surface.loss, arguments.scattered, noise=noise, seed=seed)
         else:
             points = sweep_about(surface.loss, BUDGETS, centres, sizes=arguments.sizes, noise=noise, seed=seed)
-        for method, (laws, fits) in _laws(points, arguments.draws or 400, seed, wanted).items():
+        options = FitOptions(draws=arguments.draws or 400, seed=seed, curve=arguments.curve)
+        for method, (laws, fits) in _laws(points, options, wanted).items():
             if laws is not None:
                 tested = {} if fits is None else {"refused": float(not fits)}
                 marks[method].append(_marks(laws, exponent, truths) | tested)
@@ -120,12 +122,12 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _laws(
-    points: Points, draws: int, seed: int, wanted: Sequence[MethodName]
+    points: Points, options: FitOptions, wanted: Sequence[MethodName]
 ) -> dict[MethodName, tuple[tuple[Law, Law, Law] | None, bool | None]]:
     """Return the laws of N, D and L of each method, and whether tests of lack of fit pass it (None: untested)."""
     if len(wanted) == 1:
-        return {"valley": (fit_minima(points, FitOptions(draws=draws, seed=seed)).method.laws, None)}
-    fit = fit_sweep(points, FitOptions(draws=draws, seed=seed, method=wanted[-1]))
+        return {"valley": (fit_minima(points, options).method.laws, None)}
+    fit = fit_sweep(points, replace(options, method=wanted[-1]))
     refused = {test.method for test in fit.lack_of_fit if test.verdict == "does_not_fit"}
     return {method: (fit.methods[method].laws, method not in refused) for method in wanted}
 
@@ -148,14 +150,14 @@ class Predicted:
     error: tuple[float, float, float]  # absolute
 
 
-def _print_tables(paths: Sequence[Path], each: str | None, draws: int) -> None:
+def _print_tables(paths: Sequence[Path], each: str | None, options: FitOptions) -> None:
     rows = []
     for path in paths:
         for value in [None] if each is None else values_of(path, load(path), each):
             where = () if each is None or value is None else ((each, value),)
             try:
                 points = read_table(path, TableOptions(where=where)).points
-                rows += list(predicted(value or path.name, points, FitOptions(draws=draws)))
+                rows += list(predicted(value or path.name, points, options))
             except FlopsFitError as e:
                 sys.stderr.write(f"left out: {path} {value or ''}: {e}\n")
     for low, high, words in RANGES:

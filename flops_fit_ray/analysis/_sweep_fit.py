@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from flops_fit_ray.analysis._bracketed import bracketed
 from flops_fit_ray.analysis._curve_choice import choose_curve
 from flops_fit_ray.analysis._envelope import envelope_method
 from flops_fit_ray.analysis._flags import Flag
@@ -240,11 +241,12 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
         choice = choose_curve(tuple(fit_valleys(points, replace(options, curve="parabola"))), points)
         options = replace(options, curve=next(name for name in MIN_DISTINCT_SIZES if name == choice.chosen))
     valleys = tuple(fit_valleys(points, options))
+    noise, minima = valley_noise(valleys, points), None
+    errors = None if noise is None else minima_errors(valleys, points, noise)
+    valleys = bracketed(valleys, errors)
     cost = None
     if sum(valley.status == "interior" for valley in valleys) >= 2:
         cost = fit_token_cost(points.params, points.tokens, points.flops, points.token_cost)
-    noise, minima = valley_noise(valleys, points), None
-    errors = None if noise is None else minima_errors(valleys, points, noise)
     if noise is not None and options.draws:
         rng = np.random.default_rng(options.seed) if rng is None else rng
         minima = draw_minima(valleys, points, noise, options.draws, rng, options.seed)

@@ -220,12 +220,12 @@ def _run_locked(
             request = replace(request, spec=with_budgets(request.spec, [Budget(flops=budget)]))
             constants = sweep.plan.constants
             planner = Planner(request.spec, request.measure(request.spec, constants.counting), constants)
-            if faults := unbracketed_budgets(sweep, request.spec, planner.measurements):
-                console.say(f"{faults[0]}: stopped")
-                break
             decision = decide_next(sweep, rule, budget, _cost_of_more(sweep, planner, ledger), limit)
             console.say(decision.message)
             if not decision.proceed:
+                break
+            if faults := unbracketed_budgets(sweep, request.spec, planner.measurements):
+                console.say(f"{faults[0]}: stopped")
                 break
             session.enter_context(ray_session(request.address))  # one for all budgets
         if sweep.num_deaths:

@@ -46,7 +46,7 @@ def sizes_about(budget: float) -> list[int]:
     return [s.params for s in sorted(SIZES[::2], key=lambda s: abs(np.log(s.params / n)))[:7]]
 
 
-def spec_with(budgets: list[float], **train: Any) -> SweepSpec:
+def spec_with(budgets: list[float], *, one_budget: bool = False, **train: Any) -> SweepSpec:
     return make_spec(
         {
             "model": {"target": "m:G", "size_param": "width"},
@@ -56,6 +56,7 @@ def spec_with(budgets: list[float], **train: Any) -> SweepSpec:
             "fit": {"draws": 200},
         },
         "test",
+        one_budget=one_budget,
     )
 
 
@@ -75,6 +76,7 @@ def run_in(
         noise = NOISE * rng.standard_normal()
         if only(e):
             loss = true_loss(e.params, e.budget) + noise + (off if e.budget == NEXT else 0.0)
+            Ledger(paths).record_planned(e)
             Ledger(paths).record_result(result_of(e, loss))
     return open_sweep(root)
 
@@ -244,6 +246,28 @@ def test_runs_from_elsewhere_score_too(
     assert [s.inside for s in Result(sweep).scores(tmp_path / "big.csv").scores] == [True]  # and once
     with pytest.raises(SpecError, match="no forecast to score"):
         Result(run_in(tmp_path / "t", spec_with(BUDGETS[:2]))).scores(tmp_path / "big.csv")
+
+
+@pytest.mark.parametrize(("train", "scored"), [({}, True), ({"lr": 7e-4}, True), ({"batch_size": 250}, False)])
+def test_the_recommended_run_scores_wherever_the_ledger_has_it(
+    sealed: tuple[Sweep, Sealed], train: dict[str, Any], scored: bool
+) -> None:
+    """Run in this very directory, which then holds the plan of that one run; and when the sweep is back again."""
+    sweep, _ = sealed
+    n = sizes_about(NEXT)[0]
+    content = spec_with([NEXT], one_budget=True, **train).model_dump(mode="json")
+    content["budgets"] = [{"flops": NEXT, "sizes": [n]}]
+    alone = run_in(local_path(sweep.paths.root), make_spec(content, "test"))
+    assert alone.spec.is_one_run and len(alone.results) == 1
+    score = scores_of(alone).scores[0]
+    assert score.inside is (True if scored else None)
+    assert scored or "another recipe (train.batch_size: 500 -> 250)" in score.message
+    back = run_in(local_path(sweep.paths.root), spec_with(BUDGETS))
+    assert len(back.results) == 28
+    (again, *_) = scores_of(back).scores
+    assert again == score if scored else again.inside is None
+    if scored:
+        assert (again.params, again.observed) == (n, alone.results[0].loss)
 
 
 def test_another_directory_scores_with_its_minimum(sealed: tuple[Sweep, Sealed], tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.analysis import json_value
 from flops_fit_ray.errors import FlopsFitError, first_line
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.planning import IN_FIT, read_experiment
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.forecasts import Forecast, Pair, Sealed, read_forecasts, recipe_of, same_budget
 from flops_fit_ray.sweep.scored_runs import FoundMinimum, Run, ScoredRuns, given_runs, minima_of
@@ -113,6 +116,9 @@ def _outcome(sweep: Sweep, forecast: Forecast, others: Sequence[ScoredRuns]) -> 
             runs=tuple(Run(budget=r.budget, params=r.params, loss=r.loss) for r in own),
             minimum=next((m for m in minima if same_budget(m.budget, c)), None),
         )
+    outside = _left_out(sweep, forecast)
+    if outside:
+        return _Outcome(runs=outside)
     for given in others:
         runs = tuple(r for r in given.runs if same_budget(r.budget, c))
         if runs and any((r.finished_at or given.added_at) < forecast.sealed_at for r in runs):
@@ -120,6 +126,24 @@ def _outcome(sweep: Sweep, forecast: Forecast, others: Sequence[ScoredRuns]) -> 
         if runs:
             return _Outcome(runs=runs, minimum=next((m for m in given.minima if same_budget(m.budget, c)), None))
     return _Outcome()
+
+
+def _left_out(sweep: Sweep, forecast: Forecast) -> tuple[Run, ...]:
+    """Return the ledger's runs of the forecast's C that are not of the plan, such as a run that `predict` recommended.
+
+    They ended after the forecast was made, and by its recipe but for the learning rate.
+    """
+    planned, ledger, found = {e.key for e in sweep.plan.experiments}, Ledger(sweep.paths), []
+    train = forecast.recipe.get("train", {})
+    for r in ledger.results(sorted(sweep.paths.recorded_keys() - planned)):
+        e = read_experiment(sweep.paths.planned(r.key))
+        if e is None or r.role not in IN_FIT or not same_budget(r.budget, forecast.budget):
+            continue
+        recipe = json_value(asdict(e.recipe))
+        shared = (train.keys() & recipe.keys()) - {"lr"}
+        if r.finished_at >= forecast.sealed_at and all(recipe[name] == train[name] for name in shared):
+            found.append(Run(budget=r.budget, params=r.params, loss=r.loss, finished_at=r.finished_at))
+    return tuple(found)
 
 
 def _changed(before: Any, now: Any, one_run: bool) -> str:

@@ -69,6 +69,7 @@ LIMITS: Mapping[str, Limits] = {
     "confidence": Limits(gt=0.5, lt=1),  # refuses 0.05 where 0.95 is meant
     "seed": Limits(whole=True, ge=0),
     "window": Limits(whole=True, ge=3),  # sizes, as many as a parabola needs
+    "reach": Limits(gt=1),  # a ratio of sizes
     "delta": Limits(gt=0),
     "undertuned": Limits(gt=0, le=1),
 }
@@ -125,6 +126,7 @@ class FitOptions:
     method: MethodChoice = "auto"  # the default method of the fit
     curve: CurveChoice = "parabola"  # auto: chosen by how it predicts sizes that are left out
     window: int | None = None  # sizes nearest to the lowest loss; None: all
+    reach: float | None = None  # sizes within this factor of the minimum, three at least; None: all
     law_weights: LawWeights = "precision"  # of the minima: 1 / (variance + scatter between budgets), or equal
     delta: float = SurfaceOptions.delta
     undertuned: float = SurfaceOptions.undertuned
@@ -138,6 +140,8 @@ class FitOptions:
             value = getattr(self, name)
             if value not in limits and not (value is None and getattr(FitOptions, name) is None):
                 raise FitError(f"{name} must be {limits} (got {value!r})")
+        if self.window is not None and self.reach is not None:
+            raise FitError(f"window = {self.window} and reach = {self.reach:g} both choose sizes: give one of them")
         check_pins(self.pins)
 
     def surface(self, method: MethodName) -> SurfaceOptions:

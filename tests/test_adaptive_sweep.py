@@ -44,7 +44,7 @@ def test_the_fit_rests_on_the_grid_and_its_seeds(sweep: Sweep) -> None:
     assert roles.count("lr_check") == 6 and roles.count("seed") == 4
     assert {r.role for r in sweep.standing} == {"grid", "seed"}
     assert len(sweep.points) == len(sweep.results) - 6
-    assert sweep.fit.options.window == 5  # all valleys of the same width
+    assert sweep.fit.options.reach == sweep.plan.reach == pytest.approx(4 * 2**0.5)  # all valleys of the same width
     assert sweep.fit.seeds is not None and sweep.fit.seeds.df >= 4
     assert sweep.points.num_runs < len(sweep.points)
 
@@ -66,7 +66,7 @@ def test_one_more_budget_keeps_every_result(sweep: Sweep, tmp_path: Path) -> Non
     assert {r.budget for r in wider.results if r.key in new} == {3.2e6}
     old = {r.key for r in sweep.results}
     assert any(r.parent in old for r in wider.results if r.key in new)  # a kept trunk was gone on from
-    assert wider.flops_spent < 0.9 * sum(r.flops for r in wider.results)
+    assert wider.flops_spent < 0.96 * sum(r.flops for r in wider.results)
 
 
 def test_a_budget_that_its_law_puts_beyond_the_data_is_refused_before_it_is_paid_for(
@@ -145,8 +145,8 @@ def test_a_rerun_stands_for_what_it_repeats_and_both_are_drawn(sweep: Sweep) -> 
     assert first.key not in {r.key for r in with_both.standing} and rerun in with_both.standing
     curves = valley_curves(sweep.fit, with_both.replaced_points)
     assert sum(len(c.replaced) for c in curves) == 1
-    assert [bool(c.used.all()) for c in curves] == [True] * 3  # the window holds the five sizes of each valley
-    assert max(len(set(c.params)) for c in curves) == sweep.fit.options.window == 5
+    assert [len(set(c.params)) for c in curves] == [5, 3, 3]
+    assert [bool(c.used.all()) for c in curves] == [True] * 3  # the window holds all sizes of each valley
     axes = draw_valleys(curves).axes[0]
     crosses = [line for line in axes.lines if line.get_marker() == "x"]
     assert len(crosses) == 1 and float(np.asarray(crosses[0].get_ydata())[0]) == first.loss

@@ -23,11 +23,11 @@ GOOD: dict[str, Any] = {
     "budgets": [1e18, 3e18],
 }
 BAD: dict[str, list[Any]] = {name: ["magic"] for name in CHOICES}
-BAD |= {"draws": [-1, 1_000_001, 2.5], "confidence": [0.5, 0.05, 1.0], "seed": [-1], "window": [2],
+BAD |= {"draws": [-1, 1_000_001, 2.5], "confidence": [0.5, 0.05, 1.0], "seed": [-1], "window": [2], "reach": [1.0, 0.5],
         "delta": [0.0, -1.0, math.inf, math.nan], "undertuned": [0.0, 1.01]}  # fmt: skip
 EDGES: dict[str, list[Any]] = {name: list(choices) for name, choices in CHOICES.items()}
 EDGES |= {"draws": [0, 1, 1_000_000], "confidence": [0.501, 0.999], "seed": [0, 2**40], "window": [3, 99],
-          "delta": [1e-12, 1e6], "undertuned": [1e-6, 1.0]}  # fmt: skip
+          "reach": [1.01, 64.0], "delta": [1e-12, 1e6], "undertuned": [1e-6, 1.0]}  # fmt: skip
 
 
 def section(**changes: Any) -> FitSection:
@@ -50,7 +50,7 @@ def test_the_spec_has_the_settings_and_the_defaults_of_the_fit() -> None:
 def test_the_command_line_has_the_settings_of_the_fit_and_shows_its_defaults(command: click.Command) -> None:
     assert {p.name for p in command.params} >= NAMES
     assert option(command, "draws").opts == ["--draws", "--bootstrap"]
-    for name in NAMES - {"window", "pins"}:
+    for name in NAMES - {"window", "reach", "pins"}:
         default = getattr(FIT_DEFAULTS, name)
         shown = f"{default:g}" if isinstance(default, float) else str(default)
         assert f"[default: {shown}" in str(option(command, name).help)

@@ -53,10 +53,11 @@ def test_every_budget_ends_with_its_minimum_inside(surface: str, tokens_per_para
     for budget in BUDGETS:
         sizes, true = grid_of(plan, budget), where.surface.optimum(budget)[0]
         assert sizes[0] < true / 1.3 and true * 1.3 < sizes[-1], budget
-        assert len(sizes) >= 5
+        assert len(sizes) >= 3
     # Once the first minimum is known, no further valley is a search
     assert all(len(grid_of(plan, b)) <= 7 for b in BUDGETS[1:])
-    assert plan.notes == ()
+    (note,) = plan.notes  # nothing but the window
+    assert note.startswith("the window from C = 1e18 on is x/÷")
 
 
 def test_the_plan_is_the_same_whoever_ends_first_and_nothing_planned_is_taken_back() -> None:
@@ -64,9 +65,9 @@ def test_the_plan_is_the_same_whoever_ends_first_and_nothing_planned_is_taken_ba
     planner = planner_of()
     first, observed = run_through(planner, find)
     for seed in range(8):
-        assert {e.key for e in run_through(planner, find, random.Random(seed))[0].experiments} == {
-            e.key for e in first.experiments
-        }
+        again = run_through(planner, find, random.Random(seed))[0]
+        assert {e.key for e in again.experiments} == {e.key for e in first.experiments}
+        assert again.reach == first.reach and again.notes == first.notes
     known: dict[str, Observation] = {}
     before: set[str] = set()
     for key in random.Random(1).sample(sorted(observed), len(observed)):
@@ -94,13 +95,13 @@ def test_the_middle_of_the_next_budget_is_begun_before_this_one_is_complete() ->
     plan = planner.plan(observed)
     ahead = [e for e in plan.experiments if e.budget == BUDGETS[2]]
     assert len(ahead) == 3 and all("two budgets ahead" in e.reason for e in ahead)
-    assert len([e for e in plan.experiments if e.budget == BUDGETS[1] and e.key not in observed]) == 5
+    assert len([e for e in plan.experiments if e.budget == BUDGETS[1] and e.key not in observed]) == 7
 
 
 def test_one_ladder_for_all_budgets_so_that_trunks_are_shared() -> None:
     plan, _ = run_through(planner_of(grid=NO_GUARDS), loss_in(world()))
     later = [e for e in plan.experiments if e.budget > BUDGETS[0]]
-    assert len(later) >= 20 and sum(e.parent is not None for e in later) >= 0.75 * len(later)
+    assert len(later) >= 18 and sum(e.parent is not None for e in later) >= 0.75 * len(later)
     known = {e.key: e for e in plan.experiments}
     for e in later:
         if e.parent is not None:
@@ -206,7 +207,7 @@ def test_the_learning_rate_is_found_wherever_it_is(factor: float) -> None:
         assert 0.5 < plan.lr.of(n) / (factor * 1e-3 * (n / 1e7) ** -0.25) < 1.05
     probes = of_role(plan, "probe")
     assert {e.budget for e in probes} == set(BUDGETS[:2]) and 11 <= len(probes) <= 18
-    assert sum(e.flops_executed for e in probes) < 0.04 * sum(e.flops_executed for e in plan.experiments)
+    assert sum(e.flops_executed for e in probes) < 0.06 * sum(e.flops_executed for e in plan.experiments)
     grid = [e for e in plan.experiments if e.role == "grid"]
     assert len(grid) >= 25 and all(e.recipe.lr == plan.lr.of(e.params) for e in grid)
     assert "learning rate: best" in plan.notes[0]
@@ -273,12 +274,14 @@ def test_a_rate_that_diverges_bounds_the_search() -> None:
     assert plan.lr is not None and 0.7 < plan.lr.of(1e7) / 1e-3 < 1.1  # below the best one that did not
 
 
-def test_the_rate_is_checked_at_the_minima_but_of_the_top_two() -> None:
-    plan, _ = run_through(planner_of(train={"batch_size": 500}, grid={"seeds": 0}), loss_in(world()))
+@pytest.mark.parametrize(("asked", "budgets"), [({}, 2), ({"lr_check": "lower"}, 3), ({"sizes": 5}, 3)])
+def test_the_rate_is_checked_at_the_minima_of_the_cheap_budgets(asked: dict[str, Any], budgets: int) -> None:
+    plan, _ = run_through(planner_of(train={"batch_size": 500}, grid={"seeds": 0, **asked}), loss_in(world()))
     checks = of_role(plan, "lr_check")
-    assert {e.budget for e in checks} == set(BUDGETS[:3]) and len(checks) == 6
+    assert {e.budget for e in checks} == set(BUDGETS[:budgets]) and len(checks) == 2 * budgets
     known = {e.key: e for e in plan.experiments}
-    assert sorted(round(e.recipe.lr / known[e.of or ""].recipe.lr, 9) for e in checks) == [0.5] * 3 + [2.0] * 3
+    factors = sorted(round(e.recipe.lr / known[e.of or ""].recipe.lr, 9) for e in checks)
+    assert factors == [0.5] * budgets + [2.0] * budgets
     assert of_role(run_through(planner_of(), loss_in(world()))[0], "lr_check") == []  # the user's own rule
 
 
@@ -302,7 +305,7 @@ def test_a_probe_that_is_a_cell_of_the_grid_counts_as_one() -> None:
 def test_a_loss_of_zero_and_below_is_a_loss() -> None:
     inner = loss_in(world())
     plan, _ = run_through(planner_of(), lambda e: Observation(loss=(inner(e).loss or 0) - 3.2))
-    assert plan.final and all(len(grid_of(plan, b)) >= 5 for b in BUDGETS)
+    assert plan.final and all(len(grid_of(plan, b)) >= 3 for b in BUDGETS)
 
 
 # Seeds and reruns

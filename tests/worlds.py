@@ -77,6 +77,18 @@ def run_through(
         observed[chosen.key] = find(chosen)
 
 
+def run_in_rounds(planner: Planner, find: Callable[[Experiment], Observation]) -> tuple[Plan, dict[str, Observation]]:
+    """The same sweep, all that is decided at a time: its plan does not depend on who ends first."""
+    observed: dict[str, Observation] = {}
+    while True:
+        plan = planner.plan(observed, forecast=False)
+        new = [e for e in plan.experiments if e.key not in observed]
+        if not new:
+            assert plan.final
+            return plan, observed
+        observed |= {e.key: find(e) for e in new}
+
+
 def of_role(plan: Plan, role: str) -> list[Experiment]:
     """The experiments of one role."""
     return [e for e in plan.experiments if e.role == role]

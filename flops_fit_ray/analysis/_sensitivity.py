@@ -186,9 +186,10 @@ def _settings(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:
             yield _row_of("the curve", curve, _quick(points, replace(options, curve=curve), "valley"), budget)
     max_sizes = max((len(np.unique(v.params)) for v in fit.valleys), default=0)
     for window in [*(w for w in WINDOWS if w < max_sizes), None]:
-        if window != options.window:
+        others = replace(options, window=window, reach=None)
+        if others != options:
             choice = "all sizes" if window is None else f"the {window} sizes nearest to the lowest loss"
-            yield _row_of("the window", choice, _quick(points, replace(options, window=window), "valley"), budget)
+            yield _row_of("the window", choice, _quick(points, others, "valley"), budget)
 
 
 def _definitions(fit: SweepFit, budget: float) -> Iterator[SensitivityRow]:

@@ -284,6 +284,7 @@ def valley_of(points: Points, budget: float, index: Ints, options: FitOptions, s
         points.weights[index],
         curve=options.curve,
         window=options.window,
+        reach=options.reach,
         skew=skew,
     )
 

@@ -19,6 +19,7 @@ ValleyStatus = Literal["interior", "edge", "concave", "too_few"]
 
 MIN_DISTINCT_SIZES: dict[CurveName, int] = {"parabola": 3, "skewed": 3, "cubic": 4, "akima": 5}  # distinct sizes
 AKIMA_GRID = 513
+CENTRED = 3  # rounds in which sizes within reach are taken about a minimum, and the minimum from them
 FLAT = 1e-9  # relative range of losses, below which they are equal
 
 
@@ -313,16 +314,19 @@ def fit_valley(
     *,
     curve: CurveName = "parabola",
     window: int | None = None,
+    reach: float | None = None,
     skew: float = 0.0,
 ) -> Valley:
     """Fit the valley of one budget; `status` and `reason` explain a missing optimum.
 
-    `window` is the number of sizes used: those nearest, in log N, to the size of the lowest loss; None uses all. `skew`
-    is that of the curve "skewed" over N; over D it is the opposite.
+    Args:
+        window: number of sizes used: those nearest, in log N, to the size of the lowest loss; None uses all.
+        reach: sizes within this factor of the minimum are used, three at least; None uses all.
+        skew: of the curve "skewed" over N; over D it is the opposite.
     """
     order = np.argsort(params, kind="stable")
     index, params, tokens, loss, weights = index[order], params[order], tokens[order], loss[order], weights[order]
-    used = _window(params, loss, window)
+    used = _window(params, loss, window) if reach is None else within_reach(params, loss, weights, reach)
     n, d, y, w = params[used], tokens[used], loss[used], weights[used]
     needed = MIN_DISTINCT_SIZES[curve]
     smooth: Polynomial | None = None
@@ -365,6 +369,25 @@ def _window(params: Floats, loss: Floats, window: int | None) -> Bools:
     distance = np.abs(np.log(sizes) - np.log(params[int(np.argmin(loss))]))
     near = sizes[np.argsort(distance, kind="stable")[:window]]
     return np.isin(params, near)
+
+
+def within_reach(params: Floats, loss: Floats, weights: Floats, reach: float) -> Bools:
+    """Sizes within a factor of the minimum, three at least: of the lowest loss, then of the vertex of their parabola.
+
+    A vertex moves less by noise than the lowest loss, so most draws of the noise would take the same sizes.
+    """
+    sizes = np.unique(params)
+    needed = MIN_DISTINCT_SIZES["parabola"]
+    used = np.ones(len(params), dtype=bool)
+    centre = float(np.log10(params[int(np.argmin(loss))])) if len(params) else 0.0
+    for _ in range(CENTRED if len(sizes) > needed else 0):
+        distance = np.abs(np.log10(sizes) - centre)
+        used = np.isin(params, sizes[distance <= max(np.log10(reach), np.sort(distance)[needed - 1])])
+        around = fit_polynomial(params[used], loss[used], weights[used])
+        if _minimum_status(around)[0] != "interior":
+            break
+        centre = around.vertex
+    return used
 
 
 def fit_curve(curve: CurveName, size: Floats, loss: Floats, weights: Floats, skew: float = 0.0) -> Curve:

@@ -45,6 +45,7 @@ FIT_OPTIONS = [
         help=f"The curve of a valley; auto: chosen by how it predicts sizes left out [default: {FitOptions.curve}].",
     ),
     click.option("--window", type=_number("window"), help="Fit only the sizes nearest to the lowest loss, this many."),
+    click.option("--reach", type=_number("reach"), help="Fit only the sizes within this factor of the minimum."),
     click.option("--law-weights", type=_choice("law_weights"),
                  help=f"Weights of the minima in their power law [default: {FitOptions.law_weights}]."),
     click.option("--delta", type=_number("delta"), help=f"Of the Huber loss [default: {FitOptions.delta:g}]."),
@@ -177,7 +178,12 @@ def fit_options_of(base: FitOptions, options: Mapping[str, Any]) -> FitOptions:
         raise click.UsageError(f"--pin: {e}") from e
     if pins:
         given["pins"] = pins
-    return replace(base, **given)
+    if given.keys() & {"window", "reach"}:
+        given = {"window": None, "reach": None} | given
+    try:
+        return replace(base, **given)
+    except FitError as e:
+        raise click.UsageError(str(e)) from e
 
 
 def pairs(option: str, values: Sequence[str]) -> list[tuple[str, str]]:

@@ -12,12 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from flops_fit_ray.analysis.valley import Valley, fit_valley
-from flops_fit_ray.planning._sizes import spacing
 from flops_fit_ray.planning.experiment import ModelSize
-from flops_fit_ray.spec import GridSection
 
 MIN_SIZES = 3  # of a valley
-CORE = 3  # sizes of the next budget that start before the one below is complete
 SLOPE, SLOPE_SD = 0.5, 0.15  # prior of the slope of ln N_opt over ln C (Hoffmann et al. 2022, table 2)
 MINIMUM_SD = 0.15  # standard deviation of ln N_opt of one valley
 MARGIN = 1.5  # least ratio of the minimum to the nearest end of its valley
@@ -49,11 +46,6 @@ def nearest(ladder: Sequence[ModelSize], centre: float, count: int, reach: float
     chosen = sorted(ladder, key=lambda s: abs(math.log(s.params / centre)))[:count]
     within = [s for i, s in enumerate(chosen) if i < MIN_SIZES or abs(math.log(s.params / centre)) <= math.log(reach)]
     return sorted(within, key=lambda s: s.params)
-
-
-def reach(grid: GridSection) -> float:
-    """Largest ratio of a size to the expected optimum: the window and half a step of the ladder."""
-    return grid.window * math.sqrt(spacing(grid))
 
 
 def predicted_optimum(minima: Sequence[tuple[float, float]], budget: float) -> float:

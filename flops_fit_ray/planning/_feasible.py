@@ -14,6 +14,7 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.planning._adaptive import MARGIN, MIN_SIZES
 from flops_fit_ray.planning._ladder import first_valley, fitting, ideal_first_valley, ladder_of, least_steps
 from flops_fit_ray.planning._ranges import feasible_range, largest_batch, largest_budget, least_samples, remedy_words
+from flops_fit_ray.planning._sizes import even_window
 from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of
 from flops_fit_ray.planning.experiment import Measurements, ModelSize
 from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, by_params, centre_of, too_much_data
@@ -48,7 +49,7 @@ def _params_at(measurements: Measurements, flops_per_token: float) -> float:
 def near_optimum(spec: SweepSpec, measurements: Measurements, budget: float) -> bool:
     """Return True if model, data and steps allow sizes within the window of the expected optimum."""
     smallest = max(min(s.params for s in measurements.sizes), fed_params(spec, measurements, budget))
-    centre, window = centre_of(spec, measurements, budget), spec.grid.window
+    centre, window = centre_of(spec, measurements, budget), even_window(spec.grid)
     return smallest <= window * centre and centre <= window * stepped_params(spec, measurements, budget)
 
 
@@ -95,12 +96,12 @@ def _next_faults(spec: SweepSpec, measurements: Measurements, have: int, budget:
     c, centre = fmt.flops(budget), centre_of(spec, measurements, budget)
     nearest, smallest = _nearest(measurements, centre), min(s.params for s in measurements.sizes)
     fed = steps_of(spec, measurements, budget, nearest) <= max_steps(spec, measurements)
-    if not fed or fed_params(spec, measurements, budget) > spec.grid.window * centre:
+    if not fed or fed_params(spec, measurements, budget) > even_window(spec.grid) * centre:
         yield (
             f"data.train: C = {c} needs more data than there is: around its expected optimum N = {centre:.3g} "
             f"{too_much_data(spec, measurements, budget, nearest)}. {_remedies(spec, measurements, budget)}"
         )
-    elif smallest > spec.grid.window * centre:
+    elif smallest > even_window(spec.grid) * centre:
         yield (
             f"budgets: C = {c} has its expected optimum at N = {centre:.3g}, and the smallest model that is allowed "
             f"has N = {smallest:.3g}: make the model smaller, or set grid.tokens_per_param lower. "

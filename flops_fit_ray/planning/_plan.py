@@ -20,7 +20,7 @@ from flops_fit_ray.planning.experiment import (
     SweepConstants,
     with_whole_recipe,
 )
-from flops_fit_ray.storage.codec import Count, PositiveInt, Record, parse_json, value_of
+from flops_fit_ray.storage.codec import Count, PositiveFloat, PositiveInt, Record, parse_json, value_of
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Plan:
     evaluation_flops: float = 0.0  # of all evaluations, besides the FLOPs of the training
     eval_every_tokens: int | None = None  # `data.eval_every_tokens`
     lr: MeasuredLr | None = None
+    reach: float | None = None  # of a grid that tapers: its valleys are read within this factor of their minima
     price: Price | None = None
     target: str = ""  # the model's constructor; empty in plans of earlier versions
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)  # of the constructor, the same at every size
@@ -167,6 +168,7 @@ class Plan:
             "evaluation_flops": self.evaluation_flops,
             "eval_every_tokens": self.eval_every_tokens,
             "lr": None if self.lr is None else asdict(self.lr),
+            "reach": self.reach,
             "price": None if self.price is None else self.price.to_json(),
             "experiments": [e.to_json() for e in self.experiments],
             "forecast": [e.to_json() for e in self.forecast],
@@ -192,6 +194,7 @@ class _PlanFile(Record):
     evaluation_flops: float = 0.0
     eval_every_tokens: PositiveInt | None = None
     lr: MeasuredLr | None = None
+    reach: PositiveFloat | None = None
     price: Price | None = None
     target: str = ""
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -223,6 +226,7 @@ def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
         evaluation_flops=found.evaluation_flops,
         eval_every_tokens=found.eval_every_tokens,
         lr=found.lr,
+        reach=found.reach,
         price=found.price,
         target=found.target,
         model_kwargs=found.model_kwargs,

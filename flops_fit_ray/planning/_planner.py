@@ -111,7 +111,7 @@ class Planner:
             *counting_warnings(self.measurements, [s for s in self.measurements.sizes if s.size in used]),
             *self.measurements.loss.warnings,
             *unfed,
-            *cell_warnings(everything),
+            *cell_warnings(everything, tapers=grown.sizing.tapers),
             *evaluation_warnings(self.spec, self.measurements, everything, evaluation),
         )
         plan = Plan(
@@ -127,6 +127,7 @@ class Planner:
             evaluation_flops=evaluation,
             eval_every_tokens=every,
             lr=grown.lr,
+            reach=grown.sizing.reach,
             target=self.spec.model.target,
             model_kwargs=self.spec.model.kwargs,
         )

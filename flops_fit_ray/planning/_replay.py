@@ -18,11 +18,13 @@ from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
 from flops_fit_ray.planning import _adaptive as adaptive
 from flops_fit_ray.planning._ladder import first_valley, fitting, ladder_of
 from flops_fit_ray.planning._lr_guard import LrGuard
+from flops_fit_ray.planning._taper import Sizing
 from flops_fit_ray.planning._trunks import with_parent
 from flops_fit_ray.planning.cells import Cells, resolve_lr
 from flops_fit_ray.planning.experiment import Experiment, MeasuredLr, ModelSize, Observation
 from flops_fit_ray.planning.grid import Cell, centre_of
 
+CHECKED = 2  # number of smallest budgets whose minima have one where the grid tapers
 UNCHECKED = 2  # number of largest budgets whose minima have no learning rate check: they cost the most
 Observations = Mapping[str, Observation]
 
@@ -49,6 +51,7 @@ class PlanReplay:
         self._valleys: list[Valley] = []
         self._fits: dict[float, list[ModelSize]] = {}  # by budget
         self._ladder = ladder_of(cells.spec, cells.measurements) if static is None else []
+        self.sizing = Sizing(cells.spec.grid, cells.constants.total_budget if static is None else None)
 
     def grow(self) -> PlanReplay:
         """Take every decision that the observations allow."""
@@ -120,7 +123,13 @@ class PlanReplay:
                 reason = f"first valley, around N = {fmt.count(centre)}"
             else:
                 centre = adaptive.predicted_optimum(minima, c)
-                sizes = adaptive.nearest(self._fitting(c), centre, grid.sizes, adaptive.reach(grid))
+                decided = self.sizing.window is not None
+                sizes = self.sizing.sizes(self._fitting(c), c, centre, self._valleys)
+                if self.sizing.window is not None and not decided and grid.window == "auto":
+                    self.notes.append(
+                        f"the window from C = {fmt.flops(c)} on is x/÷{self.sizing.window:g}, by noise and skew of the "
+                        "valleys before; all valleys are read within it"
+                    )
                 reason = f"around the predicted N = {fmt.count(centre)}"
             for size in sizes:
                 self._add_cell(c, size, reason)
@@ -135,8 +144,9 @@ class PlanReplay:
 
     def _begin_next(self, budget: float, minima: list[tuple[float, float]]) -> None:
         """Add the middle of the next budget's window, which is needed wherever the minimum of this budget lies."""
+        early = self.sizing.early(budget)
         centre = adaptive.predicted_optimum(minima, budget)
-        for size in adaptive.nearest(self._fitting(budget), centre, min(adaptive.CORE, self._spec.grid.sizes)):
+        for size in adaptive.nearest(self._fitting(budget), centre, early):
             self._add_cell(budget, size, f"around the predicted N = {fmt.count(centre)}, two budgets ahead")
 
     def _bracket(self, budget: float, centre: float) -> float | None:
@@ -271,7 +281,7 @@ class PlanReplay:
             self._add_seeds(int(seeds))
         check = grid.lr_check
         if check == "auto":
-            check = "lower" if self.lr is not None else "none"
+            check = "none" if self.lr is None or (self.sizing.tapers and number >= CHECKED) else "lower"
         if check == "all" or (check == "lower" and number + UNCHECKED < len(budgets)):
             e = self._at_minimum(number)
             for factor in (0.5, 2.0) if e is not None else ():

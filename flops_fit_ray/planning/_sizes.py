@@ -17,6 +17,7 @@ TOKENS_PER_PARAM = (
 # Counted FLOPs over 6·N·D. Layers of raw inputs cost 4·N, because inputs need no gradient; below that the counter
 # misses a layer, and far above weights are shared.
 TRUSTED_RATIO = (0.5, 3.0)
+EVEN_SIZES, EVEN_WINDOW = 5, 4.0  # of every budget but the first, where the grid does not taper
 AUTO_WINDOW = 8  # `auto` takes N from 1/8 to 8 times the expected optimum of each budget
 OWN_WINDOW = 32  # sizes that the spec leaves to us lie within this factor of the expected optimum
 
@@ -98,9 +99,22 @@ def own_range(spec: SweepSpec, sizes: Sequence[ModelSize], counting: int) -> tup
     return low, high * math.sqrt(spec.budgets[-1].flops / smallest)
 
 
+def even_sizes(grid: GridSection) -> int:
+    """Number of sizes of every budget in a grid that does not taper."""
+    return EVEN_SIZES if grid.sizes == "auto" else grid.sizes
+
+
+def even_window(grid: GridSection) -> float:
+    """Window of every budget in a grid that does not taper."""
+    return EVEN_WINDOW if grid.window == "auto" else grid.window
+
+
 def spacing(grid: GridSection) -> float:
-    """Ratio s of neighbouring sizes: `sizes` of them span the window, s^(sizes - 1) = window²."""
-    return float(grid.window ** (2 / (grid.sizes - 1)))
+    """Ratio s of neighbouring sizes: `sizes` of them span the window, s^(sizes - 1) = window².
+
+    With `auto` it is that of 5 sizes and a window of 4: a grid that tapers takes some of the same sizes, or more.
+    """
+    return float(even_window(grid) ** (2 / (even_sizes(grid) - 1)))
 
 
 def auto_range(expected: float, window: float = AUTO_WINDOW) -> tuple[float, float]:

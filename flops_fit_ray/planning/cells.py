@@ -147,6 +147,7 @@ def make_constants(
         eval_samples=eval_samples,
         counting=measurements.counting,
         probe_budgets=probe_budgets([b.flops for b in spec.budgets]),
+        total_budget=sum(b.flops for b in spec.budgets),
     )
 
 

@@ -230,6 +230,9 @@ class SweepConstants(Record):
     eval_samples: Count | None = None  # held-out samples to evaluate on; None: all, in sweeps of earlier versions
     counting: PositiveInt = 1  # rule of N and FLOPs; sweeps of earlier versions do not name theirs
     probe_budgets: tuple[PositiveFloat, ...] = ()  # of the learning rate; sweeps of earlier versions have one, unnamed
+    # Sum of the budgets when the sweep began, of which a grid that tapers takes shares; None: it does not, in sweeps of
+    # earlier versions
+    total_budget: PositiveFloat | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

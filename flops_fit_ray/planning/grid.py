@@ -230,8 +230,8 @@ def flops_audit(sizes: Sequence[ModelSize], unit: str = "") -> Iterator[str]:
         )
 
 
-def cell_warnings(experiments: Sequence[Experiment]) -> Iterator[str]:
-    """Yield warnings about the cells of a grid."""
+def cell_warnings(experiments: Sequence[Experiment], *, tapers: bool = False) -> Iterator[str]:
+    """Yield warnings about the cells of a grid; one that `tapers` has few sizes on purpose where they are dear."""
     grid = [e for e in experiments if e.role == "grid"]
     short = [e for e in grid if e.steps < MIN_STEPS]
     if short:
@@ -250,7 +250,7 @@ def cell_warnings(experiments: Sequence[Experiment]) -> Iterator[str]:
             )
     for budget in sorted({e.budget for e in grid}):
         count = sum(e.budget == budget for e in grid)
-        if count < GOOD_SIZES:
+        if count < (MIN_DISTINCT_SIZES["parabola"] if tapers else GOOD_SIZES):
             yield f"C = {fmt.flops(budget)} has {count} sizes; add some: from {GOOD_SIZES} on one bad run matters less"
     often = [e.epochs for e in grid if e.epochs is not None and e.epochs > NEARLY_FRESH]
     if often:

@@ -16,6 +16,7 @@ from flops_fit_ray.spec._values import (
     Budget,
     BudgetValue,
     LearningRate,
+    NumberOfSizes,
     OptimizerName,
     Positive,
     Resources,
@@ -25,6 +26,7 @@ from flops_fit_ray.spec._values import (
     SizesOrLadder,
     Target,
     TokensOrAuto,
+    Window,
 )
 
 ONE_BUDGET = "one_budget"  # in the context of a validation: one budget of many sizes will do, nothing is run
@@ -114,8 +116,8 @@ class GridSection(Section):
 
     kind: Literal["auto", "static", "adaptive"] = "auto"  # auto: static where sizes are listed
     first_sizes: int = Field(default=7, ge=3, le=25)  # of the first valley
-    sizes: int = Field(default=5, ge=3, le=25)  # of every further one
-    window: float = Field(default=4.0, gt=1.2, le=64)  # sizes from 1/window to window times the expected optimum
+    sizes: NumberOfSizes = "auto"  # of every further one; auto: many where runs are cheap, three where they are dear
+    window: Window = "auto"  # sizes from 1/window to window times the expected optimum; auto: by noise and skew
     tokens_per_param: Positive = 20.0  # D/N around which the first valley is looked for
     max_experiments: int = Field(default=80, gt=0)
     trunk: bool = True  # larger budgets of a size go on from the trunk of the smaller ones (wsd only)
@@ -145,7 +147,7 @@ def _limited(name: str, default: float | None = None) -> Any:
 
 
 class FitSection(Section):
-    """Settings of the fit. None means the default of `FitOptions`; for `window` of an adaptive sweep, `grid.sizes`."""
+    """Settings of the fit. None: the default of `FitOptions`, or what the plan of an adaptive sweep says of `reach`."""
 
     draws: int = _limited("draws", FitOptions.draws)
     confidence: float = _limited("confidence", FitOptions.confidence)
@@ -153,6 +155,7 @@ class FitSection(Section):
     method: MethodChoice | None = None
     curve: CurveChoice | None = None
     window: int | None = _limited("window")
+    reach: float | None = _limited("reach")
     law_weights: LawWeights | None = None
     delta: FiniteFloat | None = _limited("delta")
     undertuned: float | None = _limited("undertuned")

@@ -177,6 +177,11 @@ BoolOrAuto = Annotated[
 _AUTO_OR_WHOLE = _kinds("a whole number or auto", auto=_is_auto, whole=_whole)
 TokensOrAuto = Annotated[Annotated[int, Field(ge=0), Tag("whole")] | Auto, _AUTO_OR_WHOLE]
 SeedsOrAuto = Annotated[Annotated[int, Field(ge=0, le=20), Tag("whole")] | Auto, _AUTO_OR_WHOLE]
+NumberOfSizes = Annotated[Annotated[int, Field(ge=3, le=25), Tag("whole")] | Auto, _AUTO_OR_WHOLE]
+Window = Annotated[
+    Annotated[float, Field(gt=1.2, le=64), Tag("number")] | Auto,
+    _kinds("a number or auto", auto=_is_auto, number=_real),
+]
 
 SizeValue: TypeAlias = Annotated[
     Annotated[int, Tag("whole")] | Annotated[dict[str, Any], Tag("arguments")],

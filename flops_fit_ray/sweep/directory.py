@@ -16,7 +16,7 @@ from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress, results_sha256, results_table
-from flops_fit_ray.planning import IN_FIT, Experiment, Measurements, Plan, plan_from_json, trunk_numbers
+from flops_fit_ray.planning import IN_FIT, Experiment, Measurements, Plan, even_sizes, plan_from_json, trunk_numbers
 from flops_fit_ray.spec import SYNTHETIC_LOSS, LrRule, SweepSpec, spec_from_bytes
 from flops_fit_ray.storage.atomic import read_file, read_sealed
 from flops_fit_ray.storage.codec import Record, value_of, without_collection
@@ -143,7 +143,7 @@ class Sweep:
     @property
     def fit_options(self) -> FitOptions:
         """Return the options of the fit that the spec asks for."""
-        return fit_options(self.spec)
+        return fit_options(self.spec, self.plan.reach)
 
     @cached_property
     def points(self) -> Points:
@@ -227,11 +227,12 @@ class Sweep:
         return results_table(self.plan.experiments, Ledger(self.paths), {e.key for e in self.waiting})
 
 
-def fit_options(spec: SweepSpec) -> FitOptions:
-    """Return the options of the fit that a spec asks for."""
+def fit_options(spec: SweepSpec, reach: float | None = None) -> FitOptions:
+    """Return the options of the fit that a spec asks for; `reach` is that of its plan."""
     wishes = {name: value for name, value in spec.fit.model_dump().items() if value is not None}
-    if spec.is_adaptive:  # its valleys differ in width, and with it in the parabola's bias
-        wishes.setdefault("window", spec.grid.sizes)
+    if spec.is_adaptive and not wishes.keys() & {"window", "reach"}:
+        # Its valleys differ in width, and with it in the parabola's bias
+        wishes |= {"window": even_sizes(spec.grid)} if reach is None else {"reach": reach}
     return FitOptions(**wishes)
 
 

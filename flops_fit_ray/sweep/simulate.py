@@ -135,7 +135,7 @@ def fit_simulated(spec: SweepSpec, simulated: Simulated, draws: int = DRAWS) -> 
     """Fit the valleys of a simulated sweep by the spec's own options."""
     points = simulated_points(simulated.rows(), shared=spec.grid.trunk)
     points = replace(points, token_cost=token_cost(simulated.plan.measurements))
-    return fit_minima(points, replace(fit_options(spec), draws=draws))
+    return fit_minima(points, replace(fit_options(spec, simulated.plan.reach), draws=draws))
 
 
 def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) -> Points:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.valley import Valley, within_reach
+from flops_fit_ray.analysis.valley import Valley
+from flops_fit_ray.analysis.window import within_reach
 from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.fit_options import FitOptions
 from flops_fit_ray.planning import Measurements, Observation, Plan, Planner, SweepConstants

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
+from flops_fit_ray.analysis.window import nearest_sizes, within_reach
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import CurveName
 
@@ -19,7 +20,6 @@ ValleyStatus = Literal["interior", "edge", "concave", "too_few"]
 
 MIN_DISTINCT_SIZES: dict[CurveName, int] = {"parabola": 3, "skewed": 3, "cubic": 4, "akima": 5}  # distinct sizes
 AKIMA_GRID = 513
-CENTRED = 3  # rounds in which sizes within reach are taken about a minimum, and the minimum from them
 FLAT = 1e-9  # relative range of losses, below which they are equal
 
 
@@ -326,7 +326,7 @@ def fit_valley(
     """
     order = np.argsort(params, kind="stable")
     index, params, tokens, loss, weights = index[order], params[order], tokens[order], loss[order], weights[order]
-    used = _window(params, loss, window) if reach is None else within_reach(params, loss, weights, reach)
+    used = nearest_sizes(params, loss, window) if reach is None else within_reach(params, loss, weights, reach)
     n, d, y, w = params[used], tokens[used], loss[used], weights[used]
     needed = MIN_DISTINCT_SIZES[curve]
     smooth: Polynomial | None = None
@@ -360,34 +360,6 @@ def fit_valley(
         over_params=over_params,
         over_tokens=over_tokens,
     )
-
-
-def _window(params: Floats, loss: Floats, window: int | None) -> Bools:
-    sizes = np.unique(params)
-    if window is None or window >= len(sizes):
-        return np.ones(len(params), dtype=bool)
-    distance = np.abs(np.log(sizes) - np.log(params[int(np.argmin(loss))]))
-    near = sizes[np.argsort(distance, kind="stable")[:window]]
-    return np.isin(params, near)
-
-
-def within_reach(params: Floats, loss: Floats, weights: Floats, reach: float) -> Bools:
-    """Sizes within a factor of the minimum, three at least: of the lowest loss, then of the vertex of their parabola.
-
-    A vertex moves less by noise than the lowest loss, so most draws of the noise would take the same sizes.
-    """
-    sizes = np.unique(params)
-    needed = MIN_DISTINCT_SIZES["parabola"]
-    used = np.ones(len(params), dtype=bool)
-    centre = float(np.log10(params[int(np.argmin(loss))])) if len(params) else 0.0
-    for _ in range(CENTRED if len(sizes) > needed else 0):
-        distance = np.abs(np.log10(sizes) - centre)
-        used = np.isin(params, sizes[distance <= max(np.log10(reach), np.sort(distance)[needed - 1])])
-        around = fit_polynomial(params[used], loss[used], weights[used])
-        if _minimum_status(around)[0] != "interior":
-            break
-        centre = around.vertex
-    return used
 
 
 def fit_curve(curve: CurveName, size: Floats, loss: Floats, weights: Floats, skew: float = 0.0) -> Curve:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.valley import Polynomial, Valley, fit_polynomial, within_reach
+from flops_fit_ray.analysis.valley import Polynomial, Valley, fit_polynomial
+from flops_fit_ray.analysis.window import within_reach
 from flops_fit_ray.planning._adaptive import MIN_SIZES, nearest
 from flops_fit_ray.planning._sizes import even_sizes, even_window, spacing
 from flops_fit_ray.planning.experiment import ModelSize

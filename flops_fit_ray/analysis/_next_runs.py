@@ -78,7 +78,9 @@ def _refuse_without_interval(fit: SweepFit) -> None:
     """
     law = fit.params_opt
     if law is None:
-        raise FitError(f"no law of N_opt that runs could narrow: {fit.problem}; {_first_runs(fit)}")
+        others = [name for name, method in fit.methods.items() if method.params_opt is not None]
+        way_out = _first_runs(fit) if fit.default == "valley" or not others else f"there is one by --method {others[0]}"
+        raise FitError(f"no law of N_opt that runs could narrow: {fit.problem}; {way_out}")
     if not fit.options.draws:
         raise FitError("no interval of N_opt that runs could narrow: draws is 0; set it to 2000")
     if law.interval(fit.fitted_range[1], fit.options.confidence) is None:

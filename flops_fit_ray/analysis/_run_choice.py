@@ -14,7 +14,7 @@ import numpy as np
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._design_laws import weighed_laws
 from flops_fit_ray.analysis._design_search import Set, SetSearch
-from flops_fit_ray.analysis._run_space import SAME, WIDER, Place, RunSpace
+from flops_fit_ray.analysis._run_space import SAME, Place, RunSpace
 from flops_fit_ray.analysis._summary import json_value
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
@@ -30,6 +30,7 @@ MARGIN = 1.5  # least ratio of a minimum to the ends of its valley
 WIDEST = 8.0  # the same at most: a minimum that is known less well is not looked for with three sizes
 SPREADS = (1.0, 1.4, 2.0, 2.8)  # of three sizes about a minimum, over the least that brackets it
 LEAST_SIZES = 3  # of a valley
+FARTHER = 2.0  # how far scattered runs may lie beyond the largest N and D
 
 Kind = Literal["size", "seed", "budget", "bracket", "scattered"]
 
@@ -188,8 +189,8 @@ class RunChoice:
         for c in np.geomspace(low, high, max(2, round(math.log(high / low) / math.log(RATIO[1])) + 1)):
             rounded = float(f"{c:.3g}")
             found += self._space.places(rounded, law.at(rounded))
-        least, most = float(points.tokens.min()) / WIDER, float(points.tokens.max()) * WIDER
-        return [p for p in found if least <= p.tokens <= most]
+        (n_low, n_high), (d_low, d_high) = ((x.min(), FARTHER * x.max()) for x in (points.params, points.tokens))
+        return [p for p in found if n_low <= p.params <= n_high and d_low <= p.tokens <= d_high]
 
     def _unread(self) -> Floats:
         """1 for places that the valleys' fit would not read: further sizes where its window is full; else 0."""
@@ -242,7 +243,7 @@ class RunChoice:
     def _allowed(self, chosen: Set) -> bool:
         """Return True if every budget that the set touches has its minimum bracketed."""
         if not self._by_budget:
-            return True
+            return len({*chosen}) == len(chosen)  # where the law holds is not known so well that one place is enough
         for budget in {float(self._budgets[i]) for i in chosen} - self._minima.keys():
             if not self._bracketed(budget, [float(self._params[i]) for i in chosen if self._budgets[i] == budget]):
                 return False

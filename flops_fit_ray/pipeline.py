@@ -15,6 +15,7 @@ from flops_fit_ray.errors import DirectoryError, SpecError, StorageError, faults
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import (
     COUNTING,
+    Experiment,
     Measurements,
     Observation,
     Plan,
@@ -220,7 +221,7 @@ def _run_locked(
             request = replace(request, spec=with_budgets(request.spec, [Budget(flops=budget)]))
             constants = sweep.plan.constants
             planner = Planner(request.spec, request.measure(request.spec, constants.counting), constants)
-            decision = decide_next(sweep, rule, budget, _cost_of_more(sweep, planner, ledger), limit)
+            decision = decide_next(sweep, rule, budget, _following(sweep, planner, ledger), limit)
             console.say(decision.message)
             if not decision.proceed:
                 break
@@ -319,10 +320,10 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
     return open_sweep(request.root)
 
 
-def _cost_of_more(sweep: Sweep, planner: Planner, ledger: Ledger) -> float:
-    """Return the FLOPs that the wider sweep would still execute."""
+def _following(sweep: Sweep, planner: Planner, ledger: Ledger) -> list[Experiment]:
+    """Return the experiments that the wider sweep would still execute."""
     observed = ledger.observed(e.key for e in sweep.plan.experiments)
-    return sum(e.flops_executed for e in planner.plan(observed).expected if e.key not in observed)
+    return [e for e in planner.plan(observed).expected if e.key not in observed]
 
 
 def recorded_rates(paths: SweepPaths, constants: SweepConstants) -> Rates | None:

@@ -7,21 +7,21 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from flops_fit_ray.analysis import FitOptions, Points, SweepFit, fit_minima, fit_sweep
+from flops_fit_ray.analysis import FitOptions, Place, Points, SweepFit, expected_factors, fit_minima, fit_sweep
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning import Experiment
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.extend import extend_spec
 from flops_fit_ray.sweep.stopping import (
     StoppingRule,
     decide_next,
-    expected_factor,
     factor_at,
     next_budget,
     parse_stopping_rule,
 )
 from tests.parts import spec_of
-from tests.surfaces import HOFFMANN, sweep_on
-from tests.worlds import adaptive_spec
+from tests.surfaces import HOFFMANN, optimum, sweep_on
+from tests.worlds import adaptive_spec, planner_of, size
 
 
 def test_budgets_sizes_and_seeds_are_added() -> None:
@@ -68,7 +68,7 @@ def test_the_rule_is_read_or_refused() -> None:
         parse_stopping_rule("ci=1.3@1e21", -1.0)
 
 
-def sweep_with(noise: float, budgets: list[float], spent: float = 1.0) -> Sweep:
+def sweep_with(noise: float, budgets: list[float], spent: float = 1e20) -> Sweep:
     """As much of a sweep as the rule looks at."""
     fit = fit_sweep(sweep_on(HOFFMANN, budgets, sizes=5, noise=noise), FitOptions(draws=500))
     return cast(Sweep, SimpleNamespace(fit=fit, flops_spent=spent))
@@ -79,20 +79,30 @@ def valleys_alone(points: Points, options: FitOptions) -> SweepFit:
     low = fit_minima(points, options)
     return cast(
         SweepFit,
-        SimpleNamespace(params_opt=low.method.params_opt, valleys=low.valleys, minima=low.minima, errors=low.errors,
-                        default="valley", options=options),
+        SimpleNamespace(params_opt=low.method.params_opt, valleys=low.valleys, noise=low.noise, points=points,
+                        optima=[(v, None) for v in low.valleys if v.status == "interior"], lack_of_fit=(),
+                        methods={"valley": low.method}, default="valley", options=options),
     )  # fmt: skip
+
+
+def following(budget: float) -> list[Experiment]:
+    """The experiments of one more budget: five sizes about its optimum, in steps of 2."""
+    n = optimum(HOFFMANN, budget)[0]
+    spec = adaptive_spec(budgets=[budget, 2 * budget])
+    cells = planner_of(spec).cells
+    return [cells.make(budget, size(round(n * factor)), 1e-3) for factor in (0.25, 0.5, 1, 2, 4)]
 
 
 def test_a_larger_budget_narrows_about_as_much_as_was_promised() -> None:
     budgets = [1e18, 3e18, 1e19, 3e19]
+    places = [Place(budget=e.budget, params=float(e.params), tokens=float(e.tokens)) for e in following(1e20)]
     before, promised, kept = [], [], []
     for seed in range(40):
         options = FitOptions(draws=300)
         now = valleys_alone(sweep_on(HOFFMANN, budgets, sizes=5, noise=0.01, seed=seed), options)
         later = valleys_alone(sweep_on(HOFFMANN, [*budgets, 1e20], sizes=5, noise=0.01, seed=seed), options)
-        promise, truth = expected_factor(now, 1e21, 1e20), factor_at(later, 1e21)
-        assert promise is not None and truth is not None
+        promise, truth = expected_factors(now, 1e21, places)["valley"], factor_at(later, 1e21)
+        assert truth is not None
         before.append(np.log(factor_at(now, 1e21) or np.nan))
         promised.append(np.log(promise))
         kept.append(np.log(truth))
@@ -105,13 +115,13 @@ def test_when_to_go_on() -> None:
     sweep = sweep_with(0.01, budgets)
     factor = factor_at(sweep.fit, 1e21)
     assert factor is not None and factor > 1.1
-    reached = decide_next(sweep, StoppingRule(target=1e21, factor=factor + 0.1), 1e20, 5.0, 100.0)
+    reached = decide_next(sweep, StoppingRule(target=1e21, factor=factor + 0.1), 1e20, following(1e20), 1e21)
     assert reached.reached and not reached.proceed and "of --until: done" in reached.message
-    on = decide_next(sweep, StoppingRule(target=1e21, factor=1.01), 1e20, 5.0, 100.0)
-    assert on.proceed and "C = 1e20 would cost 5e0 FLOPs and narrow that to about x/÷" in on.message
-    dear = decide_next(sweep, StoppingRule(target=1e21, factor=1.01), 1e20, 5.0, 5.5)
+    on = decide_next(sweep, StoppingRule(target=1e21, factor=1.01), 1e20, following(1e20), 1e21)
+    assert on.proceed and "C = 1e20 would cost 5e20 FLOPs and narrow that to about x/÷" in on.message
+    dear = decide_next(sweep, StoppingRule(target=1e21, factor=1.01), 1e20, following(1e20), 5.5e20)
     assert not dear.proceed and "--at-most" in dear.message
-    far = decide_next(sweep, StoppingRule(target=5e19, factor=1.0001), 1e20, 5.0, 100.0)
+    far = decide_next(sweep, StoppingRule(target=5e19, factor=1.0001), 1e20, following(1e20), 1e21)
     assert not far.proceed and "larger than the target itself" in far.message
 
 

@@ -23,7 +23,7 @@ from flops_fit_ray.analysis._valley_minima import ValleyIntervals
 from flops_fit_ray.analysis.compare import Comparison, compare
 from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction, isotime, predict_for_time
 from flops_fit_ray.analysis.points import Points, group_by_nearness
-from flops_fit_ray.analysis.prediction import Prediction, law_with_budget, losses_at, predict
+from flops_fit_ray.analysis.prediction import Prediction, losses_at, predict
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import FitOptions, MethodName
 
@@ -63,7 +63,6 @@ __all__ = [
     "interval_to_json",
     "isotime",
     "json_value",
-    "law_with_budget",
     "laws_to_json",
     "losses_at",
     "n_opt_to_json",

@@ -25,6 +25,8 @@ from flops_fit_ray.fit_options import MethodName
 LEAST_ERROR = 0.01  # of ln N_opt, so that two that hit by chance share
 HIDDEN = 1e9  # variance of a run that a law does not read
 
+Places = tuple[Floats, Floats, Floats]  # C, N and D of candidates
+
 
 def factor_now(fit: SweepFit, name: MethodName, target: float) -> float | None:
     """Return the factor within which a method knows N_opt at C = `target`; None without an interval."""
@@ -36,32 +38,42 @@ def factor_now(fit: SweepFit, name: MethodName, target: float) -> float | None:
     return float(max(within.high / n, n / within.low))
 
 
-def weighed_laws(
-    fit: SweepFit, target: float, budgets: Floats, params: Floats, tokens: Floats, there: int, unread: Floats
-) -> dict[MethodName, WeighedLaw]:
-    """Return the laws by method, the answer first.
+def linear_laws(
+    fit: SweepFit, target: float, places: Places, there: int | None = None, unread: Floats | None = None
+) -> dict[MethodName, tuple[LinearLaw, float]]:
+    """Return the laws by method, the answer first, each with half of today's interval of ln N_opt.
 
     Args:
-        budgets: C of the candidates; with their `params` and `tokens` (candidates,).
+        places: C, N and D of the candidates, (candidates,) each.
         there: number of the first candidate that is a run which is there, in a valley without a minimum.
         unread: 1 for candidates that the valleys' fit would not read, (candidates,).
     """
+    budgets, params, tokens = places
     found: dict[MethodName, tuple[LinearLaw, float]] = {}
     for name in _names(fit):
         factor = factor_now(fit, name, target)
         if factor is None or not factor > 1 or not math.isfinite(factor):
             continue
+        hidden = np.zeros(len(params), dtype=bool)
         if name == "valley":
             law = valley_design(fit, target, budgets, params)
-            hidden = unread > 0
+            hidden |= False if unread is None else unread > 0
         else:
             law = surface_design(fit, name, target, budgets, params, tokens)
-            hidden = np.arange(len(params)) >= there  # a surface has read them
+            hidden[there:] = there is not None  # a surface has read them
         if law is not None:
             law.candidates[hidden] = 0.0
             law.candidate_noise[hidden], law.candidate_bias[hidden] = HIDDEN, 0.0
             law.informs[hidden] = 0.0
             found[name] = law, math.log(factor)
+    return found
+
+
+def weighed_laws(
+    fit: SweepFit, target: float, places: Places, there: int, unread: Floats
+) -> dict[MethodName, WeighedLaw]:
+    """Return the laws of `linear_laws`, with their weights."""
+    found = linear_laws(fit, target, places, there, unread)
     errors = _errors(fit, list(found))
     shares = {name: 1 / (errors.get(name, LEAST_ERROR) + LEAST_ERROR**2) for name in found}
     total = sum(shares.values())

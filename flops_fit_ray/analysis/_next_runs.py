@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis._design_laws import weighed_laws
+from flops_fit_ray.analysis._design_laws import linear_laws
+from flops_fit_ray.analysis._design_search import WeighedLaw
 from flops_fit_ray.analysis._run_choice import LEAST_SIZES, RATIO, NextRuns, RunChoice
 from flops_fit_ray.analysis._run_space import SAME, Place, RunSpace, TableSpace
 from flops_fit_ray.analysis._sweep_fit import SweepFit
@@ -65,9 +66,11 @@ def expected_factors(fit: SweepFit, target: float, places: Sequence[Place]) -> d
     The answer's comes first; laws without an interval are left out.
     """
     budgets, params, tokens = (np.array([getattr(p, name) for p in places]) for name in ("budget", "params", "tokens"))
-    laws = weighed_laws(fit, target, budgets, params, tokens, len(places), np.zeros(len(places)))
     every = np.arange(len(places))[None, :]
-    return {name: math.exp(float(one.after(every)[0])) for name, one in laws.items()}
+    return {
+        name: math.exp(float(WeighedLaw(law=law, weight=1.0, now=now).after(every)[0]))
+        for name, (law, now) in linear_laws(fit, target, (budgets, params, tokens)).items()
+    }
 
 
 def _refuse_without_interval(fit: SweepFit) -> None:

@@ -108,11 +108,13 @@ class RunChoice:
             self._free[budget] = tuple(range(first, len(self._places)))
         columns = (np.array([getattr(p, name) for p in self._places]) for name in ("budget", "params", "tokens"))
         self._budgets, self._params, self._tokens = columns
-        self._laws = weighed_laws(fit, target, self._budgets, self._params, self._tokens, self._there, self._unread())
+        self._laws = weighed_laws(fit, target, (self._budgets, self._params, self._tokens), self._there, self._unread())
 
     def runs(self, count: int) -> NextRuns:
         """Search, order and describe."""
         fit = self._fit
+        if fit.default not in self._laws:
+            raise FitError(f"N_opt at C = {fmt.flops(self._target)} is known exactly: no run can narrow it")
         search = SetSearch(
             laws=list(self._laws.values()),
             moves=self._moves(),

@@ -13,10 +13,8 @@ from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._loss_law import MIN_FOR_SHIFT
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
-from flops_fit_ray.analysis._valley_minima import LawSource, interior, minima_law
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning, range_warning
-from flops_fit_ray.analysis.random_effects import effect_source
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import SURFACES, MethodName
 
@@ -162,28 +160,6 @@ def check_budget(budget: float) -> None:
     """
     if not (np.isfinite(budget) and budget > 0):
         raise FitError(f"C must be a positive number of FLOPs (got {budget})")
-
-
-def law_with_budget(fit: SweepFit, budget: float) -> Law | None:
-    """Return N_opt(C) as it is expected after one more budget; None without a law by valleys with intervals.
-
-    Its minimum is taken to lie on the law, and to be as uncertain as the others on average.
-    """
-    law, used = fit.params_opt, interior(fit.valleys)
-    if law is None or fit.minima is None or fit.errors is None or fit.default != "valley" or len(used) < 2:
-        return None
-    known = fit.minima.of(used).log10_params
-    spread = float(np.sqrt(np.nanmean(np.nanvar(known, axis=0))))
-    rng = np.random.default_rng(fit.options.seed)
-    following = np.log10(law.at(budget)) + spread * rng.standard_normal(len(known))
-    covariance = np.zeros((len(used) + 1, len(used) + 1))
-    covariance[:-1, :-1] = fit.errors.of(used).log10_params
-    covariance[-1, -1] = spread**2
-    flops = np.array([*(fit.valleys[i].flops for i in used), budget])
-    params = np.array([*(fit.valleys[i].params_opt for i in used), law.at(budget)])
-    source = effect_source(len(known), len(flops), fit.options.seed)
-    drawn = LawSource(values=np.column_stack([known, following]), source=source)
-    return minima_law(flops, params, covariance, drawn, fit.options.law_weights, fit.answer.correction)
 
 
 def run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:

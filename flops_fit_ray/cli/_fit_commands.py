@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flops_fit_ray.cli._common import LocalPath, StoragePathType, echo, json_option, open_directory
-from flops_fit_ray.cli._next import NextWanted, next_wanted, show_next
+from flops_fit_ray.cli._next import NextWanted, choose_next, next_wanted
 from flops_fit_ray.cli._sources import (
     FIT_OPTIONS,
     TABLE_OPTIONS,
@@ -29,9 +29,10 @@ from flops_fit_ray.fit_options import FIT_DEFAULTS
 from flops_fit_ray.storage.storage_path import StoragePath, local_path, storage_path
 
 if TYPE_CHECKING:
-    from flops_fit_ray.analysis import Prediction
+    from flops_fit_ray.analysis import Analysis, NextRuns, Prediction
     from flops_fit_ray.planning import Plan
     from flops_fit_ray.sweep.recommend import Recommendation
+    from flops_fit_ray.sweep.validity import CardItem
     from flops_fit_ray.tables import Loaded, Optima
 
 
@@ -125,8 +126,6 @@ def _fit_one(
         file: the table, loaded; None: it is loaded here.
     """
     from flops_fit_ray.analysis import analyse
-    from flops_fit_ray.console.fit_text import analysis_text, card_text, minima_text, table_text
-    from flops_fit_ray.sweep.minima import metrics_at_minima
     from flops_fit_ray.sweep.validity import analysis_document, validity_card
     from flops_fit_ray.tables import Optima, load, read_loaded
 
@@ -144,23 +143,34 @@ def _fit_one(
         opened = opened_sweep(source, options)
     if report_to is not None and opened.table is None:
         raise click.UsageError("--report is for tables; `flops-fit-ray report DIRECTORY` writes that of a sweep")
+    chosen = None if following is None else choose_next(opened, following)
     analysis = analyse(opened.fit, at)
     card = validity_card(opened.fit, opened.sweep, opened.table)
     if not as_json:
-        if opened.table is not None:
-            click.echo(table_text(opened.table))
-        table_of_minima = minima_text(metrics_at_minima(opened.sweep)) if opened.sweep is not None else ""
-        metrics = f"at the minima:\n{table_of_minima}\n\n" if table_of_minima else ""
-        click.echo(f"{analysis_text(analysis)}\n\n{metrics}{card_text(card)}")
+        _print_fit(opened, analysis, card, chosen)
     if report_to is not None and opened.table is not None:
         from flops_fit_ray.report import write_table_report
 
         path = write_table_report(opened.table, analysis, report_to, command_of(opened.table, options))
         click.echo(f"report: {path}", err=as_json)
     content = analysis_document(analysis, card, opened.table) if as_json else {}
-    if following is not None:
-        content |= show_next(opened, following, as_json)
+    if chosen is not None:
+        content["next_runs"] = chosen.to_json()
     return EXIT_FAILED if opened.fit.problem else EXIT_DONE, content
+
+
+def _print_fit(opened: Opened, analysis: Analysis, card: Sequence[CardItem], chosen: NextRuns | None) -> None:
+    from flops_fit_ray.console.fit_text import analysis_text, card_text, minima_text, table_text
+    from flops_fit_ray.console.next_text import next_runs_text
+    from flops_fit_ray.sweep.minima import metrics_at_minima
+
+    if opened.table is not None:
+        click.echo(table_text(opened.table))
+    table_of_minima = minima_text(metrics_at_minima(opened.sweep)) if opened.sweep is not None else ""
+    metrics = f"at the minima:\n{table_of_minima}\n\n" if table_of_minima else ""
+    click.echo(f"{analysis_text(analysis)}\n\n{metrics}{card_text(card)}")
+    if chosen is not None:
+        click.echo(f"\n{next_runs_text(chosen)}")
 
 
 def _show_optima(optima: Optima, at: Sequence[float], as_json: bool, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from flops_fit_ray.cli._sources import Opened
+
+if TYPE_CHECKING:
+    from flops_fit_ray.analysis import NextRuns
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,15 @@ def next_wanted(
     return None
 
 
-def show_next(opened: Opened, wanted: NextWanted, as_json: bool) -> dict[str, Any]:
-    """Choose the next runs, print them unless they are wanted as JSON, and return them as its content."""
+def choose_next(opened: Opened, wanted: NextWanted) -> NextRuns:
+    """Choose the next runs of a table or a sweep.
+
+    Raises:
+        SpecError, FitError: as `analysis.next_runs`.
+    """
     from flops_fit_ray.analysis import next_runs
-    from flops_fit_ray.console.next_text import next_runs_text
     from flops_fit_ray.sweep.next_places import next_runs_of
 
     if opened.sweep is not None:
-        chosen = next_runs_of(opened.sweep, opened.fit, wanted.runs, wanted.target, wanted.at_most)
-    else:
-        chosen = next_runs(opened.fit, wanted.runs, wanted.target, at_most=wanted.at_most)
-    if not as_json:
-        click.echo(f"\n{next_runs_text(chosen)}")
-    return {"next_runs": chosen.to_json()}
+        return next_runs_of(opened.sweep, opened.fit, wanted.runs, wanted.target, wanted.at_most)
+    return next_runs(opened.fit, wanted.runs, wanted.target, at_most=wanted.at_most)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import SweepFit, law_with_budget
+from flops_fit_ray.analysis import Place, SweepFit, expected_factors
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning import IN_FIT, Experiment
 from flops_fit_ray.spec import Budget, SweepSpec
 from flops_fit_ray.sweep.directory import Sweep
 
@@ -102,20 +103,18 @@ def factor_at(fit: SweepFit, target: float) -> float | None:
     return float(max(within.high / n, n / within.low))
 
 
-def expected_factor(fit: SweepFit, target: float, budget: float) -> float | None:
-    """Return the factor expected after one more budget, whose minimum is as uncertain as the others on average."""
-    wider = law_with_budget(fit, budget)
-    within = None if wider is None else wider.interval(target, fit.options.confidence)
-    if wider is None or within is None:
-        return None
-    n = wider.at(target)
-    return float(max(within.high / n, n / within.low))
-
-
-def decide_next(sweep: Sweep, rule: StoppingRule, budget: float, flops: float, limit: float) -> Decision:
-    """Decide on adding `budget`, which would execute `flops`; `limit` is the FLOPs that the sweep may cost in all."""
+def decide_next(
+    sweep: Sweep, rule: StoppingRule, budget: float, following: Sequence[Experiment], limit: float
+) -> Decision:
+    """Decide on adding `budget`, with the experiments that would follow; `limit` is FLOPs, of the whole sweep."""
+    flops = sum(e.flops_executed for e in following)
+    places = [
+        Place(budget=budget, params=float(e.params), tokens=float(e.tokens))
+        for e in following
+        if e.budget == budget and e.role in IN_FIT
+    ]
     factor = factor_at(sweep.fit, rule.target)
-    after = expected_factor(sweep.fit, rule.target, budget)
+    after = expected_factors(sweep.fit, rule.target, places).get(sweep.fit.default) if places else None
     reached = factor is not None and factor <= rule.factor
     known = "has no interval yet" if factor is None else f"is known within x/÷{factor:.3g}"
     now = f"N_opt at C = {fmt.flops(rule.target)} {known}"

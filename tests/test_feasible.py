@@ -13,7 +13,7 @@ import pytest
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, make_plan
 from flops_fit_ray.planning._feasible import unbracketed
-from flops_fit_ray.planning._ladder import least_steps
+from flops_fit_ray.planning._ladder import ladder_of, least_steps
 from flops_fit_ray.planning.experiment import ModelSize
 from tests.worlds import DATA, SIZES, adaptive_spec, size
 
@@ -113,7 +113,8 @@ def test_a_batch_that_is_small_enough_is_named() -> None:
 def test_a_valley_that_the_sweeps_own_law_puts_beyond_the_data_is_refused_with_what_would_do(budget: float) -> None:
     """N_opt = sqrt(C / 240) needs C / 6N tokens at N = N_opt / 1.5, the least margin of a minimum in its valley."""
     tokens = 10**10
-    spec, measured = adaptive_spec([1e17, 3e17]), Measurements(sizes=SIZES, data=replace(DATA, train_samples=tokens))
+    spec = adaptive_spec([1e17, 3e17], grid={"sizes": 9})  # sqrt(2) apart, so that one lies within any margin of 1.5
+    measured = Measurements(sizes=SIZES, data=replace(DATA, train_samples=tokens))
 
     def law(c: float) -> float:
         return math.sqrt(c / 240)
@@ -129,6 +130,19 @@ def test_a_valley_that_the_sweeps_own_law_puts_beyond_the_data_is_refused_with_w
     found = re.search(r"at least ([\d,]+) training tokens", said)
     assert found is not None and float(found[1].replace(",", "")) == pytest.approx(need, rel=1e-3)
     assert unbracketed(spec, changed_data(measured, 1.001 * need), c, law) == ""
+
+
+def test_one_size_of_the_ladder_at_least_lies_below_the_predicted_minimum() -> None:
+    """Sizes are a factor of 2 apart: where the data end within the margin, none of them may be left below it."""
+    spec, measured = adaptive_spec([2e17, 3e17]), Measurements(sizes=SIZES, data=replace(DATA, train_samples=10**10))
+    ladder, refused = ladder_of(spec, measured), 0
+    for c in np.geomspace(1e18, 6.6e18, 40):
+        n = math.sqrt(c / 240)
+        left = [s.params for s in ladder if c / (6 * s.params) <= 10**10 and s.params < n]
+        said = unbracketed(spec, measured, float(c), lambda c: math.sqrt(c / 240))
+        assert (said == "") is bool(left)
+        refused += not left
+    assert 3 <= refused <= 30
 
 
 def test_a_valley_without_the_steps_is_refused_with_the_batch_that_would_do() -> None:

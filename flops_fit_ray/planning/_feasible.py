@@ -166,14 +166,19 @@ def unbracketed(spec: SweepSpec, measurements: Measurements, budget: float, pred
         predicted: N_opt over C, of the fit so far.
     """
     n, least = predicted(budget), least_steps(spec, measurements)
+    ladder = ladder_of(spec, measurements)
     c = f"C = {fmt.flops(budget)} has its minimum predicted at N = {fmt.count(n)}"
-    if fed_params(spec, measurements, budget) > n / MARGIN:
 
-        def fed(other: float) -> bool:
-            return fed_params(spec, measurements, other) <= predicted(other) / MARGIN
+    def fed(other: float) -> bool:
+        at, sizes = predicted(other), fitting(spec, measurements, ladder, other)
+        return fed_params(spec, measurements, other) <= at / MARGIN and (not sizes or sizes[0].params < at)
 
+    # Where no size of the ladder lies below the minimum, more data would not help
+    below = [s.params for s in ladder if s.params < n]
+    if below and not fed(budget):
         limit = largest_budget(fed, budget)
-        tokens = math.ceil(budget / _cost_at(measurements, n / MARGIN))
+        most = batch_tokens(spec, measurements) / 2 + budget / _cost_at(measurements, min(n / MARGIN, below[-1]))
+        tokens = math.ceil(most / spec.data.max_epochs)
         have = spec.data.max_epochs * (measurements.data.tokens_per_epoch or 0)
         smallest = fmt.count(fed_params(spec, measurements, budget))
         return (

@@ -170,6 +170,20 @@ def limit_options(function: _Function) -> _Function:
     )(function)  # fmt: skip
 
 
+def cost_options(function: _Function) -> _Function:
+    """Add the options of a limit that `budgets: auto` are chosen by."""
+    for flag, what in (
+        ("--flops", "FLOPs in all"),
+        ("--hours", "hours of wall time"),
+        ("--minutes", "minutes of wall time"),
+    ):
+        function = click.option(
+            flag, type=click.FloatRange(min=0, min_open=True),
+            help=f"With budgets: auto in SPEC: choose the widest range of budgets that takes this many {what}.",
+        )(function)  # fmt: skip
+    return function
+
+
 def output_options(function: _Function) -> _Function:
     """Add the options of the console."""
     flags = {
@@ -199,11 +213,11 @@ def resolve_spec(spec: Path | None, *, quiet: bool) -> Path:
     return chosen.absolute()
 
 
-def read_resolved(path: Path, overrides: Sequence[str]) -> SweepSpec:
-    """Return the spec of a file, with overrides."""
+def read_resolved(path: Path, overrides: Sequence[str], *, open_budgets: bool = False) -> SweepSpec:
+    """Return the spec of a file, with overrides; arguments as `read_spec`."""
     from flops_fit_ray.spec import read_spec
 
-    return read_spec(path, overrides)
+    return read_spec(path, overrides, open_budgets=open_budgets)
 
 
 def base_of(path: Path, code: Path | None) -> Path:

@@ -17,6 +17,7 @@ from flops_fit_ray.cli._common import (
     base_of,
     code_option,
     command_line,
+    cost_options,
     demo_directory,
     device_option,
     directory_argument,
@@ -39,6 +40,7 @@ from flops_fit_ray.cli._common import (
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.run_limits import RunLimits
+from flops_fit_ray.waiting import to_stderr
 
 if TYPE_CHECKING:
     from flops_fit_ray.console.select import OutputStyle
@@ -73,6 +75,7 @@ def init(directory: Path) -> None:
     help="Sweep directory with the rates that `check` measured [default: runs/NAME beside SPEC].",
 )
 @code_option
+@cost_options
 @click.option("--slots", type=click.IntRange(min=1), help="Experiments at a time [default: as found by check].")
 @click.option(
     "--rate", type=click.FloatRange(min=0, min_open=True), help="FLOP/s of one slot [default: as measured by check]."
@@ -113,6 +116,9 @@ def plan(
     overrides: tuple[str, ...],
     output: StoragePath | None,
     code: Path | None,
+    minutes: float | None,
+    hours: float | None,
+    flops: float | None,
     slots: int | None,
     rate: float | None,
     price: float | None,
@@ -127,16 +133,26 @@ def plan(
 
     The price includes hours after `check` or with --rate, and money with --price.
     """
+    from flops_fit_ray.budgets import limit_of, with_budgets_chosen
     from flops_fit_ray.console.plan_text import plan_text, simulation_text
     from flops_fit_ray.pipeline import plan_request, recorded_constants, recorded_rates
     from flops_fit_ray.planning import priced, stated_rate
     from flops_fit_ray.storage.paths import SweepPaths
 
     path = resolve_spec(spec, quiet=as_json)
-    resolved = read_resolved(path, overrides)
+    resolved = read_resolved(path, overrides, open_budgets=True)
     root = resolve_output(path, resolved, output)
     world = _surface(surface, base_of(path, code)) if simulate else None
-    request = request_for(resolved, base_of(path, code), root, source=str(path))
+    request = request_for(resolved, base_of(path, code), root, source=str(path), limits=RunLimits(slots=slots))
+    stated = None if rate is None else stated_rate(rate, slots or 1)
+    request = with_budgets_chosen(
+        request,
+        limit_of(minutes, hours, flops),
+        to_stderr if as_json else click.echo,
+        rates=stated,
+        measure_speed=False,
+    )
+    resolved = request.spec
     _, made = plan_request(request, recorded_constants(SweepPaths(root)))
     if world is not None:
         from flops_fit_ray.sweep.simulate import simulate_spec
@@ -144,9 +160,7 @@ def plan(
         found = simulate_spec(resolved, made, surface=world, noise=noise, sweeps=sweeps, lr_factor=lr_factor)
         echo(json.dumps(found.to_json()) if as_json else simulation_text(found))
         return
-    rates = recorded_rates(SweepPaths(root), made.constants)
-    if rate is not None:
-        rates = stated_rate(rate, slots or 1)
+    rates = stated or recorded_rates(SweepPaths(root), made.constants)
     made = priced(made, resolved.grid.start, rates=rates, slots=slots, money_per_hour=price)
     echo(json.dumps(made.to_json(), indent=1) if as_json else plan_text(made))
 
@@ -187,15 +201,16 @@ def check(
 
     The measured speed is kept in the sweep directory (rates.json), where `plan` reads it. Exit code 1 on any FAIL.
     """
+    from flops_fit_ray.budgets import with_some_budgets
     from flops_fit_ray.pipeline import check as check_request
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
     path = resolve_spec(spec, quiet=as_json)
-    resolved = read_resolved(path, overrides)
+    resolved = read_resolved(path, overrides, open_budgets=True)
     root = resolve_output(path, resolved, output)
     limits = RunLimits(slots=slots)
     request = request_for(resolved, base_of(path, code), root, source=str(path), address=address, limits=limits)
-    report, found = check_request(request, keep=True)
+    report, found = check_request(with_some_budgets(request), keep=True)
     content = {"schema_version": SCHEMA_VERSION, "slots": found.count, **report.to_json()}
     echo(json.dumps(content) if as_json else str(report))
     return EXIT_FAILED if report.verdict == "FAIL" else EXIT_DONE
@@ -206,6 +221,7 @@ def check(
 @output_option
 @set_option
 @code_option
+@cost_options
 @limit_options
 @new_option
 @address_option
@@ -216,6 +232,9 @@ def run(
     output: StoragePath | None,
     overrides: tuple[str, ...],
     code: Path | None,
+    minutes: float | None,
+    hours: float | None,
+    flops: float | None,
     until: str | None,
     at_most: float | None,
     slots: int | None,
@@ -231,8 +250,10 @@ def run(
 
     Without SPEC: sweep.yaml of this directory, else the built-in demo.
     """
+    from flops_fit_ray.budgets import limit_of, with_budgets_chosen
+
     path = resolve_spec(spec, quiet=as_json)
-    resolved = read_resolved(path, overrides)
+    resolved = read_resolved(path, overrides, open_budgets=True)
     root = resolve_output(path, resolved, output)
     limits = RunLimits(until, at_most, slots)
     command = command_line(path, root, overrides, limits, code)
@@ -245,6 +266,9 @@ def run(
         address=address,
         limits=limits,
         new=new,
+    )
+    request = with_budgets_chosen(
+        request, limit_of(minutes, hours, flops), to_stderr if as_json or style == "json" else click.echo
     )
     return run_request(request, as_json=as_json, style=style or "")
 

@@ -74,8 +74,11 @@ class SpecFile(Protocol):
         """Read the whole content."""
 
 
-def read_spec(path: SpecFile, overrides: Sequence[str] = ()) -> SweepSpec:
+def read_spec(path: SpecFile, overrides: Sequence[str] = (), *, open_budgets: bool = False) -> SweepSpec:
     """Read the spec in a YAML file, with `a.b=c` overrides applied before it is checked.
+
+    Args:
+        open_budgets: take `budgets: auto`, as no budgets.
 
     Raises:
         SpecError: the file cannot be read, or anything in it is wrong; all faults at once.
@@ -87,11 +90,11 @@ def read_spec(path: SpecFile, overrides: Sequence[str] = ()) -> SweepSpec:
         raise SpecError(source, ["no such file; `flops-fit-ray init` writes a starter"]) from e
     except OSError as e:
         raise SpecError(source, [f"cannot be read: {e.strerror}"]) from e
-    return spec_from_bytes(raw, source, overrides)
+    return spec_from_bytes(raw, source, overrides, open_budgets=open_budgets)
 
 
-def spec_from_bytes(raw: bytes, source: str, overrides: Sequence[str] = ()) -> SweepSpec:
-    """Read the spec in the bytes of a YAML file.
+def spec_from_bytes(raw: bytes, source: str, overrides: Sequence[str] = (), *, open_budgets: bool = False) -> SweepSpec:
+    """Read the spec in the bytes of a YAML file; arguments as `read_spec`.
 
     Raises:
         SpecError: anything in it is wrong; all faults at once.
@@ -109,22 +112,29 @@ def spec_from_bytes(raw: bytes, source: str, overrides: Sequence[str] = ()) -> S
         raise SpecError(source, [f"holds a {type(content).__name__}, not keys and values"])
     for override in overrides:
         _apply_override(content, override)
-    return make_spec(content, source)
+    return make_spec(content, source, open_budgets=open_budgets)
 
 
-def make_spec(content: Mapping[str, Any], source: str, *, one_budget: bool = False) -> SweepSpec:
+def make_spec(
+    content: Mapping[str, Any], source: str, *, one_budget: bool = False, open_budgets: bool = False
+) -> SweepSpec:
     """Check plain values and return them as a spec.
 
     Args:
         one_budget: take one budget with many sizes, which can be planned and gives no law.
+        open_budgets: take `budgets: auto`, as no budgets.
 
     Raises:
         SpecError: anything is wrong; all faults at once.
     """
     try:
-        return SweepSpec.model_validate(content, context={ONE_BUDGET: one_budget})
+        spec = SweepSpec.model_validate(content, context={ONE_BUDGET: one_budget})
     except ValidationError as e:
         raise SpecError(source, fault_lines(e.errors())) from e
+    if not (spec.budgets or open_budgets):
+        fault = "budgets: auto are chosen by `plan` and `run` with --minutes, --hours or --flops; list them here"
+        raise SpecError(source, [fault])
+    return spec
 
 
 def dump_spec(spec: SweepSpec) -> str:

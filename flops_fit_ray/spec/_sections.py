@@ -193,6 +193,9 @@ class TrackersSection(Section):
     mlflow: MlflowSection | None = None
 
 
+FEW_BUDGETS = "has {} budget(s); a law needs at least 2, better 4 or 5 over a range of 32x"
+
+
 class SweepSpec(Section):
     """Spec of a sweep. `SweepSpec.model_json_schema()` is the published schema of the file."""
 
@@ -202,7 +205,7 @@ class SweepSpec(Section):
     data: DataSection
     loss: str = "cross_entropy"
     loss_unit: Literal["nats", "bits"] | None = None  # of a cross-entropy of the user's, per token
-    budgets: list[BudgetValue]
+    budgets: list[BudgetValue]  # empty: `auto`, to be chosen before anything is planned
     train: TrainSection = TrainSection()
     grid: GridSection = GridSection()
     checkpoint: CheckpointSection = CheckpointSection()
@@ -220,8 +223,12 @@ class SweepSpec(Section):
     @field_validator("budgets", mode="before")
     @classmethod
     def _is_a_list(cls, budgets: Any) -> Any:
+        if budgets == "auto":
+            return []
         if not isinstance(budgets, Sequence) or isinstance(budgets, str | bytes):
-            raise ValueError("must be a list of FLOPs, for example [1e18, 3e18, 1e19]")
+            raise ValueError("must be a list of FLOPs, for example [1e18, 3e18, 1e19], or auto")
+        if not budgets:
+            raise ValueError(FEW_BUDGETS.format(0))
         return budgets
 
     @field_validator("budgets")
@@ -230,8 +237,8 @@ class SweepSpec(Section):
         flops = [b.flops for b in budgets]
         one_run = len(budgets) == 1 and budgets[0].sizes is not None and len(budgets[0].sizes) == 1
         may_be_one = bool((info.context or {}).get(ONE_BUDGET)) and len(flops) == 1
-        if len(flops) < 2 and not (one_run or may_be_one):
-            raise ValueError(f"has {len(flops)} budget(s); a law needs at least 2, better 4 or 5 over a range of 32x")
+        if len(flops) == 1 and not (one_run or may_be_one):
+            raise ValueError(FEW_BUDGETS.format(1))
         twice = sorted({f for f in flops if flops.count(f) > 1})
         if twice:
             raise ValueError(f"{twice} are given twice")

@@ -1,0 +1,205 @@
+"""Budgets of a spec that says `budgets: auto`: measured, planned and priced until they cost what they may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from flops_fit_ray import formatting as fmt
+from flops_fit_ray.errors import SpecError
+from flops_fit_ray.pipeline import RunRequest, check, recorded_rates
+from flops_fit_ray.planning import COUNTING, Measurements, Plan, Planner, Rates, priced
+from flops_fit_ray.planning.auto_budgets import (
+    LEAST_RANGE,
+    ChosenBudgets,
+    budget_range,
+    choose_budgets,
+    spaced,
+    with_budgets_at,
+)
+from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.sweep.directory import recorded_spec
+
+FIRST_GUESS = 1e12  # smallest C in FLOPs where nothing is known; models and data move it
+FLOPS_TO_SMALLEST = 1e-3  # of all FLOPs that a sweep may cost
+MAX_ROUNDS = 6  # of measuring the models around the budgets, and choosing the budgets again
+SHARE = 0.9  # of a limit in time that is planned for
+OPTIONS = "--minutes, --hours or --flops"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostLimit:
+    """What a sweep may cost: seconds of wall time, or FLOPs."""
+
+    seconds: float | None = None
+    flops: float | None = None
+
+    def __str__(self) -> str:
+        """Return the limit with its unit."""
+        return f"{fmt.flops(self.flops)} FLOPs" if self.flops is not None else fmt.duration(self.seconds or 0.0)
+
+
+def limit_of(minutes: float | None, hours: float | None, flops: float | None) -> CostLimit | None:
+    """Return the limit that options give; None without one.
+
+    Raises:
+        SpecError: there is more than one.
+    """
+    given = [
+        name for name, value in (("--minutes", minutes), ("--hours", hours), ("--flops", flops)) if value is not None
+    ]
+    if len(given) > 1:
+        raise SpecError(given[1], [f"says what {given[0]} says; give one of them"])
+    if flops is not None:
+        return CostLimit(flops=flops)
+    if minutes is None and hours is None:
+        return None
+    return CostLimit(seconds=60 * minutes if minutes is not None else 3600 * (hours or 0.0))
+
+
+def with_budgets_chosen(
+    request: RunRequest, limit: CostLimit | None, say: Say, *, rates: Rates | None = None, measure_speed: bool = True
+) -> RunRequest:
+    """Return the request with budgets: of its spec, of its directory, or else the widest that `limit` allows.
+
+    Args:
+        rates: speed of a slot; None: as recorded in the directory, else measured on a worker.
+        measure_speed: False refuses instead.
+
+    Raises:
+        SpecError: a limit and budgets are given, or neither is; no speed is known; or no budgets are possible.
+    """
+    if request.spec.budgets:
+        if limit is not None:
+            fault = f"lists its budgets, so {OPTIONS} choose nothing; leave the option out, or write budgets: auto"
+            raise SpecError(request.source, [fault])
+        return request
+    kept = _recorded_budgets(request)
+    if kept:
+        say(f"budgets: those of {request.root}: {_shown(kept)} FLOPs")
+        return replace(request, spec=with_budgets_at(request.spec, kept))
+    if limit is None:
+        fault = f"budgets: auto needs to know what the sweep may cost: give {OPTIONS}, e.g. --minutes 30"
+        raise SpecError(request.source, [fault])
+    if not with_budgets_at(request.spec, (1.0, 2.0)).is_adaptive:
+        fault = (
+            "budgets: auto chooses the sizes, too, and this spec lists them; leave model.sizes out, or give a ladder"
+        )
+        raise SpecError(request.source, [fault])
+    if limit.seconds is not None and rates is None:
+        rates = _speed(request, measure_speed)
+    return _chosen(request, limit, rates, say)
+
+
+def with_some_budgets(request: RunRequest) -> RunRequest:
+    """Return the request with budgets to measure a speed at: the least that its models and data allow."""
+    if request.spec.budgets:
+        return request
+    kept = _recorded_budgets(request)
+    if kept:
+        return replace(request, spec=with_budgets_at(request.spec, kept))
+    return replace(request, spec=_settled(request, FIRST_GUESS, lambda low, high, _: spaced(low, LEAST_RANGE * low))[0])
+
+
+def _recorded_budgets(request: RunRequest) -> tuple[float, ...]:
+    try:
+        return tuple(b.flops for b in recorded_spec(SweepPaths(request.root)).budgets)
+    except SpecError:
+        return ()
+
+
+def _speed(request: RunRequest, measure_speed: bool) -> Rates:
+    least = with_some_budgets(request)
+    planner = Planner(least.spec, least.measure(least.spec, COUNTING))
+    known = recorded_rates(SweepPaths(request.root), planner.cells.constants)
+    if known is None and not measure_speed:
+        fault = "no speed is known to choose budgets by: run `check` first, or give --rate, or --flops as the limit"
+        raise SpecError(request.source, [fault])
+    if known is None:
+        report, _ = check(least, keep=True)
+        known = report.rates
+    if known is None:
+        failed = "; ".join(str(line) for line in report.lines if line.verdict == "FAIL")
+        raise SpecError(request.source, [f"no speed could be measured: {failed}"])
+    return known
+
+
+def _chosen(request: RunRequest, limit: CostLimit, rates: Rates | None, say: Say) -> RunRequest:
+    slots = request.limits.slots
+    start = request.spec.grid.start
+
+    def plan_of(measurements: Measurements, flops: Sequence[float]) -> Plan:
+        spec = with_budgets_at(request.spec, flops)
+        return priced(Planner(spec, measurements).plan(), start, rates=rates, slots=slots)
+
+    def allowed(plan: Plan) -> bool:
+        assert plan.price is not None
+        if limit.flops is not None:
+            return plan.price.flops <= limit.flops
+        return plan.price.wall_seconds is not None and plan.price.wall_seconds <= SHARE * (limit.seconds or 0.0)
+
+    found: list[ChosenBudgets] = []
+
+    def choose(low: float, high: float, measurements: Measurements) -> tuple[float, ...]:
+        choice = choose_budgets(low, high, lambda flops: allowed(plan_of(measurements, flops)))
+        found.append(choice)
+        return choice.flops or choice.least
+
+    guess = FIRST_GUESS if limit.flops is None else FLOPS_TO_SMALLEST * limit.flops
+    spec, measurements = _settled(request, guess, choose)
+    choice = found[-1]
+    plan = plan_of(measurements, [b.flops for b in spec.budgets])
+    assert plan.price is not None
+    cost = f"{fmt.flops(plan.price.flops)} FLOPs"
+    if plan.price.wall_seconds is not None:
+        cost = f"{fmt.duration(plan.price.wall_seconds)} on {plan.price.slots} slot(s), {cost}"
+    if not choice.flops:
+        fault = (
+            f"budgets: a law needs budgets {LEAST_RANGE:g}x apart, and the least with these models, data and batch are "
+            f"{_shown(choice.least)} FLOPs, which take about {cost}: more than {limit}; raise the limit, or lower "
+            "train.batch_size, which allows smaller ones"
+        )
+        raise SpecError(request.source, [fault])
+    why = {"limit": f"as much as {limit} allow", "data": "as much as the data allow"}[choice.binds]
+    say(f"budgets: {_shown(choice.flops)} FLOPs, {why}: about {cost}, {len(plan.expected)} experiments")
+    return replace(request, spec=spec)
+
+
+def _settled(
+    request: RunRequest, guess: float, choose: Callable[[float, float, Measurements], Sequence[float]]
+) -> tuple[SweepSpec, Measurements]:
+    """Choose budgets, measure the models around them, and choose again, until they stay.
+
+    Args:
+        choose: budgets from the ends of C that are possible, and the measurements.
+    """
+    spec = with_budgets_at(request.spec, spaced(guess, LEAST_RANGE * guess))
+    for _ in range(MAX_ROUNDS):
+        measurements = request.measure(spec, COUNTING)
+        ends = budget_range(spec, measurements)
+        if ends is None or ends[1] < LEAST_RANGE * ends[0]:
+            raise SpecError(request.source, [_too_narrow(spec, measurements, ends)])
+        flops = choose(*ends, measurements)
+        if [b.flops for b in spec.budgets] == list(flops):
+            return spec, measurements
+        spec = with_budgets_at(spec, flops)
+    return spec, request.measure(spec, COUNTING)
+
+
+def _too_narrow(spec: SweepSpec, measurements: Measurements, ends: tuple[float, float] | None) -> str:
+    batch, data = spec.train.batch_size, measurements.data
+    have = f"train.batch_size {batch} and {data.tokens_per_epoch or 0:,} training tokens"
+    if ends is None:
+        return f"budgets: none are possible with these models, {have}; lower the batch, or add data"
+    low, high = (fmt.flops(c) for c in ends)
+    return (
+        f"budgets: with these models, {have} they lie between {low} and {high} FLOPs, {ends[1] / ends[0]:.2g}x apart, "
+        f"and a law needs {LEAST_RANGE:g}x; lower the batch, or add data"
+    )
+
+
+def _shown(flops: Sequence[float]) -> str:
+    return ", ".join(map(fmt.flops, flops))

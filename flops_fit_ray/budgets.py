@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,9 +12,11 @@ from flops_fit_ray.pipeline import RunRequest, check, recorded_rates
 from flops_fit_ray.planning import COUNTING, Measurements, Plan, Planner, Rates, priced
 from flops_fit_ray.planning.auto_budgets import (
     LEAST_RANGE,
+    PRECISION,
     ChosenBudgets,
     budget_range,
     choose_budgets,
+    is_bracketed,
     spaced,
     with_budgets_at,
 )
@@ -127,43 +130,75 @@ def _speed(request: RunRequest, measure_speed: bool) -> Rates:
     return known
 
 
-def _chosen(request: RunRequest, limit: CostLimit, rates: Rates | None, say: Say) -> RunRequest:
-    slots = request.limits.slots
-    start = request.spec.grid.start
+@dataclass(frozen=True)
+class _Chooser:
+    """Search for the widest budgets whose plan costs what it may, and has every valley about its expected optimum."""
 
-    def plan_of(measurements: Measurements, flops: Sequence[float]) -> Plan:
-        spec = with_budgets_at(request.spec, flops)
-        return priced(Planner(spec, measurements).plan(), start, rates=rates, slots=slots)
+    request: RunRequest
+    limit: CostLimit
+    rates: Rates | None
 
-    def allowed(plan: Plan) -> bool:
+    def plan(self, measurements: Measurements, flops: Sequence[float]) -> Plan:
+        """Return the plan with these budgets, priced."""
+        spec = with_budgets_at(self.request.spec, flops)
+        plan = Planner(spec, measurements).plan()
+        return priced(plan, spec.grid.start, rates=self.rates, slots=self.request.limits.slots)
+
+    def choose(self, low: float, high: float, measurements: Measurements) -> ChosenBudgets:
+        """Choose budgets between C = `low` and `high`.
+
+        Raises:
+            SpecError: the least that a law needs cannot be planned.
+        """
+        beyond: list[float] = []  # largest budgets that data or models do not allow, although the range does
+
+        def fits(flops: Sequence[float]) -> bool:
+            try:
+                plan = self.plan(measurements, flops)
+            except SpecError:
+                if flops[-1] <= LEAST_RANGE * low:
+                    raise
+                beyond.append(flops[-1])
+                return False
+            if not is_bracketed(plan, with_budgets_at(self.request.spec, flops), measurements):
+                beyond.append(flops[-1])
+                return False
+            return self._costs_little(plan)
+
+        found = choose_budgets(low, high, fits)
+        if min(beyond, default=math.inf) <= PRECISION**2 * (found.flops or found.least)[-1]:
+            return replace(found, binds="data")
+        return found
+
+    def _costs_little(self, plan: Plan) -> bool:
         assert plan.price is not None
-        if limit.flops is not None:
-            return plan.price.flops <= limit.flops
-        return plan.price.wall_seconds is not None and plan.price.wall_seconds <= SHARE * (limit.seconds or 0.0)
+        if self.limit.flops is not None:
+            return plan.price.flops <= self.limit.flops
+        return plan.price.wall_seconds is not None and plan.price.wall_seconds <= SHARE * (self.limit.seconds or 0.0)
 
-    found: list[ChosenBudgets] = []
+
+def _chosen(request: RunRequest, limit: CostLimit, rates: Rates | None, say: Say) -> RunRequest:
+    chooser, found = _Chooser(request, limit, rates), []
 
     def choose(low: float, high: float, measurements: Measurements) -> tuple[float, ...]:
-        choice = choose_budgets(low, high, lambda flops: allowed(plan_of(measurements, flops)))
-        found.append(choice)
-        return choice.flops or choice.least
+        found.append(chooser.choose(low, high, measurements))
+        return found[-1].flops or found[-1].least
 
     guess = FIRST_GUESS if limit.flops is None else FLOPS_TO_SMALLEST * limit.flops
     spec, measurements = _settled(request, guess, choose)
-    choice = found[-1]
-    plan = plan_of(measurements, [b.flops for b in spec.budgets])
+    choice, plan = found[-1], chooser.plan(measurements, [b.flops for b in spec.budgets])
     assert plan.price is not None
     cost = f"{fmt.flops(plan.price.flops)} FLOPs"
     if plan.price.wall_seconds is not None:
         cost = f"{fmt.duration(plan.price.wall_seconds)} on {plan.price.slots} slot(s), {cost}"
     if not choice.flops:
-        fault = (
-            f"budgets: a law needs budgets {LEAST_RANGE:g}x apart, and the least with these models, data and batch are "
-            f"{_shown(choice.least)} FLOPs, which take about {cost}: more than {limit}; raise the limit, or lower "
-            "train.batch_size, which allows smaller ones"
-        )
+        least = f"a law needs budgets {LEAST_RANGE:g}x apart, and the least with these models, data and batch are"
+        what = f"budgets: {least} {_shown(choice.least)} FLOPs"
+        fault = f"{what}, which take about {cost}: more than {limit}; raise the limit, or lower train.batch_size"
+        if choice.binds == "data":
+            fault = f"{what}, whose valleys would lie on one side of the expected optimum: add data, or other sizes"
         raise SpecError(request.source, [fault])
-    why = {"limit": f"as much as {limit} allow", "data": "as much as the data allow"}[choice.binds]
+    why = f"as much as {limit} allow" if choice.binds == "limit" else "as much as data and models allow"
     say(f"budgets: {_shown(choice.flops)} FLOPs, {why}: about {cost}, {len(plan.expected)} experiments")
     return replace(request, spec=spec)
 

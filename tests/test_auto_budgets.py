@@ -35,7 +35,7 @@ def test_the_largest_budget_is_as_large_as_the_limit_allows() -> None:
     assert found.binds == "limit" and found.flops[0] == 1e17 and 0.9e20 < 4 * sum(found.flops) <= 1e20
     limited = choose_budgets(1e17, 3e18, allowed)
     assert limited.binds == "data" and limited.flops == spaced(1e17, 3e18)
-    wide = choose_budgets(1e12, math.inf, allowed)  # the smallest rises, so that the models are not needlessly far apart
+    wide = choose_budgets(1e12, math.inf, allowed)  # the smallest rises with it
     assert wide.flops[-1] / wide.flops[0] == pytest.approx(300, rel=0.02) and 4 * sum(wide.flops) > 0.9e20
     assert choose_budgets(1e19, math.inf, allowed).flops == ()
 
@@ -43,15 +43,15 @@ def test_the_largest_budget_is_as_large_as_the_limit_allows() -> None:
 def request_of(spec: SweepSpec, root: Path, data: int = 10**18) -> RunRequest:
     from dataclasses import replace
 
-    from flops_fit_ray.storage.storage_path import as_storage_path
+    from flops_fit_ray.storage.storage_path import storage_path
 
     measured = Measurements(sizes=SIZES, data=replace(DATA, train_samples=data))
     return RunRequest(
         spec=spec,
         source="sweep.yaml",
-        root=as_storage_path(root),
+        root=storage_path(root),
         measure=lambda spec, counting: measured,
-        load_user_parts=lambda: None,  # type: ignore[arg-type, return-value] # nothing is trained
+        load_user_parts=lambda: None,  # type: ignore[arg-type] # nothing is trained
         command="",
     )
 
@@ -68,11 +68,13 @@ def test_a_sweep_takes_what_it_may(tmp_path: Path) -> None:
     plan = Planner(chosen.spec, request.measure(chosen.spec, 1)).plan()
     spent = sum(e.flops_executed for e in plan.expected)
     assert 0.85e20 < spent <= 1e20 and all(e.steps >= 300 for e in plan.expected)
-    assert len(said) == 1 and "as much as 1e20 FLOPs allow" in said[0] and f"{len(plan.expected)} experiments" in said[0]
+    assert (
+        len(said) == 1 and "as much as 1e20 FLOPs allow" in said[0] and f"{len(plan.expected)} experiments" in said[0]
+    )
     hour = with_budgets_chosen(request, CostLimit(seconds=3600), said.append, rates=stated_rate(1e17, 4))
-    assert 3e19 < sum(b.flops for b in hour.spec.budgets) < 1e21  # 4 slots for an hour are 1.4e21 FLOPs, shared by sizes
+    assert 3e19 < sum(b.flops for b in hour.spec.budgets) < 1e21  # 1.4e21 FLOPs in all
     few = with_budgets_chosen(request_of(open_spec(), tmp_path, data=10**8), CostLimit(flops=1e25), said.append)
-    assert "as much as the data allow" in said[-1] and few.spec.budgets[-1].flops < 1e19
+    assert "as much as data and models allow" in said[-1] and few.spec.budgets[-1].flops < 1e19
 
 
 def test_what_cannot_be_chosen_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_what_cannot_be_chosen_is_refused_with_the_way_out(tmp_path: Path) -> No
         with_budgets_chosen(request, None, say)
     with pytest.raises(SpecError, match="run `check` first"):
         with_budgets_chosen(request, CostLimit(seconds=60), say, measure_speed=False)
-    with pytest.raises(SpecError, match="the least .* more than 1000000 FLOPs; raise the limit"):
+    with pytest.raises(SpecError, match="the least .* more than 1e6 FLOPs; raise the limit"):
         with_budgets_chosen(request, CostLimit(flops=1e6), say)
     with pytest.raises(SpecError, match="lists its budgets"):
         with_budgets_chosen(request_of(adaptive_spec(), tmp_path), CostLimit(flops=1e20), say)
@@ -95,8 +97,8 @@ def test_what_cannot_be_chosen_is_refused_with_the_way_out(tmp_path: Path) -> No
 def test_budgets_of_a_directory_stay(tmp_path: Path) -> None:
     from flops_fit_ray.spec import dump_spec
 
-    (tmp_path / "spec.yaml").write_text(dump_spec(adaptive_spec(budgets=[1e17, 1e18])))
+    (tmp_path / "sweep.yaml").write_text(dump_spec(adaptive_spec(budgets=[1e17, 1e18])))
     said: list[str] = []
     again = with_budgets_chosen(request_of(open_spec(), tmp_path), None, said.append)
     assert [b.flops for b in again.spec.budgets] == [1e17, 1e18] and "budgets: those of" in said[0]
-    assert read_spec(tmp_path / "spec.yaml").budgets == again.spec.budgets
+    assert read_spec(tmp_path / "sweep.yaml").budgets == again.spec.budgets

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_ray.planning._adaptive import MARGIN
 from flops_fit_ray.planning._feasible import feasible, with_smallest
 from flops_fit_ray.planning._ladder import least_steps
+from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._ranges import feasible_range
 from flops_fit_ray.planning.experiment import Measurements
-from flops_fit_ray.planning.grid import MIN_STEPS
+from flops_fit_ray.planning.grid import MIN_STEPS, centre_of
 from flops_fit_ray.spec import Budget, SweepSpec
 
 RATIO = math.sqrt(10)  # of neighbouring budgets
@@ -96,3 +98,13 @@ def budget_range(spec: SweepSpec, measurements: Measurements) -> tuple[float, fl
     alone = with_smallest(spec, found[0])
     further = feasible_range(alone, measurements, lambda c: feasible(alone, measurements, c), found[0])
     return found if further is None else (found[0], further[1])
+
+
+def is_bracketed(plan: Plan, spec: SweepSpec, measurements: Measurements) -> bool:
+    """Return True if every budget of a plan has sizes well below and above its expected optimum."""
+    for budget in spec.budgets:
+        sizes = [e.params for e in plan.expected if e.role == "grid" and e.budget == budget.flops]
+        centre = centre_of(spec, measurements, budget.flops)
+        if not sizes or min(sizes) * MARGIN > centre or max(sizes) < MARGIN * centre:
+            return False
+    return True

@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class CostLimit:
-    """What a sweep may cost: seconds of wall time, or FLOPs."""
+    """Limit of what a sweep may cost: seconds of wall time, or FLOPs."""
 
     seconds: float | None = None
     flops: float | None = None

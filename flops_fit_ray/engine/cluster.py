@@ -27,6 +27,7 @@ CONNECT_SECONDS = 5.0
 HEAD_ASK_SECONDS = 2.0
 HEAD_LOST_SECONDS = 10.0
 LEAVE_SECONDS = 10.0
+IDLE_SERVICES = ("start_monitor", "start_api_server", "start_log_monitor")  # of Ray's Node
 RAY_SECONDS = 10.0  # that Ray may take to start on this machine without a word about it
 
 # Read by Ray and Tune when they are imported or started; the user's own settings win.
@@ -161,7 +162,12 @@ def _start_here() -> None:
     if cores < there:
         tell(f"{cores} of the {there} cores of this machine may be used (affinity or CPU quota)")
     try:
-        with waiting("starting Ray", RAY_SECONDS), keeping_handlers(), _sessions_of_their_own():
+        with (
+            waiting("starting Ray", RAY_SECONDS),
+            keeping_handlers(),
+            _sessions_of_their_own(),
+            _without_idle_services(),
+        ):
             ray.init(
                 address="local",
                 num_cpus=cores,
@@ -175,6 +181,24 @@ def _start_here() -> None:
         if "auth_token" in str(e):  # it lies in the home directory
             way_out = "set RAY_AUTH_TOKEN_PATH to a file that can be written"
         raise ResourceError(f"Ray could not be started here: {first_line(e)}; {way_out}") from e
+
+
+@contextlib.contextmanager
+def _without_idle_services() -> Iterator[None]:
+    """Leave out, while the block runs, what Ray would start and nobody uses: autoscaler, dashboard and log monitor.
+
+    A session of one driver on one machine has nothing to scale and prints no worker's log. They cost half of the CPU
+    time of a start. Another version of Ray, which starts them by other names, starts them all.
+    """
+    node = importlib.import_module("ray._private.node").Node
+    kept = {name: getattr(node, name) for name in IDLE_SERVICES if hasattr(node, name)}
+    for name in kept:
+        setattr(node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, start in kept.items():
+            setattr(node, name, start)
 
 
 @contextlib.contextmanager

@@ -317,9 +317,8 @@ def test_failures_are_recorded_and_stop_nothing(ray_here: None, tmp_path: Path) 
 
 def test_a_session_of_ours_starts_nothing_that_idles(ray_here: None) -> None:
     """Neither an autoscaler nor a dashboard nor a log monitor: half of the CPU time of a start."""
-    processes = ray._private.worker._global_node.all_processes
-    assert set(processes) == {"gcs_server", "raylet"}
-    assert [node["Alive"] for node in ray.nodes()] == [True]
+    worker: Any = ray._private.worker
+    assert set(worker._global_node.all_processes) == {"gcs_server", "raylet"}
 
 
 def test_what_the_cluster_cannot_give_is_refused_at_once(ray_here: None, tmp_path: Path) -> None:

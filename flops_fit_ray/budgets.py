@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.errors import SpecError
+from flops_fit_ray.errors import SpecError, faults_of
 from flops_fit_ray.pipeline import RunRequest, check, recorded_rates
 from flops_fit_ray.planning import COUNTING, Measurements, Plan, Planner, Rates, priced
 from flops_fit_ray.planning.auto_budgets import (
@@ -213,11 +213,13 @@ def _settled(
     """
     spec = with_budgets_at(request.spec, spaced(guess, LEAST_RANGE * guess))
     for _ in range(MAX_ROUNDS):
-        measurements = request.measure(spec, COUNTING)
+        with faults_of(request.source):
+            measurements = request.measure(spec, COUNTING)
         ends = budget_range(spec, measurements)
         if ends is None or ends[1] < LEAST_RANGE * ends[0]:
             raise SpecError(request.source, [_too_narrow(spec, measurements, ends)])
-        flops = choose(*ends, measurements)
+        with faults_of(request.source):
+            flops = choose(*ends, measurements)
         if [b.flops for b in spec.budgets] == list(flops):
             return spec, measurements
         spec = with_budgets_at(spec, flops)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,6 @@ def test_the_largest_budget_is_as_large_as_the_limit_allows() -> None:
 
 
 def request_of(spec: SweepSpec, root: Path, data: int = 10**18) -> RunRequest:
-    from dataclasses import replace
-
     from flops_fit_ray.storage.storage_path import storage_path
 
     measured = Measurements(sizes=SIZES, data=replace(DATA, train_samples=data))
@@ -89,6 +88,12 @@ def test_what_cannot_be_chosen_is_refused_with_the_way_out(tmp_path: Path) -> No
         with_budgets_chosen(request_of(adaptive_spec(), tmp_path), CostLimit(flops=1e20), say)
     with pytest.raises(SpecError, match="add data"):
         with_budgets_chosen(request_of(open_spec(), tmp_path, data=100), CostLimit(flops=1e20), say)
+
+    def no_model(spec: SweepSpec, counting: int) -> Measurements:
+        raise SpecError("spec", ["model.target: no module"])
+
+    with pytest.raises(SpecError, match=r"^sweep.yaml: model.target: no module"):
+        with_budgets_chosen(replace(request, measure=no_model), CostLimit(flops=1e20), say)
     content = adaptive_spec().model_dump(mode="json") | {"budgets": "auto"}
     with pytest.raises(SpecError, match="are chosen by `plan` and `run`"):
         make_spec(content, "find_optimal")

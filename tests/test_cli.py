@@ -106,6 +106,14 @@ def test_wrong_input_is_exit_2_without_a_traceback_and_writes_nothing(
     assert not (tmp_path / "p" / "runs").exists()
 
 
+def test_numbers_that_no_comparison_refuses_are_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = [("plan", name) for name in ("--flops", "--hours", "--minutes", "--rate", "--price", "--noise")]
+    for command, name in [*limits, ("run", "--flops"), ("run", "--at-most"), ("extend", "--budget")]:
+        for bad in ("nan", "inf"):
+            assert call(command, name, bad) == 2
+            assert f"'{name}': must be a finite number (got {bad})" in capsys.readouterr().err
+
+
 def test_run_refuses_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert call("run", "--output", tmp_path / "file" / "x") == 2

@@ -275,9 +275,17 @@ def test_mistakes_are_exit_2_without_a_traceback(
         captured = capsys.readouterr()
         assert message in captured.err, arguments
         assert "Traceback" not in captured.err
-    for bad in ("-1", "nan"):
-        assert call("fit", table, f"--at={bad}") == 1
-        assert "must be a positive number of FLOPs" in capsys.readouterr().err
+    for bad, message in (
+        ("-1", "not in the range x>0"),
+        ("nan", "must be a finite number"),
+        ("inf", "a finite number"),
+    ):
+        for arguments in (["fit", table, "--at"], ["fit", table, "--next", "2", "--target"], ["predict", "--hours"]):
+            assert call(*arguments, bad) == 2
+            assert message in capsys.readouterr().err
+    for bad in ("0", "nan", "1e999"):
+        assert call("predict", bad, table) == 2
+        assert f"BUDGET must be a positive number of FLOPs (got {bad})" in capsys.readouterr().err
     assert call("predict", "--hours", "1", table) == 1
     assert "a wall-clock budget needs" in capsys.readouterr().err
     assert call("fit", table, "--method", "envelope") == 1

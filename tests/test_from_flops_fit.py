@@ -116,6 +116,12 @@ def test_a_mocked_sweep_finds_the_surface_that_it_was_made_of(mocked: Result) ->
     assert any("nothing is trained" in warning for warning in mocked.warnings)
 
 
+def test_the_next_runs_of_a_mocked_sweep_have_the_price_of_real_ones(mocked: Result) -> None:
+    chosen = mocked.next_runs(2, 3e10)
+    planned = sum(e.flops_executed for e in mocked.plan.experiments)
+    assert chosen.spent == pytest.approx(planned) and 0 < chosen.flops <= 2 * planned
+
+
 def test_a_prediction_is_a_mapping(mocked: Result) -> None:
     answer = mocked.predict(compute_budget=1e11)
     assert answer == mocked.predict(1e11) and isinstance(answer, dict)

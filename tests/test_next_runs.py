@@ -167,7 +167,7 @@ def test_the_list_narrows_step_by_step_and_leaves_no_valley_open(fit: SweepFit) 
 def test_less_may_be_spent(fit: SweepFit) -> None:
     chosen = next_runs(fit, 3, 1e21, at_most=5e18)
     assert len(chosen.runs) == 3 and chosen.flops <= 5e18
-    with pytest.raises(FitError, match=r"at most 1e17 FLOPs .* the cheapest costs 1e18; raise --at-most"):
+    with pytest.raises(FitError, match=r"at most 1e17 FLOPs: the cheapest costs 1e18; raise --at-most"):
         next_runs(fit, 3, 1e21, at_most=1e17)
 
 
@@ -181,6 +181,17 @@ def test_a_valley_without_a_minimum_is_only_touched_if_it_is_bracketed() -> None
     runs = [Place(budget=run.budget, params=run.params, tokens=run.tokens) for run in chosen.runs]
     assert bracketed(open_one, runs, BESIROGLU)
     assert any(run.kind == "bracket" and run.budget == 1e19 for run in chosen.runs)  # one run gives a whole valley
+
+
+def test_where_no_valley_has_a_minimum_a_surface_asks_for_one() -> None:
+    points = sweep_on(BESIROGLU, BUDGETS, noise=0.002, seed=0)
+    larger = np.array([1.2 * optimum(BESIROGLU, c)[0] for c in points.budget])
+    fit = fit_sweep(points.pick(points.params > larger), FitOptions(draws=200))
+    assert not fit.optima and fit.default == "surface_huber"
+    places = [Place(budget=run.budget, params=run.params, tokens=run.tokens) for run in next_runs(fit, 3, 1e21).runs]
+    assert len(places) == 3 and bracketed(fit.points, places, BESIROGLU)
+    with pytest.raises(FitError, match=r"with its minimum between its sizes; ask for 3 runs$"):
+        next_runs(fit, 1, 1e21)
 
 
 def test_scattered_runs_are_asked_for_any_n_and_d() -> None:
@@ -199,6 +210,8 @@ def cut(keep: object) -> SweepFit:
 def test_what_cannot_be_narrowed_says_which_runs_would_help(fit: SweepFit) -> None:
     with pytest.raises(FitError, match=r"one more budget gives one: C = 3.16e18 with N = "):
         next_runs(cut(lambda p: p.budget == 1e18), 3)
+    with pytest.raises(FitError, match=r"C = 3.16e18 with N = .*, and sizes that may bracket C = 1e18 with N = "):
+        next_runs(cut(lambda p: (p.budget == 1e18) & (p.params < optimum(BESIROGLU, 1e18)[0] / 1.5)), 3)
     larger = {c: 1.1 * optimum(BESIROGLU, c)[0] for c in BUDGETS}
     with pytest.raises(FitError, match=r"may bracket its minima: C = 1e18 with N = .* and .*; C = 3e18"):
         next_runs(cut(lambda p: p.params > np.array([larger[c] for c in p.budget])), 3)

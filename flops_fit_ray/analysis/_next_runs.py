@@ -115,4 +115,5 @@ def _first_runs(fit: SweepFit) -> str:
     best = float(top.params[int(np.argmin(top.loss))]) if len(top.loss) else 0.0
     more = [best * math.sqrt(RATIO[1]) * factor for factor in (0.5, 1.0, 2.0)]
     sizes = ", ".join(fmt.count(n) for n in more)
-    return f"one more budget gives one: C = {fmt.flops(RATIO[1] * top.flops)} with N = {sizes}"
+    one = f"one more budget gives one: C = {fmt.flops(RATIO[1] * top.flops)} with N = {sizes}"
+    return f"{one}, and sizes that may bracket {found[0]}" if found else one

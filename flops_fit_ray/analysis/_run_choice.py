@@ -126,11 +126,7 @@ class RunChoice:
         )
         chosen = search.best(count)
         if not chosen:
-            cheapest = min(self._price((i,)) for i in range(self._there))
-            raise FitError(
-                f"no run for at most {fmt.flops(self._at_most)} FLOPs leaves every budget with its minimum between its "
-                f"sizes: the cheapest costs {fmt.flops(cheapest)}; raise --at-most, or ask for {LEAST_SIZES} runs"
-            )
+            raise FitError(self._why_none(count))
         found: list[NextRun] = []
         done: Set = ()
         for number, step in enumerate(search.in_order(chosen), 1):
@@ -150,6 +146,17 @@ class RunChoice:
             runs=tuple(found),
         )
 
+    def _why_none(self, count: int) -> str:
+        """Say why no run can be chosen, and what would do."""
+        most = f"no run for at most {fmt.flops(self._at_most)} FLOPs"
+        cheapest = min((self._price((i,)) for i in range(self._there)), default=math.inf)
+        if math.isfinite(cheapest) and cheapest > self._at_most:
+            return f"{most}: the cheapest costs {fmt.flops(cheapest)}; raise --at-most"
+        way_out = (
+            f"ask for {LEAST_SIZES} runs" if count < LEAST_SIZES else "raise --at-most, or choose another --target"
+        )
+        return f"{most} leaves every budget with its minimum between its sizes; {way_out}"
+
     def _price(self, chosen: Set) -> float:
         return sum(self._space.prices([self._places[i] for i in chosen]))
 
@@ -163,14 +170,14 @@ class RunChoice:
             return self._scattered()
         places = [p for c, n in self._minima.items() for p in self._within(c, n, self._reach)]
         for c in self._open:
-            places += self._within(c, *self._expected(c))
+            places += self._about(c)
         known = sorted(v.budget for v in fit.valleys)
         ratio = float(np.clip(np.median([b / a for a, b in itertools.pairwise(known)]), *RATIO))
         above = [float(f"{known[-1] * ratio**k:.3g}") for k in range(1, ABOVE + 1)]
         between = [float(f"{math.sqrt(a * b):.3g}") for a, b in itertools.pairwise(known) if b / a >= GAP]
         for c in [*between, *above]:
             if c <= self._target and c not in known:
-                found = self._within(c, *self._expected(c))
+                found = self._about(c)
                 if found:
                     self._new.append(c)
                     places += found
@@ -180,6 +187,15 @@ class RunChoice:
         """Places about N = `centre` as far out as runs are, or as far as `margin` where that is farther."""
         reach = 1.01 * max(self._reach, margin)
         return [p for p in self._space.places(budget, centre) if 1 / reach <= p.params / centre <= reach]
+
+    def _about(self, budget: float) -> list[Place]:
+        """Places about an expected minimum, with the first on either side that bracket it though a step goes past."""
+        centre, margin = self._expected(budget)
+        found, all_places = self._within(budget, centre, margin), self._space.places(budget, centre)
+        below = [p for p in all_places if p.params * margin <= centre]
+        above = [p for p in all_places if p.params >= centre * margin]
+        ends = [max(below, key=lambda p: p.params, default=None), min(above, key=lambda p: p.params, default=None)]
+        return [*found, *(p for p in ends if p is not None and p not in found)]
 
     def _scattered(self) -> list[Place]:
         """Places all over N and C, where runs are no budgets of their own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import shlex
 import shutil
@@ -49,6 +50,19 @@ class LocalPath(click.Path):
         except SpecError as e:
             self.fail(e.faults[0], param, ctx)
 
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers that holds neither NaN, which no comparison refuses, nor an infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"must be a finite number (got {number:g})", param, ctx)
+        return number
+
+
+POSITIVE = FiniteRange(min=0, min_open=True)
 
 spec_argument = click.argument("spec", required=False, type=LocalPath())
 
@@ -161,7 +175,7 @@ def limit_options(function: _Function) -> _Function:
         "fit now].",
     )(function)  # fmt: skip
     function = click.option(
-        "--at-most", type=click.FloatRange(min=0, min_open=True),
+        "--at-most", type=POSITIVE,
         help="Total FLOPs that --until may spend [default: 10 times the cost of the sweep].",
     )(function)  # fmt: skip
     return click.option(
@@ -178,7 +192,7 @@ def cost_options(function: _Function) -> _Function:
         ("--minutes", "minutes of wall time"),
     ):
         function = click.option(
-            flag, type=click.FloatRange(min=0, min_open=True),
+            flag, type=POSITIVE,
             help=f"With budgets: auto in SPEC: choose the widest range of budgets that takes this many {what}.",
         )(function)  # fmt: skip
     return function

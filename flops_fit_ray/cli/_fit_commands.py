@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flops_fit_ray.cli._common import LocalPath, StoragePathType, echo, json_option, open_directory
+from flops_fit_ray.cli._common import POSITIVE, LocalPath, StoragePathType, echo, json_option, open_directory
 from flops_fit_ray.cli._next import NextWanted, choose_next, next_wanted
 from flops_fit_ray.cli._sources import (
     FIT_OPTIONS,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", required=False, type=StoragePathType())
 @click.option(
-    "--at", type=float, multiple=True, metavar="C", help="Answer at C FLOPs; the first is the panel's target."
+    "--at", type=POSITIVE, multiple=True, metavar="C", help="Answer at C FLOPs; the first is the panel's target."
 )
 @with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
 @click.option("--each", metavar="NAME", help="Of a table: fit the rows of every value of this column apart.")
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
     metavar="RUNS",
     help="Name the runs that would narrow N_opt at the target most for their FLOPs.",
 )
-@click.option("--target", type=float, metavar="C", help="Of --next [default: that of --at, or 10x the largest C].")
-@click.option("--at-most", type=float, metavar="FLOPS", help="Of all runs of --next [default: twice those so far].")
+@click.option("--target", type=POSITIVE, metavar="C", help="Of --next [default: that of --at, or 10x the largest C].")
+@click.option("--at-most", type=POSITIVE, metavar="FLOPS", help="Of all runs of --next [default: twice those so far].")
 @json_option
 def fit(
     source: StoragePath | None,
@@ -188,7 +189,7 @@ def _show_optima(optima: Optima, at: Sequence[float], as_json: bool, options: Ma
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="BUDGET [SOURCE]")
-@click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="A wall-clock budget on one device instead.")
+@click.option("--hours", type=POSITIVE, help="A wall-clock budget on one device instead.")
 @click.option("--spec", "spec_to", type=LocalPath(), help="Of a sweep: write the spec of that one run here.")
 @click.option("--seal", "seal_it", is_flag=True, help="Of a sweep: keep this forecast in its directory, to be scored.")
 @with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
@@ -270,7 +271,7 @@ def score(directory: StoragePath | None, runs: StoragePath | None, as_json: bool
 @click.command()
 @click.argument("first", type=StoragePathType())
 @click.argument("second", type=StoragePathType())
-@click.option("--at", type=float, metavar="C", help="FLOPs [default: the largest C that both were fitted to].")
+@click.option("--at", type=POSITIVE, metavar="C", help="FLOPs [default: the largest C that both were fitted to].")
 @click.option("--figure", type=LocalPath(), help="Draw both here (.svg, .png, .pdf).")
 @with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
 @json_option
@@ -364,6 +365,8 @@ def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float
             budget = float(first)
         except ValueError as e:
             raise click.UsageError(f"BUDGET {first!r} is not a valid float; give FLOPs, for example 1e21") from e
+        if not 0 < budget < math.inf:
+            raise click.UsageError(f"BUDGET must be a positive number of FLOPs (got {first})")
     if len(rest) > 1:
         raise click.UsageError(f"{' '.join(words)}: too many; give {'BUDGET and ' if hours is None else ''}one SOURCE")
     return budget, storage_path(rest[0]) if rest else None

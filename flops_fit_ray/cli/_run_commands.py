@@ -10,7 +10,9 @@ import click
 
 from flops_fit_ray.cli._common import (
     DEMO_FILES,
+    POSITIVE,
     SPEC_NAME,
+    FiniteRange,
     LocalPath,
     StoragePathType,
     address_option,
@@ -77,10 +79,8 @@ def init(directory: Path) -> None:
 @code_option
 @cost_options
 @click.option("--slots", type=click.IntRange(min=1), help="Experiments at a time [default: as found by check].")
-@click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), help="FLOP/s of one slot [default: as measured by check]."
-)
-@click.option("--price", type=click.FloatRange(min=0, min_open=True), help="Price of one slot for one hour.")
+@click.option("--rate", type=POSITIVE, help="FLOP/s of one slot [default: as measured by check].")
+@click.option("--price", type=POSITIVE, help="Price of one slot for one hour.")
 @click.option("--simulate", is_flag=True, help="Simulate the whole sweep on a known loss surface, fit included.")
 @click.option(
     "--surface",
@@ -94,7 +94,7 @@ def init(directory: Path) -> None:
     "--noise",
     default=0.005,
     show_default=True,
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="With --simulate: standard deviation of a loss, in nats.",
 )
 @click.option(
@@ -106,7 +106,7 @@ def init(directory: Path) -> None:
 )
 @click.option(
     "--lr-factor",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     help="With --simulate: the best learning rate over the spec's own [default: 1 for a rate that the spec gives, 1.7 "
     "for auto].",
 )
@@ -279,7 +279,7 @@ def run(
     "--budget",
     "budgets",
     multiple=True,
-    type=float,
+    type=POSITIVE,
     metavar="FLOPS",
     help="Budget C to add, in FLOPs; may be repeated.",
 )

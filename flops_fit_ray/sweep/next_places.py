@@ -19,7 +19,8 @@ class SweepSpace:
 
     def __init__(self, sweep: Sweep) -> None:
         plan = sweep.plan
-        self.spent = sweep.flops_spent
+        done = {r.key for r in sweep.results}  # synthetic losses cost nothing: they count as what was planned
+        self.spent = sweep.flops_spent or sum(e.flops_executed for e in plan.experiments if e.key in done)
         self._spec, self._measurements, self._lr = sweep.spec, plan.measurements, plan.lr
         self._cells = Cells(sweep.spec, plan.measurements, plan.constants)
         self._sizes = {s.size: s for s in by_params(plan.measurements)}

@@ -82,7 +82,8 @@ def with_budgets_chosen(
         return request
     kept = _recorded_budgets(request)
     if kept:
-        say(f"budgets: those of {request.root}: {_shown(kept)} FLOPs")
+        unused = "" if limit is None else f"; {limit} choose nothing any more, `extend --budget` adds a budget"
+        say(f"budgets: those of {request.root}: {_shown(kept)} FLOPs{unused}")
         return replace(request, spec=with_budgets_at(request.spec, kept))
     if limit is None:
         fault = f"budgets: auto needs to know what the sweep may cost: give {OPTIONS}, e.g. --minutes 30"

@@ -105,5 +105,7 @@ def test_budgets_of_a_directory_stay(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(dump_spec(adaptive_spec(budgets=[1e17, 1e18])))
     said: list[str] = []
     again = with_budgets_chosen(request_of(open_spec(), tmp_path), None, said.append)
-    assert [b.flops for b in again.spec.budgets] == [1e17, 1e18] and "budgets: those of" in said[0]
+    assert [b.flops for b in again.spec.budgets] == [1e17, 1e18] and said[0].endswith("1e17, 1e18 FLOPs")
+    with_budgets_chosen(request_of(open_spec(), tmp_path), CostLimit(flops=1e22), said.append)
+    assert said[1].endswith("1e17, 1e18 FLOPs; 1e22 FLOPs choose nothing any more, `extend --budget` adds a budget")
     assert read_spec(tmp_path / "sweep.yaml").budgets == again.spec.budgets

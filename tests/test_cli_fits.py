@@ -280,8 +280,8 @@ def test_mistakes_are_exit_2_without_a_traceback(
         ("nan", "must be a finite number"),
         ("inf", "a finite number"),
     ):
-        for arguments in (["fit", table, "--at"], ["fit", table, "--next", "2", "--target"], ["predict", "--hours"]):
-            assert call(*arguments, bad) == 2
+        for before in (("fit", table, "--at"), ("fit", table, "--next", "2", "--target"), ("predict", "--hours")):
+            assert call(*before, bad) == 2
             assert message in capsys.readouterr().err
     for bad in ("0", "nan", "1e999"):
         assert call("predict", bad, table) == 2

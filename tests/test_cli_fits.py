@@ -227,6 +227,9 @@ def test_the_spec_of_the_predicted_run_is_ready(tmp_path: Path, capsys: pytest.C
     assert call("predict", "3e7", made.paths.root, "--spec", beyond) == 0
     out = capsys.readouterr().out
     assert "need more data than there is" in out and "give more data" in out and beyond.exists()
+    ran, refused = made.results[0].budget, tmp_path / "refused.yaml"
+    assert call("predict", ran, made.paths.root, "--seal", "--spec", refused) == 2
+    assert "has results in this sweep already" in capsys.readouterr().err and not refused.exists()
 
 
 def test_compare_says_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

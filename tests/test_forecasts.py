@@ -193,6 +193,8 @@ def test_what_is_no_forecast_is_refused(sealed: tuple[Sweep, Sealed], capsys: py
     assert call("predict", "3e20", table, "--seal") == 2
     assert "needs a sweep directory" in capsys.readouterr().err
     assert call("predict", "--hours", "3", root, "--seal") == 2
+    assert call("predict", "3e20", root, "--seal", "--spec", table) == 2
+    assert "is there already" in capsys.readouterr().err
     assert call("score", root, "--runs", table) == 2
     assert "has no run of a forecast's C, 1e20 (its runs: C = 1e18 to 3.16e19)" in capsys.readouterr().err
     assert len(read_forecasts(sweep).sealed) == 1

@@ -216,14 +216,8 @@ def predict(
     prediction, content, text = _predicted(opened, budget, hours)
     content["warnings"] = [*(flag.to_json() for flag in opened.assumed), *content["warnings"]]
     lines = [*(f"{flag}" for flag in opened.assumed), text]
-    if seal_it:
-        if opened.sweep is None:
-            raise click.UsageError("--seal needs a sweep directory to keep the forecast in, and this is a table")
-        from flops_fit_ray.sweep.forecasts import seal
-
-        sealed = seal(opened.sweep, opened.fit, prediction)
-        content["sealed"] = sealed.to_json()
-        lines.append(f"sealed: {content['sealed']['path']}, sha256 {content['sealed']['sha256']}")
+    if seal_it and opened.sweep is None:
+        raise click.UsageError("--seal needs a sweep directory to keep the forecast in, and this is a table")
     if opened.sweep is not None:
         from flops_fit_ray.console.fit_text import recommendation_text
         from flops_fit_ray.sweep.recommend import recommend
@@ -237,6 +231,16 @@ def predict(
             lines.append(f"spec: {spec_to}{_planned_words(made)}" + (f"\nnot ready yet: {missing}" if missing else ""))
     elif spec_to is not None:
         raise click.UsageError("--spec needs a sweep directory: a table does not know the model")
+    if seal_it and opened.sweep is not None:  # last, so that nothing is kept of a command that is refused
+        from flops_fit_ray.sweep.forecasts import seal
+
+        try:
+            content["sealed"] = seal(opened.sweep, opened.fit, prediction).to_json()
+        except FlopsFitError:
+            if spec_to is not None:
+                spec_to.unlink()
+            raise
+        lines.append(f"sealed: {content['sealed']['path']}, sha256 {content['sealed']['sha256']}")
     echo(json.dumps(content) if as_json else "\n".join(lines))
 
 

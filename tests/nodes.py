@@ -45,7 +45,9 @@ class RealCluster:
     def start_head(self, *options: str) -> None:
         """Start the head, whose servers choose their ports, and read them back."""
         port = () if "--port" in options else ("--port", "0")
-        head = self.start("--head", *port, "--dashboard-host", "127.0.0.1", "--dashboard-port", "0", *options)
+        dashboard = ("--dashboard-host", "127.0.0.1", "--dashboard-port", "0")
+        scaler = () if "--autoscaling-config" in options else ("--no-monitor",)
+        head = self.start("--head", *port, *scaler, *dashboard, *options)
         log = self.temporary / "0.log"
 
         def started() -> bool:
@@ -64,6 +66,7 @@ class RealCluster:
             "start",
             "--block",
             "--disable-usage-stats",
+            *("--include-log-monitor", "false"),  # nobody follows its drivers
             *options,
         ]
         # The default is one port for all nodes of a machine: the second one would have no agent, and take no jobs

@@ -158,6 +158,17 @@ def test_noise_of_budgets_is_shared_as_far_as_they_look_alike() -> None:
     assert with_exact is not None and np.isfinite(with_exact.sigma).all()  # no scatter at all has no logarithm
 
 
+def test_a_budget_that_shows_no_noise_has_that_of_the_others_in_proportion_where_losses_fall_to_0() -> None:
+    """Residuals of 3 % of the loss at two budgets, and three sizes at a third, through which a parabola goes."""
+    unit = np.array([1, -1, 1, -1, 1, -1, 1.0])
+    levels, none = [1.0, 0.1, 0.01], [np.zeros(7), np.zeros(7), np.ones(3)]
+    residuals = [0.03 * level * unit for level in levels[:2]] + [np.zeros(3)]
+    noise = group_noise(residuals, [7, 7, 0], none, np.arange(17), levels)
+    assert noise is not None and noise.sigma[2] == pytest.approx(0.03 * 0.01) and noise.sigma[0] == noise.pooled
+    equal = group_noise([0.03 * unit, 0.03 * unit, np.zeros(3)], [7, 7, 0], none, np.arange(17), levels)
+    assert equal is not None and equal.sigma == pytest.approx([0.03] * 3)  # noise of its own, as of text
+
+
 def test_points_of_one_run_share_a_part_of_their_noise() -> None:
     rng = np.random.default_rng(0)
     runs = np.tile(np.arange(200), 5)

@@ -104,6 +104,7 @@ def valley_noise(valleys: Sequence[Valley], points: Points) -> Noise | None:
         [term.df for term in terms],
         [term.leverage for term in terms],
         points.runs[np.concatenate([members for _, _, members in groups])],
+        [float(points.loss[members].min()) for _, _, members in groups],
     )
 
 

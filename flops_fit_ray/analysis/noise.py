@@ -19,6 +19,7 @@ from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.points import Points
 
 DIFFERENT = 0.05  # p-value of Bartlett's test below which groups differ in their noise
+CLEARLY_MORE = 2.0  # twice a log-likelihood by which noise in proportion to the loss has to fit better
 MIN_PAIRS = 6  # of points in one run, below which a shared part cannot be estimated
 LEAST_LEVERAGE_LEFT = 1e-6
 
@@ -43,7 +44,11 @@ class SeedNoise:
 
 
 def group_noise(
-    residuals: Sequence[Floats], df: Sequence[float], leverages: Sequence[Floats], runs: Ints
+    residuals: Sequence[Floats],
+    df: Sequence[float],
+    leverages: Sequence[Floats],
+    runs: Ints,
+    levels: Sequence[float] | None = None,
 ) -> Noise | None:
     """Estimate the noise of groups of residuals; None where no group has more points than its curve has coefficients.
 
@@ -52,6 +57,8 @@ def group_noise(
         df: points less coefficients of each group.
         leverages: diagonals of the hat matrices, one array per group.
         runs: run of each point, groups one after the other.
+        levels: lowest loss of each group. A group without degrees of freedom takes the noise of the others in
+            proportion to it, where that makes them clearly more alike; None: never.
     """
     # 1) pooled variance s² = sum r² / sum df
     squares = np.array([float(r @ r) for r in residuals])
@@ -64,6 +71,8 @@ def group_noise(
     prior_df, prior = _prior(squares, counts, pooled)
     if np.isinf(prior_df):
         variances, dfs = np.full(len(squares), pooled), np.full(len(squares), total)
+        if levels is not None:
+            variances = _in_proportion(variances, squares, counts, np.array(levels, dtype=np.float64))
     else:
         dfs = counts + prior_df
         variances = (squares + prior_df * prior) / dfs
@@ -81,6 +90,27 @@ def group_noise(
     )
 
 
+def _in_proportion(variances: Floats, squares: Floats, df: Floats, levels: Floats) -> Floats:
+    """Return the variances with those of groups without degrees of freedom in proportion to their level, if that fits.
+
+    Losses that fall towards 0, as of a regression, leave residuals that fall with them: those of the small budgets say
+    nothing of a large one. Where the level is hardly lower, as of text, either rule gives the same.
+    """
+    seen, silent = (df >= 1) & (squares > 0), df < 1
+    if seen.sum() < 2 or not silent.any() or levels.min() <= 0:
+        return variances
+    relative = squares / levels**2
+    if _unlikeness(df[seen], squares[seen]) - _unlikeness(df[seen], relative[seen]) < CLEARLY_MORE:
+        return variances
+    return np.where(silent, relative.sum() / df.sum() * levels**2, variances)
+
+
+def _unlikeness(n: Floats, squares: Floats) -> float:
+    """Return twice the log-likelihood that groups gain by variances of their own: n·ln s_pooled² - sum n_i·ln s_i²."""
+    s = squares / n
+    return float(n.sum() * np.log(n @ s / n.sum()) - n @ np.log(s))
+
+
 def _prior(squares: Floats, df: Floats, pooled: float) -> tuple[float, float]:
     """Degrees of freedom d0 and variance s0² of the prior of the groups' variances; d0 is infinite if they look alike.
 
@@ -93,9 +123,9 @@ def _prior(squares: Floats, df: Floats, pooled: float) -> tuple[float, float]:
 
     # 1) Bartlett's test of equal variances, (ntot·ln s_pooled² - sum n·ln s²) / correction ~ chi² (groups - 1):
     #    groups are taken for alike until they differ significantly
-    n, s = df[seen], squares[seen] / df[seen]
+    n = df[seen]
     total = float(n.sum())
-    ratio = total * np.log(n @ s / total) - n @ np.log(s)
+    ratio = _unlikeness(n, squares[seen])
     ratio /= 1 + (np.sum(1 / n) - 1 / total) / (3 * (len(n) - 1))
     if gammaincc((len(n) - 1) / 2, ratio / 2) > DIFFERENT:
         return np.inf, pooled

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flops_fit_ray.cli._common import POSITIVE, LocalPath, StoragePathType, echo, json_option, open_directory
-from flops_fit_ray.cli._next import NextWanted, choose_next, next_wanted
+from flops_fit_ray.cli._next import MOST_NEXT, NextWanted, choose_next, next_wanted
 from flops_fit_ray.cli._sources import (
     FIT_OPTIONS,
     TABLE_OPTIONS,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--next",
     "count",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=MOST_NEXT),
     metavar="RUNS",
     help="Name the runs that would narrow N_opt at the target most for their FLOPs.",
 )

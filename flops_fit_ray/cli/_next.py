@@ -13,6 +13,8 @@ from flops_fit_ray.cli._sources import Opened
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import NextRuns
 
+MOST_NEXT = 50  # runs; each one more is chosen beside all before it
+
 
 @dataclass(frozen=True)
 class NextWanted:

@@ -29,9 +29,16 @@ class LrCheck:
         """Return True if it is clearly better: then the valleys are limited by the learning rate."""
         return self.gain > CLEARLY * math.sqrt(2) * (self.sigma or 0.0)
 
-    def words(self, rule: LrRule | None) -> str:
+    def words(self, rule: LrRule | None, *, from_python: bool = False) -> str:
         """Return the sentence that reports show; `rule`: the one to take instead."""
-        remedy = "" if rule is None else f"; to train it with the rates found, `extend --lr-again` or {lr_line(rule)}"
+        remedy = ""
+        if rule is not None:
+            way = (
+                f"lr={_mapping(rule, quoted=True)}"
+                if from_python
+                else f"`extend --lr-again` or train.lr: {_mapping(rule)}"
+            )
+            remedy = f"; to train it with the rates found, {way}"
         return (
             f"LR-limited: at C = {self.budget:g}, size {self.size}, {self.factor:g} times the learning rate is better "
             f"by {self.gain:.3g}: the valleys are not those of well tuned models{remedy}"
@@ -78,6 +85,7 @@ def _checked(results: Sequence[ExperimentResult]) -> Iterable[Optimum]:
         yield by_key[key].params, by_key[key].tokens, by_key[key].lr * optimum_factor(of)
 
 
-def lr_line(rule: LrRule) -> str:
-    """Return the line of a spec that gives a rule."""
-    return f"train.lr: {{base: {rule.base:g}, at: {rule.at:g}, exponent: {rule.exponent:g}}}"
+def _mapping(rule: LrRule, *, quoted: bool = False) -> str:
+    """Return a rule as YAML writes it, or Python."""
+    values = {name: f"{getattr(rule, name):g}" for name in ("base", "at", "exponent")}
+    return "{" + ", ".join(f"{name!r}: {v}" if quoted else f"{name}: {v}" for name, v in values.items()) + "}"

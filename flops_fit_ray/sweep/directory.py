@@ -205,7 +205,8 @@ class Sweep:
     @property
     def lr_limited(self) -> tuple[str, ...]:
         """Return a sentence for each check that found a clearly better rate."""
-        return tuple(check.words(self.found_lr) for check in self.lr_checks if check.better)
+        python = self.base is None
+        return tuple(check.words(self.found_lr, from_python=python) for check in self.lr_checks if check.better)
 
     @property
     def found_lr(self) -> LrRule | None:

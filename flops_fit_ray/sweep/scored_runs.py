@@ -37,6 +37,7 @@ class FoundMinimum(Record):
     budget: PositiveFloat
     params: PositiveFloat
     interval: Pair | None = None
+    loss: float | None = None  # of the curve there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ def minima_of(fit: SweepFit) -> tuple[FoundMinimum, ...]:
             budget=valley.budget,
             params=valley.params_opt,
             interval=None if i is None or i.params_opt is None else (i.params_opt.low, i.params_opt.high),
+            loss=valley.loss_opt,
         )
         for valley, i in fit.optima
     )

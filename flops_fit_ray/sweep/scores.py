@@ -170,13 +170,12 @@ def _scores(sealed: Sealed, outcome: _Outcome) -> Iterator[Score]:
 
 
 def _loss_score(sealed: Sealed, outcome: _Outcome) -> Score:
-    """Score L: the lowest loss of a valley with a minimum, else the run nearest to the forecast's N."""
+    """Score L: the loss at the minimum of a valley, as that is what was forecast, else the run nearest to its N."""
     f = sealed.forecast
     n, said, interval = f.params, f.loss, f.run_interval or f.loss_interval
     observed, note = None, ""
-    if outcome.minimum is not None:
-        best = min(outcome.runs, key=lambda r: r.loss)
-        observed, note = best.loss, f", the lowest of {len(outcome.runs)} runs, at N = {fmt.count(best.params)}"
+    if outcome.minimum is not None and outcome.minimum.loss is not None:
+        observed, note = outcome.minimum.loss, f" at the minimum of {len(outcome.runs)} runs"
     elif outcome.runs:
         run_n = min((r.params for r in outcome.runs), key=lambda params: abs(math.log(params / n)))
         loss = float(np.mean([r.loss for r in outcome.runs if r.params == run_n]))

@@ -28,16 +28,6 @@ HIDDEN = 1e9  # variance of a run that a law does not read
 Places = tuple[Floats, Floats, Floats]  # C, N and D of candidates
 
 
-def factor_now(fit: SweepFit, name: MethodName, target: float) -> float | None:
-    """Return the factor within which a method knows N_opt at C = `target`; None without an interval."""
-    law = fit.methods[name].params_opt
-    within = None if law is None else law.interval(target, fit.options.confidence)
-    if law is None or within is None:
-        return None
-    n = law.at(target)
-    return float(max(within.high / n, n / within.low))
-
-
 def linear_laws(
     fit: SweepFit, target: float, places: Places, there: int | None = None, unread: Floats | None = None
 ) -> dict[MethodName, tuple[LinearLaw, float]]:
@@ -51,7 +41,8 @@ def linear_laws(
     budgets, params, tokens = places
     found: dict[MethodName, tuple[LinearLaw, float]] = {}
     for name in _names(fit):
-        factor = factor_now(fit, name, target)
+        law_now = fit.methods[name].params_opt
+        factor = None if law_now is None else law_now.known_within(target, fit.options.confidence)
         if factor is None or not factor > 1 or not math.isfinite(factor):
             continue
         hidden = np.zeros(len(params), dtype=bool)

@@ -34,6 +34,10 @@ class Interval:
         """Ratio high / low."""
         return self.high / self.low
 
+    def factor_about(self, value: float) -> float:
+        """Return the least factor f whose range value/f to value·f holds the interval."""
+        return float(max(self.high / value, value / self.low))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LawDraws:
@@ -110,6 +114,11 @@ class Law:
     def interval(self, budget: float, confidence: float) -> Interval | None:
         """The central interval of the law at C = `budget`, or None."""
         return None if self.draws is None else central_interval(self.draws.at(budget), confidence)
+
+    def known_within(self, budget: float, confidence: float) -> float | None:
+        """Return the factor within which y is known at C = `budget`; None without an interval."""
+        within = self.interval(budget, confidence)
+        return None if within is None else within.factor_about(self.at(budget))
 
 
 def central_interval(values: Floats, confidence: float) -> Interval | None:

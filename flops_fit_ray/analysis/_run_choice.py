@@ -252,11 +252,9 @@ class RunChoice:
         """Expect the minimum of a budget at this N; and the ratio to it that its sizes must reach on either side."""
         law = self._fit.params_opt
         assert law is not None
-        n = law.at(budget)
-        within = law.interval(budget, self._fit.options.confidence)
-        known = 1.0 if within is None else max(within.high / n, n / within.low)
+        known = law.known_within(budget, self._fit.options.confidence)
         scatter = 10 ** (0.0 if law.effects is None else law.effects.tau)
-        return n, max(MARGIN, known * scatter)
+        return law.at(budget), max(MARGIN, (1.0 if known is None else known) * scatter)
 
     def _allowed(self, chosen: Set) -> bool:
         """Return True if every budget that the set touches has its minimum bracketed."""

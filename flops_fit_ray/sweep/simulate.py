@@ -192,7 +192,7 @@ def _errors(truth: _Truth, law: Law) -> tuple[float, ...]:
     losses = truth.loss(np.array([n, truth.params]), truth.target)
     return (
         math.log(n / truth.params),
-        math.nan if within is None else max(within.high / n, n / within.low),
+        math.nan if within is None else within.factor_about(n),
         float(within is not None and within.holds(truth.params)),
         float(losses[0] - losses[1]),
         law.exponent - truth.exponent,

@@ -96,11 +96,7 @@ def with_budgets(spec: SweepSpec, budgets: Sequence[Budget]) -> SweepSpec:
 def factor_at(fit: SweepFit, target: float) -> float | None:
     """Return the factor within which N_opt at C = `target` is known; None without an interval."""
     law = fit.params_opt
-    within = None if law is None else law.interval(target, fit.options.confidence)
-    if law is None or within is None:
-        return None
-    n = law.at(target)
-    return float(max(within.high / n, n / within.low))
+    return None if law is None else law.known_within(target, fit.options.confidence)
 
 
 def decide_next(

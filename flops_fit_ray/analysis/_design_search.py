@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,8 +36,12 @@ class WeighedLaw:
 
     def after(self, sets: Ints) -> Floats:
         """Half width of ln N_opt (sets,) expected after each set: today's, narrowed as the linear model's."""
-        before = self.law.half_width(np.empty((1, 0), dtype=np.int64))[0]
-        return np.asarray(self.now * self.law.half_width(sets) / before)
+        return np.asarray(self.now * self.law.half_width(sets) / self._before)
+
+    @cached_property
+    def _before(self) -> float:
+        """Half width of the linear model without further runs."""
+        return float(self.law.half_width(np.empty((1, 0), dtype=np.int64))[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,8 +18,8 @@ from flops_fit_ray.planning.auto_budgets import (
     choose_budgets,
     is_bracketed,
     spaced,
-    with_budgets_at,
 )
+from flops_fit_ray.planning.grid import with_budgets_at
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import recorded_spec
@@ -93,9 +93,24 @@ def with_budgets_chosen(
             "budgets: auto chooses the sizes, too, and this spec lists them; leave model.sizes out, or give a ladder"
         )
         raise SpecError(request.source, [fault])
+    request = _measuring_once(request)
     if limit.seconds is not None and rates is None:
         rates = _speed(request, measure_speed)
     return _chosen(request, limit, rates, say)
+
+
+def _measuring_once(request: RunRequest) -> RunRequest:
+    """Return the request with a memory of what was measured: choosing and planning ask for the same again."""
+    known: list[tuple[SweepSpec, int, Measurements]] = []
+
+    def measure(spec: SweepSpec, counting: int) -> Measurements:
+        for before, by, found in known:
+            if (before, by) == (spec, counting):
+                return found
+        known.append((spec, counting, request.measure(spec, counting)))
+        return known[-1][-1]
+
+    return replace(request, measure=measure)
 
 
 def with_some_budgets(request: RunRequest) -> RunRequest:
@@ -224,7 +239,8 @@ def _settled(
         if [b.flops for b in spec.budgets] == list(flops):
             return spec, measurements
         spec = with_budgets_at(spec, flops)
-    return spec, request.measure(spec, COUNTING)
+    with faults_of(request.source):
+        return spec, request.measure(spec, COUNTING)
 
 
 def _too_narrow(spec: SweepSpec, measurements: Measurements, ends: tuple[float, float] | None) -> str:

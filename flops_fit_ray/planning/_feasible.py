@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.planning._adaptive import MARGIN, MIN_SIZES
 from flops_fit_ray.planning._ladder import first_valley, fitting, ideal_first_valley, ladder_of, least_steps
 from flops_fit_ray.planning._ranges import feasible_range, largest_batch, largest_budget, least_samples, remedy_words
 from flops_fit_ray.planning._sizes import even_window
 from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of
 from flops_fit_ray.planning.experiment import Measurements, ModelSize
-from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, by_params, centre_of, too_much_data
+from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, by_params, centre_of, too_much_data, with_budgets_at
 from flops_fit_ray.spec import SweepSpec
 
 NEEDS = f"an adaptive grid needs at least {MIN_SIZES}, better {GOOD_SIZES}"
@@ -37,13 +38,28 @@ def stepped_params(spec: SweepSpec, measurements: Measurements, budget: float) -
 
 
 def _params_at(measurements: Measurements, flops_per_token: float) -> float:
-    """Return N of a model with these FLOPs per token: linear in log-log between sizes, proportional beyond them."""
+    """Return N of a model with these FLOPs per token."""
+    log_n, log_cost = _log_costs(measurements)
+    return _along(flops_per_token, log_cost, log_n)
+
+
+def _cost_at(measurements: Measurements, params: float) -> float:
+    """Return the FLOPs per token of a model of N = `params`."""
+    return _along(params, *_log_costs(measurements))
+
+
+def _log_costs(measurements: Measurements) -> tuple[Floats, Floats]:
+    """Return ln N and ln FLOPs per token of the sizes, both increasing."""
     sizes = by_params(measurements)
-    x = np.log([s.params for s in sizes])
-    y = np.maximum.accumulate(np.log([s.flops_per_token for s in sizes]))
-    wanted = math.log(flops_per_token)
-    beyond = min(wanted - y[0], 0.0) + max(wanted - y[-1], 0.0)
-    return math.exp(float(np.interp(wanted, y, x)) + beyond)
+    log_cost = np.maximum.accumulate(np.log([s.flops_per_token for s in sizes]))
+    return np.log([s.params for s in sizes]), np.asarray(log_cost)
+
+
+def _along(value: float, x: Floats, y: Floats) -> float:
+    """Return what belongs to `value`: linear between the points (x, y), both logarithms, and proportional beyond."""
+    at = math.log(value)
+    beyond = min(at - x[0], 0.0) + max(at - x[-1], 0.0)
+    return math.exp(float(np.interp(at, x, y)) + beyond)
 
 
 def near_optimum(spec: SweepSpec, measurements: Measurements, budget: float) -> bool:
@@ -59,9 +75,10 @@ def feasible(spec: SweepSpec, measurements: Measurements, budget: float) -> bool
     return len(sizes) >= MIN_SIZES and near_optimum(spec, measurements, budget)
 
 
-def with_smallest(spec: SweepSpec, budget: float) -> SweepSpec:
-    """Return the spec with this budget alone."""
-    return spec.model_copy(update={"budgets": [spec.budgets[0].model_copy(update={"flops": budget})]})
+def well_stepped(spec: SweepSpec, measurements: Measurements, budget: float) -> bool:
+    """Return True if C can be the smallest budget, and gives its sizes `MIN_STEPS` optimizer steps."""
+    alone = with_budgets_at(spec, [budget])
+    return feasible(alone, measurements, budget) and least_steps(alone, measurements) == MIN_STEPS
 
 
 def first_fault(spec: SweepSpec, measurements: Measurements) -> str:
@@ -123,13 +140,13 @@ def _remedies(spec: SweepSpec, measurements: Measurements, budget: float) -> str
     first = budget == spec.budgets[0].flops
 
     def accepts(spec: SweepSpec, measurements: Measurements, c: float) -> bool:
-        return feasible(with_smallest(spec, c) if first else spec, measurements, c)
+        return feasible(with_budgets_at(spec, [c]) if first else spec, measurements, c)
 
     def found(spec: SweepSpec, measurements: Measurements, alone: bool = True) -> tuple[float, float] | None:
         return feasible_range(
             spec,
             measurements,
-            lambda c: feasible(with_smallest(spec, c) if alone else spec, measurements, c),
+            lambda c: feasible(with_budgets_at(spec, [c]) if alone else spec, measurements, c),
             budget,
         )
 
@@ -149,11 +166,7 @@ def _remedies(spec: SweepSpec, measurements: Measurements, budget: float) -> str
 def _enough_steps(spec: SweepSpec, measurements: Measurements) -> str:
     """Say from which smallest budget on its sizes have enough optimizer steps."""
 
-    def enough(c: float) -> bool:
-        alone = with_smallest(spec, c)
-        return feasible(alone, measurements, c) and least_steps(alone, measurements) == MIN_STEPS
-
-    good = feasible_range(spec, measurements, enough, spec.budgets[0].flops)
+    good = feasible_range(spec, measurements, lambda c: well_stepped(spec, measurements, c), spec.budgets[0].flops)
     if good is None:
         return ""
     return f"; from {fmt.flops(good[0])} FLOPs on the smallest one has {MIN_STEPS} optimizer steps or more"
@@ -194,12 +207,3 @@ def unbracketed(spec: SweepSpec, measurements: Measurements, budget: float, pred
             f"at most {batch:,}, which is another sweep (`run` with another --output)"
         )
     return ""
-
-
-def _cost_at(measurements: Measurements, params: float) -> float:
-    """Return the FLOPs per token of a model of N = `params`: the inverse of `_params_at`."""
-    sizes = by_params(measurements)
-    x = np.log([s.params for s in sizes])
-    y = np.maximum.accumulate(np.log([s.flops_per_token for s in sizes]))
-    beyond = min(math.log(params) - x[0], 0.0) + max(math.log(params) - x[-1], 0.0)
-    return math.exp(float(np.interp(math.log(params), x, y)) + beyond)

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.planning._adaptive import MARGIN
-from flops_fit_ray.planning._feasible import feasible, with_smallest
-from flops_fit_ray.planning._ladder import least_steps
+from flops_fit_ray.planning._feasible import feasible, well_stepped
 from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._ranges import feasible_range
 from flops_fit_ray.planning.experiment import Measurements
-from flops_fit_ray.planning.grid import MIN_STEPS, centre_of
-from flops_fit_ray.spec import Budget, SweepSpec
+from flops_fit_ray.planning.grid import centre_of, with_budgets_at
+from flops_fit_ray.spec import SweepSpec
 
 RATIO = math.sqrt(10)  # of neighbouring budgets
 LEAST_RANGE, MOST_RANGE = 10.0, 300.0  # of the largest budget to the smallest
@@ -74,11 +73,6 @@ def _rounded(value: float, to: Callable[[float], int]) -> float:
     return float(f"{to(value / digit * (1 + 1e-12 if to is math.floor else 1 - 1e-12)) * digit:.6g}")
 
 
-def with_budgets_at(spec: SweepSpec, flops: Sequence[float]) -> SweepSpec:
-    """Return the spec with these budgets, and no sizes of their own."""
-    return spec.model_copy(update={"budgets": [Budget(flops=c) for c in sorted(flops)]})
-
-
 def budget_range(spec: SweepSpec, measurements: Measurements) -> tuple[float, float] | None:
     """Return the ends of C between which models, data and batch allow budgets; None where they allow none.
 
@@ -86,16 +80,16 @@ def budget_range(spec: SweepSpec, measurements: Measurements) -> tuple[float, fl
     """
     near = spec.budgets[0].flops
 
-    def first(c: float) -> bool:
-        return feasible(with_smallest(spec, c), measurements, c)
-
     def stepped(c: float) -> bool:
-        return first(c) and least_steps(with_smallest(spec, c), measurements) == MIN_STEPS
+        return well_stepped(spec, measurements, c)
+
+    def first(c: float) -> bool:
+        return feasible(with_budgets_at(spec, [c]), measurements, c)
 
     found = feasible_range(spec, measurements, stepped, near) or feasible_range(spec, measurements, first, near)
     if found is None:
         return None
-    alone = with_smallest(spec, found[0])
+    alone = with_budgets_at(spec, [found[0]])
     further = feasible_range(alone, measurements, lambda c: feasible(alone, measurements, c), found[0])
     return found if further is None else (found[0], further[1])
 

@@ -44,6 +44,11 @@ def centre_of(spec: SweepSpec, measurements: Measurements, budget: float) -> flo
     return expected_centre(spec.grid.tokens_per_param, measurements.sizes, budget, measurements.counting)
 
 
+def with_budgets_at(spec: SweepSpec, flops: Sequence[float]) -> SweepSpec:
+    """Return the spec with these budgets, and no sizes of their own."""
+    return spec.model_copy(update={"budgets": [Budget(flops=c) for c in sorted(flops)]})
+
+
 def by_params(measurements: Measurements) -> list[ModelSize]:
     """Sort the sizes by increasing N."""
     return sorted(measurements.sizes, key=lambda s: s.params)

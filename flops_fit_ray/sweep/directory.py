@@ -202,15 +202,15 @@ class Sweep:
         noise = run_noise(self.fit)
         return lr_checks(self.results, None if noise is None else noise[0])
 
-    @property
+    @cached_property
     def lr_limited(self) -> tuple[str, ...]:
-        """Return a sentence for each check that found a clearly better rate."""
+        """The sentences of checks that found a clearly better rate."""
         python = self.base is None
         return tuple(check.words(self.found_lr, from_python=python) for check in self.lr_checks if check.better)
 
-    @property
+    @cached_property
     def found_lr(self) -> LrRule | None:
-        """Return the learning rate rule that the checks and the probes ask for; None without a check."""
+        """The learning rate rule that the checks and the probes ask for; None without a check."""
         return found_rule(self.results, self.plan.lr)
 
     @property

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flops_fit_ray.budgets import CostLimit, with_budgets_chosen
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.pipeline import RunRequest
-from flops_fit_ray.planning import Measurements, Planner, stated_rate
+from flops_fit_ray.planning import COUNTING, Measurements, Planner, stated_rate
 from flops_fit_ray.planning.auto_budgets import choose_budgets, spaced
 from flops_fit_ray.spec import SweepSpec, make_spec, read_spec
 from tests.worlds import DATA, SIZES, adaptive_spec
@@ -74,6 +74,20 @@ def test_a_sweep_takes_what_it_may(tmp_path: Path) -> None:
     assert 3e19 < sum(b.flops for b in hour.spec.budgets) < 1e21  # 1.4e21 FLOPs in all
     few = with_budgets_chosen(request_of(open_spec(), tmp_path, data=10**8), CostLimit(flops=1e25), said.append)
     assert "as much as data and models allow" in said[-1] and few.spec.budgets[-1].flops < 1e19
+
+
+def test_models_are_measured_once_for_the_same_budgets(tmp_path: Path) -> None:
+    asked: list[tuple[float, ...]] = []
+    request = request_of(open_spec(), tmp_path)
+
+    def measure(spec: SweepSpec, counting: int) -> Measurements:
+        asked.append(tuple(b.flops for b in spec.budgets))
+        return request.measure(spec, counting)
+
+    counted = replace(request, measure=measure)
+    chosen = with_budgets_chosen(counted, CostLimit(flops=1e20), lambda line: None)
+    chosen.measure(chosen.spec, COUNTING)  # as planning does
+    assert len(asked) == len(set(asked)) and asked[-1] == tuple(b.flops for b in chosen.spec.budgets)
 
 
 def test_what_cannot_be_chosen_is_refused_with_the_way_out(tmp_path: Path) -> None:

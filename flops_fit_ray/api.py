@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from flops_fit_ray.analysis import Analysis, FitOptions, analyse, fit_sweep
+from flops_fit_ray.budgets import with_budgets_chosen, with_some_budgets
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.console.select import console_for
 from flops_fit_ray.errors import (
@@ -25,7 +26,7 @@ from flops_fit_ray.pipeline import RunRequest, check_output, plan_request, recor
 from flops_fit_ray.pipeline import check as check_request
 from flops_fit_ray.planning import Plan, priced
 from flops_fit_ray.result import Result
-from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.spec import BudgetsFor, SweepSpec, limit_of_budgets
 from flops_fit_ray.spec.arguments import (
     SOURCE,
     Mode,
@@ -66,7 +67,7 @@ def find_optimal(
     model_kwargs: Mapping[str, Any] | None = ...,
     dataset: Any = ...,
     loss_fn: Any = ...,
-    compute_budgets: Sequence[float | Mapping[str, Any]] | None = ...,
+    compute_budgets: Sequence[float | Mapping[str, Any]] | Literal["auto"] | None = ...,
     *,
     train: Literal[False],
     mode: Mode = ...,
@@ -83,7 +84,7 @@ def find_optimal(
     model_kwargs: Mapping[str, Any] | None,
     dataset: Any,
     loss_fn: Any,
-    compute_budgets: Sequence[float | Mapping[str, Any]] | None,
+    compute_budgets: Sequence[float | Mapping[str, Any]] | Literal["auto"] | None,
     train: Literal[False],
     mode: Mode = ...,
     output_dir: str | Path = ...,
@@ -99,7 +100,7 @@ def find_optimal(
     model_kwargs: Mapping[str, Any] | None = ...,
     dataset: Any = ...,
     loss_fn: Any = ...,
-    compute_budgets: Sequence[float | Mapping[str, Any]] | None = ...,
+    compute_budgets: Sequence[float | Mapping[str, Any]] | Literal["auto"] | None = ...,
     train: Literal[True] = ...,
     mode: Mode = ...,
     output_dir: str | Path = ...,
@@ -116,7 +117,7 @@ def find_optimal(
     model_kwargs: Mapping[str, Any] | None = None,
     dataset: Any = None,
     loss_fn: Any = None,
-    compute_budgets: Sequence[float | Mapping[str, Any]] | None = None,
+    compute_budgets: Sequence[float | Mapping[str, Any]] | Literal["auto"] | None = None,
     train: bool = True,
     mode: Mode = "local",
     output_dir: str | Path = "runs/sweep",
@@ -133,7 +134,9 @@ def find_optimal(
             `eval_dataset` a part of map-style data is held out. None only plans, from the model alone: C = 6·N·D.
         loss_fn: (outputs, targets) -> mean loss, or (model, batch) -> mean loss if its first argument is called
             `model`; also "cross_entropy" (the default), "mse", or "model" for a model that returns its own loss.
-        compute_budgets: C in FLOPs, two at least; an item may be {"flops": C, "sizes": [...]}.
+        compute_budgets: C in FLOPs, two at least; an item may be {"flops": C, "sizes": [...]}. "auto" (or None with one
+            of the options minutes, hours and flops): the widest range of budgets that such a sweep may cost, chosen
+            after a measurement on a worker, by models, data and steps. A directory keeps its budgets.
         train: False only plans: nothing is run or written.
         mode: "mock" trains nothing: D is not limited by the data, C = 6·N·D, and the losses are those of a published
             surface with noise. Such a directory never goes on as a real sweep.
@@ -143,7 +146,8 @@ def find_optimal(
             seed, eval_fraction, tokens_per_sample, max_epochs, draws, curve, window, checkpoint,
             resources_per_trial, device, workers_per_trial, shard_model, max_retries, stop_diverged,
             loss_unit ("nats", "bits"), grid (a mapping);
-            and eval_dataset, address, quiet, until ("ci=1.3@1e21": add budget after budget until N_opt there is
+            and minutes, hours, flops (what a sweep whose budgets are "auto" may cost, one of them), eval_dataset,
+            address, quiet, until ("ci=1.3@1e21": add budget after budget until N_opt there is
             known within that factor), at_most (FLOPs in all), slots (experiments at a time; a cluster is asked to grow
             to as many), new (True: train completed experiments of this directory anew where the arguments have
             changed). Functions are taken for optimizer (model, lr), schedule (step, steps), lr (params, size
@@ -174,10 +178,12 @@ def find_optimal(
     request, quiet = _requested(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, root, mode, options, plans
     )
+    say = (lambda line: None) if quiet else PlainConsole(sys.stdout).say
+    request = with_budgets_chosen(request, None, say, measure_speed=not plans)
     if plans:
         _, plan = plan_request(request, recorded_constants(SweepPaths(root)))
-        if train and not quiet:
-            PlainConsole(sys.stdout).say("find_optimal: no dataset is given, so this is a plan and nothing is run")
+        if train:
+            say("find_optimal: no dataset is given, so this is a plan and nothing is run")
         return priced(plan, request.spec.grid.start, rates=recorded_rates(SweepPaths(root), plan.constants))
     if not resume:
         _refuse_results(root)
@@ -196,7 +202,7 @@ def check(
     model_kwargs: Mapping[str, Any] | None = None,
     dataset: Any = None,
     loss_fn: Any = None,
-    compute_budgets: Sequence[float | Mapping[str, Any]] | None = None,
+    compute_budgets: Sequence[float | Mapping[str, Any]] | Literal["auto"] | None = None,
     output_dir: str | Path | None = None,
     **options: Any,
 ) -> CheckReport:
@@ -219,7 +225,7 @@ def check(
     request, _ = _requested(
         model_cls, model_size_param, model_kwargs, dataset, loss_fn, compute_budgets, root, "local", options, False
     )
-    return check_request(request, keep=keep)[0]
+    return check_request(with_some_budgets(request), keep=keep)[0]
 
 
 @faults_of_arguments("fit_table")
@@ -273,7 +279,7 @@ def _requested(
     model_kwargs: Mapping[str, Any] | None,
     dataset: Any,
     loss_fn: Any,
-    compute_budgets: Sequence[float | Mapping[str, Any]] | None,
+    compute_budgets: Sequence[float | Mapping[str, Any]] | Literal["auto"] | None,
     root: StoragePath,
     mode: str,
     options: dict[str, Any],
@@ -295,8 +301,22 @@ def _requested(
 
     extra = {
         name: options.pop(name, None)
-        for name in ("eval_dataset", "address", "quiet", "until", "at_most", "slots", "new")
+        for name in (
+            "eval_dataset",
+            "address",
+            "quiet",
+            "until",
+            "at_most",
+            "slots",
+            "new",
+            "minutes",
+            "hours",
+            "flops",
+        )
     }
+    limit = BudgetsFor.of(*(extra.pop(name) for name in ("minutes", "hours", "flops")), source=SOURCE)
+    if compute_budgets is None and limit is not None:
+        compute_budgets = "auto"
     metrics = options.pop("metrics", None) or {}
     if not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
         raise SpecError(SOURCE, ["metrics: must be functions by name, for example {'accuracy': accuracy}"])
@@ -319,11 +339,14 @@ def _requested(
     if spec is None or user is None or compute_budgets is None:
         if not any(fault.startswith("model.") for fault in faults):  # what is wrong is told once
             faults = [*model_faults(model_cls, model_size_param, given), *faults]
-        missing = "compute_budgets: is missing; give FLOPs, for example [1e15, 3e15, 1e16]"
+        missing = "compute_budgets: is missing; give FLOPs, for example [1e15, 3e15, 1e16], or minutes=30"
         if compute_budgets is None and not faults:
             raise BudgetsMissingError(SOURCE, [f"{missing} (model validation passed)"])
         raise ArgumentError(SOURCE, faults if compute_budgets is not None else [*faults, missing])
 
+    if spec.budgets:
+        limit = limit_of_budgets(spec, limit, SOURCE, "")
+    spec = spec.model_copy(update={"budgets_for": limit})
     parts, measure = user, measure_alone if dataset is None or mode == "mock" else measure_sizes
     request = RunRequest(
         spec=spec,

@@ -20,7 +20,7 @@ from flops_fit_ray.planning.auto_budgets import (
     spaced,
 )
 from flops_fit_ray.planning.grid import with_budgets_at
-from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.spec import BudgetsFor, SweepSpec, limit_of_budgets
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import recorded_spec
 
@@ -28,66 +28,34 @@ FIRST_GUESS = 1e12  # smallest C in FLOPs where nothing is known; models and dat
 FLOPS_TO_SMALLEST = 1e-3  # of all FLOPs that a sweep may cost
 MAX_ROUNDS = 6  # of measuring the models around the budgets, and choosing the budgets again
 SHARE = 0.9  # of a limit in time that is planned for
-OPTIONS = "--minutes, --hours or --flops"
 
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CostLimit:
-    """Limit of what a sweep may cost: seconds of wall time, or FLOPs."""
-
-    seconds: float | None = None
-    flops: float | None = None
-
-    def __str__(self) -> str:
-        """Return the limit with its unit."""
-        return f"{fmt.flops(self.flops)} FLOPs" if self.flops is not None else fmt.duration(self.seconds or 0.0)
-
-
-def limit_of(minutes: float | None, hours: float | None, flops: float | None) -> CostLimit | None:
-    """Return the limit that options give; None without one.
-
-    Raises:
-        SpecError: there is more than one.
-    """
-    given = [
-        name for name, value in (("--minutes", minutes), ("--hours", hours), ("--flops", flops)) if value is not None
-    ]
-    if len(given) > 1:
-        raise SpecError(given[1], [f"says what {given[0]} says; give one of them"])
-    if flops is not None:
-        return CostLimit(flops=flops)
-    if minutes is None and hours is None:
-        return None
-    return CostLimit(seconds=60 * minutes if minutes is not None else 3600 * (hours or 0.0))
-
-
 def with_budgets_chosen(
-    request: RunRequest, limit: CostLimit | None, say: Say, *, rates: Rates | None = None, measure_speed: bool = True
+    request: RunRequest, limit: BudgetsFor | None, say: Say, *, rates: Rates | None = None, measure_speed: bool = True
 ) -> RunRequest:
-    """Return the request with budgets: of its spec, of its directory, or else the widest that `limit` allows.
+    """Return the request with budgets: of its spec, of its directory, or else the widest that the limit allows.
 
     Args:
+        limit: what the sweep may cost; None: as the spec says.
         rates: speed of a slot; None: as recorded in the directory, else measured on a worker.
-        measure_speed: False refuses instead.
+        measure_speed: False takes the least budgets where no speed is known, and says so.
 
     Raises:
-        SpecError: a limit and budgets are given, or neither is; no speed is known; or no budgets are possible.
+        SpecError: a limit and budgets are given, or neither is; or no budgets are possible.
     """
-    if request.spec.budgets:
-        if limit is not None:
-            fault = f"lists its budgets, so {OPTIONS} choose nothing; leave the option out, or write budgets: auto"
-            raise SpecError(request.source, [fault])
-        return request
-    kept = _recorded_budgets(request)
-    if kept:
-        unused = "" if limit is None else f"; {limit} choose nothing any more, `extend --budget` adds a budget"
-        say(f"budgets: those of {request.root}: {_shown(kept)} FLOPs{unused}")
-        return replace(request, spec=with_budgets_at(request.spec, kept))
+    example = "minutes=30" if request.base is None else "--minutes 30, or budgets: {minutes: 30} in the spec"
+    kept = None if request.spec.budgets else _recorded(request)
+    if kept is not None:
+        known, unused = kept.budgets_for, ""
+        if limit is not None and (known is None or str(known) != str(limit)):
+            unused = f"; {limit} choose nothing any more, `extend --budget` adds a budget"
+        say(f"budgets: those of {request.root}: {_shown([b.flops for b in kept.budgets])} FLOPs{unused}")
+        return _with_budgets_of(request, kept)
+    limit = limit_of_budgets(request.spec, limit, request.source, example)
     if limit is None:
-        fault = f"budgets: auto needs to know what the sweep may cost: give {OPTIONS}, e.g. --minutes 30"
-        raise SpecError(request.source, [fault])
+        return request
     if not with_budgets_at(request.spec, (1.0, 2.0)).is_adaptive:
         fault = (
             "budgets: auto chooses the sizes, too, and this spec lists them; leave model.sizes out, or give a ladder"
@@ -96,6 +64,9 @@ def with_budgets_chosen(
     request = _measuring_once(request)
     if limit.seconds is not None and rates is None:
         rates = _speed(request, measure_speed)
+        if rates is None:
+            say(f"budgets: the least; as wide as {limit} allow once a speed is measured, by `check` or `run`")
+            return with_some_budgets(request)
     return _chosen(request, limit, rates, say)
 
 
@@ -104,6 +75,7 @@ def _measuring_once(request: RunRequest) -> RunRequest:
     known: list[tuple[SweepSpec, int, Measurements]] = []
 
     def measure(spec: SweepSpec, counting: int) -> Measurements:
+        spec = spec.model_copy(update={"budgets_for": None})  # which measures nothing
         for before, by, found in known:
             if (before, by) == (spec, counting):
                 return found
@@ -117,33 +89,43 @@ def with_some_budgets(request: RunRequest) -> RunRequest:
     """Return the request with budgets to measure a speed at: the least that its models and data allow."""
     if request.spec.budgets:
         return request
-    kept = _recorded_budgets(request)
-    if kept:
-        return replace(request, spec=with_budgets_at(request.spec, kept))
+    kept = _recorded(request)
+    if kept is not None:
+        return _with_budgets_of(request, kept)
     return replace(request, spec=_settled(request, FIRST_GUESS, lambda low, high, _: spaced(low, LEAST_RANGE * low))[0])
 
 
-def _recorded_budgets(request: RunRequest) -> tuple[float, ...]:
+def _recorded(request: RunRequest) -> SweepSpec | None:
+    """Read the spec of the request's directory; None where it has none that can be read."""
     try:
-        return tuple(b.flops for b in recorded_spec(SweepPaths(request.root)).budgets)
+        return recorded_spec(SweepPaths(request.root))
     except SpecError:
-        return ()
+        return None
 
 
-def _speed(request: RunRequest, measure_speed: bool) -> Rates:
+def _with_budgets_of(request: RunRequest, kept: SweepSpec) -> RunRequest:
+    """Return the request with the budgets of another spec, and with how they were chosen."""
+    chosen = kept.budgets_for if kept.budgets_for is not None and kept.budgets_for.why is not None else None
+    spec = with_budgets_at(request.spec, [b.flops for b in kept.budgets])
+    return replace(request, spec=spec.model_copy(update={"budgets_for": chosen}))
+
+
+def _speed(request: RunRequest, measure_speed: bool) -> Rates | None:
+    """Return the speed recorded in the directory, else measured now; None where there is none, and none is measured."""
+    paths = SweepPaths(request.root)
+    if not request.trains:
+        raise SpecError(request.source, ["losses that are synthetic take no time; give flops as the limit"])
+    if not (measure_speed or paths.rates.exists()):
+        return None
     least = with_some_budgets(request)
-    planner = Planner(least.spec, least.measure(least.spec, COUNTING))
-    known = recorded_rates(SweepPaths(request.root), planner.cells.constants)
-    if known is None and not measure_speed:
-        fault = "no speed is known to choose budgets by: run `check` first, or give --rate, or --flops as the limit"
-        raise SpecError(request.source, [fault])
-    if known is None:
-        report, _ = check(least, keep=True)
-        known = report.rates
-    if known is None:
+    known = recorded_rates(paths, Planner(least.spec, least.measure(least.spec, COUNTING)).cells.constants)
+    if known is not None or not measure_speed:
+        return known
+    report, _ = check(least, keep=True)
+    if report.rates is None:
         failed = "; ".join(str(line) for line in report.lines if line.verdict == "FAIL")
         raise SpecError(request.source, [f"no speed could be measured: {failed}"])
-    return known
+    return report.rates
 
 
 @dataclass(frozen=True)
@@ -151,7 +133,7 @@ class _Chooser:
     """Search for the widest budgets whose plan costs what it may, and has every valley about its expected optimum."""
 
     request: RunRequest
-    limit: CostLimit
+    limit: BudgetsFor
     rates: Rates | None
 
     def plan(self, measurements: Measurements, flops: Sequence[float]) -> Plan:
@@ -193,7 +175,7 @@ class _Chooser:
         return plan.price.wall_seconds is not None and plan.price.wall_seconds <= SHARE * (self.limit.seconds or 0.0)
 
 
-def _chosen(request: RunRequest, limit: CostLimit, rates: Rates | None, say: Say) -> RunRequest:
+def _chosen(request: RunRequest, limit: BudgetsFor, rates: Rates | None, say: Say) -> RunRequest:
     chooser, found = _Chooser(request, limit, rates), []
 
     def choose(low: float, high: float, measurements: Measurements) -> tuple[float, ...]:
@@ -210,13 +192,17 @@ def _chosen(request: RunRequest, limit: CostLimit, rates: Rates | None, say: Say
     if not choice.flops:
         least = f"a law needs budgets {LEAST_RANGE:g}x apart, and the least with these models, data and batch are"
         what = f"budgets: {least} {_shown(choice.least)} FLOPs"
-        fault = f"{what}, which take about {cost}: more than {limit}; raise the limit, or lower train.batch_size"
+        enough = f"{fmt.flops(1.01 * plan.price.flops)} FLOPs"
+        if limit.seconds is not None:
+            enough = fmt.duration(60 * math.ceil((plan.price.wall_seconds or 0.0) / SHARE / 60))
+        fault = f"{what}, which take about {cost}: more than {limit}; give {enough}, or lower train.batch_size"
         if choice.binds == "data":
             fault = f"{what}, whose valleys would lie on one side of the expected optimum: add data, or other sizes"
         raise SpecError(request.source, [fault])
-    why = f"as much as {limit} allow" if choice.binds == "limit" else "as much as data and models allow"
-    say(f"budgets: {_shown(choice.flops)} FLOPs, {why}: about {cost}, {len(plan.expected)} experiments")
-    return replace(request, spec=spec)
+    binds = f"{limit} allow" if choice.binds == "limit" else "data and models allow"
+    why = f"as much as {binds}: about {cost}, {len(plan.expected)} experiments"
+    say(f"budgets: {_shown(choice.flops)} FLOPs, {why}")
+    return replace(request, spec=spec.model_copy(update={"budgets_for": limit.model_copy(update={"why": why})}))
 
 
 def _settled(

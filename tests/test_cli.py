@@ -15,6 +15,7 @@ from flops_fit_ray.sweep.directory import Sweep
 from tests.sweeps import adaptive_reference_spec, make_sweep, reference_parts, reference_spec
 
 DEMO = Path(__file__).parent.parent / "examples" / "bytes"
+BUDGETS = "budgets=[6e10, 2e11, 6e11, 2e12]"
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +54,11 @@ def test_init_writes_a_project_that_can_be_planned(tmp_path: Path, capfd: pytest
     answer = capfd.readouterr()
     plan = json.loads(answer.out)
     assert "from Python\n" in answer.err and "from C\n" in answer.err
-    # A first valley; the rest is expected to follow from its results
-    assert len(plan["experiments"]) == 5 and 12 <= len(plan["forecast"]) <= 20 and not plan["final"]
-    assert {e["budget"] for e in plan["forecast"]} == {6e10, 2e11, 6e11, 2e12}
+    # A first valley of the least sweep, as no speed is known; the rest is expected to follow from its results
+    assert "budgets: the least; as wide as 10 min 00 s allow once a speed is measured" in answer.err
+    assert len(plan["experiments"]) == 5 and 6 <= len(plan["forecast"]) <= 12 and not plan["final"]
+    budgets = sorted({e["budget"] for e in plan["forecast"]})
+    assert len(budgets) == 3 and budgets[-1] == pytest.approx(10 * budgets[0], rel=0.02)
     assert min(e["steps"] for e in plan["experiments"] + plan["forecast"]) >= 300
     assert plan["price"]["flops"] < 0.6 * plan["price"]["flops_full_grid"]
     assert call("init", tmp_path / "new") == 2
@@ -84,6 +87,7 @@ def test_wrong_input_is_exit_2_without_a_traceback_and_writes_nothing(
 ) -> None:
     assert call("init", tmp_path / "p") == 0
     spec = tmp_path / "p" / "sweep.yaml"
+    spec.write_bytes((DEMO / "sweep.yaml").read_bytes())  # which lists its budgets
     capsys.readouterr()
     cases: list[tuple[list[str | Path], str]] = [
         (["nowhere.yaml"], "nowhere.yaml: no such file"),
@@ -195,7 +199,7 @@ def test_readers_load_neither_torch_nor_ray(sweep: Sweep) -> None:
 def test_the_price_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("init", tmp_path) == 0
     capsys.readouterr()
-    asked: list[str | Path] = ["plan", tmp_path, "--slots", "4", "--rate", "2e10", "--price", "3"]
+    asked: list[str | Path] = ["plan", tmp_path, "--set", BUDGETS, "--slots", "4", "--rate", "2e10", "--price", "3"]
     assert call(*asked, "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     price = plan["price"]
@@ -219,7 +223,17 @@ def test_the_price_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_a_plan_is_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("init", tmp_path) == 0
     capsys.readouterr()
-    ask: list[str | Path] = ["plan", tmp_path, "--simulate", "--sweeps", "1", "--set", "grid.tokens_per_param=20"]
+    ask: list[str | Path] = [
+        "plan",
+        tmp_path,
+        "--set",
+        BUDGETS,
+        "--simulate",
+        "--sweeps",
+        "1",
+        "--set",
+        "grid.tokens_per_param=20",
+    ]
     (tmp_path / "my_world.py").write_text("def loss(n, d):\n    return 1.5 + 10 / n**0.3 + 30 / d**0.35\n")
     assert call(*ask, "--surface", "my_world:loss", "--noise", "0.001", "--lr-factor", "0.5", "--json") == 0
     found = json.loads(capsys.readouterr().out)

@@ -54,7 +54,11 @@ def test_mappings_need_no_size_param() -> None:
 
 BAD = [
     ("budgets", "[]", "budgets: has 0 budget(s)"),
-    ("budgets", "1e18", "budgets: must be a list of FLOPs, for example [1e18, 3e18, 1e19], or auto (got 1e+18)"),
+    (
+        "budgets",
+        "1e18",
+        "budgets: must be a list of FLOPs, for example [1e18, 3e18, 1e19], or auto, or {minutes: 30} (got 1e+18)",
+    ),
     ("budgets", "[1e18]", "budgets: has 1 budget(s)"),
     ("fit", "{curve: quartic}", "fit.curve: must be 'auto', 'parabola', 'skewed', 'cubic' or 'akima' (got 'quartic')"),
     ("fit", "{window: 2}", "fit.window: must be greater than or equal to 3 (got 2)"),
@@ -165,7 +169,7 @@ def test_a_value_of_no_kind_is_one_fault(path: str, expected: str, value: Any) -
     assert faults_with(path, value) == [f"{path}: must be {expected} (got {value!r})"]
 
 
-BUDGETS = "budgets: must be a list of FLOPs, for example [1e18, 3e18, 1e19], or auto"
+BUDGETS = "budgets: must be a list of FLOPs, for example [1e18, 3e18, 1e19], or auto, or {minutes: 30}"
 BUDGET = "budgets.1: must be a number of FLOPs, or a mapping such as {flops: 1e18, sizes: [64, 128, 256]}"
 WANDB = "trackers.wandb: must be a mapping with keys such as project, entity, mode; {} takes every default"
 BETAS = "train.betas: must be two numbers in [0, 1), for example [0.9, 0.95]"
@@ -198,7 +202,8 @@ ONE_FAULT: list[tuple[str, Any, str]] = [
     ("train.lr", "a:", "train.lr: must be written module:attribute, for example model:GPT (got 'a:')"),
     ("train.warmup_tokens", -1, "train.warmup_tokens: must be greater than or equal to 0 (got -1)"),
     ("grid.seeds", 21, "grid.seeds: must be less than or equal to 20 (got 21)"),
-    ("budgets", {"flops": 1e18}, BUDGETS),
+    ("budgets", {"hour": 8}, "budgets.hour: unknown key; did you mean 'hours'?"),
+    ("budgets", {"hours": -8}, "budgets.hours: must be a positive, finite number (got -8)"),
     ("budgets", None, f"{BUDGETS} (got None)"),
     ("budgets", True, f"{BUDGETS} (got True)"),
     ("budgets", "1e18", f"{BUDGETS} (got '1e18')"),

@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 from flops_fit_ray.cli import _fit_commands as fit_commands
+from flops_fit_ray.cli import _init as init_command
 from flops_fit_ray.cli import _run_commands as run_commands
 from flops_fit_ray.cli import _selftest as selftest
 from flops_fit_ray.cli import _serve as serve
@@ -91,7 +92,7 @@ def commands() -> None:
 
 
 for command in (
-    run_commands.init,
+    init_command.init,
     run_commands.plan,
     run_commands.check,
     run_commands.run,

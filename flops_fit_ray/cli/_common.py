@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.console.select import OutputStyle
     from flops_fit_ray.pipeline import RunRequest
     from flops_fit_ray.planning import Measurements
-    from flops_fit_ray.spec import SweepSpec
+    from flops_fit_ray.spec import BudgetsFor, SweepSpec
     from flops_fit_ray.sweep.directory import Sweep
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -185,17 +185,25 @@ def limit_options(function: _Function) -> _Function:
 
 
 def cost_options(function: _Function) -> _Function:
-    """Add the options of a limit that `budgets: auto` are chosen by."""
+    """Add the options of a limit that `budgets: auto` are chosen by; `limit` has the one that is given."""
+
+    @functools.wraps(function)
+    def call(*args: Any, minutes: float | None, hours: float | None, flops: float | None, **kwargs: Any) -> Any:
+        from flops_fit_ray.spec import BudgetsFor
+
+        return function(*args, limit=BudgetsFor.of(minutes, hours, flops, source="options", flag="--"), **kwargs)
+
+    wrapped = cast(_Function, call)
     for flag, what in (
         ("--flops", "FLOPs in all"),
         ("--hours", "hours of wall time"),
         ("--minutes", "minutes of wall time"),
     ):
-        function = click.option(
+        wrapped = click.option(
             flag, type=POSITIVE,
             help=f"With budgets: auto in SPEC: choose the widest range of budgets that takes this many {what}.",
-        )(function)  # fmt: skip
-    return function
+        )(wrapped)  # fmt: skip
+    return wrapped
 
 
 def output_options(function: _Function) -> _Function:
@@ -227,11 +235,11 @@ def resolve_spec(spec: Path | None, *, quiet: bool) -> Path:
     return chosen.absolute()
 
 
-def read_resolved(path: Path, overrides: Sequence[str], *, open_budgets: bool = False) -> SweepSpec:
-    """Return the spec of a file, with overrides; arguments as `read_spec`."""
+def read_resolved(path: Path, overrides: Sequence[str]) -> SweepSpec:
+    """Return the spec of a file, with overrides; without budgets where they are `auto`."""
     from flops_fit_ray.spec import read_spec
 
-    return read_spec(path, overrides, open_budgets=open_budgets)
+    return read_spec(path, overrides, open_budgets=True)
 
 
 def base_of(path: Path, code: Path | None) -> Path:
@@ -254,21 +262,28 @@ def resolve_output(path: Path, spec: SweepSpec, output: StoragePath | None) -> S
         raise SpecError(str(path), [f"output: {e.faults[0]}"]) from e
 
 
-def run_options(root: StoragePath, overrides: Sequence[str], limits: RunLimits) -> list[str]:
+def run_options(
+    root: StoragePath, overrides: Sequence[str], limits: RunLimits, limit: BudgetsFor | None = None
+) -> list[str]:
     """Return the options of `run` that repeat this run."""
     sets = [word for override in overrides for word in ("--set", override)]
-    return ["--output", str(root), *sets, *limits.options()]
+    return ["--output", str(root), *sets, *([] if limit is None else limit.options()), *limits.options()]
 
 
 def command_line(
-    path: Path, root: StoragePath, overrides: Sequence[str], limits: RunLimits | None = None, code: Path | None = None
+    path: Path,
+    root: StoragePath,
+    overrides: Sequence[str],
+    limits: RunLimits | None = None,
+    code: Path | None = None,
+    limit: BudgetsFor | None = None,
 ) -> str:
-    """Return the shell command that resumes this sweep."""
+    """Return the shell command that resumes this sweep; `limit`: what budgets are chosen by that are not yet."""
     from flops_fit_ray.engine.jobs import line_to_submit
 
     options = [
         *([] if code is None else ["--code", str(code.absolute())]),
-        *run_options(root, overrides, limits or RunLimits()),
+        *run_options(root, overrides, limits or RunLimits(), limit),
     ]
     job = line_to_submit(["flops_fit_ray.run", str(path), *options], base_of(path, code))
     return job or shlex.join([*entry_point(), "run", str(path), *options])

@@ -1,4 +1,4 @@
-"""Commands that create and run a sweep: init, plan, check, run, extend."""
+"""Commands that run a sweep: plan, check, run, extend."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from flops_fit_ray.cli._common import (
-    DEMO_FILES,
     POSITIVE,
-    SPEC_NAME,
     FiniteRange,
-    LocalPath,
     StoragePathType,
     address_option,
     base_of,
     code_option,
     command_line,
     cost_options,
-    demo_directory,
     device_option,
     directory_argument,
     echo,
@@ -47,25 +43,7 @@ from flops_fit_ray.waiting import to_stderr
 if TYPE_CHECKING:
     from flops_fit_ray.console.select import OutputStyle
     from flops_fit_ray.planning.loss_surfaces import LossSurface
-
-
-@click.command()
-@click.argument("directory", default=".", type=LocalPath())
-def init(directory: Path) -> None:
-    """Write a commented example (sweep.yaml, model.py, data.py) that runs as it is."""
-    present = [name for name in DEMO_FILES if (directory / name).exists()]
-    if present:
-        raise click.UsageError(
-            f"{directory} has {', '.join(present)} already; nothing was written: give another directory"
-        )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in DEMO_FILES:
-            (directory / name).write_bytes((demo_directory() / name).read_bytes())
-    except OSError as e:
-        raise click.UsageError(f"{directory}: cannot be written: {e.strerror}; give another directory") from e
-    click.echo(f"wrote {', '.join(str(directory / name) for name in DEMO_FILES)}")
-    click.echo(f"next: flops-fit-ray plan {directory / SPEC_NAME}, then flops-fit-ray run {directory / SPEC_NAME}")
+    from flops_fit_ray.spec import BudgetsFor
 
 
 @click.command()
@@ -116,9 +94,7 @@ def plan(
     overrides: tuple[str, ...],
     output: StoragePath | None,
     code: Path | None,
-    minutes: float | None,
-    hours: float | None,
-    flops: float | None,
+    limit: BudgetsFor | None,
     slots: int | None,
     rate: float | None,
     price: float | None,
@@ -133,21 +109,21 @@ def plan(
 
     The price includes hours after `check` or with --rate, and money with --price.
     """
-    from flops_fit_ray.budgets import limit_of, with_budgets_chosen
+    from flops_fit_ray.budgets import with_budgets_chosen
     from flops_fit_ray.console.plan_text import plan_text, simulation_text
     from flops_fit_ray.pipeline import plan_request, recorded_constants, recorded_rates
     from flops_fit_ray.planning import priced, stated_rate
     from flops_fit_ray.storage.paths import SweepPaths
 
     path = resolve_spec(spec, quiet=as_json)
-    resolved = read_resolved(path, overrides, open_budgets=True)
+    resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
     world = _surface(surface, base_of(path, code)) if simulate else None
     request = request_for(resolved, base_of(path, code), root, source=str(path), limits=RunLimits(slots=slots))
     stated = None if rate is None else stated_rate(rate, slots or 1)
     request = with_budgets_chosen(
         request,
-        limit_of(minutes, hours, flops),
+        limit,
         to_stderr if as_json else click.echo,
         rates=stated,
         measure_speed=False,
@@ -206,7 +182,7 @@ def check(
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
     path = resolve_spec(spec, quiet=as_json)
-    resolved = read_resolved(path, overrides, open_budgets=True)
+    resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
     limits = RunLimits(slots=slots)
     request = request_for(resolved, base_of(path, code), root, source=str(path), address=address, limits=limits)
@@ -232,9 +208,7 @@ def run(
     output: StoragePath | None,
     overrides: tuple[str, ...],
     code: Path | None,
-    minutes: float | None,
-    hours: float | None,
-    flops: float | None,
+    limit: BudgetsFor | None,
     until: str | None,
     at_most: float | None,
     slots: int | None,
@@ -250,13 +224,13 @@ def run(
 
     Without SPEC: sweep.yaml of this directory, else the built-in demo.
     """
-    from flops_fit_ray.budgets import limit_of, with_budgets_chosen
+    from flops_fit_ray.budgets import with_budgets_chosen
 
     path = resolve_spec(spec, quiet=as_json)
-    resolved = read_resolved(path, overrides, open_budgets=True)
+    resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
     limits = RunLimits(until, at_most, slots)
-    command = command_line(path, root, overrides, limits, code)
+    command = command_line(path, root, overrides, limits, code, limit)
     request = request_for(
         resolved,
         base_of(path, code),
@@ -267,9 +241,7 @@ def run(
         limits=limits,
         new=new,
     )
-    request = with_budgets_chosen(
-        request, limit_of(minutes, hours, flops), to_stderr if as_json or style == "json" else click.echo
-    )
+    request = with_budgets_chosen(request, limit, to_stderr if as_json or style == "json" else click.echo)
     return run_request(request, as_json=as_json, style=style or "")
 
 

@@ -11,6 +11,7 @@ import click
 
 from flops_fit_ray.cli._common import (
     LocalPath,
+    cost_options,
     echo,
     entry_point,
     json_option,
@@ -28,6 +29,7 @@ from flops_fit_ray.sweep.run_limits import RunLimits
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.jobs import Jobs
+    from flops_fit_ray.spec import BudgetsFor
 
 
 @click.command()
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 )
 @click.option("--working-dir", type=LocalPath(), help="Directory uploaded to the cluster [default: that of SPEC].")
 @set_option
+@cost_options
 @limit_options
 @new_option
 @click.option("--follow", is_flag=True, help="Print the job's log until it ends, and exit with its exit code.")
@@ -52,6 +55,7 @@ def submit(
     output: str | None,
     working_dir: Path | None,
     overrides: tuple[str, ...],
+    limit: BudgetsFor | None,
     until: str | None,
     at_most: float | None,
     slots: int | None,
@@ -71,7 +75,7 @@ def submit(
     resolved = read_resolved(path, overrides)
     root = _output(output or resolved.output, str(path))
     sent = path.parent if working_dir is None else working_dir.absolute()
-    options = run_options(root, overrides, RunLimits(until, at_most, slots))
+    options = run_options(root, overrides, RunLimits(until, at_most, slots), limit)
     arguments = words_for(path, sent, [*options, *(["--new"] if new else [])])
     jobs = Jobs(address)
     place = [] if working_dir is None else ["--working-dir", str(sent)]

@@ -18,26 +18,39 @@ Accepts = Callable[[float], bool]  # of a C: True if it can be planned
 
 
 def feasible_range(
-    spec: SweepSpec, measurements: Measurements, accepts: Accepts, near: float
+    spec: SweepSpec, measurements: Measurements, accepts: Accepts, near: float, least: float = 1.0
 ) -> tuple[float, float] | None:
     """Return the ends of the range of C, about `near` or nearest to it, that is accepted; None where none is.
 
     Below one batch of the smallest model, and beyond the data of the largest, nothing is tried.
+
+    Args:
+        least: ratio of the ends; a narrower range is taken only where none is so wide.
     """
     batches = [s.flops_per_token * batch_tokens(spec, measurements) for s in measurements.sizes]
-    least = 0.4 * min(batches)
+    lowest = 0.4 * min(batches)
     most = max(batches) * min(10.0**DECADES, 2 * max_steps(spec, measurements) + 1)
-    steps = math.ceil(math.log(most / least) / math.log(SCAN))
-    tried = [least * SCAN**k for k in range(steps + 1)]
-    good = [accepts(c) for c in tried]
-    if not any(good):
+    steps = math.ceil(math.log(most / lowest) / math.log(SCAN))
+    tried = [lowest * SCAN**k for k in range(steps + 1)]
+    found: tuple[int, int] | None = None
+    seen: set[int] = set()
+    for inside in sorted(range(steps + 1), key=lambda k: abs(math.log(tried[k] / near))):
+        if inside in seen or not accepts(tried[inside]):
+            continue
+        first = last = inside
+        while first > 0 and accepts(tried[first - 1]):
+            first -= 1
+        while last < steps and accepts(tried[last + 1]):
+            last += 1
+        seen |= set(range(first, last + 1))
+        wide = last == steps or tried[last] >= least * tried[first]
+        if found is None or wide:
+            found = first, last
+        if wide:
+            break
+    if found is None:
         return None
-    inside = min((k for k, one in enumerate(good) if one), key=lambda k: abs(math.log(tried[k] / near)))
-    first = last = inside
-    while first > 0 and good[first - 1]:
-        first -= 1
-    while last < steps and good[last + 1]:
-        last += 1
+    first, last = found
     low = tried[0] if first == 0 else _end(accepts, tried[first], tried[first - 1])
     high = math.inf if last == steps else _end(accepts, tried[last], tried[last + 1])
     return low, high

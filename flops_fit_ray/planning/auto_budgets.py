@@ -86,7 +86,8 @@ def budget_range(spec: SweepSpec, measurements: Measurements) -> tuple[float, fl
     def first(c: float) -> bool:
         return feasible(with_budgets_at(spec, [c]), measurements, c)
 
-    found = feasible_range(spec, measurements, stepped, near) or feasible_range(spec, measurements, first, near)
+    found = feasible_range(spec, measurements, stepped, near, LEAST_RANGE)
+    found = found or feasible_range(spec, measurements, first, near, LEAST_RANGE)
     if found is None:
         return None
     alone = with_budgets_at(spec, [found[0]])

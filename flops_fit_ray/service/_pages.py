@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.runs.queue import Additions
 from flops_fit_ray.service.state import views
 from flops_fit_ray.service.state.cache import Snapshot
-from flops_fit_ray.spec import dump_spec
+from flops_fit_ray.spec import BudgetsFor, dump_spec
 from flops_fit_ray.sweep.run_limits import RunLimits
 
 ROWS = 50  # experiments of a page
@@ -179,13 +180,14 @@ async def validated(request: Request) -> Response:
     state, form = app_state_of(request), await _form(request)
     text, code = form.get("text", "").replace("\r\n", "\n"), form.get("code") or None
     try:
+        limit = _limit(form)
         if form.get("do") == "start":
             stored, _ = await asyncio.to_thread(state.specs.create, text, code)
             name, key = form.get("name") or None, form.get("key") or None
-            run, _ = await asyncio.to_thread(state.runs.start, stored, name, RunLimits(), key)
+            run, _ = await asyncio.to_thread(state.runs.start, stored, name, RunLimits(), key, limit)
             await asyncio.to_thread(state.runs.start_waiting)
             return RedirectResponse(f"/sweeps/{quote(run.sweep)}", HTTPStatus.SEE_OTHER)
-        price = await asyncio.to_thread(state.price, text, code)
+        price = await asyncio.to_thread(state.price, text, code, limit)
     except SpecError as e:
         price = faulty(e.faults)
     except RequestError as e:
@@ -203,6 +205,25 @@ def _new(state: AppState, form: dict[str, str], price: dict[str, Any] | None) ->
 async def _form(request: Request) -> dict[str, str]:
     raw = (await request.body()).decode(errors="replace")
     return {name: values[-1] for name, values in parse_qs(raw, keep_blank_values=True, max_num_fields=50).items()}
+
+
+def _limit(form: dict[str, str]) -> BudgetsFor | None:
+    """Return what a sweep whose budgets are `auto` may cost; None where the form does not say.
+
+    Raises:
+        RequestError: it is no positive number, or its unit is unknown.
+    """
+    text, unit = form.get("limit", "").strip(), form.get("unit", "minutes")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if unit not in ("minutes", "hours", "flops") or not 0 < value < math.inf:
+        message = f"limit: {text!r} {unit} is no cost; give a positive number of minutes, hours or flops"
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, message)
+    return BudgetsFor.model_validate({unit: value})
 
 
 def _additions(form: dict[str, str]) -> Additions:

@@ -18,12 +18,13 @@ from flops_fit_ray.service.http.guard import STANDALONE
 from flops_fit_ray.service.http.html import VERSION
 from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.request_error import RequestError, conflict
-from flops_fit_ray.service.runs.queue import Runs
+from flops_fit_ray.service.runs.queue import LIMIT_EXAMPLE, Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state import views
 from flops_fit_ray.service.state.cache import Snapshot, SweepCaches
 from flops_fit_ray.service.state.fits import FitWorker
 from flops_fit_ray.service.state.pricing import price_spec
+from flops_fit_ray.spec import BudgetsFor, limit_of_budgets
 
 FIT_SECONDS = 120.0  # for a fit of 10,000 experiments, and those queued before it
 
@@ -46,17 +47,21 @@ class AppState:
         """Return a snapshot of its directory."""
         return views.snapshot_of(self.caches, self.runs, name)
 
-    def price(self, text: str, code: str | None) -> dict[str, Any]:
+    def price(self, text: str, code: str | None, limit: BudgetsFor | None = None) -> dict[str, Any]:
         """Return the plan and price of a spec, or its faults. Loads the model and the data, which takes seconds.
+
+        Args:
+            limit: what a sweep whose budgets are `auto` may cost; None: as its spec says.
 
         Raises:
             RequestError: too many are being priced.
         """
         try:
-            _, where = self.specs.check(text, code)
+            found, where = self.specs.check(text, code)
+            limit_of_budgets(found, limit, "spec", LIMIT_EXAMPLE)
         except SpecError as e:
             return faulty(e.faults)
-        return dict(redacted_values(price_spec(text, where)))
+        return dict(redacted_values(price_spec(text, where, limit)))
 
     def sweeps(self) -> list[dict[str, Any]]:
         """Return views of all sweeps: those that run or wait first, then by name."""

@@ -65,9 +65,13 @@ class Client:
             yield from page["items"]
             offset = page["next"]
 
-    def validate(self, text: str, code: str | None = None) -> dict[str, Any]:
-        """Return the plan and price of a spec, or its faults; nothing is stored."""
-        return dict(self.ask("POST", "/specs/validate", {"text": text, "code": code}))
+    def validate(self, text: str, code: str | None = None, **limit: float) -> dict[str, Any]:
+        """Return the plan and price of a spec, or its faults; nothing is stored.
+
+        Args:
+            limit: minutes, hours or flops that a sweep with `budgets: auto` may cost, as for `start`.
+        """
+        return dict(self.ask("POST", "/specs/validate", {"text": text, "code": code, **limit}))
 
     def start(
         self, text: str, *, code: str | None = None, name: str | None = None, key: str | None = None, **limits: Any

@@ -3,7 +3,7 @@
 Nothing here imports the user's code; the targets stay names until `training.user.parts` loads them.
 """
 
-from flops_fit_ray.spec._reading import dump_spec, make_spec, parse_yaml, read_spec, spec_from_bytes
+from flops_fit_ray.spec._reading import dump_spec, limit_of_budgets, make_spec, parse_yaml, read_spec, spec_from_bytes
 from flops_fit_ray.spec._sections import (
     NO_DATA,
     SYNTHETIC_LOSS,
@@ -17,12 +17,13 @@ from flops_fit_ray.spec._sections import (
     TrainSection,
     WandbSection,
 )
-from flops_fit_ray.spec._values import Budget, Ladder, LrRule, LrTable, SizeValue, is_data_path
+from flops_fit_ray.spec._values import Budget, BudgetsFor, Ladder, LrRule, LrTable, SizeValue, is_data_path
 
 __all__ = [
     "NO_DATA",
     "SYNTHETIC_LOSS",
     "Budget",
+    "BudgetsFor",
     "CheckpointSection",
     "DataSection",
     "FitSection",
@@ -38,6 +39,7 @@ __all__ = [
     "WandbSection",
     "dump_spec",
     "is_data_path",
+    "limit_of_budgets",
     "make_spec",
     "parse_yaml",
     "read_spec",

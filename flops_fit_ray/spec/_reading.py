@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec._faults import fault_lines
 from flops_fit_ray.spec._sections import ONE_BUDGET, SweepSpec
+from flops_fit_ray.spec._values import BudgetsFor
 
 MAX_SPEC_BYTES = 1 << 20
 MAX_ALIASES = 64  # stops an alias bomb before it is expanded
@@ -130,11 +131,35 @@ def make_spec(
     try:
         spec = SweepSpec.model_validate(content, context={ONE_BUDGET: one_budget})
     except ValidationError as e:
-        raise SpecError(source, fault_lines(e.errors())) from e
+        faults = fault_lines(e.errors())
+        if isinstance(content.get("budgets"), Mapping):
+            faults = [fault.replace("budgets_for", "budgets", 1) for fault in faults]
+        raise SpecError(source, faults) from e
     if not (spec.budgets or open_budgets):
         fault = "budgets: auto are chosen by `plan` and `run` with --minutes, --hours or --flops; list them here"
         raise SpecError(source, [fault])
     return spec
+
+
+def limit_of_budgets(spec: SweepSpec, limit: BudgetsFor | None, source: str, example: str) -> BudgetsFor | None:
+    """Return what the budgets of a spec are to be chosen by; None where they are listed.
+
+    Args:
+        limit: as it was asked for beside the spec; None: as the spec says.
+        example: how it is asked for, in words.
+
+    Raises:
+        SpecError: a limit and budgets are given, or neither.
+    """
+    if spec.budgets:
+        if limit is not None:
+            fault = f"budgets: are listed, so a limit of {limit} chooses none; leave it out, or write budgets: auto"
+            raise SpecError(source, [fault])
+        return None
+    if limit is None and spec.budgets_for is None:
+        fault = f"budgets: auto needs to know what the sweep may cost, in minutes, hours or flops: give {example}"
+        raise SpecError(source, [fault])
+    return limit or spec.budgets_for
 
 
 def dump_spec(spec: SweepSpec) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
@@ -14,6 +14,7 @@ from flops_fit_ray.spec._values import (
     Betas,
     BoolOrAuto,
     Budget,
+    BudgetsFor,
     BudgetValue,
     LearningRate,
     NumberOfSizes,
@@ -206,6 +207,7 @@ class SweepSpec(Section):
     loss: str = "cross_entropy"
     loss_unit: Literal["nats", "bits"] | None = None  # of a cross-entropy of the user's, per token
     budgets: list[BudgetValue]  # empty: `auto`, to be chosen before anything is planned
+    budgets_for: BudgetsFor | None = None  # what a mapping as `budgets` says; once they are chosen, also how
     train: TrainSection = TrainSection()
     grid: GridSection = GridSection()
     checkpoint: CheckpointSection = CheckpointSection()
@@ -220,13 +222,20 @@ class SweepSpec(Section):
     trackers: TrackersSection = TrackersSection()
     output: str | None = None
 
-    @field_validator("budgets", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _cost_stands_for_budgets(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and isinstance(content.get("budgets"), Mapping):
+            return {**content, "budgets": "auto", "budgets_for": content["budgets"]}
+        return content
+
+    @field_validator("budgets", mode="before", json_schema_input_type=list[BudgetValue] | BudgetsFor | Literal["auto"])
     @classmethod
     def _is_a_list(cls, budgets: Any) -> Any:
         if budgets == "auto":
             return []
         if not isinstance(budgets, Sequence) or isinstance(budgets, str | bytes):
-            raise ValueError("must be a list of FLOPs, for example [1e18, 3e18, 1e19], or auto")
+            raise ValueError("must be a list of FLOPs, for example [1e18, 3e18, 1e19], or auto, or {minutes: 30}")
         if not budgets:
             raise ValueError(FEW_BUDGETS.format(0))
         return budgets
@@ -299,6 +308,14 @@ class SweepSpec(Section):
                 raise ValueError("grid.kind is adaptive, and a budget lists sizes of its own; give model.sizes instead")
             if self.is_one_run:
                 raise ValueError("grid.kind is adaptive, and there is one budget; a law needs at least 2")
+        return self
+
+    @model_validator(mode="after")
+    def _budgets_come_from_one_place(self) -> SweepSpec:
+        if self.budgets and self.budgets_for is not None and self.budgets_for.why is None:
+            raise ValueError(
+                "budgets_for: is how budgets were chosen; write budgets: {minutes: 30} to have them chosen"
+            )
         return self
 
     @model_validator(mode="after")

@@ -25,6 +25,8 @@ from pydantic import (
     model_validator,
 )
 
+from flops_fit_ray import formatting as fmt
+from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import did_you_mean
 
 ALMOST = 0.75  # likeness of two keys (difflib) from which one is taken for a misspelling of the other
@@ -276,3 +278,56 @@ def _as_budget(value: Any) -> Any:
 
 
 BudgetValue = Annotated[Budget, BeforeValidator(_as_budget, json_schema_input_type=float | Budget)]
+
+
+class BudgetsFor(Section):
+    """Limit of what a sweep may cost, by which its budgets are chosen: one of minutes, hours and FLOPs."""
+
+    minutes: Positive | None = None  # of wall time
+    hours: Positive | None = None
+    flops: Positive | None = None  # in all
+    why: str | None = None  # how the budgets that stand in this spec were chosen
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> BudgetsFor:
+        given = [name for name in ("minutes", "hours", "flops") if getattr(self, name) is not None]
+        if len(given) != 1:
+            have = " and ".join(given) or "none"
+            raise ValueError(f"must have one of minutes, hours and flops (got {have}), for example {{minutes: 30}}")
+        return self
+
+    @classmethod
+    def of(
+        cls, minutes: float | None, hours: float | None, flops: float | None, *, source: str, flag: str = ""
+    ) -> BudgetsFor | None:
+        """Return the limit that options give; None without one.
+
+        Args:
+            source: of the options, as faults are introduced.
+            flag: what stands before an option's name where it is given.
+
+        Raises:
+            SpecError: there is more than one.
+        """
+        options = {"minutes": minutes, "hours": hours, "flops": flops}
+        given = {name: value for name, value in options.items() if value is not None}
+        if len(given) > 1:
+            first, second = list(given)[:2]
+            raise SpecError(source, [f"{flag}{second} says what {flag}{first} says; give one of them"])
+        return cls.model_validate(given) if given else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time in seconds; None where FLOPs are the limit."""
+        if self.flops is not None:
+            return None
+        return 3600 * self.hours if self.hours is not None else 60 * (self.minutes or 0.0)
+
+    def options(self) -> list[str]:
+        """Return the limit as command-line options."""
+        given = {"--minutes": self.minutes, "--hours": self.hours, "--flops": self.flops}
+        return [word for name, value in given.items() if value is not None for word in (name, f"{value:.12g}")]
+
+    def __str__(self) -> str:
+        """Return the limit with its unit."""
+        return f"{fmt.flops(self.flops)} FLOPs" if self.flops is not None else fmt.duration(self.seconds or 0.0)

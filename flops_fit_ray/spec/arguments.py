@@ -49,7 +49,7 @@ def spec_from_arguments(
     model_kwargs: Mapping[str, Any],
     dataset: Any,
     loss_fn: Any,
-    budgets: Sequence[float | Mapping[str, Any]] | None,
+    budgets: Sequence[float | Mapping[str, Any]] | Literal["auto"] | None,
     mode: str,
     extra: Mapping[str, Any],
     options: Mapping[str, Any],
@@ -89,7 +89,8 @@ def spec_from_arguments(
             "eval": None if extra["eval_dataset"] is None else describe(extra["eval_dataset"]),
         },
         "loss": loss_name,
-        "budgets": list(budgets) if budgets is not None else [1.0, 2.0],  # a stand-in, so that all faults are found
+        # A stand-in for none, so that all faults are found
+        "budgets": [1.0, 2.0] if budgets is None else budgets if isinstance(budgets, str) else list(budgets),
     }
     named = {name: describe_target(value) for name, value in hooks.items()}
     for name, value in {**options, **named}.items():
@@ -101,7 +102,7 @@ def spec_from_arguments(
         else:
             content.setdefault(homes[name], {})[name] = value
     try:
-        spec = make_spec(content, SOURCE, one_budget=plans)
+        spec = make_spec(content, SOURCE, one_budget=plans, open_budgets=True)
     except SpecError as e:
         raise SpecError(SOURCE, [*faults, *e.faults]) from e
     if faults:
@@ -147,12 +148,13 @@ _TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "output_dir": ("a path", lambda v: isinstance(v, str | os.PathLike)),
     "model_kwargs": ("a mapping of constructor arguments", lambda v: v is None or isinstance(v, Mapping)),
     "compute_budgets": (
-        "a list of FLOPs, for example [1e15, 3e15, 1e16]",
-        lambda v: v is None or _is_list(v),
+        "a list of FLOPs, for example [1e15, 3e15, 1e16], or 'auto'",
+        lambda v: v is None or (isinstance(v, str) and v == "auto") or _is_list(v),
     ),
     "address": ("text", lambda v: v is None or isinstance(v, str)),
     "until": ("text, for example 'ci=1.3@1e21'", lambda v: v is None or isinstance(v, str)),
     "at_most": ("a positive number of FLOPs", lambda v: v is None or _is_positive(v)),
+    **dict.fromkeys(("minutes", "hours", "flops"), ("a positive number", lambda v: v is None or _is_positive(v))),
     "slots": (
         "a positive whole number",
         lambda v: v is None or (isinstance(v, numbers.Integral) and _is_positive(v)),

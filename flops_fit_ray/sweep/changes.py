@@ -122,7 +122,7 @@ def _place(of: Experiment | ExperimentResult) -> _Place:
 
 def _spec_lines(before: SweepSpec, now: SweepSpec) -> Iterator[str]:
     """Return the differences of the spec by key; budgets by their FLOPs, because one more moves those that follow."""
-    old, new = (_flat(spec.model_dump(mode="json", exclude={"budgets"})) for spec in (before, now))
+    old, new = (_flat(spec.model_dump(mode="json", exclude={"budgets", "budgets_for"})) for spec in (before, now))
     for path in [*old, *(p for p in new if p not in old)]:
         if old.get(path) != new.get(path):
             yield f"{path}: {_shown(old, path)} -> {_shown(new, path)}"

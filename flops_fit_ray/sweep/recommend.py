@@ -171,7 +171,7 @@ def _spec(sweep: Sweep, budget: float, lr: float) -> SweepSpec:
     if isinstance(train.lr, LrTable) or sweep.plan.lr is not None:  # a measured rule cannot be written in a spec
         train = train.model_copy(update={"lr": lr})
     name = f"{sweep.spec.name[:40]}-{flops(budget)}"
-    return sweep.spec.model_copy(update={"name": name, "train": train, "output": None})
+    return sweep.spec.model_copy(update={"name": name, "train": train, "output": None, "budgets_for": None})
 
 
 def _with_size(spec: SweepSpec, budget: float, size: int | str) -> SweepSpec:

@@ -59,9 +59,12 @@ def create_spec(request: Request, body: shapes.SpecIn) -> Response:
 
 
 @routes.post("/specs/validate", tags=["specs"], response_model=shapes.PriceOut)
-def validate(request: Request, body: shapes.SpecIn) -> Response:
-    """Return the plan and price of a spec, or its faults. Loads the model and the data; nothing is stored."""
-    return as_json(app_state_of(request).price(body.text, body.code))
+def validate(request: Request, body: shapes.PriceIn) -> Response:
+    """Return the plan and price of a spec, or its faults. Loads the model and the data; nothing is stored.
+
+    Of `budgets: auto` and a limit in time it is the least plan, and says so: the speed is measured when a sweep starts.
+    """
+    return as_json(app_state_of(request).price(body.text, body.code, body.limit))
 
 
 @routes.get("/specs/{spec_id}", tags=["specs"], response_model=shapes.SpecOut)

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.state.views import State
+from flops_fit_ray.spec import BudgetsFor
 
 MAX_TEXT = 1 << 20
 Offset = Annotated[int, Query(ge=0, le=10_000_000)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Cost = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Flops = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -32,6 +34,27 @@ class SpecIn(Asked):
         max_length=4096,
         description="An absolute path inside of the service's --code; by default the only one",
     )
+
+
+class CostLimitIn(Asked):
+    """Limit of what a sweep whose budgets are `auto` may cost: one of the three at most."""
+
+    minutes: Cost | None = Field(default=None, description="of wall time, for a spec with `budgets: auto`")
+    hours: Cost | None = Field(default=None, description="of wall time")
+    flops: Cost | None = Field(default=None, description="FLOPs in all")
+
+    @property
+    def limit(self) -> BudgetsFor | None:
+        """The limit that is given.
+
+        Raises:
+            SpecError: there is more than one.
+        """
+        return BudgetsFor.of(self.minutes, self.hours, self.flops, source="limit")
+
+
+class PriceIn(SpecIn, CostLimitIn):
+    """A spec to plan and price, and what it may cost where it leaves its budgets open."""
 
 
 class SpecOut(BaseModel):
@@ -60,7 +83,7 @@ class RunLimitsIn(Asked):
     slots: int | None = Field(default=None, ge=1, le=100_000, description="experiments at a time")
 
 
-class StartIn(RunLimitsIn):
+class StartIn(RunLimitsIn, CostLimitIn):
     """A new sweep."""
 
     spec: str = Field(pattern=names.SPEC)

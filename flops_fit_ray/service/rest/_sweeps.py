@@ -46,7 +46,7 @@ def start_sweep(
     state = app_state_of(request)
     spec = state.specs.named(body.spec)
     limits = RunLimits(until=body.until, at_most=body.at_most, slots=body.slots)
-    run, new = state.runs.start(spec, body.name, limits, idempotency_key)
+    run, new = state.runs.start(spec, body.name, limits, idempotency_key, body.limit)
     state.runs.start_waiting()
     return as_json(state.view(run.sweep), HTTPStatus.CREATED if new else HTTPStatus.OK)
 

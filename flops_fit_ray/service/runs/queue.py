@@ -23,6 +23,7 @@ from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs._allowed import check_allowed
 from flops_fit_ray.service.runs.launch import Launcher, ProcessState
 from flops_fit_ray.service.runs.specs import Specs, StoredSpec
+from flops_fit_ray.spec import BudgetsFor, limit_of_budgets
 from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
 from flops_fit_ray.storage.codec import Record, value_of
 from flops_fit_ray.storage.lock import living_owner
@@ -34,6 +35,7 @@ from flops_fit_ray.sweep.run_limits import RunLimits
 
 Kind = Literal["run", "resume", "extend"]
 Phase = Literal["queued", "running", "stopping", "ended"]
+LIMIT_EXAMPLE = "minutes, or budgets: {minutes: 30} in the spec"
 RETRY_SECONDS = 10.0  # after a run could not be started
 
 
@@ -92,13 +94,26 @@ class Runs:
         self._ended: dict[str, RunStatus] = {}  # last runs that have ended, which nothing changes any more
         self._next_try = 0.0
 
-    def start(self, spec: StoredSpec, name: str | None, limits: RunLimits, key: str | None) -> tuple[QueuedRun, bool]:
+    def start(
+        self,
+        spec: StoredSpec,
+        name: str | None,
+        limits: RunLimits,
+        key: str | None,
+        budgets_for: BudgetsFor | None = None,
+    ) -> tuple[QueuedRun, bool]:
         """Queue a new sweep and return True; with a key that was used before, return its run and False.
+
+        Args:
+            budgets_for: what a sweep whose budgets are `auto` may cost; None: as its spec says.
 
         Raises:
             RequestError: the name is taken, the key was used for another request, or the queue is full.
+            SpecError: a limit and budgets are given, or neither.
         """
         asked = {"spec": spec.id, "name": name, **asdict(limits)}
+        if budgets_for is not None:
+            asked["budgets_for"] = str(budgets_for)
         sweep = name or spec.name
         if not names.is_sweep(sweep):
             allowed = "up to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
@@ -108,10 +123,12 @@ class Runs:
                 return before, False
             self._refuse_taken(sweep)
             self._refuse_crowd()
-            _, code = self._specs.check(spec.text, spec.code)
+            found, code = self._specs.check(spec.text, spec.code)
+            limit_of_budgets(found, budgets_for, "spec", LIMIT_EXAMPLE)
             seen = self.launcher.code_as_seen or str(code)
             arguments = ["flops_fit_ray.run", str(self.paths.resolved(sweep)), f"--code={seen}"]
-            arguments += [f"--output={self.paths.sweep(sweep).root}", "--plain", *limits.options()]
+            cost = [] if budgets_for is None else budgets_for.options()
+            arguments += [f"--output={self.paths.sweep(sweep).root}", "--plain", *cost, *limits.options()]
             write_bytes(self.paths.resolved(sweep), spec.text.encode())
             if key is not None:
                 write_json(self.paths.key(_digest(key)), {"sweep": sweep, "asked": _digest(asked)})

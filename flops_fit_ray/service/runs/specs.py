@@ -56,7 +56,7 @@ class Specs:
         where = self.roots[0] if code is None else Path(code)
         if not where.is_absolute():
             raise SpecError("spec", [f"code: {code!r} is not an absolute path"])
-        found = spec_from_bytes(text.encode(errors="replace"), "spec")
+        found = spec_from_bytes(text.encode(errors="replace"), "spec", open_budgets=True)
         if found.output is not None:
             message = f"output: {found.output!r} is not allowed here: leave it out, the sweep's name decides"
             raise SpecError("spec", [message])

@@ -33,7 +33,7 @@ from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, is_remote, local_path
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep, recorded_spec
-from flops_fit_ray.sweep.extend import unbracketed_budgets
+from flops_fit_ray.sweep.extend import longer_run, unbracketed_budgets
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.sweep.stopping import (
     DEFAULT_COST_RATIO,
@@ -172,6 +172,7 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
         from flops_fit_ray.engine.loaders import refuse_unpicklable
         from flops_fit_ray.engine.preflight import refuse_early
 
+        request = replace(request, spec=longer_run(request.spec, SweepPaths(request.root), console.say))
         rule = stopping_rule_for(request.spec, request.limits.until, request.limits.at_most)
         paths = SweepPaths(request.root)
         planner, plan = plan_request(request, recorded_constants(paths))

@@ -10,8 +10,12 @@ import pytest
 from flops_fit_ray.analysis import FitOptions, Place, Points, SweepFit, expected_factors, fit_minima, fit_sweep
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.report import write_report
+from flops_fit_ray.spec import Budget
+from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep
-from flops_fit_ray.sweep.extend import extend_spec
+from flops_fit_ray.sweep.extend import extend_spec, longer_run
 from flops_fit_ray.sweep.stopping import (
     StoppingRule,
     decide_next,
@@ -134,3 +138,26 @@ def test_a_sweep_knows_its_base(tmp_path: Path) -> None:
     from tests.sweeps import make_sweep, reference_parts, reference_spec
 
     assert make_sweep(tmp_path, reference_spec(), reference_parts(reference_spec()), only=0).base is None
+
+
+def test_a_finished_run_is_trained_for_longer(tmp_path: Path) -> None:
+    """From its trunk: to the bits of a run that was as long from the start, and at the price of what is new."""
+    from tests.sweeps import grow_sweep, reference_parts, reference_spec
+
+    whole = reference_spec()
+    user = reference_parts(whole)
+    short, long = (whole.model_copy(update={"budgets": [Budget(flops=flops, sizes=[48])]}) for flops in (1e5, 4e5))
+    first = grow_sweep(tmp_path / "run", short, user)
+    said: list[str] = []
+    longer = longer_run(long, SweepPaths(tmp_path / "run"), said.append)
+    assert longer == extend_spec(short, budgets=[4e5]) and longer.is_one_run and "is kept" in said[0]
+    both = grow_sweep(tmp_path / "run", longer, user)
+    before, after = both.results
+    assert before == first.results[0] and after.parent == before.key and after.tokens_executed < after.tokens_seen
+    (alone,) = grow_sweep(tmp_path / "alone", long, user).results
+    assert (after.loss, after.key, alone.parent) == (alone.loss, alone.key, None)
+    assert "C = 4e5" in local_path(write_report(both)).read_text()
+
+    assert longer_run(short, SweepPaths(tmp_path / "run"), said.append) == short  # nothing shorter is recorded
+    slower = long.model_copy(update={"train": long.train.model_copy(update={"lr": 0.01})})
+    assert longer_run(slower, SweepPaths(tmp_path / "run"), said.append) == slower and len(said) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,6 +115,7 @@ def plan(
     from flops_fit_ray.pipeline import plan_request, recorded_constants, recorded_rates
     from flops_fit_ray.planning import priced, stated_rate
     from flops_fit_ray.storage.paths import SweepPaths
+    from flops_fit_ray.sweep.extend import longer_run
 
     path = resolve_spec(spec, quiet=as_json)
     resolved = read_resolved(path, overrides)
@@ -128,7 +130,8 @@ def plan(
         rates=stated,
         measure_speed=False,
     )
-    resolved = request.spec
+    resolved = longer_run(request.spec, SweepPaths(root), to_stderr if as_json else click.echo)
+    request = replace(request, spec=resolved)
     _, made = plan_request(request, recorded_constants(SweepPaths(root)))
     if world is not None:
         from flops_fit_ray.sweep.simulate import simulate_spec

@@ -75,10 +75,11 @@ def _price_lines(plan: Plan, price: Price | None) -> Iterator[str]:
     yield f"{number} experiments{follow}; {fmt.flops(plan.flops)} FLOPs to execute{share}"
     if price is None:
         return
+    full_grid = f"; 7 sizes at every budget, each a run of its own, {fmt.flops(price.flops_full_grid)}"
     saved = 100 * (1 - price.flops / price.flops_separate)
     yield (
         f"price: {fmt.flops(price.flops)} FLOPs; as separate runs {fmt.flops(price.flops_separate)} ({saved:.0f} % "
-        f"saved by trunks); 7 sizes at every budget, each a run of its own, {fmt.flops(price.flops_full_grid)}"
+        f"saved by trunks){full_grid if len({e.size for e in plan.expected}) > 1 else ''}"
     )
     for start in price.starts:
         taken = " (chosen)" if start.name == price.start else ""

@@ -106,7 +106,7 @@ def _run_rounds(
     live: LivePlan, spec: SweepSpec, load_user_parts: Loader, slots: Slots, stop: StopRequest, head: Head
 ) -> None:
     """Start Tune until the ledger has every outcome."""
-    from flops_fit_ray.engine._rounds import make_tuner
+    from flops_fit_ray.engine._rounds import MAX_STATE_EXPERIMENTS, make_tuner, without_state
     from flops_fit_ray.engine._trainable import TrialContext
 
     ledger, facts = live.ledger, live.plan.measurements.data
@@ -119,8 +119,12 @@ def _run_rounds(
         slots=slots,
     )
     for round_number in range(MAX_ROUNDS):
-        tuner, restored = make_tuner(dispatcher, context, ledger.paths, slots, restore=round_number == 0)
-        errors = _fit(tuner, ledger.paths, stop, head, forgiving=restored)
+        keeps_state = len(live.plan.experiments) <= MAX_STATE_EXPERIMENTS
+        tuner, restored = make_tuner(
+            dispatcher, context, ledger.paths, slots, restore=keeps_state and round_number == 0
+        )
+        with contextlib.nullcontext() if keeps_state else without_state(ledger.paths):
+            errors = _fit(tuner, ledger.paths, stop, head, forgiving=restored)
         dispatcher.forget_adopted()
         for key, words in errors.items():  # with Ray's own words, where the process died
             failure = ledger.failure(key)

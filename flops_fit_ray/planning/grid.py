@@ -153,6 +153,11 @@ def sweep_warnings(spec: SweepSpec, measurements: Measurements, *, lr_guarded: b
     span = spec.budgets[-1].flops / spec.budgets[0].flops
     if not spec.is_one_run:
         yield from map(str, range_warning(span, len(spec.budgets)))
+    elif len(spec.budgets) > 1:
+        yield (
+            f"all {len(spec.budgets)} budgets list one and the same size: one model is trained for longer and longer, "
+            "and no law is fitted"
+        )
     elif len(spec.budgets[0].sizes or ()) != 1:
         yield "one budget gives no law: it can be planned, and run beside one more"
     if spec.train.lr == "auto" and not lr_guarded:
@@ -253,7 +258,8 @@ def cell_warnings(experiments: Sequence[Experiment], *, tapers: bool = False) ->
                 f"rounding to whole batches changes C = {fmt.flops(rounded.budget)}, size {rounded.size} by "
                 f"{100 * (rounded.flops / rounded.budget - 1):+.1f} %: lower train.batch_size or raise the budget"
             )
-    for budget in sorted({e.budget for e in grid}):
+    one_model = len({e.size for e in grid}) == 1  # no valley is meant
+    for budget in () if one_model else sorted({e.budget for e in grid}):
         count = sum(e.budget == budget for e in grid)
         if count < (MIN_DISTINCT_SIZES["parabola"] if tapers else GOOD_SIZES):
             yield f"C = {fmt.flops(budget)} has {count} sizes; add some: from {GOOD_SIZES} on one bad run matters less"

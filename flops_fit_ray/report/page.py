@@ -212,7 +212,7 @@ def _one_run(sweep: Sweep) -> str:
         return ""
     if not sweep.results:
         return "One training run, not completed yet."
-    r = sweep.results[0]
+    r = max(sweep.results, key=lambda result: result.tokens_seen)
     return (
         f"One training run: N = {fmt.count(r.params)} parameters on D = {fmt.count(r.tokens_seen)} tokens, "
         f"C = {fmt.flops(r.flops)} FLOPs; {sweep.loss_name} {r.loss:.4f}."

@@ -290,8 +290,11 @@ class SweepSpec(Section):
 
     @property
     def is_one_run(self) -> bool:
-        """One budget with one size: a training run with nothing to fit."""
-        return len(self.budgets) == 1
+        """One model, trained to one budget or to several, each from the trunk of the last: with nothing to fit."""
+        if len(self.budgets) == 1:
+            return True
+        listed = [budget.sizes or [] for budget in self.budgets]
+        return len(listed) > 1 and len(listed[0]) == 1 and all(sizes == listed[0] for sizes in listed)
 
     @property
     def is_adaptive(self) -> bool:
@@ -306,7 +309,7 @@ class SweepSpec(Section):
         if self.grid.kind == "adaptive":
             if any(b.sizes is not None for b in self.budgets):
                 raise ValueError("grid.kind is adaptive, and a budget lists sizes of its own; give model.sizes instead")
-            if self.is_one_run:
+            if len(self.budgets) == 1:
                 raise ValueError("grid.kind is adaptive, and there is one budget; a law needs at least 2")
         return self
 

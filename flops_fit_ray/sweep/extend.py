@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, next_fault, unbracketed
 from flops_fit_ray.spec import Budget, LrRule, SizeValue, SweepSpec, make_spec
-from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.sweep.directory import Sweep, recorded_spec
 from flops_fit_ray.sweep.stopping import with_budgets
 
 SOURCE = "extend"
+NO_TRAINING = {"budgets", "fit", "trackers", "name", "checkpoint", "resources_per_trial", "device", "max_retries"}
 
 
 def extend_spec(
@@ -36,6 +38,8 @@ def extend_spec(
     if faults:
         raise SpecError(SOURCE, faults)
     budget_sizes: list[SizeValue] | None = list(sizes) if sizes and budgets else None
+    if spec.is_one_run and not sizes:  # the same model, trained for longer
+        budget_sizes = spec.budgets[0].sizes
     wider = with_budgets(spec, [Budget(flops=c, sizes=budget_sizes) for c in budgets])
     if sizes and not budgets:
         wider = _with_sizes(wider, sizes)
@@ -49,6 +53,29 @@ def extend_spec(
             grid = grid.model_copy(update={"lr_check": "lower"})
         wider = wider.model_copy(update={"train": wider.train.model_copy(update={"lr": lr}), "grid": grid})
     return make_spec(wider.model_dump(mode="json"), SOURCE)  # model_copy does not validate
+
+
+def longer_run(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None]) -> SweepSpec:
+    """Return a spec of one run with the shorter ones of the same run that a directory holds: it begins at their trunk.
+
+    Returned as it is: a spec of a sweep, and one of another model or recipe than what is recorded there.
+    """
+    if not (spec.is_one_run and paths.spec.exists()):
+        return spec
+    try:
+        recorded = recorded_spec(paths)
+    except SpecError:  # damaged: whoever runs the sweep says so
+        return spec
+    same = spec.model_dump(exclude=NO_TRAINING) == recorded.model_dump(exclude=NO_TRAINING)
+    if not (same and recorded.is_one_run and recorded.budgets[0].sizes == spec.budgets[0].sizes):
+        return spec
+    known, longest = {b.flops for b in spec.budgets}, spec.budgets[-1].flops
+    shorter = [b for b in recorded.budgets if b.flops < longest and b.flops not in known]
+    if not shorter:
+        return spec
+    kept = ", ".join(fmt.flops(b.flops) for b in shorter)
+    say(f"the run to C = {kept} in {paths.root} is kept: this one begins at its trunk")
+    return with_budgets(spec, shorter)
 
 
 def _faults(spec: SweepSpec, budgets: Sequence[float], sizes: Sequence[int]) -> list[str]:
@@ -66,7 +93,7 @@ def _faults(spec: SweepSpec, budgets: Sequence[float], sizes: Sequence[int]) -> 
             )
     if sizes and spec.is_adaptive:
         faults.append("--size: an adaptive grid chooses its sizes itself; add budgets or seeds")
-    if budgets and not sizes and not spec.is_adaptive and spec.model.sizes == "auto":
+    if budgets and not sizes and not (spec.is_adaptive or spec.is_one_run) and spec.model.sizes == "auto":
         faults.append("--budget: this sweep lists the sizes of each budget; give those of the new budget with --size")
     return faults
 

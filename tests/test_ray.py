@@ -370,13 +370,16 @@ def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_until_adds_budgets_in_python(ray_here: None, tmp_path: Path) -> None:
+def test_until_adds_budgets_in_python(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a sweep that is too large for Tune to keep a state of its trials."""
+    monkeypatch.setattr("flops_fit_ray.engine._rounds.MAX_STATE_EXPERIMENTS", 0)
     arguments: dict[str, Any] = {
         "compute_budgets": [5e4, 2e5],
         "grid": {"tokens_per_param": 40, "seeds": 0, "first_sizes": 5},
     }
     result = known(tmp_path, **arguments, until="ci=1.00001@1e6", at_most=1e9)
     assert [b.flops for b in result._sweep.spec.budgets] == [5e4, 2e5, 8e5]  # the next one lies beyond the target
+    assert result.complete and not (tmp_path / "tune").exists()
     again = known(tmp_path, **arguments)
     assert {e.key for e in again.plan.experiments} < {e.key for e in result.plan.experiments}
     with pytest.raises(SpecError, match="needs an adaptive grid"):

@@ -153,7 +153,8 @@ def test_a_finished_run_is_trained_for_longer(tmp_path: Path) -> None:
     assert longer == extend_spec(short, budgets=[4e5]) and longer.is_one_run and "is kept" in said[0]
     both = grow_sweep(tmp_path / "run", longer, user)
     before, after = both.results
-    assert before == first.results[0] and after.parent == before.key and after.tokens_executed < after.tokens_seen
+    assert before == first.results[0] and after.parent == before.key
+    assert after.tokens_executed is not None and after.tokens_executed < after.tokens_seen
     (alone,) = grow_sweep(tmp_path / "alone", long, user).results
     assert (after.loss, after.key, alone.parent) == (alone.loss, alone.key, None)
     assert "C = 4e5" in local_path(write_report(both)).read_text()

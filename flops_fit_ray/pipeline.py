@@ -63,6 +63,7 @@ class RunRequest:
     measure: Callable[[SweepSpec, int], Measurements]  # with N and FLOPs by a rule of counting
     load_user_parts: Loader
     command: str  # that resumes it
+    on_recorded: Callable[[], object] = bool  # called once the directory has the spec, and `command` resumes it
     address: str | None = None  # of a Ray cluster
     base: Path | None = None  # where the spec's targets are looked for; None: they are objects of a program
     limits: RunLimits = field(default_factory=RunLimits)
@@ -301,6 +302,7 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
     try:
         write_bytes(paths.spec, dump_spec(request.spec).encode())
         record(planner.plan())
+        request.on_recorded()
     except StorageError as e:  # nothing has been run, so there is nothing to resume
         raise DirectoryError(f"{e}, or choose another --output") from e
     if not request.trains:

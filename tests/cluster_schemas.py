@@ -18,7 +18,7 @@ import ray.scripts.scripts
 import yaml
 from botocore.validate import ParamValidator
 
-from flops_fit_ray.cli import commands
+from flops_fit_ray.cli._commands import commands
 
 with warnings.catch_warnings(action="ignore", category=ImportWarning):  # a package that only better words would need
     from google.cloud.compute_v1.types import AttachedDisk, Instance, Scheduling

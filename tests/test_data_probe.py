@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -156,17 +154,6 @@ def test_a_sweep_ends_with_one_error_before_anything_is_trained(ray_here: None, 
         )  # fmt: skip
     assert caught.value.exit_code == 2
     assert not list(tmp_path.rglob("result.json")) and not list(tmp_path.rglob("failure.json"))
-
-
-def test_strings_hash_alike_in_every_process_of_a_command() -> None:
-    code = "from flops_fit_ray.cli import _fix_hash_seed; _fix_hash_seed(['run']); print(hash('the same'))"
-    plain = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
-
-    def hashed(**environment: str) -> str:
-        done = subprocess.run([sys.executable, "-c", code], env=plain | environment, capture_output=True, check=True)
-        return done.stdout.decode()
-
-    assert hashed() == hashed(PYTHONHASHSEED="0") != hashed(PYTHONHASHSEED="1")
 
 
 def test_workers_of_a_cluster_get_the_drivers_hash_seed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,15 @@ import functools
 import json
 import math
 import os
-import shlex
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
+from flops_fit_ray.cli._resume import resume_lines, set_resume_line, shell_line
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError
 from flops_fit_ray.storage.object_store import ObjectPath
 from flops_fit_ray.storage.storage_path import StoragePath, expanded, storage_path
@@ -277,31 +276,55 @@ def command_line(
     limits: RunLimits | None = None,
     code: Path | None = None,
     limit: BudgetsFor | None = None,
+    address: str | None = None,
+    first: Sequence[str] = (),
 ) -> str:
-    """Return the shell command that resumes this sweep; `limit`: what budgets are chosen by that are not yet."""
+    """Return the shell command that resumes this sweep.
+
+    Args:
+        limit: what budgets are chosen by that are not yet.
+        first: options that are needed until the sweep is recorded.
+    """
     from flops_fit_ray.engine.jobs import line_to_submit
 
-    options = [
-        *([] if code is None else ["--code", str(code.absolute())]),
-        *run_options(root, overrides, limits or RunLimits(), limit),
-    ]
-    job = line_to_submit(["flops_fit_ray.run", str(path), *options], base_of(path, code))
-    return job or shlex.join([*entry_point(), "run", str(path), *options])
+    options = [*place_options(code, None), *run_options(root, overrides, limits or RunLimits(), limit)]
+    job = line_to_submit(["flops_fit_ray.run", str(path), *options], base_of(path, code), first)
+    return job or shell_line(["run", str(path), *options, *place_options(None, address), *first])
 
 
-def extend_line(root: StoragePath, base: Path, limits: RunLimits) -> str:
+def extend_line(
+    root: StoragePath,
+    base: Path,
+    limits: RunLimits,
+    code: Path | None = None,
+    address: str | None = None,
+    first: Sequence[str] = (),
+) -> str:
     """Return the shell command that resumes an extended sweep, by its directory; `base`: the directory of its code."""
     from flops_fit_ray.engine.jobs import line_to_submit
 
     arguments = ["extend", str(root), *limits.options()]
-    return line_to_submit(["flops_fit_ray", *arguments], base) or shlex.join([*entry_point(), *arguments])
+    job = line_to_submit(["flops_fit_ray", *arguments], base, first)
+    return job or shell_line([*arguments, *place_options(code, address), *first])
 
 
-def entry_point() -> list[str]:
-    """Return the words that call this package from a shell on this machine."""
-    installed = shutil.which("flops-fit-ray")
-    ours = installed is not None and Path(installed).parent == Path(sys.executable).parent
-    return ["flops-fit-ray"] if ours else [sys.executable, "-m", "flops_fit_ray"]
+def place_options(code: Path | None, address: str | None) -> list[str]:
+    """Return the options that say where code is, and where experiments run."""
+    cluster = address or os.environ.get("RAY_ADDRESS")
+    given = {"--code": None if code is None else str(code.absolute()), "--address": cluster}
+    return given_options(given)
+
+
+def given_options(values: Mapping[str, object]) -> list[str]:
+    """Return the words of the options that have a value; of a list of values, the option for each; True: a flag."""
+    found: list[str] = []
+    for name, value in values.items():
+        if value is True:
+            found.append(name)
+        elif value is not None and value is not False:
+            listed = value if isinstance(value, tuple) else (value,)
+            found += [word for one in listed for word in (name, str(one))]
+    return found
 
 
 def request_for(
@@ -337,6 +360,7 @@ def request_for(
         measure=measure,
         load_user_parts=code_loader(spec, base),
         command=command,
+        on_recorded=lambda: set_resume_line(command),
         address=address,
         base=base,
         limits=limits or RunLimits(),
@@ -361,7 +385,7 @@ def run_request(request: RunRequest, *, as_json: bool, style: OutputStyle = "") 
         with told_to(None if style == "quiet" else to_stderr):
             sweep = run(request, console)
     except (InterruptedSweepError, StorageError, KeyboardInterrupt) as e:
-        console.say(f"{e or 'stopped by Ctrl-C'}\nResults so far are saved. Resume with:\n{request.command}")
+        console.say(f"{e or 'stopped by Ctrl-C'}\n{resume_lines(())}")
         return EXIT_INTERRUPTED
     _say_results(sweep, console, time.monotonic() - began, as_json=as_json)
     return exit_code(sweep)

@@ -22,6 +22,7 @@ from flops_fit_ray.cli._common import (
     directory_argument,
     echo,
     extend_line,
+    given_options,
     json_option,
     limit_options,
     new_option,
@@ -36,6 +37,7 @@ from flops_fit_ray.cli._common import (
     set_option,
     spec_argument,
 )
+from flops_fit_ray.cli._resume import set_resume_line
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -233,7 +235,9 @@ def run(
     resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
     limits = RunLimits(until, at_most, slots)
-    command = command_line(path, root, overrides, limits, code, limit)
+    first = given_options({"--new": new})
+    set_resume_line(command_line(path, root, overrides, limits, code, limit, address, first))
+    command = command_line(path, root, overrides, limits, code, limit, address)
     request = request_for(
         resolved,
         base_of(path, code),
@@ -315,7 +319,9 @@ def extend(
             f"{sweep.base} does not exist here: loading model and data from {base} (--code names another)", err=as_json
         )
     limits = RunLimits(until, at_most, slots)
-    command = extend_line(root, base, limits)
+    added = {"--budget": budgets, "--size": sizes, "--seeds": seeds, "--lr-again": lr_again, "--device": device}
+    set_resume_line(extend_line(root, base, limits, code, address, given_options(added)))
+    command = extend_line(root, base, limits, code, address)
     source = str(sweep.paths.spec)
     request = request_for(
         wider, base, root, source=source, command=command, address=address, limits=limits, new=lr_again

@@ -13,7 +13,6 @@ from flops_fit_ray.cli._common import (
     LocalPath,
     cost_options,
     echo,
-    entry_point,
     json_option,
     limit_options,
     new_option,
@@ -23,6 +22,7 @@ from flops_fit_ray.cli._common import (
     set_option,
     spec_argument,
 )
+from flops_fit_ray.cli._resume import shell_line
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, storage_path
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -79,7 +79,7 @@ def submit(
     arguments = words_for(path, sent, [*options, *(["--new"] if new else [])])
     jobs = Jobs(address)
     place = [] if working_dir is None else ["--working-dir", str(sent)]
-    again = shlex.join([*entry_point(), "submit", str(path), "--address", jobs.address, *options, *place])
+    again = shell_line(["submit", str(path), "--address", jobs.address, *options, *place])
     job_id = jobs.submit(Submission(name=resolved.name, working_dir=sent, words=arguments, again=again))
     status = jobs.begun(job_id)
     if as_json:
@@ -114,7 +114,7 @@ def _job_text(job_id: str, status: str, address: str, root: StoragePath, again: 
     lines = [
         f"job {job_id}: {status.lower()}",
         f"follow: ray job logs --follow --address {address} {job_id}",
-        f"status: flops-fit-ray status {shlex.quote(str(root))} (on a machine that sees it)",
+        f"status: {shlex.join(['flops-fit-ray', 'status', str(root)])} (on a machine that sees it)",
         f"stop:   ray job stop --address {address} {job_id}",
         f"resume: {again}",
         f"report: {report} (fetch it with {copy})",

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
+
 from flops_fit_ray.engine._local_limits import own_temporary, short_temporary, usable_cores
 from flops_fit_ray.engine._processes import HEAD, end_all, ray_descendants
 from flops_fit_ray.engine.interrupt import AskedToStop, keeping_handlers
@@ -59,14 +61,25 @@ class Head:
     Ray itself tries for a minute, and then ends the process without a word of how to go on.
     """
 
-    def __init__(self, address: str, *, local: bool) -> None:
+    def __init__(self, address: str, *, local: bool, raylet: psutil.Process | None = None) -> None:
         self.address = address
         self.local = local  # it is this machine alone, for the time of the sweep
+        self._raylet = raylet  # of this machine, without which Ray ends this process; None: not known
         self._asked = self._answered = time.monotonic()
 
     def grows_to(self, max_slots: int | None) -> int | None:
         """The experiments at a time that the cluster may be asked to grow to; None where it does not grow."""
         return None if self.local else max_slots
+
+    @property
+    def lost_raylet(self) -> bool:
+        """Return True if the raylet of this machine has died: Ray ends this process some 10 s after it."""
+        if self._raylet is None:
+            return False
+        try:
+            return self._raylet.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
 
     def answers(self) -> bool:
         """Return True if the head answers now."""
@@ -81,8 +94,10 @@ class Head:
         """Ask now and then. Quick, unless nobody answers.
 
         Raises:
-            HeadLostError: nobody has answered for a while.
+            HeadLostError: nobody has answered for a while, or this machine has left the cluster.
         """
+        if self.lost_raylet:
+            raise HeadLostError("the raylet of this machine has died, and Ray with it")
         now = time.monotonic()
         if now - self._asked < HEAD_ASK_SECONDS:
             return
@@ -143,7 +158,7 @@ def _connect(where: str) -> None:
 
     check_reachable(where)
     try:
-        with waiting(f"connecting to the Ray cluster at {where}"), keeping_handlers():  # Ray takes SIGTERM for itself
+        with waiting(f"connecting to the Ray cluster at {where}"), _keeping_sigterm():
             ray.init(address=where, runtime_env=_worker_environment(), log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise ResourceError(
@@ -164,7 +179,7 @@ def _start_here() -> None:
     try:
         with (
             waiting("starting Ray", RAY_SECONDS),
-            keeping_handlers(),
+            _keeping_sigterm(),
             _sessions_of_their_own(),
             _without_idle_services(),
         ):
@@ -176,11 +191,29 @@ def _start_here() -> None:
                 logging_level=logging.ERROR,
                 _temp_dir=str(temporary / "ray") if reason else None,
             )
+    except AskedToStop:
+        end_all(ray_descendants())
+        raise
     except Exception as e:  # Ray raises OSError, RuntimeError and Exception itself, with a page of words
         way_out = f"its logs are in {temporary}/ray/session_latest/logs, and RAY_TMPDIR moves its files"
         if "auth_token" in str(e):  # it lies in the home directory
             way_out = "set RAY_AUTH_TOKEN_PATH to a file that can be written"
         raise ResourceError(f"Ray could not be started here: {first_line(e)}; {way_out}") from e
+
+
+@contextlib.contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Keep our handlers while the block runs: Ray begins with one that exits with the number of SIGTERM."""
+    utils: Any = importlib.import_module("ray._private.utils")
+    take = getattr(utils, "set_sigterm_handler", None)
+    if take is not None:
+        utils.set_sigterm_handler = lambda _: None
+    try:
+        with keeping_handlers():  # another version of Ray may take it in another way
+            yield
+    finally:
+        if take is not None:
+            utils.set_sigterm_handler = take
 
 
 @contextlib.contextmanager
@@ -247,14 +280,31 @@ def _worker_environment() -> dict[str, Any] | None:
 def _head(*, local: bool) -> Head:
     import ray
 
-    return Head(str(ray.get_runtime_context().gcs_address), local=local)
+    return Head(str(ray.get_runtime_context().gcs_address), local=local, raylet=_own_raylet())
+
+
+def _own_raylet() -> psutil.Process | None:
+    """Find the process of Ray that this one depends on; None where it cannot be seen."""
+    node = getattr(importlib.import_module("ray._private.worker"), "_global_node", None)
+    socket_name = str(getattr(node, "raylet_socket_name", ""))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if (
+                socket_name
+                and words
+                and words[0].endswith("raylet")
+                and any(word.endswith(socket_name) for word in words)
+            ):
+                return process
+    return None
 
 
 def _leave(head: Head) -> None:
     """End our part of Ray. Without a head that may take for ever, and is not waited for."""
     import ray
 
-    if head.answers():
+    if head.answers() and not head.lost_raylet:
         ray.shutdown()
         return
     orphans = ray_descendants() if head.local else set()  # while their parents live

@@ -40,21 +40,22 @@ def upload_of(path: Path) -> Path | None:
     return next((place for place in (path, *path.parents) if place.parent.name == UPLOADS), None)
 
 
-def line_to_submit(words: Sequence[str], base: Path) -> str | None:
+def line_to_submit(words: Sequence[str], base: Path, more: Sequence[str] = ()) -> str | None:
     """Return the command that submits this job again from where it was submitted; None outside of jobs.
 
     Args:
         words: of the module to run, after `python -m`; paths in the upload are given as the job sees them.
         base: a path that lies in the upload, if there is one.
+        more: options that the first submission had, too.
     """
     upload = upload_of(base)
     if upload is None:
         return None
     given = os.environ.get(SUBMITTED_BY)
     if given:
-        return given
+        return " ".join([given, *map(shlex.quote, more)])
     inside = [str(Path(word).relative_to(upload)) if _lies_in(word, upload) else word for word in words]
-    return shlex.join(["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", *inside])
+    return shlex.join(["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", *inside, *more])
 
 
 def _lies_in(word: str, upload: Path) -> bool:

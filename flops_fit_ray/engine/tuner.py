@@ -23,7 +23,7 @@ from flops_fit_ray.engine.interrupt import GRACE_SECONDS, StopRequest
 from flops_fit_ray.engine.loaders import Loader, comparing_loader, share_data
 from flops_fit_ray.engine.preflight import shared_slots, slots_for
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import DataDiffersError, InterruptedSweepError, ResourceError, StorageError
+from flops_fit_ray.errors import DataDiffersError, InterruptedSweepError, StorageError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.ledger.watch import Watchers
@@ -135,7 +135,7 @@ def _run_rounds(
             return
         if stop.error is not None:
             raise stop.error
-    raise ResourceError(f"Ray Tune ended {MAX_ROUNDS} times before the sweep was complete; the same command resumes it")
+    raise InterruptedSweepError(f"Ray Tune ended {MAX_ROUNDS} times before the sweep was complete")
 
 
 def _fit(tuner: tune.Tuner, paths: SweepPaths, stop: StopRequest, head: Head, *, forgiving: bool) -> dict[str, str]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from flops_fit_ray.engine._processes import descendants
 from flops_fit_ray.errors import EXIT_DONE
@@ -118,6 +121,17 @@ class Driver:
                 start_new_session=True,  # a process group of its own, as shells and `timeout` make it
             )
 
+    @property
+    def pid(self) -> int:
+        """The driver itself; `process` is its parent."""
+        started = self.until(lambda: bool(psutil.Process(self.process.pid).children()))
+        assert started, self.said
+        return psutil.Process(self.process.pid).children()[0].pid
+
+    def kill(self) -> None:
+        """SIGKILL for the driver itself: its parent has the last word."""
+        os.kill(self.pid, signal.SIGKILL)
+
     def ended(self) -> bool:
         """Whether it has."""
         return self.process.poll() is not None
@@ -127,7 +141,7 @@ class Driver:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             return -100
 

@@ -33,9 +33,9 @@ def soak(where: Path, experiments: int) -> Row:
     for share in (0.25, 0.95):
         driver.until(lambda n=share * experiments: len(recorded(root)) >= n, 600)  # type: ignore[misc] # bound now
         with contextlib.suppress(OSError):
-            status = Path(f"/proc/{driver.process.pid}/status").read_text()
+            status = Path(f"/proc/{driver.pid}/status").read_text()
             rss = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) // 1024
-            readings.append((rss, len(list(Path(f"/proc/{driver.process.pid}/fd").iterdir()))))
+            readings.append((rss, len(list(Path(f"/proc/{driver.pid}/fd").iterdir()))))
         if share > 0.9:
             zombies = [
                 pid for pid in children_of(driver.process.pid) if Path(f"/proc/{pid}").exists() and not alive([pid])

@@ -33,8 +33,9 @@ def driver_kills(where: Path, sweeps: int, kills: int, sha256: str, dice: random
             driver.until(lambda: False, dice.uniform(0.0, 1.0) if more else dice.uniform(0.0, 9.0))
             if driver.ended():
                 break
-            driver.process.kill()
-            driver.wait(10)
+            driver.kill()
+            code = driver.wait(10)
+            row.expect(code == EXIT_INTERRUPTED, f"killed, it ended with {code}: {driver.said[-3:]}")
             row.times += 1
             watched.look()
         finish(Driver(spec, root), row, watched, sha256)

@@ -45,7 +45,7 @@ def stop_by(driver: Driver, name: str, row: Row) -> float:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
     if "KILL" in name and not driver.until(driver.ended, 3.0):
-        driver.process.kill()
+        os.killpg(driver.process.pid, signal.SIGKILL)
     if "twice" in name:
         time.sleep(0.2)
         driver.process.send_signal(signal.SIGINT)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flops_fit_ray.engine._rounds import FINISHED
+from flops_fit_ray.errors import EXIT_INTERRUPTED
 from tests.chaos import Driver, Row, Watched, children_of, finish, make_project, until_gone
 from tests.records import recorded
 
@@ -21,8 +22,9 @@ def kill_with_tune_state(start: Callable[[], Driver], row: Row) -> Path:
         driver = start()
         driver.until(lambda root=driver.root: _open_trials(root) > 0)  # type: ignore[misc] # bound now
         family = set(children_of(driver.process.pid))
-        driver.process.kill()
-        driver.wait(10)
+        driver.kill()
+        row.expect(driver.wait(10) == EXIT_INTERRUPTED, f"a killed driver's last words: {driver.said[-3:]}")
+        row.expect(driver.said[-1].endswith(driver.options), f"its last line is {driver.said[-1]!r}")
         until_gone(family)  # its workers see that it is gone
         row.times += 1
         if _open_trials(driver.root):

@@ -1,6 +1,7 @@
 """Trackers are told what the ledger holds, and nothing that happens to them touches a sweep. F24."""
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -54,6 +55,24 @@ def followed(root: Path, spec: SweepSpec, watchers: Sequence[Watcher]) -> Sweep:
 def told(sweep: Sweep) -> dict[str, tuple[Experiment, ExperimentResult]]:
     by_key = {r.key: r for r in sweep.results}
     return {run_name(e): (e, by_key[e.key]) for e in sweep.plan.experiments[1 : 1 + NEW]}
+
+
+def test_tensorboard_on_a_full_disk_raises_and_the_process_ends(tmp_path: Path) -> None:
+    code = f"""
+import resource
+from pathlib import Path
+from flops_fit_ray.trackers._tensorboard import TensorBoard
+from tests.worlds import planner_of
+e, board = planner_of().plan().experiments[0], TensorBoard(Path({str(tmp_path)!r}))
+board.progress(e, [(0, {{"loss/train": 2.0}})])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # no file may grow beyond so many bytes
+try:
+    board.progress(e, [(step, {{"loss/train": 2.0}}) for step in range(1, 9)])
+except OSError as error:
+    print("raised", error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"raised {errno.EFBIG}\n" and not done.stderr
 
 
 def test_tensorboard_shows_every_curve_and_the_hyperparameters(tmp_path: Path) -> None:

@@ -175,8 +175,8 @@ class Dispatcher:
         self._running -= self._adopted
         self._adopted.clear()
 
-    def ended(self, key: str, *, died: bool) -> None:
-        """Note that the trial of an experiment is over; `died`: its process died.
+    def ended(self, key: str, *, died: bool, said: str = "") -> None:
+        """Note that the trial of an experiment is over; `died`: its process died, of which Ray `said` this.
 
         The death of a worker or node is no error of the experiment: it is handed out again, from its newest
         checkpoint. It fails after `max_retries` deaths in a row without a new checkpoint in between.
@@ -187,16 +187,16 @@ class Dispatcher:
         if key in self._live.observed or self.finished():
             return
         if died:
-            given_up = self._died(key)
+            given_up = self._died(key, said)
         else:
             self._returned[key] += 1
             given_up = self._returned[key] >= MAX_RETURNS
         if given_up:
             with contextlib.suppress(StorageError):
-                self._ledger.record_failure(vanished(key, self._ledger, ""))
+                self._ledger.record_failure(vanished(key, self._ledger, said))
             self.look([key])
 
-    def _died(self, key: str) -> bool:
+    def _died(self, key: str, said: str) -> bool:
         """Count a death, and return True if it was one too many."""
         limit = self._live.planner.spec.max_retries
         before = self._deaths.get(key, Deaths())
@@ -211,7 +211,7 @@ class Dispatcher:
         self._ledger.record_event(
             key,
             f"its worker or node died ({deaths.count} of {limit} retries since {since}): started again; "
-            + describe_death(self._paths, key, "")[0],
+            + describe_death(self._paths, key, said)[0],
             level="warning",
         )
         return False
@@ -231,12 +231,13 @@ class Dispatcher:
 
 def vanished(key: str, ledger: Ledger, error: str) -> Failure:
     """Return the failure of an experiment whose process died without an outcome."""
-    attempts = ledger.num_attempts(key)
+    attempts, early = ledger.num_attempts(key), ledger.num_early_deaths(key)
     why, trace = describe_death(ledger.paths, key, error)
+    before = f", {early} of them before it began" if early else ""
     return Failure(
         key=key,
         status="infrastructure",
-        error=f"its worker ended {attempts} times without an outcome: {why}",
+        error=f"its worker ended {attempts + early} times without an outcome{before}: {why}",
         traceback=trace,
         tokens_seen=0,
         seconds=0.0,

@@ -158,7 +158,7 @@ def make_tuner(
     """
     from ray import tune
 
-    from flops_fit_ray.engine._searcher import ExperimentSearcher
+    from flops_fit_ray.engine._searcher import ErrorReader, ExperimentSearcher
     from flops_fit_ray.engine._trainable import ExperimentTrainable
 
     trainable = tune.with_resources(tune.with_parameters(ExperimentTrainable, context=job), _amounts(slots))
@@ -178,6 +178,7 @@ def make_tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=ExperimentSearcher(),
+                scheduler=ErrorReader(),  # type: ignore[no-untyped-call] # Ray leaves it untyped
                 num_samples=-1,  # until the searcher has finished
                 reuse_actors=True,
                 max_concurrent_trials=slots.count,

@@ -1,4 +1,4 @@
-"""Search algorithm of Tune over the dispatcher: an experiment for every free slot, None while all of them wait."""
+"""Tune's view of the dispatcher: an experiment for every free slot, None while all wait, and how each trial ended."""
 
 from __future__ import annotations
 
@@ -8,10 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from flops_fit_ray.engine._dispatch import Dispatcher
 from flops_fit_ray.engine._trainable import ENDS_SWEEP
+
+_errors: dict[str, str] = {}  # Ray's words on trials that have just ended, by trial; between the two classes below
+
+
+class ErrorReader(FIFOScheduler):
+    """Starts trials in the order in which they come, as Tune does by default, and reads why one died.
+
+    A scheduler is the only one that Tune shows the trial itself to, just before the searcher hears of its end.
+    """
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Keep Ray's words for the searcher."""
+        with contextlib.suppress(OSError, TypeError):  # without a file there are none
+            text = Path(trial.error_file).read_text(errors="replace")
+            _errors[trial.trial_id] = text.rpartition("Failure # ")[2].partition("\n")[2].strip()
 
 
 class ExperimentSearcher(Searcher):
@@ -27,6 +44,7 @@ class ExperimentSearcher(Searcher):
         assert ExperimentSearcher._served is not None
         self._dispatcher = ExperimentSearcher._served
         self._keys: dict[str, str] = {}  # by trial
+        _errors.clear()
 
     @staticmethod
     @contextlib.contextmanager
@@ -57,7 +75,7 @@ class ExperimentSearcher(Searcher):
                 self._dispatcher.stop_for(kind(str(message)))
         key = self._keys.pop(trial_id, None)
         if key is not None:
-            self._dispatcher.ended(key, died=error)
+            self._dispatcher.ended(key, died=error, said=_errors.pop(trial_id, ""))
 
     def save(self, checkpoint_path: str) -> None:
         """Write the experiment of each trial."""

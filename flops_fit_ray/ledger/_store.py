@@ -93,7 +93,7 @@ class Ledger:
         Raises:
             StorageError: the directory cannot be written.
         """
-        aside = self.paths.past_failure(key, self.num_attempts(key))
+        aside = self.paths.new_past_failure(key, self.num_attempts(key))
         try:
             aside.parent.mkdir(parents=True, exist_ok=True)
             self.paths.failure(key).rename(aside)
@@ -212,11 +212,15 @@ class Ledger:
     def record_death(self, key: str) -> None:
         """Note that the worker or node of the last start died: nobody's fault, and counted apart."""
         note = {"schema_version": SCHEMA_VERSION, "noticed_at": time.time()}
-        write_json(self.paths.death(key, self.num_attempts(key)), note)
+        write_json(self.paths.new_death(key, self.num_attempts(key)), note)
 
     def num_deaths(self, key: str) -> int:
-        """Return the number of starts that ended because the worker or node died."""
+        """Return the number of starts that ended because the worker or node died, those before an attempt included."""
         return self.paths.num_deaths(key)
+
+    def num_early_deaths(self, key: str) -> int:
+        """Return the number of deaths of workers before the experiment had begun in them."""
+        return self.paths.num_early_deaths(key)
 
     def outcomes(self, keys: Iterable[str]) -> list[ExperimentResult | Failure]:
         """Return the results and failures among `keys`, in that order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 from flops_fit_ray.storage.atomic import remove_strays
@@ -234,17 +235,27 @@ class SweepPaths(ReportPaths):
         """Count the starts."""
         return sum(1 for _ in self.attempts(key).glob("[0-9][0-9][0-9][0-9].json"))
 
-    def death(self, key: str, number: int) -> StoragePath:
-        """Marker: the worker or node of that start died."""
-        return self.attempts(key) / f"{number:04d}-died.json"
+    def new_death(self, key: str, number: int) -> StoragePath:
+        """Marker to be made: the worker or node of that start died, or one after it before it could begin."""
+        return self._unused(key, number, "died")
 
     def num_deaths(self, key: str) -> int:
         """Count the starts whose worker or node died."""
         return sum(1 for _ in self.attempts(key).glob("*-died.json"))
 
-    def past_failure(self, key: str, number: int) -> StoragePath:
-        """Failure of that start, moved here by the next one."""
-        return self.attempts(key) / f"{number:04d}-failure.json"
+    def num_early_deaths(self, key: str) -> int:
+        """Count the deaths that belong to no start: the first after a start is its own."""
+        numbers = [path.name[:4] for path in self.attempts(key).glob("*-died.json")]
+        return len(numbers) - len(set(numbers) - {"0000"})
+
+    def new_past_failure(self, key: str, number: int) -> StoragePath:
+        """Failure of that start, to be moved here by the next one."""
+        return self._unused(key, number, "failure")
+
+    def _unused(self, key: str, number: int, kind: str) -> StoragePath:
+        """A note of that start that is not there yet: several workers may end before one of them begins."""
+        names = (f"{number:04d}{f'-{i}' if i else ''}-{kind}.json" for i in itertools.count())
+        return next(path for path in (self.attempts(key) / name for name in names) if not path.exists())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""TensorBoard event files: a run per experiment with its curves and hyperparameters."""
+"""TensorBoard event files: a run per experiment with its curves and hyperparameters.
+
+Written without tensorboardX's `SummaryWriter`: its thread ends on a full disk, and whoever waits for it then waits for
+ever, at the latest at the exit of the process.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +29,22 @@ class TensorBoard:
         """Log the next points of the curve."""
         writer = self._writer(e)
         for step, figures in points:
-            _add(writer, figures, step)
+            _add_values(writer, figures, step)
         writer.flush()
 
     def outcome(self, e: Experiment, record: ExperimentResult | Failure, points: LoggedPoints) -> None:
         """Log the rest of the curve, and the hyperparameters with the result."""
-        from tensorboardX.summary import hparams  # type: ignore[import-untyped] # it has no types
+        from tensorboardX.summary import hparams, text  # type: ignore[import-untyped] # it has no types
 
         self.progress(e, points)
         writer = self._writer(e)
         if isinstance(record, ExperimentResult):
             measured = {f"result/{name}": value for name, value in record.measured.items()}
-            _add(writer, measured, record.steps)
+            _add_values(writer, measured, record.steps)
             for summary in hparams(config_of(e), measured):
-                writer.file_writer.add_summary(summary)
+                _add(writer, summary, 0)
         else:
-            writer.add_text("failure", f"{record.status}: {record.error}", 0)
+            _add(writer, text("failure", f"{record.status}: {record.error}"), 0)
         self._writers.pop(e.key).close()
 
     def close(self) -> None:
@@ -50,16 +54,25 @@ class TensorBoard:
 
     def _writer(self, e: Experiment) -> Any:
         if e.key not in self._writers:
-            from tensorboardX import SummaryWriter  # type: ignore[import-untyped] # it has no types
+            from tensorboardX.event_file_writer import (  # type: ignore[import-untyped] # it has no types
+                EventsWriter,
+            )
 
+            directory = self._directory / run_name(e)
+            directory.mkdir(parents=True, exist_ok=True)
             suffix = f".{time.time_ns()}"  # else a file of the same second would be written over
-            self._writers[e.key] = SummaryWriter(logdir=str(self._directory / run_name(e)), filename_suffix=suffix)
+            self._writers[e.key] = EventsWriter(str(directory / "events"), filename_suffix=suffix)
         return self._writers[e.key]
 
 
-def _add(writer: Any, figures: Mapping[str, float], step: int) -> None:
+def _add_values(writer: Any, figures: Mapping[str, float], step: int) -> None:
     """Write all values of a step as one event: five times as cheap as one event each."""
     from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[import-untyped] # it has no types
 
-    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
-    writer.file_writer.add_summary(Summary(value=values), step)
+    _add(writer, Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]), step)
+
+
+def _add(writer: Any, summary: Any, step: int) -> None:
+    from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped] # it has no types
+
+    writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))

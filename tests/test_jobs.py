@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flops_fit_ray.cli._common import command_line, extend_line
+from flops_fit_ray.cli._lines import command_line, extend_line
 from flops_fit_ray.engine.jobs import DEFAULT_ADDRESS, SUBMITTED_BY, job_address, upload_of
 from flops_fit_ray.engine.loaders import code_loader
 from flops_fit_ray.errors import DirectoryError, ResourceError

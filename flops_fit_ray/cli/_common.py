@@ -9,13 +9,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
-from flops_fit_ray.cli._resume import resume_lines, set_resume_line, shell_line
+from flops_fit_ray.cli._resume import resume_lines, set_resume_line
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError
 from flops_fit_ray.storage.object_store import ObjectPath
 from flops_fit_ray.storage.storage_path import StoragePath, expanded, storage_path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.console.select import OutputStyle
     from flops_fit_ray.pipeline import RunRequest
     from flops_fit_ray.planning import Measurements
-    from flops_fit_ray.spec import BudgetsFor, SweepSpec
+    from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.sweep.directory import Sweep
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -259,72 +259,6 @@ def resolve_output(path: Path, spec: SweepSpec, output: StoragePath | None) -> S
         return storage_path(spec.output or f"runs/{spec.name}", base)
     except SpecError as e:
         raise SpecError(str(path), [f"output: {e.faults[0]}"]) from e
-
-
-def run_options(
-    root: StoragePath, overrides: Sequence[str], limits: RunLimits, limit: BudgetsFor | None = None
-) -> list[str]:
-    """Return the options of `run` that repeat this run."""
-    sets = [word for override in overrides for word in ("--set", override)]
-    return ["--output", str(root), *sets, *([] if limit is None else limit.options()), *limits.options()]
-
-
-def command_line(
-    path: Path,
-    root: StoragePath,
-    overrides: Sequence[str],
-    limits: RunLimits | None = None,
-    code: Path | None = None,
-    limit: BudgetsFor | None = None,
-    address: str | None = None,
-    first: Sequence[str] = (),
-) -> str:
-    """Return the shell command that resumes this sweep.
-
-    Args:
-        limit: what budgets are chosen by that are not yet.
-        first: options that are needed until the sweep is recorded.
-    """
-    from flops_fit_ray.engine.jobs import line_to_submit
-
-    options = [*place_options(code, None), *run_options(root, overrides, limits or RunLimits(), limit)]
-    job = line_to_submit(["flops_fit_ray.run", str(path), *options], base_of(path, code), first)
-    return job or shell_line(["run", str(path), *options, *place_options(None, address), *first])
-
-
-def extend_line(
-    root: StoragePath,
-    base: Path,
-    limits: RunLimits,
-    code: Path | None = None,
-    address: str | None = None,
-    first: Sequence[str] = (),
-) -> str:
-    """Return the shell command that resumes an extended sweep, by its directory; `base`: the directory of its code."""
-    from flops_fit_ray.engine.jobs import line_to_submit
-
-    arguments = ["extend", str(root), *limits.options()]
-    job = line_to_submit(["flops_fit_ray", *arguments], base, first)
-    return job or shell_line([*arguments, *place_options(code, address), *first])
-
-
-def place_options(code: Path | None, address: str | None) -> list[str]:
-    """Return the options that say where code is, and where experiments run."""
-    cluster = address or os.environ.get("RAY_ADDRESS")
-    given = {"--code": None if code is None else str(code.absolute()), "--address": cluster}
-    return given_options(given)
-
-
-def given_options(values: Mapping[str, object]) -> list[str]:
-    """Return the words of the options that have a value; of a list of values, the option for each; True: a flag."""
-    found: list[str] = []
-    for name, value in values.items():
-        if value is True:
-            found.append(name)
-        elif value is not None and value is not False:
-            listed = value if isinstance(value, tuple) else (value,)
-            found += [word for one in listed for word in (name, str(one))]
-    return found
 
 
 def request_for(

@@ -16,13 +16,10 @@ from flops_fit_ray.cli._common import (
     address_option,
     base_of,
     code_option,
-    command_line,
     cost_options,
     device_option,
     directory_argument,
     echo,
-    extend_line,
-    given_options,
     json_option,
     limit_options,
     new_option,
@@ -37,6 +34,7 @@ from flops_fit_ray.cli._common import (
     set_option,
     spec_argument,
 )
+from flops_fit_ray.cli._lines import command_line, extend_line, given_options
 from flops_fit_ray.cli._resume import set_resume_line
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
 from flops_fit_ray.storage.storage_path import StoragePath

@@ -18,10 +18,10 @@ from flops_fit_ray.cli._common import (
     new_option,
     read_resolved,
     resolve_spec,
-    run_options,
     set_option,
     spec_argument,
 )
+from flops_fit_ray.cli._lines import run_options
 from flops_fit_ray.cli._resume import shell_line
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, storage_path

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from flops_fit_ray.engine._ledger_observer import LedgerObserver
+from flops_fit_ray.errors import InterruptedSweepError
 from flops_fit_ray.ledger import COLUMNS, Ledger, Progress, results_sha256, results_table
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
@@ -98,3 +100,22 @@ def test_a_log_is_read_on_from_where_it_was_and_a_half_written_line_waits(tmp_pa
     (second,), later = ledger.events_since("k", position)
     assert second.message == "two" and later < path.stat().st_size
     assert [e.message for e in ledger.events("k")] == ["one", "two"]
+
+
+def test_many_at_a_time_give_signs_of_life_less_often(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 a second in all; the wish to stop is seen at every one that is due."""
+    spec, now = spec_of(), 0.0
+    monkeypatch.setattr("flops_fit_ray.engine._ledger_observer.time.monotonic", lambda: now)
+    experiment = planned(spec, user_parts_of(spec)).experiments[0]
+    for at_a_time, seconds in ((1, [*range(30)]), (500, [0, 5, 10, 15, 20, 25]), (1_000_000, [0, 15])):
+        observer, written = LedgerObserver(ledger, experiment, 1, 0, at_a_time), []
+        for second in range(30):
+            now = float(second)
+            observer.progress(second, None)
+            progress = ledger.progress(experiment.key)
+            if progress is not None and progress.tokens_seen == second:
+                written.append(second)
+        assert written == seconds
+    ledger.paths.stop.touch()
+    with pytest.raises(InterruptedSweepError):
+        observer.progress(30, None)

@@ -26,14 +26,20 @@ STALLED_EXIT_CODE = 75
 READ_SECONDS = 5.0  # between readings of the node
 CURVE_SECONDS = 20.0  # between two looks at the curve of what runs
 FIRST_CURVE_SECONDS = 5.0  # after which it is looked at first
-BEAT_SECONDS = 15.0  # between signs of life while a step takes long
+BEAT_SECONDS = 15.0  # between signs of life while a step takes long, and at most
+SIGNS_PER_SECOND = 100.0  # of all experiments together: each is a write, a rename and an fsync on what they share
 
 
 class LedgerObserver(Observer):
-    """Writes signs of life and events, and ends the experiment when the sweep is being stopped."""
+    """Writes signs of life and events, and ends the experiment when the sweep is being stopped.
 
-    def __init__(self, ledger: Ledger, experiment: Experiment, attempt: int, deaths: int) -> None:
+    Args:
+        at_a_time: experiments that write into this directory; the more they are, the less often each does.
+    """
+
+    def __init__(self, ledger: Ledger, experiment: Experiment, attempt: int, deaths: int, at_a_time: int = 1) -> None:
         super().__init__()
+        self._every = min(BEAT_SECONDS, at_a_time / SIGNS_PER_SECOND)
         self._ledger, self._experiment, self._attempt, self._deaths = ledger, experiment, attempt, deaths
         self._seen = 0
         self._train_loss: float | None = None
@@ -71,8 +77,9 @@ class LedgerObserver(Observer):
         if self._remote and tokens_seen:  # the watching thread sees to it, so that no request holds up the training
             stopping = self._stopping
         else:
-            with self._beating:
-                self._beat()
+            if not tokens_seen or time.monotonic() - self._beaten >= self._every:
+                with self._beating:
+                    self._beat()
             stopping = self._ledger.paths.stop.exists()
         if stopping:
             raise InterruptedSweepError("the sweep is being stopped")

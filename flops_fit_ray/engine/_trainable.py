@@ -167,7 +167,7 @@ def run_experiment(
         return recorded.status
     attempt = ledger.begin_attempt(key)
     deaths = ledger.num_deaths(key)
-    observer = LedgerObserver(ledger, experiment, attempt, deaths)
+    observer = LedgerObserver(ledger, experiment, attempt, deaths, context.slots.count)
     started = time.perf_counter()
     store = _store(context, ledger, key)
     if team is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import time
 from collections.abc import Iterable, Sequence
 
@@ -26,6 +27,8 @@ def size(value: float) -> str:
 def flops(value: float) -> str:
     """Format FLOPs: 6e+10 -> 6e10."""
     mantissa, _, exponent = f"{value:.3g}".partition("e")
+    if not math.isfinite(value):
+        return mantissa
     if not exponent:
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa

@@ -297,7 +297,7 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
     def record(grown: Plan) -> None:
         base = None if request.base is None else str(request.base)
         content = priced(grown, request.spec.grid.start, rates=rates).to_json()
-        write_json(paths.plan, {**content, "command": request.command, "base": base})
+        write_json(paths.plan, {**content, "command": request.command, "base": base}, sealed=True)
 
     try:
         write_bytes(paths.spec, dump_spec(request.spec).encode())
@@ -341,9 +341,8 @@ def record_rates(paths: SweepPaths, constants: SweepConstants, rates: Rates) -> 
     Raises:
         StorageError: the directory cannot be written.
     """
-    write_json(
-        paths.rates, {"schema_version": SCHEMA_VERSION, "identity": constants.identity, "rates": rates.to_json()}
-    )
+    content = {"schema_version": SCHEMA_VERSION, "identity": constants.identity, "rates": rates.to_json()}
+    write_json(paths.rates, content, sealed=True)
 
 
 def recorded_constants(paths: SweepPaths) -> SweepConstants | None:

@@ -92,7 +92,7 @@ def _train_sweep(root: StoragePath, spec: SweepSpec, user: UserParts, only: int 
     plan = planned(spec, user)
     paths = SweepPaths(root)
     write_bytes(paths.spec, dump_spec(spec).encode())
-    write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere"})
+    write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere"}, sealed=True)
     job = TrialContext(
         root=root,
         load_user_parts=lambda: user,
@@ -111,7 +111,8 @@ def grow_sweep(root: StoragePath, spec: SweepSpec, user: UserParts) -> Sweep:
     write_bytes(paths.spec, dump_spec(spec).encode())
 
     def record(plan: Plan) -> None:
-        write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere", "base": str(root)})
+        content = {**plan.to_json(), "command": "flops-fit-ray run somewhere", "base": str(root)}
+        write_json(paths.plan, content, sealed=True)
 
     live = LivePlan(Planner(spec, measure_sizes(spec, user), recorded_constants(paths)), ledger, record)
     slots, stop = Slots(resources={"cpu": 1}, count=1), StopRequest()

@@ -1,6 +1,5 @@
 """F20: what has changed since the last run is shown; what is completed is not trained again in another way unasked."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import grown_plan, recorded_constants
 from flops_fit_ray.planning import Average, LossFacts, Planner
 from flops_fit_ray.spec import SweepSpec, make_spec
+from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.changes import Changes, changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
@@ -185,9 +185,10 @@ def test_a_directory_whose_losses_were_weighed_in_another_way_is_refused(
 ) -> None:
     shutil.copytree(local_path(half.paths.root), tmp_path, dirs_exist_ok=True)
     old = open_sweep(tmp_path)
-    plan = json.loads(old.paths.plan.read_bytes())
+    plan = read_json(old.paths.plan)
+    assert plan is not None
     del plan["loss"]  # as versions wrote it that did not try the loss
-    local_path(old.paths.plan).write_text(json.dumps(plan))
+    write_json(old.paths.plan, plan)
     measured = replace(measure_sizes(old.spec, user_parts_of(old.spec)), loss=facts)
     planner = Planner(old.spec, measured, recorded_constants(old.paths))
     found = changes_since(recorded_in(old.paths), old.spec, grown_plan(planner, Ledger(old.paths)))

@@ -10,6 +10,7 @@ import pytest
 
 from flops_fit_ray.cli import main
 from flops_fit_ray.planning.loss_surfaces import SURFACES
+from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
 from flops_fit_ray.sweep.directory import Sweep
 from tests.sweeps import adaptive_reference_spec, make_sweep, reference_parts, reference_spec
@@ -274,7 +275,7 @@ def test_extending_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
     spec = adaptive_reference_spec()
     sweep = make_sweep(tmp_path / "own", spec, reference_parts(spec), only=0)
     without_base = sweep.paths.plan.read_bytes()
-    local_path(sweep.paths.plan).write_text(json.dumps({**json.loads(without_base), "base": str(tmp_path)}))
+    write_json(sweep.paths.plan, {**(read_json(sweep.paths.plan) or {}), "base": str(tmp_path)})
     cases: list[tuple[list[str | Path], str]] = [
         (["extend", tmp_path / "nowhere"], "no such directory"),
         (["extend", local_path(sweep.paths.root), "--budget", "2e5"], "C = 2e5 is in this sweep already"),

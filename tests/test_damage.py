@@ -13,16 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.cli import main
+from flops_fit_ray.cli._sources import Opened
 from flops_fit_ray.console.plain import PlainConsole, status_text
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import Ledger, Progress
-from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.ledger.hardware import Cluster
+from flops_fit_ray.pipeline import record_rates
+from flops_fit_ray.planning import Rates
+from flops_fit_ray.storage.atomic import MARK, SEAL, read_json, write_bytes, write_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from tests.killing import num_attempts, run_here
 from tests.records import FAILURE, RESULT, recorded
+from tests.sweeps import make_sweep, reference_parts, reference_spec
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +66,59 @@ def test_any_damage_to_a_result_is_noticed(tmp_path_factory: pytest.TempPathFact
     flipped()
     torn()
     garbage()
+
+
+def without(path: Path, *names: str, **others: object) -> None:
+    """Take fields of a JSON file away, and change others."""
+    content = {name: value for name, value in json.loads(path.read_bytes()).items() if name not in names}
+    path.write_text(json.dumps({**content, **others}, indent=1) + "\n")
+
+
+@pytest.mark.parametrize("gone", [[SEAL], [MARK], [SEAL, MARK]], ids=str)
+def test_a_result_without_its_seal_is_not_believed(tmp_path: Path, gone: list[str]) -> None:
+    ledger = Ledger(SweepPaths(tmp_path))
+    ledger.record_result(RESULT)
+    without(local_path(ledger.paths.result("k1")), *gone, loss=0.5)
+    assert ledger.result("k1") is None and ledger.is_damaged("k1")
+
+
+@pytest.mark.parametrize("name", ["plan.json", "failure.json", "experiment.json", "cluster.json", "rates.json"])
+def test_files_that_decide_are_not_believed_after_a_change(copy: Sweep, name: str) -> None:
+    ledger, (key,) = Ledger(copy.paths), recorded(copy.paths.root)
+    paths = {**dict.fromkeys([name], copy.paths.root / name), "failure.json": copy.paths.failure(key)}
+    paths["experiment.json"] = copy.paths.planned(key)
+    copy.paths.result(key).unlink()
+    ledger.record_failure(replace(FAILURE, key=key))
+    ledger.record_cluster(Cluster(slots=2))
+    record_rates(copy.paths, copy.plan.constants, Rates(step_seconds={"a": (1e3, 1e-3)}))
+    path = local_path(paths[name])
+    good, field = path.read_bytes(), next(name for name in json.loads(path.read_bytes()) if name != "schema_version")
+    assert read_json(path) is not None
+    for change in ({field: 7}, {"another": 1}):
+        without(path, **change)
+        assert read_json(path) is None
+    path.write_bytes(good)
+    without(path, SEAL)
+    assert read_json(path) is None
+
+
+def test_a_damaged_result_is_said_wherever_a_fit_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = reference_spec(2)
+    sweep = make_sweep(tmp_path / "s", spec, reference_parts(spec))
+    lost = sweep.plan.experiments[3]
+    paths, path = sweep.paths, local_path(sweep.paths.result(lost.key))
+    other = paths.result(sweep.plan.experiments[4].key).read_bytes()
+    for content in (b"", path.read_bytes()[:-2], other):  # the last is whole, but another's
+        path.write_bytes(content)
+        now = open_sweep(paths.root)
+        assert now.counts["damaged"] == 1 and now.counts["planned"] == 0 and now.counts["completed"] == 13
+        assert list(now.to_frame().query("status == 'damaged'")["key"]) == [lost.key]
+    said = f"damaged, and left out: C {fmt.flops(lost.budget)}, size {lost.size} ({lost.key}): what is in result.json"
+    for words in (["status"], ["fit", "--draws", "0", "--json"]):
+        with pytest.raises(SystemExit):
+            main([*words, str(paths.root)])
+        assert said in capsys.readouterr().out, words
+    assert Opened(sweep.fit, sweep=now).assumed == list(now.damage)  # what `predict` and `compare` say beside a fit
 
 
 DAMAGE = {"0 %": 0.0, "1 %": 0.01, "25 %": 0.25, "50 %": 0.5, "99 %": 0.99, "a flipped bit": None}
@@ -189,11 +248,21 @@ def test_a_status_of_all_states(copy: Sweep) -> None:
     plan = read_json(paths.plan)
     assert plan is not None
     (one,) = plan["experiments"]
-    states = ["completed", "diverged", "out_of_memory", "stalled", "failed", "infrastructure", "running", "planned"]
+    states = [
+        "completed",
+        "diverged",
+        "out_of_memory",
+        "stalled",
+        "failed",
+        "infrastructure",
+        "running",
+        "damaged",
+        "planned",
+    ]
     keys = [f"{i:016x}" for i in range(len(states))]
     children = [{**one, "key": "f" * 16, "parent": keys[-1], "start_step": 2}]
     experiments = [{**one, "key": key} for key in keys]
-    local_path(paths.plan).write_text(json.dumps({**plan, "experiments": [*experiments, *children]}))
+    write_json(paths.plan, {**plan, "experiments": [*experiments, *children]}, sealed=True)
     ledger = Ledger(paths)
     for key, state in zip(keys, states, strict=True):
         ledger.begin_attempt(key)
@@ -204,6 +273,8 @@ def test_a_status_of_all_states(copy: Sweep) -> None:
                 Progress(key=key, tokens_seen=1, tokens=4, train_loss=None, host="node7", pid=42,
                          updated_at=time.time(), started_at=1e9, attempt=2)
             )  # fmt: skip
+        elif state == "damaged":
+            write_bytes(paths.result(key), b"")
         elif state != "planned":
             ledger.record_failure(replace(FAILURE, key=key, status=state, deaths=4 * (state == "infrastructure")))  # type: ignore[arg-type]
     sweep = open_sweep(paths.root)
@@ -211,7 +282,7 @@ def test_a_status_of_all_states(copy: Sweep) -> None:
     said = status_text(sweep)
     for words in (
         "1 completed, 1 diverged, 1 out of memory, 1 stalled, 1 failed (user), 1 failed (infrastructure), 1 running, "
-        "1 waiting for its parent, 1 planned of 9",
+        "1 damaged, 1 waiting for its parent, 1 planned of 10",
         "size 4: 25 % on node7 (process 42), since 2001-09-",
         ", attempt 2",
         "retries: 6 after a worker or node died",

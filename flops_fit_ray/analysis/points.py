@@ -12,6 +12,7 @@ from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.errors import FitError
 
 BLOCKS = 6  # of equal numbers of points by C, where the budgets are not labelled
+MOST = 1e100  # of any number of a point: squares and products of such are finite
 NEARNESS = 1.25  # largest over smallest C of one budget, where no label says which belong together
 
 
@@ -68,15 +69,15 @@ def check_points(points: Points) -> None:
     """Check that every number has a logarithm.
 
     Raises:
-        FitError: a loss, size or budget is not a finite positive number.
+        FitError: a loss, size or budget is not positive and finite, or so large that what is computed of it is not.
     """
     for name in ("budget", "flops", "params", "tokens", "loss", "weights", "unique"):
         values = getattr(points, name)
         if values is None:
             continue
-        bad = values[~(np.isfinite(values) & (values > 0))]
+        bad = values[~((values > 0) & (values < MOST))]
         if len(bad):
-            raise FitError(f"{name} must be positive and finite: {len(bad)} value(s) are not, such as {bad[0]}")
+            raise FitError(f"{name} must be positive and below {MOST:g}: {len(bad)} value(s) are not, such as {bad[0]}")
 
 
 def group_by_nearness(cost: Floats, factor: float = NEARNESS) -> Floats:

@@ -94,8 +94,10 @@ class Opened:
 
     @property
     def assumed(self) -> list[Flag]:
-        """Notes on a table's rows and columns that an answer rests on."""
-        flags = () if self.table is None else self.table.flags
+        """Notes on a table's rows and columns that an answer rests on, or on the damaged results of a sweep."""
+        if self.table is None:
+            return [] if self.sweep is None else list(self.sweep.damage)
+        flags = self.table.flags
         return [flag for flag in flags if flag.code != "budgets_by_nearness"]
 
 
@@ -151,14 +153,12 @@ def opened_sweep(source: StoragePath | None, options: Mapping[str, Any]) -> Open
     Raises:
         click.UsageError: an option of tables was given.
     """
-    from flops_fit_ray.analysis import fit_sweep
-
     for name in ("columns", "units", "where", "best_of", "pool"):
         if options[name]:
             raise click.UsageError(f"{_flag(name)} is for tables, and {source} is a sweep")
     sweep = open_directory(source)
     wanted = fit_options_of(sweep.fit_options, options)
-    fitted = sweep.fit if wanted == sweep.fit_options else fit_sweep(sweep.points, wanted, sweep.curves)
+    fitted = sweep.fit if wanted == sweep.fit_options else sweep.fitted(wanted)
     return Opened(fitted, sweep=sweep)
 
 

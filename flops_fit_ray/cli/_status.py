@@ -65,6 +65,7 @@ def _watch(sweep: Sweep, style: OutputStyle) -> None:
     from flops_fit_ray.console.select import console_for
     from flops_fit_ray.ledger import Ledger
     from flops_fit_ray.ledger.watch import Watcher
+    from flops_fit_ray.storage.atomic import read_file
     from flops_fit_ray.storage.storage_path import is_remote
     from flops_fit_ray.sweep.directory import open_sweep
 
@@ -75,13 +76,13 @@ def _watch(sweep: Sweep, style: OutputStyle) -> None:
     watcher.on_plan(sweep.plan)
     watcher.on_cluster()
     rest = REMOTE_WATCH_SECONDS if is_remote(sweep.paths.root) else WATCH_SECONDS
-    seen, trouble = zlib.crc32(sweep.paths.plan.read_bytes()), ""
+    seen, trouble = zlib.crc32(read_file(sweep.paths.plan)), ""
     try:
         with watcher.following():
             while trouble or not (sweep.plan.final and watcher.all_told and sweep.writer is None):
                 time.sleep(rest)
                 try:
-                    now = zlib.crc32(sweep.paths.plan.read_bytes())
+                    now = zlib.crc32(read_file(sweep.paths.plan))
                     if now != seen or trouble:
                         sweep = open_sweep(sweep.paths.root)
                         watcher.on_plan(sweep.plan)

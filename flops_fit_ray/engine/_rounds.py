@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.atomic import read_file, read_json, write_json
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, pyarrow_location, remove_tree
 
@@ -81,7 +81,7 @@ def restorable(paths: SweepPaths, now: Round, can_go_on: Callable[[str], bool]) 
     if {name: note.get(name) for name in now.to_json()} != now.to_json():
         return None
     try:
-        if hashlib.sha256((newest / "tuner.pkl").read_bytes()).hexdigest() != note.get("tuner_sha256"):
+        if hashlib.sha256(read_file(newest / "tuner.pkl")).hexdigest() != note.get("tuner_sha256"):
             return None
         unfinished = _unfinished(newest)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -98,7 +98,7 @@ def _unfinished(directory: StoragePath) -> list[str]:
     state_file = max(directory.glob("experiment_state-*.json"), key=lambda path: path.name)  # as Tune chooses
     if _written_at(state_file) > time.time() + CLOCK_SECONDS:
         raise ValueError("written in the future: it would hide every later one")
-    state = json.loads(state_file.read_bytes())
+    state = json.loads(read_file(state_file))
     trials = [json.loads(trial) for trial, _ in state["trial_data"]]
     if not any(directory.glob("searcher-state-*")):
         raise ValueError("the searcher's state is missing")

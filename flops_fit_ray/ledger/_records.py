@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from flops_fit_ray.ledger.hardware import Machine
 from flops_fit_ray.planning.experiment import ExperimentFacts
 from flops_fit_ray.planning.training_metrics import TrainingMetrics
-from flops_fit_ray.storage.codec import Amount, Column, Count, PositiveFloat, PositiveInt, Record, columns_of
+from flops_fit_ray.storage.codec import (
+    Amount,
+    Column,
+    Count,
+    PositiveFloat,
+    PositiveInt,
+    Record,
+    Seed,
+    Timestamp,
+    columns_of,
+)
 
 FailureKind = Literal["diverged", "out_of_memory", "stalled", "failed", "infrastructure"]
 STALE_SECONDS = 60.0  # progress is written about once a second, unless a step takes longer
@@ -24,17 +34,19 @@ class AttemptFacts(Record):
     attempts: Annotated[Count, Column(160)]
     deaths: Annotated[Count, Column(170)] = 0  # starts, among `attempts`, that ended because the worker or node died
     host: str
-    finished_at: float  # seconds since the epoch
+    finished_at: Timestamp
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentResult(AttemptFacts, TrainingMetrics, ExperimentFacts):
     """One completed experiment: planned facts, measurements, and its attempts."""
 
+    sealed_since: ClassVar[str] = "deaths"
+
     flops: Annotated[PositiveFloat, Column(80, tracked=True)]  # spent: tokens_seen × FLOPs per token
     flops_executed: Annotated[Amount | None, Column(330)] = None  # without the trunk's
     lr: Annotated[Amount, Column(190)]
-    seed: Annotated[int, Column(150)]
+    seed: Annotated[Seed, Column(150)]
     versions: Mapping[str, str]
     status: Annotated[Literal["completed"], Column(130)] = "completed"
 
@@ -73,8 +85,8 @@ class Progress(Record):
     train_loss: float | None
     host: str
     pid: Count
-    updated_at: float
-    started_at: float | None = None  # of this attempt, seconds since the epoch
+    updated_at: Timestamp
+    started_at: Timestamp | None = None  # of this attempt
     attempt: Count = 1
     lr: Amount | None = None  # of the last step that is known
     grad_norm: float | None = None  # before clipping

@@ -23,7 +23,7 @@ from flops_fit_ray.storage.atomic import append_line, read_file, set_aside, stor
 from flops_fit_ray.storage.codec import Record, read_value, value_of
 from flops_fit_ray.storage.lock import exclusive, hostname
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
-from flops_fit_ray.storage.storage_path import is_remote
+from flops_fit_ray.storage.storage_path import is_remote, is_taken
 
 REQUESTS_AT_ONCE = 32  # to an object store
 
@@ -44,11 +44,18 @@ class Ledger:
 
     def result(self, key: str) -> ExperimentResult | None:
         """Return the recorded result, or None."""
-        return read_value(ExperimentResult, self.paths.result(key))
+        found = read_value(ExperimentResult, self.paths.result(key))
+        return found if found is not None and found.key == key else None  # one of another experiment is none of this
 
     def failure(self, key: str) -> Failure | None:
         """Return the recorded failure, or None."""
-        return read_value(Failure, self.paths.failure(key))
+        found = read_value(Failure, self.paths.failure(key))
+        return found if found is not None and found.key == key else None
+
+    def is_damaged(self, key: str) -> bool:
+        """Tell whether an experiment has no outcome, and a file where one is expected."""
+        there = is_taken(self.paths.result(key)) or is_taken(self.paths.failure(key))
+        return there and self.outcome(key) is None
 
     def outcome(self, key: str) -> ExperimentResult | Failure | None:
         """Return the result or failure of an experiment, or None while it is open; a result outranks a failure."""
@@ -83,7 +90,7 @@ class Ledger:
 
     def record_failure(self, failure: Failure) -> None:
         """Record why an experiment ended without a result; a later attempt may replace it."""
-        write_json(self.paths.failure(failure.key), {"schema_version": SCHEMA_VERSION, **asdict(failure)})
+        write_json(self.paths.failure(failure.key), {"schema_version": SCHEMA_VERSION, **asdict(failure)}, sealed=True)
         with contextlib.suppress(OSError):
             self.paths.progress(failure.key).unlink(missing_ok=True)
 
@@ -104,7 +111,7 @@ class Ledger:
         """Write an experiment for its worker to read."""
         if read_experiment(self.paths.planned(experiment.key)) != experiment:
             content = {"schema_version": SCHEMA_VERSION, **experiment.to_json()}
-            write_json(self.paths.planned(experiment.key), content)
+            write_json(self.paths.planned(experiment.key), content, sealed=True)
 
     def planned(self, key: str) -> Experiment:
         """Return the experiment as it was handed out.
@@ -113,7 +120,7 @@ class Ledger:
             StorageError: its file cannot be read.
         """
         experiment = read_experiment(self.paths.planned(key))
-        if experiment is None:
+        if experiment is None or experiment.key != key:
             raise StorageError(f"{self.paths.planned(key)}: cannot be read; the same command writes it again")
         return experiment
 
@@ -134,7 +141,7 @@ class Ledger:
 
     def record_cluster(self, cluster: Cluster) -> None:
         """Record the machines that the sweep runs on from now on."""
-        write_json(self.paths.cluster, {"schema_version": SCHEMA_VERSION, **asdict(cluster)})
+        write_json(self.paths.cluster, {"schema_version": SCHEMA_VERSION, **asdict(cluster)}, sealed=True)
 
     def cluster(self) -> Cluster | None:
         """Return the machines that it runs on, or ran on last; None where they are not known."""

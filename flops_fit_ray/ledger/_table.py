@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.ledger._records import ExperimentResult, Failure
@@ -31,10 +32,12 @@ _NUMBERS = {name: number_of(ExperimentResult, name) for name in columns_of(Exper
 _DTYPES = {int: "Int64", float: "float64"}
 
 
-def results_table(experiments: Sequence[Experiment], ledger: Ledger, waiting: Collection[str] = ()) -> pd.DataFrame:
+def results_table(
+    experiments: Sequence[Experiment], ledger: Ledger, idle: Mapping[str, str] = MappingProxyType({})
+) -> pd.DataFrame:
     """Return one row per experiment of the plan, in its order, with `COLUMNS`; cells without a value are empty.
 
-    `waiting` are the keys of those that wait for another one.
+    `idle` has the status of those, by key, that are open and more than planned: that wait for another, or are damaged.
 
     Metrics follow as columns of their own, `metric_` and the name.
     """
@@ -47,8 +50,7 @@ def results_table(experiments: Sequence[Experiment], ledger: Ledger, waiting: Co
         if outcome is not None:
             row |= asdict(outcome)
         else:
-            idle = "waiting" if e.key in waiting else "planned"
-            row |= {"status": "running" if ledger.progress(e.key) else idle}
+            row |= {"status": "running" if ledger.progress(e.key) else idle.get(e.key, "planned")}
         metrics = {f"metric_{name}": value for name, value in (row.get("metrics") or {}).items()}
         rows.append({column: row.get(column) for column in COLUMNS} | metrics)
     names = [name for row in rows for name in row if name.startswith("metric_")]

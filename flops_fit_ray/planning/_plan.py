@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
@@ -210,6 +211,7 @@ def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
         found = value_of(_PlanFile, content)
     except ValueError:
         found = value_of(_PlanFile, _with_whole_recipes(content))
+    _check_experiments(found)
     old_constants = SweepConstants(
         identity="", base_budget=min((e.budget for e in found.experiments), default=0.0), warmup_limit=0
     )
@@ -231,6 +233,18 @@ def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
         target=found.target,
         model_kwargs=found.model_kwargs,
     )
+
+
+def _check_experiments(found: _PlanFile) -> None:
+    """Raise ValueError where the numbers of a plan contradict each other: files of earlier versions have no seal."""
+    experiments = (*found.experiments, *found.forecast)
+    if len({e.key for e in found.experiments}) < len(found.experiments):
+        raise ValueError("two experiments have one key")
+    if not found.sizes:
+        raise ValueError("there are no sizes")
+    for e in experiments:
+        if e.start_step >= e.steps or not math.isclose(e.flops, e.tokens * e.flops_per_token, rel_tol=1e-6):
+            raise ValueError(f"experiment {e.key}: steps, tokens and FLOPs do not go together")
 
 
 def _with_whole_recipes(content: bytes | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from flops_fit_ray.storage.codec import (
     PositiveFloat,
     PositiveInt,
     Record,
+    Seed,
     parse_json,
     read_versioned,
     value_of,
@@ -139,7 +140,7 @@ class Recipe(Record):
     decay_fraction: Amount
     decay_shape: str
     final_lr_fraction: Amount
-    seed: int
+    seed: Seed
     precision: str
     compile: bool  # by torch.compile
     cuda_graph: bool  # the whole step as one graph

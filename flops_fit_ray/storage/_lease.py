@@ -22,7 +22,7 @@ from pydantic import Field
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.storage.atomic import read_sealed, write_json
-from flops_fit_ray.storage.codec import Count, Record, value_of
+from flops_fit_ray.storage.codec import Count, Record, Timestamp, value_of
 from flops_fit_ray.storage.object_store import ObjectPath
 from flops_fit_ray.storage.storage_path import StoragePath
 
@@ -37,7 +37,7 @@ class LockOwner(Record):
 
     host: str
     pid: Annotated[int, Field(gt=0, lt=2**31)]
-    started_at: Annotated[float, Field(ge=0, lt=1e11)]  # seconds since the epoch, before the year 5138
+    started_at: Timestamp
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {fmt.local_time(self.started_at)}"

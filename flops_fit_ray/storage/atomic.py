@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import stat
@@ -23,9 +24,12 @@ from flops_fit_ray.errors import StorageError
 from flops_fit_ray.storage.object_store import ObjectPath, Response
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
 
-SEAL = "sealed_sha256"
+MARK, SEAL = "sealed", "sealed_sha256"  # of a file that is not believed without its seal, and the seal
+NO_SEAL = 64 * b"0"  # stands where the digest will, while it is taken
 _SEAL = re.compile(rb'"sealed_sha256"\s*:\s*"([^"]*)"')
-NO_SEAL = 64 * "0"  # stands where the digest will, while it is taken
+_MARK = re.compile(rb'"sealed"\s*:\s*true')
+
+MAX_BYTES = 2**28  # of a file that is read as a whole; a plan of 10,000 experiments has a twentieth of that
 
 RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0)  # between tries of a request to an object store
 
@@ -170,16 +174,18 @@ def write_json(path: StoragePath, content: Mapping[str, Any], *, once: bool = Fa
     """Write a JSON object as `write_bytes` does.
 
     Args:
-        sealed: add the file's own sha256 as its last field, so that any later change of it is noticed.
+        sealed: add the file's own sha256 as its last field, and a mark before it: any later change is noticed, and
+            the loss of the sha256 too.
 
     Raises:
         ValueError: it holds NaN or infinity, which JSON cannot express.
         StorageError: as `write_bytes`.
     """
-    whole = {**content, SEAL: NO_SEAL} if sealed else content
+    whole = {**content, MARK: True, SEAL: NO_SEAL.decode()} if sealed else content
     raw = (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
     if sealed:
-        raw = raw.replace(NO_SEAL.encode(), hashlib.sha256(raw).hexdigest().encode())
+        before, _, after = raw.rpartition(NO_SEAL)
+        raw = before + hashlib.sha256(raw).hexdigest().encode() + after
     write_bytes(path, raw, once=once)
 
 
@@ -187,22 +193,50 @@ def read_file(path: StoragePath) -> bytes:
     """Return the whole content of a regular file or an object.
 
     Raises:
-        OSError: there is none, or it is something else: a pipe would be waited for, a device never ends.
+        OSError: there is none, it is larger than any file of ours, or something else: a pipe would be waited for, and
+            a device never ends.
     """
     if isinstance(path, ObjectPath):
         return with_retries(path.read_bytes)
-    with io.FileIO(local_path(path), opener=_without_waiting) as file:  # faster than `read_bytes`, 10,000 times
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with _regular_file(local_path(path)) as file:
         return file.readall()
+
+
+@contextlib.contextmanager
+def open_file(path: StoragePath) -> Iterator[IO[bytes]]:
+    """Open a regular file of any size, or an object, for reading.
+
+    Raises:
+        OSError: as `read_file`.
+    """
+    if isinstance(path, ObjectPath):
+        with path.open("rb") as copied:
+            yield copied
+    else:
+        with _regular_file(local_path(path), math.inf) as file, io.BufferedReader(file) as buffered:
+            yield buffered
+
+
+def _regular_file(path: Path, max_bytes: float = MAX_BYTES) -> io.FileIO:
+    file = io.FileIO(path, opener=_without_waiting)  # faster than `read_bytes`, 10,000 times
+    found = os.fstat(file.fileno())
+    if stat.S_ISREG(found.st_mode) and found.st_size <= max_bytes:
+        return file
+    file.close()
+    if stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EFBIG, f"larger than {max_bytes:g} bytes", str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a regular file is read as without it
 
 
-def read_sealed(path: StoragePath) -> bytes | None:
-    """Return the content of a JSON file as it was written; None where it is missing or not what was sealed.
+def read_sealed(path: StoragePath, since: str = "") -> bytes | None:
+    """Return the content of a JSON file as it was written; None where it is missing, was changed, or lost its seal.
+
+    Args:
+        since: a field of which every file has a seal, for kinds that were sealed before files said so of themselves.
 
     Raises:
         StorageError: an object store does not answer; what it has may well be there.
@@ -215,16 +249,22 @@ def read_sealed(path: StoragePath) -> bytes | None:
         if isinstance(path, ObjectPath):
             raise storage_error(path, "read", e) from e
         return None
-    seal = _SEAL.search(raw)
-    if seal is not None:
-        unsealed = raw.replace(seal[1], NO_SEAL.encode())
-        if hashlib.sha256(unsealed).hexdigest().encode() != seal[1]:
-            return None
-    return raw
+    return raw if _is_sealed(raw, since) else None
+
+
+def _is_sealed(raw: bytes, since: str) -> bool:
+    """Tell whether a file has the content that was sealed, or is of a version that did not seal it."""
+    seal = _SEAL.match(raw, max(0, raw.rfind(f'"{SEAL}"'.encode())))
+    if seal is None:
+        return not (_MARK.search(raw) or (since and f'"{since}"'.encode() in raw))
+    digest = hashlib.sha256(memoryview(raw)[: seal.start(1)])
+    digest.update(NO_SEAL)
+    digest.update(memoryview(raw)[seal.end(1) :])
+    return digest.hexdigest().encode() == seal[1]
 
 
 def read_json(path: StoragePath) -> dict[str, Any] | None:
-    """Return the JSON object in `path`; None where it is missing, torn, no object, or not what was sealed.
+    """Return the JSON object in `path`, without its seal; None where it is missing, torn, no object, or was changed.
 
     Raises:
         StorageError: as `read_sealed`.
@@ -234,4 +274,6 @@ def read_json(path: StoragePath) -> dict[str, Any] | None:
         content = None if raw is None else json.loads(raw.decode())
     except (ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    return {name: value for name, value in content.items() if name not in (MARK, SEAL)}

@@ -17,10 +17,13 @@ from flops_fit_ray.storage.atomic import read_sealed
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 from flops_fit_ray.storage.storage_path import StoragePath
 
-Count = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-Amount = Annotated[float, Field(ge=0)]  # finite, as every float of a record
-PositiveFloat = Annotated[float, Field(gt=0)]
+_MAX_INT, _MAX_FLOAT = 2**63, 1e200  # of tables' integers; sums and products of such floats are finite
+Count = Annotated[int, Field(ge=0, lt=_MAX_INT)]
+PositiveInt = Annotated[int, Field(gt=0, lt=_MAX_INT)]
+Amount = Annotated[float, Field(ge=0, lt=_MAX_FLOAT)]  # finite, as every float of a record
+PositiveFloat = Annotated[float, Field(gt=0, lt=_MAX_FLOAT)]
+Seed = Annotated[int, Field(ge=-_MAX_INT, lt=_MAX_INT)]
+Timestamp = Annotated[float, Field(ge=0, lt=1e11)]  # seconds since the epoch, before the year 5138
 NON_EMPTY = Field(min_length=1)  # of a mapping or a sequence, in Annotated
 
 _VERSION = re.compile(rb'"schema_version"\s*:\s*(\d+)\s*[,}]')
@@ -33,6 +36,8 @@ class Record:
     Fields that the class does not know are left out, and those with a default may be missing: within a version of the
     files fields are only added, so that older and newer ones can be read.
     """
+
+    sealed_since: ClassVar[str] = ""  # a field of which every file has a seal
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 
@@ -71,17 +76,20 @@ def read_value(kind: type[Value], path: StoragePath) -> Value | None:
         StorageError: an object store does not answer; what it has may well be there.
     """
     with contextlib.suppress(ValueError):
-        return value_of(kind, read_versioned(path))
+        return value_of(kind, read_versioned(path, kind.sealed_since))
     return None
 
 
-def read_versioned(path: StoragePath) -> bytes:
+def read_versioned(path: StoragePath, since: str = "") -> bytes:
     """Return the text of a file of this schema; none where there is no such file.
+
+    Args:
+        since: as in `read_sealed`.
 
     Raises:
         StorageError: as `read_value`.
     """
-    raw = read_sealed(path) or b""
+    raw = read_sealed(path, since) or b""
     version = _VERSION.search(raw)
     return raw if version is not None and int(version[1]) == SCHEMA_VERSION else b""
 

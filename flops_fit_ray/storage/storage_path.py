@@ -128,6 +128,11 @@ def is_remote(path: StoragePath) -> bool:
     return not isinstance(path, Path)
 
 
+def is_taken(path: StoragePath) -> bool:
+    """Tell whether anything has this name: a file, or what is none, such as a link to nowhere."""
+    return os.path.lexists(path) if isinstance(path, Path) else path.exists()
+
+
 def check_store_answers(path: StoragePath) -> None:
     """Send the first request to the store of a path; there is none for a path of files.
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flops_fit_ray.analysis import Analysis, FitOptions, Points, SweepFit, analyse, fit_sweep
+from flops_fit_ray import formatting as fmt
+from flops_fit_ray.analysis import Analysis, FitOptions, Flag, Points, SweepFit, analyse, fit_sweep
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError, SpecError
@@ -28,6 +29,7 @@ from flops_fit_ray.sweep._lr_checks import LrCheck, found_rule, lr_checks
 if TYPE_CHECKING:
     import pandas as pd
 
+MAX_NAMED = 5  # damaged experiments in a warning
 MAX_CURVES = 500  # experiments whose curves are read
 STATUSES = (
     "completed",
@@ -37,6 +39,7 @@ STATUSES = (
     "failed",  # the user's own error
     "infrastructure",  # its worker or node died again and again
     "running",
+    "damaged",  # its result or failure is there, and is not what was written
     "waiting",  # for its parent's trunk
     "planned",
 )
@@ -77,6 +80,7 @@ class Sweep:
         """Count the experiments in each status; all of `STATUSES`, so that the sum is the plan."""
         states = Counter(str(outcome.status) for outcome in self.outcomes)
         states["running"] = len(self.running)
+        states["damaged"] = len(self.damaged)
         states["waiting"] = len(self.waiting)
         states["planned"] = len(self.plan.experiments) - states.total()
         return {status: states[status] for status in STATUSES}
@@ -94,11 +98,18 @@ class Sweep:
         return tuple((e, progress) for e in open_ones if (progress := ledger.progress(e.key)) is not None)
 
     @cached_property
+    def damaged(self) -> tuple[Experiment, ...]:
+        """The open experiments that have a result or a failure which cannot be believed, and do not run again yet."""
+        ledger, begun = Ledger(self.paths), self.paths.begun_keys() - {e.key for e, _ in self.running}
+        return tuple(e for e in self._open if e.key in begun and ledger.is_damaged(e.key))
+
+    @cached_property
     def waiting(self) -> tuple[Experiment, ...]:
         """The open experiments that begin where another one, which is open too, has not been yet."""
-        open_keys, running = {e.key for e in self._open}, {e.key for e, _ in self.running}
+        open_keys = {e.key for e in self._open}
+        begun = {e.key for e, _ in self.running} | {e.key for e in self.damaged}
         trunks = {key for key in self.paths.trunk_keys() & open_keys if self.paths.trunk(key).finished()}
-        return tuple(e for e in self._open if e.parent in open_keys and e.key not in running and e.parent not in trunks)
+        return tuple(e for e in self._open if e.parent in open_keys and e.key not in begun and e.parent not in trunks)
 
     @property
     def num_begun(self) -> int:
@@ -189,7 +200,12 @@ class Sweep:
     @cached_property
     def fit(self) -> SweepFit:
         """The laws of all completed experiments."""
-        return fit_sweep(self.points, self.fit_options, self.curves)
+        return self.fitted(self.fit_options)
+
+    def fitted(self, options: FitOptions) -> SweepFit:
+        """Return the laws of all completed experiments by other options, with a warning where results are damaged."""
+        fit = fit_sweep(self.points, options, self.curves)
+        return replace(fit, warnings=(*self.damage, *fit.warnings))
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -223,9 +239,23 @@ class Sweep:
         """Return the warnings of the learning rate, then of the plan."""
         return (*self.lr_limited, *self.plan.warnings)
 
+    @property
+    def damage(self) -> tuple[Flag, ...]:
+        """A warning of the results that are left out because their files cannot be believed; none without one."""
+        if not self.damaged:
+            return ()
+        named = [f"C {fmt.flops(e.budget)}, size {e.size} ({e.key})" for e in self.damaged[:MAX_NAMED]]
+        more = len(self.damaged) - MAX_NAMED
+        message = (
+            f"damaged, and left out: {'; '.join(named)}{f' and {more} more' if more > 0 else ''}: what is in "
+            "result.json or failure.json there is not what was written; `run` keeps it aside and trains again"
+        )
+        return (Flag("damaged", "warning", message),)
+
     def to_frame(self) -> pd.DataFrame:
         """One row per experiment of the plan."""
-        return results_table(self.plan.experiments, Ledger(self.paths), {e.key for e in self.waiting})
+        idle = {e.key: "waiting" for e in self.waiting} | {e.key: "damaged" for e in self.damaged}
+        return results_table(self.plan.experiments, Ledger(self.paths), idle)
 
 
 def fit_options(spec: SweepSpec, reach: float | None = None) -> FitOptions:

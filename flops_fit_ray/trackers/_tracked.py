@@ -133,7 +133,7 @@ class TrackerView:
 
     def _note(self, before: Mapping[str, int]) -> None:
         if self._logged != before:
-            write_json(self._notes, {"schema_version": SCHEMA_VERSION, "steps": self._logged})
+            write_json(self._notes, {"schema_version": SCHEMA_VERSION, "steps": self._logged}, sealed=True)
 
     def _points(self, key: str) -> list[tuple[int, dict[str, float]]]:
         last = self._logged.get(key, -1)

@@ -180,10 +180,10 @@ class SweepCache:
 
     def _renew_rows(self, now: Sweep, alive: Mapping[str, Progress]) -> None:
         """Make the rows again whose experiment has changed."""
-        waiting = {e.key for e in now.waiting}
+        open_ones = {e.key: "waiting" for e in now.waiting} | {e.key: "damaged" for e in now.damaged}
         for key in self._touched | self._unfinished:
             outcome, progress, at = self._outcomes.get(key), alive.get(key), self._places[key]
-            idle = str(outcome.status) if outcome is not None else "waiting" if key in waiting else "planned"
+            idle = str(outcome.status) if outcome is not None else open_ones.get(key, "planned")
             mark = (idle, outcome, None if progress is None else progress.updated_at)
             if self._marks.get(key) != mark:
                 self._marks[key] = mark

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import torch
 
 from flops_fit_ray.errors import ExperimentError, first_line
-from flops_fit_ray.storage.atomic import read_json, remove_strays, whole_file, write_json
+from flops_fit_ray.storage.atomic import open_file, read_json, remove_strays, whole_file, write_json
 from flops_fit_ray.storage.paths import CheckpointPaths
 from flops_fit_ray.storage.storage_path import StoragePath, remove_tree
 
@@ -75,7 +75,7 @@ class CheckpointStore:
                 raise (hashed.error or e) from e
         finite = eval_loss if eval_loss is not None and math.isfinite(eval_loss) else None
         saved = SavedCheckpoint(step=step, bytes=hashed.bytes, sha256=hashed.digest.hexdigest(), eval_loss=finite)
-        write_json(self._paths.note(step), {"format": FORMAT, **vars(saved)})
+        write_json(self._paths.note(step), {"format": FORMAT, **vars(saved)}, sealed=True)
         self._rotate(step)
         return saved
 
@@ -118,7 +118,7 @@ class CheckpointStore:
             raise _DamagedError("its manifest is incomplete")
         digest = hashlib.sha256()
         try:
-            with self._paths.state(step).open("rb") as file:
+            with open_file(self._paths.state(step)) as file:
                 for block in iter(lambda: file.read(1 << 20), b""):
                     digest.update(block)
                 if digest.hexdigest() != note.get("sha256"):

@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import filelock
@@ -15,8 +17,9 @@ import pytest
 
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.storage._owner import this_process
 from flops_fit_ray.storage.atomic import write_bytes, write_json
-from flops_fit_ray.storage.lock import exclusive, hostname, living_owner, refuse_second_writer
+from flops_fit_ray.storage.lock import exclusive, hostname, living_owner, read_owner, refuse_second_writer
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import open_sweep
@@ -31,9 +34,9 @@ HOLD = (
 
 
 @contextmanager
-def holder(root: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def holder(root: Path, *inside: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Another process that writes a directory, killed in the end."""
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE)
+    other = subprocess.Popen([*inside, sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE)
     assert other.stdout is not None
     try:
         assert other.stdout.readline() == b"in\n"
@@ -72,6 +75,61 @@ def test_a_writer_on_another_machine_is_believed(tmp_path: Path) -> None:
     assert str(living_owner(paths)).startswith(f"process {os.getpid()} on elsewhere, since 2001-")
     local_path(paths.lock_owner).write_text("{torn")
     assert living_owner(paths) is None
+
+
+def test_a_pid_of_another_container_or_start_of_the_machine_says_nothing(tmp_path: Path) -> None:
+    paths, now = SweepPaths(tmp_path), time.time()
+    here = this_process(hostname())
+    with holder(tmp_path) as other:  # in this namespace
+        found = read_owner(paths)
+    assert found is not None and found.pid == other.pid and found.has_exited(hostname())
+    for elsewhere in ({"pid_namespace": "pid:[1]"}, {"boot": "another"}, {"host": "elsewhere"}):
+        write_json(paths.lock_owner, asdict(replace(found, **elsewhere)))  # type: ignore[arg-type]
+        assert living_owner(paths) == str(replace(found, **elsewhere)), elsewhere  # type: ignore[arg-type]
+        for age in (200.0, -200.0):
+            write_json(paths.lock_owner, asdict(replace(found, **elsewhere, renewed_at=now - age)))  # type: ignore[arg-type]
+            assert living_owner(paths) is None
+    assert here.pid_ticks is not None and here.boot and here.pid_namespace  # Linux says all three
+    for owner, lives in (
+        (here, True),
+        (replace(here, pid_ticks=here.pid_ticks - 1), False),
+    ):  # the pid of a later process
+        write_json(paths.lock_owner, asdict(owner))
+        assert (living_owner(paths) is not None) == lives
+    with exclusive(paths) as before:
+        assert before is not None
+
+
+UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc"]
+
+
+def test_a_writer_in_another_pid_namespace_is_alive(tmp_path: Path) -> None:
+    tried = shutil.which("unshare") and subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
+    if not tried:
+        pytest.skip("no PID namespaces can be made here")
+    with holder(tmp_path, *UNSHARE):
+        owner = read_owner(SweepPaths(tmp_path))
+        assert owner is not None and owner.host == hostname() and owner.pid == 1
+        assert living_owner(SweepPaths(tmp_path)) == str(owner)
+        look = "import sys\nfrom pathlib import Path\nfrom flops_fit_ray.storage.lock import living_owner\n"
+        look += "from flops_fit_ray.storage.paths import SweepPaths\nprint(living_owner(SweepPaths(Path(sys.argv[1]))))"
+        for elsewhere in ([], UNSHARE):  # from here, and from a third namespace, where there is a process 1 too
+            command = [*elsewhere, sys.executable, "-c", look, str(tmp_path)]
+            assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{owner}\n"
+
+
+def test_an_owner_renews_its_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flops_fit_ray.storage.lock.BEAT_SECONDS", 0.01)
+    paths = SweepPaths(tmp_path)
+    with exclusive(paths):
+        first = read_owner(paths)
+        for _ in range(1000):
+            if read_owner(paths) != first:
+                break
+            time.sleep(0.01)
+        last = read_owner(paths)
+        assert first is not None and last is not None and (last.renewed_at or 0) > (first.renewed_at or 0)
+        assert (last.pid, last.started_at, last.pid_ticks) == (first.pid, first.started_at, first.pid_ticks)
 
 
 @pytest.mark.parametrize(

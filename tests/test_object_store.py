@@ -19,8 +19,10 @@ from flops_fit_ray.errors import DirectoryError, InterruptedSweepError, SpecErro
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import check_output, recorded_constants
 from flops_fit_ray.report import write_report
+from flops_fit_ray.storage._lease import LeaseHeldError, leased
 from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
 from flops_fit_ray.storage.lock import exclusive, hostname
+from flops_fit_ray.storage.object_store import ObjectPath
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import (
     StoragePath,
@@ -154,11 +156,6 @@ def test_a_sweep_there_has_the_bits_of_one_here(
     assert one_run().is_one_run
 
 
-@pytest.fixture(autouse=True)
-def _store_shows_a_lease_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flops_fit_ray.storage._lease.SETTLE_SECONDS", 0.1)
-
-
 HOLD = (
     "import sys, time\nfrom flops_fit_ray.storage.paths import SweepPaths\n"
     "from flops_fit_ray.storage.storage_path import storage_path\n"
@@ -190,6 +187,38 @@ def test_one_writer_there(root: StoragePath, monkeypatch: pytest.MonkeyPatch) ->
     write_json(SweepPaths(root).lock_owner, {**note, "pid": "abc"})
     with exclusive(SweepPaths(root)) as dead:  # what cannot be read is nobody's
         assert dead is None
+
+
+def test_of_many_that_start_at_once_one_writes(root: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a thread of its own; a dead process has left the first claim of all."""
+    monkeypatch.setattr("flops_fit_ray.storage._lease.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("flops_fit_ray.storage._lease.SILENT_SECONDS", 3.0)
+    path = SweepPaths(root).lock_owner
+    assert isinstance(path, ObjectPath)
+    for n in range(2):
+        if n == 1:
+            write_json(path.with_name(f"{path.name}.claim-0"), {})
+        inside, refused, done = [], [], threading.Event()
+
+        def hold(inside: list[int] = inside, refused: list[int] = refused, done: threading.Event = done) -> None:
+            try:
+                with leased(path, hostname()):
+                    inside.append(1)
+                    done.wait(60)
+            except LeaseHeldError:
+                refused.append(1)
+
+        threads = [threading.Thread(target=hold) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 120
+        while len(inside) + len(refused) < 6 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert (len(inside), len(refused)) == (1, 5)
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert names_in(root) == []  # neither a lease nor a claim is left
 
 
 def test_an_owner_that_was_superseded_stops(root: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:

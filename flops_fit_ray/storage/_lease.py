@@ -1,7 +1,10 @@
 """One writer of a directory in an object store: a lease that its owner renews, because object stores have no locks.
 
-Two processes that start at the same moment both write the lease; the later one stands, and each reads it again after a
-pause. An owner that finds another's lease, because it was cut off for half a minute, stops its sweep.
+pyarrow writes no object on the condition that there is none yet. So whoever wants the lease first writes a claim under
+a name of its own, then lists the claims, and goes on only if its claim is there alone and the lease has not changed
+meanwhile: of two that claim at the same time, the later one to list sees both. A claim is removed once the lease is
+written. What is left is a process that is held up for longer than `SILENT_SECONDS` between two requests and then goes
+on as if nothing had happened: it and the owner since then find each other's lease, and stop their sweeps.
 """
 
 from __future__ import annotations
@@ -10,41 +13,19 @@ import contextlib
 import os
 import secrets
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, TypeVar
 
-import psutil
-from pydantic import Field
-
-from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import StorageError
-from flops_fit_ray.storage.atomic import read_sealed, write_json
-from flops_fit_ray.storage.codec import Count, Record, Timestamp, value_of
+from flops_fit_ray.storage._owner import LockOwner, read_owner_file, renewing, this_process
+from flops_fit_ray.storage.atomic import storage_error, with_retries, write_json
+from flops_fit_ray.storage.codec import Count
 from flops_fit_ray.storage.object_store import ObjectPath
-from flops_fit_ray.storage.storage_path import StoragePath
 
 BEAT_SECONDS = 5.0  # between renewals
 SILENT_SECONDS = 30.0  # after which an owner is taken for dead
-SETTLE_SECONDS = 1.5  # after which a lease that was written at the same time can be seen
-
-
-@dataclass(frozen=True, kw_only=True)
-class LockOwner(Record):
-    """Process that writes a directory. Its text is what messages call it."""
-
-    host: str
-    pid: Annotated[int, Field(gt=0, lt=2**31)]
-    started_at: Timestamp
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {fmt.local_time(self.started_at)}"
-
-    def has_exited(self, host: str) -> bool:
-        """Tell whether it is a process of `host`, which is this machine, and is gone."""
-        return self.host == host and not psutil.pid_exists(self.pid)
+RETRY_SECONDS = 1.0  # between looks at the claims of others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +36,12 @@ class Lease(LockOwner):
     beat: Count  # renewals so far
 
 
-Owner = TypeVar("Owner", bound=LockOwner)
-
-
 class LeaseHeldError(Exception):
     """Another process has the lease: `owner`, where it can be read."""
 
     def __init__(self, owner: Lease | None) -> None:
         super().__init__("held")
         self.owner = owner
-
-
-def read_owner_file(kind: type[Owner], path: StoragePath) -> Owner | None:
-    """Return the owner that a file names; None where there is none that can be read.
-
-    Raises:
-        StorageError: the object store does not answer.
-    """
-    with contextlib.suppress(ValueError):
-        return value_of(kind, read_sealed(path) or b"")
-    return None
 
 
 @contextlib.contextmanager
@@ -88,36 +55,68 @@ def leased(path: ObjectPath, host: str) -> Iterator[Lease | None]:
     before = read_owner_file(Lease, path)
     if before is not None and not before.has_exited(host) and _is_renewed(path, before):
         raise LeaseHeldError(before)
-    mine = Lease(host=host, pid=os.getpid(), started_at=time.time(), token=secrets.token_hex(8), beat=0)
-    write_json(path, asdict(mine))
-    time.sleep(SETTLE_SECONDS)
-    found = read_owner_file(Lease, path)
-    if found is None or found.token != mine.token:
-        raise LeaseHeldError(found)
-    done = threading.Event()
-    thread = threading.Thread(target=_renew, args=(path, mine, done), daemon=True)
-    thread.start()
+    mine = Lease(**vars(this_process(host)), token=secrets.token_hex(8), beat=0)
+    with _claimed(path, mine, before):
+        write_json(path, asdict(mine))
+    beat = 0
+
+    def renew() -> bool:
+        nonlocal beat
+        found = read_owner_file(Lease, path)
+        if found is not None and found.token != mine.token:
+            os.kill(os.getpid(), signal.SIGTERM)  # the sweep has another owner: stop as for any signal
+            return False
+        beat += 1
+        write_json(path, asdict(replace(mine, beat=beat, renewed_at=time.time())))
+        return True
+
     try:
-        yield before
+        with renewing(renew, BEAT_SECONDS):
+            yield before
     finally:
-        done.set()
-        thread.join()
         with contextlib.suppress(StorageError, OSError):
             found = read_owner_file(Lease, path)
             if found is not None and found.token == mine.token:
                 path.unlink(missing_ok=True)
 
 
-def _renew(path: ObjectPath, mine: Lease, done: threading.Event) -> None:
-    beat = 0
-    while not done.wait(BEAT_SECONDS):
-        with contextlib.suppress(StorageError, OSError):  # the store may fail for a moment; the next beat is soon
-            found = read_owner_file(Lease, path)
-            if found is not None and found.token != mine.token:
-                os.kill(os.getpid(), signal.SIGTERM)  # the sweep has another owner: stop as for any signal
-                return
-            beat += 1
-            write_json(path, asdict(replace(mine, beat=beat)))
+@contextlib.contextmanager
+def _claimed(path: ObjectPath, mine: Lease, before: Lease | None) -> Iterator[None]:
+    """Hold a claim to the lease while the block runs, as the only process that does.
+
+    Of several, the one of the lowest token stays and the others withdraw until it is done. A claim that is there for
+    too long is that of a dead process, and is removed.
+
+    Raises:
+        LeaseHeldError: another process has taken the lease meanwhile.
+        StorageError: the store does not answer.
+    """
+    claim = path.with_name(f"{path.name}.claim-{mine.token}")
+    seen: dict[ObjectPath, float] = {}  # when each claim of others was noticed
+    write_json(claim, asdict(mine))
+    try:
+        while True:
+            claims = with_retries(lambda: list(path.parent.glob(f"{path.name}.claim-*")))
+            now = read_owner_file(Lease, path)  # after the claims: one that is gone may have become the lease
+            if now is not None and now != before:
+                raise LeaseHeldError(now)
+            if claims == [claim]:
+                break
+            others = [other for other in claims if other != claim]
+            for other in others:
+                if time.monotonic() - seen.setdefault(other, time.monotonic()) > SILENT_SECONDS:
+                    other.unlink(missing_ok=True)
+            if others and min(others) < claim:
+                claim.unlink(missing_ok=True)
+            elif claim not in claims:
+                write_json(claim, asdict(mine))
+            time.sleep(RETRY_SECONDS)
+        yield
+    except OSError as e:
+        raise storage_error(path, "written", e) from e
+    finally:
+        with contextlib.suppress(OSError):
+            claim.unlink(missing_ok=True)
 
 
 def _is_renewed(path: ObjectPath, before: Lease) -> bool:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from flops_fit_ray.errors import DirectoryError, StorageError
-from flops_fit_ray.storage._lease import LeaseHeldError, LockOwner, leased, read_owner_file
+from flops_fit_ray.storage._lease import LeaseHeldError, leased
+from flops_fit_ray.storage._owner import LockOwner, read_owner_file, renewing, this_process
 from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.object_store import ObjectPath
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
+    from filelock import BaseFileLock, LeaseCompromise
 
+BEAT_SECONDS = 20.0  # between renewals of the note that names the owner
 LEASE_SECONDS = 30.0  # without renewal, after which a lease ends; where the file system has no locks
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
@@ -35,8 +38,8 @@ def exclusive(paths: SweepPaths) -> Iterator[str | None]:
     """Hold the lock of a directory while the block runs. Yields its last owner, if it exited without releasing it.
 
     The kernel's lock ends with its owner. Where the file system has none, a lease that is renewed every few seconds
-    takes its place: an owner of this machine that has exited is recognised at once, one of another machine after half
-    a minute without renewal.
+    takes its place: an owner of this machine and container that has exited is recognised at once, another after half a
+    minute without renewal.
 
     Raises:
         DirectoryError: another process is writing, or the directory cannot be written.
@@ -47,9 +50,16 @@ def exclusive(paths: SweepPaths) -> Iterator[str | None]:
         return
     with _held(paths):
         last = read_owner(paths)  # it has exited, or it would hold the lock
-        write_json(paths.lock_owner, asdict(LockOwner(host=hostname(), pid=os.getpid(), started_at=time.time())))
+        owner = this_process(hostname())
+
+        def renew() -> bool:
+            write_json(paths.lock_owner, asdict(replace(owner, renewed_at=time.time())))
+            return True
+
+        write_json(paths.lock_owner, asdict(owner))
         try:
-            yield None if last is None else str(last)
+            with renewing(renew, BEAT_SECONDS):
+                yield None if last is None else str(last)
         finally:
             with contextlib.suppress(OSError):
                 paths.lock_owner.unlink(missing_ok=True)
@@ -106,9 +116,12 @@ def read_owner(paths: SweepPaths) -> LockOwner | None:
 
 
 def living_owner(paths: SweepPaths) -> str | None:
-    """Return who writes a directory now, without taking the lock; None if it ran on this machine and has exited."""
+    """Return who writes a directory now, without taking the lock; None if it has exited.
+
+    Of another machine, or in another container of this one, that is known by the time of its last note alone.
+    """
     found = read_owner(paths)
-    return None if found is None or found.has_exited(hostname()) else str(found)
+    return None if found is None or found.has_exited(hostname()) or found.is_unheard_of() else str(found)
 
 
 def _acquire(paths: SweepPaths) -> BaseFileLock:
@@ -121,9 +134,13 @@ def _acquire(paths: SweepPaths) -> BaseFileLock:
     except OSError as e:
         if e.errno not in NO_LOCKS:
             raise
-    lease = SoftFileLease(local_path(paths.lease), lease_duration=LEASE_SECONDS)
+    lease = SoftFileLease(local_path(paths.lease), lease_duration=LEASE_SECONDS, on_compromise=_stop)
     lease.acquire(timeout=1.2 * LEASE_SECONDS if _looks_old(paths) else 1.0)
     return lease
+
+
+def _stop(_: LeaseCompromise) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)  # the sweep may have another owner: stop as for any signal
 
 
 def _looks_old(paths: SweepPaths) -> bool:

@@ -198,7 +198,9 @@ def test_of_many_that_start_at_once_one_writes(root: StoragePath, monkeypatch: p
     for n in range(2):
         if n == 1:
             write_json(path.with_name(f"{path.name}.claim-0"), {})
-        inside, refused, done = [], [], threading.Event()
+        inside: list[int] = []
+        refused: list[int] = []
+        done = threading.Event()
 
         def hold(inside: list[int] = inside, refused: list[int] = refused, done: threading.Event = done) -> None:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,11 +18,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from flops_fit_ray.engine._team import by_node
 from flops_fit_ray.errors import InterruptedSweepError
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.distributed.fsdp import ShardedGroup, fsdp_units
-from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group, connect_store, create_store, process_group
+from flops_fit_ray.training.distributed.group import (
+    SINGLE_WORKER,
+    Group,
+    connect_store,
+    create_store,
+    process_group,
+    use_interface,
+)
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.follower import run_follower
 from flops_fit_ray.training.loop.loop import train_experiment
@@ -323,3 +332,15 @@ def test_alone_nothing_is_changed() -> None:
     state = {"step": 1}
     assert SINGLE_WORKER.distribute_state(state, model, torch.optim.SGD(model.parameters())) is state
     torch.random.set_rng_state(before)
+
+
+def test_ranks_follow_nodes_and_the_interface_is_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert by_node("b", ["a", "b", "c", "a", "b"]) == [1, 4, 0, 3, 2]  # the leader is on b
+    assert by_node("a", ["a", "a"]) == [0, 1] and by_node("z", ["b", "a", "b"]) == [0, 2, 1]
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "mine0")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    use_interface("192.0.2.77")  # of no interface here
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    use_interface("127.0.0.1")
+    assert (os.environ["NCCL_SOCKET_IFNAME"], os.environ["GLOO_SOCKET_IFNAME"]) == ("mine0", "lo")

@@ -30,6 +30,7 @@ from flops_fit_ray.training.distributed.group import (
     is_broken_connection,
     is_collective_error,
     process_group,
+    use_interface,
 )
 from flops_fit_ray.training.loop.follower import run_follower
 from flops_fit_ray.training.step.device import gpu_uuids
@@ -52,9 +53,11 @@ class Follower:
         self._user: UserParts | None = None
         end_on_sigterm()
 
-    def get_ready(self) -> None:
-        """Load the user's parts, once."""
+    def get_ready(self) -> str:
+        """Load the user's parts, once. Returns the node that this worker is on."""
         self._user = self._user or self._load_user_parts()
+        _use_interface_of_ray()
+        return str(ray.get_runtime_context().get_node_id())
 
     def train(self, experiment: Experiment, eval_samples: int, group: Group, host: str, port: int) -> None:
         """Train one experiment along with its leader."""
@@ -195,13 +198,30 @@ class Team:
                 there = PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=number)
                 actor = ray.remote(Follower).options(**self._slots.options, scheduling_strategy=there)
                 self._others.append(actor.remote(self._load_user_parts, self._slots.device))
-        ray.get([other.get_ready.remote() for other in self._others])
+            _use_interface_of_ray()
+        nodes = ray.get([other.get_ready.remote() for other in self._others])
+        own = str(ray.get_runtime_context().get_node_id())
+        self._others = [self._others[i] for i in by_node(own, nodes)]
 
     def _dismiss(self) -> None:
         """Kill the other workers: they may be blocked in a collective that never completes."""
         for other in self._others:
             ray.kill(other)
         self._others = []
+
+
+def by_node(own: str, nodes: Sequence[str]) -> list[int]:
+    """Order workers by the node that each is on: those on the leader's `own` first, then node after node.
+
+    Ranks that follow one another are neighbours in a ring of NCCL, and in `shard_model`: each ring then crosses to
+    another node as seldom as it can, wherever Ray has put the bundles.
+    """
+    order = {node: i for i, node in enumerate(dict.fromkeys([own, *nodes]))}
+    return sorted(range(len(nodes)), key=lambda i: order[nodes[i]])
+
+
+def _use_interface_of_ray() -> None:
+    use_interface(str(ray.util.get_node_ip_address()))  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
 class _Watch:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import Store  # type: ignore[attr-defined] # torch leaves it unexported
@@ -30,7 +31,6 @@ from flops_fit_ray.training.distributed.group import (
     is_broken_connection,
     is_collective_error,
     process_group,
-    use_interface,
 )
 from flops_fit_ray.training.loop.follower import run_follower
 from flops_fit_ray.training.step.device import gpu_uuids
@@ -218,6 +218,17 @@ def by_node(own: str, nodes: Sequence[str]) -> list[int]:
     """
     order = {node: i for i, node in enumerate(dict.fromkeys([own, *nodes]))}
     return sorted(range(len(nodes)), key=lambda i: order[nodes[i]])
+
+
+def use_interface(address: str) -> None:
+    """Let NCCL and gloo talk through the network interface with this address of the node; what the user sets stays.
+
+    Left to themselves they may take a bridge of containers, which no other node can reach.
+    """
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(known.address == address for known in addresses):
+            for library in ("NCCL", "GLOO"):
+                os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
 
 
 def _use_interface_of_ray() -> None:

@@ -16,7 +16,6 @@ import datetime
 import enum
 import hashlib
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -181,19 +180,6 @@ def create_store(host: str) -> tuple[Store, int]:
     """Open the rendezvous store of a group, on its leader. Returns it and its port."""
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     return store, int(store.port)
-
-
-def use_interface(address: str) -> None:
-    """Let NCCL and gloo talk through the network interface with this address of the node; what the user sets stays.
-
-    Left to themselves they may take a bridge of containers, which no other node can reach.
-    """
-    import psutil  # not there on a bare machine for benchmarks, which has one worker
-
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(known.address == address for known in addresses):
-            for library in ("NCCL", "GLOO"):
-                os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from flops_fit_ray.engine._team import by_node
+from flops_fit_ray.engine._team import by_node, use_interface
 from flops_fit_ray.errors import InterruptedSweepError
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.data import Batch
@@ -29,7 +29,6 @@ from flops_fit_ray.training.distributed.group import (
     connect_store,
     create_store,
     process_group,
-    use_interface,
 )
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.follower import run_follower

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flops_fit_ray.engine._crash import KILLED, describe_death
+from flops_fit_ray.engine._crash import KILLED, describe_death, is_hang
 from flops_fit_ray.engine._dispatch import MAX_RETURNS, Dispatcher
 from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine.interrupt import StopRequest
@@ -20,6 +20,7 @@ from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from tests.records import FAILURE, RESULT
 from tests.worlds import loss_in, planner_of, run_through, world
 
@@ -151,27 +152,93 @@ def test_a_death_is_named_by_pythons_stack_by_ray_or_by_what_leaves_neither(tmp_
     memory = "The actor died.\nTask was killed due to the node running low on memory."
     assert describe_death(paths, "key", memory) == (memory.splitlines()[1], memory)
     command = f"""
-import os
+import ctypes, os, sys
 from pathlib import Path
 from flops_fit_ray.engine._crash import crashes_noted
 from flops_fit_ray.storage.paths import SweepPaths
 
-def forward():
+def forward(hang=False):
+    if hang:
+        ctypes.PyDLL(None).sleep(60)  # a call that holds Python's lock, unlike those of ctypes.CDLL
     os.abort()
 
 paths = SweepPaths(Path({str(tmp_path)!r}))
-with crashes_noted(paths, "key"):
+with crashes_noted(paths, "key", 1.0):
     pass
 assert not paths.crash("key").exists()
-with crashes_noted(paths, "key"):
-    forward()
+with crashes_noted(paths, "key", 1.0):
+    forward("hang" in sys.argv)
 """
     assert (
         subprocess.run([sys.executable, "-c", command], check=False, capture_output=True).returncode == -signal.SIGABRT
     )
     line, trace = describe_death(paths, "key", unknown)
-    assert line == 'Fatal Python error: Aborted (File "<string>", line 8 in forward)'
+    assert line == 'Fatal Python error: Aborted (File "<string>", line 10 in forward)'
     assert "most recent call first" in trace and trace.endswith(unknown)
+
+    assert not is_hang(trace)
+    done = subprocess.run([sys.executable, "-c", command, "hang"], check=False, capture_output=True, timeout=50)
+    line, trace = describe_death(paths, "key", "")
+    assert (
+        done.returncode == 1
+        and is_hang(trace)
+        and line
+        == (
+            'no sign of life for 0:00:01, as a call holds Python\'s lock (the GIL) (File "<string>", line 9 in forward)'
+        )
+    )
+
+
+def test_a_worker_that_hangs_twice_without_getting_further_is_stalled(tmp_path: Path) -> None:
+    dispatcher, ledger, _ = dispatcher_in(tmp_path)
+    e = dispatcher.next()
+    assert e is not None
+    crash = local_path(SweepPaths(tmp_path).crash(e.key))
+    crash.parent.mkdir(parents=True, exist_ok=True)
+    crash.write_text('Timeout (0:05:00)!\nThread 0x1 (most recent call first):\n  File "mine.py", line 3 in forward\n')
+    ledger.begin_attempt(e.key)
+    dispatcher.ended(e.key, died=True)  # a suspended machine looks the same, once
+    assert ledger.failure(e.key) is None and dispatcher.next() == e
+    ledger.begin_attempt(e.key)
+    dispatcher.ended(e.key, died=True)
+    failure = ledger.failure(e.key)
+    assert failure is not None and failure.status == "stalled" and (failure.attempts, failure.deaths) == (2, 2)
+    assert failure.error.startswith("its worker ended 2 times without an outcome: no sign of life for 0:05:00")
+
+
+def test_rays_page_about_a_death_becomes_one_line(tmp_path: Path) -> None:
+    paths = SweepPaths(tmp_path)
+    memory = (
+        "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, ID: 11) was"
+        " 22.50GB used / 23.54GB limit (0.956)\nOOM kill reason: Memory usage exceeded threshold\nRefer to the docs"
+    )
+    line, whole = describe_death(paths, "key", memory)
+    assert line.startswith("Ray's memory monitor killed it: 22.50GB of 23.54GB were in use on its node 10.0.0.7; let ")
+    assert whole == memory
+    node = "The actor died unexpectedly.\n\tpid: 1\nThe actor died because its node has died. Node Id: 5af\n\tmore"
+    line = describe_death(paths, "key", node)[0]
+    assert line == "its node was lost: The actor died because its node has died. Node Id: 5af"
+
+
+def test_deaths_before_the_first_attempt_are_counted_and_no_note_is_written_over(tmp_path: Path) -> None:
+    dispatcher, ledger, _ = dispatcher_in(tmp_path)
+    e = dispatcher.next()
+    assert e is not None
+    dispatcher.ended(e.key, died=True, said="low on memory")
+    dispatcher.ended(e.key, died=True, said="low on memory")
+    ledger.begin_attempt(e.key)
+    for _ in range(2):  # its own death, and one more that came before the second attempt could begin
+        dispatcher.ended(e.key, died=True, said="low on memory")
+    failure = ledger.failure(e.key)
+    assert failure is not None and (failure.attempts, failure.deaths) == (1, 4)
+    assert failure.error == "its worker ended 4 times without an outcome, 3 of them before it began: low on memory"
+    notes = sorted(path.name for path in SweepPaths(tmp_path).attempts(e.key).glob("*-died.json"))
+    assert notes == ["0000-1-died.json", "0000-died.json", "0001-1-died.json", "0001-died.json"]
+    for _ in range(2):
+        ledger.retry(e.key)
+        ledger.record_failure(failure)
+    kept = sorted(path.name for path in SweepPaths(tmp_path).attempts(e.key).glob("*-failure.json"))
+    assert kept == ["0001-1-failure.json", "0001-failure.json"]
 
 
 def test_a_death_after_progress_is_not_held_against_an_experiment(tmp_path: Path) -> None:

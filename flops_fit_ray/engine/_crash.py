@@ -1,16 +1,23 @@
-"""Causes of death of a worker's process: Python's own stack where a signal ended it, else what usually leaves none."""
+"""Causes of death of a worker's process: Python's own stack where a signal or a hang ended it, else Ray's words."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import re
+import sysconfig
+import threading
 from collections.abc import Iterator
+from typing import TextIO
 
 from flops_fit_ray.errors import last_line
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import is_remote, local_path
 
 _NO_TRACE = "Worker unexpectedly exits with a connection error"  # Ray's words for any end that it does not know
+_HUNG = "Timeout ("  # what the stack of a process begins with that gave no sign of life
+_OUT_OF_MEMORY = re.compile(r"Memory on the node \(IP: ([^,)]+).*?was (\S+) used / (\S+) limit", re.DOTALL)
+_NODE_DIED = re.compile(r"^.*\bnode\b.*\b(?:died|dead|terminated|preempted)\b.*$", re.MULTILINE | re.IGNORECASE)
 KILLED = (
     "its process ended without a trace, as by SIGKILL: usually the kernel's out-of-memory killer (see dmesg), a limit "
     "of the container or scheduler, or a library that ends the process by itself"
@@ -18,10 +25,13 @@ KILLED = (
 
 
 @contextlib.contextmanager
-def crashes_noted(paths: SweepPaths, key: str) -> Iterator[None]:
-    """Let Python write its stack beside the experiment if a signal (SIGSEGV, SIGABRT, ...) ends the process.
+def crashes_noted(paths: SweepPaths, key: str, timeout: float) -> Iterator[None]:
+    """Let Python write its stack beside the experiment if a signal (SIGSEGV, SIGABRT, ...) or a hang ends the process.
 
     In an object store nothing is written: a process that crashes sends no request.
+
+    Args:
+        timeout: seconds after which a process is ended in which no thread has run.
     """
     if is_remote(paths.root):
         yield
@@ -33,7 +43,32 @@ def crashes_noted(paths: SweepPaths, key: str) -> Iterator[None]:
             faulthandler.enable(file, all_threads=False)
             until.callback(faulthandler.enable, all_threads=False)  # to stderr, as Ray has it
             until.callback(path.unlink, missing_ok=True)
+            until.enter_context(_ended_if_hung(file, timeout))
         yield
+
+
+@contextlib.contextmanager
+def _ended_if_hung(file: TextIO, timeout: float) -> Iterator[None]:
+    """End the process, with its stack in `file`, once no thread of Python has run for `timeout` seconds.
+
+    A call into C that holds Python's lock (the GIL) and does not return stops every thread, those too that give signs
+    of life. The one that ends the process is not Python's. This one does nothing but put it off.
+    """
+    done = threading.Event()
+
+    def put_off() -> None:
+        while not done.is_set():
+            faulthandler.dump_traceback_later(timeout, exit=True, file=file)
+            done.wait(min(1.0, timeout / 20))
+        faulthandler.cancel_dump_traceback_later()
+
+    thread = threading.Thread(target=put_off, daemon=True, name="hang watch")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def describe_death(paths: SweepPaths, key: str, said: str) -> tuple[str, str]:
@@ -45,10 +80,38 @@ def describe_death(paths: SweepPaths, key: str, said: str) -> tuple[str, str]:
     trace = ""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         trace = paths.crash(key).read_bytes().decode().strip()
-    lines = trace.splitlines()
-    if lines:
-        places = [line.strip() for line in lines if line.strip().startswith("File ") and "flops_fit_ray" not in line]
-        place = next((place for place in places if "site-packages" not in place), places[0] if places else "")
-        return lines[0] + (f" ({place})" if place else ""), "\n".join(filter(None, (trace, said)))
+    if trace:
+        what, place = trace.splitlines()[0], _place(trace)
+        if is_hang(trace):
+            what = (
+                f"no sign of life for {what.removeprefix(_HUNG).rstrip(')!')}, as a call holds Python's lock (the GIL)"
+            )
+        return what + (f" ({place})" if place else ""), "\n".join(filter(None, (trace, said)))
+    return _reason(said), said
+
+
+def is_hang(trace: str) -> bool:
+    """Return True for the stack of a process that was ended because it gave no sign of life."""
+    return trace.startswith(_HUNG)
+
+
+def _place(trace: str) -> str:
+    """Return the innermost line of the user's own code in a stack; else of a library's."""
+    files = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    standard = sysconfig.get_path("stdlib")
+    others = [f for f in files if "flops_fit_ray" not in f and (standard not in f or "site-packages" in f)]
+    return next((place for place in others if "site-packages" not in place), others[0] if others else "")
+
+
+def _reason(said: str) -> str:
+    """Return one line of Ray's page about the death of an actor."""
+    if found := _OUT_OF_MEMORY.search(said):
+        node, used, limit = found.groups()
+        return (
+            f"Ray's memory monitor killed it: {used} of {limit} were in use on its node {node}; let fewer run there at "
+            "a time (--slots, or more in resources_per_trial), or take a node with more memory"
+        )
+    if found := _NODE_DIED.search(said):
+        return f"its node was lost: {found.group().strip()}"
     words = last_line(said)
-    return (KILLED if not words or _NO_TRACE in words else words), said
+    return KILLED if not words or _NO_TRACE in words else words

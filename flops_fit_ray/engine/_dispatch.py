@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flops_fit_ray.engine._crash import describe_death
+from flops_fit_ray.engine._crash import describe_death, is_hang
 from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.resources import Slots
@@ -205,13 +205,14 @@ class Dispatcher:
         self._deaths[key] = deaths
         with contextlib.suppress(StorageError):
             self._ledger.record_death(key)
-        if deaths.count > limit:
+        why, trace = describe_death(self._paths, key, said)
+        # A suspended machine looks like a process that hangs, but not twice
+        if deaths.count > limit or (is_hang(trace) and deaths.count > 1):
             return True
         since = "the start" if step < 0 else f"the checkpoint at step {step}"
         self._ledger.record_event(
             key,
-            f"its worker or node died ({deaths.count} of {limit} retries since {since}): started again; "
-            + describe_death(self._paths, key, said)[0],
+            f"its worker or node died ({deaths.count} of {limit} retries since {since}): started again; {why}",
             level="warning",
         )
         return False
@@ -236,7 +237,7 @@ def vanished(key: str, ledger: Ledger, error: str) -> Failure:
     before = f", {early} of them before it began" if early else ""
     return Failure(
         key=key,
-        status="infrastructure",
+        status="stalled" if is_hang(trace) else "infrastructure",
         error=f"its worker ended {attempts + early} times without an outcome{before}: {why}",
         traceback=trace,
         tokens_seen=0,

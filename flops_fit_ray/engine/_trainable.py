@@ -97,7 +97,7 @@ class ExperimentTrainable(tune.Trainable):
         found: dict[str, float | str] = {}
         try:
             experiment = self._ledger.planned(self._key)
-            with crashes_noted(self._ledger.paths, self._key):
+            with crashes_noted(self._ledger.paths, self._key, self._context.spec.data.timeout_seconds):
                 status, why = run_experiment(self._context, self._ledger, self._load, experiment, self._team), {}
             found = tune_metrics(experiment, self._ledger.result(self._key))
         except StorageError as e:  # Tune would only try again, on the same full disk

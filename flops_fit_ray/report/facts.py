@@ -15,7 +15,7 @@ ADVICE = {
     "If its loss is finite and this is no divergence, stop_diverged: false goes on with it.",
     "out_of_memory": "The micro-batch was halved as far as possible: use precision: bf16, fewer experiments per GPU "
     "(resources_per_trial), or a larger GPU.",
-    "stalled": "The traceback shows where the data hang; raise data.timeout_seconds if they only are slow.",
+    "stalled": "The traceback shows where it hangs; raise data.timeout_seconds if data or code only are slow.",
     "failed": "The traceback shows where in your code; fix it, then the same command tries it again.",
     "infrastructure": "Its worker or node died repeatedly without progress: check the node's log and memory; the same "
     "command tries it again.",

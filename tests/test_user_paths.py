@@ -71,6 +71,17 @@ def test_what_cannot_be_known_is_refused_everywhere(
         assert words in " ".join(capsys.readouterr().err.split()), command
 
 
+@pytest.mark.parametrize(
+    ("text", "words"), [("x" * 300, "a name of 300 bytes"), ("x/" * 2000, "a path of 4000 bytes")], ids=["name", "path"]
+)
+def test_names_and_paths_that_no_system_takes_are_refused(
+    text: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["status", text], ["run", text], ["run", "x", f"--output={text}"], ["fit", text]):
+        assert call(*command) == 2
+        assert words in " ".join(capsys.readouterr().err.split()), command
+
+
 def test_the_output_of_a_spec_is_where_its_words_say(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, file = reference_spec(), Path("/project/sweep.yaml")
     for output, place in {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -16,8 +17,12 @@ from flops_fit_ray.cli import _status as status_command
 from flops_fit_ray.cli import _submit as submit
 from flops_fit_ray.cli._resume import resume_lines, set_resume_line
 from flops_fit_ray.engine.interrupt import interruptible
-from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED, FlopsFitError
+from flops_fit_ray.errors import EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, FlopsFitError
 from flops_fit_ray.waiting import to_stderr, told_to
+
+# Errors of the system that are nobody's fault in here, wherever they are met
+WRONG_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
 def run_command(args: Sequence[str] | None, prog_name: str) -> int:
@@ -34,6 +39,13 @@ def run_command(args: Sequence[str] | None, prog_name: str) -> int:
         more = f"\n{resume_lines(typed)}" if e.exit_code == EXIT_INTERRUPTED else ""
         click.echo(f"error: {e}{more}", err=True)
         return e.exit_code
+    except OSError as e:
+        if e.errno not in (*WRONG_PLACES, *NO_ROOM):
+            raise
+        place = f"{e.filename}: " if e.filename else ""
+        more = f"\n{resume_lines(typed)}" if e.errno in NO_ROOM else "; choose another place, or give it the permission"
+        click.echo(f"error: {place}{e.strerror}{more}", err=True)
+        return EXIT_INTERRUPTED if e.errno in NO_ROOM else EXIT_INPUT
     except (KeyboardInterrupt, click.Abort, SystemExit) as e:  # click makes the second; Ray exits on a signal
         click.echo(f"{_why(e)}\n{resume_lines(typed)}", err=True)
         return EXIT_INTERRUPTED

@@ -19,6 +19,7 @@ VARIABLES = (
     "RAY_AUTH_TOKEN_PATH",
 )
 
+_SET = {name: os.environ[name] for name in VARIABLES if name in os.environ}  # before Ray sets some itself
 _line = ""
 
 
@@ -68,6 +69,5 @@ def shell_line(words: Sequence[str]) -> str:
     """Return the line that gives these words to this package: quoted, below the variables that are set here."""
     import shlex
 
-    given = [(name, os.environ[name]) for name in VARIABLES if name in os.environ]
-    kept = [f"{name}={shlex.quote(value)}" for name, value in given if (name, value) != ("PYTHONHASHSEED", "0")]
+    kept = [f"{name}={shlex.quote(value)}" for name, value in _SET.items() if (name, value) != ("PYTHONHASHSEED", "0")]
     return " ".join([*kept, shlex.join([*entry_point(), *words])])

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from flops_fit_ray.errors import DirectoryError, SpecError, first_line
 from flops_fit_ray.storage.object_store import SCHEMES, ObjectPath
 
+NAME_BYTES, PATH_BYTES = 255, 3500  # of Linux, with room for what lies in a sweep directory
 VARIABLE = re.compile(r"\$([A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
 REMOTE_POLL_SECONDS = 2.0  # between looks at an object store
 
@@ -96,11 +97,25 @@ def expanded(text: str, key: str) -> str:
         host, slash, path = words.removeprefix("file:").removeprefix("//").partition("/")
         if not slash or host not in ("", "localhost"):
             raise SpecError(key, [f"{text!r} is no file of this machine; write file:///PATH or the path itself"])
-        return unquote(slash + path)
+        return _short_enough(unquote(slash + path), key)
     home = os.path.expanduser(words)  # noqa: PTH111 - Path would lose the slashes of a URI
     if home.startswith("~"):
         raise SpecError(key, [f"{text!r}: no home {home.partition('/')[0]!r} is known here; write the path itself"])
-    return home
+    return home if "://" in home else _short_enough(home, key)
+
+
+def _short_enough(path: str, key: str) -> str:
+    """Return the path. Systems answer every question about a longer one with an error.
+
+    Raises:
+        SpecError: it, or a name in it, is too long.
+    """
+    name = max(path.split("/"), key=lambda one: len(os.fsencode(one)))
+    for what, found, most in (("a name", name, NAME_BYTES), ("a path", path, PATH_BYTES)):
+        if len(os.fsencode(found)) > most:
+            length = len(os.fsencode(found))
+            raise SpecError(key, [f"{found[:20]}... is {what} of {length} bytes, and {most} are allowed; shorten it"])
+    return path
 
 
 def storage_path(text: str | Path, base: Path | None = None) -> StoragePath:

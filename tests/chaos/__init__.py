@@ -105,12 +105,20 @@ class Driver:
     """`python -m flops_fit_ray.run` in a process of its own."""
 
     def __init__(
-        self, spec: Path, root: Path, *extra: str, pause: float = 0.01, environment: Mapping[str, str] | None = None
+        self,
+        spec: Path,
+        root: Path,
+        *extra: str,
+        pause: float = 0.01,
+        environment: Mapping[str, str] | None = None,
+        line: str = "",  # of a shell, in place of all that
     ) -> None:
         self.root, self.log = root, root.parent / f"{root.name}.log"
         self.options = shlex.join(["--output", str(root), *extra])
         command = [sys.executable, "-m", "flops_fit_ray.run", str(spec), "--output", str(root), *extra]
         environ = {**os.environ, "CHAOS_PAUSE": str(pause), "PYTHONUNBUFFERED": "1", **(environment or {})}
+        command = ["env", *shlex.split(line)] if line else command  # as a shell does it, but without one between us
+        self.began = time.time()
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 command,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests import chaos
 from tests.chaos import Driver, Row, alive, children_of, make_project, uninterrupted
+from tests.chaos.deaths import deaths
 from tests.chaos.files import contention, file_faults, file_kills, writer_kills
 from tests.chaos.kills import driver_kills, head_kills, node_kills, worker_kills
 from tests.chaos.stops import signals
@@ -64,6 +65,7 @@ def scenarios(where: Path, dice: random.Random) -> dict[str, Callable[[], Row]]:
         "F5": lambda: worker_kills(where, 50, sha256, dice),
         "F26": lambda: soak(where, 200),
         "F4": lambda: driver_kills(where, 20, 5, sha256, dice),
+        "F39": lambda: deaths(where / "deaths", sha256),
         "F8": lambda: signals(where, 10, sha256, dice),
         "F1": lambda: file_kills(where, 20),
         "F2": lambda: file_faults(where),

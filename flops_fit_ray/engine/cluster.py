@@ -29,6 +29,7 @@ CONNECT_SECONDS = 5.0
 HEAD_ASK_SECONDS = 2.0
 HEAD_LOST_SECONDS = 10.0
 LEAVE_SECONDS = 10.0
+SIGNAL_SECONDS = 1.0  # for the signal to arrive that ended the raylet: whoever signals everything signals us
 IDLE_SERVICES = ("start_monitor", "start_api_server", "start_log_monitor")  # of Ray's Node
 RAY_SECONDS = 10.0  # that Ray may take to start on this machine without a word about it
 
@@ -66,6 +67,7 @@ class Head:
         self.local = local  # it is this machine alone, for the time of the sweep
         self._raylet = raylet  # of this machine, without which Ray ends this process; None: not known
         self._asked = self._answered = time.monotonic()
+        self._lost_at: float | None = None
 
     def grows_to(self, max_slots: int | None) -> int | None:
         """The experiments at a time that the cluster may be asked to grow to; None where it does not grow."""
@@ -96,9 +98,12 @@ class Head:
         Raises:
             HeadLostError: nobody has answered for a while, or this machine has left the cluster.
         """
-        if self.lost_raylet:
-            raise HeadLostError("the raylet of this machine has died, and Ray with it")
         now = time.monotonic()
+        if self.lost_raylet:
+            self._lost_at = self._lost_at or now
+            if now - self._lost_at > SIGNAL_SECONDS:
+                raise HeadLostError("the raylet of this machine has died, and Ray with it")
+            return
         if now - self._asked < HEAD_ASK_SECONDS:
             return
         self._asked = now

@@ -1,13 +1,15 @@
 """A sweep as a job of a cluster: what is refused before anything is sent, and how a job is gone on with."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from flops_fit_ray.cli._lines import command_line, extend_line
+from flops_fit_ray.cli import _resume
+from flops_fit_ray.cli._lines import command_line, extend_line, given_options
 from flops_fit_ray.engine.jobs import DEFAULT_ADDRESS, SUBMITTED_BY, job_address, upload_of
 from flops_fit_ray.engine.loaders import code_loader
 from flops_fit_ray.errors import DirectoryError, ResourceError
@@ -43,6 +45,24 @@ def test_a_job_is_gone_on_with_by_the_submission_and_not_by_its_temporary_direct
     assert again == "ray job submit --working-dir . -- python -m flops_fit_ray extend /shared/gpt --slots 4"
     monkeypatch.setenv(SUBMITTED_BY, "flops-fit-ray submit here.yaml")
     assert command_line(upload / "configs/sweep.yaml", Path("/shared/gpt"), []) == "flops-fit-ray submit here.yaml"
+
+
+def test_the_line_that_resumes_has_all_that_the_run_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(_resume, "_SET", {"PYTHONPATH": "/my code", "PYTHONHASHSEED": "0", "RAY_AUTH_MODE": "token"})
+    spec, root, limits = Path("/p/my sweep.yaml"), Path("/out"), RunLimits(slots=4)
+    line = command_line(spec, root, ["name=a b"], limits, Path("/code"), None, "head:6379", ["--new"])
+    variables, words = line.split(" run ")
+    assert variables.startswith("PYTHONPATH='/my code' RAY_AUTH_MODE=token ")  # the seed is what every run has
+    assert shlex.split(words) == [
+        str(spec), "--code", "/code", "--output", "/out", "--set", "name=a b", "--slots", "4", "--address", "head:6379",
+        "--new",
+    ]  # fmt: skip
+    added = given_options({"--budget": (1e6, 2e6), "--size": (), "--seeds": 0, "--lr-again": False, "--device": None})
+    line = extend_line(root, Path("/code"), limits, Path("/code"), first=added)
+    assert line.endswith(" extend /out --slots 4 --code /code --budget 1000000.0 --budget 2000000.0 --seeds 0")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert extend_line(root, Path("/code"), RunLimits()).endswith(" extend /out --address auto")
 
 
 def test_results_are_never_written_into_the_upload(upload: Path) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError, faults_of
 from flops_fit_ray.pipeline import RunRequest, check, recorded_rates
@@ -25,8 +27,10 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import recorded_spec
 
 FIRST_GUESS = 1e12  # smallest C in FLOPs where nothing is known; models and data move it
+LARGER_GUESSES = (1.0, 1e4, 1e8)
+RAISED_AT_MOST, RAISES = 100.0, 12  # of the smallest budget, where valleys at it would lie on one side
 FLOPS_TO_SMALLEST = 1e-3  # of all FLOPs that a sweep may cost
-MAX_ROUNDS = 6  # of measuring the models around the budgets, and choosing the budgets again
+MAX_ROUNDS = 8  # of measuring the models around the budgets, and choosing the budgets again
 SHARE = 0.9  # of a limit in time that is planned for
 
 Say = Callable[[str], None]
@@ -143,7 +147,7 @@ class _Chooser:
         return priced(plan, spec.grid.start, rates=self.rates, slots=self.request.limits.slots)
 
     def choose(self, low: float, high: float, measurements: Measurements) -> ChosenBudgets:
-        """Choose budgets between C = `low` and `high`.
+        """Choose budgets between C = `low` and `high`, from the smallest C on whose valleys have both sides.
 
         Raises:
             SpecError: the least that a law needs cannot be planned.
@@ -164,6 +168,12 @@ class _Chooser:
             return self._costs_little(plan)
 
         found = choose_budgets(low, high, fits)
+        for start in np.geomspace(low, RAISED_AT_MOST * low, RAISES + 1)[1:]:
+            if found.flops or found.least[-1] not in beyond or LEAST_RANGE * start > high:
+                break
+            low = float(start)
+            beyond.clear()
+            found = choose_budgets(low, high, fits)
         if min(beyond, default=math.inf) <= PRECISION**2 * (found.flops or found.least)[-1]:
             return replace(found, binds="data")
         return found
@@ -211,15 +221,22 @@ def _settled(
     """Choose budgets, measure the models around them, and choose again, until they stay.
 
     Args:
+        guess: C of the smallest budget. Models are measured up to about its optimum, so where they are all too large
+            for it, larger guesses follow.
         choose: budgets from the ends of C that are possible, and the measurements.
     """
-    spec = with_budgets_at(request.spec, spaced(guess, LEAST_RANGE * guess))
+    guesses = [guess * factor for factor in LARGER_GUESSES]
+    spec = with_budgets_at(request.spec, spaced(guesses[0], LEAST_RANGE * guesses[0]))
     for _ in range(MAX_ROUNDS):
         with faults_of(request.source):
             measurements = request.measure(spec, COUNTING)
         ends = budget_range(spec, measurements)
         if ends is None or ends[1] < LEAST_RANGE * ends[0]:
-            raise SpecError(request.source, [_too_narrow(spec, measurements, ends)])
+            del guesses[0]
+            if not guesses:
+                raise SpecError(request.source, [_too_narrow(spec, measurements, ends)])
+            spec = with_budgets_at(request.spec, spaced(guesses[0], LEAST_RANGE * guesses[0]))
+            continue
         with faults_of(request.source):
             flops = choose(*ends, measurements)
         if [b.flops for b in spec.budgets] == list(flops):

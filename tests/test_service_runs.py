@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +100,30 @@ def test_twenty_starts_at_once_with_one_key_are_one_run(tmp_path: Path, code: Pa
     with serving(tmp_path / "runs", (code,), at_once=0) as served:  # a service that was started again knows as much
         assert served.client.start(text, key="the same") == "chaos"
         assert served.state.runs.paths.num_starts("chaos") == 1
+
+
+def test_budgets_are_chosen_by_what_a_sweep_may_cost(tmp_path: Path, code: Path) -> None:
+    listed = (code / "sweep.yaml").read_text()
+    lines = [line for line in listed.splitlines() if not line.startswith(("budgets:", "- "))]
+    opened = "\n".join([*lines, "budgets: auto", ""])
+    with serving(tmp_path / "runs", (code,), at_once=0) as served:
+        refused: list[tuple[str, dict[str, Any], str]] = [
+            (opened, {}, "what the sweep may cost, in minutes, hours or flops: give minutes"),
+            (opened, {"minutes": 3, "hours": 1}, "hours says what minutes says"),
+            (opened, {"minutes": 0}, "greater than 0"),
+            (listed, {"flops": 1e9}, "are listed, so a limit of 1e9 FLOPs chooses none"),
+        ]
+        for text, limit, words in refused:
+            with pytest.raises(ServiceError, match=words) as caught:
+                served.client.start(text, name="no", **limit)
+            assert caught.value.status == 422
+        assert served.state.runs.known() == []
+        assert served.client.start(opened, key="one", minutes=3) == "chaos"
+        said = served.client.start(opened.replace("auto", "{hours: 2}"), name="other")
+        words = [served.state.runs.last(name).run.words for name in ("chaos", said)]  # type: ignore[union-attr]
+        assert words[0][-2:] == ["--minutes", "3"] and "--hours" not in words[1]
+        with pytest.raises(ServiceError, match="was used for another request"):
+            served.client.start(opened, key="one", minutes=4)
 
 
 def test_a_key_whose_service_died_in_between_is_gone_on_with(runs: Runs, code: Path) -> None:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError, faults_of
 from flops_fit_ray.pipeline import RunRequest, check, recorded_rates
@@ -28,7 +26,7 @@ from flops_fit_ray.sweep.directory import recorded_spec
 
 FIRST_GUESS = 1e12  # smallest C in FLOPs where nothing is known; models and data move it
 LARGER_GUESSES = (1.0, 1e4, 1e8)
-RAISED_AT_MOST, RAISES = 100.0, 12  # of the smallest budget, where valleys at it would lie on one side
+RAISE, RAISES = 1.5, 12  # of the smallest budget, where valleys at it would lie on one side
 FLOPS_TO_SMALLEST = 1e-3  # of all FLOPs that a sweep may cost
 MAX_ROUNDS = 8  # of measuring the models around the budgets, and choosing the budgets again
 SHARE = 0.9  # of a limit in time that is planned for
@@ -168,10 +166,10 @@ class _Chooser:
             return self._costs_little(plan)
 
         found = choose_budgets(low, high, fits)
-        for start in np.geomspace(low, RAISED_AT_MOST * low, RAISES + 1)[1:]:
-            if found.flops or found.least[-1] not in beyond or LEAST_RANGE * start > high:
+        for _ in range(RAISES):
+            if found.flops or found.least[-1] not in beyond or RAISE * LEAST_RANGE * low > high:
                 break
-            low = float(start)
+            low *= RAISE
             beyond.clear()
             found = choose_budgets(low, high, fits)
         if min(beyond, default=math.inf) <= PRECISION**2 * (found.flops or found.least)[-1]:

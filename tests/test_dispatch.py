@@ -312,7 +312,7 @@ def test_a_divergence_of_finite_losses_is_tried_again_where_the_spec_goes_on_wit
         ledger.record_failure(replace(FAILURE, key=e.key, status="diverged", error=error))
     exploded, broken = (e.key for e in plan.experiments[:2])
     dispatcher, _, _ = dispatcher_in(tmp_path, stop_diverged=stops)
-    assert {f.key for f in ledger.failures([exploded, broken])} == ({exploded, broken} if stops else {broken})
+    assert {o.key for o in ledger.outcomes([exploded, broken])} == ({exploded, broken} if stops else {broken})
     started = []
     while (begun := dispatcher.next()) is not None:
         started.append(begun.key)

@@ -47,9 +47,9 @@ def test_a_torn_result_is_missing_and_kept_aside(ledger: Ledger, torn: bytes) ->
 
 def test_a_result_outranks_a_failure(ledger: Ledger) -> None:
     ledger.record_failure(FAILURE)
-    assert ledger.failures(["k1"]) == [FAILURE]
+    assert ledger.outcomes(["k1"]) == [FAILURE]
     ledger.record_result(RESULT)
-    assert ledger.failures(["k1"]) == []
+    assert ledger.outcomes(["k1"]) == [RESULT]
     assert ledger.results(["k1", "k2"]) == [RESULT]
 
 
@@ -78,10 +78,11 @@ def test_table_has_a_row_for_every_planned_experiment(ledger: Ledger) -> None:
     first, second = plan.experiments[:2]
     ledger.record_result(replace(RESULT, key=first.key))
     ledger.record_failure(replace(FAILURE, key=second.key))
-    table = results_table(plan.experiments, ledger)
+    keys = [e.key for e in plan.experiments]
+    table = results_table(plan.experiments, ledger.outcomes(keys), {keys[2]: "running"})
     assert list(table.columns) == COLUMNS
-    assert list(table["key"]) == [e.key for e in plan.experiments]
-    assert list(table["status"]) == ["completed", "failed", *["planned"] * (len(plan.experiments) - 2)]
+    assert list(table["key"]) == keys
+    assert list(table["status"]) == ["completed", "failed", "running", *["planned"] * (len(keys) - 3)]
     assert table["loss"].notna().sum() == 1
     assert table.loc[1, "error"] == "E"
 

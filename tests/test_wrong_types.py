@@ -67,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
         if path.suffix == ".json" and (content := read_json(path)) is not None:
             content.pop(ExperimentResult.sealed_since, None)
             write_json(path, content)
-    assert len(ledger.results([done])) == len(ledger.failures([failed])) == 1
+    assert len(ledger.results([done])) == len(ledger.outcomes([failed])) == 1
     assert ledger.progress(runs) is not None and ledger.planned(runs) and ledger.cluster() is not None
     assert recorded_rates(paths, sweep.plan.constants) is not None and living_owner(paths) is not None
     return open_sweep(paths.root)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from flops_fit_ray.errors import is_finite_divergence
-from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger
+from flops_fit_ray.ledger import RETRY_ON_NEXT_RUN, Failure, Ledger, observations
 from flops_fit_ray.planning import Experiment, Observation, Plan, Planner
 
 
@@ -58,16 +58,19 @@ class LivePlan:
     def _grow(self, running: Mapping[str, Experiment]) -> None:
         """Plan again until what is recorded adds nothing. A failure that may be tried again is put aside first."""
         while fresh := [e.key for e in self.plan.experiments if e.key not in self._seen]:
-            for failure in self.ledger.failures(fresh):
-                if failure.status in RETRY_ON_NEXT_RUN or self._goes_on(failure):
-                    self.ledger.retry(failure.key)
+            outcomes = self.ledger.outcomes(fresh)
+            again = [o for o in outcomes if isinstance(o, Failure) and self._tries_again(o)]
+            for failure in again:
+                self.ledger.retry(failure.key)
             self._seen.update(fresh)
-            self.observed |= self.ledger.observed(fresh)
+            self.observed |= observations(o for o in outcomes if o not in again)
             self._plan_again(running)
         self._on_plan(self.plan)
 
-    def _goes_on(self, failure: Failure) -> bool:
-        """Return True for a divergence of finite losses, where the spec says to go on with such."""
+    def _tries_again(self, failure: Failure) -> bool:
+        """Return True for what may end otherwise, and a divergence of finite losses where the spec accepts such."""
+        if failure.status in RETRY_ON_NEXT_RUN:
+            return True
         stops = self.planner.spec.stop_diverged
         return not stops and failure.status == "diverged" and is_finite_divergence(failure.error)
 

@@ -14,7 +14,7 @@ from flops_fit_ray.ledger._records import (
     FailureKind,
     Progress,
 )
-from flops_fit_ray.ledger._store import Ledger
+from flops_fit_ray.ledger._store import Ledger, observations
 from flops_fit_ray.ledger._table import COLUMNS, results_sha256, results_table
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "FailureKind",
     "Ledger",
     "Progress",
+    "observations",
     "results_sha256",
     "results_table",
 ]

@@ -36,6 +36,16 @@ class _EventLine(Record):
     words: str
 
 
+def observations(outcomes: Iterable[ExperimentResult | Failure]) -> dict[str, Observation]:
+    """Return what planning must know of outcomes, by key."""
+    return {
+        o.key: Observation(loss=o.loss)
+        if isinstance(o, ExperimentResult)
+        else Observation(loss=None, diverged=o.status == "diverged")
+        for o in outcomes
+    }
+
+
 class Ledger:
     """Results, failures, attempts and progress of one sweep directory."""
 
@@ -126,14 +136,7 @@ class Ledger:
 
     def observed(self, keys: Iterable[str]) -> dict[str, Observation]:
         """Return what planning must know of finished experiments, by key."""
-        found = {}
-        for key in keys:
-            outcome = self.outcome(key)
-            if isinstance(outcome, ExperimentResult):
-                found[key] = Observation(loss=outcome.loss)
-            elif outcome is not None:
-                found[key] = Observation(loss=None, diverged=outcome.status == "diverged")
-        return found
+        return observations(outcome for key in keys if (outcome := self.outcome(key)) is not None)
 
     def record_progress(self, progress: Progress) -> None:
         """Record the progress of a running experiment."""
@@ -230,7 +233,7 @@ class Ledger:
         return self.paths.num_early_deaths(key)
 
     def outcomes(self, keys: Iterable[str]) -> list[ExperimentResult | Failure]:
-        """Return the results and failures among `keys`, in that order."""
+        """Return the results and failures among `keys`, in that order; a result outranks a failure."""
         begun = self.paths.begun_keys()
         wanted = [key for key in keys if key in begun]
         if is_remote(self.paths.root):  # one request after the other would take minutes
@@ -243,10 +246,6 @@ class Ledger:
     def results(self, keys: Iterable[str]) -> list[ExperimentResult]:
         """Return the recorded results among `keys`, in that order."""
         return [r for r in map(self.result, keys) if r is not None]
-
-    def failures(self, keys: Iterable[str]) -> list[Failure]:
-        """Return the recorded failures among `keys`, in that order; a result outranks a failure."""
-        return [outcome for outcome in self.outcomes(keys) if isinstance(outcome, Failure)]
 
     def writer(self) -> contextlib.AbstractContextManager[str | None]:
         """Hold the lock of this directory, as its one writer. Yields its last owner, if it exited without releasing it.

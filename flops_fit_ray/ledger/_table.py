@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.ledger._records import ExperimentResult, Failure
-from flops_fit_ray.ledger._store import Ledger
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.codec import columns_of, number_of
 
@@ -33,24 +31,24 @@ _DTYPES = {int: "Int64", float: "float64"}
 
 
 def results_table(
-    experiments: Sequence[Experiment], ledger: Ledger, idle: Mapping[str, str] = MappingProxyType({})
+    experiments: Sequence[Experiment],
+    outcomes: Iterable[ExperimentResult | Failure],
+    states: Mapping[str, str] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Return one row per experiment of the plan, in its order, with `COLUMNS`; cells without a value are empty.
 
-    `idle` has the status of those, by key, that are open and more than planned: that wait for another, or are damaged.
+    `states` has the status of those, by key, that have no outcome and are more than planned: they run, wait for
+    another, or are damaged.
 
     Metrics follow as columns of their own, `metric_` and the name.
     """
     import pandas as pd
 
-    rows = []
+    known, rows = {outcome.key: outcome for outcome in outcomes}, []
     for e in experiments:
         row: dict[str, Any] = {name: getattr(e, name) for name, mark in _MARKS.items() if mark.planned}
-        outcome = ledger.outcome(e.key)
-        if outcome is not None:
-            row |= asdict(outcome)
-        else:
-            row |= {"status": "running" if ledger.progress(e.key) else idle.get(e.key, "planned")}
+        outcome = known.get(e.key)
+        row |= {"status": states.get(e.key, "planned")} if outcome is None else vars(outcome)
         metrics = {f"metric_{name}": value for name, value in (row.get("metrics") or {}).items()}
         rows.append({column: row.get(column) for column in COLUMNS} | metrics)
     names = [name for row in rows for name in row if name.startswith("metric_")]

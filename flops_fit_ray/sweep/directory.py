@@ -254,8 +254,9 @@ class Sweep:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per experiment of the plan."""
-        idle = {e.key: "waiting" for e in self.waiting} | {e.key: "damaged" for e in self.damaged}
-        return results_table(self.plan.experiments, Ledger(self.paths), idle)
+        states = {e.key: "waiting" for e in self.waiting} | {e.key: "damaged" for e in self.damaged}
+        states |= {e.key: "running" for e, _ in self.running}
+        return results_table(self.plan.experiments, self.outcomes, states)
 
 
 def fit_options(spec: SweepSpec, reach: float | None = None) -> FitOptions:

@@ -102,6 +102,17 @@ class ResourceError(FlopsFitError):
     exit_code = EXIT_INPUT
 
 
+class NodeUnfitError(ResourceError):
+    """A node cannot run experiments of this sweep: it has other code, other files, or GPUs that torch cannot use."""
+
+    def __init__(self, node: str, fault: str) -> None:
+        self.node, self.fault = node, fault  # Ray's id of it, and the sentence, which names its host
+        super().__init__(node, fault)  # both arguments, so that the error survives pickling
+
+    def __str__(self) -> str:
+        return self.fault
+
+
 class WorkerLostError(FlopsFitError):
     """One of several workers of an experiment died, or its node; the experiment itself did not fail."""
 

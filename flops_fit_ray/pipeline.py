@@ -43,10 +43,12 @@ from flops_fit_ray.sweep.stopping import (
     stopping_rule_for,
     with_budgets,
 )
+from flops_fit_ray.waiting import waiting
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.interrupt import StopRequest
     from flops_fit_ray.engine.loaders import Loader
+    from flops_fit_ray.engine.planned_code import PlannedCode
     from flops_fit_ray.engine.resources import Slots
     from flops_fit_ray.training.preflight.check import CheckReport
 
@@ -68,6 +70,7 @@ class RunRequest:
     base: Path | None = None  # where the spec's targets are looked for; None: they are objects of a program
     limits: RunLimits = field(default_factory=RunLimits)
     new: bool = False  # train completed experiments again where the spec has changed
+    code: PlannedCode | None = None  # of model, data, loss and hooks; known once they were measured
 
     @property
     def trains(self) -> bool:
@@ -145,6 +148,7 @@ def check(request: RunRequest, *, keep: bool) -> tuple[CheckReport, Slots]:
         from flops_fit_ray.engine.preflight import check_on_worker
 
         _, plan = plan_request(request, recorded_constants(SweepPaths(request.root)))
+        request = _with_code(request)
         refuse_unpicklable(request.load_user_parts)
         report, slots = check_on_worker(
             plan,
@@ -178,6 +182,7 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
         paths = SweepPaths(request.root)
         planner, plan = plan_request(request, recorded_constants(paths))
         if request.trains:
+            request = _with_code(request)
             refuse_unpicklable(request.load_user_parts)
             refuse_early(request.spec, request.address)
         with Ledger(paths).writer() as dead_owner:
@@ -185,6 +190,15 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
             if dead_owner:
                 console.say(f"{dead_owner} exited without releasing the lock; taking over")
             return _run_locked(request, planner, plan, rule, console, stop)
+
+
+def _with_code(request: RunRequest) -> RunRequest:
+    """Return the request with the code that this process has imported, which is that of the plan."""
+    from flops_fit_ray.engine.loaders import with_planned_code
+
+    with waiting("reading the code"):
+        loader, code = with_planned_code(request.load_user_parts, request.base)
+    return replace(request, load_user_parts=loader, code=code)
 
 
 def _run_locked(
@@ -255,7 +269,8 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
         aside = set_aside(damaged)
         if aside is not None:
             console.say(f"{damaged} cannot be read: kept as {aside.name}, and made again from the spec and the results")
-    found = changes_since(recorded, request.spec, grown_plan(planner, ledger))
+    code = None if request.code is None else request.code.facts
+    found = changes_since(recorded, request.spec, grown_plan(planner, ledger), code)
     if found.lines:
         console.say(f"changed since the last run in {paths.root}:\n{found.text()}")
     if found.redefined or (found.changed and not request.new):
@@ -296,11 +311,14 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
 
     def record(grown: Plan) -> None:
         base = None if request.base is None else str(request.base)
+        code = None if request.code is None else request.code.facts.digest
         content = priced(grown, request.spec.grid.start, rates=rates).to_json()
-        write_json(paths.plan, {**content, "command": request.command, "base": base}, sealed=True)
+        write_json(paths.plan, {**content, "command": request.command, "base": base, "code": code}, sealed=True)
 
     try:
         write_bytes(paths.spec, dump_spec(request.spec).encode())
+        if request.code is not None:
+            ledger.record_code(request.code.facts)
         record(planner.plan())
         request.on_recorded()
     except StorageError as e:  # nothing has been run, so there is nothing to resume
@@ -314,6 +332,7 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
         root=request.root,
         base=None if request.base is None or upload_of(request.base) is not None else request.base,
         load_user_parts=request.load_user_parts,
+        code=request.code,
         address=request.address,
         max_slots=request.limits.slots,
         watcher=Watchers([Watcher(console, say=console.say), *watchers_for(request.spec, paths, console.say)]),

@@ -2,21 +2,25 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.utils.data import TensorDataset
 
+from flops_fit_ray.console.plain import status_text
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import grown_plan, recorded_constants
 from flops_fit_ray.planning import Average, LossFacts, Planner
+from flops_fit_ray.planning.code_facts import CodeFacts
 from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.changes import Changes, changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.validity import validity_card
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.parts import UserParts
 from tests.parts import Mlp, regression, spec_of, user_parts_of
@@ -148,6 +152,33 @@ def test_adaptive_sweeps_are_compared_as_their_results_decide_them(tmp_path: Pat
     assert compared(sweep, wider, reference_parts(wider)).changed == 0
     other = spec.model_copy(update={"train": spec.train.model_copy(update={"lr": 0.02})})
     assert compared(sweep, other, reference_parts(other)).changed == done
+
+
+def test_edited_code_is_said_and_its_results_are_kept_and_named(half: Sweep, tmp_path: Path) -> None:
+    shutil.copytree(local_path(half.paths.root), tmp_path, dirs_exist_ok=True)
+    ledger = Ledger(SweepPaths(tmp_path))
+    first, second = (
+        CodeFacts(files={"parts.py": "1", "data.py": "1"}),
+        CodeFacts(files={"parts.py": "2", "data.py": "1"}),
+    )
+    results = open_sweep(tmp_path).results
+    assert len(results) == 4 and open_sweep(tmp_path).mixed_code is None  # as earlier versions left it
+    planner = Planner(half.spec, measure_sizes(half.spec, user_parts_of(half.spec)), half.plan.constants)
+    plan = grown_plan(planner, ledger)
+    assert changes_since(recorded_in(ledger.paths), half.spec, plan, second).lines == ()
+    for result, code in zip(results, (first, first, first, second), strict=True):
+        ledger.record_code(code)
+        write_json(ledger.paths.result(result.key), {"schema_version": 1, **asdict(result), "code": code.digest})
+    found = changes_since(recorded_in(ledger.paths), half.spec, plan, second)
+    said = "code: parts.py was edited; 3 completed experiment(s) of before keep their results"
+    assert found == Changes(lines=(said,), changed=0, dropped=0)
+    sweep = open_sweep(tmp_path)
+    warning = (
+        "3 of 4 results were trained by other code than the newest one (parts.py was edited): a law of both holds only "
+        "if the change does not touch the loss; another --output trains all of them by one code"
+    )
+    assert sweep.mixed_code == warning and warning in sweep.warnings and f"warning: {warning}" in status_text(sweep)
+    assert validity_card(sweep.fit, sweep)[-1].words.endswith(warning)
 
 
 def replace_budgets(spec: SweepSpec, more: float) -> SweepSpec:

@@ -51,6 +51,7 @@ def status(directory: StoragePath | None, watch: bool, style: OutputStyle | None
                 {"budget": e.budget, "size": e.size, "seconds": p.seconds, **asdict(p)} for e, p in sweep.running
             ],
             "failures": [asdict(f) for f in sweep.failures],
+            "mixed_code": sweep.mixed_code,
             "forecasts": scores_of(sweep).to_json(),
             "command": sweep.command,
         }

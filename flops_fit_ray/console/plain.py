@@ -228,6 +228,8 @@ def summary_text(sweep: Sweep, elapsed: float) -> str:
     ]
     if sweep.num_deaths:
         lines.append(f"retries: {sweep.num_deaths} after a worker or node died")
+    if sweep.mixed_code:
+        lines.append(f"warning: {sweep.mixed_code}")
     return "\n".join(lines)
 
 
@@ -243,6 +245,8 @@ def status_text(sweep: Sweep) -> str:
         lines.append(f"checkpoints: {begun} unfinished experiments resume from one")
     if deaths := sweep.num_deaths:
         lines.append(f"retries: {deaths} after a worker or node died")
+    if sweep.mixed_code:
+        lines.append(f"warning: {sweep.mixed_code}")
     lines.append(f"writer: {sweep.writer}" if sweep.writer else "writer: none; the sweep is not running")
     experiments = {e.key: e for e in sweep.plan.experiments}
     lines += _some([_running_text(e, progress) for e, progress in sweep.running])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flops_fit_ray.engine.planned_code import WAY_OUT, PlannedCode, other_code
 from flops_fit_ray.engine.resources import fits
 from flops_fit_ray.errors import ResourceError, StorageError, last_line
 from flops_fit_ray.ledger.hardware import Machine, Readings
@@ -35,15 +36,16 @@ class Answer:
     sees_marker: bool = False  # the driver's file
     wrote: bool = False  # its own, which the driver must see
     has_code: bool = True
+    differences: tuple[str, ...] = ()  # of its code from that of the plan
     versions: Mapping[str, str] | None = None
     machine: Machine | None = None
     error: str = ""  # instead of all that
 
 
 def check_nodes(
-    root: StoragePath, base: Path | None, resources: Mapping[str, float]
+    root: StoragePath, base: Path | None, code: PlannedCode | None, resources: Mapping[str, float]
 ) -> tuple[list[str], list[Machine]]:
-    """Make sure that every node sees `root` and the code in `base`.
+    """Make sure that every node sees `root`, and has the code in `base` as it was planned with.
 
     Returns what is odd, and no reason to stop, and what each node has.
 
@@ -66,14 +68,14 @@ def check_nodes(
     replies = {node["NodeID"]: root / f".probe-{token}-{number}.tmp" for number, node in enumerate(nodes)}
     try:
         with waiting(f"asking {len(nodes)} nodes of the cluster what they see"):
-            answers = _ask(nodes, marker, replies, token, None if base is None else str(base))
+            answers = _ask(nodes, marker, replies, token, None if base is None else str(base), code)
         faults = _faults(answers, root, base, {a.node: _seen(replies[a.node], token) for a in answers if a.wrote})
     finally:
         for place in (marker, *replies.values()):
             with contextlib.suppress(OSError):
                 place.unlink(missing_ok=True)
     if faults:
-        raise ResourceError("\n  ".join(["the nodes of the cluster do not see the same files:", *faults]))
+        raise ResourceError("\n  ".join(["the nodes of the cluster do not have the same files:", *faults]))
     if not answers:
         raise ResourceError("no node of the cluster answers; start one, or leave --address out to run here")
     return _differences(answers), [a.machine for a in answers if a.machine is not None]
@@ -94,6 +96,7 @@ def _ask(
     replies: Mapping[str, StoragePath],
     token: str,
     base: str | None,
+    code: PlannedCode | None,
 ) -> list[Answer]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -103,7 +106,7 @@ def _ask(
         name = str(node["NodeID"])
         there = NodeAffinitySchedulingStrategy(name, soft=False)
         task = ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-        asked[name] = task.remote(name, marker, replies[name], token, base)
+        asked[name] = task.remote(name, marker, replies[name], token, base, code)
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
     answers, alive = [], {str(node["NodeID"]) for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call] # as above
     for node in nodes:
@@ -121,9 +124,12 @@ def _ask(
     return answers
 
 
-def look(node: str, marker: StoragePath, reply: StoragePath, token: str, base: str | None) -> Answer:
-    """Run on a node: what it sees of the driver's files, and a file for the driver to see."""
+def look(
+    node: str, marker: StoragePath, reply: StoragePath, token: str, base: str | None, code: PlannedCode | None
+) -> Answer:
+    """Run on a node: what it sees of the driver's files and has of its code, and a file for the driver to see."""
     from flops_fit_ray.engine._trainable import versions
+    from flops_fit_ray.training.user.installed import library_versions
 
     sees, wrote = _seen(marker, token), False
     if sees:  # else a directory would be made that nobody else sees
@@ -136,7 +142,8 @@ def look(node: str, marker: StoragePath, reply: StoragePath, token: str, base: s
         sees_marker=sees,
         wrote=wrote,
         has_code=base is None or Path(base).is_dir(),
-        versions=versions(),
+        differences=() if code is None else tuple(code.differences()),
+        versions={**versions(), **library_versions(() if code is None else code.facts.libraries)},
         machine=this_machine(),
     )
 
@@ -166,17 +173,16 @@ def _faults(answers: Sequence[Answer], root: StoragePath, base: Path | None, see
         elif not (answer.wrote and seen[answer.node]):
             faults.append(f"{where} sees {root} and cannot write there: {shared}")
         elif not answer.has_code:
-            faults.append(
-                f"{where} does not have {base}, where the spec's code is: put it on shared storage, or send it with a "
-                "job (flops-fit-ray submit)"
-            )
+            faults.append(f"{where} does not have {base}, where the spec's code is: {WAY_OUT}")
+        elif answer.differences:
+            faults.append(f"{where} {other_code(list(answer.differences))}")
     return faults
 
 
 def _differences(answers: Sequence[Answer]) -> list[str]:
     """Versions that are not the same everywhere; CPU and CUDA builds of one version are."""
     found = []
-    for name in answers[0].versions or ():
+    for name in dict.fromkeys(name for answer in answers for name in answer.versions or ()):
         by_version: dict[str, list[str]] = {}
         for answer in answers:
             version = (answer.versions or {}).get(name, "?").partition("+")[0]

@@ -62,6 +62,7 @@ class TrialContext:
     spec: SweepSpec
     eval_samples: int
     slots: Slots
+    code: str | None = None  # digest of the user's code
 
 
 class ExperimentTrainable(tune.Trainable):
@@ -261,6 +262,7 @@ def _result(context: TrialContext, experiment: Experiment, outcome: Outcome, att
         lr=experiment.recipe.lr,
         seed=experiment.recipe.seed,
         versions=versions(),
+        code=context.code,
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flops_fit_ray.engine._surroundings import Surroundings, surroundings_of_driver
 from flops_fit_ray.engine.jobs import upload_of
+from flops_fit_ray.engine.planned_code import PlannedCode
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.storage.storage_path import expanded
 from flops_fit_ray.training.user.user_code import NO_ARGUMENTS
@@ -43,11 +44,18 @@ class CodeLoader:
     here: Surroundings = field(default_factory=surroundings_of_driver, kw_only=True)  # first: unpickled before the rest
     spec: SweepSpec
     base: Path
+    code: PlannedCode | None = field(default=None, kw_only=True)
 
     def __call__(self, prepared: PreparedData | None = None) -> UserParts:
-        """Import the user's parts."""
+        """Import the user's parts.
+
+        Raises:
+            NodeUnfitError: this machine has other code than the plan.
+        """
         from flops_fit_ray.training.user.parts import load_user_parts
 
+        if self.code is not None:
+            self.code.refuse_other()
         return load_user_parts(self.spec, self.base if self.base.is_absolute() else Path.cwd() / self.base, prepared)
 
 
@@ -57,9 +65,16 @@ class ObjectLoader:
 
     here: Surroundings = field(default_factory=surroundings_of_driver, kw_only=True)  # as above
     user: UserParts
+    code: PlannedCode | None = field(default=None, kw_only=True)
 
     def __call__(self, prepared: PreparedData | None = None) -> UserParts:
-        """Return the objects."""
+        """Return the objects.
+
+        Raises:
+            NodeUnfitError: this machine has other code than the plan.
+        """
+        if self.code is not None:
+            self.code.refuse_other()
         if prepared is None:
             return self.user
         return replace(self.user, train_data=prepared.train, eval_data=prepared.held_out)
@@ -67,7 +82,7 @@ class ObjectLoader:
     def without_data(self) -> ObjectLoader:
         """Return a loader without the data, to be called with `prepared` only."""
         nothing: Any = None
-        return ObjectLoader(replace(self.user, train_data=nothing, eval_data=nothing))
+        return replace(self, user=replace(self.user, train_data=nothing, eval_data=nothing))
 
 
 @dataclass(frozen=True)
@@ -138,6 +153,23 @@ def code_loader(spec: SweepSpec, base: Path) -> CodeLoader:
     # The arguments of our own command are nothing to the user's code
     here = replace(surroundings_of_driver(), arguments=(str(base), NO_ARGUMENTS))
     return CodeLoader(spec, base if upload is None else base.relative_to(upload), here=here)
+
+
+def with_planned_code(loader: Loader, base: Path | None) -> tuple[Loader, PlannedCode | None]:
+    """Return a loader that refuses other code than that of this process, and this code; None where it is not known.
+
+    Args:
+        base: the directory that a spec's targets were imported from.
+    """
+    from flops_fit_ray.training.user.source_code import code_of_objects, code_of_spec
+
+    if isinstance(loader, CodeLoader) and base is not None:
+        code = PlannedCode(code_of_spec(loader.spec, base), loader.base)
+        return replace(loader, code=code), code
+    if isinstance(loader, ObjectLoader):
+        code = PlannedCode(code_of_objects(loader.user), None)
+        return replace(loader, code=code), code
+    return loader, None
 
 
 def refuse_unpicklable(loader: Loader) -> None:

@@ -12,7 +12,7 @@ from flops_fit_ray.engine._local_limits import usable_cores
 from flops_fit_ray.engine.cluster import ray_session, runs_here
 from flops_fit_ray.engine.loaders import Loader, comparing_loader, share_data
 from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes, on_cpus, on_gpus
-from flops_fit_ray.errors import DataDiffersError, ResourceError, last_line
+from flops_fit_ray.errors import DataDiffersError, NodeUnfitError, ResourceError, last_line
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.preflight.check import CheckItem, CheckReport, check_plan
@@ -109,6 +109,7 @@ def _get(task: Any) -> Any:
 
     Raises:
         DataDiffersError: its process has other data than the plan.
+        NodeUnfitError: its node has other code.
         ray.exceptions.RayError: anything else went wrong.
     """
     import ray
@@ -116,7 +117,7 @@ def _get(task: Any) -> Any:
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as e:
-        if isinstance(e.cause, DataDiffersError):
+        if isinstance(e.cause, DataDiffersError | NodeUnfitError):
             raise e.cause from None
         raise
 
@@ -157,6 +158,10 @@ def check_on_worker(
                 device="?",
                 seconds=time.time() - asked,
                 step_seconds={},
+            ), slots
+        except NodeUnfitError as e:
+            return CheckReport(
+                lines=(CheckItem("FAIL", "code", e.fault),), device="?", seconds=time.time() - asked, step_seconds={}
             ), slots
         except ray.exceptions.RayError as e:
             words = f"the worker ended: {last_line(e)}"

@@ -21,6 +21,7 @@ from flops_fit_ray.engine._nodes import check_nodes
 from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.interrupt import GRACE_SECONDS, StopRequest
 from flops_fit_ray.engine.loaders import Loader, comparing_loader, share_data
+from flops_fit_ray.engine.planned_code import PlannedCode
 from flops_fit_ray.engine.preflight import shared_slots, slots_for
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import DataDiffersError, InterruptedSweepError, StorageError
@@ -46,6 +47,7 @@ def run_plan(
     root: StoragePath,
     base: Path | None,
     load_user_parts: Loader,
+    code: PlannedCode | None = None,
     address: str | None,
     max_slots: int | None,
     watcher: Watchers,
@@ -56,6 +58,7 @@ def run_plan(
 
     Args:
         base: the directory of the user's code that every node must have; None where it travels.
+        code: the user's code, which must be the same on every node; None where it is not known.
         max_slots: experiments at a time; on a cluster as many, even if it has to grow for that.
         on_plan: told of the plan at first and whenever it has grown, before anything new is begun.
 
@@ -82,7 +85,7 @@ def run_plan(
         return live.plan
     with ray_session(address) as head:
         slots = slots_for(spec, head.grows_to(max_slots), spec.workers_per_trial)
-        odd, machines = check_nodes(root, base, slots.resources)
+        odd, machines = check_nodes(root, base, code, slots.resources)
         if spec.resources_per_trial == "auto":
             slots = shared_slots(live.plan, spec, load_user_parts, slots)
         if max_slots is not None:
@@ -92,7 +95,7 @@ def run_plan(
         watcher.on_cluster()
         try:
             with watcher.following():
-                _run_rounds(live, spec, load_user_parts, slots, stop, head)
+                _run_rounds(live, spec, load_user_parts, code, slots, stop, head)
         except BaseException:  # whoever still speaks does so about a sweep that was left
             stop.set(InterruptedSweepError("the sweep was left"))
             raise
@@ -103,7 +106,13 @@ def run_plan(
 
 
 def _run_rounds(
-    live: LivePlan, spec: SweepSpec, load_user_parts: Loader, slots: Slots, stop: StopRequest, head: Head
+    live: LivePlan,
+    spec: SweepSpec,
+    load_user_parts: Loader,
+    code: PlannedCode | None,
+    slots: Slots,
+    stop: StopRequest,
+    head: Head,
 ) -> None:
     """Start Tune until the ledger has every outcome."""
     from flops_fit_ray.engine._rounds import MAX_STATE_EXPERIMENTS, make_tuner, without_state
@@ -117,6 +126,7 @@ def _run_rounds(
         spec=spec,
         eval_samples=facts.eval_samples,
         slots=slots,
+        code=None if code is None else code.facts.digest,
     )
     for round_number in range(MAX_ROUNDS):
         keeps_state = len(live.plan.experiments) <= MAX_STATE_EXPERIMENTS

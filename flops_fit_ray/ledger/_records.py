@@ -48,6 +48,7 @@ class ExperimentResult(AttemptFacts, TrainingMetrics, ExperimentFacts):
     lr: Annotated[Amount, Column(190)]
     seed: Annotated[Seed, Column(150)]
     versions: Mapping[str, str]
+    code: str | None = None  # digest of the user's code; None in results of earlier versions
     status: Annotated[Literal["completed"], Column(130)] = "completed"
 
     @property

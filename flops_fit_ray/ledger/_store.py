@@ -19,6 +19,7 @@ from flops_fit_ray.errors import StorageError
 from flops_fit_ray.ledger._records import STALE_SECONDS, Event, ExperimentResult, Failure, Progress
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment, Observation, read_experiment
+from flops_fit_ray.planning.code_facts import CodeFacts
 from flops_fit_ray.storage.atomic import append_line, read_file, set_aside, storage_error, whole_file, write_json
 from flops_fit_ray.storage.codec import Record, read_value, value_of
 from flops_fit_ray.storage.lock import exclusive, hostname
@@ -149,6 +150,19 @@ class Ledger:
     def cluster(self) -> Cluster | None:
         """Return the machines that it runs on, or ran on last; None where they are not known."""
         return read_value(Cluster, self.paths.cluster)
+
+    def record_code(self, code: CodeFacts) -> None:
+        """Record the code that experiments are trained by from now on.
+
+        Raises:
+            StorageError: the directory cannot be written.
+        """
+        if self.code(code.digest) is None:
+            write_json(self.paths.code(code.digest), {"schema_version": SCHEMA_VERSION, **asdict(code)})
+
+    def code(self, digest: str) -> CodeFacts | None:
+        """Return the code of this digest; None where it cannot be read."""
+        return read_value(CodeFacts, self.paths.code(digest))
 
     def record_event(self, key: str, message: str, *, level: Literal["info", "warning"]) -> None:
         """Add a line to an experiment's log. A line that cannot be written is no reason to stop."""

@@ -63,6 +63,10 @@ class SweepPaths(ReportPaths):
         """Experiments with keys and reasons."""
         return self.root / "plan.json"
 
+    def code(self, digest: str) -> StoragePath:
+        """Hashes of the files of the user's code that experiments were trained by."""
+        return self.root / "code" / f"{digest}.json"
+
     @property
     def lock(self) -> StoragePath:
         """Locked by the one writer of this directory."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import Experiment, Plan, plan_from_json
+from flops_fit_ray.planning.code_facts import CodeFacts, named
 from flops_fit_ray.planning.data_probe import USUAL_CAUSES
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.atomic import read_json
@@ -64,6 +66,7 @@ class Recorded:
     paths: SweepPaths
     spec: SweepSpec | None
     plan: Plan | None
+    code: str | None = None  # digest of the user's code
 
     @property
     def damaged(self) -> list[StoragePath]:
@@ -91,11 +94,16 @@ def recorded_in(paths: SweepPaths) -> Recorded:
         spec = recorded_spec(paths)
     with contextlib.suppress(ValueError):
         plan = plan_from_json(content)
-    return Recorded(paths=paths, spec=spec, plan=plan)
+    code = content.get("code")
+    return Recorded(paths=paths, spec=spec, plan=plan, code=code if isinstance(code, str) else None)
 
 
-def changes_since(recorded: Recorded, spec: SweepSpec, plan: Plan) -> Changes:
-    """Compare what a directory holds with a spec and its plan (as far as the recorded results decide it)."""
+def changes_since(recorded: Recorded, spec: SweepSpec, plan: Plan, code: CodeFacts | None = None) -> Changes:
+    """Compare what a directory holds with a spec and its plan (as far as the recorded results decide it).
+
+    An edit of the code that changes neither N, FLOPs nor data is said, and no reason to refuse: whoever mends what made
+    one experiment fail goes on with the others.
+    """
     ledger = Ledger(recorded.paths)
     if recorded.plan is None:
         results = ledger.results(sorted(recorded.paths.recorded_keys()))
@@ -112,6 +120,7 @@ def changes_since(recorded: Recorded, spec: SweepSpec, plan: Plan) -> Changes:
     lines = [
         *([] if recorded.spec is None else _spec_lines(recorded.spec, spec)),
         *([] if recorded.plan is None else _plan_lines(recorded.plan, plan)),
+        *([] if code is None else _code_lines(recorded, results, code)),
     ]
     return Changes(lines=tuple(lines), changed=changed, dropped=len(out) - changed, redefined=redefined)
 
@@ -153,6 +162,19 @@ def _plan_lines(before: Plan, now: Plan) -> Iterator[str]:
                 f"model, size {size.size}: N {old.params} -> {size.params}, FLOPs per token "
                 f"{old.flops_per_token:g} -> {size.flops_per_token:g}"
             )
+
+
+def _code_lines(recorded: Recorded, results: Sequence[ExperimentResult], now: CodeFacts) -> Iterator[str]:
+    """Return what was edited since the last run, and since results were trained by other code still."""
+    ledger = Ledger(recorded.paths)
+    trained = Counter(r.code for r in results if r.code is not None)
+    for digest in dict.fromkeys([recorded.code, *trained]):
+        if digest is None or digest == now.digest:
+            continue
+        before = ledger.code(digest)
+        what = "it is not that of before" if before is None else named(before.changes_to(now))
+        if what:
+            yield f"code: {what}; {trained[digest]} completed experiment(s) of before keep their results"
 
 
 def _shown(flat: Mapping[str, Any], path: str) -> str:

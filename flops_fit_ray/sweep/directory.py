@@ -24,6 +24,7 @@ from flops_fit_ray.storage.codec import Record, value_of, without_collection
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers
+from flops_fit_ray.sweep._codes import mixed_code
 from flops_fit_ray.sweep._lr_checks import LrCheck, found_rule, lr_checks
 
 if TYPE_CHECKING:
@@ -236,8 +237,14 @@ class Sweep:
 
     @property
     def own_warnings(self) -> tuple[str, ...]:
-        """Return the warnings of the learning rate, then of the plan."""
-        return (*self.lr_limited, *self.plan.warnings)
+        """Return the warnings of the learning rate, of the code, then of the plan."""
+        mixed = () if self.mixed_code is None else (self.mixed_code,)
+        return (*self.lr_limited, *mixed, *self.plan.warnings)
+
+    @cached_property
+    def mixed_code(self) -> str | None:
+        """The sentence on results of other code than the newest; None where all have the same."""
+        return mixed_code(Ledger(self.paths), self.results)
 
     @property
     def damage(self) -> tuple[Flag, ...]:

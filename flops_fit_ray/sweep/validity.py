@@ -103,13 +103,13 @@ def _of_sweep(sweep: Sweep, fit: SweepFit) -> Iterator[_Check]:
     if sweep.results:
         versions = {tuple(sorted(r.versions.items())) for r in sweep.results}
         devices = {r.device for r in sweep.results}
-        same = len(versions) == 1 and len(devices) == 1
+        same = len(versions) == 1 and len(devices) == 1 and sweep.mixed_code is None
         yield (
             "provenance",
             (
                 "PASS" if same else "WARN",
                 f"spec, plan, seeds, data fingerprint {data.fingerprint[:23]}; {len(versions)} set(s) of versions, "
-                f"{len(devices)} kind(s) of device",
+                f"{len(devices)} kind(s) of device" + (f"; {sweep.mixed_code}" if sweep.mixed_code else ""),
             ),
         )
 

@@ -1,0 +1,263 @@
+"""The code that trains is the code that was planned: what belongs to it, and what counts as another."""
+
+import importlib.util
+import shutil
+import sys
+import textwrap
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flops_fit_ray.planning.code_facts import CodeFacts
+from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.training.user._by_value import hash_by_value
+from flops_fit_ray.training.user._syntax import read_source
+from flops_fit_ray.training.user._targets import load_target
+from flops_fit_ray.training.user.installed import library_versions, own_packages
+from flops_fit_ray.training.user.source_code import code_differences, code_of_objects, code_of_spec
+from tests.parts import spec_of, user_parts_of
+
+FILES = {
+    "ours_parts.py": '''
+        """Parts."""
+        import importlib
+        import importlib.util
+        import pathlib
+        import sys
+
+        import yaml
+
+        from ours_package import layers
+        import ours_namespace.deep
+
+        here = pathlib.Path(__file__).parent
+        sys.path.insert(0, str(here / "ours.zip"))
+        import ours_zipped
+
+        spec = importlib.util.spec_from_file_location("by_path", here / "elsewhere" / "ours_by_path.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        function = module.function  # `module` is in no sys.modules
+        importlib.import_module("ours_" + "dynamic")
+        exec("def generated(): return 1")
+
+        class Net:
+            """A model."""
+
+            def forward(self):
+                from ours_lazy import constant  # imported when it trains
+
+                return constant * RATE
+
+        RATE = 0.5
+    ''',
+    "ours_package/__init__.py": "",
+    "ours_package/layers.py": "from .inner import *",
+    "ours_package/inner.py": "x = 1",
+    "ours_namespace/deep.py": "y = 2",
+    "elsewhere/ours_by_path.py": "def function():\n    return 3",
+    "ours_dynamic.py": "z = 4",
+    "ours_lazy.py": "constant = 5",
+    "unused.py": "nobody = 'imports this'",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("project")
+    for name, text in FILES.items():
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_text(textwrap.dedent(text))
+    with zipfile.ZipFile(base / "ours.zip", "w") as archive:
+        archive.writestr("ours_zipped.py", "w = 6")
+    return base
+
+
+def code_in(base: Path, module: str = "ours_parts") -> CodeFacts:
+    load_target(f"{module}:Net", base, "model.target")
+    model = {"target": f"{module}:Net", "size_param": "width", "sizes": [4, 8, 16]}
+    return code_of_spec(spec_of(model=model, data={"train": f"{module}:data"}), base)
+
+
+def test_code_is_all_that_the_parts_import_however_they_do(project: Path, planned: CodeFacts) -> None:
+    code = planned
+    assert set(code.files) == set(FILES) - {"unused.py"} | {"ours.zip"}
+    assert code.libraries == ("yaml",) and not code.packages and not code.elsewhere
+    assert value_of(CodeFacts, {**vars(code), "libraries": ["yaml"], "unseen": []}) == code
+    assert code_differences(code, project) == []
+
+
+@pytest.fixture(autouse=True)
+def own_imports(planned: CodeFacts) -> Iterator[None]:
+    """Forget what a test imports."""
+    modules, path = set(sys.modules), list(sys.path)
+    yield
+    for name in set(sys.modules) - modules:
+        if name.startswith("ours_"):
+            del sys.modules[name]
+    sys.path[:] = path
+
+
+@pytest.fixture(scope="module")
+def planned(project: Path) -> CodeFacts:
+    return code_in(project)
+
+
+def edit(base: Path, name: str, before: str, after: str) -> None:
+    text = (base / name).read_text()
+    assert before in text
+    (base / name).write_text(text.replace(before, after))
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda b: edit(b, "ours_parts.py", "RATE = 0.5", "RATE = 0.5  # as published\n\n"), None),
+        (lambda b: edit(b, "ours_parts.py", '"""A model."""', '"""The model."""'), None),
+        (lambda b: edit(b, "ours_parts.py", "constant * RATE", "(constant\n * RATE)"), None),
+        (lambda b: edit(b, "unused.py", "nobody", "somebody"), None),
+        (lambda b: edit(b, "ours_parts.py", "RATE = 0.5", "RATE = 0.25"), "ours_parts.py is another one"),
+        (lambda b: edit(b, "ours_parts.py", "RATE = 0.5", "RATE = '0.5'"), "ours_parts.py is another one"),
+        (lambda b: edit(b, "ours_parts.py", "constant * RATE", "constant + RATE"), "ours_parts.py is another one"),
+        (lambda b: edit(b, "ours_package/inner.py", "1", "2"), "ours_package/inner.py is another one"),
+        (lambda b: edit(b, "ours_package/inner.py", "x = 1", "x = ("), "ours_package/inner.py is another one"),
+        (lambda b: edit(b, "ours_lazy.py", "5", "6"), "ours_lazy.py is another one"),
+        (lambda b: edit(b, "elsewhere/ours_by_path.py", "3", "4"), "elsewhere/ours_by_path.py is another one"),
+        (lambda b: (b / "ours_dynamic.py").unlink(), "ours_dynamic.py is missing"),
+        (lambda b: (b / "ours.zip").write_bytes(b"other"), "ours.zip is another one"),
+    ],
+)
+def test_what_is_another_code_and_what_is_not(
+    project: Path, planned: CodeFacts, change: Callable[[Path], object], difference: str | None, tmp_path: Path
+) -> None:
+    other = tmp_path / "another node"
+    shutil.copytree(project, other)
+    change(other)
+    assert code_differences(planned, other) == ([] if difference is None else [difference])
+
+
+def test_an_extension_counts_by_its_bytes(tmp_path: Path) -> None:
+    found = importlib.util.find_spec("markupsafe._speedups")  # it imports nothing
+    assert found is not None and found.origin is not None
+    here, there, name = tmp_path / "here", tmp_path / "there", Path(found.origin).name
+    here.mkdir()
+    shutil.copy(found.origin, here)
+    (here / "ours_parts.py").write_text("import _speedups\nclass Net: pass\n")
+    code = code_in(here)
+    assert set(code.files) == {"ours_parts.py", name}
+    shutil.copytree(here, there)
+    assert code_differences(code, there) == []
+    (there / name).write_bytes(b"other")
+    assert code_differences(code, there) == [f"{name} is another one"]
+
+
+def test_a_package_outside_of_the_directory_is_read_where_it_lies(tmp_path: Path) -> None:
+    """As one that is installed in editable mode."""
+    source, base = tmp_path / "source", tmp_path / "project"
+    for name, text in {"ours_library/__init__.py": "", "ours_library/block.py": "depth = 2"}.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text)
+    base.mkdir()
+    (base / "ours_parts.py").write_text("from ours_library.block import depth\nclass Net: pass\n")
+    sys.path.append(str(source))
+    code = code_in(base)
+    assert set(code.files) == {"ours_parts.py", "ours_library/__init__.py", "ours_library/block.py"}
+    assert code_differences(code, base) == []
+    (source / "ours_library/block.py").write_text("depth = 3")
+    assert code_differences(code, base) == ["ours_library/block.py is another one"]
+    sys.path.remove(str(source))
+    del sys.modules["ours_library.block"], sys.modules["ours_library"]
+    assert code_differences(code, base) == []  # the import will say so, if it ever comes to that
+
+
+def install(site: Path, name: str, version: str, text: str, *, from_directory: bool) -> None:
+    """What pip leaves of a package with one module."""
+    note = site / f"{name}-{version}.dist-info"
+    note.mkdir(parents=True)
+    (note / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (site / f"{name}_module.py").write_text(text)
+    digest = read_source(text.encode())[0]
+    (note / "RECORD").write_text(f"{name}_module.py,sha256={digest},{len(text)}\n{note.name}/RECORD,,\n")
+    if from_directory:
+        (note / "direct_url.json").write_text('{"url": "file:///somewhere", "dir_info": {}}')
+
+
+def test_packages_that_were_installed_from_a_directory_count_with_their_content(tmp_path: Path) -> None:
+    own_packages.cache_clear()
+    site, base = tmp_path / "site-packages", tmp_path / "project"
+    install(site, "ours_own", "0.1.0", "depth = 2", from_directory=True)
+    install(site, "ours_index", "4.0", "width = 2", from_directory=False)
+    base.mkdir()
+    (base / "ours_parts.py").write_text("import ours_own_module, ours_index_module\nclass Net: pass\n")
+    sys.path.append(str(site))
+    code = code_in(base)
+    assert set(code.packages) == {"ours_own"} and code.libraries == ("ours_index_module",)
+    assert code_differences(code, base) == [] and library_versions(["ours_index", "not_installed"]) == {
+        "ours_index": "4.0"
+    }
+    shutil.rmtree(site)
+    install(site, "ours_own", "0.1.0", "depth = 3", from_directory=True)  # the same version of other sources
+    assert code_differences(code, base) == ["the package ours_own is another one (0.1.0, not 0.1.0)"]
+    shutil.rmtree(site)
+    assert code_differences(code, base) == ["the package ours_own is missing"]
+
+
+SCRIPT = """
+RATE = {rate}
+NAMES = ("a", "b")
+
+def scaled(x):
+    return RATE * x
+
+class Base:
+    def forward(self, x):
+        return {operation}
+
+class Net(Base):
+    {comment}
+    width = {width}
+
+    def forward(self, x):
+        return [scaled(y) for y in super().forward(x)]
+
+budgets = {budgets}
+"""
+
+
+def script(**changes: Any) -> str:
+    """The hash of a class of a script."""
+    values = {"rate": 0.5, "operation": "x + 1", "comment": "", "width": 4, "budgets": [1e5]} | changes
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(SCRIPT.format(**values), "<script>", "exec"), space)  # noqa: S102 - as a notebook does
+    return hash_by_value(space["Net"], lambda _: None)
+
+
+def test_what_travels_by_value_counts_with_all_that_it_names_and_without_the_rest_of_its_script() -> None:
+    assert script() == script(budgets=[1e5, 2e5]) == script(comment="# another line\n")
+    changes: list[dict[str, Any]] = [{"rate": 0.25}, {"operation": "x - 1"}, {"width": 8}]
+    assert len({script(), *(script(**change) for change in changes)}) == 4
+
+
+def test_objects_of_a_program_count_by_their_modules_or_by_value() -> None:
+    class Local:
+        def __call__(self, width: int) -> None:
+            return None
+
+    user = user_parts_of(spec_of())
+    code = code_of_objects(user)
+    assert set(code.files) == {"tests/parts.py"} and code.elsewhere == {"tests/parts.py": "tests.parts"}
+    assert code_differences(code, None) == []
+    local = code_of_objects(user_parts_of(spec_of(), loss=lambda outputs, targets: (outputs - targets).square().mean()))
+    (name,) = local.objects
+    assert "<lambda>" in name and local.python and local.digest != code.digest
+
+
+def test_changes_are_named() -> None:
+    before = CodeFacts(files={"a.py": "1", "b.py": "1"}, objects={"Net": "1"}, python="3.11")
+    now = CodeFacts(files={"a.py": "2", "c.py": "1"}, objects={"Net": "2"}, python="3.11")
+    assert before.changes_to(now) == ["a.py was edited", "b.py is not used any more", "c.py is new", "Net was edited"]
+    assert before.changes_to(before) == []
+    assert before.changes_to(CodeFacts(files=before.files, objects={"Net": "2"}, python="3.12")) == []

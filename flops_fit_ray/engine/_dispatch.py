@@ -70,6 +70,7 @@ class Dispatcher:
         self, live: LivePlan, slots: Slots, stop: StopRequest, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.slots, self._live, self._stop, self._clock = slots, live, stop, clock
+        self.left_out: dict[str, str] = {}  # nodes that get no experiments, by Ray's id, and why
         self._ledger, self._paths = live.ledger, live.ledger.paths
         self._running: set[str] = set()
         self._adopted: set[str] = set()
@@ -85,6 +86,11 @@ class Dispatcher:
     def plan(self) -> Plan:
         """Return the plan as far as it is decided."""
         return self._live.plan
+
+    @property
+    def has_room(self) -> bool:
+        """Return True if fewer experiments run than may."""
+        return len(self._running) < self.slots.count
 
     def look(self, keys: Iterable[str] | None = None) -> None:
         """Take in the outcomes of `keys`, of all open experiments by default."""
@@ -153,6 +159,15 @@ class Dispatcher:
         """Hand out nothing more: no trial could end well."""
         self._stop.set(error)
 
+    def leave_out(self, node: str, fault: str) -> None:
+        """Begin nothing more on a node."""
+        self.left_out = {**self.left_out, node: fault}
+
+    def take_back(self, nodes: Iterable[str]) -> None:
+        """Begin experiments on nodes again that were left out."""
+        gone = set(nodes)
+        self.left_out = {node: fault for node, fault in self.left_out.items() if node not in gone}
+
     def can_go_on(self, key: str) -> bool:
         """Return True if a trial of this experiment may continue: it is open, or has an outcome and returns at once."""
         return any(e.key == key for e in self.plan.experiments)
@@ -175,8 +190,12 @@ class Dispatcher:
         self._running -= self._adopted
         self._adopted.clear()
 
-    def ended(self, key: str, *, died: bool, said: str = "") -> None:
-        """Note that the trial of an experiment is over; `died`: its process died, of which Ray `said` this.
+    def ended(self, key: str, *, died: bool, said: str = "", refused: bool = False) -> None:
+        """Note that the trial of an experiment is over.
+
+        Args:
+            died: its process died, of which Ray `said` this.
+            refused: its node cannot run it, and it was not begun.
 
         The death of a worker or node is no error of the experiment: it is handed out again, from its newest
         checkpoint. It fails after `max_retries` deaths in a row without a new checkpoint in between.
@@ -184,7 +203,7 @@ class Dispatcher:
         self._running.discard(key)
         self._adopted.discard(key)
         self.look([key])
-        if key in self._live.observed or self.finished():
+        if key in self._live.observed or self.finished() or refused:
             return
         if died:
             given_up = self._died(key, said)

@@ -1,4 +1,4 @@
-"""The nodes of a cluster, before anything runs on them: whether each sees the sweep directory and the user's code.
+"""The nodes of a cluster, before anything runs on them: what each sees of the sweep, and has of the user's code.
 
 Experiments go on from one another's checkpoints and the driver reads their results, so all of it lies where every node
 sees the same files. Where it does not, each node would write results that nobody finds.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flops_fit_ray.engine._gpus import gpu_fault
 from flops_fit_ray.engine.planned_code import WAY_OUT, PlannedCode, other_code
 from flops_fit_ray.engine.resources import fits
 from flops_fit_ray.errors import ResourceError, StorageError, last_line
@@ -24,7 +25,26 @@ from flops_fit_ray.storage.storage_path import StoragePath, is_remote
 from flops_fit_ray.waiting import waiting
 
 ANSWER_SECONDS = 120.0  # a worker process has to start, and to import this package
-SEE_SECONDS = 10.0  # shared file systems may show a new file late
+SEE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A file of this run's own: who sees it with its token sees the sweep's directory, and no copy of it."""
+
+    place: StoragePath
+    token: str
+
+    def is_seen(self) -> bool:
+        """Return True if this process sees it; shared file systems may show a new file late."""
+        until = time.monotonic() + SEE_SECONDS
+        while True:
+            with contextlib.suppress(StorageError):
+                if (read_json(self.place) or {}).get("token") == self.token:
+                    return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,48 +57,142 @@ class Answer:
     wrote: bool = False  # its own, which the driver must see
     has_code: bool = True
     differences: tuple[str, ...] = ()  # of its code from that of the plan
+    gpu_fault: str = ""
     versions: Mapping[str, str] | None = None
     machine: Machine | None = None
     error: str = ""  # instead of all that
 
 
-def check_nodes(
-    root: StoragePath, base: Path | None, code: PlannedCode | None, resources: Mapping[str, float]
-) -> tuple[list[str], list[Machine]]:
-    """Make sure that every node sees `root`, and has the code in `base` as it was planned with.
+class NodeProbe:
+    """Asks nodes what they see of a sweep, have of its code, and can compute on. The driver's mark stays until `close`.
 
-    Returns what is odd, and no reason to stop, and what each node has.
+    Args:
+        base: the directory of the user's code that every node must have; None where it travels.
+        code: the user's code; None where it is not known.
+        gpus: whether experiments need GPUs.
+    """
+
+    def __init__(self, root: StoragePath, base: Path | None, code: PlannedCode | None, *, gpus: bool) -> None:
+        self._root, self._base, self._code, self._gpus = root, base, code, gpus
+        token = uuid.uuid4().hex
+        self._mark = Mark(root / f".probe-{token}.tmp", token)  # what a killed driver leaves, the next one removes
+        self._marked = False
+
+    @property
+    def mark(self) -> Mark:
+        """The driver's mark, which is there from now on.
+
+        Raises:
+            StorageError: the driver itself cannot write there.
+        """
+        if not self._marked:
+            write_json(self._mark.place, {"token": self._mark.token})
+            self._marked = True
+        return self._mark
+
+    def ask(self, node: Mapping[str, Any]) -> Any:
+        """Begin to ask a node of Ray's list. Returns a reference to its `Answer`.
+
+        Raises:
+            StorageError: the driver itself cannot write there.
+        """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        name = str(node["NodeID"])
+        there = NodeAffinitySchedulingStrategy(name, soft=False)
+        # One call per process: what it opened on the GPUs is closed with it
+        task = ray.remote(max_calls=1)(look).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        gpus = int(node["Resources"].get("GPU", 0)) if self._gpus else 0
+        return task.remote(name, self.mark, self._reply(name), None if self._base is None else str(self._base),
+                           self._code, gpus)  # fmt: skip
+
+    def answer(self, node: Mapping[str, Any], task: Any) -> Answer | None:
+        """Return the answer of a node that was asked; None of one that died a moment ago."""
+        import ray
+
+        name, address = str(node["NodeID"]), str(node["NodeManagerAddress"])
+        try:
+            answer: Answer = ray.get(task, timeout=0)
+            return replace(answer, host=f"{answer.host} ({address})")
+        except ray.exceptions.RayError as e:
+            every = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+            if not any(other["Alive"] and other["NodeID"] == name for other in every):
+                return None  # nothing will run there
+            error = f"cannot run this package: {last_line(e)}"
+            if isinstance(e, ray.exceptions.GetTimeoutError):
+                error = f"does not answer within {ANSWER_SECONDS:g} s"
+            return Answer(node=name, host=address, error=error)
+
+    def fault(self, answer: Answer) -> str | None:
+        """Return the sentence on why a node cannot run experiments, with the way out; None if it can."""
+        shared = "give --output a path on storage that all nodes share, or s3://..."
+        if is_remote(self._root):
+            shared = "give it the credentials and the route to that store"
+        where = f"node {answer.host}"
+        if answer.error:
+            return f"{where} {answer.error}"
+        if not answer.sees_marker:
+            return f"{where} does not see {self._root}: {shared}"
+        if not (answer.wrote and Mark(self._reply(answer.node), self._mark.token).is_seen()):
+            return f"{where} sees {self._root} and cannot write there: {shared}"
+        if not answer.has_code:
+            return f"{where} does not have {self._base}, where the spec's code is: {WAY_OUT}"
+        if answer.differences:
+            return f"{where} {other_code(list(answer.differences))}"
+        return answer.gpu_fault or None
+
+    def remove_reply(self, name: str) -> None:
+        """Remove what a node has written as its answer."""
+        with contextlib.suppress(OSError):
+            self._reply(name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the driver's mark."""
+        with contextlib.suppress(OSError):
+            self._mark.place.unlink(missing_ok=True)
+
+    def _reply(self, name: str) -> StoragePath:
+        return self._root / f".probe-{self._mark.token}-{name[:16]}.tmp"
+
+
+def check_nodes(probe: NodeProbe, resources: Mapping[str, float]) -> tuple[list[str], dict[str, Machine]]:
+    """Make sure that every node can run experiments of this sweep.
+
+    Returns what is odd, and no reason to stop, and what each node has, by Ray's id.
 
     A node that is the driver's own, and alone, is not asked, nor one that cannot run an experiment.
 
     Raises:
-        ResourceError: a node does not; all of them are named.
+        ResourceError: a node cannot; all of them are named.
         StorageError: the driver itself cannot write there.
     """
     import ray
 
-    every = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
-    nodes = [node for node in every if node["Alive"] and fits(resources, node["Resources"])]
+    nodes = live_nodes_for(resources)
     own = ray.get_runtime_context().get_node_id()
-    if {node["NodeID"] for node in nodes} <= {own}:
-        return [], [this_machine()] if nodes else []
-    token = uuid.uuid4().hex
-    marker = root / f".probe-{token}.tmp"  # what a killed driver leaves of them, the next one removes
-    write_json(marker, {"token": token})
-    replies = {node["NodeID"]: root / f".probe-{token}-{number}.tmp" for number, node in enumerate(nodes)}
-    try:
-        with waiting(f"asking {len(nodes)} nodes of the cluster what they see"):
-            answers = _ask(nodes, marker, replies, token, None if base is None else str(base), code)
-        faults = _faults(answers, root, base, {a.node: _seen(replies[a.node], token) for a in answers if a.wrote})
-    finally:
-        for place in (marker, *replies.values()):
-            with contextlib.suppress(OSError):
-                place.unlink(missing_ok=True)
+    if nodes.keys() <= {own}:
+        return [], {name: this_machine() for name in nodes}
+    with waiting(f"asking {len(nodes)} nodes of the cluster what they see"):
+        tasks = {name: probe.ask(node) for name, node in nodes.items()}
+        ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=ANSWER_SECONDS)
+    answers = [a for name, node in nodes.items() if (a := probe.answer(node, tasks[name])) is not None]
+    faults = [fault for answer in answers if (fault := probe.fault(answer)) is not None]
+    for name in nodes:
+        probe.remove_reply(name)
     if faults:
         raise ResourceError("\n  ".join(["the nodes of the cluster do not have the same files:", *faults]))
     if not answers:
         raise ResourceError("no node of the cluster answers; start one, or leave --address out to run here")
-    return _differences(answers), [a.machine for a in answers if a.machine is not None]
+    return differences(answers), {a.node: a.machine for a in answers if a.machine is not None}
+
+
+def live_nodes_for(resources: Mapping[str, float]) -> dict[str, Mapping[str, Any]]:
+    """Return Ray's entries of the nodes that are alive and can run an experiment, by id."""
+    import ray
+
+    every = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    return {str(node["NodeID"]): node for node in every if node["Alive"] and fits(resources, node["Resources"])}
 
 
 def this_machine() -> Machine:
@@ -90,51 +204,15 @@ def this_machine() -> Machine:
     return replace(found, cuda=cuda, nccl=nccl)
 
 
-def _ask(
-    nodes: Sequence[Mapping[str, Any]],
-    marker: StoragePath,
-    replies: Mapping[str, StoragePath],
-    token: str,
-    base: str | None,
-    code: PlannedCode | None,
-) -> list[Answer]:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    asked = {}
-    for node in nodes:
-        name = str(node["NodeID"])
-        there = NodeAffinitySchedulingStrategy(name, soft=False)
-        task = ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-        asked[name] = task.remote(name, marker, replies[name], token, base, code)
-    ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
-    answers, alive = [], {str(node["NodeID"]) for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call] # as above
-    for node in nodes:
-        name, address = str(node["NodeID"]), str(node["NodeManagerAddress"])
-        try:
-            answer: Answer = ray.get(asked[name], timeout=0)
-            answers.append(replace(answer, host=f"{answer.host} ({address})"))
-        except ray.exceptions.RayError as e:
-            if name not in alive:
-                continue  # it died a moment ago, and nothing will run there
-            error = f"cannot run this package: {last_line(e)}"
-            if isinstance(e, ray.exceptions.GetTimeoutError):
-                error = f"does not answer within {ANSWER_SECONDS:g} s"
-            answers.append(Answer(node=name, host=address, error=error))
-    return answers
-
-
-def look(
-    node: str, marker: StoragePath, reply: StoragePath, token: str, base: str | None, code: PlannedCode | None
-) -> Answer:
+def look(node: str, mark: Mark, reply: StoragePath, base: str | None, code: PlannedCode | None, gpus: int) -> Answer:
     """Run on a node: what it sees of the driver's files and has of its code, and a file for the driver to see."""
-    from flops_fit_ray.engine._trainable import versions
+    from flops_fit_ray.engine._versions import versions
     from flops_fit_ray.training.user.installed import library_versions
 
-    sees, wrote = _seen(marker, token), False
+    sees, wrote = mark.is_seen(), False
     if sees:  # else a directory would be made that nobody else sees
         with contextlib.suppress(StorageError):
-            write_json(reply, {"token": token})
+            write_json(reply, {"token": mark.token})
             wrote = True
     return Answer(
         node=node,
@@ -143,44 +221,14 @@ def look(
         wrote=wrote,
         has_code=base is None or Path(base).is_dir(),
         differences=() if code is None else tuple(code.differences()),
+        gpu_fault=gpu_fault(gpus) if gpus else "",
         versions={**versions(), **library_versions(() if code is None else code.facts.libraries)},
         machine=this_machine(),
     )
 
 
-def _seen(place: StoragePath, token: str) -> bool:
-    until = time.monotonic() + SEE_SECONDS
-    while True:
-        with contextlib.suppress(StorageError):
-            if (read_json(place) or {}).get("token") == token:
-                return True
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.2)
-
-
-def _faults(answers: Sequence[Answer], root: StoragePath, base: Path | None, seen: Mapping[str, bool]) -> list[str]:
-    shared = "give --output a path on storage that all nodes share, or s3://..."
-    if is_remote(root):
-        shared = "give it the credentials and the route to that store"
-    faults = []
-    for answer in answers:
-        where = f"node {answer.host}"
-        if answer.error:
-            faults.append(f"{where} {answer.error}")
-        elif not answer.sees_marker:
-            faults.append(f"{where} does not see {root}: {shared}")
-        elif not (answer.wrote and seen[answer.node]):
-            faults.append(f"{where} sees {root} and cannot write there: {shared}")
-        elif not answer.has_code:
-            faults.append(f"{where} does not have {base}, where the spec's code is: {WAY_OUT}")
-        elif answer.differences:
-            faults.append(f"{where} {other_code(list(answer.differences))}")
-    return faults
-
-
-def _differences(answers: Sequence[Answer]) -> list[str]:
-    """Versions that are not the same everywhere; CPU and CUDA builds of one version are."""
+def differences(answers: Sequence[Answer]) -> list[str]:
+    """Return versions that are not the same everywhere; CPU and CUDA builds of one version are."""
     found = []
     for name in dict.fromkeys(name for answer in answers for name in answer.versions or ()):
         by_version: dict[str, list[str]] = {}

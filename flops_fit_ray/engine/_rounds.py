@@ -7,6 +7,7 @@ ledger decides in any case what is left. A round that cannot be restored costs n
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import json
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.engine._trainable import TrialContext
 
 FINISHED = {"TERMINATED", "ERROR"}  # Tune's words for trials that it would not go on with
+NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
 CLOCK_SECONDS = 60.0  # by which clocks may differ
 # Experiments up to which Tune's state is kept. It has 16 KB of each, and is written whole every few seconds: half of
 # the CPU time that Tune takes for an experiment of milliseconds, and a file of 160 MB for 10,000 of them.
@@ -57,7 +59,7 @@ class Round:
 
 def this_round(paths: SweepPaths, slots: Slots) -> Round:
     """The round that would be begun now."""
-    from flops_fit_ray.engine._trainable import versions
+    from flops_fit_ray.engine._versions import versions
 
     return Round(
         root=str(paths.root),
@@ -110,22 +112,17 @@ def _written_at(state_file: StoragePath) -> float:
     return time.mktime(time.strptime(stamp, "%Y-%m-%d_%H-%M-%S"))
 
 
-def _amounts(slots: Slots) -> Any:
-    """Return the resources that Tune reserves for a trial, in one of the forms that it takes."""
+def _amounts(slots: Slots, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """Return the resources that Tune reserves for a trial, and on which nodes it does not."""
     from ray import tune
 
-    if slots.shares:
-        return _part_of_a_gpu
-    if slots.workers == 1:
-        return dict(slots.resources)
     # One bundle for the trial itself, and one for each of the other workers of its experiment
-    return tune.PlacementGroupFactory(slots.bundles, strategy="PACK")
-
-
-def _part_of_a_gpu(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    from ray import tune
-
-    return tune.PlacementGroupFactory([{"CPU": 0, "GPU": config["share"]}])
+    bundles = [{"CPU": 0, "GPU": config["share"]}] if slots.shares else slots.bundles
+    avoid = config.get("avoid")
+    if not avoid:
+        return tune.PlacementGroupFactory(bundles, strategy="PACK")
+    elsewhere = {NODE_LABEL: f"!in({','.join(avoid)})"}
+    return tune.PlacementGroupFactory(bundles, strategy="PACK", bundle_label_selector=[elsewhere] * len(bundles))
 
 
 @contextlib.contextmanager
@@ -161,7 +158,9 @@ def make_tuner(
     from flops_fit_ray.engine._searcher import ErrorReader, ExperimentSearcher
     from flops_fit_ray.engine._trainable import ExperimentTrainable
 
-    trainable = tune.with_resources(tune.with_parameters(ExperimentTrainable, context=job), _amounts(slots))
+    trainable = tune.with_resources(
+        tune.with_parameters(ExperimentTrainable, context=job), functools.partial(_amounts, slots)
+    )
     now = this_round(paths, slots)
     # In an object store its state is kept for people only: what restores from there is the ledger
     restore = restore and not is_remote(paths.root)

@@ -13,7 +13,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from flops_fit_ray.engine._dispatch import Dispatcher
-from flops_fit_ray.engine._trainable import ENDS_SWEEP
+from flops_fit_ray.engine._trainable import ENDS_SWEEP, UNFIT_FAULT, UNFIT_NODE
 
 _errors: dict[str, str] = {}  # Ray's words on trials that have just ended, by trial; between the two classes below
 
@@ -61,10 +61,11 @@ class ExperimentSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the configuration of a trial; None while it must wait."""
-        experiment = self._dispatcher.next()
+        experiment = self._dispatcher.next() if self._dispatcher.has_room else None
         if experiment is not None:
             self._keys[trial_id] = experiment.key
-            return {"key": experiment.key, "share": self._dispatcher.slots.share(experiment.params)}
+            share = self._dispatcher.slots.share(experiment.params)
+            return {"key": experiment.key, "share": share, "avoid": sorted(self._dispatcher.left_out)}
         return Searcher.FINISHED if self._dispatcher.finished() else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -73,9 +74,16 @@ class ExperimentSearcher(Searcher):
             message = (result or {}).get(name)
             if message:
                 self._dispatcher.stop_for(kind(str(message)))
+        node, fault = (str((result or {}).get(name) or "") for name in (UNFIT_NODE, UNFIT_FAULT))
+        if node:
+            self._dispatcher.leave_out(node, fault)
         key = self._keys.pop(trial_id, None)
         if key is not None:
-            self._dispatcher.ended(key, died=error, said=_errors.pop(trial_id, ""))
+            self._dispatcher.ended(key, died=error, said=_errors.pop(trial_id, ""), refused=bool(node))
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Tell Tune that the dispatcher limits how many run at a time: nodes come and go."""
+        return True
 
     def save(self, checkpoint_path: str) -> None:
         """Write the experiment of each trial."""

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 
-from flops_fit_ray._version import __version__
 from flops_fit_ray.engine._crash import crashes_noted
 from flops_fit_ray.engine._gpus import gpu_fault
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
+from flops_fit_ray.engine._nodes import Mark
 from flops_fit_ray.engine._team import Team
 from flops_fit_ray.engine._termination import WorkerTerminated, end_on_sigterm
+from flops_fit_ray.engine._versions import versions
+from flops_fit_ray.engine.planned_code import PlannedCode
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import (
     DataDiffersError,
     ExperimentError,
     InterruptedSweepError,
-    ResourceError,
+    NodeUnfitError,
     StorageError,
     WorkerLostError,
 )
@@ -47,6 +47,7 @@ from flops_fit_ray.training.user.user_code import hard_exit_raises
 
 # Metrics by which a trial tells the driver that none of this sweep can end well
 STORAGE_ERROR, OTHER_DATA = "storage_error", "other_data"
+UNFIT_NODE, UNFIT_FAULT = "unfit_node", "unfit_fault"  # a node that cannot run it, by Ray's id, and why
 ENDS_SWEEP: dict[str, Callable[[str], StorageError | DataDiffersError]] = {
     STORAGE_ERROR: StorageError,
     OTHER_DATA: lambda fault: DataDiffersError("data", [fault]),
@@ -62,7 +63,8 @@ class TrialContext:
     spec: SweepSpec
     eval_samples: int
     slots: Slots
-    code: str | None = None  # digest of the user's code
+    code: PlannedCode | None = None  # the user's
+    mark: Mark | None = None  # that every node must see; None where there is one
 
 
 class ExperimentTrainable(tune.Trainable):
@@ -83,9 +85,7 @@ class ExperimentTrainable(tune.Trainable):
             time_limit=context.spec.data.timeout_seconds,
         )
         self._key = str(config["key"])
-        fault = gpu_fault(1) if context.slots.uses_gpu else ""
-        if fault:  # of a node that joined late: the others were tried before
-            raise ResourceError(fault)
+        self._fit = False  # whether this node may run experiments: one that joined late was not asked yet
         end_on_sigterm()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -96,7 +96,11 @@ class ExperimentTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """The whole experiment."""
         found: dict[str, float | str] = {}
+        unfit = {UNFIT_NODE: "", UNFIT_FAULT: ""}
         try:
+            if not self._fit:
+                refuse_unfit_node(self._context)
+                self._fit = True
             experiment = self._ledger.planned(self._key)
             with crashes_noted(self._ledger.paths, self._key, self._context.spec.data.timeout_seconds):
                 status, why = run_experiment(self._context, self._ledger, self._load, experiment, self._team), {}
@@ -105,8 +109,10 @@ class ExperimentTrainable(tune.Trainable):
             status, why = "storage", {STORAGE_ERROR: str(e)}
         except DataDiffersError as e:  # and every other experiment would train on other data as well
             status, why = "other data", {OTHER_DATA: "; ".join(e.faults)}
+        except NodeUnfitError as e:
+            status, why, unfit = "unfit node", {}, {UNFIT_NODE: e.node, UNFIT_FAULT: e.fault}
         self._clear_up()
-        return {**found, "done": True, "status": status, **dict.fromkeys(ENDS_SWEEP, ""), **why}
+        return {**found, "done": True, "status": status, **dict.fromkeys(ENDS_SWEEP, ""), **why, **unfit}
 
     def _load(self) -> UserParts:
         """The user's parts, once for all experiments of this process."""
@@ -122,6 +128,23 @@ class ExperimentTrainable(tune.Trainable):
         elif self._user is not None:  # torch imports a good deal more while it trains for the first time
             _keep_what_is_there()
             self._settled = True
+
+
+def refuse_unfit_node(context: TrialContext) -> None:
+    """Make sure that this node sees the sweep, has its code, and can compute on its GPU, before it gets an experiment.
+
+    Raises:
+        NodeUnfitError: it cannot run experiments of this sweep.
+    """
+    fault = ""
+    if context.mark is not None and not context.mark.is_seen():
+        fault = f"node {hostname()} does not see {context.root}"
+    elif context.code is not None:
+        context.code.refuse_other()
+    if not fault and context.slots.uses_gpu:
+        fault = gpu_fault(1)
+    if fault:
+        raise NodeUnfitError(str(ray.get_runtime_context().get_node_id()), fault)
 
 
 def tune_metrics(experiment: Experiment, result: ExperimentResult | None) -> dict[str, float | str]:
@@ -160,6 +183,7 @@ def run_experiment(
         StorageError: the ledger cannot be written.
         WorkerLostError: another worker of this experiment died.
         DataDiffersError: one of its processes has other data than the plan.
+        NodeUnfitError: the node of one of them has other code.
         WorkerTerminated: this process is to end.
     """
     key = experiment.key
@@ -188,7 +212,7 @@ def run_experiment(
                 outcome = _train(context, experiment, user, observer, store, group)
     except (StorageError, WorkerLostError, WorkerTerminated):
         raise
-    except DataDiffersError:
+    except (DataDiffersError, NodeUnfitError):
         ledger.paths.progress(key).unlink(missing_ok=True)
         raise
     except InterruptedSweepError:
@@ -262,15 +286,5 @@ def _result(context: TrialContext, experiment: Experiment, outcome: Outcome, att
         lr=experiment.recipe.lr,
         seed=experiment.recipe.seed,
         versions=versions(),
-        code=context.code,
+        code=None if context.code is None else context.code.facts.digest,
     )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the software that makes a result."""
-    return {
-        "flops_fit_ray": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-    }

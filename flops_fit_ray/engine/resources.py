@@ -115,10 +115,17 @@ def on_gpus(slots: Slots, nodes: Sequence[Node], sizes: Sequence[tuple[int, floa
             fraction of the larger one.
     """
     shares = tuple((params, gpu_fraction(need)) for params, need in sizes)
-    smallest = min(share for _, share in shares)
-    gpus = sum(math.floor(node.get("GPU", 0)) for node in nodes)
     per_gpu = ", ".join(f"up to N = {params:,}: {round(1 / share)}" for params, share in shares)
-    return replace(slots, shares=shares, count=round(gpus / smallest)).with_notes([f"experiments per GPU: {per_gpu}"])
+    shared = replace(slots, shares=shares)
+    return replace(shared, count=count_slots(shared, nodes)).with_notes([f"experiments per GPU: {per_gpu}"])
+
+
+def count_slots(slots: Slots, nodes: Sequence[Node]) -> int:
+    """Return how many experiments at a time fit into nodes."""
+    if slots.shares:
+        gpus = sum(math.floor(node.get("GPU", 0)) for node in nodes)
+        return round(gpus / min(share for _, share in slots.shares))
+    return sum(fits(slots.resources, node) for node in nodes) // slots.workers
 
 
 def gpu_fraction(need: float) -> float:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.engine._dispatch import Dispatcher, vanished
 from flops_fit_ray.engine._live_plan import LivePlan
-from flops_fit_ray.engine._nodes import check_nodes
+from flops_fit_ray.engine._node_watch import NodeWatch
+from flops_fit_ray.engine._nodes import Mark, NodeProbe, check_nodes
 from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.interrupt import GRACE_SECONDS, StopRequest
 from flops_fit_ray.engine.loaders import Loader, comparing_loader, share_data
@@ -35,6 +36,8 @@ from flops_fit_ray.storage.storage_path import StoragePath
 
 if TYPE_CHECKING:
     from ray import tune
+
+    from flops_fit_ray.engine._trainable import TrialContext
 
 MAX_ROUNDS = 3  # of starting Tune, where it says that it is done and the ledger does not
 LOOK_SECONDS = 0.1
@@ -66,7 +69,7 @@ def run_plan(
         The plan in the end.
 
     Raises:
-        ResourceError: the cluster cannot run such trials, or its nodes do not see the same files.
+        ResourceError: the cluster cannot run such trials, or its nodes do not have the same files.
         InterruptedSweepError: a signal stopped the sweep, or the head of the cluster is gone.
         StorageError: the directory cannot be written any more.
         DataDiffersError: a process that trains has other data than those of the plan.
@@ -85,56 +88,68 @@ def run_plan(
         return live.plan
     with ray_session(address) as head:
         slots = slots_for(spec, head.grows_to(max_slots), spec.workers_per_trial)
-        odd, machines = check_nodes(root, base, code, slots.resources)
+        probe = NodeProbe(root, base, code, gpus=slots.uses_gpu)
+        odd, machines = check_nodes(probe, slots.resources)
         if spec.resources_per_trial == "auto":
             slots = shared_slots(live.plan, spec, load_user_parts, slots)
         if max_slots is not None:
             slots = dataclasses.replace(slots, count=head.grows_to(max_slots) or min(max_slots, slots.count))
         slots = slots.with_notes(odd)
-        ledger.record_cluster(Cluster(slots=slots.count, note=slots.note, machines=tuple(machines)))
+        ledger.record_cluster(Cluster(slots=slots.count, note=slots.note, machines=tuple(machines.values())))
         watcher.on_cluster()
         try:
             with watcher.following():
-                _run_rounds(live, spec, load_user_parts, code, slots, stop, head)
+                context = _context(live, spec, load_user_parts, slots, code, None if head.local else probe.mark)
+                nodes = NodeWatch(probe, machines, head, max_slots, ledger.record_cluster)
+                _run_rounds(live, context, nodes, stop, head)
         except BaseException:  # whoever still speaks does so about a sweep that was left
             stop.set(InterruptedSweepError("the sweep was left"))
             raise
         finally:
+            probe.close()
             with contextlib.suppress(OSError):
                 paths.stop.unlink(missing_ok=True)
     return live.plan
 
 
-def _run_rounds(
+def _context(
     live: LivePlan,
     spec: SweepSpec,
     load_user_parts: Loader,
-    code: PlannedCode | None,
     slots: Slots,
-    stop: StopRequest,
-    head: Head,
-) -> None:
-    """Start Tune until the ledger has every outcome."""
-    from flops_fit_ray.engine._rounds import MAX_STATE_EXPERIMENTS, make_tuner, without_state
+    code: PlannedCode | None,
+    mark: Mark | None,
+) -> TrialContext:
     from flops_fit_ray.engine._trainable import TrialContext
 
-    ledger, facts = live.ledger, live.plan.measurements.data
-    dispatcher = Dispatcher(live, slots, stop)
-    context = TrialContext(
-        root=ledger.paths.root,
-        load_user_parts=comparing_loader(share_data(load_user_parts, facts.tensor_bytes), spec, live.plan.measurements),
+    found = live.plan.measurements
+    return TrialContext(
+        root=live.ledger.paths.root,
+        load_user_parts=comparing_loader(share_data(load_user_parts, found.data.tensor_bytes), spec, found),
         spec=spec,
-        eval_samples=facts.eval_samples,
+        eval_samples=found.data.eval_samples,
         slots=slots,
-        code=None if code is None else code.facts.digest,
+        code=code,
+        mark=mark,
     )
+
+
+def _run_rounds(live: LivePlan, context: TrialContext, nodes: NodeWatch, stop: StopRequest, head: Head) -> None:
+    """Start Tune until the ledger has every outcome."""
+    from flops_fit_ray.engine._rounds import MAX_STATE_EXPERIMENTS, make_tuner, without_state
+
+    ledger, dispatcher = live.ledger, Dispatcher(live, context.slots, stop)
+
+    def look() -> None:
+        head.check()
+        nodes.look(dispatcher, stop)
+
     for round_number in range(MAX_ROUNDS):
         keeps_state = len(live.plan.experiments) <= MAX_STATE_EXPERIMENTS
-        tuner, restored = make_tuner(
-            dispatcher, context, ledger.paths, slots, restore=keeps_state and round_number == 0
-        )
+        restore = keeps_state and round_number == 0
+        tuner, restored = make_tuner(dispatcher, context, ledger.paths, context.slots, restore=restore)
         with contextlib.nullcontext() if keeps_state else without_state(ledger.paths):
-            errors = _fit(tuner, ledger.paths, stop, head, forgiving=restored)
+            errors = _fit(tuner, ledger.paths, stop, head, look, forgiving=restored)
         dispatcher.forget_adopted()
         for key, words in errors.items():  # with Ray's own words, where the process died
             failure = ledger.failure(key)
@@ -148,18 +163,27 @@ def _run_rounds(
     raise InterruptedSweepError(f"Ray Tune ended {MAX_ROUNDS} times before the sweep was complete")
 
 
-def _fit(tuner: tune.Tuner, paths: SweepPaths, stop: StopRequest, head: Head, *, forgiving: bool) -> dict[str, str]:
+def _fit(
+    tuner: tune.Tuner,
+    paths: SweepPaths,
+    stop: StopRequest,
+    head: Head,
+    look: Callable[[], None],
+    *,
+    forgiving: bool,
+) -> dict[str, str]:
     """Run Tune to its end, or until a stop is requested. Returns Ray's messages on workers that died, by key.
 
     A stop is a file that experiments see within a second: they save, and end. Those that do not, because one of their
     steps takes longer, are not waited for.
 
     Args:
+        look: called now and then, to see what has become of the cluster.
         forgiving: an error of Tune itself is no reason to stop, because its state of an earlier run may be at fault.
 
     Raises:
         InterruptedSweepError: a second signal came, the experiments did not end in time, or the head is gone.
-        DataDiffersError: experiments that still ran on the right data did not end in time.
+        DataDiffersError, ResourceError: experiments that still ran in the right way did not end in time.
         StorageError: the directory cannot be written.
     """
     found: dict[str, Any] = {}
@@ -176,8 +200,8 @@ def _fit(tuner: tune.Tuner, paths: SweepPaths, stop: StopRequest, head: Head, *,
         until: float | None = None
         while thread.is_alive():
             thread.join(LOOK_SECONDS)
-            if not isinstance(stop.error, InterruptedSweepError | DataDiffersError):
-                head.check()
+            if not isinstance(stop.error, InterruptedSweepError | DataDiffersError | ResourceError):
+                look()
                 continue
             if until is None:
                 with contextlib.suppress(OSError):  # else experiments hear of it when their process ends

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -142,35 +143,44 @@ def test_a_job_that_cannot_even_begin_is_exit_1(cluster: RealCluster, tmp_path: 
 
 @shared
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root may mount")
-def test_f6_a_node_may_die_and_one_that_does_not_share_the_storage_is_found_before_anything_runs(
+def test_f6_nodes_come_and_go_and_those_that_cannot_run_the_sweep_get_nothing(
     cluster: RealCluster, tmp_path: Path
 ) -> None:
-    pace, apart, common = tmp_path / "pace", tmp_path / "apart", tmp_path / "shared"
-    spec = make_project(tmp_path / "project", pace)
+    pace, apart = tmp_path / "pace", tmp_path / "apart"
+    spec, root = make_project(tmp_path / "project", pace), apart / "out"
     pace.write_text("0")
-    apart.mkdir()
-    own = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none {apart} && exec "$@"', "-"]
-    node = cluster.join("--num-cpus", "1", before=own)
-    cluster.until_joined(2)
-    hidden = make_project(apart / "project")
-    refused, refused_code = calls(
-        cluster,
-        ["run", spec, "--address", cluster.address, "--output", apart / "out"],
-        ["run", hidden, "--address", cluster.address, "--output", common],
-    )
-    assert refused[0] == 2, refused
-    assert f"does not see {apart / 'out'}: give --output a path on storage that all nodes share" in refused[1]
-    assert not SweepPaths(apart / "out").begun_keys() and not list((apart / "out").glob(".probe*"))
-    assert refused_code[0] == 2 and "does not have" in refused_code[1] and "send it with a job" in refused_code[1]
-
-    driver = Driver(spec, common, "--address", cluster.address, environment=cluster.environment)
-    assert driver.until(lambda: len(recorded(common)) >= 2), driver.said
+    hidden, edited = make_project(apart / "hidden"), make_project(apart / "edited")
+    place = shlex.quote(str(edited.parent))
+    own = f'mount -t tmpfs none {apart} && mkdir {place} && echo "data = None" > {place}/parts.py && exec "$@"'
+    driver = Driver(spec, root, "--address", cluster.address, environment=cluster.environment)
+    assert driver.until(lambda: len(recorded(root)) >= 2), driver.said
     pace.write_text("1")
-    assert driver.until(lambda: len(list(common.glob("experiments/*/progress.json"))) == 2), driver.said
-    cluster.kill(node)  # F6: the others finish everything
+    bad = cluster.join("--num-cpus", "1", before=["unshare", "-m", "sh", "-c", own, "-"])
+    assert driver.until(lambda: "left out: node" in "".join(driver.said)), driver.said
+    (line,) = (line for line in driver.said if "left out" in line)
+    assert line.startswith("cluster: 1 experiments at a time;") and f"does not see {root}: give --output a path" in line
+
+    address = ("--address", cluster.address)  # at the start of a sweep such a node is a reason to refuse it
+    refused = calls(
+        cluster,
+        ["run", spec, *address, "--output", apart / "other"],
+        ["run", hidden, *address, "--output", tmp_path / "common"],
+        ["run", edited, *address, "--output", tmp_path / "common"],
+    )
+    assert [code for code, _ in refused] == [2, 2, 2]
+    assert f"does not see {apart / 'other'}: give --output a path on storage that all nodes share" in refused[0][1]
+    assert not SweepPaths(apart / "other").begun_keys() and not list((apart / "other").glob(".probe*"))
+    assert "does not have" in refused[1][1] and "send it with a job" in refused[1][1]
+    assert "has other code than the plan (parts.py is another one): put it on shared storage" in refused[2][1]
+
+    good = cluster.join("--num-cpus", "1")
+    assert driver.until(lambda: any(line.startswith("cluster: 2 exp") for line in driver.said)), driver.said
+    assert driver.until(lambda: len(list(root.glob("experiments/*/progress.json"))) == 2), driver.said
+    cluster.kill(good)  # F6: the others finish everything
     pace.write_text("0")
-    assert driver.wait(240) == 0 and "cluster: 2 experiments at a time" in driver.said, driver.said
-    sweep = open_sweep(common)
+    assert driver.wait(240) == 0, driver.said
+    cluster.kill(bad)
+    sweep = open_sweep(root)
     assert sweep.complete and not sweep.failures and sweep.num_deaths == 1
     assert sweep.results_sha256 == uninterrupted(tmp_path / "plain")
 

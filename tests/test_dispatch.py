@@ -74,6 +74,23 @@ def test_a_whole_adaptive_sweep_without_ray_and_in_pieces(tmp_path: Path) -> Non
     assert not told[0].final
 
 
+def test_a_trial_that_its_node_refuses_is_no_attempt_of_the_experiment(tmp_path: Path) -> None:
+    dispatcher, ledger, _ = dispatcher_in(tmp_path)
+    first = dispatcher.next()
+    assert first is not None
+    room = [dispatcher.has_room]
+    for _ in range(2 * MAX_RETURNS):
+        dispatcher.leave_out("a", "other code")
+        dispatcher.ended(first.key, died=False, refused=True)
+        room.append(dispatcher.has_room)
+        assert dispatcher.next() == first  # elsewhere, as its configuration says
+    assert room == [False] + 2 * MAX_RETURNS * [True]
+    assert dispatcher.left_out == {"a": "other code"}
+    assert ledger.failure(first.key) is None and ledger.num_deaths(first.key) == 0
+    dispatcher.take_back(["a", "unknown"])
+    assert not dispatcher.left_out
+
+
 def test_children_wait_for_their_parents_trunk(tmp_path: Path) -> None:
     dispatcher, ledger, _ = dispatcher_in(tmp_path, grid={"seeds": 0, "start": "trunk"})
     for e in iter(dispatcher.next, None):  # the first valley

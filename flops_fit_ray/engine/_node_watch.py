@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +52,14 @@ class NodeWatch:
         nodes = live_nodes_for(dispatcher.slots.resources)
         if not self._head.local:
             self._ask(nodes, dispatcher, now)
+        self.follow(nodes, dispatcher, stop)
+
+    def follow(self, nodes: Mapping[str, Mapping[str, Any]], dispatcher: Dispatcher, stop: StopRequest) -> None:
+        """Let the dispatcher use those of the live nodes that were looked at and can run experiments.
+
+        Args:
+            nodes: Ray's entries, by id.
+        """
         usable = [name for name in nodes if name in self._machines and name not in dispatcher.left_out]
         if not usable and any(name in self._machines for name in dispatcher.left_out.keys() & nodes.keys()):
             faults = "\n  ".join(dispatcher.left_out.values())
@@ -68,7 +76,7 @@ class NodeWatch:
             self._shown = shown
             self._record(shown)
 
-    def _ask(self, nodes: dict[str, Any], dispatcher: Dispatcher, now: float) -> None:
+    def _ask(self, nodes: Mapping[str, Mapping[str, Any]], dispatcher: Dispatcher, now: float) -> None:
         import ray
 
         for name in [name for name in self._asked if name not in nodes]:

@@ -86,9 +86,9 @@ def run_plan(
     live = LivePlan(planner, ledger, told)
     if live.done():
         return live.plan
-    with ray_session(address) as head:
+    with ray_session(address) as head, contextlib.ExitStack() as stack:
         slots = slots_for(spec, head.grows_to(max_slots), spec.workers_per_trial)
-        probe = NodeProbe(root, base, code, gpus=slots.uses_gpu)
+        probe = stack.enter_context(contextlib.closing(NodeProbe(root, base, code, gpus=slots.uses_gpu)))
         odd, machines = check_nodes(probe, slots.resources)
         if spec.resources_per_trial == "auto":
             slots = shared_slots(live.plan, spec, load_user_parts, slots)
@@ -106,7 +106,6 @@ def run_plan(
             stop.set(InterruptedSweepError("the sweep was left"))
             raise
         finally:
-            probe.close()
             with contextlib.suppress(OSError):
                 paths.stop.unlink(missing_ok=True)
     return live.plan

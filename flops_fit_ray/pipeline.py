@@ -43,7 +43,6 @@ from flops_fit_ray.sweep.stopping import (
     stopping_rule_for,
     with_budgets,
 )
-from flops_fit_ray.waiting import waiting
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.interrupt import StopRequest
@@ -144,11 +143,12 @@ def check(request: RunRequest, *, keep: bool) -> tuple[CheckReport, Slots]:
     from flops_fit_ray.engine.interrupt import interruptible
 
     with interruptible():
-        from flops_fit_ray.engine.loaders import refuse_unpicklable
+        from flops_fit_ray.engine.loaders import refuse_unpicklable, with_planned_code
         from flops_fit_ray.engine.preflight import check_on_worker
 
         _, plan = plan_request(request, recorded_constants(SweepPaths(request.root)))
-        request = _with_code(request)
+        loader, code = with_planned_code(request.load_user_parts, request.base)
+        request = replace(request, load_user_parts=loader, code=code)
         refuse_unpicklable(request.load_user_parts)
         report, slots = check_on_worker(
             plan,
@@ -174,7 +174,7 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
 
     with interruptible() as stop:  # the imports of torch and Ray included, which take seconds
         check_output(request.root)  # before them: a second driver is refused at once
-        from flops_fit_ray.engine.loaders import refuse_unpicklable
+        from flops_fit_ray.engine.loaders import refuse_unpicklable, with_planned_code
         from flops_fit_ray.engine.preflight import refuse_early
 
         request = replace(request, spec=longer_run(request.spec, SweepPaths(request.root), console.say))
@@ -182,7 +182,8 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
         paths = SweepPaths(request.root)
         planner, plan = plan_request(request, recorded_constants(paths))
         if request.trains:
-            request = _with_code(request)
+            loader, code = with_planned_code(request.load_user_parts, request.base)
+            request = replace(request, load_user_parts=loader, code=code)
             refuse_unpicklable(request.load_user_parts)
             refuse_early(request.spec, request.address)
         with Ledger(paths).writer() as dead_owner:
@@ -190,15 +191,6 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
             if dead_owner:
                 console.say(f"{dead_owner} exited without releasing the lock; taking over")
             return _run_locked(request, planner, plan, rule, console, stop)
-
-
-def _with_code(request: RunRequest) -> RunRequest:
-    """Return the request with the code that this process has imported, which is that of the plan."""
-    from flops_fit_ray.engine.loaders import with_planned_code
-
-    with waiting("reading the code"):
-        loader, code = with_planned_code(request.load_user_parts, request.base)
-    return replace(request, load_user_parts=loader, code=code)
 
 
 def _run_locked(
@@ -269,8 +261,7 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
         aside = set_aside(damaged)
         if aside is not None:
             console.say(f"{damaged} cannot be read: kept as {aside.name}, and made again from the spec and the results")
-    code = None if request.code is None else request.code.facts
-    found = changes_since(recorded, request.spec, grown_plan(planner, ledger), code)
+    found = changes_since(recorded, request.spec, grown_plan(planner, ledger), request.code and request.code.facts)
     if found.lines:
         console.say(f"changed since the last run in {paths.root}:\n{found.text()}")
     if found.redefined or (found.changed and not request.new):
@@ -311,7 +302,7 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
 
     def record(grown: Plan) -> None:
         base = None if request.base is None else str(request.base)
-        code = None if request.code is None else request.code.facts.digest
+        code = request.code and request.code.facts.digest
         content = priced(grown, request.spec.grid.start, rates=rates).to_json()
         write_json(paths.plan, {**content, "command": request.command, "base": base, "code": code}, sealed=True)
 

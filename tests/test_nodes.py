@@ -16,7 +16,7 @@ from flops_fit_ray.engine.cluster import Head
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.planned_code import PlannedCode
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import ResourceError
+from flops_fit_ray.errors import InterruptedSweepError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.ledger.hardware import Cluster, Machine
 from flops_fit_ray.planning.code_facts import CodeFacts
@@ -117,7 +117,7 @@ def test_a_sweep_whose_nodes_all_have_other_code_by_now_ends_with_their_names(tm
     watch.follow(nodes_of(), dispatcher, stop)  # it may come back
     assert not stop.is_set
     watch.follow(nodes_of(a=2), dispatcher, stop)
-    assert isinstance(stop.error, ResourceError) and "node a has other code than the plan" in str(stop.error)
+    assert isinstance(stop.error, InterruptedSweepError) and "node a has other code than the plan" in str(stop.error)
 
 
 def test_trials_ask_for_their_resources_on_nodes_that_are_not_left_out() -> None:

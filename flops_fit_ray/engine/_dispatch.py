@@ -193,12 +193,12 @@ class Dispatcher:
     def ended(self, key: str, *, died: bool, said: str = "", refused: bool = False) -> None:
         """Note that the trial of an experiment is over.
 
+        The death of a worker or node is no error of the experiment: it is handed out again, from its newest
+        checkpoint. It fails after `max_retries` deaths in a row without a new checkpoint in between.
+
         Args:
             died: its process died, of which Ray `said` this.
             refused: its node cannot run it, and it was not begun.
-
-        The death of a worker or node is no error of the experiment: it is handed out again, from its newest
-        checkpoint. It fails after `max_retries` deaths in a row without a new checkpoint in between.
         """
         self._running.discard(key)
         self._adopted.discard(key)

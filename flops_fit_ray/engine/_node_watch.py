@@ -12,7 +12,7 @@ from flops_fit_ray.engine._nodes import Answer, NodeProbe, live_nodes_for
 from flops_fit_ray.engine.cluster import Head
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.resources import count_slots
-from flops_fit_ray.errors import ResourceError, StorageError
+from flops_fit_ray.errors import InterruptedSweepError, StorageError
 from flops_fit_ray.ledger.hardware import Cluster, Machine
 
 LOOK_SECONDS = 2.0
@@ -63,7 +63,7 @@ class NodeWatch:
         usable = [name for name in nodes if name in self._machines and name not in dispatcher.left_out]
         if not usable and any(name in self._machines for name in dispatcher.left_out.keys() & nodes.keys()):
             faults = "\n  ".join(dispatcher.left_out.values())
-            stop.set(ResourceError(f"no node is left that may run experiments:\n  {faults}"))
+            stop.set(InterruptedSweepError(f"no node is left that can run experiments of this sweep:\n  {faults}"))
             return
         slots = dispatcher.slots
         if not self._head.local and self._max_slots is None:  # one at least: what waits makes a cluster grow

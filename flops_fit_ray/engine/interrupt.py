@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from flops_fit_ray.errors import DataDiffersError, InterruptedSweepError, ResourceError, StorageError
+from flops_fit_ray.errors import DataDiffersError, InterruptedSweepError, StorageError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # the last: the terminal was closed
 GRACE_SECONDS = 20.0  # for running experiments to save; Kubernetes and Slurm wait 30 s by default
@@ -23,16 +23,14 @@ class AskedToStop(KeyboardInterrupt):
 
 
 class StopRequest:
-    """The request that a sweep ends, with its error: of a signal, a full directory, other data, or no node left.
+    """The request that a sweep ends, with the error that it ends with: of a signal, a full directory, or other data.
 
     Outside of `deferred` a signal ends what is going on at once; inside, the first one is only noted, because running
     experiments need a moment to save. A second signal never waits.
     """
 
     def __init__(self) -> None:
-        self.error: InterruptedSweepError | StorageError | DataDiffersError | ResourceError | None = (
-            None  # of the first request
-        )
+        self.error: InterruptedSweepError | StorageError | DataDiffersError | None = None  # of the first request
         self._signals = 0
         self._deferred = False
 
@@ -41,7 +39,7 @@ class StopRequest:
         """Return True once the end was requested."""
         return self.error is not None
 
-    def set(self, error: InterruptedSweepError | StorageError | DataDiffersError | ResourceError) -> None:
+    def set(self, error: InterruptedSweepError | StorageError | DataDiffersError) -> None:
         """Request the end: no new experiment starts."""
         self.error = self.error or error
 
@@ -50,7 +48,7 @@ class StopRequest:
         """Only note the first signal while the block runs.
 
         Raises:
-            InterruptedSweepError, StorageError, DataDiffersError, ResourceError: the end was requested before.
+            InterruptedSweepError, StorageError, DataDiffersError: the end was requested before.
         """
         if self.error is not None:
             raise self.error

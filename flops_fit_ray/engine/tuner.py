@@ -181,8 +181,8 @@ def _fit(
         forgiving: an error of Tune itself is no reason to stop, because its state of an earlier run may be at fault.
 
     Raises:
-        InterruptedSweepError: a second signal came, the experiments did not end in time, or the head is gone.
-        DataDiffersError, ResourceError: experiments that still ran in the right way did not end in time.
+        InterruptedSweepError: a second signal came, the experiments did not end in time, or head or nodes are gone.
+        DataDiffersError: experiments that still ran on the right data did not end in time.
         StorageError: the directory cannot be written.
     """
     found: dict[str, Any] = {}
@@ -199,7 +199,7 @@ def _fit(
         until: float | None = None
         while thread.is_alive():
             thread.join(LOOK_SECONDS)
-            if not isinstance(stop.error, InterruptedSweepError | DataDiffersError | ResourceError):
+            if not isinstance(stop.error, InterruptedSweepError | DataDiffersError):
                 look()
                 continue
             if until is None:

@@ -18,7 +18,7 @@ SHOWN = 4  # names in a line
 
 @dataclass(frozen=True, kw_only=True)
 class CodeFacts(Record):
-    """What the user's model, data, loss and hooks are made of."""
+    """The files, packages and objects that the user's model, data, loss and hooks are made of."""
 
     files: Mapping[str, str] = field(default_factory=dict)  # hash of each source file, by its path
     packages: Mapping[str, str] = field(default_factory=dict)  # version and hash of those installed from a directory

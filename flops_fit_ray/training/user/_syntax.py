@@ -1,4 +1,4 @@
-"""What Python reads in a source file: a hash without comments, layout and docstrings, and the modules it imports."""
+"""Source files as Python reads them: a hash without comments, layout and docstrings, and the modules it imports."""
 
 from __future__ import annotations
 

@@ -261,7 +261,8 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
         aside = set_aside(damaged)
         if aside is not None:
             console.say(f"{damaged} cannot be read: kept as {aside.name}, and made again from the spec and the results")
-    found = changes_since(recorded, request.spec, grown_plan(planner, ledger), request.code and request.code.facts)
+    code = None if request.code is None else request.code.facts
+    found = changes_since(recorded, request.spec, grown_plan(planner, ledger), code)
     if found.lines:
         console.say(f"changed since the last run in {paths.root}:\n{found.text()}")
     if found.redefined or (found.changed and not request.new):
@@ -302,7 +303,7 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
 
     def record(grown: Plan) -> None:
         base = None if request.base is None else str(request.base)
-        code = request.code and request.code.facts.digest
+        code = None if request.code is None else request.code.facts.digest
         content = priced(grown, request.spec.grid.start, rates=rates).to_json()
         write_json(paths.plan, {**content, "command": request.command, "base": base, "code": code}, sealed=True)
 

@@ -170,7 +170,10 @@ def test_edited_code_is_said_and_its_results_are_kept_and_named(half: Sweep, tmp
         ledger.record_code(code)
         write_json(ledger.paths.result(result.key), {"schema_version": 1, **asdict(result), "code": code.digest})
     found = changes_since(recorded_in(ledger.paths), half.spec, plan, second)
-    said = "code: parts.py was edited; 3 completed experiment(s) of before keep their results"
+    said = (
+        "code: parts.py was edited; 3 completed experiment(s) of before keep their results, and open ones go on from "
+        "their checkpoints"
+    )
     assert found == Changes(lines=(said,), changed=0, dropped=0)
     sweep = open_sweep(tmp_path)
     warning = (

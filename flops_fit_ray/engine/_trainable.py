@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -78,7 +79,7 @@ class ExperimentTrainable(tune.Trainable):
         self._user: UserParts | None = None
         self._settled = False  # whether this process has all that it keeps for good
         self._team = Team(
-            context.load_user_parts,
+            functools.partial(load_on_fit_node, context),
             context.slots,
             eval_samples=context.eval_samples,
             sharded=context.spec.shard_model,
@@ -145,6 +146,16 @@ def refuse_unfit_node(context: TrialContext) -> None:
         fault = gpu_fault(1)
     if fault:
         raise NodeUnfitError(str(ray.get_runtime_context().get_node_id()), fault)
+
+
+def load_on_fit_node(context: TrialContext) -> UserParts:
+    """Load the user's parts in another worker of an experiment.
+
+    Raises:
+        NodeUnfitError: its node cannot run experiments of this sweep.
+    """
+    refuse_unfit_node(context)
+    return context.load_user_parts()
 
 
 def tune_metrics(experiment: Experiment, result: ExperimentResult | None) -> dict[str, float | str]:

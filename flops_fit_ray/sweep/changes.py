@@ -174,7 +174,10 @@ def _code_lines(recorded: Recorded, results: Sequence[ExperimentResult], now: Co
         before = ledger.code(digest)
         what = "it is not that of before" if before is None else named(before.changes_to(now))
         if what:
-            yield f"code: {what}; {trained[digest]} completed experiment(s) of before keep their results"
+            yield (
+                f"code: {what}; {trained[digest]} completed experiment(s) of before keep their results, and open ones "
+                "go on from their checkpoints"
+            )
 
 
 def _shown(flat: Mapping[str, Any], path: str) -> str:

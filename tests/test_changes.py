@@ -168,7 +168,9 @@ def test_edited_code_is_said_and_its_results_are_kept_and_named(half: Sweep, tmp
     assert changes_since(recorded_in(ledger.paths), half.spec, plan, second).lines == ()
     for result, code in zip(results, (first, first, first, second), strict=True):
         ledger.record_code(code)
-        write_json(ledger.paths.result(result.key), {"schema_version": 1, **asdict(result), "code": code.digest})
+        write_json(
+            ledger.paths.result(result.key), {"schema_version": 1, **asdict(result), "code": code.digest}, sealed=True
+        )
     found = changes_since(recorded_in(ledger.paths), half.spec, plan, second)
     said = (
         "code: parts.py was edited; 3 completed experiment(s) of before keep their results, and open ones go on from "

@@ -158,7 +158,8 @@ class Ledger:
             StorageError: the directory cannot be written.
         """
         if self.code(code.digest) is None:
-            write_json(self.paths.code(code.digest), {"schema_version": SCHEMA_VERSION, **asdict(code)})
+            content = {"schema_version": SCHEMA_VERSION, **asdict(code)}
+            write_json(self.paths.code(code.digest), content, sealed=True)
 
     def code(self, digest: str) -> CodeFacts | None:
         """Return the code of this digest; None where it cannot be read."""

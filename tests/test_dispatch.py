@@ -235,6 +235,12 @@ def test_rays_page_about_a_death_becomes_one_line(tmp_path: Path) -> None:
     node = "The actor died unexpectedly.\n\tpid: 1\nThe actor died because its node has died. Node Id: 5af\n\tmore"
     line = describe_death(paths, "key", node)[0]
     assert line == "its node was lost: The actor died because its node has died. Node Id: 5af"
+    broken = (
+        "The actor 23 is unavailable: The actor is temporarily unavailable: RpcError: RPC error: reset rpc_code: 14."
+    )
+    assert describe_death(paths, "key", broken)[0].startswith(
+        "the connection to its process broke: its node was lost, or"
+    )
 
 
 def test_deaths_before_the_first_attempt_are_counted_and_no_note_is_written_over(tmp_path: Path) -> None:

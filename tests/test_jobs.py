@@ -10,6 +10,7 @@ import pytest
 
 from flops_fit_ray.cli import _resume
 from flops_fit_ray.cli._lines import command_line, extend_line, given_options
+from flops_fit_ray.engine._authentication import token_fault
 from flops_fit_ray.engine.jobs import DEFAULT_ADDRESS, SUBMITTED_BY, job_address, upload_of
 from flops_fit_ray.engine.loaders import code_loader
 from flops_fit_ray.errors import DirectoryError, ResourceError
@@ -63,6 +64,38 @@ def test_the_line_that_resumes_has_all_that_the_run_was_given(monkeypatch: pytes
     assert line.endswith(" extend /out --slots 4 --code /code --budget 1000000.0 --budget 2000000.0 --seeds 0")
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert extend_line(root, Path("/code"), RunLimits()).endswith(" extend /out --address auto")
+
+
+@pytest.mark.parametrize(
+    ("variables", "own"),
+    [
+        ({}, "none is known here (RAY_AUTH_TOKEN, {home}/.ray/auth_token)"),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, "it does not take that of RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_TOKEN_PATH": "{home}/token"}, "it does not take that of {home}/token"),
+        ({"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE=disabled sends none"),
+    ],
+)
+def test_a_token_that_is_missing_or_wrong_is_said_in_the_same_words_everywhere(
+    variables: dict[str, str], own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "token").touch()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(home=tmp_path))
+    words = (
+        f"the Ray cluster at head:6379 asks for a token, and {own.format(home=tmp_path)}; set RAY_AUTH_MODE=token and "
+    )
+    for said in (  # by the core of Ray, by its client of jobs, and by `ray.init`
+        "Failed to connect\ngcs_client.cc: Unauthenticated: RPC error: InvalidAuthToken: Authentication token",
+        "Authentication required: Unauthorized: Missing authentication token",
+        "Authentication failed: Forbidden: Invalid authentication token",
+        "Token authentication is enabled but no authentication token was found.",
+    ):
+        fault = token_fault(said, "head:6379")
+        assert fault is not None and fault.startswith(words) and "\n" not in fault
+    assert token_fault("Failed to connect to Ray cluster", "head:6379") is None
 
 
 def test_results_are_never_written_into_the_upload(upload: Path) -> None:

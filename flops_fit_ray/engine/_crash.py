@@ -15,6 +15,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import is_remote, local_path
 
 _NO_TRACE = "Worker unexpectedly exits with a connection error"  # Ray's words for any end that it does not know
+_BROKEN = "is temporarily unavailable: RpcError"  # and for a node that is gone as well as for a process
 _HUNG = "Timeout ("  # what the stack of a process begins with that gave no sign of life
 _OUT_OF_MEMORY = re.compile(r"Memory on the node \(IP: ([^,)]+).*?was (\S+) used / (\S+) limit", re.DOTALL)
 _NODE_DIED = re.compile(r"^.*\bnode\b.*\b(?:died|dead|terminated|preempted)\b.*$", re.MULTILINE | re.IGNORECASE)
@@ -113,5 +114,7 @@ def _reason(said: str) -> str:
         )
     if found := _NODE_DIED.search(said):
         return f"its node was lost: {found.group().strip()}"
+    if _BROKEN in said:
+        return "the connection to its process broke: its node was lost, or the process was killed"
     words = last_line(said)
     return KILLED if not words or _NO_TRACE in words else words

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import json
 import logging
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+from flops_fit_ray.engine._authentication import token_fault
 from flops_fit_ray.engine._local_limits import own_temporary, short_temporary, usable_cores
 from flops_fit_ray.engine._processes import HEAD, end_all, ray_descendants
-from flops_fit_ray.engine.interrupt import AskedToStop, keeping_handlers
+from flops_fit_ray.engine._ray_start import (
+    keeping_sigterm,
+    native_stderr_to,
+    sessions_of_their_own,
+    without_idle_services,
+)
+from flops_fit_ray.engine.interrupt import AskedToStop
 from flops_fit_ray.errors import HeadLostError, ResourceError, first_line
 from flops_fit_ray.waiting import tell, waiting
 
@@ -30,7 +38,6 @@ HEAD_ASK_SECONDS = 2.0
 HEAD_LOST_SECONDS = 10.0
 LEAVE_SECONDS = 10.0
 SIGNAL_SECONDS = 1.0  # for the signal to arrive that ended the raylet: whoever signals everything signals us
-IDLE_SERVICES = ("start_monitor", "start_api_server", "start_log_monitor")  # of Ray's Node
 RAY_SECONDS = 10.0  # that Ray may take to start on this machine without a word about it
 
 # Read by Ray and Tune when they are imported or started; the user's own settings win.
@@ -162,13 +169,26 @@ def _connect(where: str) -> None:
     import ray
 
     check_reachable(where)
-    try:
-        with waiting(f"connecting to the Ray cluster at {where}"), _keeping_sigterm():
-            ray.init(address=where, runtime_env=_worker_environment(), log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as e:
-        raise ResourceError(
-            f"no Ray cluster could be reached at {where!r}: {e}; leave --address out to run here"
-        ) from e
+    with tempfile.TemporaryFile() as native:
+        try:
+            with (
+                waiting(f"connecting to the Ray cluster at {where}"),
+                keeping_sigterm(),
+                native_stderr_to(native),
+            ):
+                ray.init(
+                    address=where,
+                    runtime_env=_worker_environment(),
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except Exception as e:  # Ray raises ConnectionError, ValueError, RuntimeError and errors of its own
+            native.seek(0)
+            said = native.read().decode(errors="replace")
+            fault = token_fault(f"{e}\n{said}", where)
+            if fault is None:
+                fault = f"no Ray cluster could be reached at {where!r}: {first_line(e)}"
+            raise ResourceError(f"{fault}; leave --address out to run here") from e
 
 
 def _start_here() -> None:
@@ -184,9 +204,9 @@ def _start_here() -> None:
     try:
         with (
             waiting("starting Ray", RAY_SECONDS),
-            _keeping_sigterm(),
-            _sessions_of_their_own(),
-            _without_idle_services(),
+            keeping_sigterm(),
+            sessions_of_their_own(),
+            without_idle_services(),
         ):
             ray.init(
                 address="local",
@@ -201,59 +221,11 @@ def _start_here() -> None:
         raise
     except Exception as e:  # Ray raises OSError, RuntimeError and Exception itself, with a page of words
         way_out = f"its logs are in {temporary}/ray/session_latest/logs, and RAY_TMPDIR moves its files"
-        if "auth_token" in str(e):  # it lies in the home directory
+        if "auth_token" in str(e) or (isinstance(e, OSError) and str(Path.home()) in str(e)):  # its token lies there
             way_out = "set RAY_AUTH_TOKEN_PATH to a file that can be written"
+        elif "timed out" in str(e):
+            way_out = f"where a machine is only slow, RAY_raylet_start_wait_time_s=120 gives it longer; {way_out}"
         raise ResourceError(f"Ray could not be started here: {first_line(e)}; {way_out}") from e
-
-
-@contextlib.contextmanager
-def _keeping_sigterm() -> Iterator[None]:
-    """Keep our handlers while the block runs: Ray begins with one that exits with the number of SIGTERM."""
-    utils: Any = importlib.import_module("ray._private.utils")
-    take = getattr(utils, "set_sigterm_handler", None)
-    if take is not None:
-        utils.set_sigterm_handler = lambda _: None
-    try:
-        with keeping_handlers():  # another version of Ray may take it in another way
-            yield
-    finally:
-        if take is not None:
-            utils.set_sigterm_handler = take
-
-
-@contextlib.contextmanager
-def _without_idle_services() -> Iterator[None]:
-    """Leave out, while the block runs, what Ray would start and nobody uses: autoscaler, dashboard and log monitor.
-
-    A session of one driver on one machine has nothing to scale and prints no worker's log. They cost half of the CPU
-    time of a start. Another version of Ray, which starts them by other names, starts them all.
-    """
-    node = importlib.import_module("ray._private.node").Node
-    kept = {name: getattr(node, name) for name in IDLE_SERVICES if hasattr(node, name)}
-    for name in kept:
-        setattr(node, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        for name, start in kept.items():
-            setattr(node, name, start)
-
-
-@contextlib.contextmanager
-def _sessions_of_their_own() -> Iterator[None]:
-    """Start Ray's processes, while the block runs, where a signal to our process group does not reach them.
-
-    Terminals, `timeout` and Slurm signal the whole group. The signal is for this process: Ray has to live until its
-    experiments are saved. The kernel still ends it with us, which on other systems takes the group itself.
-    """
-    services: Any = importlib.import_module("ray._private.services")
-    popen = services.ConsolePopen
-    if sys.platform == "linux":
-        services.ConsolePopen = functools.partial(popen, start_new_session=True)
-    try:
-        yield
-    finally:
-        services.ConsolePopen = popen
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from flops_fit_ray.engine._authentication import token_fault
 from flops_fit_ray.engine.cluster import knock
 from flops_fit_ray.errors import EXIT_FAILED, ResourceError, SpecError, first_line
 
@@ -97,7 +98,8 @@ class Jobs:
             try:
                 self._client: JobSubmissionClient = JobSubmissionClient(self.address)
             except Exception as e:  # Ray raises RuntimeError and ConnectionError, with a page of words
-                raise ResourceError(f"no Ray job server at {self.address}: {first_line(e)}") from e
+                fault = token_fault(str(e), self.address) or f"no Ray job server at {self.address}: {first_line(e)}"
+                raise ResourceError(fault) from e
 
     def submit(self, job: Submission) -> str:
         """Upload the directory and start the job; returns its id.

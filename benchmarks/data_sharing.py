@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from flops_fit_ray.engine._processes import descendants
+from flops_fit_ray.engine.processes import descendants
 
 TRIALS = 8
 TRY_SECONDS = 180.0

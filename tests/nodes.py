@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flops_fit_ray.engine._processes import descendants, end_all
+from flops_fit_ray.engine.processes import descendants, end_all
 from tests.chaos import alive
 
 START_SECONDS = 60

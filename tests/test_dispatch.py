@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import OutOfMemoryError, RayTaskError
 
 from flops_fit_ray.engine._crash import KILLED, describe_death, is_hang
 from flops_fit_ray.engine._dispatch import MAX_RETURNS, Dispatcher
 from flops_fit_ray.engine._live_plan import LivePlan
+from flops_fit_ray.engine.cluster import deaths_in_words
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import EXPLODED_HINT, InterruptedSweepError, StorageError
@@ -241,6 +243,15 @@ def test_rays_page_about_a_death_becomes_one_line(tmp_path: Path) -> None:
     assert describe_death(paths, "key", broken)[0].startswith(
         "the connection to its process broke: its node was lost, or"
     )
+
+
+def test_a_loss_that_a_driver_waited_for_is_an_interruption_in_words() -> None:
+    page = "Memory on the node (IP: 10.0.0.7, ID: 11) was 22.50GB used / 23.54GB limit (0.956)"
+    words = r"^Ray lost .*: Ray's memory monitor killed it: 22\.50GB of 23"
+    with pytest.raises(InterruptedSweepError, match=words), deaths_in_words():
+        raise OutOfMemoryError(page)  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    with pytest.raises(RayTaskError), deaths_in_words():  # what a worker raised
+        raise RayTaskError("f", "traceback", ValueError("mine"))  # type: ignore[no-untyped-call] # as above
 
 
 def test_deaths_before_the_first_attempt_are_counted_and_no_note_is_written_over(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from flops_fit_ray.cli import _resume
 from flops_fit_ray.cli._lines import command_line, extend_line, given_options
-from flops_fit_ray.engine._authentication import token_fault
+from flops_fit_ray.engine._authentication import ensure_token, token_fault
 from flops_fit_ray.engine.jobs import DEFAULT_ADDRESS, SUBMITTED_BY, job_address, upload_of
 from flops_fit_ray.engine.loaders import code_loader
 from flops_fit_ray.errors import DirectoryError, ResourceError
@@ -64,6 +64,16 @@ def test_the_line_that_resumes_has_all_that_the_run_was_given(monkeypatch: pytes
     assert line.endswith(" extend /out --slots 4 --code /code --budget 1000000.0 --budget 2000000.0 --seeds 0")
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert extend_line(root, Path("/code"), RunLimits()).endswith(" extend /out --address auto")
+
+
+def test_a_home_that_cannot_be_written_needs_no_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert ensure_token() == "" and not os.environ["RAY_AUTH_TOKEN"]  # Ray makes its file
+    monkeypatch.setenv("HOME", "/proc/nope")
+    assert ensure_token().startswith("/proc/nope/.ray cannot be written: ") and len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert ensure_token() == ""
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray.cli._parent import _why
+from tests.chaos import alive
 
 DRIVER = """
 import os, signal, sys, time
@@ -183,7 +184,6 @@ def test_a_driver_whose_parent_is_killed_is_asked_to_stop(command: list[str]) ->
 
 
 def test_orphans_are_reaped_as_process_1_must(command: list[str]) -> None:
-    adopts = "import ctypes\nctypes.CDLL(None).prctl(36, 1)"  # PR_SET_CHILD_SUBREAPER: what process 1 is to all
     orphan = """
 if os.fork() == 0:
     if os.fork() == 0:
@@ -200,8 +200,32 @@ print(known, open(children).read().split() == [str(os.getpid())], flush=True)
 _parent.tell_parent("ends", "0")
 os._exit(0)
 """
-    with start([*command, "run"], orphan, adopts) as run:
+    with start([*command, "run"], orphan) as run:
         assert run.communicate(timeout=30) == ("2 True\n", "") and run.returncode == 0
+
+
+def test_rays_processes_end_with_a_driver_that_was_killed(command: list[str]) -> None:
+    """Those have sessions of their own, and some look for their parent only once in a while."""
+    leaves = """
+import subprocess
+words = ["bash", "-c", "exec -a ray::Agent sleep 300"]
+left = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL)
+while "ray::Agent" not in open(f"/proc/{left.pid}/cmdline").read().split("\\0")[0]:
+    time.sleep(0.02)
+print(left.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with start([*command, "run"], leaves) as run:
+        pid, why, *_ = run.communicate(timeout=30)[0].splitlines()
+    assert run.returncode == 4 and "killed by SIGKILL" in why and not alive([int(pid)])
+
+
+def test_a_signal_to_everything_is_the_reason_whoever_ended_the_driver(command: list[str]) -> None:
+    with start([*command, "run"], LISTENING.replace('print("heard"', 'os._exit(1) or print("heard"')) as run:
+        ready(run)
+        os.killpg(run.pid, signal.SIGTERM)
+        assert run.stdout is not None and run.stdout.readline() == "stopped by SIGTERM\n"
+    assert run.returncode == 4
 
 
 def test_a_hangup_that_is_ignored_stays_ignored(command: list[str]) -> None:

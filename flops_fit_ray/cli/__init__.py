@@ -35,6 +35,9 @@ def _lead(typed: Sequence[str]) -> int:
     from flops_fit_ray.errors import EXIT_INTERRUPTED
 
     write_last_words(driver.why, driver.command, typed)
+    from flops_fit_ray.engine.processes import end_all, ray_descendants
+
+    end_all(ray_descendants())  # some of Ray's processes look for their parent once in a while
     return EXIT_INTERRUPTED
 
 

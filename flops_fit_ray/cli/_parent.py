@@ -22,7 +22,7 @@ HEAR_SECONDS = 0.5  # in which a driver that was signalled too has noted it
 SAME_SECONDS = 0.1  # in which a signal is the same one again: `timeout` signals a process, and then its group
 EXIT_SECONDS = 30.0  # that a driver may take to be gone once it has ended; threads of libraries can hang
 RAY_ENDS = "without a word, as Ray ends a process that has lost its node, or a library that exits by itself"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 _tells: int | None = None  # of a driver: the pipe to its parent
 
@@ -57,6 +57,7 @@ class Driver:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells ignore some, for both of us
                 signal.signal(number, _noted)
         signal.signal(signal.SIGCHLD, _noted)
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a driver leaves behind is found below this process
         # The order of a set of strings depends on the seed, and so may a split or a vocabulary: without one seed every
         # process, and every run that resumes, would have another. One that the user has set is kept.
         environment = {"PYTHONHASHSEED": "0", **os.environ, LINK: f"{os.getpid()} {tells} {hears}"}
@@ -68,6 +69,7 @@ class Driver:
         self._seen: list[tuple[int, float]] = []  # and those that it heard, and that did not come here
         self._echoes: list[tuple[int, float]] = []  # those that were passed on, and will be heard there
         self._last: dict[int, float] = {}
+        self._stopped_by = 0  # the last signal that came here
         self._until: float | None = None  # when it must be gone
         self._status = 0  # as `os.waitpid` has it
 
@@ -96,6 +98,8 @@ class Driver:
     @property
     def why(self) -> str:
         """In words how it ended, though it said nothing."""
+        if self._stopped_by and not os.WIFSIGNALED(self._status):  # Ray ended it, which the same signal may have ended
+            return _why(self._stopped_by, memory=False)
         return _why(self._status, memory=self._memory_kills < _memory_kills())
 
     def _patience(self) -> float:
@@ -133,7 +137,10 @@ class Driver:
         now = time.monotonic()
         again = now - self._last.get(number, -1.0) < SAME_SECONDS
         self._last[number] = now
-        if number != signal.SIGCHLD and not again and not _take(self._seen, number):
+        if number == signal.SIGCHLD:
+            return
+        self._stopped_by = number
+        if not again and not _take(self._seen, number):
             self._asked.append((number, now))
 
     def _hears(self, number: int) -> None:
@@ -200,12 +207,17 @@ def be_led() -> None:
         os.set_blocking(fd, False)
     _tells = tells
     signal.set_wakeup_fd(hears, warn_on_full_buffer=False)
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it was gone before
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Ask the kernel for something of this process, on Linux."""
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it was gone before
-        os.kill(os.getpid(), signal.SIGTERM)
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def tell_parent(name: str, text: str) -> None:

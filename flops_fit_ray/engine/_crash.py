@@ -88,7 +88,7 @@ def describe_death(paths: SweepPaths, key: str, said: str) -> tuple[str, str]:
                 f"no sign of life for {what.removeprefix(_HUNG).rstrip(')!')}, as a call holds Python's lock (the GIL)"
             )
         return what + (f" ({place})" if place else ""), "\n".join(filter(None, (trace, said)))
-    return _reason(said), said
+    return reason_of(said), said
 
 
 def is_hang(trace: str) -> bool:
@@ -104,7 +104,7 @@ def _place(trace: str) -> str:
     return next((place for place in others if "site-packages" not in place), others[0] if others else "")
 
 
-def _reason(said: str) -> str:
+def reason_of(said: str) -> str:
     """Return one line of Ray's page about the death of an actor."""
     if found := _OUT_OF_MEMORY.search(said):
         node, used, limit = found.groups()

@@ -13,14 +13,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from flops_fit_ray.engine._authentication import token_fault
+from flops_fit_ray.engine._authentication import ensure_token, token_fault
+from flops_fit_ray.engine._crash import reason_of
 from flops_fit_ray.engine._local_limits import own_temporary, short_temporary, usable_cores
-from flops_fit_ray.engine._processes import HEAD, end_all, ray_descendants
 from flops_fit_ray.engine._ray_start import (
     keeping_sigterm,
     native_stderr_to,
@@ -28,7 +27,8 @@ from flops_fit_ray.engine._ray_start import (
     without_idle_services,
 )
 from flops_fit_ray.engine.interrupt import AskedToStop
-from flops_fit_ray.errors import HeadLostError, ResourceError, first_line
+from flops_fit_ray.engine.processes import HEAD, end_all, ray_descendants
+from flops_fit_ray.errors import HeadLostError, InterruptedSweepError, ResourceError, first_line
 from flops_fit_ray.waiting import tell, waiting
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server
@@ -137,6 +137,7 @@ def ray_session(address: str | None) -> Iterator[Head]:
 
     Raises:
         ResourceError: the cluster at `address` cannot be reached, or Ray cannot be started here.
+        InterruptedSweepError: a process of Ray died that the block waited for.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -147,7 +148,7 @@ def ray_session(address: str | None) -> Iterator[Head]:
 
         if client.is_connected():  # type: ignore[no-untyped-call] # Ray leaves it untyped
             raise ResourceError(f"this program is connected to Ray as a client, {CLIENT_WAY_OUT}")
-        with _quiet_logs():
+        with _quiet_logs(), deaths_in_words():
             yield _head(local=False)
         return
     where = _where(address)
@@ -156,13 +157,31 @@ def ray_session(address: str | None) -> Iterator[Head]:
     with _quiet_logs():
         head = _head(local=local)
         try:
-            yield head
+            with deaths_in_words():
+                yield head
         except AskedToStop:
             if local:  # nobody waits for anything any more, and Ray's own shutdown waits for each of its processes
                 end_all(ray_descendants(besides=HEAD))  # without its head it takes longer
             raise
         finally:
             _leave(head)
+
+
+@contextlib.contextmanager
+def deaths_in_words() -> Iterator[None]:
+    """Turn what Ray raises where one of its processes or nodes is lost into one line. What a worker raised stays.
+
+    Raises:
+        InterruptedSweepError: such a loss.
+    """
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayError as e:
+        if isinstance(e, RayTaskError):
+            raise
+        raise InterruptedSweepError(f"Ray lost a process that was waited for: {reason_of(str(e))}") from e
 
 
 def _connect(where: str) -> None:
@@ -198,6 +217,8 @@ def _start_here() -> None:
     temporary, reason = short_temporary(own)
     if reason:
         tell(reason)
+    if kept := ensure_token():
+        tell(kept)
     cores, there = usable_cores(), os.cpu_count() or 1
     if cores < there:
         tell(f"{cores} of the {there} cores of this machine may be used (affinity or CPU quota)")
@@ -221,8 +242,8 @@ def _start_here() -> None:
         raise
     except Exception as e:  # Ray raises OSError, RuntimeError and Exception itself, with a page of words
         way_out = f"its logs are in {temporary}/ray/session_latest/logs, and RAY_TMPDIR moves its files"
-        if "auth_token" in str(e) or (isinstance(e, OSError) and str(Path.home()) in str(e)):  # its token lies there
-            way_out = "set RAY_AUTH_TOKEN_PATH to a file that can be written"
+        if "RAY_AUTH_TOKEN_PATH" in str(e):
+            way_out = "unset RAY_AUTH_TOKEN_PATH, or let it name a file with a token"
         elif "timed out" in str(e):
             way_out = f"where a machine is only slow, RAY_raylet_start_wait_time_s=120 gives it longer; {way_out}"
         raise ResourceError(f"Ray could not be started here: {first_line(e)}; {way_out}") from e

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from flops_fit_ray.engine._processes import descendants
+from flops_fit_ray.engine.processes import descendants
 from flops_fit_ray.errors import EXIT_DONE
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.storage.paths import SweepPaths

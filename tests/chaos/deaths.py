@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flops_fit_ray.engine._processes import descendants
+from flops_fit_ray.engine.processes import descendants
 from flops_fit_ray.errors import EXIT_INTERRUPTED
 from flops_fit_ray.sweep.directory import open_sweep
 from tests.chaos import Driver, Row, Watched, children_of, finish, make_project, until_gone
@@ -119,7 +119,9 @@ def deaths(where: Path, sha256: str) -> Row:
         (where / "imported").unlink(missing_ok=True)
         driver = Driver(spec, root, line=line)
         row.expect(_comes_to(driver, way.when, where / "imported"), f"{way.name}: never came to {way.when}")
+        told = len(row.violations)
         family, before = descendants(driver.process.pid), time.monotonic()
+        names = children_of(driver.process.pid)
         way.act(driver)
         code = driver.wait(120)
         seconds = time.monotonic() - before
@@ -130,7 +132,7 @@ def deaths(where: Path, sha256: str) -> Row:
         row.expect(code == (EXIT_INTERRUPTED if way.why else KILLED), f"{way.name}: ended with {code}: {said[-3:]}")
         row.expect(any(way.why in text for text in said[-4:]), f"{way.name}: another reason: {said[-4:]}")
         row.expect(not any("Traceback" in text for text in said), f"{way.name}: a traceback")
-        row.expect(not left, f"{way.name}: {len(left)} processes outlive it")
+        row.expect(not left, f"{way.name}: {len(left)} processes outlive it: {[names.get(pid) for pid in left]}")
         if way.why:
             line = said[-1]
         row.expect(" run " in line and "--slots 1" in line, f"{way.name}: its last line is {line!r}")
@@ -139,6 +141,8 @@ def deaths(where: Path, sha256: str) -> Row:
         watched.look()
         reason = next((text for text in reversed(said) if way.why and way.why in text), "-")
         done = len(recorded(root))
+        for violation in row.violations[told:]:
+            print(f"VIOLATION {violation}", flush=True)  # noqa: T201 - its output
         print(f"| {way.name} | {code} | {seconds:.1f} s | {reason} | {done} |", flush=True)  # noqa: T201 - its output
     pace.write_text("0")
     finish(Driver(spec, root, line=line), row, watched, sha256)

@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 
-from flops_fit_ray.engine._processes import descendants
+from flops_fit_ray.engine.processes import descendants
 from flops_fit_ray.errors import EXIT_INTERRUPTED
 from flops_fit_ray.sweep.directory import open_sweep
 from tests import chaos

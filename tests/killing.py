@@ -113,10 +113,10 @@ def wrong_after(root: Path, n: int, sha256: str) -> list[str]:
     found += _unreadable(root, len(before))
     if in_a_child(lambda: run_here(root)) != 0:
         return [*found, "does not go on"]
-    return [*found, *_wrong_in_the_end(root, sha256, before, attempts)]
+    return [*found, *wrong_in_the_end(root, sha256, before, attempts)]
 
 
-def _wrong_in_the_end(root: Path, sha256: str, before: dict[str, bytes], attempts: dict[str, int]) -> list[str]:
+def wrong_in_the_end(root: Path, sha256: str, before: dict[str, bytes], attempts: dict[str, int]) -> list[str]:
     """What does not hold of a sweep that was gone on with: `before` and `attempts` are those of before."""
     found, sweep = [], open_sweep(root)
     if not (sweep.complete and sweep.results_sha256 == sha256):
@@ -146,7 +146,7 @@ def failed_at(root: Path, n: int, sha256: str, dice: random.Random) -> list[str]
         found.append(f"strays: {strays(root)}")
     attempts = num_attempts(root, before)
     run_here(root)
-    return [*found, *_wrong_in_the_end(root, sha256, before, attempts)]
+    return [*found, *wrong_in_the_end(root, sha256, before, attempts)]
 
 
 def main(directory: Path, times: int = 1, seed: int | None = None) -> None:

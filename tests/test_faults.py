@@ -15,6 +15,7 @@ from flops_fit_ray.storage.atomic import remove_strays
 from flops_fit_ray.sweep.directory import open_sweep
 from tests.faulty import CHANGING, drawn_points
 from tests.killing import failed_at, operations_of
+from tests.power_loss import DRAWN, tried
 
 SEED = 0  # of the operations that are drawn; `tests.chaos` takes them all
 
@@ -34,6 +35,14 @@ def test_f2_any_operation_on_files_fails(tmp_path: Path) -> None:
     sha256, dice = open_sweep(tmp_path / "whole").results_sha256, random.Random(SEED)
     for n in drawn_points(operations, SEED):
         assert failed_at(tmp_path / str(n), n, sha256, dice) == [], f"seed {SEED}, {n}: {operations[n - 1]}"
+
+
+@pytest.mark.slow
+def test_f28_power_is_lost_at_an_fsync(tmp_path: Path) -> None:
+    found = tried(tmp_path, SEED)
+    if found is None:
+        pytest.skip("no C compiler for the shim that records what is written")
+    assert found["violations"] == [] and found["states"] == DRAWN, f"seed {SEED}"
 
 
 def test_strays_are_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def append_line(path: StoragePath, line: str) -> None:
             before = path.read_bytes()
         path.write_bytes(before + f"{line}\n".encode())
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    local_path(path.parent).mkdir(parents=True, exist_ok=True)
     with io.FileIO(local_path(path), "a", opener=_without_waiting) as log:
         log.write(f"{line}\n".encode())
 
@@ -136,7 +136,7 @@ def write_bytes(path: StoragePath, content: bytes, *, once: bool = False) -> Non
 
 @contextlib.contextmanager
 def _whole_file(path: Path, once: bool) -> Iterator[IO[bytes]]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -149,9 +149,36 @@ def _whole_file(path: Path, once: bool) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    _sync_names(path.parent)
+
+
+_durable: set[Path] = set()  # directories whose names this process knows to be on the disk
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory of files unless it is there, and its name durable, as those of the directories above it.
+
+    A file is only as durable as the names that lead to it. Who made them may have been killed before they were.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if directory.parent == directory or (directory in _durable and directory.is_dir()):
+        return
+    make_directory(directory.parent)
+    directory.mkdir(exist_ok=True)
+    with contextlib.suppress(PermissionError):  # where this process can make no name
+        _sync_names(directory.parent)
+    _durable.add(directory)
+
+
+def _sync_names(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # there is no such thing there
+            raise
     finally:
         os.close(descriptor)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from flops_fit_ray.errors import DirectoryError, StorageError
 from flops_fit_ray.storage._lease import LeaseHeldError, leased
 from flops_fit_ray.storage._owner import LockOwner, read_owner_file, renewing, this_process
-from flops_fit_ray.storage.atomic import write_json
+from flops_fit_ray.storage.atomic import make_directory, write_json
 from flops_fit_ray.storage.object_store import ObjectPath
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
@@ -82,7 +82,7 @@ def _held(paths: SweepPaths) -> Iterator[None]:
     from filelock import Timeout
 
     try:
-        paths.root.mkdir(parents=True, exist_ok=True)
+        make_directory(local_path(paths.root))
         lock = _acquire(paths)
     except Timeout as e:
         raise _in_use(paths.root, read_owner(paths)) from e

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests import chaos
 from tests.chaos import Driver, Row, alive, children_of, make_project, uninterrupted
 from tests.chaos.deaths import deaths
-from tests.chaos.files import contention, file_faults, file_kills, writer_kills
+from tests.chaos.files import contention, file_faults, file_kills, power_losses, writer_kills
 from tests.chaos.kills import driver_kills, head_kills, node_kills, worker_kills
 from tests.chaos.stops import signals
 from tests.chaos.tune_state import broken_tune_states
@@ -69,6 +69,7 @@ def scenarios(where: Path, dice: random.Random) -> dict[str, Callable[[], Row]]:
         "F8": lambda: signals(where, 10, sha256, dice),
         "F1": lambda: file_kills(where, 20),
         "F2": lambda: file_faults(where),
+        "F28": lambda: power_losses(where),
     }
 
 

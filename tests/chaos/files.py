@@ -16,6 +16,7 @@ from typing import Any
 from flops_fit_ray.sweep.directory import open_sweep
 from tests import chaos
 from tests.chaos import Driver, Row, make_project
+from tests.power_loss import tried
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,19 @@ def file_kills(where: Path, times: int) -> Row:
         violations=found["violations"],
         notes=[f"{found['points']} points"],
     )
+
+
+def power_losses(where: Path) -> Row:
+    """F28: power is lost at each fsync of a sweep without Ray, and what was not fsynced in each of several ways."""
+    row = Row("F28 power loss")
+    (where / "power").mkdir()
+    found = tried(where / "power")
+    if found is None:
+        row.notes.append("no C compiler: not tried")
+    else:
+        row.times, row.violations = found["states"], found["violations"]
+        row.notes.append(f"{found['fsyncs']} fsyncs among {found['operations']} operations")
+    return row
 
 
 def writer_kills(where: Path, times: int) -> Row:

@@ -25,14 +25,14 @@ from flops_fit_ray.planning import (
     SweepConstants,
     priced,
 )
-from flops_fit_ray.spec import SYNTHETIC_LOSS, Budget, SweepSpec, dump_spec
-from flops_fit_ray.storage.atomic import read_json, set_aside, write_bytes, write_json
+from flops_fit_ray.spec import SYNTHETIC_LOSS, Budget, SweepSpec
+from flops_fit_ray.storage.atomic import read_json, set_aside, write_json
 from flops_fit_ray.storage.codec import read_value, value_of
 from flops_fit_ray.storage.lock import refuse_second_writer
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, is_remote, local_path
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
-from flops_fit_ray.sweep.directory import Sweep, open_sweep, recorded_spec
+from flops_fit_ray.sweep.directory import Sweep, open_sweep, record_spec, recorded_spec
 from flops_fit_ray.sweep.extend import longer_run, unbracketed_budgets
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.sweep.stopping import (
@@ -308,7 +308,7 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
         write_json(paths.plan, {**content, "command": request.command, "base": base, "code": code}, sealed=True)
 
     try:
-        write_bytes(paths.spec, dump_spec(request.spec).encode())
+        record_spec(paths, request.spec)
         if request.code is not None:
             ledger.record_code(request.code.facts)
         record(planner.plan())

@@ -22,10 +22,10 @@ from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import recorded_constants
 from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import FitSection, SweepSpec, TrackersSection, dump_spec
-from flops_fit_ray.storage.atomic import write_bytes, write_json
+from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
-from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.directory import Sweep, open_sweep, record_spec
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.parts import UserParts
 from tests.parts import TruncatedRegression, planned, power_law_regression, spec_of, user_parts_of
@@ -76,7 +76,7 @@ def make_sweep(root: StoragePath, spec: SweepSpec, user: UserParts, *, only: int
             trained.with_suffix(".unfinished").rename(trained)
     run = {experiment.key for experiment in open_sweep(trained).plan.experiments[:only]}
     shutil.copytree(trained, root, dirs_exist_ok=True, ignore=partial(_not_run, run))
-    write_bytes(SweepPaths(root).spec, dump_spec(spec).encode())
+    record_spec(SweepPaths(root), spec)
     return open_sweep(root)
 
 
@@ -91,7 +91,7 @@ def _not_run(run: Collection[str], directory: str, names: list[str]) -> list[str
 def _train_sweep(root: StoragePath, spec: SweepSpec, user: UserParts, only: int | None) -> Sweep:
     plan = planned(spec, user)
     paths = SweepPaths(root)
-    write_bytes(paths.spec, dump_spec(spec).encode())
+    record_spec(paths, spec)
     write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere"}, sealed=True)
     job = TrialContext(
         root=root,
@@ -108,7 +108,7 @@ def _train_sweep(root: StoragePath, spec: SweepSpec, user: UserParts, only: int 
 def grow_sweep(root: StoragePath, spec: SweepSpec, user: UserParts) -> Sweep:
     """A whole sweep as the engine runs it, but for Ray: planned, handed out, trained, planned again."""
     paths, ledger = SweepPaths(root), Ledger(SweepPaths(root))
-    write_bytes(paths.spec, dump_spec(spec).encode())
+    record_spec(paths, spec)
 
     def record(plan: Plan) -> None:
         content = {**plan.to_json(), "command": "flops-fit-ray run somewhere", "base": str(root)}

@@ -103,6 +103,20 @@ def test_files_that_decide_are_not_believed_after_a_change(copy: Sweep, name: st
     assert read_json(path) is None
 
 
+def test_a_spec_is_not_believed_after_a_change(copy: Sweep) -> None:
+    path = local_path(copy.paths.spec)
+    lines = path.read_text().splitlines(keepends=True)
+    assert lines[-1].startswith("# sealed_sha256: ")
+    other = [line.replace("lr: 0.01", "lr: 0.02") for line in lines]
+    assert other != lines
+    for content in ("".join(other), "".join(lines[:-1]), "".join(other[:-1])):
+        path.write_text(content)
+        with pytest.raises(SpecError, match="was changed after it was written"):
+            open_sweep(copy.paths.root)
+    write_json(copy.paths.plan, read_json(copy.paths.plan) or {})  # of a version that sealed neither
+    assert open_sweep(copy.paths.root).spec.train.lr == 0.02
+
+
 def test_a_damaged_result_is_said_wherever_a_fit_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = reference_spec(2)
     sweep = make_sweep(tmp_path / "s", spec, reference_parts(spec))

@@ -216,6 +216,18 @@ def write_json(path: StoragePath, content: Mapping[str, Any], *, once: bool = Fa
     write_bytes(path, raw, once=once)
 
 
+def sealed_text(text: str) -> bytes:
+    """Return a text with its own sha256 in a comment as its last line."""
+    raw = text.encode()
+    return raw + f"# {SEAL}: {hashlib.sha256(raw).hexdigest()}\n".encode()
+
+
+def text_seal(raw: bytes) -> bool | None:
+    """Tell whether a text is the one that was sealed; None where it has no seal."""
+    text, mark, seal = raw.rpartition(f"# {SEAL}: ".encode())
+    return seal == f"{hashlib.sha256(text).hexdigest()}\n".encode() if mark else None
+
+
 def read_file(path: StoragePath) -> bytes:
     """Return the whole content of a regular file or an object.
 
@@ -279,11 +291,16 @@ def read_sealed(path: StoragePath, since: str = "") -> bytes | None:
     return raw if _is_sealed(raw, since) else None
 
 
+def has_mark(raw: bytes) -> bool:
+    """Tell whether a JSON file is of a version that seals what it writes."""
+    return _MARK.search(raw) is not None
+
+
 def _is_sealed(raw: bytes, since: str) -> bool:
     """Tell whether a file has the content that was sealed, or is of a version that did not seal it."""
     seal = _SEAL.match(raw, max(0, raw.rfind(f'"{SEAL}"'.encode())))
     if seal is None:
-        return not (_MARK.search(raw) or (since and f'"{since}"'.encode() in raw))
+        return not (has_mark(raw) or (since and f'"{since}"'.encode() in raw))
     digest = hashlib.sha256(memoryview(raw)[: seal.start(1)])
     digest.update(NO_SEAL)
     digest.update(memoryview(raw)[seal.end(1) :])

@@ -18,8 +18,8 @@ from flops_fit_ray.analysis.prediction import run_noise
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress, results_sha256, results_table
 from flops_fit_ray.planning import IN_FIT, Experiment, Measurements, Plan, even_sizes, plan_from_json, trunk_numbers
-from flops_fit_ray.spec import SYNTHETIC_LOSS, LrRule, SweepSpec, spec_from_bytes
-from flops_fit_ray.storage.atomic import read_file, read_sealed
+from flops_fit_ray.spec import SYNTHETIC_LOSS, LrRule, SweepSpec, dump_spec, spec_from_bytes
+from flops_fit_ray.storage.atomic import has_mark, read_file, read_sealed, sealed_text, text_seal, write_bytes
 from flops_fit_ray.storage.codec import Record, value_of, without_collection
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SweepPaths
@@ -361,7 +361,7 @@ def open_sweep(root: StoragePath) -> Sweep:
         outcomes = Ledger(paths).outcomes(e.key for e in plan.experiments)
     return Sweep(
         paths=paths,
-        spec=recorded_spec(paths),
+        spec=recorded_spec(paths, sealed=has_mark(content)),
         plan=plan,
         results=tuple(o for o in outcomes if isinstance(o, ExperimentResult)),
         failures=tuple(o for o in outcomes if isinstance(o, Failure)),
@@ -370,14 +370,29 @@ def open_sweep(root: StoragePath) -> Sweep:
     )
 
 
-def recorded_spec(paths: SweepPaths) -> SweepSpec:
-    """Read the spec that a directory's sweep was last run with.
+def record_spec(paths: SweepPaths, spec: SweepSpec) -> None:
+    """Write the spec of a sweep, as it is resolved, into its directory.
 
     Raises:
-        SpecError: there is none, or it cannot be read.
+        StorageError: the directory cannot be written.
+    """
+    write_bytes(paths.spec, sealed_text(dump_spec(spec)))
+
+
+def recorded_spec(paths: SweepPaths, *, sealed: bool = False) -> SweepSpec:
+    """Read the spec that a directory's sweep was last run with.
+
+    Args:
+        sealed: it was written by a version that sealed it.
+
+    Raises:
+        SpecError: there is none, it cannot be read, or it was changed after it was written.
     """
     try:
         raw = read_file(paths.spec)
     except OSError as e:
         raise SpecError(str(paths.spec), [f"cannot be read: {e.strerror}"]) from e
+    if not (text_seal(raw) if sealed else text_seal(raw) is not False):
+        changed = "was changed after it was written; run the spec that you wrote yourself again, which writes this one"
+        raise SpecError(str(paths.spec), [changed])
     return spec_from_bytes(raw, str(paths.spec))

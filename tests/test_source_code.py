@@ -6,10 +6,12 @@ import sys
 import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from flops_fit_ray.planning.code_facts import CodeFacts
 from flops_fit_ray.storage.codec import value_of
@@ -86,7 +88,7 @@ def test_code_is_all_that_the_parts_import_however_they_do(project: Path, planne
     code = planned
     assert set(code.files) == set(FILES) - {"unused.py"} | {"ours.zip"}
     assert code.libraries == ("yaml",) and not code.packages and not code.elsewhere
-    assert value_of(CodeFacts, {**vars(code), "libraries": ["yaml"], "unseen": []}) == code
+    assert value_of(CodeFacts, {**vars(code), "libraries": ["yaml"]}) == code
     assert code_differences(code, project) == []
 
 
@@ -241,18 +243,32 @@ def test_what_travels_by_value_counts_with_all_that_it_names_and_without_the_res
     assert len({script(), *(script(**change) for change in changes)}) == 4
 
 
-def test_objects_of_a_program_count_by_their_modules_or_by_value() -> None:
-    class Local:
-        def __call__(self, width: int) -> None:
-            return None
+class Scaled:
+    """A loss with a setting."""
 
-    user = user_parts_of(spec_of())
-    code = code_of_objects(user)
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.scale * (outputs - targets).square().mean()
+
+
+def constant(lr: float) -> Callable[..., float]:
+    return lambda params: lr
+
+
+def test_objects_of_a_program_count_by_their_modules_or_by_value_with_their_settings() -> None:
+    code = code_of_objects(user_parts_of(spec_of()))
     assert set(code.files) == {"tests/parts.py"} and code.elsewhere == {"tests/parts.py": "tests.parts"}
     assert code_differences(code, None) == []
-    local = code_of_objects(user_parts_of(spec_of(), loss=lambda outputs, targets: (outputs - targets).square().mean()))
-    (name,) = local.objects
-    assert "<lambda>" in name and local.python and local.digest != code.digest
+    own = [
+        code_of_objects(replace(user_parts_of(spec_of()), loss=loss, lr=constant(lr)))
+        for loss, lr in [(Scaled(1.0), 0.1), (Scaled(2.0), 0.1), (Scaled(1.0), 0.2)]
+    ]
+    assert len({c.digest for c in own}) == 3 and own[0].python
+    assert "tests/test_source_code.py" in own[0].files and "arguments of Scaled" in own[0].objects
+    two = code_of_objects(replace(user_parts_of(spec_of()), lr=lambda params: 0.1, schedule=lambda step, steps: 1.0))
+    assert sum("<lambda>" in name for name in two.objects) == 2
 
 
 def test_changes_are_named() -> None:

@@ -26,7 +26,6 @@ class CodeFacts(Record):
     python: str = ""  # whose byte code `objects` are
     libraries: tuple[str, ...] = ()  # other packages that the files import: their versions are compared
     elsewhere: Mapping[str, str] = field(default_factory=dict)  # module of each file outside of the spec's directory
-    unseen: tuple[str, ...] = ()  # names of what has no code that can be read
 
     @cached_property
     def digest(self) -> str:

@@ -31,7 +31,7 @@ def travels_by_value(value: Any) -> bool:
 
 
 def hash_by_value(value: Any, others: Callable[[Any], None]) -> str:
-    """Return the hash of a function or class that travels by value, and of what goes with it.
+    """Return the hash of a function or class that travels by value, or of plain values, and of what goes with it.
 
     Args:
         others: told of each object that it names and that lies in a module.
@@ -44,8 +44,7 @@ def hash_by_value(value: Any, others: Callable[[Any], None]) -> str:
         if id(here) in seen:
             continue
         seen.add(id(here))
-        words = _class_parts(here) if isinstance(here, type) else _function_parts(here)
-        for part in words:
+        for part in _parts(here):
             if isinstance(part, str):
                 hashed.update(part.encode(errors="surrogatepass") + b"\0")
             elif travels_by_value(part):
@@ -54,6 +53,12 @@ def hash_by_value(value: Any, others: Callable[[Any], None]) -> str:
             else:
                 others(part)
     return hashed.hexdigest()[:16]
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, type):
+        return _class_parts(value)
+    return _function_parts(value) if isinstance(value, FunctionType) else _value_parts(value)
 
 
 def _function_parts(function: FunctionType) -> Iterator[Any]:

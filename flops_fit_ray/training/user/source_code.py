@@ -94,7 +94,6 @@ class _Collector:
         self._objects: dict[str, str] = {}
         self._packages: dict[str, str] = {}
         self._libraries: set[str] = set()
-        self._unseen: set[str] = set()
         self._seen: set[Path] = set()
         self._left: list[tuple[str, Path]] = []  # modules with their files, to be read
 
@@ -109,7 +108,6 @@ class _Collector:
             python=".".join(platform.python_version_tuple()[:2]) if self._objects else "",
             libraries=tuple(sorted(self._libraries)),
             elsewhere=self._elsewhere,
-            unseen=tuple(sorted(self._unseen)),
         )
 
     def add_module(self, name: str) -> None:
@@ -129,17 +127,26 @@ class _Collector:
 
     def add_root(self, part: Any) -> None:
         """Add what a part of the user's is made of: a function, a class, a bound method, an instance."""
+        state: list[Any] = []
         while isinstance(part, functools.partial):
+            state += [*part.args, *(value for pair in sorted(part.keywords.items()) for value in pair)]
             part = part.func
         function = getattr(part, "__func__", part)
         if not isinstance(function, FunctionType | type):
             function = type(part)
+            state += [value for pair in sorted(getattr(part, "__dict__", {}).items()) for value in pair]
+        if state:
+            self._add_object(f"arguments of {function.__qualname__}", tuple(state))
         if travels_by_value(function):
-            self._objects[function.__qualname__] = hash_by_value(function, self._add_behind)
+            self._add_object(function.__qualname__, function)
             return
         self._add_behind(function)
         for kind in function.__mro__[1:] if isinstance(function, type) else ():
             self._add_behind(kind)
+
+    def _add_object(self, name: str, value: Any) -> None:
+        count = sum(known == name or known.startswith(f"{name} (") for known in self._objects)  # lambdas share theirs
+        self._objects[f"{name} ({count + 1})" if count else name] = hash_by_value(value, self._add_behind)
 
     def _add_behind(self, value: Any) -> None:
         """Add the module that an object comes from."""
@@ -154,8 +161,6 @@ class _Collector:
             self._add_loaded(module)
         elif file is not None and file.is_file():  # a module that was loaded from its path
             self._add(str(name), file)
-        elif isinstance(value, FunctionType | type) and name not in ("builtins", "__main__", None):
-            self._unseen.add(value.__qualname__)
 
     def _add_loaded(self, module: ModuleType) -> None:
         file = _file_of(module)

@@ -63,7 +63,12 @@ class NodeWatch:
         usable = [name for name in nodes if name in self._machines and name not in dispatcher.left_out]
         if not usable and any(name in self._machines for name in dispatcher.left_out.keys() & nodes.keys()):
             faults = "\n  ".join(dispatcher.left_out.values())
-            stop.set(InterruptedSweepError(f"no node is left that can run experiments of this sweep:\n  {faults}"))
+            stop.set(
+                InterruptedSweepError(
+                    "no node is left that can run experiments of this sweep (if its code was edited meanwhile, resuming "
+                    f"it goes on with the edit):\n  {faults}"
+                )
+            )
             return
         slots = dispatcher.slots
         if not self._head.local and self._max_slots is None:  # one at least: what waits makes a cluster grow

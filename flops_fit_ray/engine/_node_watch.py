@@ -65,8 +65,8 @@ class NodeWatch:
             faults = "\n  ".join(dispatcher.left_out.values())
             stop.set(
                 InterruptedSweepError(
-                    "no node is left that can run experiments of this sweep (if its code was edited meanwhile, resuming "
-                    f"it goes on with the edit):\n  {faults}"
+                    "no node is left that can run experiments of this sweep (if the code was edited meanwhile, what "
+                    f"resumes it takes the edit):\n  {faults}"
                 )
             )
             return

@@ -205,7 +205,11 @@ def _chosen(request: RunRequest, limit: BudgetsFor, rates: Rates | None, say: Sa
             enough = fmt.duration(60 * math.ceil((plan.price.wall_seconds or 0.0) / SHARE / 60))
         fault = f"{what}, which take about {cost}: more than {limit}; give {enough}, or lower train.batch_size"
         if choice.binds == "data":
-            fault = f"{what}, whose valleys would lie on one side of the expected optimum: add data, or other sizes"
+            ratio = request.spec.grid.tokens_per_param
+            fault = (
+                f"{what}, whose valleys would lie on one side of the expected optimum at D/N = {ratio:g}: add data, raise "
+                "data.max_epochs, or lower grid.tokens_per_param if your best models see fewer tokens"
+            )
         raise SpecError(request.source, [fault])
     binds = f"{limit} allow" if choice.binds == "limit" else "data and models allow"
     why = f"as much as {binds}: about {cost}, {len(plan.expected)} experiments"

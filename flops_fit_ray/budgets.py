@@ -207,8 +207,8 @@ def _chosen(request: RunRequest, limit: BudgetsFor, rates: Rates | None, say: Sa
         if choice.binds == "data":
             ratio = request.spec.grid.tokens_per_param
             fault = (
-                f"{what}, whose valleys would lie on one side of the expected optimum at D/N = {ratio:g}: add data, raise "
-                "data.max_epochs, or lower grid.tokens_per_param if your best models see fewer tokens"
+                f"{what}, whose valleys would lie on one side of the expected optimum at D/N = {ratio:g}: add data, "
+                "raise data.max_epochs, or lower grid.tokens_per_param if your best models see fewer tokens"
             )
         raise SpecError(request.source, [fault])
     binds = f"{limit} allow" if choice.binds == "limit" else "data and models allow"

@@ -113,6 +113,10 @@ def test_a_spec_is_not_believed_after_a_change(copy: Sweep) -> None:
         path.write_text(content)
         with pytest.raises(SpecError, match="was changed after it was written"):
             open_sweep(copy.paths.root)
+    path.rename(path.with_name("elsewhere"))
+    with pytest.raises(DirectoryError, match="no sweep.yaml"):
+        open_sweep(copy.paths.root)
+    path.with_name("elsewhere").rename(path)
     write_json(copy.paths.plan, read_json(copy.paths.plan) or {})  # of a version that sealed neither
     assert open_sweep(copy.paths.root).spec.train.lr == 0.02
 

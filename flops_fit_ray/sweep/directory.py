@@ -350,8 +350,8 @@ def open_sweep(root: StoragePath) -> Sweep:
     check_store_answers(root)
     if not root.is_dir():
         raise DirectoryError(f"{root}: no such directory; `flops-fit-ray run` makes one")
-    if not paths.plan.exists() or not paths.spec.exists():
-        raise DirectoryError(f"{root}: is not a sweep directory (no {paths.plan.name}); give one that `run` made")
+    if missing := [path.name for path in (paths.plan, paths.spec) if not path.exists()]:
+        raise DirectoryError(f"{root}: is not a sweep directory (no {missing[0]}); give one that `run` made")
     content = read_sealed(paths.plan) or b""
     with without_collection():
         try:

@@ -126,7 +126,7 @@ def deaths(where: Path, sha256: str) -> Row:
         code = driver.wait(120)
         seconds = time.monotonic() - before
         hold.unlink(missing_ok=True)
-        left = until_gone(family, 40)
+        left = until_gone(family, 20 if way.why else 120)  # Ray's agents look for their parent now and then
         said = [text for text in driver.said if text.strip()]
         row.times += 1
         row.expect(code == (EXIT_INTERRUPTED if way.why else KILLED), f"{way.name}: ended with {code}: {said[-3:]}")

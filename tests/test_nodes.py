@@ -12,6 +12,8 @@ from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine._node_watch import NodeWatch
 from flops_fit_ray.engine._nodes import Answer, Mark, NodeProbe, differences
 from flops_fit_ray.engine._rounds import _amounts
+from flops_fit_ray.engine._searcher import ExperimentSearcher
+from flops_fit_ray.engine._trainable import UNFIT_FAULT, UNFIT_NODE
 from flops_fit_ray.engine.cluster import Head
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.planned_code import PlannedCode
@@ -129,3 +131,16 @@ def test_trials_ask_for_their_resources_on_nodes_that_are_not_left_out() -> None
     assert elsewhere._kwargs["bundle_label_selector"] == 2 * [{"ray.io/node-id": "!in(a,b)"}]
     shared = Slots(resources={"gpu": 1.0}, count=2, shares=((100, 0.25),))
     assert _amounts(shared, {"share": 0.25}).bundles == [{"GPU": 0.25}]
+
+
+def test_a_worker_that_finds_its_node_unfit_gives_the_experiment_back(tmp_path: Path) -> None:
+    _, dispatcher, _, _ = watched(tmp_path, "ab")
+    with ExperimentSearcher.serving(dispatcher):
+        searcher = ExperimentSearcher()
+    first = searcher.suggest("1")
+    assert first["avoid"] == [] and searcher.suggest("2")["key"] != first["key"]
+    assert searcher.suggest("3") is None  # two at a time
+    searcher.on_trial_complete("1", {UNFIT_NODE: "b", UNFIT_FAULT: "node b has other code"})
+    assert searcher.suggest("4") == {**first, "avoid": ["b"]} and dispatcher.left_out == {"b": "node b has other code"}
+    searcher.on_trial_complete("2", {UNFIT_NODE: "", UNFIT_FAULT: ""})
+    assert list(dispatcher.left_out) == ["b"]

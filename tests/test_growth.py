@@ -230,6 +230,17 @@ def test_rates_that_fall_with_tokens_are_found(of_size: float, of_tokens: float)
     assert any("at one N it goes as D^" in note for note in plan.notes)
 
 
+def test_a_model_that_does_not_learn_has_no_best_rate() -> None:
+    """All rates give the loss of chance, and the lowest of them is noise."""
+    noise = np.random.default_rng(0)
+    planner = planner_of(train={"batch_size": 500}, grid=NO_GUARDS)
+    plan, _ = run_through(planner, lambda e: Observation(loss=math.log(4) + 1e-4 * noise.standard_normal()))
+    (first, second, *_) = [w for w in plan.warnings if "the model may not learn at this budget" in w]
+    assert "learning rates " in first and first != second
+    learns, _ = run_through(planner, loss_in(world(lr_factor=1.7)))
+    assert not any("may not learn" in w for w in learns.warnings)
+
+
 def test_the_rule_of_rates() -> None:
     """Rates on the plane of the priors give that plane, whatever their noise is taken for."""
     plane = [(n, d, 1e-3 * (n / 1e6) ** -0.3 * (d / 2e7) ** -0.2) for n in (10**6, 10**7) for d in (10**7, 10**8)]

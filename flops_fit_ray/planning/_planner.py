@@ -111,6 +111,7 @@ class Planner:
             *counting_warnings(self.measurements, [s for s in self.measurements.sizes if s.size in used]),
             *self.measurements.loss.warnings,
             *unfed,
+            *grown.warnings,
             *cell_warnings(everything, tapers=grown.sizing.tapers),
             *evaluation_warnings(self.spec, self.measurements, everything, evaluation),
         )

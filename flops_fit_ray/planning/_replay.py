@@ -42,6 +42,7 @@ class PlanReplay:
     ) -> None:
         self.experiments: dict[str, Experiment] = {}
         self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.waiting = False
         self.lr: MeasuredLr | None = None
         self._cells, self._observed, self._assume, self._static = cells, observed, assume, static
@@ -80,6 +81,7 @@ class PlanReplay:
         guard = LrGuard(self._cells, self._add, self._loss_or_inf, assume=self._assume)
         self.lr = guard.law(first)
         self.notes += guard.notes
+        self.warnings += guard.warnings
         return self.lr is not None
 
     def _loss_or_inf(self, experiment: Experiment) -> float:

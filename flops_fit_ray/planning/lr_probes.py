@@ -30,6 +30,7 @@ SIZES = 4  # of a grid's budget, about
 STEEPEST = -1.0  # slope along D = r·N below which, or above 0, none is believed
 OPTIMUM_SD = 0.2  # standard deviation of ln lr at one optimum: what a noise of 0.01 nats does to its parabola
 FIRST_OPTIMUM_SD = 0.35  # the same in sweeps of earlier versions
+FLAT = 1e-3  # share of the loss by which losses over a factor of 8 in lr differ wherever a model learns
 CAUTION = 2**-0.25  # factor where the next rate diverged: half the best rate costs less than twice the best
 
 
@@ -77,6 +78,12 @@ def missing_factors(losses: Mapping[float, float], first: Sequence[float] = FACT
 def best_factor(losses: Mapping[float, float]) -> float:
     """The probed factor with the lowest loss; the smaller one if two are equal."""
     return min(sorted(losses), key=lambda f: losses[f])
+
+
+def is_flat(losses: Mapping[float, float]) -> bool:
+    """Return True if the losses of all rates that did not fail are the same but for noise."""
+    finite = [loss for loss in losses.values() if math.isfinite(loss)]
+    return len(finite) > 2 and max(finite) - min(finite) < FLAT * abs(min(finite))
 
 
 def optimum_factor(losses: Mapping[float, float]) -> float:

@@ -180,7 +180,7 @@ def test_a_driver_whose_parent_is_killed_is_asked_to_stop(command: list[str]) ->
         run.kill()
         assert run.stdout is not None and run.stdout.readline() == "heard SIGTERM\n"
         os.kill(pid, signal.SIGUSR2)
-        assert run.stdout.read() == ""
+        assert run.stdout.read() == "" and run.stderr is not None and run.stderr.read() == ""
 
 
 def test_orphans_are_reaped_as_process_1_must(command: list[str]) -> None:

@@ -52,6 +52,7 @@ class Driver:
         os.set_blocking(wakes, False)
         os.set_inheritable(tells, True)
         os.set_inheritable(hears, True)
+        os.set_inheritable(self._heard, True)  # held open there: Python complains of a signal that nobody reads
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         for number in [getattr(signal, name) for name in PASSED_ON]:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells ignore some, for both of us
@@ -60,7 +61,7 @@ class Driver:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a driver leaves behind is found below this process
         # The order of a set of strings depends on the seed, and so may a split or a vocabulary: without one seed every
         # process, and every run that resumes, would have another. One that the user has set is kept.
-        environment = {"PYTHONHASHSEED": "0", **os.environ, LINK: f"{os.getpid()} {tells} {hears}"}
+        environment = {"PYTHONHASHSEED": "0", **os.environ, LINK: f"{os.getpid()} {tells} {hears} {self._heard}"}
         self._pid = os.posix_spawn(command[0], command, environment)
         os.close(tells)
         os.close(hears)
@@ -201,8 +202,8 @@ def _why(status: int, *, memory: bool) -> str:
 def be_led() -> None:
     """Become the driver of the parent that has started this process: it hears what is signalled, and of the end."""
     global _tells
-    parent, tells, hears = map(int, os.environ.pop(LINK).split())
-    for fd in (tells, hears):
+    parent, tells, hears, held = map(int, os.environ.pop(LINK).split())
+    for fd in (tells, hears, held):
         os.set_inheritable(fd, False)
         os.set_blocking(fd, False)
     _tells = tells

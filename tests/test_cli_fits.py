@@ -11,8 +11,9 @@ import pytest
 from flops_fit_ray.cli._common import exit_code
 from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
-from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.directory import Sweep, record_spec
 from flops_fit_ray.sweep.next_places import SweepSpace
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, Surface, optimum, sweep_on
 from tests.sweeps import make_sweep, reference_parts, reference_spec
@@ -150,12 +151,10 @@ def test_predict_of_a_sweep_names_the_run(sweep: Sweep, capsys: pytest.CaptureFi
     assert "run: features = " in capsys.readouterr().out
 
 
-def copy_with(sweep: Sweep, where: Path, old: str, new: str) -> Path:
-    """The sweep with other words in its spec."""
+def copy_with(sweep: Sweep, where: Path, **fit: object) -> Path:
+    """The sweep with other wishes for its fit in its spec."""
     root = Path(shutil.copytree(local_path(sweep.paths.root), where))
-    spec = root / sweep.paths.spec.name
-    assert spec.read_text().count(old) == 1
-    spec.write_text(spec.read_text().replace(old, new))
+    record_spec(SweepPaths(root), sweep.spec.model_copy(update={"fit": sweep.spec.fit.model_copy(update=fit)}))
     return root
 
 
@@ -163,7 +162,7 @@ def copy_with(sweep: Sweep, where: Path, old: str, new: str) -> Path:
 def test_a_spec_without_draws_has_no_intervals(
     sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = copy_with(sweep, tmp_path / "s", "draws: 2000", "draws: 0")
+    root = copy_with(sweep, tmp_path / "s", draws=0)
     assert call("fit", root) == 0
     out = capsys.readouterr().out
     assert "no intervals: draws is 0" in out and "(no intervals)" in out
@@ -182,7 +181,7 @@ def test_a_spec_without_draws_has_no_intervals(
 
 @pytest.mark.usefixtures("no_figures")
 def test_a_spec_may_ask_for_the_envelope(sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = copy_with(sweep, tmp_path / "s", "method: null", "method: envelope")
+    root = copy_with(sweep, tmp_path / "s", method="envelope")
     assert call("fit", root, "--json") == 0
     content = json.loads(capsys.readouterr().out)
     assert content["default_method"] == content["n_opt"]["method"] == "envelope"

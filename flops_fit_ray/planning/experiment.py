@@ -53,7 +53,7 @@ class FirstCount(Record):
 class ModelSize(Record):
     """One model of the sweep, measured without weights."""
 
-    size: int | str  # the value of the size parameter; text where several arguments make the size
+    size: PositiveInt | str  # the value of the size parameter; text where several arguments make the size
     kwargs: Mapping[str, Any]  # constructor arguments of this size
     params: PositiveInt  # N, as `params_source` counts it
     params_total: Count  # all parameters, those that share their memory once
@@ -89,9 +89,9 @@ class ModelSize(Record):
 class DataFacts(Record):
     """Facts about the data that a plan needs."""
 
-    train_samples: Count | None  # None: of unknown length, or endless
+    train_samples: PositiveInt | None  # None: of unknown length, or endless
     eval_samples: Count  # 0: no held-out data, so the smoothed training loss is used
-    tokens_per_sample: Count
+    tokens_per_sample: PositiveInt
     token_unit: str  # name of what is counted as a token
     eval_source: str
     fingerprint: str  # of the training and held-out samples
@@ -152,7 +152,7 @@ class ExperimentFacts(Record):
 
     key: Annotated[str, Column(10, planned=True)]
     budget: Annotated[PositiveFloat, Column(20, planned=True)]  # nominal C, FLOPs
-    size: Annotated[int | str, Column(30, planned=True)]
+    size: Annotated[PositiveInt | str, Column(30, planned=True)]
     params: Annotated[PositiveInt, Column(40, planned=True)]  # N
     params_total: Annotated[Count, Column(50, planned=True)]
     tokens: Annotated[PositiveInt, Column(60, planned=True)]  # D, exactly as trained

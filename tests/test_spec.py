@@ -456,7 +456,7 @@ def test_overrides(tmp_path: Path) -> None:
 def test_the_demo_spec_is_valid() -> None:
     demo = Path(__file__).parent.parent / "examples" / "bytes" / "sweep.yaml"
     spec = read_spec(demo)
-    assert [b.flops for b in spec.budgets] == [5e10, 1.5e11, 4.5e11, 1.6e12] and spec.is_adaptive
+    assert [b.flops for b in spec.budgets] == [6e10, 2e11, 6e11, 2e12] and spec.is_adaptive
 
 
 def test_ladder() -> None:

@@ -20,6 +20,7 @@ from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import MethodName
 
 TRUSTED_RANGE = 32.0  # largest over smallest budget from which an exponent is trusted
+ROUNDING = 0.98  # of that range, as budgets of whole batches may come to
 TRUSTED_BUDGETS = 4
 WARN_EXTRAPOLATION = 10.0
 HEADLINE_EXTRAPOLATION = 100.0
@@ -129,7 +130,7 @@ def _unordered(valleys: Sequence[Valley], used: Sequence[int], minima: Minima | 
 
 def range_warning(span: float, count: int) -> Iterator[Flag]:
     """Warn if the budgets are too few or span too small a range for an exponent."""
-    if span < TRUSTED_RANGE or count < TRUSTED_BUDGETS:
+    if span < ROUNDING * TRUSTED_RANGE or count < TRUSTED_BUDGETS:
         yield Flag(
             "narrow_range",
             "warning",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 OPEN_BUDGETS = """\
 # C in FLOPs: chosen when the sweep begins and its speed is known, the widest range that models, data, 300 optimizer
 # steps and this time (or hours, flops) allow; `run --minutes 30` gives another. A list does as well:
-# [5e10, 1.5e11, 4.5e11, 1.6e12].
+# [6e10, 2e11, 6e11, 2e12].
 budgets: {{{}}}
 """
 DEFAULT_MINUTES = 10

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flops_fit_ray.analysis import Analysis, SweepFit, analysis_to_json
-from flops_fit_ray.analysis.diagnostics import TRUSTED_BUDGETS, TRUSTED_RANGE
+from flops_fit_ray.analysis.diagnostics import ROUNDING, TRUSTED_BUDGETS, TRUSTED_RANGE
 from flops_fit_ray.analysis.outliers import EXACT, OUTLIER, deviations
 from flops_fit_ray.planning import TRUSTED_RATIO, Experiment
 from flops_fit_ray.planning.cells import WARMUP_SHARE
@@ -267,7 +267,7 @@ def _grid(fit: SweepFit) -> tuple[CardVerdict, str]:
     wide = [max(v.params_opt / v.params[0], v.params[-1] / v.params_opt) for v in optima]
     good = (
         len(optima) >= TRUSTED_BUDGETS
-        and span >= TRUSTED_RANGE
+        and span >= ROUNDING * TRUSTED_RANGE
         and (min(sizes) >= GOOD_SIZES or float(np.mean(sizes)) >= TAPERED_SIZES)
         and float(np.median(reach)) >= WINDOW[0]
         and float(np.median(wide)) <= WINDOW[1]

@@ -347,7 +347,8 @@ def _requested(
     if spec.budgets:
         limit = limit_of_budgets(spec, limit, SOURCE, "")
     spec = spec.model_copy(update={"budgets_for": limit})
-    parts, measure = user, measure_alone if dataset is None or mode == "mock" else measure_sizes
+    alone = dataset is None or mode == "mock"
+    parts, measure = user, measure_alone if alone else functools.partial(measure_sizes, known={})
     request = RunRequest(
         spec=spec,
         source=SOURCE,

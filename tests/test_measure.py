@@ -129,6 +129,24 @@ def test_a_model_that_meta_cannot_run_is_counted_on_the_cpu() -> None:
     assert [s.flops_per_token for s in found] == [s.flops_per_token for s in sizes_of(Mlp, regression(100))]
 
 
+def test_sizes_that_are_known_are_not_measured_again_for_other_budgets() -> None:
+    built: list[int] = []
+
+    class Counted(Mlp):
+        def __init__(self, width: int) -> None:
+            built.append(width)
+            super().__init__(width)
+
+    user, known = user_parts_of(spec_of(), model=Counted), dict[str, ModelSize]()
+    first = measure_sizes(spec_of(budgets=[1e5, 4e5]), user, known=known)
+    before = len(built)
+    again = measure_sizes(spec_of(budgets=[2e5, 8e5]), user, known=known)
+    assert again.sizes == first.sizes and built[before:] == [4]  # to be tried on two samples
+    other = spec_of(train={**spec_of().train.model_dump(exclude_unset=True), "precision": "bf16"})
+    measure_sizes(other, user, known=known)
+    assert len(known) == 2 * len(first.sizes)  # run in another precision it may cost something else
+
+
 def test_the_users_own_flop_count_wins() -> None:
     spec = spec_of()
     user = user_parts_of(spec)

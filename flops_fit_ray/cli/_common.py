@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.console.plain import PlainConsole
     from flops_fit_ray.console.select import OutputStyle
     from flops_fit_ray.pipeline import RunRequest
-    from flops_fit_ray.planning import Measurements
+    from flops_fit_ray.planning import Measurements, ModelSize
     from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.sweep.directory import Sweep
 
@@ -281,11 +281,13 @@ def request_for(
     from flops_fit_ray.engine.loaders import code_loader
     from flops_fit_ray.pipeline import RunRequest
 
+    known: dict[str, ModelSize] = {}
+
     def measure(wider: SweepSpec, counting: int) -> Measurements:
         with waiting("importing torch"):
             from flops_fit_ray.training.preflight.model_size import measure_spec
 
-        return measure_spec(wider, base, counting)
+        return measure_spec(wider, base, counting, known)
 
     return RunRequest(
         spec=spec,

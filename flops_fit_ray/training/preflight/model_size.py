@@ -38,14 +38,19 @@ from flops_fit_ray.waiting import waiting
 FORWARD_BACKWARD = 3  # of the first rule of counting
 
 
-def measure_spec(spec: SweepSpec, base: Path, counting: int = COUNTING) -> Measurements:
+def measure_spec(
+    spec: SweepSpec, base: Path, counting: int = COUNTING, known: dict[str, ModelSize] | None = None
+) -> Measurements:
     """Load the user's parts and measure them, with N and FLOPs by the rule `counting`.
+
+    Args:
+        known: sizes that were measured for other budgets of the same spec; new ones are added.
 
     Raises:
         SpecError: a part cannot be used.
     """
     with command_line_of(str(base)):
-        return measure_sizes(spec, load_user_parts(spec, base), counting)
+        return measure_sizes(spec, load_user_parts(spec, base), counting, known)
 
 
 @contextlib.contextmanager
@@ -58,24 +63,30 @@ def removing_residue(user: UserParts) -> Iterator[Residue]:
         residue.close()
 
 
-def measure_sizes(spec: SweepSpec, user: UserParts, counting: int = COUNTING) -> Measurements:
+def measure_sizes(
+    spec: SweepSpec, user: UserParts, counting: int = COUNTING, known: dict[str, ModelSize] | None = None
+) -> Measurements:
     """Measure every size of the sweep, and the data.
 
     Args:
         counting: rule of N and FLOPs, that of the sweep that is continued.
+        known: as in `measure_spec`.
 
     Raises:
         SpecError: samples or sizes cannot be used; all such faults at once.
     """
     batch, facts, probe = describe_data(spec, user)
     tokens = user.num_tokens(batch, spec.data.tokens_per_sample)
+    known = {} if known is None else known
+
+    def measure(size: SizeValue) -> ModelSize:
+        name = f"{spec.train.precision} {size_kwargs(spec, size)!r}"  # the precision decides how a model is run
+        if name not in known:
+            known[name] = measure_size(spec, user, size, batch, tokens, residue)
+        return known[name].counted_by(counting)
+
     with waiting("counting parameters and FLOPs of every size"), removing_residue(user) as residue:
-        sizes, refused = measured_sizes(
-            spec,
-            lambda size: measure_size(spec, user, size, batch, tokens, residue).counted_by(counting),
-            counting,
-            user.model,
-        )
+        sizes, refused = measured_sizes(spec, measure, counting, user.model)
     refuse_large_ids(user, sizes)
     with waiting("running the smallest model on two samples"):
         smallest = min(sizes, key=lambda s: s.params_total)

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
 from flops_fit_ray.training.preflight._params import _non_embedding, count_params
-from flops_fit_ray.training.preflight.model_size import measure_sizes
+from flops_fit_ray.training.preflight.model_size import SpecMeasurer, measure_sizes
 from flops_fit_ray.training.user._targets import load_target
 from tests.parts import (
     Bigram,
@@ -145,6 +145,20 @@ def test_sizes_that_are_known_are_not_measured_again_for_other_budgets() -> None
     other = spec_of(train={**spec_of().train.model_dump(exclude_unset=True), "precision": "bf16"})
     measure_sizes(other, user, known=known)
     assert len(known) == 2 * len(first.sizes)  # run in another precision it may cost something else
+
+
+def test_data_are_read_once_while_budgets_are_chosen(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nreads = []\n"
+        "def data():\n    reads.append(1)\n    return torch.rand(500, 8), torch.rand(500, 1)\n"
+    )
+    measurer = SpecMeasurer(tmp_path)
+    spec = spec_of(data={"train": "mine:data"}, budgets=[1e5, 4e5])
+    first = measurer.measure(spec)
+    again = measurer.measure(spec_of(data={"train": "mine:data"}, budgets=[2e5, 8e5]))
+    assert again.data == first.data and len(sys.modules["mine"].reads) == 1
+    measurer.measure(spec_of(data={"train": "mine:data", "eval_fraction": 0.2}, budgets=[1e5, 4e5]))
+    assert len(sys.modules["mine"].reads) == 2  # other data than before
 
 
 def test_the_users_own_flop_count_wins() -> None:

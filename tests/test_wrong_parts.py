@@ -17,7 +17,7 @@ from flops_fit_ray import find_optimal
 from flops_fit_ray.cli import enter_run
 from flops_fit_ray.errors import ArgumentError, ExperimentError, SpecError
 from flops_fit_ray.training.data import Batch
-from flops_fit_ray.training.preflight.model_size import measure_spec
+from flops_fit_ray.training.preflight.model_size import SpecMeasurer
 from flops_fit_ray.training.user.losses import check_loss, cross_entropy
 from flops_fit_ray.training.user.wrong_parts import argument_faults, unknown_loss
 from flops_fit_ray.training.user.wrong_samples import sample_fault
@@ -189,14 +189,15 @@ SPECS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("change", "words"), SPECS)
 def test_specs(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
-        measure_spec(spec_of(**change), tmp_path)
+        SpecMeasurer(tmp_path).measure(spec_of(**change))
     (fault,) = caught.value.faults
     assert fault.startswith(words)
 
 
 def test_a_loss_by_class_need_be_no_module(tmp_path: Path) -> None:
     spec = spec_of(loss=f"{HERE}:Squared")
-    assert measure_spec(spec, tmp_path).loss.average == measure_spec(spec_of(), tmp_path).loss.average
+    measured = SpecMeasurer(tmp_path).measure
+    assert measured(spec).loss.average == measured(spec_of()).loss.average
 
 
 ARRAYS = "write a tuple of arrays, such as (frame[inputs].to_numpy('float32'), frame[[target]].to_numpy('float32'))"

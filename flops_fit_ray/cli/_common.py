@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from flops_fit_ray.console.plain import PlainConsole
     from flops_fit_ray.console.select import OutputStyle
     from flops_fit_ray.pipeline import RunRequest
-    from flops_fit_ray.planning import Measurements, ModelSize
     from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.sweep.directory import Sweep
+    from flops_fit_ray.training.preflight.model_size import SpecMeasurer
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -281,19 +281,18 @@ def request_for(
     from flops_fit_ray.engine.loaders import code_loader
     from flops_fit_ray.pipeline import RunRequest
 
-    known: dict[str, ModelSize] = {}
-
-    def measure(wider: SweepSpec, counting: int) -> Measurements:
+    @functools.cache
+    def measurer() -> SpecMeasurer:
         with waiting("importing torch"):
-            from flops_fit_ray.training.preflight.model_size import measure_spec
+            from flops_fit_ray.training.preflight.model_size import SpecMeasurer
 
-        return measure_spec(wider, base, counting, known)
+        return SpecMeasurer(base)
 
     return RunRequest(
         spec=spec,
         source=source,
         root=root,
-        measure=measure,
+        measure=lambda wider, counting: measurer().measure(wider, counting),
         load_user_parts=code_loader(spec, base),
         command=command,
         on_recorded=lambda: set_resume_line(command),

@@ -327,7 +327,7 @@ def _write_spec(advice: Recommendation, path: Path) -> tuple[Plan | None, str]:
     """Write the spec with the nearest size that the model takes. Returns its plan, or the reason why there is none."""
     from flops_fit_ray.planning import make_plan
     from flops_fit_ray.spec import read_spec
-    from flops_fit_ray.training.preflight.model_size import measure_spec
+    from flops_fit_ray.training.preflight.model_size import SpecMeasurer
 
     if path.exists():
         raise click.UsageError(f"--spec {path}: is there already; nothing was written")
@@ -337,7 +337,7 @@ def _write_spec(advice: Recommendation, path: Path) -> tuple[Plan | None, str]:
         advice.write(path, size)
         spec = read_spec(path)
         try:
-            measurements = measure_spec(spec, path.absolute().parent)
+            measurements = SpecMeasurer(path.absolute().parent).measure(spec)
         except SpecError as e:
             refused = refused or e
             continue

@@ -22,7 +22,6 @@ from flops_fit_ray.storage.atomic import read_json, write_json
 
 if TYPE_CHECKING:
     from flops_fit_ray.pipeline import RunRequest
-    from flops_fit_ray.planning import ModelSize
 
 TIMEOUT_SECONDS = 120.0
 MAX_PRICING = 2  # specs at a time
@@ -126,15 +125,14 @@ def _with_budgets(spec_path: Path, code: Path, limit: BudgetsFor | None) -> tupl
     from flops_fit_ray.engine.loaders import code_loader
     from flops_fit_ray.pipeline import RunRequest
     from flops_fit_ray.spec import read_spec
-    from flops_fit_ray.training.preflight.model_size import measure_spec
+    from flops_fit_ray.training.preflight.model_size import SpecMeasurer
 
     spec, said = read_spec(spec_path, open_budgets=True), list[str]()
-    known: dict[str, ModelSize] = {}
     request = RunRequest(
         spec=spec,
         source="spec",
         root=spec_path.parent / "none",
-        measure=lambda wider, counting: measure_spec(wider, code, counting, known),
+        measure=SpecMeasurer(code).measure,
         load_user_parts=code_loader(spec, code),
         command="",
         base=code,

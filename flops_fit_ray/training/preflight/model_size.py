@@ -35,22 +35,38 @@ from flops_fit_ray.training.user.user_code import command_line_of, user_code
 from flops_fit_ray.training.user.wrong_samples import may_be_cast
 from flops_fit_ray.waiting import waiting
 
+KEPT_BYTES = 2**28  # of the user's data, between two measurements
 FORWARD_BACKWARD = 3  # of the first rule of counting
 
 
-def measure_spec(
-    spec: SweepSpec, base: Path, counting: int = COUNTING, known: dict[str, ModelSize] | None = None
-) -> Measurements:
-    """Load the user's parts and measure them, with N and FLOPs by the rule `counting`.
+class SpecMeasurer:
+    """Measures one spec with other budgets again and again, as the choice of budgets does.
+
+    Sizes are measured once. So are data made of tensors read once, unless they are many: those of other kinds may have
+    a state, and no process should hold much that it does not train on.
 
     Args:
-        known: sizes that were measured for other budgets of the same spec; new ones are added.
-
-    Raises:
-        SpecError: a part cannot be used.
+        base: the directory of the user's code.
     """
-    with command_line_of(str(base)):
-        return measure_sizes(spec, load_user_parts(spec, base), counting, known)
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self._sizes: dict[str, ModelSize] = {}
+        self._parts: tuple[dict[str, Any], UserParts] | None = None
+
+    def measure(self, spec: SweepSpec, counting: int = COUNTING) -> Measurements:
+        """Load the user's parts and measure them, with N and FLOPs by the rule `counting`.
+
+        Raises:
+            SpecError: a part cannot be used.
+        """
+        rest = spec.model_dump(exclude={"budgets", "budgets_for", "grid"})
+        with command_line_of(str(self._base)):
+            before = self._parts
+            user = before[1] if before is not None and before[0] == rest else load_user_parts(spec, self._base)
+            found = measure_sizes(spec, user, counting, self._sizes)
+        self._parts = (rest, user) if 0 < found.data.tensor_bytes <= KEPT_BYTES else None
+        return found
 
 
 @contextlib.contextmanager
@@ -70,7 +86,7 @@ def measure_sizes(
 
     Args:
         counting: rule of N and FLOPs, that of the sweep that is continued.
-        known: as in `measure_spec`.
+        known: sizes that were measured for other budgets of the same spec; new ones are added.
 
     Raises:
         SpecError: samples or sizes cannot be used; all such faults at once.

@@ -144,3 +144,24 @@ def test_a_worker_that_finds_its_node_unfit_gives_the_experiment_back(tmp_path: 
     assert searcher.suggest("4") == {**first, "avoid": ["b"]} and dispatcher.left_out == {"b": "node b has other code"}
     searcher.on_trial_complete("2", {UNFIT_NODE: "", UNFIT_FAULT: ""})
     assert list(dispatcher.left_out) == ["b"]
+
+
+def test_a_head_that_does_not_answer_is_not_asked_for_its_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would try for a minute, and then end the process: the driver gives up long before."""
+    asked: list[object] = []
+
+    def noted(resources: object) -> dict[str, Mapping[str, Any]]:
+        asked.append(resources)
+        return {}
+
+    monkeypatch.setattr("flops_fit_ray.engine._node_watch.live_nodes_for", noted)
+    watch, dispatcher, stop, _ = watched(tmp_path, "a")  # nobody listens at its head's address
+    watch._looked -= 100.0
+    watch.look(dispatcher, stop)
+    assert not asked and not stop.is_set
+    monkeypatch.setattr(Head, "answers", lambda _: True)
+    watch._looked -= 100.0
+    watch.look(dispatcher, stop)
+    assert asked

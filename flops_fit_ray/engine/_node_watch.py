@@ -49,6 +49,8 @@ class NodeWatch:
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
+        if not self._head.answers():  # Ray would wait for it for a minute, and then end this process
+            return
         nodes = live_nodes_for(dispatcher.slots.resources)
         if not self._head.local:
             self._ask(nodes, dispatcher, now)

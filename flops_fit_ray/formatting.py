@@ -64,6 +64,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
     return "\n".join(line.rstrip() for line in lines)
 
 
+def listed(items: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Join items for a line, the first `most` of them where there are more: a, b, and 3 more."""
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return separator.join([*items[:most], *more])
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question that names the known word nearest to a mistyped one; empty if none is near."""
     near = difflib.get_close_matches(word, known, n=1)

@@ -33,7 +33,7 @@ from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, is_remote, local_path
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep, record_spec, recorded_spec
-from flops_fit_ray.sweep.extend import longer_run, unbracketed_budgets
+from flops_fit_ray.sweep.extend import left_open, longer_run, unbracketed_budgets
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.sweep.stopping import (
     DEFAULT_COST_RATIO,
@@ -371,12 +371,8 @@ def _recorded_choice(spec: SweepSpec, paths: SweepPaths) -> dict[str, Any] | Non
         recorded = recorded_spec(paths).train
     except SpecError:  # there is none, or none that can be read
         return None
-    chosen = {name: getattr(recorded, name) for name in _left_open(spec)}
+    chosen = {name: getattr(recorded, name) for name in left_open(spec)}
     return None if AUTO in chosen.values() else chosen
-
-
-def _left_open(spec: SweepSpec) -> list[str]:
-    return [name for name in ("precision", "compile") if getattr(spec.train, name) == AUTO]
 
 
 def _measured_choice(plan: Plan, request: RunRequest, console: PlainConsole) -> dict[str, Any]:
@@ -389,7 +385,7 @@ def _measured_choice(plan: Plan, request: RunRequest, console: PlainConsole) -> 
         address=request.address,
         max_slots=request.limits.slots,
     )
-    chosen = {name: getattr(choice, name) for name in _left_open(request.spec)}
+    chosen = {name: getattr(choice, name) for name in left_open(request.spec)}
     said = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items())
     shown = ", ".join(f"{name} {fmt.duration(s)}" for name, s in choice.seconds.items())
     console.say(f"{said}, measured on a worker (training of the whole sweep, one at a time: {shown})")

@@ -159,6 +159,10 @@ def test_a_finished_run_is_trained_for_longer(tmp_path: Path) -> None:
     assert (after.loss, after.key, alone.parent) == (alone.loss, alone.key, None)
     assert "C = 4e5" in local_path(write_report(both)).read_text()
 
+    auto = long.model_copy(update={"train": long.train.model_copy(update={"precision": "auto"})})
+    kept = longer_run(auto, SweepPaths(tmp_path / "run"), said.append)  # as it was measured for this directory
+    assert [b.flops for b in kept.budgets] == [1e5, 4e5] and kept.train.precision == "auto" and said.pop() == said[0]
+
     assert longer_run(short, SweepPaths(tmp_path / "run"), said.append) == short  # nothing shorter is recorded
     slower = long.model_copy(update={"train": long.train.model_copy(update={"lr": 0.01})})
     assert longer_run(slower, SweepPaths(tmp_path / "run"), said.append) == slower and len(said) == 1

@@ -130,8 +130,7 @@ class PlainConsole:
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """Write the share trained of each running experiment."""
         shares = [f"{self._name(p.key)}: {100 * p.tokens_seen / p.tokens:.0f} %" for p in running]
-        more = [f"and {len(shares) - MAX_NAMED} more"] if len(shares) > MAX_NAMED else []
-        listed = "; ".join([*shares[:MAX_NAMED], *more])
+        listed = fmt.listed(shares, MAX_NAMED, "; ")
         self.say(f"[{str(done).rjust(len(str(total)))}/{total}] running: {listed or 'nothing yet'}")
 
 

@@ -43,9 +43,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def _skipped(plan: Plan) -> str:
-    few = plan.measurements.skipped[:3]
-    more = len(plan.measurements.skipped) - len(few)
-    return "; ".join(few) + (f"; and {more} more" if more else "")
+    return fmt.listed(plan.measurements.skipped, 3, "; ")
 
 
 def _row(e: Experiment, *, expected: bool) -> list[str]:

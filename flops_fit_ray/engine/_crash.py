@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
+from flops_fit_ray.background import looping
 from flops_fit_ray.errors import last_line
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import is_remote, local_path
@@ -48,28 +49,20 @@ def crashes_noted(paths: SweepPaths, key: str, timeout: float) -> Iterator[None]
         yield
 
 
-@contextlib.contextmanager
-def _ended_if_hung(file: TextIO, timeout: float) -> Iterator[None]:
+def _ended_if_hung(file: TextIO, timeout: float) -> contextlib.AbstractContextManager[None]:
     """End the process, with its stack in `file`, once no thread of Python has run for `timeout` seconds.
 
     A call into C that holds Python's lock (the GIL) and does not return stops every thread, those too that give signs
     of life. The one that ends the process is not Python's. This one does nothing but put it off.
     """
-    done = threading.Event()
 
-    def put_off() -> None:
+    def put_off(done: threading.Event) -> None:
         while not done.is_set():
             faulthandler.dump_traceback_later(timeout, exit=True, file=file)
             done.wait(min(1.0, timeout / 20))
         faulthandler.cancel_dump_traceback_later()
 
-    thread = threading.Thread(target=put_off, daemon=True, name="hang watch")
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return looping(put_off, "hang watch")
 
 
 def describe_death(paths: SweepPaths, key: str, said: str) -> tuple[str, str]:

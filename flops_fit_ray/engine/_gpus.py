@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from flops_fit_ray.engine.resources import Slots
+from flops_fit_ray.engine.resources import Slots, live_entries
 from flops_fit_ray.errors import ResourceError, first_line, last_line
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.waiting import waiting
@@ -30,9 +30,9 @@ def refuse_unusable_gpus(slots: Slots) -> None:
     if not slots.uses_gpu:
         return
     tasks = []
-    for node in ray.nodes():  # type: ignore[no-untyped-call] # Ray leaves it untyped
-        if node["Alive"] and node["Resources"].get("GPU", 0):
-            there = NodeAffinitySchedulingStrategy(str(node["NodeID"]), soft=False)
+    for name, node in live_entries().items():
+        if node["Resources"].get("GPU", 0):
+            there = NodeAffinitySchedulingStrategy(name, soft=False)
             # One call per process: what it opened on the GPUs is closed with it
             task = ray.remote(max_calls=1)(gpu_fault).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
             tasks.append(task.remote(int(node["Resources"]["GPU"])))

@@ -16,7 +16,7 @@ from typing import Any
 
 from flops_fit_ray.engine._gpus import gpu_fault
 from flops_fit_ray.engine.planned_code import WAY_OUT, PlannedCode, other_code
-from flops_fit_ray.engine.resources import fits
+from flops_fit_ray.engine.resources import fits, live_entries
 from flops_fit_ray.errors import ResourceError, StorageError, last_line
 from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.storage.atomic import read_json, write_json
@@ -116,8 +116,7 @@ class NodeProbe:
             answer: Answer = ray.get(task, timeout=0)
             return replace(answer, host=f"{answer.host} ({address})")
         except ray.exceptions.RayError as e:
-            every = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
-            if not any(other["Alive"] and other["NodeID"] == name for other in every):
+            if name not in live_entries():
                 return None  # nothing will run there
             error = f"cannot run this package: {last_line(e)}"
             if isinstance(e, ray.exceptions.GetTimeoutError):
@@ -189,10 +188,7 @@ def check_nodes(probe: NodeProbe, resources: Mapping[str, float]) -> tuple[list[
 
 def live_nodes_for(resources: Mapping[str, float]) -> dict[str, Mapping[str, Any]]:
     """Return Ray's entries of the nodes that are alive and can run an experiment, by id."""
-    import ray
-
-    every = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
-    return {str(node["NodeID"]): node for node in every if node["Alive"] and fits(resources, node["Resources"])}
+    return {name: node for name, node in live_entries().items() if fits(resources, node["Resources"])}
 
 
 def this_machine() -> Machine:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from flops_fit_ray.engine._surroundings import Surroundings, surroundings_of_driver
 from flops_fit_ray.engine.jobs import upload_of
 from flops_fit_ray.engine.planned_code import PlannedCode
+from flops_fit_ray.engine.resources import live_nodes
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.storage.storage_path import expanded
 from flops_fit_ray.training.user.user_code import NO_ARGUMENTS
@@ -250,7 +251,4 @@ def _packed(loader: Loader) -> PackedData:
 
 
 def _smallest_store() -> float:
-    import ray
-
-    nodes = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
-    return min(float(node["Resources"].get("object_store_memory", 0.0)) for node in nodes if node["Alive"])
+    return min(node.get("object_store_memory", 0.0) for node in live_nodes())

@@ -1,4 +1,4 @@
-"""Resources of a trial, and the number of concurrent trials. Pure functions, but for `live_nodes`."""
+"""Resources of a trial, and the number of concurrent trials. Pure functions, but for `live_entries`."""
 
 from __future__ import annotations
 
@@ -53,15 +53,17 @@ class Slots:
         return self.resources.get("gpu", 0) > 0
 
 
-def live_nodes() -> list[Node]:
-    """Return the resources of every node that is alive."""
+def live_entries() -> dict[str, Mapping[str, Any]]:
+    """Return Ray's entries of the nodes that are alive, by id."""
     import ray
 
-    return [
-        dict(node["Resources"])
-        for node in ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
-        if node["Alive"]
-    ]
+    every = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    return {str(node["NodeID"]): node for node in every if node["Alive"]}
+
+
+def live_nodes() -> list[Node]:
+    """Return the resources of every node that is alive."""
+    return [dict(node["Resources"]) for node in live_entries().values()]
 
 
 def choose_slots(

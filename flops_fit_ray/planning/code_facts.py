@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.storage.codec import Record
 
 SHOWN = 4  # names in a line
@@ -54,5 +55,4 @@ def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]
 
 def named(changes: list[str]) -> str:
     """Join changes for a line, the first of them where there are many."""
-    more = [f"and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
-    return ", ".join([*changes[:SHOWN], *more])
+    return fmt.listed(changes, SHOWN)

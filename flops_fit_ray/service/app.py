@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from flops_fit_ray.background import looping
 from flops_fit_ray.errors import DirectoryError, FitError, FlopsFitError, ResourceError, SpecError, first_line
 from flops_fit_ray.service._pages import pages
 from flops_fit_ray.service.app_state import AppState
@@ -103,25 +104,17 @@ def _with_token(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's documentation has it
 
 
-@contextlib.contextmanager
-def _queue_thread(runs: Runs) -> Iterator[None]:
+def _queue_thread(runs: Runs) -> contextlib.AbstractContextManager[None]:
     """Start queued runs in a thread, for the duration of the block."""
-    done = threading.Event()
 
-    def loop() -> None:
+    def loop(done: threading.Event) -> None:
         while not done.wait(QUEUE_SECONDS):
             try:
                 runs.start_waiting()
             except Exception as e:  # noqa: BLE001 - one run's files must not stop the queue
                 runs.trouble = f"{type(e).__name__}: {first_line(e)}"
 
-    thread = threading.Thread(target=loop, name="queue", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return looping(loop, "queue")
 
 
 def _error_response(request: Request, status: HTTPStatus, message: str, faults: Sequence[str] = ()) -> Response:

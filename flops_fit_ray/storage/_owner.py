@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -19,6 +19,7 @@ import psutil
 from pydantic import Field
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.background import looping
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.storage.atomic import read_sealed
 from flops_fit_ray.storage.codec import Count, Record, Timestamp, value_of
@@ -84,24 +85,16 @@ def read_owner_file(kind: type[Owner], path: StoragePath) -> Owner | None:
     return None
 
 
-@contextlib.contextmanager
-def renewing(renew: Callable[[], bool], seconds: float) -> Iterator[None]:
+def renewing(renew: Callable[[], bool], seconds: float) -> contextlib.AbstractContextManager[None]:
     """Call `renew` every few seconds in a thread while the block runs, until it returns False."""
-    done = threading.Event()
 
-    def go_on() -> None:
+    def go_on(done: threading.Event) -> None:
         goes_on = True
         while goes_on and not done.wait(seconds):
             with contextlib.suppress(StorageError, OSError):  # it may fail for a moment; the next time is soon
                 goes_on = renew()
 
-    thread = threading.Thread(target=go_on, name="renewing a lock", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return looping(go_on, "renewing a lock")
 
 
 def _boot() -> str:

@@ -55,6 +55,11 @@ def extend_spec(
     return make_spec(wider.model_dump(mode="json"), SOURCE)  # model_copy does not validate
 
 
+def left_open(spec: SweepSpec) -> list[str]:
+    """Name the settings of training that a spec leaves to a measurement, made once for each directory."""
+    return [name for name in ("precision", "compile") if getattr(spec.train, name) == "auto"]
+
+
 def longer_run(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None]) -> SweepSpec:
     """Return a spec of one run with the shorter ones of the same run that a directory holds: it begins at their trunk.
 
@@ -66,7 +71,9 @@ def longer_run(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None]) -
         recorded = recorded_spec(paths)
     except SpecError:  # damaged: whoever runs the sweep says so
         return spec
-    same = spec.model_dump(exclude=NO_TRAINING) == recorded.model_dump(exclude=NO_TRAINING)
+    measured = {name: getattr(recorded.train, name) for name in left_open(spec)}
+    as_run = spec.model_copy(update={"train": spec.train.model_copy(update=measured)})
+    same = as_run.model_dump(exclude=NO_TRAINING) == recorded.model_dump(exclude=NO_TRAINING)
     if not (same and recorded.is_one_run and recorded.budgets[0].sizes == spec.budgets[0].sizes):
         return spec
     known, longest = {b.flops for b in spec.budgets}, spec.budgets[-1].flops

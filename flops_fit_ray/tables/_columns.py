@@ -10,7 +10,7 @@ import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.formatting import did_you_mean
+from flops_fit_ray.formatting import did_you_mean, listed
 from flops_fit_ray.tables._cells import LOSSES, PERPLEXITY, has_decimal_commas, numbers, unit_of
 from flops_fit_ray.tables._load import Loaded, repeated_headers
 from flops_fit_ray.tables._names import BITS, NAMES, TEXT_SIZES, forms, normal, unit_for
@@ -256,8 +256,7 @@ def unknown_column(name: str, headers: Iterable[str]) -> str:
 
 def shown(headers: Sequence[str]) -> str:
     """Return the headers for a message, the first of very many."""
-    more = f", and {len(headers) - MAX_NAMED} more" if len(headers) > MAX_NAMED else ""
-    return ", ".join(map(str, headers[:MAX_NAMED])) + more
+    return listed([str(header) for header in headers], MAX_NAMED)
 
 
 def _loss_unit_note(header: str, scale: float) -> Iterator[str]:

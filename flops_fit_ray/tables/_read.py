@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import Flag, Points, group_by_nearness
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.errors import SpecError
@@ -69,9 +70,8 @@ class Table:
         """Notes on unused rows, computed columns and inferred budgets."""
         flags = []
         if self.refused:
-            shown = "; ".join(f"line {r.line}: {r.reason}" for r in self.refused[:MAX_SHOWN])
-            more = f"; and {len(self.refused) - MAX_SHOWN} more" if len(self.refused) > MAX_SHOWN else ""
-            message = f"{len(self.refused)} of {self.rows} rows are not used: {shown}{more}"
+            shown = fmt.listed([f"line {r.line}: {r.reason}" for r in self.refused], MAX_SHOWN, "; ")
+            message = f"{len(self.refused)} of {self.rows} rows are not used: {shown}"
             flags.append(Flag("refused_rows", "warning", message))
         flags += self.notes
         if self.derived:

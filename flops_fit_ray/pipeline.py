@@ -34,6 +34,7 @@ from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers,
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep, record_spec, recorded_spec
 from flops_fit_ray.sweep.extend import left_open, longer_run, unbracketed_budgets
+from flops_fit_ray.sweep.from_checkpoint import CheckpointName, go_back
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.sweep.stopping import (
     DEFAULT_COST_RATIO,
@@ -69,6 +70,7 @@ class RunRequest:
     base: Path | None = None  # where the spec's targets are looked for; None: they are objects of a program
     limits: RunLimits = field(default_factory=RunLimits)
     new: bool = False  # train completed experiments again where the spec has changed
+    from_checkpoint: CheckpointName | None = None  # that its experiment goes on from, instead of the newest
     code: PlannedCode | None = None  # of model, data, loss and hooks; known once they were measured
 
     @property
@@ -218,6 +220,8 @@ def _run_locked(
             planner = Planner(request.spec, planner.measurements, planner.cells.constants)
         console.header(request.spec, plan)
         _compare(request, planner, ledger, console)
+        if request.from_checkpoint is not None:
+            go_back(ledger, grown_plan(planner, ledger), request.from_checkpoint, console.say)
         limit = None
         while True:
             with faults_of(request.source):

@@ -290,13 +290,19 @@ def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: P
         done = recorded(root / name)
         assert len(heard) <= len(done) < 12
         pace.write_text("0")
-        client.act(name, "resume")
+        (saved,) = [one for one in client.pages(f"/sweeps/{name}/checkpoints") if one["kind"] == "checkpoint"]
+        with pytest.raises(ServiceError, match=f"no checkpoint {saved['key']}@1; there are {saved['key']}@") as caught:
+            client.act(name, "resume", checkpoint=f"{saved['key']}-c1")
+        assert caught.value.status == 422
+        client.act(name, "resume", checkpoint=saved["id"])
         ended = client.wait(name, 120)
         assert ended["state"] == "completed" and ended["counts"] == {"completed": 12}
         assert {key: content for key, content in recorded(root / name).items() if key in done} == done
         report = client.request("GET", f"/sweeps/{name}/report").read().decode()
         assert ended["results_sha256"] in report
-        assert "experiments: 12 completed" in client.request("GET", f"/sweeps/{name}/log").read().decode()
+        log = client.request("GET", f"/sweeps/{name}/log").read().decode()
+        assert f"{saved['key']} (C " in log and f"goes on from its checkpoint at step {saved['step']} of " in log
+        assert "experiments: 12 completed" in log
     finally:
         service.end()
 

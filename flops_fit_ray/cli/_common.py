@@ -122,6 +122,12 @@ output_option = click.option(
 new_option = click.option(
     "--new", is_flag=True, help="If the spec has changed, train completed experiments again; old results are kept."
 )
+from_checkpoint_option = click.option(
+    "--from-checkpoint",
+    metavar="KEY@STEP",
+    help="Let experiment KEY go on from its checkpoint after STEP optimizer steps, not from its newest one. Newer ones "
+    "are kept. Of a completed experiment: its trunk, where a larger budget begins.",
+)
 _STDOUT = "flops_fit_ray.stdout"  # in a command's context: the stream of its one JSON object
 
 
@@ -271,15 +277,21 @@ def request_for(
     address: str | None = None,
     limits: RunLimits | None = None,
     new: bool = False,
+    from_checkpoint: str | None = None,
 ) -> RunRequest:
     """Return the request to run a spec whose targets lie in `base`.
 
     Args:
         source: name of the spec in faults.
         command: shell command that resumes the sweep.
+        from_checkpoint: name of the checkpoint that its experiment goes on from.
+
+    Raises:
+        SpecError: that is no name of a checkpoint, or the directory has no such checkpoint.
     """
     from flops_fit_ray.engine.loaders import code_loader
     from flops_fit_ray.pipeline import RunRequest
+    from flops_fit_ray.sweep.from_checkpoint import named_checkpoint
 
     @functools.cache
     def measurer() -> SpecMeasurer:
@@ -300,6 +312,7 @@ def request_for(
         base=base,
         limits=limits or RunLimits(),
         new=new,
+        from_checkpoint=None if from_checkpoint is None else named_checkpoint(root, from_checkpoint),
     )
 
 

@@ -20,6 +20,7 @@ from flops_fit_ray.cli._common import (
     device_option,
     directory_argument,
     echo,
+    from_checkpoint_option,
     json_option,
     limit_options,
     new_option,
@@ -203,6 +204,7 @@ def check(
 @cost_options
 @limit_options
 @new_option
+@from_checkpoint_option
 @address_option
 @output_options
 @json_option
@@ -216,6 +218,7 @@ def run(
     at_most: float | None,
     slots: int | None,
     new: bool,
+    from_checkpoint: str | None,
     address: str | None,
     style: OutputStyle | None,
     as_json: bool,
@@ -233,7 +236,7 @@ def run(
     resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
     limits = RunLimits(until, at_most, slots)
-    first = given_options({"--new": new})
+    first = given_options({"--new": new, "--from-checkpoint": from_checkpoint})
     set_resume_line(command_line(path, root, overrides, limits, code, limit, address, first))
     command = command_line(path, root, overrides, limits, code, limit, address)
     request = request_for(
@@ -245,6 +248,7 @@ def run(
         address=address,
         limits=limits,
         new=new,
+        from_checkpoint=from_checkpoint,
     )
     request = with_budgets_chosen(request, limit, to_stderr if as_json or style == "json" else click.echo)
     return run_request(request, as_json=as_json, style=style or "")
@@ -278,6 +282,7 @@ def run(
 @device_option
 @code_option
 @limit_options
+@from_checkpoint_option
 @address_option
 @output_options
 @json_option
@@ -292,6 +297,7 @@ def extend(
     until: str | None,
     at_most: float | None,
     slots: int | None,
+    from_checkpoint: str | None,
     address: str | None,
     style: OutputStyle | None,
     as_json: bool,
@@ -317,11 +323,20 @@ def extend(
             f"{sweep.base} does not exist here: loading model and data from {base} (--code names another)", err=as_json
         )
     limits = RunLimits(until, at_most, slots)
-    added = {"--budget": budgets, "--size": sizes, "--seeds": seeds, "--lr-again": lr_again, "--device": device}
+    added = {"--budget": budgets, "--size": sizes, "--seeds": seeds, "--lr-again": lr_again, "--device": device,
+             "--from-checkpoint": from_checkpoint}  # fmt: skip
     set_resume_line(extend_line(root, base, limits, code, address, given_options(added)))
     command = extend_line(root, base, limits, code, address)
     source = str(sweep.paths.spec)
     request = request_for(
-        wider, base, root, source=source, command=command, address=address, limits=limits, new=lr_again
+        wider,
+        base,
+        root,
+        source=source,
+        command=command,
+        address=address,
+        limits=limits,
+        new=lr_again,
+        from_checkpoint=from_checkpoint,
     )
     return run_request(request, as_json=as_json, style=style or "")

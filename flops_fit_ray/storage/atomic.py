@@ -256,6 +256,14 @@ def open_file(path: StoragePath) -> Iterator[IO[bytes]]:
             yield buffered
 
 
+def sha256_of(file: IO[bytes]) -> str:
+    """Return the digest of what is left of a file, in hex digits."""
+    digest = hashlib.sha256()
+    for block in iter(lambda: file.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()
+
+
 def _regular_file(path: Path, max_bytes: float = MAX_BYTES) -> io.FileIO:
     file = io.FileIO(path, opener=_without_waiting)  # faster than `read_bytes`, 10,000 times
     found = os.fstat(file.fileno())

@@ -223,6 +223,17 @@ class SweepPaths(ReportPaths):
         """Checkpoints that an unfinished experiment resumes from."""
         return CheckpointPaths(self.experiments / f"{key}/checkpoints")
 
+    def set_aside(self, key: str) -> list[CheckpointPaths]:
+        """Checkpoints that were moved out of the way by going back to an earlier one, those moved last first."""
+        place = self.experiments / f"{key}/set-aside"
+        numbers = sorted((int(name) for name in names_in(place) if name.isdecimal()), reverse=True)
+        return [CheckpointPaths(place / str(number)) for number in numbers]
+
+    def new_set_aside(self, key: str) -> CheckpointPaths:
+        """Place to be made, for checkpoints that are moved out of the way."""
+        number = len(self.set_aside(key)) + 1
+        return CheckpointPaths(self.experiments / f"{key}/set-aside/{number}")
+
     def weights(self, key: str) -> StoragePath:
         """Final weights, if the spec asks for them."""
         return self.experiments / f"{key}/weights.safetensors"

@@ -83,6 +83,17 @@ class RunLimitsIn(Asked):
     slots: int | None = Field(default=None, ge=1, le=100_000, description="experiments at a time")
 
 
+class ResumeIn(RunLimitsIn):
+    """A run that goes on."""
+
+    checkpoint: str | None = Field(
+        default=None,
+        max_length=100,
+        description="id of a checkpoint or trunk, or KEY@STEP: its experiment goes on from there, as by "
+        "`run --from-checkpoint`; by default from the newest",
+    )
+
+
 class StartIn(RunLimitsIn, CostLimitIn):
     """A new sweep."""
 

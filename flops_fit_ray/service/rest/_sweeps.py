@@ -66,9 +66,10 @@ def stop(request: Request, name: str) -> Response:
 
 
 @routes.post("/sweeps/{name}/resume", tags=["sweeps"], response_model=shapes.SweepOut)
-def resume(request: Request, name: str, body: shapes.RunLimitsIn | None = None) -> Response:
-    """Resume a sweep that is not running."""
-    return _resume(request, name, Additions(), body or shapes.RunLimitsIn())
+def resume(request: Request, name: str, body: shapes.ResumeIn | None = None) -> Response:
+    """Resume a sweep that is not running, by default from the newest checkpoints."""
+    body = body or shapes.ResumeIn()
+    return _resume(request, name, Additions(), body, body.checkpoint)
 
 
 @routes.post("/sweeps/{name}/extend", tags=["sweeps"], response_model=shapes.SweepOut)
@@ -79,9 +80,12 @@ def extend(request: Request, name: str, body: shapes.ExtendIn) -> Response:
     )
 
 
-def _resume(request: Request, name: str, more: Additions, limits: shapes.RunLimitsIn) -> Response:
+def _resume(
+    request: Request, name: str, more: Additions, given: shapes.RunLimitsIn, checkpoint: str | None = None
+) -> Response:
     state = app_state_of(request)
-    state.runs.resume(name, more, RunLimits(until=limits.until, at_most=limits.at_most, slots=limits.slots))
+    limits = RunLimits(until=given.until, at_most=given.at_most, slots=given.slots)
+    state.runs.resume(name, more, limits, checkpoint)
     state.runs.start_waiting()
     return as_json(state.view(name))
 

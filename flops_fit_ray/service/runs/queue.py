@@ -16,7 +16,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
 
-from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError
+from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError, faults_of
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.request_error import RequestError, conflict, not_found
 from flops_fit_ray.service.paths import ServicePaths
@@ -27,10 +27,11 @@ from flops_fit_ray.spec import BudgetsFor, limit_of_budgets
 from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
 from flops_fit_ray.storage.codec import Record, value_of
 from flops_fit_ray.storage.lock import living_owner
-from flops_fit_ray.storage.paths import SCHEMA_VERSION
+from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import names_in
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.sweep.extend import extend_spec
+from flops_fit_ray.sweep.from_checkpoint import OPTION, CheckpointName, named_checkpoint
 from flops_fit_ray.sweep.run_limits import RunLimits
 
 Kind = Literal["run", "resume", "extend"]
@@ -134,12 +135,15 @@ class Runs:
                 write_json(self.paths.key(_digest(key)), {"sweep": sweep, "asked": _digest(asked)})
             return self._ask(sweep, "run", arguments, code), True
 
-    def resume(self, name: str, more: Additions, limits: RunLimits) -> QueuedRun:
+    def resume(self, name: str, more: Additions, limits: RunLimits, checkpoint: str | None = None) -> QueuedRun:
         """Queue another run of a sweep that is not running, with additions or without.
+
+        Args:
+            checkpoint: name or id of the one that its experiment goes on from; None: from the newest.
 
         Raises:
             RequestError: it is running, it was run from Python, or its code is not allowed here.
-            SpecError: the additions do not fit the sweep.
+            SpecError: the additions do not fit the sweep, or it has no such checkpoint.
         """
         with self._lock:
             directory = names.sweep_directory(self.paths, name)
@@ -150,6 +154,8 @@ class Runs:
                 raise conflict(f"{name} is run by {owner}; it was not started here, so wait until it ends there")
             self._refuse_crowd()
             if not directory.plan.exists():
+                if checkpoint is not None:
+                    _named(directory, checkpoint)  # there is none
                 return self._again(last, more)
             try:
                 sweep = open_sweep(directory.root)
@@ -165,6 +171,8 @@ class Runs:
                 kind = "extend"
             seen = self.launcher.code_as_seen or str(code)
             arguments = ["flops_fit_ray", "extend", str(directory.root), f"--code={seen}", "--plain"]
+            if checkpoint is not None:
+                arguments.append(f"{OPTION}={_named(directory, checkpoint)}")
             return self._ask(name, kind, [*arguments, *more.options(), *limits.options()], code)
 
     def stop(self, name: str) -> RunStatus:
@@ -289,6 +297,11 @@ class Runs:
             raise RequestError(
                 HTTPStatus.SERVICE_UNAVAILABLE, f"the queue is full ({waiting} runs); try again when some have started"
             )
+
+
+def _named(directory: SweepPaths, checkpoint: str) -> CheckpointName:
+    with faults_of("checkpoint"):
+        return named_checkpoint(directory.root, checkpoint)
 
 
 def _digest(content: Any) -> str:

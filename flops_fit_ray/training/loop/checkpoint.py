@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import torch
 
 from flops_fit_ray.errors import ExperimentError, first_line
-from flops_fit_ray.storage.atomic import open_file, read_json, remove_strays, whole_file, write_json
+from flops_fit_ray.storage.atomic import open_file, read_json, remove_strays, sha256_of, whole_file, write_json
 from flops_fit_ray.storage.paths import CheckpointPaths
 from flops_fit_ray.storage.storage_path import StoragePath, remove_tree
 
@@ -116,12 +116,9 @@ class CheckpointStore:
         note = read_json(self._paths.note(step))
         if note is None:
             raise _DamagedError("its manifest is incomplete")
-        digest = hashlib.sha256()
         try:
             with open_file(self._paths.state(step)) as file:
-                for block in iter(lambda: file.read(1 << 20), b""):
-                    digest.update(block)
-                if digest.hexdigest() != note.get("sha256"):
+                if sha256_of(file) != note.get("sha256"):
                     raise _DamagedError("its sha256 differs")
                 file.seek(0)
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)

@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, overload
 
-from flops_fit_ray.analysis import Analysis, NextRuns, Prediction, SweepFit, predict
+from flops_fit_ray.analysis import Analysis, NextRuns, Prediction, SweepFit, predict, predict_limited
 from flops_fit_ray.errors import ArgumentError, ResourceError
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.storage.atomic import write_bytes
@@ -68,18 +68,27 @@ class Result:
         """Return C of every budget, increasing."""
         return [budget.flops for budget in self._sweep.spec.budgets]
 
-    def predict(self, budget: float | None = None, *, compute_budget: float | None = None) -> Prediction:
+    def predict(
+        self, budget: float | None = None, *, compute_budget: float | None = None, unique: float | None = None
+    ) -> Prediction:
         """Predict N, D and loss at C = `budget` FLOPs, with intervals and the extrapolation factor.
 
         `compute_budget` is flops-fit's name of the same. The prediction is a mapping, too, with flops-fit's keys.
 
+        Args:
+            unique: distinct tokens that there are, which are repeated where the best D is more; None: all are new.
+
         Raises:
-            FitError: the sweep gave no law, or the budget is not a positive number.
+            FitError: the sweep gave no law, a number is not positive, or the runs do not show what repeats cost.
         """
         wanted = budget if budget is not None else compute_budget
         if not _is_number(wanted):
             raise ArgumentError("predict", [f"budget: must be a number of FLOPs, for example 1e21 (got {wanted!r})"])
-        return predict(self.fit, float(cast("float", wanted)))
+        if unique is None:
+            return predict(self.fit, float(cast("float", wanted)))
+        if not _is_number(unique):
+            raise ArgumentError("predict", [f"unique: must be a number of tokens, for example 1e9 (got {unique!r})"])
+        return predict_limited(self.fit, float(cast("float", wanted)), float(unique))
 
     def seal(self, budget: float) -> Prediction:
         """Keep the prediction at C = `budget` FLOPs in the sweep directory, and return it; `scores` says how it held.

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from flops_fit_ray.analysis import predict
 from flops_fit_ray.cli._common import exit_code
 from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
@@ -15,6 +17,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, record_spec
 from flops_fit_ray.sweep.next_places import SweepSpace
+from flops_fit_ray.sweep.recommend import recommend
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, Surface, optimum, sweep_on
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 from tests.test_cli import call
@@ -149,6 +152,16 @@ def test_predict_of_a_sweep_names_the_run(sweep: Sweep, capsys: pytest.CaptureFi
     assert run["seconds"] > 0 and run["seconds_interval"][0] < run["seconds"] < run["seconds_interval"][1]
     assert call("predict", "1e7", root) == 0
     assert "run: features = " in capsys.readouterr().out
+
+
+def test_the_spec_of_a_run_on_limited_data_allows_as_many_epochs(sweep: Sweep) -> None:
+    few = replace(predict(sweep.fit, 1e7), unique=1000.0, epochs=3.2)
+    advice = recommend(sweep, sweep.fit, few)
+    assert advice.spec is not None and advice.spec.data.max_epochs == 4
+    assert any(note.endswith("distinct tokens: give the run 1k") for note in advice.notes)
+    assert "data.max_epochs is 4 in the spec of this run" in advice.notes
+    new = recommend(sweep, sweep.fit, predict(sweep.fit, 1e7))
+    assert recommend(sweep, sweep.fit, replace(few, epochs=1.0)).spec == new.spec
 
 
 def copy_with(sweep: Sweep, where: Path, **fit: object) -> Path:

@@ -197,6 +197,8 @@ def test_results_are_those_of_the_commands(served: Served, root: Path) -> None:
     assert served.client.ask("GET", "/sweeps/whole/fit") == json.loads(
         json.dumps(analysis_document(sweep.analysis, validity_card(sweep.fit, sweep)))
     )
+    with pytest.raises(ServiceError, match="do not show what repeated tokens are worth"):
+        served.client.ask("GET", "/sweeps/whole/predict?budget=5e6&unique=1e3")
     said = served.client.ask("GET", "/sweeps/whole/predict?budget=5e6")
     expected = prediction_to_json(predict(sweep.fit, 5e6), sweep.fit.options.confidence)
     assert {name: said[name] for name in expected} == expected

@@ -3,6 +3,7 @@
 from flops_fit_ray.analysis._analysis import Analysis, analyse, analysis_to_json
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law
+from flops_fit_ray.analysis._limited_data import predict_limited
 from flops_fit_ray.analysis._methods import METHODS, Method
 from flops_fit_ray.analysis._next_runs import expected_factors, next_runs
 from flops_fit_ray.analysis._run_choice import NextRun, NextRuns
@@ -69,6 +70,7 @@ __all__ = [
     "next_runs",
     "predict",
     "predict_for_time",
+    "predict_limited",
     "prediction_to_json",
     "sensitivity",
     "timed_to_json",

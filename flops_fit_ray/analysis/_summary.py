@@ -68,6 +68,7 @@ def n_opt_to_json(fit: SweepFit) -> list[dict[str, Any]]:
 
 def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, Any]:
     """Return the prediction at one budget."""
+    few = {"unique_tokens": prediction.unique, "epochs": prediction.epochs} if prediction.unique is not None else {}
     return _object(
         {
             "schema_version": SCHEMA_VERSION,
@@ -85,6 +86,7 @@ def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, A
             "params_extrapolation": prediction.params_extrapolation,
             "tokens_extrapolation": prediction.tokens_extrapolation,
             "warnings": [flag.to_json() for flag in prediction.warnings],
+            **few,
         }
     )
 

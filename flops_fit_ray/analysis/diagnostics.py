@@ -144,7 +144,8 @@ def extrapolation_warning(*distances: Distance) -> Iterator[Flag]:
     farthest = max(distances, key=lambda distance: distance.factor)
     factor, side = farthest.factor, "larger" if farthest.larger else "smaller"
     where = "" if farthest.quantity == "C" else f"{farthest.words}; "
-    remedy = f"{side} sizes" if farthest.quantity == "N" else f"a {side} budget"
+    remedies = {"N": f"{side} sizes", "D/U": "runs of more epochs"}
+    remedy = remedies.get(farthest.quantity, f"a {side} budget")
     if factor > HEADLINE_EXTRAPOLATION:
         message = (
             f"EXTRAPOLATION BY {factor:.3g}x: {where}the interval does not cover a change of the law on the way; "

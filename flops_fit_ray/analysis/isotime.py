@@ -94,7 +94,7 @@ def predict_for_time(timed: IsoTime, seconds: float, confidence: float) -> Timed
         params_interval=n.interval(seconds, confidence),
         tokens_interval=d.interval(seconds, confidence),
         loss_interval=loss.interval(seconds, confidence),
-        run_interval=run_interval(fit, loss, seconds),
+        run_interval=run_interval(fit, None if loss.draws is None else loss.draws.at(seconds)),
         extrapolation=far[0].factor,
         params_extrapolation=far[1].factor,
         tokens_extrapolation=far[2].factor,

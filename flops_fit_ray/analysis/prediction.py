@@ -9,7 +9,7 @@ import numpy as np
 
 from flops_fit_ray.analysis._distance import Distance, beyond_words, distance, distances
 from flops_fit_ray.analysis._flags import Flag
-from flops_fit_ray.analysis._law import Interval, Law, central_interval
+from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis._loss_law import MIN_FOR_SHIFT
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
@@ -38,6 +38,8 @@ class Prediction(dict[str, float]):
     params_extrapolation: float  # factor of N beyond the smallest or largest N that was run; 1 inside
     tokens_extrapolation: float
     warnings: tuple[Flag, ...]
+    unique: float | None = None  # distinct tokens that there are; None: D new ones
+    epochs: float = 1.0  # D / `unique`, or 1 where it is less
 
     @property
     def beyond(self) -> str:
@@ -80,7 +82,10 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
         params_interval=within[0],
         tokens_interval=within[1],
         loss_interval=within[2],
-        run_interval=_union(run_interval(fit, loss, budget), within[2] if other is not None else None),
+        run_interval=_union(
+            run_interval(fit, None if loss.draws is None else loss.draws.at(budget)),
+            within[2] if other is not None else None,
+        ),
         extrapolation=far[0].factor,
         params_extrapolation=far[1].factor,
         tokens_extrapolation=far[2].factor,
@@ -162,13 +167,10 @@ def check_budget(budget: float) -> None:
         raise FitError(f"C must be a positive number of FLOPs (got {budget})")
 
 
-def run_interval(fit: SweepFit, law: Law, budget: float) -> Interval | None:
-    """Return the interval of the loss of one new run: that of the law at C = `budget`, and the noise of a run."""
-    if law.draws is None:
-        return None
-    values = law.draws.at(budget)
+def run_interval(fit: SweepFit, values: Floats | None) -> Interval | None:
+    """Return the interval of the loss of one new run: the draws of a law at one C, (draws,), and the noise of a run."""
     noise = run_noise(fit)
-    if noise is None:
+    if values is None or noise is None:
         return None
     sigma, df = noise
     rng = np.random.default_rng(fit.options.seed)

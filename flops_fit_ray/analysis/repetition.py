@@ -45,6 +45,7 @@ class Repetition:
     effective_tokens: Floats  # D'
     loss_share: float | None  # of the loss at the largest C: what it is higher by than with new tokens alone
     cases: tuple[Points, ...]  # the runs under other possible R_D* and R_N*
+    pairs: tuple[tuple[float, float], ...]  # R_D* and 1 / R_N* of each of them
     fresh: Points  # the runs with N', D' and their C
 
     @property
@@ -117,8 +118,10 @@ def fit_repetition(points: Points, options: SurfaceOptions) -> Repetition | None
     top = int(np.argmax(points.flops))
     new = float(found.surface.loss(points.params[top], points.tokens[top])[0])
     share = 1 - new / float(found.surface.loss(fresh.params[top], fresh.tokens[top])[0])
-    cases = tuple(model.fresh(found.surface, *pair) for pair in found.pairs())
-    return _described(points, fresh, scale=float(np.exp(found.log_scale)), kappa=found.kappa, share=share, cases=cases,
+    pairs = tuple(found.pairs())
+    return _described(points, fresh, scale=float(np.exp(found.log_scale)), kappa=found.kappa, share=share,
+                      cases=tuple(model.fresh(found.surface, *pair) for pair in pairs),
+                      pairs=tuple((float(np.exp(log_scale)), kappa) for log_scale, kappa in pairs),
                       interval=Interval(float(low), float(high)))  # fmt: skip
 
 
@@ -130,6 +133,7 @@ def _described(
     kappa: float = 0.0,
     share: float | None = None,
     cases: tuple[Points, ...] = (),
+    pairs: tuple[tuple[float, float], ...] = (),
     interval: Interval | None = None,
 ) -> Repetition:
     assert points.unique is not None
@@ -142,6 +146,7 @@ def _described(
         effective_tokens=fresh.tokens,
         loss_share=share,
         cases=cases,
+        pairs=pairs,
         fresh=fresh,
     )
 
@@ -157,10 +162,10 @@ def fresh_points(
         kappa: 1 / R_N*; 0 takes N as it is.
         excess: U_N (points,), at most N, and the cost of a token; needed where kappa is not 0.
     """
-    tokens = _faded(points.tokens, unique, 1 / scale)
+    tokens = faded(points.tokens, unique, 1 / scale)
     params, per_token = points.params, np.ones(len(points))
     if kappa and excess is not None:
-        params = _faded(points.params, excess[0], kappa)
+        params = faded(points.params, excess[0], kappa)
         per_token = np.exp(excess[1].per_token(np.log(params))[0] - excess[1].per_token(np.log(points.params))[0])
     cost = per_token * tokens / points.tokens
     return replace(
@@ -174,10 +179,28 @@ def fresh_points(
     )
 
 
-def _faded(value: Floats, base: Floats, rate: float) -> Floats:
-    """Return base + base·(1 - exp(-R·rate)) / rate with R = value / base - 1."""
+def optimal_for(s: Surfaces, cost: CostLaw, log_n: Floats, log_unique: Floats) -> Floats:
+    """Return U_N, the N whose optimal D is U, or N where it is less: alpha·A·N^-alpha = c·beta·B·U^-beta (equation 4).
+
+    Args:
+        log_n: ln N, which broadcasts with `log_unique` and the surfaces.
+    """
+    ratio = np.log(s.alpha) + s.log_a - np.log(cost.n_exponent * s.beta) - s.log_b
+    return np.asarray(np.exp(np.clip((ratio + s.beta * log_unique) / s.alpha, log_n - LARGEST, log_n)))
+
+
+def worth(tokens: Floats | float, epochs: Floats | float) -> Floats:
+    """Return D', the new tokens that `tokens` seen in so many epochs are worth at the published R_D*."""
+    seen = np.asarray(tokens) / np.maximum(epochs, 1.0)
+    return faded(np.asarray(tokens, dtype=np.float64), seen, 1 / PUBLISHED_TOKENS)
+
+
+def faded(value: Floats, base: Floats, rate: Floats | float) -> Floats:
+    """Return base + base·(1 - exp(-R·rate)) / rate with R = value / base - 1; the value itself where the rate is 0."""
+    told = np.asarray(rate) > 1e-12
+    safe = np.where(told, rate, 1.0)
     repeats = value / base - 1
-    return np.asarray(base * (1 - np.expm1(-repeats * rate) / rate)) if rate > 1e-12 else value
+    return np.asarray(np.where(told, base * (1 - np.expm1(-repeats * safe) / safe), value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,10 +253,8 @@ class _Model:
         return fresh_points(self._points, self._unique, float(np.exp(log_scale)), kappa, excess)
 
     def _optimal_for_unique(self, s: Surfaces) -> Floats:
-        """U_N (points,): the N whose optimal D is U, alpha·A·N^-alpha = c·beta·B·U^-beta (equation 4 for D)."""
-        ratio = np.log(s.alpha) + s.log_a - np.log(self._cost.n_exponent * s.beta) - s.log_b
-        log_n = np.log(self._points.params)
-        return np.exp(np.clip((ratio + s.beta * np.log(self._unique)) / s.alpha, log_n - LARGEST, log_n))
+        """U_N (points,)."""
+        return optimal_for(s, self._cost, np.log(self._points.params), np.log(self._unique))
 
     def fit(self, start: Surfaces, *, with_params: bool) -> _Found:
         """Fit from a surface and the published R_D* and R_N*; pins stay as they are."""

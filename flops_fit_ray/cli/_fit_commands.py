@@ -190,6 +190,12 @@ def _show_optima(optima: Optima, at: Sequence[float], as_json: bool, options: Ma
 @click.command()
 @click.argument("words", nargs=-1, metavar="BUDGET [SOURCE]")
 @click.option("--hours", type=POSITIVE, help="A wall-clock budget on one device instead.")
+@click.option(
+    "--unique",
+    type=POSITIVE,
+    metavar="TOKENS",
+    help="Only so many distinct tokens exist: the best N and D when they are repeated, as the runs show its cost.",
+)
 @click.option("--spec", "spec_to", type=LocalPath(), help="Of a sweep: write the spec of that one run here.")
 @click.option("--seal", "seal_it", is_flag=True, help="Of a sweep: keep this forecast in its directory, to be scored.")
 @with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
@@ -197,6 +203,7 @@ def _show_optima(optima: Optima, at: Sequence[float], as_json: bool, options: Ma
 def predict(
     words: tuple[str, ...],
     hours: float | None,
+    unique: float | None,
     spec_to: Path | None,
     seal_it: bool,
     as_json: bool,
@@ -211,9 +218,13 @@ def predict(
     """
     if seal_it and hours is not None:
         raise click.UsageError("--seal keeps a forecast of a BUDGET in FLOPs; leave --hours out")
+    if unique is not None and (hours is not None or seal_it):
+        raise click.UsageError(
+            f"--unique answers for a BUDGET in FLOPs; leave {'--seal' if seal_it else '--hours'} out"
+        )
     budget, source = _budget_and_source(words, hours)
     opened = open_source(source, options)
-    prediction, content, text = _predicted(opened, budget, hours)
+    prediction, content, text = _predicted(opened, budget, hours, unique)
     content["warnings"] = [*(flag.to_json() for flag in opened.assumed), *content["warnings"]]
     lines = [*(f"{flag}" for flag in opened.assumed), text]
     if seal_it and opened.sweep is None:
@@ -376,14 +387,19 @@ def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float
     return budget, storage_path(rest[0]) if rest else None
 
 
-def _predicted(opened: Opened, budget: float | None, hours: float | None) -> tuple[Prediction, dict[str, Any], str]:
+def _predicted(
+    opened: Opened, budget: float | None, hours: float | None, unique: float | None
+) -> tuple[Prediction, dict[str, Any], str]:
     """Predict for C, or for hours where there is none. Returns the prediction, its JSON and its text."""
     from flops_fit_ray import analysis
     from flops_fit_ray.console.fit_text import prediction_text, timed_text
 
     confidence = opened.fit.options.confidence
     if budget is not None:
-        prediction = analysis.predict(opened.fit, budget)
+        if unique is None:
+            prediction = analysis.predict(opened.fit, budget)
+        else:
+            prediction = analysis.predict_limited(opened.fit, budget, unique)
         return prediction, analysis.prediction_to_json(prediction, confidence), prediction_text(prediction, confidence)
     timed = analysis.isotime(opened.fit)
     if timed is None:

@@ -178,7 +178,10 @@ def card_text(card: Sequence[CardItem]) -> str:
 def prediction_text(prediction: Prediction, confidence: float) -> str:
     """Return N, D and L at one budget with their intervals."""
     percent = f"{100 * confidence:g} %"
-    head = f"C = {fmt.flops(prediction.budget)} FLOPs ({percent if prediction.params_interval else 'no'} intervals)"
+    few = "" if prediction.unique is None else f", {fmt.count(prediction.unique)} distinct tokens"
+    head = (
+        f"C = {fmt.flops(prediction.budget)} FLOPs{few} ({percent if prediction.params_interval else 'no'} intervals)"
+    )
     return _prediction_text(prediction, head, "")
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.analysis.repetition import PUBLISHED_TOKENS, REPEATED
 from flops_fit_ray.planning import Experiment, Plan, Price, price_warnings
 from flops_fit_ray.sweep.simulate import Simulation
 
@@ -116,6 +117,7 @@ def simulation_text(found: Simulation) -> str:
         else f"the best learning rate is {found.lr_factor:g} times the spec's (auto: its general rule), everywhere",
         f"{found.experiments:.0f} experiments, {fmt.flops(found.flops)} FLOPs executed: "
         f"{found.flops / found.flops_full_grid:.2f} of the cost of 7 sizes at every budget as separate runs",
+        *_simulated_repeats(found),
         *_simulated_answer(found),
         "",
         fmt.table(
@@ -127,6 +129,16 @@ def simulation_text(found: Simulation) -> str:
     return "\n".join(lines)
 
 
+def _simulated_repeats(found: Simulation) -> Iterator[str]:
+    if found.max_epochs > REPEATED:
+        by = ", ".join(f"{name} in {number}" for name, number in found.methods.items())
+        yield (
+            f"data are seen up to {found.max_epochs:.3g} times, and seen again they count for less (Muennighoff et al. "
+            f"2023, equation 5, R_D* = {PUBLISHED_TOKENS:g}); the true N_opt is that of new data; answered by "
+            f"{by or 'none'}"
+        )
+
+
 def _simulated_answer(found: Simulation) -> Iterator[str]:
     truth = f"at C = {fmt.flops(found.target)} the true N_opt is {fmt.count(found.params_true)}"
     if not found.answered:
@@ -134,11 +146,12 @@ def _simulated_answer(found: Simulation) -> Iterator[str]:
         return
     if found.problem:
         yield f"{found.sweeps - found.answered} of the sweeps gave no law of N_opt: {found.problem}"
+    intervals = found.answered - found.no_interval
+    width = f"95 % intervals of x/÷{found.factor:.3g}, " if intervals else ""
+    yield (f"{truth}: {width}bias {100 * math.expm1(found.bias):+.1f} %, spread {100 * math.expm1(found.spread):.1f} %")
+    held = f"{100 * found.coverage:.0f} % of {intervals} intervals contain the true N_opt" if intervals else ""
+    none = f"no interval in {found.no_interval} of {found.answered}" if found.no_interval else ""
     yield (
-        f"{truth}: 95 % intervals of x/÷{found.factor:.3g}, bias {100 * math.expm1(found.bias):+.1f} %, spread "
-        f"{100 * math.expm1(found.spread):.1f} %"
-    )
-    yield (
-        f"{100 * found.coverage:.0f} % of {found.answered} intervals contain the true N_opt; the loss at the fitted "
-        f"N_opt is {max(found.regret, 0.0):.2g} nats above the minimum"
+        f"{'; '.join(filter(None, (held, none)))}; the loss at the fitted N_opt is {max(found.regret, 0.0):.2g} nats "
+        "above the minimum"
     )

@@ -1,7 +1,8 @@
 """A sweep in simulated time on a known loss surface: the planner and the scheduler are real, training is not.
 
 Losses are the surface's, plus the penalty of a wrong learning rate, plus noise, a part of which is shared by
-experiments of one trunk. Times follow from the FLOPs executed.
+experiments of one trunk. Tokens that are seen again count for less (`analysis.repetition`). Times follow from the FLOPs
+executed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_ray.analysis.repetition import REPEATED, worth
 from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._planner import Planner, next_experiments
 from flops_fit_ray.planning.cells import resolve_lr
@@ -39,7 +41,8 @@ class World:
         trunk = np.random.default_rng([self.seed, e.params, e.recipe.seed, int(1e12 * e.recipe.lr)]).standard_normal()
         scatter = math.sqrt(1 - self.trunk_share) * own + math.sqrt(self.trunk_share) * trunk
         best = own_lr * self.lr_factor if self.best_lr is None else self.best_lr(e.params, e.tokens)
-        clean = self.surface.loss(e.params, e.tokens) + lr_penalty(e.recipe.lr / best)
+        tokens = e.tokens if e.epochs is None or e.epochs <= REPEATED else float(worth(e.tokens, e.epochs))
+        clean = self.surface.loss(e.params, tokens) + lr_penalty(e.recipe.lr / best)
         return float(clean + self.noise * scatter)
 
 

@@ -13,12 +13,13 @@ import numpy as np
 from flops_fit_ray.analysis import Interval, Prediction, SweepFit, interval_to_json, json_value
 from flops_fit_ray.analysis.isotime import TimedPrediction, seconds_interval, seconds_of, time_law
 from flops_fit_ray.errors import SpecError
-from flops_fit_ray.formatting import flops
+from flops_fit_ray.formatting import count, flops
 from flops_fit_ray.spec import Budget, LrTable, SweepSpec, dump_spec
 from flops_fit_ray.storage.atomic import write_bytes
 from flops_fit_ray.sweep.directory import Sweep
 
 CANDIDATES = 9  # sizes nearest to N_opt, the caller tries them in turn in case the model cannot be built at some
+ALIKE = 1.1  # ratio of numbers of distinct tokens within which they are the same data
 FAR_SIZE = 1.2  # a recorded size whose N is off by a larger factor is not recommended
 
 
@@ -88,10 +89,18 @@ def recommend(sweep: Sweep, fit: SweepFit, prediction: Prediction) -> Recommenda
         notes.append("the learning rate is extrapolated by the sweep's rule beyond its sizes")
     epoch = sweep.plan.measurements.data.tokens_per_epoch
     epochs = None if epoch is None else tokens / epoch
-    if epochs is not None and epochs > sweep.spec.data.max_epochs:
+    spec = None if sweep.command.startswith("find_optimal(") else _spec(sweep, prediction.budget, lr)
+    if prediction.unique is not None:
+        if epoch is None or not 1 / ALIKE <= epoch / prediction.unique <= ALIKE:
+            have = "an unknown number of" if epoch is None else count(epoch)
+            notes.append(f"the sweep's own data have {have} distinct tokens: give the run {count(prediction.unique)}")
+        if spec is not None and spec.data.max_epochs < prediction.epochs:
+            most = math.ceil(prediction.epochs)
+            notes.append(f"data.max_epochs is {most} in the spec of this run")
+            spec = spec.model_copy(update={"data": spec.data.model_copy(update={"max_epochs": float(most)})})
+    elif epochs is not None and epochs > sweep.spec.data.max_epochs:
         notes.append(f"D is {epochs:.3g} epochs of the sweep's data: give more data, or they are repeated")
     seconds, within = _seconds(fit, prediction, params, tokens)
-    from_python = sweep.command.startswith("find_optimal(")
     return Recommendation(
         budget=prediction.budget,
         size_param=sweep.spec.model.size_param,
@@ -107,7 +116,7 @@ def recommend(sweep: Sweep, fit: SweepFit, prediction: Prediction) -> Recommenda
         device=", ".join(sorted({r.device for r in sweep.results})),
         notes=tuple(notes),
         candidates=candidates,
-        spec=None if from_python else _spec(sweep, prediction.budget, lr),
+        spec=spec,
     )
 
 

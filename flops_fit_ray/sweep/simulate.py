@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.analysis import Law, Points, ValleyFit, fit_minima, json_value
+from flops_fit_ray.analysis import (
+    FitOptions,
+    Law,
+    Method,
+    MethodName,
+    Points,
+    ValleyFit,
+    fit_minima,
+    fit_sweep,
+    json_value,
+)
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.repetition import REPEATED
 from flops_fit_ray.analysis.surface import fit_token_cost
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, Plan, Planner, trunk_numbers
@@ -47,6 +59,7 @@ class Simulation:
     lr_factor: float  # the best learning rate over the spec's own
     sweeps: int
     answered: int  # sweeps whose fit gave a power law
+    no_interval: int  # of these, such as gave no interval
     problem: str  # reason of the first that gave none; empty where all did
     experiments: float
     flops: float  # executed
@@ -56,10 +69,12 @@ class Simulation:
     bias: float  # mean of ln(N_opt / params_true)
     spread: float  # standard deviation of ln(N_opt / params_true)
     factor: float  # median; the interval of N_opt lies within N_opt/factor and N_opt·factor
-    coverage: float  # share of 95 % intervals that hold the true N_opt
+    coverage: float  # share of the 95 % intervals that hold the true N_opt
     regret: float  # median, nats: L at the fitted N_opt less L at the true one
     exponent_bias: float
     makespans: tuple[Makespan, ...]
+    max_epochs: float  # of an experiment of any sweep; 1 where no data are repeated
+    methods: Mapping[MethodName, int]  # that answered, with the number of sweeps; empty where none did
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON; null where no sweep gave a value."""
@@ -100,10 +115,11 @@ def simulate_spec(
     if len(first[0].plan.experiments) > MAX_REPEATED:
         worlds = worlds[:1]
     ran = [first[0], *(simulate_sweep(planner, w, slots[0], own_flops) for w in worlds[1:])]
-    methods = [fit_simulated(spec, s).method for s in ran]
+    methods = [answer_of(spec, s) for s in ran]
     errors = [_errors(truth, method.params_opt) for method in methods if method.params_opt is not None]
     table = np.array(errors) if errors else np.full((1, 5), np.nan)  # (sweeps, 5)
-    factors = table[~np.isnan(table[:, 1]), 1]
+    known = ~np.isnan(table[:, 1])
+    factors, held = table[known, 1], table[known, 2]
     return Simulation(
         surface_name=surface.name,
         surface_formula=surface.formula,
@@ -112,6 +128,7 @@ def simulate_spec(
         lr_factor=lr_factor,
         sweeps=len(worlds),
         answered=len(errors),
+        no_interval=len(errors) - len(factors),
         problem=next((method.reason for method in methods if method.params_opt is None), ""),
         experiments=float(np.mean([len(s.plan.experiments) for s in ran])),
         flops=float(np.mean([sum(e.flops_executed for e in s.plan.experiments) for s in ran])),
@@ -121,21 +138,41 @@ def simulate_spec(
         bias=float(table[:, 0].mean()),
         spread=float(table[:, 0].std()),
         factor=float(np.median(factors)) if len(factors) else math.nan,
-        coverage=float(table[:, 2].mean()),
+        coverage=float(held.mean()) if len(held) else math.nan,
         regret=float(np.median(table[:, 3])),
         exponent_bias=float(table[:, 4].mean()),
         makespans=tuple(
             Makespan(slots=n, makespan=s.makespan, over_bound=s.makespan / s.bound)
             for n, s in zip(slots, first, strict=True)
         ),
+        max_epochs=max(max_epochs(s) for s in ran),
+        methods=dict(Counter(method.name for method in methods if method.params_opt is not None)),
     )
+
+
+def answer_of(spec: SweepSpec, simulated: Simulated) -> Method:
+    """Return the method that answers for a simulated sweep: valleys, and of repeated data what `fit` takes."""
+    if max_epochs(simulated) <= REPEATED:
+        return fit_simulated(spec, simulated).method
+    points, options = _input_of(spec, simulated, DRAWS)
+    return fit_sweep(points, options).answer
+
+
+def max_epochs(simulated: Simulated) -> float:
+    """Return the largest number of epochs of an experiment, at least 1; streams of unknown length count as new."""
+    return max([1.0, *(e.epochs for e, _ in simulated.rows() if e.epochs is not None)])
 
 
 def fit_simulated(spec: SweepSpec, simulated: Simulated, draws: int = DRAWS) -> ValleyFit:
     """Fit the valleys of a simulated sweep by the spec's own options."""
+    return fit_minima(*_input_of(spec, simulated, draws))
+
+
+def _input_of(spec: SweepSpec, simulated: Simulated, draws: int) -> tuple[Points, FitOptions]:
+    """Return the losses of a simulated sweep and the options by which its spec has them fitted."""
     points = simulated_points(simulated.rows(), shared=spec.grid.trunk)
     points = replace(points, token_cost=token_cost(simulated.plan.measurements))
-    return fit_minima(points, replace(fit_options(spec, simulated.plan.reach), draws=draws))
+    return points, replace(fit_options(spec, simulated.plan.reach), draws=draws)
 
 
 def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) -> Points:
@@ -144,11 +181,13 @@ def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) 
     def column(name: str) -> Floats:
         return np.array([getattr(e, name) for e, _ in rows], dtype=np.float64)
 
+    tokens, seen = column("tokens"), np.array([max(e.epochs or 1.0, 1.0) for e, _ in rows])
     return Points(
         budget=column("budget"),
         flops=column("flops"),
         params=column("params"),
-        tokens=column("tokens"),
+        tokens=tokens,
+        unique=tokens / seen if (seen > REPEATED).any() else None,
         loss=np.array([loss for _, loss in rows]),
         run=np.array(trunk_numbers(e for e, _ in rows), dtype=np.int64) if shared else None,
     )
@@ -187,7 +226,10 @@ class _Truth:
 
 
 def _errors(truth: _Truth, law: Law) -> tuple[float, ...]:
-    """Return ln(N_opt/true), the interval's factor, 1 if it holds the truth, regret, error of the exponent."""
+    """Return ln(N_opt/true), the interval's factor, 1 if it holds the truth, regret, error of the exponent.
+
+    Without an interval the factor is NaN.
+    """
     n, within = law.at(truth.target), law.interval(truth.target, 0.95)
     losses = truth.loss(np.array([n, truth.params]), truth.target)
     return (

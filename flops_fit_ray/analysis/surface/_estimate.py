@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from flops_fit_ray.analysis.arrays import Bools, Floats
+from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.analysis.noise import draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.surface import _huber as huber
@@ -68,6 +68,7 @@ class SurfaceFit:
     exact: Bools | None  # draws in which budgets do nothing beyond the noise of their runs; None where none can be told
     lost_draws: int
     resampled: str  # description of the bootstrap
+    case: Ints | None = None  # number of the case of each draw; None where N and D are certain
 
     @property
     def usable(self) -> bool:
@@ -196,20 +197,24 @@ def bootstrap_cases(
     In each the surface is fitted anew, and its draws are about that fit.
     """
     parts: list[SurfaceFit] = []
-    for points, number in zip(cases, np.bincount(np.arange(draws) % len(cases), minlength=len(cases)), strict=True):
+    of_part: list[int] = []
+    numbers = np.bincount(np.arange(draws) % len(cases), minlength=len(cases))
+    for i, (points, number) in enumerate(zip(cases, numbers, strict=True)):
         if not fit.usable or fit.status == "ill_conditioned" or not number:
             break
         surface = refit_surfaces(fit, points, options, loss=points.loss, weights=points.weights)
         if np.isfinite(surface.alpha).all():
             parts.append(bootstrap_surface(replace(fit, surface=surface), points, options, int(number), rng))
+            of_part.append(i)
     drawn = [part.draws for part in parts if part.draws is not None]
+    case = np.repeat(of_part, [0 if part.draws is None else len(part.draws.alpha) for part in parts])
     if not drawn:
         return bootstrap_surface(fit, cases[0], options, draws, rng)
     order = rng.permutation(sum(len(one.alpha) for one in drawn))  # a part of the draws stands for all cases
     joined = {f.name: np.concatenate([getattr(one, f.name) for one in drawn])[order] for f in fields(Surfaces)}
     exact = [part.exact for part in parts if part.exact is not None]
     together = np.concatenate(exact)[order] if len(exact) == len(drawn) else None
-    return _with_draws(fit, Surfaces(**joined), together, parts[0].resampled)
+    return replace(_with_draws(fit, Surfaces(**joined), together, parts[0].resampled), case=case[order])
 
 
 def _with_draws(fit: SurfaceFit, draws: Surfaces, exact: Bools | None, resampled: str) -> SurfaceFit:

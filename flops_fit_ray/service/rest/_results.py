@@ -51,9 +51,18 @@ async def fit(request: Request, name: str) -> Response:
 
 
 @routes.get("/sweeps/{name}/predict", tags=["results"])
-async def predict(request: Request, name: str, budget: Annotated[float, Query(gt=0, allow_inf_nan=False)]) -> Response:
-    """Return N, D and loss at `budget` FLOPs with intervals, and the recommended training run."""
-    return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "predict", repr(budget)))
+async def predict(
+    request: Request,
+    name: str,
+    budget: Annotated[float, Query(gt=0, allow_inf_nan=False)],
+    unique: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
+) -> Response:
+    """Return N, D and loss at `budget` FLOPs with intervals, and the recommended training run.
+
+    `unique` is the number of distinct tokens, where the best D would be more.
+    """
+    numbers = [repr(number) for number in (budget, unique) if number is not None]
+    return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "predict", *numbers))
 
 
 @routes.get("/sweeps/{name}/summary", tags=["results"])

@@ -178,11 +178,12 @@ def _short(sweep: Sweep) -> bytes:
     return json.dumps(json_value(found)).encode()
 
 
-def _predict(sweep: Sweep, budget: str) -> bytes:
-    from flops_fit_ray.analysis import json_value, predict, prediction_to_json
+def _predict(sweep: Sweep, budget: str, unique: str = "") -> bytes:
+    from flops_fit_ray.analysis import json_value, predict, predict_limited, prediction_to_json
     from flops_fit_ray.sweep.recommend import recommend
 
-    prediction = predict(sweep.fit, float(budget))
+    c = float(budget)
+    prediction = predict_limited(sweep.fit, c, float(unique)) if unique else predict(sweep.fit, c)
     content = prediction_to_json(prediction, sweep.fit.options.confidence)
     return json.dumps(json_value({**content, "run": recommend(sweep, sweep.fit, prediction).to_json()})).encode()
 

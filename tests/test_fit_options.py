@@ -9,7 +9,8 @@ import pytest
 
 from flops_fit_ray.analysis._methods import METHODS
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES
-from flops_fit_ray.cli._fit_commands import compare, fit, predict
+from flops_fit_ray.cli._fit_commands import compare, fit
+from flops_fit_ray.cli._predict_commands import predict
 from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.fit_options import CHOICES, FIT_DEFAULTS, LIMITS, PINS, FitOptions, Limits, SurfaceOptions
 from flops_fit_ray.spec import FitSection, make_spec

@@ -10,6 +10,7 @@ import click
 
 from flops_fit_ray.cli import _fit_commands as fit_commands
 from flops_fit_ray.cli import _init as init_command
+from flops_fit_ray.cli import _predict_commands as predict_commands
 from flops_fit_ray.cli import _run_commands as run_commands
 from flops_fit_ray.cli import _selftest as selftest
 from flops_fit_ray.cli import _serve as serve
@@ -79,8 +80,8 @@ for command in (
     run_commands.extend,
     status_command.status,
     fit_commands.fit,
-    fit_commands.predict,
-    fit_commands.score,
+    predict_commands.predict,
+    predict_commands.score,
     fit_commands.compare,
     fit_commands.report,
     submit.submit,

@@ -1,0 +1,200 @@
+"""Commands that predict from a sweep or a table of runs, and score what was predicted: predict, score."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flops_fit_ray.cli._common import POSITIVE, LocalPath, StoragePathType, echo, json_option, open_directory
+from flops_fit_ray.cli._sources import (
+    FIT_OPTIONS,
+    TABLE_OPTIONS,
+    Opened,
+    is_table,
+    open_source,
+    reading_of,
+    with_options,
+)
+from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
+from flops_fit_ray.storage.storage_path import StoragePath, local_path, storage_path
+
+if TYPE_CHECKING:
+    from flops_fit_ray.analysis import Prediction
+    from flops_fit_ray.planning import Plan
+    from flops_fit_ray.sweep.recommend import Recommendation
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="BUDGET [SOURCE]")
+@click.option("--hours", type=POSITIVE, help="A wall-clock budget on one device instead.")
+@click.option(
+    "--unique",
+    type=POSITIVE,
+    metavar="TOKENS",
+    help="Only so many distinct tokens exist: the best N and D when they are repeated, as the runs show its cost.",
+)
+@click.option("--spec", "spec_to", type=LocalPath(), help="Of a sweep: write the spec of that one run here.")
+@click.option("--seal", "seal_it", is_flag=True, help="Of a sweep: keep this forecast in its directory, to be scored.")
+@with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
+@json_option
+def predict(
+    words: tuple[str, ...],
+    hours: float | None,
+    unique: float | None,
+    spec_to: Path | None,
+    seal_it: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answer N, D and loss for BUDGET FLOPs, with intervals and the extrapolation factor.
+
+    Of a sweep also the nearest size, steps, batch, learning rate and hours; with --spec as a spec that `run` takes.
+    With --seal the forecast is kept with its time and sha256, and `status`, `report` and `score` say how it held once
+    that budget is run. With --hours instead of BUDGET: the best model for that time, by the surface and the measured
+    speed.
+    """
+    if seal_it and hours is not None:
+        raise click.UsageError("--seal keeps a forecast of a BUDGET in FLOPs; leave --hours out")
+    if unique is not None and (hours is not None or seal_it):
+        raise click.UsageError(
+            f"--unique answers for a BUDGET in FLOPs; leave {'--seal' if seal_it else '--hours'} out"
+        )
+    budget, source = _budget_and_source(words, hours)
+    opened = open_source(source, options)
+    prediction, content, text = _predicted(opened, budget, hours, unique)
+    content["warnings"] = [*(flag.to_json() for flag in opened.assumed), *content["warnings"]]
+    lines = [*(f"{flag}" for flag in opened.assumed), text]
+    if seal_it and opened.sweep is None:
+        raise click.UsageError("--seal needs a sweep directory to keep the forecast in, and this is a table")
+    if opened.sweep is not None:
+        from flops_fit_ray.console.fit_text import recommendation_text
+        from flops_fit_ray.sweep.recommend import recommend
+
+        advice = recommend(opened.sweep, opened.fit, prediction)
+        content["run"] = advice.to_json()
+        lines.append(recommendation_text(advice))
+        if spec_to is not None:
+            made, missing = _write_spec(advice, spec_to)
+            content |= {"spec": str(spec_to), "plan": None if made is None else made.to_json(), "missing": missing}
+            lines.append(f"spec: {spec_to}{_planned_words(made)}" + (f"\nnot ready yet: {missing}" if missing else ""))
+    elif spec_to is not None:
+        raise click.UsageError("--spec needs a sweep directory: a table does not know the model")
+    if seal_it and opened.sweep is not None:  # last, so that nothing is kept of a command that is refused
+        from flops_fit_ray.sweep.forecasts import seal
+
+        try:
+            content["sealed"] = seal(opened.sweep, opened.fit, prediction).to_json()
+        except FlopsFitError:
+            if spec_to is not None:
+                spec_to.unlink()
+            raise
+        lines.append(f"sealed: {content['sealed']['path']}, sha256 {content['sealed']['sha256']}")
+    echo(json.dumps(content) if as_json else "\n".join(lines))
+
+
+@click.command()
+@click.argument("directory", required=False, type=StoragePathType())
+@click.option("--runs", type=StoragePathType(), help="Runs of a forecast's C: a table, or another sweep directory.")
+@with_options(TABLE_OPTIONS)
+@json_option
+def score(directory: StoragePath | None, runs: StoragePath | None, as_json: bool, **options: Any) -> None:
+    """Score the forecasts that `predict --seal` keeps in a sweep directory by the runs of their C.
+
+    These are the sweep's own, as `extend --budget` adds them, and those given by --runs, which are kept beside the
+    forecasts.
+    """
+    from flops_fit_ray.storage.paths import SCHEMA_VERSION
+    from flops_fit_ray.sweep.scored_runs import add_runs
+    from flops_fit_ray.sweep.scores import scores_of
+
+    sweep = open_directory(directory)
+    if runs is not None:
+        table = None
+        if is_table(runs):
+            from flops_fit_ray.tables import read_table
+
+            table = read_table(local_path(runs), reading_of(options))
+        add_runs(sweep, runs, table)
+    found = scores_of(sweep)
+    content = {"schema_version": SCHEMA_VERSION, **found.to_json()}
+    echo(json.dumps(content) if as_json else "\n".join(found.lines) or "no forecasts; `predict C DIR --seal` makes one")
+
+
+def _write_spec(advice: Recommendation, path: Path) -> tuple[Plan | None, str]:
+    """Write the spec with the nearest size that the model takes. Returns its plan, or the reason why there is none."""
+    from flops_fit_ray.planning import make_plan
+    from flops_fit_ray.spec import read_spec
+    from flops_fit_ray.training.preflight.model_size import SpecMeasurer
+
+    if path.exists():
+        raise click.UsageError(f"--spec {path}: is there already; nothing was written")
+    sizes = advice.candidates or ((advice.size,) if advice.size is not None else ())
+    refused: SpecError | None = None
+    for size in sizes or (None,):
+        advice.write(path, size)
+        spec = read_spec(path)
+        try:
+            measurements = SpecMeasurer(path.absolute().parent).measure(spec)
+        except SpecError as e:
+            refused = refused or e
+            continue
+        try:
+            return make_plan(spec, measurements), ""
+        except SpecError as e:  # the model is right; the rest, such as too little data, is for its owner to mend
+            return None, str(e)
+    path.unlink()
+    assert refused is not None
+    raise SpecError(str(path), [*refused.faults, "put the spec beside the files that the sweep's spec names"])
+
+
+def _planned_words(plan: Plan | None) -> str:
+    if plan is None:
+        return ""
+    e = plan.experiments[0]
+    return f": size {e.size}, N = {e.params:,}, D = {e.tokens:,}, {e.steps:,} steps, lr {e.recipe.lr:.3g}"
+
+
+def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float | None, StoragePath | None]:
+    """Parse BUDGET [SOURCE], or with --hours [SOURCE] alone."""
+    rest = list(words)
+    budget = None
+    if hours is None:
+        if not rest:
+            raise click.UsageError("give BUDGET in FLOPs, or --hours")
+        first = rest.pop(0)
+        try:
+            budget = float(first)
+        except ValueError as e:
+            raise click.UsageError(f"BUDGET {first!r} is not a valid float; give FLOPs, for example 1e21") from e
+        if not 0 < budget < math.inf:
+            raise click.UsageError(f"BUDGET must be a positive number of FLOPs (got {first})")
+    if len(rest) > 1:
+        raise click.UsageError(f"{' '.join(words)}: too many; give {'BUDGET and ' if hours is None else ''}one SOURCE")
+    return budget, storage_path(rest[0]) if rest else None
+
+
+def _predicted(
+    opened: Opened, budget: float | None, hours: float | None, unique: float | None
+) -> tuple[Prediction, dict[str, Any], str]:
+    """Predict for C, or for hours where there is none. Returns the prediction, its JSON and its text."""
+    from flops_fit_ray import analysis
+    from flops_fit_ray.console.fit_text import prediction_text, timed_text
+
+    confidence = opened.fit.options.confidence
+    if budget is not None:
+        if unique is None:
+            prediction = analysis.predict(opened.fit, budget)
+        else:
+            prediction = analysis.predict_limited(opened.fit, budget, unique)
+        return prediction, analysis.prediction_to_json(prediction, confidence), prediction_text(prediction, confidence)
+    timed = analysis.isotime(opened.fit)
+    if timed is None:
+        raise FitError("a wall-clock budget needs a surface, and the seconds of 3 runs of 2 sizes; see `fit`")
+    assert hours is not None
+    answer = analysis.predict_for_time(timed, 3600 * hours, confidence)
+    return answer, analysis.timed_to_json(answer, timed), timed_text(answer, timed, opened.fit)

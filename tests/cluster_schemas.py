@@ -18,7 +18,7 @@ import ray.scripts.scripts
 import yaml
 from botocore.validate import ParamValidator
 
-from flops_fit_ray.cli._commands import commands
+from flops_fit_ray.cli._run_commands import run
 
 with warnings.catch_warnings(action="ignore", category=ImportWarning):  # a package that only better words would need
     from google.cloud.compute_v1.types import AttachedDisk, Instance, Scheduling
@@ -177,7 +177,7 @@ def _check_gcp_node(config: dict[str, Any]) -> None:
 def check_commands(text: str) -> None:
     """Every option of `ray start` and of our own `run` is one that it has."""
     start = {name for p in ray.scripts.scripts.start.params for name in p.opts}
-    own = {name for p in commands.commands["run"].params for name in p.opts}
+    own = {name for p in run.params for name in p.opts}
     for line in text.splitlines():
         for command, known in (
             ("ray start", start),

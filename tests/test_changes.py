@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch.utils.data import TensorDataset
 
-from flops_fit_ray.console.plain import status_text
+from flops_fit_ray.console.status_text import status_text
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import grown_plan, recorded_constants
 from flops_fit_ray.planning import Average, LossFacts, Planner

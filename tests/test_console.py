@@ -19,8 +19,9 @@ from flops_fit_ray.console._valley_plot import CURVE, MINIMUM, law_text, letter,
 from flops_fit_ray.console.header import header_lines
 from flops_fit_ray.console.json_lines import JsonConsole
 from flops_fit_ray.console.live_state import GpuUse, LiveState, NodeUse, Pace, measured_rates, node_uses, seconds_left
-from flops_fit_ray.console.plain import PlainConsole, QuietConsole, machine_lines, summary_text
+from flops_fit_ray.console.plain import PlainConsole, QuietConsole, machine_lines
 from flops_fit_ray.console.select import console_for
+from flops_fit_ray.console.status_text import summary_text
 from flops_fit_ray.ledger import Event, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster, Gpu, Machine
 from flops_fit_ray.ledger.watch import Watcher

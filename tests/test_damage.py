@@ -17,7 +17,8 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.cli import main
 from flops_fit_ray.cli._sources import Opened
 from flops_fit_ray.console.fit_text import fit_text
-from flops_fit_ray.console.plain import PlainConsole, status_text
+from flops_fit_ray.console.plain import PlainConsole
+from flops_fit_ray.console.status_text import status_text
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster

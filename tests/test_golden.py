@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray.cli import main
-from flops_fit_ray.console.plain import status_text
+from flops_fit_ray.console.status_text import status_text
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import recorded_constants
 from flops_fit_ray.planning import make_plan

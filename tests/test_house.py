@@ -1,6 +1,7 @@
 """Imports go down, never up; the package is light; what ships is what is declared."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -201,6 +203,23 @@ def test_help_is_light() -> None:
     )
     output = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert output.splitlines()[-1].split() == ["LOADED"]
+
+
+def test_status_loads_no_fits_and_no_arrays() -> None:
+    heavy = "{'torch', 'ray', 'pandas', 'scipy', 'numpy', 'flops_fit_ray.planning.grid', 'flops_fit_ray.tables'}"
+    code = (
+        f"import sys, flops_fit_ray.cli._status, flops_fit_ray.console.status_text; print(*{heavy} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code]).split() == []
+
+
+@pytest.mark.parametrize("package", ["flops_fit_ray.analysis", "flops_fit_ray.planning"])
+def test_names_that_are_loaded_on_first_use_are_there(package: str) -> None:
+    loaded = importlib.import_module(package)
+    for name in loaded.__all__:
+        assert not isinstance(getattr(loaded, name), ModuleType), f"{package}.{name} is hidden by a module"
+    with pytest.raises(AttributeError, match=f"{package}' has no attribute 'nothing'"):
+        _ = loaded.nothing
 
 
 def test_run_defines_nothing() -> None:

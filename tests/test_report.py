@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from flops_fit_ray import Result
-from flops_fit_ray.console.plain import PlainConsole, status_text
+from flops_fit_ray.console.plain import PlainConsole
+from flops_fit_ray.console.status_text import status_text
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.formatting import duration
 from flops_fit_ray.ledger import COLUMNS

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flops_fit_ray.cli import main
-from flops_fit_ray.console.plain import status_text
+from flops_fit_ray.console.status_text import status_text
 from flops_fit_ray.engine._rounds import Round, restorable
 from flops_fit_ray.errors import FlopsFitError
 from flops_fit_ray.ledger import ExperimentResult, Ledger, Progress

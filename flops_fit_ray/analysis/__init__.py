@@ -1,32 +1,40 @@
 """Scaling-law fits from arrays: valleys, surfaces, intervals and diagnostics. No files, no torch, no drawing."""
 
-from flops_fit_ray.analysis._analysis import Analysis, analyse, analysis_to_json
-from flops_fit_ray.analysis._flags import Flag
-from flops_fit_ray.analysis._law import Interval, Law
-from flops_fit_ray.analysis._limited_data import predict_limited
-from flops_fit_ray.analysis._methods import METHODS, Method
-from flops_fit_ray.analysis._next_runs import expected_factors, next_runs
-from flops_fit_ray.analysis._run_choice import NextRun, NextRuns
-from flops_fit_ray.analysis._run_space import Place, RunSpace
-from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, sensitivity
-from flops_fit_ray.analysis._summary import (
-    comparison_to_json,
-    fit_to_json,
-    interval_to_json,
-    json_value,
-    laws_to_json,
-    n_opt_to_json,
-    prediction_to_json,
-    timed_to_json,
-)
-from flops_fit_ray.analysis._sweep_fit import SweepFit, ValleyFit, fit_minima, fit_sweep
-from flops_fit_ray.analysis._valley_minima import ValleyIntervals
-from flops_fit_ray.analysis.compare import Comparison, compare
-from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction, isotime, predict_for_time
-from flops_fit_ray.analysis.points import Points, group_by_nearness
-from flops_fit_ray.analysis.prediction import Prediction, losses_at, predict
-from flops_fit_ray.analysis.valley import Valley
-from flops_fit_ray.fit_options import FitOptions, MethodName
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flops_fit_ray.analysis._analysis import Analysis, analyse, analysis_to_json
+    from flops_fit_ray.analysis._comparison import Comparison, compare
+    from flops_fit_ray.analysis._flags import Flag
+    from flops_fit_ray.analysis._law import Interval, Law
+    from flops_fit_ray.analysis._limited_data import predict_limited
+    from flops_fit_ray.analysis._methods import METHODS, Method
+    from flops_fit_ray.analysis._next_runs import expected_factors, next_runs
+    from flops_fit_ray.analysis._run_choice import NextRun, NextRuns
+    from flops_fit_ray.analysis._run_space import Place, RunSpace
+    from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, sensitivity
+    from flops_fit_ray.analysis._summary import (
+        comparison_to_json,
+        fit_to_json,
+        interval_to_json,
+        json_value,
+        laws_to_json,
+        n_opt_to_json,
+        prediction_to_json,
+        timed_to_json,
+    )
+    from flops_fit_ray.analysis._sweep_fit import SweepFit, ValleyFit, fit_minima, fit_sweep
+    from flops_fit_ray.analysis._valley_minima import ValleyIntervals
+    from flops_fit_ray.analysis.points import Points, group_by_nearness
+    from flops_fit_ray.analysis.prediction import Prediction, losses_at, predict
+    from flops_fit_ray.analysis.time_budgets import IsoTime, TimedPrediction, isotime, predict_for_time
+    from flops_fit_ray.analysis.valley import Valley
+    from flops_fit_ray.fit_options import FitOptions, MethodName
+else:
+    from flops_fit_ray.lazy_names import lazily
+
+    __getattr__ = lazily(__name__)
+
 
 __all__ = [
     "METHODS",

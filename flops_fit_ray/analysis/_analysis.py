@@ -18,8 +18,8 @@ from flops_fit_ray.analysis._summary import (
     prediction_to_json,
 )
 from flops_fit_ray.analysis._sweep_fit import SweepFit
-from flops_fit_ray.analysis.isotime import IsoTime, isotime
 from flops_fit_ray.analysis.prediction import Prediction, check_budget, predict
+from flops_fit_ray.analysis.time_budgets import IsoTime, isotime
 
 TARGET = 10.0  # times the largest fitted C: the target where none is named
 

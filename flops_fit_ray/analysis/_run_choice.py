@@ -18,7 +18,7 @@ from flops_fit_ray.analysis._run_space import SAME, Place, RunSpace
 from flops_fit_ray.analysis._summary import json_value
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.isotime import seconds_of, time_law
+from flops_fit_ray.analysis.time_budgets import seconds_of, time_law
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import MethodName
 from flops_fit_ray.storage.paths import SCHEMA_VERSION

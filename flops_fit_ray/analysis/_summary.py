@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from flops_fit_ray.analysis._comparison import Comparison
 from flops_fit_ray.analysis._curved_law import CurvedLaw
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis._valley_minima import ValleyIntervals
-from flops_fit_ray.analysis.compare import Comparison
-from flops_fit_ray.analysis.isotime import IsoTime, TimedPrediction
 from flops_fit_ray.analysis.prediction import Prediction
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit
+from flops_fit_ray.analysis.time_budgets import IsoTime, TimedPrediction
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 

@@ -50,10 +50,10 @@ def enter_run(args: Sequence[str]) -> NoReturn:
 
 
 def _refuse_command(args: Sequence[str], prog_name: str) -> None:
-    from flops_fit_ray.cli._commands import commands
+    from flops_fit_ray.cli._commands import HOMES
     from flops_fit_ray.errors import EXIT_INPUT
 
-    if args[0] in commands.commands:
+    if args[0] in HOMES:
         meant = " ".join([prog_name, *args])
         sys.stderr.write(f"error: {args[0]!r} is a command, and {prog_name}.run runs a sweep; write {meant}\n")
         sys.exit(EXIT_INPUT)

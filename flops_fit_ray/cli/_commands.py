@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import sys
 from collections.abc import Sequence
 
 import click
 
-from flops_fit_ray.cli import _fit_commands as fit_commands
-from flops_fit_ray.cli import _init as init_command
-from flops_fit_ray.cli import _predict_commands as predict_commands
-from flops_fit_ray.cli import _run_commands as run_commands
-from flops_fit_ray.cli import _selftest as selftest
-from flops_fit_ray.cli import _serve as serve
-from flops_fit_ray.cli import _status as status_command
-from flops_fit_ray.cli import _submit as submit
 from flops_fit_ray.cli._resume import resume_lines, set_resume_line
 from flops_fit_ray.engine.interrupt import interruptible
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, FlopsFitError
@@ -59,7 +52,40 @@ def _why(error: BaseException) -> str:
     return str(error.__cause__ or error) or "interrupted"  # click puts its own in the place of a signal's
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# The module of each command, in the order of --help: imported when the command is asked for, so that `status` loads
+# nothing that it does not need
+HOMES = {
+    "init": "_init",
+    "plan": "_run_commands",
+    "check": "_run_commands",
+    "run": "_run_commands",
+    "extend": "_run_commands",
+    "status": "_status",
+    "fit": "_fit_commands",
+    "predict": "_predict_commands",
+    "score": "_predict_commands",
+    "compare": "_fit_commands",
+    "report": "_fit_commands",
+    "submit": "_submit",
+    "serve": "_serve",
+    "selftest": "_selftest",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; None where there is none of this name."""
+        if cmd_name not in HOMES:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"flops_fit_ray.cli.{HOMES[cmd_name]}"), cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="flops-fit-ray")
 def commands() -> None:
     """Find the compute-optimal model size N and tokens D for C FLOPs by an IsoFLOP sweep on Ray Tune.
@@ -70,22 +96,3 @@ def commands() -> None:
     Without DIRECTORY, commands that read a sweep take the output of sweep.yaml in this directory, else of the built-in
     demo.
     """
-
-
-for command in (
-    init_command.init,
-    run_commands.plan,
-    run_commands.check,
-    run_commands.run,
-    run_commands.extend,
-    status_command.status,
-    fit_commands.fit,
-    predict_commands.predict,
-    predict_commands.score,
-    fit_commands.compare,
-    fit_commands.report,
-    submit.submit,
-    serve.serve,
-    selftest.selftest,
-):
-    commands.add_command(command)

@@ -29,15 +29,16 @@ WATCH_SECONDS, REMOTE_WATCH_SECONDS = 2.0, 30.0  # between two reads of the plan
 @json_option
 def status(directory: StoragePath | None, watch: bool, style: OutputStyle | None, as_json: bool) -> None:
     """Show the progress of a sweep from its files, on any machine that can read them."""
-    from flops_fit_ray.console.plain import status_text
-    from flops_fit_ray.storage.paths import SCHEMA_VERSION
-    from flops_fit_ray.sweep.scores import scores_of
+    from flops_fit_ray.console.status_text import status_text
 
     sweep = open_directory(directory)
     if watch:
         _watch(sweep, style or "")
         return
     if as_json:
+        from flops_fit_ray.storage.paths import SCHEMA_VERSION
+        from flops_fit_ray.sweep.scores import scores_of
+
         content = {
             "schema_version": SCHEMA_VERSION,
             "output": str(sweep.paths.root),
@@ -62,8 +63,8 @@ def status(directory: StoragePath | None, watch: bool, style: OutputStyle | None
 
 def _watch(sweep: Sweep, style: OutputStyle) -> None:
     """Follow a sweep directory; its files are only read."""
-    from flops_fit_ray.console.plain import counts_text
     from flops_fit_ray.console.select import console_for
+    from flops_fit_ray.console.status_text import counts_text
     from flops_fit_ray.ledger import Ledger
     from flops_fit_ray.ledger.watch import Watcher
     from flops_fit_ray.storage.atomic import read_file

@@ -10,10 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.ledger._records import STALE_SECONDS, Event, ExperimentResult, Failure, Progress
@@ -25,6 +22,10 @@ from flops_fit_ray.storage.codec import Record, read_value, value_of
 from flops_fit_ray.storage.lock import exclusive, hostname
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import is_remote, is_taken
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 REQUESTS_AT_ONCE = 32  # to an object store
 
@@ -205,6 +206,7 @@ class Ledger:
 
     def curve(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return tokens and training loss along an experiment, each (points,); empty without a readable curve."""
+        import numpy as np
         import pandas as pd
 
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.ledger._records import ExperimentResult, Failure
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.storage.codec import columns_of, number_of
+from flops_fit_ray.storage.codec import columns_of, numbers_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ def results_sha256(results: Iterable[ExperimentResult]) -> str:
 
 _MARKS = {**columns_of(Failure), **columns_of(ExperimentResult)}
 COLUMNS = sorted(_MARKS, key=lambda name: _MARKS[name].order)
-_NUMBERS = {name: number_of(ExperimentResult, name) for name in columns_of(ExperimentResult)}
+_NUMBERS = {name: kind for name, kind in numbers_of(ExperimentResult).items() if name in _MARKS}
 _DTYPES = {int: "Int64", float: "float64"}
 
 
@@ -53,4 +53,4 @@ def results_table(
         rows.append({column: row.get(column) for column in COLUMNS} | metrics)
     names = [name for row in rows for name in row if name.startswith("metric_")]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *dict.fromkeys(names)])
-    return frame.astype({name: _DTYPES[number] for name, number in _NUMBERS.items() if number is not None})
+    return frame.astype({name: _DTYPES[number] for name, number in _NUMBERS.items()})

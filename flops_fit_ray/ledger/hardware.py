@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
 from flops_fit_ray.storage.codec import Amount, Count, Record
 from flops_fit_ray.storage.lock import hostname
 
@@ -202,6 +200,8 @@ def _cpu_name() -> str:
 
 def _cpu_times() -> tuple[float, float] | None:
     """Return the busy seconds and all seconds of all cores since the start of the machine."""
+    import psutil
+
     with contextlib.suppress(OSError, psutil.Error):
         times = psutil.cpu_times()._asdict()
         idle = times["idle"] + times.get("iowait", 0.0)
@@ -212,6 +212,8 @@ def _cpu_times() -> tuple[float, float] | None:
 
 def _memory() -> tuple[int | None, int | None]:
     """Return the bytes used and in all."""
+    import psutil
+
     with contextlib.suppress(OSError, psutil.Error):
         memory = psutil.virtual_memory()
         return memory.total - memory.available, memory.total

@@ -4,49 +4,57 @@ Nothing here trains, measures or touches a file: `Measurements` of model and dat
 experiment come in, a `Plan` goes out.
 """
 
-from flops_fit_ray.planning._feasible import next_fault, unbracketed
-from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, Average, LossFacts, derived_metrics, perplexity
-from flops_fit_ray.planning._plan import Plan, plan_from_json, priced
-from flops_fit_ray.planning._planner import Planner, Queue, make_plan, next_experiments
-from flops_fit_ray.planning._price import Price, Rates, RecordedRates, estimate_price, price_warnings, stated_rate
-from flops_fit_ray.planning._sizes import (
-    AUTO_WINDOW,
-    TRUSTED_RATIO,
-    auto_candidates,
-    auto_range,
-    between,
-    even_sizes,
-    expected_centre,
-    expected_optimum,
-    own_range,
-    requested_sizes,
-    rung_targets,
-    size_kwargs,
-    size_label,
-)
-from flops_fit_ray.planning._trunks import leaves_trunk, needed_trunks, trunk_numbers, trunk_of, with_parent
-from flops_fit_ray.planning.cells import steps_of, tokens_of
-from flops_fit_ray.planning.data_probe import DataProbe, SetProbe, ValueProbe
-from flops_fit_ray.planning.experiment import (
-    COUNTING,
-    FIRST_RULE,
-    IN_FIT,
-    DataFacts,
-    Experiment,
-    ExperimentFacts,
-    FirstCount,
-    MeasuredLr,
-    Measurements,
-    ModelSize,
-    Observation,
-    Recipe,
-    SweepConstants,
-    decay_steps,
-    read_experiment,
-)
-from flops_fit_ray.planning.grid import flops_audit
-from flops_fit_ray.planning.slots import choose_starts
-from flops_fit_ray.planning.training_metrics import TrainingMetrics
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flops_fit_ray.planning._feasible import next_fault, unbracketed
+    from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, Average, LossFacts, derived_metrics, perplexity
+    from flops_fit_ray.planning._plan import Plan, plan_from_json, priced
+    from flops_fit_ray.planning._planner import Planner, Queue, make_plan, next_experiments
+    from flops_fit_ray.planning._price import Price, Rates, RecordedRates, estimate_price, price_warnings, stated_rate
+    from flops_fit_ray.planning._sizes import (
+        AUTO_WINDOW,
+        TRUSTED_RATIO,
+        auto_candidates,
+        auto_range,
+        between,
+        even_sizes,
+        expected_centre,
+        expected_optimum,
+        own_range,
+        requested_sizes,
+        rung_targets,
+        size_kwargs,
+        size_label,
+    )
+    from flops_fit_ray.planning._trunks import leaves_trunk, needed_trunks, trunk_numbers, trunk_of, with_parent
+    from flops_fit_ray.planning.cells import steps_of, tokens_of
+    from flops_fit_ray.planning.data_probe import DataProbe, SetProbe, ValueProbe
+    from flops_fit_ray.planning.experiment import (
+        COUNTING,
+        FIRST_RULE,
+        IN_FIT,
+        DataFacts,
+        Experiment,
+        ExperimentFacts,
+        FirstCount,
+        MeasuredLr,
+        Measurements,
+        ModelSize,
+        Observation,
+        Recipe,
+        SweepConstants,
+        decay_steps,
+        read_experiment,
+    )
+    from flops_fit_ray.planning.grid import flops_audit
+    from flops_fit_ray.planning.slots import choose_starts
+    from flops_fit_ray.planning.training_metrics import TrainingMetrics
+else:
+    from flops_fit_ray.lazy_names import lazily
+
+    __getattr__ = lazily(__name__)
+
 
 __all__ = [
     "AUTO_WINDOW",

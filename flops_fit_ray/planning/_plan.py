@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_ray.planning._evaluation import evaluation_cost
 from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.planning._price import Price, Rates, estimate_price
 from flops_fit_ray.planning.experiment import (
@@ -66,6 +65,8 @@ class Plan:
     @property
     def evaluation_cost(self) -> Callable[[Experiment], float]:
         """The function that gives the FLOPs of an experiment's evaluations."""
+        from flops_fit_ray.planning._evaluation import evaluation_cost
+
         return evaluation_cost(self.measurements, self.eval_every_tokens)
 
     @property

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
-import numpy as np
-
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.slots import Seconds, StartOption, choose_starts, lower_bound, own_flops
 from flops_fit_ray.storage.codec import NON_EMPTY, Amount, Count, PositiveFloat, PositiveInt, Record
@@ -41,6 +39,8 @@ class Rates(Record):
         known = sorted(self.step_seconds.values())
         if len(known) == 1:
             return known[0][1] * per_step / known[0][0]
+        import numpy as np
+
         x, y = np.log([k[0] for k in known]), np.log([k[1] for k in known])
         at = math.log(per_step)
         i = int(np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2))

@@ -11,8 +11,6 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 USUAL_CAUSES = (
     "usual causes: np.random, random or default_rng() without a seed when the module is imported, the order of a set "
     "or of hash(), os.listdir or glob without sorted(), the time, files that differ between nodes"
@@ -35,6 +33,8 @@ class ValueProbe:
             return True
         if not self.numbers or len(self.numbers) != len(other.numbers):
             return False
+        import numpy as np
+
         ours, theirs = np.array(self.numbers), np.array(other.numbers)
         finite = ours[np.isfinite(ours)]
         scale = math.sqrt(float(np.mean(finite**2))) if len(finite) else 0.0

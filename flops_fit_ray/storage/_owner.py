@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import psutil
 from pydantic import Field
 
 from flops_fit_ray import formatting as fmt
@@ -48,6 +47,8 @@ class LockOwner(Record):
         """Tell whether it is a process that this one could see, on the machine `host`, and is gone."""
         if self.host != host or (self.boot and (self.boot, self.pid_namespace) != (_boot(), _pid_namespace())):
             return False
+        import psutil
+
         if not psutil.pid_exists(self.pid):
             return True
         return self.pid_ticks is not None and _ticks(self.pid) not in (None, self.pid_ticks)  # a later process

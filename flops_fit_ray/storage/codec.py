@@ -120,11 +120,14 @@ def columns_of(kind: type[Any]) -> Mapping[str, Column]:
     return {name: mark for name, some in marks.items() for mark in some if isinstance(mark, Column)}
 
 
-def number_of(kind: type[Any], name: str) -> type[int | float] | None:
-    """Return int or float where a field of a record is one, or None besides; None where it is neither."""
-    hint = get_type_hints(kind)[name]
-    types = set(get_args(hint) or (hint,)) - {type(None)}
-    return next(iter(types)) if types in ({int}, {float}) else None
+def numbers_of(kind: type[Any]) -> dict[str, type[int | float]]:
+    """Return int or float for each field of a record that is one, or None besides."""
+    found: dict[str, type[int | float]] = {}
+    for name, hint in get_type_hints(kind).items():
+        types = set(get_args(hint) or (hint,)) - {type(None)}
+        if types in ({int}, {float}):
+            found[name] = types.pop()
+    return found
 
 
 def fields_of(kind: type[Any], value: Any) -> dict[str, Any]:

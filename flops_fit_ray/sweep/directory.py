@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import Analysis, FitOptions, Flag, Points, SweepFit, analyse, fit_sweep
-from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.prediction import run_noise
+from flops_fit_ray.analysis import FitOptions, Flag
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress, results_sha256, results_table
-from flops_fit_ray.planning import IN_FIT, Experiment, Measurements, Plan, even_sizes, plan_from_json, trunk_numbers
+from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
 from flops_fit_ray.spec import SYNTHETIC_LOSS, LrRule, SweepSpec, dump_spec, spec_from_bytes
 from flops_fit_ray.storage.atomic import has_mark, read_file, read_sealed, sealed_text, text_seal, write_bytes
 from flops_fit_ray.storage.codec import Record, value_of, without_collection
@@ -25,10 +20,12 @@ from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers
 from flops_fit_ray.sweep._codes import mixed_code
-from flops_fit_ray.sweep._lr_checks import LrCheck, found_rule, lr_checks
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from flops_fit_ray.analysis import Analysis, Points, SweepFit
+    from flops_fit_ray.sweep._lr_checks import LrCheck
 
 MAX_NAMED = 5  # damaged experiments in a warning
 MAX_CURVES = 500  # experiments whose curves are read
@@ -160,6 +157,8 @@ class Sweep:
     @cached_property
     def points(self) -> Points:
         """The completed experiments of the grid, their seeds and reruns as arrays."""
+        from flops_fit_ray.sweep._result_arrays import points_of, token_cost
+
         sizes = {s.size: s.params_non_embedding for s in self.plan.measurements.sizes}
         standing = self.standing
         planned = {e.key: e for e in self.plan.experiments}
@@ -196,7 +195,9 @@ class Sweep:
     @cached_property
     def curves(self) -> Points | None:
         """Training losses along the way, for the envelope and the figure; None where hardly any were kept."""
-        return _curves(Ledger(self.paths), self.standing) if len(self.standing) <= MAX_CURVES else None
+        from flops_fit_ray.sweep._result_arrays import curves_of
+
+        return curves_of(Ledger(self.paths), self.standing) if len(self.standing) <= MAX_CURVES else None
 
     @cached_property
     def fit(self) -> SweepFit:
@@ -205,17 +206,24 @@ class Sweep:
 
     def fitted(self, options: FitOptions) -> SweepFit:
         """Return the laws of all completed experiments by other options, with a warning where results are damaged."""
+        from flops_fit_ray.analysis import fit_sweep
+
         fit = fit_sweep(self.points, options, self.curves)
         return replace(fit, warnings=(*self.damage, *fit.warnings))
 
     @cached_property
     def analysis(self) -> Analysis:
         """The fit, questioned at ten times its largest budget."""
+        from flops_fit_ray.analysis import analyse
+
         return analyse(self.fit)
 
     @cached_property
     def lr_checks(self) -> tuple[LrCheck, ...]:
         """Other learning rates beside the minima, where both runs are there."""
+        from flops_fit_ray.analysis.prediction import run_noise
+        from flops_fit_ray.sweep._lr_checks import lr_checks
+
         noise = run_noise(self.fit)
         return lr_checks(self.results, None if noise is None else noise[0])
 
@@ -228,6 +236,8 @@ class Sweep:
     @cached_property
     def found_lr(self) -> LrRule | None:
         """The learning rate rule that the checks and the probes ask for; None without a check."""
+        from flops_fit_ray.sweep._lr_checks import found_rule
+
         return found_rule(self.results, self.plan.lr)
 
     @property
@@ -270,74 +280,11 @@ def fit_options(spec: SweepSpec, reach: float | None = None) -> FitOptions:
     """Return the options of the fit that a spec asks for; `reach` is that of its plan."""
     wishes = {name: value for name, value in spec.fit.model_dump().items() if value is not None}
     if spec.is_adaptive and not wishes.keys() & {"window", "reach"}:
+        from flops_fit_ray.planning import even_sizes
+
         # Its valleys differ in width, and with it in the parabola's bias
         wishes |= {"window": even_sizes(spec.grid)} if reach is None else {"reach": reach}
     return FitOptions(**wishes)
-
-
-def points_of(
-    results: Sequence[ExperimentResult],
-    non_embedding: Mapping[str, int] | None = None,
-    trunks: Sequence[int] | None = None,
-    measured: tuple[Floats, Floats] | None = None,
-    epochs: Mapping[str, float] | None = None,
-) -> Points:
-    """The arrays that a fit takes. D and C are what was really seen and what that costs from scratch.
-
-    Args:
-        non_embedding: N of that definition, by key.
-        trunks: a number for each result, the same for those of one trunk: a part of their noise is the trunk's.
-        measured: N and FLOPs per token of every size, as `token_cost` returns them.
-        epochs: how often each experiment sees its data, by key, where that is known.
-    """
-
-    def column(name: str) -> Floats:
-        return np.array([getattr(r, name) for r in results], dtype=np.float64)
-
-    others = {
-        "all parameters": column("params_total"),
-        "non-embedding parameters": np.array([(non_embedding or {}).get(r.key, 0) for r in results], dtype=np.float64),
-    }
-    params, tokens = column("params"), column("tokens_seen")
-    seen = np.array([max((epochs or {}).get(r.key, np.nan), 1.0) for r in results], dtype=np.float64)
-    return Points(
-        budget=column("budget"),
-        flops=column("flops"),
-        params=params,
-        tokens=tokens,
-        unique=tokens / seen if len(seen) and np.isfinite(seen).all() else None,
-        loss=column("loss"),
-        seconds=column("seconds"),
-        run=None if trunks is None else np.array(trunks, dtype=np.int64),
-        token_cost=measured,
-        params_as={name: n for name, n in others.items() if (n > 0).all() and not np.array_equal(n, params)},
-    )
-
-
-def token_cost(measurements: Measurements) -> tuple[Floats, Floats]:
-    """Return N and FLOPs per token of every measured size, also of those that were not run."""
-    sizes = measurements.sizes
-    return (
-        np.array([s.params for s in sizes], dtype=np.float64),
-        np.array([s.flops_per_token for s in sizes], dtype=np.float64),
-    )
-
-
-def _curves(ledger: Ledger, results: Sequence[ExperimentResult]) -> Points | None:
-    """Every kept point of every run: the mean training loss since the point before."""
-    parts = []
-    for i, r in enumerate(results):
-        tokens, loss = ledger.curve(r.key)
-        parts.append(np.stack([np.full(len(loss), float(i)), np.full(len(loss), float(r.params)), tokens, loss,
-                               tokens * r.flops / r.tokens_seen]))  # fmt: skip
-    if not parts:
-        return None
-    run, params, tokens, loss, flops = np.concatenate(parts, axis=1)
-    good = np.isfinite(loss) & (loss > 0) & (tokens > 0)
-    run, params, tokens, loss, flops = (values[good] for values in (run, params, tokens, loss, flops))
-    if not len(loss):
-        return None
-    return Points(budget=flops, flops=flops, params=params, tokens=tokens, loss=loss, run=run.astype(np.int64))
 
 
 def open_sweep(root: StoragePath) -> Sweep:

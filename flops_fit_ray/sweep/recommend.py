@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flops_fit_ray.analysis import Interval, Prediction, SweepFit, interval_to_json, json_value
-from flops_fit_ray.analysis.isotime import TimedPrediction, seconds_interval, seconds_of, time_law
+from flops_fit_ray.analysis.time_budgets import TimedPrediction, seconds_interval, seconds_of, time_law
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import count, flops
 from flops_fit_ray.spec import Budget, LrTable, SweepSpec, dump_spec

@@ -15,7 +15,8 @@ from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.codec import PositiveFloat, Record, read_value
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 from flops_fit_ray.storage.storage_path import StoragePath, names_in
-from flops_fit_ray.sweep.directory import Sweep, open_sweep, token_cost
+from flops_fit_ray.sweep._result_arrays import token_cost
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.forecasts import Pair, read_forecasts, same_budget
 from flops_fit_ray.tables import Table
 

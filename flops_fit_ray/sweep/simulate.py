@@ -31,7 +31,8 @@ from flops_fit_ray.planning.loss_surfaces import LossSurface
 from flops_fit_ray.planning.simulation import Simulated, World, lr_factor_of, simulate_sweep
 from flops_fit_ray.planning.slots import own_flops
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.sweep.directory import fit_options, token_cost
+from flops_fit_ray.sweep._result_arrays import token_cost
+from flops_fit_ray.sweep.directory import fit_options
 
 SLOTS = (2, 8, 64, 1024)
 DRAWS = 400  # bootstrap draws of each simulated sweep

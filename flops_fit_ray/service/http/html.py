@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.console.plain import STATUS_LABELS
+from flops_fit_ray.console.status_text import STATUS_LABELS
 
 VERSION = version("flops-fit-ray")
 

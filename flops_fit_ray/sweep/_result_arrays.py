@@ -1,0 +1,77 @@
+"""The results of a sweep as arrays, as fits take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from flops_fit_ray.analysis import Points
+from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.ledger import ExperimentResult, Ledger
+from flops_fit_ray.planning import Measurements
+
+
+def points_of(
+    results: Sequence[ExperimentResult],
+    non_embedding: Mapping[str, int] | None = None,
+    trunks: Sequence[int] | None = None,
+    measured: tuple[Floats, Floats] | None = None,
+    epochs: Mapping[str, float] | None = None,
+) -> Points:
+    """The arrays that a fit takes. D and C are what was really seen and what that costs from scratch.
+
+    Args:
+        non_embedding: N of that definition, by key.
+        trunks: a number for each result, the same for those of one trunk: a part of their noise is the trunk's.
+        measured: N and FLOPs per token of every size, as `token_cost` returns them.
+        epochs: how often each experiment sees its data, by key, where that is known.
+    """
+
+    def column(name: str) -> Floats:
+        return np.array([getattr(r, name) for r in results], dtype=np.float64)
+
+    others = {
+        "all parameters": column("params_total"),
+        "non-embedding parameters": np.array([(non_embedding or {}).get(r.key, 0) for r in results], dtype=np.float64),
+    }
+    params, tokens = column("params"), column("tokens_seen")
+    seen = np.array([max((epochs or {}).get(r.key, np.nan), 1.0) for r in results], dtype=np.float64)
+    return Points(
+        budget=column("budget"),
+        flops=column("flops"),
+        params=params,
+        tokens=tokens,
+        unique=tokens / seen if len(seen) and np.isfinite(seen).all() else None,
+        loss=column("loss"),
+        seconds=column("seconds"),
+        run=None if trunks is None else np.array(trunks, dtype=np.int64),
+        token_cost=measured,
+        params_as={name: n for name, n in others.items() if (n > 0).all() and not np.array_equal(n, params)},
+    )
+
+
+def token_cost(measurements: Measurements) -> tuple[Floats, Floats]:
+    """Return N and FLOPs per token of every measured size, also of those that were not run."""
+    sizes = measurements.sizes
+    return (
+        np.array([s.params for s in sizes], dtype=np.float64),
+        np.array([s.flops_per_token for s in sizes], dtype=np.float64),
+    )
+
+
+def curves_of(ledger: Ledger, results: Sequence[ExperimentResult]) -> Points | None:
+    """Return every kept point of every run: the mean training loss since the point before. None without one."""
+    parts = []
+    for i, r in enumerate(results):
+        tokens, loss = ledger.curve(r.key)
+        parts.append(np.stack([np.full(len(loss), float(i)), np.full(len(loss), float(r.params)), tokens, loss,
+                               tokens * r.flops / r.tokens_seen]))  # fmt: skip
+    if not parts:
+        return None
+    run, params, tokens, loss, flops = np.concatenate(parts, axis=1)
+    good = np.isfinite(loss) & (loss > 0) & (tokens > 0)
+    run, params, tokens, loss, flops = (values[good] for values in (run, params, tokens, loss, flops))
+    if not len(loss):
+        return None
+    return Points(budget=flops, flops=flops, params=params, tokens=tokens, loss=loss, run=run.astype(np.int64))

@@ -19,7 +19,8 @@ from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.console.select import is_terminal
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.ledger.watch import Watcher
-from flops_fit_ray.sweep.directory import Sweep, open_sweep, points_of
+from flops_fit_ray.sweep._result_arrays import points_of
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from tests.records import FAILURE
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 from tests.test_cli import call

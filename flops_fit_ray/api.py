@@ -147,10 +147,10 @@ def find_optimal(
             resources_per_trial, device, workers_per_trial, shard_model, max_retries, stop_diverged,
             loss_unit ("nats", "bits"), grid (a mapping);
             and minutes, hours, flops (what a sweep whose budgets are "auto" may cost, one of them), eval_dataset,
-            address, quiet, until ("ci=1.3@1e21": add budget after budget until N_opt there is
-            known within that factor), at_most (FLOPs in all), slots (experiments at a time; a cluster is asked to grow
-            to as many), new (True: train completed experiments of this directory anew where the arguments have
-            changed). Functions are taken for optimizer (model, lr), schedule (step, steps), lr (params, size
+            address, quiet, until ("1.3@1e21": then add single runs, those that tell most for their FLOPs, until N_opt
+            there is known within that factor), at_most (FLOPs in all), slots (experiments at a time; a cluster is
+            asked to grow to as many), new (True: train completed experiments of this directory anew where the arguments
+            have changed). Functions are taken for optimizer (model, lr), schedule (step, steps), lr (params, size
             arguments; also tokens, steps, batch_size, budget by name), count_tokens (batch), flops_per_token (model),
             and in metrics={name: function}.
 

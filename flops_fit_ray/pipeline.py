@@ -15,7 +15,6 @@ from flops_fit_ray.errors import DirectoryError, SpecError, StorageError, faults
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import (
     COUNTING,
-    Experiment,
     Measurements,
     Observation,
     Plan,
@@ -25,7 +24,7 @@ from flops_fit_ray.planning import (
     SweepConstants,
     priced,
 )
-from flops_fit_ray.spec import SYNTHETIC_LOSS, Budget, SweepSpec
+from flops_fit_ray.spec import SYNTHETIC_LOSS, SweepSpec
 from flops_fit_ray.storage.atomic import read_json, set_aside, write_json
 from flops_fit_ray.storage.codec import read_value, value_of
 from flops_fit_ray.storage.lock import refuse_second_writer
@@ -33,17 +32,10 @@ from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, is_remote, local_path
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep, record_spec, recorded_spec
-from flops_fit_ray.sweep.extend import left_open, longer_run, unbracketed_budgets
+from flops_fit_ray.sweep.extend import continued, left_open, unbracketed_budgets
 from flops_fit_ray.sweep.from_checkpoint import CheckpointName, go_back
 from flops_fit_ray.sweep.run_limits import RunLimits
-from flops_fit_ray.sweep.stopping import (
-    DEFAULT_COST_RATIO,
-    StoppingRule,
-    decide_next,
-    next_budget,
-    stopping_rule_for,
-    with_budgets,
-)
+from flops_fit_ray.sweep.stopping import StoppingRule, decide_next, stopping_rule_for, with_runs
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.interrupt import StopRequest
@@ -179,7 +171,8 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
         from flops_fit_ray.engine.loaders import refuse_unpicklable, with_planned_code
         from flops_fit_ray.engine.preflight import refuse_early
 
-        request = replace(request, spec=longer_run(request.spec, SweepPaths(request.root), console.say))
+        until = request.limits.until is not None
+        request = replace(request, spec=continued(request.spec, SweepPaths(request.root), console.say, until=until))
         rule = stopping_rule_for(request.spec, request.limits.until, request.limits.at_most)
         paths = SweepPaths(request.root)
         planner, plan = plan_request(request, recorded_constants(paths))
@@ -203,7 +196,7 @@ def _run_locked(
     console: PlainConsole,
     stop: StopRequest,
 ) -> Sweep:
-    """Run the sweep, budget after budget where a rule asks for more, as the one writer of its directory."""
+    """Run the sweep, and single runs after it where a rule asks for more, as the one writer of its directory."""
     from flops_fit_ray.engine.cluster import ray_session
     from flops_fit_ray.report import write_report
 
@@ -222,25 +215,20 @@ def _run_locked(
         _compare(request, planner, ledger, console)
         if request.from_checkpoint is not None:
             go_back(ledger, grown_plan(planner, ledger), request.from_checkpoint, console.say)
-        limit = None
         while True:
             with faults_of(request.source):
                 sweep = _run_once(request, planner, ledger, console, stop)
             if rule is None or not sweep.complete:
                 break
-            limit = rule.at_most or limit or DEFAULT_COST_RATIO * sweep.flops_spent
-            budget = next_budget(request.spec)
-            request = replace(request, spec=with_budgets(request.spec, [Budget(flops=budget)]))
+            decision = decide_next(sweep, rule)
+            console.say(decision.message)
+            if not decision.runs:
+                break
+            request = replace(request, spec=with_runs(request.spec, decision.runs))
             constants = sweep.plan.constants
             planner = Planner(request.spec, request.measure(request.spec, constants.counting), constants)
-            decision = decide_next(sweep, rule, budget, _following(sweep, planner, ledger), limit)
-            console.say(decision.message)
-            if not decision.proceed:
-                break
-            if faults := unbracketed_budgets(sweep, request.spec, planner.measurements):
-                console.say(f"{faults[0]}: stopped")
-                break
-            session.enter_context(ray_session(request.address))  # one for all budgets
+            if request.trains:
+                session.enter_context(ray_session(request.address))  # one for all that follow
         if sweep.num_deaths:
             ledger.paths.remove_strays()  # a worker may have died in the middle of a write
         write_report(sweep)
@@ -336,12 +324,6 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
         stop=stop,
     )
     return open_sweep(request.root)
-
-
-def _following(sweep: Sweep, planner: Planner, ledger: Ledger) -> list[Experiment]:
-    """Return the experiments that the wider sweep would still execute."""
-    observed = ledger.observed(e.key for e in sweep.plan.experiments)
-    return [e for e in planner.plan(observed).expected if e.key not in observed]
 
 
 def recorded_rates(paths: SweepPaths, constants: SweepConstants) -> Rates | None:

@@ -247,7 +247,7 @@ BAD: dict[str, Case] = {
     "retries negative": Case(changes={"max_retries": -1}, words=("max_retries", "-1")),
     "override without a value": Case(options=("--set", "train.lr"), words=("--set", "train.lr", "a.b=c")),
     "override of a typo": Case(options=("--set", "train.l=1"), words=("train.l", "did you mean 'lr'?")),
-    "until": Case(changes={"model.sizes": "auto"}, options=("--until", "1.3"), words=("--until", "ci=FACTOR@C")),
+    "until": Case(changes={"model.sizes": "auto"}, options=("--until", "1,3"), words=("--until", "FACTOR[@C]")),
 }
 WORKS: dict[str, dict[str, Any]] = {  # that look odd, and are right
     "a number with a whole exponent": {"checkpoint": {"steps": 1e3}},

@@ -281,7 +281,7 @@ def test_extending_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["extend", local_path(sweep.paths.root), "--budget", "2e5"], "C = 2e5 is in this sweep already"),
         (["extend", local_path(sweep.paths.root), "--budget", "1"], "is below the smallest"),
         (["extend", local_path(sweep.paths.root), "--size", "4"], "an adaptive grid chooses its sizes itself"),
-        (["extend", local_path(sweep.paths.root), "--until", "1.3@1e21"], "is not of the form ci=FACTOR@C"),
+        (["extend", local_path(sweep.paths.root), "--until", "0.9@1e21"], "is not of the form FACTOR[@C]"),
     ]
     for arguments, message in cases:
         assert call(*arguments) == 2, message
@@ -290,5 +290,5 @@ def test_extending_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
     local_path(sweep.paths.plan).write_bytes(without_base)
     assert call("extend", sweep.paths.root, "--budget", "3e6") == 2
     assert "call find_optimal(...) again with more budgets" in capsys.readouterr().err
-    assert call("run", DEMO, "--until", "ci=1.3@1e14", "--set", "model.sizes=[8, 16, 32]") == 2
-    assert "needs an adaptive grid, but this spec lists its sizes" in capsys.readouterr().err
+    assert call("run", DEMO, "--until", "1.3", "--set", "budgets=[{flops: 1e12, sizes: [16]}]") == 2
+    assert "needs a sweep, and this spec is a single run" in capsys.readouterr().err

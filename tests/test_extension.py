@@ -7,22 +7,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from flops_fit_ray.analysis import FitOptions, Place, Points, SweepFit, expected_factors, fit_minima, fit_sweep
+from flops_fit_ray.analysis import FitOptions, Place, Points, SweepFit, expected_factors, fit_minima
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import Budget
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
-from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.extend import extend_spec, longer_run
-from flops_fit_ray.sweep.stopping import (
-    StoppingRule,
-    decide_next,
-    factor_at,
-    next_budget,
-    parse_stopping_rule,
-)
+from flops_fit_ray.sweep.stopping import factor_at
 from tests.parts import spec_of
 from tests.surfaces import HOFFMANN, optimum, sweep_on
 from tests.worlds import adaptive_spec, planner_of, size
@@ -63,21 +56,6 @@ def test_what_cannot_be_added(spec: Any, more: dict[str, Any], message: str) -> 
         extend_spec(spec, **more)
 
 
-def test_the_rule_is_read_or_refused() -> None:
-    assert parse_stopping_rule("ci=1.3@1e21") == StoppingRule(target=1e21, factor=1.3)
-    for wrong in ("1.3@1e21", "ci=1.3", "ci=0.9@1e21", "ci=x@y", "ci=1.3@-1", "ci=1.3@inf", "loss=1@2"):
-        with pytest.raises(SpecError, match="is not of the form ci=FACTOR@C"):
-            parse_stopping_rule(wrong)
-    with pytest.raises(SpecError, match="positive number of FLOPs"):
-        parse_stopping_rule("ci=1.3@1e21", -1.0)
-
-
-def sweep_with(noise: float, budgets: list[float], spent: float = 1e20) -> Sweep:
-    """As much of a sweep as the rule looks at."""
-    fit = fit_sweep(sweep_on(HOFFMANN, budgets, sizes=5, noise=noise), FitOptions(draws=500))
-    return cast(Sweep, SimpleNamespace(fit=fit, flops_spent=spent))
-
-
 def valleys_alone(points: Points, options: FitOptions) -> SweepFit:
     """As much of a fit as factors look at."""
     low = fit_minima(points, options)
@@ -112,26 +90,6 @@ def test_a_larger_budget_narrows_about_as_much_as_was_promised() -> None:
         kept.append(np.log(truth))
     assert np.median(promised) < 0.85 * np.median(before)
     assert np.median(promised) == pytest.approx(np.median(kept), rel=0.25)
-
-
-def test_when_to_go_on() -> None:
-    budgets = [1e18, 3e18, 1e19, 3e19]
-    sweep = sweep_with(0.01, budgets)
-    factor = factor_at(sweep.fit, 1e21)
-    assert factor is not None and factor > 1.1
-    reached = decide_next(sweep, StoppingRule(target=1e21, factor=factor + 0.1), 1e20, following(1e20), 1e21)
-    assert reached.reached and not reached.proceed and "of --until: done" in reached.message
-    on = decide_next(sweep, StoppingRule(target=1e21, factor=1.01), 1e20, following(1e20), 1e21)
-    assert on.proceed and "C = 1e20 would cost 5e20 FLOPs and narrow that to about x/÷" in on.message
-    dear = decide_next(sweep, StoppingRule(target=1e21, factor=1.01), 1e20, following(1e20), 5.5e20)
-    assert not dear.proceed and "--at-most" in dear.message
-    far = decide_next(sweep, StoppingRule(target=5e19, factor=1.0001), 1e20, following(1e20), 1e21)
-    assert not far.proceed and "larger than the target itself" in far.message
-
-
-def test_the_next_budget_keeps_the_ratio() -> None:
-    assert next_budget(adaptive_spec(budgets=[6e10, 2e11, 6e11, 2e12])) == pytest.approx(6.67e12)
-    assert next_budget(adaptive_spec(budgets=[1e17, 2e17, 4e17])) == 8e17
 
 
 def test_a_sweep_knows_its_base(tmp_path: Path) -> None:

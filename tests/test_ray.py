@@ -23,7 +23,7 @@ from flops_fit_ray.engine.loaders import Loader, ObjectLoader, SharedLoader, cod
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import ResourceError, StorageError
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.planning import Experiment, Plan
+from flops_fit_ray.planning import Experiment, Plan, is_single_run
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
@@ -370,17 +370,17 @@ def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_until_adds_budgets_in_python(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_until_adds_single_runs_in_python(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a sweep that is too large for Tune to keep a state of its trials."""
     monkeypatch.setattr("flops_fit_ray.engine._rounds.MAX_STATE_EXPERIMENTS", 0)
     arguments: dict[str, Any] = {
         "compute_budgets": [5e4, 2e5],
-        "grid": {"tokens_per_param": 40, "seeds": 0, "first_sizes": 5},
+        "grid": {"tokens_per_param": 40, "seeds": 0, "first_sizes": 5, "max_experiments": 17},
     }
-    result = known(tmp_path, **arguments, until="ci=1.00001@1e6", at_most=1e9)
-    assert [b.flops for b in result._sweep.spec.budgets] == [5e4, 2e5, 8e5]  # the next one lies beyond the target
-    assert result.complete and not (tmp_path / "tune").exists()
+    result = known(tmp_path, **arguments, until="1.00001@1e6")
+    chosen = [e for e in result.plan.experiments if is_single_run(e)]
+    assert result.complete and chosen and not (tmp_path / "tune").exists()
+    assert [(e.budget, e.size) for e in chosen] == [(run.flops, run.size) for run in result._sweep.spec.grid.runs]
+    assert {r.key for r in result._sweep.results} >= {e.key for e in chosen}
     again = known(tmp_path, **arguments)
-    assert {e.key for e in again.plan.experiments} < {e.key for e in result.plan.experiments}
-    with pytest.raises(SpecError, match="needs an adaptive grid"):
-        known(tmp_path / "listed", until="ci=1.1@1e8")
+    assert {e.key for e in again.plan.experiments} == {e.key for e in result.plan.experiments}

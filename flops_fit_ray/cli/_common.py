@@ -181,11 +181,12 @@ def limit_options(function: _Function) -> _Function:
     )(function)  # fmt: skip
     function = click.option(
         "--at-most", type=POSITIVE,
-        help="Total FLOPs that --until may spend [default: 10 times the cost of the sweep].",
+        help="Total FLOPs that --until may spend [default: 10 times the cost of the grid].",
     )(function)  # fmt: skip
     return click.option(
-        "--until", metavar="ci=FACTOR@C",
-        help="Add larger budgets until the interval of N_opt at C lies within a factor of FACTOR, e.g. ci=1.3@1e21.",
+        "--until", metavar="FACTOR[@C]",
+        help="Then add single runs, those that tell most for their FLOPs, until N_opt at C is known within x/÷FACTOR, "
+        "e.g. 1.3@1e21 [default of C: grid.target, or 10 times the largest budget].",
     )(function)  # fmt: skip
 
 

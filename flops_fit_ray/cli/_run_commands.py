@@ -116,7 +116,7 @@ def plan(
     from flops_fit_ray.pipeline import plan_request, recorded_constants, recorded_rates
     from flops_fit_ray.planning import priced, stated_rate
     from flops_fit_ray.storage.paths import SweepPaths
-    from flops_fit_ray.sweep.extend import longer_run
+    from flops_fit_ray.sweep.extend import continued
 
     path = resolve_spec(spec, quiet=as_json)
     resolved = read_resolved(path, overrides)
@@ -131,7 +131,7 @@ def plan(
         rates=stated,
         measure_speed=False,
     )
-    resolved = longer_run(request.spec, SweepPaths(root), to_stderr if as_json else click.echo)
+    resolved = continued(request.spec, SweepPaths(root), to_stderr if as_json else click.echo)
     request = replace(request, spec=resolved)
     _, made = plan_request(request, recorded_constants(SweepPaths(root)))
     if world is not None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.planning._plan import Plan, plan_from_json, priced
     from flops_fit_ray.planning._planner import Planner, Queue, make_plan, next_experiments
     from flops_fit_ray.planning._price import Price, Rates, RecordedRates, estimate_price, price_warnings, stated_rate
+    from flops_fit_ray.planning._single_runs import is_single_run, seed_of
     from flops_fit_ray.planning._sizes import (
         AUTO_WINDOW,
         TRUSTED_RATIO,
@@ -96,6 +97,7 @@ __all__ = [
     "expected_centre",
     "expected_optimum",
     "flops_audit",
+    "is_single_run",
     "leaves_trunk",
     "make_plan",
     "needed_trunks",
@@ -109,6 +111,7 @@ __all__ = [
     "read_experiment",
     "requested_sizes",
     "rung_targets",
+    "seed_of",
     "size_kwargs",
     "size_label",
     "stated_rate",

@@ -13,6 +13,7 @@ from flops_fit_ray.planning._feasible import fed_params, first_fault, next_fault
 from flops_fit_ray.planning._ladder import first_valley
 from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._replay import Observations, PlanReplay
+from flops_fit_ray.planning._single_runs import single_run_faults
 from flops_fit_ray.planning._trunks import unshared_note
 from flops_fit_ray.planning.cells import Cells, constants_identity, make_constants, tokens_of
 from flops_fit_ray.planning.experiment import AS_THEY_RUN, FIRST_RULE, Experiment, Measurements, SweepConstants
@@ -61,6 +62,8 @@ class Planner:
             raise SpecError("spec", [fault])
         if constants is None:
             constants = make_constants(spec, measurements, smallest, limit_samples(spec, measurements, self._static))
+        if faults := list(single_run_faults(spec, measurements)):
+            raise SpecError("spec", faults)
         self.measurements = measurements = with_limit(measurements, constants.eval_samples)
         self.cells = Cells(spec, measurements, constants)
         self._constant: Plan | None = None  # a plan that was final without observations

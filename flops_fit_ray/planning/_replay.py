@@ -18,6 +18,7 @@ from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
 from flops_fit_ray.planning import _adaptive as adaptive
 from flops_fit_ray.planning._ladder import first_valley, fitting, ladder_of
 from flops_fit_ray.planning._lr_guard import LrGuard
+from flops_fit_ray.planning._single_runs import WHY, seed_of
 from flops_fit_ray.planning._taper import Sizing
 from flops_fit_ray.planning._trunks import with_parent
 from flops_fit_ray.planning.cells import Cells, resolve_lr
@@ -64,6 +65,8 @@ class PlanReplay:
             self._adaptive()
         else:
             self._grid(self._static)
+        if not self.waiting:
+            self._single_runs()
         return self
 
     def _active(self, setting: bool | str) -> bool:
@@ -225,6 +228,20 @@ class PlanReplay:
     def _loss_of(self, experiment: Experiment) -> float | None:
         observation = self._observed.get(experiment.key)
         return None if observation is None else observation.loss
+
+    def _single_runs(self) -> None:
+        """Add the runs that the spec names beside the grid; each begins at the trunks that are there."""
+        for run in self._spec.grid.runs:
+            size = self._by_label[run.size]
+            there = [e for e in self._standing(self._grid_of(run.flops)) if e.size == run.size]
+            lr = there[-1].recipe.lr if there else self._lr(size, run.flops)
+            seed = seed_of(self._spec, run)
+            self._add(
+                self._cells.make(
+                    run.flops, size, lr, seed=seed, role="grid" if seed is None or not there else "seed", reason=WHY,
+                    of=there[-1].key if seed is not None and there else None,
+                )
+            )  # fmt: skip
 
     # Reruns, seeds and learning rate checks
 

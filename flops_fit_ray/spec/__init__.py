@@ -17,7 +17,7 @@ from flops_fit_ray.spec._sections import (
     TrainSection,
     WandbSection,
 )
-from flops_fit_ray.spec._values import Budget, BudgetsFor, Ladder, LrRule, LrTable, SizeValue, is_data_path
+from flops_fit_ray.spec._values import Budget, BudgetsFor, Ladder, LrRule, LrTable, SingleRun, SizeValue, is_data_path
 
 __all__ = [
     "NO_DATA",
@@ -32,6 +32,7 @@ __all__ = [
     "LrRule",
     "LrTable",
     "MlflowSection",
+    "SingleRun",
     "SizeValue",
     "SweepSpec",
     "TrackersSection",

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import get_args
+from typing import get_args, get_origin
 
 from flops_fit_ray.spec._sections import SweepSpec
 from flops_fit_ray.spec._values import Section
@@ -103,9 +103,10 @@ def _joined_paths() -> dict[str, str]:
 
 
 def all_paths(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Paths of all keys of a section and of the sections within it."""
+    """Paths of all keys of a section and of the sections within it; those in lists have none."""
     for key, field in section.model_fields.items():
         yield f"{prefix}{key}"
-        for kind in (field.annotation, *get_args(field.annotation)):
+        several = () if get_origin(field.annotation) is list else get_args(field.annotation)
+        for kind in (field.annotation, *several):
             if isinstance(kind, type) and issubclass(kind, Section):
                 yield from all_paths(kind, f"{prefix}{key}.")

@@ -24,6 +24,7 @@ from flops_fit_ray.spec._values import (
     ScheduleName,
     Section,
     SeedsOrAuto,
+    SingleRun,
     SizesOrLadder,
     Target,
     TokensOrAuto,
@@ -129,6 +130,8 @@ class GridSection(Section):
     )
     seeds: SeedsOrAuto = "auto"  # more seeds at the two smallest minima
     rerun_outliers: BoolOrAuto = "auto"
+    target: Positive | None = None  # C at which N_opt is wanted, for `--until FACTOR` and `fit --next`
+    runs: list[SingleRun] = Field(default=[], max_length=1000)  # further ones, once the grid is done
 
 
 class CheckpointSection(Section):

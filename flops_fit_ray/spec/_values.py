@@ -234,6 +234,14 @@ SizeName = Annotated[
 ]
 
 
+class SingleRun(Section):
+    """One run beside the grid, as `--until` chooses them."""
+
+    flops: Positive  # C
+    size: SizeName
+    seed: int = Field(default=0, ge=0, le=1000)  # 0: that of the sweep; others are repeats
+
+
 class LrTable(Section):
     """One learning rate per size, by the size's name in the plan: a number, or `d_model=64,n_layer=2`."""
 

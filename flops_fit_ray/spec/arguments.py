@@ -152,7 +152,7 @@ _TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: v is None or (isinstance(v, str) and v == "auto") or _is_list(v),
     ),
     "address": ("text", lambda v: v is None or isinstance(v, str)),
-    "until": ("text, for example 'ci=1.3@1e21'", lambda v: v is None or isinstance(v, str)),
+    "until": ("text, for example '1.3@1e21'", lambda v: v is None or isinstance(v, str)),
     "at_most": ("a positive number of FLOPs", lambda v: v is None or _is_positive(v)),
     **dict.fromkeys(("minutes", "hours", "flops"), ("a positive number", lambda v: v is None or _is_positive(v))),
     "slots": (
@@ -165,8 +165,8 @@ _TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 def _mode_faults(mode: str, extra: Mapping[str, Any]) -> Iterator[str]:
     if mode not in MODES:
         yield f"mode: must be one of {', '.join(MODES)} (got {mode!r}); output_dir comes after it"
-    if mode == "mock" and (extra["until"] is not None or extra["eval_dataset"] is not None):
-        yield "mode: 'mock' trains nothing; leave out until and eval_dataset"
+    if mode == "mock" and extra["eval_dataset"] is not None:
+        yield "mode: 'mock' trains nothing; leave out eval_dataset"
 
 
 def _loss_faults(loss_fn: Any) -> Iterator[str]:

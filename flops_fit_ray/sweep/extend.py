@@ -11,7 +11,7 @@ from flops_fit_ray.planning import Measurements, next_fault, unbracketed
 from flops_fit_ray.spec import Budget, LrRule, SizeValue, SweepSpec, make_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, recorded_spec
-from flops_fit_ray.sweep.stopping import with_budgets
+from flops_fit_ray.sweep.stopping import with_budgets, with_runs
 
 SOURCE = "extend"
 NO_TRAINING = {"budgets", "fit", "trackers", "name", "checkpoint", "resources_per_trial", "device", "max_retries"}
@@ -58,6 +58,34 @@ def extend_spec(
 def left_open(spec: SweepSpec) -> list[str]:
     """Name the settings of training that a spec leaves to a measurement, made once for each directory."""
     return [name for name in ("precision", "compile") if getattr(spec.train, name) == "auto"]
+
+
+def continued(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None], *, until: bool = False) -> SweepSpec:
+    """Return a spec with what its directory has beside it: single runs that `--until` chose, and shorter runs.
+
+    Args:
+        until: with the budgets, too, that `--until` of earlier versions added.
+    """
+    longer = longer_run(spec, paths, say)
+    if longer is not spec or spec.is_one_run or not paths.spec.exists():
+        return longer
+    try:
+        recorded = recorded_spec(paths)
+    except SpecError:  # damaged: whoever runs the sweep says so
+        return spec
+    if spec.model.model_dump() != recorded.model.model_dump():
+        return spec
+    known = {b.flops for b in spec.budgets}
+    if until and spec.is_adaptive and known:
+        added = [b for b in recorded.budgets if b.flops > max(known) and b.sizes is None]
+        if added:
+            say(f"the budgets C = {fmt.listed([fmt.flops(b.flops) for b in added], 5)} in {paths.root} are kept")
+        spec = with_budgets(spec, added)
+        known |= {b.flops for b in added}
+    if recorded.grid.runs and not spec.grid.runs and known >= {b.flops for b in recorded.budgets}:
+        say(f"{len(recorded.grid.runs)} single runs that were chosen in {paths.root} are kept")
+        spec = with_runs(spec, recorded.grid.runs)
+    return spec
 
 
 def longer_run(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None]) -> SweepSpec:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flops_fit_ray.analysis import NextRuns, Place, SweepFit, next_runs
-from flops_fit_ray.planning import Experiment, ModelSize, leaves_trunk, steps_of, with_parent
+from flops_fit_ray.analysis import NextRun, NextRuns, Place, SweepFit, next_runs
+from flops_fit_ray.planning import Experiment, ModelSize, leaves_trunk, seed_of, steps_of, with_parent
 from flops_fit_ray.planning.cells import Cells, max_steps, resolve_lr
 from flops_fit_ray.planning.grid import MIN_STEPS, by_params
+from flops_fit_ray.spec import SingleRun
 from flops_fit_ray.sweep.directory import Sweep
 
 REACH, STEP = 8.0, 2**0.25  # sizes about a minimum: how far, and the least ratio of neighbours
@@ -27,10 +29,11 @@ class SweepSpace:
         grid = [e for e in plan.experiments if e.role == "grid"]
         self._rates = {e.size: e.recipe.lr for e in grid}
         self._ran = {(e.budget, e.size) for e in plan.experiments if e.role in ("grid", "rerun")}
+        self._seeds = {(run.flops, run.size): run.seed for run in sorted(sweep.spec.grid.runs, key=lambda r: r.seed)}
         self._steps = min([MIN_STEPS, *(e.steps for e in grid)]), max_steps(sweep.spec, plan.measurements)
         finished = {r.key for r in sweep.results} & sweep.paths.trunk_keys()
         self._trunks = [e for e in plan.experiments if e.key in finished and leaves_trunk(e)]
-        self._made: dict[tuple[float, int | str | None, int], Experiment] = {}
+        self._made: dict[tuple[float, int | str, int | None], Experiment] = {}
 
     def places(self, budget: float, around: float) -> list[Place]:
         """Return the sizes with enough steps and data at C = `budget`; of near ones those that were run."""
@@ -43,18 +46,16 @@ class SweepSpace:
             ran = (budget, size.size) in self._ran
             apart = all(max(size.params / p.params, p.params / size.params) >= 0.999 * STEP for p in chosen)
             if ran or (ratio <= REACH and self._steps[0] <= steps <= self._steps[1] and apart):
-                tokens = self._experiment(budget, size, 0).tokens
+                tokens = self._experiment(budget, size, None).tokens
                 chosen.append(Place(budget=budget, params=float(size.params), tokens=float(tokens), size=size.size))
         return chosen
 
     def prices(self, places: Sequence[Place]) -> list[float]:
         """Return the FLOPs that each of these runs executes, smaller budgets of a size first, each from its trunk."""
-        seen: dict[tuple[float, int | str | None], int] = {}
-        experiments = []
-        for place in places:
-            cell = place.budget, place.size
-            seed = seen[cell] = seen.get(cell, int(cell in self._ran) - 1) + 1
-            experiments.append(self._experiment(place.budget, self._sizes[place.size], seed))  # type: ignore[index]
+        experiments = [
+            self._experiment(run.flops, self._sizes[run.size], seed_of(self._spec, run))
+            for run in self.single_runs(places)
+        ]
         found, trunks = [0.0] * len(places), list(self._trunks)
         for i in sorted(range(len(places)), key=lambda i: experiments[i].budget):
             e = with_parent(experiments[i], trunks) if self._spec.grid.trunk else experiments[i]
@@ -63,13 +64,25 @@ class SweepSpace:
                 trunks.append(e)
         return found
 
-    def _experiment(self, budget: float, size: ModelSize, seed: int) -> Experiment:
+    def single_runs(self, places: Sequence[Place | NextRun]) -> tuple[SingleRun, ...]:
+        """Return the runs at these cells as a spec has them: further ones of a cell that is there have other seeds."""
+        last, found = dict(self._seeds), []
+        for place in places:
+            assert place.size is not None  # as `places` makes them
+            cell = place.budget, place.size
+            last[cell] = last.get(cell, int(cell in self._ran) - 1) + 1
+            found.append(SingleRun(flops=place.budget, size=place.size, seed=last[cell]))
+        return tuple(found)
+
+    def _experiment(self, budget: float, size: ModelSize, seed: int | None) -> Experiment:
         known = (budget, size.size, seed)
         if known not in self._made:
             lr = self._rates.get(size.size)
+            if lr is None and size.budget_lr:  # a rule of the user's, asked at the sweep's budgets alone so far
+                lr = size.budget_lr[min(size.budget_lr, key=lambda c: abs(math.log(float(c) / budget)))]
             if lr is None:
                 lr = resolve_lr(self._spec, size, budget) if self._lr is None else self._lr.of(size.params)
-            made = self._cells.make(budget, size, lr, seed=self._spec.train.seed + 1000 * seed if seed else None)
+            made = self._cells.make(budget, size, lr, seed=seed)
             self._made[known] = replace(made, role="grid")
         return self._made[known]
 
@@ -79,7 +92,13 @@ def next_runs_of(
 ) -> NextRuns:
     """Choose the next runs of a sweep among those that it can train, as `analysis.next_runs`.
 
+    Args:
+        target: FLOPs; None: `grid.target` of the sweep where that is beyond the data, else as there.
+
     Raises:
         SpecError, FitError: as there.
     """
+    own = sweep.spec.grid.target
+    if target is None and own is not None and own > fit.fitted_range[1]:
+        target = own
     return next_runs(fit, count, target, at_most=at_most, space=SweepSpace(sweep))

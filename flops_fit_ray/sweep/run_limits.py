@@ -1,4 +1,4 @@
-"""Limits of one run of a sweep: when to stop adding budgets, and how many experiments train at a time."""
+"""Limits of one run of a sweep: when to stop adding runs, and how many experiments train at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class RunLimits:
     """Options of `run` and `extend`; None means the default."""
 
-    until: str | None = None  # ci=FACTOR@C
+    until: str | None = None  # FACTOR[@C]
     at_most: float | None = None  # total FLOPs that `until` may spend
     slots: int | None = None  # experiments at a time
 

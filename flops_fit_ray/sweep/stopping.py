@@ -1,28 +1,32 @@
-"""Stopping rule of a sweep that adds budgets: N_opt at a target C known within a factor, or the next one too dear."""
+"""Stopping rule of a sweep: single runs are added until N_opt at a target C is known within a factor.
+
+They are chosen when everything planned has ended, so that the choice depends on results alone: not on who ended first,
+on slots or on interruptions. What was chosen is recorded in the directory's spec (`grid.runs`).
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import Place, SweepFit, expected_factors
-from flops_fit_ray.errors import SpecError
-from flops_fit_ray.planning import IN_FIT, Experiment
-from flops_fit_ray.spec import Budget, SweepSpec
+from flops_fit_ray.analysis import NextRun, SweepFit
+from flops_fit_ray.errors import FitError, SpecError
+from flops_fit_ray.planning import is_single_run
+from flops_fit_ray.spec import Budget, SingleRun, SweepSpec
 from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.next_places import SweepSpace, next_runs_of
 
-DEFAULT_COST_RATIO = 10.0  # without --at-most, all may cost this many times what the sweep cost before
-MAX_FACTOR_RATIO = 0.97  # the next budget must be expected to narrow the factor to this share of it
+DEFAULT_COST_RATIO = 10.0  # without --at-most, all may cost this many times what the planned grid costs
+BEYOND = 10.0  # times the largest budget: the target where none is given
+HALVINGS = 6  # of the FLOPs that are left: the cheapest runs that are looked for
+ROUND, SHARE = 4, 0.1  # runs that are chosen together, and the share of those so far where that is more
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingRule:
-    """Add budgets until N_opt at C = `target` is known within `factor`, or `at_most` FLOPs are spent in all."""
+    """Add runs until N_opt at C = `target` is known within `factor`, or `at_most` FLOPs are spent in all."""
 
     target: float
     factor: float
@@ -31,66 +35,50 @@ class StoppingRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Decision on the next budget. Factors are None where there is no interval."""
+    """Decision on what follows. Without runs the sweep ends here."""
 
-    factor: float | None  # now: the interval of N_opt at the target lies within N_opt/factor and N_opt·factor
+    factor: float | None  # now: N_opt at the target lies within N_opt/factor and N_opt·factor; None without an interval
     reached: bool
-    budget: float  # the next one, C
-    flops: float  # that it would execute
-    next_factor: float | None  # expected after it
-    proceed: bool
+    runs: tuple[SingleRun, ...]
     message: str
 
 
-def parse_stopping_rule(text: str, at_most: float | None = None) -> StoppingRule:
-    """Return the rule that `ci=1.3@1e21` states.
+def stopping_rule_for(spec: SweepSpec, text: str | None, at_most: float | None = None) -> StoppingRule | None:
+    """Return the rule for a sweep that `1.3` or `1.3@1e21` states; None without one.
+
+    The target is that of the text, else `grid.target`, else ten times the largest budget. `ci=1.3@1e21` is the same.
 
     Raises:
-        SpecError: the text has another form, or a number is out of range.
+        SpecError: the text has another form, a number is out of range, or the sweep can have no interval of N_opt.
     """
-    name, _, rest = text.partition("=")
-    factor, _, target = rest.partition("@")
+    if text is None:
+        return None
+    if spec.is_one_run:
+        raise SpecError("--until", ["needs a sweep, and this spec is a single run; give more budgets or sizes"])
+    if not spec.fit.draws:
+        raise SpecError("--until", ["needs an interval of N_opt, but fit.draws is 0; set fit.draws, e.g. to 2000"])
+    factor, at, target = text.removeprefix("ci=").partition("@")
+    usual = spec.grid.target or BEYOND * max(b.flops for b in spec.budgets)
     try:
-        rule = StoppingRule(factor=float(factor), target=float(target), at_most=at_most)
+        rule = StoppingRule(factor=float(factor), target=float(target) if at else usual, at_most=at_most)
     except ValueError:
         rule = StoppingRule(factor=0.0, target=0.0)
-    good = name == "ci" and rule.factor > 1 and 0 < rule.target < math.inf and math.isfinite(rule.factor)
-    if not good:
-        raise SpecError("--until", [f"{text!r} is not of the form ci=FACTOR@C with FACTOR above 1, e.g. ci=1.3@1e21"])
+    if not (1 < rule.factor < math.inf and 0 < rule.target < math.inf):
+        fault = f"{text!r} is not of the form FACTOR[@C] with FACTOR above 1, e.g. 1.3 or 1.3@1e21"
+        raise SpecError("--until", [fault])
     if at_most is not None and not (0 < at_most < math.inf):
         raise SpecError("--at-most", [f"must be a positive number of FLOPs (got {at_most:g})"])
     return rule
 
 
-def stopping_rule_for(spec: SweepSpec, text: str | None, at_most: float | None = None) -> StoppingRule | None:
-    """Return the rule for a sweep; None without one.
-
-    Raises:
-        SpecError: as `parse_stopping_rule`, or the sweep cannot choose sizes for a further budget.
-    """
-    if text is None:
-        return None
-    if not spec.is_adaptive:
-        raise SpecError(
-            "--until",
-            ["needs an adaptive grid, but this spec lists its sizes, so none are known for a further budget; leave "
-             "the sizes out, or add budgets by hand with `extend`"],
-        )  # fmt: skip
-    if not spec.fit.draws:
-        raise SpecError("--until", ["needs an interval of N_opt, but fit.draws is 0; set fit.draws, e.g. to 2000"])
-    return parse_stopping_rule(text, at_most)
-
-
-def next_budget(spec: SweepSpec) -> float:
-    """Return the budget that follows the largest one at the sweep's median ratio, in three digits."""
-    flops = [b.flops for b in spec.budgets]
-    ratio = float(np.median([b / a for a, b in itertools.pairwise(flops)]))
-    return float(f"{flops[-1] * max(ratio, 1.5):.3g}")
-
-
 def with_budgets(spec: SweepSpec, budgets: Sequence[Budget]) -> SweepSpec:
     """Return the spec with these budgets added, in increasing order."""
     return spec.model_copy(update={"budgets": sorted([*spec.budgets, *budgets], key=lambda b: b.flops)})
+
+
+def with_runs(spec: SweepSpec, runs: Sequence[SingleRun]) -> SweepSpec:
+    """Return the spec with these single runs added."""
+    return spec.model_copy(update={"grid": spec.grid.model_copy(update={"runs": [*spec.grid.runs, *runs]})})
 
 
 def factor_at(fit: SweepFit, target: float) -> float | None:
@@ -99,37 +87,73 @@ def factor_at(fit: SweepFit, target: float) -> float | None:
     return None if law is None else law.known_within(target, fit.options.confidence)
 
 
-def decide_next(
-    sweep: Sweep, rule: StoppingRule, budget: float, following: Sequence[Experiment], limit: float
-) -> Decision:
-    """Decide on adding `budget`, with the experiments that would follow; `limit` is FLOPs, of the whole sweep."""
-    flops = sum(e.flops_executed for e in following)
-    places = [
-        Place(budget=budget, params=float(e.params), tokens=float(e.tokens))
-        for e in following
-        if e.budget == budget and e.role in IN_FIT
-    ]
+def decide_next(sweep: Sweep, rule: StoppingRule) -> Decision:
+    """Decide which runs follow a sweep whose planned experiments have all ended."""
     factor = factor_at(sweep.fit, rule.target)
-    after = expected_factors(sweep.fit, rule.target, places).get(sweep.fit.default) if places else None
-    reached = factor is not None and factor <= rule.factor
     known = "has no interval yet" if factor is None else f"is known within x/÷{factor:.3g}"
     now = f"N_opt at C = {fmt.flops(rule.target)} {known}"
-    expected = "" if after is None else f" and narrow that to about x/÷{after:.3g}"
-    then = f"adding C = {fmt.flops(budget)} would cost {fmt.flops(flops)} FLOPs{expected}"
-    proceed = False
-    if reached:
-        message = f"{now}, within the x/÷{rule.factor:g} of --until: done"
-    elif sweep.flops_spent + flops > limit:
-        message = (
-            f"{now}; {then}, more than the total of {fmt.flops(limit)} FLOPs allowed: stopped; raise --at-most to "
-            "continue"
-        )
-    elif budget > rule.target:
-        message = f"{now}; {then}, but is larger than the target itself: stopped"
-    elif factor is not None and after is not None and after > MAX_FACTOR_RATIO * factor:
-        message = f"{now}; {then}, hardly narrower: stopped; more sizes or seeds may help (`extend`)"
-    else:
-        proceed, message = True, f"{now}; {then}: continuing"
+    if factor is not None and factor <= rule.factor:
+        done = f"{now}, within the x/÷{rule.factor:g} of --until: done"
+        return Decision(factor=factor, reached=True, runs=(), message=done)
+
+    def ended(why: str) -> Decision:
+        return Decision(factor=factor, reached=False, runs=(), message=f"{now}; {why}: stopped")
+
+    space = SweepSpace(sweep)
+    experiments = sweep.plan.experiments
+    planned = sum(e.flops_executed for e in experiments if not is_single_run(e))
+    limit = rule.at_most or DEFAULT_COST_RATIO * planned
+    room = sweep.spec.grid.max_experiments - len(experiments)
+    if space.spent >= limit:
+        return ended(f"{fmt.flops(space.spent)} of {fmt.flops(limit)} FLOPs allowed are spent; raise --at-most")
+    if room < 1:
+        return ended(f"grid.max_experiments = {sweep.spec.grid.max_experiments} is reached; raise it")
+    count = min(max(ROUND, round(SHARE * len(experiments))), room)
+    try:
+        chosen = _cheapest(sweep, rule, count, limit - space.spent)
+    except (FitError, SpecError) as e:
+        return ended("; ".join(e.faults) if isinstance(e, SpecError) else str(e))
+    flops, after = sum(run.flops for run in chosen), chosen[-1].factor
+    runs = space.single_runs(chosen)
+    words = fmt.listed([f"C = {fmt.flops(r.flops)} size {r.size}{' again' if r.seed else ''}" for r in runs], 6)
     return Decision(
-        factor=factor, reached=reached, budget=budget, flops=flops, next_factor=after, proceed=proceed, message=message
+        factor=factor,
+        reached=False,
+        runs=runs,
+        message=f"{now}; {len(runs)} more runs for {fmt.flops(flops)} FLOPs, expected to give x/÷{after:.3g}: {words}",
     )
+
+
+def _cheapest(sweep: Sweep, rule: StoppingRule, count: int, left: float) -> Sequence[NextRun]:
+    """Choose the runs for the least FLOPs, by factors of two up to `left`, that are expected to be enough.
+
+    Where none are, those that lower most what the same certainty costs, F·w² with w = ln factor and F all FLOPs.
+
+    Raises:
+        SpecError, FitError: as `next_runs`, for all that is left.
+    """
+    best: tuple[float, Sequence[NextRun]] | None = None
+    for halvings in range(HALVINGS, -1, -1):
+        try:
+            found = next_runs_of(sweep, sweep.fit, count, rule.target, left / 2**halvings)
+        except (FitError, SpecError):
+            if halvings == 0 and best is None:
+                raise
+            continue
+        chosen = _enough(found.runs, rule.factor)
+        if chosen[-1].factor <= rule.factor:
+            return chosen
+        cost = (found.spent + sum(run.flops for run in chosen)) * math.log(chosen[-1].factor) ** 2
+        if best is None or cost < best[0]:
+            best = cost, chosen
+    assert best is not None
+    return best[1]
+
+
+def _enough(runs: Sequence[NextRun], factor: float) -> Sequence[NextRun]:
+    """Return the first runs after which N_opt is expected to be known within `factor`; all where it is not."""
+    for i, run in enumerate(runs, 1):
+        whole = i == len(runs) or runs[i].step != run.step
+        if whole and run.factor <= factor:
+            return runs[:i]
+    return runs

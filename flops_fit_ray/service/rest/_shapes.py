@@ -78,7 +78,7 @@ class PriceOut(BaseModel):
 class RunLimitsIn(Asked):
     """Limits of a run, and experiments at a time."""
 
-    until: str | None = Field(default=None, max_length=100, description="ci=FACTOR@C, as `run --until`")
+    until: str | None = Field(default=None, max_length=100, description="FACTOR[@C], as `run --until`")
     at_most: Flops | None = Field(default=None, description="FLOPs in all that `until` may spend")
     slots: int | None = Field(default=None, ge=1, le=100_000, description="experiments at a time")
 

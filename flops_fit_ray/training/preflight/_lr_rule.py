@@ -34,7 +34,7 @@ def with_rates(spec: SweepSpec, rule: Callable[..., float], found: Measurements)
             sizes.append(replace(size, lr=_rate(rule, size, {})))
             continue
         rates = {}
-        for budget in (b.flops for b in spec.budgets):
+        for budget in sorted({b.flops for b in spec.budgets} | {run.flops for run in spec.grid.runs}):
             values = {
                 "tokens": tokens_of(spec, found, budget, size),
                 "steps": steps_of(spec, found, budget, size),

@@ -22,7 +22,7 @@ from flops_fit_ray.errors import (
     faults_of_arguments,
 )
 from flops_fit_ray.formatting import did_you_mean
-from flops_fit_ray.pipeline import RunRequest, check_output, plan_request, recorded_constants, recorded_rates, run
+from flops_fit_ray.pipeline import RunRequest, check_output, plan_request, run
 from flops_fit_ray.pipeline import check as check_request
 from flops_fit_ray.planning import Plan, priced
 from flops_fit_ray.result import Result
@@ -37,6 +37,7 @@ from flops_fit_ray.spec.arguments import (
 )
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, expanded, storage_path
+from flops_fit_ray.sweep.recorded import recorded_constants, recorded_rates
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.waiting import to_stderr, told_to, waiting
 

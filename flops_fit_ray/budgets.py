@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError, faults_of
-from flops_fit_ray.pipeline import RunRequest, check, recorded_rates
+from flops_fit_ray.pipeline import RunRequest, check
 from flops_fit_ray.planning import COUNTING, Measurements, Plan, Planner, Rates, priced
 from flops_fit_ray.planning.auto_budgets import (
     LEAST_RANGE,
@@ -23,6 +23,7 @@ from flops_fit_ray.planning.grid import with_budgets_at
 from flops_fit_ray.spec import BudgetsFor, SweepSpec, limit_of_budgets
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import recorded_spec
+from flops_fit_ray.sweep.recorded import recorded_rates
 
 FIRST_GUESS = 1e12  # smallest C in FLOPs where nothing is known; models and data move it
 LARGER_GUESSES = (1.0, 1e4, 1e8)

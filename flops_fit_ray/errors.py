@@ -90,8 +90,12 @@ class DirectoryError(FlopsFitError):
     exit_code = EXIT_INPUT
 
 
+class PlanDamagedError(DirectoryError):
+    """The plan of a sweep directory is not what was written; it can be made again from the spec and the results."""
+
+
 class StorageError(FlopsFitError):
-    """A file of the sweep directory could not be written (disk full, quota, permissions); recorded results are safe."""
+    """A file of the sweep directory cannot be written or read now (full, broken, no permission); results are safe."""
 
     exit_code = EXIT_INTERRUPTED
 

@@ -19,21 +19,20 @@ from flops_fit_ray.planning import (
     Observation,
     Plan,
     Planner,
-    Rates,
-    RecordedRates,
     SweepConstants,
     priced,
 )
 from flops_fit_ray.spec import SYNTHETIC_LOSS, SweepSpec
-from flops_fit_ray.storage.atomic import read_json, set_aside, write_json
-from flops_fit_ray.storage.codec import read_value, value_of
+from flops_fit_ray.storage.atomic import set_aside, write_json
 from flops_fit_ray.storage.lock import refuse_second_writer
-from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, is_remote, local_path
-from flops_fit_ray.sweep.changes import changes_since, recorded_in
+from flops_fit_ray.sweep.changes import Recorded, changes_since, recorded_in
+from flops_fit_ray.sweep.damage import outcome_flags
 from flops_fit_ray.sweep.directory import Sweep, open_sweep, record_spec, recorded_spec
 from flops_fit_ray.sweep.extend import continued, left_open, unbracketed_budgets
 from flops_fit_ray.sweep.from_checkpoint import CheckpointName, go_back
+from flops_fit_ray.sweep.recorded import Origin, record_origin, record_rates, recorded_constants, recorded_rates
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.sweep.stopping import StoppingRule, decide_next, stopping_rule_for, with_runs
 
@@ -249,12 +248,10 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
     if recorded.spec is not None and (recorded.spec.loss == SYNTHETIC_LOSS) == request.trains:
         other = "synthetic losses" if request.trains else "a real sweep"
         raise DirectoryError(f"{paths.root}: holds {other}; choose another output directory")
-    for damaged in recorded.damaged:
-        aside = set_aside(damaged)
-        if aside is not None:
-            console.say(f"{damaged} cannot be read: kept as {aside.name}, and made again from the spec and the results")
     code = None if request.code is None else request.code.facts
-    found = changes_since(recorded, request.spec, grown_plan(planner, ledger), code)
+    plan = grown_plan(planner, ledger)
+    _mend(recorded, plan, ledger, console)
+    found = changes_since(recorded, request.spec, plan, code)
     if found.lines:
         console.say(f"changed since the last run in {paths.root}:\n{found.text()}")
     if found.redefined or (found.changed and not request.new):
@@ -269,6 +266,18 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
             f"{found.changed + found.dropped} completed experiments are not of this plan any more: they stay on "
             "record, and are left out"
         )
+
+
+def _mend(recorded: Recorded, plan: Plan, ledger: Ledger, console: PlainConsole) -> None:
+    """Keep a damaged plan and spec aside, which the run writes again, and name the results that are gone."""
+    for damaged in recorded.damaged:
+        aside = set_aside(damaged)
+        if aside is not None:
+            console.say(f"{damaged} cannot be read: kept as {aside.name}, and made again from the spec and the results")
+    done = ledger.completed_keys
+    gone = [e for e in plan.experiments if e.key in done and not ledger.paths.result(e.key).exists()]
+    for flag in outcome_flags(ledger, gone):
+        console.say(f"warning: {flag}")
 
 
 def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
@@ -297,6 +306,7 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
         base = None if request.base is None else str(request.base)
         code = None if request.code is None else request.code.facts.digest
         content = priced(grown, request.spec.grid.start, rates=rates).to_json()
+        record_origin(paths, Origin(command=request.command, base=base, frame=grown.constants))
         write_json(paths.plan, {**content, "command": request.command, "base": base, "code": code}, sealed=True)
 
     try:
@@ -324,31 +334,6 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
         stop=stop,
     )
     return open_sweep(request.root)
-
-
-def recorded_rates(paths: SweepPaths, constants: SweepConstants) -> Rates | None:
-    """Read the speed that `check` measured for this sweep; None without one, or if it is of another sweep."""
-    recorded = read_value(RecordedRates, paths.rates)
-    return None if recorded is None or recorded.identity != constants.identity else recorded.rates
-
-
-def record_rates(paths: SweepPaths, constants: SweepConstants, rates: Rates) -> None:
-    """Write the speed that `check` measured into the sweep directory, for the price of its plan.
-
-    Raises:
-        StorageError: the directory cannot be written.
-    """
-    content = {"schema_version": SCHEMA_VERSION, "identity": constants.identity, "rates": rates.to_json()}
-    write_json(paths.rates, content, sealed=True)
-
-
-def recorded_constants(paths: SweepPaths) -> SweepConstants | None:
-    """Read the constants of the directory's sweep; the planner takes them if the sweep is still the same."""
-    check_store_answers(paths.root)
-    content = read_json(paths.plan) or {}
-    with contextlib.suppress(ValueError):
-        return value_of(SweepConstants, content.get("frame") or {})
-    return None
 
 
 def _recorded_choice(spec: SweepSpec, paths: SweepPaths) -> dict[str, Any] | None:

@@ -19,13 +19,13 @@ from flops_fit_ray.engine._trainable import TrialContext, run_experiment
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.pipeline import recorded_constants
 from flops_fit_ray.planning import Plan, Planner
 from flops_fit_ray.spec import FitSection, SweepSpec, TrackersSection, dump_spec
 from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import Sweep, open_sweep, record_spec
+from flops_fit_ray.sweep.recorded import Origin, record_origin, recorded_constants
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.parts import UserParts
 from tests.parts import TruncatedRegression, planned, power_law_regression, spec_of, user_parts_of
@@ -111,8 +111,9 @@ def grow_sweep(root: StoragePath, spec: SweepSpec, user: UserParts) -> Sweep:
     record_spec(paths, spec)
 
     def record(plan: Plan) -> None:
-        content = {**plan.to_json(), "command": "flops-fit-ray run somewhere", "base": str(root)}
-        write_json(paths.plan, content, sealed=True)
+        origin = Origin(command="flops-fit-ray run somewhere", base=str(root), frame=plan.constants)
+        record_origin(paths, origin)
+        write_json(paths.plan, {**plan.to_json(), "command": origin.command, "base": origin.base}, sealed=True)
 
     live = LivePlan(Planner(spec, measure_sizes(spec, user), recorded_constants(paths)), ledger, record)
     slots, stop = Slots(resources={"cpu": 1}, count=1), StopRequest()

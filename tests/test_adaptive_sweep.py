@@ -12,7 +12,6 @@ from flops_fit_ray.cli import main
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import count
 from flops_fit_ray.ledger import ExperimentResult, Ledger
-from flops_fit_ray.pipeline import record_rates, recorded_constants, recorded_rates
 from flops_fit_ray.planning import plan_from_json, stated_rate
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, valley_curves
@@ -20,6 +19,7 @@ from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.extend import better_lr, extend_spec
+from flops_fit_ray.sweep.recorded import record_rates, recorded_constants, recorded_rates
 from flops_fit_ray.sweep.validity import validity_card
 from tests.sweeps import adaptive_reference_spec, grow_sweep, reference_parts, reference_spec
 
@@ -162,7 +162,10 @@ def test_the_plan_on_disk_is_the_plan_with_its_decisions(sweep: Sweep) -> None:
     for r in sweep.results:
         assert Ledger(sweep.paths).planned(r.key).key == r.key
     write_json(sweep.paths.plan, {**content, "frame": {}})
+    assert recorded_constants(sweep.paths) == sweep.plan.constants  # which lie beside the plan, too
+    aside = sweep.paths.origin.rename(sweep.paths.root / "aside")
     assert recorded_constants(sweep.paths) is None
+    aside.rename(sweep.paths.origin)
     write_json(sweep.paths.plan, content)
     assert open_sweep(sweep.paths.root).plan == sweep.plan
 

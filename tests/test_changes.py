@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from flops_fit_ray.console.status_text import status_text
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.pipeline import grown_plan, recorded_constants
+from flops_fit_ray.pipeline import grown_plan
 from flops_fit_ray.planning import Average, LossFacts, Planner
 from flops_fit_ray.planning.code_facts import CodeFacts
 from flops_fit_ray.spec import SweepSpec, make_spec
@@ -20,6 +20,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.changes import Changes, changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.recorded import recorded_constants
 from flops_fit_ray.sweep.validity import validity_card
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.parts import UserParts

@@ -1,14 +1,17 @@
 """Files of a sweep that were damaged, moved, protected or dated wrongly: never believed, never lost, said aloud."""
 
+import errno
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,18 +22,20 @@ from flops_fit_ray.cli._sources import Opened
 from flops_fit_ray.console.fit_text import fit_text
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.console.status_text import status_text
-from flops_fit_ray.errors import DirectoryError, SpecError
+from flops_fit_ray.errors import DirectoryError, PlanDamagedError, SpecError, StorageError
 from flops_fit_ray.ledger import Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster
-from flops_fit_ray.pipeline import record_rates
 from flops_fit_ray.planning import Rates
 from flops_fit_ray.storage.atomic import MARK, SEAL, read_json, write_bytes, write_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
+from flops_fit_ray.sweep.changes import recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.extend import BegunSweep, begun_sweep, extend_spec
+from flops_fit_ray.sweep.recorded import record_rates
 from tests.killing import num_attempts, run_here
 from tests.records import FAILURE, RESULT, recorded
-from tests.sweeps import make_sweep, reference_parts, reference_spec
+from tests.sweeps import grow_sweep, make_sweep, reference_parts, reference_spec
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +147,122 @@ def test_a_damaged_result_is_said_wherever_a_fit_is(tmp_path: Path, capsys: pyte
     assert Opened(fit, sweep=now).assumed == list(now.damage)  # what `predict` and `compare` say beside it
 
 
+def test_a_result_that_is_gone_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`completed.log` knows of it: as of one that is damaged it is said, and its experiment is trained again aloud."""
+    paths = SweepPaths(tmp_path)
+    run_here(tmp_path)
+    (key,) = recorded(tmp_path)
+    assert paths.completed.read_bytes() == f"{key}\n".encode()
+    for lost in (paths.result(key), paths.experiments / key):
+        shutil.rmtree(local_path(lost)) if lost.is_dir() else local_path(lost).unlink()
+        sweep = open_sweep(tmp_path)
+        assert (sweep.counts["damaged"], sweep.counts["planned"]) == (1, 0)
+        said = f"gone: C 3e4, size 4 ({key}): completed, and result.json is not there any more; put it back"
+        for command, code in (["status"], 0), (["fit", "--bootstrap", "0"], 1):
+            with pytest.raises(SystemExit) as ended:
+                main([*command, str(tmp_path)])
+            assert said in capsys.readouterr().out and ended.value.code == code
+        again = run_here(tmp_path)
+        assert again.complete and again.counts["damaged"] == 0
+        (event,) = [e.message for e in Ledger(paths).events(key) if e.level == "warning"][-1:]
+        assert event == "it had ended, and its result or failure is gone or damaged: trained again"
+    local_path(paths.completed).write_bytes(b"\x00\xff nonsense " + key.encode() + b"\n" + key[:5].encode())
+    assert Ledger(paths).completed_keys == {key}
+
+
+def test_a_curve_that_is_damaged_or_gone_is_said(tmp_path: Path) -> None:
+    """Its loss stands; the envelope is made of the others."""
+    spec = reference_spec(2)
+    sweep = make_sweep(tmp_path / "s", spec, reference_parts(spec))
+    whole, lost = sweep.curves, sweep.plan.experiments[3]
+    options = replace(sweep.fit_options, draws=0)
+    assert whole is not None and not [w for w in sweep.fitted(options).warnings if w.code == "damaged"]
+    path = local_path(sweep.paths.curve(lost.key))
+    good = path.read_bytes()
+    places = [good.find(struct.pack("<d", loss)) for loss in Ledger(sweep.paths).curve(lost.key)[1]]
+    at = next(place for place in places if place > 0) + 3  # compression leaves some as they are
+    flipped = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]  # without checksums of pages another loss
+    for content in (flipped, good[:-9], b"", None):
+        path.unlink() if content is None else path.write_bytes(content)
+        now = open_sweep(sweep.paths.root)
+        (flag,) = [w for w in now.fitted(options).warnings if w.code == "damaged"]
+        assert f"curve.parquet is gone or damaged: C {fmt.flops(lost.budget)}, size {lost.size}" in flag.message
+        assert now.complete and now.curves is not None
+        assert np.array_equal(np.unique(now.curves.params), np.unique(whole.params[whole.run != 3]))
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("result.json", errno.EIO),
+        ("result.json", errno.EMFILE),
+        ("failure.json", errno.ESTALE),
+        ("plan.json", errno.EACCES),
+        ("sweep.yaml", errno.EIO),
+        ("curve.parquet", errno.EIO),
+    ],
+)
+def test_a_file_that_cannot_be_read_now_is_not_damaged(
+    copy: Sweep, code: int, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that fails for a moment says nothing of the file: nothing is put aside, nothing is trained again."""
+    paths, (key,) = copy.paths, recorded(copy.paths.root)
+    if name == "failure.json":
+        paths.result(key).unlink()
+        Ledger(paths).record_failure(replace(FAILURE, key=key, status="diverged"))
+    (path,) = [p for p in local_path(paths.root).rglob(name) if "tune" not in p.parts]
+    before, real = path.stat().st_mtime_ns, os.open
+
+    def failing(where: object, *arguments: int, **more: int) -> int:
+        if str(where) == str(path):
+            raise OSError(code, os.strerror(code), str(path))
+        return real(where, *arguments, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing)
+        with pytest.raises(SystemExit) as ended:
+            main(["fit" if name == "curve.parquet" else "status", str(paths.root)])
+        words = capsys.readouterr().err.splitlines()[0]
+        assert ended.value.code == 4 and words.startswith(
+            f"error: {path}: cannot be read: {os.strerror(code)}; fix that"
+        )
+        if name != "curve.parquet":  # which no run reads
+            with pytest.raises(StorageError, match=f"{name}: cannot be read: {os.strerror(code)}"):
+                _recorded(paths) if name == "sweep.yaml" else run_here(paths.root)
+    assert path.stat().st_mtime_ns == before
+    assert not list(local_path(paths.root).rglob("*.unreadable-*")) and num_attempts(paths.root, [key]) == {key: 1}
+
+
+def _recorded(paths: SweepPaths) -> None:
+    assert recorded_in(paths).spec is None  # as a run reads it, before it writes it
+
+
+def test_a_damaged_plan_of_an_extended_sweep_is_made_again_with_the_same_keys(tmp_path: Path) -> None:
+    """What its keys rest on lies beside it: a smaller budget that was added later does not decide it anew."""
+    listed = reference_spec(2)
+    budgets = [b.model_copy(update={"sizes": [34, 48, 68]}) for b in listed.budgets]
+    train = listed.train.model_copy(update={"warmup_tokens": "auto"})
+    listed = listed.model_copy(update={"budgets": budgets, "train": train})
+    user = reference_parts(listed)
+    first = grow_sweep(tmp_path, listed, user)
+    wider = extend_spec(first.spec, budgets=[5e4], sizes=[34, 48, 68])
+    both = grow_sweep(tmp_path, wider, user)
+    keys = [e.key for e in both.plan.experiments]
+    assert both.complete and {e.key for e in first.plan.experiments} < set(keys) and len(keys) == 9
+    local_path(both.paths.plan).write_bytes(b"{")
+    with pytest.raises(PlanDamagedError, match="written again by what resumes the sweep: flops-fit-ray run somewhere"):
+        open_sweep(tmp_path)
+    begun = begun_sweep(tmp_path)
+    assert begun == BegunSweep(spec=both.spec, base=tmp_path)
+    before = recorded(tmp_path)
+    again = grow_sweep(tmp_path, begun.spec, user)
+    assert [e.key for e in again.plan.experiments] == keys and recorded(tmp_path) == before
+    local_path(both.paths.plan).write_bytes(b"{")
+    both.paths.origin.unlink()  # as in a directory of an earlier version
+    with pytest.raises(PlanDamagedError, match="is written again by `flops-fit-ray run`"):
+        begun_sweep(tmp_path)
+
+
 DAMAGE = {"0 %": 0.0, "1 %": 0.01, "25 %": 0.25, "50 %": 0.5, "99 %": 0.99, "a flipped bit": None}
 
 
@@ -162,7 +283,10 @@ def test_f15_a_damaged_file_of_an_experiment(copy: Sweep, name: str, share: floa
     aside = list(path.parent.glob("result.json.unreadable-*"))
     assert len(aside) == damaged
     aloud = [event.message for event in Ledger(paths).events(key) if event.level == "warning"]
-    assert bool(aloud) == damaged and all("could not be read: kept as result.json.unreadable-" in w for w in aloud)
+    said = ["it had ended, and its result or failure is gone", "its result could not be read: kept as result.json.unre"]
+    assert (
+        [words[: len(start)] for words, start in zip(aloud, said, strict=False)] == said * damaged == said[: len(aloud)]
+    )
 
 
 @pytest.mark.parametrize("name", ["plan.json", "sweep.yaml"])
@@ -185,8 +309,7 @@ def test_a_damaged_lock_or_progress_is_nobody(copy: Sweep, content: bytes) -> No
     local_path(paths.lock).write_bytes(content)
     local_path(paths.progress(key)).write_bytes(content)
     sweep = open_sweep(paths.root)
-    assert sweep.running == () and sweep.counts["planned"] == 1
-    assert "planned" in status_text(sweep)
+    assert sweep.running == () and sweep.counts["damaged"] == 1
     assert run_here(paths.root).complete
 
 

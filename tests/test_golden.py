@@ -13,7 +13,6 @@ import pytest
 from flops_fit_ray.cli import main
 from flops_fit_ray.console.status_text import status_text
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.pipeline import recorded_constants
 from flops_fit_ray.planning import make_plan
 from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import make_spec
@@ -21,6 +20,7 @@ from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import open_sweep
+from flops_fit_ray.sweep.recorded import recorded_constants
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.losses import mse
 from flops_fit_ray.training.user.parts import make_user_parts

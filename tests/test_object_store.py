@@ -17,7 +17,7 @@ from flops_fit_ray.cli import main
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.errors import DirectoryError, InterruptedSweepError, SpecError, StorageError
 from flops_fit_ray.ledger import Ledger
-from flops_fit_ray.pipeline import check_output, recorded_constants
+from flops_fit_ray.pipeline import check_output
 from flops_fit_ray.report import write_report
 from flops_fit_ray.storage._lease import LeaseHeldError, leased
 from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
@@ -33,6 +33,7 @@ from flops_fit_ray.storage.storage_path import (
     storage_path,
 )
 from flops_fit_ray.sweep.directory import open_sweep
+from flops_fit_ray.sweep.recorded import recorded_constants
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from tests.killing import one_run, run_here
 from tests.object_store import Proxy, s3_server, uri

@@ -290,7 +290,7 @@ def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: P
         done = recorded(root / name)
         assert len(heard) <= len(done) < 12
         pace.write_text("0")
-        (saved,) = [one for one in client.pages(f"/sweeps/{name}/checkpoints") if one["kind"] == "checkpoint"]
+        saved = [one for one in client.pages(f"/sweeps/{name}/checkpoints") if one["kind"] == "checkpoint"][-1]
         with pytest.raises(ServiceError, match=f"no checkpoint {saved['key']}@1; there are {saved['key']}@") as caught:
             client.act(name, "resume", checkpoint=f"{saved['key']}-c1")
         assert caught.value.status == 422

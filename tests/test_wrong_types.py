@@ -18,7 +18,6 @@ from flops_fit_ray.engine._rounds import Round, restorable
 from flops_fit_ray.errors import FlopsFitError
 from flops_fit_ray.ledger import ExperimentResult, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster, Gpu, Machine
-from flops_fit_ray.pipeline import record_rates, recorded_constants, recorded_rates
 from flops_fit_ray.planning import Rates, SweepConstants
 from flops_fit_ray.service.state.views import _checkpoints_in
 from flops_fit_ray.storage.atomic import read_json, write_json
@@ -27,6 +26,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.changes import recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.recorded import record_rates, recorded_constants, recorded_rates
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from tests.records import FAILURE
 from tests.sweeps import make_sweep, reference_parts, reference_spec

@@ -16,7 +16,7 @@ from flops_fit_ray.waiting import to_stderr, told_to
 
 # Errors of the system that are nobody's fault in here, wherever they are met
 WRONG_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)
 
 
 def run_command(args: Sequence[str] | None, prog_name: str) -> int:

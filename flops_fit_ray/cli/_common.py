@@ -349,14 +349,19 @@ def _say_results(sweep: Sweep, console: PlainConsole, elapsed: float, *, as_json
         echo(json.dumps({"schema_version": SCHEMA_VERSION, **result_fields(sweep)}))
 
 
+def output_of(directory: StoragePath | None) -> StoragePath:
+    """Return a sweep directory; without one, the output of sweep.yaml of this directory, else of the demo."""
+    if directory is not None:
+        return directory.absolute()
+    path = resolve_spec(None, quiet=True)
+    return resolve_output(path, read_resolved(path, ()), None)
+
+
 def open_directory(directory: StoragePath | None) -> Sweep:
-    """Open a sweep directory; without one, the output of sweep.yaml of this directory, else of the demo."""
+    """Open the sweep directory that `output_of` names."""
     from flops_fit_ray.sweep.directory import open_sweep
 
-    if directory is None:
-        path = resolve_spec(None, quiet=True)
-        directory = resolve_output(path, read_resolved(path, ()), None)
-    return open_sweep(directory)
+    return open_sweep(output_of(directory))
 
 
 def exit_code(sweep: Sweep) -> int:

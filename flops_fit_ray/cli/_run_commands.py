@@ -25,6 +25,7 @@ from flops_fit_ray.cli._common import (
     limit_options,
     new_option,
     open_directory,
+    output_of,
     output_option,
     output_options,
     read_resolved,
@@ -38,6 +39,7 @@ from flops_fit_ray.cli._common import (
 from flops_fit_ray.cli._lines import command_line, extend_line, given_options
 from flops_fit_ray.cli._resume import set_resume_line
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.waiting import to_stderr
@@ -113,10 +115,10 @@ def plan(
     """
     from flops_fit_ray.budgets import with_budgets_chosen
     from flops_fit_ray.console.plan_text import plan_text, simulation_text
-    from flops_fit_ray.pipeline import plan_request, recorded_constants, recorded_rates
+    from flops_fit_ray.pipeline import plan_request
     from flops_fit_ray.planning import priced, stated_rate
-    from flops_fit_ray.storage.paths import SweepPaths
     from flops_fit_ray.sweep.extend import continued
+    from flops_fit_ray.sweep.recorded import recorded_constants, recorded_rates
 
     path = resolve_spec(spec, quiet=as_json)
     resolved = read_resolved(path, overrides)
@@ -306,28 +308,28 @@ def extend(
 
     Without additions it resumes the sweep in its directory.
     """
-    from flops_fit_ray.sweep.extend import better_lr, extend_spec
+    from flops_fit_ray.sweep.extend import begun_sweep, better_lr, extend_spec
 
-    sweep = open_directory(directory)
-    root = sweep.paths.root
-    if sweep.base is None:
+    root = output_of(directory)
+    begun = begun_sweep(root)
+    if begun.base is None:
         raise click.UsageError(
             f"{root} was run from Python: call find_optimal(...) again with more budgets and the same output_dir"
         )
-    lr = better_lr(sweep) if lr_again else None
-    wider = extend_spec(sweep.spec, budgets=budgets, sizes=sizes, seeds=seeds, device=device, lr=lr)
-    base = sweep.base if code is None else code.absolute()
+    lr = better_lr(open_directory(root)) if lr_again else None
+    wider = extend_spec(begun.spec, budgets=budgets, sizes=sizes, seeds=seeds, device=device, lr=lr)
+    base = begun.base if code is None else code.absolute()
     if not base.is_dir():  # run by a job, or on another machine
         base = Path.cwd()
         click.echo(
-            f"{sweep.base} does not exist here: loading model and data from {base} (--code names another)", err=as_json
+            f"{begun.base} does not exist here: loading model and data from {base} (--code names another)", err=as_json
         )
     limits = RunLimits(until, at_most, slots)
     added = {"--budget": budgets, "--size": sizes, "--seeds": seeds, "--lr-again": lr_again, "--device": device,
              "--from-checkpoint": from_checkpoint}  # fmt: skip
     set_resume_line(extend_line(root, base, limits, code, address, given_options(added)))
     command = extend_line(root, base, limits, code, address)
-    source = str(sweep.paths.spec)
+    source = str(SweepPaths(root).spec)
     request = request_for(
         wider,
         base,

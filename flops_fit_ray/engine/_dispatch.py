@@ -118,6 +118,9 @@ class Dispatcher:
         if chosen is None:
             return None
         try:
+            if self._ledger.is_damaged(chosen.key):
+                message = "it had ended, and its result or failure is gone or damaged: trained again"
+                self._ledger.record_event(chosen.key, message, level="warning")
             self._ledger.record_planned(chosen)
         except StorageError as e:
             self._stop.set(e)

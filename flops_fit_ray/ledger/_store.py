@@ -6,10 +6,12 @@ import contextlib
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from flops_fit_ray.errors import StorageError
@@ -17,7 +19,15 @@ from flops_fit_ray.ledger._records import STALE_SECONDS, Event, ExperimentResult
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment, Observation, read_experiment
 from flops_fit_ray.planning.code_facts import CodeFacts
-from flops_fit_ray.storage.atomic import append_line, read_file, set_aside, storage_error, whole_file, write_json
+from flops_fit_ray.storage.atomic import (
+    append_line,
+    is_missing,
+    read_file,
+    set_aside,
+    storage_error,
+    whole_file,
+    write_json,
+)
 from flops_fit_ray.storage.codec import Record, read_value, value_of
 from flops_fit_ray.storage.lock import exclusive, hostname
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REQUESTS_AT_ONCE = 32  # to an object store
+_KEY = re.compile("[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +75,35 @@ class Ledger:
         found = read_value(Failure, self.paths.failure(key))
         return found if found is not None and found.key == key else None
 
+    def has_outcome_file(self, key: str) -> bool:
+        """Tell whether anything has the name of an experiment's result or failure."""
+        return is_taken(self.paths.result(key)) or is_taken(self.paths.failure(key))
+
     def is_damaged(self, key: str) -> bool:
-        """Tell whether an experiment has no outcome, and a file where one is expected."""
-        there = is_taken(self.paths.result(key)) or is_taken(self.paths.failure(key))
-        return there and self.outcome(key) is None
+        """Tell whether an experiment has ended, by a file of that name or what was noted, and has no outcome."""
+        ended = key in self.completed_keys or self.has_outcome_file(key)
+        return ended and self.outcome(key) is None
+
+    @cached_property
+    def completed_keys(self) -> set[str]:
+        """The experiments that were noted as completed, in this plan or another, whatever became of their results."""
+        try:
+            words = read_file(self.paths.completed).decode(errors="replace").split()
+        except (OSError, MemoryError):
+            return set()
+        return {word for word in words if _KEY.fullmatch(word)}
+
+    def note_completed(self, keys: Iterable[str]) -> None:
+        """Note experiments as completed, so that a result which is deleted is missed. Only for the one writer.
+
+        Not in an object store, where every line would write all of them again.
+        """
+        new = sorted(set(keys) - self.completed_keys)
+        if not new or is_remote(self.paths.root):
+            return
+        with contextlib.suppress(OSError):  # a note that cannot be written is no reason to stop
+            append_line(self.paths.completed, "\n".join(new))
+            self.completed_keys.update(new)
 
     def outcome(self, key: str) -> ExperimentResult | Failure | None:
         """Return the result or failure of an experiment, or None while it is open; a result outranks a failure."""
@@ -202,28 +238,50 @@ class Ledger:
 
         with whole_file(self.paths.curve(key)) as file:
             rows = [{name: None if value != value else value for name, value in point.items()} for point in points]
-            parquet.write_table(pyarrow.Table.from_pylist(rows), file)  # NaN is no number: nothing stands there
+            # NaN is no number: nothing stands there
+            parquet.write_table(pyarrow.Table.from_pylist(rows), file, write_page_checksum=True)
 
     def curve(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return tokens and training loss along an experiment, each (points,); empty without a readable curve."""
-        import numpy as np
-        import pandas as pd
+        """Return tokens and training loss along an experiment, each (points,); empty without a readable curve.
 
+        Raises:
+            StorageError: it cannot be read now, and may well be whole.
+        """
+        import numpy as np
+
+        table = self._curve_table(key, ["tokens", "train_loss"])
         try:
-            file = io.BytesIO(read_file(self.paths.curve(key)))
-            frame = pd.read_parquet(file, columns=["tokens", "train_loss"])
-            return frame["tokens"].to_numpy(dtype=np.float64), frame["train_loss"].to_numpy(dtype=np.float64)
-        except (OSError, ValueError, TypeError, KeyError, MemoryError):
-            return np.empty(0), np.empty(0)
+            frame = None if table is None else table.to_pandas()
+            if frame is not None:
+                return frame["tokens"].to_numpy(dtype=np.float64), frame["train_loss"].to_numpy(dtype=np.float64)
+        except (ValueError, TypeError, KeyError):  # another table than ours
+            pass
+        return np.empty(0), np.empty(0)
 
     def curve_rows(self, key: str) -> list[dict[str, Any]]:
-        """Return the curve of an experiment, a mapping per `CurvePoint`; empty where there is none."""
+        """Return the curve of an experiment, a mapping per `CurvePoint`; empty where there is none.
+
+        Raises:
+            StorageError: as `curve`.
+        """
+        table = self._curve_table(key)
+        return [] if table is None else list(table.to_pylist())
+
+    def _curve_table(self, key: str, columns: list[str] | None = None) -> Any:
+        """Return the table of a curve; None where there is none, or it is damaged."""
         from pyarrow import parquet
 
+        path = self.paths.curve(key)
         try:
-            return list(parquet.read_table(io.BytesIO(read_file(self.paths.curve(key)))).to_pylist())
-        except (OSError, ValueError, MemoryError):
-            return []
+            content = read_file(path)
+        except OSError as e:
+            if is_missing(path, e):
+                return None
+            raise storage_error(path, "read", e) from e
+        try:
+            return parquet.read_table(io.BytesIO(content), columns=columns, page_checksum_verification=True)
+        except (OSError, ValueError, KeyError, MemoryError):
+            return None
 
     def begin_attempt(self, key: str) -> int:
         """Note that an experiment starts, and return which attempt this is, from 1."""

@@ -31,6 +31,20 @@ _MARK = re.compile(rb'"sealed"\s*:\s*true')
 
 MAX_BYTES = 2**28  # of a file that is read as a whole; a plan of 10,000 experiments has a twentieth of that
 
+# What the system says of a name without a file of ours: there is none, or a directory, a pipe, a circle of links.
+# Anything else (a disk that fails, a server that is away, no permission, too many open files) says nothing of the file.
+_NO_FILE = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EINVAL,
+    errno.EFBIG,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.ENAMETOOLONG,
+}
+
 RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0)  # between tries of a request to an object store
 
 
@@ -237,8 +251,21 @@ def read_file(path: StoragePath) -> bytes:
     """
     if isinstance(path, ObjectPath):
         return with_retries(path.read_bytes)
+    try:
+        with _regular_file(local_path(path)) as file:
+            return file.readall()
+    except OSError as e:
+        if e.errno != errno.ESTALE:  # on NFS: replaced by another machine after it was opened
+            raise
     with _regular_file(local_path(path)) as file:
         return file.readall()
+
+
+def is_missing(path: StoragePath, error: OSError) -> bool:
+    """Return True if an error of reading means that no file of ours is there; False if one may well be."""
+    if isinstance(path, ObjectPath):
+        return isinstance(error, FileNotFoundError)
+    return error.errno in _NO_FILE
 
 
 @contextlib.contextmanager
@@ -286,16 +313,16 @@ def read_sealed(path: StoragePath, since: str = "") -> bytes | None:
         since: a field of which every file has a seal, for kinds that were sealed before files said so of themselves.
 
     Raises:
-        StorageError: an object store does not answer; what it has may well be there.
+        StorageError: it cannot be read now (a disk that fails, a store that does not answer), and may well be whole.
     """
     try:
         raw = read_file(path)
-    except (FileNotFoundError, MemoryError):  # more than fits into memory is no file of ours
-        return None
+    except MemoryError as e:
+        raise storage_error(path, "read", OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) from e
     except OSError as e:
-        if isinstance(path, ObjectPath):
-            raise storage_error(path, "read", e) from e
-        return None
+        if is_missing(path, e):
+            return None
+        raise storage_error(path, "read", e) from e
     return raw if _is_sealed(raw, since) else None
 
 

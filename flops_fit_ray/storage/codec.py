@@ -73,7 +73,7 @@ def read_value(kind: type[Value], path: StoragePath) -> Value | None:
     """Return the value in a file of this schema; None where there is none that can be read.
 
     Raises:
-        StorageError: an object store does not answer; what it has may well be there.
+        StorageError: as `read_sealed`.
     """
     with contextlib.suppress(ValueError):
         return value_of(kind, read_versioned(path, kind.sealed_since))

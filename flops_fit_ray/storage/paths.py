@@ -63,9 +63,19 @@ class SweepPaths(ReportPaths):
         """Experiments with keys and reasons."""
         return self.root / "plan.json"
 
+    @property
+    def origin(self) -> StoragePath:
+        """Facts of the plan that nothing else holds."""
+        return self.root / "origin.json"
+
     def code(self, digest: str) -> StoragePath:
         """Hashes of the files of the user's code that experiments were trained by."""
         return self.root / "code" / f"{digest}.json"
+
+    @property
+    def completed(self) -> StoragePath:
+        """Keys of the experiments that were seen completed, a line each."""
+        return self.root / "completed.log"
 
     @property
     def lock(self) -> StoragePath:

@@ -60,18 +60,21 @@ def token_cost(measurements: Measurements) -> tuple[Floats, Floats]:
     )
 
 
-def curves_of(ledger: Ledger, results: Sequence[ExperimentResult]) -> Points | None:
-    """Return every kept point of every run: the mean training loss since the point before. None without one."""
-    parts = []
+def curves_of(ledger: Ledger, results: Sequence[ExperimentResult]) -> tuple[Points | None, list[ExperimentResult]]:
+    """Return every kept point of every run, the mean training loss since the point before; and the runs without any."""
+    parts, without = [], []
     for i, r in enumerate(results):
         tokens, loss = ledger.curve(r.key)
+        if not len(loss):
+            without.append(r)
         parts.append(np.stack([np.full(len(loss), float(i)), np.full(len(loss), float(r.params)), tokens, loss,
                                tokens * r.flops / r.tokens_seen]))  # fmt: skip
     if not parts:
-        return None
+        return None, without
     run, params, tokens, loss, flops = np.concatenate(parts, axis=1)
     good = np.isfinite(loss) & (loss > 0) & (tokens > 0)
     run, params, tokens, loss, flops = (values[good] for values in (run, params, tokens, loss, flops))
     if not len(loss):
-        return None
-    return Points(budget=flops, flops=flops, params=params, tokens=tokens, loss=loss, run=run.astype(np.int64))
+        return None, without
+    points = Points(budget=flops, flops=flops, params=params, tokens=tokens, loss=loss, run=run.astype(np.int64))
+    return points, without

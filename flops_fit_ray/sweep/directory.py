@@ -8,18 +8,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import FitOptions, Flag
-from flops_fit_ray.errors import DirectoryError, SpecError
+from flops_fit_ray.errors import DirectoryError, PlanDamagedError, SpecError
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress, results_sha256, results_table
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
 from flops_fit_ray.spec import SYNTHETIC_LOSS, LrRule, SweepSpec, dump_spec, spec_from_bytes
-from flops_fit_ray.storage.atomic import has_mark, read_file, read_sealed, sealed_text, text_seal, write_bytes
-from flops_fit_ray.storage.codec import Record, value_of, without_collection
+from flops_fit_ray.storage.atomic import (
+    has_mark,
+    is_missing,
+    read_file,
+    read_sealed,
+    sealed_text,
+    storage_error,
+    text_seal,
+    write_bytes,
+)
+from flops_fit_ray.storage.codec import value_of, without_collection
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers
 from flops_fit_ray.sweep._codes import mixed_code
+from flops_fit_ray.sweep.damage import curve_flags, outcome_flags
+from flops_fit_ray.sweep.recorded import Origin, recorded_origin
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +37,6 @@ if TYPE_CHECKING:
     from flops_fit_ray.analysis import Analysis, Points, SweepFit
     from flops_fit_ray.sweep._lr_checks import LrCheck
 
-MAX_NAMED = 5  # damaged experiments in a warning
 MAX_CURVES = 500  # experiments whose curves are read
 STATUSES = (
     "completed",
@@ -37,18 +46,10 @@ STATUSES = (
     "failed",  # the user's own error
     "infrastructure",  # its worker or node died again and again
     "running",
-    "damaged",  # its result or failure is there, and is not what was written
+    "damaged",  # it has ended, and its result or failure is gone, or is not what was written
     "waiting",  # for its parent's trunk
     "planned",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Origin(Record):
-    """The fields of plan.json that say how its sweep is run."""
-
-    command: str
-    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,10 @@ class Sweep:
 
     @cached_property
     def damaged(self) -> tuple[Experiment, ...]:
-        """The open experiments that have a result or a failure which cannot be believed, and do not run again yet."""
-        ledger, begun = Ledger(self.paths), self.paths.begun_keys() - {e.key for e, _ in self.running}
-        return tuple(e for e in self._open if e.key in begun and ledger.is_damaged(e.key))
+        """The open experiments that have ended, whose outcome is gone or not believed, and that do not run yet."""
+        ledger = Ledger(self.paths)
+        ended = (self.paths.begun_keys() | ledger.completed_keys) - {e.key for e, _ in self.running}
+        return tuple(e for e in self._open if e.key in ended and ledger.is_damaged(e.key))
 
     @cached_property
     def waiting(self) -> tuple[Experiment, ...]:
@@ -192,12 +194,20 @@ class Sweep:
         """On the CPU a run from scratch has the very bits of one from a trunk: what is shared is the recipe."""
         return self.spec.grid.trunk and self.spec.train.schedule == "wsd"
 
-    @cached_property
+    @property
     def curves(self) -> Points | None:
         """Training losses along the way, for the envelope and the figure; None where hardly any were kept."""
+        return self._curves[0]
+
+    @property
+    def _curve_damage(self) -> tuple[Flag, ...]:
+        return curve_flags(self._curves[1], any_curve=self.curves is not None)
+
+    @cached_property
+    def _curves(self) -> tuple[Points | None, list[ExperimentResult]]:
         from flops_fit_ray.sweep._result_arrays import curves_of
 
-        return curves_of(Ledger(self.paths), self.standing) if len(self.standing) <= MAX_CURVES else None
+        return curves_of(Ledger(self.paths), self.standing) if len(self.standing) <= MAX_CURVES else (None, [])
 
     @cached_property
     def fit(self) -> SweepFit:
@@ -209,7 +219,7 @@ class Sweep:
         from flops_fit_ray.analysis import fit_sweep
 
         fit = fit_sweep(self.points, options, self.curves)
-        return replace(fit, warnings=(*self.damage, *fit.warnings))
+        return replace(fit, warnings=(*self.damage, *self._curve_damage, *fit.warnings))
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -258,16 +268,8 @@ class Sweep:
 
     @property
     def damage(self) -> tuple[Flag, ...]:
-        """A warning of the results that are left out because their files cannot be believed; none without one."""
-        if not self.damaged:
-            return ()
-        named = [f"C {fmt.flops(e.budget)}, size {e.size} ({e.key})" for e in self.damaged[:MAX_NAMED]]
-        more = len(self.damaged) - MAX_NAMED
-        message = (
-            f"damaged, and left out: {'; '.join(named)}{f' and {more} more' if more > 0 else ''}: what is in "
-            "result.json or failure.json there is not what was written; `run` keeps it aside and trains again"
-        )
-        return (Flag("damaged", "warning", message),)
+        """Warnings of the results that are left out because their files are gone or cannot be believed."""
+        return outcome_flags(Ledger(self.paths), self.damaged)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per experiment of the plan."""
@@ -291,7 +293,10 @@ def open_sweep(root: StoragePath) -> Sweep:
     """Read a sweep directory.
 
     Raises:
-        DirectoryError: it is not one, its store does not answer, or its plan cannot be read.
+        PlanDamagedError: its plan cannot be read.
+        DirectoryError: it is not one, or its store does not answer.
+        SpecError: its spec cannot be read.
+        StorageError: a file cannot be read now, and may well be whole.
     """
     paths = SweepPaths(root.absolute())
     check_store_answers(root)
@@ -302,9 +307,11 @@ def open_sweep(root: StoragePath) -> Sweep:
     content = read_sealed(paths.plan) or b""
     with without_collection():
         try:
-            plan, origin = plan_from_json(content), value_of(_Origin, content)
+            plan, origin = plan_from_json(content), value_of(Origin, content)
         except ValueError as e:
-            raise DirectoryError(f"{paths.plan}: cannot be read as a plan; `flops-fit-ray run` writes it again") from e
+            known = recorded_origin(paths)
+            way_out = "`flops-fit-ray run`" if known is None else f"what resumes the sweep: {known.command}"
+            raise PlanDamagedError(f"{paths.plan}: cannot be read as a plan; it is written again by {way_out}") from e
         outcomes = Ledger(paths).outcomes(e.key for e in plan.experiments)
     return Sweep(
         paths=paths,
@@ -333,11 +340,14 @@ def recorded_spec(paths: SweepPaths, *, sealed: bool = False) -> SweepSpec:
         sealed: it was written by a version that sealed it.
 
     Raises:
-        SpecError: there is none, it cannot be read, or it was changed after it was written.
+        SpecError: there is none, it is no text, or it was changed after it was written.
+        StorageError: it cannot be read now.
     """
     try:
         raw = read_file(paths.spec)
     except OSError as e:
+        if not is_missing(paths.spec, e):
+            raise storage_error(paths.spec, "read", e) from e
         raise SpecError(str(paths.spec), [f"cannot be read: {e.strerror}"]) from e
     if not (text_seal(raw) if sealed else text_seal(raw) is not False):
         changed = "was changed after it was written; run the spec that you wrote yourself again, which writes this one"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.errors import SpecError
+from flops_fit_ray.errors import PlanDamagedError, SpecError
 from flops_fit_ray.planning import Measurements, next_fault, unbracketed
 from flops_fit_ray.spec import Budget, LrRule, SizeValue, SweepSpec, make_spec
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep.directory import Sweep, recorded_spec
+from flops_fit_ray.storage.storage_path import StoragePath
+from flops_fit_ray.sweep.directory import Sweep, open_sweep, recorded_spec
+from flops_fit_ray.sweep.recorded import recorded_origin
 from flops_fit_ray.sweep.stopping import with_budgets, with_runs
 
 SOURCE = "extend"
@@ -53,6 +57,31 @@ def extend_spec(
             grid = grid.model_copy(update={"lr_check": "lower"})
         wider = wider.model_copy(update={"train": wider.train.model_copy(update={"lr": lr}), "grid": grid})
     return make_spec(wider.model_dump(mode="json"), SOURCE)  # model_copy does not validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class BegunSweep:
+    """The spec that a directory's sweep was last run with, and where its targets are; None: it was run by a program."""
+
+    spec: SweepSpec
+    base: Path | None
+
+
+def begun_sweep(root: StoragePath) -> BegunSweep:
+    """Read what a directory is extended from; without its plan where that is damaged, which the run makes again.
+
+    Raises:
+        DirectoryError, SpecError, StorageError: as `open_sweep`.
+    """
+    try:
+        sweep = open_sweep(root)
+        return BegunSweep(spec=sweep.spec, base=sweep.base)
+    except PlanDamagedError:
+        origin = recorded_origin(SweepPaths(root))
+        if origin is None:
+            raise
+    base = None if origin.base is None else Path(origin.base)
+    return BegunSweep(spec=recorded_spec(SweepPaths(root), sealed=True), base=base)
 
 
 def left_open(spec: SweepSpec) -> list[str]:

@@ -16,7 +16,7 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import Experiment, Plan
-from flops_fit_ray.storage.atomic import open_file, read_json, sha256_of, storage_error, whole_file
+from flops_fit_ray.storage.atomic import is_missing, open_file, read_json, sha256_of, storage_error, whole_file
 from flops_fit_ray.storage.paths import CheckpointPaths, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers
 
@@ -130,6 +130,8 @@ def _damage(place: CheckpointPaths, step: int) -> str:
         with open_file(place.state(step)) as file:
             digest = sha256_of(file)
     except OSError as e:
+        if not is_missing(place.state(step), e):
+            raise storage_error(place.state(step), "read", e) from e
         return str(e.strerror or e)
     return "" if digest == note.get("sha256") else "its sha256 differs"
 

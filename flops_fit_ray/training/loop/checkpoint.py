@@ -16,7 +16,16 @@ from typing import IO, Any, cast
 import torch
 
 from flops_fit_ray.errors import ExperimentError, first_line
-from flops_fit_ray.storage.atomic import open_file, read_json, remove_strays, sha256_of, whole_file, write_json
+from flops_fit_ray.storage.atomic import (
+    is_missing,
+    open_file,
+    read_json,
+    remove_strays,
+    sha256_of,
+    storage_error,
+    whole_file,
+    write_json,
+)
 from flops_fit_ray.storage.paths import CheckpointPaths
 from flops_fit_ray.storage.storage_path import StoragePath, remove_tree
 
@@ -80,7 +89,11 @@ class CheckpointStore:
         return saved
 
     def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """Return the newest valid state, None if there is none, and a warning per damaged checkpoint."""
+        """Return the newest valid state, None if there is none, and a warning per damaged checkpoint.
+
+        Raises:
+            StorageError: one cannot be read now, and may well be whole.
+        """
         remove_strays(self._paths.directory)
         warnings: list[str] = []
         for step in sorted(self.steps(), reverse=True):
@@ -124,6 +137,12 @@ class CheckpointStore:
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except _DamagedError:
             raise
+        except OSError as e:
+            if not is_missing(
+                self._paths.state(step), e
+            ):  # it may well be whole, and the next one saved would remove it
+                raise storage_error(self._paths.state(step), "read", e) from e
+            raise _DamagedError(first_line(e)) from e
         except Exception as e:  # a torn archive may raise anything
             raise _DamagedError(f"{type(e).__name__}: {first_line(e)}") from e
         if (state.get("format"), state.get("key")) != (FORMAT, self._key):

@@ -217,7 +217,10 @@ def _run_locked(
         while True:
             with faults_of(request.source):
                 sweep = _run_once(request, planner, ledger, console, stop)
-            if rule is None or not sweep.complete:
+            if rule is None:
+                break
+            if not sweep.complete:
+                console.say("--until: no runs are chosen while some experiments have no result: stopped; see `status`")
                 break
             decision = decide_next(sweep, rule)
             console.say(decision.message)

@@ -84,9 +84,10 @@ def test_runs_that_cannot_be_are_named() -> None:
 
 
 def mocked(output: Path, **more: Any) -> Result:
-    given: dict[str, Any] = {"sizes": [16, 32, 64, 128, 256, 512, 1024], "quiet": True, "draws": 200, "lr": 1e-3}
+    usual = {"sizes": [16, 32, 64, 128, 256, 512, 1024], "quiet": True, "draws": 200, "lr": 1e-3}
+    given: dict[str, Any] = usual | more
     budgets = [1e8, 3e8, 1e9, 3e9]
-    return find_optimal(Mlp, "width", None, SAMPLES, nn.MSELoss(), budgets, True, "mock", output, **given, **more)
+    return find_optimal(Mlp, "width", None, SAMPLES, nn.MSELoss(), budgets, True, "mock", output, **given)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,16 @@ def test_it_ends_where_no_more_may_be_spent_or_run(whole: Result) -> None:
     assert not inside.runs and "is not beyond the budgets" in inside.message
     enough = decide_next(sweep, StoppingRule(target=3e10, factor=1e9))
     assert enough.reached and not enough.runs and "of --until: done" in enough.message
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_noise_that_nothing_tells_is_measured_first(tmp_path: Path) -> None:
+    result = mocked(tmp_path, sizes=[32, 256, 1024], until="2@1e11", grid={"max_experiments": 14})
+    assert factor_at(result.fit, 1e11) is not None
+    first, second = result._sweep.spec.grid.runs[:2]
+    assert (first.flops, first.seed, second.seed) == (1e8, 1, 2) and first.size == second.size
+    (of,) = {e.of for e in result.plan.experiments if e.role == "seed" and e.budget == 1e8}
+    assert of in {e.key for e in result.plan.experiments if e.role == "grid"}
 
 
 def test_what_a_directory_chose_belongs_to_its_sweep(tmp_path: Path) -> None:

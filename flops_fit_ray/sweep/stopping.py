@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import NextRun, SweepFit
+from flops_fit_ray.analysis import NextRun, Place, SweepFit
 from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.planning import is_single_run
 from flops_fit_ray.spec import Budget, SingleRun, SweepSpec
@@ -21,6 +21,7 @@ from flops_fit_ray.sweep.next_places import SweepSpace, next_runs_of
 DEFAULT_COST_RATIO = 10.0  # without --at-most, all may cost this many times what the planned grid costs
 BEYOND = 10.0  # times the largest budget: the target where none is given
 HALVINGS = 6  # of the FLOPs that are left: the cheapest runs that are looked for
+FIRST_SEEDS = 2  # where nothing tells the noise of the losses
 ROUND, SHARE = 4, 0.1  # runs that are chosen together, and the share of those so far where that is more
 
 
@@ -108,6 +109,11 @@ def decide_next(sweep: Sweep, rule: StoppingRule) -> Decision:
         return ended(f"{fmt.flops(space.spent)} of {fmt.flops(limit)} FLOPs allowed are spent; raise --at-most")
     if room < 1:
         return ended(f"grid.max_experiments = {sweep.spec.grid.max_experiments} is reached; raise it")
+    if factor is None and sweep.fit.optima and sweep.fit.noise is None and room >= FIRST_SEEDS:
+        runs = space.single_runs([_at_cheapest_minimum(sweep)] * FIRST_SEEDS)
+        where = f"C = {fmt.flops(runs[0].flops)} size {runs[0].size}"
+        words = f"{now}, as the noise of the losses is not known: {FIRST_SEEDS} more seeds of {where}"
+        return Decision(factor=None, reached=False, runs=runs, message=words)
     count = min(max(ROUND, round(SHARE * len(experiments))), room)
     try:
         chosen = _cheapest(sweep, rule, count, limit - space.spent)
@@ -122,6 +128,14 @@ def decide_next(sweep: Sweep, rule: StoppingRule) -> Decision:
         runs=runs,
         message=f"{now}; {len(runs)} more runs for {fmt.flops(flops)} FLOPs, expected to give x/÷{after:.3g}: {words}",
     )
+
+
+def _at_cheapest_minimum(sweep: Sweep) -> Place:
+    """Return the run of the smallest budget with an optimum that is nearest to it."""
+    lowest = sweep.fit.optima[0][0]
+    there = [e for e in sweep.plan.experiments if e.budget == lowest.budget and e.role == "grid"]
+    e = min(there, key=lambda e: abs(math.log(e.params / lowest.params_opt)))
+    return Place(budget=e.budget, params=float(e.params), tokens=float(e.tokens), size=e.size)
 
 
 def _cheapest(sweep: Sweep, rule: StoppingRule, count: int, left: float) -> Sequence[NextRun]:

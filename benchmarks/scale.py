@@ -208,9 +208,9 @@ def counted() -> Iterator[Counter[str]]:
         found["reads"] += 1
         return originals[0](path)
 
-    def write(path: Path, once: bool):  # type: ignore[no-untyped-def] # as it is
+    def write(path: Path, once: bool, durable: bool):  # type: ignore[no-untyped-def] # as it is
         found["writes"] += 1
-        return originals[1](path, once)
+        return originals[1](path, once, durable)
 
     files.read_file, files._whole_file = read, write
     try:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.tune import ExperimentAnalysis, ResultGrid
+from ray.tune import ExperimentAnalysis, ResultGrid, registry
 from torch import Tensor
 
 from flops_fit_ray import Result, SpecError, check, find_optimal
 from flops_fit_ray.analysis import fit_to_json
+from flops_fit_ray.engine._searcher import ErrorReader
 from flops_fit_ray.engine._trainable import TrialContext, run_experiment
 from flops_fit_ray.engine.loaders import Loader, ObjectLoader, SharedLoader, code_loader
 from flops_fit_ray.engine.resources import Slots
@@ -371,8 +372,13 @@ def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:
 
 
 def test_until_adds_single_runs_in_python(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a sweep that is too large for Tune to keep a state of its trials."""
+    """As a sweep that is too large for Tune to keep a state of its trials: what it does for each does not grow."""
     monkeypatch.setattr("flops_fit_ray.engine._rounds.MAX_STATE_EXPERIMENTS", 0)
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")  # so that it has an occasion at every step
+    held, asked = list[int](), list[bytes]()  # trials that Tune holds when one is added; questions to the head
+    ask = vars(registry)["_internal_kv_get"]
+    monkeypatch.setattr(ErrorReader, "on_trial_add", lambda _, tune, trial: held.append(len(tune.get_trials())))
+    monkeypatch.setattr(registry, "_internal_kv_get", lambda key: [asked.append(key), ask(key)][1])  # type: ignore[func-returns-value] # of the first no value is taken
     arguments: dict[str, Any] = {
         "compute_budgets": [5e4, 2e5],
         "grid": {"tokens_per_param": 40, "seeds": 0, "first_sizes": 5, "max_experiments": 17},
@@ -382,5 +388,6 @@ def test_until_adds_single_runs_in_python(ray_here: None, tmp_path: Path, monkey
     assert result.complete and chosen and not (tmp_path / "tune").exists()
     assert [(e.budget, e.size) for e in chosen] == [(run.flops, run.size) for run in result._sweep.spec.grid.runs]
     assert {r.key for r in result._sweep.results} >= {e.key for e in chosen}
+    assert len(held) >= 10 and max(held) <= 3 and len(asked) < len(held)
     again = known(tmp_path, **arguments)
     assert {e.key for e in again.plan.experiments} == {e.key for e in result.plan.experiments}

@@ -6,20 +6,18 @@ ledger decides in any case what is left. A round that cannot be restored costs n
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import importlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.storage.atomic import read_file, read_json, write_json
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
-from flops_fit_ray.storage.storage_path import StoragePath, is_remote, pyarrow_location, remove_tree
+from flops_fit_ray.storage.storage_path import StoragePath, is_remote, pyarrow_location
 
 if TYPE_CHECKING:
     from ray import tune
@@ -114,35 +112,21 @@ def _written_at(state_file: StoragePath) -> float:
 
 def _amounts(slots: Slots, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """Return the resources that Tune reserves for a trial, and on which nodes it does not."""
-    from ray import tune
-
     # One bundle for the trial itself, and one for each of the other workers of its experiment
     bundles = [{"CPU": 0, "GPU": config["share"]}] if slots.shares else slots.bundles
-    avoid = config.get("avoid")
+    return _request(json.dumps(bundles), tuple(config.get("avoid", ())))
+
+
+@functools.cache
+def _request(bundles: str, avoid: tuple[str, ...]) -> tune.PlacementGroupFactory:
+    """Return the same object for the same resources: Tune compares them a dozen times for each trial."""
+    from ray import tune
+
+    parts = json.loads(bundles)
     if not avoid:
-        return tune.PlacementGroupFactory(bundles, strategy="PACK")
+        return tune.PlacementGroupFactory(parts, strategy="PACK")
     elsewhere = {NODE_LABEL: f"!in({','.join(avoid)})"}
-    return tune.PlacementGroupFactory(bundles, strategy="PACK", bundle_label_selector=[elsewhere] * len(bundles))
-
-
-@contextlib.contextmanager
-def without_state(paths: SweepPaths) -> Iterator[None]:
-    """Leave the trials out of the state that Tune writes while the block runs; the ledger alone says what is left.
-
-    What Tune has written is removed after the block: an empty directory for each experiment, and a state of nothing.
-    Another version of Ray, which has another name for what collects the trials, writes them all.
-    """
-    controller = importlib.import_module("ray.tune.execution.tune_controller").TuneController
-    kept = getattr(controller, "_get_trial_checkpoints", None)
-    if kept is None:
-        yield
-        return
-    controller._get_trial_checkpoints = lambda _: {}
-    try:
-        yield
-    finally:
-        controller._get_trial_checkpoints = kept
-        remove_tree(paths.tune)
+    return tune.PlacementGroupFactory(parts, strategy="PACK", bundle_label_selector=[elsewhere] * len(parts))
 
 
 def make_tuner(

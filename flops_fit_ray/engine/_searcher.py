@@ -64,8 +64,12 @@ class ExperimentSearcher(Searcher):
         experiment = self._dispatcher.next() if self._dispatcher.has_room else None
         if experiment is not None:
             self._keys[trial_id] = experiment.key
-            share = self._dispatcher.slots.share(experiment.params)
-            return {"key": experiment.key, "share": share, "avoid": sorted(self._dispatcher.left_out)}
+            config: dict[str, Any] = {"key": experiment.key}  # Tune copies it again and again
+            if self._dispatcher.slots.shares:
+                config["share"] = self._dispatcher.slots.share(experiment.params)
+            if self._dispatcher.left_out:
+                config["avoid"] = sorted(self._dispatcher.left_out)
+            return config
         return Searcher.FINISHED if self._dispatcher.finished() else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

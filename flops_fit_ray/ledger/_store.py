@@ -159,7 +159,7 @@ class Ledger:
         """Write an experiment for its worker to read."""
         if read_experiment(self.paths.planned(experiment.key)) != experiment:
             content = {"schema_version": SCHEMA_VERSION, **experiment.to_json()}
-            write_json(self.paths.planned(experiment.key), content, sealed=True)
+            write_json(self.paths.planned(experiment.key), content, sealed=True, durable=False)
 
     def planned(self, key: str) -> Experiment:
         """Return the experiment as it was handed out.
@@ -178,7 +178,9 @@ class Ledger:
 
     def record_progress(self, progress: Progress) -> None:
         """Record the progress of a running experiment."""
-        write_json(self.paths.progress(progress.key), {"schema_version": SCHEMA_VERSION, **asdict(progress)})
+        write_json(
+            self.paths.progress(progress.key), {"schema_version": SCHEMA_VERSION, **asdict(progress)}, durable=False
+        )
 
     def record_cluster(self, cluster: Cluster) -> None:
         """Record the machines that the sweep runs on from now on."""

@@ -49,13 +49,14 @@ RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0)  # between tries of a request to an object
 
 
 @contextlib.contextmanager
-def whole_file(path: StoragePath, *, once: bool = False) -> Iterator[IO[bytes]]:
+def whole_file(path: StoragePath, *, once: bool = False, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that becomes `path` when the block ends without an error, durably and as a whole.
 
     On a file system: temporary file, fsync, rename, fsync of the directory. In an object store: one PUT.
 
     Args:
         once: keep a file that is there already, even if another process writes at the same moment.
+        durable: wait for the disk; False for what may be lost with the power, and is made again.
 
     Raises:
         StorageError: it cannot be written; what was there before is still there.
@@ -68,7 +69,7 @@ def whole_file(path: StoragePath, *, once: bool = False) -> Iterator[IO[bytes]]:
                 if not (once and with_retries(path.exists)):
                     with_retries(lambda: path.put(Path(file.name)))
         else:
-            with _whole_file(local_path(path), once) as local:
+            with _whole_file(local_path(path), once, durable) as local:
                 yield local
     except OSError as e:
         raise storage_error(path, "written", e) from e
@@ -138,32 +139,34 @@ def append_line(path: StoragePath, line: str) -> None:
         log.write(f"{line}\n".encode())
 
 
-def write_bytes(path: StoragePath, content: bytes, *, once: bool = False) -> None:
+def write_bytes(path: StoragePath, content: bytes, *, once: bool = False, durable: bool = True) -> None:
     """Write `path` as `whole_file` does.
 
     Raises:
         StorageError: as `whole_file`.
     """
-    with whole_file(path, once=once) as file:
+    with whole_file(path, once=once, durable=durable) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def _whole_file(path: Path, once: bool) -> Iterator[IO[bytes]]:
+def _whole_file(path: Path, once: bool, durable: bool) -> Iterator[IO[bytes]]:
     make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         if not (once and _linked(temporary, path)):
             temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_names(path.parent)
+    if durable:
+        _sync_names(path.parent)
 
 
 _durable: set[Path] = set()  # directories whose names this process knows to be on the disk
@@ -211,7 +214,9 @@ def _linked(temporary: Path, path: Path) -> bool:
     return True
 
 
-def write_json(path: StoragePath, content: Mapping[str, Any], *, once: bool = False, sealed: bool = False) -> None:
+def write_json(
+    path: StoragePath, content: Mapping[str, Any], *, once: bool = False, sealed: bool = False, durable: bool = True
+) -> None:
     """Write a JSON object as `write_bytes` does.
 
     Args:
@@ -227,7 +232,7 @@ def write_json(path: StoragePath, content: Mapping[str, Any], *, once: bool = Fa
     if sealed:
         before, _, after = raw.rpartition(NO_SEAL)
         raw = before + hashlib.sha256(raw).hexdigest().encode() + after
-    write_bytes(path, raw, once=once)
+    write_bytes(path, raw, once=once, durable=durable)
 
 
 def sealed_text(text: str) -> bytes:

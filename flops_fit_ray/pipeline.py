@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.console.plain import PlainConsole
+from flops_fit_ray.console.plain import PlainConsole, answer_text
 from flops_fit_ray.errors import DirectoryError, SpecError, StorageError, faults_of
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import (
@@ -29,8 +29,9 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, is_remote, local_path
 from flops_fit_ray.sweep.changes import Recorded, changes_since, recorded_in
 from flops_fit_ray.sweep.damage import outcome_flags
-from flops_fit_ray.sweep.directory import Sweep, open_sweep, record_spec, recorded_spec
-from flops_fit_ray.sweep.extend import continued, left_open, unbracketed_budgets
+from flops_fit_ray.sweep.directory import Sweep, left_open, open_sweep, record_spec, recorded_spec
+from flops_fit_ray.sweep.extend import continued, unbracketed_budgets
+from flops_fit_ray.sweep.finished import record_finished
 from flops_fit_ray.sweep.from_checkpoint import CheckpointName, go_back
 from flops_fit_ray.sweep.recorded import Origin, record_origin, record_rates, recorded_constants, recorded_rates
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -234,6 +235,8 @@ def _run_locked(
         if sweep.num_deaths:
             ledger.paths.remove_strays()  # a worker may have died in the middle of a write
         write_report(sweep)
+        if sweep.complete and request.code is not None:
+            record_finished(sweep, request.code.facts.digest, answer_text(sweep))
     return sweep
 
 

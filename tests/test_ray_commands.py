@@ -4,6 +4,8 @@ import functools
 import json
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from flops_fit_ray.cli import main
 from flops_fit_ray.engine.loaders import Loader, SharedLoader
 from flops_fit_ray.selftest import cases
 from flops_fit_ray.spec import read_spec
+from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.user.parts import load_user_parts
 from tests.records import outcomes
@@ -93,6 +96,16 @@ def test_a_run_with_a_failed_experiment_is_exit_1(
     assert past == ["0001-failure.json"]  # what went wrong stays on record
 
 
+def without_torch(command: list[str]) -> str:
+    """What a command says in a process of its own that has neither torch nor Ray, and its exit code."""
+    code = (
+        "import sys\nfor name in ('torch', 'ray', 'scipy'): sys.modules[name] = None\n"
+        "from flops_fit_ray.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as e: print('exit code', e.code)"
+    )
+    return subprocess.check_output([sys.executable, "-c", code, *command], text=True)
+
+
 def test_a_changed_spec_is_shown_and_refused_unless_it_is_meant(
     ray_here: None, shared_data: list[Loader], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,11 +119,20 @@ def test_a_changed_spec_is_shown_and_refused_unless_it_is_meant(
         captured = capsys.readouterr()
         return caught.value.code, captured.out + captured.err
 
-    assert run()[0] == 0 and isinstance(shared_data[0], SharedLoader)
+    code, first = run()
+    assert code == 0 and isinstance(shared_data[0], SharedLoader)
+    again = without_torch(command)
+    assert again.startswith("nothing to run: all 6 experiments are completed") and again.endswith("exit code 0\n")
+    answer = str((read_json(root / "finished.json") or {})["answer"])
+    assert "N_opt" in answer and answer in first and answer in again
     spec = read_spec(project / "sweep.yaml")
     plain = make_sweep(project / "plain", spec, load_user_parts(spec, project))
     assert open_sweep(root).results_sha256 == plain.results_sha256
     before = outcomes(root)
+    with (project / "parts.py").open("a") as parts:
+        parts.write("edited = True\n")
+    code, said = run()
+    assert code == 0 and "code: parts.py was edited" in said and "nothing to run" not in said
     code, said = run("--set", "train.lr=0.02")
     assert code == 2 and outcomes(root) == before, said
     assert "changed since the last run" in said and "  train.lr: 0.04 -> 0.02" in said

@@ -36,6 +36,7 @@ from flops_fit_ray.cli._common import (
     set_option,
     spec_argument,
 )
+from flops_fit_ray.cli._finished import say_finished
 from flops_fit_ray.cli._lines import command_line, extend_line, given_options
 from flops_fit_ray.cli._resume import set_resume_line
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
@@ -239,6 +240,10 @@ def run(
     root = resolve_output(path, resolved, output)
     limits = RunLimits(until, at_most, slots)
     first = given_options({"--new": new, "--from-checkpoint": from_checkpoint})
+    if not (first or until or limit or as_json or style == "json"):
+        finished = say_finished(resolved, base_of(path, code), root)
+        if finished is not None:
+            return finished
     set_resume_line(command_line(path, root, overrides, limits, code, limit, address, first))
     command = command_line(path, root, overrides, limits, code, limit, address)
     request = request_for(

@@ -110,10 +110,8 @@ class PlainConsole:
 
     def result(self, sweep: Sweep, elapsed: float) -> None:
         """Write fit, summary and report path; `elapsed` is in seconds."""
-        if not sweep.spec.is_one_run:  # a single run has nothing to fit
-            self.say("\n" + fit_text(sweep.fit))
-            if table := minima_text(metrics_at_minima(sweep)):
-                self.say(f"at the minima:\n{table}")
+        if answer := answer_text(sweep):
+            self.say(f"\n{answer}")
         for line in scores_of(sweep).lines:
             self.say(line)
         self.say(summary_text(sweep, elapsed))
@@ -160,6 +158,14 @@ class QuietConsole(PlainConsole):
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """Write nothing."""
+
+
+def answer_text(sweep: Sweep) -> str:
+    """Return the fit and what is at the minima; nothing for a single run, which has nothing to fit."""
+    if sweep.spec.is_one_run:
+        return ""
+    table = minima_text(metrics_at_minima(sweep))
+    return fit_text(sweep.fit) + (f"\nat the minima:\n{table}" if table else "")
 
 
 def machine_lines(machines: Sequence[Machine]) -> list[str]:

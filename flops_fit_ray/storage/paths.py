@@ -78,6 +78,11 @@ class SweepPaths(ReportPaths):
         return self.root / "completed.log"
 
     @property
+    def finished(self) -> StoragePath:
+        """Words of the run that completed the sweep."""
+        return self.root / "finished.json"
+
+    @property
     def lock(self) -> StoragePath:
         """Locked by the one writer of this directory."""
         return self.root / "sweep.lock"

@@ -324,6 +324,11 @@ def open_sweep(root: StoragePath) -> Sweep:
     )
 
 
+def left_open(spec: SweepSpec) -> list[str]:
+    """Name the settings of training that a spec leaves to a measurement, made once for each directory."""
+    return [name for name in ("precision", "compile") if getattr(spec.train, name) == "auto"]
+
+
 def record_spec(paths: SweepPaths, spec: SweepSpec) -> None:
     """Write the spec of a sweep, as it is resolved, into its directory.
 

@@ -13,7 +13,7 @@ from flops_fit_ray.planning import Measurements, next_fault, unbracketed
 from flops_fit_ray.spec import Budget, LrRule, SizeValue, SweepSpec, make_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
-from flops_fit_ray.sweep.directory import Sweep, open_sweep, recorded_spec
+from flops_fit_ray.sweep.directory import Sweep, left_open, open_sweep, recorded_spec
 from flops_fit_ray.sweep.recorded import recorded_origin
 from flops_fit_ray.sweep.stopping import with_budgets, with_runs
 
@@ -82,11 +82,6 @@ def begun_sweep(root: StoragePath) -> BegunSweep:
             raise
     base = None if origin.base is None else Path(origin.base)
     return BegunSweep(spec=recorded_spec(SweepPaths(root), sealed=True), base=base)
-
-
-def left_open(spec: SweepSpec) -> list[str]:
-    """Name the settings of training that a spec leaves to a measurement, made once for each directory."""
-    return [name for name in ("precision", "compile") if getattr(spec.train, name) == "auto"]
 
 
 def continued(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None], *, until: bool = False) -> SweepSpec:

@@ -17,14 +17,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray.planning.code_facts import CodeFacts
 from flops_fit_ray.spec import SweepSpec, is_data_path
 from flops_fit_ray.training.user._by_value import hash_by_value, travels_by_value
 from flops_fit_ray.training.user._syntax import Import, digest_of, read_source
 from flops_fit_ray.training.user.installed import COMPILED, own_packages, package_content, version_of
-from flops_fit_ray.training.user.parts import HOOKS, UserParts
+
+if TYPE_CHECKING:
+    from flops_fit_ray.training.user.parts import UserParts
 
 FRAMEWORKS = {"flops_fit_ray", "torch", "ray"}  # whose versions are compared for every sweep
 _SITES = {"site-packages", "dist-packages"}
@@ -45,6 +47,8 @@ def code_of_spec(spec: SweepSpec, base: Path) -> CodeFacts:
 
 def code_of_objects(user: UserParts) -> CodeFacts:
     """Return the code of the objects of a program."""
+    from flops_fit_ray.training.user.parts import HOOKS  # with torch, which whoever has objects has imported
+
     found = _Collector(None)
     hooks = [getattr(user, name) for name in HOOKS]
     data = [type(_innermost(one)) for one in (user.train_data, user.eval_data) if one is not None]

@@ -1,0 +1,60 @@
+"""A run of a sweep that is finished: said from files, without torch, Ray and a fit."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
+from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import StoragePath
+
+if TYPE_CHECKING:
+    from flops_fit_ray.spec import SweepSpec
+
+
+def say_finished(spec: SweepSpec, base: Path, root: StoragePath) -> int | None:
+    """Print the answer of a sweep that is finished and of the same spec, code and version, and return the exit code.
+
+    Code is compared by its files. Data that it makes are not read again; token files are, by a run as usual.
+
+    Args:
+        base: directory of the user's code.
+
+    Returns:
+        None where a run may have something to do, or something to say.
+    """
+    from flops_fit_ray.spec import is_data_path
+
+    paths, began = SweepPaths(root), time.monotonic()
+    files = [data for data in (spec.data.train, spec.data.eval) if data is not None and is_data_path(data)]
+    if files or not paths.finished.exists():
+        return None
+    from flops_fit_ray.ledger import Ledger
+    from flops_fit_ray.sweep.finished import finished_sweep
+
+    found = finished_sweep(paths, spec)
+    if found is None:
+        return None
+    sweep, kept = found
+    code = Ledger(paths).code(kept.code)
+    if code is None or sweep.base != base or sweep.writer is not None:
+        return None
+    from flops_fit_ray.training.user.source_code import code_differences
+
+    if code_differences(code, base):
+        return None
+    from flops_fit_ray.console.status_text import summary_text
+
+    click.echo(
+        f"nothing to run: all {len(sweep.results)} experiments are completed, and spec, code and version are "
+        "those of before (data are read again when something is left to run)"
+    )
+    if kept.answer:
+        click.echo(f"\n{kept.answer}")
+    click.echo(summary_text(sweep, time.monotonic() - began))
+    click.echo(f"report: {paths.report}")
+    return EXIT_FAILED if kept.has_problem else EXIT_DONE

@@ -204,7 +204,15 @@ os._exit(0)
         assert run.communicate(timeout=30) == ("2 True\n", "") and run.returncode == 0
 
 
-def test_rays_processes_end_with_a_driver_that_was_killed(command: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+        ("print('lost its raylet', flush=True)\n_parent.tell_parent('ends', '4')\nos._exit(4)", "lost its raylet"),
+    ],
+    ids=["killed", "interrupted"],
+)
+def test_rays_processes_end_with_a_driver_that_was_interrupted(command: list[str], end: str, why: str) -> None:
     """Those have sessions of their own, and some look for their parent only once in a while."""
     leaves = """
 import subprocess
@@ -213,11 +221,10 @@ left = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL
 while "ray::Agent" not in open(f"/proc/{left.pid}/cmdline").read().split("\\0")[0]:
     time.sleep(0.02)
 print(left.pid, flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
 """
-    with start([*command, "run"], leaves) as run:
-        pid, why, *_ = run.communicate(timeout=30)[0].splitlines()
-    assert run.returncode == 4 and "killed by SIGKILL" in why and not alive([int(pid)])
+    with start([*command, "run"], leaves + end) as run:
+        pid, said, *_ = run.communicate(timeout=30)[0].splitlines()
+    assert run.returncode == 4 and why in said and not alive([int(pid)])
 
 
 def test_a_signal_to_everything_is_the_reason_whoever_ended_the_driver(command: list[str]) -> None:

@@ -29,15 +29,21 @@ def _lead(typed: Sequence[str]) -> int:
     """Run this very command line again as the driver, and return the exit code of the command."""
     driver = _parent.Driver([sys.executable, *sys.orig_argv[1:]])
     driver.wait()
-    if driver.exit_code is not None:
-        return driver.exit_code
-    from flops_fit_ray.cli._resume import write_last_words
+    if driver.exit_code == 0:
+        return 0
     from flops_fit_ray.errors import EXIT_INTERRUPTED
 
-    write_last_words(driver.why, driver.command, typed)
+    if driver.exit_code is None:
+        from flops_fit_ray.cli._resume import write_last_words
+
+        write_last_words(driver.why, driver.command, typed)
+    elif driver.exit_code != EXIT_INTERRUPTED or not driver.leaves_orphans:
+        return driver.exit_code
     from flops_fit_ray.engine.processes import end_all, ray_descendants
 
-    end_all(ray_descendants())  # some of Ray's processes look for their parent once in a while
+    # Some of Ray's processes look for their parent once in a while; and a worker that is just being started has not
+    # heard of its raylet yet when that is killed
+    end_all(ray_descendants())
     return EXIT_INTERRUPTED
 
 

@@ -42,6 +42,7 @@ class Driver:
 
     exit_code: int | None = None  # that it has announced; None: it ended without a word
     command: str = ""  # that resumes, as far as it has said
+    leaves_orphans = False  # processes that it has started, or theirs, ran still when it had ended
 
     def __init__(self, command: list[str]) -> None:
         self._memory_kills = _memory_kills()
@@ -116,6 +117,7 @@ class Driver:
             except ChildProcessError:
                 return True
             if pid == 0:
+                self.leaves_orphans = gone
                 return gone
             if pid == self._pid:
                 gone, self._status = True, status

@@ -198,7 +198,6 @@ def _run_locked(
 ) -> Sweep:
     """Run the sweep, and single runs after it where a rule asks for more, as the one writer of its directory."""
     from flops_fit_ray.engine.cluster import ray_session
-    from flops_fit_ray.report import write_report
 
     ledger = Ledger(SweepPaths(request.root))
     with contextlib.ExitStack() as session:
@@ -232,12 +231,19 @@ def _run_locked(
             planner = Planner(request.spec, request.measure(request.spec, constants.counting), constants)
             if request.trains:
                 session.enter_context(ray_session(request.address))  # one for all that follow
-        if sweep.num_deaths:
-            ledger.paths.remove_strays()  # a worker may have died in the middle of a write
-        write_report(sweep)
-        if sweep.complete and request.code is not None:
-            record_finished(sweep, request.code.facts.digest, answer_text(sweep))
+        _report(sweep, request)
     return sweep
+
+
+def _report(sweep: Sweep, request: RunRequest) -> None:
+    """Write the report of a sweep, and if it is complete what a run with nothing to do will say."""
+    from flops_fit_ray.report import write_report
+
+    if sweep.num_deaths:
+        sweep.paths.remove_strays()  # a worker may have died in the middle of a write
+    write_report(sweep)
+    if sweep.complete and request.code is not None:
+        record_finished(sweep, request.code.facts.digest, answer_text(sweep))
 
 
 def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: PlainConsole) -> None:

@@ -1,4 +1,4 @@
-"""What Ray Tune does for every trial and a sweep has no use for, left out while its Tuner runs.
+"""Work that Ray Tune does for every trial and a sweep has no use for, left out while its Tuner runs.
 
 With experiments of milliseconds this is most of the driver's work, and some of it grows with their number. Each part is
 looked for by name: a version of Ray that has another name for it goes on as it is.

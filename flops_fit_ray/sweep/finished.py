@@ -1,4 +1,4 @@
-"""What a finished sweep came to, kept so that a run with nothing left to do says it again without a fit."""
+"""Words of the run that finished a sweep, kept so that a run with nothing left to do says them again without a fit."""
 
 from __future__ import annotations
 

@@ -152,7 +152,8 @@ def without_empty_parts(batch: Batch, size: int, weights: Sequence[Tensor]) -> l
     """
     stacked = torch.stack([weight.double() for weight in weights])
     starts = torch.arange(0, batch.num_samples, size, device=stacked.device)
-    starts = torch.where(stacked == 0, starts[stacked.argmax()], starts)
+    heaviest = starts.index_select(0, stacked.argmax().unsqueeze(0))  # starts[argmax] would read the number
+    starts = torch.where(stacked == 0, heaviest, starts)
     found = []
     for part, start in zip(batch.split(size), starts, strict=True):
         rows = (start + torch.arange(part.num_samples, device=stacked.device)).clamp(max=batch.num_samples - 1)

@@ -74,7 +74,8 @@ class Meter:
 
     def mark(self, step: int, tokens: int, lr: float, grad_norm: Tensor | None) -> None:
         """Make a point of the curve; its losses are read from the device later."""
-        self._pending.append((self._point(step, tokens, lr), self._sum / self._count, grad_norm))
+        norm = None if grad_norm is None else grad_norm.clone()  # a CUDA graph writes the next one over it
+        self._pending.append((self._point(step, tokens, lr), self._sum / self._count, norm))
         self._sum.zero_()
         self._count = 0
 

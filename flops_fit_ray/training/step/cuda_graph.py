@@ -79,7 +79,10 @@ class CUDAGraphStepper(Stepper):
         group["lr"].fill_(lr)
 
     def advance(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
-        """Take optimizer step `step`, by replaying the graph if there is one."""
+        """Take optimizer step `step`, by replaying the graph if there is one.
+
+        The tensors returned are the graph's own: the next replay writes over them.
+        """
         self._taken += 1
         if self._failed:
             return super().advance(batch, step)

@@ -1,0 +1,40 @@
+"""The GPU path on a device that does not exist, in a process of its own: hooks for it come before torch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.made_up_gpu import build
+
+ROOT = Path(__file__).parent.parent
+# Of the tests for a real GPU not these: one reads a driver, one talks by NCCL, and eager steps are in the cases
+RUN = [
+    "tests/made_up_gpu/cases.py",
+    "tests/test_gpu.py",
+    "--deselect=tests/test_gpu.py::test_the_driver_reports_the_gpu_that_this_process_computes_on",
+    "--deselect=tests/test_gpu.py::test_a_group_of_one_trains_by_nccl_as_nobody_does",
+    "-k",
+    "not eager",
+]
+
+
+@pytest.mark.slow
+def test_what_needs_a_gpu_runs_on_one_that_is_made_up(tmp_path: Path) -> None:
+    library = build.build(tmp_path)
+    if library is None:
+        pytest.skip("no C++ compiler: the GPU path was not tried")
+    options = ["-p", "tests.made_up_gpu.plugin", "-p", "no:cacheprovider", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *RUN],
+        cwd=ROOT,
+        env={**os.environ, "MADE_UP_GPU": str(library)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+    )
+    summary = done.stdout.splitlines()[-1]
+    assert done.returncode == 0 and " passed" in summary and "skipped" not in summary, done.stdout[-20_000:]

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.training.preflight.check import CheckReport
 
 AUTO = "auto"
+MAX_NAMED = 4  # files in a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +180,9 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
         if request.trains:
             loader, code = with_planned_code(request.load_user_parts, request.base)
             request = replace(request, load_user_parts=loader, code=code)
+            if code is not None and code.facts.written:
+                written = fmt.listed(code.facts.written, MAX_NAMED)
+                console.say(f"code: {written}: written while it is loaded, so not compared with other processes")
             refuse_unpicklable(request.load_user_parts)
             refuse_early(request.spec, request.address)
         with Ledger(paths).writer() as dead_owner:

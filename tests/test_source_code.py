@@ -19,7 +19,7 @@ from flops_fit_ray.training.user._by_value import hash_by_value
 from flops_fit_ray.training.user._syntax import read_source
 from flops_fit_ray.training.user._targets import load_target
 from flops_fit_ray.training.user.installed import library_versions, own_packages
-from flops_fit_ray.training.user.source_code import code_differences, code_of_objects, code_of_spec
+from flops_fit_ray.training.user.source_code import code_differences, code_of_objects, code_of_spec, watch_sources
 from tests.parts import spec_of, user_parts_of
 
 FILES = {
@@ -56,13 +56,14 @@ FILES = {
 
         RATE = 0.5
     ''',
-    "ours_package/__init__.py": "",
+    "ours_package/__init__.py": "from ._version import version",
     "ours_package/layers.py": "from .inner import *",
     "ours_package/inner.py": "x = 1",
     "ours_namespace/deep.py": "y = 2",
     "elsewhere/ours_by_path.py": "def function():\n    return 3",
     "ours_dynamic.py": "z = 4",
     "ours_lazy.py": "constant = 5",
+    "ours_package/_version.py": "__version__ = version = '0.1.dev3+g1a2b3c'\nversion_tuple = (0, 1, 'dev3')",
     "unused.py": "nobody = 'imports this'",
 }
 
@@ -114,6 +115,15 @@ def edit(base: Path, name: str, before: str, after: str) -> None:
     (base / name).write_text(text.replace(before, after))
 
 
+VERSION = "ours_package/_version.py"
+
+
+def with_line_ends(base: Path, ends: str) -> None:
+    """As a checkout on another system has them, in strings of several lines, too."""
+    for file in base.rglob("*.py"):
+        file.write_bytes(file.read_bytes().replace(b"\n", ends.encode()))
+
+
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
@@ -121,6 +131,10 @@ def edit(base: Path, name: str, before: str, after: str) -> None:
         (lambda b: edit(b, "ours_parts.py", '"""A model."""', '"""The model."""'), None),
         (lambda b: edit(b, "ours_parts.py", "constant * RATE", "(constant\n * RATE)"), None),
         (lambda b: edit(b, "unused.py", "nobody", "somebody"), None),
+        (lambda b: with_line_ends(b, "\r\n"), None),
+        (lambda b: edit(b, "ours_package/_version.py", "'0.1.dev3+g1a2b3c'", "'0.1.dev3+g1a2b3c.d20261130'"), None),
+        (lambda b: edit(b, VERSION, "'0.1.dev3+g1a2b3c'", "str(1)"), f"{VERSION} is another one"),
+        (lambda b: edit(b, VERSION, "version_tuple", "versions"), f"{VERSION} is another one"),
         (lambda b: edit(b, "ours_parts.py", "RATE = 0.5", "RATE = 0.25"), "ours_parts.py is another one"),
         (lambda b: edit(b, "ours_parts.py", "RATE = 0.5", "RATE = '0.5'"), "ours_parts.py is another one"),
         (lambda b: edit(b, "ours_parts.py", "constant * RATE", "constant + RATE"), "ours_parts.py is another one"),
@@ -139,6 +153,24 @@ def test_what_is_another_code_and_what_is_not(
     shutil.copytree(project, other)
     change(other)
     assert code_differences(planned, other) == ([] if difference is None else [difference])
+
+
+def test_a_file_that_the_code_writes_itself_is_not_compared(tmp_path: Path) -> None:
+    """Beside its code: a stamp that is imported, a log, a cache. What nobody writes counts as ever."""
+    (tmp_path / "ours_stamping.py").write_text(
+        "import pathlib, time\nhere = pathlib.Path(__file__).parent\n(here / 'run.log').write_text('loaded')\n"
+        "(here / 'ours_stamp.py').write_text(f'import ours_held\\nAT = {time.time_ns()}')\nimport ours_stamp\n"
+        "class Net: pass\n"
+    )
+    (tmp_path / "ours_held.py").write_text("x = 1")
+    watch_sources(tmp_path)
+    code = code_in(tmp_path, "ours_stamping")
+    assert set(code.files) == {"ours_stamping.py", "ours_held.py"} and code.written == ("ours_stamp.py",)
+    (tmp_path / "ours_stamp.py").write_text("AT = 0")  # as every other process does
+    assert code_differences(code, tmp_path) == []
+    edit(tmp_path, "ours_held.py", "1", "2")
+    assert code_differences(code, tmp_path) == ["ours_held.py is another one"]
+    assert code.digest == replace(code, written=()).digest
 
 
 def test_an_extension_counts_by_its_bytes(tmp_path: Path) -> None:
@@ -200,6 +232,8 @@ def test_packages_that_were_installed_from_a_directory_count_with_their_content(
     assert code_differences(code, base) == [] and library_versions(["ours_index", "not_installed"]) == {
         "ours_index": "4.0"
     }
+    with_line_ends(site, "\r\n")
+    assert code_differences(code, base) == []
     shutil.rmtree(site)
     install(site, "ours_own", "0.1.0", "depth = 3", from_directory=True)  # the same version of other sources
     assert code_differences(code, base) == ["the package ours_own is another one (0.1.0, not 0.1.0)"]

@@ -27,6 +27,7 @@ class CodeFacts(Record):
     python: str = ""  # whose byte code `objects` are
     libraries: tuple[str, ...] = ()  # other packages that the files import: their versions are compared
     elsewhere: Mapping[str, str] = field(default_factory=dict)  # module of each file outside of the spec's directory
+    written: tuple[str, ...] = ()  # files that the code writes itself while it is loaded: they are not compared
 
     @cached_property
     def digest(self) -> str:

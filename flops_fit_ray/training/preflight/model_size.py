@@ -31,6 +31,7 @@ from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
 from flops_fit_ray.training.user.layers import EMBEDDINGS
 from flops_fit_ray.training.user.parts import UserParts, format_kwargs, load_user_parts
 from flops_fit_ray.training.user.smoke_test import is_large, smoke_test_parts
+from flops_fit_ray.training.user.source_code import watch_sources
 from flops_fit_ray.training.user.user_code import command_line_of, user_code
 from flops_fit_ray.training.user.wrong_samples import may_be_cast
 from flops_fit_ray.waiting import waiting
@@ -61,6 +62,7 @@ class SpecMeasurer:
             SpecError: a part cannot be used.
         """
         rest = spec.model_dump(exclude={"budgets", "budgets_for", "grid"})
+        watch_sources(self._base)
         with command_line_of(str(self._base)):
             before = self._parts
             user = before[1] if before is not None and before[0] == rest else load_user_parts(spec, self._base)

@@ -18,14 +18,28 @@ class Import:
     name: str = ""
 
 
-def read_source(source: bytes) -> tuple[str, list[Import]]:
-    """Return the hash of a source file, and its imports wherever they stand; of anything else that of its bytes."""
+# Names of modules that builds and version control write, each with another date or number
+_VERSIONS = {"version", "_version", "__version__", "__about__", "_about", "build_info", "_build_info"}
+_COMPUTING = (ast.Call, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension, ast.Await)
+
+
+def read_source(source: bytes, module: str = "") -> tuple[str, list[Import]]:
+    """Return the hash of a source file, and its imports wherever they stand; of anything else that of its bytes.
+
+    Of a module that is named as a version (`_version.py`) and computes nothing, the names count, and no values.
+
+    Args:
+        module: name of the file, without its suffix.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the user's code, said when it is imported
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return digest_of(source), []
+        return digest_of(source.replace(b"\r\n", b"\n")), []
+    if module in _VERSIONS and not any(isinstance(node, _COMPUTING) for node in ast.walk(tree)):
+        named = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        return digest_of(" ".join(sorted(named)).encode()), []
     hashed, imports = hashlib.sha256(), []
     for part in _parts(tree):
         if isinstance(part, str):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from flops_fit_ray.training.user._syntax import digest_of
+from flops_fit_ray.training.user._syntax import digest_of, read_source
 
 COMPILED = (".so", ".pyd")
 
@@ -43,9 +43,16 @@ def package_content(name: str) -> str | None:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return None
-    record = distribution.read_text("RECORD") or ""
-    sources = sorted(line for line in record.splitlines() if line.partition(",")[0].endswith(".py"))
-    return f"{distribution.version} {digest_of(chr(10).join(sources).encode())}"
+    sources = sorted(str(file) for file in distribution.files or () if file.suffix == ".py")
+    read = [f"{name} {_content(Path(str(distribution.locate_file(name))))}" for name in sources]
+    return f"{distribution.version} {digest_of(chr(10).join(read).encode())}"
+
+
+def _content(file: Path) -> str:
+    try:
+        return read_source(file.read_bytes(), file.stem)[0]
+    except OSError:
+        return "missing"
 
 
 def version_of(package: str) -> str:

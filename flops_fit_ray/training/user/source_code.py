@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_ray.planning.code_facts import CodeFacts
 from flops_fit_ray.spec import SweepSpec, is_data_path
 from flops_fit_ray.training.user._by_value import hash_by_value, travels_by_value
+from flops_fit_ray.training.user._own_files import SourceWatch
 from flops_fit_ray.training.user._syntax import Import, digest_of, read_source
 from flops_fit_ray.training.user.installed import COMPILED, own_packages, package_content, version_of
 
@@ -34,7 +35,7 @@ _SITES = {"site-packages", "dist-packages"}
 
 def code_of_spec(spec: SweepSpec, base: Path) -> CodeFacts:
     """Return the code that a spec names, which this process has imported, relative to the directory `base`."""
-    found = _Collector(base)
+    found = _Collector(base, _watches.get(base))
     targets: list[Any] = [spec.model.target, spec.loss, spec.data.train, spec.data.eval, *spec.metrics.values()]
     targets += [spec.model.flops_per_token, spec.train.optimizer, spec.train.schedule, spec.train.lr]
     targets.append(spec.data.count_tokens)
@@ -43,6 +44,15 @@ def code_of_spec(spec: SweepSpec, base: Path) -> CodeFacts:
             found.add_module(target.partition(":")[0])
     found.add_loaded_from_base()
     return found.facts()
+
+
+_watches: dict[Path, SourceWatch] = {}
+
+
+def watch_sources(base: Path) -> None:
+    """Note the source files of a directory before this process loads the user's code from it for the first time."""
+    if base not in _watches:
+        _watches[base] = SourceWatch(base)
 
 
 def code_of_objects(user: UserParts) -> CodeFacts:
@@ -91,7 +101,9 @@ def code_differences(code: CodeFacts, base: Path | None) -> list[str]:
 class _Collector:
     """Files that are reached from some objects and modules, by imports and by what modules hold."""
 
-    def __init__(self, base: Path | None) -> None:
+    def __init__(self, base: Path | None, watch: SourceWatch | None = None) -> None:
+        self._watch = watch
+        self._written: set[str] = set()  # files that the code writes itself
         self._bases = () if base is None else (base.absolute(), base.resolve())  # as modules may name their files
         self._files: dict[str, str] = {}  # hash by name
         self._elsewhere: dict[str, str] = {}  # module by name of a file that is not in the directory
@@ -112,6 +124,7 @@ class _Collector:
             python=".".join(platform.python_version_tuple()[:2]) if self._objects else "",
             libraries=tuple(sorted(self._libraries)),
             elsewhere=self._elsewhere,
+            written=tuple(sorted(self._written)),
         )
 
     def add_module(self, name: str) -> None:
@@ -221,9 +234,13 @@ class _Collector:
             content = holder.read_bytes()
         except OSError:
             return
-        self._files[name], imports = read_source(content) if holder.suffix == ".py" else (digest_of(content), [])
-        if self._in_base(holder) is None:
-            self._elsewhere[name] = module
+        hashed, imports = read_source(content, holder.stem) if holder.suffix == ".py" else (digest_of(content), [])
+        if self._watch is not None and self._watch.was_written(holder):
+            self._written.add(name)
+        else:
+            self._files[name] = hashed
+            if self._in_base(holder) is None:
+                self._elsewhere[name] = module
         self._follow(module, file, imports)
 
     def _follow(self, name: str, file: Path, imports: Sequence[Import]) -> None:
@@ -326,4 +343,4 @@ def _read(file: Path) -> str | None:
         content = file.read_bytes()
     except OSError:
         return None
-    return read_source(content)[0] if file.suffix == ".py" else digest_of(content)
+    return read_source(content, file.stem)[0] if file.suffix == ".py" else digest_of(content)

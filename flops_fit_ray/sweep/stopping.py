@@ -20,7 +20,7 @@ from flops_fit_ray.sweep.next_places import SweepSpace, next_runs_of
 
 DEFAULT_COST_RATIO = 10.0  # without --at-most, all may cost this many times what the planned grid costs
 BEYOND = 10.0  # times the largest budget: the target where none is given
-HALVINGS = 6  # of the FLOPs that are left: the cheapest runs that are looked for
+HALVINGS = 6  # of the FLOPs that are left, down to those of the cheapest runs that are looked for
 FIRST_SEEDS = 2  # where nothing tells the noise of the losses
 ROUND, SHARE = 4, 0.1  # runs that are chosen together, and the share of those so far where that is more
 
@@ -116,7 +116,7 @@ def decide_next(sweep: Sweep, rule: StoppingRule) -> Decision:
         return Decision(factor=None, reached=False, runs=runs, message=words)
     count = min(max(ROUND, round(SHARE * len(experiments))), room)
     try:
-        chosen = _cheapest(sweep, rule, count, limit - space.spent)
+        chosen = _next(sweep, rule, count, limit - space.spent)
     except (FitError, SpecError) as e:
         return ended("; ".join(e.faults) if isinstance(e, SpecError) else str(e))
     flops, after = sum(run.flops for run in chosen), chosen[-1].factor
@@ -138,30 +138,33 @@ def _at_cheapest_minimum(sweep: Sweep) -> Place:
     return Place(budget=e.budget, params=float(e.params), tokens=float(e.tokens), size=e.size)
 
 
-def _cheapest(sweep: Sweep, rule: StoppingRule, count: int, left: float) -> Sequence[NextRun]:
-    """Choose the runs for the least FLOPs, by factors of two up to `left`, that are expected to be enough.
+def _next(sweep: Sweep, rule: StoppingRule, count: int, left: float) -> Sequence[NextRun]:
+    """Choose runs among those for `left` FLOPs, a half of it, a quarter, ...
 
-    Where none are, those that lower most what the same certainty costs, F·w² with w = ln factor and F all FLOPs.
+    1) the cheapest that are expected to be enough
+    2) else those that narrow N_opt most and are worth it: F·w², w = ln factor and F all FLOPs, does not rise by them,
+       as if the whole sweep were repeated. Cheaper ones would follow each other without an end.
+    3) else those with the least F·w²
 
     Raises:
         SpecError, FitError: as `next_runs`, for all that is left.
     """
-    best: tuple[float, Sequence[NextRun]] | None = None
+    tried: list[tuple[bool, float, Sequence[NextRun]]] = []
     for halvings in range(HALVINGS, -1, -1):
         try:
             found = next_runs_of(sweep, sweep.fit, count, rule.target, left / 2**halvings)
         except (FitError, SpecError):
-            if halvings == 0 and best is None:
+            if halvings == 0 and not tried:
                 raise
             continue
         chosen = _enough(found.runs, rule.factor)
+        after = math.log(chosen[-1].factor)
         if chosen[-1].factor <= rule.factor:
             return chosen
-        cost = (found.spent + sum(run.flops for run in chosen)) * math.log(chosen[-1].factor) ** 2
-        if best is None or cost < best[0]:
-            best = cost, chosen
-    assert best is not None
-    return best[1]
+        cost = (found.spent + sum(run.flops for run in chosen)) * after**2
+        good = cost <= found.spent * math.log(found.factor) ** 2
+        tried.append((not good, after if good else cost, chosen))
+    return min(tried, key=lambda one: one[:2])[2]
 
 
 def _enough(runs: Sequence[NextRun], factor: float) -> Sequence[NextRun]:

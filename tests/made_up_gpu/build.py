@@ -1,4 +1,4 @@
-"""Build hooks.cpp, and load it before torch: after it torch asks nobody."""
+"""Build the hooks, which are loaded before torch (after it torch asks nobody), and the driver's library."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 NAME = "made_up_hooks"
+DRIVER = "libnvidia-ml.so.1"
 
 
 def build(directory: Path) -> Path | None:
@@ -25,6 +26,18 @@ def build(directory: Path) -> Path | None:
     options = ["-shared", "-fPIC", "-O1", "-std=c++20", *(f"-I{place}" for place in include)]
     links = [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu"]
     subprocess.run([compiler, *options, source, "-o", library, *links], check=True)
+    return library
+
+
+def build_driver(directory: Path) -> Path | None:
+    """Compile nvml.c into a directory as the driver's library. Returns it; None where there is no C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or not sys.platform.startswith("linux"):
+        return None
+    library = directory / DRIVER
+    source = Path(__file__).with_name("nvml.c")
+    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", f"-Wl,-soname,{DRIVER}"]
+    subprocess.run([compiler, *options, source, "-o", library], check=True)
     return library
 
 

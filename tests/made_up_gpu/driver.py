@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +13,8 @@ import torch
 
 from tests.made_up_gpu.tensors import Capture, the_device
 
-GIB = 1 << 30
-NAME = "Made-up H100"  # so that its data sheet is known
-MEMORY = 80 * GIB
-UUID = "00000000-0000-4000-8000-000000000000"
+NAME = "NVIDIA H200"  # so that its data sheet is known
+MEMORY = 141 << 30
 
 
 class MadeUpStream:
@@ -52,18 +52,37 @@ def _graph(graph: MadeUpGraph, *_: Any, **__: Any) -> Iterator[None]:
         graph.capture_end()
 
 
+def table(*gpus: str, version: str = "570.86.15") -> str:
+    """Return the content of a table of nvml.c: H200s that work, with these UUIDs."""
+    rows = [f"0 {uuid} {2 << 30} {MEMORY} 73 512300 700000 2500000 61 {NAME}" for uuid in gpus]
+    return "\n".join([f"0 {version}", *rows, ""])
+
+
+def _visible() -> list[str]:
+    """The UUIDs of the GPUs that this process sees. Its tensors lie on the first one."""
+    path = os.environ.get("MADE_UP_DRIVER")  # of nvml.c
+    rows = ["0 GPU-a"] if path is None else Path(path).read_text().splitlines()[1:]
+    uuids = [row.split()[1] for row in rows]
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return uuids if chosen is None else [uuids[int(index)] for index in chosen.split(",") if index]
+
+
+def _properties(index: Any = 0) -> SimpleNamespace:
+    uuid = _visible()[torch.device(index).index or 0 if isinstance(index, str | torch.device) else index]
+    return SimpleNamespace(name=NAME, total_memory=MEMORY, uuid=uuid.removeprefix("GPU-"), major=9, minor=0)
+
+
 def install() -> None:
     """Let `torch.cuda` answer as if there were one GPU, from now on in this process."""
-    properties = SimpleNamespace(name=NAME, total_memory=MEMORY, uuid=UUID, major=9, minor=0, multi_processor_count=132)
     answers: dict[str, Any] = {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "init": lambda: None,
         "_lazy_init": lambda: None,
-        "device_count": lambda: 1,
+        "device_count": lambda: len(_visible()),
         "current_device": lambda: 0,
         "get_device_name": lambda *_: NAME,
-        "get_device_properties": lambda *_: properties,
+        "get_device_properties": _properties,
         "get_device_capability": lambda *_: (9, 0),
         "is_bf16_supported": lambda including_emulation=True: True,
         "synchronize": lambda *_: the_device().wait("synchronize"),
@@ -83,5 +102,6 @@ def install() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
+    torch.backends.cuda.is_built = lambda: True
     torch.backends.cudnn.is_acceptable = lambda tensor: False  # none is built in
     torch.Tensor.pin_memory = torch.Tensor.clone  # type: ignore[assignment, method-assign] # all memory is alike here

@@ -11,13 +11,13 @@ from tests.made_up_gpu import build
 build.load(Path(os.environ["MADE_UP_GPU"]))
 
 from tests.made_up_gpu.driver import install  # noqa: E402 - torch comes after the hooks
-from tests.made_up_gpu.tensors import MadeUpDevice, device_in_use  # noqa: E402 - as above
+from tests.made_up_gpu.tensors import MadeUpDevice, new_device  # noqa: E402 - as above
 
 install()
 
 
 @pytest.fixture(autouse=True)
 def gpu() -> Iterator[MadeUpDevice]:
-    """The device. What it is asked for outside a test fails."""
-    with device_in_use() as device:
+    """The device of one test."""
+    with new_device() as device:
         yield device

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._python_dispatch import return_and_correct_aliasing
 
 aten = torch.ops.aten
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -91,7 +90,7 @@ class Wait:
 
 
 class MadeUpDevice:
-    """Runs every operation that its tensors meet, and makes those that are asked for on "cuda"."""
+    """Runs every operation that its tensors meet."""
 
     def __init__(self) -> None:
         self.waits: list[Wait] = []
@@ -119,8 +118,6 @@ class MadeUpDevice:
         ours = [t for t in tensors if isinstance(t, MadeUpTensor)]
         device = kwargs.get("device")
         asked = None if device is None else torch.device(device)
-        if not ours and (asked is None or asked.type != "cuda"):
-            return func(*args, **kwargs)
         self.operations += 1
         self._check_places(func, tensors, ours)
         to_host = func is aten.copy_.default and not isinstance(args[0], MadeUpTensor)
@@ -265,39 +262,34 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
             yield args[position] if position < len(args) else kwargs.get(argument.name)
 
 
-class _Thread(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
-    """Shows the device what a thread asks for on "cuda", also with tensors of the CPU."""
+def _made(operation: Any) -> Callable[..., MadeUpTensor]:
+    """The operation that makes a tensor, for "cuda"."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return the_device().run(func, args, kwargs or {})
+    def make(*args: Any, **kwargs: Any) -> MadeUpTensor:
+        the_device().operations += 1
+        return MadeUpTensor(operation(*args, **{**kwargs, "device": CPU, "pin_memory": False}))
+
+    return make
 
 
-_device: list[MadeUpDevice] = []
+# Everything that is asked for on "cuda" is made by these, and then filled
+_library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call] # torch leaves it untyped
+_library.impl("empty.memory_format", _made(aten.empty.memory_format), "CUDA")  # type: ignore[no-untyped-call] # torch leaves it untyped
+_library.impl("empty_strided", _made(aten.empty_strided.default), "CUDA")  # type: ignore[no-untyped-call] # torch leaves it untyped
+
+_device = [MadeUpDevice()]
 
 
 def the_device() -> MadeUpDevice:
-    """Return the device in use.
-
-    Raises:
-        IndexError: there is none.
-    """
+    """Return the device of this process."""
     return _device[-1]
 
 
 @contextmanager
-def device_in_use() -> Iterator[MadeUpDevice]:
-    """Have the device for the block, in this thread and in those that it starts."""
-    device, run = MadeUpDevice(), threading.Thread.run
-
-    def run_with_device(self: threading.Thread) -> None:
-        with _Thread():  # type: ignore[no-untyped-call] # as above
-            run(self)
-
-    _device.append(device)
-    threading.Thread.run = run_with_device  # type: ignore[method-assign] # modes of torch are a thread's own
+def new_device() -> Iterator[MadeUpDevice]:
+    """Have another device for the block, of which nothing was asked before."""
+    _device.append(MadeUpDevice())
     try:
-        with _Thread():  # type: ignore[no-untyped-call] # as above
-            yield device
+        yield _device[-1]
     finally:
-        threading.Thread.run = run  # type: ignore[method-assign] # as it was
         _device.pop()

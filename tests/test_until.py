@@ -83,8 +83,12 @@ def test_runs_that_cannot_be_are_named() -> None:
         Planner(spec, few)
 
 
+def rate(params: int, width: int, tokens: int) -> float:
+    return 1e-3 * (params / 1e4) ** -0.25 * (tokens / 1e6) ** -0.1
+
+
 def mocked(output: Path, **more: Any) -> Result:
-    usual = {"sizes": [16, 32, 64, 128, 256, 512, 1024], "quiet": True, "draws": 200, "lr": 1e-3}
+    usual = {"sizes": [16, 32, 64, 128, 256, 512, 1024], "quiet": True, "draws": 200, "lr": rate}
     given: dict[str, Any] = usual | more
     budgets = [1e8, 3e8, 1e9, 3e9]
     return find_optimal(Mlp, "width", None, SAMPLES, nn.MSELoss(), budgets, True, "mock", output, **given)
@@ -105,6 +109,7 @@ def test_runs_are_added_until_the_optimum_is_known_and_stay(whole: Result, tmp_p
     assert after is not None and after <= asked < now and runs
     chosen = [e for e in result.plan.experiments if is_single_run(e)]
     assert [(e.budget, e.size) for e in chosen] == [(run.flops, run.size) for run in runs]
+    assert all(e.recipe.lr == rate(e.params, int(e.size), e.tokens) for e in chosen)  # at budgets of their own, too
     assert {e.key for e in whole.plan.experiments} == {e.key for e in result.plan.experiments} - {e.key for e in chosen}
     assert result.complete and result.compute_budgets == whole.compute_budgets
 

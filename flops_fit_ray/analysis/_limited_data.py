@@ -156,7 +156,7 @@ def _repeat_flags(known: Repetition, chosen: Method, budget: float, epochs: floa
     """Yield what the repeats change."""
     assert chosen.laws is not None
     n, d, loss = (law.at(budget) for law in chosen.laws)
-    new = f"N = {fmt.count(n)}, D = {fmt.count(d)}, L = {loss:.4f}"
+    new = f"N = {fmt.count(n)}, D = {fmt.count(d)}, L = {loss:.4f} by the {chosen.label}"
     if epochs <= 1:
         yield Flag("limited_data", "info", f"there are enough distinct tokens: this is the optimum for new ones, {new}")
         return

@@ -84,7 +84,7 @@ def test_runs_that_cannot_be_are_named() -> None:
 
 
 def rate(params: int, width: int, tokens: int) -> float:
-    return 1e-3 * (params / 1e4) ** -0.25 * (tokens / 1e6) ** -0.1
+    return float(1e-3 * (params / 1e4) ** -0.25 * (tokens / 1e6) ** -0.1)
 
 
 def mocked(output: Path, **more: Any) -> Result:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from tests import chaos
 from tests.chaos import Driver, Row, alive, children_of, make_project, uninterrupted
+from tests.chaos.clusters import mixed_cluster
 from tests.chaos.deaths import deaths
 from tests.chaos.files import contention, file_faults, file_kills, power_losses, writer_kills
 from tests.chaos.kills import driver_kills, head_kills, node_kills, worker_kills
 from tests.chaos.stops import signals
+from tests.chaos.storm import storm
 from tests.chaos.tune_state import broken_tune_states
 from tests.records import recorded
 
@@ -70,6 +72,8 @@ def scenarios(where: Path, dice: random.Random) -> dict[str, Callable[[], Row]]:
         "F1": lambda: file_kills(where, 20),
         "F2": lambda: file_faults(where),
         "F28": lambda: power_losses(where),
+        "F41": lambda: mixed_cluster(where / "mixed", sha256),
+        "F40": lambda: storm(where / "storm", 200, sha256, dice),
     }
 
 

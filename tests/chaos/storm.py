@@ -16,6 +16,7 @@ from flops_fit_ray.engine.processes import descendants
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INTERRUPTED
 from tests.chaos import Driver, Row, Watched, children_of, finish, make_project, until_gone
 
+SETTLED = 0.75  # share of drivers that are left alone until they train; the others are struck while they start
 PAUSE = 0.05  # of a training step: an experiment takes seconds
 DEATHS_IN_A_ROW = 100  # of one experiment: a storm proves nothing about an experiment that kills its worker
 ENDS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGSEGV", "SIGHUP")
@@ -27,7 +28,7 @@ SIGNALS = {  # to each kind of process; SIGTERM twice as a scheduler sends it
     "gcs_server": ("SIGKILL", "SIGTERM", "SIGSEGV"),
     "agent": ("SIGKILL", "SIGTERM"),
 }
-WEIGHTS = {"parent": 2, "driver": 3, "worker": 6, "raylet": 2, "gcs_server": 2, "agent": 1}
+WEIGHTS = {"parent": 2, "driver": 3, "worker": 9, "raylet": 2, "gcs_server": 2, "agent": 1}
 
 
 def storm(where: Path, kills: int, sha256: str, dice: random.Random) -> Row:
@@ -74,8 +75,11 @@ def _struck(
 ) -> tuple[set[int], int, str]:
     """Send signals until a driver ends. Returns its processes that were seen, its exit code, and the last signal."""
     family, last = {driver.process.pid}, "nothing"
+    if dice.random() < SETTLED:
+        signs = driver.root.glob
+        driver.until(lambda: any(_is_new(path, driver) for path in signs("experiments/*/progress.json")), 120)
     while not driver.ended() and row.times < kills:
-        time.sleep(min(dice.expovariate(1 / 3), 15.0))
+        time.sleep(min(dice.expovariate(1 / 1.5), 10.0))
         family |= descendants(driver.process.pid)
         kinds = _kinds(driver)
         if driver.ended() or not kinds:
@@ -90,6 +94,12 @@ def _struck(
         if kind not in ("worker", "agent"):
             break
     return family, driver.wait(240), last
+
+
+def _is_new(path: Path, driver: Driver) -> bool:
+    with contextlib.suppress(OSError):  # it comes and goes
+        return path.stat().st_mtime > driver.began
+    return False
 
 
 def _kinds(driver: Driver) -> dict[str, list[int]]:

@@ -206,7 +206,9 @@ def test_help_is_light() -> None:
 
 
 def test_status_loads_no_fits_and_no_arrays() -> None:
-    heavy = "{'torch', 'ray', 'pandas', 'scipy', 'numpy', 'flops_fit_ray.planning.grid', 'flops_fit_ray.tables'}"
+    heavy = (
+        "{'torch', 'ray', 'pandas', 'scipy', 'numpy', 'yaml', 'flops_fit_ray.planning.grid', 'flops_fit_ray.tables'}"
+    )
     code = (
         f"import sys, flops_fit_ray.cli._status, flops_fit_ray.console.status_text; print(*{heavy} & set(sys.modules))"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import zlib
@@ -29,6 +30,8 @@ WATCH_SECONDS, REMOTE_WATCH_SECONDS = 2.0, 30.0  # between two reads of the plan
 @json_option
 def status(directory: StoragePath | None, watch: bool, style: OutputStyle | None, as_json: bool) -> None:
     """Show the progress of a sweep from its files, on any machine that can read them."""
+    # Else pydantic looks through all packages that are installed for plugins, a tenth of the time of all this
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from flops_fit_ray.console.status_text import status_text
 
     sweep = open_directory(directory)

@@ -9,7 +9,6 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -314,6 +313,8 @@ class Ledger:
         begun = self.paths.begun_keys()
         wanted = [key for key in keys if key in begun]
         if is_remote(self.paths.root):  # one request after the other would take minutes
+            from concurrent.futures import ThreadPoolExecutor
+
             with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
                 found = list(pool.map(self.outcome, wanted))
         else:

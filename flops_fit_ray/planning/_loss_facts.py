@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.codec import Record
+
+if TYPE_CHECKING:
+    from flops_fit_ray.spec import SweepSpec
 
 
 @dataclass(frozen=True, kw_only=True)

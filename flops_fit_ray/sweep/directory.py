@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,6 @@ from flops_fit_ray.analysis import FitOptions, Flag
 from flops_fit_ray.errors import DirectoryError, PlanDamagedError, SpecError
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress, results_sha256, results_table
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
-from flops_fit_ray.spec import SYNTHETIC_LOSS, LrRule, SweepSpec, dump_spec, spec_from_bytes
 from flops_fit_ray.storage.atomic import (
     has_mark,
     is_missing,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flops_fit_ray.analysis import Analysis, Points, SweepFit
+    from flops_fit_ray.spec import LrRule, SweepSpec
     from flops_fit_ray.sweep._lr_checks import LrCheck
 
 MAX_CURVES = 500  # experiments whose curves are read
@@ -52,12 +53,27 @@ STATUSES = (
 )
 
 
-@dataclass(frozen=True)
+class _Spec:
+    """The spec of a sweep, or what parses it when it is first asked for: `status` does without it."""
+
+    def __get__(self, sweep: Sweep | None, _: type[Sweep]) -> SweepSpec:
+        if sweep is None:
+            raise AttributeError("spec")  # it has no default
+        found = vars(sweep)["spec"]
+        spec: SweepSpec = found() if isinstance(found, functools.partial) else found
+        vars(sweep)["spec"] = spec
+        return spec
+
+    def __set__(self, sweep: Sweep, spec: SweepSpec | functools.partial[SweepSpec]) -> None:
+        vars(sweep)["spec"] = spec
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """Contents of one directory now. Fits are made when they are asked for, from what is completed."""
 
     paths: SweepPaths
-    spec: SweepSpec
+    spec: _Spec = _Spec()
     plan: Plan
     results: tuple[ExperimentResult, ...]
     failures: tuple[Failure, ...]
@@ -147,6 +163,8 @@ class Sweep:
     @property
     def loss_name(self) -> str:
         """Return the name of the loss for axes and tables."""
+        from flops_fit_ray.spec import SYNTHETIC_LOSS
+
         if self.spec.loss == SYNTHETIC_LOSS:
             return "synthetic loss"
         return "held-out loss" if self.plan.measurements.data.eval_samples else "training loss, smoothed"
@@ -315,7 +333,7 @@ def open_sweep(root: StoragePath) -> Sweep:
         outcomes = Ledger(paths).outcomes(e.key for e in plan.experiments)
     return Sweep(
         paths=paths,
-        spec=recorded_spec(paths, sealed=has_mark(content)),
+        spec=_spec_of(paths, sealed=has_mark(content)),
         plan=plan,
         results=tuple(o for o in outcomes if isinstance(o, ExperimentResult)),
         failures=tuple(o for o in outcomes if isinstance(o, Failure)),
@@ -335,6 +353,8 @@ def record_spec(paths: SweepPaths, spec: SweepSpec) -> None:
     Raises:
         StorageError: the directory cannot be written.
     """
+    from flops_fit_ray.spec import dump_spec
+
     write_bytes(paths.spec, sealed_text(dump_spec(spec)))
 
 
@@ -348,6 +368,12 @@ def recorded_spec(paths: SweepPaths, *, sealed: bool = False) -> SweepSpec:
         SpecError: there is none, it is no text, or it was changed after it was written.
         StorageError: it cannot be read now.
     """
+    found = _spec_of(paths, sealed=sealed)
+    return found() if isinstance(found, functools.partial) else found
+
+
+def _spec_of(paths: SweepPaths, *, sealed: bool) -> SweepSpec | functools.partial[SweepSpec]:
+    """Read the spec as `recorded_spec` does; one that is as we wrote it is parsed when it is asked for."""
     try:
         raw = read_file(paths.spec)
     except OSError as e:
@@ -357,4 +383,11 @@ def recorded_spec(paths: SweepPaths, *, sealed: bool = False) -> SweepSpec:
     if not (text_seal(raw) if sealed else text_seal(raw) is not False):
         changed = "was changed after it was written; run the spec that you wrote yourself again, which writes this one"
         raise SpecError(str(paths.spec), [changed])
-    return spec_from_bytes(raw, str(paths.spec))
+    later = functools.partial(_parsed, raw, str(paths.spec))
+    return later if text_seal(raw) else later()
+
+
+def _parsed(raw: bytes, source: str) -> SweepSpec:
+    from flops_fit_ray.spec import spec_from_bytes
+
+    return spec_from_bytes(raw, source)

@@ -46,19 +46,14 @@ def mixed_cluster(where: Path, sha256: str) -> Row:
         driver = Driver(spec, root, "--address", cluster.address, "--device", "cpu", environment=cluster.environment)
         watched = Watched(root, row)
         row.expect(driver.until(lambda: any(root.glob("experiments/*/progress.json"))), f"{driver.said[-3:]}")
-        nodes = {
-            "at the start": cluster.nodes[0].pid,
-            "late": cluster.join(*GPU).pid,
-            "late, other code": cluster.join(
-                *GPU, before=["unshare", "-m", "sh", "-c", f'{edits} && exec "$@"', "-"]
-            ).pid,
-            "late, no storage": cluster.join(
-                *GPU, before=["unshare", "-m", "sh", "-c", f'{hides} && exec "$@"', "-"]
-            ).pid,
-        }
+        nodes = {"at the start": cluster.nodes[0].pid}
+        late = {"late": "true", "late, other code": edits, "late, no storage": hides}
+        for name, first in late.items():
+            nodes[name] = cluster.join(*GPU, before=["unshare", "-m", "sh", "-c", f'{first} && exec "$@"', "-"]).pid
+            cluster.until_joined(len(nodes))  # two that start at one moment may choose the same port
         row.times = len(nodes)
         got: dict[str, set[str]] = {name: set() for name in nodes}
-        until = time.monotonic() + 240
+        until = time.monotonic() + 400
         while not driver.ended() and time.monotonic() < until:
             families = {name: descendants(pid) for name, pid in nodes.items()}
             for path in root.glob("experiments/*/progress.json"):

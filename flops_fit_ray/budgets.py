@@ -22,8 +22,7 @@ from flops_fit_ray.planning.auto_budgets import (
 from flops_fit_ray.planning.grid import with_budgets_at
 from flops_fit_ray.spec import BudgetsFor, SweepSpec, limit_of_budgets
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep.directory import recorded_spec
-from flops_fit_ray.sweep.recorded import recorded_rates
+from flops_fit_ray.sweep.recorded import recorded_rates, recorded_spec
 
 FIRST_GUESS = 1e12  # smallest C in FLOPs where nothing is known; models and data move it
 LARGER_GUESSES = (1.0, 1e4, 1e8)

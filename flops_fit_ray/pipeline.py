@@ -29,11 +29,20 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, is_remote, local_path
 from flops_fit_ray.sweep.changes import Recorded, changes_since, recorded_in
 from flops_fit_ray.sweep.damage import outcome_flags
-from flops_fit_ray.sweep.directory import Sweep, left_open, open_sweep, record_spec, recorded_spec
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.extend import continued, unbracketed_budgets
 from flops_fit_ray.sweep.finished import record_finished
 from flops_fit_ray.sweep.from_checkpoint import CheckpointName, go_back
-from flops_fit_ray.sweep.recorded import Origin, record_origin, record_rates, recorded_constants, recorded_rates
+from flops_fit_ray.sweep.recorded import (
+    Origin,
+    left_open,
+    record_origin,
+    record_rates,
+    record_spec,
+    recorded_constants,
+    recorded_rates,
+    recorded_spec,
+)
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.sweep.stopping import StoppingRule, decide_next, stopping_rule_for, with_runs
 

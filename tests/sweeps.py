@@ -24,8 +24,8 @@ from flops_fit_ray.spec import FitSection, SweepSpec, TrackersSection, dump_spec
 from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
-from flops_fit_ray.sweep.directory import Sweep, open_sweep, record_spec
-from flops_fit_ray.sweep.recorded import Origin, record_origin, recorded_constants
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.recorded import Origin, record_origin, record_spec, recorded_constants
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.parts import UserParts
 from tests.parts import TruncatedRegression, planned, power_law_regression, spec_of, user_parts_of

@@ -15,9 +15,10 @@ from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
-from flops_fit_ray.sweep.directory import Sweep, record_spec
+from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.next_places import SweepSpace
 from flops_fit_ray.sweep.recommend import recommend
+from flops_fit_ray.sweep.recorded import record_spec
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, Surface, optimum, sweep_on
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 from tests.test_cli import call

@@ -12,8 +12,9 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, Planner, is_single_run
 from flops_fit_ray.spec import SingleRun, SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep.directory import open_sweep, record_spec
+from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.sweep.extend import continued
+from flops_fit_ray.sweep.recorded import record_spec
 from flops_fit_ray.sweep.stopping import (
     StoppingRule,
     decide_next,

@@ -27,7 +27,8 @@ from flops_fit_ray.planning import Plan, perplexity
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.lock import read_owner
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.sweep.directory import Sweep, recorded_spec
+from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.recorded import recorded_spec
 
 FIT_SHARE = 0.005  # of a core's time, for fits of the valleys
 EVENT_LINES = 2  # of the terminal, kept free for events

@@ -18,7 +18,7 @@ from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
-from flops_fit_ray.sweep.directory import recorded_spec
+from flops_fit_ray.sweep.recorded import recorded_spec
 
 SHOWN = 10  # lines of a difference
 _Place = tuple[float, str, str]  # budget, size, role: what an experiment is there for, however it is trained

@@ -10,18 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flops_fit_ray.analysis import FitOptions, Flag
-from flops_fit_ray.errors import DirectoryError, PlanDamagedError, SpecError
+from flops_fit_ray.errors import DirectoryError, PlanDamagedError
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress, results_sha256, results_table
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
 from flops_fit_ray.storage.atomic import (
     has_mark,
-    is_missing,
-    read_file,
     read_sealed,
-    sealed_text,
-    storage_error,
-    text_seal,
-    write_bytes,
 )
 from flops_fit_ray.storage.codec import value_of, without_collection
 from flops_fit_ray.storage.lock import living_owner
@@ -29,7 +23,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers
 from flops_fit_ray.sweep._codes import mixed_code
 from flops_fit_ray.sweep.damage import curve_flags, outcome_flags
-from flops_fit_ray.sweep.recorded import Origin, recorded_origin
+from flops_fit_ray.sweep.recorded import Origin, recorded_origin, spec_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -333,61 +327,10 @@ def open_sweep(root: StoragePath) -> Sweep:
         outcomes = Ledger(paths).outcomes(e.key for e in plan.experiments)
     return Sweep(
         paths=paths,
-        spec=_spec_of(paths, sealed=has_mark(content)),
+        spec=spec_of(paths, sealed=has_mark(content)),
         plan=plan,
         results=tuple(o for o in outcomes if isinstance(o, ExperimentResult)),
         failures=tuple(o for o in outcomes if isinstance(o, Failure)),
         command=origin.command,
         base=None if origin.base is None else Path(origin.base),
     )
-
-
-def left_open(spec: SweepSpec) -> list[str]:
-    """Name the settings of training that a spec leaves to a measurement, made once for each directory."""
-    return [name for name in ("precision", "compile") if getattr(spec.train, name) == "auto"]
-
-
-def record_spec(paths: SweepPaths, spec: SweepSpec) -> None:
-    """Write the spec of a sweep, as it is resolved, into its directory.
-
-    Raises:
-        StorageError: the directory cannot be written.
-    """
-    from flops_fit_ray.spec import dump_spec
-
-    write_bytes(paths.spec, sealed_text(dump_spec(spec)))
-
-
-def recorded_spec(paths: SweepPaths, *, sealed: bool = False) -> SweepSpec:
-    """Read the spec that a directory's sweep was last run with.
-
-    Args:
-        sealed: it was written by a version that sealed it.
-
-    Raises:
-        SpecError: there is none, it is no text, or it was changed after it was written.
-        StorageError: it cannot be read now.
-    """
-    found = _spec_of(paths, sealed=sealed)
-    return found() if isinstance(found, functools.partial) else found
-
-
-def _spec_of(paths: SweepPaths, *, sealed: bool) -> SweepSpec | functools.partial[SweepSpec]:
-    """Read the spec as `recorded_spec` does; one that is as we wrote it is parsed when it is asked for."""
-    try:
-        raw = read_file(paths.spec)
-    except OSError as e:
-        if not is_missing(paths.spec, e):
-            raise storage_error(paths.spec, "read", e) from e
-        raise SpecError(str(paths.spec), [f"cannot be read: {e.strerror}"]) from e
-    if not (text_seal(raw) if sealed else text_seal(raw) is not False):
-        changed = "was changed after it was written; run the spec that you wrote yourself again, which writes this one"
-        raise SpecError(str(paths.spec), [changed])
-    later = functools.partial(_parsed, raw, str(paths.spec))
-    return later if text_seal(raw) else later()
-
-
-def _parsed(raw: bytes, source: str) -> SweepSpec:
-    from flops_fit_ray.spec import spec_from_bytes
-
-    return spec_from_bytes(raw, source)

@@ -13,8 +13,8 @@ from flops_fit_ray.planning import Measurements, next_fault, unbracketed
 from flops_fit_ray.spec import Budget, LrRule, SizeValue, SweepSpec, make_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
-from flops_fit_ray.sweep.directory import Sweep, left_open, open_sweep, recorded_spec
-from flops_fit_ray.sweep.recorded import recorded_origin
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.recorded import left_open, recorded_origin, recorded_spec
 from flops_fit_ray.sweep.stopping import with_budgets, with_runs
 
 SOURCE = "extend"

@@ -10,7 +10,8 @@ from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.codec import Record, read_value
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
-from flops_fit_ray.sweep.directory import Sweep, left_open, open_sweep
+from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from flops_fit_ray.sweep.recorded import left_open
 
 
 @dataclass(frozen=True, kw_only=True)

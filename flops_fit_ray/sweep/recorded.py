@@ -1,15 +1,30 @@
-"""Facts that a directory keeps of its sweep beside spec and plan: what it began with, and the measured speed."""
+"""Facts that a directory keeps of its sweep beside the plan: its spec, what it began with, and the measured speed."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
+from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Rates, RecordedRates, SweepConstants
-from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.atomic import (
+    is_missing,
+    read_file,
+    read_json,
+    sealed_text,
+    storage_error,
+    text_seal,
+    write_bytes,
+    write_json,
+)
 from flops_fit_ray.storage.codec import Record, read_value, value_of
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import check_store_answers
+
+if TYPE_CHECKING:
+    from flops_fit_ray.spec import SweepSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +78,58 @@ def recorded_constants(paths: SweepPaths) -> SweepConstants | None:
         return value_of(SweepConstants, content.get("frame") or {})
     origin = recorded_origin(paths)
     return None if origin is None else origin.frame
+
+
+def left_open(spec: SweepSpec) -> list[str]:
+    """Name the settings of training that a spec leaves to a measurement, made once for each directory."""
+    return [name for name in ("precision", "compile") if getattr(spec.train, name) == "auto"]
+
+
+def record_spec(paths: SweepPaths, spec: SweepSpec) -> None:
+    """Write the spec of a sweep, as it is resolved, into its directory.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    from flops_fit_ray.spec import dump_spec
+
+    write_bytes(paths.spec, sealed_text(dump_spec(spec)))
+
+
+def recorded_spec(paths: SweepPaths, *, sealed: bool = False) -> SweepSpec:
+    """Read the spec that a directory's sweep was last run with.
+
+    Args:
+        sealed: it was written by a version that sealed it.
+
+    Raises:
+        SpecError: there is none, it is no text, or it was changed after it was written.
+        StorageError: it cannot be read now.
+    """
+    found = spec_of(paths, sealed=sealed)
+    return found() if isinstance(found, functools.partial) else found
+
+
+def spec_of(paths: SweepPaths, *, sealed: bool) -> SweepSpec | functools.partial[SweepSpec]:
+    """Read the spec as `recorded_spec` does; return one that is as we wrote it as what parses it, for later.
+
+    Raises:
+        SpecError, StorageError: as `recorded_spec` says.
+    """
+    try:
+        raw = read_file(paths.spec)
+    except OSError as e:
+        if not is_missing(paths.spec, e):
+            raise storage_error(paths.spec, "read", e) from e
+        raise SpecError(str(paths.spec), [f"cannot be read: {e.strerror}"]) from e
+    if not (text_seal(raw) if sealed else text_seal(raw) is not False):
+        changed = "was changed after it was written; run the spec that you wrote yourself again, which writes this one"
+        raise SpecError(str(paths.spec), [changed])
+    later = functools.partial(_parsed, raw, str(paths.spec))
+    return later if text_seal(raw) else later()
+
+
+def _parsed(raw: bytes, source: str) -> SweepSpec:
+    from flops_fit_ray.spec import spec_from_bytes
+
+    return spec_from_bytes(raw, source)

@@ -138,7 +138,12 @@ def test_it_ends_where_no_more_may_be_spent_or_run(whole: Result) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_noise_that_nothing_tells_is_measured_first(tmp_path: Path) -> None:
-    result = mocked(tmp_path, sizes=[32, 256, 1024], until="2@1e11", grid={"max_experiments": 14})
+    few = {"sizes": [32, 256, 1024]}
+    grid = mocked(tmp_path / "grid", **few)
+    spent = sum(e.flops_executed for e in grid.plan.experiments)
+    poor = decide_next(grid._sweep, StoppingRule(target=1e11, factor=2, at_most=spent + 1))
+    assert not poor.runs and "2 more seeds of C = 1e8 size " in poor.message and "raise --at-most" in poor.message
+    result = mocked(tmp_path / "more", **few, until="2@1e11", grid={"max_experiments": 14})
     assert factor_at(result.fit, 1e11) is not None
     first, second = result._sweep.spec.grid.runs[:2]
     assert (first.flops, first.seed, second.seed) == (1e8, 1, 2) and first.size == second.size

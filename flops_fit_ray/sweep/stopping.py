@@ -110,9 +110,12 @@ def decide_next(sweep: Sweep, rule: StoppingRule) -> Decision:
     if room < 1:
         return ended(f"grid.max_experiments = {sweep.spec.grid.max_experiments} is reached; raise it")
     if factor is None and sweep.fit.optima and sweep.fit.noise is None and room >= FIRST_SEEDS:
-        runs = space.single_runs([_at_cheapest_minimum(sweep)] * FIRST_SEEDS)
+        places = [_at_cheapest_minimum(sweep)] * FIRST_SEEDS
+        runs, flops = space.single_runs(places), sum(space.prices(places))
         where = f"C = {fmt.flops(runs[0].flops)} size {runs[0].size}"
         words = f"{now}, as the noise of the losses is not known: {FIRST_SEEDS} more seeds of {where}"
+        if space.spent + flops > limit:
+            return ended(f"{FIRST_SEEDS} more seeds of {where} cost {fmt.flops(flops)} FLOPs; raise --at-most")
         return Decision(factor=None, reached=False, runs=runs, message=words)
     count = min(max(ROUND, round(SHARE * len(experiments))), room)
     try:

@@ -233,8 +233,6 @@ def run(
 
     Without SPEC: sweep.yaml of this directory, else the built-in demo.
     """
-    from flops_fit_ray.budgets import with_budgets_chosen
-
     path = resolve_spec(spec, quiet=as_json)
     resolved = read_resolved(path, overrides)
     root = resolve_output(path, resolved, output)
@@ -244,6 +242,8 @@ def run(
         finished = say_finished(resolved, base_of(path, code), root)
         if finished is not None:
             return finished
+    from flops_fit_ray.budgets import with_budgets_chosen
+
     set_resume_line(command_line(path, root, overrides, limits, code, limit, address, first))
     command = command_line(path, root, overrides, limits, code, limit, address)
     request = request_for(

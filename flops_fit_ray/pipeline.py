@@ -76,6 +76,13 @@ class RunRequest:
     code: PlannedCode | None = None  # of model, data, loss and hooks; known once they were measured
 
     @property
+    def shared_base(self) -> Path | None:
+        """The directory of the user's code that every node must have; None where it travels."""
+        from flops_fit_ray.engine.jobs import upload_of
+
+        return None if self.base is None or upload_of(self.base) is not None else self.base
+
+    @property
     def trains(self) -> bool:
         """False where the losses are synthetic."""
         return self.spec.loss != SYNTHETIC_LOSS
@@ -160,6 +167,9 @@ def check(request: RunRequest, *, keep: bool) -> tuple[CheckReport, Slots]:
             load_user_parts=request.load_user_parts,
             address=request.address,
             max_slots=request.limits.slots,
+            root=request.root if keep else None,
+            base=request.shared_base,
+            code=code,
         )
     if keep and report.rates is not None:
         record_rates(SweepPaths(request.root), plan.constants, report.rates)
@@ -318,7 +328,6 @@ def grown_plan(planner: Planner, ledger: Ledger) -> Plan:
 
 def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: PlainConsole, stop: StopRequest) -> Sweep:
     """Run one plan to its end."""
-    from flops_fit_ray.engine.jobs import upload_of
     from flops_fit_ray.engine.rehearsal import rehearse_plan
     from flops_fit_ray.engine.tuner import run_plan
     from flops_fit_ray.ledger.watch import Watcher, Watchers
@@ -349,7 +358,7 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
         planner,
         spec=request.spec,
         root=request.root,
-        base=None if request.base is None or upload_of(request.base) is not None else request.base,
+        base=request.shared_base,
         load_user_parts=request.load_user_parts,
         code=request.code,
         address=request.address,

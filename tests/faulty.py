@@ -9,6 +9,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,26 @@ from typing import Any
 import pytest
 
 CHANGING = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir")  # functions of os
+CRASHES = """
+import ctypes, os, sys
+from flops_fit_ray.engine._crash import crashes_noted
+from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import storage_path
+
+_, root, how, rank = sys.argv
+
+def forward():
+    if how == "hang":
+        ctypes.PyDLL(None).sleep(60)  # a call that holds Python's lock, unlike those of ctypes.CDLL
+    os.abort()
+
+paths = SweepPaths(storage_path(root))
+with crashes_noted(paths, "key", 1.0, int(rank)):
+    pass
+assert not paths.crashes("key")
+with crashes_noted(paths, "key", 1.0, int(rank)):
+    forward()
+"""
 KILL = "kill"  # instead of an errno: the process ends where it stands
 
 
@@ -31,6 +53,13 @@ def drawn_points(operations: Sequence[str], seed: int) -> list[int]:
             seen |= kinds
             drawn.append(n + 1)
     return sorted(drawn)
+
+
+def crashing(root: str, how: str = "abort", *, rank: int = 0, **variables: str) -> int:
+    """Let a process that trains experiment "key" of a sweep crash or hang. Returns its exit status."""
+    command = [sys.executable, "-c", CRASHES, root, how, str(rank)]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, env=environment, check=False, capture_output=True, timeout=50).returncode
 
 
 class _File:

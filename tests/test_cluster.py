@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import open_sweep
 from tests.chaos import Driver, make_project, plain_sweep, uninterrupted
 from tests.nodes import RealCluster, free_port, real_cluster
@@ -33,28 +32,6 @@ def call(cluster: RealCluster, *words: str | Path) -> subprocess.CompletedProces
     """`flops-fit-ray`, as somebody would who may use the cluster."""
     command = [sys.executable, "-m", "flops_fit_ray", *map(str, words)]
     return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=False, timeout=240)
-
-
-def calls(cluster: RealCluster, *commands: list[str | Path]) -> list[tuple[int, str]]:
-    """Several of them by one process, which imports Ray and torch once. Returns each exit code and its errors."""
-    code = (
-        "import contextlib, io, json, sys\nfrom flops_fit_ray.cli import main\nfound = []\n"
-        "for words in json.loads(sys.argv[1]):\n"
-        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:\n"
-        "        try: main(words)\n"
-        "        except SystemExit as e: found.append((e.code, said.getvalue()))\n"
-        "print(json.dumps(found))"
-    )
-    words = json.dumps([[*map(str, command)] for command in commands])
-    done = subprocess.run(
-        [sys.executable, "-c", code, words],
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=240,
-    )
-    return [(int(code), said) for code, said in json.loads(done.stdout)]
 
 
 def ray_job(cluster: RealCluster, *words: str) -> str:
@@ -149,29 +126,19 @@ def test_f6_nodes_come_and_go_and_those_that_cannot_run_the_sweep_get_nothing(
     pace, apart = tmp_path / "pace", tmp_path / "apart"
     spec, root = make_project(tmp_path / "project", pace), apart / "out"
     pace.write_text("0")
-    hidden, edited = make_project(apart / "hidden"), make_project(apart / "edited")
-    place = shlex.quote(str(edited.parent))
-    own = f'mount -t tmpfs none {apart} && mkdir {place} && echo "data = None" > {place}/parts.py && exec "$@"'
+    apart.mkdir()
+    unseen, place = f'mount -t tmpfs none {apart} && exec "$@"', shlex.quote(str(spec.parent))
+    bad = cluster.join("--num-cpus", "1", before=["unshare", "-m", "sh", "-c", unseen, "-"])
+    cluster.until_joined(2)
     driver = Driver(spec, root, "--address", cluster.address, environment=cluster.environment)
     assert driver.until(lambda: len(recorded(root)) >= 2), driver.said
-    pace.write_text("1")
-    bad = cluster.join("--num-cpus", "1", before=["unshare", "-m", "sh", "-c", own, "-"])
-    assert driver.until(lambda: "left out: node" in "".join(driver.said)), driver.said
-    (line,) = (line for line in driver.said if "left out" in line)
+    (line,) = (line for line in driver.said if "left out" in line)  # before anything ran
     assert line.startswith("cluster: 1 experiments at a time;") and f"does not see {root}: give --output a path" in line
-
-    address = ("--address", cluster.address)  # at the start of a sweep such a node is a reason to refuse it
-    refused = calls(
-        cluster,
-        ["run", spec, *address, "--output", apart / "other"],
-        ["run", hidden, *address, "--output", tmp_path / "common"],
-        ["run", edited, *address, "--output", tmp_path / "common"],
-    )
-    assert [code for code, _ in refused] == [2, 2, 2]
-    assert f"does not see {apart / 'other'}: give --output a path on storage that all nodes share" in refused[0][1]
-    assert not SweepPaths(apart / "other").begun_keys() and not list((apart / "other").glob(".probe*"))
-    assert "does not have" in refused[1][1] and "send it with a job" in refused[1][1]
-    assert "has other code than the plan (parts.py is another one): put it on shared storage" in refused[2][1]
+    pace.write_text("1")
+    edited = f'mount -t tmpfs none {place} && echo "data = None" > {place}/parts.py && exec "$@"'
+    late = cluster.join("--num-cpus", "1", before=["unshare", "-m", "sh", "-c", edited, "-"])
+    other = "has other code than the plan (parts.py is another one): put it on shared storage"
+    assert driver.until(lambda: other in "".join(driver.said)), driver.said
 
     good = cluster.join("--num-cpus", "1")
     assert driver.until(lambda: any(line.startswith("cluster: 2 exp") for line in driver.said)), driver.said
@@ -179,7 +146,12 @@ def test_f6_nodes_come_and_go_and_those_that_cannot_run_the_sweep_get_nothing(
     cluster.kill(good)  # F6: the others finish everything
     pace.write_text("0")
     assert driver.wait(240) == 0, driver.said
-    cluster.kill(bad)
+    checked = call(cluster, "check", spec, "--address", cluster.address, "--output", root)
+    fails = [line for line in checked.stdout.splitlines() if line.startswith("FAIL  nodes")]
+    assert checked.returncode == 1 and len(fails) == 2, checked.stdout + checked.stderr
+    assert all(f"{words}" in "".join(fails) for words in (f"does not see {root}", other, "`run` leaves it out"))
+    for node in (bad, late):
+        cluster.kill(node)
     sweep = open_sweep(root)
     assert sweep.complete and not sweep.failures and sweep.num_deaths == 1
     assert sweep.results_sha256 == uninterrupted(tmp_path / "plain")

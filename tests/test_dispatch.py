@@ -2,8 +2,6 @@
 
 import itertools
 import signal
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError, RayTaskError
 
-from flops_fit_ray.engine._crash import KILLED, describe_death, is_hang
+from flops_fit_ray.engine._crash import KILLED, crashes_noted, describe_death, is_hang
 from flops_fit_ray.engine._dispatch import MAX_RETURNS, Dispatcher
 from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine.cluster import deaths_in_words
@@ -23,6 +21,7 @@ from flops_fit_ray.planning import Plan
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
+from tests.faulty import crashing
 from tests.records import FAILURE, RESULT
 from tests.worlds import loss_in, planner_of, run_through, world
 
@@ -170,42 +169,21 @@ def test_a_death_is_named_by_pythons_stack_by_ray_or_by_what_leaves_neither(tmp_
     )
     memory = "The actor died.\nTask was killed due to the node running low on memory."
     assert describe_death(paths, "key", memory) == (memory.splitlines()[1], memory)
-    command = f"""
-import ctypes, os, sys
-from pathlib import Path
-from flops_fit_ray.engine._crash import crashes_noted
-from flops_fit_ray.storage.paths import SweepPaths
-
-def forward(hang=False):
-    if hang:
-        ctypes.PyDLL(None).sleep(60)  # a call that holds Python's lock, unlike those of ctypes.CDLL
-    os.abort()
-
-paths = SweepPaths(Path({str(tmp_path)!r}))
-with crashes_noted(paths, "key", 1.0):
-    pass
-assert not paths.crash("key").exists()
-with crashes_noted(paths, "key", 1.0):
-    forward("hang" in sys.argv)
-"""
-    assert (
-        subprocess.run([sys.executable, "-c", command], check=False, capture_output=True).returncode == -signal.SIGABRT
-    )
+    assert crashing(str(tmp_path)) == -signal.SIGABRT
     line, trace = describe_death(paths, "key", unknown)
-    assert line == 'Fatal Python error: Aborted (File "<string>", line 10 in forward)'
-    assert "most recent call first" in trace and trace.endswith(unknown)
+    assert line == 'Fatal Python error: Aborted (File "<string>", line 12 in forward)'
+    assert "most recent call first" in trace and trace.endswith(unknown) and not is_hang(trace)
 
-    assert not is_hang(trace)
-    done = subprocess.run([sys.executable, "-c", command, "hang"], check=False, capture_output=True, timeout=50)
-    line, trace = describe_death(paths, "key", "")
-    assert (
-        done.returncode == 1
-        and is_hang(trace)
-        and line
-        == (
-            'no sign of life for 0:00:01, as a call holds Python\'s lock (the GIL) (File "<string>", line 9 in forward)'
-        )
-    )
+    for rank in (0, 1):  # of another worker of the experiment, too
+        assert crashing(str(tmp_path), "hang", rank=rank) == 1
+        line, trace = describe_death(paths, "key", "")
+        said = "no sign of life for 0:00:01, as a call holds Python's lock (the GIL)"
+        assert is_hang(trace) and line == f'{said} (File "<string>", line 11 in forward)'
+        local_path(paths.crash("key")).unlink(missing_ok=True)  # as its own process does, which only hears of a death
+        assert [path.name for path in paths.crashes("key")] == ["crash-1.txt"] * rank
+    with crashes_noted(paths, "key", 60.0):  # the next attempt forgets all of them
+        assert [path.name for path in paths.crashes("key")] == ["crash.txt"]
+    assert not paths.crashes("key")
 
 
 def test_a_worker_that_hangs_twice_without_getting_further_is_stalled(tmp_path: Path) -> None:

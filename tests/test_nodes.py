@@ -10,7 +10,7 @@ import pytest
 from flops_fit_ray.engine._dispatch import Dispatcher
 from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine._node_watch import NodeWatch
-from flops_fit_ray.engine._nodes import Answer, Mark, NodeProbe, differences
+from flops_fit_ray.engine._nodes import Answer, FoundNodes, Mark, NodeProbe, differences
 from flops_fit_ray.engine._rounds import _amounts
 from flops_fit_ray.engine._searcher import ExperimentSearcher
 from flops_fit_ray.engine._trainable import UNFIT_FAULT, UNFIT_NODE
@@ -87,7 +87,8 @@ def watched(
     probe = NodeProbe(tmp_path, None, None, gpus=False)
     machines = {name: Machine(host=name) for name in known}
     head = Head("127.0.0.1:1", local=local)
-    return NodeWatch(probe, machines, head, max_slots, shown.append), dispatcher, stop, shown
+    found = FoundNodes(machines=machines, left_out={})
+    return NodeWatch(probe, found, head, max_slots, shown.append), dispatcher, stop, shown
 
 
 def test_slots_follow_the_nodes_that_may_run_experiments(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from flops_fit_ray.cli import main
+from flops_fit_ray.engine._crash import KILLED, crashes_noted, describe_death, is_hang
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.errors import DirectoryError, InterruptedSweepError, SpecError, StorageError
 from flops_fit_ray.ledger import Ledger
@@ -35,6 +37,7 @@ from flops_fit_ray.storage.storage_path import (
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.sweep.recorded import recorded_constants
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
+from tests.faulty import crashing
 from tests.killing import one_run, run_here
 from tests.object_store import Proxy, s3_server, uri
 from tests.parts import planned, user_parts_of
@@ -317,6 +320,22 @@ def test_no_request_holds_up_the_training_and_a_stop_is_seen(
             while time.monotonic() < deadline:
                 observer.progress(1000, 1.0)
                 time.sleep(0.05)
+
+
+def test_a_hang_is_known_there_too(root: StoragePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stack lies on the machine of the process: a driver there reads it, and the next attempt there uploads it."""
+    paths, driver, there = SweepPaths(root), tmp_path / "driver", tmp_path / "there"
+    driver.mkdir()
+    there.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(driver))
+    assert crashing(str(root), "hang", TMPDIR=str(there)) == 1 and describe_death(paths, "key", "") == (KILLED, "")
+    monkeypatch.setattr(tempfile, "tempdir", str(there))  # a driver on that machine
+    assert is_hang(describe_death(paths, "key", "")[1])
+    with crashes_noted(paths, "key", 60.0):  # the next attempt
+        monkeypatch.setattr(tempfile, "tempdir", str(driver))
+        line, trace = describe_death(paths, "key", "")
+        assert is_hang(trace) and "line 11 in forward" in line
+    assert describe_death(paths, "key", "") == (KILLED, "")  # it ended well
 
 
 @pytest.mark.parametrize("error", [StorageError("a full disk"), OSError("an error of the sweep")])

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import hashlib
+import os
 import re
 import sysconfig
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from flops_fit_ray.background import looping
 from flops_fit_ray.errors import last_line
+from flops_fit_ray.storage.atomic import write_bytes
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.storage.storage_path import is_remote, local_path
+from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
 
 _NO_TRACE = "Worker unexpectedly exits with a connection error"  # Ray's words for any end that it does not know
 _BROKEN = "is temporarily unavailable: RpcError"  # and for a node that is gone as well as for a process
@@ -27,26 +32,53 @@ KILLED = (
 
 
 @contextlib.contextmanager
-def crashes_noted(paths: SweepPaths, key: str, timeout: float) -> Iterator[None]:
+def crashes_noted(paths: SweepPaths, key: str, timeout: float, rank: int = 0) -> Iterator[None]:
     """Let Python write its stack beside the experiment if a signal (SIGSEGV, SIGABRT, ...) or a hang ends the process.
 
-    In an object store nothing is written: a process that crashes sends no request.
+    A process that crashes sends no request, so for a sweep in an object store the stack lies on its machine: a driver
+    there reads it, and the next attempt on that machine uploads it.
 
     Args:
         timeout: seconds after which a process is ended in which no thread has run.
+        rank: of the worker among those of the experiment.
     """
-    if is_remote(paths.root):
-        yield
-        return
-    path = local_path(paths.crash(key))
+    path = _place_here(paths, key, rank)
     with contextlib.ExitStack() as until:
         with contextlib.suppress(OSError):  # a full disk: the training will hear of it
+            if _take_up(paths, key, rank, path):
+                until.callback(paths.crash(key, rank).unlink, missing_ok=True)
             file = until.enter_context(path.open("w"))  # a new attempt forgets the crash of the last
             faulthandler.enable(file, all_threads=False)
             until.callback(faulthandler.enable, all_threads=False)  # to stderr, as Ray has it
             until.callback(path.unlink, missing_ok=True)
             until.enter_context(_ended_if_hung(file, timeout))
         yield
+
+
+def _place_here(paths: SweepPaths, key: str, rank: int) -> Path:
+    """Return the file of this machine that a stack is written to."""
+    noted = paths.crash(key, rank)
+    if not is_remote(noted):
+        return local_path(noted)
+    sweep = hashlib.sha256(str(paths.root).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"flops-fit-ray-{os.getuid()}" / sweep / key / noted.name
+
+
+def _take_up(paths: SweepPaths, key: str, rank: int, path: Path) -> bool:
+    """Upload what an earlier attempt has left on this machine, or remove what its other workers have left.
+
+    Returns:
+        True if something was uploaded.
+    """
+    if not is_remote(paths.root):
+        for other in paths.crashes(key) if rank == 0 else ():
+            other.unlink(missing_ok=True)
+        return False
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    left = path.read_bytes() if path.is_file() else b""
+    if left:
+        write_bytes(paths.crash(key, rank), left)
+    return bool(left)
 
 
 def _ended_if_hung(file: TextIO, timeout: float) -> contextlib.AbstractContextManager[None]:
@@ -71,9 +103,7 @@ def describe_death(paths: SweepPaths, key: str, said: str) -> tuple[str, str]:
     Args:
         said: Ray's words; empty where it says nothing.
     """
-    trace = ""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        trace = paths.crash(key).read_bytes().decode().strip()
+    trace = _trace_of(paths, key)
     if trace:
         what, place = trace.splitlines()[0], _place(trace)
         if is_hang(trace):
@@ -82,6 +112,18 @@ def describe_death(paths: SweepPaths, key: str, said: str) -> tuple[str, str]:
             )
         return what + (f" ({place})" if place else ""), "\n".join(filter(None, (trace, said)))
     return reason_of(said), said
+
+
+def _trace_of(paths: SweepPaths, key: str) -> str:
+    """Return the stack that a process of an experiment has left; empty without one."""
+    here: Sequence[StoragePath] = ()
+    if is_remote(paths.root):
+        here = sorted(_place_here(paths, key, 0).parent.glob("crash*.txt"))
+    with contextlib.suppress(OSError):
+        for path in (*here, *paths.crashes(key)):
+            if trace := path.read_bytes().decode(errors="replace").strip():
+                return trace
+    return ""
 
 
 def is_hang(trace: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from flops_fit_ray.engine._dispatch import Dispatcher
-from flops_fit_ray.engine._nodes import Answer, NodeProbe, live_nodes_for
+from flops_fit_ray.engine._nodes import Answer, FoundNodes, NodeProbe, live_nodes_for
 from flops_fit_ray.engine.cluster import Head
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.resources import count_slots
@@ -23,7 +23,7 @@ class NodeWatch:
     """Looks at the cluster now and then, and tells the dispatcher how many experiments run at a time, and where not.
 
     Args:
-        machines: of the nodes that were looked at before the sweep began, by id.
+        found: the nodes that were looked at before the sweep began.
         max_slots: experiments at a time that were asked for; None: as many as fit now.
         record: keeps what is known of the cluster, for people.
     """
@@ -31,12 +31,13 @@ class NodeWatch:
     def __init__(
         self,
         probe: NodeProbe,
-        machines: dict[str, Machine],
+        found: FoundNodes,
         head: Head,
         max_slots: int | None,
         record: Callable[[Cluster], object],
     ) -> None:
-        self._probe, self._machines, self._head, self._max_slots = probe, machines, head, max_slots
+        self._probe, self._head, self._max_slots = probe, head, max_slots
+        self._machines, self.left_out_at_first = dict(found.machines), found.left_out
         self._record = record
         self._asked: dict[str, Any] = {}  # nodes with references to their answers
         self._left_out: dict[str, float] = {}  # nodes, and when they were

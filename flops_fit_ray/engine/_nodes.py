@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flops_fit_ray.engine._gpus import gpu_fault
+from flops_fit_ray.engine._gpus import gpu_fault, refuse_unusable_gpus
 from flops_fit_ray.engine.planned_code import WAY_OUT, PlannedCode, other_code
-from flops_fit_ray.engine.resources import fits, live_entries
+from flops_fit_ray.engine.resources import Slots, fits, live_entries
 from flops_fit_ray.errors import ResourceError, StorageError, last_line
 from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.storage.atomic import read_json, write_json
@@ -155,35 +155,45 @@ class NodeProbe:
         return self._root / f".probe-{self._mark.token}-{name[:16]}.tmp"
 
 
-def check_nodes(probe: NodeProbe, resources: Mapping[str, float]) -> tuple[list[str], dict[str, Machine]]:
-    """Make sure that every node can run experiments of this sweep.
+@dataclass(frozen=True, kw_only=True)
+class FoundNodes:
+    """The nodes of a cluster before a sweep begins, by Ray's id."""
 
-    Returns what is odd, and no reason to stop, and what each node has, by Ray's id.
+    machines: dict[str, Machine]  # of those that can run experiments
+    left_out: dict[str, str]  # those that cannot, and why
+    odd: tuple[str, ...] = ()  # what is no reason to leave one out
 
-    A node that is the driver's own, and alone, is not asked, nor one that cannot run an experiment.
+
+def check_nodes(probe: NodeProbe, slots: Slots) -> FoundNodes:
+    """Ask which nodes can run experiments of this sweep.
+
+    A node that is the driver's own, and alone, is not asked, nor one that is too small for an experiment.
 
     Raises:
-        ResourceError: a node cannot; all of them are named.
+        ResourceError: none can; all of them are named.
         StorageError: the driver itself cannot write there.
     """
     import ray
 
-    nodes = live_nodes_for(resources)
+    nodes = live_nodes_for(slots.resources)
     own = ray.get_runtime_context().get_node_id()
     if nodes.keys() <= {own}:
-        return [], {name: this_machine() for name in nodes}
+        refuse_unusable_gpus(slots)
+        return FoundNodes(machines={name: this_machine() for name in nodes}, left_out={})
     with waiting(f"asking {len(nodes)} nodes of the cluster what they see"):
         tasks = {name: probe.ask(node) for name, node in nodes.items()}
         ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=ANSWER_SECONDS)
     answers = [a for name, node in nodes.items() if (a := probe.answer(node, tasks[name])) is not None]
-    faults = [fault for answer in answers if (fault := probe.fault(answer)) is not None]
+    left_out = {answer.node: fault for answer in answers if (fault := probe.fault(answer)) is not None}
     for name in nodes:
         probe.remove_reply(name)
-    if faults:
-        raise ResourceError("\n  ".join(["the nodes of the cluster do not have the same files:", *faults]))
     if not answers:
         raise ResourceError("no node of the cluster answers; start one, or leave --address out to run here")
-    return differences(answers), {a.node: a.machine for a in answers if a.machine is not None}
+    good = [answer for answer in answers if answer.node not in left_out]
+    if not good:
+        raise ResourceError("\n  ".join(["no node of the cluster can run this sweep:", *left_out.values()]))
+    machines = {a.node: a.machine for a in good if a.machine is not None}
+    return FoundNodes(machines=machines, left_out=left_out, odd=tuple(differences(good)))
 
 
 def live_nodes_for(resources: Mapping[str, float]) -> dict[str, Mapping[str, Any]]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_ray.engine.resources import Slots
+from flops_fit_ray.engine.resources import Slots, elsewhere
 from flops_fit_ray.storage.atomic import read_file, read_json, write_json
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, pyarrow_location
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from flops_fit_ray.engine._trainable import TrialContext
 
 FINISHED = {"TERMINATED", "ERROR"}  # Tune's words for trials that it would not go on with
-NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
 CLOCK_SECONDS = 60.0  # by which clocks may differ
 # Experiments up to which Tune's state is kept. It has 16 KB of each, and is written whole every few seconds: half of
 # the CPU time that Tune takes for an experiment of milliseconds, and a file of 160 MB for 10,000 of them.
@@ -125,8 +124,7 @@ def _request(bundles: str, avoid: tuple[str, ...]) -> tune.PlacementGroupFactory
     parts = json.loads(bundles)
     if not avoid:
         return tune.PlacementGroupFactory(parts, strategy="PACK")
-    elsewhere = {NODE_LABEL: f"!in({','.join(avoid)})"}
-    return tune.PlacementGroupFactory(parts, strategy="PACK", bundle_label_selector=[elsewhere] * len(parts))
+    return tune.PlacementGroupFactory(parts, strategy="PACK", bundle_label_selector=[elsewhere(avoid)] * len(parts))
 
 
 def make_tuner(

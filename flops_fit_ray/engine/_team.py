@@ -16,6 +16,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import Store  # type: ignore[attr-defined] # torch leaves it unexported
 
+from flops_fit_ray.engine._crash import crashes_noted
 from flops_fit_ray.engine._ledger_observer import READ_SECONDS
 from flops_fit_ray.engine._termination import WorkerTerminated, end_on_sigterm
 from flops_fit_ray.engine.resources import Slots
@@ -23,6 +24,7 @@ from flops_fit_ray.errors import ExperimentError, WorkerLostError, first_line, l
 from flops_fit_ray.ledger.hardware import Machine, Readings
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.storage.codec import value_of
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.training.distributed.group import (
     SINGLE_WORKER,
     Group,
@@ -48,8 +50,11 @@ FIRST_TO_FAIL = "first worker to fail"
 class Follower:
     """A worker that is not the leader, as a Ray actor."""
 
-    def __init__(self, load_user_parts: Callable[[], UserParts], device: str) -> None:
-        self._load_user_parts, self._device = load_user_parts, device
+    def __init__(
+        self, load_user_parts: Callable[[], UserParts], device: str, paths: SweepPaths, time_limit: float
+    ) -> None:
+        self._load_user_parts, self._device, self._paths = load_user_parts, device, paths
+        self._time_limit = time_limit
         self._user: UserParts | None = None
         end_on_sigterm()
 
@@ -63,7 +68,11 @@ class Follower:
         """Train one experiment along with its leader."""
         assert self._user is not None
         store = connect_store(host, port, STEP_SECONDS)
-        with process_group(store, group, self._device, FOLLOWER_SECONDS), _readings_sent(host, port, group.rank):
+        with (
+            crashes_noted(self._paths, experiment.key, self._time_limit, group.rank),
+            process_group(store, group, self._device, FOLLOWER_SECONDS),
+            _readings_sent(host, port, group.rank),
+        ):
             try:
                 with hard_exit_raises():
                     run_follower(experiment, self._user, eval_samples=eval_samples, group=group, device=self._device)
@@ -115,12 +124,14 @@ class Team:
         self,
         load_user_parts: Callable[[], UserParts],
         slots: Slots,
+        paths: SweepPaths,
         *,
         eval_samples: int,
         sharded: bool,
         time_limit: float,
     ) -> None:
         self._load_user_parts, self._slots, self._size = load_user_parts, slots, slots.workers
+        self._paths = paths
         self._eval_samples, self._sharded, self._patience = eval_samples, sharded, time_limit
         self._others: list[Any] = []
         self._board: Store | None = None  # holds the readings of the others
@@ -197,7 +208,8 @@ class Team:
             for number in range(1, self._size):
                 there = PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=number)
                 actor = ray.remote(Follower).options(**self._slots.options, scheduling_strategy=there)
-                self._others.append(actor.remote(self._load_user_parts, self._slots.device))
+                given = (self._load_user_parts, self._slots.device, self._paths, self._patience)
+                self._others.append(actor.remote(*given))
             _use_interface_of_ray()
         nodes = ray.get([other.get_ready.remote() for other in self._others])
         own = str(ray.get_runtime_context().get_node_id())

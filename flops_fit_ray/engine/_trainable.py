@@ -81,6 +81,7 @@ class ExperimentTrainable(tune.Trainable):
         self._team = Team(
             functools.partial(load_on_fit_node, context),
             context.slots,
+            self._ledger.paths,
             eval_samples=context.eval_samples,
             sharded=context.spec.shard_model,
             time_limit=context.spec.data.timeout_seconds,

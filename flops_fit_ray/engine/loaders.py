@@ -233,13 +233,16 @@ def share_data(loader: Loader, tensor_bytes: int) -> Loader:
         tensor_bytes: of datasets of tensors; 0 for any other.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if tensor_bytes < MIN_SHARED_BYTES or tensor_bytes > MAX_STORE_SHARE * _smallest_store():
         return loader
     if isinstance(loader, ObjectLoader):
         return SharedLoader(loader.without_data(), ray.put(_packed(loader)))
-    task = ray.remote(_packed).options(num_cpus=0)
-    return SharedLoader(loader, task.remote(loader))  # Ray reruns the task if its node is lost
+    # On the driver's own node, which has the code and the data of the plan: others may have joined without
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(_packed).options(num_cpus=0, scheduling_strategy=here)
+    return SharedLoader(loader, task.remote(loader))
 
 
 def _packed(loader: Loader) -> PackedData:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from flops_fit_ray.engine._gpus import refuse_unusable_gpus
 from flops_fit_ray.engine._local_limits import usable_cores
+from flops_fit_ray.engine._nodes import NodeProbe, check_nodes
 from flops_fit_ray.engine.cluster import ray_session, runs_here
 from flops_fit_ray.engine.loaders import Loader, comparing_loader, share_data
-from flops_fit_ray.engine.resources import Slots, choose_slots, live_nodes, on_cpus, on_gpus
+from flops_fit_ray.engine.planned_code import PlannedCode
+from flops_fit_ray.engine.resources import (
+    Slots,
+    choose_slots,
+    count_slots,
+    elsewhere,
+    fits,
+    live_nodes,
+    on_cpus,
+    on_gpus,
+)
 from flops_fit_ray.errors import DataDiffersError, NodeUnfitError, ResourceError, last_line
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.training.preflight.check import CheckItem, CheckReport, check_plan
+from flops_fit_ray.storage.storage_path import StoragePath
+from flops_fit_ray.training.preflight.check import CheckItem, CheckReport, Verdict, check_plan
 from flops_fit_ray.training.preflight.timing import PrecisionChoice, choose_precision
 from flops_fit_ray.training.preflight.usage import DeviceUsage, measure_usages
 from flops_fit_ray.training.user.parts import UserParts
@@ -42,11 +56,12 @@ def refuse_early(spec: SweepSpec, address: str | None) -> None:
         choose_slots(wanted, [machine], workers=spec.workers_per_trial)
 
 
-def slots_for(spec: SweepSpec, max_slots: int | None, workers: int = 1) -> Slots:
-    """Return the slots of the cluster for the experiments of a spec, whose GPUs have been tried.
+def slots_for(spec: SweepSpec, max_slots: int | None, workers: int = 1, *, try_gpus: bool = True) -> Slots:
+    """Return the slots of the cluster for the experiments of a spec.
 
     Args:
         max_slots, workers: as for `choose_slots`.
+        try_gpus: make sure that torch can compute on the GPUs of every node.
 
     Raises:
         ResourceError: the cluster cannot run such experiments.
@@ -54,8 +69,24 @@ def slots_for(spec: SweepSpec, max_slots: int | None, workers: int = 1) -> Slots
     slots = choose_slots(spec.whole_resources, live_nodes(), max_slots, workers)
     if spec.device == "cuda" and not slots.uses_gpu:
         raise ResourceError("device is cuda, and no node of this cluster has a GPU; leave it out to use the CPU")
-    refuse_unusable_gpus(slots)
+    if try_gpus:
+        refuse_unusable_gpus(slots)
     return slots
+
+
+def slots_without(slots: Slots, left_out: Mapping[str, str]) -> Slots:
+    """Return the slots that the other nodes have.
+
+    Args:
+        left_out: nodes that cannot run the sweep, by Ray's id, and why.
+
+    Raises:
+        ResourceError: they have none.
+    """
+    count = count_slots(slots, live_nodes(avoid=left_out))
+    if not count:
+        raise ResourceError("\n  ".join(["the nodes that can run this sweep are too small:", *left_out.values()]))
+    return replace(slots, count=count)
 
 
 def choose_on_worker(
@@ -81,7 +112,7 @@ def choose_on_worker(
         try:
             compared = _shared(load_user_parts, spec, plan)
             with waiting("measuring precision and compilation on a worker"):
-                found: PrecisionChoice = _get(_on(slots, _choose).remote(plan, compared, slots))
+                found: PrecisionChoice = _on_fit_node(slots, _choose, plan, compared, slots)
         except ray.exceptions.RayError as e:
             last = last_line(e)
             raise ResourceError(
@@ -96,12 +127,29 @@ def _shared(load_user_parts: Loader, spec: SweepSpec, plan: Plan) -> Loader:
     return comparing_loader(share_data(load_user_parts, found.data.tensor_bytes), spec, found)
 
 
-def _on(slots: Slots, function: Callable[..., Any]) -> Any:
-    """Return a function as a Ray task with the resources of one experiment."""
+def _on(slots: Slots, function: Callable[..., Any], avoid: Collection[str] = ()) -> Any:
+    """Return a function as a Ray task with the resources of one experiment, on none of the nodes to avoid."""
     import ray
 
     # One call per process: it takes over the driver's working directory, and a cluster has other users
-    return ray.remote(max_calls=1)(function).options(**slots.options, max_retries=0)
+    where = {"label_selector": elsewhere(avoid)} if avoid else {}
+    return ray.remote(max_calls=1)(function).options(**slots.options, max_retries=0, **where)
+
+
+def _on_fit_node(slots: Slots, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function on a node that has the code of the plan: one after the other is tried.
+
+    Raises:
+        NodeUnfitError, DataDiffersError, ray.exceptions.RayError: as `_get`; the first where no node has it.
+    """
+    avoid: set[str] = set()
+    while True:
+        try:
+            return _get(_on(slots, function, avoid).remote(*arguments))
+        except NodeUnfitError as e:
+            avoid.add(e.node)
+            if not any(fits(slots.resources, node) for node in live_nodes(avoid)):
+                raise
 
 
 def _get(task: Any) -> Any:
@@ -129,11 +177,16 @@ def check_on_worker(
     load_user_parts: Loader,
     address: str | None,
     max_slots: int | None = None,
+    root: StoragePath | None = None,
+    base: Path | None = None,
+    code: PlannedCode | None = None,
 ) -> tuple[CheckReport, Slots]:
     """Run the check where an experiment would run. The death of its worker is a FAIL, not an error.
 
     Args:
         max_slots: as for the sweep.
+        root: the sweep's directory, for which every node of a cluster is asked; None asks that of the worker alone.
+        base, code: as for the sweep.
 
     Raises:
         ResourceError: the cluster cannot be reached, or can never run an experiment of this sweep.
@@ -145,9 +198,15 @@ def check_on_worker(
     with ray_session(address) as head:
         slots = slots_for(spec, head.grows_to(max_slots))
         try:
+            left_out = {} if root is None or head.local else _left_out(root, base, code, slots)
+        except ResourceError as e:
+            return _only("FAIL", "nodes", str(e), asked), slots
+        try:
             compared = _shared(load_user_parts, spec, plan)
             with waiting("checking the smallest and the largest model on a worker"):
-                report, began = _get(_on(slots, _check).remote(plan, compared, slots))
+                report, began = _get(_on(slots, _check, left_out).remote(plan, compared, slots))
+            nodes = [CheckItem("FAIL", "nodes", f"{fault}; `run` leaves it out") for fault in left_out.values()]
+            report = replace(report, lines=(*report.lines, *nodes))
             rates = None if report.rates is None else replace(report.rates, start_seconds=max(0.0, began - asked))
             if spec.workers_per_trial > 1:
                 return _of_one_worker(report, spec), slots
@@ -160,14 +219,19 @@ def check_on_worker(
                 step_seconds={},
             ), slots
         except NodeUnfitError as e:
-            return CheckReport(
-                lines=(CheckItem("FAIL", "code", e.fault),), device="?", seconds=time.time() - asked, step_seconds={}
-            ), slots
+            return _only("FAIL", "code", e.fault, asked), slots
         except ray.exceptions.RayError as e:
-            words = f"the worker ended: {last_line(e)}"
-            return CheckReport(
-                lines=(CheckItem("FAIL", "runs", words),), device="?", seconds=0.0, step_seconds={}
-            ), slots
+            return _only("FAIL", "runs", f"the worker ended: {last_line(e)}", asked), slots
+
+
+def _left_out(root: StoragePath, base: Path | None, code: PlannedCode | None, slots: Slots) -> dict[str, str]:
+    with contextlib.closing(NodeProbe(root, base, code, gpus=False)) as probe:  # they have been tried
+        return check_nodes(probe, slots).left_out
+
+
+def _only(verdict: Verdict, name: str, words: str, asked: float) -> CheckReport:
+    item = CheckItem(verdict, name, words)
+    return CheckReport(lines=(item,), device="?", seconds=time.time() - asked, step_seconds={})
 
 
 def _of_one_worker(report: CheckReport, spec: SweepSpec) -> CheckReport:
@@ -186,8 +250,13 @@ def _of_one_worker(report: CheckReport, spec: SweepSpec) -> CheckReport:
     return replace(report, rates=None, lines=(*lines, CheckItem("WARN", "speed", words)))
 
 
-def shared_slots(plan: Plan, spec: SweepSpec, load_user_parts: Loader, slots: Slots) -> Slots:
+def shared_slots(
+    plan: Plan, spec: SweepSpec, load_user_parts: Loader, slots: Slots, avoid: Collection[str] = ()
+) -> Slots:
     """Return the slots for `resources_per_trial: auto`, from measured memory and utilization of this sweep's models.
+
+    Args:
+        avoid: nodes that cannot run the sweep, by Ray's id.
 
     Raises:
         ResourceError: they could not be measured there.
@@ -197,14 +266,14 @@ def shared_slots(plan: Plan, spec: SweepSpec, load_user_parts: Loader, slots: Sl
     try:
         compared = _shared(load_user_parts, spec, plan)
         with waiting("measuring memory and utilization on a worker"):
-            found: list[DeviceUsage] = _get(_on(slots, _usages).remote(plan, compared, slots))
+            found: list[DeviceUsage] = _get(_on(slots, _usages, avoid).remote(plan, compared, slots))
     except ray.exceptions.RayError as e:
         last = last_line(e)
         raise ResourceError(f"resources_per_trial: auto could not be measured: {last}; say what it is") from e
     if not slots.uses_gpu:
-        return on_cpus(live_nodes(), found[-1].peak_bytes)
+        return on_cpus(live_nodes(avoid), found[-1].peak_bytes)
     needs = [(u.params, max(u.busy, MEMORY_MARGIN * u.peak_bytes / (u.memory_bytes or 1))) for u in found]
-    return on_gpus(slots, live_nodes(), needs)
+    return on_gpus(slots, live_nodes(avoid), needs)
 
 
 def _load(load_user_parts: Callable[[], UserParts], plan: Plan) -> UserParts:

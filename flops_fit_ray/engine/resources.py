@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from flops_fit_ray.errors import ResourceError
 
 Node = Mapping[str, float]  # Ray's resource names (CPU, GPU, ...) to amounts
+NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +62,14 @@ def live_entries() -> dict[str, Mapping[str, Any]]:
     return {str(node["NodeID"]): node for node in every if node["Alive"]}
 
 
-def live_nodes() -> list[Node]:
-    """Return the resources of every node that is alive."""
-    return [dict(node["Resources"]) for node in live_entries().values()]
+def live_nodes(avoid: Collection[str] = ()) -> list[Node]:
+    """Return the resources of every node that is alive, but for those to avoid, by id."""
+    return [dict(node["Resources"]) for name, node in live_entries().items() if name not in avoid]
+
+
+def elsewhere(avoid: Collection[str]) -> dict[str, str]:
+    """Return Ray's label selector of all nodes but some; empty where there are none to avoid."""
+    return {NODE_LABEL: f"!in({','.join(sorted(avoid))})"} if avoid else {}
 
 
 def choose_slots(

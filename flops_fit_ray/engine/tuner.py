@@ -23,7 +23,7 @@ from flops_fit_ray.engine.cluster import Head, ray_session
 from flops_fit_ray.engine.interrupt import GRACE_SECONDS, StopRequest
 from flops_fit_ray.engine.loaders import Loader, comparing_loader, share_data
 from flops_fit_ray.engine.planned_code import PlannedCode
-from flops_fit_ray.engine.preflight import shared_slots, slots_for
+from flops_fit_ray.engine.preflight import shared_slots, slots_for, slots_without
 from flops_fit_ray.engine.resources import Slots
 from flops_fit_ray.errors import DataDiffersError, InterruptedSweepError, StorageError
 from flops_fit_ray.ledger import Ledger
@@ -69,7 +69,7 @@ def run_plan(
         The plan in the end.
 
     Raises:
-        ResourceError: the cluster cannot run such trials, or its nodes do not have the same files.
+        ResourceError: the cluster cannot run such trials, or none of its nodes can run this sweep.
         InterruptedSweepError: a signal stopped the sweep, or the head of the cluster is gone.
         StorageError: the directory cannot be written any more.
         DataDiffersError: a process that trains has other data than those of the plan.
@@ -87,20 +87,23 @@ def run_plan(
     if live.done():
         return live.plan
     with ray_session(address) as head, contextlib.ExitStack() as stack:
-        slots = slots_for(spec, head.grows_to(max_slots), spec.workers_per_trial)
+        slots = slots_for(spec, head.grows_to(max_slots), spec.workers_per_trial, try_gpus=False)
         probe = stack.enter_context(contextlib.closing(NodeProbe(root, base, code, gpus=slots.uses_gpu)))
-        odd, machines = check_nodes(probe, slots.resources)
+        found = check_nodes(probe, slots)  # which tries the GPUs
+        if found.left_out and max_slots is None:
+            slots = slots_without(slots, found.left_out)
         if spec.resources_per_trial == "auto":
-            slots = shared_slots(live.plan, spec, load_user_parts, slots)
+            slots = shared_slots(live.plan, spec, load_user_parts, slots, found.left_out)
         if max_slots is not None:
             slots = dataclasses.replace(slots, count=head.grows_to(max_slots) or min(max_slots, slots.count))
-        slots = slots.with_notes(odd)
-        ledger.record_cluster(Cluster(slots=slots.count, note=slots.note, machines=tuple(machines.values())))
+        slots = slots.with_notes(found.odd)
+        shown = slots.with_notes([f"left out: {fault}" for fault in found.left_out.values()])
+        ledger.record_cluster(Cluster(slots=shown.count, note=shown.note, machines=tuple(found.machines.values())))
         watcher.on_cluster()
         try:
             with watcher.following():
                 context = _context(live, spec, load_user_parts, slots, code, None if head.local else probe.mark)
-                nodes = NodeWatch(probe, machines, head, max_slots, ledger.record_cluster)
+                nodes = NodeWatch(probe, found, head, max_slots, ledger.record_cluster)
                 _run_rounds(live, context, nodes, stop, head)
         except BaseException:  # whoever still speaks does so about a sweep that was left
             stop.set(InterruptedSweepError("the sweep was left"))
@@ -139,6 +142,8 @@ def _run_rounds(live: LivePlan, context: TrialContext, nodes: NodeWatch, stop: S
     from flops_fit_ray.engine._rounds import MAX_STATE_EXPERIMENTS, make_tuner
 
     ledger, dispatcher = live.ledger, Dispatcher(live, context.slots, stop)
+    for node, fault in nodes.left_out_at_first.items():
+        dispatcher.leave_out(node, fault)
 
     def look() -> None:
         head.check()

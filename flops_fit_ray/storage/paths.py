@@ -222,9 +222,13 @@ class SweepPaths(ReportPaths):
         """Progress of a running experiment; overwritten about once a second."""
         return self.experiments / f"{key}/progress.json"
 
-    def crash(self, key: str) -> StoragePath:
-        """Stack of the process of a running experiment, if a signal ended it."""
-        return self.experiments / f"{key}/crash.txt"
+    def crash(self, key: str, rank: int = 0) -> StoragePath:
+        """Stack of a process of a running experiment, by its rank, if a signal or a hang ended it."""
+        return self.experiments / f"{key}/crash{f'-{rank}' if rank else ''}.txt"
+
+    def crashes(self, key: str) -> list[StoragePath]:
+        """The stacks that are there, of the first worker first."""
+        return sorted((self.experiments / key).glob("crash*.txt"), key=lambda path: (len(path.name), path.name))
 
     def events(self, key: str) -> StoragePath:
         """Events of one experiment, a JSON object per line."""

@@ -18,7 +18,7 @@ from flops_fit_ray.cli import main
 from flops_fit_ray.engine._crash import KILLED, crashes_noted, describe_death, is_hang
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.errors import DirectoryError, InterruptedSweepError, SpecError, StorageError
-from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.pipeline import check_output
 from flops_fit_ray.report import write_report
 from flops_fit_ray.storage._lease import LeaseHeldError, leased
@@ -195,8 +195,8 @@ def test_one_writer_there(root: StoragePath, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_of_many_that_start_at_once_one_writes(root: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each in a thread of its own; a dead process has left the first claim of all."""
-    monkeypatch.setattr("flops_fit_ray.storage._lease.RETRY_SECONDS", 0.05)
-    monkeypatch.setattr("flops_fit_ray.storage._lease.SILENT_SECONDS", 3.0)
+    monkeypatch.setattr("flops_fit_ray.storage._claims.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("flops_fit_ray.storage._claims.SILENT_SECONDS", 3.0)
     path = SweepPaths(root).lock_owner
     assert isinstance(path, ObjectPath)
     for n in range(2):
@@ -225,6 +225,26 @@ def test_of_many_that_start_at_once_one_writes(root: StoragePath, monkeypatch: p
         for thread in threads:
             thread.join()
         assert names_in(root) == []  # neither a lease nor a claim is left
+
+
+def test_of_many_that_record_a_result_at_once_the_first_stays(
+    root: StoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers of one experiment, as where one was taken for dead: whoever has read the result has read the last."""
+    monkeypatch.setattr("flops_fit_ray.storage._claims.RETRY_SECONDS", 0.05)
+    ledger, gate, read = Ledger(SweepPaths(root)), threading.Barrier(5), dict[float, ExperimentResult]()
+
+    def record(loss: float) -> None:
+        gate.wait()
+        read[loss] = ledger.record_result(replace(RESULT, loss=loss))
+
+    threads = [threading.Thread(target=record, args=(1.0 + n,)) for n in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(read) == 5 and set(map(str, read.values())) == {str(ledger.result("k1"))}
+    assert names_in(root / "experiments" / "k1") == ["result.json"]
 
 
 def test_an_owner_that_was_superseded_stops(root: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:

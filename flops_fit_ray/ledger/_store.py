@@ -123,11 +123,13 @@ class Ledger:
 
     def record_result(self, result: ExperimentResult) -> ExperimentResult:
         """Record a result. If there is one already, that one stays and is returned."""
+        path = self.paths.result(result.key)
+        there = is_taken(path)
         recorded = self.result(result.key)
         if recorded is not None:
             return recorded
-        path = self.paths.result(result.key)
-        if (aside := set_aside(path)) is not None:  # torn or foreign
+        # Torn or foreign; what has come since may be the result of another worker
+        if there and (aside := set_aside(path)) is not None:
             self.record_event(result.key, f"its result could not be read: kept as {aside.name}", level="warning")
         write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(result)}, once=True, sealed=True)
         for obsolete in (self.paths.failure(result.key), self.paths.progress(result.key)):

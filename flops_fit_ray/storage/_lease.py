@@ -1,10 +1,8 @@
 """One writer of a directory in an object store: a lease that its owner renews, because object stores have no locks.
 
-pyarrow writes no object on the condition that there is none yet. So whoever wants the lease first writes a claim under
-a name of its own, then lists the claims, and goes on only if its claim is there alone and the lease has not changed
-meanwhile: of two that claim at the same time, the later one to list sees both. A claim is removed once the lease is
-written. What is left is a process that is held up for longer than `SILENT_SECONDS` between two requests and then goes
-on as if nothing had happened: it and the owner since then find each other's lease, and stop their sweeps.
+Whoever wants it claims its name first (storage/_claims.py), and goes on if the lease has not changed meanwhile. A
+process that is held up for too long in between and then goes on as if nothing had happened finds the lease of the owner
+since then, and the other one its: both stop their sweeps.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from flops_fit_ray.errors import StorageError
+from flops_fit_ray.storage._claims import claimed
 from flops_fit_ray.storage._owner import LockOwner, read_owner_file, renewing, this_process
 from flops_fit_ray.storage.atomic import storage_error, with_retries, write_json
 from flops_fit_ray.storage.codec import Count
@@ -25,7 +24,6 @@ from flops_fit_ray.storage.object_store import ObjectPath
 
 BEAT_SECONDS = 5.0  # between renewals
 SILENT_SECONDS = 30.0  # after which an owner is taken for dead
-RETRY_SECONDS = 1.0  # between looks at the claims of others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +54,17 @@ def leased(path: ObjectPath, host: str) -> Iterator[Lease | None]:
     if before is not None and not before.has_exited(host) and _is_renewed(path, before):
         raise LeaseHeldError(before)
     mine = Lease(**vars(this_process(host)), token=secrets.token_hex(8), beat=0)
-    with _claimed(path, mine, before):
-        write_json(path, asdict(mine))
+
+    def look() -> None:
+        now = read_owner_file(Lease, path)
+        if now is not None and now != before:
+            raise LeaseHeldError(now)
+
+    try:
+        with claimed(path, with_retries, look):
+            write_json(path, asdict(mine))
+    except OSError as e:
+        raise storage_error(path, "written", e) from e
     beat = 0
 
     def renew() -> bool:
@@ -78,45 +85,6 @@ def leased(path: ObjectPath, host: str) -> Iterator[Lease | None]:
             found = read_owner_file(Lease, path)
             if found is not None and found.token == mine.token:
                 path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _claimed(path: ObjectPath, mine: Lease, before: Lease | None) -> Iterator[None]:
-    """Hold a claim to the lease while the block runs, as the only process that does.
-
-    Of several, the one of the lowest token stays and the others withdraw until it is done. A claim that is there for
-    too long is that of a dead process, and is removed.
-
-    Raises:
-        LeaseHeldError: another process has taken the lease meanwhile.
-        StorageError: the store does not answer.
-    """
-    claim = path.with_name(f"{path.name}.claim-{mine.token}")
-    seen: dict[ObjectPath, float] = {}  # when each claim of others was noticed
-    write_json(claim, asdict(mine))
-    try:
-        while True:
-            claims = with_retries(lambda: list(path.parent.glob(f"{path.name}.claim-*")))
-            now = read_owner_file(Lease, path)  # after the claims: one that is gone may have become the lease
-            if now is not None and now != before:
-                raise LeaseHeldError(now)
-            if claims == [claim]:
-                break
-            others = [other for other in claims if other != claim]
-            for other in others:
-                if time.monotonic() - seen.setdefault(other, time.monotonic()) > SILENT_SECONDS:
-                    other.unlink(missing_ok=True)
-            if others and min(others) < claim:
-                claim.unlink(missing_ok=True)
-            elif claim not in claims:
-                write_json(claim, asdict(mine))
-            time.sleep(RETRY_SECONDS)
-        yield
-    except OSError as e:
-        raise storage_error(path, "written", e) from e
-    finally:
-        with contextlib.suppress(OSError):
-            claim.unlink(missing_ok=True)
 
 
 def _is_renewed(path: ObjectPath, before: Lease) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flops_fit_ray.errors import StorageError
+from flops_fit_ray.storage._claims import claimed
 from flops_fit_ray.storage.object_store import ObjectPath, Response
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
 
@@ -52,7 +53,8 @@ RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0)  # between tries of a request to an object
 def whole_file(path: StoragePath, *, once: bool = False, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that becomes `path` when the block ends without an error, durably and as a whole.
 
-    On a file system: temporary file, fsync, rename, fsync of the directory. In an object store: one PUT.
+    On a file system: temporary file, fsync, rename, fsync of the directory. In an object store: one PUT; with `once`
+    after the name was claimed.
 
     Args:
         once: keep a file that is there already, even if another process writes at the same moment.
@@ -66,8 +68,9 @@ def whole_file(path: StoragePath, *, once: bool = False, durable: bool = True) -
             with tempfile.NamedTemporaryFile() as file:
                 yield file
                 file.flush()
-                if not (once and with_retries(path.exists)):
-                    with_retries(lambda: path.put(Path(file.name)))
+                with claimed(path, with_retries) if once else contextlib.nullcontext():
+                    if not (once and with_retries(path.exists)):
+                        with_retries(lambda: path.put(Path(file.name)))
         else:
             with _whole_file(local_path(path), once, durable) as local:
                 yield local

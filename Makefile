@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench clean
+.PHONY: help demo test test-fast lint format bench gpu clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ format: $(VENV)/.installed ## format, and mend what ruff can
 bench: $(VENV)/.installed ## the quick benchmarks: one step and the fits (benchmarks/README.md has the others)
 	$(BIN)/python -m benchmarks.step_cpu --quick
 	$(BIN)/python -m benchmarks.fit --quick
+
+gpu: $(VENV)/.installed ## all that only a GPU can tell, in 8 minutes: gpu.json (without one everything is small)
+	$(BIN)/python -m benchmarks.gpu
 
 clean: ## remove .venv and caches; sweeps in runs/ stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

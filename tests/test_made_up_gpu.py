@@ -1,5 +1,6 @@
 """The GPU path on a device that does not exist, in a process of its own: hooks for it come before torch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -38,3 +39,28 @@ def test_what_needs_a_gpu_runs_on_one_that_is_made_up(tmp_path: Path) -> None:
     )
     summary = done.stdout.splitlines()[-1]
     assert done.returncode == 0 and " passed" in summary and "skipped" not in summary, done.stdout[-20_000:]
+
+
+@pytest.mark.slow
+def test_the_command_that_measures_a_gpu_works(tmp_path: Path) -> None:
+    """`make gpu`, small; its compiled peers and what it runs through Ray are left out."""
+    library = build.build(tmp_path)
+    if library is None:
+        pytest.skip("no C++ compiler: the benchmark was not tried")
+    figures = tmp_path / "gpu.json"
+    command = ["-m", "benchmarks.gpu", "--quick", "--output", str(figures), "--parts", "killed", "precisions", "memory"]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "MADE_UP_GPU": str(library), "PYTHONPATH": f"{ROOT / 'tests/made_up_gpu/site'}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads(figures.read_text())
+    assert content["versions"]["torch"] and content["device"] == "NVIDIA H200"
+    killed, precisions = content["parts"]["killed"], content["parts"]["precisions"]
+    assert killed["resumed_from"] and killed["same_bits"]
+    assert precisions["bf16"]["loss"] == pytest.approx(precisions["fp32"]["loss"], rel=0.02)

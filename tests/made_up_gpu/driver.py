@@ -89,6 +89,8 @@ def install() -> None:
         "mem_get_info": lambda *_: (MEMORY, MEMORY),
         "reset_peak_memory_stats": lambda *_: None,
         "max_memory_allocated": lambda *_: 1 << 20,
+        "memory_allocated": lambda *_: 1 << 20,
+        "memory_reserved": lambda *_: 1 << 20,
         "empty_cache": lambda: None,
         "manual_seed_all": lambda seed: None,  # its random numbers are the CPU's
         "get_rng_state_all": lambda: [torch.zeros(16, dtype=torch.uint8)],

@@ -2,12 +2,12 @@
 
     uint64 length | uint32 masked CRC-32C of the length | data | uint32 masked CRC-32C of the data
 
-Written here because tensorboardX takes the checksum byte by byte in Python, and an fsync for every flush.
+Framed here because tensorboardX buffers what it writes, to write it again at the exit of the process where the disk is
+full, and asks for an fsync at every flush.
 """
 
 from __future__ import annotations
 
-import functools
 import socket
 import struct
 import time
@@ -15,12 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from crc32c import crc32c
 
-POLYNOMIAL = 0x82F63B78  # Castagnoli's, with its bits reversed (RFC 3720)
 MASK = 0xA282EAD8  # by TFRecord, because a checksum of data that hold checksums tells little
-PIECE = 256  # bytes that are looked up at once
 
 
 class EventFile:
@@ -52,62 +49,13 @@ class EventFile:
 
 def framed(records: Sequence[bytes]) -> bytes:
     """Return records, each between its length and the checksums."""
-    sums = crc32c(records)
-    return b"".join(
-        part for data, crc in zip(records, sums, strict=True) for part in (_header(len(data)), data, _masked(crc))
-    )
+    found = []
+    for data in records:
+        length = struct.pack("<Q", len(data))
+        found += [length, _masked(length), data, _masked(data)]
+    return b"".join(found)
 
 
-@functools.cache
-def _header(length: int) -> bytes:
-    packed = struct.pack("<Q", length)
-    return packed + _masked(crc32c([packed])[0])
-
-
-def _masked(crc: int) -> bytes:
+def _masked(data: bytes) -> bytes:
+    crc = crc32c(data)
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + MASK) & 0xFFFFFFFF)
-
-
-def crc32c(records: Sequence[bytes]) -> list[int]:
-    """Return the CRC-32C of each record; those of one length are computed together."""
-    found = [0] * len(records)
-    by_length: dict[int, list[int]] = {}
-    for i, data in enumerate(records):
-        by_length.setdefault(len(data), []).append(i)
-    for length, places in by_length.items():
-        rows = np.frombuffer(b"".join(records[i] for i in places), dtype=np.uint8).reshape(len(places), length)
-        state = np.full(len(places), 0xFFFFFFFF, dtype=np.uint32)
-        for start in range(0, length, PIECE):
-            state = _state_after(rows[:, start : start + PIECE], state)
-        for i, crc in zip(places, (state ^ np.uint32(0xFFFFFFFF)).tolist(), strict=True):
-            found[i] = crc
-    return found
-
-
-def _state_after(rows: NDArray[np.uint8], state: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Return the state after the bytes (second axis) of each record.
-
-    A CRC is linear over GF(2): it is the XOR of what each byte adds by its distance from the end, once the state before
-    is XORed into the first four bytes.
-    """
-    table, length = _contributions(), rows.shape[1]
-    if length < 4:
-        for column in rows.T:
-            state = table[0][(state ^ column) & 255] ^ (state >> 8)
-        return state
-    rows = rows.copy()
-    rows[:, :4] ^= state.astype("<u4").view(np.uint8).reshape(-1, 4)
-    added: NDArray[np.uint32] = np.bitwise_xor.reduce(table[np.arange(length - 1, -1, -1), rows], axis=1)
-    return added
-
-
-@functools.cache
-def _contributions() -> NDArray[np.uint32]:
-    """Return the state after a byte (second axis) and so many zero bytes behind it (first axis)."""
-    byte = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        byte = np.where(byte & 1, (byte >> 1) ^ np.uint32(POLYNOMIAL), byte >> 1)
-    rows = [byte]
-    for _ in range(PIECE - 1):
-        rows.append((rows[-1] >> 8) ^ byte[rows[-1] & 255])
-    return np.array(rows, dtype=np.uint32)

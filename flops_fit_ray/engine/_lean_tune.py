@@ -1,4 +1,4 @@
-"""Work that Ray Tune does for every trial and a sweep has no use for, left out while its Tuner runs.
+"""Work that Ray Tune does for every trial and a sweep has no use for, left out of large sweeps while a Tuner runs.
 
 With experiments of milliseconds this is most of the driver's work, and some of it grows with their number. Each part is
 looked for by name: a version of Ray that has another name for it goes on as it is.
@@ -30,7 +30,14 @@ def _replaced(owner: Any, name: str, by: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fewer_questions() -> Iterator[None]:
+def lean_tune(paths: SweepPaths) -> Iterator[None]:
+    """Have a Tune for the block that does little for each trial, and keeps no state of them."""
+    with _fewer_questions(), _without_state(paths):
+        yield
+
+
+@contextlib.contextmanager
+def _fewer_questions() -> Iterator[None]:
     """Ask the head of the cluster for the trainable once, and no worker where it is.
 
     Tune asks the head three times for each trial, and unpickles what comes; and twice the worker for its address and
@@ -67,7 +74,7 @@ def _remembering(ask: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def without_state(paths: SweepPaths) -> Iterator[None]:
+def _without_state(paths: SweepPaths) -> Iterator[None]:
     """Leave the trials out of the state that Tune writes while the block runs; the ledger alone says what is left.
 
     Tune then has no use for trials that have ended either, which it would go through several times for each new one.

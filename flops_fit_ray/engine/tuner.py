@@ -138,7 +138,7 @@ def _context(
 
 def _run_rounds(live: LivePlan, context: TrialContext, nodes: NodeWatch, stop: StopRequest, head: Head) -> None:
     """Start Tune until the ledger has every outcome."""
-    from flops_fit_ray.engine._lean_tune import fewer_questions, without_state
+    from flops_fit_ray.engine._lean_tune import lean_tune
     from flops_fit_ray.engine._rounds import MAX_STATE_EXPERIMENTS, make_tuner
 
     ledger, dispatcher = live.ledger, Dispatcher(live, context.slots, stop)
@@ -153,7 +153,7 @@ def _run_rounds(live: LivePlan, context: TrialContext, nodes: NodeWatch, stop: S
         keeps_state = len(live.plan.experiments) <= MAX_STATE_EXPERIMENTS
         restore = keeps_state and round_number == 0
         tuner, restored = make_tuner(dispatcher, context, ledger.paths, context.slots, restore=restore)
-        with fewer_questions(), contextlib.nullcontext() if keeps_state else without_state(ledger.paths):
+        with contextlib.nullcontext() if keeps_state else lean_tune(ledger.paths):
             errors = _fit(tuner, ledger.paths, stop, head, look, forgiving=restored)
         dispatcher.forget_adopted()
         for key, words in errors.items():  # with Ray's own words, where the process died

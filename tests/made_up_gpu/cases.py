@@ -32,7 +32,9 @@ def nothing_waits(gpu: MadeUpDevice, *but: str) -> None:
     assert not hidden, [(wait.operation, wait.stack[-12:]) for wait in hidden[:3]]
 
 
-@pytest.mark.parametrize("name", GUESTS)
+@pytest.mark.parametrize(
+    "name", [name for name in GUESTS if name != "MLP"]
+)  # thousands of steps; others have its layers
 def test_what_users_bring_trains_as_on_the_cpu_and_nothing_waits(name: str, tmp_path: Path, gpu: MadeUpDevice) -> None:
     model, data, loss = GUESTS[name]
     outcomes = list[Outcome]()

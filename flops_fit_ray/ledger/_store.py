@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -272,7 +271,7 @@ class Ledger:
 
     def _curve_table(self, key: str, columns: list[str] | None = None) -> Any:
         """Return the table of a curve; None where there is none, or it is damaged."""
-        from pyarrow import parquet
+        from pyarrow import BufferReader, parquet
 
         path = self.paths.curve(key)
         try:
@@ -282,7 +281,8 @@ class Ledger:
                 return None
             raise storage_error(path, "read", e) from e
         try:
-            return parquet.read_table(io.BytesIO(content), columns=columns, page_checksum_verification=True)
+            file = parquet.ParquetFile(BufferReader(content), page_checksum_verification=True)
+            return file.read(columns, use_threads=False)  # a third of the time of `read_table`
         except (OSError, ValueError, KeyError, MemoryError):
             return None
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import hardware
+from benchmarks.harness import device_here, hardware
 from benchmarks.parts import experiment_of
 from benchmarks.step_gpu import app_state_of
 from flops_fit_ray import __version__
@@ -45,11 +45,6 @@ SECONDS = 480.0
 SHARES = {"tests": 0.2, "step": 0.4, "packing": 0.2, "killed": 0.05, "precisions": 0.05, "memory": 0.02, "sweep": 0.3}
 STEPS = 200
 CHECKPOINT_STEPS = 20
-
-
-def device_here() -> torch.device:
-    """The device that everything is measured on."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def small_experiment(steps: int, quick: bool, precision: str | None = None) -> tuple[Experiment, UserParts]:

@@ -39,6 +39,17 @@ class Line:
         sys.stdout.flush()
 
 
+def device_here() -> torch.device:
+    """The device that everything is measured on."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def hardware() -> str:
     """The device in words."""
     if torch.cuda.is_available():

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import hardware
+from benchmarks.harness import device_here, hardware, wait_for
 from benchmarks.step_gpu import ON_CPU, SIZES, app_state_of
 from flops_fit_ray.engine.preflight import MEMORY_MARGIN
 from flops_fit_ray.engine.resources import gpu_fraction
@@ -28,30 +28,25 @@ WARM_STEPS = 20
 
 def train(name: str, seconds: float, begin: Barrier, results: Any) -> None:
     """One trial: its tokens per second while all of them train."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     with torch_threads(threads=1):
         experiment, user = app_state_of(name, device, 10**9)
         worker = Worker(experiment, user, device)
         worker.advance(WARM_STEPS)
-        _wait(device)
+        wait_for(device)
         begin.wait()
         began, steps = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
             worker.advance(5)
             steps += 5
-            _wait(device)
+            wait_for(device)
         taken = time.perf_counter() - began
         results.put(steps * experiment.tokens / experiment.steps / taken)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def share_of(name: str, results: Any) -> None:
     """What `auto` gives this model."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     experiment, user = app_state_of(name, device, 1000)
     found = measure_usage(experiment, user, device)
     memory = 0.0 if found.memory_bytes is None else MEMORY_MARGIN * found.peak_bytes / found.memory_bytes

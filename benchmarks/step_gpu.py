@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.harness import Line, interleaved, ratio_of
+from benchmarks.harness import Line, device_here, interleaved, ratio_of, wait_for
 from benchmarks.parts import experiment_of
 from benchmarks.peers import Peer
 from flops_fit_ray.errors import first_line
@@ -84,8 +84,7 @@ def synchronized(steps: Callable[[int], None], count: int, device: torch.device)
 
     def block() -> None:
         steps(count)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
 
     return block
 
@@ -105,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540.0, help="the time that may be used")
     parser.add_argument("--sizes", nargs="*", default=None, choices=list(SIZES), help="these alone")
     given = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     torch.set_num_threads(1)
     ends = time.monotonic() + given.seconds
     if device.type == "cuda":

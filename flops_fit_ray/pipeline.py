@@ -336,18 +336,20 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
     paths = ledger.paths
     rates = recorded_rates(paths, planner.cells.constants)
 
+    base = None if request.base is None else str(request.base)
+
     def record(grown: Plan) -> None:
-        base = None if request.base is None else str(request.base)
         code = None if request.code is None else request.code.facts.digest
         content = priced(grown, request.spec.grid.start, rates=rates).to_json()
-        record_origin(paths, Origin(command=request.command, base=base, frame=grown.constants))
         write_json(paths.plan, {**content, "command": request.command, "base": base, "code": code}, sealed=True)
 
     try:
         record_spec(paths, request.spec)
         if request.code is not None:
             ledger.record_code(request.code.facts)
-        record(planner.plan())
+        plan = planner.plan()
+        record_origin(paths, Origin(command=request.command, base=base, frame=plan.constants))
+        record(plan)
         request.on_recorded()
     except StorageError as e:  # nothing has been run, so there is nothing to resume
         raise DirectoryError(f"{e}, or choose another --output") from e

@@ -37,6 +37,7 @@ from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.training.step.device import device_name, peak_flops
+from tests.compiling import compiled
 from tests.killing import in_a_child, num_attempts, one_run, wrong_in_the_end
 from tests.parts import spec_of, user_parts_of
 from tests.records import recorded
@@ -222,13 +223,7 @@ def _make(tree: list[tuple[str, bytes | str | None]], where: Path) -> None:
 
 def library(where: Path) -> Path | None:
     """Compile power_loss.c; None where there is no compiler."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or not sys.platform.startswith("linux"):
-        return None
-    made = where / "power_loss.so"
-    source = Path(__file__).with_suffix(".c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", made, source, "-ldl", "-lpthread"], check=True)
-    return made
+    return compiled(Path(__file__).with_suffix(".c"), where / "power_loss.so", links=["-ldl", "-lpthread"])
 
 
 def several_runs() -> SweepSpec:

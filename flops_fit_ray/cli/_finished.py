@@ -47,14 +47,11 @@ def say_finished(spec: SweepSpec, base: Path, root: StoragePath) -> int | None:
 
     if code_differences(code, base):
         return None
-    from flops_fit_ray.console.status_text import summary_text
+    from flops_fit_ray.console.status_text import closing_lines
 
     click.echo(
         f"nothing to run: all {len(sweep.results)} experiments are completed, and spec, code and version are "
         "those of before (data are read again when something is left to run)"
     )
-    if kept.answer:
-        click.echo(f"\n{kept.answer}")
-    click.echo(summary_text(sweep, time.monotonic() - began))
-    click.echo(f"report: {paths.report}")
+    click.echo("\n".join(closing_lines(sweep, kept.answer, time.monotonic() - began)))
     return EXIT_FAILED if kept.has_problem else EXIT_DONE

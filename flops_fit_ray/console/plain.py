@@ -10,14 +10,13 @@ from typing import TextIO
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.console.fit_text import fit_text, minima_text
 from flops_fit_ray.console.header import header_lines
-from flops_fit_ray.console.status_text import summary_text
+from flops_fit_ray.console.status_text import closing_lines
 from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Progress
 from flops_fit_ray.ledger.hardware import Cluster, Machine
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.minima import metrics_at_minima
-from flops_fit_ray.sweep.scores import scores_of
 
 MAX_NODES, MAX_NAMED = 8, 8  # nodes listed; experiments named in a line of progress
 
@@ -110,12 +109,8 @@ class PlainConsole:
 
     def result(self, sweep: Sweep, elapsed: float) -> None:
         """Write fit, summary and report path; `elapsed` is in seconds."""
-        if answer := answer_text(sweep):
-            self.say(f"\n{answer}")
-        for line in scores_of(sweep).lines:
+        for line in closing_lines(sweep, answer_text(sweep), elapsed):
             self.say(line)
-        self.say(summary_text(sweep, elapsed))
-        self.say(f"report: {sweep.paths.report}")
 
     def _name(self, key: str) -> str:
         experiment = self._experiments.get(key)

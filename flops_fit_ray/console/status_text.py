@@ -59,6 +59,20 @@ def summary_text(sweep: Sweep, elapsed: float) -> str:
     return "\n".join(lines)
 
 
+def closing_lines(sweep: Sweep, answer: str, elapsed: float) -> list[str]:
+    """Return the last words of a run: the answer, if there is one, forecasts and their scores, counts, the report."""
+    lines = [f"\n{answer}"] if answer else []
+    return [*lines, *_score_lines(sweep), summary_text(sweep, elapsed), f"report: {sweep.paths.report}"]
+
+
+def _score_lines(sweep: Sweep) -> list[str]:
+    if not sweep.paths.forecast_names():  # else nothing that can score them needs to be loaded
+        return []
+    from flops_fit_ray.sweep.scores import scores_of
+
+    return list(scores_of(sweep).lines)
+
+
 def status_text(sweep: Sweep) -> str:
     """Return progress, running and failed experiments of a sweep, and the command that resumes it."""
     spent = sweep.flops_spent
@@ -78,10 +92,7 @@ def status_text(sweep: Sweep) -> str:
     lines += _some([_running_text(e, progress) for e, progress in sweep.running])
     lines += _some([_failure_text(experiments[f.key], f) for f in sweep.failures])
     lines += [f"warning: {warning}" for warning in sweep.damage]
-    if sweep.paths.forecast_names():  # else nothing that can score them needs to be loaded
-        from flops_fit_ray.sweep.scores import scores_of
-
-        lines += scores_of(sweep).lines
+    lines += _score_lines(sweep)
     if not sweep.complete:
         lines.append(f"resume with: {sweep.command}")
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from flops_fit_ray.spec import Budget, LrRule, SizeValue, SweepSpec, make_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
-from flops_fit_ray.sweep.recorded import left_open, recorded_origin, recorded_spec
+from flops_fit_ray.sweep.recorded import as_measured, recorded_origin, recorded_spec
 from flops_fit_ray.sweep.stopping import with_budgets, with_runs
 
 SOURCE = "extend"
@@ -123,9 +123,7 @@ def longer_run(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None]) -
         recorded = recorded_spec(paths)
     except SpecError:  # damaged: whoever runs the sweep says so
         return spec
-    measured = {name: getattr(recorded.train, name) for name in left_open(spec)}
-    as_run = spec.model_copy(update={"train": spec.train.model_copy(update=measured)})
-    same = as_run.model_dump(exclude=NO_TRAINING) == recorded.model_dump(exclude=NO_TRAINING)
+    same = as_measured(spec, recorded).model_dump(exclude=NO_TRAINING) == recorded.model_dump(exclude=NO_TRAINING)
     if not (same and recorded.is_one_run and recorded.budgets[0].sizes == spec.budgets[0].sizes):
         return spec
     known, longest = {b.flops for b in spec.budgets}, spec.budgets[-1].flops

@@ -11,7 +11,7 @@ from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.codec import Record, read_value
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
-from flops_fit_ray.sweep.recorded import left_open
+from flops_fit_ray.sweep.recorded import as_measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def finished_sweep(paths: SweepPaths, spec: SweepSpec) -> tuple[Sweep, Finished]
         sweep = open_sweep(paths.root)
     except FlopsFitError:  # whoever runs the sweep says so
         return None
-    measured = {name: getattr(sweep.spec.train, name) for name in left_open(spec)}
-    as_run = spec.model_copy(update={"train": spec.train.model_copy(update=measured)})
-    same = sweep.complete and as_run == sweep.spec and kept.results_sha256 == sweep.results_sha256
+    same = (
+        sweep.complete and as_measured(spec, sweep.spec) == sweep.spec and kept.results_sha256 == sweep.results_sha256
+    )
     return (sweep, kept) if same else None

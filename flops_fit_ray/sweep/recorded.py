@@ -85,6 +85,12 @@ def left_open(spec: SweepSpec) -> list[str]:
     return [name for name in ("precision", "compile") if getattr(spec.train, name) == "auto"]
 
 
+def as_measured(spec: SweepSpec, recorded: SweepSpec) -> SweepSpec:
+    """Return a spec with what was measured for the recorded one where it leaves that open."""
+    measured = {name: getattr(recorded.train, name) for name in left_open(spec)}
+    return spec.model_copy(update={"train": spec.train.model_copy(update=measured)})
+
+
 def record_spec(paths: SweepPaths, spec: SweepSpec) -> None:
     """Write the spec of a sweep, as it is resolved, into its directory.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
+
+from tests.compiling import compiled
 
 NAME = "made_up_hooks"
 DRIVER = "libnvidia-ml.so.1"
@@ -17,28 +17,16 @@ DRIVER = "libnvidia-ml.so.1"
 
 def build(directory: Path) -> Path | None:
     """Compile the hooks into a directory. Returns the library; None where there is no C++ compiler."""
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None or not sys.platform.startswith("linux"):
-        return None
-    torch, library = _torch(), directory / f"{NAME}.so"
+    torch, source = _torch(), Path(__file__).with_name("hooks.cpp")
     include = [torch / "include", torch / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
-    source = Path(__file__).with_name("hooks.cpp")
-    options = ["-shared", "-fPIC", "-O1", "-std=c++20", *(f"-I{place}" for place in include)]
-    links = [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu"]
-    subprocess.run([compiler, *options, source, "-o", library, *links], check=True)
-    return library
+    options = ["-std=c++20", *(f"-I{place}" for place in include)]
+    return compiled(source, directory / f"{NAME}.so", options, [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu"])
 
 
 def build_driver(directory: Path) -> Path | None:
     """Compile nvml.c into a directory as the driver's library. Returns it; None where there is no C compiler."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or not sys.platform.startswith("linux"):
-        return None
-    library = directory / DRIVER
-    source = Path(__file__).with_name("nvml.c")
-    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", f"-Wl,-soname,{DRIVER}"]
-    subprocess.run([compiler, *options, source, "-o", library], check=True)
-    return library
+    options = ["-Wall", "-Wextra", "-Werror", f"-Wl,-soname,{DRIVER}"]
+    return compiled(Path(__file__).with_name("nvml.c"), directory / DRIVER, options)
 
 
 def load(library: Path) -> None:

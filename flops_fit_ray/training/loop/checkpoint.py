@@ -126,11 +126,11 @@ class CheckpointStore:
         remove_tree(self._paths.directory)
 
     def _load(self, step: int) -> dict[str, Any]:
-        note = read_json(self._paths.note(step))
+        path, note = self._paths.state(step), read_json(self._paths.note(step))
         if note is None:
             raise _DamagedError("its manifest is incomplete")
         try:
-            with open_file(self._paths.state(step)) as file:
+            with open_file(path) as file:
                 if sha256_of(file) != note.get("sha256"):
                     raise _DamagedError("its sha256 differs")
                 file.seek(0)
@@ -138,10 +138,8 @@ class CheckpointStore:
         except _DamagedError:
             raise
         except OSError as e:
-            if not is_missing(
-                self._paths.state(step), e
-            ):  # it may well be whole, and the next one saved would remove it
-                raise storage_error(self._paths.state(step), "read", e) from e
+            if not is_missing(path, e):  # it may well be whole, and the next one saved would remove it
+                raise storage_error(path, "read", e) from e
             raise _DamagedError(first_line(e)) from e
         except Exception as e:  # a torn archive may raise anything
             raise _DamagedError(f"{type(e).__name__}: {first_line(e)}") from e

@@ -227,8 +227,25 @@ print(left.pid, flush=True)
     assert run.returncode == 4 and why in said and not alive([int(pid)])
 
 
-def test_a_signal_to_everything_is_the_reason_whoever_ended_the_driver(command: list[str]) -> None:
-    with start([*command, "run"], LISTENING.replace('print("heard"', 'os._exit(1) or print("heard"')) as run:
+LATE = """
+import select
+class Late:
+    def __init__(self):
+        self._poll, self._signals = POLL(), None
+    def register(self, pipe, mask):
+        self._signals = self._signals or pipe
+        self._poll.register(pipe, mask)
+    def unregister(self, pipe):
+        self._poll.unregister(pipe)
+    def poll(self, patience):
+        return [(pipe, event) for pipe, event in self._poll.poll(patience) if pipe != self._signals]
+POLL, select.poll = select.poll, Late
+"""  # it never sees a signal: as where each comes after it has looked
+
+
+@pytest.mark.parametrize("parent", ["", LATE], ids=["at once", "after poll had looked"])
+def test_a_signal_to_everything_is_the_reason_whoever_ended_the_driver(command: list[str], parent: str) -> None:
+    with start([*command, "run"], LISTENING.replace('print("heard"', 'os._exit(1) or print("heard"'), parent) as run:
         ready(run)
         os.killpg(run.pid, signal.SIGTERM)
         assert run.stdout is not None and run.stdout.readline() == "stopped by SIGTERM\n"

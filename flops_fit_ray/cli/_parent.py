@@ -91,11 +91,18 @@ class Driver:
                         self._came(number) if pipe == self._woken else self._hears(number)
             if self._is_gone():
                 self._listen()
+                self._read_signals()  # one that came to both of us may have come after `poll` had looked
                 return
             self._pass_on()
             if self._until is not None and time.monotonic() > self._until:
                 os.kill(self._pid, signal.SIGKILL)
                 self._until = None
+
+    def _read_signals(self) -> None:
+        """Note what came here and is still in the pipe; whoever ended the driver had signalled this process before."""
+        while select.select([self._woken], [], [], 0)[0]:
+            for number in os.read(self._woken, 64):
+                self._came(number)
 
     @property
     def why(self) -> str:

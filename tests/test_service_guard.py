@@ -398,7 +398,15 @@ def spec_with(**changed: Any) -> Any:
         ({"train__schedule": "os:system"}, "train.schedule"),
         ({"train__lr": "os:system"}, "train.lr"),
         ({"metrics": {"m": "os:system"}}, "metrics.m"),
+        ({"data__train": "su*/../../away/s.bin"}, "has '..' behind a wildcard"),
+        ({"data__train": "sub/../[s]ub/../../away/s.bin"}, "has '..' behind a wildcard"),
+        ({"data__train": "sub/../../away/s.bin"}, "data.train: 'sub/../../away/s.bin' is outside"),
+        ({"data__train": "s3://bucket/s.bin"}, "is outside of the --code directories"),
+        ({"data__eval": "**/**/s.bin"}, "more than one '**'"),
         ({"trackers": {"mlflow": {"tracking_uri": "file:///tmp/x"}}}, "tracking_uri"),
+        ({"trackers": {"mlflow": {"tracking_uri": "http://169.254.169.254/latest"}}}, "--tracker-host 169.254.169.254"),
+        ({"trackers": {"mlflow": {"tracking_uri": "http:/\\\\evil.org"}}}, "must be http://HOST"),
+        ({"trackers": {"mlflow": {"tracking_uri": "http://[x"}}}, "must be http://HOST"),
     ],
 )
 def test_only_code_of_the_owners_directories_is_named(

@@ -27,6 +27,7 @@ from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state.views import state_of
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.sweep.run_limits import RunLimits
+from flops_fit_ray.training.fence import Fence
 from tests.chaos import make_project
 from tests.records import recorded
 from tests.serving import ServiceProcess, serving
@@ -51,7 +52,7 @@ def code(tmp_path: Path) -> Path:
 def runs(tmp_path: Path, code: Path) -> Iterator[Runs]:
     """All of it but the server; nothing is handed over by itself."""
     paths = ServicePaths(tmp_path / "runs")
-    launcher = LocalLauncher(paths)
+    launcher = LocalLauncher(paths, Fence((code,)))
     yield Runs(paths, Specs(paths, [code]), launcher, at_once=1, max_queued=3)
     for supervisor in launcher._supervisors:
         supervisor.wait(30)
@@ -167,7 +168,7 @@ def test_a_run_outlives_its_service_and_its_end_is_known(runs: Runs, code: Path)
     runs.start_waiting()
     place = runs.paths.start("one", 1)
     until(place.process.exists)
-    again = Runs(runs.paths, Specs(runs.paths, [code]), LocalLauncher(runs.paths))  # after a restart
+    again = Runs(runs.paths, Specs(runs.paths, [code]), LocalLauncher(runs.paths, Fence((code,))))  # after a restart
     assert getattr(again.last("one"), "phase", "") == "running"
     process = read_json(place.process)
     assert process is not None
@@ -179,7 +180,7 @@ def test_a_run_outlives_its_service_and_its_end_is_known(runs: Runs, code: Path)
 
 
 def test_another_process_of_the_same_number_is_not_taken_for_a_run(tmp_path: Path) -> None:
-    launcher, paths = LocalLauncher(ServicePaths(tmp_path)), ServicePaths(tmp_path).start("one", 1)
+    launcher, paths = LocalLauncher(ServicePaths(tmp_path), Fence(())), ServicePaths(tmp_path).start("one", 1)
     mine, long_ago = os.getpid(), 1
     began = start_ticks(mine)
     assert began is not None and abs(began - long_ago) > SAME_START_TICKS

@@ -50,6 +50,13 @@ from flops_fit_ray.errors import DirectoryError, ResourceError
     help="Further host name accepted in requests, e.g. that of a reverse proxy; may be repeated.",
 )
 @click.option(
+    "--tracker-host",
+    "tracker_hosts",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Server that specs may name as tracking_uri of MLflow; may be repeated [default: none].",
+)
+@click.option(
     "--at-once",
     type=click.IntRange(min=1),
     default=1,
@@ -64,6 +71,7 @@ def serve(
     host: str,
     port: int,
     names: tuple[str, ...],
+    tracker_hosts: tuple[str, ...],
     at_once: int,
     queue: int,
 ) -> None:
@@ -83,7 +91,7 @@ def serve(
         raise DirectoryError(f"{root}: cannot be written: {e.strerror}; give another --root") from e
     settings = Settings(
         root=root.resolve(), code=tuple(c.resolve() for c in code), host=host, port=port, names=names,
-        address=address, at_once=at_once, max_queued=queue,
+        tracker_hosts=tracker_hosts, address=address, at_once=at_once, max_queued=queue,
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):
         run(settings, click.echo)

@@ -13,8 +13,8 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -72,6 +72,7 @@ class Submission:
     words: tuple[str, ...]  # after `python -m`; paths relative to `working_dir`
     again: str  # what submits it again
     job_id: str | None = None  # by default a name of its own
+    environment: Mapping[str, str] = field(default_factory=dict)  # further variables
 
 
 class Jobs:
@@ -112,6 +113,7 @@ class Jobs:
                 "RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE),
                 "PYTHONHASHSEED": "0",  # of driver and workers alike
                 SUBMITTED_BY: job.again,
+                **job.environment,
             },
             "working_dir": str(job.working_dir),
             "excludes": NOT_UPLOADED,

@@ -32,6 +32,7 @@ from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state.cache import SweepCaches
 from flops_fit_ray.service.state.fits import FitWorker
+from flops_fit_ray.training.fence import Fence
 
 QUEUE_SECONDS = 0.5  # between two looks at the queue
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -49,6 +50,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8400
     names: tuple[str, ...] = ()  # further host names, e.g. of a reverse proxy
+    tracker_hosts: tuple[str, ...] = ()  # HOST or HOST:PORT that specs may send metrics to
     address: str | None = None  # of a Ray cluster's job server; None: processes on this machine
     at_once: int = 1
     max_queued: int = 20
@@ -165,8 +167,10 @@ def make_state(settings: Settings) -> AppState:
         ResourceError: the cluster does not answer.
     """
     paths = ServicePaths(settings.root)
-    specs = Specs(paths, settings.code)
-    launcher: Launcher = LocalLauncher(paths) if settings.address is None else RayLauncher(paths, settings.address)
+    specs, fence = Specs(paths, settings.code, settings.tracker_hosts), Fence(settings.code)
+    launcher: Launcher = (
+        LocalLauncher(paths, fence) if settings.address is None else RayLauncher(paths, settings.address, fence)
+    )
     runs = Runs(paths, specs, launcher, at_once=settings.at_once, max_queued=settings.max_queued)
     return AppState(runs=runs, specs=specs, caches=SweepCaches(paths), fit_worker=FitWorker())
 

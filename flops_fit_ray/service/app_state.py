@@ -25,6 +25,7 @@ from flops_fit_ray.service.state.cache import Snapshot, SweepCaches
 from flops_fit_ray.service.state.fits import FitWorker
 from flops_fit_ray.service.state.pricing import price_spec
 from flops_fit_ray.spec import BudgetsFor, limit_of_budgets
+from flops_fit_ray.training.fence import Fence
 
 FIT_SECONDS = 120.0  # for a fit of 10,000 experiments, and those queued before it
 
@@ -61,7 +62,7 @@ class AppState:
             limit_of_budgets(found, limit, "spec", LIMIT_EXAMPLE)
         except SpecError as e:
             return faulty(e.faults)
-        return dict(redacted_values(price_spec(text, where, limit)))
+        return dict(redacted_values(price_spec(text, where, Fence(self.specs.roots), limit)))
 
     def sweeps(self) -> list[dict[str, Any]]:
         """Return views of all sweeps: those that run or wait first, then by name."""

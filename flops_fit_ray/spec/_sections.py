@@ -274,6 +274,24 @@ class SweepSpec(Section):
         return resources
 
     @property
+    def named_code(self) -> list[tuple[str, str]]:
+        """Keys with what they name as text: code as module:attribute, data files, and words of ours such as adamw."""
+        model, data, train = self.model, self.data, self.train
+        named = {
+            "model.target": model.target,
+            "model.flops_per_token": model.flops_per_token,
+            "data.train": data.train,
+            "data.eval": data.eval,
+            "data.count_tokens": data.count_tokens,
+            "loss": self.loss,
+            "train.optimizer": train.optimizer,
+            "train.schedule": train.schedule,
+            "train.lr": train.lr,
+            **{f"metrics.{name}": target for name, target in self.metrics.items()},
+        }
+        return [(key, text) for key, text in named.items() if isinstance(text, str)]
+
+    @property
     def loss_in(self) -> Literal["nats", "bits"] | None:
         """The unit of a loss that is a cross-entropy; None where that is not known."""
         return "nats" if self.loss == "cross_entropy" else self.loss_unit

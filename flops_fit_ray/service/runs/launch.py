@@ -17,6 +17,7 @@ from flops_fit_ray.errors import ResourceError, first_line
 from flops_fit_ray.service.paths import ServicePaths, StartPaths
 from flops_fit_ray.service.runs._supervisor import start_ticks
 from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.training.fence import Fence
 
 if TYPE_CHECKING:
     from flops_fit_ray.engine.jobs import Jobs
@@ -64,8 +65,8 @@ class LocalLauncher:
     here = "processes of this machine"
     code_as_seen: str | None = None
 
-    def __init__(self, paths: ServicePaths) -> None:
-        self._paths = paths
+    def __init__(self, paths: ServicePaths, fence: Fence) -> None:
+        self._paths, self._fence = paths, fence
         self._supervisors: list[subprocess.Popen[bytes]] = []  # polled, so that none stays a zombie
 
     def launch(self, arguments: Sequence[str], name: str, number: int, code: Path) -> None:
@@ -84,7 +85,7 @@ class LocalLauncher:
         try:
             supervisor = subprocess.Popen(  # noqa: S603 - arguments made by the service
                 command, cwd=code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                start_new_session=True,
+                start_new_session=True, env={**os.environ, **self._fence.environment()},
             )  # fmt: skip
         except OSError as e:
             start.begun.unlink(missing_ok=True)
@@ -149,9 +150,10 @@ class RayLauncher:
 
     code_as_seen: str | None = "."  # the directory is uploaded with the job
 
-    def __init__(self, paths: ServicePaths, address: str) -> None:
+    def __init__(self, paths: ServicePaths, address: str, fence: Fence) -> None:
         from flops_fit_ray.engine.jobs import Jobs, job_address
 
+        self._fence = Fence((Path(), *fence.roots))  # code is uploaded, and lies in the job's working directory
         self._paths, self._address = paths, job_address(address)
         self.here = f"jobs of the Ray cluster at {self._address}"
         self._client: Jobs | None = Jobs(self._address)  # a wrong address fails here
@@ -172,7 +174,14 @@ class RayLauncher:
         again = f"the service of {self._paths.root} resumes {name}"
         try:
             self._jobs().submit(
-                Submission(name=name, working_dir=code, words=tuple(arguments), again=again, job_id=job_id)
+                Submission(
+                    name=name,
+                    working_dir=code,
+                    words=tuple(arguments),
+                    again=again,
+                    job_id=job_id,
+                    environment=self._fence.environment(),
+                )
             )
         except ResourceError:
             self._client = None

@@ -20,7 +20,6 @@ from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError, fa
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.request_error import RequestError, conflict, not_found
 from flops_fit_ray.service.paths import ServicePaths
-from flops_fit_ray.service.runs._allowed import check_allowed
 from flops_fit_ray.service.runs.launch import Launcher, ProcessState
 from flops_fit_ray.service.runs.specs import Specs, StoredSpec
 from flops_fit_ray.spec import BudgetsFor, limit_of_budgets
@@ -164,7 +163,7 @@ class Runs:
             code = Path(last.run.code) if last is not None else sweep.base
             if code is None:
                 raise conflict(f"{name} was run from Python: call find_optimal(...) again with the same output_dir")
-            check_allowed(sweep.spec, code, self._specs.roots)
+            self._specs.refuse_foreign(sweep.spec, code)
             kind: Kind = "resume"
             if more != Additions():
                 extend_spec(sweep.spec, budgets=more.budgets, sizes=more.sizes, seeds=more.seeds)

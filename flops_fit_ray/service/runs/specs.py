@@ -36,10 +36,15 @@ class StoredSpec(Record):
 
 
 class Specs:
-    """Store of all specs. `roots` are the directories that specs may load code from."""
+    """Store of all specs.
 
-    def __init__(self, paths: ServicePaths, roots: Sequence[Path]) -> None:
-        self._paths, self.roots = paths, tuple(roots)
+    Args:
+        roots: directories that specs may load code from.
+        tracker_hosts: servers that specs may send metrics to.
+    """
+
+    def __init__(self, paths: ServicePaths, roots: Sequence[Path], tracker_hosts: Sequence[str] = ()) -> None:
+        self._paths, self.roots, self._tracker_hosts = paths, tuple(roots), tuple(tracker_hosts)
         self._lock = threading.Lock()
 
     def check(self, text: str, code: str | None) -> tuple[SweepSpec, Path]:
@@ -60,8 +65,16 @@ class Specs:
         if found.output is not None:
             message = f"output: {found.output!r} is not allowed here: leave it out, the sweep's name decides"
             raise SpecError("spec", [message])
-        check_allowed(found, where, self.roots)
+        self.refuse_foreign(found, where)
         return found, where.resolve()
+
+    def refuse_foreign(self, spec: SweepSpec, code: Path) -> None:
+        """Check that a spec names only code, data and servers that are allowed here.
+
+        Raises:
+            SpecError: it does not; all faults at once.
+        """
+        check_allowed(spec, code, self.roots, self._tracker_hosts)
 
     def create(self, text: str, code: str | None) -> tuple[StoredSpec, bool]:
         """Store a spec and return it, and True if it is new.

@@ -19,6 +19,7 @@ from flops_fit_ray.errors import FlopsFitError, SpecError
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.spec import BudgetsFor
 from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.training.fence import Fence
 
 if TYPE_CHECKING:
     from flops_fit_ray.pipeline import RunRequest
@@ -30,10 +31,11 @@ MAX_SHOWN = 500  # experiments
 _room = threading.BoundedSemaphore(MAX_PRICING)
 
 
-def price_spec(text: str, code: Path, limit: BudgetsFor | None = None) -> dict[str, Any]:
+def price_spec(text: str, code: Path, fence: Fence, limit: BudgetsFor | None = None) -> dict[str, Any]:
     """Return the plan and price of a spec, or the faults found when its code is loaded.
 
     Args:
+        fence: around the code and data that it may load.
         limit: what a sweep whose budgets are `auto` may cost; None: as its spec says.
 
     Raises:
@@ -48,17 +50,17 @@ def price_spec(text: str, code: Path, limit: BudgetsFor | None = None) -> dict[s
             spec, out = Path(place, "sweep.yaml"), Path(place, "price.json")
             spec.write_text(text)
             words = [str(spec), str(code), str(out), "" if limit is None else limit.model_dump_json()]
-            message = _run([sys.executable, "-P", "-m", "flops_fit_ray.service.state.pricing", *words], code)
+            message = _run([sys.executable, "-P", "-m", "flops_fit_ray.service.state.pricing", *words], code, fence)
             return read_json(out) or {"valid": False, "faults": [message]}
     finally:
         _room.release()
 
 
-def _run(command: list[str], code: Path) -> str:
+def _run(command: list[str], code: Path, fence: Fence) -> str:
     """Run the process. Return the fault to report if it leaves no output."""
     process = subprocess.Popen(  # noqa: S603 - arguments made by the service
         command, cwd=code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        start_new_session=True, env={**os.environ, **fence.environment()},
     )  # fmt: skip
     try:
         status = process.wait(TIMEOUT_SECONDS)

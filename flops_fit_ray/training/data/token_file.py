@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, Subset
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.storage.storage_path import expanded
 from flops_fit_ray.training.data._token_format import examine
+from flops_fit_ray.training.fence import judged_files
 
 HELD_OUT = re.compile(r"(?<![a-z])(val|valid|validation|test|eval|heldout)(?![a-z])", re.IGNORECASE)
 
@@ -135,7 +136,7 @@ def open_token_files(named: str, base: Path, *, context: int | None, dtype: str,
         way_out = "" if path.suffix in SUFFIXES else "; a dataset of your own is written module:attribute"
         raise SpecError("spec", [f"{key}: no file {named!r} in {anchor}{way_out}"])
     try:
-        return TokenFile(found, context, dtype)
+        return TokenFile(judged_files(found, key), context, dtype)
     except SpecError as e:
         raise SpecError(e.source, [fault.replace("data: ", f"{key}: ", 1) for fault in e.faults]) from e
 

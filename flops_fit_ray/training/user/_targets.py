@@ -9,6 +9,7 @@ from typing import Any
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import did_you_mean
+from flops_fit_ray.training.fence import fence_of
 from flops_fit_ray.training.user.user_code import command_line_of, user_code
 from flops_fit_ray.waiting import waiting
 
@@ -17,11 +18,15 @@ def load_target(target: str, base: Path, key: str) -> Any:
     """Import the object that `module:attribute` names; modules in `base` come first.
 
     Raises:
-        SpecError: it cannot be imported, does not exist, or is neither callable nor, for data, a dataset.
+        SpecError: it cannot be imported, does not exist, lies outside of this process's fence, or is neither callable
+            nor, for data, a dataset.
     """
     module_name, _, attribute = target.partition(":")
     if not (module_name and attribute):
         raise SpecError("spec", [f"{key}: {target!r} must be written module:attribute, for example model:GPT"])
+    fence = fence_of()
+    if fence is not None and (fault := fence.target_fault(target, base)) is not None:
+        raise SpecError("spec", [f"{key}: {fault}"])
     module = _import(module_name, base, key)
     found: Any = module
     for part in attribute.split("."):
@@ -32,6 +37,8 @@ def load_target(target: str, base: Path, key: str) -> Any:
             hint = did_you_mean(part, dir(found))
             raise SpecError("spec", [f"{fault}; {hint}" if hint else fault])
         found = getattr(found, part)
+    if fence is not None and (fault := fence.object_fault(target, base, found)) is not None:
+        raise SpecError("spec", [f"{key}: {fault}"])
     is_data = key in ("data.train", "data.eval") and (hasattr(found, "__getitem__") or hasattr(found, "__iter__"))
     if not (callable(found) or is_data):
         raise SpecError(

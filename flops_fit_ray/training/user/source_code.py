@@ -36,11 +36,8 @@ _SITES = {"site-packages", "dist-packages"}
 def code_of_spec(spec: SweepSpec, base: Path) -> CodeFacts:
     """Return the code that a spec names, which this process has imported, relative to the directory `base`."""
     found = _Collector(base, _watches.get(base))
-    targets: list[Any] = [spec.model.target, spec.loss, spec.data.train, spec.data.eval, *spec.metrics.values()]
-    targets += [spec.model.flops_per_token, spec.train.optimizer, spec.train.schedule, spec.train.lr]
-    targets.append(spec.data.count_tokens)
-    for target in targets:
-        if isinstance(target, str) and ":" in target and not is_data_path(target):
+    for _, target in spec.named_code:
+        if ":" in target and not is_data_path(target):
             found.add_module(target.partition(":")[0])
     found.add_loaded_from_base()
     return found.facts()

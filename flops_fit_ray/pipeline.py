@@ -304,14 +304,13 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
 
 
 def _mend(recorded: Recorded, plan: Plan, ledger: Ledger, console: PlainConsole) -> None:
-    """Keep a damaged plan and spec aside, which the run writes again, and name the results that are gone."""
-    for damaged in recorded.damaged:
-        aside = set_aside(damaged)
+    """Keep a damaged plan and spec aside, which the run writes again, and name outcomes that are gone or damaged."""
+    for path in recorded.damaged:
+        aside = set_aside(path)
         if aside is not None:
-            console.say(f"{damaged} cannot be read: kept as {aside.name}, and made again from the spec and the results")
-    done = ledger.completed_keys
-    gone = [e for e in plan.experiments if e.key in done and not ledger.paths.result(e.key).exists()]
-    for flag in outcome_flags(ledger, gone):
+            console.say(f"{path} cannot be read: kept as {aside.name}, and made again from the spec and the results")
+    damaged = ledger.damaged(e.key for e in plan.experiments)
+    for flag in outcome_flags(ledger, [e for e in plan.experiments if e.key in damaged]):
         console.say(f"warning: {flag}")
 
 

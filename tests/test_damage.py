@@ -95,7 +95,7 @@ def test_files_that_decide_are_not_believed_after_a_change(copy: Sweep, name: st
     paths = {**dict.fromkeys([name], copy.paths.root / name), "failure.json": copy.paths.failure(key)}
     paths["experiment.json"] = copy.paths.planned(key)
     copy.paths.result(key).unlink()
-    ledger.record_failure(replace(FAILURE, key=key))
+    ledger.record_failure(replace(FAILURE, key=key, status="diverged"))
     ledger.record_cluster(Cluster(slots=2))
     record_rates(copy.paths, copy.plan.constants, Rates(step_seconds={"a": (1e3, 1e-3)}))
     path = local_path(paths[name])
@@ -147,27 +147,80 @@ def test_a_damaged_result_is_said_wherever_a_fit_is(tmp_path: Path, capsys: pyte
     assert Opened(fit, sweep=now).assumed == list(now.damage)  # what `predict` and `compare` say beside it
 
 
-def test_a_result_that_is_gone_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`completed.log` knows of it: as of one that is damaged it is said, and its experiment is trained again aloud."""
-    paths = SweepPaths(tmp_path)
+@pytest.mark.parametrize("end", ["completed", "failed"])
+def test_an_outcome_that_is_gone_is_missed(tmp_path: Path, end: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ends.log` knows of it: as of one that is damaged it is said, and its experiment is trained again aloud."""
+    paths, ledger = SweepPaths(tmp_path), Ledger(SweepPaths(tmp_path))
     run_here(tmp_path)
     (key,) = recorded(tmp_path)
-    assert paths.completed.read_bytes() == f"{key}\n".encode()
-    for lost in (paths.result(key), paths.experiments / key):
+    if end == "failed":
+        paths.result(key).unlink()
+        ledger.record_failure(replace(FAILURE, key=key, status="diverged"))
+        assert run_here(tmp_path).counts["diverged"] == 1  # which is not tried again
+    assert local_path(paths.ends).read_text().splitlines()[-1] == f"{key} {end}"
+    file = paths.result(key) if end == "completed" else paths.failure(key)
+    for lost in (file, paths.experiments / key):
         shutil.rmtree(local_path(lost)) if lost.is_dir() else local_path(lost).unlink()
         sweep = open_sweep(tmp_path)
         assert (sweep.counts["damaged"], sweep.counts["planned"]) == (1, 0)
-        said = f"gone: C 3e4, size 4 ({key}): completed, and result.json is not there any more; put it back"
+        said = f"gone: C 3e4, size 4 ({key}): {end}, and {file.name} is not there any more; put it back"
         for command, code in (["status"], 0), (["fit", "--bootstrap", "0"], 1):
             with pytest.raises(SystemExit) as ended:
                 main([*command, str(tmp_path)])
             assert said in capsys.readouterr().out and ended.value.code == code
         again = run_here(tmp_path)
         assert again.complete and again.counts["damaged"] == 0
-        (event,) = [e.message for e in Ledger(paths).events(key) if e.level == "warning"][-1:]
-        assert event == "it had ended, and its result or failure is gone or damaged: trained again"
-    local_path(paths.completed).write_bytes(b"\x00\xff nonsense " + key.encode() + b"\n" + key[:5].encode())
-    assert Ledger(paths).completed_keys == {key}
+        assert "it had ended, and its result or failure is gone or damaged: trained again" in aloud(paths, key)
+        if end == "failed" and lost == file:
+            paths.result(key).unlink()
+            ledger.record_failure(replace(FAILURE, key=key, status="diverged"))
+            assert run_here(tmp_path).counts["diverged"] == 1
+
+
+def aloud(paths: SweepPaths, key: str) -> list[str]:
+    """The warnings of an experiment's log."""
+    return [event.message for event in Ledger(paths).events(key) if event.level == "warning"]
+
+
+def test_notes_of_ends(tmp_path: Path) -> None:
+    """The last line of an experiment stands; what is tried again has not ended; torn lines are none."""
+    a, b, c, old = (letter * 16 for letter in "abc0")
+    paths = SweepPaths(tmp_path)
+    local_path(paths.completed).write_text(f"{old}\n{a}\n")  # of an earlier version
+    ledger = Ledger(paths)
+    ledger.note_ends({a: "completed", b: "failed", c: "failed"})
+    ledger.note_ends({b: None, c: "completed"})
+    lines = local_path(paths.ends).read_bytes()
+    assert lines.decode().splitlines() == [f"{b} failed", f"{c} failed", f"{b} open", f"{c} completed"]
+    ledger.note_ends({a: "completed"})
+    assert local_path(paths.ends).read_bytes() == lines  # nothing new
+    local_path(paths.ends).write_bytes(lines + b"\x00\xff nonsense\n" + b.encode()[:5])
+    assert Ledger(paths).noted_ends == {old: "completed", a: "completed", c: "completed"}
+
+
+def test_a_failure_that_is_tried_again_is_not_missed(copy: Sweep) -> None:
+    """Neither while it is open, nor where the driver dies between its note and the failure's new name."""
+    paths, (key,) = copy.paths, recorded(copy.paths.root)
+    paths.result(key).unlink()
+    Ledger(paths).record_failure(replace(FAILURE, key=key, status="infrastructure"))
+    Ledger(paths).note_ends({key: "failed"})
+    assert open_sweep(paths.root).counts["infrastructure"] == 1
+    Ledger(paths).retry(key)
+    sweep = open_sweep(paths.root)
+    assert (sweep.counts["planned"], sweep.counts["damaged"]) == (1, 0)
+    assert run_here(paths.root).complete and not aloud(paths, key)
+
+
+def test_a_damaged_failure_is_kept_aside(copy: Sweep) -> None:
+    paths, (key,) = copy.paths, recorded(copy.paths.root)
+    paths.result(key).unlink()
+    for again in (lambda: run_here(paths.root), lambda: Ledger(paths).record_failure(replace(FAILURE, key=key))):
+        write_bytes(paths.failure(key), b"{")
+        again()
+    assert [p.read_bytes() for p in (paths.experiments / key).glob("failure.json.unreadable-*")] == [b"{", b"{"]
+    assert (
+        len([words for words in aloud(paths, key) if words.startswith("its failure could not be read: kept as")]) == 2
+    )
 
 
 def test_a_curve_that_is_damaged_or_gone_is_said(tmp_path: Path) -> None:

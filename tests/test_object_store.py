@@ -160,6 +160,19 @@ def test_a_sweep_there_has_the_bits_of_one_here(
     assert one_run().is_one_run
 
 
+def test_an_outcome_that_is_gone_there_is_missed(root: StoragePath) -> None:
+    sweep = run_here(root)
+    (key,) = sweep.paths.recorded_keys()
+    sweep.paths.result(key).unlink()
+    now = open_sweep(root)
+    assert (now.counts["damaged"], now.counts["planned"]) == (1, 0) and "gone: C 3e4, size 4" in now.damage[0].message
+    assert run_here(root).complete and Ledger(sweep.paths).num_attempts(key) == 2
+    ledger = Ledger(sweep.paths)
+    ledger.note_ends({"a" * 16: "failed", "b" * 16: "completed"})
+    ledger.note_ends({"a" * 16: None})
+    assert Ledger(sweep.paths).noted_ends == {key: "completed", "b" * 16: "completed"}
+
+
 HOLD = (
     "import sys, time\nfrom flops_fit_ray.storage.paths import SweepPaths\n"
     "from flops_fit_ray.storage.storage_path import storage_path\n"

@@ -43,7 +43,7 @@ class LivePlan:
         if not new:
             return set()
         self.observed |= found
-        self._note_completed(new)
+        self._note_ends(new)
         before = self.plan
         self._plan_again(running)
         if len(self.plan.experiments) > len(before.experiments) or self.plan.final != before.final:
@@ -66,11 +66,11 @@ class LivePlan:
             self._seen.update(fresh)
             self.observed |= observations(o for o in outcomes if o not in again)
             self._plan_again(running)
-        self._note_completed(self.observed)
+        self._note_ends(self.observed)
         self._on_plan(self.plan)
 
-    def _note_completed(self, keys: Iterable[str]) -> None:
-        self.ledger.note_completed(key for key in keys if self.observed[key].loss is not None)
+    def _note_ends(self, keys: Iterable[str]) -> None:
+        self.ledger.note_ends({key: "failed" if self.observed[key].loss is None else "completed" for key in keys})
 
     def _tries_again(self, failure: Failure) -> bool:
         """Return True for what may end otherwise, and a divergence of finite losses where the spec accepts such."""

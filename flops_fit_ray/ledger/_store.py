@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from flops_fit_ray.errors import StorageError
+from flops_fit_ray.ledger._ends import End, note_ends, read_ends
 from flops_fit_ray.ledger._records import STALE_SECONDS, Event, ExperimentResult, Failure, Progress
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment, Observation, read_experiment
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_Answer = TypeVar("_Answer")
 REQUESTS_AT_ONCE = 32  # to an object store
-_KEY = re.compile("[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,30 +78,22 @@ class Ledger:
         return is_taken(self.paths.result(key)) or is_taken(self.paths.failure(key))
 
     def is_damaged(self, key: str) -> bool:
-        """Tell whether an experiment has ended, by a file of that name or what was noted, and has no outcome."""
-        ended = key in self.completed_keys or self.has_outcome_file(key)
-        return ended and self.outcome(key) is None
+        """Tell whether an experiment has ended, by what was noted or a file of that name, and has no outcome."""
+        return (key in self.noted_ends or self.has_outcome_file(key)) and self.outcome(key) is None
+
+    def damaged(self, keys: Iterable[str]) -> set[str]:
+        """Return those of `keys` that are damaged."""
+        suspects = (self.paths.begun_keys() | self.noted_ends.keys()) & set(keys)
+        return {key for key, damaged in zip(suspects, self._map(self.is_damaged, suspects), strict=True) if damaged}
 
     @cached_property
-    def completed_keys(self) -> set[str]:
-        """The experiments that were noted as completed, in this plan or another, whatever became of their results."""
-        try:
-            words = read_file(self.paths.completed).decode(errors="replace").split()
-        except (OSError, MemoryError):
-            return set()
-        return {word for word in words if _KEY.fullmatch(word)}
+    def noted_ends(self) -> dict[str, End]:
+        """How experiments were seen to end, by key, whatever became of what was recorded of them since."""
+        return read_ends(self.paths)
 
-    def note_completed(self, keys: Iterable[str]) -> None:
-        """Note experiments as completed, so that a result which is deleted is missed. Only for the one writer.
-
-        Not in an object store, where every line would write all of them again.
-        """
-        new = sorted(set(keys) - self.completed_keys)
-        if not new or is_remote(self.paths.root):
-            return
-        with contextlib.suppress(OSError):  # a note that cannot be written is no reason to stop
-            append_line(self.paths.completed, "\n".join(new))
-            self.completed_keys.update(new)
+    def note_ends(self, ends: Mapping[str, End | None]) -> None:
+        """Note how experiments ended, None for one that is open again. Only for the one writer of this directory."""
+        note_ends(self.paths, self.noted_ends, ends)
 
     def outcome(self, key: str) -> ExperimentResult | Failure | None:
         """Return the result or failure of an experiment, or None while it is open; a result outranks a failure."""
@@ -131,6 +123,7 @@ class Ledger:
         if there and (aside := set_aside(path)) is not None:
             self.record_event(result.key, f"its result could not be read: kept as {aside.name}", level="warning")
         write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(result)}, once=True, sealed=True)
+        self._keep_damaged_failure(result.key)
         for obsolete in (self.paths.failure(result.key), self.paths.progress(result.key)):
             with contextlib.suppress(OSError):
                 obsolete.unlink(missing_ok=True)
@@ -138,9 +131,15 @@ class Ledger:
 
     def record_failure(self, failure: Failure) -> None:
         """Record why an experiment ended without a result; a later attempt may replace it."""
+        self._keep_damaged_failure(failure.key)
         write_json(self.paths.failure(failure.key), {"schema_version": SCHEMA_VERSION, **asdict(failure)}, sealed=True)
         with contextlib.suppress(OSError):
             self.paths.progress(failure.key).unlink(missing_ok=True)
+
+    def _keep_damaged_failure(self, key: str) -> None:
+        path = self.paths.failure(key)
+        if is_taken(path) and self.failure(key) is None and (aside := set_aside(path)) is not None:
+            self.record_event(key, f"its failure could not be read: kept as {aside.name}", level="warning")
 
     def retry(self, key: str) -> None:
         """Put a failure aside, so that its experiment is open again; the record of it stays among the attempts.
@@ -149,6 +148,7 @@ class Ledger:
             StorageError: the directory cannot be written.
         """
         aside = self.paths.new_past_failure(key, self.num_attempts(key))
+        self.note_ends({key: None})
         try:
             aside.parent.mkdir(parents=True, exist_ok=True)
             self.paths.failure(key).rename(aside)
@@ -313,15 +313,17 @@ class Ledger:
     def outcomes(self, keys: Iterable[str]) -> list[ExperimentResult | Failure]:
         """Return the results and failures among `keys`, in that order; a result outranks a failure."""
         begun = self.paths.begun_keys()
-        wanted = [key for key in keys if key in begun]
-        if is_remote(self.paths.root):  # one request after the other would take minutes
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-                found = list(pool.map(self.outcome, wanted))
-        else:
-            found = list(map(self.outcome, wanted))
+        found = self._map(self.outcome, [key for key in keys if key in begun])
         return [outcome for outcome in found if outcome is not None]
+
+    def _map(self, ask: Callable[[str], _Answer], keys: Collection[str]) -> list[_Answer]:
+        """Ask the same of many experiments; in an object store at once: one request after the other takes minutes."""
+        if not is_remote(self.paths.root):
+            return list(map(ask, keys))
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(ask, keys))
 
     def results(self, keys: Iterable[str]) -> list[ExperimentResult]:
         """Return the recorded results among `keys`, in that order."""

@@ -73,8 +73,13 @@ class SweepPaths(ReportPaths):
         return self.root / "code" / f"{digest}.json"
 
     @property
+    def ends(self) -> StoragePath:
+        """How experiments were seen to end, a line each; the last line of an experiment stands."""
+        return self.root / "ends.log"
+
+    @property
     def completed(self) -> StoragePath:
-        """Keys of the experiments that were seen completed, a line each."""
+        """The same of earlier versions: keys of completed experiments."""
         return self.root / "completed.log"
 
     @property

@@ -13,24 +13,24 @@ MAX_NAMED = 5  # experiments in a warning
 
 
 def outcome_flags(ledger: Ledger, damaged: Sequence[Experiment]) -> tuple[Flag, ...]:
-    """Return a warning of results that are damaged, and one of those that are gone; none without any.
+    """Return a warning of outcomes that are damaged, and one of those that are gone; none without any.
 
     Args:
         damaged: the experiments that have ended, and have no outcome that can be believed.
     """
-    gone = [e for e in damaged if not ledger.has_outcome_file(e.key)]
     torn = [e for e in damaged if ledger.has_outcome_file(e.key)]
+    gone = [e for e in damaged if e not in torn]
     found = []
     if torn:
         found.append(
             f"damaged, and left out: {_named(torn)}: what is in result.json or failure.json there is not what was "
             "written; `run` keeps it aside and trains again"
         )
-    if gone:
-        found.append(
-            f"gone: {_named(gone)}: completed, and result.json is not there any more; put it back, or "
-            "`run` trains again"
-        )
+    for end, file in (("completed", "result.json"), ("failed", "failure.json")):
+        if some := [e for e in gone if ledger.noted_ends.get(e.key) == end]:
+            found.append(
+                f"gone: {_named(some)}: {end}, and {file} is not there any more; put it back, or `run` trains again"
+            )
     return tuple(Flag("damaged", "warning", message) for message in found)
 
 

@@ -109,9 +109,9 @@ class Sweep:
     @cached_property
     def damaged(self) -> tuple[Experiment, ...]:
         """The open experiments that have ended, whose outcome is gone or not believed, and that do not run yet."""
-        ledger = Ledger(self.paths)
-        ended = (self.paths.begun_keys() | ledger.completed_keys) - {e.key for e, _ in self.running}
-        return tuple(e for e in self._open if e.key in ended and ledger.is_damaged(e.key))
+        running = {e.key for e, _ in self.running}
+        damaged = Ledger(self.paths).damaged(e.key for e in self._open if e.key not in running)
+        return tuple(e for e in self._open if e.key in damaged)
 
     @cached_property
     def waiting(self) -> tuple[Experiment, ...]:

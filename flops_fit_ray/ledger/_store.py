@@ -317,7 +317,7 @@ class Ledger:
         return [outcome for outcome in found if outcome is not None]
 
     def _map(self, ask: Callable[[str], _Answer], keys: Collection[str]) -> list[_Answer]:
-        """Ask the same of many experiments; in an object store at once: one request after the other takes minutes."""
+        """Return an answer for each experiment; in an object store they are asked at once, which else takes minutes."""
         if not is_remote(self.paths.root):
             return list(map(ask, keys))
         from concurrent.futures import ThreadPoolExecutor

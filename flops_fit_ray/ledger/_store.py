@@ -88,7 +88,7 @@ class Ledger:
 
     @cached_property
     def noted_ends(self) -> dict[str, End]:
-        """How experiments were seen to end, by key, whatever became of what was recorded of them since."""
+        """Ends of experiments as they were seen, by key, whatever became of what was recorded of them since."""
         return read_ends(self.paths)
 
     def note_ends(self, ends: Mapping[str, End | None]) -> None:

@@ -74,7 +74,7 @@ class SweepPaths(ReportPaths):
 
     @property
     def ends(self) -> StoragePath:
-        """How experiments were seen to end, a line each; the last line of an experiment stands."""
+        """Ends of experiments as they were seen, a line each; the last line of an experiment stands."""
         return self.root / "ends.log"
 
     @property

@@ -5,18 +5,16 @@ Nothing here imports the user's code; the targets stay names until `training.use
 
 from flops_fit_ray.spec._reading import dump_spec, limit_of_budgets, make_spec, parse_yaml, read_spec, spec_from_bytes
 from flops_fit_ray.spec._sections import (
-    NO_DATA,
-    SYNTHETIC_LOSS,
     CheckpointSection,
     DataSection,
     FitSection,
     GridSection,
     MlflowSection,
-    SweepSpec,
     TrackersSection,
     TrainSection,
     WandbSection,
 )
+from flops_fit_ray.spec._sweep_spec import NO_DATA, SYNTHETIC_LOSS, SweepSpec
 from flops_fit_ray.spec._values import Budget, BudgetsFor, Ladder, LrRule, LrTable, SingleRun, SizeValue, is_data_path
 
 __all__ = [

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Discriminator, Tag
 from pydantic_core import ErrorDetails
 
 from flops_fit_ray.spec._hints import meant_key, meant_paths, way_out
-from flops_fit_ray.spec._sections import SweepSpec
+from flops_fit_ray.spec._sweep_spec import SweepSpec
 from flops_fit_ray.spec._values import Section
 
 MAX_SHOWN = 80  # characters of a wrong value

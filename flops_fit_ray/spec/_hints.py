@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import get_args, get_origin
 
-from flops_fit_ray.spec._sections import SweepSpec
+from flops_fit_ray.spec._sweep_spec import SweepSpec
 from flops_fit_ray.spec._values import Section
 from flops_fit_ray.spec._vocabulary import HINTS, NO_KEYS
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.spec._faults import fault_lines
-from flops_fit_ray.spec._sections import ONE_BUDGET, SweepSpec
+from flops_fit_ray.spec._sweep_spec import ONE_BUDGET, SweepSpec
 from flops_fit_ray.spec._values import BudgetsFor
 
 MAX_SPEC_BYTES = 1 << 20

@@ -1,26 +1,20 @@
-"""Sections of a spec with their defaults, and the checks that span several keys."""
+"""Sections of a spec, each key with its default and its meaning. The whole is `_sweep_spec`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from flops_fit_ray.fit_options import LIMITS, PIN_LIMITS, CurveChoice, FitOptions, LawWeights, MethodChoice, PinName
 from flops_fit_ray.spec._values import (
     Betas,
     BoolOrAuto,
-    Budget,
-    BudgetsFor,
-    BudgetValue,
     LearningRate,
     NumberOfSizes,
     OptimizerName,
     Positive,
-    Resources,
     ScheduleName,
     Section,
     SeedsOrAuto,
@@ -31,19 +25,20 @@ from flops_fit_ray.spec._values import (
     Window,
 )
 
-ONE_BUDGET = "one_budget"  # in the context of a validation: one budget of many sizes will do, nothing is run
-NO_DATA = "none"  # as data.train and as fingerprint, of a plan that no data were given for
-SYNTHETIC_LOSS = "synthetic:besiroglu"  # of a sweep that trains nothing
-
 
 class ModelSection(Section):
     """Model of the user: its constructor, and the argument that sets its size."""
 
     target: str
+    """Class, factory or functools.partial that returns the `nn.Module`, as module:attribute."""
     size_param: str | None = None
+    """Argument of the target that makes the model larger; not needed where sizes are mappings of arguments."""
     kwargs: dict[str, Any] = Field(default={})
+    """Other arguments of the target, the same at every size."""
     sizes: SizesOrLadder = "auto"
+    """Sizes to train, a ladder to choose from, or auto: the planner chooses around the expected minima."""
     flops_per_token: Target | None = None
+    """Function (model) -> FLOPs per token, forward and backward; left out, they are counted."""
 
     @model_validator(mode="after")
     def _size_is_not_fixed(self) -> ModelSection:
@@ -56,18 +51,31 @@ class DataSection(Section):
     """Data of the user: training set, held-out set, and the definition of a token."""
 
     train: str
+    """Training set: a dataset or what makes one, as module:attribute; or token files, as a path or a pattern."""
     eval: str | None = None
+    """Held-out set, written like the training set; left out, a part of that is held out."""
     kwargs: dict[str, Any] = Field(default={})
-    context: int | None = Field(default=None, gt=0)  # of token files: tokens per sample
-    dtype: Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"] = "auto"  # of token files
+    """Arguments of what makes the datasets."""
+    context: int | None = Field(default=None, gt=0)
+    """Tokens per sample of token files."""
+    dtype: Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"] = "auto"
+    """Type of the numbers in token files; auto: by a header, meta.pkl or the bytes."""
     eval_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Part of a map-style training set that is held out where eval is left out."""
     eval_samples: int | None = Field(default=None, gt=0)
+    """Held-out samples to evaluate on, the first ones; left out: as many as cost a tenth of the training."""
     eval_every_tokens: int | None = Field(default=None, gt=0)
+    """Tokens between evaluations along the way; left out: only at the end."""
     tokens_per_sample: int | None = Field(default=None, gt=0)
+    """What D counts for each sample; left out: target tokens, or samples where targets are no tokens."""
     count_tokens: Target | None = None
+    """Function (batch) -> tokens, where no fixed number per sample says it."""
     bytes_per_token: Positive | None = None
+    """Bytes of text per token, so that the loss is also given in bits per byte."""
     max_epochs: Positive = 1.0
+    """Times that the data may be repeated; an experiment that needs more is refused."""
     timeout_seconds: Positive = 300.0
+    """Seconds that data, or code that holds Python's lock, may keep a trial waiting before it is stalled."""
 
     @model_validator(mode="after")
     def _one_rule_for_tokens(self) -> DataSection:
@@ -80,22 +88,40 @@ class TrainSection(Section):
     """Training of every experiment. Steps, warmup and decay follow from each experiment's D, in the plan."""
 
     batch_size: int = Field(default=32, gt=0)
+    """Samples of one optimizer step, over all workers."""
     micro_batch_size: int | None = Field(default=None, gt=0)
+    """Samples in one forward and backward pass of a worker; left out: its whole share of the batch."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Of the computation, weights stay in fp32; auto: the faster of fp32 and bf16, measured once."""
     compile: BoolOrAuto = False
+    """Compile the model with torch.compile; auto: where the planned seconds are worth it."""
     cuda_graph: bool = False
+    """Replay the whole step as one CUDA graph, where it can be captured."""
     optimizer: OptimizerName = "adamw"
+    """adamw, sgd, or a function (model, lr) -> optimizer or optimizers."""
     lr: LearningRate = "auto"
+    """Peak rate of every size: a number, a rule, a table, a function, or auto: measured first in an adaptive grid, and
+    by a general rule in a static one."""
     betas: Betas = (0.9, 0.95)
+    """Of adamw."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Of sgd."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Of weights; norms, biases and lookup tables are spared."""
     grad_clip: Positive | None = 1.0
+    """Largest norm of the gradient; null: no clipping."""
     schedule: ScheduleName = "wsd"
+    """wsd, cosine, linear, constant, or a function (step, steps) -> multiple of the peak rate."""
     decay_shape: Literal["linear", "1-sqrt"] = "linear"
+    """Of the decay of wsd."""
     decay_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Part of the steps that wsd decays in."""
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Rate at the end, as a part of the peak rate."""
     warmup_tokens: TokensOrAuto = "auto"
+    """Tokens of the linear warmup; auto: as many as the model has parameters, at most a tenth of the shortest D."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of weights, order of the data and dropout."""
 
     @model_validator(mode="after")
     def _lr_known(self) -> TrainSection:
@@ -116,32 +142,49 @@ class GridSection(Section):
     A static grid is run as written; an adaptive grid chooses sizes around the predicted minima.
     """
 
-    kind: Literal["auto", "static", "adaptive"] = "auto"  # auto: static where sizes are listed
-    first_sizes: int = Field(default=7, ge=3, le=25)  # of the first valley
-    sizes: NumberOfSizes = "auto"  # of every further one; auto: many where runs are cheap, three where they are dear
-    window: Window = "auto"  # sizes from 1/window to window times the expected optimum; auto: by noise and skew
-    tokens_per_param: Positive = 20.0  # D/N around which the first valley is looked for
+    kind: Literal["auto", "static", "adaptive"] = "auto"
+    """Kind of the grid; auto: static where sizes are listed."""
+    first_sizes: int = Field(default=7, ge=3, le=25)
+    """Sizes of the first valley."""
+    sizes: NumberOfSizes = "auto"
+    """Sizes of every further valley; auto: many where runs are cheap, three where they are dear."""
+    window: Window = "auto"
+    """Sizes lie from 1/window to window times the expected optimum; auto: 4 or 8, by noise and skew."""
+    tokens_per_param: Positive = 20.0
+    """D/N around which the first valley is looked for."""
     max_experiments: int = Field(default=80, gt=0)
-    trunk: bool = True  # larger budgets of a size go on from the trunk of the smaller ones (wsd only)
-    start: Literal["auto", "trunk", "scratch"] = "auto"  # auto: from scratch where that finishes earlier
-    lr_guard: BoolOrAuto = "auto"  # probe learning rates first, where train.lr is auto
-    lr_check: Literal["auto", "all", "lower", "none"] = (
-        "auto"  # twice and half the rate at minima; lower: but the top two
-    )
-    seeds: SeedsOrAuto = "auto"  # more seeds at the two smallest minima
+    """Experiments at most."""
+    trunk: bool = True
+    """Larger budgets of a size go on from the trunk of the smaller ones; with the schedule wsd alone."""
+    start: Literal["auto", "trunk", "scratch"] = "auto"
+    """Where experiments begin; auto: from scratch where waiting for a trunk would end later."""
+    lr_guard: BoolOrAuto = "auto"
+    """Probe learning rates first, where train.lr is auto."""
+    lr_check: Literal["auto", "all", "lower", "none"] = "auto"
+    """Budgets at whose minima twice and half the rate are tried; auto: the two smallest, lower: all but the top two."""
+    seeds: SeedsOrAuto = "auto"
+    """Further seeds near the two smallest minima, for the noise; auto: 2."""
     rerun_outliers: BoolOrAuto = "auto"
-    target: Positive | None = None  # C at which N_opt is wanted, for `--until FACTOR` and `fit --next`
-    runs: list[SingleRun] = Field(default=[], max_length=1000)  # further ones, once the grid is done
+    """Train losses that stand far out again."""
+    target: Positive | None = None
+    """C in FLOPs at which N_opt is wanted, for `--until FACTOR` and `fit --next`."""
+    runs: list[SingleRun] = Field(default=[], max_length=1000)
+    """Single runs, once the grid is done; `--until` writes them."""
 
 
 class CheckpointSection(Section):
     """Checkpoints of an experiment: when they are written and which are kept. None of it changes a result."""
 
     minutes: Positive | None = 5.0
+    """Minutes between checkpoints; null: none by time."""
     steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps between checkpoints; left out: none by steps."""
     keep: int = Field(default=2, gt=0)
-    best: bool = False  # keep the checkpoint with the lowest held-out loss, also after the experiment
-    weights: bool = False  # write the final weights as safetensors
+    """Newest checkpoints that are kept."""
+    best: bool = False
+    """Keep the checkpoint of the lowest held-out loss, also after the experiment."""
+    weights: bool = False
+    """Write the final weights as safetensors."""
 
 
 def _limited(name: str, default: float | None = None) -> Any:
@@ -154,31 +197,48 @@ class FitSection(Section):
     """Settings of the fit. None: the default of `FitOptions`, or what the plan of an adaptive sweep says of `reach`."""
 
     draws: int = _limited("draws", FitOptions.draws)
+    """Draws of the bootstrap; 0: no intervals."""
     confidence: float = _limited("confidence", FitOptions.confidence)
+    """Of all intervals."""
     seed: int = _limited("seed", FitOptions.seed)
+    """Of the bootstrap."""
     method: MethodChoice | None = None
+    """Whose answer is the answer; auto: the valleys, or the coupled law where it predicts clearly better."""
     curve: CurveChoice | None = None
+    """Of a valley; auto: the one that predicts left-out sizes best, if clearly."""
     window: int | None = _limited("window")
+    """Sizes of a valley, those nearest to the lowest loss; left out: all."""
     reach: float | None = _limited("reach")
+    """Sizes of a valley within this factor of its minimum; left out: all, or what the plan of an adaptive sweep
+    says."""
     law_weights: LawWeights | None = None
+    """Weights of the minima in a law: by their precision, or equal."""
     delta: FiniteFloat | None = _limited("delta")
+    """Of the Huber loss of ln L (approach 3)."""
     undertuned: float | None = _limited("undertuned")
+    """Weight of runs above the surface."""
     pins: dict[PinName, Annotated[FiniteFloat, Field(gt=PIN_LIMITS.gt)]] | None = None
+    """Parameters of the surface that are held fixed, such as {E: 1.69}."""
 
 
 class WandbSection(Section):
     """Weights & Biases. Its key is its own business: `wandb login` or WANDB_API_KEY, never the spec."""
 
-    project: str | None = None  # by default the sweep's name
+    project: str | None = None
+    """Project; left out: the sweep's name."""
     entity: str | None = None
+    """Team or user; left out: the default one of the key."""
     mode: Literal["online", "offline"] = "online"
+    """offline writes files that `wandb sync` sends."""
 
 
 class MlflowSection(Section):
     """MLflow. Without a tracking_uri it is MLFLOW_TRACKING_URI."""
 
     tracking_uri: str | None = None
-    experiment: str | None = None  # by default the sweep's name
+    """Server or directory; left out: MLFLOW_TRACKING_URI."""
+    experiment: str | None = None
+    """Experiment; left out: the sweep's name."""
 
     @field_validator("tracking_uri")
     @classmethod
@@ -193,196 +253,8 @@ class TrackersSection(Section):
     """Trackers that receive the experiments' metrics. None of them can delay or change a training."""
 
     tensorboard: bool = True
+    """Event files beside the results; not in object stores."""
     wandb: WandbSection | None = None
+    """Weights & Biases; {} takes every default."""
     mlflow: MlflowSection | None = None
-
-
-FEW_BUDGETS = "has {} budget(s); a law needs at least 2, better 4 or 5 over a range of 32x"
-
-
-class SweepSpec(Section):
-    """Spec of a sweep. `SweepSpec.model_json_schema()` is the published schema of the file."""
-
-    schema_version: Literal[1] = 1
-    name: str = Field(default="sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    model: ModelSection
-    data: DataSection
-    loss: str = "cross_entropy"
-    loss_unit: Literal["nats", "bits"] | None = None  # of a cross-entropy of the user's, per token
-    budgets: list[BudgetValue]  # empty: `auto`, to be chosen before anything is planned
-    budgets_for: BudgetsFor | None = None  # what a mapping as `budgets` says; once they are chosen, also how
-    train: TrainSection = TrainSection()
-    grid: GridSection = GridSection()
-    checkpoint: CheckpointSection = CheckpointSection()
-    metrics: dict[str, Target] = Field(default={})
-    resources_per_trial: Resources = Field(default={"gpu": 1})  # of each worker
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where resources_per_trial has one and the cluster too
-    workers_per_trial: int = Field(default=1, gt=0, le=1024)  # that share every batch of an experiment
-    shard_model: bool = False  # over the workers of an experiment, each with its part of weights and optimizer states
-    max_retries: int = Field(default=3, ge=0, le=1000)  # of an experiment whose worker or node died, without progress
-    stop_diverged: bool = True  # end a finite loss that explodes; false goes on, and tries those that ended so again
-    fit: FitSection = FitSection()
-    trackers: TrackersSection = TrackersSection()
-    output: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _cost_stands_for_budgets(cls, content: Any) -> Any:
-        if isinstance(content, Mapping) and isinstance(content.get("budgets"), Mapping):
-            return {**content, "budgets": "auto", "budgets_for": content["budgets"]}
-        return content
-
-    @field_validator("budgets", mode="before", json_schema_input_type=list[BudgetValue] | BudgetsFor | Literal["auto"])
-    @classmethod
-    def _is_a_list(cls, budgets: Any) -> Any:
-        if budgets == "auto":
-            return []
-        if not isinstance(budgets, Sequence) or isinstance(budgets, str | bytes):
-            raise ValueError("must be a list of FLOPs, for example [1e18, 3e18, 1e19], or auto, or {minutes: 30}")
-        if not budgets:
-            raise ValueError(FEW_BUDGETS.format(0))
-        return budgets
-
-    @field_validator("budgets")
-    @classmethod
-    def _enough(cls, budgets: list[Budget], info: ValidationInfo) -> list[Budget]:
-        flops = [b.flops for b in budgets]
-        one_run = len(budgets) == 1 and budgets[0].sizes is not None and len(budgets[0].sizes) == 1
-        may_be_one = bool((info.context or {}).get(ONE_BUDGET)) and len(flops) == 1
-        if len(flops) == 1 and not (one_run or may_be_one):
-            raise ValueError(FEW_BUDGETS.format(1))
-        twice = sorted({f for f in flops if flops.count(f) > 1})
-        if twice:
-            raise ValueError(f"{twice} are given twice")
-        return sorted(budgets, key=lambda b: b.flops)
-
-    @field_validator("resources_per_trial")
-    @classmethod
-    def _asks_for_something(cls, resources: dict[str, float] | str) -> dict[str, float] | str:
-        if isinstance(resources, str):
-            return resources
-        if not any(resources.values()):
-            raise ValueError("asks for nothing; give {gpu: 1} or {cpu: 1}")
-        for name in resources.keys() - {"cpu", "gpu"}:
-            if (meant := name.lower().removesuffix("s")) in ("cpu", "gpu"):
-                raise ValueError(f"{name} is no resource; did you mean '{meant}'?")
-        gpus = resources.get("gpu", 0.0)
-        if gpus > 1 and gpus != int(gpus):
-            raise ValueError(
-                f"gpu: {gpus:g} is neither a part of one GPU nor a whole number; give 1 or more whole ones"
-            )
-        return resources
-
-    @property
-    def named_code(self) -> list[tuple[str, str]]:
-        """Keys with what they name as text: code as module:attribute, data files, and words of ours such as adamw."""
-        model, data, train = self.model, self.data, self.train
-        named = {
-            "model.target": model.target,
-            "model.flops_per_token": model.flops_per_token,
-            "data.train": data.train,
-            "data.eval": data.eval,
-            "data.count_tokens": data.count_tokens,
-            "loss": self.loss,
-            "train.optimizer": train.optimizer,
-            "train.schedule": train.schedule,
-            "train.lr": train.lr,
-            **{f"metrics.{name}": target for name, target in self.metrics.items()},
-        }
-        return [(key, text) for key, text in named.items() if isinstance(text, str)]
-
-    @property
-    def loss_in(self) -> Literal["nats", "bits"] | None:
-        """The unit of a loss that is a cross-entropy; None where that is not known."""
-        return "nats" if self.loss == "cross_entropy" else self.loss_unit
-
-    @property
-    def nats(self) -> float:
-        """Nats in the unit of the loss."""
-        return math.log(2) if self.loss_in == "bits" else 1.0
-
-    @property
-    def whole_resources(self) -> dict[str, float]:
-        """Of an experiment that shares nothing."""
-        asked = {"gpu": 1.0} if self.resources_per_trial == "auto" else dict(self.resources_per_trial)
-        if self.device != "cpu":
-            return asked
-        return {"cpu": 1.0, **{name: amount for name, amount in asked.items() if name != "gpu"}}
-
-    @property
-    def is_one_run(self) -> bool:
-        """One model, trained to one budget or to several, each from the trunk of the last: with nothing to fit."""
-        if len(self.budgets) == 1:
-            return True
-        listed = [budget.sizes or [] for budget in self.budgets]
-        return len(listed) > 1 and len(listed[0]) == 1 and all(sizes == listed[0] for sizes in listed)
-
-    @property
-    def is_adaptive(self) -> bool:
-        """True if the planner chooses sizes around the predicted minima."""
-        if self.grid.kind != "auto":
-            return self.grid.kind == "adaptive"
-        listed = isinstance(self.model.sizes, list) or any(b.sizes is not None for b in self.budgets)
-        return not (listed or self.is_one_run)
-
-    @model_validator(mode="after")
-    def _adaptive_is_possible(self) -> SweepSpec:
-        if self.grid.kind == "adaptive":
-            if any(b.sizes is not None for b in self.budgets):
-                raise ValueError("grid.kind is adaptive, and a budget lists sizes of its own; give model.sizes instead")
-            if len(self.budgets) == 1:
-                raise ValueError("grid.kind is adaptive, and there is one budget; a law needs at least 2")
-        return self
-
-    @model_validator(mode="after")
-    def _budgets_come_from_one_place(self) -> SweepSpec:
-        if self.budgets and self.budgets_for is not None and self.budgets_for.why is None:
-            raise ValueError(
-                "budgets_for: is how budgets were chosen; write budgets: {minutes: 30} to have them chosen"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _device_is_asked_for(self) -> SweepSpec:
-        if self.device == "cuda" and not self.whole_resources.get("gpu"):
-            raise ValueError("device is cuda, and resources_per_trial asks for no GPU; give {gpu: 1}")
-        return self
-
-    @model_validator(mode="after")
-    def _workers_can_share(self) -> SweepSpec:
-        workers, train = self.workers_per_trial, self.train
-        if train.batch_size % workers:
-            raise ValueError(
-                f"workers_per_trial: {workers} workers cannot share train.batch_size {train.batch_size}; give a "
-                f"multiple of {workers}"
-            )
-        if workers > 1 and self.resources_per_trial == "auto":
-            raise ValueError(
-                "resources_per_trial: auto lets small models share a GPU, and several workers cannot; give {gpu: 1}"
-            )
-        if workers > 1 and train.cuda_graph:
-            raise ValueError("workers_per_trial: train.cuda_graph works with one worker alone; set it to false")
-        if self.shard_model and workers == 1:
-            raise ValueError("shard_model splits a model over workers, and there is one; set workers_per_trial")
-        if self.shard_model and train.precision == "fp16":
-            raise ValueError("shard_model: fp16's loss scale is each worker's own; set train.precision to bf16 or fp32")
-        measured = [name for name in ("precision", "compile") if getattr(train, name) == "auto"]
-        if self.shard_model and measured:
-            raise ValueError(f"shard_model: train.{measured[0]}: auto is measured with a whole model; choose a value")
-        return self
-
-    @model_validator(mode="after")
-    def _loss_has_one_unit(self) -> SweepSpec:
-        if self.loss == "mse" and self.loss_unit is not None:
-            raise ValueError("loss_unit is for a cross-entropy, and mse is none; remove it")
-        if self.loss == "cross_entropy" and self.loss_unit == "bits":
-            raise ValueError("loss_unit is bits, and cross_entropy is in nats; remove it")
-        return self
-
-    @model_validator(mode="after")
-    def _numbers_have_a_name(self) -> SweepSpec:
-        lists = [self.model.sizes if b.sizes is None else b.sizes for b in self.budgets]
-        numbers = any(not isinstance(sizes, list) or any(isinstance(s, int) for s in sizes) for sizes in lists)
-        if numbers and self.model.size_param is None:
-            raise ValueError("model.size_param is missing: name the constructor argument that sizes stand for")
-        return self
+    """MLflow; {} takes every default."""

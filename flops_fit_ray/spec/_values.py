@@ -38,9 +38,9 @@ def is_data_path(named: str) -> bool:
 
 
 class Section(BaseModel):
-    """Frozen; an unknown key is an error."""
+    """Frozen; an unknown key is an error. The text under a key is its description, in the schema and in the docs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
 
 
 def _positive(value: float) -> float:
@@ -89,9 +89,13 @@ class Ladder(Section):
     """Sizes from `start` to `stop`, each about `ratio` times the one before, rounded to `multiple_of`."""
 
     start: int = Field(gt=0)
+    """Smallest size."""
     stop: int = Field(gt=0)
+    """Size that none exceeds before it is rounded."""
     ratio: float = Field(default=math.sqrt(2), gt=1)
+    """A size over the one before."""
     multiple_of: int = Field(default=1, gt=0)
+    """What sizes are rounded to multiples of."""
 
     def sizes(self) -> list[int]:
         """Return the steps of the ladder, increasing."""
@@ -223,9 +227,13 @@ class LrRule(Section):
     """lr = base · (x / at) ^ exponent, where x is the size value or the parameter count."""
 
     base: Positive
+    """Rate at x = at."""
     at: Positive
+    """The x that has the rate base."""
     exponent: float
+    """Of x / at; negative where larger models want smaller rates."""
     of: Literal["params", "size"] = "params"
+    """What x is: N, or the value of model.size_param."""
 
 
 SizeName = Annotated[
@@ -237,15 +245,19 @@ SizeName = Annotated[
 class SingleRun(Section):
     """One run beside the grid, as `--until` chooses them."""
 
-    flops: Positive  # C
+    flops: Positive
+    """C in FLOPs."""
     size: SizeName
-    seed: int = Field(default=0, ge=0, le=1000)  # 0: that of the sweep; others are repeats
+    """Its size, as a number or by its name in the plan."""
+    seed: int = Field(default=0, ge=0, le=1000)
+    """0: that of the sweep; others are repeats."""
 
 
 class LrTable(Section):
     """One learning rate per size, by the size's name in the plan: a number, or `d_model=64,n_layer=2`."""
 
     table: dict[SizeName, Positive]
+    """Rates by size."""
 
 
 _LrWord = Annotated[str, AfterValidator(_word_or_target("auto", also="a number, a rule, a table, "))]
@@ -274,7 +286,9 @@ class Budget(Section):
     """One compute budget C in FLOPs; `sizes` narrows the sweep's sizes for this budget."""
 
     flops: Positive
+    """C in FLOPs."""
     sizes: Sizes | None = None
+    """Sizes of this budget; left out: those of the sweep."""
 
 
 def _as_budget(value: Any) -> Any:
@@ -291,10 +305,14 @@ BudgetValue = Annotated[Budget, BeforeValidator(_as_budget, json_schema_input_ty
 class BudgetsFor(Section):
     """Limit of what a sweep may cost, by which its budgets are chosen: one of minutes, hours and FLOPs."""
 
-    minutes: Positive | None = None  # of wall time
+    minutes: Positive | None = None
+    """Minutes of wall time."""
     hours: Positive | None = None
-    flops: Positive | None = None  # in all
-    why: str | None = None  # how the budgets that stand in this spec were chosen
+    """Hours of wall time."""
+    flops: Positive | None = None
+    """FLOPs in all."""
+    why: str | None = None
+    """How the budgets that stand in this spec were chosen; written by the program."""
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> BudgetsFor:

@@ -34,6 +34,7 @@ from flops_fit_ray.sweep.extend import continued, unbracketed_budgets
 from flops_fit_ray.sweep.finished import record_finished
 from flops_fit_ray.sweep.from_checkpoint import CheckpointName, go_back
 from flops_fit_ray.sweep.recorded import (
+    Addition,
     Origin,
     left_open,
     record_origin,
@@ -71,6 +72,7 @@ class RunRequest:
     address: str | None = None  # of a Ray cluster
     base: Path | None = None  # where the spec's targets are looked for; None: they are objects of a program
     limits: RunLimits = field(default_factory=RunLimits)
+    added: tuple[Addition, ...] = ()  # by `extend`, to the spec that its user wrote
     new: bool = False  # train completed experiments again where the spec has changed
     from_checkpoint: CheckpointName | None = None  # that its experiment goes on from, instead of the newest
     code: PlannedCode | None = None  # of model, data, loss and hooks; known once they were measured
@@ -192,9 +194,10 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
         from flops_fit_ray.engine.preflight import refuse_early
 
         until = request.limits.until is not None
-        request = replace(request, spec=continued(request.spec, SweepPaths(request.root), console.say, until=until))
-        rule = stopping_rule_for(request.spec, request.limits.until, request.limits.at_most)
         paths = SweepPaths(request.root)
+        kept = continued(request.spec, paths, console.say, until=until, new=request.new)
+        request = replace(request, spec=kept.spec, added=(*kept.added, *request.added))
+        rule = stopping_rule_for(request.spec, request.limits.until, request.limits.at_most)
         planner, plan = plan_request(request, recorded_constants(paths))
         if request.trains:
             loader, code = with_planned_code(request.load_user_parts, request.base)
@@ -343,11 +346,12 @@ def _run_once(request: RunRequest, planner: Planner, ledger: Ledger, console: Pl
         write_json(paths.plan, {**content, "command": request.command, "base": base, "code": code}, sealed=True)
 
     try:
+        plan = planner.plan()
+        # First, so that whatever of the spec was added is known to be
+        record_origin(paths, Origin(command=request.command, base=base, frame=plan.constants, added=request.added))
         record_spec(paths, request.spec)
         if request.code is not None:
             ledger.record_code(request.code.facts)
-        plan = planner.plan()
-        record_origin(paths, Origin(command=request.command, base=base, frame=plan.constants))
         record(plan)
         request.on_recorded()
     except StorageError as e:  # nothing has been run, so there is nothing to resume

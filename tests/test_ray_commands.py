@@ -179,6 +179,12 @@ def test_an_adaptive_sweep_is_the_planners_is_extended_and_goes_on_until_enough(
     assert wider.command.endswith(f" extend {root}")
 
     capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:  # by the spec as it was: the directory goes on with what it has
+        main(["run", str(project), *own, "--output", str(root)])
+    said = capsys.readouterr().out
+    assert caught.value.code == 0 and outcomes(root).keys() == {r.key for r in wider.results}
+    assert f"kept: what `extend` added in {root}: C = 1.6e6 (--new leaves it out)\nnothing to run: all " in said
+
     with pytest.raises(SystemExit) as caught:
         main(["extend", str(root), "--until", "ci=1.0001@1e8", "--at-most", f"{wider.flops_spent * 1.01:.3g}"])
     said = capsys.readouterr().out

@@ -159,14 +159,14 @@ def test_what_a_directory_chose_belongs_to_its_sweep(tmp_path: Path) -> None:
     def recorded(one: SweepSpec) -> None:
         record_spec(paths, one)
 
-    assert continued(spec, paths, said.append) is spec
+    assert continued(spec, paths, said.append).spec is spec
     recorded(with_runs(spec, RUNS))
-    assert continued(spec, paths, said.append).grid.runs == RUNS and "3 single runs that were chosen" in said.pop()
+    assert continued(spec, paths, said.append).spec.grid.runs == RUNS and "3 single runs that were chosen" in said.pop()
     other = adaptive_spec(budgets=[1e17, 3e17], model={"target": "m:Other", "size_param": "width"})
-    assert continued(other, paths, said.append) == other and not said
+    assert continued(other, paths, said.append).spec == other and not said
     longer = adaptive_spec(budgets=[1e17, 3e17, 1e18])
-    assert continued(longer, paths, said.append).grid.runs == RUNS
+    assert continued(longer, paths, said.append).spec.grid.runs == RUNS
     recorded(longer)  # as an earlier --until left it
-    assert continued(spec, paths, said.append) == spec
-    kept = continued(spec, paths, said.append, until=True)
+    assert continued(spec, paths, said.append).spec == spec
+    kept = continued(spec, paths, said.append, until=True).spec
     assert kept == with_budgets(spec, longer.budgets[2:]) and said[-1].startswith("the budgets C = 1e18 in ")

@@ -36,7 +36,8 @@ def say_finished(spec: SweepSpec, base: Path, root: StoragePath) -> int | None:
     from flops_fit_ray.ledger import Ledger
     from flops_fit_ray.sweep.finished import finished_sweep
 
-    found = finished_sweep(paths, spec)
+    said: list[str] = []
+    found = finished_sweep(paths, spec, said.append)
     if found is None:
         return None
     sweep, kept = found
@@ -49,6 +50,8 @@ def say_finished(spec: SweepSpec, base: Path, root: StoragePath) -> int | None:
         return None
     from flops_fit_ray.console.status_text import closing_lines
 
+    for line in said:
+        click.echo(line)
     click.echo(
         f"nothing to run: all {len(sweep.results)} experiments are completed, and spec, code and version are "
         "those of before (data are read again when something is left to run)"

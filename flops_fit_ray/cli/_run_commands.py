@@ -134,7 +134,7 @@ def plan(
         rates=stated,
         measure_speed=False,
     )
-    resolved = continued(request.spec, SweepPaths(root), to_stderr if as_json else click.echo)
+    resolved = continued(request.spec, SweepPaths(root), to_stderr if as_json else click.echo).spec
     request = replace(request, spec=resolved)
     _, made = plan_request(request, recorded_constants(SweepPaths(root)))
     if world is not None:
@@ -314,6 +314,7 @@ def extend(
     Without additions it resumes the sweep in its directory.
     """
     from flops_fit_ray.sweep.extend import begun_sweep, better_lr, extend_spec
+    from flops_fit_ray.sweep.recorded import Addition
 
     root = output_of(directory)
     begun = begun_sweep(root)
@@ -335,6 +336,8 @@ def extend(
     set_resume_line(extend_line(root, base, limits, code, address, given_options(added)))
     command = extend_line(root, base, limits, code, address)
     source = str(SweepPaths(root).spec)
+    before = begun.spec.grid.seeds
+    addition = Addition(budgets=budgets, sizes=sizes, seeds=seeds, seeds_before=None if seeds is None else before)
     request = request_for(
         wider,
         base,
@@ -346,4 +349,5 @@ def extend(
         new=lr_again,
         from_checkpoint=from_checkpoint,
     )
+    request = replace(request, added=() if addition == Addition() else (addition,))
     return run_request(request, as_json=as_json, style=style or "")

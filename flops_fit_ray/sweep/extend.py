@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flops_fit_ray import formatting as fmt
@@ -14,7 +14,7 @@ from flops_fit_ray.spec import Budget, LrRule, SizeValue, SweepSpec, make_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
-from flops_fit_ray.sweep.recorded import as_measured, recorded_origin, recorded_spec
+from flops_fit_ray.sweep.recorded import Addition, as_measured, recorded_origin, recorded_spec
 from flops_fit_ray.sweep.stopping import with_budgets, with_runs
 
 SOURCE = "extend"
@@ -84,21 +84,36 @@ def begun_sweep(root: StoragePath) -> BegunSweep:
     return BegunSweep(spec=recorded_spec(SweepPaths(root), sealed=True), base=base)
 
 
-def continued(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None], *, until: bool = False) -> SweepSpec:
-    """Return a spec with what its directory has beside it: single runs that `--until` chose, and shorter runs.
+@dataclass(frozen=True, kw_only=True)
+class Continued:
+    """A spec with what its directory has beside it, and the additions of `extend` that it holds."""
+
+    spec: SweepSpec
+    added: tuple[Addition, ...] = ()
+
+
+def continued(
+    spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None], *, until: bool = False, new: bool = False
+) -> Continued:
+    """Return a spec with what its directory has beside it: additions of `extend`, runs of `--until`, shorter runs.
 
     Args:
+        say: told in a line what is kept.
         until: with the budgets, too, that `--until` of earlier versions added.
+        new: without additions of `extend` that it does not hold.
     """
-    longer = longer_run(spec, paths, say)
-    if longer is not spec or spec.is_one_run or not paths.spec.exists():
-        return longer
+    if not paths.spec.exists():
+        return Continued(spec=spec)
     try:
         recorded = recorded_spec(paths)
     except SpecError:  # damaged: whoever runs the sweep says so
-        return spec
+        return Continued(spec=spec)
+    kept = _with_additions(spec, recorded, paths, say, new=new)
+    spec = kept.spec
+    if spec.is_one_run:
+        return replace(kept, spec=_longer_run(spec, recorded, paths, say))
     if spec.model.model_dump() != recorded.model.model_dump():
-        return spec
+        return kept
     known = {b.flops for b in spec.budgets}
     if until and spec.is_adaptive and known:
         added = [b for b in recorded.budgets if b.flops > max(known) and b.sizes is None]
@@ -109,20 +124,53 @@ def continued(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None], *,
     if recorded.grid.runs and not spec.grid.runs and known >= {b.flops for b in recorded.budgets}:
         say(f"{len(recorded.grid.runs)} single runs that were chosen in {paths.root} are kept")
         spec = with_runs(spec, recorded.grid.runs)
-    return spec
+    return replace(kept, spec=spec)
 
 
-def longer_run(spec: SweepSpec, paths: SweepPaths, say: Callable[[str], None]) -> SweepSpec:
+def _with_additions(
+    spec: SweepSpec, recorded: SweepSpec, paths: SweepPaths, say: Callable[[str], None], *, new: bool
+) -> Continued:
+    """Return a spec of the recorded model with what `extend` added to its directory."""
+    origin, without_sizes = recorded_origin(paths), {"sizes"}
+    same = spec.model.model_dump(exclude=without_sizes) == recorded.model.model_dump(exclude=without_sizes)
+    if origin is None or not origin.added or not same:
+        return Continued(spec=spec)
+    try:
+        wider, words = spec, list[str]()
+        for addition in origin.added:
+            wider, what = _added_again(wider, addition)
+            words += what
+    except SpecError as e:
+        say(f"what `extend` added in {paths.root} does not fit this spec, and is left out: {'; '.join(e.faults)}")
+        return Continued(spec=spec)
+    if words and new:
+        say(f"left out (--new): what `extend` added in {paths.root}: {', '.join(words)}")
+        return Continued(spec=spec)
+    if words:
+        say(f"kept: what `extend` added in {paths.root}: {', '.join(words)} (--new leaves it out)")
+    return Continued(spec=wider, added=origin.added)
+
+
+def _added_again(spec: SweepSpec, addition: Addition) -> tuple[SweepSpec, list[str]]:
+    """Return a spec with as much of an addition as it lacks, and in words what that is."""
+    known = {b.flops for b in spec.budgets}
+    budgets = [c for c in addition.budgets if c not in known]
+    sizes = addition.sizes if budgets or not addition.budgets else ()
+    wider = extend_spec(spec, budgets=budgets, sizes=sizes)
+    words = [f"C = {fmt.flops(c)}" for c in budgets]
+    if sizes and not budgets and wider != spec:
+        words.append(f"size {', '.join(map(str, sizes))}")
+    if addition.seeds is not None and wider.grid.seeds == addition.seeds_before != addition.seeds:
+        wider = extend_spec(wider, seeds=addition.seeds)
+        words.append(f"seeds {addition.seeds}")
+    return (wider, words) if words else (spec, [])
+
+
+def _longer_run(spec: SweepSpec, recorded: SweepSpec, paths: SweepPaths, say: Callable[[str], None]) -> SweepSpec:
     """Return a spec of one run with the shorter ones of the same run that a directory holds: it begins at their trunk.
 
-    Returned as it is: a spec of a sweep, and one of another model or recipe than what is recorded there.
+    Returned as it is where what is recorded there is of another model or recipe.
     """
-    if not (spec.is_one_run and paths.spec.exists()):
-        return spec
-    try:
-        recorded = recorded_spec(paths)
-    except SpecError:  # damaged: whoever runs the sweep says so
-        return spec
     same = as_measured(spec, recorded).model_dump(exclude=NO_TRAINING) == recorded.model_dump(exclude=NO_TRAINING)
     if not (same and recorded.is_one_run and recorded.budgets[0].sizes == spec.budgets[0].sizes):
         return spec

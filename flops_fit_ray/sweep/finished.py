@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from flops_fit_ray._version import __version__
@@ -41,8 +42,13 @@ def record_finished(sweep: Sweep, code: str, answer: str) -> None:
     write_json(sweep.paths.finished, {"schema_version": SCHEMA_VERSION, **asdict(found)}, sealed=True)
 
 
-def finished_sweep(paths: SweepPaths, spec: SweepSpec) -> tuple[Sweep, Finished] | None:
+def finished_sweep(
+    paths: SweepPaths, spec: SweepSpec, say: Callable[[str], object] = bool
+) -> tuple[Sweep, Finished] | None:
     """Return a sweep that this spec has completed, with the words of that run; None where anything is left to do.
+
+    Args:
+        say: told in a line what the directory has beside the spec, as by a run.
 
     Left to do is, too, what was changed: the spec, the version of this package, results, the report. Whether the code
     and the data have changed is for the caller to see.
@@ -54,7 +60,14 @@ def finished_sweep(paths: SweepPaths, spec: SweepSpec) -> tuple[Sweep, Finished]
         sweep = open_sweep(paths.root)
     except FlopsFitError:  # whoever runs the sweep says so
         return None
-    same = (
-        sweep.complete and as_measured(spec, sweep.spec) == sweep.spec and kept.results_sha256 == sweep.results_sha256
-    )
-    return (sweep, kept) if same else None
+    if not (sweep.complete and kept.results_sha256 == sweep.results_sha256):
+        return None
+    said: list[str] = []
+    if as_measured(spec, sweep.spec) != sweep.spec:
+        from flops_fit_ray.sweep.extend import continued  # with what chooses runs: not needed where nothing was added
+
+        if as_measured(continued(spec, paths, said.append).spec, sweep.spec) != sweep.spec:
+            return None
+    for line in said:
+        say(line)
+    return sweep, kept

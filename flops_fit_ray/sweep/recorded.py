@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Rates, RecordedRates, SweepConstants
@@ -28,15 +28,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Addition(Record):
+    """What one `extend` added to a sweep."""
+
+    budgets: tuple[float, ...] = ()  # C, FLOPs
+    sizes: tuple[int, ...] = ()  # of these budgets; of all where there are none
+    seeds: int | None = None  # instead of `seeds_before`
+    seeds_before: int | Literal["auto"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Origin(Record):
     """Facts of the plan that nothing else holds, so that a damaged one can be made again.
 
-    They are the command that resumes the sweep, the directory of its code, and the constants that its keys rest on.
+    They are the command that resumes the sweep, the directory of its code, the constants that its keys rest on, and
+    what was added to the spec that its user wrote.
     """
 
     command: str
     base: str | None = None
     frame: SweepConstants | None = None
+    added: tuple[Addition, ...] = ()
 
 
 def record_origin(paths: SweepPaths, origin: Origin) -> None:

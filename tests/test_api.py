@@ -10,11 +10,17 @@ import torch
 from torch import nn
 
 from flops_fit_ray import Result, SpecError, find_optimal
+from flops_fit_ray.api._arguments import requested
 from flops_fit_ray.engine.loaders import ObjectLoader, refuse_unpicklable
 from flops_fit_ray.errors import ArgumentError
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.pipeline import RunRequest
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec.arguments import describe, describe_value
 from flops_fit_ray.storage.storage_path import local_path
+from flops_fit_ray.sweep.finished import record_finished
+from flops_fit_ray.training.loop.checkpoint import CheckpointStore
+from flops_fit_ray.training.user.source_code import code_of_objects
 from tests.parts import Mlp, TruncatedRegression, planned, power_law_regression, regression, spec_of, user_parts_of
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
@@ -150,6 +156,52 @@ def test_what_cannot_travel_is_named_before_anything_runs(tmp_path: Path) -> Non
     spec = spec_of()
     with handle, pytest.raises(SpecError, match="loss cannot be sent to a worker: PicklingError"):
         refuse_unpicklable(ObjectLoader(user_parts_of(spec, loss=loss)))
+
+
+class AskedError(Exception):
+    """A run was asked for."""
+
+
+def test_a_finished_sweep_is_answered_without_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As long as arguments, code and data are those of before."""
+
+    def asked(request: RunRequest, console: object) -> None:
+        raise AskedError(request.from_checkpoint)
+
+    monkeypatch.setattr("flops_fit_ray.api._sweep.run", asked)
+    monkeypatch.setattr("flops_fit_ray.api._sweep.plan_request", lambda *_: pytest.fail("models are measured"))
+    arguments: dict[str, Any] = {**ARGUMENTS, "output_dir": tmp_path}
+    request, _ = requested(
+        Mlp, "width", None, regression(), "mse", [1e5, 2e5], tmp_path, "local",
+        {name: ARGUMENTS[name] for name in ("sizes", "batch_size", "lr")}, False,
+    )  # fmt: skip
+    loader = request.load_user_parts
+    assert isinstance(loader, ObjectLoader)
+    with pytest.raises(AskedError):  # there is nothing yet
+        find_optimal(Mlp, **arguments)
+    sweep = make_sweep(tmp_path, request.spec, loader.user)
+    code = code_of_objects(loader.user)
+    Ledger(sweep.paths).record_code(code)
+    record_finished(sweep, code.digest, "N_opt = ...")
+    local_path(sweep.paths.report).touch()
+
+    found = find_optimal(Mlp, **arguments)
+    assert found.complete and len(found.to_frame()) == 6
+    said = capsys.readouterr().out
+    assert "nothing to run: all 6 experiments are completed, and arguments, code, data and version are those" in said
+    assert "N_opt = ..." in said and said.rstrip().endswith("report.html")
+    others: list[dict[str, Any]] = [{"dataset": regression(1999)}, {"lr": 2e-2}, {"new": True}, {"until": "2@1e6"}]
+    for other in others:
+        with pytest.raises(AskedError):
+            find_optimal(Mlp, **{**arguments, **other})
+    key = sweep.plan.experiments[0].key
+    with pytest.raises(ArgumentError, match=f"^find_optimal: from_checkpoint: {tmp_path} has no checkpoint {key}@7"):
+        find_optimal(Mlp, **arguments, from_checkpoint=f"{key}@7")
+    CheckpointStore(sweep.paths.checkpoints(key).directory, key=key).save({"step": 7}, 7)
+    with pytest.raises(AskedError, match=f"{key}@7"):  # which `run` goes back to, as for the command line
+        find_optimal(Mlp, **arguments, from_checkpoint=f"{key}@7")
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -13,7 +13,9 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
 
 if TYPE_CHECKING:
+    from flops_fit_ray.planning.code_facts import CodeFacts
     from flops_fit_ray.spec import SweepSpec
+    from flops_fit_ray.sweep.directory import Sweep
 
 
 def say_finished(spec: SweepSpec, base: Path, root: StoragePath) -> int | None:
@@ -33,28 +35,18 @@ def say_finished(spec: SweepSpec, base: Path, root: StoragePath) -> int | None:
     files = [data for data in (spec.data.train, spec.data.eval) if data is not None and is_data_path(data)]
     if files or not paths.finished.exists():
         return None
-    from flops_fit_ray.ledger import Ledger
     from flops_fit_ray.sweep.finished import finished_sweep
 
-    said: list[str] = []
-    found = finished_sweep(paths, spec, said.append)
+    def is_same(_: Sweep, code: CodeFacts) -> bool:
+        from flops_fit_ray.training.user.source_code import code_differences
+
+        return not code_differences(code, base)
+
+    found = finished_sweep(paths, spec, base, is_same)
     if found is None:
         return None
-    sweep, kept = found
-    code = Ledger(paths).code(kept.code)
-    if code is None or sweep.base != base or sweep.writer is not None:
-        return None
-    from flops_fit_ray.training.user.source_code import code_differences
+    from flops_fit_ray.console.status_text import finished_lines
 
-    if code_differences(code, base):
-        return None
-    from flops_fit_ray.console.status_text import closing_lines
-
-    for line in said:
-        click.echo(line)
-    click.echo(
-        f"nothing to run: all {len(sweep.results)} experiments are completed, and spec, code and version are "
-        "those of before (data are read again when something is left to run)"
-    )
-    click.echo("\n".join(closing_lines(sweep, kept.answer, time.monotonic() - began)))
-    return EXIT_FAILED if kept.has_problem else EXIT_DONE
+    what = "spec, code and version are those of before (data are read again when something is left to run)"
+    click.echo("\n".join(finished_lines(found, what, time.monotonic() - began)))
+    return EXIT_FAILED if found.words.has_problem else EXIT_DONE

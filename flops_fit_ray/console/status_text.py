@@ -6,6 +6,7 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.ledger import Failure, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.sweep.directory import Sweep
+from flops_fit_ray.sweep.finished import FinishedSweep
 
 STATUS_LABELS = {
     "out_of_memory": "out of memory",
@@ -63,6 +64,12 @@ def closing_lines(sweep: Sweep, answer: str, elapsed: float) -> list[str]:
     """Return the last words of a run: the answer, if there is one, forecasts and their scores, counts, the report."""
     lines = [f"\n{answer}"] if answer else []
     return [*lines, *_score_lines(sweep), summary_text(sweep, elapsed), f"report: {sweep.paths.report}"]
+
+
+def finished_lines(found: FinishedSweep, what: str, elapsed: float) -> list[str]:
+    """Return the words of a run that has nothing to do; `what` says why, beside that all is completed."""
+    nothing = f"nothing to run: all {len(found.sweep.results)} experiments are completed, and {what}"
+    return [*found.kept, nothing, *closing_lines(found.sweep, found.words.answer, elapsed)]
 
 
 def _score_lines(sweep: Sweep) -> list[str]:

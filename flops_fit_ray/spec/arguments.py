@@ -153,6 +153,7 @@ _TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "address": ("text", lambda v: v is None or isinstance(v, str)),
     "until": ("text, for example '1.3@1e21'", lambda v: v is None or isinstance(v, str)),
+    "from_checkpoint": ("text, KEY@STEP", lambda v: v is None or isinstance(v, str)),
     "at_most": ("a positive number of FLOPs", lambda v: v is None or _is_positive(v)),
     **dict.fromkeys(("minutes", "hours", "flops"), ("a positive number", lambda v: v is None or _is_positive(v))),
     "slots": (

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from flops_fit_ray._version import __version__
 from flops_fit_ray.errors import FlopsFitError
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.planning.code_facts import CodeFacts
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.codec import Record, read_value
@@ -42,25 +45,34 @@ def record_finished(sweep: Sweep, code: str, answer: str) -> None:
     write_json(sweep.paths.finished, {"schema_version": SCHEMA_VERSION, **asdict(found)}, sealed=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinishedSweep:
+    """A sweep that a spec has completed, with the words of the run that did."""
+
+    sweep: Sweep
+    words: Finished
+    kept: tuple[str, ...]  # lines on what the directory has beside the spec
+
+
 def finished_sweep(
-    paths: SweepPaths, spec: SweepSpec, say: Callable[[str], object] = bool
-) -> tuple[Sweep, Finished] | None:
-    """Return a sweep that this spec has completed, with the words of that run; None where anything is left to do.
+    paths: SweepPaths, spec: SweepSpec, base: Path | None, is_same: Callable[[Sweep, CodeFacts], bool]
+) -> FinishedSweep | None:
+    """Return the sweep that a request has completed; None where a run may have something to do, or something to say.
+
+    Something to do is, too, what was changed: the spec, the code, the version of this package, results, the report.
 
     Args:
-        say: told in a line what the directory has beside the spec, as by a run.
-
-    Left to do is, too, what was changed: the spec, the version of this package, results, the report. Whether the code
-    and the data have changed is for the caller to see.
+        base: directory of the user's code; None for objects of a program.
+        is_same: tells whether code, and data as far as they are looked at, are those of the sweep.
     """
-    kept = read_value(Finished, paths.finished)
-    if kept is None or kept.version != __version__ or not paths.report.exists() or paths.forecast_names():
+    words = read_value(Finished, paths.finished) if paths.finished.exists() else None
+    if words is None or words.version != __version__ or not paths.report.exists() or paths.forecast_names():
         return None
     try:
         sweep = open_sweep(paths.root)
     except FlopsFitError:  # whoever runs the sweep says so
         return None
-    if not (sweep.complete and kept.results_sha256 == sweep.results_sha256):
+    if not (sweep.complete and words.results_sha256 == sweep.results_sha256):
         return None
     said: list[str] = []
     if as_measured(spec, sweep.spec) != sweep.spec:
@@ -68,6 +80,7 @@ def finished_sweep(
 
         if as_measured(continued(spec, paths, said.append).spec, sweep.spec) != sweep.spec:
             return None
-    for line in said:
-        say(line)
-    return sweep, kept
+    code = Ledger(paths).code(words.code)
+    if code is None or sweep.base != base or sweep.writer is not None or not is_same(sweep, code):
+        return None
+    return FinishedSweep(sweep=sweep, words=words, kept=tuple(said))

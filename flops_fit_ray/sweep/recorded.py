@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Addition(Record):
-    """What one `extend` added to a sweep."""
+    """Budgets, sizes and seeds that one `extend` added to a sweep."""
 
     budgets: tuple[float, ...] = ()  # C, FLOPs
     sizes: tuple[int, ...] = ()  # of these budgets; of all where there are none

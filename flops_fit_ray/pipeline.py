@@ -23,12 +23,11 @@ from flops_fit_ray.planning import (
     priced,
 )
 from flops_fit_ray.spec import SYNTHETIC_LOSS, SweepSpec
-from flops_fit_ray.storage.atomic import set_aside, write_json
+from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.lock import refuse_second_writer
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, is_remote, local_path
-from flops_fit_ray.sweep.changes import Recorded, changes_since, recorded_in
-from flops_fit_ray.sweep.damage import outcome_flags
+from flops_fit_ray.sweep.changes import changes_since, mend, recorded_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.extend import continued, unbracketed_budgets
 from flops_fit_ray.sweep.finished import record_finished
@@ -288,7 +287,7 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
         raise DirectoryError(f"{paths.root}: holds {other}; choose another output directory")
     code = None if request.code is None else request.code.facts
     plan = grown_plan(planner, ledger)
-    _mend(recorded, plan, ledger, console)
+    mend(recorded, plan, console.say)
     found = changes_since(recorded, request.spec, plan, code)
     if found.lines:
         console.say(f"changed since the last run in {paths.root}:\n{found.text()}")
@@ -304,17 +303,6 @@ def _compare(request: RunRequest, planner: Planner, ledger: Ledger, console: Pla
             f"{found.changed + found.dropped} completed experiments are not of this plan any more: they stay on "
             "record, and are left out"
         )
-
-
-def _mend(recorded: Recorded, plan: Plan, ledger: Ledger, console: PlainConsole) -> None:
-    """Keep a damaged plan and spec aside, which the run writes again, and name outcomes that are gone or damaged."""
-    for path in recorded.damaged:
-        aside = set_aside(path)
-        if aside is not None:
-            console.say(f"{path} cannot be read: kept as {aside.name}, and made again from the spec and the results")
-    damaged = ledger.damaged(e.key for e in plan.experiments)
-    for flag in outcome_flags(ledger, [e for e in plan.experiments if e.key in damaged]):
-        console.say(f"warning: {flag}")
 
 
 def grown_plan(planner: Planner, ledger: Ledger) -> Plan:

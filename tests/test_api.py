@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flops_fit_ray import Result, SpecError, find_optimal
-from flops_fit_ray.api._arguments import requested
+from flops_fit_ray.api._request import requested
 from flops_fit_ray.engine.loaders import ObjectLoader, refuse_unpicklable
 from flops_fit_ray.errors import ArgumentError
 from flops_fit_ray.ledger import Ledger
@@ -170,8 +170,8 @@ def test_a_finished_sweep_is_answered_without_a_run(
     def asked(request: RunRequest, console: object) -> None:
         raise AskedError(request.from_checkpoint)
 
-    monkeypatch.setattr("flops_fit_ray.api._sweep.run", asked)
-    monkeypatch.setattr("flops_fit_ray.api._sweep.plan_request", lambda *_: pytest.fail("models are measured"))
+    monkeypatch.setattr("flops_fit_ray.api._find_optimal.run", asked)
+    monkeypatch.setattr("flops_fit_ray.api._find_optimal.plan_request", lambda *_: pytest.fail("models are measured"))
     arguments: dict[str, Any] = {**ARGUMENTS, "output_dir": tmp_path}
     request, _ = requested(
         Mlp, "width", None, regression(), "mse", [1e5, 2e5], tmp_path, "local",

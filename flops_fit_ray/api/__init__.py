@@ -1,6 +1,6 @@
 """The Python door: `find_optimal(...) -> Result`, `check(...)` before it, `fit_table(...)` for other runs."""
 
-from flops_fit_ray.api._sweep import check, find_optimal
-from flops_fit_ray.api._table import fit_table
+from flops_fit_ray.api._find_optimal import check, find_optimal
+from flops_fit_ray.api._fit_table import fit_table
 
 __all__ = ["check", "find_optimal", "fit_table"]

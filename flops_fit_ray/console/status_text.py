@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.ledger import Failure, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.sweep.directory import Sweep
-from flops_fit_ray.sweep.finished import FinishedSweep
+
+if TYPE_CHECKING:
+    from flops_fit_ray.sweep.finished import FinishedSweep
 
 STATUS_LABELS = {
     "out_of_memory": "out of memory",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ from flops_fit_ray.planning import Experiment, Plan, plan_from_json
 from flops_fit_ray.planning.code_facts import CodeFacts, named
 from flops_fit_ray.planning.data_probe import USUAL_CAUSES
 from flops_fit_ray.spec import SweepSpec
-from flops_fit_ray.storage.atomic import read_json
+from flops_fit_ray.storage.atomic import read_json, set_aside
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
+from flops_fit_ray.sweep.damage import outcome_flags
 from flops_fit_ray.sweep.recorded import recorded_spec
 
 SHOWN = 10  # lines of a difference
@@ -96,6 +97,25 @@ def recorded_in(paths: SweepPaths) -> Recorded:
         plan = plan_from_json(content)
     code = content.get("code")
     return Recorded(paths=paths, spec=spec, plan=plan, code=code if isinstance(code, str) else None)
+
+
+def mend(recorded: Recorded, plan: Plan, say: Callable[[str], object]) -> None:
+    """Keep a damaged plan and spec aside, which the run writes again, and name outcomes that are gone or damaged.
+
+    Args:
+        plan: as far as the recorded results decide it.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    for path in recorded.damaged:
+        aside = set_aside(path)
+        if aside is not None:
+            say(f"{path} cannot be read: kept as {aside.name}, and made again from the spec and the results")
+    ledger = Ledger(recorded.paths)
+    damaged = ledger.damaged(e.key for e in plan.experiments)
+    for flag in outcome_flags(ledger, [e for e in plan.experiments if e.key in damaged]):
+        say(f"warning: {flag}")
 
 
 def changes_since(recorded: Recorded, spec: SweepSpec, plan: Plan, code: CodeFacts | None = None) -> Changes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from flops_fit_ray.api._arguments import requested
+from flops_fit_ray.api._request import requested
 from flops_fit_ray.budgets import with_budgets_chosen, with_some_budgets
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.console.select import console_for

@@ -18,7 +18,7 @@ from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.storage.atomic import read_json, set_aside
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
-from flops_fit_ray.sweep.damage import outcome_flags
+from flops_fit_ray.sweep._damage import outcome_flags
 from flops_fit_ray.sweep.recorded import recorded_spec
 
 SHOWN = 10  # lines of a difference

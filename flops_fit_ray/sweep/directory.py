@@ -22,7 +22,7 @@ from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers
 from flops_fit_ray.sweep._codes import mixed_code
-from flops_fit_ray.sweep.damage import curve_flags, outcome_flags
+from flops_fit_ray.sweep._damage import curve_flags, outcome_flags
 from flops_fit_ray.sweep.recorded import Origin, recorded_origin, spec_of
 
 if TYPE_CHECKING:

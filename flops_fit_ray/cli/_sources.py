@@ -96,7 +96,7 @@ class Opened:
     def assumed(self) -> list[Flag]:
         """Notes on a table's rows and columns that an answer rests on, or on the damaged results of a sweep."""
         if self.table is None:
-            return [] if self.sweep is None else list(self.sweep._damage)
+            return [] if self.sweep is None else list(self.sweep.damage)
         flags = self.table.flags
         return [flag for flag in flags if flag.code != "budgets_by_nearness"]
 

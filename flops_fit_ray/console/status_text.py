@@ -102,7 +102,7 @@ def status_text(sweep: Sweep) -> str:
     experiments = {e.key: e for e in sweep.plan.experiments}
     lines += _some([_running_text(e, progress) for e, progress in sweep.running])
     lines += _some([_failure_text(experiments[f.key], f) for f in sweep.failures])
-    lines += [f"warning: {warning}" for warning in sweep._damage]
+    lines += [f"warning: {warning}" for warning in sweep.damage]
     lines += _score_lines(sweep)
     if not sweep.complete:
         lines.append(f"resume with: {sweep.command}")

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.outliers import farthest_outlier, limit
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, Observation, Plan, Planner, make_plan, own_range
 from flops_fit_ray.planning._adaptive import predicted_optimum, rungs
 from flops_fit_ray.planning.cells import constants_identity
 from flops_fit_ray.planning.experiment import Experiment, SweepConstants
+from flops_fit_ray.planning.grid import centre_of
 from flops_fit_ray.planning.loss_surfaces import SURFACES
 from flops_fit_ray.planning.lr_probes import lr_law, probe_budgets
 from flops_fit_ray.planning.simulation import World, lr_penalty
@@ -155,6 +157,17 @@ def test_the_search_is_capped() -> None:
 def test_data_that_end_at_the_optimum_are_warned_of() -> None:
     plan = make_plan(adaptive_spec(), Measurements(sizes=SIZES, data=replace(DATA, train_samples=3 * 10**9)))
     assert any("all sizes that the data can feed are larger than the expected optimum" in w for w in plan.warnings)
+
+
+def test_data_that_end_between_the_optimum_and_the_size_below_it_are_what_is_short() -> None:
+    spec = adaptive_spec()
+    c = spec.budgets[-1].flops
+    centre = centre_of(spec, Measurements(sizes=SIZES, data=DATA), c)
+    below = max((s for s in SIZES if s.params < centre), key=lambda s: s.params)
+    data = replace(DATA, train_samples=int(0.999 * c / below.flops_per_token))
+    (said,) = (w for w in make_plan(spec, Measurements(sizes=SIZES, data=data)).warnings if "expected optimum" in w)
+    assert said.startswith(f"C = {fmt.flops(c)}: all sizes that the data can feed are larger than the expected optimum")
+    assert said.endswith("add data, or leave this budget out")
 
 
 def test_larger_sizes_without_enough_steps_are_not_taken() -> None:

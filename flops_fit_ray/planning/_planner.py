@@ -9,7 +9,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning._adaptive import MIN_SIZES
 from flops_fit_ray.planning._disk import disk_need
 from flops_fit_ray.planning._evaluation import evaluation_cost, evaluation_warnings, limit_samples, with_limit
-from flops_fit_ray.planning._feasible import fed_params, first_fault, next_fault
+from flops_fit_ray.planning._feasible import first_fault, next_fault
 from flops_fit_ray.planning._ladder import first_valley
 from flops_fit_ray.planning._plan import Plan
 from flops_fit_ray.planning._replay import Observations, PlanReplay
@@ -153,11 +153,15 @@ class Planner:
                 raise SpecError("spec", [fault])
             centre = centre_of(self.spec, self.measurements, budget.flops)
             if cells and min(cells) > centre:
-                fed = fed_params(self.spec, self.measurements, budget.flops) <= centre
-                limit = "the model allows" if fed else "the data can feed"
+                unfed = any(size.params <= centre for size in self.measurements.sizes)
+                limit, way_out = (
+                    ("the data can feed", "add data, or leave this budget out")
+                    if unfed
+                    else ("the model allows", "make the model smaller, or leave this budget out")
+                )
                 yield (
                     f"C = {fmt.flops(budget.flops)}: all sizes that {limit} are larger than the expected optimum "
-                    f"N = {centre:.3g}"
+                    f"N = {centre:.3g}: {way_out}"
                 )
 
 

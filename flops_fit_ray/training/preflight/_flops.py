@@ -26,6 +26,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.data.batch import batch_device
 from flops_fit_ray.training.preflight._flop_formulas import aten, formulas, is_opaque
+from flops_fit_ray.training.preflight._known_shapes import KnownShapes
 from flops_fit_ray.training.user.layers import EMBEDDINGS, embedding_only_params
 from flops_fit_ray.training.user.losses import Objective, check_loss, outputs_of
 from flops_fit_ray.training.user.wrong_samples import MixedTypesError, refuse_mixed_types
@@ -134,6 +135,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
     def __init__(self, model: nn.Module, *, autocast: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch leaves it untyped
         self._autocast = autocast
+        self._shapes = KnownShapes()
         self.total = 0
         self.forward = 0
         self.matrices: set[str] = set()
@@ -175,7 +177,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
         op = getattr(func, "_overloadpacket", func)
         if self._phase != "backward":
             refuse_mixed_types(op, args, autocast=self._autocast)
-        out = func(*args, **(kwargs or {}))
+        out = self._shapes.run(func, args, kwargs or {})
         if self._phase == "backward":
             return out
         if self._counter is not None and is_opaque(op) and op not in self._counter.flop_registry:

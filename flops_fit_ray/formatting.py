@@ -44,8 +44,12 @@ def duration(seconds: float) -> str:
     """Format seconds: 75 -> 1 min 15 s."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
+    if not math.isfinite(seconds):
+        return f"{seconds} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 1e6:
+        return f"{hours:.3g} h"
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 

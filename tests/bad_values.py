@@ -139,6 +139,16 @@ BAD: dict[str, Case] = {
     "tab": Case(raw=b"model:\n\ttarget: x\n", words=("line 2, column 1",)),
     "syntax": Case(raw=b"budgets: [1, 2\nname: x\n", words=("line 2, column",)),
     "python object": Case(raw=b"name: !!python/object/apply:os.system [ls]\n", words=("line 1", "constructor")),
+    "alias bomb of few aliases": Case(
+        raw=b"a0: &a0 [1, 1]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (i, i, i - 1, i - 1) for i in range(1, 30)),
+        words=("line 13", "more than 20000 values"),
+    ),
+    "holds itself": Case(raw=b"a: &a {b: *a}\n", words=("line 1", "a value that holds itself")),
+    "too many values": Case(raw=b"a: [" + b"1," * 20_000 + b"]\n", words=("more than 20000 values",)),
+    "too deep": Case(raw=b"a: " + b"[" * 65 + b"]" * 65, words=("nested too deeply",)),
+    "a number of digits": Case(
+        raw=b"budgets: [" + b":".join([b"59"] * 5000) + b"]", words=("a number of thousands of digits",)
+    ),
     "alias bomb": Case(raw=b"a: &a [1]\nb: [" + b"*a, " * 99 + b"]\n", words=("line 2", "more than 64 aliases")),
     "empty file": Case(raw=b"", words=("is empty; `flops-fit-ray init` writes a starter",)),
     "top-level list": Case(raw=b"- 1\n", words=("holds a list, not keys and values",)),

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fastapi.routing import APIRoute
@@ -34,6 +35,7 @@ from tests.chaos import make_project
 from tests.serving import Served, ServiceProcess, serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
+JSON = "application/json"
 Answer = tuple[int, dict[str, str], bytes]
 PLANTED = ("AKIAIOSFODNN7EXAMPLE", "sesame")  # secrets in an error, a traceback, an event, a spec and a log
 
@@ -498,3 +500,46 @@ def test_a_refusal_says_what_to_do(served: Served) -> None:
             "/specs",
             {"text": (Path(served.state.specs.roots[0]) / "sweep.yaml").read_text() + "\noutput: /tmp/x\n"},
         )
+
+
+def test_a_foreign_cookie_shuts_nobody_out(served: Served) -> None:
+    """Browsers share cookies among the ports of a host, so those of other services come as well."""
+    key = served.app.state.key
+    mine = f"{key.cookie}={key.session}"
+    for cookies in (
+        mine,
+        f'x={{"a": 1, "b": [2]}}; {mine}',
+        f'"; x=y=z; {mine}; =',
+        f"{mine};x",
+        f"{key.cookie}x=1; {mine}",
+    ):
+        assert ask(served, "GET", "/", Cookie=cookies)[0] == 200, cookies
+    for cookies in ("", f"x{mine}", f"{key.cookie}", f"{key.cookie}=; x=1", f"x={mine}"):
+        assert ask(served, "GET", "/", Cookie=cookies)[0] in (401, 403), cookies
+
+
+ODD = ["1e-320", "1e308", "nan", "-1", "9" * 4400, "\x00", "\u202e", "[", "%ud800", "1e400", "true"]
+
+
+def test_what_makes_no_sense_is_refused_in_words(served: Served, code: Path) -> None:
+    """Numbers that no fit can take, forms and headers that no browser sends: never 500."""
+    text = (code / "sweep.yaml").read_text()
+    asked: list[tuple[str, str, str | None, dict[str, str]]] = []
+    for odd in map(quote, ODD):
+        asked += [("GET", f"/api/v1/sweeps/known/predict?budget={odd}", None, {})]
+        asked += [("GET", f"/api/v1/sweeps/known/predict?budget=1e9&unique={odd}", None, {})]
+        asked += [("GET", f"/sweeps/known?budget={odd}", None, {}), ("GET", f"/sweeps/known?offset={odd}", None, {})]
+        asked += [("POST", "/new", f"limit={odd}&unit=hours&do=start&text={quote(text)}", {})]
+        asked += [("POST", "/sweeps/known/extend", f"{name}={odd}", {}) for name in ("budgets", "sizes", "seeds")]
+    fields = "&".join(f"f{i}=1" for i in range(60))
+    asked += [("POST", path, fields, {}) for path in ("/new", "/sweeps/known/extend", "/login")]
+    asked += [("POST", "/new", f"text={quote('model: {kwargs: &k {a: *k}}')}&code={code}", {})]
+    asked += [("POST", "/login", "token=x", {"Origin": "http://["}), ("POST", "/login", "", {"Origin": "\xff]"})]
+    asked += [("POST", "/api/v1/specs/validate", json.dumps({"text": text, "hours": 1e308}), {"Content-Type": JSON})]
+    for method, path, body, headers in asked:
+        status, _, content = ask(
+            served, method, path, body.encode() if body is not None else None, Authorization=bearer(served), **headers
+        )
+        assert status < 500, (method, path, (body or "")[:80], content)
+        if "predict" in path and "unique" not in path:
+            assert status == 422 and json.loads(content)["faults"], path

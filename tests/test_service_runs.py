@@ -10,22 +10,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flops_fit_ray.errors import EXIT_INTERRUPTED
-from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.errors import EXIT_INTERRUPTED, DirectoryError
+from flops_fit_ray.ledger import Failure, Ledger
 from flops_fit_ray.service.client import ServiceError
+from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.paths import ServicePaths
+from flops_fit_ray.service.private import Seal
 from flops_fit_ray.service.runs._supervisor import start_ticks
 from flops_fit_ray.service.runs.launch import SAME_START_TICKS, LocalLauncher, ProcessState, tail
-from flops_fit_ray.service.runs.queue import Additions, Runs
+from flops_fit_ray.service.runs.queue import Additions, QueuedRun, Runs
 from flops_fit_ray.service.runs.specs import Specs
-from flops_fit_ray.service.state.views import state_of
+from flops_fit_ray.service.state.cache import SweepCaches
+from flops_fit_ray.service.state.views import state_of, sweep_view
 from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.training.fence import Fence
 from tests.chaos import make_project
@@ -77,7 +82,7 @@ def naps(runs: Runs, name: str) -> None:
     asked = runs.paths.start(name, 1).asked
     content = read_json(asked)
     assert content is not None
-    write_json(asked, {**content, "words": ["napping"]})
+    write_json(asked, runs._seal.sealed({**content, "words": ["napping"]}, runs.paths.resolved(name)))
 
 
 def test_twenty_starts_at_once_with_one_key_are_one_run(tmp_path: Path, code: Path) -> None:
@@ -312,3 +317,118 @@ def test_the_keeper_is_light() -> None:
     heavy = "{'torch', 'ray', 'numpy', 'fastapi'}"
     code = f"import sys, flops_fit_ray.service.runs._supervisor; print(*{heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code]).split() == []
+
+
+def test_a_request_that_the_service_did_not_write_starts_nothing(runs: Runs, code: Path, tmp_path: Path) -> None:
+    """Planted, changed, copied to another sweep, with another spec, under a token of its own."""
+    mark = tmp_path / "executed"
+    (code / "napping.py").write_text(f"open({str(mark)!r}, 'w')")
+    ask(runs, code, "mine")
+    asked = read_json(runs.paths.start("mine", 1).asked)
+    assert asked is not None
+    planted = {name: value for name, value in asked.items() if name != "seal"} | {"words": ["napping"], "sweep": "a"}
+    other = Seal("0" * 32)
+    for name, content in (
+        ("a", planted),
+        ("b", {**asked, "words": ["napping"]}),
+        ("c", asked),
+        ("d", other.sealed({**planted, "sweep": "d"}, runs.paths.resolved("d"))),
+    ):
+        write_json(runs.paths.start(name, 1).asked, content)
+    runs.paths.resolved("mine").write_text((code / "sweep.yaml").read_text() + "\nmetrics: {}\n")
+    for _ in range(3):
+        runs.start_waiting()
+    assert not mark.exists() and not list(runs.paths.started.glob("*/*/begun.json"))
+    for name in ("a", "b", "c", "d", "mine"):
+        status = runs.last(name)
+        assert status is not None and status.phase == "ended" and "was not written by this service" in status.message
+        with pytest.raises(RequestError, match="it starts nothing; start its spec again"):
+            runs.resume(name, Additions(), RunLimits())
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+@pytest.mark.parametrize("below", [".", ".service", ".service/sweeps", ".service/token"])
+def test_places_that_others_can_write_are_refused(below: str, mode: int, tmp_path: Path) -> None:
+    paths = ServicePaths(tmp_path / "runs")
+    token_of(paths)
+    paths.started.mkdir()
+    (paths.root / below).chmod(mode)
+    with pytest.raises(DirectoryError, match=rf"(chmod go-w {paths.root}|delete)"):
+        token_of(paths)
+
+
+@pytest.mark.parametrize("below", [".service", ".service/sweeps", ".service/token"])
+def test_links_in_the_place_of_its_own_are_refused(below: str, tmp_path: Path) -> None:
+    paths = ServicePaths(tmp_path / "runs")
+    token_of(paths)
+    paths.started.mkdir()
+    (paths.root / below).rename(tmp_path / "away")
+    (paths.root / below).symlink_to(tmp_path / "away")
+    with pytest.raises(DirectoryError, match="link|no file or directory of this user"):
+        token_of(paths)
+
+
+def test_all_it_makes_is_the_owners_whatever_the_umask(tmp_path: Path, code: Path) -> None:
+    before = os.umask(0)
+    try:
+        service = ServiceProcess(tmp_path / "runs", code)
+    finally:
+        os.umask(before)
+    try:
+        service.client.ask("POST", "/specs", {"text": (code / "sweep.yaml").read_text()})
+    finally:
+        assert service.end() == 0
+    made = [service.root, *service.root.rglob("*")]
+    assert len(made) == 6  # root, .service, token, lock, specs, one spec
+    for place in made:
+        assert place.stat().st_mode & 0o077 == 0, place
+
+
+def test_a_supervisor_that_starts_late_is_found(runs: Runs, code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took longer than a start may take, and it is alive. Where it is not, one that comes later starts nothing."""
+    ask(runs, code, "slow")
+    start = runs.paths.start("slow", 1)
+    monkeypatch.setattr("flops_fit_ray.service.runs.launch.LAUNCH_SECONDS", -1.0)
+    keeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    began = {"at": 0.0, "how": "local", "keeper": keeper.pid, "keeper_born": start_ticks(keeper.pid)}
+    write_json(start.begun, began)
+    status = runs.last("slow")
+    assert status is not None and status.phase == "running"
+    keeper.communicate()
+    status = runs.last("slow")
+    assert status is not None and (status.phase, status.message) == ("ended", "its process did not start; resume it")
+    (code / "napping.py").write_text("open('started', 'w')")
+    command = [sys.executable, "-m", "flops_fit_ray.service.runs._supervisor", str(start.directory), "log", "napping"]
+    assert subprocess.run(command, cwd=code, check=False).returncode == 0 and not (code / "started").exists()
+
+
+def test_why_a_run_failed_is_its_own_reason(runs: Runs, code: Path) -> None:
+    """Of a sweep that is complete the extension's; of failed experiments their errors; never that of an earlier run."""
+    spec = reference_spec()
+    sweep = make_sweep(runs.paths.root / "mine", spec, reference_parts(spec))
+    caches = SweepCaches(runs.paths)
+
+    def ended(number: int, log: str, exit_code: int) -> None:
+        start, whole = runs.paths.start("mine", number), runs.paths.log("mine")
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        begins = whole.stat().st_size if whole.exists() else 0
+        with whole.open("a") as out:
+            out.write(log)
+        run = QueuedRun(sweep="mine", number=number, kind="extend", words=["x"], code=str(code), asked_at=1.0)
+        write_json(start.asked, {"schema_version": 1, **asdict(run)})
+        write_json(start.begun, {"at": 0.0})
+        write_json(start.process, {"log_begins": begins})
+        write_json(start.ended, {"exit_code": exit_code, "at": 1.0})
+
+    ended(1, "planning\nerror: grid: 3 sizes are too few\n", 2)
+    view = sweep_view(runs, caches, "mine")
+    assert (view["state"], view["words"]) == ("completed", "error: grid: 3 sizes are too few")
+    ended(2, "one\ntwo\nthree\n", 1)
+    assert sweep_view(runs, caches, "mine")["words"] == "one\ntwo\nthree"
+    key = sweep.plan.experiments[-1].key
+    local_path(sweep.paths.result(key)).unlink()
+    failure = Failure(key=key, status="failed", error="ValueError: the width is odd", traceback="", tokens_seen=0,
+                      seconds=1, attempts=1, host="h", finished_at=1.0)  # fmt: skip
+    Ledger(sweep.paths).record_failure(failure)
+    view = sweep_view(runs, SweepCaches(runs.paths), "mine")
+    assert view["state"] == "failed" and view["words"] == f"experiment {key} (failed): ValueError: the width is odd"

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from flops_fit_ray.cli._common import LocalPath
-from flops_fit_ray.errors import DirectoryError, ResourceError
+from flops_fit_ray.errors import ResourceError
 
 
 @click.command()
@@ -85,10 +85,6 @@ def serve(
     from flops_fit_ray.service.app import Settings
     from flops_fit_ray.service.app import serve as run
 
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise DirectoryError(f"{root}: cannot be written: {e.strerror}; give another --root") from e
     settings = Settings(
         root=root.resolve(), code=tuple(c.resolve() for c in code), host=host, port=port, names=names,
         tracker_hosts=tracker_hosts, address=address, at_once=at_once, max_queued=queue,

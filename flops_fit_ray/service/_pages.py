@@ -27,6 +27,7 @@ from flops_fit_ray.sweep.run_limits import RunLimits
 
 ROWS = 50  # experiments of a page
 MAX_FAILURES = 20
+MAX_FIELDS = 50  # of a form
 PREDICT_SECONDS = 60.0
 TABLE_COLUMNS = (
     ("budget", "C"), ("size", "size"), ("params", "N"), ("tokens", "D"), ("role", "role"), ("status", "status"),
@@ -203,8 +204,18 @@ def _new(state: AppState, form: dict[str, str], price: dict[str, Any] | None) ->
 
 
 async def _form(request: Request) -> dict[str, str]:
+    """Return the fields of a form.
+
+    Raises:
+        RequestError: there are too many.
+    """
     raw = (await request.body()).decode(errors="replace")
-    return {name: values[-1] for name, values in parse_qs(raw, keep_blank_values=True, max_num_fields=50).items()}
+    try:
+        fields = parse_qs(raw, keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError as e:
+        message = f"the form has more than the {MAX_FIELDS} fields allowed"
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, message) from e
+    return {name: values[-1] for name, values in fields.items()}
 
 
 def _limit(form: dict[str, str]) -> BudgetsFor | None:
@@ -275,7 +286,9 @@ async def _prediction(state: AppState, snapshot: Snapshot | None, budget: str) -
     try:
         c = float(budget)
     except ValueError:
-        return {"error": f"{budget!r} is not a number of FLOPs; give e.g. 1e21"}
+        c = math.nan
+    if not 1 <= c <= views.MAX_BUDGET:
+        return {"error": f"{budget!r} is no number of FLOPs from 1 to {views.MAX_BUDGET:g}; give e.g. 1e21"}
     try:
         root = snapshot.sweep.paths.root
         found = await state.fit_worker.answer(PREDICT_SECONDS, "predict", root, snapshot.version, repr(c))

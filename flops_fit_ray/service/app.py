@@ -26,6 +26,7 @@ from flops_fit_ray.service.http.html import VERSION, page
 from flops_fit_ray.service.http.redact import redacted
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.paths import ServicePaths
+from flops_fit_ray.service.private import private_umask
 from flops_fit_ray.service.rest import api
 from flops_fit_ray.service.runs.launch import Launcher, LocalLauncher, RayLauncher
 from flops_fit_ray.service.runs.queue import Runs
@@ -152,11 +153,17 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return response
 
 
+async def _on_fault(request: Request, error: Exception) -> Response:
+    message = f"the service itself failed ({type(error).__name__}); its log has the traceback"
+    return _error_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, message)
+
+
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
     RequestError: _on_request_error,
     FlopsFitError: _on_flops_fit_error,
     RequestValidationError: _on_validation_error,
     HTTPException: _on_http_exception,
+    Exception: _on_fault,
 }
 
 
@@ -182,32 +189,39 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
         DirectoryError: another service serves the root, or it cannot be written.
         ResourceError: the port is taken, or the cluster does not answer.
     """
-    import uvicorn
     from filelock import FileLock, Timeout
 
     paths = ServicePaths(settings.root)
-    token = token_of(paths)
-    lock = FileLock(paths.lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as e:
-        raise DirectoryError(f"{settings.root}: another service serves it; stop that, or give another --root") from e
-    with lock, _listening(settings) as listening:
-        settings = replace(settings, port=int(listening.getsockname()[1]))  # 0 was any free one
-        app = make_app(make_state(settings), token, settings.hosts)
-        for line in _greeting(settings, paths):
-            say(line)
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            ws="none",
-        )
-        uvicorn.Server(config).run([listening])
+    with private_umask():
+        token = token_of(paths)
+        lock = FileLock(paths.lock)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as e:
+            fault = f"{settings.root}: another service serves it; stop that, or give another --root"
+            raise DirectoryError(fault) from e
+        with lock, _listening(settings) as listening:
+            _serve_on(listening, settings, token, say)
+
+
+def _serve_on(listening: socket.socket, settings: Settings, token: str, say: Callable[[str], None]) -> None:
+    import uvicorn
+
+    settings = replace(settings, port=int(listening.getsockname()[1]))  # 0 was any free one
+    app = make_app(make_state(settings), token, settings.hosts)
+    for line in _greeting(settings, ServicePaths(settings.root)):
+        say(line)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        ws="none",
+    )
+    uvicorn.Server(config).run([listening])
 
 
 @contextlib.contextmanager

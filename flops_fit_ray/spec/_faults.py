@@ -15,6 +15,7 @@ from flops_fit_ray.spec._hints import meant_key, meant_paths, way_out
 from flops_fit_ray.spec._sweep_spec import SweepSpec
 from flops_fit_ray.spec._values import Section
 
+MAX_FAULTS = 100  # that are looked into and listed
 MAX_SHOWN = 80  # characters of a wrong value
 PLAIN_KEY = re.compile(r"[\w-]+")
 SUBJECT = re.compile("^(Input|String|List|Tuple|Dictionary) should ")
@@ -58,7 +59,7 @@ def fault_lines(errors: Sequence[ErrorDetails]) -> list[str]:
 
     Keys that one section lacks share a line, and a key is not called missing where a misspelling of it stands.
     """
-    found = [(error, locate(error["loc"])) for error in errors]
+    found = [(error, locate(error["loc"])) for error in errors[:MAX_FAULTS]]
     unknown = [at for error, at in found if error["type"] == "extra_forbidden"]
     meant = {path for at in unknown for path in _meant(at)}
     missing = [at for error, at in found if error["type"] == "missing" and str(at) not in meant]
@@ -71,6 +72,8 @@ def fault_lines(errors: Sequence[ErrorDetails]) -> list[str]:
             lines.append(f"{at}: unknown key; {way_out(at.key, at.section, at.beside)}")
         else:
             lines.append(f"{at}: {_wrong_value(error, at.annotation)}")
+    if len(errors) > MAX_FAULTS:
+        lines.append(f"and {len(errors) - MAX_FAULTS} more faults; the first {MAX_FAULTS} are shown")
     return list(dict.fromkeys(lines))
 
 
@@ -150,7 +153,7 @@ def _wrong_value(error: ErrorDetails, annotation: Any) -> str:
         return _no_mapping(value, _without_none(annotation))
     words = _plain(error["msg"])
     unshown = kind == "secret" or (kind != "no_such_kind" and isinstance(value, dict | list | BaseModel))
-    return words if unshown else f"{words} (got {_shortened(repr(value))})"
+    return words if unshown else f"{words} (got {_shown(value)})"
 
 
 def _no_mapping(value: Any, section: type[Section]) -> str:
@@ -159,7 +162,7 @@ def _no_mapping(value: Any, section: type[Section]) -> str:
     if value is None:
         return f"is empty; give {keys} below it" + (", or remove it" if optional else "")
     words = f"must be a mapping with {keys}" + ("; {} takes every default" if optional else "")
-    return words if isinstance(value, list) else f"{words} (got {_shortened(repr(value))})"
+    return words if isinstance(value, list) else f"{words} (got {_shown(value)})"
 
 
 def _plain(message: str) -> str:
@@ -169,6 +172,13 @@ def _plain(message: str) -> str:
     for theirs, ours in TYPE_WORDS.items():
         words = words.replace(theirs, ours)
     return words
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _shortened(repr(value))
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def _shortened(text: str) -> str:

@@ -14,6 +14,8 @@ from flops_fit_ray.spec._vocabulary import HINTS, NO_KEYS
 
 ALIKE, NEARLY_ALIKE = 0.6, 0.85  # likeness (difflib) of a misspelling: where one key is likely, and where several are
 
+MAX_KEY = 200  # characters; likeness takes their square
+
 WITHOUT_KEY = {name: note for note, names in NO_KEYS.items() for name in names.split()}
 BY_NAME = {name: hint for hint in HINTS for name in hint.names.split()}
 EXTRA_KEYS = {"model": "arguments of the constructor belong in model.kwargs",
@@ -22,7 +24,7 @@ EXTRA_KEYS = {"model": "arguments of the constructor belong in model.kwargs",
 
 def meant_key(key: str, known: Sequence[str]) -> str:
     """Return the known key of the same section that an unknown one stands for; empty where none is likely."""
-    plain = _snake(key)
+    plain = _snake(key[:MAX_KEY])
     if plain in known or _is_path(key):
         return plain if plain in known else ""
     elsewhere = any(plain in names for names in (BY_NAME, WITHOUT_KEY, _paths_by_key(), _joined_paths()))
@@ -37,7 +39,7 @@ def meant_paths(key: str) -> tuple[tuple[str, ...], str]:
     """
     if _is_path(key):
         return (key,), ""
-    plain = _snake(key)
+    plain = _snake(key[:MAX_KEY])
     if path := _joined_paths().get(plain):  # train_lr, train/lr
         return (path,), ""
     if plain in WITHOUT_KEY:

@@ -15,20 +15,40 @@ from flops_fit_ray.spec._sweep_spec import ONE_BUDGET, SweepSpec
 from flops_fit_ray.spec._values import BudgetsFor
 
 MAX_SPEC_BYTES = 1 << 20
-MAX_ALIASES = 64  # stops an alias bomb before it is expanded
+MAX_ALIASES = 64
+MAX_VALUES = 20_000  # keys and values, those behind aliases counted each time; reading takes a second for so many
+MAX_DEPTH = 64  # of values in values
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the number words of YAML 1.2, no duplicate keys, and no alias bombs."""
+    """Safe YAML with the number words of YAML 1.2, no duplicate keys, and bounds on what it grows to."""
 
-    aliases = 0
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._aliases = self._depth = self._values = 0
+        self._sizes: dict[int, int] = {}  # values in each node that is complete, itself among them, by its id()
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        before, mark = self._values, self.get_mark()
         if self.check_event(yaml.AliasEvent):
-            self.aliases += 1
-            if self.aliases > MAX_ALIASES:
-                raise yaml.MarkedYAMLError(problem=f"more than {MAX_ALIASES} aliases", problem_mark=self.get_mark())
-        return super().compose_node(parent, index)
+            self._aliases += 1
+            self._refuse(self._aliases > MAX_ALIASES, f"more than {MAX_ALIASES} aliases", mark)
+            node = super().compose_node(parent, index)
+            self._refuse(id(node) not in self._sizes, "a value that holds itself", mark)
+            self._values += self._sizes[id(node)]
+        else:
+            self._depth += 1
+            self._values += 1
+            self._refuse(self._depth > MAX_DEPTH, "nested too deeply to be a spec", mark)
+            node = super().compose_node(parent, index)
+            self._depth -= 1
+            self._sizes[id(node)] = self._values - before
+        self._refuse(self._values > MAX_VALUES, f"more than {MAX_VALUES} values, too many for a spec", mark)
+        return node
+
+    def _refuse(self, wrong: bool, problem: str, mark: yaml.Mark) -> None:
+        if wrong:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

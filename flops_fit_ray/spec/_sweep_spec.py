@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from flops_fit_ray.spec._sections import (
     TrackersSection,
     TrainSection,
 )
-from flops_fit_ray.spec._values import Budget, BudgetsFor, BudgetValue, Resources, Section, Target
+from flops_fit_ray.spec._values import Budget, BudgetsFor, BudgetValue, Resources, Section, Target, few
 
 ONE_BUDGET = "one_budget"  # in the context of a validation: one budget of many sizes will do, nothing is run
 NO_DATA = "none"  # as data.train and as fingerprint, of a plan that no data were given for
@@ -91,9 +92,9 @@ class SweepSpec(Section):
         may_be_one = bool((info.context or {}).get(ONE_BUDGET)) and len(flops) == 1
         if len(flops) == 1 and not (one_run or may_be_one):
             raise ValueError(FEW_BUDGETS.format(1))
-        twice = sorted({f for f in flops if flops.count(f) > 1})
+        twice = sorted(f for f, times in Counter(flops).items() if times > 1)
         if twice:
-            raise ValueError(f"{twice} are given twice")
+            raise ValueError(f"{few(twice)} are given twice")
         return sorted(budgets, key=lambda b: b.flops)
 
     @field_validator("resources_per_trial")

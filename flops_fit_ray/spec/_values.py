@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -204,11 +204,30 @@ def _are_sizes(sizes: list[int | dict[str, Any]]) -> list[int | dict[str, Any]]:
         raise ValueError("is empty; give at least 3 sizes, a ladder, or 'auto'")
     bad = [s for s in sizes if isinstance(s, int) and s <= 0]
     if bad:
-        raise ValueError(f"{bad} are not positive whole numbers")
-    twice = [s for i, s in enumerate(sizes) if s in sizes[:i]]
+        raise ValueError(f"{few(bad)} are not positive whole numbers")
+    seen: set[Any] = set()
+    twice = []
+    for s in sizes:
+        mark = _hashable(s)
+        if mark in seen:
+            twice.append(s)
+        seen.add(mark)
     if twice:
-        raise ValueError(f"{twice} are given twice")
+        raise ValueError(f"{few(twice)} are given twice")
     return sizes
+
+
+def _hashable(value: int | dict[str, Any]) -> Any:
+    """Return what is equal for equal sizes."""
+    try:
+        return value if isinstance(value, int) else frozenset(value.items())
+    except TypeError:  # a list or a mapping among the arguments
+        return repr(sorted(value.items())) if isinstance(value, dict) else value
+
+
+def few(values: Sequence[Any], most: int = 10) -> str:
+    """Return a list as text, the first values of a long one."""
+    return f"{list(values[:most])}" + (f" and {len(values) - most} more" if len(values) > most else "")
 
 
 Sizes = Annotated[list[SizeValue], AfterValidator(_are_sizes)]

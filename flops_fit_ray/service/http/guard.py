@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
@@ -14,13 +15,13 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.paths import ServicePaths
+from flops_fit_ray.service.private import check_directories, token_content
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,19 +53,19 @@ def token_of(paths: ServicePaths) -> str:
     """Return the token of a root, made at the first call. Its file is readable by its owner only.
 
     Raises:
-        DirectoryError: the file cannot be written, or others can read it.
+        DirectoryError: the file cannot be written, or others can read it or write its directories.
     """
+    check_directories(paths)
     place = paths.token
     try:
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with contextlib.suppress(FileExistsError):
             file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             with os.fdopen(file, "w") as out:
                 out.write(secrets.token_hex(TOKEN_BYTES) + "\n")
-        if place.is_symlink() or place.stat().st_mode & 0o077 or place.stat().st_uid != os.geteuid():
-            raise DirectoryError(f"{place}: others can read this token, or own it; delete the file and start again")
-        token = place.read_text().strip()
+        token = token_content(place)
     except OSError as e:
+        if e.errno == errno.ELOOP:
+            raise DirectoryError(f"{place}: is a link; delete it and start again") from e
         raise DirectoryError(f"{place}: cannot be written: {e.strerror}; choose another --root") from e
     if len(token) < 2 * TOKEN_BYTES:
         raise DirectoryError(f"{place}: contains no token; delete the file and start again")
@@ -154,7 +155,10 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or headers.get("sec-fetch-site", "same-origin") != "same-origin":
             return False
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # brackets that close nothing
+            return False
         return parts.scheme in ("http", "https") and parts.netloc.lower() in self._hosts
 
     async def _refuse(self, scope: Scope, send: Send, status: HTTPStatus, message: str) -> None:
@@ -249,9 +253,6 @@ def _with_headers(send: Send) -> Send:
 
 
 def _cookie(header: str, name: str) -> str | None:
-    jar: SimpleCookie = SimpleCookie()
-    try:
-        jar.load(header)
-    except CookieError:
-        return None
-    return jar[name].value if name in jar else None
+    """Return a cookie's value. By hand: `SimpleCookie` drops every cookie of a header in which one holds JSON."""
+    pairs = (pair.strip().partition("=") for pair in header.split(";"))
+    return next((value.strip('"') for key, equals, value in pairs if equals and key == name), None)

@@ -54,8 +54,8 @@ async def fit(request: Request, name: str) -> Response:
 async def predict(
     request: Request,
     name: str,
-    budget: Annotated[float, Query(gt=0, allow_inf_nan=False)],
-    unique: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
+    budget: Annotated[float, Query(ge=1, le=views.MAX_BUDGET)],
+    unique: Annotated[float | None, Query(ge=1, le=views.MAX_BUDGET)] = None,
 ) -> Response:
     """Return N, D and loss at `budget` FLOPs with intervals, and the recommended training run.
 

@@ -23,7 +23,10 @@ def main(directory: Path, log: Path, arguments: list[str]) -> int:
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # meant for the run, not for its supervisor
         signal.signal(name, signal.SIG_IGN)
     paths = StartPaths(directory)
+    if paths.ended.exists():  # stopped before it began, or too late
+        return 0
     with log.open("ab") as out:
+        log_begins = out.tell()
         child = subprocess.Popen(  # noqa: S603 - arguments made by the service
             [sys.executable, "-m", *arguments],
             stdin=subprocess.DEVNULL,
@@ -37,6 +40,7 @@ def main(directory: Path, log: Path, arguments: list[str]) -> int:
         "born": start_ticks(child.pid),
         "keeper": os.getpid(),
         "keeper_born": start_ticks(os.getpid()),
+        "log_begins": log_begins,
     }
     write_json(paths.process, note)
     if paths.stop.exists():  # requested before process.json was written

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from flops_fit_ray.errors import ResourceError, first_line
 from flops_fit_ray.service.paths import ServicePaths, StartPaths
 from flops_fit_ray.service.runs._supervisor import start_ticks
-from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.atomic import open_file, read_json, write_json
 from flops_fit_ray.training.fence import Fence
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ class Launcher(Protocol):
         """Ask it to save and end; the second time, to end at once."""
 
     def log(self, name: str, start: StartPaths) -> bytes:
-        """Return the end of its log."""
+        """Return the end of the log of its sweep."""
+
+    def last_log(self, name: str, start: StartPaths) -> bytes:
+        """Return the end of its own log."""
 
 
 class LocalLauncher:
@@ -72,7 +75,8 @@ class LocalLauncher:
     def launch(self, arguments: Sequence[str], name: str, number: int, code: Path) -> None:
         """Start a supervisor."""
         start, log = self._paths.start(name, number), self._paths.log(name)
-        write_json(start.begun, {"at": time.time(), "how": "local"})
+        begun = {"at": time.time(), "how": "local"}
+        write_json(start.begun, begun)
         command = [
             sys.executable,
             "-P",
@@ -91,6 +95,8 @@ class LocalLauncher:
             start.begun.unlink(missing_ok=True)
             raise ResourceError(f"no process could be started in {code}: {e.strerror}") from e
         self._supervisors = [k for k in [*self._supervisors, supervisor] if k.poll() is None]
+        keeper = {"keeper": supervisor.pid, "keeper_born": start_ticks(supervisor.pid)}
+        write_json(start.begun, {**begun, **keeper})  # so that one that starts late is found
 
     def poll(self, start: StartPaths) -> ProcessState:
         """Read the supervisor's notes, and look whether it or the run is alive."""
@@ -100,9 +106,13 @@ class LocalLauncher:
             return _over(ended)
         process = read_json(start.process)
         if process is None:
-            begun = (read_json(start.begun) or {}).get("at", 0.0)
-            runs = abs(time.time() - begun) < LAUNCH_SECONDS
-            return ProcessState(runs=runs, message="" if runs else "its process did not start; resume it")
+            begun = read_json(start.begun) or {}
+            runs = _lives(begun, "keeper", "keeper_born") or abs(time.time() - _time_of(begun)) < LAUNCH_SECONDS
+            if runs:
+                return ProcessState(runs=True)
+            note = {"exit_code": None, "at": time.time(), "words": "its process did not start; resume it"}
+            write_json(start.ended, note, once=True)  # a supervisor that comes now starts nothing
+            return _over(read_json(start.ended) or note)
         runs = any(_lives(process, who, since) for who, since in (("pid", "born"), ("keeper", "keeper_born")))
         if not runs and (ended := read_json(start.ended)) is not None:  # it ended between the two reads
             return _over(ended)
@@ -117,6 +127,16 @@ class LocalLauncher:
     def log(self, name: str, start: StartPaths) -> bytes:
         """Return the end of the log of all its runs."""
         return tail(self._paths.log(name))
+
+    def last_log(self, name: str, start: StartPaths) -> bytes:
+        """Return the end of the log of this run alone."""
+        begins = (read_json(start.process) or {}).get("log_begins")
+        return tail(self._paths.log(name), begin=begins if isinstance(begins, int) else 0)
+
+
+def _time_of(begun: Mapping[str, object]) -> float:
+    at = begun.get("at")
+    return float(at) if isinstance(at, int | float) else 0.0
 
 
 def _over(ended: Mapping[str, object]) -> ProcessState:
@@ -133,16 +153,20 @@ def _lives(process: Mapping[str, object], who: str, since: str) -> bool:
     return began is not None and abs(began - noted) <= SAME_START_TICKS
 
 
-def tail(path: Path, limit: int = LOG_BYTES) -> bytes:
-    """Return the last bytes of a file, from the beginning of a line; empty if there is no file."""
+def tail(path: Path, limit: int = LOG_BYTES, begin: int = 0) -> bytes:
+    """Return the last bytes of a file, from the beginning of a line; empty if there is no file.
+
+    Args:
+        begin: byte from which on it is read at most.
+    """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             length = file.seek(0, os.SEEK_END)
-            file.seek(max(0, length - limit))
+            file.seek(max(begin, length - limit, 0))
             content = file.read(limit)
     except OSError:
         return b""
-    return content if length <= limit else content.partition(b"\n")[2]
+    return content if length - max(begin, 0) <= limit else content.partition(b"\n")[2]
 
 
 class RayLauncher:
@@ -221,3 +245,7 @@ class RayLauncher:
             return self._jobs().log(str((read_json(start.begun) or {}).get("job_id"))).encode()[-LOG_BYTES:]
         except (RuntimeError, OSError, ResourceError):
             return b""
+
+    def last_log(self, name: str, start: StartPaths) -> bytes:
+        """Return the end of the job's log, which is its own."""
+        return self.log(name, start)

@@ -18,8 +18,10 @@ from typing import Any, Literal
 
 from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError, faults_of
 from flops_fit_ray.service.http import names
+from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.http.request_error import RequestError, conflict, not_found
 from flops_fit_ray.service.paths import ServicePaths
+from flops_fit_ray.service.private import Seal
 from flops_fit_ray.service.runs.launch import Launcher, ProcessState
 from flops_fit_ray.service.runs.specs import Specs, StoredSpec
 from flops_fit_ray.spec import BudgetsFor, limit_of_budgets
@@ -36,6 +38,7 @@ from flops_fit_ray.sweep.run_limits import RunLimits
 Kind = Literal["run", "resume", "extend"]
 Phase = Literal["queued", "running", "stopping", "ended"]
 LIMIT_EXAMPLE = "minutes, or budgets: {minutes: 30} in the spec"
+UNSEALED = "was not written by this service, or under another token: it starts nothing"
 RETRY_SECONDS = 10.0  # after a run could not be started
 
 
@@ -89,7 +92,7 @@ class Runs:
     ) -> None:
         self.paths, self.launcher, self.at_once, self.max_queued = paths, launcher, at_once, max_queued
         self.trouble = ""  # why no run can be started now
-        self._specs = specs
+        self._specs, self._seal = specs, Seal(token_of(paths))
         self._lock = threading.RLock()
         self._ended: dict[str, RunStatus] = {}  # last runs that have ended, which nothing changes any more
         self._next_try = 0.0
@@ -242,6 +245,10 @@ class Runs:
             return b""
         return self.launcher.log(name, self.paths.start(name, last.run.number))
 
+    def last_log(self, run: QueuedRun) -> bytes:
+        """Return the end of the log of one run alone."""
+        return self.launcher.last_log(run.sweep, self.paths.start(run.sweep, run.number))
+
     def _look(self, name: str, number: int) -> RunStatus | None:
         place = self.paths.start(name, number)
         run = _read_run(place.asked)
@@ -249,6 +256,8 @@ class Runs:
             return None
         if not place.begun.exists():
             ended = read_json(place.ended)
+            if ended is None and not self._is_ours(name, number):
+                return RunStatus(run=run, phase="ended", message=f"{place.asked}: {UNSEALED}")
             if ended is None:
                 return RunStatus(run=run, phase="queued", message=self.trouble)
             return RunStatus(run=run, phase="ended", message=str(ended.get("words", "")), stop_requested=True)
@@ -264,8 +273,17 @@ class Runs:
         run = QueuedRun(
             sweep=name, number=number, kind=kind, words=list(arguments), code=str(code), asked_at=time.time()
         )
-        write_json(self.paths.start(name, number).asked, {"schema_version": SCHEMA_VERSION, **asdict(run)}, once=True)
+        content = {"schema_version": SCHEMA_VERSION, **asdict(run)}
+        write_json(
+            self.paths.start(name, number).asked, self._seal.sealed(content, self.paths.resolved(name)), once=True
+        )
         return run
+
+    def _is_ours(self, name: str, number: int) -> bool:
+        """Return True if this service wrote a request and the spec that it names, and nobody has changed them."""
+        content = read_json(self.paths.start(name, number).asked)
+        mine = content is not None and (content.get("sweep"), content.get("number")) == (name, number)
+        return content is not None and mine and self._seal.holds(content, self.paths.resolved(name))
 
     def _again(self, last: RunStatus | None, more: Additions) -> QueuedRun:
         """Queue the first run again, unchanged, because it never made a plan."""
@@ -273,6 +291,8 @@ class Runs:
             raise not_found("sweep")
         if more != Additions():
             raise conflict(f"{last.run.sweep} has no plan yet; resume it first")
+        if not self._is_ours(last.run.sweep, last.run.number):
+            raise conflict(f"{last.run.sweep}: its request {UNSEALED}; start its spec again under another name")
         self._specs.check(self.paths.resolved(last.run.sweep).read_text(), last.run.code)
         return self._ask(last.run.sweep, "resume", last.run.words, Path(last.run.code))
 

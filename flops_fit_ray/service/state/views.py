@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from flops_fit_ray.analysis import json_value
 from flops_fit_ray.console.live_state import tokens_left_seconds
 from flops_fit_ray.errors import EXIT_FAILED, EXIT_INPUT
+from flops_fit_ray.formatting import listed
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.report.facts import ADVICE
@@ -41,7 +42,9 @@ UNKNOWN: Mapping[str, Any] = {  # of a sweep that has no plan yet
     **{"version": "", "counts": {}, "total": 0, "final": False, "flops_planned": 0.0, "flops_done": 0.0, "share": 0.0},
     **{"seconds_left": None, "device_seconds": 0.0, "deaths": 0, "budgets": [], "results_sha256": None},
 }
+MAX_BUDGET = 1e60  # FLOPs that predictions are made for
 MAX_EVENTS = 100  # of an experiment, that are shown
+MAX_REASONS = 3  # failed experiments that the reason of a failed run names
 LOG_LINES = 40  # of what a run has said, that stand in a status
 
 
@@ -62,7 +65,7 @@ def state_of(run_status: RunStatus | None, snapshot: Snapshot | None, owner: str
         return "completed"
     if run_status is not None and run_status.stop_requested:
         return "stopped"
-    wrong = run_status is not None and run_status.exit_code in (EXIT_FAILED, EXIT_INPUT)
+    wrong = run_status is not None and _went_wrong(run_status)
     return "failed" if wrong or snapshot is None else "stopped"
 
 
@@ -93,9 +96,22 @@ def sweep_view(runs: Runs, caches: SweepCaches, name: str) -> dict[str, Any]:
         "writer": owner,
         "can": {"stop": open_here, "resume": free and state != "completed", "extend": free and snapshot is not None},
     }
-    if state == "failed" and not view["words"]:
-        view["words"] = _last_words(runs.log(name))
+    if not view["words"] and free and run_status is not None and _went_wrong(run_status):
+        view["words"] = _why(runs, run_status, snapshot)
     return {**view, **_facts_of(snapshot)}
+
+
+def _went_wrong(run_status: RunStatus) -> bool:
+    return run_status.exit_code in (EXIT_FAILED, EXIT_INPUT)
+
+
+def _why(runs: Runs, run_status: RunStatus, snapshot: Snapshot | None) -> str:
+    """Return why a run failed: its experiments' errors, else what it said of itself."""
+    failures = () if snapshot is None else snapshot.sweep.failures
+    if run_status.exit_code != EXIT_FAILED or not failures:
+        return _last_words(runs.last_log(run_status.run))
+    shown = [f"experiment {f.key} ({f.status}): {f.error_line}" for f in failures]
+    return redacted(listed(shown, MAX_REASONS, "\n"))[:2000]
 
 
 def _facts_of(snapshot: Snapshot | None) -> Mapping[str, Any]:

@@ -315,8 +315,10 @@ WAYS_OUT: list[tuple[str, str]] = [  # an unknown key, and what it is answered w
         "tensor-parallel-degree",
         "remove it: a model is trained by data parallel workers (workers_per_trial), whole or sharded (shard_model)",
     ),
+    ("adam_epsilon", "write train.eps"),
+    ("gradient_checkpointing", "write train.activation_checkpointing (true or false, for the blocks of the model)"),
     (
-        "adam_epsilon",
+        "nesterov",
         "write train.optimizer (your own as module:attribute, (model, lr) -> optimizer, sets what has no key)",
     ),
     ("target_param_data_ratio", "write grid.tokens_per_param"),

@@ -14,6 +14,7 @@ from flops_fit_ray.planning.experiment import (
     Role,
     SweepConstants,
     content_key,
+    key_fields,
 )
 from flops_fit_ray.planning.lr_probes import probe_budgets
 from flops_fit_ray.spec import LrRule, LrTable, SweepSpec
@@ -66,6 +67,8 @@ class Cells:
             precision=spec.train.precision,
             compile=spec.train.compile is True,
             cuda_graph=spec.train.cuda_graph,
+            eps=spec.train.eps,
+            activation_checkpointing=spec.train.activation_checkpointing,
         )
         return Experiment(
             key=content_key(self._identity(budget, size, tokens, recipe)),
@@ -109,7 +112,7 @@ class Cells:
             },
             "budget": budget,
             "tokens": tokens,
-            "recipe": vars(recipe),
+            "recipe": recipe.identity,
             "parent": None,  # the trunk of another experiment gives the same bits
         }
 
@@ -131,7 +134,7 @@ def _common_identity(spec: SweepSpec, measurements: Measurements) -> dict[str, A
 
 def constants_identity(spec: SweepSpec, measurements: Measurements) -> str:
     """Hash of the sweep without its budgets, sizes and seeds: `SweepConstants` are valid for this identity."""
-    train = spec.train.model_dump(mode="json", exclude=HARMLESS_TRAIN_KEYS)
+    train = key_fields(spec.train.model_dump(mode="json", exclude=HARMLESS_TRAIN_KEYS))
     model = {"target": spec.model.target, "kwargs": spec.model.kwargs}
     return content_key({**_common_identity(spec, measurements), "model": model, "train": train})
 

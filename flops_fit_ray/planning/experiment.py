@@ -37,6 +37,8 @@ IN_FIT: frozenset[str] = frozenset({"grid", "seed", "rerun"})  # roles whose los
 # counted FLOPs are far from that. 3: it lies where the counted FLOPs of D = tokens_per_param·N are C.
 COUNTING, AS_THEY_RUN = 3, 2
 
+EPS = 1e-8  # torch's default
+
 FIRST_RULE = "3 times the forward pass"  # backward = 2 × forward (Kaplan et al. 2020, section 2.1)
 
 
@@ -145,6 +147,13 @@ class Recipe(Record):
     precision: str
     compile: bool  # by torch.compile
     cuda_graph: bool  # the whole step as one graph
+    eps: PositiveFloat = EPS  # of adamw
+    activation_checkpointing: bool = False  # a block's activations are computed again in the backward pass: same bits
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Fields that belong to an experiment's key."""
+        return key_fields(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +220,15 @@ class Experiment(ExperimentFacts):
             "recipe": fields_of(Recipe, self.recipe),
         }  # asdict takes ten times as long
         return {**plain, "seed": self.recipe.seed, "flops_executed": self.flops_executed}
+
+
+def key_fields(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the training settings that belong into a key.
+
+    An epsilon only where it is not what all had in earlier versions; nothing that leaves the bits as they are.
+    """
+    left_out = {"activation_checkpointing", *(["eps"] if train["eps"] == EPS else [])}
+    return {name: value for name, value in train.items() if name not in left_out}
 
 
 def decay_steps(recipe: Recipe, steps: int) -> int:

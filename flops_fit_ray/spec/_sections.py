@@ -97,6 +97,8 @@ class TrainSection(Section):
     """Compile the model with torch.compile; auto: where the planned seconds are worth it."""
     cuda_graph: bool = False
     """Replay the whole step as one CUDA graph, where it can be captured."""
+    activation_checkpointing: bool = False
+    """Run each block of the model again in the backward pass, for less memory: same bits, FLOPs and keys."""
     optimizer: OptimizerName = "adamw"
     """adamw, sgd, or a function (model, lr) -> optimizer or optimizers."""
     lr: LearningRate = "auto"
@@ -104,6 +106,8 @@ class TrainSection(Section):
     by a general rule in a static one."""
     betas: Betas = (0.9, 0.95)
     """Of adamw."""
+    eps: Positive = 1e-8
+    """Of adamw, as torch names it."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Of sgd."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -128,6 +132,11 @@ class TrainSection(Section):
         if self.optimizer != "adamw" and self.lr == "auto":
             raise ValueError(
                 f"lr is missing: only adamw has an automatic rate, not {self.optimizer}; give a number, rule or table"
+            )
+        if self.cuda_graph and self.activation_checkpointing:
+            raise ValueError(
+                "activation_checkpointing reads the state of random numbers, which a CUDA graph cannot; set cuda_graph "
+                "or activation_checkpointing to false"
             )
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             raise ValueError(

@@ -26,8 +26,7 @@ HINTS = (
          "hidden_size hidden_dim intermediate_size vocab_size dropout width depth activation bias ffn_hidden_size "
          "kv_channels attention_dropout hidden_dropout attn_pdrop resid_pdrop embd_pdrop head_dim aspect_ratio d_ff "
          "n_kv_head num_key_value_heads num_query_groups num_classes img_size patch_size tie_embeddings "
-         "tie_word_embeddings gradient_checkpointing activation_checkpointing activation_checkpoint "
-         "recompute_granularity selective_ac_option window_pattern init_method_std initializer_range rope_theta "
+         "tie_word_embeddings window_pattern init_method_std initializer_range rope_theta "
          "norm_eps layer_norm_eps flavor", "arguments of the model's constructor stand under it"),
     Hint("model.flops_per_token", "flops_fn count_flops flops_counter"),
     Hint("data.train",
@@ -86,13 +85,18 @@ HINTS = (
     Hint("train.cuda_graph", "cuda_graphs use_cuda_graph use_cuda_graphs cudagraph cudagraphs"),
     Hint("train.optimizer", "optim optimizer_name optimizer_type optimizer_class opt optimiser optimizers"),
     Hint("train.optimizer",
-         "adam_epsilon adam_eps opt_eps eps epsilon amsgrad nesterov fused foreach embedding_lr unembedding_lr "
+         "amsgrad nesterov fused foreach embedding_lr unembedding_lr "
          "matrix_lr scalar_lr layer_decay param_groups optim_args optim_target_modules optimizer_kwargs "
          "optimizer_args optimizer_params weight_decay_incr_style start_weight_decay end_weight_decay lr_mult",
          "your own as module:attribute, (model, lr) -> optimizer, sets what has no key"),
     Hint("train.betas",
          "opt_betas adam_beta1 adam_beta2 adam_betas beta1 beta2 beta_1 beta_2 optimizer_betas",
          "both, as [beta1, beta2]"),
+    Hint("train.eps", "adam_epsilon adam_eps opt_eps epsilon optimizer_eps"),
+    Hint("train.activation_checkpointing",
+         "gradient_checkpointing use_gradient_checkpointing gradient_checkpointing_enable activation_checkpoint "
+         "checkpoint_activations use_activation_checkpointing recompute recompute_granularity selective_ac_option",
+         "true or false, for the blocks of the model"),
     Hint("train.momentum", "sgd_momentum optimizer_momentum"),
     Hint("train.weight_decay", "wd adam_weight_decay l2 l2_penalty decay_weight"),
     Hint("train.grad_clip",

@@ -29,8 +29,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from flops_fit_ray.training.data.batch import map_tensors
 from flops_fit_ray.training.distributed.group import Action, Group
-
-CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+from flops_fit_ray.training.user.layers import blocks_of
 
 
 class ShardedGroup(Group):
@@ -165,18 +164,10 @@ def _clone_views(module: nn.Module, args: Any, output: Any) -> Any:
 
 
 def fsdp_units(model: nn.Module) -> list[nn.Module]:
-    """Return the modules to gather one at a time: the members of the outermost containers that share no weight."""
+    """Return the modules to gather one at a time: blocks that share no weight."""
     everywhere = _count_uses(model)
-    members = ((member, _count_uses(member)) for member in _container_members(model))
-    return [member for member, uses in members if uses and all(everywhere[p] == n for p, n in uses.items())]
-
-
-def _container_members(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if isinstance(child, CONTAINERS):
-            yield from child.children()
-        else:
-            yield from _container_members(child)
+    blocks = ((block, _count_uses(block)) for block in blocks_of(model))
+    return [block for block, uses in blocks if all(everywhere[p] == n for p, n in uses.items())]
 
 
 def _count_uses(module: nn.Module) -> Counter[int]:

@@ -28,7 +28,7 @@ from flops_fit_ray.training.preflight._measured_run import measured_run, model_o
 from flops_fit_ray.training.preflight._params import ParamCount, count_params
 from flops_fit_ray.training.preflight._residue import Residue
 from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
-from flops_fit_ray.training.user.layers import EMBEDDINGS
+from flops_fit_ray.training.user.layers import EMBEDDINGS, blocks_of
 from flops_fit_ray.training.user.parts import UserParts, format_kwargs, load_user_parts
 from flops_fit_ray.training.user.smoke_test import is_large, smoke_test_parts
 from flops_fit_ray.training.user.source_code import watch_sources
@@ -134,6 +134,14 @@ def measure_size(
     scalars = [name for name, p in model.named_parameters() if p.ndim == 0]
     if spec.shard_model and scalars:
         raise SpecError("spec", [f"shard_model: {scalars[0]} has no dimension to shard; give it the shape (1,)"])
+    if spec.train.activation_checkpointing and not blocks_of(model):
+        raise SpecError(
+            "spec",
+            [
+                f"train.activation_checkpointing: {type(model).__name__} has no blocks, modules with weights in a "
+                "ModuleList, ModuleDict or Sequential, that could run again; set it to false, or keep its blocks in one"
+            ],
+        )
     per_token = _user_flops(user, model, kwargs) if flops is None else flops.total / tokens
     if not per_token > 0:
         raise SpecError(

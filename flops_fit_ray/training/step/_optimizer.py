@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, user: UserParts) -> torch.o
     # fused: one kernel for all parameters, because small models are bound by kernel launches
     params = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=fused)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

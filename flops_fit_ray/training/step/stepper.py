@@ -17,6 +17,7 @@ from flops_fit_ray.training.data.batch import without_empty_parts
 from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group
 from flops_fit_ray.training.step._lr_schedule import lr_factor
 from flops_fit_ray.training.step._optimizer import make_optimizer
+from flops_fit_ray.training.step.activation_checkpointing import checkpoint_activations
 from flops_fit_ray.training.step.precision import autocast, make_scaler
 from flops_fit_ray.training.user.losses import check_loss, sum_and_count
 from flops_fit_ray.training.user.optimizers import has_modes
@@ -39,6 +40,8 @@ class Stepper:
         group: Group = SINGLE_WORKER,
     ) -> None:
         self.model = model
+        if recipe.activation_checkpointing:
+            checkpoint_activations(model)
         self.micro_batch_size = self._largest = min(recipe.micro_batch_size, group.max_local_samples(recipe.batch_size))
         self._group = group
         self._user, self._recipe, self._steps, self._device = user, recipe, steps, device

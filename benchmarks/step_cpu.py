@@ -147,7 +147,7 @@ def measure_size(name: str, blocks: int) -> None:
     seconds = {key: values[1:] for key, values in seconds.items()}  # the first block warms up
     tokens = block_steps * BATCH * context
     rates = {key: round(tokens / statistics.median(values)) for key, values in seconds.items()}
-    peaks = {p: peak_flops(device_name(CPU), "cpu", p, 1)[0] for p in ("fp32", best.recipe.precision)}
+    peaks = {p: measured_peak(p) for p in ("fp32", best.recipe.precision)}
     details = {
         "params": experiment.params,
         "precision": best.recipe.precision,
@@ -194,6 +194,18 @@ def measure_size(name: str, blocks: int) -> None:
             "gflops": round(rate / 1e9, 1),
         },
     ).print()
+
+
+def measured_peak(precision: str) -> float:
+    """FLOP/s of the best product.
+
+    Raises:
+        SystemExit: the machine is busy.
+    """
+    peak, source = peak_flops(device_name(CPU), "cpu", precision, 1)
+    if peak is None:
+        sys.exit(source)
+    return peak
 
 
 if __name__ == "__main__":

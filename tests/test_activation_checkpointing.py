@@ -12,7 +12,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.loop.loop import train_experiment
-from flops_fit_ray.training.step.activation_checkpointing import checkpoint_activations
+from flops_fit_ray.training.step._activation_checkpointing import checkpoint_activations
 from flops_fit_ray.training.step.stepper import Stepper
 from flops_fit_ray.training.user.layers import blocks_of
 from flops_fit_ray.training.user.parts import UserParts

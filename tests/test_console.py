@@ -135,7 +135,9 @@ def test_at_80_columns_there_is_what_matters_and_at_140_all_of_it(half: Sweep) -
     narrow, wide = (said([*draw(state_of(half), width, 40)]) for width in (80, 140))
     for words in ("loss", "left", "0.5000", "10/21 done, 1 failed", "1:15", "ETA 5:00", "N_opt", "no law yet"):
         assert words in narrow and words in wide, words
-    for words in ("lr", "1.0e-02", "MFU", "40 %", "node-1:4711", "1e4 FLOP/s"):
+    e, _ = state_of(half).running[0]
+    steps = f"{100.0 * e.steps / e.tokens:.3g}"  # of 100 tokens
+    for words in ("steps/s", steps, "lr", "1.0e-02", "MFU", "40 %", "node-1:4711", "1e4 FLOP/s"):
         assert words in wide, words
 
 

@@ -223,6 +223,8 @@ def test_a_group_has_the_tokens_and_the_loss_of_one_worker(
     experiment, _, _ = parts(kind, **train)
     assert together.tokens_seen == alone.tokens_seen == experiment.tokens
     assert (alone.workers, together.workers) == (1, size)
+    assert alone.all_reduce_share is None and (together.all_reduce_share is None) == (how is ShardedGroup)
+    assert together.all_reduce_share is None or 0 < together.all_reduce_share < 1
     assert together.loss == pytest.approx(alone.loss, rel=1e-6)
     assert together.train_loss == pytest.approx(alone.train_loss, rel=1e-6)
     norms = [(a.grad_norm, b.grad_norm) for a, b in zip(alone.curve, together.curve, strict=True) if a.grad_norm]

@@ -89,6 +89,9 @@ def test_the_page_stands_alone(written: Sweep) -> None:
     for result in sweep.results:
         assert f"{result.loss:.4f}" in page
         assert f"{result.tokens_seen:,}" in page
+        assert result.steps_per_second is not None
+        assert f"<td>{result.steps_per_second:.3g}</td><td>{result.samples_per_second:.3g}</td>" in page
+    assert "all-reduces" not in page  # nothing was trained by several workers
 
 
 def test_tables_and_analysis_are_what_the_contract_says(written: Sweep) -> None:

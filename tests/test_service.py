@@ -155,7 +155,10 @@ def test_an_experiment_is_what_the_ledger_holds(served: Served, root: Path) -> N
     curve = served.client.ask("GET", f"{base}/curve?points=5")
     assert 2 <= len(curve["tokens"]) <= 5 and curve["tokens"][-1] == rows[-1]["tokens"] == first.tokens_seen
     assert served.client.ask("GET", f"{base}/metrics")["loss"] == first.loss
-    assert served.client.ask("GET", f"{base}/throughput")["tokens_per_second"] == first.tokens_per_second
+    speed = served.client.ask("GET", f"{base}/throughput")
+    assert speed["tokens_per_second"] == first.tokens_per_second and first.tokens_per_second
+    assert speed["steps_per_second"] == pytest.approx(first.tokens_per_second * first.steps / first.tokens)
+    assert speed["samples_per_second"] == pytest.approx(speed["steps_per_second"] * sweep.spec.train.batch_size)
     failed = served.client.ask("GET", f"/sweeps/partial/experiments/{last.key}")
     assert failed["outcome"]["traceback"] == last.traceback and "the same command tries it again" in failed["advice"]
     with pytest.raises(ServiceError, match="no such experiment"):

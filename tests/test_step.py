@@ -4,6 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.preflight.model_size import measure_sizes
+from flops_fit_ray.training.step import device
 from flops_fit_ray.training.step._lr_schedule import lr_factor
 from flops_fit_ray.training.step._optimizer import make_optimizer, parameter_groups
 from flops_fit_ray.training.step.attention import attention_kernel
@@ -343,8 +345,9 @@ except RuntimeError as e:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["True"]
 
 
-def test_what_is_measured_is_true(tmp_path: Path) -> None:
+def test_what_is_measured_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, user = experiment_of()
+    monkeypatch.setattr("flops_fit_ray.training.loop.loop.peak_flops", lambda *_: (1e15, "stated"))
     outcome = train_experiment(
         experiment,
         replace(user, metrics={"accuracy": accuracy, "double": lambda out, y: 2 * cross_entropy(out, y)}),
@@ -353,14 +356,41 @@ def test_what_is_measured_is_true(tmp_path: Path) -> None:
     assert outcome.metrics["double"] == pytest.approx(2 * outcome.loss, rel=1e-6)
     assert 0 <= outcome.metrics["accuracy"] <= 1
     assert outcome.tokens_per_second and outcome.mfu and outcome.data_wait_share
+    assert outcome.flops_per_second and outcome.steps_per_second
     assert outcome.tokens_per_second == pytest.approx(outcome.tokens_seen / outcome.train_seconds)
     assert outcome.flops_per_second == pytest.approx(outcome.tokens_per_second * experiment.flops_per_token)
-    assert outcome.mfu < 1 and outcome.peak_source.startswith("measured GEMM")
+    assert outcome.mfu == pytest.approx(outcome.flops_per_second / 1e15) and outcome.peak_source == "stated"
+    assert outcome.steps_per_second == pytest.approx(experiment.steps / outcome.train_seconds)
+    assert outcome.samples_per_second == pytest.approx(experiment.recipe.batch_size * outcome.steps_per_second)
+    assert outcome.all_reduce_share is None
     assert outcome.data_wait_share < 1
     assert outcome.peak_memory_bytes is not None and outcome.peak_memory_bytes > 50e6
     losses = [p.train_loss for p in outcome.curve if p.train_loss is not None]
     assert len(losses) == experiment.steps  # fewer than the points a curve may have
     assert outcome.curve[-1].eval_loss == outcome.loss
+
+
+def test_a_peak_is_one_of_a_quiet_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured again after a minute, and never again once it was."""
+    found, clock = iter([(1e9, 0.94), (2e9, 0.96)]), [1000.0]
+    monkeypatch.setattr(device, "_measured_gemm", lambda *_: next(found))
+    monkeypatch.setattr(device, "_measured", {})
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    answers = []
+    for _ in range(4):
+        answers.append(device.peak_flops("cpu x", "cpu", "fp32", 1))
+        clock[0] += 40
+    busy = (None, "no peak: the device was busy with something else while it was measured (94 % ours)")
+    assert answers == [busy, busy, *[(2e9, "measured GEMM of 1024, 1 thread(s)")] * 2]
+    assert device.peak_flops("NVIDIA H200", "cuda", "bf16", 1) == (989e12, "data sheet of H200")
+
+
+def test_a_device_is_quiet_where_this_thread_had_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the thread goes at half the speed of the wall's, as beside another process on the same core."""
+    monkeypatch.setattr(device, "_GEMM_SECONDS", 0.0)
+    monkeypatch.setattr("time.thread_time", lambda: time.perf_counter() / 2)
+    flops, share = device._measured_gemm(torch.device("cpu"), "fp32")
+    assert flops > 1e6 and share == pytest.approx(0.5, rel=0.05)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:

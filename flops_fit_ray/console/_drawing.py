@@ -108,6 +108,10 @@ def _perplexity(state: LiveState, e: Experiment, p: Progress) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def _steps_per_second(state: LiveState, e: Experiment, p: Progress) -> str:
+    return "" if p.tokens_per_second is None else f"{e.rates(p.tokens_per_second)[0]:.3g}"
+
+
 def _left(state: LiveState, e: Experiment, p: Progress) -> str:
     seconds = tokens_left_seconds(p)
     return "" if seconds is None else clock(seconds)
@@ -120,6 +124,7 @@ RUNNING_COLUMNS = (
     _Column("grad", 5, lambda s, e, p: "" if p.grad_norm is None else f"{p.grad_norm:.3g}"),
     _Column("tokens", 7, lambda s, e, p: f"{fmt.count(p.tokens_seen)}/{fmt.count(p.tokens)}"),
     _Column("/s", 2, lambda s, e, p: "" if p.tokens_per_second is None else fmt.count(p.tokens_per_second)),
+    _Column("steps/s", 8, _steps_per_second),
     _Column("MFU", 3, lambda s, e, p: "" if p.mfu is None else f"{100 * p.mfu:.0f} %"),
     _Column("left", 1, _left),
     _Column("where", 6, lambda s, e, p: f"{p.host}:{p.pid}"),

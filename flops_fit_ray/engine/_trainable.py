@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
+import torch
 from ray import tune
 
 from flops_fit_ray.engine._crash import crashes_noted
@@ -124,9 +125,14 @@ class ExperimentTrainable(tune.Trainable):
         return self._user
 
     def _clear_up(self) -> None:
-        """Give back what the experiment leaves in cycles: models and data may be in them."""
+        """Give back what the experiment leaves in cycles: models and data may be in them.
+
+        Of a GPU also what torch would keep for the next one, where other experiments need room on it.
+        """
         if self._settled:
             gc.collect()
+            if self._context.slots.shares_gpu:
+                torch.cuda.empty_cache()
         elif self._user is not None:  # torch imports a good deal more while it trains for the first time
             _keep_what_is_there()
             self._settled = True

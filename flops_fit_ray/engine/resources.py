@@ -53,6 +53,11 @@ class Slots:
         """True if a trial has a GPU or a fraction of one."""
         return self.resources.get("gpu", 0) > 0
 
+    @property
+    def shares_gpu(self) -> bool:
+        """True if several trials may be on one GPU."""
+        return bool(self.shares) or 0 < self.resources.get("gpu", 0) < 1
+
 
 def live_entries() -> dict[str, Mapping[str, Any]]:
     """Return Ray's entries of the nodes that are alive, by id."""

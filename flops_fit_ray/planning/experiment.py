@@ -209,6 +209,11 @@ class Experiment(ExperimentFacts):
         """D / N."""
         return self.tokens / self.params
 
+    def rates(self, tokens_per_second: float) -> tuple[float, float]:
+        """Return the optimizer steps and the samples per second at a speed."""
+        steps = tokens_per_second * self.steps / self.tokens
+        return steps, steps * self.recipe.batch_size
+
     def from_scratch(self) -> Experiment:
         """Return the same experiment without a parent."""
         return replace(self, parent=None, start_step=0)

@@ -25,11 +25,15 @@ class TrainingMetrics(Record):
     # Training, of all attempts that this result rests on, and the last evaluation
     seconds: Annotated[Amount, Column(140, tracked=True)]
     tokens_per_second: Annotated[Amount | None, Column(230, tracked=True)] = None  # of training alone
+    steps_per_second: Annotated[Amount | None, Column(232, tracked=True)] = None  # optimizer steps, at that speed
+    samples_per_second: Annotated[Amount | None, Column(234, tracked=True)] = None
     flops_per_second: Annotated[Amount | None, Column(240)] = None
-    mfu: Annotated[Amount | None, Column(250, tracked=True)] = None  # share of the devices' peak
-    peak_source: str = ""  # where that peak comes from
+    mfu: Annotated[Amount | None, Column(250, tracked=True)] = None  # share of the devices' peak, where it is known
+    peak_source: str = ""  # where that peak comes from, or why there is none
     peak_memory_bytes: Annotated[Count | None, Column(260)] = None
     data_wait_share: Annotated[Amount | None, Column(270)] = None  # of the training time
+    # Of the training time, adding up the gradients of replicas, waits for the slowest of them included; None without
+    all_reduce_share: Annotated[Amount | None, Column(275)] = None
     micro_batch_size: Annotated[PositiveInt | None, Column(220)] = (
         None  # samples in one forward and backward, at the end
     )

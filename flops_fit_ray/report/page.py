@@ -148,6 +148,7 @@ def _of_sweep(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]
         "failed": failed,
         "failed_rows": [(e, failed[e.key]) for e in sweep.plan.experiments if e.key in failed][:MAX_FAILURES],
         "most_rows": MAX_ROWS,
+        "teams": any(r.all_reduce_share is not None for r in sweep.results),
         "advice": ADVICE,
         "costs": costs(sweep),
         "provenance": provenance(sweep),

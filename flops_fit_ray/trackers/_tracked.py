@@ -113,7 +113,10 @@ class TrackerView:
             points = [] if e is None else self._points(progress.key)[:-1]  # the last step may yet be evaluated
             if e is None or not points:
                 continue
-            now = {"tokens_per_second": progress.tokens_per_second, "mfu": progress.mfu}
+            speed = progress.tokens_per_second
+            steps, samples = (None, None) if speed is None else e.rates(speed)
+            now = {"tokens_per_second": speed, "steps_per_second": steps, "samples_per_second": samples}
+            now["mfu"] = progress.mfu
             points[-1][1].update({name: value for name, value in now.items() if value is not None})
             if self._try(functools.partial(self._tracker.progress, e, points)):
                 self._logged[e.key] = points[-1][0]

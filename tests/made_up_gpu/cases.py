@@ -3,17 +3,26 @@
 Its numbers are the CPU's, so a training on it is held against the same on the CPU.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from flops_fit_ray.engine._trainable import ExperimentTrainable, TrialContext
+from flops_fit_ray.engine.resources import Slots
+from flops_fit_ray.training.distributed.group import Group
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.loop.save_policy import SavePolicy
+from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.preflight.check import check_plan
 from tests.made_up_gpu.driver import NAME
 from tests.made_up_gpu.tensors import MadeUpDevice
@@ -70,6 +79,50 @@ def test_a_branch_begins_at_a_trunk_that_a_gpu_left(tmp_path: Path, gpu: MadeUpD
     alone = replace(policy, parent=None)
     whole = train_experiment(chain[-1], user, eval_samples=eval_samples, device="cuda", policy=alone)
     assert branch.loss == whole.loss
+
+
+@contextmanager
+def one_of_eight_replicas() -> Iterator[Group]:
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    try:
+        yield Group(0, 8)
+    finally:
+        dist.destroy_process_group()
+
+
+class Spare(Bigram):
+    """Has a weight that nobody uses."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.spare = torch.nn.Parameter(torch.zeros(width))
+
+
+@pytest.mark.parametrize(("model", "waits"), [(Bigram, 0), (Spare, 1)])
+def test_replicas_wait_for_a_gpu_only_where_one_lacks_a_gradient(
+    model: type[Bigram], waits: int, gpu: MadeUpDevice
+) -> None:
+    experiment, user, _ = experiment_of(text(), batch_size=8)
+    with one_of_eight_replicas() as group:
+        worker = Worker(experiment, replace(user, model=model), torch.device("cuda"), group=group)
+        gpu.waits.clear()
+        worker.advance(3)
+        assert len(gpu.waits) == 3 * waits
+        assert all(wait.within("group.py:all_reduce_gradients") for wait in gpu.waits)
+        assert (worker._model.spare.grad is None) if model is Spare else True
+        gpu.waits.clear()
+        seconds = worker.meter.all_reduces.read()
+    assert 0 < seconds < worker.meter.train_seconds
+    assert len(gpu.waits) == 3  # each event, at a read
+
+
+def test_what_torch_keeps_of_a_gpu_is_given_back_where_trials_share_it(gpu: MadeUpDevice) -> None:
+    for resources, emptied in (({"gpu": 1.0}, 0), ({"gpu": 0.5}, 1)):
+        trial = object.__new__(ExperimentTrainable)
+        trial._context = cast(TrialContext, SimpleNamespace(slots=Slots(resources=resources, count=2)))
+        trial._settled = True
+        trial._clear_up()
+        assert gpu.emptied == emptied
 
 
 def test_a_tensor_that_a_model_left_on_the_cpu_is_named(gpu: MadeUpDevice) -> None:

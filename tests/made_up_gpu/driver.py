@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,6 +26,21 @@ class MadeUpStream:
     def wait_stream(self, other: MadeUpStream) -> None: ...
     def synchronize(self) -> None:
         the_device().wait("Stream.synchronize")
+
+
+class MadeUpEvent:
+    """A moment in a stream."""
+
+    def __init__(self, **_: Any) -> None:
+        self._at = math.nan
+
+    def record(self) -> None:
+        self._at = time.perf_counter()
+
+    def elapsed_time(self, end: MadeUpEvent) -> float:
+        """Milliseconds."""
+        the_device().wait("Event.elapsed_time")
+        return 1e3 * (end._at - self._at)
 
 
 class MadeUpGraph:
@@ -91,7 +108,8 @@ def install() -> None:
         "max_memory_allocated": lambda *_: 1 << 20,
         "memory_allocated": lambda *_: 1 << 20,
         "memory_reserved": lambda *_: 1 << 20,
-        "empty_cache": lambda: None,
+        "empty_cache": lambda: the_device().empty_cache(),
+        "Event": MadeUpEvent,
         "manual_seed_all": lambda seed: None,  # its random numbers are the CPU's
         "get_rng_state_all": lambda: [torch.zeros(16, dtype=torch.uint8)],
         "set_rng_state_all": lambda states: None,

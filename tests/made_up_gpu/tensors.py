@@ -96,6 +96,11 @@ class MadeUpDevice:
         self.waits: list[Wait] = []
         self.capture: Capture | None = None
         self.operations = 0
+        self.emptied = 0  # times that torch gave back what it keeps
+
+    def empty_cache(self) -> None:
+        """Count the times."""
+        self.emptied += 1
 
     def wait(self, operation: str) -> None:
         """Record that the host waits; while a graph is captured nothing can be waited for."""

@@ -63,12 +63,13 @@ def history(request: Request, name: str, key: str, offset: Offset = 0, limit: Li
 def throughput(
     request: Request, name: str, key: str, points: Annotated[int, Query(ge=2, le=5000)] = views.CURVE_POINTS
 ) -> dict[str, Any]:
-    """Return tokens per second and MFU now, and tokens per second over the training."""
+    """Return tokens, steps and samples per second and MFU now, and tokens per second over the training."""
     snapshot = app_state_of(request).snapshot(name)
     rows = views.history_of(snapshot, key)
     now = views.metrics_of(snapshot, key)
     along = views.thinned(views.with_speed(rows), points, ("step", "tokens", "seconds", "tokens_per_second"))
-    return {"key": key, "tokens_per_second": now.get("tokens_per_second"), "mfu": now.get("mfu"), "along": along}
+    rates = ("tokens_per_second", "steps_per_second", "samples_per_second", "mfu")
+    return {"key": key, **{name: now.get(name) for name in rates}, "along": along}
 
 
 @routes.get("/sweeps/{name}/experiments/{key}/curve", tags=["experiments"])

@@ -232,6 +232,8 @@ def row_of(e: Experiment, outcome: ExperimentResult | Failure | None, progress: 
         share = progress.tokens_seen / e.tokens
     source: Any = outcome if outcome is not None else progress
     failure = outcome if isinstance(outcome, Failure) else None
+    speed = getattr(source, "tokens_per_second", None)
+    steps_per_second, samples_per_second = (None, None) if speed is None else e.rates(speed)
     return {
         "key": e.key,
         "budget": e.budget,
@@ -247,7 +249,9 @@ def row_of(e: Experiment, outcome: ExperimentResult | Failure | None, progress: 
         "loss_stderr": getattr(outcome, "loss_stderr", None),
         "train_loss": getattr(source, "train_loss", None),
         "seconds": getattr(source, "seconds", None),
-        "tokens_per_second": getattr(source, "tokens_per_second", None),
+        "tokens_per_second": speed,
+        "steps_per_second": steps_per_second,
+        "samples_per_second": samples_per_second,
         "mfu": getattr(source, "mfu", None),
         "attempts": getattr(outcome, "attempts", None) or getattr(progress, "attempt", None),
         "deaths": getattr(outcome, "deaths", None),

@@ -222,15 +222,21 @@ def experiment_of(snapshot: Snapshot, key: str) -> Experiment:
 
 def metrics_of(snapshot: Snapshot, key: str) -> dict[str, Any]:
     """Return the measurements of a running experiment, or its last ones."""
-    experiment_of(snapshot, key)
+    experiment = experiment_of(snapshot, key)
     ledger = Ledger(snapshot.sweep.paths)
     outcome = ledger.outcome(key)
     if isinstance(outcome, ExperimentResult):
-        wanted = ("loss", "loss_stderr", "train_loss", "tokens_seen", "tokens", "seconds", "tokens_per_second", "mfu")
+        wanted = (
+            "loss", "loss_stderr", "train_loss", "tokens_seen", "tokens", "seconds", "tokens_per_second", "mfu",
+            "peak_source", "data_wait_share", "all_reduce_share",
+        )  # fmt: skip
         now: dict[str, Any] = {name: getattr(outcome, name) for name in wanted} | {"metrics": dict(outcome.metrics)}
     else:
         progress = ledger.progress(key)
         now = {} if progress is None else _progress_metrics(progress)
+    speed = now.get("tokens_per_second")
+    steps, samples = (None, None) if speed is None else experiment.rates(speed)
+    now |= {"steps_per_second": steps, "samples_per_second": samples} if now else {}
     return {"key": key, "status": snapshot.by_key[key]["status"], **json_value(now)}
 
 

@@ -87,25 +87,32 @@ class Group:
         """Sum the gradients over all workers, in place, and return the sum of the losses.
 
         A parameter without a gradient on every worker keeps None, so that the optimizer skips it as with one worker.
+        Only a worker that lacks a gradient has to read from the device whether another one has it.
         """
         if self.is_single:
             return loss
         # 1) The loss, and how many workers have a gradient of each parameter, in one all-reduce
-        first = torch.zeros(1 + len(params), dtype=torch.float64, device=loss.device)
+        lacking = [i for i, p in enumerate(params) if p.grad is None]
+        first = torch.ones(1 + len(params), dtype=torch.float64, device=loss.device)
         first[0] = loss
-        first[1:] = torch.tensor([p.grad is not None for p in params], dtype=torch.float64, device=loss.device)
+        for i in lacking:
+            first[1 + i] = 0
         dist.all_reduce(first)
-        used = [p for p, count in zip(params, first[1:].tolist(), strict=True) if count]
         # 2) Zeros where this worker has none, so that all workers sum the same tensors in the same order
-        for p in used:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
+        for i in lacking:
+            params[i].grad = torch.zeros_like(params[i])
         # 3) The gradients, flattened into buckets
-        for bucket in _buckets([p.grad for p in used if p.grad is not None]):
+        for bucket in _buckets([p.grad for p in params if p.grad is not None]):
             flat = torch.cat([g.reshape(-1) for g in bucket])
             dist.all_reduce(flat)
             for gradient, summed in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
+        # 4) What no worker uses
+        if lacking:
+            counts = first.cpu().tolist()
+            for i in lacking:
+                if not counts[1 + i]:
+                    params[i].grad = None
         return first[0].to(loss.dtype)
 
     def all_reduce(self, value: Tensor) -> Tensor:

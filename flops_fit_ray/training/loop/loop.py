@@ -21,7 +21,7 @@ from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.step.attention import attention_kernel
-from flops_fit_ray.training.step.device import device_name, peak_flops, peak_memory_bytes, reset_peak_memory
+from flops_fit_ray.training.step.device import Peak, device_name, peak_flops, peak_memory_bytes, reset_peak_memory
 from flops_fit_ray.training.step.precision import check_precision
 from flops_fit_ray.training.step.stepper import memory_errors_named, torch_threads
 from flops_fit_ray.training.user.parts import UserParts
@@ -166,13 +166,14 @@ class Trainer:
         speed = self._meter.lap(self._worker.tokens_seen)
         if speed is None:
             return None
-        return Speed(tokens_per_second=speed, mfu=speed * self._experiment.flops_per_token / self._peak()[0])
+        return Speed(tokens_per_second=speed, mfu=self._mfu(speed)[0])
 
-    def _peak(self) -> tuple[float, str]:
-        """Return the peak FLOP/s of all workers' devices together, and the source of the number."""
+    def _mfu(self, tokens_per_second: float) -> Peak:
+        """Return the share of the peak FLOP/s of all devices, and the source of the peak, or why there is none."""
         threads, precision = torch.get_num_threads(), self._experiment.recipe.precision
         peak, source = peak_flops(device_name(self._device), self._device.type, precision, threads)
-        return peak * self._size, source
+        flops = tokens_per_second * self._experiment.flops_per_token
+        return None if peak is None else flops / (peak * self._size), source
 
     def _save_trunk(self, trunk: CheckpointStore) -> None:
         """Save the trunk, unless the model keeps state that it would lose: others then start from scratch."""
@@ -281,7 +282,8 @@ class Trainer:
         if self._policy.weights is not None:
             write_weights(self._worker.weights(), self._policy.weights)
         speed = self._worker.tokens_seen / meter.train_seconds
-        peak, source = self._peak()
+        mfu, source = self._mfu(speed)
+        steps_per_second, samples_per_second = experiment.rates(speed)
         return Outcome(
             tokens_seen=self._worker.tokens_seen,
             loss=loss,
@@ -293,10 +295,13 @@ class Trainer:
             train_seconds=meter.train_seconds,
             tokens_per_second=speed,
             flops_per_second=speed * experiment.flops_per_token,
-            mfu=speed * experiment.flops_per_token / peak,
+            steps_per_second=steps_per_second,
+            samples_per_second=samples_per_second,
+            mfu=mfu,
             peak_source=source,
             peak_memory_bytes=peak_memory_bytes(self._device),
             data_wait_share=meter.wait_seconds / meter.train_seconds,
+            all_reduce_share=meter.all_reduces.read() / meter.train_seconds if self._worker.times_all_reduces else None,
             micro_batch_size=self._worker.stepper.micro_batch_size,
             precision=experiment.recipe.precision,
             attention=attention,

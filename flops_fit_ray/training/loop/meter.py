@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flops_fit_ray.errors import EXPLODED_HINT, DivergedError
 from flops_fit_ray.training.loop._divergence import LossLevels
+from flops_fit_ray.training.step.device import DeviceTimer
 
 CURVE_POINTS = 250  # at most about so many per experiment
 TAIL_SHARE = 0.05  # of the steps: what the smoothed training loss is a mean of
@@ -48,6 +49,7 @@ class Meter:
         self.curve: list[CurvePoint] = []
         self.train_seconds = 0.0
         self.wait_seconds = 0.0
+        self.all_reduces = DeviceTimer(device)  # of gradients
         self._lap = (0, 0.0)  # tokens and seconds of training
 
     @contextmanager
@@ -90,6 +92,7 @@ class Meter:
             self.curve.append(replace(point, train_loss=loss, grad_norm=None if norm is None else norm.item()))
             self._check(loss, point.tokens)
         self._pending.clear()
+        self.all_reduces.read()
         losses = [p.train_loss for p in self.curve if p.train_loss is not None]
         return losses[-1] if losses else None
 
@@ -138,6 +141,7 @@ class Meter:
             "curve": [asdict(p) for p in self.curve],
             "train_seconds": self.train_seconds,
             "wait_seconds": self.wait_seconds,
+            "all_reduce_seconds": self.all_reduces.read(),
         }
 
     def inherit(self, state: dict[str, Any]) -> None:
@@ -159,6 +163,7 @@ class Meter:
         self.curve = [CurvePoint(**row) for row in state["curve"]]
         self._levels = LossLevels(p.train_loss for p in self.curve if p.train_loss is not None)
         self.train_seconds, self.wait_seconds = state["train_seconds"], state["wait_seconds"]
+        self.all_reduces.begin(state.get("all_reduce_seconds", 0.0))
 
 
 def _thinned(curve: Sequence[CurvePoint], every: int) -> list[CurvePoint]:

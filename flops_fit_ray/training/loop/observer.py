@@ -13,7 +13,7 @@ class Speed:
     """Training speed since the previous progress report; evaluation and saving not counted."""
 
     tokens_per_second: float
-    mfu: float  # share of the device's peak
+    mfu: float | None  # share of the device's peak; None where it is not known
 
 
 class Observer:

@@ -49,6 +49,9 @@ class Worker:
         if recipe.compile:
             model.compile()
         self._model = model
+        self.meter = Meter(experiment.steps, device)
+        # FSDP's collectives run beside the computation
+        self.times_all_reduces = group.is_leader and not group.is_single and not group.sharded
         self.stepper = make_stepper(
             model,
             user,
@@ -57,13 +60,13 @@ class Worker:
             device,
             lambda message: observer.event(message, level="warning"),
             group,
+            self.meter.all_reduces if self.times_all_reduces else None,
         )
         max_bytes = resident_data_bytes(device)
         data = user.train_data
         data = data if isinstance(data, Stream) or not max_bytes else move_to_device(data, device, max_bytes)
         ahead = device.type == "cuda"
         self._feed = make_feed(data, recipe.batch_size, recipe.seed, user.max_epochs, ahead=ahead)
-        self.meter = Meter(experiment.steps, device)
         self._batch: Batch | None = None  # the last one
         self.step = 0  # optimizer steps done
         self.tokens_seen = 0

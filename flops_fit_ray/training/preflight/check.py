@@ -220,15 +220,16 @@ def _flops(plan: Plan) -> CheckItem:
 
 def _speed(plan: Plan, measured: Sequence[ModelTiming], rates: Rates, device: torch.device, threads: int) -> CheckItem:
     name, precision = device_name(device), measured[0].experiment.recipe.precision
-    peak, _ = peak_flops(name, device.type, precision, threads)
+    peak, source = peak_flops(name, device.type, precision, threads)
 
     def shown(m: ModelTiming) -> str:
         rate = m.tokens / m.step_seconds
-        return f"{fmt.count(rate)} tokens/s (MFU {100 * rate * m.experiment.flops_per_token / peak:.0f} %)"
+        mfu = "N/A" if peak is None else f"{100 * rate * m.experiment.flops_per_token / peak:.0f} %"
+        return f"{fmt.count(rate)} tokens/s, {m.experiment.rates(rate)[0]:.3g} steps/s (MFU {mfu})"
 
     price = priced(plan, "auto", rates=rates).price
     assert price is not None
-    message = f"{_per_size(measured, shown)} on {name} in {precision}"
+    message = f"{_per_size(measured, shown)} on {name} in {precision}{'' if peak else f'; {source}'}"
     message += f"; the sweep about {fmt.duration(price.wall_seconds or 0.0)} on {rates.slots} at a time"
     if device.type == "cuda" and precision == "fp32":
         return CheckItem("WARN", "speed", f"{message}; bf16 is faster on a GPU: set train.precision: auto")

@@ -22,6 +22,7 @@ from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.data.batch import map_tensors
 from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group
+from flops_fit_ray.training.step.device import DeviceTimer
 from flops_fit_ray.training.step.stepper import Stepper
 from flops_fit_ray.training.user.parts import UserParts
 
@@ -36,6 +37,7 @@ def make_stepper(
     device: torch.device,
     say: Callable[[str], None],
     group: Group = SINGLE_WORKER,
+    all_reduces: DeviceTimer | None = None,
 ) -> Stepper:
     """Return the stepper of a recipe: a CUDA graph if it asks for one and can be captured."""
     capturable = (
@@ -50,7 +52,7 @@ def make_stepper(
     if recipe.cuda_graph and not capturable:
         say("train.cuda_graph needs one GPU, adamw, fp32 or bf16, and no micro-batches; running eagerly")
     if not capturable:
-        return Stepper(model, user, recipe, steps, device, group)
+        return Stepper(model, user, recipe, steps, device, group, all_reduces)
     made = CUDAGraphStepper(model, user, recipe, steps, device)
     made.say = say
     return made

@@ -15,9 +15,10 @@ from flops_fit_ray.planning import Recipe
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.data.batch import without_empty_parts
 from flops_fit_ray.training.distributed.group import SINGLE_WORKER, Group
+from flops_fit_ray.training.step._activation_checkpointing import checkpoint_activations
 from flops_fit_ray.training.step._lr_schedule import lr_factor
 from flops_fit_ray.training.step._optimizer import make_optimizer
-from flops_fit_ray.training.step.activation_checkpointing import checkpoint_activations
+from flops_fit_ray.training.step.device import DeviceTimer
 from flops_fit_ray.training.step.precision import autocast, make_scaler
 from flops_fit_ray.training.user.losses import check_loss, sum_and_count
 from flops_fit_ray.training.user.optimizers import has_modes
@@ -38,8 +39,10 @@ class Stepper:
         steps: int,
         device: torch.device,
         group: Group = SINGLE_WORKER,
+        all_reduces: DeviceTimer | None = None,
     ) -> None:
         self.model = model
+        self._timer = all_reduces
         if recipe.activation_checkpointing:
             checkpoint_activations(model)
         self.micro_batch_size = self._largest = min(recipe.micro_batch_size, group.max_local_samples(recipe.batch_size))
@@ -63,7 +66,10 @@ class Stepper:
         The norm is None without clipping; `grad_norm` computes it on demand.
         """
         self.set_lr(step)
-        loss = self._group.all_reduce_gradients(self._params, self._gradients(batch))
+        loss = self._gradients(batch)
+        if not self._group.is_single:
+            with self._timer.measuring() if self._timer is not None else contextlib.nullcontext():
+                loss = self._group.all_reduce_gradients(self._params, loss)
         return self._divide_by_count(loss), self._update()
 
     def set_lr(self, step: int) -> None:

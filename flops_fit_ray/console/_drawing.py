@@ -109,7 +109,8 @@ def _perplexity(state: LiveState, e: Experiment, p: Progress) -> str:
 
 
 def _steps_per_second(state: LiveState, e: Experiment, p: Progress) -> str:
-    return "" if p.tokens_per_second is None else f"{e.rates(p.tokens_per_second)[0]:.3g}"
+    steps, _ = e.rates(p.tokens_per_second)
+    return "" if steps is None else f"{steps:.3g}"
 
 
 def _left(state: LiveState, e: Experiment, p: Progress) -> str:

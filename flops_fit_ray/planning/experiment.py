@@ -209,8 +209,10 @@ class Experiment(ExperimentFacts):
         """D / N."""
         return self.tokens / self.params
 
-    def rates(self, tokens_per_second: float) -> tuple[float, float]:
-        """Return the optimizer steps and the samples per second at a speed."""
+    def rates(self, tokens_per_second: float | None) -> tuple[float | None, float | None]:
+        """Return the optimizer steps and the samples per second at a speed; None where it is not known."""
+        if tokens_per_second is None:
+            return None, None
         steps = tokens_per_second * self.steps / self.tokens
         return steps, steps * self.recipe.batch_size
 

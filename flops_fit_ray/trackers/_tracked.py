@@ -114,7 +114,7 @@ class TrackerView:
             if e is None or not points:
                 continue
             speed = progress.tokens_per_second
-            steps, samples = (None, None) if speed is None else e.rates(speed)
+            steps, samples = e.rates(speed)
             now = {"tokens_per_second": speed, "steps_per_second": steps, "samples_per_second": samples}
             now["mfu"] = progress.mfu
             points[-1][1].update({name: value for name, value in now.items() if value is not None})

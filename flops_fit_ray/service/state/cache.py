@@ -233,7 +233,7 @@ def row_of(e: Experiment, outcome: ExperimentResult | Failure | None, progress: 
     source: Any = outcome if outcome is not None else progress
     failure = outcome if isinstance(outcome, Failure) else None
     speed = getattr(source, "tokens_per_second", None)
-    steps_per_second, samples_per_second = (None, None) if speed is None else e.rates(speed)
+    steps_per_second, samples_per_second = e.rates(speed)
     return {
         "key": e.key,
         "budget": e.budget,

@@ -234,9 +234,8 @@ def metrics_of(snapshot: Snapshot, key: str) -> dict[str, Any]:
     else:
         progress = ledger.progress(key)
         now = {} if progress is None else _progress_metrics(progress)
-    speed = now.get("tokens_per_second")
-    steps, samples = (None, None) if speed is None else experiment.rates(speed)
-    now |= {"steps_per_second": steps, "samples_per_second": samples} if now else {}
+    if now:
+        now["steps_per_second"], now["samples_per_second"] = experiment.rates(now["tokens_per_second"])
     return {"key": key, "status": snapshot.by_key[key]["status"], **json_value(now)}
 
 

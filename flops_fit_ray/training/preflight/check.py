@@ -225,7 +225,7 @@ def _speed(plan: Plan, measured: Sequence[ModelTiming], rates: Rates, device: to
     def shown(m: ModelTiming) -> str:
         rate = m.tokens / m.step_seconds
         mfu = "N/A" if peak is None else f"{100 * rate * m.experiment.flops_per_token / peak:.0f} %"
-        return f"{fmt.count(rate)} tokens/s, {m.experiment.rates(rate)[0]:.3g} steps/s (MFU {mfu})"
+        return f"{fmt.count(rate)} tokens/s, {1 / m.step_seconds:.3g} steps/s (MFU {mfu})"
 
     price = priced(plan, "auto", rates=rates).price
     assert price is not None

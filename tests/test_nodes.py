@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flops_fit_ray.engine._dispatch import Dispatcher
+from flops_fit_ray.engine._gpus import those_left_out
 from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine._node_watch import NodeWatch
 from flops_fit_ray.engine._nodes import Answer, FoundNodes, Mark, NodeProbe, differences
@@ -18,7 +19,7 @@ from flops_fit_ray.engine.cluster import Head
 from flops_fit_ray.engine.interrupt import StopRequest
 from flops_fit_ray.engine.planned_code import PlannedCode
 from flops_fit_ray.engine.resources import Slots
-from flops_fit_ray.errors import InterruptedSweepError
+from flops_fit_ray.errors import InterruptedSweepError, ResourceError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.ledger.hardware import Cluster, Machine
 from flops_fit_ray.planning.code_facts import CodeFacts
@@ -166,3 +167,12 @@ def test_a_head_that_does_not_answer_is_not_asked_for_its_nodes(
     watch._looked -= 100.0
     watch.look(dispatcher, stop)
     assert asked
+
+
+def test_nodes_whose_gpus_torch_cannot_use_are_left_out_unless_all_are() -> None:
+    assert those_left_out({"a": "", "b": ""}) == {} == those_left_out({})
+    assert those_left_out({"a": "", "b": "two: torch sees 0"}) == {"b": "two: torch sees 0"}
+    with pytest.raises(
+        ResourceError, match="experiments cannot run on these GPUs:\n  one: no driver\n  two: torch sees 0"
+    ):
+        those_left_out({"a": "one: no driver", "b": "two: torch sees 0"})

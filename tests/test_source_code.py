@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.code_facts import CodeFacts
 from flops_fit_ray.storage.codec import value_of
 from flops_fit_ray.training.user._by_value import hash_by_value
@@ -171,6 +172,57 @@ def test_a_file_that_the_code_writes_itself_is_not_compared(tmp_path: Path) -> N
     edit(tmp_path, "ours_held.py", "1", "2")
     assert code_differences(code, tmp_path) == ["ours_held.py is another one"]
     assert code.digest == replace(code, written=()).digest
+
+
+def test_an_edit_between_two_runs_of_a_process_is_an_edit(tmp_path: Path) -> None:
+    """The second run imports what is there now; a stamp that the code writes itself stays one."""
+    (tmp_path / "ours_twice.py").write_text(
+        "import pathlib, time\nhere = pathlib.Path(__file__).parent\n"
+        "(here / 'ours_mark.py').write_text(f'AT = {time.time_ns()}')\nimport ours_mark\nfrom ours_size import WIDTH\n"
+        "class Net:\n    width = WIDTH\n"
+    )
+    (tmp_path / "ours_size.py").write_text("WIDTH = 4\n")
+
+    def a_run() -> tuple[CodeFacts, Any]:
+        watch_sources(tmp_path)
+        code = code_in(tmp_path, "ours_twice")
+        return code, sys.modules["ours_twice"]
+
+    first, module = a_run()
+    assert a_run() == (first, module) and first.written == ("ours_mark.py",)  # nothing was edited, nothing is reloaded
+    edit(tmp_path, "ours_size.py", "4", "16")
+    second, module = a_run()
+    assert first.changes_to(second) == ["ours_size.py was edited"] and second.written == ("ours_mark.py",)
+    assert module.Net.width == 16
+    third, again = a_run()
+    assert third == second and again is module
+    (tmp_path / "unrelated.py").write_text("x = 1")
+    assert a_run() == (third, module)
+
+
+def test_objects_whose_file_was_edited_since_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook would plan by the class that it holds, and workers would import the other one."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "ours_notebook.py").write_text("import ours_helper\nclass Net:\n    pass\n")
+    (tmp_path / "ours_helper.py").write_text("WIDTH = 4\n")
+    user, module = user_parts_of(spec_of()), importlib.import_module("ours_notebook")
+
+    def code() -> CodeFacts:
+        return code_of_objects(replace(user, model=module.Net))
+
+    before = code()
+    assert code() == before
+    edit(tmp_path, "ours_helper.py", "WIDTH", "# a comment\nWIDTH")
+    assert code() == before
+    edit(tmp_path, "ours_helper.py", "4", "16")
+    for _ in range(2):
+        with pytest.raises(SpecError, match="ours_helper.py: edited after this process imported it: .* restart it"):
+            code()
+    importlib.reload(sys.modules["ours_helper"])
+    assert before.changes_to(code()) == ["ours_helper.py was edited"]
+    edit(tmp_path, "ours_helper.py", "16", "32")
+    with pytest.raises(SpecError, match="ours_helper.py: edited after"):
+        code()
 
 
 def test_an_extension_counts_by_its_bytes(tmp_path: Path) -> None:

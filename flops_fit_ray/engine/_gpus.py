@@ -7,9 +7,10 @@ with the same message, as if it were the model's.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
-from flops_fit_ray.engine.resources import Slots, live_entries
+from flops_fit_ray.engine.resources import Slots, fits, live_entries
 from flops_fit_ray.errors import ResourceError, first_line, last_line
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.waiting import waiting
@@ -18,29 +19,45 @@ ANSWER_SECONDS = 120.0  # a worker process has to start, and to import torch
 CPU_WAY_OUT = "or run on CPUs with device: cpu (--device cpu)"
 
 
-def refuse_unusable_gpus(slots: Slots) -> None:
-    """Make sure that torch can compute on the GPUs that experiments will have. A node that does not answer may be busy.
+def unusable_gpus(slots: Slots) -> dict[str, str]:
+    """Try by torch the GPUs of every node that an experiment fits on. A node that does not answer may be busy.
+
+    Returns:
+        The nodes on whose GPUs torch cannot compute, by Ray's id, and why.
 
     Raises:
-        ResourceError: it cannot on some node; all of them are named.
+        ResourceError: it cannot on any of them.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not slots.uses_gpu:
-        return
-    tasks = []
+        return {}
+    tasks = {}
     for name, node in live_entries().items():
-        if node["Resources"].get("GPU", 0):
+        if fits(slots.resources, node["Resources"]):
             there = NodeAffinitySchedulingStrategy(name, soft=False)
             # One call per process: what it opened on the GPUs is closed with it
             task = ray.remote(max_calls=1)(gpu_fault).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-            tasks.append(task.remote(int(node["Resources"]["GPU"])))
+            tasks[task.remote(int(node["Resources"].get("GPU", 0)))] = name
     with waiting("trying the GPUs of every node"):
-        answered, _ = ray.wait(tasks, num_returns=len(tasks), timeout=ANSWER_SECONDS) if tasks else ([], [])
-    faults = list(filter(None, map(_answer, answered)))
-    if faults:
-        raise ResourceError("\n  ".join(["experiments cannot run on these GPUs:", *faults]))
+        answered, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_SECONDS) if tasks else ([], [])
+    return those_left_out(dict.fromkeys(tasks.values(), "") | {tasks[task]: _answer(task) for task in answered})
+
+
+def those_left_out(faults: Mapping[str, str]) -> dict[str, str]:
+    """Return the nodes that have a fault.
+
+    Args:
+        faults: of every node that experiments fit on; "" without one.
+
+    Raises:
+        ResourceError: none is left.
+    """
+    found = {name: fault for name, fault in faults.items() if fault}
+    if found and len(found) == len(faults):
+        raise ResourceError("\n  ".join(["experiments cannot run on these GPUs:", *found.values()]))
+    return found
 
 
 def _answer(task: Any) -> str:

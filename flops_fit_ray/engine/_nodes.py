@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flops_fit_ray.engine._gpus import gpu_fault, refuse_unusable_gpus
+from flops_fit_ray.engine._gpus import gpu_fault, unusable_gpus
 from flops_fit_ray.engine.planned_code import WAY_OUT, PlannedCode, other_code
 from flops_fit_ray.engine.resources import Slots, fits, live_entries
 from flops_fit_ray.errors import ResourceError, StorageError, last_line
@@ -178,7 +178,7 @@ def check_nodes(probe: NodeProbe, slots: Slots) -> FoundNodes:
     nodes = live_nodes_for(slots.resources)
     own = ray.get_runtime_context().get_node_id()
     if nodes.keys() <= {own}:
-        refuse_unusable_gpus(slots)
+        unusable_gpus(slots)  # none is left without it
         return FoundNodes(machines={name: this_machine() for name in nodes}, left_out={})
     with waiting(f"asking {len(nodes)} nodes of the cluster what they see"):
         tasks = {name: probe.ask(node) for name, node in nodes.items()}

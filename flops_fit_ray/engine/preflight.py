@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flops_fit_ray.engine._gpus import refuse_unusable_gpus
+from flops_fit_ray.engine._gpus import unusable_gpus
 from flops_fit_ray.engine._local_limits import usable_cores
 from flops_fit_ray.engine._nodes import NodeProbe, check_nodes
 from flops_fit_ray.engine.cluster import ray_session, runs_here
@@ -56,12 +56,11 @@ def refuse_early(spec: SweepSpec, address: str | None) -> None:
         choose_slots(wanted, [machine], workers=spec.workers_per_trial)
 
 
-def slots_for(spec: SweepSpec, max_slots: int | None, workers: int = 1, *, try_gpus: bool = True) -> Slots:
-    """Return the slots of the cluster for the experiments of a spec.
+def slots_for(spec: SweepSpec, max_slots: int | None, workers: int = 1) -> Slots:
+    """Return the slots of the cluster for the experiments of a spec, whatever torch says of its GPUs.
 
     Args:
         max_slots, workers: as for `choose_slots`.
-        try_gpus: make sure that torch can compute on the GPUs of every node.
 
     Raises:
         ResourceError: the cluster cannot run such experiments.
@@ -69,8 +68,6 @@ def slots_for(spec: SweepSpec, max_slots: int | None, workers: int = 1, *, try_g
     slots = choose_slots(spec.whole_resources, live_nodes(), max_slots, workers)
     if spec.device == "cuda" and not slots.uses_gpu:
         raise ResourceError("device is cuda, and no node of this cluster has a GPU; leave it out to use the CPU")
-    if try_gpus:
-        refuse_unusable_gpus(slots)
     return slots
 
 
@@ -109,10 +106,11 @@ def choose_on_worker(
 
     with ray_session(address) as head:
         slots = slots_for(spec, head.grows_to(max_slots))
+        left_out = unusable_gpus(slots)
         try:
             compared = _shared(load_user_parts, spec, plan)
             with waiting("measuring precision and compilation on a worker"):
-                found: PrecisionChoice = _on_fit_node(slots, _choose, plan, compared, slots)
+                found: PrecisionChoice = _on_fit_node(slots, left_out, _choose, plan, compared, slots)
         except ray.exceptions.RayError as e:
             last = last_line(e)
             raise ResourceError(
@@ -136,13 +134,13 @@ def _on(slots: Slots, function: Callable[..., Any], avoid: Collection[str] = ())
     return ray.remote(max_calls=1)(function).options(**slots.options, max_retries=0, **where)
 
 
-def _on_fit_node(slots: Slots, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function on a node that has the code of the plan: one after the other is tried.
+def _on_fit_node(slots: Slots, left_out: Collection[str], function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function on a node that has the code of the plan, but for those left out: one after the other is tried.
 
     Raises:
         NodeUnfitError, DataDiffersError, ray.exceptions.RayError: as `_get`; the first where no node has it.
     """
-    avoid: set[str] = set()
+    avoid = set(left_out)
     while True:
         try:
             return _get(_on(slots, function, avoid).remote(*arguments))
@@ -197,10 +195,15 @@ def check_on_worker(
     asked = time.time()
     with ray_session(address) as head:
         slots = slots_for(spec, head.grows_to(max_slots))
-        try:
-            left_out = {} if root is None or head.local else _left_out(root, base, code, slots)
-        except ResourceError as e:
-            return _only("FAIL", "nodes", str(e), asked), slots
+        if root is None or head.local:
+            left_out = unusable_gpus(slots)
+        else:
+            try:
+                left_out = _left_out(root, base, code, slots)
+            except ResourceError as e:
+                return _only("FAIL", "nodes", str(e), asked), slots
+        if left_out and max_slots is None:
+            slots = slots_without(slots, left_out)
         try:
             compared = _shared(load_user_parts, spec, plan)
             with waiting("checking the smallest and the largest model on a worker"):
@@ -225,7 +228,7 @@ def check_on_worker(
 
 
 def _left_out(root: StoragePath, base: Path | None, code: PlannedCode | None, slots: Slots) -> dict[str, str]:
-    with contextlib.closing(NodeProbe(root, base, code, gpus=False)) as probe:  # they have been tried
+    with contextlib.closing(NodeProbe(root, base, code, gpus=slots.uses_gpu)) as probe:
         return check_nodes(probe, slots).left_out
 
 

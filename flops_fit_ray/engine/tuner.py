@@ -87,7 +87,7 @@ def run_plan(
     if live.done():
         return live.plan
     with ray_session(address) as head, contextlib.ExitStack() as stack:
-        slots = slots_for(spec, head.grows_to(max_slots), spec.workers_per_trial, try_gpus=False)
+        slots = slots_for(spec, head.grows_to(max_slots), spec.workers_per_trial)
         probe = stack.enter_context(contextlib.closing(NodeProbe(root, base, code, gpus=slots.uses_gpu)))
         found = check_nodes(probe, slots)  # which tries the GPUs
         if found.left_out and max_slots is None:

@@ -51,6 +51,7 @@ class SpecMeasurer:
     """
 
     def __init__(self, base: Path) -> None:
+        watch_sources(base)
         self._base = base
         self._sizes: dict[str, ModelSize] = {}
         self._parts: tuple[dict[str, Any], UserParts] | None = None
@@ -62,7 +63,6 @@ class SpecMeasurer:
             SpecError: a part cannot be used.
         """
         rest = spec.model_dump(exclude={"budgets", "budgets_for", "grid"})
-        watch_sources(self._base)
         with command_line_of(str(self._base)):
             before = self._parts
             user = before[1] if before is not None and before[0] == rest else load_user_parts(spec, self._base)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_ray.planning.code_facts import CodeFacts
 from flops_fit_ray.spec import SweepSpec, is_data_path
 from flops_fit_ray.training.user._by_value import hash_by_value, travels_by_value
+from flops_fit_ray.training.user._loaded_files import note_loaded, refuse_stale
 from flops_fit_ray.training.user._own_files import SourceWatch
 from flops_fit_ray.training.user._syntax import Import, digest_of, read_source
 from flops_fit_ray.training.user.installed import COMPILED, own_packages, package_content, version_of
@@ -34,8 +35,15 @@ _SITES = {"site-packages", "dist-packages"}
 
 
 def code_of_spec(spec: SweepSpec, base: Path) -> CodeFacts:
-    """Return the code that a spec names, which this process has imported, relative to the directory `base`."""
-    found = _Collector(base, _watches.get(base))
+    """Return the code that a spec names, which this process has imported, relative to the directory `base`.
+
+    Raises:
+        SpecError: a file outside of `base` was edited after this process imported it.
+    """
+    watch = _watches.get(base)
+    if watch is not None:
+        watch.settle()
+    found = _Collector(base, watch)
     for _, target in spec.named_code:
         if ":" in target and not is_data_path(target):
             found.add_module(target.partition(":")[0])
@@ -47,13 +55,27 @@ _watches: dict[Path, SourceWatch] = {}
 
 
 def watch_sources(base: Path) -> None:
-    """Note the source files of a directory before this process loads the user's code from it for the first time."""
-    if base not in _watches:
-        _watches[base] = SourceWatch(base)
+    """Note the source files of a directory before a run loads the user's code from it.
+
+    What an earlier run of this process has imported from there is imported again if some of it was edited since.
+    """
+    known = _watches.get(base)
+    if known is not None:
+        inside, edited = _Collector(base), known.edited()
+        loaded = [m for m in sys.modules.values() if isinstance(m, ModuleType) and inside.holds(m)]
+        if not any((file := _file_of(module)) and file.resolve() in edited for module in loaded):
+            return
+        for module in loaded:
+            sys.modules.pop(module.__name__, None)
+    _watches[base] = SourceWatch(base)
 
 
 def code_of_objects(user: UserParts) -> CodeFacts:
-    """Return the code of the objects of a program."""
+    """Return the code of the objects of a program.
+
+    Raises:
+        SpecError: one of their files was edited after this process imported it.
+    """
     from flops_fit_ray.training.user.parts import HOOKS  # with torch, which whoever has objects has imported
 
     found = _Collector(None)
@@ -101,6 +123,7 @@ class _Collector:
     def __init__(self, base: Path | None, watch: SourceWatch | None = None) -> None:
         self._watch = watch
         self._written: set[str] = set()  # files that the code writes itself
+        self._stale: set[str] = set()  # files that are not what this process has loaded
         self._bases = () if base is None else (base.absolute(), base.resolve())  # as modules may name their files
         self._files: dict[str, str] = {}  # hash by name
         self._elsewhere: dict[str, str] = {}  # module by name of a file that is not in the directory
@@ -111,9 +134,14 @@ class _Collector:
         self._left: list[tuple[str, Path]] = []  # modules with their files, to be read
 
     def facts(self) -> CodeFacts:
-        """Read every file that is reached."""
+        """Read every file that is reached.
+
+        Raises:
+            SpecError: one was edited after this process imported it.
+        """
         while self._left:
             self._read_file(*self._left.pop())
+        refuse_stale(sorted(self._stale))
         return CodeFacts(
             files=dict(sorted(self._files.items())),
             packages=dict(sorted(self._packages.items())),
@@ -138,6 +166,11 @@ class _Collector:
             file = _file_of(module)
             if file is not None and self._in_base(file) is not None:
                 self._add(module.__name__, file)
+
+    def holds(self, module: ModuleType) -> bool:
+        """Tell whether a module lies in the directory, and is the user's."""
+        file, top = _file_of(module), module.__name__.partition(".")[0]
+        return file is not None and top not in {*FRAMEWORKS, "__main__"} and self._in_base(file) is not None
 
     def add_root(self, part: Any) -> None:
         """Add what a part of the user's is made of: a function, a class, a bound method, an instance."""
@@ -236,6 +269,8 @@ class _Collector:
             self._written.add(name)
         else:
             self._files[name] = hashed
+            if note_loaded(module, file, hashed):
+                self._stale.add(name)
             if self._in_base(holder) is None:
                 self._elsewhere[name] = module
         self._follow(module, file, imports)

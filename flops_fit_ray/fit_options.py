@@ -1,5 +1,7 @@
 """Settings of a fit: defaults, choices and limits, each once, for the spec, the command line and the fit itself.
 
+And the outcomes that a fit may have.
+
 Imports nothing heavy, so that the command line can show them at once.
 """
 
@@ -21,6 +23,10 @@ LawWeights = Literal["equal", "precision"]
 SurfaceLoss = Literal["huber", "squared"]
 SurfaceForm = Literal["additive", "coupled"]
 PinName = Literal["E", "alpha", "beta"]
+ValleyStatus = Literal["interior", "edge", "concave", "too_few"]
+SurfaceStatus = Literal[
+    "converged", "at_bound", "same_as_additive", "did_not_move", "not_converged", "ill_conditioned", "unidentified"
+]
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "method": get_args(MethodChoice),

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from flops_fit_ray.fit_options import SURFACES, SurfaceStatus, ValleyStatus
 
 Severity = Literal["info", "warning", "severe"]
+# Every code that there is; docs/troubleshooting.md says of each what it means, and what to do
+CODES = frozenset({
+    # Of a table: what was assumed or left out
+    "assumed", "binned", "budgets_by_nearness", "copies_left_out", "curves", "derived_column", "earlier_steps_left_out",
+    "flops_factor", "left_out_rows", "optima", "other_settings_left_out", "refused_rows",
+    # Of a sweep's files
+    "damaged",
+    # Of points and budgets
+    "checkpoints", "no_budget", "no_intervals", "narrow_range", "repeated_data", "unordered_minima",
+    *(f"valley_{status}" for status in get_args(ValleyStatus) if status != "interior"),
+    # Of methods
+    "cost_law", "curve_chosen", "envelope_fitted", "envelope_no_law", "lack_of_fit", "loss_rises", "lost_draws",
+    "methods_agree", "methods_disagree", "surface_chosen", "valley_bias",
+    *(f"{method}_{status}" for method in SURFACES for status in (*get_args(SurfaceStatus), "no_law")),
+    # Of predictions
+    "extrapolation", "limited_data", "loss_law",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Flag:
     """One warning. `code` is stable; the message may change."""
 
-    code: str
+    code: str  # one of `CODES`
     severity: Severity
     message: str
+
+    def __post_init__(self) -> None:
+        assert self.code in CODES, self.code
 
     def __str__(self) -> str:
         return self.message

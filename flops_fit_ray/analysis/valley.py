@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.analysis.window import nearest_sizes, within_reach
 from flops_fit_ray.errors import FitError
-from flops_fit_ray.fit_options import CurveName
-
-ValleyStatus = Literal["interior", "edge", "concave", "too_few"]
+from flops_fit_ray.fit_options import CurveName, ValleyStatus
 
 MIN_DISTINCT_SIZES: dict[CurveName, int] = {"parabola": 3, "skewed": 3, "cubic": 4, "akima": 5}  # distinct sizes
 AKIMA_GRID = 513

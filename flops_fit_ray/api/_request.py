@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flops_fit_ray.errors import ArgumentError, BudgetsMissingError, SpecError
 from flops_fit_ray.pipeline import RunRequest
 from flops_fit_ray.spec import BudgetsFor, SweepSpec, limit_of_budgets
-from flops_fit_ray.spec.arguments import SOURCE, describe_target, spec_from_arguments
+from flops_fit_ray.spec.arguments import CALL_OPTIONS, SOURCE, describe_target, spec_from_arguments
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.from_checkpoint import CheckpointName, named_checkpoint
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -46,22 +46,7 @@ def requested(
         from flops_fit_ray.training.preflight.model_size import measure_sizes
         from flops_fit_ray.training.user.parts import HOOKS
 
-    extra = {
-        name: options.pop(name, None)
-        for name in (
-            "eval_dataset",
-            "address",
-            "quiet",
-            "until",
-            "at_most",
-            "slots",
-            "new",
-            "from_checkpoint",
-            "minutes",
-            "hours",
-            "flops",
-        )
-    }
+    extra = {name: options.pop(name, None) for name in CALL_OPTIONS}
     limit = BudgetsFor.of(*(extra.pop(name) for name in ("minutes", "hours", "flops")), source=SOURCE)
     if compute_budgets is None and limit is not None:
         compute_budgets = "auto"

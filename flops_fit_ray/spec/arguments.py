@@ -36,6 +36,19 @@ PARAMETERS = {  # of `find_optimal`: the keys of a spec that they are
     "compute_budgets": ("budgets",),
     "output_dir": ("output",),
 }
+CALL_OPTIONS = (
+    "eval_dataset",
+    "address",
+    "quiet",
+    "until",
+    "at_most",
+    "slots",
+    "new",
+    "from_checkpoint",
+    "minutes",
+    "hours",
+    "flops",
+)
 # A key in words: no file's name, module's or attribute's
 _SPEC_KEY = re.compile(r"(?<![\w./:'\"])(?:model|data|train|fit)(?:\.[a-z_]+)+(?![\w(]|[:.]\w)")
 Mode = Literal["local", "mock"]
@@ -95,7 +108,7 @@ def spec_from_arguments(
     named = {name: describe_target(value) for name, value in hooks.items()}
     for name, value in {**options, **named}.items():
         if name not in homes:
-            known = sorted({*homes, *extra, *PARAMETERS})
+            known = sorted(known_arguments())
             faults.append(f"{name}: unknown option; {_way_out(name, known, homes)}")
         elif homes[name] == "":
             content[name] = value
@@ -178,6 +191,11 @@ def _loss_faults(loss_fn: Any) -> Iterator[str]:
             f"loss_fn must be callable, (outputs, targets) -> mean loss, or a name such as 'cross_entropy' "
             f"(got {reprlib.repr(loss_fn)})"
         )
+
+
+def known_arguments() -> set[str]:
+    """Return the names of all arguments of `find_optimal` but for `train`, `mode` and `resume`."""
+    return {*_option_homes(), *CALL_OPTIONS, *PARAMETERS}
 
 
 def _option_homes() -> dict[str, str]:

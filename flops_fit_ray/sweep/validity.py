@@ -24,6 +24,10 @@ from flops_fit_ray.tables import Setting, Table
 
 CardVerdict = Literal["PASS", "WARN", "FAIL", "UNKNOWN"]
 
+QUESTIONS = (
+    "schedule ends at D", "warmup", "learning rate", "batch and steps", "N definition", "FLOPs", "data",
+    "evaluation", "noise", "grid", "bracketing", "lack of fit", "outliers", "shape", "provenance",
+)  # fmt: skip
 STEPS_PASS, STEPS_FAIL = 300, 110  # of the shortest run
 EPOCHS_PASS, EPOCHS_FAIL = 1.0, 4.0
 TAPERED_SIZES = 4.5  # mean over the budgets, where some have fewer than `GOOD_SIZES`
@@ -51,13 +55,9 @@ def validity_card(fit: SweepFit, sweep: Sweep | None = None, table: Table | None
     if table is not None:
         of_sweep |= dict(_of_table(table))
     of_fit = dict(_of_fit(fit))
-    names = (
-        "schedule ends at D", "warmup", "learning rate", "batch and steps", "N definition", "FLOPs", "data",
-        "evaluation", "noise", "grid", "bracketing", "lack of fit", "outliers", "shape", "provenance",
-    )  # fmt: skip
     unknown: tuple[CardVerdict, str] = ("UNKNOWN", "a table of runs does not say")
     items = []
-    for name in names:
+    for name in QUESTIONS:
         verdict, message = of_sweep.get(name) or of_fit.get(name) or unknown
         items.append(CardItem(item=name, verdict=verdict, words=message))
     return tuple(items)

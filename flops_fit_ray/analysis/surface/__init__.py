@@ -5,7 +5,6 @@ from flops_fit_ray.analysis.surface._cost import CostLaw, fit_cost_law, fit_toke
 from flops_fit_ray.analysis.surface._estimate import (
     CASE_RUNS,
     SurfaceFit,
-    SurfaceStatus,
     bootstrap_cases,
     bootstrap_surface,
     fit_surface,
@@ -33,7 +32,6 @@ __all__ = [
     "SurfaceFit",
     "SurfaceLoss",
     "SurfaceOptions",
-    "SurfaceStatus",
     "Surfaces",
     "block_columns",
     "block_effects",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 import numpy as np
 
@@ -27,11 +26,8 @@ from flops_fit_ray.analysis.surface._search import (
     theta_of,
 )
 from flops_fit_ray.analysis.surface._value import Surfaces
-from flops_fit_ray.fit_options import SurfaceForm, SurfaceLoss, SurfaceOptions
+from flops_fit_ray.fit_options import SurfaceForm, SurfaceLoss, SurfaceOptions, SurfaceStatus
 
-SurfaceStatus = Literal[
-    "converged", "at_bound", "same_as_additive", "did_not_move", "not_converged", "ill_conditioned", "unidentified"
-]
 REFUSED: frozenset[SurfaceStatus] = frozenset({"did_not_move", "not_converged", "unidentified"})
 
 CASE_RUNS = (

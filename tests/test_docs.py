@@ -1,0 +1,151 @@
+"""Every page tells the truth of today: links lead somewhere, blocks of code hold, references are those of the code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docs.markdown import ROOT, Block, anchors, blocks, code_spans, links, slugify, target_of
+from docs.reference import FOLDER, PAGES
+from flops_fit_ray import errors
+from flops_fit_ray.analysis import Flag
+from flops_fit_ray.analysis._flags import CODES
+from flops_fit_ray.sweep.directory import STATUSES
+from flops_fit_ray.sweep.validity import QUESTIONS
+from tests.doc_blocks import PATHS, command_faults, faults
+
+LINKED = sorted(
+    path
+    for folder in (".", "docs", "docs/reference", "cluster", "benchmarks", "examples", "examples/*")
+    for path in ROOT.glob(f"{folder}/*.md")
+)
+SHOWN = [path for path in LINKED if path.name != "CHANGELOG.md"]  # which tells of earlier versions, too
+each_page = pytest.mark.parametrize("page", SHOWN, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+# Links ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert list(broken_links(page, page.read_text())) == []
+
+
+def broken_links(page: Path, text: str) -> Iterator[str]:
+    for line, link in links(text):
+        found = target_of(page, link)
+        if found is None:
+            continue
+        target, anchor = found
+        if ROOT not in target.parents or not target.exists():
+            yield f"line {line}: {link}: no such file in the repository"
+        elif anchor and anchor not in anchors(target.read_text() if target != page else text):
+            yield f"line {line}: {link}: no such heading"
+
+
+def test_a_wrong_link_is_seen_and_code_holds_none() -> None:
+    page = ROOT / "README.md"
+    text = "# A `b` & c!\n\n[x](#a-b--c) [y](#b) ![z](docs/no.png) [d](cluster/) `[q](no)`\n\n```text\n[r](no)\n```\n"
+    assert [fault.partition(": ")[2] for fault in broken_links(page, text)] == [
+        "#b: no such heading",
+        "docs/no.png: no such file in the repository",
+    ]
+    assert anchors('## Two\n\n## Two\n\n<a id="three"></a>\n') == {"two", "two-1", "three"}
+    assert slugify("C = 6·N·D: [why](x.md) `a_b`") == "c--6nd-why-a_b"
+
+
+# Blocks of code -------------------------------------------------------------------------------------------------------
+
+
+@each_page
+def test_every_block_holds(page: Path) -> None:
+    found = [f"line {block.line}: {fault}" for block in blocks(page.read_text()) for fault in faults(block)]
+    if page.name == "README.md" and page.parent == ROOT:  # whose outputs have no language yet
+        found = [fault for fault in found if "has no language" not in fault]
+    assert found == []
+
+
+@each_page
+def test_commands_within_lines_exist(page: Path) -> None:
+    named = [(line, code) for line, code in code_spans(page.read_text()) if code.startswith("flops-fit-ray ")]
+    found = [(line, code, fault) for line, code in named for fault in command_faults(code.split()[1:], values=False)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "wrong"),
+    [
+        ("", "x", "has no language"),
+        ("yml", "a: 1", "yml is not checked"),
+        ("yaml", "train: {warmup_steps: 3}", "write train.warmup_tokens"),
+        ("yaml", "model: {sizes: [16, 24, 32]}\nbudgets: [1e9, 3e9]", ""),
+        ("yaml", "budgets: {minutes: 30}", ""),
+        ("sh", "flops-fit-ray plan sweep.yaml --slot 8", "No such option"),
+        ("sh", "flops-fit-ray predict 1e21 a.csv | head -3\nx=3 flops-fit-ray plna", "there is no command plna"),
+        ("sh", "flops-fit-ray compare a.csv", "compare needs"),
+        ("sh", "flops-fit-ray status a b", "status takes no b"),
+        ("sh", "flops-fit-ray run --set train.lrs=1", "no such key"),
+        ("sh", "flops-fit-ray fit a.csv --at 1e21 --draws -1  # 'no", "is not in the range"),
+        ("sh", "ray job submit -- python -m flops_fit_ray.run sweep.yaml \\\n  --nwe", "No such option"),
+        ("sh", "make demo tset", "make has no target tset"),
+        ("sh", "python -m tests.nothing", "there is no module tests.nothing"),
+        ("python", "from flops_fit_ray import find_optimum", "flops_fit_ray has no find_optimum"),
+        ("python", "import flops_fit_ray as f\nf.find_optimal(M, batchsize=3)", "has no argument batchsize"),
+        ("python", "from flops_fit_ray import check\nr = {'lr': 1, 'lrs': 2}\ncheck(M, **r)", "has no argument lrs"),
+        ("python", "from flops_fit_ray import find_optimal\nr = find_optimal(M)\nr.predicts(1)", "r has no predicts"),
+        ("python", "from flops_fit_ray import fit_table\nfit_table('a.csv', at=[1], curve='cubic', pool=['x'])", ""),
+        ("python", "x = (", "in line 1"),
+        ("json", "{'a': 1}", "double quotes"),
+    ],
+)  # fmt: skip
+def test_a_wrong_block_is_seen(language: str, text: str, wrong: str) -> None:
+    found = list(faults(Block(1, language, text, "")))
+    assert (wrong in found[0]) if wrong else found == []
+    assert bool(language) == (list(faults(Block(1, language, text, "needs a cluster"))) == [])
+
+
+def test_blocks_in_lists_and_their_reasons_are_found() -> None:
+    text = (
+        "1. a\n   ```sh\n   make\n   ```\n\n<!-- not run: needs a cluster -->\n\n```yaml\na: 1\n```\n\n```yaml\n```\n"
+    )
+    assert blocks(text) == [
+        Block(2, "sh", "make\n", ""),
+        Block(8, "yaml", "a: 1\n", "needs a cluster"),
+        Block(12, "yaml", "\n", ""),
+    ]
+
+
+# Troubleshooting ------------------------------------------------------------------------------------------------------
+
+TROUBLES = ROOT / "docs" / "troubleshooting.md"
+
+
+def test_every_warning_has_its_anchor() -> None:
+    assert len(CODES) > 50
+    assert CODES - anchors(TROUBLES.read_text()) == set()
+    with pytest.raises(AssertionError, match="narow"):
+        Flag("narow_range", "info", "a code without a home is no code")
+
+
+def test_every_state_question_and_exit_code_is_explained() -> None:
+    said = set(re.findall(r"^\| [`*]*([^`*|]+?)[`*]* \|", TROUBLES.read_text(), flags=re.M))
+    codes = {str(code) for name, code in vars(errors).items() if name.startswith("EXIT_")}
+    assert codes | {*STATUSES, *QUESTIONS} <= said
+
+
+# References -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_references_are_those_of_the_code(name: str) -> None:
+    assert PAGES[name]() == (FOLDER / name).read_text(), "python -m docs.reference writes them again"
+
+
+def test_every_key_of_a_spec_says_what_it_means() -> None:
+    text = (FOLDER / "spec.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", text.split("## Names of")[0], flags=re.M)
+    assert [key for key, value, _, meaning in rows if not (value and meaning)] == []
+    assert {key for key, *_ in rows} >= {path.rpartition(".")[2] for path in PATHS} - {"budgets_for", "why"}

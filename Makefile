@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench gpu clean
+.PHONY: help demo test test-fast lint format docs bench gpu clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,15 @@ format: $(VENV)/.installed ## format, and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The references and the site's links need no package of ours, so its environment takes seconds
+$(VENV)/docs/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip install --quiet --constraint constraints.txt mkdocs-material
+	touch $@
+
+docs: $(VENV)/docs/.installed ## the site of docs/ in site/, every link and anchor checked
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/python -m mkdocs build --quiet
+
 bench: $(VENV)/.installed ## the quick benchmarks: one step and the fits (benchmarks/README.md has the others)
 	$(BIN)/python -m benchmarks.step_cpu --quick
 	$(BIN)/python -m benchmarks.fit --quick
@@ -44,4 +53,4 @@ gpu: $(VENV)/.installed ## all that only a GPU can tell, in 8 minutes: gpu.json 
 	$(BIN)/python -m benchmarks.gpu
 
 clean: ## remove .venv and caches; sweeps in runs/ stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)$")
 _COMMENT = re.compile(r"^<!--\s*not run:\s*(?P<why>.*?)\s*-->$")
-_CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", flags=re.S)
-_LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(\s*<?(?P<target>[^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
-_REFERENCE = re.compile(r"^ {0,3}\[[^\]]+\]:\s*<?(?P<target>\S+?)>?(?:\s.*)?$")
+_CODE = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\s*\n).)+?)(?<!`)\1(?!`)", flags=re.S)  # within a paragraph
+_LINK = re.compile(r"!?\[(?:(?!\n\s*\n)[^\[\]]|\[[^\]]*\])*\]\(\s*<?(?P<target>[^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
+_REFERENCE = re.compile(r"^ {0,3}\[[^\]]+\]:\s*<?(?P<target>\S+?)>?(?:\s.*)?$", flags=re.M)
 _HTML_LINK = re.compile(r"<(?:a|img|source)\s[^>]*?(?:href|src|srcset)=\"(?P<target>[^\"]+)\"")
 _HEADING = re.compile(r"^ {0,3}#{1,6}\s+(?P<text>.*?)\s*#*$")
 _HTML_ANCHOR = re.compile(r"<\w+\s[^>]*?\b(?:id|name)=\"(?P<name>[^\"]+)\"")
@@ -69,11 +69,26 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
 
 def links(text: str) -> Iterator[tuple[int, str]]:
     """Yield the targets of all links and images, with their lines; those in code are none."""
-    for number, line in prose(text):
-        plain = _CODE.sub(lambda code: "`" * len(code[0]), line)
-        for kind in (_LINK, _REFERENCE, _HTML_LINK):
-            for found in kind.finditer(plain):
-                yield number, found["target"]
+    for start, end in _targets(text):
+        yield text.count("\n", 0, start) + 1, text[start:end]
+
+
+def with_links(text: str, renamed: Callable[[str], str]) -> str:
+    """Return a page with other targets of its links."""
+    for start, end in sorted(_targets(text), reverse=True):
+        text = f"{text[:start]}{renamed(text[start:end])}{text[end:]}"
+    return text
+
+
+def _targets(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where the targets of a page's links begin and end."""
+    outside = dict(prose(text))
+    lines = text.splitlines(keepends=True)
+    blanked = (line if number in outside else re.sub(r"[^\n]", " ", line) for number, line in enumerate(lines, 1))
+    plain = _CODE.sub(lambda code: re.sub(r"[^\n]", "`", code[0]), "".join(blanked))
+    for kind in (_LINK, _REFERENCE, _HTML_LINK):
+        for found in kind.finditer(plain):
+            yield found.span("target")
 
 
 def code_spans(text: str) -> Iterator[tuple[int, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.markdown import ROOT, Block, anchors, blocks, code_spans, links, slugify, target_of
+from docs.markdown import ROOT, Block, anchors, blocks, code_spans, links, slugify, target_of, with_links
 from docs.reference import FOLDER, PAGES
 from flops_fit_ray import errors
 from flops_fit_ray.analysis import Flag
@@ -55,6 +55,19 @@ def test_a_wrong_link_is_seen_and_code_holds_none() -> None:
     ]
     assert anchors('## Two\n\n## Two\n\n<a id="three"></a>\n') == {"two", "two-1", "three"}
     assert slugify("C = 6·N·D: [why](x.md) `a_b`") == "c--6nd-why-a_b"
+
+
+def test_links_of_several_lines_are_found_and_renamed() -> None:
+    text = "a [b\nc](d.md#e) `[f](g)`\n\n```text\n[h](i)\n```\n[j](k.md)\n"
+    assert list(links(text)) == [(2, "d.md#e"), (7, "k.md")]
+    assert with_links(text, str.upper) == text.replace("d.md#e", "D.MD#E").replace("k.md", "K.MD")
+
+
+def test_every_page_has_its_place_in_the_site_once() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    placed = re.findall(r"^ *- [^:]+: (\S+\.md)$", text.partition("\nnav:\n")[2], flags=re.M)
+    pages = [str(path.relative_to(ROOT / "docs")) for path in SHOWN if ROOT / "docs" in path.parents]
+    assert sorted(name for name in placed if not name.startswith("repository/")) == sorted({*pages, "index.md"})
 
 
 # Blocks of code -------------------------------------------------------------------------------------------------------

@@ -144,6 +144,8 @@ def _choice(values: tuple[Any, ...]) -> str:
 
 def _refusal(check: Callable[..., Any], kind: Any) -> str:
     """Return what a check says a value must be, by giving it one that is nothing."""
+    if kind not in (float, str) and get_origin(kind) is not tuple:
+        return ""
     wrong = -1.0 if kind is float else "?"
     try:
         check(wrong, lambda value: (-1.0, -1.0)) if get_origin(kind) is tuple else check(wrong)

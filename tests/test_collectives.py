@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -106,3 +107,43 @@ def test_shards_are_gathered_twice_and_their_gradients_scattered_once() -> None:
     assert sent.bytes_of("broadcast") == [8]  # what the leader is about to do
     assert len(sent.found) == 3 * BLOCKS + 4
     assert held == (BLOCKS * block + rest) / WORKERS
+
+
+def test_shards_are_saved_whole_and_loaded_as_they_were() -> None:
+    """The fake group gathers this worker's shard eight times and gives it the first part back: both can be foretold."""
+    with one_of_eight(ShardedGroup(0, WORKERS)) as worker:
+        worker.advance(2)
+        state = worker.state()
+        shards = {name: p.to_local().clone() for name, p in worker._model.named_parameters() if isinstance(p, DTensor)}
+        moments = [s["exp_avg_sq"].to_local().clone() for s in worker.stepper.optimizer.state.values()]
+    assert len(shards) == len(moments) == 3 + 2 * BLOCKS
+    for name, shard in shards.items():
+        assert torch.equal(state["model"][name], shard.repeat(WORKERS, *[1] * (shard.ndim - 1))), name
+    for number, moment in enumerate(moments):
+        assert state["optimizer"]["state"][number]["exp_avg_sq"].shape[0] == WORKERS * len(moment)
+    with one_of_eight(ShardedGroup(0, WORKERS)) as other:
+        other.resume(state)
+        assert (other.step, other.tokens_seen) == (2, state["tokens_seen"])
+        params = dict(other._model.named_parameters())
+        assert all(torch.equal(params[name].to_local(), shard) for name, shard in shards.items())  # type: ignore[attr-defined] # DTensors
+        loaded = [s["exp_avg_sq"].to_local() for s in other.stepper.optimizer.state.values()]
+        assert all(torch.equal(a, b) for a, b in zip(loaded, moments, strict=True))
+
+
+def test_a_shard_is_an_eighth_of_weights_and_moments_and_one_block_is_whole_at_a_time() -> None:
+    """What `check` says of memory is measured on a device, so the tracker is held to the formula."""
+    with one_of_eight(ShardedGroup(0, WORKERS)) as worker:
+        block, rest = sizes_of(worker._experiment.size_kwargs["width"])
+        tracker = FSDPMemTracker(worker._model, worker.stepper.optimizer)
+        tracker.track_inputs(())
+        with tracker:
+            worker.advance(1)
+        held, peak = (
+            {getattr(kind, "value", kind): size for kind, size in next(iter(found.values())).items()}
+            for found in (tracker.get_tracker_snapshot("current"), tracker.get_tracker_snapshot("peak"))
+        )
+        count = len(list(worker._model.parameters()))
+    shard = (BLOCKS * block + rest) // WORKERS
+    assert held["Sharded Param"] == shard and held["Unsharded Param"] == 0
+    assert held["OptState"] == 2 * shard + 4 * count  # two moments, and the number of steps of each parameter
+    assert peak["Sharded Param"] == shard and peak["Unsharded Param"] in (rest, rest + block)

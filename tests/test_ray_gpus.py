@@ -1,5 +1,6 @@
 """`run` on GPUs that are made up: Ray finds them by the driver, places experiments, and torch trains on them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,10 +13,22 @@ from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.user.parts import load_user_parts
 from tests.made_up_gpu import build
 from tests.made_up_gpu.driver import NAME, table
+from tests.nodes import real_cluster
 from tests.sweeps import make_sweep
 from tests.test_ray_commands import PROJECT
 
 ROOT = Path(__file__).parent.parent
+
+
+def made_up(directory: Path) -> dict[str, str]:
+    """Return the environment of processes with the GPUs that the table in a directory names."""
+    return {
+        "PYTHONPATH": f"{ROOT / 'tests/made_up_gpu/site'}:{ROOT}",
+        "MADE_UP_GPU": str(directory / f"{build.NAME}.so"),
+        "MADE_UP_DRIVER": str(directory / "table"),
+        "LD_LIBRARY_PATH": str(directory),
+        "RAY_OVERRIDE_RESOURCES": "",
+    }
 
 
 @pytest.mark.ray
@@ -32,14 +45,7 @@ def test_experiments_of_one_gpu_run_on_two_at_a_time(tmp_path: Path) -> None:
     root = tmp_path / "out"
     done = subprocess.run(
         [sys.executable, "-m", "flops_fit_ray.run", str(project), "--output", str(root)],
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{ROOT / 'tests/made_up_gpu/site'}:{ROOT}",
-            "MADE_UP_GPU": str(hooks),
-            "MADE_UP_DRIVER": str(tmp_path / "table"),
-            "LD_LIBRARY_PATH": str(tmp_path),
-            "RAY_OVERRIDE_RESOURCES": "",
-        },
+        env={**os.environ, **made_up(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
@@ -53,3 +59,55 @@ def test_experiments_of_one_gpu_run_on_two_at_a_time(tmp_path: Path) -> None:
     spec = read_spec(project / "sweep.yaml")
     on_cpu = make_sweep(tmp_path / "cpu", spec, load_user_parts(spec, project))
     assert [r.loss for r in sweep.results] == pytest.approx([r.loss for r in on_cpu.results], rel=1e-5)
+
+
+PLACED = """
+import json, os, sys, ray
+from flops_fit_ray.engine._gpus import refuse_unusable_gpus
+from flops_fit_ray.engine.resources import choose_slots, live_entries, live_nodes
+from flops_fit_ray.errors import ResourceError
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+
+class Trial:
+    def place(self):
+        return ray.get_runtime_context().get_node_id(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+nodes = live_nodes()
+slots = choose_slots({"gpu": 0.5}, nodes)
+trials = [ray.remote(Trial).options(**slots.options).remote() for _ in range(slots.count)]
+found = {
+    "parts": slots.count,
+    "whole": choose_slots({"gpu": 1}, nodes).count,
+    "places": ray.get([trial.place.remote() for trial in trials]),
+    "with_gpus": [name for name, node in live_entries().items() if node["Resources"].get("GPU")],
+}
+try:
+    refuse_unusable_gpus(slots)
+    found["fault"] = ""
+except ResourceError as e:
+    found["fault"] = str(e)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_halves_of_gpus_are_had_on_the_node_that_has_them_and_what_torch_does_not_see_is_named(tmp_path: Path) -> None:
+    """A node with two GPUs and one with none; then Ray counts two, and the driver knows one."""
+    hooks, driver = build.build(tmp_path), build.build_driver(tmp_path)
+    if hooks is None or driver is None:
+        pytest.skip("no compiler: Ray's placement on GPUs was not tried")
+    environment = made_up(tmp_path)
+    seen = tmp_path / "table"
+    seen.write_text(table("GPU-a"))
+    with real_cluster("--num-cpus", "1", "--num-gpus", "0", **environment) as cluster:
+        cluster.join("--num-cpus", "1", "--num-gpus", "2")
+        cluster.until_joined(2)
+        command = [sys.executable, "-c", PLACED, cluster.address]
+        done = subprocess.run(command, env=dict(cluster.environment), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    (node,) = found["with_gpus"]
+    assert (found["parts"], found["whole"]) == (4, 2)
+    assert sorted(found["places"]) == [[node, gpu] for gpu in ("0", "0", "1", "1")]
+    assert "Ray counts 2 GPUs, and torch" in found["fault"] and "sees 1; see nvidia-smi" in found["fault"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from flops_fit_ray.cli import main
-from flops_fit_ray.engine._crash import KILLED, crashes_noted, describe_death, is_hang
+from flops_fit_ray.engine._crash import KILLED, crashes_noted, describe_death, is_hang, upload_stacks
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.errors import DirectoryError, InterruptedSweepError, SpecError, StorageError
 from flops_fit_ray.ledger import ExperimentResult, Ledger
@@ -356,7 +356,10 @@ def test_no_request_holds_up_the_training_and_a_stop_is_seen(
 
 
 def test_a_hang_is_known_there_too(root: StoragePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its stack lies on the machine of the process: a driver there reads it, and the next attempt there uploads it."""
+    """Its stack lies on the machine of the process: a driver there reads it, one elsewhere has it uploaded.
+
+    As has the next attempt on that machine; the first that ends well, wherever it is, forgets it.
+    """
     paths, driver, there = SweepPaths(root), tmp_path / "driver", tmp_path / "there"
     driver.mkdir()
     there.mkdir()
@@ -369,6 +372,15 @@ def test_a_hang_is_known_there_too(root: StoragePath, tmp_path: Path, monkeypatc
         line, trace = describe_death(paths, "key", "")
         assert is_hang(trace) and "line 11 in forward" in line
     assert describe_death(paths, "key", "") == (KILLED, "")  # it ended well
+    assert crashing(str(root), "hang", TMPDIR=str(there)) == 1
+    monkeypatch.setattr(tempfile, "tempdir", str(there))
+    upload_stacks(paths, "key")  # as its node is asked to
+    monkeypatch.setattr(tempfile, "tempdir", str(driver))
+    assert is_hang(describe_death(paths, "key", "")[1])
+    with crashes_noted(paths, "key", 60.0):  # the next attempt, on a third machine
+        assert is_hang(describe_death(paths, "key", "")[1])
+    assert describe_death(paths, "key", "") == (KILLED, "")
+    assert [path.read_bytes() for path in there.rglob("crash.txt")] == [b""]
 
 
 @pytest.mark.parametrize("error", [StorageError("a full disk"), OSError("an error of the sweep")])

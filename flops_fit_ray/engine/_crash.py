@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TextIO
 
 from flops_fit_ray.background import looping
+from flops_fit_ray.engine.resources import live_entries
 from flops_fit_ray.errors import last_line
-from flops_fit_ray.storage.atomic import write_bytes
+from flops_fit_ray.storage.atomic import read_json, write_bytes
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
 
+FETCH_SECONDS = 30.0  # for nodes to upload the stacks of a worker that died there
 _NO_TRACE = "Worker unexpectedly exits with a connection error"  # Ray's words for any end that it does not know
 _BROKEN = "is temporarily unavailable: RpcError"  # and for a node that is gone as well as for a process
 _HUNG = "Timeout ("  # what the stack of a process begins with that gave no sign of life
@@ -36,7 +38,7 @@ def crashes_noted(paths: SweepPaths, key: str, timeout: float, rank: int = 0) ->
     """Let Python write its stack beside the experiment if a signal (SIGSEGV, SIGABRT, ...) or a hang ends the process.
 
     A process that crashes sends no request, so for a sweep in an object store the stack lies on its machine: a driver
-    there reads it, and the next attempt on that machine uploads it.
+    there reads it, one elsewhere has it uploaded (`upload_stacks`), and so does the next attempt on that machine.
 
     Args:
         timeout: seconds after which a process is ended in which no thread has run.
@@ -68,17 +70,49 @@ def _take_up(paths: SweepPaths, key: str, rank: int, path: Path) -> bool:
     """Upload what an earlier attempt has left on this machine, or remove what its other workers have left.
 
     Returns:
-        True if something was uploaded.
+        True if the store has a stack of an earlier attempt.
     """
     if not is_remote(paths.root):
         for other in paths.crashes(key) if rank == 0 else ():
             other.unlink(missing_ok=True)
         return False
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    left = path.read_bytes() if path.is_file() else b""
-    if left:
-        write_bytes(paths.crash(key, rank), left)
-    return bool(left)
+    upload_stacks(paths, key)
+    return paths.crash(key, rank).exists()
+
+
+def upload_stacks(paths: SweepPaths, key: str) -> None:
+    """Move the stacks of an experiment that lie on this machine into the object store of its sweep.
+
+    Raises:
+        StorageError, OSError: they cannot be read or written.
+    """
+    for left in sorted(_place_here(paths, key, 0).parent.glob("crash*.txt")):
+        if trace := left.read_bytes():
+            write_bytes(paths.experiments / key / left.name, trace)
+            left.write_bytes(b"")
+
+
+def fetch_stacks(paths: SweepPaths, key: str, workers: int) -> None:
+    """Have the stacks of an experiment whose process died uploaded by its node, unless they can be read from here.
+
+    Args:
+        workers: of the experiment; of several, each may have died on a node of its own.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not is_remote(paths.root) or _trace_of(paths, key):
+        return
+    host = (read_json(paths.attempt(key, paths.num_attempts(key))) or {}).get("host")
+    tasks = []
+    for name, node in live_entries().items():
+        if workers > 1 or node["NodeManagerHostname"] == host:
+            there = NodeAffinitySchedulingStrategy(name, soft=False)
+            task = ray.remote(max_calls=1)(upload_stacks).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            tasks.append(task.remote(paths, key))
+    if tasks:
+        ray.wait(tasks, num_returns=len(tasks), timeout=FETCH_SECONDS)
 
 
 def _ended_if_hung(file: TextIO, timeout: float) -> contextlib.AbstractContextManager[None]:

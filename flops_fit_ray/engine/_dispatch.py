@@ -71,7 +71,7 @@ class Dispatcher:
     ) -> None:
         self.slots, self._live, self._stop, self._clock = slots, live, stop, clock
         self.left_out: dict[str, str] = {}  # nodes that get no experiments, by Ray's id, and why
-        self._ledger, self._paths = live.ledger, live.ledger.paths
+        self._ledger, self.paths = live.ledger, live.ledger.paths
         self._running: set[str] = set()
         self._adopted: set[str] = set()
         self._returned: Counter[str] = Counter()  # trials that ended without an error, and without an outcome
@@ -135,7 +135,7 @@ class Dispatcher:
 
     def _due(self) -> bool:
         """Return True if it is time to look again: Tune asks many times a second, and a look may be a request."""
-        if not is_remote(self._paths.root):
+        if not is_remote(self.paths.root):
             return True
         now = self._clock()
         if now - self._looked < REMOTE_POLL_SECONDS / max(1, self.slots.count):
@@ -150,7 +150,7 @@ class Dispatcher:
         now = self._clock()
         known, asked = self._has_one.get(key, (False, -math.inf))
         if not known and now - asked >= ASK_SECONDS:
-            known = bool(self._paths.trunk(key).finished())
+            known = bool(self.paths.trunk(key).finished())
             self._has_one[key] = known, now
         return known
 
@@ -222,12 +222,12 @@ class Dispatcher:
         """Count a death, and return True if it was one too many."""
         limit = self._live.planner.spec.max_retries
         before = self._deaths.get(key, Deaths())
-        step = max(self._paths.checkpoints(key).finished(), default=-1)
+        step = max(self.paths.checkpoints(key).finished(), default=-1)
         deaths = Deaths(count=1 if step > before.step else before.count + 1, step=step)
         self._deaths[key] = deaths
         with contextlib.suppress(StorageError):
             self._ledger.record_death(key)
-        why, trace = describe_death(self._paths, key, said)
+        why, trace = describe_death(self.paths, key, said)
         # A suspended machine looks like a process that hangs, but not twice
         if deaths.count > limit or (is_hang(trace) and deaths.count > 1):
             return True
@@ -248,8 +248,8 @@ class Dispatcher:
         group = [e for trunk in trunks for e in derived.sharing[trunk]]
         keys = {e.key for e in group}
         needed = needed_trunks(group, self._live.observed.keys())
-        for key in (self._paths.trunk_keys() & keys & self._live.observed.keys()) - needed:
-            remove_tree(self._paths.trunk(key).directory)
+        for key in (self.paths.trunk_keys() & keys & self._live.observed.keys()) - needed:
+            remove_tree(self.paths.trunk(key).directory)
 
 
 def vanished(key: str, ledger: Ledger, error: str) -> Failure:

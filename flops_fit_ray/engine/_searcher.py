@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ray.exceptions import RayError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from flops_fit_ray.engine._crash import fetch_stacks
 from flops_fit_ray.engine._dispatch import Dispatcher
 from flops_fit_ray.engine._trainable import ENDS_SWEEP, UNFIT_FAULT, UNFIT_NODE
+from flops_fit_ray.errors import StorageError
 
 _errors: dict[str, str] = {}  # Ray's words on trials that have just ended, by trial; between the two classes below
 
@@ -83,6 +86,9 @@ class ExperimentSearcher(Searcher):
             self._dispatcher.leave_out(node, fault)
         key = self._keys.pop(trial_id, None)
         if key is not None:
+            if error:
+                with contextlib.suppress(OSError, StorageError, RayError):  # then the cause is not known
+                    fetch_stacks(self._dispatcher.paths, key, self._dispatcher.slots.workers)
             self._dispatcher.ended(key, died=error, said=_errors.pop(trial_id, ""), refused=bool(node))
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:

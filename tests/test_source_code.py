@@ -203,13 +203,17 @@ def test_an_edit_between_two_runs_of_a_process_is_an_edit(tmp_path: Path) -> Non
 def test_objects_whose_file_was_edited_since_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A notebook would plan by the class that it holds, and workers would import the other one."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "ours_notebook.py").write_text("import ours_helper\nclass Net:\n    pass\n")
+    (tmp_path / "ours_notebook.py").write_text("import ours_helper\nclass Net:\n    def f(self):\n        return 1\n")
     (tmp_path / "ours_helper.py").write_text("WIDTH = 4\n")
     user, module = user_parts_of(spec_of()), importlib.import_module("ours_notebook")
 
     def code() -> CodeFacts:
         return code_of_objects(replace(user, model=module.Net))
 
+    edit(tmp_path, "ours_notebook.py", "return 1", "return 2")  # before anybody has looked
+    with pytest.raises(SpecError, match="ours_notebook.py: edited after"):
+        code()
+    edit(tmp_path, "ours_notebook.py", "return 2", '"""One."""\n        # again\n        return 1')
     before = code()
     assert code() == before
     edit(tmp_path, "ours_helper.py", "WIDTH", "# a comment\nWIDTH")

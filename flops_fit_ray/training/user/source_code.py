@@ -269,7 +269,7 @@ class _Collector:
             self._written.add(name)
         else:
             self._files[name] = hashed
-            if note_loaded(module, file, hashed):
+            if holder.suffix == ".py" and note_loaded(module, file, content, hashed):
                 self._stale.add(name)
             if self._in_base(holder) is None:
                 self._elsewhere[name] = module

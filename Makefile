@@ -30,7 +30,7 @@ test-fast: $(VENV)/.installed ## tests without Ray and without slow ones, for th
 lint: $(VENV)/.installed ## ruff format --check, ruff check, mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy flops_fit_ray tests benchmarks docs examples/bytes
+	$(BIN)/mypy flops_fit_ray tests benchmarks docs examples/bytes examples/gpu_text
 
 format: $(VENV)/.installed ## format, and mend what ruff can
 	$(BIN)/ruff format .

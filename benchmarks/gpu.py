@@ -45,6 +45,21 @@ SECONDS = 480.0
 SHARES = {"tests": 0.2, "step": 0.4, "packing": 0.2, "killed": 0.05, "precisions": 0.05, "memory": 0.02, "sweep": 0.3}
 STEPS = 200
 CHECKPOINT_STEPS = 20
+EXAMPLE = ROOT / "examples" / "gpu_text"
+# What of the example there is time for, on a GPU and where there is none
+SHORT = ["budgets=[3e13, 1e14, 4e14]"]
+SMALL = [
+    "budgets=[2e9, 4e9]",
+    "model.sizes=[32, 64, 96]",
+    "model.kwargs={n_layer: 1, context: 32}",
+    "data.kwargs={context: 32, limit: 400000}",
+    "data.eval_samples=256",
+    "train.batch_size=8",
+    "train.precision=fp32",
+    "train.cuda_graph=false",
+    "train.lr=3e-3",
+    "resources_per_trial={cpu: 1}",
+]
 
 
 def small_experiment(steps: int, quick: bool, precision: str | None = None) -> tuple[Experiment, UserParts]:
@@ -157,15 +172,15 @@ def _memory_of(device: torch.device) -> dict[str, int]:
 
 
 def run_sweep(seconds: float, quick: bool) -> dict[str, Any]:
-    """The demo through Ray, on the GPU if there is one."""
+    """The text example through Ray."""
     if importlib.util.find_spec("ray") is None:
         return {"left_out": "not installed: ray"}
-    if quick:
-        return {"left_out": "quick"}
+    overrides = SMALL if quick else SHORT
+    sets = [word for override in overrides for word in ("--set", override)]
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "flops_fit_ray.run", "--output", directory, "--json"]
+        command = [sys.executable, "-m", "flops_fit_ray", "run", str(EXAMPLE), *sets, "--output", directory, "--json"]
         code, said = _command(command, seconds)
-    return {"exit_code": code, "output": said[-40:]}
+    return {"exit_code": code, "spec": overrides, "output": said[-40:]}
 
 
 def _lines(module: list[str], seconds: float) -> dict[str, Any]:

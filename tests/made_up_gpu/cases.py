@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -16,14 +16,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from benchmarks.gpu import EXAMPLE, SMALL
 from flops_fit_ray.engine._trainable import ExperimentTrainable, TrialContext
 from flops_fit_ray.engine.resources import Slots
+from flops_fit_ray.spec import read_spec
 from flops_fit_ray.training.distributed.group import Group
 from flops_fit_ray.training.loop.loop import train_experiment
+from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.loop.worker import Worker
 from flops_fit_ray.training.preflight.check import check_plan
+from flops_fit_ray.training.user.parts import load_user_parts
 from tests.made_up_gpu.driver import NAME
 from tests.made_up_gpu.tensors import MadeUpDevice
 from tests.parts import Bigram, planned, spec_of, text, user_parts_of
@@ -123,6 +127,27 @@ def test_what_torch_keeps_of_a_gpu_is_given_back_where_trials_share_it(gpu: Made
         trial._settled = True
         trial._clear_up()
         assert gpu.emptied == emptied
+
+
+class Listening(Observer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def event(self, message: str, *, level: Literal["info", "warning"] = "info") -> None:
+        self.said.append(message)
+
+
+def test_the_text_example_trains_as_one_graph(gpu: MadeUpDevice) -> None:
+    few = [line for line in SMALL if not line.startswith(("train.precision", "train.cuda_graph", "resources"))]
+    spec = read_spec(EXAMPLE / "sweep.yaml", few)
+    user, said = load_user_parts(spec, EXAMPLE), Listening()
+    experiment = planned(spec, user).experiments[0]
+    short = replace(experiment, steps=8, tokens=8 * experiment.tokens // experiment.steps)
+    assert short.recipe.cuda_graph and short.recipe.precision == "bf16"
+    outcome = train_experiment(short, user, eval_samples=8, device="cuda", observer=said)
+    assert not said.said and outcome.loss < 5.6  # ln 256 = 5.55
+    nothing_waits(gpu)
 
 
 def test_a_tensor_that_a_model_left_on_the_cpu_is_named(gpu: MadeUpDevice) -> None:

@@ -86,7 +86,8 @@ def evaluation_warnings(
         cost: FLOPs of all evaluations of the experiments.
     """
     data, trained = measurements.data, sum(e.flops for e in experiments)
-    if trained and cost > MAX_SHARE * trained and data.eval_samples > MIN_SAMPLES:
+    limit = MAX_SHARE if spec.data.eval_samples is not None else 2 * MAX_SHARE  # by default chosen before the sizes are
+    if trained and cost > limit * trained and data.eval_samples > MIN_SAMPLES:
         way_out = " or raise data.eval_every_tokens" if spec.data.eval_every_tokens else ""
         yield (
             f"evaluating {data.eval_samples:,} held-out samples costs {cost / trained:.2g} times the training: lower "

@@ -103,7 +103,8 @@ def measure_sizes(
             known[name] = measure_size(spec, user, size, batch, tokens, residue)
         return known[name].counted_by(counting)
 
-    with waiting("counting parameters and FLOPs of every size"), removing_residue(user) as residue:
+    so_far = f", {len(known)} so far" if known else ""  # budgets that are chosen ask for more sizes, again and again
+    with waiting(f"counting parameters and FLOPs of every size{so_far}"), removing_residue(user) as residue:
         sizes, refused = measured_sizes(spec, measure, counting, user.model)
     refuse_large_ids(user, sizes)
     with waiting("running the smallest model on two samples"):

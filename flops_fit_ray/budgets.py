@@ -196,7 +196,7 @@ def _chosen(request: RunRequest, limit: BudgetsFor, rates: Rates | None, say: Sa
     assert plan.price is not None
     cost = f"{fmt.flops(plan.price.flops)} FLOPs"
     if plan.price.wall_seconds is not None:
-        cost = f"{fmt.duration(plan.price.wall_seconds)} on {plan.price.slots} slot(s), {cost}"
+        cost = f"{fmt.duration(plan.price.wall_seconds)} on {fmt.counted(plan.price.slots, 'slot')}, {cost}"
     if not choice.flops:
         least = f"a law needs budgets {LEAST_RANGE:g}x apart, and the least with these models, data and batch are"
         what = f"budgets: {least} {_shown(choice.least)} FLOPs"
@@ -212,7 +212,7 @@ def _chosen(request: RunRequest, limit: BudgetsFor, rates: Rates | None, say: Sa
             )
         raise SpecError(request.source, [fault])
     binds = f"{limit} allow" if choice.binds == "limit" else "data and models allow"
-    why = f"as much as {binds}: about {cost}, {len(plan.expected)} experiments"
+    why = f"as much as {binds}: about {cost}, {fmt.counted(len(plan.expected), 'experiment')}"
     say(f"budgets: {_shown(choice.flops)} FLOPs, {why}")
     return replace(request, spec=spec.model_copy(update={"budgets_for": limit.model_copy(update={"why": why})}))
 

@@ -35,6 +35,11 @@ def flops(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Format a number of things: 1 experiment, 2,000 experiments."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def interval(low: float, high: float) -> str:
     """Format two counts in brackets: [1.2M, 3.4M]."""
     return f"[{count(low)}, {count(high)}]"

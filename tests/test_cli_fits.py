@@ -232,7 +232,7 @@ def test_the_spec_of_the_predicted_run_is_ready(tmp_path: Path, capsys: pytest.C
     assert call("predict", "2e6", made.paths.root, "--spec", target) == 2
     assert "is there already; nothing was written" in capsys.readouterr().err
     assert call("plan", target) == 0
-    assert "1 experiments" in capsys.readouterr().out
+    assert "1 experiment" in capsys.readouterr().out
     done = make_sweep(tmp_path / "one", written, reference_parts(written))
     assert done.complete and exit_code(done) == 0 and done.fit.problem  # one run has no law, and wants none
     assert "One training run: N = " in local_path(write_report(done)).read_text()

@@ -133,7 +133,7 @@ def test_f6_nodes_come_and_go_and_those_that_cannot_run_the_sweep_get_nothing(
     driver = Driver(spec, root, "--address", cluster.address, environment=cluster.environment)
     assert driver.until(lambda: len(recorded(root)) >= 2), driver.said
     (line,) = (line for line in driver.said if "left out" in line)  # before anything ran
-    assert line.startswith("cluster: 1 experiments at a time;") and f"does not see {root}: give --output a path" in line
+    assert line.startswith("cluster: 1 experiment at a time;") and f"does not see {root}: give --output a path" in line
     pace.write_text("1")
     edited = f'mount -t tmpfs none {place} && echo "data = None" > {place}/parts.py && exec "$@"'
     late = cluster.join("--num-cpus", "1", before=["unshare", "-m", "sh", "-c", edited, "-"])

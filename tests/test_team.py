@@ -74,7 +74,7 @@ def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tm
     before = recorded(root)
     together = Driver(spec, root, *TOGETHER, pause=0, environment=CORES)
     assert together.wait(200) == 0, together.said
-    assert "cluster: 1 experiments at a time" in together.said
+    assert "cluster: 1 experiment at a time" in together.said
     two = open_sweep(root)
     losses = {r.key: r.loss for r in alone.results}
     assert {r.key for r in two.results} == set(losses) and not two.failures and two.num_deaths == 1

@@ -134,8 +134,8 @@ def range_warning(span: float, count: int) -> Iterator[Flag]:
         yield Flag(
             "narrow_range",
             "warning",
-            f"an exponent from {count} budgets over a range of {span:.3g}x is not trustworthy: use at least "
-            f"{TRUSTED_BUDGETS} over {TRUSTED_RANGE:g}x",
+            f"an exponent from {fmt.counted(count, 'budget')} over a range of {span:.3g}x is not trustworthy: "
+            f"use at least {TRUSTED_BUDGETS} over {TRUSTED_RANGE:g}x",
         )
 
 

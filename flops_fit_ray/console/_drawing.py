@@ -189,9 +189,9 @@ def device_lines(state: LiveState) -> list[Text]:
 def _cpu_line(node: NodeUse) -> Text:
     m, parts = node.machine, []
     if m.cpu_share is not None:
-        parts.append(f"CPU {100 * m.cpu_share:.0f} %" + (f" of {m.cpus} cores" if m.cpus else ""))
+        parts.append(f"CPU {100 * m.cpu_share:.0f} %" + (f" of {fmt.counted(m.cpus, 'core')}" if m.cpus else ""))
     elif m.cpus:
-        parts.append(f"{m.cpus} cores")
+        parts.append(fmt.counted(m.cpus, "core"))
     if m.memory_used is not None and m.memory_total:
         parts.append(f"memory {fmt.size(m.memory_used)} of {fmt.size(m.memory_total)}")
     parts.append(f"{node.running} running")
@@ -266,7 +266,10 @@ def valley_lines(state: LiveState, width: int, height: int) -> list[Text]:
     ]
     rows = height - 2  # of the plot; the others are the axis of N and the law
     if len(beside) > rows:
-        beside = [Text(f"... and {len(beside) - rows + 1} budgets below", style="dim"), *beside[-(rows - 1) :]]
+        beside = [
+            Text(f"... and {fmt.counted(len(beside) - rows + 1, 'budget')} below", style="dim"),
+            *beside[-(rows - 1) :],
+        ]
     widest = max((len(line) for line in beside), default=0)
     columns = min(72, width - widest - 12)
     plot = plot_valleys(fit, columns, rows) if columns >= 20 else None

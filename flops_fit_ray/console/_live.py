@@ -16,6 +16,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import ValleyFit, fit_minima
 from flops_fit_ray.console._drawing import draw
 from flops_fit_ray.console.live_state import LiveState, Pace, flops_under_way, measured_rates, node_uses, seconds_left
@@ -130,7 +131,7 @@ class LiveConsole(PlainConsole):
         try:
             lines = draw(self.state(), size.width, max(4, size.height - EVENT_LINES))
         except Exception as e:
-            ended = f"{len(self._outcomes)} of {len(self._plan.experiments)} experiments have ended"
+            ended = f"{len(self._outcomes)} of {fmt.counted(len(self._plan.experiments), 'experiment')} have ended"
             self._live.update(_cut(f"{ended}; no picture: {type(e).__name__}: {e}", size.width), refresh=True)
             raise
         self._live.update(Group(*lines), refresh=True)

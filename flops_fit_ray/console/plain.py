@@ -65,14 +65,15 @@ class PlainConsole:
         budgets, sizes = sorted({e.budget for e in plan.expected}), {e.size for e in plan.expected}
         follow = f" and about {len(plan.forecast)} more, chosen from results" if plan.forecast else ""
         self.say(
-            f"plan: {len(plan.experiments)} experiments{follow}, {len(budgets)} budgets "
-            f"{fmt.flops(budgets[0])} to {fmt.flops(budgets[-1])} FLOPs, {len(sizes)} sizes, "
+            f"plan: {fmt.counted(len(plan.experiments), 'experiment')}{follow}, {fmt.counted(len(budgets), 'budget')} "
+            f"{fmt.flops(budgets[0])} to {fmt.flops(budgets[-1])} FLOPs, {fmt.counted(len(sizes), 'size')}, "
             f"{fmt.flops(plan.flops)} FLOPs in all; a token is {plan.measurements.data.token_unit}"
         )
         for warning in plan.warnings:
             self.say(f"warning: {warning}")
         if done:
-            self.say(f"{done} of {len(plan.experiments)} experiments are completed already and will not run again")
+            of = f"{done} of {fmt.counted(len(plan.experiments), 'experiment')}"
+            self.say(f"{of} {'is' if done == 1 else 'are'} completed already and will not run again")
 
     def begin(self) -> None:
         """Do nothing: lines need no preparation."""
@@ -82,7 +83,8 @@ class PlainConsole:
 
     def cluster(self, cluster: Cluster) -> None:
         """Write the number of slots and the machines."""
-        self.say(f"cluster: {cluster.slots} experiments at a time{'; ' + cluster.note if cluster.note else ''}")
+        note = f"; {cluster.note}" if cluster.note else ""
+        self.say(f"cluster: {fmt.counted(cluster.slots, 'experiment')} at a time{note}")
         for line in machine_lines(cluster.machines):
             self.say(f"  {line}")
 
@@ -174,7 +176,7 @@ def machine_lines(machines: Sequence[Machine]) -> list[str]:
             parts.append(f"{len(gpus)} x {name}{f' ({memory / 2**30:.0f} GiB)' if memory else ''}")
         if m.gpus:
             parts += m.libraries
-        parts.append(f"{m.cpus} cores{f' of {m.cpu}' if m.cpu else ''}" if m.cpus else m.cpu)
+        parts.append(f"{fmt.counted(m.cpus, 'core')}{f' of {m.cpu}' if m.cpu else ''}" if m.cpus else m.cpu)
         parts.append(f"{fmt.size(m.memory_total)} memory" if m.memory_total else "")
         lines.append(f"{m.host}: {', '.join(part for part in parts if part)}")
     if len(machines) > MAX_NODES:

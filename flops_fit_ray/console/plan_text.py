@@ -71,7 +71,7 @@ def _price_lines(plan: Plan, price: Price | None) -> Iterator[str]:
     follow = f", {expected} of them expected (chosen from results)" if expected else ""
     evaluation = plan.evaluation_flops
     share = f", and {fmt.flops(evaluation)} ({100 * evaluation / plan.flops:.2g} %) to evaluate" if evaluation else ""
-    yield f"{number} experiments{follow}; {fmt.flops(plan.flops)} FLOPs to execute{share}"
+    yield f"{fmt.counted(number, 'experiment')}{follow}; {fmt.flops(plan.flops)} FLOPs to execute{share}"
     if price is None:
         return
     full_grid = f"; 7 sizes at every budget, each a run of its own, {fmt.flops(price.flops_full_grid)}"
@@ -84,7 +84,8 @@ def _price_lines(plan: Plan, price: Price | None) -> Iterator[str]:
         taken = " (chosen)" if start.name == price.start else ""
         known = price.wall_seconds is not None
         span = fmt.duration(start.makespan) if known else f"{fmt.flops(start.makespan)} FLOPs"
-        yield f"  start from {start.name}: {fmt.flops(start.flops)} FLOPs, {span} on {price.slots} slots{taken}"
+        slots = fmt.counted(price.slots, "slot")
+        yield f"  start from {start.name}: {fmt.flops(start.flops)} FLOPs, {span} on {slots}{taken}"
     if price.wall_seconds is None or price.device_seconds is None:
         yield "hours and money: not known; run `flops-fit-ray check` first, or give --rate FLOP/s"
         return
@@ -92,7 +93,7 @@ def _price_lines(plan: Plan, price: Price | None) -> Iterator[str]:
     cost = "" if price.money is None else f", {price.money:,.2f} at --price"
     yield (
         f"time: {fmt.duration(price.device_seconds)} of one slot, {fmt.duration(price.wall_seconds)} on "
-        f"{price.slots} slots{cost} ({source})"
+        f"{fmt.counted(price.slots, 'slot')}{cost} ({source})"
     )
     if price.peak_memory_bytes:
         yield f"memory: at most {fmt.size(price.peak_memory_bytes)} per experiment, as measured by check"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.engine._gpus import gpu_fault, unusable_gpus
 from flops_fit_ray.engine.planned_code import WAY_OUT, PlannedCode, other_code
 from flops_fit_ray.engine.resources import Slots, fits, live_entries
@@ -180,7 +181,7 @@ def check_nodes(probe: NodeProbe, slots: Slots) -> FoundNodes:
     if nodes.keys() <= {own}:
         unusable_gpus(slots)  # none is left without it
         return FoundNodes(machines={name: this_machine() for name in nodes}, left_out={})
-    with waiting(f"asking {len(nodes)} nodes of the cluster what they see"):
+    with waiting(f"asking {fmt.counted(len(nodes), 'node')} of the cluster what they see"):
         tasks = {name: probe.ask(node) for name, node in nodes.items()}
         ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=ANSWER_SECONDS)
     answers = [a for name, node in nodes.items() if (a := probe.answer(node, tasks[name])) is not None]

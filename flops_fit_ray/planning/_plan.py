@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.planning._price import Price, Rates, estimate_price
 from flops_fit_ray.planning.experiment import (
@@ -112,7 +113,8 @@ class Plan:
     def __repr__(self) -> str:
         more = f", {len(self.forecast)} more expected" if self.forecast else ""
         return (
-            f"Plan({self.num_experiments} experiments{more}, {len(self.compute_budgets)} budgets, "
+            f"Plan({fmt.counted(self.num_experiments, 'experiment')}{more}, "
+            f"{fmt.counted(len(self.compute_budgets), 'budget')}, "
             f"total_flops={self.total_flops:.2e})"
         )
 
@@ -143,7 +145,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """Return the view of a notebook."""
-        notes = [f"{len(self.experiments)} experiments", f"{self.flops:.3g} FLOPs", *self.notes]
+        notes = [fmt.counted(len(self.experiments), "experiment"), f"{self.flops:.3g} FLOPs", *self.notes]
         notes += [f"warning: {warning}" for warning in self.warnings]
         lines = "".join(f"<p>{html.escape(line)}</p>" for line in notes)
         shown = self.to_frame().drop(columns=["key", "decided"])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.slots import Seconds, StartOption, choose_starts, lower_bound, own_flops
 from flops_fit_ray.storage.codec import NON_EMPTY, Amount, Count, PositiveFloat, PositiveInt, Record
@@ -147,7 +148,7 @@ def price_warnings(price: Price) -> list[str]:
     if price.wall_seconds > LONGEST_CORNER * price.bound_seconds:
         longer = 100 * (price.wall_seconds / price.bound_seconds - 1)
         return [
-            f"on {price.slots} slots the sweep takes {longer:.0f} % longer than its lower bound: one more long "
-            "experiment than slots; add a slot"
+            f"on {fmt.counted(price.slots, 'slot')} the sweep takes {longer:.0f} % longer than its lower bound: one more "
+            "long experiment than slots; add a slot"
         ]
     return []

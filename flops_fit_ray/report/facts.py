@@ -75,7 +75,7 @@ def _cluster(cluster: Cluster | None) -> str:
     named = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
     libraries = {library for machine in cluster.machines for library in machine.libraries}
     nodes = f"{len(cluster.machines)} node{'s' if len(cluster.machines) != 1 else ''}"
-    parts = [nodes, named, *sorted(libraries), f"{cluster.slots} experiments at a time"]
+    parts = [nodes, named, *sorted(libraries), f"{fmt.counted(cluster.slots, 'experiment')} at a time"]
     return ", ".join(part for part in parts if part)
 
 

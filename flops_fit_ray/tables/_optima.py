@@ -118,7 +118,7 @@ class Optima:
     def lines(self, at: Sequence[float], confidence: float) -> Iterator[str]:
         """Yield the laws and their values at the budgets `at` as lines of text."""
         taken = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in self.columns.items())
-        yield f"{self.path}: a table of optima, {len(self.flops)} rows; {taken}"
+        yield f"{self.path}: a table of optima, {fmt.counted(len(self.flops), 'row')}; {taken}"
         for note in self.notes:
             yield f"{'note' if note.severity == 'info' else 'warning'}: {note}"
         percent = f"{100 * confidence:g} %"

@@ -11,14 +11,18 @@ PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The stamp is younger than the files that decide what is installed, so nothing is installed twice.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# A stamp is younger than the files that decide what is installed, so nothing is installed twice. The demo needs no tools.
+$(VENV)/.package: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(VENV)/.installed ## run the built-in sweep to its report in runs/demo (minutes)
+demo: $(VENV)/.package ## run the built-in sweep to its report in runs/demo (minutes)
 	$(BIN)/python -m flops_fit_ray.run --output runs/demo
 
 test: lint ## all that CI runs: lint, then every test

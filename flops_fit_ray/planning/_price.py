@@ -148,7 +148,7 @@ def price_warnings(price: Price) -> list[str]:
     if price.wall_seconds > LONGEST_CORNER * price.bound_seconds:
         longer = 100 * (price.wall_seconds / price.bound_seconds - 1)
         return [
-            f"on {fmt.counted(price.slots, 'slot')} the sweep takes {longer:.0f} % longer than its lower bound: one more "
-            "long experiment than slots; add a slot"
+            f"on {fmt.counted(price.slots, 'slot')} the sweep takes {longer:.0f} % longer than its lower bound: one "
+            "more long experiment than slots; add a slot"
         ]
     return []

@@ -196,7 +196,7 @@ def _chosen(request: RunRequest, limit: BudgetsFor, rates: Rates | None, say: Sa
     assert plan.price is not None
     cost = f"{fmt.flops(plan.price.flops)} FLOPs"
     if plan.price.wall_seconds is not None:
-        cost = f"{fmt.duration(plan.price.wall_seconds)} on {fmt.counted(plan.price.slots, 'slot')}, {cost}"
+        cost = f"{fmt.duration(plan.price.wall_seconds)} on {fmt.counted(plan.price.slots or 1, 'slot')}, {cost}"
     if not choice.flops:
         least = f"a law needs budgets {LEAST_RANGE:g}x apart, and the least with these models, data and batch are"
         what = f"budgets: {least} {_shown(choice.least)} FLOPs"

@@ -80,11 +80,11 @@ def _price_lines(plan: Plan, price: Price | None) -> Iterator[str]:
         f"price: {fmt.flops(price.flops)} FLOPs; as separate runs {fmt.flops(price.flops_separate)} ({saved:.0f} % "
         f"saved by trunks){full_grid if len({e.size for e in plan.expected}) > 1 else ''}"
     )
+    slots = fmt.counted(price.slots or 1, "slot")  # starts, and times, are of a number of slots
     for start in price.starts:
         taken = " (chosen)" if start.name == price.start else ""
         known = price.wall_seconds is not None
         span = fmt.duration(start.makespan) if known else f"{fmt.flops(start.makespan)} FLOPs"
-        slots = fmt.counted(price.slots, "slot")
         yield f"  start from {start.name}: {fmt.flops(start.flops)} FLOPs, {span} on {slots}{taken}"
     if price.wall_seconds is None or price.device_seconds is None:
         yield "hours and money: not known; run `flops-fit-ray check` first, or give --rate FLOP/s"
@@ -93,7 +93,7 @@ def _price_lines(plan: Plan, price: Price | None) -> Iterator[str]:
     cost = "" if price.money is None else f", {price.money:,.2f} at --price"
     yield (
         f"time: {fmt.duration(price.device_seconds)} of one slot, {fmt.duration(price.wall_seconds)} on "
-        f"{fmt.counted(price.slots, 'slot')}{cost} ({source})"
+        f"{slots}{cost} ({source})"
     )
     if price.peak_memory_bytes:
         yield f"memory: at most {fmt.size(price.peak_memory_bytes)} per experiment, as measured by check"

@@ -260,6 +260,21 @@ def test_of_many_that_record_a_result_at_once_the_first_stays(
     assert names_in(root / "experiments" / "k1") == ["result.json"]
 
 
+def test_claims_of_the_dead_are_removed_by_the_next_writer(root: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_here(root)
+    (key,) = SweepPaths(root).begun_keys()
+    claims = [f"{path}.claim-0" for path in ("sweep.lock.json", f"experiments/{key}/result.json")]
+    with exclusive(SweepPaths(root)):
+        for name in claims:
+            write_bytes(root / name, b"{}")
+        SweepPaths(root).remove_strays()
+        assert all((root / name).exists() for name in claims)  # they may be those of workers
+        monkeypatch.setattr("flops_fit_ray.storage._claims.SILENT_SECONDS", -60.0)
+        SweepPaths(root).remove_strays()
+        assert not any((root / name).exists() for name in claims)
+    assert open_sweep(root).complete
+
+
 def test_an_owner_that_was_superseded_stops(root: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     told = threading.Event()
     monkeypatch.setattr("flops_fit_ray.storage._lease.BEAT_SECONDS", 0.2)

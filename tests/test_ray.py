@@ -374,7 +374,7 @@ def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:
 def test_until_adds_single_runs_in_python(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a sweep that is too large for Tune to keep a state of its trials: what it does for each does not grow."""
     monkeypatch.setattr("flops_fit_ray.engine._rounds.MAX_STATE_EXPERIMENTS", 0)
-    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")  # so that it has an occasion at every step
+    monkeypatch.setattr("flops_fit_ray.engine._lean_tune.FORGET_SECONDS", 0.0)
     held, asked = list[int](), list[bytes]()  # trials that Tune holds when one is added; questions to the head
     ask = vars(registry)["_internal_kv_get"]
     monkeypatch.setattr(ErrorReader, "on_trial_add", lambda _, tune, trial: held.append(len(tune.get_trials())))

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import remove_tree
+
+FORGET_SECONDS = 10.0  # between looks for trials that have ended
 
 
 @contextlib.contextmanager
@@ -75,24 +79,34 @@ def _remembering(ask: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _without_state(paths: SweepPaths) -> Iterator[None]:
-    """Leave the trials out of the state that Tune writes while the block runs; the ledger alone says what is left.
+    """Have Tune write its state once, when it begins, which it reads in the end; the ledger alone says what is left.
 
-    Tune then has no use for trials that have ended either, which it would go through several times for each new one.
-    What it has written is removed after the block: an empty directory for each experiment, and a state of nothing.
+    Tune copies its directory with every state, and has one in there for each trial: that grows with their number.
+    Without a state it has no use for trials that have ended either, which it would go through several times for each
+    new one. What it has made is removed after the block.
     """
     controller = importlib.import_module("ray.tune.execution.tune_controller").TuneController
-    if not hasattr(controller, "_get_trial_checkpoints"):
+    own = getattr(controller, "checkpoint", None)
+    if own is None:
         yield
         return
-    with _replaced(controller, "_get_trial_checkpoints", _forget_ended):
+    forgotten = -math.inf
+
+    def checkpoint(tune: Any, force: bool = False, wait: bool = False) -> None:
+        nonlocal forgotten
+        if forgotten == -math.inf:
+            own(tune, force=True, wait=True)
+        if time.monotonic() - forgotten >= FORGET_SECONDS:
+            _forget_ended(tune)
+            forgotten = time.monotonic()
+
+    with _replaced(controller, "checkpoint", checkpoint):
         yield
     remove_tree(paths.tune)
 
 
-def _forget_ended(controller: Any) -> dict[str, str]:
-    """Return the state of no trial. Called every ten seconds, when Tune writes its state."""
+def _forget_ended(controller: Any) -> None:
     for name in ("_trials_to_cache", "_stopped_trials", "_failed_trials"):
         getattr(controller, name, set[Any]()).clear()
     trials = controller.get_trials()  # the list itself; never empty, else Tune looks for trials in its state
     trials[:] = [trial for trial in trials if not trial.is_finished()] or trials[-1:]
-    return {}

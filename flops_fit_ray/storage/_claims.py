@@ -16,6 +16,7 @@ from flops_fit_ray.storage.object_store import ObjectPath
 
 SILENT_SECONDS = 30.0  # after which a claim is taken for that of a dead process
 RETRY_SECONDS = 1.0  # between looks at the claims of others
+_MARK = ".claim-"
 
 Send = Callable[[Callable[[], object]], object]
 
@@ -34,7 +35,7 @@ def claimed(path: ObjectPath, send: Send, look: Callable[[], object] = bool) -> 
     Raises:
         OSError: the store does not answer.
     """
-    claim = path.with_name(f"{path.name}.claim-{secrets.token_hex(8)}")
+    claim = path.with_name(f"{path.name}{_MARK}{secrets.token_hex(8)}")
     seen: dict[ObjectPath, float] = {}  # when each claim of others was noticed
     try:
         send(lambda: claim.write_bytes(b"{}"))
@@ -60,5 +61,21 @@ def claimed(path: ObjectPath, send: Send, look: Callable[[], object] = bool) -> 
 
 def _claims_of(path: ObjectPath, send: Send) -> set[ObjectPath]:
     found: set[ObjectPath] = set()  # a listing that is sent again adds none twice
-    send(lambda: found.update(path.parent.glob(f"{path.name}.claim-*")))
+    send(lambda: found.update(path.parent.glob(f"{path.name}{_MARK}*")))
     return found
+
+
+def remove_dead_claims(root: ObjectPath, lease: ObjectPath) -> None:
+    """Remove the claims that processes which were killed have left below `root`, to whatever name.
+
+    Args:
+        lease: what its owner writes again and again: the store's clock tells how old a claim is beside it.
+
+    Raises:
+        OSError: the store does not answer.
+    """
+    found = dict(root.below())
+    now = found.get(lease)
+    for path, written_at in found.items():
+        if now is not None and _MARK in path.name and now - written_at > SILENT_SECONDS:
+            path.unlink(missing_ok=True)

@@ -124,6 +124,17 @@ class ObjectPath:
         for info in with_timeout(lambda: filesystem.get_file_info(FileSelector(name, allow_not_found=True))):
             yield self / info.base_name
 
+    def below(self) -> Iterator[tuple[ObjectPath, float]]:
+        """List all objects below, with the time at which each was written, in seconds by the clock of the store."""
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, name = self.where
+        for info in with_timeout(
+            lambda: filesystem.get_file_info(FileSelector(name, allow_not_found=True, recursive=True))
+        ):
+            if info.type == FileType.File:
+                yield ObjectPath(self.store, info.path.partition("/")[2], self.query), info.mtime_ns / 1e9
+
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
         """List those one level below whose name matches."""
         assert "/" not in pattern

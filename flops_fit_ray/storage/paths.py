@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from dataclasses import dataclass
 
+from flops_fit_ray.storage._claims import remove_dead_claims
 from flops_fit_ray.storage.atomic import remove_strays
-from flops_fit_ray.storage.storage_path import StoragePath, is_remote, names_in
+from flops_fit_ray.storage.object_store import ObjectPath
+from flops_fit_ray.storage.storage_path import StoragePath, names_in
 
 SCHEMA_VERSION = 1  # of every JSON file, every table and every `--json` object
 
@@ -159,8 +162,10 @@ class SweepPaths(ReportPaths):
 
     def remove_strays(self) -> None:
         """Remove temporary files of writers that were killed. Only for the one writer of this directory."""
-        if is_remote(self.root):
-            return  # an object is never half-written
+        if isinstance(self.root, ObjectPath) and isinstance(self.lock_owner, ObjectPath):
+            with contextlib.suppress(OSError):  # an object is never half-written: there are claims alone
+                remove_dead_claims(self.root, self.lock_owner)
+            return
         for directory in (self.root, *(self.experiments / key for key in self.begun_keys())):
             remove_strays(directory)
             remove_strays(directory / "attempts")

@@ -33,5 +33,7 @@ def held_out() -> Windows:
 def _text() -> bytes:
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
-    files = sorted(file for file in root.rglob("*.py") if not skipped & set(file.parts))  # the same order everywhere
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in skipped]
+    found = [*root.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
+    files = sorted(file for file in found if not skipped & set(file.parts))  # the same order everywhere
     return b"".join(file.read_bytes() for file in files).translate(None, bytes(range(128, 256)))

@@ -35,6 +35,7 @@ lint: $(VENV)/.installed ## ruff format --check, ruff check, mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy flops_fit_ray tests benchmarks docs examples/bytes examples/gpu_text
+	$(BIN)/mypy examples/lstm
 
 format: $(VENV)/.installed ## format, and mend what ruff can
 	$(BIN)/ruff format .

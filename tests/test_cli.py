@@ -45,6 +45,17 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n  {name} " in text for name in names.split())
 
 
+def test_a_shell_completes_commands_and_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_FLOPS_FIT_RAY_COMPLETE", "bash_complete")
+    for typed, number, found in (("pl", 1, "plain,plan\n"), ("run --from", 2, "plain,--from-checkpoint\n")):
+        monkeypatch.setenv("COMP_WORDS", f"flops-fit-ray {typed}")
+        monkeypatch.setenv("COMP_CWORD", str(number))
+        assert call() == 0
+        assert capsys.readouterr() == (found, "")
+
+
 def test_init_writes_a_project_that_can_be_planned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert call("init", tmp_path / "new") == 0
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"sweep.yaml", "model.py", "data.py"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from flops_fit_ray.engine.interrupt import interruptible
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, FlopsFitError
 from flops_fit_ray.waiting import to_stderr, told_to
 
+COMPLETION = "_FLOPS_FIT_RAY_COMPLETE"  # set by a shell that completes a command line: click answers it, and exits
 # Errors of the system that are nobody's fault in here, wherever they are met
 WRONG_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)
@@ -41,6 +43,8 @@ def run_command(args: Sequence[str] | None, prog_name: str) -> int:
         click.echo(f"error: {place}{e.strerror}{more}", err=True)
         return EXIT_INTERRUPTED if e.errno in NO_ROOM else EXIT_INPUT
     except (KeyboardInterrupt, click.Abort, SystemExit) as e:  # click makes the second; Ray exits on a signal
+        if isinstance(e, SystemExit) and COMPLETION in os.environ:
+            raise
         click.echo(f"{_why(e)}\n{resume_lines(typed)}", err=True)
         return EXIT_INTERRUPTED
     return code if isinstance(code, int) else EXIT_DONE

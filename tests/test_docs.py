@@ -128,6 +128,17 @@ def test_blocks_in_lists_and_their_reasons_are_found() -> None:
     ]
 
 
+def test_what_programs_are_told_by_hand_is_what_they_get() -> None:
+    """The names in docs/programs.md are fields of records and objects, of lines, or of what a command alone makes."""
+    known = set(re.findall(r"`(\w+)`", (FOLDER / "json.md").read_text()))
+    known |= {"question", "plan", "cluster", "event", "progress", "result"}  # kinds of lines
+    known |= {"job_id", "job_status", "address", "passed", "cases", "truth", "sealed", "path", "_interval", "metric_"}
+    rows = re.findall(r"^\| `.*?` \| (.*) \|$", (ROOT / "docs" / "programs.md").read_text(), flags=re.M)
+    words = {word for row in rows for span in re.findall(r"`([^`]+)`", row) for word in span.split()}
+    named = {word for word in words if re.fullmatch(r"[a-z_]+", word)}
+    assert len(named) > 100 and named - known <= {"score"}  # of `score --json`
+
+
 # Troubleshooting ------------------------------------------------------------------------------------------------------
 
 TROUBLES = ROOT / "docs" / "troubleshooting.md"
@@ -149,7 +160,10 @@ def test_every_state_question_and_exit_code_is_explained() -> None:
 # References -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PAGES)
+SLOW = {"json.md"}  # it fits tables and sweeps
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PAGES])
 def test_references_are_those_of_the_code(name: str) -> None:
     assert PAGES[name]() == (FOLDER / name).read_text(), "python -m docs.reference writes them again"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import json
+import math
 import re
 import tarfile
 import tempfile
@@ -62,7 +63,7 @@ def render() -> str:
         archive.extractall(scratch, filter="data")
         spec = Path(scratch) / "1-watched" / "sweep.yaml"
         spec.write_text(spec.read_text().replace("draws: 2000", "draws: 20"))  # the names are the same, and soon there
-        objects = _objects(open_sweep(spec.parent))
+        objects = _objects(open_sweep(spec.parent), _table(Path(scratch)))
         routes = list(_routes(Path(scratch)))
     return page(
         "JSON",
@@ -84,18 +85,50 @@ def render() -> str:
     )
 
 
-def _objects(sweep: Sweep) -> dict[str, Any]:
-    """Return what the code says of a sweep, by the command or file that holds it."""
-    where = str(sweep.paths.root)
+def _objects(sweep: Sweep, runs: Path) -> dict[str, Any]:
+    """Return what the code says of a sweep and of a table of runs, by the command or file that holds it."""
+    where, of_table = str(sweep.paths.root), ["--draws", "0", "--json"]
     return {
-        "fit --json, analysis.json": _printed(["fit", where, "--at", "1e6", "--next", "1", "--json"]),
-        "predict --json": _printed(["predict", "1e6", where, "--json"]),
+        "fit --json, analysis.json": _both(
+            _printed(["fit", where, "--at", "1e6", "--next", "1", "--json"]),
+            _printed(["fit", str(runs), "--at", "1e20", *of_table]),
+        ),
+        "predict --json": _both(
+            _printed(["predict", "1e6", where, "--json"]),
+            _printed(["predict", "1e20", str(runs), "--unique", "1e9", *of_table]),
+            _printed(["predict", "--hours", "8", str(runs), *of_table]),
+        ),
         "compare --json": _printed(["compare", where, where, "--draws", "0", "--json"]),
         "score --json": _printed(["score", where, "--json"]),
         "status --json": _printed(["status", where, "--json"]),
         "run --json": {"schema_version": SCHEMA_VERSION, **result_fields(sweep)},
         "summary.json": summary_to_json(sweep),
         "plan --json, plan.json": sweep.plan.to_json(),
+    }
+
+
+def _table(where: Path) -> Path:
+    """Write a table of runs, some of which repeat their data, by the surface of Besiroglu et al. 2024."""
+    lines = ["N,D,loss,unique_tokens,seconds"]
+    for c in (1e17, 3e17, 1e18, 3e18):
+        for k in range(-2, 3):
+            n = 0.11 * c**0.5 * 1.8**k
+            d = c / 6 / n
+            unique = d if k >= 0 else d / 6
+            worth = unique * (1 + 15.4 * (1 - math.exp(-(d / unique - 1) / 15.4)))  # Muennighoff et al. 2023
+            loss = 1.8172 + 482.01 / n**0.3478 + 2085.43 / worth**0.3658 + 0.003 * math.sin(7 * k + c / 1e17)
+            lines.append(f"{n:.0f},{d:.0f},{loss:.5f},{unique:.0f},{c / 1e12:.1f}")
+    path = where / "runs.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def _both(first: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of several objects, each as the first holds it that has something in it."""
+    names = dict.fromkeys(name for one in (first, *others) for name in one)
+    held = {name: [one.get(name) for one in (first, *others)] for name in names}
+    return {
+        name: next((value for value in values if value not in (None, [], {})), None) for name, values in held.items()
     }
 
 

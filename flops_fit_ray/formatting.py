@@ -4,8 +4,22 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import time
 from collections.abc import Iterable, Sequence
+
+# Controls but for tab and end of line; marks that turn the direction of text; further ends of lines; halves of pairs
+_UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Return text of somebody else as it may be shown: what would steer a terminal or turn lines around as \u001b.
+
+    JSON stays the same JSON.
+    """
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text.replace("\r\n", "\n"))
 
 
 def count(value: float) -> str:

@@ -20,6 +20,7 @@ import uvicorn
 from flops_fit_ray.service.app import Settings, make_app, make_state
 from flops_fit_ray.service.app_state import AppState
 from flops_fit_ray.service.client import Client
+from flops_fit_ray.service.http.connections import LimitedProtocol
 from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.paths import ServicePaths
 
@@ -49,7 +50,10 @@ def serving(root: Path, code: tuple[Path, ...] = (), **settings: Any) -> Iterato
     token = token_of(ServicePaths(root))
     state = make_state(asked)
     app = make_app(state, token, asked.hosts)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1, ws="none"))
+    config = uvicorn.Config(
+        app, http=LimitedProtocol, port=port, log_level="warning", timeout_graceful_shutdown=1, ws="none"
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     until = time.monotonic() + 30

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
+import io
 import json
 import os
 import re
@@ -18,15 +20,19 @@ from urllib.parse import quote
 import pytest
 from fastapi.routing import APIRoute
 
+from flops_fit_ray.cli import main
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import Failure, Ledger
 from flops_fit_ray.service._pages import pages
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.http import guard
 from flops_fit_ray.service.http.guard import token_of
+from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.http.redact import HIDDEN, redacted, redacted_values
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs._allowed import check_allowed
+from flops_fit_ray.service.state.cache import SweepCache
+from flops_fit_ray.service.state.views import experiment_view, log_text
 from flops_fit_ray.spec import make_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
@@ -449,6 +455,25 @@ SECRETS = {
     "yaml": ("kwargs: {api_key: sesame-open, d: 3}", "sesame-open"),
     "json": ('{"password": "sesame open"}', "sesame open"),
     "bearer": ("Authorization: Bearer abcdef0123456789", "abcdef0123456789"),
+    "basic": ("Authorization: Basic dXNlcjpwYXNzd29yZA==", "dXNlcjpwYXNzd29yZA"),
+    "token": ("-H 'authorization: token 0123456789abcdef'", "0123456789abcdef"),
+    "another scheme": ("{'Authorization': 'ApiKey abcdefgh1234'}", "abcdefgh1234"),
+    "github, fine-grained": ("github_pat_11ABCDEFG0abcdefghijkl_mnopqrstuvwxyz", "11ABCDEFG0abcdefghijkl"),
+    "google": ("https://example.org/?key=AIzaSyA1234567890abcdefghijklmnopqrstuvw", "AIzaSyA1234567890"),
+    "google, short-lived": ("ya29.a0AfH6SMBx-abcdefghijklmnop", "a0AfH6SMBx"),
+    "npm": ("//registry.npmjs.org/:_authToken=npm_abcdefghijklmnopqrstuvwxyz0123456789", "npm_abcdef"),
+    "azure": ("AccountName=a;AccountKey=abcdEFGH1234+/abcdEFGH1234==;EndpointSuffix=x", "abcdEFGH1234"),
+    "azure, shared": ("https://a.blob.core.windows.net/c?sp=r&sig=AbCdEf%2BGhIjKl%3D&se=2", "AbCdEf%2BGhIjKl"),
+    "aws, signed": ("https://b.s3.amazonaws.com/k?X-Amz-Signature=0123abcd0123abcd&x=1", "0123abcd0123abcd"),
+    "redis": ("redis://:hunter2pw@cache:6379/0", "hunter2pw"),
+    "pem": ("-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEA\nb+c=\n-----END RSA PRIVATE KEY-----", "MIIEowIB"),
+    "pem, cut off": ("key: -----BEGIN PRIVATE KEY-----\nMIIEowIBAAKCAQEA", "MIIEowIB"),
+    "cookies": ("Cookie: session=abc123def; other=xyz987uvw", "xyz987uvw"),
+    "cookie set": ("Set-Cookie: sid=abc123def456; Path=/", "abc123def456"),
+    "connection": ("Server=db;Uid=sa;Pwd=hunter2x;", "hunter2x"),
+    "camel case": ('{"clientSecret": "abcDEF123"}', "abcDEF123"),
+    "argument": ("train.py --password hunter22secret", "hunter22secret"),
+    "slack": ("https://hooks.slack.com/services/T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX", "XXXXXXXXXXXX"),
     "environment": ("it said planted-value-of-mine", "planted-value-of-mine"),
 }
 
@@ -469,7 +494,8 @@ def test_looking_for_secrets_takes_no_longer_for_odd_texts(part: str) -> None:
 
 def test_what_is_no_secret_stays() -> None:
     text = "token_unit: one sample; tokens_per_sample: 3; keys: 4; 261125564bfb79e2: loss 0.5; https://example.org:80/a"
-    assert redacted(text) == text
+    more = "basic training of 12345678 tokens; TypeError: bad signature; pk_embeddings_of_the_model; signature: (x, y)"
+    assert redacted(text) == text and redacted(more) == more
 
 
 def test_a_planted_secret_is_on_no_route(served: Served, root: Path, code: Path) -> None:
@@ -486,6 +512,35 @@ def test_a_planted_secret_is_on_no_route(served: Served, root: Path, code: Path)
         assert status in (200, 404) and not any(secret.encode() in content for secret in PLANTED), path
         if headers["content-type"] == "application/json":
             json.loads(content)
+
+
+STEERING = "\x1b[2J\x1b]0;title\x07red\x9b31m \u202egnp.exe \u2066x\x08\x7f\r"
+SEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def test_text_of_the_users_code_steers_nothing(served: Served, tmp_path: Path) -> None:
+    """In an error, an event, a log and the name of a metric: on pages, in logs, reports and the terminal."""
+    root, runs = served.state.runs.paths.root, served.state.runs
+    shutil.copytree(root / "known", tmp_path / "sweep")
+    sweep = open_sweep(tmp_path / "sweep")
+    key = sweep.failures[0].key
+    failure = dataclasses.replace(sweep.failures[0], error=f"ValueError: {STEERING}", traceback=f"at\n{STEERING}")
+    local_path(sweep.paths.failure(key)).unlink()
+    Ledger(sweep.paths).record_failure(failure)
+    Ledger(sweep.paths).record_event(key, STEERING, level="warning")
+    log = runs.paths.log("steered")
+    log.parent.mkdir(parents=True)
+    log.write_text(f"error: {STEERING}")
+    shown = [log_text(log.read_bytes(), 9)]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        for command in (["status", str(tmp_path / "sweep")], ["status", str(tmp_path / "sweep"), "--json"]):
+            with pytest.raises(SystemExit):
+                main(command)
+    shown.append(out.getvalue())
+    e = experiment_view(SweepCache(sweep.paths).now(), key)
+    shown.append(page("experiment.html.j2", name="x", e=e, drawn=False, stamp=None))
+    for text in shown:
+        assert "\\u001b" in text and not SEEN.search(text), text[:500]
 
 
 def test_a_refusal_says_what_to_do(served: Served) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flops_fit_ray.cli._common import DEMO_FILES, SPEC_NAME, LocalPath, cost_options, demo_directory
+from flops_fit_ray.cli._tell import tell
 
 if TYPE_CHECKING:
     from flops_fit_ray.spec import BudgetsFor
@@ -45,9 +46,9 @@ def init(directory: Path, limit: BudgetsFor | None) -> None:
             )
     except OSError as e:
         raise click.UsageError(f"{directory}: cannot be written: {e.strerror}; give another directory") from e
-    click.echo(f"wrote {', '.join(str(directory / name) for name in DEMO_FILES)}")
+    tell(f"wrote {', '.join(str(directory / name) for name in DEMO_FILES)}")
     spec = directory / SPEC_NAME
-    click.echo(f"next: flops-fit-ray run {spec} (or, to see the plan before: check {spec}, and plan {spec})")
+    tell(f"next: flops-fit-ray run {spec} (or, to see the plan before: check {spec}, and plan {spec})")
 
 
 def with_open_budgets(text: str, limit: BudgetsFor | None) -> str:

@@ -23,6 +23,7 @@ from flops_fit_ray.cli._common import (
 )
 from flops_fit_ray.cli._lines import run_options
 from flops_fit_ray.cli._resume import shell_line
+from flops_fit_ray.cli._tell import tell
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, storage_path
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -86,11 +87,11 @@ def submit(
         content = {"job_id": job_id, "job_status": status, "address": jobs.address, "output": str(root)}
         echo(json.dumps({"schema_version": SCHEMA_VERSION, **content}))
     else:
-        click.echo(_job_text(job_id, status, jobs.address, root, again))
+        tell(_job_text(job_id, status, jobs.address, root, again))
     if follow:
         return _follow(jobs, job_id, err=as_json)
     if status == "FAILED":
-        click.echo(f"error: {jobs.message(job_id)}", err=True)
+        tell(f"error: {jobs.message(job_id)}", err=True)
     return EXIT_FAILED if status == "FAILED" else EXIT_DONE
 
 
@@ -124,7 +125,7 @@ def _job_text(job_id: str, status: str, address: str, root: StoragePath, again: 
 
 def _follow(jobs: Jobs, job_id: str, *, err: bool) -> int:
     try:
-        return jobs.follow(job_id, lambda part: click.echo(part, nl=False, err=err))
+        return jobs.follow(job_id, lambda part: tell(part, nl=False, err=err))
     except KeyboardInterrupt:
-        click.echo(f"\nstopped following; job {job_id} is still running", err=True)
+        tell(f"\nstopped following; job {job_id} is still running", err=True)
         return EXIT_DONE

@@ -35,7 +35,7 @@ class PlainConsole:
         """Write one line and flush."""
         try:
             encoding = getattr(self._out, "encoding", None) or "utf-8"
-            self._out.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+            self._out.write(fmt.printable(line).encode(encoding, "replace").decode(encoding) + "\n")
             self._out.flush()
         except (OSError, ValueError):
             return

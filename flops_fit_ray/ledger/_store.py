@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.ledger._ends import End, note_ends, read_ends
 from flops_fit_ray.ledger._records import STALE_SECONDS, Event, ExperimentResult, Failure, Progress
+from flops_fit_ray.ledger._table import is_curve
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Experiment, Observation, read_experiment
 from flops_fit_ray.planning.code_facts import CodeFacts
@@ -282,6 +283,8 @@ class Ledger:
             raise storage_error(path, "read", e) from e
         try:
             file = parquet.ParquetFile(BufferReader(content), page_checksum_verification=True)
+            if not is_curve(file):
+                return None
             return file.read(columns, use_threads=False)  # a third of the time of `read_table`
         except (OSError, ValueError, KeyError, MemoryError):
             return None

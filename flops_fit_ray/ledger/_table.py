@@ -13,6 +13,9 @@ from flops_fit_ray.storage.codec import columns_of, numbers_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pyarrow.parquet import ParquetFile
+
+MAX_CURVE_ROWS, MAX_CURVE_COLUMNS = 1_000_000, 64  # far more than are ever written
 
 
 def results_sha256(results: Iterable[ExperimentResult]) -> str:
@@ -54,3 +57,15 @@ def results_table(
     names = [name for row in rows for name in row if name.startswith("metric_")]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *dict.fromkeys(names)])
     return frame.astype({name: _DTYPES[number] for name, number in _NUMBERS.items()})
+
+
+def is_curve(file: ParquetFile) -> bool:
+    """Tell whether a file may be unpacked as a curve: numbers alone, and not more of them than one can have.
+
+    A file of some kilobytes can hold a billion rows, or one long text a million times.
+    """
+    meta = file.metadata
+    kinds = {meta.schema.column(i).physical_type for i in range(min(meta.num_columns, MAX_CURVE_COLUMNS))}
+    within = 0 <= meta.num_rows <= MAX_CURVE_ROWS and meta.num_columns <= MAX_CURVE_COLUMNS
+    flat = all(meta.schema.column(i).max_repetition_level == 0 for i in range(min(meta.num_columns, MAX_CURVE_COLUMNS)))
+    return within and flat and kinds <= {"BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"}

@@ -288,7 +288,7 @@ async def _prediction(state: AppState, snapshot: Snapshot | None, budget: str) -
     except ValueError:
         c = math.nan
     if not 1 <= c <= views.MAX_BUDGET:
-        return {"error": f"{budget!r} is no number of FLOPs from 1 to {views.MAX_BUDGET:g}; give e.g. 1e21"}
+        return {"error": f"{budget!r} is not a number of FLOPs from 1 to {views.MAX_BUDGET:g}; give e.g. 1e21"}
     try:
         root = snapshot.sweep.paths.root
         found = await state.fit_worker.answer(PREDICT_SECONDS, "predict", root, snapshot.version, repr(c))

@@ -207,12 +207,15 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
 def _serve_on(listening: socket.socket, settings: Settings, token: str, say: Callable[[str], None]) -> None:
     import uvicorn
 
+    from flops_fit_ray.service.http.connections import LimitedProtocol
+
     settings = replace(settings, port=int(listening.getsockname()[1]))  # 0 was any free one
     app = make_app(make_state(settings), token, settings.hosts)
     for line in _greeting(settings, ServicePaths(settings.root)):
         say(line)
     config = uvicorn.Config(
         app,
+        http=LimitedProtocol,
         log_level="warning",
         access_log=False,
         server_header=False,

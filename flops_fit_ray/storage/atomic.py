@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,14 +22,13 @@ from typing import IO, Any
 from flops_fit_ray.errors import StorageError
 from flops_fit_ray.storage._claims import claimed
 from flops_fit_ray.storage.object_store import ObjectPath, Response
+from flops_fit_ray.storage.opening import regular_file, without_waiting
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, local_path
 
 MARK, SEAL = "sealed", "sealed_sha256"  # of a file that is not believed without its seal, and the seal
 NO_SEAL = 64 * b"0"  # stands where the digest will, while it is taken
 _SEAL = re.compile(rb'"sealed_sha256"\s*:\s*"([^"]*)"')
 _MARK = re.compile(rb'"sealed"\s*:\s*true')
-
-MAX_BYTES = 2**28  # of a file that is read as a whole; a plan of 10,000 experiments has a twentieth of that
 
 # What the system says of a name without a file of ours: there is none, or a directory, a pipe, a circle of links.
 # Anything else (a disk that fails, a server that is away, no permission, too many open files) says nothing of the file.
@@ -138,7 +136,7 @@ def append_line(path: StoragePath, line: str) -> None:
         path.write_bytes(before + f"{line}\n".encode())
         return
     local_path(path.parent).mkdir(parents=True, exist_ok=True)
-    with io.FileIO(local_path(path), "a", opener=_without_waiting) as log:
+    with io.FileIO(local_path(path), "a", opener=without_waiting) as log:
         log.write(f"{line}\n".encode())
 
 
@@ -260,12 +258,12 @@ def read_file(path: StoragePath) -> bytes:
     if isinstance(path, ObjectPath):
         return with_retries(path.read_bytes)
     try:
-        with _regular_file(local_path(path)) as file:
+        with regular_file(local_path(path)) as file:
             return file.readall()
     except OSError as e:
         if e.errno != errno.ESTALE:  # on NFS: replaced by another machine after it was opened
             raise
-    with _regular_file(local_path(path)) as file:
+    with regular_file(local_path(path)) as file:
         return file.readall()
 
 
@@ -287,7 +285,7 @@ def open_file(path: StoragePath) -> Iterator[IO[bytes]]:
         with path.open("rb") as copied:
             yield copied
     else:
-        with _regular_file(local_path(path), math.inf) as file, io.BufferedReader(file) as buffered:
+        with regular_file(local_path(path), math.inf) as file, io.BufferedReader(file) as buffered:
             yield buffered
 
 
@@ -297,21 +295,6 @@ def sha256_of(file: IO[bytes]) -> str:
     for block in iter(lambda: file.read(1 << 20), b""):
         digest.update(block)
     return digest.hexdigest()
-
-
-def _regular_file(path: Path, max_bytes: float = MAX_BYTES) -> io.FileIO:
-    file = io.FileIO(path, opener=_without_waiting)  # faster than `read_bytes`, 10,000 times
-    found = os.fstat(file.fileno())
-    if stat.S_ISREG(found.st_mode) and found.st_size <= max_bytes:
-        return file
-    file.close()
-    if stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EFBIG, f"larger than {max_bytes:g} bytes", str(path))
-    raise OSError(errno.EINVAL, "not a regular file", str(path))
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a regular file is read as without it
 
 
 def read_sealed(path: StoragePath, since: str = "") -> bytes | None:

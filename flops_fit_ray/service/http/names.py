@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from flops_fit_ray.service.http.request_error import not_found
 from flops_fit_ray.service.paths import ServicePaths
+from flops_fit_ray.storage.opening import open_below
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
 
@@ -37,17 +38,7 @@ def opened(path: StoragePath, root: StoragePath, what: str) -> BinaryIO:
         RequestError: there is no regular file, or a link is in its path.
     """
     try:
-        here = os.open(local_path(root), os.O_RDONLY | os.O_DIRECTORY)
-        for part in local_path(path).relative_to(local_path(root)).parts[:-1]:
-            before = here
-            try:
-                here = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=before)
-            finally:
-                os.close(before)
-        try:
-            file = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=here)
-        finally:
-            os.close(here)
+        file = open_below(local_path(path), local_path(root))
     except OSError as e:
         raise not_found(what) from e
     if not _is_regular(file):

@@ -22,12 +22,16 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.redact import redacted
 from flops_fit_ray.service.paths import ServicePaths
+from flops_fit_ray.storage.opening import follow_no_links_in
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path, names_in
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 
 FRESH_SECONDS = 1.0  # for which a snapshot is returned without reading again
 MAX_CACHED = 64  # sweeps
+MAX_WAIT_SECONDS = 5.0  # of a request for a directory that is being read
+SLOW_SECONDS = 0.5  # from which on a directory is read again less often, so that others are not slowed by it:
+READ_SHARE = 0.25  # of the time
 Row = dict[str, Any]
 
 
@@ -107,12 +111,24 @@ class Snapshot:
         return seconds_left(self.sweep.plan, finished, self.sweep.running, rates, slots)
 
 
+@dataclass(eq=False)
+class _Read:
+    """One reading of a directory, in a thread of its own."""
+
+    began: float = field(default_factory=time.monotonic)
+    done: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+    next_at: float = 0.0  # time.monotonic() before which no other one begins
+
+
 class SweepCache:
     """Cache of one sweep directory, read again when asked more than `FRESH_SECONDS` after the last time."""
 
     def __init__(self, paths: SweepPaths) -> None:
         self._paths, self._ledger = paths, Ledger(paths)
+        follow_no_links_in(local_path(paths.root))
         self._lock = threading.Lock()
+        self._under_way: _Read | None = None
         self._plan_stat: tuple[int, int, int] | None = None
         self._opened: Sweep | None = None
         self._outcomes: dict[str, ExperimentResult | Failure] = {}
@@ -133,17 +149,38 @@ class SweepCache:
         return self._reading if time.monotonic() - self._read_at < FRESH_SECONDS else None
 
     def now(self) -> Snapshot:
-        """Return a snapshot of the directory.
+        """Return a snapshot of the directory; the last one where reading takes longer than `MAX_WAIT_SECONDS`.
 
         Raises:
-            DirectoryError: it is no sweep directory, or its plan cannot be read.
+            DirectoryError: it is no sweep directory, its plan cannot be read, or the first time takes too long.
         """
         with self._lock:
-            found = self.fresh
-            if found is None:
-                found = self._reading = self._read()
-                self._read_at = time.monotonic()
-            return found
+            found, read = self.fresh, self._under_way
+            if found is not None:
+                return found
+            if read is None or (read.done.is_set() and time.monotonic() >= read.next_at):
+                read = self._under_way = _Read()
+                threading.Thread(target=self._carry_out, args=(read,), daemon=True).start()
+        if not read.done.wait(max(0.0, read.began + MAX_WAIT_SECONDS - time.monotonic())):
+            if self._reading is not None:
+                return self._reading
+            name = self._paths.root.name
+            raise DirectoryError(f"{name}: takes more than {MAX_WAIT_SECONDS:g} s to read; it goes on, so ask again")
+        if read.error is not None:
+            raise read.error
+        assert self._reading is not None  # a read that is done has one or the other
+        return self._reading
+
+    def _carry_out(self, read: _Read) -> None:
+        """Read the directory in a thread of its own, so that one that does not answer holds up nobody else."""
+        try:
+            found = self._read()
+            self._reading, self._read_at = found, time.monotonic()
+        except Exception as e:  # noqa: BLE001 - whoever waits for it raises it
+            read.error = e
+        took = time.monotonic() - read.began
+        read.next_at = time.monotonic() + (took / READ_SHARE if took > SLOW_SECONDS else 0.0)
+        read.done.set()
 
     def _read(self) -> Snapshot:
         sweep = self._plan()

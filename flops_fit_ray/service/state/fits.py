@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flops_fit_ray.errors import FitError, FlopsFitError
+from flops_fit_ray.storage.opening import follow_no_links_in
 from flops_fit_ray.storage.storage_path import StoragePath
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def _end_with(parent: int) -> None:
 
 
 def _answer(question: str, root: str, version: str, more: tuple[str, ...]) -> bytes:
+    follow_no_links_in(Path(root))
     known = _open.pop(root, None)
     if known is None or known[0] != version:
         from flops_fit_ray.sweep.directory import open_sweep

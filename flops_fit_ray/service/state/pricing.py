@@ -5,17 +5,24 @@ Loads the user's code, as `plan` does. It may print, hang or crash, so the servi
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from flops_fit_ray.errors import FlopsFitError, SpecError
+from flops_fit_ray.formatting import size
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.spec import BudgetsFor
 from flops_fit_ray.storage.atomic import read_json, write_json
@@ -27,6 +34,9 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 120.0
 MAX_PRICING = 2  # specs at a time
 MAX_SHOWN = 500  # experiments
+MEMORY_SHARE = 0.25  # of the machine's memory, for each
+LOOK_SECONDS = 0.1  # between looks at the memory
+OUT_OF_MEMORY = 77  # exit status
 
 _room = threading.BoundedSemaphore(MAX_PRICING)
 
@@ -57,18 +67,61 @@ def price_spec(text: str, code: Path, fence: Fence, limit: BudgetsFor | None = N
 
 
 def _run(command: list[str], code: Path, fence: Fence) -> str:
-    """Run the process. Return the fault to report if it leaves no output."""
+    """Run the process. Return the fault to report if it leaves no output.
+
+    It and all that it starts are of one group, which ends with the service: when this end of its pipe is closed.
+    """
     process = subprocess.Popen(  # noqa: S603 - arguments made by the service
-        command, cwd=code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        command, cwd=code, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True, env={**os.environ, **fence.environment()},
     )  # fmt: skip
     try:
         status = process.wait(TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
         return f"loading the model and data took more than {TIMEOUT_SECONDS:g} s; try `flops-fit-ray plan`"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what the code has left behind, too
+        process.communicate()
+    if status == OUT_OF_MEMORY:
+        return f"loading the model and data took more than {size(_max_memory())} of memory; try `flops-fit-ray plan`"
     return f"loading the model and data ended the process (status {status}); try `flops-fit-ray plan`"
+
+
+def _max_memory() -> int:
+    """Return the bytes that a process may hold, with all that it starts."""
+    return round(MEMORY_SHARE * psutil.virtual_memory().total)
+
+
+def watched(work: Callable[[], int]) -> int:
+    """Do work in a process below this one, and end the whole group when standard input is closed or memory is short.
+
+    The process that runs the user's code cannot watch itself: the code may never let go of Python's lock.
+    """
+    child = os.fork()
+    if child == 0:
+        os.close(0)
+        os.open(os.devnull, os.O_RDONLY)
+        os._exit(work())
+    most = _max_memory()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return max(1, status >> 8) if status else 0
+        if select.select([0], [], [], LOOK_SECONDS)[0]:  # closed: nothing is ever written to it
+            os.killpg(0, signal.SIGKILL)
+        if _memory_of_group() > most:
+            os.kill(child, signal.SIGKILL)
+            return OUT_OF_MEMORY
+
+
+def _memory_of_group() -> int:
+    """Return the bytes of memory of the processes below this one, as they are counted for each."""
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_info().rss
+    return total
 
 
 def main(spec_path: str, code: str, out: str, limit: str) -> int:
@@ -143,4 +196,4 @@ def _with_budgets(spec_path: Path, code: Path, limit: BudgetsFor | None) -> tupl
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:5]))
+    sys.exit(watched(functools.partial(main, *sys.argv[1:5])))

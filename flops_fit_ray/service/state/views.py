@@ -10,12 +10,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from typing import Any, Literal, get_args
 
 from flops_fit_ray.analysis import json_value
 from flops_fit_ray.console.live_state import tokens_left_seconds
-from flops_fit_ray.errors import EXIT_FAILED, EXIT_INPUT
-from flops_fit_ray.formatting import listed
+from flops_fit_ray.errors import EXIT_FAILED, EXIT_INPUT, FlopsFitError
+from flops_fit_ray.formatting import listed, printable
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.report.facts import ADVICE
@@ -76,8 +77,9 @@ def sweep_view(runs: Runs, caches: SweepCaches, name: str) -> dict[str, Any]:
         RequestError: there is none.
     """
     directory = names.sweep_directory(runs.paths, name)
-    run_status, snapshot = runs.last(name), caches.now(name)
-    if run_status is None and snapshot is None and not directory.plan.exists():
+    run_status, (snapshot, why) = runs.last(name), _looked_at(caches, name)
+    has_plan = snapshot is not None or directory.plan.exists()
+    if run_status is None and not has_plan:
         raise not_found("sweep")
     owner = living_owner(directory)
     state = state_of(run_status, snapshot, owner)
@@ -87,7 +89,7 @@ def sweep_view(runs: Runs, caches: SweepCaches, name: str) -> dict[str, Any]:
     view: dict[str, Any] = {
         "name": name,
         "state": state,
-        "words": "" if run_status is None else redacted(run_status.message),
+        "words": redacted(why if has_plan and why else "" if run_status is None else run_status.message),
         "exit_code": None if run_status is None else run_status.exit_code,
         "started_here": run is not None,
         "kind": None if run is None else run.kind,
@@ -120,14 +122,14 @@ def _facts_of(snapshot: Snapshot | None) -> Mapping[str, Any]:
 
 def _last_words(log: bytes) -> str:
     """Return the last lines of a run."""
-    lines = redacted(log.decode(errors="replace")).splitlines()
+    lines = printable(redacted(log.decode(errors="replace"))).splitlines()
     at = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("error:")), None)
     return "\n".join(lines[at:] if at is not None else lines[-3:])[:2000]
 
 
 def log_text(raw: bytes, lines: int) -> str:
     """The last lines of what was said."""
-    return "\n".join(redacted(raw.decode(errors="replace")).splitlines()[-lines:])
+    return "\n".join(printable(redacted(raw.decode(errors="replace"))).splitlines()[-lines:])
 
 
 def page_of(rows: Sequence[Any], offset: int, limit: int) -> dict[str, Any]:
@@ -366,11 +368,21 @@ def snapshot_of(caches: SweepCaches, runs: Runs, name: str) -> Snapshot:
     """A sweep that has a plan.
 
     Raises:
-        RequestError: there is no such sweep, or it has no plan yet.
+        RequestError: there is no such sweep, it has no plan yet, or its directory cannot be read now.
     """
-    snapshot = caches.now(name)
-    if snapshot is None:
-        if runs.last(name) is None:
-            raise not_found("sweep")
-        raise conflict(f"{name} has no plan yet")
-    return snapshot
+    snapshot, why = _looked_at(caches, name)
+    if snapshot is not None:
+        return snapshot
+    if names.sweep_directory(runs.paths, name).plan.exists():
+        raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, why)
+    if runs.last(name) is None:
+        raise not_found("sweep")
+    raise conflict(f"{name} has no plan yet")
+
+
+def _looked_at(caches: SweepCaches, name: str) -> tuple[Snapshot | None, str]:
+    """Return a snapshot, or None and why there is none."""
+    try:
+        return caches.of(name).now(), ""
+    except FlopsFitError as e:
+        return None, str(e)

@@ -1,0 +1,66 @@
+"""Connections of the server: a limit of time for a request to arrive, and of how many wait for theirs.
+
+Whoever has no token can do no more than connect and send, so a connection that waits for bytes of its client is what is
+limited: the oldest one of the same address is closed where there are too many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+REQUEST_SECONDS = 15.0  # from the connection, or from the end of the last answer, to the end of a request
+MAX_WAITING = 64  # connections of one address
+MAX_WAITING_IN_ALL = 192
+
+
+class LimitedProtocol(H11Protocol):
+    """HTTP/1.1 as uvicorn speaks it, within these limits."""
+
+    _waiting: ClassVar[dict[str, dict[LimitedProtocol, asyncio.TimerHandle]]] = {}  # by address, the oldest first
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a connection, which waits for a request."""
+        super().connection_made(transport)  # type: ignore[arg-type] # as uvicorn narrows it
+        self._look()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of a request, perhaps its last."""
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        super().on_response_complete()
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._leave()
+        super().connection_lost(exc)
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
+
+    def _look(self) -> None:
+        cycle: Any = self.cycle
+        waits = cycle is None or cycle.response_complete or cycle.more_body
+        if not waits or self.transport.is_closing():
+            self._leave()
+        elif self not in (here := self._waiting.setdefault(self._address, {})):
+            here[self] = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+            if len(here) > MAX_WAITING:
+                next(iter(here)).transport.abort()
+            elif sum(map(len, self._waiting.values())) > MAX_WAITING_IN_ALL:
+                crowd = max(self._waiting.values(), key=lambda some: len(some))
+                next(iter(crowd)).transport.abort()
+
+    def _leave(self) -> None:
+        here = self._waiting.get(self._address, {})
+        if (timer := here.pop(self, None)) is not None:
+            timer.cancel()
+        if not here:
+            self._waiting.pop(self._address, None)

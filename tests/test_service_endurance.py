@@ -1,0 +1,243 @@
+"""What a service does not wait for, follow or unpack: links, odd files, slow directories, slow clients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.ledger import Ledger
+from flops_fit_ray.service.client import ServiceError
+from flops_fit_ray.service.http import connections
+from flops_fit_ray.service.runs._supervisor import start_ticks
+from flops_fit_ray.service.state import cache, pricing
+from flops_fit_ray.service.state.cache import SweepCache
+from flops_fit_ray.storage.opening import follow_no_links_in
+from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
+from flops_fit_ray.sweep.directory import open_sweep
+from tests.serving import Served, serving
+from tests.sweeps import make_sweep, reference_parts, reference_spec
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made") / "known"
+    spec = reference_spec()
+    make_sweep(root, spec, reference_parts(spec), only=14)
+    return root
+
+
+@pytest.fixture
+def served(made: Path, tmp_path: Path) -> Iterator[Served]:
+    shutil.copytree(made, tmp_path / "runs/known")
+    with serving(tmp_path / "runs", at_once=0) as found:
+        yield found
+
+
+def test_files_behind_links_are_not_read(served: Served, tmp_path: Path) -> None:
+    """A result behind a link is none for the service; for a command of the owner it is the file."""
+    root = served.state.runs.paths.root / "known"
+    paths, key = SweepPaths(root), sorted(SweepPaths(root).recorded_keys())[0]
+    assert served.client.sweep("known")["counts"]["completed"] == 14
+    result, directory = local_path(paths.result(key)), local_path(paths.result(key)).parent
+    for moved in (result, directory):
+        moved.rename(tmp_path / "moved")
+        moved.symlink_to(tmp_path / "moved")
+        with_links = SweepPaths(tmp_path / "links" / moved.name)
+        shutil.copytree(root, local_path(with_links.root), symlinks=True)
+        assert Ledger(with_links).result(key) is not None
+        assert SweepCache(paths).now().counts["completed"] == 13
+        assert SweepCache(paths).now().by_key[key]["loss"] is None
+        moved.unlink()
+        (tmp_path / "moved").rename(moved)
+    plan = local_path(paths.plan)
+    plan.rename(tmp_path / "plan.json")
+    plan.symlink_to(tmp_path / "plan.json")
+    with pytest.raises(DirectoryError):
+        SweepCache(paths).now()
+
+
+def test_odd_files_hold_nobody_up(served: Served) -> None:
+    """Pipes, devices, directories and 8 GB without content, where files of a sweep are."""
+    root = served.state.runs.paths.root
+
+    def endless(path: Path) -> None:
+        path.symlink_to("/dev/zero")
+
+    def huge(path: Path) -> None:
+        path.touch()
+        os.truncate(path, 8 << 30)
+
+    for make in (os.mkfifo, endless, huge, Path.mkdir):
+        name = getattr(make, "__name__", "odd")
+        shutil.copytree(root / "known", root / name)
+        paths = SweepPaths(root / name)
+        keys = sorted(paths.recorded_keys())
+        odd = [
+            paths.result(keys[0]),
+            paths.curve(keys[1]),
+            paths.progress(keys[2]),
+            paths.events(keys[2]),
+            paths.failure(keys[3]),
+        ]
+        odd += [paths.cluster, paths.lock_owner, paths.lock, paths.stop, paths.finished, paths.completed, paths.ends]
+        for place in map(local_path, odd):
+            place.unlink(missing_ok=True)
+            make(place)
+        assert served.client.sweep(name)["counts"]["completed"] == 13, name
+        for key in keys[:4]:
+            for last in ("", "/metrics", "/history", "/log", "/checkpoints"):
+                served.client.ask("GET", f"/sweeps/{name}/experiments/{key}{last}")
+        assert served.client.ask("GET", f"/sweeps/{name}/experiments/{keys[1]}/history")["items"] == []
+
+
+def test_a_curve_that_unpacks_to_a_bomb_is_none(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "sweep")
+    paths = SweepPaths(tmp_path / "sweep")
+    ledger, key = Ledger(paths), sorted(paths.recorded_keys())[0]
+    assert len(ledger.curve_rows(key)) > 1
+    zeros = pyarrow.nulls(1_100_000, pyarrow.int64()).fill_null(0)
+    text = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), ["x" * 100_000])
+    for table in (
+        pyarrow.table({"tokens": zeros, "train_loss": zeros}),
+        pyarrow.table({"tokens": text, "train_loss": text}),
+        pyarrow.table({"tokens": [[0] * 1000] * 100, "train_loss": [1.0] * 100}),
+        pyarrow.table({f"c{i}": [1] for i in range(100)}),
+    ):
+        parquet.write_table(table, local_path(paths.curve(key)))
+        assert local_path(paths.curve(key)).stat().st_size < 500_000
+        assert ledger.curve_rows(key) == [] and len(ledger.curve(key)[0]) == 0
+
+
+def test_a_directory_that_does_not_answer_holds_up_no_other(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, gate = served.state.runs.paths.root, threading.Event()
+    shutil.copytree(root / "known", root / "stuck")
+    read = SweepCache._read
+
+    def slow(self: SweepCache) -> cache.Snapshot:
+        if self._paths.root.name == "stuck":
+            gate.wait(60)
+        return read(self)
+
+    monkeypatch.setattr(SweepCache, "_read", slow)
+    monkeypatch.setattr(cache, "MAX_WAIT_SECONDS", 0.3)
+    before = threading.active_count()
+    try:
+        for _ in range(5):
+            with pytest.raises(ServiceError, match="stuck"):
+                served.client.ask("GET", "/sweeps/stuck/experiments")
+            assert served.client.sweep("known")["state"] == "stopped"
+            assert "known" in [sweep["name"] for sweep in served.client.pages("/sweeps")]
+        assert threading.active_count() < before + 10
+    finally:
+        gate.set()
+    until = time.monotonic() + 20
+    while time.monotonic() < until and served.client.sweep("stuck")["state"] != "stopped":
+        time.sleep(0.05)
+    assert served.client.sweep("stuck")["counts"]["completed"] == 14
+
+
+def test_outside_of_a_service_links_are_followed(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "sweep")
+    paths = SweepPaths(tmp_path / "sweep")
+    result = local_path(paths.result(sorted(paths.recorded_keys())[0]))
+    result.rename(tmp_path / "annexed")
+    result.symlink_to(tmp_path / "annexed")
+    assert len(open_sweep(paths.root).results) == 14
+    follow_no_links_in(local_path(paths.root))
+    assert len(open_sweep(paths.root).results) == 13
+
+
+def test_half_a_request_holds_nobody_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """300 connections without a token that send nothing, half a head, half a body or bytes now and then."""
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    head = f"Host: {host}:{port}\r\n"
+    halves = ["", "GET /api/v1/hea", f"GET / HTTP/1.1\r\n{head}", f"GET /login HTTP/1.1\r\n{head}\r\nGET / HT"]
+    halves += [f"POST /login HTTP/1.1\r\n{head}Origin: {served.url}\r\nContent-Length: 100\r\n\r\ntoken="]
+    with contextlib.ExitStack() as until:
+        slow = [until.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(300)]
+        for number, connection in enumerate(slow):
+            with contextlib.suppress(ConnectionError):  # closed by now
+                connection.sendall(halves[number % len(halves)].encode())
+        assert served.client.sweep("known")["state"] == "stopped"
+        deadline = time.monotonic() + 20
+        while (count := sum(map(len, connections.LimitedProtocol._waiting.values()))) > connections.MAX_WAITING:
+            assert time.monotonic() < deadline, count
+            time.sleep(0.05)
+        assert served.client.sweep("known")["state"] == "stopped"
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.3)
+    with socket.create_connection((host, int(port)), timeout=20) as slow_one:
+        ended = b"?"
+        while ended:
+            with contextlib.suppress(ConnectionError, BrokenPipeError):
+                slow_one.sendall(b"G")
+                slow_one.settimeout(0.05)
+                with contextlib.suppress(TimeoutError):
+                    ended = slow_one.recv(100)
+                continue
+            break
+
+
+PRICED = """
+import subprocess, sys, time
+from pathlib import Path
+from flops_fit_ray.service.state import pricing
+def work():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    Path(sys.argv[1]).write_text(str(child.pid))
+    {work}
+    return 0
+{before}
+sys.exit(pricing.watched(work))
+"""
+
+
+def priced(tmp_path: Path, work: str, before: str = "") -> tuple[subprocess.Popen[bytes], int]:
+    """A process that is watched as pricing is, and another one that its code has started."""
+    note = tmp_path / "pid"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRICED.format(work=work, before=before), str(note)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 30
+    while not (note.exists() and note.read_text()):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.02)
+    return process, int(note.read_text())
+
+
+def test_pricing_ends_with_its_service_and_all_that_it_started(tmp_path: Path) -> None:
+    """Though the code holds Python's lock: the regular expression never lets it go."""
+    process, below = priced(tmp_path, "import re; re.match('(a*)*$', 'a' * 40 + 'b')")
+    with process:
+        assert process.stdin is not None
+        process.stdin.close()  # as the death of the service does
+        assert process.wait(20) == -signal.SIGKILL
+    until = time.monotonic() + 20
+    while start_ticks(below) is not None:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_pricing_ends_where_it_takes_too_much_memory(tmp_path: Path) -> None:
+    process, below = priced(
+        tmp_path, "held = bytearray(200_000_000); time.sleep(60)", "pricing._max_memory = lambda: 10**8"
+    )
+    with process:
+        assert process.wait(20) == pricing.OUT_OF_MEMORY
+    os.kill(below, signal.SIGKILL)  # `_run` ends the group, when it sees this

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,12 +20,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from flops_fit_ray.errors import DirectoryError
+from flops_fit_ray.errors import DirectoryError, FitError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.http import connections
 from flops_fit_ray.service.runs._supervisor import start_ticks
-from flops_fit_ray.service.state import cache, pricing
+from flops_fit_ray.service.state import cache, fits, pricing
 from flops_fit_ray.service.state.cache import SweepCache
 from flops_fit_ray.storage.opening import follow_no_links_in
 from flops_fit_ray.storage.paths import SweepPaths
@@ -241,3 +243,14 @@ def test_pricing_ends_where_it_takes_too_much_memory(tmp_path: Path) -> None:
     with process:
         assert process.wait(20) == pricing.OUT_OF_MEMORY
     os.kill(below, signal.SIGKILL)  # `_run` ends the group, when it sees this
+
+
+def test_a_fit_of_too_many_draws_is_refused_and_the_rest_answered(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fits, "MAX_DRAWS", open_sweep(made).spec.fit.draws - 1)
+    words = f"fit.draws: {fits.MAX_DRAWS + 1} would hold up .*a service draws {fits.MAX_DRAWS} at most; run .* {made}"
+    for question, more in (("fit", ()), ("predict", ("1e9",)), ("report", ()), ("valleys", ())):
+        with pytest.raises(FitError, match=words):
+            fits._answer(question, str(made), "1", more)
+    shown = json.loads(fits._answer("short", str(made), "1", ()))
+    assert re.match(words, shown["problem"]) and shown["results"] == 14 and shown["valleys"] == []
+    assert fits._answer("csv", str(made), "1", ()).count(b"completed") == 14

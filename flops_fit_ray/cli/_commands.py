@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import click
 
+from flops_fit_ray.cli._put import put_text
 from flops_fit_ray.cli._resume import resume_lines, set_resume_line
-from flops_fit_ray.cli._tell import tell
 from flops_fit_ray.engine.interrupt import interruptible
 from flops_fit_ray.errors import EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, FlopsFitError
 from flops_fit_ray.waiting import to_stderr, told_to
@@ -34,19 +34,19 @@ def run_command(args: Sequence[str] | None, prog_name: str) -> int:
         return e.exit_code
     except FlopsFitError as e:
         more = f"\n{resume_lines(typed)}" if e.exit_code == EXIT_INTERRUPTED else ""
-        tell(f"error: {e}{more}", err=True)
+        put_text(f"error: {e}{more}", err=True)
         return e.exit_code
     except OSError as e:
         if e.errno not in (*WRONG_PLACES, *NO_ROOM):
             raise
         place = f"{e.filename}: " if e.filename else ""
         more = f"\n{resume_lines(typed)}" if e.errno in NO_ROOM else "; choose another place, or give it the permission"
-        tell(f"error: {place}{e.strerror}{more}", err=True)
+        put_text(f"error: {place}{e.strerror}{more}", err=True)
         return EXIT_INTERRUPTED if e.errno in NO_ROOM else EXIT_INPUT
     except (KeyboardInterrupt, click.Abort, SystemExit) as e:  # click makes the second; Ray exits on a signal
         if isinstance(e, SystemExit) and COMPLETION in os.environ:
             raise
-        tell(f"{_why(e)}\n{resume_lines(typed)}", err=True)
+        put_text(f"{_why(e)}\n{resume_lines(typed)}", err=True)
         return EXIT_INTERRUPTED
     return code if isinstance(code, int) else EXIT_DONE
 

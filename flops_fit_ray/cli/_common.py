@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
+from flops_fit_ray.cli._put import put_text
 from flops_fit_ray.cli._resume import resume_lines, set_resume_line
-from flops_fit_ray.cli._tell import tell
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SpecError
 from flops_fit_ray.storage.object_store import ObjectPath
 from flops_fit_ray.storage.storage_path import StoragePath, expanded, storage_path
@@ -161,7 +161,7 @@ def _reserve_stdout(context: click.Context, _: click.Parameter, as_json: bool) -
 
 def echo(text: str) -> None:
     """Print the answer of a command to stdout; with --json, nothing else goes there."""
-    tell(text, file=click.get_current_context().meta.get(_STDOUT))
+    put_text(text, file=click.get_current_context().meta.get(_STDOUT))
 
 
 json_option = click.option(
@@ -238,7 +238,7 @@ def resolve_spec(spec: Path | None, *, quiet: bool) -> Path:
     here = Path.cwd() / SPEC_NAME
     chosen = here if here.exists() else demo_directory() / SPEC_NAME
     what = f"{SPEC_NAME} of this directory" if chosen == here else "the built-in demo"
-    tell(f"no SPEC given: using {what} ({chosen})", err=quiet)
+    put_text(f"no SPEC given: using {what} ({chosen})", err=quiet)
     return chosen.absolute()
 
 

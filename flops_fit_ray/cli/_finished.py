@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops_fit_ray.cli._tell import tell
+from flops_fit_ray.cli._put import put_text
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
@@ -47,5 +47,5 @@ def say_finished(spec: SweepSpec, base: Path, root: StoragePath) -> int | None:
     from flops_fit_ray.console.status_text import finished_lines
 
     what = "spec, code and version are those of before (data are read again when something is left to run)"
-    tell("\n".join(finished_lines(found, what, time.monotonic() - began)))
+    put_text("\n".join(finished_lines(found, what, time.monotonic() - began)))
     return EXIT_FAILED if found.words.has_problem else EXIT_DONE

@@ -11,6 +11,7 @@ import click
 
 from flops_fit_ray.cli._common import POSITIVE, LocalPath, StoragePathType, echo, json_option, open_directory
 from flops_fit_ray.cli._next import MOST_NEXT, NextWanted, choose_next, next_wanted
+from flops_fit_ray.cli._put import put_text
 from flops_fit_ray.cli._sources import (
     FIT_OPTIONS,
     TABLE_OPTIONS,
@@ -24,7 +25,6 @@ from flops_fit_ray.cli._sources import (
     reading_of,
     with_options,
 )
-from flops_fit_ray.cli._tell import tell
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, FlopsFitError, SpecError
 from flops_fit_ray.fit_options import FIT_DEFAULTS
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
@@ -87,7 +87,7 @@ def fit(
     file = load(path)
     for value in values_of(path, file, each, reading_of(options)):
         if not as_json:
-            tell(f"{each} = {value}")
+            put_text(f"{each} = {value}")
         try:
             code, contents[value] = _fit_one(
                 source,
@@ -100,10 +100,10 @@ def fit(
             )
         except FlopsFitError as e:  # the others are fitted all the same
             code, contents[value] = e.exit_code, {"error": str(e)}
-            tell(f"error: {e}", err=as_json)
+            put_text(f"error: {e}", err=as_json)
         codes.append(code)
         if not as_json:
-            tell()
+            put_text()
     if as_json:
         echo(json.dumps({"schema_version": SCHEMA_VERSION, "each": each, "fits": contents}, indent=1))
     return max(codes, default=EXIT_DONE)
@@ -151,7 +151,7 @@ def _fit_one(
         from flops_fit_ray.report import write_table_report
 
         path = write_table_report(opened.table, analysis, report_to, command_of(opened.table, options))
-        tell(f"report: {path}", err=as_json)
+        put_text(f"report: {path}", err=as_json)
     content = analysis_document(analysis, card, opened.table) if as_json else {}
     if chosen is not None:
         content["next_runs"] = chosen.to_json()
@@ -164,12 +164,12 @@ def _print_fit(opened: Opened, analysis: Analysis, card: Sequence[CardItem], cho
     from flops_fit_ray.sweep.minima import metrics_at_minima
 
     if opened.table is not None:
-        tell(table_text(opened.table))
+        put_text(table_text(opened.table))
     table_of_minima = minima_text(metrics_at_minima(opened.sweep)) if opened.sweep is not None else ""
     metrics = f"at the minima:\n{table_of_minima}\n\n" if table_of_minima else ""
-    tell(f"{analysis_text(analysis)}\n\n{metrics}{card_text(card)}")
+    put_text(f"{analysis_text(analysis)}\n\n{metrics}{card_text(card)}")
     if chosen is not None:
-        tell(f"\n{next_runs_text(chosen)}")
+        put_text(f"\n{next_runs_text(chosen)}")
 
 
 def _show_optima(optima: Optima, at: Sequence[float], as_json: bool, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _show_optima(optima: Optima, at: Sequence[float], as_json: bool, options: Ma
     targets = list(at) or [10 * float(optima.flops.max())]
     if not as_json:
         for line in optima.lines(targets, confidence):
-            tell(line)
+            put_text(line)
     return optima.to_json(targets, confidence)
 
 
@@ -221,7 +221,7 @@ def compare(
         from flops_fit_ray.report.figures import comparison_bands, draw_comparison, save
 
         save(draw_comparison(comparison_bands(fits, [str(first), str(second)], comparison)), figure)
-        tell(f"figure: {figure}", err=as_json)
+        put_text(f"figure: {figure}", err=as_json)
 
 
 @click.command()

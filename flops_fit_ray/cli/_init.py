@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flops_fit_ray.cli._common import DEMO_FILES, SPEC_NAME, LocalPath, cost_options, demo_directory
-from flops_fit_ray.cli._tell import tell
+from flops_fit_ray.cli._put import put_text
 
 if TYPE_CHECKING:
     from flops_fit_ray.spec import BudgetsFor
@@ -46,9 +46,9 @@ def init(directory: Path, limit: BudgetsFor | None) -> None:
             )
     except OSError as e:
         raise click.UsageError(f"{directory}: cannot be written: {e.strerror}; give another directory") from e
-    tell(f"wrote {', '.join(str(directory / name) for name in DEMO_FILES)}")
+    put_text(f"wrote {', '.join(str(directory / name) for name in DEMO_FILES)}")
     spec = directory / SPEC_NAME
-    tell(f"next: flops-fit-ray run {spec} (or, to see the plan before: check {spec}, and plan {spec})")
+    put_text(f"next: flops-fit-ray run {spec} (or, to see the plan before: check {spec}, and plan {spec})")
 
 
 def with_open_budgets(text: str, limit: BudgetsFor | None) -> str:

@@ -38,8 +38,8 @@ from flops_fit_ray.cli._common import (
 )
 from flops_fit_ray.cli._finished import say_finished
 from flops_fit_ray.cli._lines import command_line, extend_line, given_options
+from flops_fit_ray.cli._put import put_text
 from flops_fit_ray.cli._resume import set_resume_line
-from flops_fit_ray.cli._tell import tell
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
@@ -131,11 +131,11 @@ def plan(
     request = with_budgets_chosen(
         request,
         limit,
-        to_stderr if as_json else tell,
+        to_stderr if as_json else put_text,
         rates=stated,
         measure_speed=False,
     )
-    resolved = continued(request.spec, SweepPaths(root), to_stderr if as_json else tell).spec
+    resolved = continued(request.spec, SweepPaths(root), to_stderr if as_json else put_text).spec
     request = replace(request, spec=resolved)
     _, made = plan_request(request, recorded_constants(SweepPaths(root)))
     if world is not None:
@@ -258,7 +258,7 @@ def run(
         new=new,
         from_checkpoint=from_checkpoint,
     )
-    request = with_budgets_chosen(request, limit, to_stderr if as_json or style == "json" else tell)
+    request = with_budgets_chosen(request, limit, to_stderr if as_json or style == "json" else put_text)
     return run_request(request, as_json=as_json, style=style or "")
 
 
@@ -328,7 +328,7 @@ def extend(
     base = begun.base if code is None else code.absolute()
     if not base.is_dir():  # run by a job, or on another machine
         base = Path.cwd()
-        tell(
+        put_text(
             f"{begun.base} does not exist here: loading model and data from {base} (--code names another)", err=as_json
         )
     limits = RunLimits(until, at_most, slots)

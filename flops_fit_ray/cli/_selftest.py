@@ -8,7 +8,7 @@ import sys
 import click
 
 from flops_fit_ray.cli._common import address_option, echo, json_option
-from flops_fit_ray.cli._tell import tell
+from flops_fit_ray.cli._put import put_text
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED
 
 
@@ -21,7 +21,7 @@ def selftest(address: str | None, as_json: bool) -> int:
     from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
     out = sys.stderr if as_json else sys.stdout
-    cases = run_cases(address, lambda line: tell(line, file=out))
+    cases = run_cases(address, lambda line: put_text(line, file=out))
     passed = all(case.passed for case in cases)
     if as_json:
         content = {"schema_version": SCHEMA_VERSION, "passed": passed, "cases": [c.to_json() for c in cases]}

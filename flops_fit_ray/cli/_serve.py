@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from flops_fit_ray.cli._common import LocalPath
-from flops_fit_ray.cli._tell import tell
+from flops_fit_ray.cli._put import put_text
 from flops_fit_ray.errors import ResourceError
 
 
@@ -91,5 +91,5 @@ def serve(
         tracker_hosts=tracker_hosts, address=address, at_once=at_once, max_queued=queue,
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):
-        run(settings, tell)
-    tell("server ended; sweeps keep running")
+        run(settings, put_text)
+    put_text("server ended; sweeps keep running")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flops_fit_ray.cli._common import directory_argument, echo, json_option, open_directory, output_options
-from flops_fit_ray.cli._tell import tell
+from flops_fit_ray.cli._put import put_text
 from flops_fit_ray.errors import FlopsFitError, first_line
 from flops_fit_ray.storage.storage_path import StoragePath
 
@@ -62,7 +62,7 @@ def status(directory: StoragePath | None, watch: bool, style: OutputStyle | None
         }
         echo(json.dumps(content))
         return
-    tell(status_text(sweep))
+    put_text(status_text(sweep))
 
 
 def _watch(sweep: Sweep, style: OutputStyle) -> None:

@@ -22,8 +22,8 @@ from flops_fit_ray.cli._common import (
     spec_argument,
 )
 from flops_fit_ray.cli._lines import run_options
+from flops_fit_ray.cli._put import put_text
 from flops_fit_ray.cli._resume import shell_line
-from flops_fit_ray.cli._tell import tell
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, SpecError
 from flops_fit_ray.storage.storage_path import StoragePath, is_remote, storage_path
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -87,11 +87,11 @@ def submit(
         content = {"job_id": job_id, "job_status": status, "address": jobs.address, "output": str(root)}
         echo(json.dumps({"schema_version": SCHEMA_VERSION, **content}))
     else:
-        tell(_job_text(job_id, status, jobs.address, root, again))
+        put_text(_job_text(job_id, status, jobs.address, root, again))
     if follow:
         return _follow(jobs, job_id, err=as_json)
     if status == "FAILED":
-        tell(f"error: {jobs.message(job_id)}", err=True)
+        put_text(f"error: {jobs.message(job_id)}", err=True)
     return EXIT_FAILED if status == "FAILED" else EXIT_DONE
 
 
@@ -125,7 +125,7 @@ def _job_text(job_id: str, status: str, address: str, root: StoragePath, again: 
 
 def _follow(jobs: Jobs, job_id: str, *, err: bool) -> int:
     try:
-        return jobs.follow(job_id, lambda part: tell(part, nl=False, err=err))
+        return jobs.follow(job_id, lambda part: put_text(part, nl=False, err=err))
     except KeyboardInterrupt:
-        tell(f"\nstopped following; job {job_id} is still running", err=True)
+        put_text(f"\nstopped following; job {job_id} is still running", err=True)
         return EXIT_DONE

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.sweep.directory import Sweep
 
 NICE = 10
+MAX_DRAWS = 20_000  # of the intervals of a fit
 MAX_OPEN = 4  # fitted sweeps cached in the worker
 MAX_ANSWERS = 500  # cached in the service
 REFRESH_SHARE = 0.1  # of a core, for fits that no request waits for
@@ -146,6 +147,11 @@ def _answer(question: str, root: str, version: str, more: tuple[str, ...]) -> by
     _open[root] = known
     while len(_open) > MAX_OPEN:
         _open.popitem(last=False)
+    if question in FITTED and (draws := known[1].spec.fit.draws) > MAX_DRAWS:
+        why = f"fit.draws: {draws} would hold up the fits of all other sweeps, and a service draws {MAX_DRAWS} at most"
+        if question == "short":
+            return json.dumps(_shown_fit(known[1], problem=f"{why}; run flops-fit-ray fit {root}")).encode()
+        raise FitError(f"{why}; run flops-fit-ray fit {root}")
     try:
         return QUESTIONS[question](known[1], *more)
     except FlopsFitError:
@@ -160,23 +166,28 @@ def _fit(sweep: Sweep) -> bytes:
     return json.dumps(analysis_document(sweep.analysis, validity_card(sweep.fit, sweep))).encode()
 
 
+def _shown_fit(sweep: Sweep, **known: object) -> dict[str, object]:
+    """Return what a page shows of a fit, as far as it is known."""
+    empty: dict[str, object] = {"answer": "", "laws": [], "valleys": [], "problem": "", "warnings": [], "range": None}
+    return {"results": len(sweep.results), **empty, **known}
+
+
 def _short(sweep: Sweep) -> bytes:
     """Return the answer, valleys and warnings that a page shows."""
     from flops_fit_ray.analysis import json_value, n_opt_to_json
     from flops_fit_ray.report.page import answer_sentence
 
     fit = sweep.fit
-    found = {
-        "results": len(sweep.results),
-        "answer": ""
-        if not sweep.results or sweep.spec.is_one_run
-        else answer_sentence(sweep.analysis, sweep.loss_name),
-        "laws": [f"{name} = {law.formula}" for name, law in fit.laws],
-        "valleys": n_opt_to_json(fit),
-        "problem": fit.problem,
-        "warnings": list(sweep.warnings),
-        "range": list(fit.fitted_range) if fit.params_opt is not None else None,
-    }
+    has_answer = sweep.results and not sweep.spec.is_one_run
+    found = _shown_fit(
+        sweep,
+        answer=answer_sentence(sweep.analysis, sweep.loss_name) if has_answer else "",
+        laws=[f"{name} = {law.formula}" for name, law in fit.laws],
+        valleys=n_opt_to_json(fit),
+        problem=fit.problem,
+        warnings=list(sweep.warnings),
+        range=list(fit.fitted_range) if fit.params_opt is not None else None,
+    )
     return json.dumps(json_value(found)).encode()
 
 
@@ -264,6 +275,7 @@ def _inked(svg: str) -> bytes:
     return f"{element[:at]}<style>{style}</style>{element[at:]}".encode()
 
 
+FITTED = {"fit", "short", "predict", "valleys", "laws", "report", "summary"}  # questions that need a fit
 QUESTIONS: Mapping[str, Callable[..., bytes]] = {
     "fit": _fit,
     "short": _short,

@@ -9,6 +9,6 @@ import click
 from flops_fit_ray.formatting import printable
 
 
-def tell(text: str = "", *, nl: bool = True, err: bool = False, file: IO[Any] | None = None) -> None:
+def put_text(text: str = "", *, nl: bool = True, err: bool = False, file: IO[Any] | None = None) -> None:
     """Write text as `click.echo` does, with control characters made visible."""
     click.echo(printable(text), nl=nl, err=err, file=file)

@@ -51,12 +51,18 @@ class LimitedProtocol(H11Protocol):
         if not waits or self.transport.is_closing():
             self._leave()
         elif self not in (here := self._waiting.setdefault(self._address, {})):
-            here[self] = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+            here[self] = self.loop.call_later(REQUEST_SECONDS, self._close)
             if len(here) > MAX_WAITING:
-                next(iter(here)).transport.abort()
+                next(iter(here))._close()
             elif sum(map(len, self._waiting.values())) > MAX_WAITING_IN_ALL:
                 crowd = max(self._waiting.values(), key=lambda some: len(some))
-                next(iter(crowd)).transport.abort()
+                next(iter(crowd))._close()
+
+    def _close(self) -> None:
+        """Close the connection, and count it no longer: the loop tells of the end only later."""
+        self._leave()
+        self.connections.discard(self)
+        self.transport.abort()
 
     def _leave(self) -> None:
         here = self._waiting.get(self._address, {})

@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs.markdown import ROOT, Block, anchors, blocks, code_spans, links, slugify, target_of, with_links
-from docs.reference import FOLDER, PAGES
-from flops_fit_ray import errors
-from flops_fit_ray.analysis import Flag
-from flops_fit_ray.analysis._flags import CODES
-from flops_fit_ray.sweep.directory import STATUSES
-from flops_fit_ray.sweep.validity import QUESTIONS
-from tests.doc_blocks import PATHS, command_faults, faults
+from tests.doc_blocks import command_faults, faults
 
 LINKED = sorted(
     path
@@ -126,50 +120,3 @@ def test_blocks_in_lists_and_their_reasons_are_found() -> None:
         Block(8, "yaml", "a: 1\n", "needs a cluster"),
         Block(12, "yaml", "\n", ""),
     ]
-
-
-def test_what_programs_are_told_by_hand_is_what_they_get() -> None:
-    """The names in docs/programs.md are fields of records and objects, of lines, or of what a command alone makes."""
-    known = set(re.findall(r"`(\w+)`", (FOLDER / "json.md").read_text()))
-    known |= {"question", "plan", "cluster", "event", "progress", "result"}  # kinds of lines
-    known |= {"job_id", "job_status", "address", "passed", "cases", "truth", "sealed", "path", "_interval", "metric_"}
-    rows = re.findall(r"^\| `.*?` \| (.*) \|$", (ROOT / "docs" / "programs.md").read_text(), flags=re.M)
-    words = {word for row in rows for span in re.findall(r"`([^`]+)`", row) for word in span.split()}
-    named = {word for word in words if re.fullmatch(r"[a-z_]+", word)}
-    assert len(named) > 100 and named - known <= {"score"}  # of `score --json`
-
-
-# Troubleshooting ------------------------------------------------------------------------------------------------------
-
-TROUBLES = ROOT / "docs" / "troubleshooting.md"
-
-
-def test_every_warning_has_its_anchor() -> None:
-    assert len(CODES) > 50
-    assert CODES - anchors(TROUBLES.read_text()) == set()
-    with pytest.raises(AssertionError, match="narow"):
-        Flag("narow_range", "info", "a code without a home is no code")
-
-
-def test_every_state_question_and_exit_code_is_explained() -> None:
-    said = set(re.findall(r"^\| [`*]*([^`*|]+?)[`*]* \|", TROUBLES.read_text(), flags=re.M))
-    codes = {str(code) for name, code in vars(errors).items() if name.startswith("EXIT_")}
-    assert codes | {*STATUSES, *QUESTIONS} <= said
-
-
-# References -----------------------------------------------------------------------------------------------------------
-
-
-SLOW = {"json.md"}  # it fits tables and sweeps
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PAGES])
-def test_references_are_those_of_the_code(name: str) -> None:
-    assert PAGES[name]() == (FOLDER / name).read_text(), "python -m docs.reference writes them again"
-
-
-def test_every_key_of_a_spec_says_what_it_means() -> None:
-    text = (FOLDER / "spec.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", text.split("## Names of")[0], flags=re.M)
-    assert [key for key, value, _, meaning in rows if not (value and meaning)] == []
-    assert {key for key, *_ in rows} >= {path.rpartition(".")[2] for path in PATHS} - {"budgets_for", "why"}

@@ -175,7 +175,8 @@ def test_what_waits_makes_a_cluster_grow(tmp_path: Path) -> None:
     config.write_text(json.dumps({**whole, "available_node_types": kinds}))
     grows = ["--port", str(port), "--num-cpus", "0", "--autoscaling-config", str(config)]
     with real_cluster(*grows, RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1") as cluster:
+        cluster.until_joined(1)  # the head alone, which runs nothing
         spec, root = make_project(tmp_path / "project"), tmp_path / "out"
         done = call(cluster, "run", spec, "--address", cluster.address, "--output", root, "--slots", "2")
-        assert "slots fit now; waiting for the cluster to grow" in done.stdout
         assert done.returncode == 0 and open_sweep(root).complete, done.stdout + done.stderr
+        assert "cluster: 2 experiments at a time" in done.stdout

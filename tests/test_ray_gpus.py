@@ -63,7 +63,7 @@ def test_experiments_of_one_gpu_run_on_two_at_a_time(tmp_path: Path) -> None:
 
 PLACED = """
 import json, os, sys, ray
-from flops_fit_ray.engine._gpus import refuse_unusable_gpus
+from flops_fit_ray.engine._gpus import unusable_gpus
 from flops_fit_ray.engine.resources import choose_slots, live_entries, live_nodes
 from flops_fit_ray.errors import ResourceError
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
@@ -82,7 +82,7 @@ found = {
     "with_gpus": [name for name, node in live_entries().items() if node["Resources"].get("GPU")],
 }
 try:
-    refuse_unusable_gpus(slots)
+    unusable_gpus(slots)
     found["fault"] = ""
 except ResourceError as e:
     found["fault"] = str(e)

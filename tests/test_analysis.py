@@ -100,7 +100,7 @@ def test_a_maximum_is_not_a_minimum() -> None:
     bump = points_from([1.0] * 5, [1.0] * 5, [1, 2, 4, 8, 16], [16, 8, 4, 2, 1], [2.0, 2.4, 1.9, 2.4, 2.0])
     assert "noise, or a bad run among them" in fit_sweep(bump).valleys[0].reason
     assert fit.params_opt is None
-    assert "0 budget(s) have an optimum, and a law needs 2" in fit.problem
+    assert "0 budgets have an optimum, and a law needs 2" in fit.problem
     with pytest.raises(FitError, match="there is no scaling law to predict from"):
         predict(fit, 1e20)
 
@@ -125,7 +125,7 @@ def test_meaningless_values_are_refused(bad: float) -> None:
     points = sweep_on(BESIROGLU, BUDGETS)
     loss = points.loss.copy()
     loss[3] = bad
-    with pytest.raises(FitError, match=r"loss must be positive and below 1e\+100: 1 value\(s\) are not"):
+    with pytest.raises(FitError, match=r"loss must be positive and below 1e\+100: 1 value is not"):
         fit_sweep(replace(points, loss=loss))
 
 

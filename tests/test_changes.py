@@ -84,7 +84,7 @@ def test_another_definition_of_n_is_refused_though_nothing_would_be_trained_agai
 
     found = changed(half, user_parts_of(half.spec, model=Declaring))
     assert (found.changed, found.redefined) == (0, 4)
-    assert "N of 4 completed experiment(s) is counted in another way now: model, size 4: N 41 -> 40" in str(
+    assert "N of 4 completed experiments is counted in another way now: model, size 4: N 41 -> 40" in str(
         found.refusal("test")
     )
 
@@ -112,9 +112,7 @@ def test_a_changed_recipe_is_refused(half: Sweep, changes: Any, line: str) -> No
     found = changed(half, user, **changes)
     assert line in found.lines and found.changed == 4
     refusal = str(found.refusal("runs/x"))
-    assert refusal.startswith(
-        "runs/x: 4 completed experiment(s) of this directory would be trained again in another way"
-    )
+    assert refusal.startswith("runs/x: 4 completed experiments of this directory would be trained again in another way")
     assert line in refusal and "--new" in refusal and "--output" in refusal
 
 
@@ -174,7 +172,7 @@ def test_edited_code_is_said_and_its_results_are_kept_and_named(half: Sweep, tmp
         )
     found = changes_since(recorded_in(ledger.paths), half.spec, plan, second)
     said = (
-        "code: parts.py was edited; 3 completed experiment(s) of before keep their results, and open ones go on from "
+        "code: parts.py was edited; results of 3 completed experiments of before stay, and open ones go on from "
         "their checkpoints"
     )
     assert found == Changes(lines=(said,), changed=0, dropped=0)
@@ -232,7 +230,7 @@ def test_a_directory_whose_losses_were_weighed_in_another_way_is_refused(
     assert (found.lines, found.changed) == ((line,), 4)
     (refusal,) = found.refusal("run").faults
     assert refusal.startswith(
-        f"4 completed experiment(s) of this directory would be trained again in another way: {line}"
+        f"4 completed experiments of this directory would be trained again in another way: {line}"
     )
     assert "another --output, or say --new" in refusal
     assert changed(old) == Changes(lines=(), changed=0, dropped=0)  # the rule of before goes on

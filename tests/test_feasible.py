@@ -95,7 +95,7 @@ def test_the_largest_budget_can_be_what_is_said_or_have_the_data_that_are_said(s
 def test_a_batch_that_is_small_enough_is_named() -> None:
     spec = adaptive_spec([1e10, 1e13], train={"batch_size": 100_000, "lr": 1e-3})
     said = refusal(spec, Measurements(sizes=SIZES, data=DATA))
-    assert said.startswith("spec: budgets: C = 1e10, the smallest budget, has 2 size(s) around its expected optimum")
+    assert said.startswith("spec: budgets: C = 1e10, the smallest budget, has 2 sizes around its expected optimum")
     found = re.search(r"this C needs train.batch_size of at most ([\d,]+)", said)
     assert found is not None, said
     batch = int(found[1].replace(",", ""))

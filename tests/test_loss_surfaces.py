@@ -112,7 +112,7 @@ def test_sizes_without_a_minimum_are_no_answer_and_say_so() -> None:
     found = simulate_spec(spec, planner_of(spec).plan(), surface=SURFACES["small"], noise=0.001, sweeps=1, slots=(2,))
     said = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert said["answered"] == 0 and said["bias"] is None and said["surface_name"] == "small"
-    assert "gave a law of N_opt: 0 budget(s) have an optimum, and a law needs 2 (C = " in simulation_text(found)
+    assert "gave a law of N_opt: 0 budgets have an optimum, and a law needs 2 (C = " in simulation_text(found)
     assert "nan" not in simulation_text(found)
 
 

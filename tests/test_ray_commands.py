@@ -135,7 +135,7 @@ def test_a_changed_spec_is_shown_and_refused_unless_it_is_meant(
     code, said = run("--set", "train.lr=0.02")
     assert code == 2 and outcomes(root) == before, said
     assert "changed since the last run" in said and "  train.lr: 0.04 -> 0.02" in said
-    assert "6 completed experiment(s) of this directory would be trained again in another way: train.lr: 0.04" in said
+    assert "6 completed experiments of this directory would be trained again in another way: train.lr: 0.04" in said
     code, said = run("--set", "fit.draws=400")  # changes no result
     assert code == 0 and "fit.draws: 200 -> 400" in said and outcomes(root) == before
     code, said = run("--set", "train.lr=0.02", "--new")

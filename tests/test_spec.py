@@ -53,13 +53,13 @@ def test_mappings_need_no_size_param() -> None:
 
 
 BAD = [
-    ("budgets", "[]", "budgets: has 0 budget(s)"),
+    ("budgets", "[]", "budgets: has no budgets"),
     (
         "budgets",
         "1e18",
         "budgets: must be a list of FLOPs, for example [1e18, 3e18, 1e19], or auto, or {minutes: 30} (got 1e+18)",
     ),
-    ("budgets", "[1e18]", "budgets: has 1 budget(s)"),
+    ("budgets", "[1e18]", "budgets: has 1 budget"),
     ("fit", "{curve: quartic}", "fit.curve: must be 'auto', 'parabola', 'skewed', 'cubic' or 'akima' (got 'quartic')"),
     ("fit", "{window: 2}", "fit.window: must be greater than or equal to 3 (got 2)"),
     ("fit", "{pins: {A: 3}}", "fit.pins.A: must be 'E', 'alpha' or 'beta' (got 'A')"),

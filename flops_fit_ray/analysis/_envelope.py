@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._law import LawDraws, fit_lines, fit_power_law
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis.arrays import Floats, Ints
@@ -47,7 +48,7 @@ def envelope_method(curves: Points | None, draws: int, rng: np.random.Generator)
     best = _lowest(loss, params)
     chosen = np.unique(best[best >= 0])
     if len(chosen) < MIN_RUNS:
-        reason = f"{len(chosen)} run(s) on the envelope, and a law needs {MIN_RUNS}"
+        reason = f"{fmt.counted(len(chosen), 'run')} on the envelope, and a law needs {MIN_RUNS}"
         return Method(name="envelope", status="no_law", reason=reason,
                       params_opt=None, tokens_opt=None, loss_opt=None)  # fmt: skip
     # 3) power laws through N, D and L of those runs over C

@@ -117,7 +117,8 @@ def _optima(valleys: Sequence[Valley]) -> tuple[list[int], Floats, tuple[Floats,
     used = interior(valleys)
     if len(used) < 2:
         without = "; ".join(f"C = {fmt.flops(v.budget)}: {v.reason}" for v in valleys if v.status != "interior")
-        return f"{len(used)} budget(s) have an optimum, and a law needs 2{f' ({without})' if without else ''}"
+        found = f"{fmt.counted(len(used), 'budget')} {'has' if len(used) == 1 else 'have'}"
+        return f"{found} an optimum, and a law needs 2{f' ({without})' if without else ''}"
     flops = np.array([valleys[i].flops for i in used])
     if len(np.unique(flops)) < 2:
         return "all budgets spent the same C, and a law needs two that differ"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.errors import FitError
 
@@ -77,7 +78,8 @@ def check_points(points: Points) -> None:
             continue
         bad = values[~((values > 0) & (values < MOST))]
         if len(bad):
-            raise FitError(f"{name} must be positive and below {MOST:g}: {len(bad)} value(s) are not, such as {bad[0]}")
+            wrong = f"{fmt.counted(len(bad), 'value')} {'is' if len(bad) == 1 else 'are'} not"
+            raise FitError(f"{name} must be positive and below {MOST:g}: {wrong}, such as {bad[0]}")
 
 
 def group_by_nearness(cost: Floats, factor: float = NEARNESS) -> Floats:

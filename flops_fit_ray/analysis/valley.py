@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.analysis.window import nearest_sizes, within_reach
 from flops_fit_ray.errors import FitError
@@ -332,7 +333,10 @@ def fit_valley(
     over_tokens: Curve | None = None
     status: ValleyStatus
     if min(len(np.unique(n)), len(np.unique(d))) < needed:
-        status, reason = "too_few", f"{len(np.unique(n))} finished size(s), and a valley needs at least {needed}"
+        status, reason = (
+            "too_few",
+            f"{fmt.counted(len(np.unique(n)), 'finished size')}, and a valley needs at least {needed}",
+        )
     else:
         over_params, over_tokens = (fit_curve(curve, size, y, w, rho) for size, rho in ((n, skew), (d, -skew)))
         flat = float(np.ptp(y)) <= FLAT * float(np.abs(y).max())

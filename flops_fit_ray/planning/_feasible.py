@@ -91,7 +91,7 @@ def first_fault(spec: SweepSpec, measurements: Measurements) -> str:
     short, unfed = sum(n < least_steps(spec, measurements) for n in steps), sum(n > largest for n in steps)
     if not short and not unfed:
         return next(_next_faults(spec, measurements, have, c))
-    what = f"C = {fmt.flops(c)}, the smallest budget, has {have} size(s) around its expected optimum"
+    what = f"C = {fmt.flops(c)}, the smallest budget, has {fmt.counted(have, 'size')} around its expected optimum"
     if unfed > short:
         nearest = _nearest(measurements, centre_of(spec, measurements, c))
         need = too_much_data(spec, measurements, c, nearest)
@@ -126,8 +126,8 @@ def _next_faults(spec: SweepSpec, measurements: Measurements, have: int, budget:
         )
     else:
         yield (
-            f"budgets: C = {c} has {have} size(s) around its expected optimum N = {centre:.3g}, and {NEEDS}; the "
-            "model allows no others: widen model.sizes or set grid.tokens_per_param"
+            f"budgets: C = {c} has {fmt.counted(have, 'size')} around its expected optimum N = {centre:.3g}, and "
+            f"{NEEDS}; the model allows no others: widen model.sizes or set grid.tokens_per_param"
         )
 
 

@@ -95,8 +95,8 @@ def _budget_faults(spec: SweepSpec, cells: list[Cell], measurements: Measurement
                 f"; the model rejected {'; '.join(measurements.skipped)}" if measurements.skipped and not sizes else ""
             )
             faults.append(
-                f"budgets: {fmt.flops(budget.flops)} has {len(sizes)} size(s) {sizes}; a valley needs at least "
-                f"{MIN_DISTINCT_SIZES['parabola']}, better {GOOD_SIZES}: give model.sizes{skipped}"
+                f"budgets: {fmt.flops(budget.flops)} has {fmt.counted(len(sizes), 'size')} {sizes}; a valley needs at "
+                f"least {MIN_DISTINCT_SIZES['parabola']}, better {GOOD_SIZES}: give model.sizes{skipped}"
             )
     return faults
 

@@ -23,7 +23,7 @@ from flops_fit_ray.spec._values import Budget, BudgetsFor, BudgetValue, Resource
 ONE_BUDGET = "one_budget"  # in the context of a validation: one budget of many sizes will do, nothing is run
 NO_DATA = "none"  # as data.train and as fingerprint, of a plan that no data were given for
 SYNTHETIC_LOSS = "synthetic:besiroglu"  # of a sweep that trains nothing
-FEW_BUDGETS = "has {} budget(s); a law needs at least 2, better 4 or 5 over a range of 32x"
+FEW_BUDGETS = "has {}; a law needs at least 2, better 4 or 5 over a range of 32x"
 
 
 class SweepSpec(Section):
@@ -81,7 +81,7 @@ class SweepSpec(Section):
         if not isinstance(budgets, Sequence) or isinstance(budgets, str | bytes):
             raise ValueError("must be a list of FLOPs, for example [1e18, 3e18, 1e19], or auto, or {minutes: 30}")
         if not budgets:
-            raise ValueError(FEW_BUDGETS.format(0))
+            raise ValueError(FEW_BUDGETS.format("no budgets"))
         return budgets
 
     @field_validator("budgets")
@@ -91,7 +91,7 @@ class SweepSpec(Section):
         one_run = len(budgets) == 1 and budgets[0].sizes is not None and len(budgets[0].sizes) == 1
         may_be_one = bool((info.context or {}).get(ONE_BUDGET)) and len(flops) == 1
         if len(flops) == 1 and not (one_run or may_be_one):
-            raise ValueError(FEW_BUDGETS.format(1))
+            raise ValueError(FEW_BUDGETS.format("1 budget"))
         twice = sorted(f for f, times in Counter(flops).items() if times > 1)
         if twice:
             raise ValueError(f"{few(twice)} are given twice")

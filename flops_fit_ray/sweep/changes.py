@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import Experiment, Plan, plan_from_json
@@ -45,7 +46,7 @@ class Changes:
             return SpecError(
                 what,
                 [
-                    f"N of {self.redefined} completed experiment(s) is counted in another way now: "
+                    f"N of {fmt.counted(self.redefined, 'completed experiment')} is counted in another way now: "
                     f"{'; '.join(self.lines[:3])}. Choose another --output, or give the model a num_params of before"
                 ],
             )
@@ -53,9 +54,9 @@ class Changes:
         return SpecError(
             what,
             [
-                f"{self.changed} completed experiment(s) of this directory would be trained again in another way: "
-                f"{said}. Take that back, choose another --output, or say --new: the old results then stay on record "
-                "and are left out"
+                f"{fmt.counted(self.changed, 'completed experiment')} of this directory would be trained again in "
+                f"another way: {said}. Take that back, choose another --output, or say --new: the old results then "
+                "stay on record and are left out"
             ],
         )
 
@@ -195,8 +196,8 @@ def _code_lines(recorded: Recorded, results: Sequence[ExperimentResult], now: Co
         what = "it is not that of before" if before is None else named(before.changes_to(now))
         if what:
             yield (
-                f"code: {what}; {trained[digest]} completed experiment(s) of before keep their results, and open ones "
-                "go on from their checkpoints"
+                f"code: {what}; results of {fmt.counted(trained[digest], 'completed experiment')} of before stay, and "
+                "open ones go on from their checkpoints"
             )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import Analysis, SweepFit, analysis_to_json
 from flops_fit_ray.analysis.diagnostics import ROUNDING, TRUSTED_BUDGETS, TRUSTED_RANGE
 from flops_fit_ray.analysis.outliers import EXACT, OUTLIER, deviations
@@ -260,7 +261,7 @@ def _shared(fit: SweepFit) -> str:
 def _grid(fit: SweepFit) -> tuple[CardVerdict, str]:
     optima = [v for v, _ in fit.optima]
     if len(optima) < 2:
-        return "FAIL", f"{len(optima)} budget(s) with an optimum; a power law needs 2"
+        return "FAIL", f"{fmt.counted(len(optima), 'budget')} with an optimum; a power law needs 2"
     span = optima[-1].flops / optima[0].flops
     sizes = [len(np.unique(v.params)) for v in optima]
     reach = [min(v.params_opt / v.params[0], v.params[-1] / v.params_opt) for v in optima]

@@ -104,7 +104,10 @@ def test_page_rest_and_report_show_what_the_driver_says(write: Write, tmp_path: 
         assert gpus["MIG-1"]["utilisation"] is None and gpus["MIG-1"]["experiments"] == [on_slice]
         page = text_of(served, "/sweeps/x")
         assert "GPU 2 NVIDIA H200 73 %, 2.15 GB of 151 GB, 61 °C, 512 W</li>" in page
-        assert "GPU 3 NVIDIA H200 <span" in page and "GPU 8 NVIDIA A100 MIG 1g.5gb, 1 kB of 5.37 GB</li>" in page
+        assert (
+            'GPU 3 NVIDIA H200 <span class="soft">no experiment<' in page
+            and "GPU 8 NVIDIA A100 MIG 1g.5gb, 1 kB of 5.37 GB</li>" in page
+        )
     facts = dict(provenance(sweep))
     assert "8 x NVIDIA H200, 1 x NVIDIA A100 MIG 1g.5gb, driver 570.86.15" in facts["cluster"]
     write(f"0 GPU-0 {H200}", code=NO_PERMISSION)

@@ -21,8 +21,18 @@ def enter(args: Sequence[str] | None = None, prog_name: str = "flops-fit-ray") -
     if _parent.is_led():
         _drive(given, prog_name)
     if given[:1] and given[0] in LED and _parent.can_lead():
-        sys.exit(_lead(given))
+        _leave(_lead(given))
     main(given, prog_name)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process at once: while the interpreter is torn down, a signal would decide how it ends."""
+    import contextlib
+
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe
+            stream.flush()
+    os._exit(code)
 
 
 def _lead(typed: Sequence[str]) -> int:
@@ -100,7 +110,4 @@ def _drive(args: Sequence[str], prog_name: str) -> NoReturn:
     _parent.tell_parent("ends", str(code))  # what is registered for the exit may never end
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
+    _leave(code)

@@ -85,15 +85,25 @@ def _struck(
         if driver.ended() or not kinds:
             break
         kind = dice.choices(list(kinds), [WEIGHTS[kind] for kind in kinds])[0]
-        name = dice.choice(SIGNALS[kind])
+        name, pid = dice.choice(SIGNALS[kind]), dice.choice(kinds[kind])
+        if kind == "parent" and name != "SIGKILL" and not _catches(pid, getattr(signal, name)):
+            continue  # its interpreter is just being started: no code of ours runs yet
         with contextlib.suppress(ProcessLookupError):
-            os.kill(dice.choice(kinds[kind]), getattr(signal, name))
+            os.kill(pid, getattr(signal, name))
             row.times += 1
             last = f"{name} to the {kind}"
             counts[f"{kind} {name}"] += 1
         if kind not in ("worker", "agent"):
             break
     return family, driver.wait(240), last
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal now."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
+    return False
 
 
 def _is_new(path: Path, driver: Driver) -> bool:

@@ -31,6 +31,13 @@ class Line:
     same_answer: bool
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, peer: Sequence[float], ours: Sequence[float], *, digits: int = 3, **rest: Any) -> Line:
+        """A line of the seconds of pairs of blocks; `rest` are its other fields."""
+        ratio, (low, high) = ratio_of(peer, ours)
+        interval = (round(low, digits), round(high, digits))
+        return cls(ratio=round(ratio, digits), ci95=interval, pairs=len(ours), **rest)
+
     def print(self) -> None:
         """To stdout, with what it was measured on."""
         versions = {"python": platform.python_version(), "torch": torch.__version__}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.harness import Line, interleaved, ratio_of
+from benchmarks.harness import Line, interleaved
 from benchmarks.parts import experiment_of
 from flops_fit_ray.training.user.losses import cross_entropy
 
@@ -91,12 +91,10 @@ def main() -> None:
                 of.step(x, y)
 
         found = interleaved({"alone": lambda a=alone: steps(a), "stacked": lambda s=stacked: steps(s)}, BLOCKS)  # type: ignore[misc] # bound now
-        ratio, interval = ratio_of(found["alone"], found["stacked"])
-        Line(
+        Line.of(
+            found["alone"],
+            found["stacked"],
             name=f"stacked/{experiment.params}/{count}",
-            ratio=round(ratio, 3),
-            ci95=(round(interval[0], 3), round(interval[1], 3)),
-            pairs=BLOCKS,
             target=WORTH_IT,
             limit=f"losses of {TRIED_STEPS} steps within {TOLERANCE}",
             same_answer=largest < TOLERANCE,

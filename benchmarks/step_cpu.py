@@ -158,23 +158,21 @@ def measure_size(name: str, blocks: int) -> None:
     limit = f"GEMM peak {peaks[best.recipe.precision] / 1e9:.0f} GFLOP/s in {best.recipe.precision}"
     demo = name.startswith("demo")
     for peer, target in (("plain", None if demo else 3.0), ("sdpa_fused", None if demo else 2.0)):
-        ratio, interval = ratio_of(seconds[peer], seconds["ours"])
-        Line(
+        Line.of(
+            seconds[peer],
+            seconds["ours"],
             name=f"step_cpu/{name}/{peer}",
-            ratio=round(ratio, 3),
-            ci95=(round(interval[0], 3), round(interval[1], 3)),
-            pairs=blocks,
             target=target,
             limit=limit,
             same_answer=same,
             details=details,
         ).print()
-    ratio, interval = ratio_of(seconds["bare"], seconds["ours"])
-    Line(
+    ratio, _ = ratio_of(seconds["bare"], seconds["ours"])
+    Line.of(
+        seconds["bare"],
+        seconds["ours"],
+        digits=4,
         name=f"step_cpu/{name}/loop_share",
-        ratio=round(ratio, 4),
-        ci95=(round(interval[0], 4), round(interval[1], 4)),
-        pairs=blocks,
         target=0.97,
         limit="1: nothing but the model and its optimizer",
         same_answer=same,

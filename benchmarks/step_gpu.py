@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.harness import Line, device_here, interleaved, ratio_of, wait_for
+from benchmarks.harness import Line, device_here, interleaved, wait_for
 from benchmarks.parts import experiment_of
 from benchmarks.peers import Peer
 from flops_fit_ray.errors import first_line
@@ -155,13 +155,11 @@ def measure_size(name: str, device: torch.device, ends: float) -> None:
     tokens = experiment.tokens // experiment.steps
     for kind, values in per_step.items():
         rate = tokens / sorted(values)[len(values) // 2]
-        ratio, interval = ratio_of(per_step["eager"], values)
         target = 5.0 if experiment.params <= 4e6 else 1.3
-        Line(
+        Line.of(
+            per_step["eager"],
+            values,
             name=f"step_gpu/{name}/{kind}",
-            ratio=round(ratio, 3),
-            ci95=(round(interval[0], 3), round(interval[1], 3)),
-            pairs=BLOCKS,
             target=target if kind == "captured" else None,
             limit=source if peak is None else f"{peak / 1e12:.3g} TFLOP/s, {source}",
             same_answer=not said,

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 # Controls but for tab and end of line; marks that turn the direction of text; further ends of lines; halves of pairs
 _UNPRINTABLE = re.compile(
@@ -20,6 +21,11 @@ def printable(text: str) -> str:
     JSON stays the same JSON.
     """
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text.replace("\r\n", "\n"))
+
+
+def printable_value(value: Any) -> Any:
+    """Return what a template shows: text as `printable` has it, still of its own type, such as markup."""
+    return type(value)(printable(value)) if isinstance(value, str) else value
 
 
 def count(value: float) -> str:

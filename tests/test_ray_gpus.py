@@ -21,7 +21,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def made_up(directory: Path) -> dict[str, str]:
-    """Return the environment of processes with the GPUs that the table in a directory names."""
+    """Build what makes GPUs up. Returns the environment of processes with those that the table in a directory names."""
+    if build.build(directory) is None or build.build_driver(directory) is None:
+        pytest.skip("no compiler: Ray's placement on GPUs was not tried")
     return {
         "PYTHONPATH": f"{ROOT / 'tests/made_up_gpu/site'}:{ROOT}",
         "MADE_UP_GPU": str(directory / f"{build.NAME}.so"),
@@ -34,9 +36,6 @@ def made_up(directory: Path) -> dict[str, str]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_experiments_of_one_gpu_run_on_two_at_a_time(tmp_path: Path) -> None:
-    hooks, driver = build.build(tmp_path), build.build_driver(tmp_path)
-    if hooks is None or driver is None:
-        pytest.skip("no compiler: Ray's placement on GPUs was not tried")
     project = tmp_path / "project"
     project.mkdir()
     for name, content in PROJECT.items():
@@ -94,9 +93,6 @@ print(json.dumps(found))
 @pytest.mark.slow
 def test_halves_of_gpus_are_had_on_the_node_that_has_them_and_what_torch_does_not_see_is_named(tmp_path: Path) -> None:
     """A node with two GPUs and one with none; then Ray counts two, and the driver knows one."""
-    hooks, driver = build.build(tmp_path), build.build_driver(tmp_path)
-    if hooks is None or driver is None:
-        pytest.skip("no compiler: Ray's placement on GPUs was not tried")
     environment = made_up(tmp_path)
     seen = tmp_path / "table"
     seen.write_text(table("GPU-a"))

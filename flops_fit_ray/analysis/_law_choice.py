@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._lack_of_fit import HeldOutTop
 from flops_fit_ray.analysis.arrays import Floats
@@ -43,10 +44,9 @@ class Choice:
             return f"{self.what}: {self.chosen}, because there are too few {self.held_out} to hold any out"
         known = [f"{name} {100 * error:.2g} %" for name, error in self.errors.items() if error is not None]
         why = "no other predicts clearly better" if self.chosen == self.base else "it predicts clearly better"
-        several = "s" if self.blocks > 1 else ""
-        held = f"{self.blocks} block{several} of larger budgets"
+        held = f"{fmt.counted(self.blocks, 'block')} of larger budgets"
         if self.held_out == "sizes":
-            held = f"sizes that were left out of {self.blocks} budget{several}"
+            held = f"sizes that were left out of {fmt.counted(self.blocks, 'budget')}"
         return f"{self.what}: {self.chosen}, because {why} (error of the losses of {held}: {', '.join(known)})"
 
     @property

@@ -22,7 +22,6 @@ from flops_fit_ray.console._drawing import draw
 from flops_fit_ray.console.live_state import LiveState, Pace, flops_under_way, measured_rates, node_uses, seconds_left
 from flops_fit_ray.console.plain import PlainConsole
 from flops_fit_ray.errors import FitError, SpecError
-from flops_fit_ray.formatting import printable
 from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Cluster
 from flops_fit_ray.planning import Plan, perplexity
@@ -56,7 +55,7 @@ class LiveConsole(PlainConsole):
     def say(self, line: str) -> None:
         """Write one line above the view."""
         try:
-            self._console.print(Text(printable(line)), soft_wrap=True)
+            self._console.print(Text(fmt.printable(line)), soft_wrap=True)
         except (OSError, ValueError):
             return
 
@@ -92,7 +91,9 @@ class LiveConsole(PlainConsole):
     def event(self, event: Event) -> None:
         """Write an event; dimmed if it is no warning."""
         style = "" if event.level == "warning" else "dim"
-        self._console.print(Text(printable(f"{self._name(event.key)}: {event.message}"), style=style), soft_wrap=True)
+        self._console.print(
+            Text(fmt.printable(f"{self._name(event.key)}: {event.message}"), style=style), soft_wrap=True
+        )
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:
         """Redraw with the running experiments."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.engine.resources import Slots, fits, live_entries
 from flops_fit_ray.errors import ResourceError, first_line, last_line
 from flops_fit_ray.storage.lock import hostname
@@ -79,8 +80,7 @@ def gpu_fault(counted: int) -> str:
     if not reason:
         return ""
     return (
-        f"{hostname()}: Ray counts {counted} GPU{'s' if counted > 1 else ''}, and torch {torch.__version__} {reason}, "
-        f"{CPU_WAY_OUT}"
+        f"{hostname()}: Ray counts {fmt.counted(counted, 'GPU')}, and torch {torch.__version__} {reason}, {CPU_WAY_OUT}"
     )
 
 

@@ -74,8 +74,12 @@ def _cluster(cluster: Cluster | None) -> str:
     gpus = [gpu.name for machine in cluster.machines for gpu in machine.gpus]
     named = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
     libraries = {library for machine in cluster.machines for library in machine.libraries}
-    nodes = f"{len(cluster.machines)} node{'s' if len(cluster.machines) != 1 else ''}"
-    parts = [nodes, named, *sorted(libraries), f"{fmt.counted(cluster.slots, 'experiment')} at a time"]
+    parts = [
+        fmt.counted(len(cluster.machines), "node"),
+        named,
+        *sorted(libraries),
+        f"{fmt.counted(cluster.slots, 'experiment')} at a time",
+    ]
     return ", ".join(part for part in parts if part)
 
 

@@ -161,7 +161,7 @@ def _environment(*, autoescape: bool = True, **blocks: bool) -> jinja2.Environme
         loader=jinja2.PackageLoader("flops_fit_ray.report"),
         autoescape=autoescape,  # noqa: S701 - only Markdown does without
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: type(value)(fmt.printable(value)) if isinstance(value, str) else value,
+        finalize=fmt.printable_value,
         **blocks,  # type: ignore[arg-type] # mypy looks for the bool among options of other types
     )
     environment.filters.update(

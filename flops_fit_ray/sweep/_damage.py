@@ -18,8 +18,8 @@ def outcome_flags(ledger: Ledger, damaged: Sequence[Experiment]) -> tuple[Flag, 
     Args:
         damaged: the experiments that have ended, and have no outcome that can be believed.
     """
-    torn = [e for e in damaged if ledger.has_outcome_file(e.key)]
-    gone = [e for e in damaged if e not in torn]
+    there = {e.key for e in damaged if ledger.has_outcome_file(e.key)}
+    torn, gone = ([e for e in damaged if (e.key in there) is is_there] for is_there in (True, False))
     found = []
     if torn:
         found.append(

@@ -20,7 +20,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("flops_fit_ray.service"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: type(value)(fmt.printable(value)) if isinstance(value, str) else value,
+        finalize=fmt.printable_value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

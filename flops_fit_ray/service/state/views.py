@@ -122,14 +122,18 @@ def _facts_of(snapshot: Snapshot | None) -> Mapping[str, Any]:
 
 def _last_words(log: bytes) -> str:
     """Return the last lines of a run."""
-    lines = printable(redacted(log.decode(errors="replace"))).splitlines()
+    lines = _shown_lines(log)
     at = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("error:")), None)
     return "\n".join(lines[at:] if at is not None else lines[-3:])[:2000]
 
 
 def log_text(raw: bytes, lines: int) -> str:
     """The last lines of what was said."""
-    return "\n".join(printable(redacted(raw.decode(errors="replace"))).splitlines()[-lines:])
+    return "\n".join(_shown_lines(raw)[-lines:])
+
+
+def _shown_lines(raw: bytes) -> list[str]:
+    return printable(redacted(raw.decode(errors="replace"))).splitlines()
 
 
 def page_of(rows: Sequence[Any], offset: int, limit: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.data.batch import batch_device
 from flops_fit_ray.training.preflight._flop_formulas import aten, formulas, is_opaque
-from flops_fit_ray.training.preflight._known_shapes import KnownShapes
+from flops_fit_ray.training.preflight._known_shapes import KnownShapes, storage_of
 from flops_fit_ray.training.user.layers import EMBEDDINGS, embedding_only_params
 from flops_fit_ray.training.user.losses import Objective, check_loss, outputs_of
 from flops_fit_ray.training.user.wrong_samples import MixedTypesError, refuse_mixed_types
@@ -142,7 +142,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
         self.opaque: dict[str, None] = {}  # in the order they were met
         tables = embedding_only_params(model)
         self._model = model
-        self._tables = {_storage(p): name for name, p in model.named_parameters() if id(p) in tables}
+        self._tables = {storage_of(p): name for name, p in model.named_parameters() if id(p) in tables}
         self._kept: list[Tensor] = []  # a storage that is freed would lend its id to another
         self._phase = ""
         self._counter: FlopCounterMode | None = None
@@ -167,7 +167,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
             if self._phase == "model" and plain is not None:
                 self.forward += plain(*args, out_val=out_val, **kwargs)
             if self._phase != "backward" and self._tables:
-                self.matrices |= {self._tables[s] for a in args if (s := _storage(a)) in self._tables}
+                self.matrices |= {self._tables[s] for a in args if (s := storage_of(a)) in self._tables}
             return flops
 
         count._get_raw = True  # type: ignore[attr-defined] # FlopCounterMode's mark of a formula that takes tensors
@@ -189,14 +189,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
     def _follow(self, args: Any, out: Tensor) -> None:
         """Take the result for the table where it is made of the table alone: a view, a copy, a scaled table."""
         tensors = [a for a in args if isinstance(a, Tensor)]
-        names = {self._tables.get(_storage(a)) for a in tensors}
-        largest = max((a.numel() for a in tensors if _storage(a) in self._tables), default=0)
-        small = [a for a in tensors if _storage(a) not in self._tables and 2 * a.numel() <= largest]
-        names -= {None} if len(small) == sum(_storage(a) not in self._tables for a in tensors) else set()
+        names = {self._tables.get(storage_of(a)) for a in tensors}
+        largest = max((a.numel() for a in tensors if storage_of(a) in self._tables), default=0)
+        small = [a for a in tensors if storage_of(a) not in self._tables and 2 * a.numel() <= largest]
+        names -= {None} if len(small) == sum(storage_of(a) not in self._tables for a in tensors) else set()
         if len(names) == 1 and None not in names:
             (name,) = names
             assert name is not None
-            self._tables.setdefault(_storage(out), name)
+            self._tables.setdefault(storage_of(out), name)
             self._kept.append(out)
 
     def _name_opaque(self, op: Any, counter: FlopCounterMode) -> None:
@@ -204,13 +204,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
         inside = max((str(p) for p in counter.mod_tracker.parents if p != "Global"), key=len, default=root)
         place = inside.removeprefix(f"{root}.")
         self.opaque.setdefault(f"{getattr(op, '_qualified_op_name', None) or op.__name__} in {place}")
-
-
-def _storage(value: Any) -> int | None:
-    """Return an id of a tensor's memory, the same for its views; None where it has none."""
-    if not isinstance(value, Tensor) or value.layout is not torch.strided:
-        return None
-    return int(value.untyped_storage()._cdata)
 
 
 def is_recomputed() -> bool:

@@ -53,12 +53,12 @@ class _Result:
     @classmethod
     def of(cls, out: Any, args: tuple[Any, ...]) -> _Result | None:
         """Describe a result; None unless it is of new plain tensors on the meta device alone."""
-        given = {_storage(t) for t in args if isinstance(t, Tensor)}
+        given = {storage_of(t) for t in args}
         tensors: list[tuple[Any, ...] | None] = []
         for one in out if isinstance(out, tuple) else (out,):
             if one is None:
                 tensors.append(None)
-            elif type(one) is Tensor and _is_plain(one) and not one.storage_offset() and _storage(one) not in given:
+            elif type(one) is Tensor and _is_plain(one) and not one.storage_offset() and storage_of(one) not in given:
                 tensors.append((one.shape, one.stride(), one.dtype))
             else:
                 return None
@@ -97,5 +97,8 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.is_meta and tensor.layout is torch.strided and not tensor.is_conj() and not tensor.is_neg()
 
 
-def _storage(tensor: Tensor) -> int | None:
-    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else None
+def storage_of(value: Any) -> int | None:
+    """Return an id of a tensor's memory, the same for its views; None where it has none."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return None
+    return int(value.untyped_storage()._cdata)

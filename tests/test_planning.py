@@ -181,7 +181,7 @@ def test_a_plan_survives_json() -> None:
 REFUSED = [
     ({"budgets": [10.0, 1e6]}, DATA, (4, 8, 16), "covers less than one batch"),
     ({}, replace(DATA, train_samples=50), (4, 8, 16), "experiments need more data than there is"),
-    ({}, DATA, (4, 8), "has 2 size\\(s\\) \\[4, 8\\]; a valley needs at least 3"),
+    ({}, DATA, (4, 8), "has 2 sizes \\[4, 8\\]; a valley needs at least 3"),
     ({}, DATA, (4, 4, 16), "both have N = 4; check that width changes the model"),
 ]
 

@@ -416,7 +416,7 @@ def test_nothing_that_is_shown_is_run(tmp_path: Path) -> None:
                 served.client.ask("POST", "/sweeps", {"spec": payload})
 
 
-def test_errors_are_published_as_json_on_every_route(served: Served) -> None:
+def test_errors_are_published_as_problems_on_every_route(served: Served) -> None:
     paths = served.client.ask("GET", "/openapi.json")["paths"]
     errors = [
         (path, code, answer["content"])
@@ -425,7 +425,7 @@ def test_errors_are_published_as_json_on_every_route(served: Served) -> None:
         for code, answer in operation["responses"].items()
         if int(code) >= 400
     ]
-    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     assert {path for path, *_ in errors} == set(paths)
     assert [error for error in errors if error[2] != problem] == []
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -21,13 +21,16 @@ from flops_fit_ray.background import looping
 from flops_fit_ray.errors import DirectoryError, FitError, FlopsFitError, ResourceError, SpecError, first_line
 from flops_fit_ray.service._pages import pages
 from flops_fit_ray.service.app_state import AppState
-from flops_fit_ray.service.http.guard import Credentials, Guard, token_of
+from flops_fit_ray.service.http.conditional import Conditional
+from flops_fit_ray.service.http.guard import HEADERS, Credentials, Guard, token_of
 from flops_fit_ray.service.http.html import VERSION, page
-from flops_fit_ray.service.http.redact import redacted
+from flops_fit_ray.service.http.methods import Methods
+from flops_fit_ray.service.http.problem import KINDS, MEDIA_TYPE, TYPES, encoded, path_of, problem
 from flops_fit_ray.service.http.request_error import RequestError
+from flops_fit_ray.service.http.routes import methods_of
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.private import private_umask
-from flops_fit_ray.service.rest import api
+from flops_fit_ray.service.rest import api, published
 from flops_fit_ray.service.runs.launch import Launcher, LocalLauncher, RayLauncher
 from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.service.runs.specs import Specs
@@ -37,7 +40,6 @@ from flops_fit_ray.training.fence import Fence
 
 QUEUE_SECONDS = 0.5  # between two looks at the queue
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MAX_CONNECTIONS = 256  # more are answered with 503
 MAX_HEADER_BYTES = 64 * 1024
 SHUTDOWN_SECONDS = 3  # for answers in progress
 
@@ -84,27 +86,22 @@ def make_app(state: AppState, token: str, hosts: Sequence[str]) -> FastAPI:
     app.state.app_state = state
     app.include_router(api)
     app.include_router(pages)
+    app.add_api_route(TYPES, _problem_types, response_class=HTMLResponse, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    _with_token(app)
+    _with_all_published(app)
     app.state.key = Credentials(token)
-    app.add_middleware(Guard, key=app.state.key, hosts=hosts)
+    app.add_middleware(Conditional)
+    app.add_middleware(Methods)
+    app.add_middleware(Guard, key=app.state.key, hosts=hosts)  # the last one is asked first
     return app
 
 
-def _with_token(app: FastAPI) -> None:
-    """Add the bearer token to the published OpenAPI."""
+def _with_all_published(app: FastAPI) -> None:
+    """Publish what holds on every route, too."""
     make = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = make()
-        schema.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{"token": []}]
-        schema["paths"]["/api/v1/health"]["get"]["security"] = []
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's documentation has it
+    app.openapi = lambda: published(make())  # type: ignore[method-assign] # as FastAPI's documentation has it
 
 
 def _queue_thread(runs: Runs) -> contextlib.AbstractContextManager[None]:
@@ -120,23 +117,36 @@ def _queue_thread(runs: Runs) -> contextlib.AbstractContextManager[None]:
     return looping(loop, "queue")
 
 
-def _error_response(request: Request, status: HTTPStatus, message: str, faults: Sequence[str] = ()) -> Response:
-    message, faults = redacted(message), [redacted(fault) for fault in faults]
+def _problem_types() -> str:
+    """Show what each `type` of a problem means, and what to do."""
+    return page("problems.html.j2", kinds=KINDS)
+
+
+def _error_response(
+    request: Request, status: HTTPStatus, message: str, faults: Sequence[str] = (), kind: str = ""
+) -> Response:
+    said = problem(status, message, faults, instance=path_of(request.scope), kind=kind)
     if request.url.path.startswith("/api/"):
-        return JSONResponse({"error": message, "faults": faults}, status_code=status)
-    return HTMLResponse(page("error.html.j2", status=status, message=message, faults=faults), status_code=status)
+        return Response(encoded(said), status, media_type=MEDIA_TYPE)
+    content = page("error.html.j2", status=status, message=said["detail"], faults=said["faults"])
+    return HTMLResponse(content, status_code=status)
 
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return _error_response(request, error.status, error.message, error.faults)
+    response = _error_response(request, error.status, error.message, error.faults, error.kind)
+    if error.retry_after is not None:
+        response.headers["retry-after"] = str(error.retry_after)
+    return response
 
 
 async def _on_flops_fit_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, FlopsFitError)
     if isinstance(error, SpecError):
-        return _error_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error), error.faults)
-    known = isinstance(error, FitError | DirectoryError)
+        return _error_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error), error.faults, "spec")
+    if isinstance(error, FitError):
+        return _error_response(request, HTTPStatus.CONFLICT, str(error), kind="no_results")
+    known = isinstance(error, DirectoryError)
     return _error_response(request, HTTPStatus.CONFLICT if known else HTTPStatus.SERVICE_UNAVAILABLE, str(error))
 
 
@@ -150,12 +160,16 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     response = _error_response(request, HTTPStatus(error.status_code), str(error.detail))
     response.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # of all routes of the path
+        response.headers["allow"] = ", ".join(methods_of(request.app, request.url.path))
     return response
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     message = f"the service itself failed ({type(error).__name__}); its log has the traceback"
-    return _error_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, message)
+    response = _error_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, message)
+    response.headers.update(HEADERS)  # it is sent from outside of the guard
+    return response
 
 
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
@@ -219,7 +233,6 @@ def _serve_on(listening: socket.socket, settings: Settings, token: str, say: Cal
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",

@@ -17,7 +17,7 @@ from flops_fit_ray.ledger.hardware import Readings
 from flops_fit_ray.service.http.guard import STANDALONE
 from flops_fit_ray.service.http.html import VERSION
 from flops_fit_ray.service.http.redact import redacted, redacted_values
-from flops_fit_ray.service.http.request_error import RequestError, conflict
+from flops_fit_ray.service.http.request_error import RequestError, busy, conflict
 from flops_fit_ray.service.runs.queue import LIMIT_EXAMPLE, Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state import views
@@ -27,6 +27,7 @@ from flops_fit_ray.service.state.pricing import price_spec
 from flops_fit_ray.spec import BudgetsFor, limit_of_budgets
 from flops_fit_ray.training.fence import Fence
 
+FIT_RETRY_SECONDS = 30  # until a fit that takes longer than the next may be there
 FIT_SECONDS = 120.0  # for a fit of 10,000 experiments, and those queued before it
 
 
@@ -117,13 +118,13 @@ async def ask_fit_worker(request: Request, snapshot: Snapshot, question: str, *a
         RequestError: there is nothing to fit yet, or it takes too long.
     """
     if not snapshot.sweep.results and question not in ("csv", "parquet", "curve"):
-        raise conflict("no experiment is completed yet; try again when one is")
+        raise conflict("no experiment is completed yet; try again when one is", "no_results")
     root = snapshot.sweep.paths.root
     try:
         return await app_state_of(request).fit_worker.answer(FIT_SECONDS, question, root, snapshot.version, *arguments)
     except TimeoutError as e:
         message = f"the fit takes more than {FIT_SECONDS:g} s and is still running; ask again later"
-        raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, message) from e
+        raise busy(message, FIT_RETRY_SECONDS) from e
 
 
 def as_json(content: Mapping[str, Any] | list[Any], status: HTTPStatus = HTTPStatus.OK) -> Response:

@@ -7,9 +7,13 @@ limited: the oldest one of the same address is closed where there are too many.
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from flops_fit_ray.service.http.guard import HEADERS
+from flops_fit_ray.service.http.problem import MEDIA_TYPE, encoded, problem
 
 REQUEST_SECONDS = 15.0  # from the connection, or from the end of the last answer, to the end of a request
 MAX_WAITING = 64  # connections of one address
@@ -40,6 +44,15 @@ class LimitedProtocol(H11Protocol):
         """Forget the connection."""
         self._leave()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, and close the connection."""
+        if self.cycle is None or self.cycle.response_complete:  # else an answer is under way
+            body = encoded(problem(HTTPStatus.BAD_REQUEST, msg, instance=""))
+            fields = {**HEADERS, "content-type": MEDIA_TYPE, "content-length": str(len(body)), "connection": "close"}
+            lines = ["HTTP/1.1 400 Bad Request", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+            self.transport.write("\r\n".join(lines).encode() + body)
+        self.transport.close()
 
     @property
     def _address(self) -> str:

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import hmac
-import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 
 from flops_fit_ray.errors import DirectoryError
 from flops_fit_ray.service.http.html import page
+from flops_fit_ray.service.http.problem import MEDIA_TYPE, RETRY_SECONDS, encoded, path_of, problem
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.private import check_directories, token_content
 
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 TOKEN_BYTES = 16  # 128 bits
 MAX_BODY = 2 * 1024 * 1024  # bytes; a spec has at most half of that
 BODY_SECONDS = 10.0
+MAX_OPEN = 256  # requests at a time; more are answered with 503
 MAX_DEPTH = 64  # of brackets; requests of this API have four
 FORBIDDEN_IN_PATHS = (b"%2f", b"%5c", b"%00")  # no name contains a slash or null
+COME_AGAIN = (HTTPStatus.ACCEPTED, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)  # with Retry-After
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 PUBLIC_PATHS = ("/api/v1/health", "/login", "/static/style.css", "/static/page.js", "/static/icon.svg")
 POLICY = (
@@ -72,10 +74,16 @@ def token_of(paths: ServicePaths) -> str:
     return token
 
 
-_WRONG_TOKEN = (HTTPStatus.FORBIDDEN, "the token is wrong; it is in the file that the service printed at its start")
-_WRONG_ORIGIN = (
+_Refusal = tuple[HTTPStatus, str, str]  # status, message, kind of problem
+_WRONG_TOKEN: _Refusal = (
+    HTTPStatus.FORBIDDEN,
+    "the token is wrong; it is in the file that the service printed at its start",
+    "token",
+)
+_WRONG_ORIGIN: _Refusal = (
     HTTPStatus.FORBIDDEN,
     "the request comes from another origin, or from none; programs must send `Authorization: Bearer TOKEN`",
+    "token",
 )
 
 
@@ -106,6 +114,7 @@ class Guard:
     def __init__(self, app: ASGIApp, *, key: Credentials, hosts: Iterable[str]) -> None:
         self._app, self._key = app, key
         self._hosts = frozenset(host.lower() for host in hosts)
+        self._open = 0  # requests that are being answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check one request and pass it on, or answer with an error."""
@@ -120,6 +129,14 @@ class Guard:
         if refused is not None:
             await self._refuse(scope, send, *refused)
             return
+        self._open += 1
+        try:
+            await self._pass_on(scope, headers, receive, send)
+        finally:
+            self._open -= 1
+
+    async def _pass_on(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
+        """Take the body of a request that may come in, and let the application answer it."""
         with_headers = _with_headers(send)
         try:
             body = await asyncio.wait_for(_body(headers, receive), BODY_SECONDS)
@@ -131,11 +148,15 @@ class Guard:
         else:
             await self._app(scope, _replayed(body, receive), with_headers)
 
-    def _refused(self, scope: Scope, headers: Mapping[str, str]) -> tuple[HTTPStatus, str] | None:
+    def _refused(self, scope: Scope, headers: Mapping[str, str]) -> _Refusal | None:
         if headers.get("host", "").lower() not in self._hosts:
-            return HTTPStatus.MISDIRECTED_REQUEST, "unknown host name; start the service with --name HOST[:PORT]"
+            message = "unknown host name; start the service with --name HOST[:PORT]"
+            return HTTPStatus.MISDIRECTED_REQUEST, message, "host"
+        if self._open >= MAX_OPEN:
+            message = f"{MAX_OPEN} requests are being answered already; try again in a moment"
+            return HTTPStatus.SERVICE_UNAVAILABLE, message, "busy"
         if any(code in scope.get("raw_path", b"").lower() for code in FORBIDDEN_IN_PATHS):
-            return HTTPStatus.NOT_FOUND, "no such path"
+            return HTTPStatus.NOT_FOUND, "no such path", ""
         own = scope["method"] in SAFE_METHODS or self._own_origin(headers)
         bearer = headers.get("authorization")
         if scope["path"] in PUBLIC_PATHS:
@@ -146,7 +167,7 @@ class Guard:
         cookie = _cookie(headers.get("cookie", ""), self._key.cookie)
         if cookie is None:
             message = "the token is missing; send `Authorization: Bearer TOKEN`, from the file that the service printed"
-            return HTTPStatus.UNAUTHORIZED, message
+            return HTTPStatus.UNAUTHORIZED, message, "token"
         if not self._key.is_session(cookie):
             return _WRONG_TOKEN
         return None if own else _WRONG_ORIGIN
@@ -161,16 +182,18 @@ class Guard:
             return False
         return parts.scheme in ("http", "https") and parts.netloc.lower() in self._hosts
 
-    async def _refuse(self, scope: Scope, send: Send, status: HTTPStatus, message: str) -> None:
-        """Answer with JSON, or with the login page where a browser comes without the token."""
-        content, kind = json.dumps({"error": message}).encode(), "application/json"
+    async def _refuse(self, scope: Scope, send: Send, status: HTTPStatus, message: str, kind: str = "") -> None:
+        """Answer with a problem, or with the login page where a browser comes without the token."""
+        content, media_type = encoded(problem(status, message, instance=path_of(scope), kind=kind)), MEDIA_TYPE
         asks = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and not scope["path"].startswith("/api/")
         if asks and scope["method"] in SAFE_METHODS:
             content = page("login.html.j2", wrong=status == HTTPStatus.FORBIDDEN).encode()
-            kind = "text/html; charset=utf-8"
-        headers = {**HEADERS, "content-type": kind, "content-length": str(len(content)), "connection": "close"}
+            media_type = "text/html; charset=utf-8"
+        headers = {**HEADERS, "content-type": media_type, "content-length": str(len(content)), "connection": "close"}
         if status == HTTPStatus.UNAUTHORIZED:
             headers["www-authenticate"] = "Bearer"
+        if status in COME_AGAIN:
+            headers["retry-after"] = str(RETRY_SECONDS)
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": int(status), "headers": raw})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
@@ -239,13 +262,17 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _with_headers(send: Send) -> Send:
-    """Add `HEADERS` to the response, which may set its own but for cache-control: nothing is ever stored."""
+    """Add `HEADERS` to the response, which may set its own but for cache-control: nothing is ever stored.
+
+    Whoever is to come again is told when.
+    """
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             own = [(name, value) for name, value in message["headers"] if name.lower() != b"cache-control"]
             present = {name.lower() for name, _ in own}
-            missing = [(n.encode(), v.encode()) for n, v in HEADERS.items() if n.encode() not in present]
+            wanted = {**HEADERS, "retry-after": str(RETRY_SECONDS)} if message["status"] in COME_AGAIN else HEADERS
+            missing = [(n.encode(), v.encode()) for n, v in wanted.items() if n.encode() not in present]
             message = {**message, "headers": [*own, *missing]}
         await send(message)
 

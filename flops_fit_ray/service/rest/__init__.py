@@ -8,10 +8,10 @@ from flops_fit_ray.service.rest import _experiments as experiments
 from flops_fit_ray.service.rest import _results as results
 from flops_fit_ray.service.rest import _server as server
 from flops_fit_ray.service.rest import _sweeps as sweeps
-from flops_fit_ray.service.rest._shapes import ERRORS
+from flops_fit_ray.service.rest._published import published
 
-api = APIRouter(prefix="/api/v1", responses=ERRORS)
+api = APIRouter(prefix="/api/v1")
 for room in (server, sweeps, experiments, results):
     api.include_router(room.routes)
 
-__all__ = ["api"]
+__all__ = ["api", "published"]

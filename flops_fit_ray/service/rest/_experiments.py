@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from flops_fit_ray.service.app_state import app_state_of, as_json, as_svg, ask_fit_worker, fresh_snapshot, of_kind
 from flops_fit_ray.service.http import names
+from flops_fit_ray.service.http.files import OpenFileResponse
 from flops_fit_ray.service.http.request_error import RequestError, conflict
 from flops_fit_ray.service.rest import _shapes as shapes
 from flops_fit_ray.service.rest._shapes import Limit, Offset
 from flops_fit_ray.service.state import views
-
-CHUNK_BYTES = 1 << 20  # of a download
 
 routes = APIRouter()
 
@@ -151,16 +149,5 @@ def download(request: Request, name: str, checkpoint_id: str) -> Response:
     if os.fstat(file.fileno()).st_size != one["bytes"]:
         file.close()
         raise conflict(f"{checkpoint_id} is damaged: its file does not have {one['bytes']} bytes; take another one")
-    headers = {
-        "content-length": str(one["bytes"]),
-        "etag": f'"{one["sha256"]}"',
-        "content-disposition": f'attachment; filename="{checkpoint_id}{path.suffix}"',
-    }
-    return StreamingResponse(_chunks(file, one["bytes"]), media_type="application/octet-stream", headers=headers)
-
-
-def _chunks(file: BinaryIO, left: int) -> Iterator[bytes]:
-    with file:
-        while left and (chunk := file.read(min(CHUNK_BYTES, left))):
-            left -= len(chunk)
-            yield chunk
+    headers = {"content-disposition": f'attachment; filename="{checkpoint_id}{path.suffix}"'}
+    return OpenFileResponse(file, one["bytes"], f'"{one["sha256"]}"', headers)

@@ -35,7 +35,7 @@ def server(request: Request) -> Response:
     return as_json(state.server(state.sweeps()))
 
 
-@routes.get("/events", tags=["server"], response_class=EventSourceResponse, responses=shapes.STREAM_ERRORS)
+@routes.get("/events", tags=["server"], response_class=EventSourceResponse)
 async def events(request: Request) -> AsyncIterator[ServerSentEvent]:
     """Stream server-sent events: `sweeps`, with name, state and share of each, whenever one of them changes."""
     async for event in sweeps_events(app_state_of(request)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
@@ -197,22 +196,15 @@ class CheckpointPage(Page):
 
 
 class Problem(BaseModel):
-    """Reason of a refused request."""
+    """Reason of a refused request (RFC 9457)."""
 
-    error: str
+    type: str = Field(description="about:blank, or a place in /docs/troubleshooting that says what to do")
+    title: str = Field(description="the status in words")
+    status: int
+    detail: str
+    instance: str = Field(description="path of the request")
+    error: str = Field(description="as `detail`")
     faults: list[str] = []
-
-
-_ERROR_CODES = (400, 401, 403, 404, 405, 408, 409, 413, 421, 422, 503)
-ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in _ERROR_CODES}
-# FastAPI announces a `model` in the media type of the route; the errors of a stream are JSON, too
-STREAM_ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {
-        "description": HTTPStatus(code).phrase,
-        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
-    }
-    for code in _ERROR_CODES
-}
 
 
 class ServerOut(BaseModel):

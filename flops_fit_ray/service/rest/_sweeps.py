@@ -104,9 +104,7 @@ async def _existing(request: Request, name: str) -> str:
     return name
 
 
-@routes.get(
-    "/sweeps/{name}/events", tags=["sweeps"], response_class=EventSourceResponse, responses=shapes.STREAM_ERRORS
-)
+@routes.get("/sweeps/{name}/events", tags=["sweeps"], response_class=EventSourceResponse)
 async def one_sweeps_events(
     request: Request,
     name: Annotated[str, Depends(_existing)],

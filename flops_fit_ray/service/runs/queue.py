@@ -19,7 +19,7 @@ from typing import Any, Literal
 from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError, faults_of
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.guard import token_of
-from flops_fit_ray.service.http.request_error import RequestError, conflict, not_found
+from flops_fit_ray.service.http.request_error import RequestError, busy, conflict, not_found
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.private import Seal
 from flops_fit_ray.service.runs.launch import Launcher, ProcessState
@@ -39,6 +39,7 @@ Kind = Literal["run", "resume", "extend"]
 Phase = Literal["queued", "running", "stopping", "ended"]
 LIMIT_EXAMPLE = "minutes, or budgets: {minutes: 30} in the spec"
 UNSEALED = "was not written by this service, or under another token: it starts nothing"
+QUEUE_SECONDS = 60  # until a place in a full queue may be free
 RETRY_SECONDS = 10.0  # after a run could not be started
 
 
@@ -151,9 +152,10 @@ class Runs:
             directory = names.sweep_directory(self.paths, name)
             last = self.last(name)
             if last is not None and last.phase != "ended":
-                raise conflict(f"{name} is {last.phase}; stop it first, or wait until it ends")
+                raise conflict(f"{name} is {last.phase}; stop it first, or wait until it ends", "running")
             if (owner := living_owner(directory)) is not None:
-                raise conflict(f"{name} is run by {owner}; it was not started here, so wait until it ends there")
+                message = f"{name} is run by {owner}; it was not started here, so wait until it ends there"
+                raise conflict(message, "running")
             self._refuse_crowd()
             if not directory.plan.exists():
                 if checkpoint is not None:
@@ -188,7 +190,8 @@ class Runs:
             last = self.last(name)
             if last is None or last.phase == "ended":
                 if (owner := living_owner(directory)) is not None:
-                    raise conflict(f"{name} is run by {owner}; it was not started here, so stop it there")
+                    message = f"{name} is run by {owner}; it was not started here, so stop it there"
+                    raise conflict(message, "running")
                 if last is None and not directory.plan.exists():
                     raise not_found("sweep")
                 raise conflict(f"{name} is not running")
@@ -302,20 +305,18 @@ class Runs:
             return None
         if note.get("asked") != _digest(asked):
             message = "this idempotency key was used for another request; use a new one"
-            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, message)
+            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, message, kind="key_reused")
         return _read_run(self.paths.start(str(note.get("sweep")), 1).asked)  # None: the service ended in between
 
     def _refuse_taken(self, name: str) -> None:
         directory = names.sweep_directory(self.paths, name)
         if directory.root.exists() or self.paths.num_starts(name):
-            raise conflict(f"{name} exists already; resume or extend it, or give another name")
+            raise conflict(f"{name} exists already; resume or extend it, or give another name", "name_taken")
 
     def _refuse_crowd(self) -> None:
         waiting = sum(s.phase == "queued" for s in self.open())
         if waiting >= self.max_queued:
-            raise RequestError(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"the queue is full ({waiting} runs); try again when some have started"
-            )
+            raise busy(f"the queue is full ({waiting} runs); try again when some have started", QUEUE_SECONDS)
 
 
 def _named(directory: SweepPaths, checkpoint: str) -> CheckpointName:

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ import psutil
 
 from flops_fit_ray.errors import FlopsFitError, SpecError
 from flops_fit_ray.formatting import size
-from flops_fit_ray.service.http.request_error import RequestError
+from flops_fit_ray.service.http.request_error import busy
 from flops_fit_ray.spec import BudgetsFor
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.training.fence import Fence
@@ -52,9 +51,7 @@ def price_spec(text: str, code: Path, fence: Fence, limit: BudgetsFor | None = N
         RequestError: too many are being priced.
     """
     if not _room.acquire(blocking=False):
-        raise RequestError(
-            HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_PRICING} specs are being priced already; try again in a moment"
-        )
+        raise busy(f"{MAX_PRICING} specs are being priced already; try again in a moment")
     try:
         with tempfile.TemporaryDirectory(prefix="price") as place:
             spec, out = Path(place, "sweep.yaml"), Path(place, "price.json")

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from http import HTTPStatus
 from typing import Any, Literal, get_args
 
 from flops_fit_ray.analysis import json_value
@@ -22,7 +21,7 @@ from flops_fit_ray.planning import Experiment
 from flops_fit_ray.report.facts import ADVICE
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.redact import redacted, redacted_values
-from flops_fit_ray.service.http.request_error import RequestError, conflict, not_found
+from flops_fit_ray.service.http.request_error import RequestError, busy, conflict, not_found
 from flops_fit_ray.service.runs.queue import Runs, RunStatus
 from flops_fit_ray.service.state.cache import Row, Snapshot, SweepCaches
 from flops_fit_ray.storage.atomic import read_sealed
@@ -378,7 +377,7 @@ def snapshot_of(caches: SweepCaches, runs: Runs, name: str) -> Snapshot:
     if snapshot is not None:
         return snapshot
     if names.sweep_directory(runs.paths, name).plan.exists():
-        raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, why)
+        raise busy(why)
     if runs.last(name) is None:
         raise not_found("sweep")
     raise conflict(f"{name} has no plan yet")

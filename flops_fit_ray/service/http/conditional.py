@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 
+from flops_fit_ray.service.http._ranges import asked_range
 from flops_fit_ray.service.http.problem import MEDIA_TYPE, encoded, path_of, problem
-from flops_fit_ray.service.http.ranges import asked_range
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -19,8 +19,7 @@ from docs.markdown import anchors
 from flops_fit_ray.ledger import Failure, Ledger, Progress
 from flops_fit_ray.service.app import Settings, make_app, make_state
 from flops_fit_ray.service.http import guard
-from flops_fit_ray.service.http._ranges import asked_range
-from flops_fit_ray.service.http.conditional import answered, names_tag
+from flops_fit_ray.service.http.conditional import answered, asked_range, names_tag
 from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.http.problem import KINDS, MEDIA_TYPE, TYPES
 from flops_fit_ray.service.paths import ServicePaths

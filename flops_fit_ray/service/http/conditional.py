@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from flops_fit_ray.service.http._ranges import asked_range
 from flops_fit_ray.service.http.problem import MEDIA_TYPE, encoded, path_of, problem
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ CHANGED = "it is not what If-Match names any more; get it again and send the ETa
 NO_SUCH_RANGE = "no byte of the range is in this file"
 OF_CONTENT = ("content-length", "content-type", "content-disposition")  # headers of an answer that has its content
 WITH_CONTENT = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
+_ONE_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", flags=re.IGNORECASE)
+_DIGITS = 18  # of a number of bytes; more are as many as there are
 _TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
@@ -42,6 +43,22 @@ def names_tag(given: Sequence[str], tag: str, *, weak: bool = False) -> bool:
     if listed.strip() == "*":
         return True
     return any(found == tag and (weak or not mark) for mark, found in _TAG.findall(listed))
+
+
+def asked_range(header: str | None, length: int) -> range | None:
+    """Return the bytes that a Range header asks for, empty if there are none of them; None for the whole.
+
+    A header that cannot be read, or asks for several ranges, asks for the whole.
+    """
+    match = None if header is None else _ONE_RANGE.fullmatch(header)
+    if match is None or length == 0:
+        return None
+    first, last = (int(digits.lstrip("0")[:_DIGITS] or 0) if digits else None for digits in match.groups())
+    if first is None:
+        return None if last is None else range(max(0, length - last), length)
+    if last is not None and last < first:
+        return None
+    return range(first, length if last is None else min(last + 1, length))
 
 
 def answered(asked: Headers, tag: str, length: int, *, ranges: bool) -> tuple[HTTPStatus, range]:

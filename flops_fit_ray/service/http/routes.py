@@ -1,4 +1,4 @@
-"""What a path can be asked for: the methods of its routes, and whether they may answer later."""
+"""Methods that a path allows, and routes that may answer later."""
 
 from __future__ import annotations
 

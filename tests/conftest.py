@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import sys
@@ -61,15 +60,13 @@ def _order(item: pytest.Item) -> list[int]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Check that tests are grouped, and keep what is imported out of garbage collections: they would look through it.
+    """Check that tests are grouped.
 
     Without its groups a cluster, a service or a Ray session is started by each worker, and nothing else says so.
     """
     grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
     if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in grouped):
         raise pytest.UsageError("this pytest-xdist cannot group tests with this pytest: install by constraints.txt")
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="module")

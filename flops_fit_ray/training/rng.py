@@ -20,7 +20,10 @@ class RandomState:
         """Seed all generators."""
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        if torch.accelerator.current_accelerator() is None:
+            torch.default_generator.manual_seed(seed)  # the other formats the stack for each device that could come
+        else:
+            torch.manual_seed(seed)
 
     @staticmethod
     def capture(*, devices: bool = True) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from flops_fit_ray.planning.loss_surfaces import SURFACES
 from flops_fit_ray.planning.simulation import World, lr_factor_of
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.sweep.directory import fit_options
-from flops_fit_ray.sweep.simulate import simulated_points
+from flops_fit_ray.sweep.simulate import simulated_points, tried_in
 from tests.worlds import DATA, RULE, SIZES, adaptive_spec, run_in_rounds
 
 NOISES = (0.003, 0.01)  # nats
@@ -137,7 +137,8 @@ def _outcome(worlds: list[World], planner_for: Callable[[World], Planner], draws
         losses: dict[str, float] = {}
         plan, _ = run_in_rounds(planner, partial(_find, planner.spec, world, losses))
         standing = [(e, losses[e.key]) for e in plan.experiments if e.role in IN_FIT]
-        points = simulated_points(standing, shared=planner.spec.grid.trunk)
+        tried = None if plan.lr is None else tried_in((e, losses[e.key]) for e in plan.experiments)
+        points = simulated_points(standing, shared=planner.spec.grid.trunk, tried=tried)
         options = replace(fit_options(planner.spec, plan.reach), draws=draws, seed=world.seed)
         target = BEYOND * max(b.flops for b in planner.spec.budgets)
         true = world.surface.optimum(target)[0]

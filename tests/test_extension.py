@@ -68,7 +68,7 @@ def valleys_alone(points: Points, options: FitOptions) -> SweepFit:
         SweepFit,
         SimpleNamespace(params_opt=low.method.params_opt, valleys=low.valleys, noise=low.noise, points=points,
                         optima=[(v, None) for v in low.valleys if v.status == "interior"], lack_of_fit=(),
-                        methods={"valley": low.method}, default="valley", options=options),
+                        methods={"valley": low.method}, default="valley", options=options, with_sure_rates=None),
     )  # fmt: skip
 
 

@@ -3,13 +3,14 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flops_fit_ray.analysis._analysis import Analysis, analyse, analysis_to_json
+    from flops_fit_ray.analysis._analysis import TARGET, Analysis, analyse, analysis_to_json
     from flops_fit_ray.analysis._comparison import Comparison, compare
     from flops_fit_ray.analysis._flags import Flag
     from flops_fit_ray.analysis._law import Interval, Law
     from flops_fit_ray.analysis._limited_data import predict_limited
     from flops_fit_ray.analysis._methods import METHODS, Method
     from flops_fit_ray.analysis._next_runs import expected_factors, next_runs
+    from flops_fit_ray.analysis._rate_part import rate_floor, rate_part
     from flops_fit_ray.analysis._run_choice import NextRun, NextRuns
     from flops_fit_ray.analysis._run_space import Place, RunSpace
     from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, sensitivity
@@ -38,6 +39,7 @@ else:
 
 __all__ = [
     "METHODS",
+    "TARGET",
     "Analysis",
     "Comparison",
     "FitOptions",
@@ -80,6 +82,8 @@ __all__ = [
     "predict_for_time",
     "predict_limited",
     "prediction_to_json",
+    "rate_floor",
+    "rate_part",
     "sensitivity",
     "timed_to_json",
 ]

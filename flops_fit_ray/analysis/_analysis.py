@@ -8,6 +8,7 @@ from typing import Any
 
 from flops_fit_ray.analysis._extrapolation import HoldOut, LossHoldOut, hold_outs, loss_hold_out
 from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._rate_part import RatePart, rate_part
 from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, method_agreement, sensitivity, valley_bias
 from flops_fit_ray.analysis._summary import (
     cost_to_json,
@@ -34,6 +35,7 @@ class Analysis:
     sensitivity: Sensitivity | None
     agreement: Flag | None  # of N_opt by valleys and by the surface
     bias: Flag | None  # of the valleys' curves, against the surface
+    rate_part: RatePart | None  # of the interval of N_opt; None where learning rates were not probed
     hold_outs: tuple[HoldOut, ...]
     loss_hold_out: LossHoldOut | None
     isotime: IsoTime | None
@@ -48,9 +50,15 @@ class Analysis:
         return list(seen.values())
 
     @property
+    def doubts(self) -> list[Flag]:
+        """Doubts about N_opt at the target: methods that disagree, curves that are biased, rates that were probed."""
+        rates = None if self.rate_part is None else self.rate_part.flag
+        return [flag for flag in (self.agreement, self.bias, rates) if flag is not None]
+
+    @property
     def warnings(self) -> tuple[Flag, ...]:
         """Warnings of the fit, of the agreement of the methods, and of the predictions, each once."""
-        flags = [*self.fit.warnings, *(flag for flag in (self.agreement, self.bias) if flag is not None)]
+        flags = [*self.fit.warnings, *self.doubts]
         if self.target is not None and self.fit.surface_choice is not None:
             flags.append(self.fit.surface_choice.flag)
         flags += [flag for prediction in self.predictions for flag in prediction.warnings]
@@ -76,6 +84,7 @@ def analyse(fit: SweepFit, at: Sequence[float] = ()) -> Analysis:
         sensitivity=None if target is None else sensitivity(fit, target),
         agreement=None if target is None else method_agreement(fit, target),
         bias=None if target is None else valley_bias(fit, target),
+        rate_part=None if target is None else rate_part(fit, target),
         hold_outs=tuple(hold_outs(fit)),
         loss_hold_out=loss_hold_out(fit),
         isotime=isotime(fit),
@@ -91,6 +100,7 @@ def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
         "predictions": predictions,
         "sensitivity": None if analysis.sensitivity is None else _sensitivity_to_json(analysis.sensitivity),
         "verdict": None if analysis.agreement is None else analysis.agreement.to_json(),
+        "learning_rates": None if analysis.rate_part is None else analysis.rate_part.to_json(),
         "hold_out": {
             "budgets": [_hold_out_to_json(one) for one in analysis.hold_outs],
             "losses": None if analysis.loss_hold_out is None else asdict(analysis.loss_hold_out),

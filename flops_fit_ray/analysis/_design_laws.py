@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from flops_fit_ray.analysis._design import LinearLaw
 from flops_fit_ray.analysis._design_search import WeighedLaw
 from flops_fit_ray.analysis._extrapolation import MIN_FITTED, hold_outs
+from flops_fit_ray.analysis._rate_part import rate_floor
 from flops_fit_ray.analysis._surface_design import surface_design
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis._valley_design import valley_design
@@ -30,8 +31,8 @@ Places = tuple[Floats, Floats, Floats]  # C, N and D of candidates
 
 def linear_laws(
     fit: SweepFit, target: float, places: Places, there: int | None = None, unread: Floats | None = None
-) -> dict[MethodName, tuple[LinearLaw, float]]:
-    """Return the laws by method, the answer first, each with half of today's interval of ln N_opt.
+) -> dict[MethodName, WeighedLaw]:
+    """Return the laws by method, the answer first, each with half of today's interval of ln N_opt; all weigh 1.
 
     Args:
         places: C, N and D of the candidates, (candidates,) each.
@@ -39,7 +40,7 @@ def linear_laws(
         unread: 1 for candidates that the valleys' fit would not read, (candidates,).
     """
     budgets, params, tokens = places
-    found: dict[MethodName, tuple[LinearLaw, float]] = {}
+    found: dict[MethodName, WeighedLaw] = {}
     for name in _names(fit):
         law_now = fit.methods[name].params_opt
         factor = None if law_now is None else law_now.known_within(target, fit.options.confidence)
@@ -56,7 +57,7 @@ def linear_laws(
             law.candidates[hidden] = 0.0
             law.candidate_noise[hidden], law.candidate_bias[hidden] = HIDDEN, 0.0
             law.informs[hidden] = 0.0
-            found[name] = law, math.log(factor)
+            found[name] = WeighedLaw(law=law, weight=1.0, now=math.log(factor), floor=rate_floor(fit, target, name))
     return found
 
 
@@ -69,8 +70,8 @@ def weighed_laws(
     shares = {name: 1 / (errors.get(name, LEAST_ERROR) + LEAST_ERROR**2) for name in found}
     total = sum(shares.values())
     return {
-        name: WeighedLaw(law=law, weight=0.5 * (name == fit.default) + 0.5 * shares[name] / total, now=now)
-        for name, (law, now) in found.items()
+        name: replace(one, weight=0.5 * (name == fit.default) + 0.5 * shares[name] / total)
+        for name, one in found.items()
     }
 
 

@@ -28,15 +28,22 @@ Set = tuple[int, ...]  # of candidates, a repeated one twice
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeighedLaw:
-    """A law that the runs are to narrow. `now` is half the interval of ln N_opt that it gives today."""
+    """A law that the runs are to narrow. `now` is half the interval of ln N_opt that it gives today.
+
+    `floor` is the part of it that no run narrows, in quadrature.
+    """
 
     law: LinearLaw
     weight: float
     now: float
+    floor: float = 0.0
 
     def after(self, sets: Ints) -> Floats:
         """Half width of ln N_opt (sets,) expected after each set: today's, narrowed as the linear model's."""
-        return np.asarray(self.now * self.law.half_width(sets) / self._before)
+        if not self.floor:
+            return np.asarray(self.now * self.law.half_width(sets) / self._before)
+        own = np.sqrt(max(self.now**2 - self.floor**2, 0.0))
+        return np.asarray(np.hypot(own * self.law.half_width(sets) / self._before, self.floor))
 
     @cached_property
     def _before(self) -> float:

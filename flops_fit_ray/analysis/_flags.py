@@ -19,8 +19,8 @@ CODES = frozenset({
     "checkpoints", "no_budget", "no_intervals", "narrow_range", "repeated_data", "unordered_minima",
     *(f"valley_{status}" for status in get_args(ValleyStatus) if status != "interior"),
     # Of methods
-    "cost_law", "curve_chosen", "envelope_fitted", "envelope_no_law", "lack_of_fit", "loss_rises", "lost_draws",
-    "methods_agree", "methods_disagree", "surface_chosen", "valley_bias",
+    "cost_law", "curve_chosen", "envelope_fitted", "envelope_no_law", "lack_of_fit", "learning_rates", "loss_rises",
+    "lost_draws", "methods_agree", "methods_disagree", "surface_chosen", "valley_bias",
     *(f"{method}_{status}" for method in SURFACES for status in (*get_args(SurfaceStatus), "no_law")),
     # Of predictions
     "extrapolation", "limited_data", "loss_law",

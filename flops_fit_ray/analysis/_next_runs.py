@@ -13,7 +13,6 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._design_laws import linear_laws
-from flops_fit_ray.analysis._design_search import WeighedLaw
 from flops_fit_ray.analysis._run_choice import LEAST_SIZES, RATIO, NextRuns, RunChoice
 from flops_fit_ray.analysis._run_space import SAME, Place, RunSpace, TableSpace
 from flops_fit_ray.analysis._sweep_fit import SweepFit
@@ -68,8 +67,8 @@ def expected_factors(fit: SweepFit, target: float, places: Sequence[Place]) -> d
     budgets, params, tokens = (np.array([getattr(p, name) for p in places]) for name in ("budget", "params", "tokens"))
     every = np.arange(len(places))[None, :]
     return {
-        name: math.exp(float(WeighedLaw(law=law, weight=1.0, now=now).after(every)[0]))
-        for name, (law, now) in linear_laws(fit, target, (budgets, params, tokens)).items()
+        name: math.exp(float(law.after(every)[0]))
+        for name, law in linear_laws(fit, target, (budgets, params, tokens)).items()
     }
 
 

@@ -26,8 +26,9 @@ from flops_fit_ray.analysis._valley_minima import (
     valley_intervals,
     valley_noise,
 )
-from flops_fit_ray.analysis.arrays import Ints
+from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.diagnostics import diagnose
+from flops_fit_ray.analysis.learning_rates import BestRates, best_rates
 from flops_fit_ray.analysis.noise import Noise, SeedNoise, seed_noise
 from flops_fit_ray.analysis.points import Points, budget_gap, check_points
 from flops_fit_ray.analysis.repetition import Repetition, fit_repetition
@@ -60,6 +61,7 @@ class SweepFit:
     lack_of_fit: tuple[FitTest, ...] = ()  # tests of every method that the points allow
     top: HeldOutTop | None = None  # the largest C, held out of the Huber surface
     repetition: Repetition | None = None  # what repeated data cost; None where none are known
+    rates: BestRates | None = None  # what probed learning rates leave open; None where rates are taken for the best
 
     @property
     def answer(self) -> Method:
@@ -88,6 +90,11 @@ class SweepFit:
         """Every choice among curves and laws."""
         made, surface = self.choices, self.surface_choice
         return made if surface is None or surface in made else (*made, surface)
+
+    @cached_property
+    def with_sure_rates(self) -> SweepFit | None:
+        """The same fit, its intervals as if all learning rates were the best; None where they are that anyway."""
+        return None if self.rates is None else fit_sweep(replace(self.points, tried=None), self.options)
 
     @property
     def params_opt(self) -> Law | None:
@@ -191,6 +198,7 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
             *(() if repetition is None else (repetition.flag,)),
         ),
         repetition=repetition,
+        rates=low.rates,
         lack_of_fit=tests,
         top=top,
         choices=choices,
@@ -202,14 +210,22 @@ def _surface(
 ) -> Method:
     wanted, rng = options.surface(name), np.random.default_rng(options.seed)
     fit = fit_surface(points, wanted)
+    excess = _excess(low.rates, points, draws, options.seed)
     if repetition is not None and repetition.cases:
-        method = surface_method(bootstrap_cases(fit, repetition.cases, wanted, draws, rng))
+        method = surface_method(bootstrap_cases(fit, repetition.cases, wanted, draws, rng, excess))
     else:
-        method = surface_method(bootstrap_surface(fit, points, wanted, draws, rng))
+        method = surface_method(bootstrap_surface(fit, points, wanted, draws, rng, excess))
     # Where data are repeated often, valleys bend because of that
     if low.minima is None or low.method.params_opt is None or (repetition is not None and repetition.decides):
         return method
     return bent_as_valleys(method, low.method.params_opt, low.minima)
+
+
+def _excess(rates: BestRates | None, points: Points, draws: int, seed: int) -> Floats | None:
+    """Draw what the learning rates of the points cost, (draws, points); None where they are taken for the best."""
+    if rates is None or points.lr is None:
+        return None
+    return rates.excess(points.params, points.tokens, points.lr, draws, seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -224,6 +240,7 @@ class ValleyFit:
     method: Method  # with N_opt(C), or the reason why there is none
     options: FitOptions  # with the curve that was chosen
     choice: Choice | None  # of the curve, where it was left open
+    rates: BestRates | None  # what probed learning rates leave open
 
 
 def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.random.Generator | None = None) -> ValleyFit:
@@ -247,9 +264,11 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
     cost = None
     if sum(valley.status == "interior" for valley in valleys) >= 2:
         cost = fit_token_cost(points.params, points.tokens, points.flops, points.token_cost)
+    rates = None if noise is None or points.tried is None else best_rates(points.tried, noise.pooled)
     if noise is not None and options.draws:
         rng = np.random.default_rng(options.seed) if rng is None else rng
-        minima = draw_minima(valleys, points, noise, options.draws, rng, options.seed)
+        excess = _excess(rates, points, options.draws, options.seed)
+        minima = draw_minima(valleys, points, noise, options.draws, rng, options.seed, excess)
     return ValleyFit(
         valleys=valleys,
         noise=noise,
@@ -259,6 +278,7 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
         method=valley_method(valleys, minima, errors, options.law_weights, cost),
         options=options,
         choice=choice,
+        rates=rates,
     )
 
 

@@ -138,7 +138,13 @@ def _moves(curve: Curve, raised: Floats) -> tuple[Floats, Floats]:
 
 
 def draw_minima(
-    valleys: Sequence[Valley], points: Points, noise: Noise, draws: int, rng: np.random.Generator, seed: int
+    valleys: Sequence[Valley],
+    points: Points,
+    noise: Noise,
+    draws: int,
+    rng: np.random.Generator,
+    seed: int,
+    excess: Floats | None = None,
 ) -> Minima:
     """Bootstrap the minima: add new noise to all points of a draw at once, and find the minimum of every valley again.
 
@@ -148,12 +154,15 @@ def draw_minima(
     Args:
         rng: source of the noise.
         seed: of everything else that is drawn.
+        excess: of the losses for their learning rates (draws, points), which is taken off.
     """
     groups = fitted(valleys)
     members = np.concatenate([index for _, _, index in groups])
     group = np.repeat(np.arange(len(groups)), [len(index) for _, _, index in groups])
     scatter = draw_scatter(rng, draws, noise, group, points.runs[members], points.num_runs)
     scatter /= np.sqrt(points.weights[members])
+    if excess is not None:
+        scatter -= excess[:, members]
     more = np.random.default_rng([seed, 2])
     choice, normal = more.random(draws), more.standard_normal(draws)
     minima = np.full((3, draws, len(valleys)), np.nan)  # log10 N, log10 D, loss

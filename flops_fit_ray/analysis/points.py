@@ -10,6 +10,7 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
+from flops_fit_ray.analysis.learning_rates import TriedRates
 from flops_fit_ray.errors import FitError
 
 BLOCKS = 6  # of equal numbers of points by C, where the budgets are not labelled
@@ -32,6 +33,8 @@ class Points:
     params_as: Mapping[str, Floats] = field(default_factory=dict)  # N under other definitions
     flops_as: Mapping[str, Floats] = field(default_factory=dict)  # C under other definitions
     unique: Floats | None = None  # tokens seen at least once; None where that is not known
+    lr: Floats | None = None  # peak learning rate; None where it is taken for the best one
+    tried: TriedRates | None = None  # other rates at some N and D, of runs whose `lr` was probed; None: as above
     token_cost: tuple[Floats, Floats] | None = None  # N and FLOPs per token of every measured size, run or not
     labelled: bool = True  # False: `budget` was inferred by `group_by_nearness`
 

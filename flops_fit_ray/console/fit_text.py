@@ -44,8 +44,7 @@ def analysis_text(analysis: Analysis) -> str:
     blocks += [prediction_text(p, fit.options.confidence) for p in analysis.predictions]
     if analysis.sensitivity is not None:
         blocks.append(panel_text(analysis.sensitivity))
-    doubts = [f"{_label(flag.severity)}: {flag}" for flag in (analysis.agreement, analysis.bias) if flag is not None]
-    blocks.append("\n".join(doubts))
+    blocks.append("\n".join(f"{_label(flag.severity)}: {flag}" for flag in analysis.doubts))
     blocks.append(hold_out_text(analysis))
     return "\n\n".join(block for block in blocks if block)
 

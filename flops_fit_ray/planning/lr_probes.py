@@ -16,15 +16,13 @@ from typing import TypeAlias
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.analysis.learning_rates import PARAMS_SLOPE, PARAMS_SLOPE_SD, TOKENS_SLOPE, TOKENS_SLOPE_SD
 from flops_fit_ray.planning.experiment import MeasuredLr, ModelSize
 
 FACTORS = (0.5, 1.0, 2.0, 4.0)  # times the general rule
 MAX_FACTORS = 8  # per size
 NEAR = (0.5, 1.0, 2.0)  # times the best rate of the shorter probes
 LONGER, MIN_LONGER = 4.0, 2.0  # ratio of C, and of D at one size, of the longer probes to the shorter ones
-SLOPE, SLOPE_SD = -0.3, 0.3  # prior of the slope of ln lr over ln N
-# Of the slope over ln D at one N and batch size: -0.3 in Bjorck et al. 2024, near 0 where rates follow the width alone
-TOKENS_SLOPE, TOKENS_SLOPE_SD = -0.2, 0.2
 LONG_SHARE = 0.05  # of a grid's FLOPs that the longer probes may take
 SIZES = 4  # of a grid's budget, about
 STEEPEST = -1.0  # slope along D = r·N below which, or above 0, none is believed
@@ -108,8 +106,8 @@ def optimum_factor(losses: Mapping[float, float]) -> float:
 def lr_law(optima: Sequence[Optimum], tokens_per_param: float) -> MeasuredLr:
     """Fit ln lr = m + p·(ln N - mean(ln N)) + q·(ln D - mean(ln D)) to the best rates (N, D, lr) of the probes.
 
-    1) (p, q) is the posterior mean with priors p0 = `SLOPE` ± `SLOPE_SD`, q0 = `TOKENS_SLOPE` ± `TOKENS_SLOPE_SD` and
-       noise `OPTIMUM_SD`: (X'X/sd² + P)^-1 (X'y/sd² + P·[p0, q0]), P = diag of the priors' precisions
+    1) (p, q) is the posterior mean with the priors of `analysis.learning_rates` and noise `OPTIMUM_SD`:
+       (X'X/sd² + P)^-1 (X'y/sd² + P·[p0, q0]), P = diag of the priors' precisions
     2) along D = r·N, r = `tokens_per_param`, lr falls as N^s, s = p + q, not believed outside `STEEPEST` to 0
 
     """
@@ -117,9 +115,9 @@ def lr_law(optima: Sequence[Optimum], tokens_per_param: float) -> MeasuredLr:
     y = np.log([lr for _, _, lr in optima])
     middle = points.mean(axis=0)
     x = points - middle
-    prior = np.diag([SLOPE_SD**-2, TOKENS_SLOPE_SD**-2])
+    prior = np.diag([PARAMS_SLOPE_SD**-2, TOKENS_SLOPE_SD**-2])
     spread = np.linalg.inv(x.T @ x / OPTIMUM_SD**2 + prior)
-    p, q = spread @ (x.T @ y / OPTIMUM_SD**2 + prior @ [SLOPE, TOKENS_SLOPE])
+    p, q = spread @ (x.T @ y / OPTIMUM_SD**2 + prior @ [PARAMS_SLOPE, TOKENS_SLOPE])
     level = y.mean() + q * (math.log(tokens_per_param) + middle[0] - middle[1])
     return MeasuredLr(
         coefficient=float(np.exp(level)),
@@ -139,12 +137,12 @@ def lr_law_at_one_budget(optima: Sequence[tuple[int, float]]) -> MeasuredLr:
     ln lr = mean(ln lr) + s·(ln N - mean(ln N))
 
     s = (sum x·y + p·s0) / (sum x² + p), p = (sd / sd0)²: the posterior mean of the slope with the prior
-    s0 = SLOPE ± SLOPE_SD and noise sd = FIRST_OPTIMUM_SD, x = ln N centred, y = ln lr.
+    s0 = PARAMS_SLOPE ± PARAMS_SLOPE_SD and noise sd = FIRST_OPTIMUM_SD, x = ln N centred, y = ln lr.
     """
     x, y = np.log([n for n, _ in optima]), np.log([lr for _, lr in optima])
     centred = x - x.mean()
-    prior_weight = (FIRST_OPTIMUM_SD / SLOPE_SD) ** 2
-    slope = float((centred @ y + prior_weight * SLOPE) / (centred @ centred + prior_weight))
+    prior_weight = (FIRST_OPTIMUM_SD / PARAMS_SLOPE_SD) ** 2
+    slope = float((centred @ y + prior_weight * PARAMS_SLOPE) / (centred @ centred + prior_weight))
     return MeasuredLr(
         coefficient=float(np.exp(y.mean())),
         at=float(np.exp(x.mean())),

@@ -8,8 +8,9 @@ import numpy as np
 
 from flops_fit_ray.analysis import Points
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.learning_rates import TriedRates, tried_rates
 from flops_fit_ray.ledger import ExperimentResult, Ledger
-from flops_fit_ray.planning import Measurements
+from flops_fit_ray.planning import MeasuredLr, Measurements
 
 
 def points_of(
@@ -18,6 +19,7 @@ def points_of(
     trunks: Sequence[int] | None = None,
     measured: tuple[Floats, Floats] | None = None,
     epochs: Mapping[str, float] | None = None,
+    tried: TriedRates | None = None,
 ) -> Points:
     """The arrays that a fit takes. D and C are what was really seen and what that costs from scratch.
 
@@ -26,6 +28,7 @@ def points_of(
         trunks: a number for each result, the same for those of one trunk: a part of their noise is the trunk's.
         measured: N and FLOPs per token of every size, as `token_cost` returns them.
         epochs: how often each experiment sees its data, by key, where that is known.
+        tried: rates that were tried, where those of the results were probed.
     """
 
     def column(name: str) -> Floats:
@@ -46,6 +49,8 @@ def points_of(
         loss=column("loss"),
         seconds=column("seconds"),
         run=None if trunks is None else np.array(trunks, dtype=np.int64),
+        lr=None if tried is None else column("lr"),
+        tried=tried,
         token_cost=measured,
         params_as={name: n for name, n in others.items() if (n > 0).all() and not np.array_equal(n, params)},
     )
@@ -58,6 +63,17 @@ def token_cost(measurements: Measurements) -> tuple[Floats, Floats]:
         np.array([s.params for s in sizes], dtype=np.float64),
         np.array([s.flops_per_token for s in sizes], dtype=np.float64),
     )
+
+
+def tried_in_sweep(results: Sequence[ExperimentResult], probed: MeasuredLr | None) -> TriedRates | None:
+    """Return the rates that a sweep tried at one N and D, of probes and checks too; None where it probed none."""
+    if probed is None:
+        return None
+    n, d, lr, loss = (
+        np.array([getattr(r, name) for r in results], dtype=np.float64)
+        for name in ("params", "tokens_seen", "lr", "loss")
+    )
+    return tried_rates(n, d, lr, loss)
 
 
 def curves_of(ledger: Ledger, results: Sequence[ExperimentResult]) -> tuple[Points | None, list[ExperimentResult]]:

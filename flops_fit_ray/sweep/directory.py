@@ -171,7 +171,7 @@ class Sweep:
     @cached_property
     def points(self) -> Points:
         """The completed experiments of the grid, their seeds and reruns as arrays."""
-        from flops_fit_ray.sweep._result_arrays import points_of, token_cost
+        from flops_fit_ray.sweep._result_arrays import points_of, token_cost, tried_in_sweep
 
         sizes = {s.size: s.params_non_embedding for s in self.plan.measurements.sizes}
         standing = self.standing
@@ -179,7 +179,8 @@ class Sweep:
         trunks = trunk_numbers(planned[r.key] for r in standing) if self._shares_trunks else None
         measured = token_cost(self.plan.measurements)
         epochs = {key: e.epochs for key, e in planned.items() if e.epochs is not None}
-        return points_of(standing, {r.key: sizes.get(r.size, 0) for r in standing}, trunks, measured, epochs)
+        tried = tried_in_sweep(self.results, self.plan.lr)
+        return points_of(standing, {r.key: sizes.get(r.size, 0) for r in standing}, trunks, measured, epochs, tried)
 
     @cached_property
     def standing(self) -> tuple[ExperimentResult, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from flops_fit_ray.analysis import (
     json_value,
 )
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.learning_rates import TriedRates, tried_rates
 from flops_fit_ray.analysis.repetition import REPEATED
 from flops_fit_ray.analysis.surface import fit_token_cost
 from flops_fit_ray.errors import SpecError
@@ -171,13 +172,23 @@ def fit_simulated(spec: SweepSpec, simulated: Simulated, draws: int = DRAWS) -> 
 
 def _input_of(spec: SweepSpec, simulated: Simulated, draws: int) -> tuple[Points, FitOptions]:
     """Return the losses of a simulated sweep and the options by which its spec has them fitted."""
-    points = simulated_points(simulated.rows(), shared=spec.grid.trunk)
+    every = ((e, loss) for e in simulated.plan.experiments if (loss := simulated.observed[e.key].loss) is not None)
+    tried = None if simulated.plan.lr is None else tried_in(every)
+    points = simulated_points(simulated.rows(), shared=spec.grid.trunk, tried=tried)
     points = replace(points, token_cost=token_cost(simulated.plan.measurements))
     return points, replace(fit_options(spec, simulated.plan.reach), draws=draws)
 
 
-def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) -> Points:
-    """Return the losses as arrays; `shared`: experiments of one trunk count as one run."""
+def tried_in(experiments: Iterable[tuple[Experiment, float]]) -> TriedRates | None:
+    """Return the rates that experiments tried at one N and D, probes and checks too, from their losses."""
+    tried = [(e.params, e.tokens, e.recipe.lr, loss) for e, loss in experiments]
+    return tried_rates(*np.array(tried, dtype=np.float64).T)
+
+
+def simulated_points(
+    rows: Sequence[tuple[Experiment, float]], *, shared: bool, tried: TriedRates | None = None
+) -> Points:
+    """Return the losses as arrays; `shared`: experiments of one trunk count as one run; `tried` as of `Points`."""
 
     def column(name: str) -> Floats:
         return np.array([getattr(e, name) for e, _ in rows], dtype=np.float64)
@@ -190,6 +201,8 @@ def simulated_points(rows: Sequence[tuple[Experiment, float]], *, shared: bool) 
         tokens=tokens,
         unique=tokens / seen if (seen > REPEATED).any() else None,
         loss=np.array([loss for _, loss in rows]),
+        lr=None if tried is None else np.array([e.recipe.lr for e, _ in rows]),
+        tried=tried,
         run=np.array(trunk_numbers(e for e, _ in rows), dtype=np.int64) if shared else None,
     )
 

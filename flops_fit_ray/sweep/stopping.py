@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import NextRun, Place, SweepFit
+from flops_fit_ray.analysis import NextRun, Place, SweepFit, rate_floor
 from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.planning import is_single_run
 from flops_fit_ray.spec import Budget, SingleRun, SweepSpec
@@ -117,6 +117,9 @@ def decide_next(sweep: Sweep, rule: StoppingRule) -> Decision:
         if space.spent + flops > limit:
             return ended(f"{FIRST_SEEDS} more seeds of {where} cost {fmt.flops(flops)} FLOPs; raise --at-most")
         return Decision(factor=None, reached=False, runs=runs, message=words)
+    floor = math.exp(rate_floor(sweep.fit, rule.target))
+    if floor >= rule.factor:
+        return ended(f"what the probes leave open of the learning rates is x/÷{floor:.3g} alone; give train.lr")
     count = min(max(ROUND, round(SHARE * len(experiments))), room)
     try:
         chosen = _next(sweep, rule, count, limit - space.spent)

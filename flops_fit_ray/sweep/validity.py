@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import Analysis, SweepFit, analysis_to_json
+from flops_fit_ray.analysis import TARGET, Analysis, SweepFit, analysis_to_json, rate_part
 from flops_fit_ray.analysis.diagnostics import ROUNDING, TRUSTED_BUDGETS, TRUSTED_RANGE
 from flops_fit_ray.analysis.outliers import EXACT, OUTLIER, deviations
 from flops_fit_ray.planning import TRUSTED_RATIO, Experiment
@@ -81,7 +81,7 @@ def _of_sweep(sweep: Sweep, fit: SweepFit) -> Iterator[_Check]:
             "smallest D",
         ),
     )
-    yield "learning rate", _learning_rate(sweep)
+    yield "learning rate", _learning_rate(sweep, fit)
     min_steps = min(e.steps for e in experiments)
     verdict: CardVerdict = "PASS" if min_steps >= STEPS_PASS else "WARN" if min_steps >= STEPS_FAIL else "FAIL"
     yield (
@@ -133,7 +133,7 @@ def _schedule(schedule: str) -> tuple[CardVerdict, str]:
     return "PASS", f"{schedule}, decayed over the steps of each experiment's own D"
 
 
-def _learning_rate(sweep: Sweep) -> tuple[CardVerdict, str]:
+def _learning_rate(sweep: Sweep, fit: SweepFit) -> tuple[CardVerdict, str]:
     lr, found, checks = sweep.spec.train.lr, sweep.plan.lr, sweep.lr_checks
     if sweep.lr_limited:
         return "FAIL", sweep.lr_limited[0]
@@ -147,12 +147,20 @@ def _learning_rate(sweep: Sweep) -> tuple[CardVerdict, str]:
         within = "" if found.exponent_sd is None else f" ± {found.exponent_sd:.2f}"
         held = "" if not found.held else f", held there, because the probes ask for N^{found.found_exponent:+.2f}"
         verdict: CardVerdict = "PASS" if checks and not held else "WARN"
-        return verdict, f"measured at {sizes}: lr ~ N^{found.exponent:.2f}{within}{held}{checked}"
+        return verdict, f"measured at {sizes}: lr ~ N^{found.exponent:.2f}{within}{held}{checked}{_rate_part(fit)}"
     if isinstance(lr, LrRule | LrTable) or (isinstance(lr, str) and ":" in lr):
         return "PASS", f"your own rule{checked}"
     if lr == "auto":
         return "WARN", "a general rule, not measured on this model"
     return ("PASS" if checks else "WARN"), f"one rate for all sizes: larger models usually need a lower one{checked}"
+
+
+def _rate_part(fit: SweepFit) -> str:
+    """Say what part of the interval of N_opt comes from rates that were measured."""
+    if fit.rates is None:
+        return "; intervals take the rates for the best ones, as no (N, D) has losses of three"
+    part = None if fit.params_opt is None else rate_part(fit, TARGET * fit.fitted_range[1])
+    return "" if part is None else f"; {part.words}"
 
 
 def _evaluation(sweep: Sweep) -> tuple[CardVerdict, str]:

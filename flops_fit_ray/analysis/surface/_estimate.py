@@ -139,12 +139,20 @@ def refit_surfaces(
 
 
 def bootstrap_surface(
-    fit: SurfaceFit, points: Points, options: SurfaceOptions, draws: int, rng: np.random.Generator
+    fit: SurfaceFit,
+    points: Points,
+    options: SurfaceOptions,
+    draws: int,
+    rng: np.random.Generator,
+    excess: Floats | None = None,
 ) -> SurfaceFit:
     """Add bootstrap draws to a fit: of whole runs where there are many, else of noise about the surface.
 
     Resampling runs over-covers on small designed sweeps, and drawn noise assumes equal variance; see
     benchmarks/README.md.
+
+    Args:
+        excess: of the losses for their learning rates (draws, points), which is taken off.
     """
     if not fit.usable or fit.surface is None or draws < 1:
         return fit
@@ -155,13 +163,18 @@ def bootstrap_surface(
     if points.labelled or count < CASE_RUNS:
         blocks = draw_block_effects(fit.surface, points, options, draws, rng.spawn(1)[0])
     factor, exact = (np.float64(1.0), None) if blocks is None else (np.exp(blocks[0]), blocks[1])
+    off = np.float64(0.0) if excess is None else excess
     if count >= CASE_RUNS:
         # Case resampling: the number of times that a run was drawn is its weight
         drawn = rng.integers(0, count, size=(draws, count))
         cells = (drawn + count * np.arange(draws)[:, None]).reshape(-1)
         times = np.bincount(cells, minlength=draws * count).reshape(draws, count).astype(np.float64)
         drawn_surfaces = refit_surfaces(
-            fit, points, options, loss=points.loss * factor, weights=times[:, runs] * points.weights
+            fit,
+            points,
+            options,
+            loss=_positive(points.loss - off, points.loss) * factor,
+            weights=times[:, runs] * points.weights,
         )
         resampled = f"{count} runs with replacement"
     else:
@@ -175,10 +188,15 @@ def bootstrap_surface(
             return fit
         group = np.zeros(len(points), dtype=np.int64)
         scatter = draw_scatter(rng, draws, noise, group, runs, count) / np.sqrt(points.weights)
-        loss = np.maximum(fitted + scatter, 1e-3 * fitted) * factor  # positive, for its logarithm
+        loss = _positive(fitted + scatter - off, fitted) * factor
         drawn_surfaces = refit_surfaces(fit, points, options, loss=loss, weights=points.weights)
         resampled = f"new scatter of {noise.pooled:.2g} about the surface"
     return _with_draws(fit, drawn_surfaces, exact, resampled)
+
+
+def _positive(loss: Floats, fitted: Floats) -> Floats:
+    """Losses of draws that have a logarithm."""
+    return np.maximum(loss, 1e-3 * fitted)
 
 
 def bootstrap_cases(
@@ -187,10 +205,11 @@ def bootstrap_cases(
     options: SurfaceOptions,
     draws: int,
     rng: np.random.Generator,
+    excess: Floats | None = None,
 ) -> SurfaceFit:
     """Add bootstrap draws to a fit whose N and D are themselves uncertain: equally many draws under each of the cases.
 
-    In each the surface is fitted anew, and its draws are about that fit.
+    In each the surface is fitted anew, and its draws are about that fit; `excess` as in `bootstrap_surface`.
     """
     parts: list[SurfaceFit] = []
     of_part: list[int] = []
@@ -200,12 +219,13 @@ def bootstrap_cases(
             break
         surface = refit_surfaces(fit, points, options, loss=points.loss, weights=points.weights)
         if np.isfinite(surface.alpha).all():
-            parts.append(bootstrap_surface(replace(fit, surface=surface), points, options, int(number), rng))
+            off = None if excess is None else excess[: int(number)]
+            parts.append(bootstrap_surface(replace(fit, surface=surface), points, options, int(number), rng, off))
             of_part.append(i)
     drawn = [part.draws for part in parts if part.draws is not None]
     case = np.repeat(of_part, [0 if part.draws is None else len(part.draws.alpha) for part in parts])
     if not drawn:
-        return bootstrap_surface(fit, cases[0], options, draws, rng)
+        return bootstrap_surface(fit, cases[0], options, draws, rng, excess)
     order = rng.permutation(sum(len(one.alpha) for one in drawn))  # a part of the draws stands for all cases
     joined = {f.name: np.concatenate([getattr(one, f.name) for one in drawn])[order] for f in fields(Surfaces)}
     exact = [part.exact for part in parts if part.exact is not None]

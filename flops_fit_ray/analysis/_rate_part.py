@@ -1,0 +1,70 @@
+"""The part of the interval of N_opt that comes from learning rates which were probed and are not known exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flops_fit_ray import formatting as fmt
+from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._sweep_fit import SweepFit
+from flops_fit_ray.fit_options import MethodName
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatePart:
+    """Half widths of the interval of N_opt at C = `budget`, as factors, and what is known of the best rates."""
+
+    budget: float
+    factor: float
+    factor_with_sure_rates: float  # if the sweep's rates were known to be the best
+    best_rates: str  # their law, in words
+
+    @property
+    def words(self) -> str:
+        """The part in one sentence."""
+        return (
+            f"of the interval x/÷{self.factor:.3g} of N_opt at C = {fmt.flops(self.budget)}, "
+            f"x/÷{self.factor_with_sure_rates:.3g} is left if all rates were the best ({self.best_rates})"
+        )
+
+    @property
+    def flag(self) -> Flag:
+        """The part as a note."""
+        return Flag("learning_rates", "info", f"learning rates: {self.words}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def rate_part(fit: SweepFit, target: float) -> RatePart | None:
+    """Return the part at C = `target`; None where rates are taken for the best ones, or there is no interval."""
+    sure = fit.with_sure_rates
+    if sure is None or fit.rates is None:
+        return None
+    laws = fit.params_opt, sure.methods[fit.default].params_opt
+    within = [None if law is None else law.interval(target, fit.options.confidence) for law in laws]
+    if within[0] is None or within[1] is None:
+        return None
+    whole, left = (math.sqrt(one.factor) for one in within if one is not None)
+    return RatePart(budget=target, factor=whole, factor_with_sure_rates=left, best_rates=fit.rates.words)
+
+
+def rate_floor(fit: SweepFit, target: float, method: MethodName | None = None) -> float:
+    """Return half the interval of ln N_opt at C = `target` that no further run at the sweep's own rates would narrow.
+
+    Args:
+        method: None: the default one.
+    """
+    sure, name = fit.with_sure_rates, method or fit.default
+    if sure is None:
+        return 0.0
+    both = [
+        None if law is None else law.known_within(target, fit.options.confidence)
+        for law in (fit.methods[name].params_opt, sure.methods[name].params_opt)
+    ]
+    if both[0] is None or both[1] is None:
+        return 0.0
+    return math.sqrt(max(math.log(both[0]) ** 2 - math.log(both[1]) ** 2, 0.0))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +20,12 @@ from starlette.testclient import TestClient
 from docs.markdown import anchors
 from flops_fit_ray.ledger import Failure, Ledger, Progress
 from flops_fit_ray.service.app import Settings, make_app, make_state
-from flops_fit_ray.service.http import guard
+from flops_fit_ray.service.http import guard, later
 from flops_fit_ray.service.http.conditional import answered, asked_range, names_tag
 from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.http.problem import KINDS, MEDIA_TYPE, TYPES
 from flops_fit_ray.service.paths import ServicePaths
+from flops_fit_ray.service.state.fits import FitWorker
 from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.paths import SweepPaths
@@ -136,7 +139,7 @@ def paths_of(client: TestClient, only: str = "") -> list[str]:
     app: Any = client.app
     found = [path for path, item in app.openapi()["paths"].items() if "get" in item and not path.endswith("/events")]
     known = {"name": "known", "key": key, "checkpoint_id": one, "figure": "valleys"}
-    filled = [path.format(**known) for path in found if "_id}" not in path.replace("{checkpoint_id}", "")]
+    filled = [path.format(**known) for path in found if not {"{spec_id}", "{answer_id}"} & set(path.split("/"))]
     return [path + ("?budget=1e6" if path.endswith("/predict") else "") for path in filled if only in path]
 
 
@@ -300,3 +303,62 @@ def test_a_tag_is_compared_as_the_standard_has_it() -> None:
     both = Headers({"if-match": '"a"', "if-none-match": '"a"', "range": "bytes=0-1"})
     assert answered(both, '"a"', 10, ranges=True)[0] == 304  # RFC 9110, 13.2.2: the range comes last
     assert answered(both, '"b"', 10, ranges=True)[0] == 412
+
+
+def test_a_slow_answer_comes_later_as_it_would_have_come(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pending, then the same answer with the same tag, or the same refusal; at most so many, and for a while."""
+    gate, path = threading.Event(), "/api/v1/sweeps/known/fit"
+    fits = FitWorker.answer
+
+    async def held(self: FitWorker, *asked: Any) -> bytes:
+        await asyncio.to_thread(gate.wait, 60)
+        return await fits(self, *asked)
+
+    def there(place: str) -> Any:
+        while (found := client.get(place)).status_code == 202:
+            time.sleep(0.01)
+        return found
+
+    monkeypatch.setattr(FitWorker, "answer", held)
+    later_please = {"Prefer": "respond-async"}
+    accepted = client.get(path, headers=later_please)
+    place = accepted.headers["location"]
+    assert accepted.status_code == 202 and accepted.headers["preference-applied"] == "respond-async"
+    pending = client.get(place)
+    assert pending.status_code == 202 and pending.json() == accepted.json()
+    assert {"state": "pending", "asked_for": path}.items() <= pending.json().items()
+    assert int(accepted.headers["retry-after"]) > 0 and int(pending.headers["retry-after"]) > 0
+    refused = client.get("/api/v1/sweeps/known/predict?budget=1e6&unique=1e3", headers=later_please)
+    monkeypatch.setattr(later, "MAX_ANSWERS", 2)
+    assert problem_of(client.get(path, headers=later_please))["type"] == f"{TYPES}#busy"  # two are awaited
+    gate.set()
+    found = there(place)
+    whole = client.get(path)
+    assert found.content == whole.content and found.headers["content-type"] == "application/json"
+    assert found.headers["etag"] == whole.headers["etag"] and "location" not in whole.headers
+    assert client.get(place, headers={"If-None-Match": whole.headers["etag"]}).status_code == 304
+    found = there(refused.headers["location"])
+    assert found.status_code == 409 and problem_of(found)["type"] == f"{TYPES}#no_results"
+    assert problem_of(client.get("/api/v1/sweeps/none/fit", headers=later_please))["status"] == 404  # at once
+    waited = client.get(path, headers={"Prefer": 'wait="20", respond-async'})
+    assert waited.content == whole.content and "location" not in waited.headers
+    assert client.get("/api/v1/sweeps/known", headers=later_please).status_code == 200  # that is never slow
+    assert client.get(place, headers={"Authorization": "Bearer x"}).status_code == 403
+    monkeypatch.setattr(later, "KEPT_SECONDS", -1.0)
+    assert problem_of(client.get(place))["status"] == 404
+    monkeypatch.setattr(FitWorker, "answer", None)  # a fault of the service
+    assert problem_of(client.get(path, headers={"Prefer": "respond-async, wait=20"}))["status"] == 500
+
+
+def test_a_preference_is_read_as_the_standard_has_it() -> None:
+    for given, wait in (
+        (["respond-async"], 0.0),
+        (["Respond-Async; wait=3"], 3.0),
+        (["wait=10", "respond-async"], 10.0),
+        (["respond-async, wait=999999999"], later.MAX_WAIT_SECONDS),
+        (["respond-async, wait=x"], 0.0),
+        (["wait=10"], None),
+        (["return=minimal"], None),
+        ([], None),
+    ):
+        assert later.asked_wait(given) == wait, given

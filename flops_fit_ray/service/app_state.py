@@ -16,6 +16,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger.hardware import Readings
 from flops_fit_ray.service.http.guard import STANDALONE
 from flops_fit_ray.service.http.html import VERSION
+from flops_fit_ray.service.http.later import IS_LATER, LATER_SECONDS
 from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.request_error import RequestError, busy, conflict
 from flops_fit_ray.service.runs.queue import LIMIT_EXAMPLE, Runs
@@ -120,10 +121,11 @@ async def ask_fit_worker(request: Request, snapshot: Snapshot, question: str, *a
     if not snapshot.sweep.results and question not in ("csv", "parquet", "curve"):
         raise conflict("no experiment is completed yet; try again when one is", "no_results")
     root = snapshot.sweep.paths.root
+    seconds = LATER_SECONDS if request.scope.get(IS_LATER) else FIT_SECONDS
     try:
-        return await app_state_of(request).fit_worker.answer(FIT_SECONDS, question, root, snapshot.version, *arguments)
+        return await app_state_of(request).fit_worker.answer(seconds, question, root, snapshot.version, *arguments)
     except TimeoutError as e:
-        message = f"the fit takes more than {FIT_SECONDS:g} s and is still running; ask again later"
+        message = f"the fit takes more than {seconds:g} s and is still running; ask again, with Prefer: respond-async"
         raise busy(message, FIT_RETRY_SECONDS) from e
 
 

@@ -83,7 +83,7 @@ def curve(
     "/sweeps/{name}/experiments/{key}/figure",
     tags=["experiments"],
     response_class=Response,
-    responses=of_kind("image/svg+xml"),
+    responses={**of_kind("image/svg+xml"), **shapes.LATER},
 )
 async def experiment_figure(request: Request, name: str, key: str) -> Response:
     """Return the figure of its training loss, as SVG."""

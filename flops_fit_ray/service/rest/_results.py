@@ -27,7 +27,7 @@ routes = APIRouter()
     "/sweeps/{name}/results",
     tags=["results"],
     response_model=shapes.ExperimentPage,
-    responses=of_kind("text/csv", "application/vnd.apache.parquet"),
+    responses={**of_kind("text/csv", "application/vnd.apache.parquet"), **shapes.LATER},
 )
 async def results(
     request: Request,
@@ -44,13 +44,13 @@ async def results(
     return Response(await ask_fit_worker(request, snapshot, kind), media_type=KINDS[kind], headers=headers)
 
 
-@routes.get("/sweeps/{name}/fit", tags=["results"])
+@routes.get("/sweeps/{name}/fit", tags=["results"], responses=shapes.LATER)
 async def fit(request: Request, name: str) -> Response:
     """Return all fits with intervals, warnings and the validity card, as `fit --json` prints them."""
     return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "fit"))
 
 
-@routes.get("/sweeps/{name}/predict", tags=["results"])
+@routes.get("/sweeps/{name}/predict", tags=["results"], responses=shapes.LATER)
 async def predict(
     request: Request,
     name: str,
@@ -65,7 +65,7 @@ async def predict(
     return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "predict", *numbers))
 
 
-@routes.get("/sweeps/{name}/summary", tags=["results"])
+@routes.get("/sweeps/{name}/summary", tags=["results"], responses=shapes.LATER)
 async def summary(request: Request, name: str) -> Response:
     """Return the content of summary.json."""
     return as_json(
@@ -73,7 +73,12 @@ async def summary(request: Request, name: str) -> Response:
     )
 
 
-@routes.get("/sweeps/{name}/report", tags=["results"], response_class=Response, responses=of_kind("text/html"))
+@routes.get(
+    "/sweeps/{name}/report",
+    tags=["results"],
+    response_class=Response,
+    responses={**of_kind("text/html"), **shapes.LATER},
+)
 async def report(request: Request, name: str) -> Response:
     """Return the report of the results so far, as one HTML page."""
     content = redacted((await ask_fit_worker(request, await fresh_snapshot(request, name), "report")).decode())
@@ -82,7 +87,10 @@ async def report(request: Request, name: str) -> Response:
 
 
 @routes.get(
-    "/sweeps/{name}/figures/{figure}", tags=["results"], response_class=Response, responses=of_kind("image/svg+xml")
+    "/sweeps/{name}/figures/{figure}",
+    tags=["results"],
+    response_class=Response,
+    responses={**of_kind("image/svg+xml"), **shapes.LATER},
 )
 async def figure(request: Request, name: str, figure: str) -> Response:
     """Return a figure as SVG: valleys, laws or curves."""

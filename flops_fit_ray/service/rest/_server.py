@@ -12,7 +12,9 @@ from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from flops_fit_ray.service.app_state import app_state_of, as_json
+from flops_fit_ray.service.http.later import Answer
 from flops_fit_ray.service.http.redact import redacted
+from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.rest import _shapes as shapes
 from flops_fit_ray.service.rest._events import sweeps_events
 from flops_fit_ray.service.rest._shapes import Limit, Offset
@@ -42,6 +44,29 @@ async def events(request: Request) -> AsyncIterator[ServerSentEvent]:
         yield event
 
 
+@routes.get(
+    "/answers/{answer_id}",
+    tags=["server"],
+    response_class=Response,
+    responses={200: {"content": {"*/*": {}}}, **shapes.LATER},
+)
+async def get_answer(request: Request, answer_id: str) -> Response:
+    """Return what a request with `Prefer: respond-async` is answered with, refusals too; 202 while it is awaited.
+
+    It can be fetched for ten minutes; a service that was started again has none.
+    """
+    found: Answer | None = request.app.state.answers.of(answer_id)
+    if found is None:
+        raise RequestError(HTTPStatus.NOT_FOUND, "no such answer, or it is not kept any longer; send the request again")
+    if not found.is_there:
+        return as_json(found.to_json(), HTTPStatus.ACCEPTED)
+    if found.error is not None:
+        raise found.error
+    response = Response(found.body, found.status)
+    response.raw_headers += found.headers
+    return response
+
+
 @routes.get("/specs", tags=["specs"], response_model=shapes.SpecPage)
 def list_specs(request: Request, offset: Offset = 0, limit: Limit = 100) -> Response:
     """List the stored specs, newest first."""
@@ -58,7 +83,7 @@ def create_spec(request: Request, body: shapes.SpecIn) -> Response:
     return as_json(_spec(spec), HTTPStatus.CREATED if new else HTTPStatus.OK)
 
 
-@routes.post("/specs/validate", tags=["specs"], response_model=shapes.PriceOut)
+@routes.post("/specs/validate", tags=["specs"], response_model=shapes.PriceOut, responses=shapes.LATER)
 def validate(request: Request, body: shapes.PriceIn) -> Response:
     """Return the plan and price of a spec, or its faults. Loads the model and the data; nothing is stored.
 

@@ -108,6 +108,21 @@ class ExtendIn(RunLimitsIn):
     seeds: int | None = Field(default=None, ge=0, le=20)
 
 
+class PendingOut(BaseModel):
+    """An answer that is not there yet."""
+
+    id: str
+    state: Literal["pending"]
+    asked_for: str = Field(description="path of the request")
+    asked_at: float = Field(description="seconds since the epoch")
+    answer: str = Field(description="path that answers as the request would have, once the answer is there")
+
+
+LATER: dict[int | str, dict[str, Any]] = {
+    202: {"model": PendingOut, "description": "with `Prefer: respond-async`; Location has the answer, once it is there"}
+}
+
+
 class Can(BaseModel):
     """Actions that are possible for a sweep now."""
 

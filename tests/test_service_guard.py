@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,12 @@ def routes_of(served: Served) -> list[tuple[str, str]]:
     key = served.client.ask("GET", "/sweeps/known/experiments?limit=1")["items"][0]["key"]
     one = served.client.ask("GET", "/sweeps/known/checkpoints?limit=1")["items"][0]["id"]
     spec = served.state.specs.create((Path(served.state.specs.roots[0]) / "sweep.yaml").read_text(), None)[0]
-    known = {"name": "known", "key": key, "checkpoint_id": one, "spec_id": spec.id, "figure": "valleys"}
+    with served.client.request("GET", "/sweeps/known/fit", Prefer="respond-async") as accepted:
+        answer = accepted.headers["Location"].rpartition("/")[2]
+    while "state" in served.client.ask("GET", f"/answers/{answer}"):  # it is pending
+        time.sleep(0.05)
+    known = {"name": "known", "key": key, "checkpoint_id": one, "spec_id": spec.id, "figure": "valleys",
+             "answer_id": answer}  # fmt: skip
     api = [(method.upper(), path) for path, item in served.app.openapi()["paths"].items() for method in item]
     own = [(m, r.path) for r in pages.routes if isinstance(r, APIRoute) for m in r.methods or ()]
     return [

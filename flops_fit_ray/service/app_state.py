@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from flops_fit_ray.analysis import json_value
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.ledger.hardware import Readings
+from flops_fit_ray.service.http.conditional import CHANGED, names_tag, tag_of
 from flops_fit_ray.service.http.guard import STANDALONE
 from flops_fit_ray.service.http.html import VERSION
 from flops_fit_ray.service.http.later import IS_LATER, LATER_SECONDS
@@ -132,6 +133,20 @@ async def ask_fit_worker(request: Request, snapshot: Snapshot, question: str, *a
 def as_json(content: Mapping[str, Any] | list[Any], status: HTTPStatus = HTTPStatus.OK) -> Response:
     """Return a JSON response; numbers that are not finite become null."""
     return JSONResponse(json_value(content), status_code=status)
+
+
+def check_match(request: Request, shown: Callable[[], dict[str, Any]]) -> None:
+    """Check that what a request changes is what its If-Match names.
+
+    Args:
+        shown: makes what GET would show of it.
+
+    Raises:
+        RequestError: it is another, or is there no more.
+    """
+    given = request.headers.getlist("if-match")
+    if given and not names_tag(given, tag_of(bytes(as_json(shown()).body))):
+        raise RequestError(HTTPStatus.PRECONDITION_FAILED, CHANGED, kind="changed")
 
 
 def as_is(content: bytes) -> Response:

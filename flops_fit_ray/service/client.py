@@ -77,17 +77,17 @@ class Client:
         self, text: str, *, code: str | None = None, name: str | None = None, key: str | None = None, **limits: Any
     ) -> str:
         """Start a sweep and return its name. The same key never starts a second one; without a key each call does."""
-        spec = self.ask("POST", "/specs", {"text": text, "code": code})
-        body = {"spec": spec["id"], "name": name, **limits}
+        body = {"text": text, "code": code, "name": name, **limits}
         return str(self.ask("POST", "/sweeps", body, **{"Idempotency-Key": key or uuid.uuid4().hex})["name"])
 
     def sweep(self, name: str) -> dict[str, Any]:
         """Return the state and progress of a sweep."""
         return dict(self.ask("GET", f"/sweeps/{quote(name)}"))
 
-    def act(self, name: str, what: str, **more: Any) -> dict[str, Any]:
-        """Stop or resume a sweep, or extend it with budgets, sizes or seeds."""
-        return dict(self.ask("POST", f"/sweeps/{quote(name)}/{what}", more or ({} if what == "extend" else None)))
+    def act(self, name: str, what: str, *, key: str | None = None, **more: Any) -> dict[str, Any]:
+        """Stop or resume a sweep, or extend it with budgets, sizes or seeds; with the same key once, however often."""
+        body, headers = more or ({} if what == "extend" else None), {} if key is None else {"Idempotency-Key": key}
+        return dict(self.ask("POST", f"/sweeps/{quote(name)}/{what}", body, **headers))
 
     def wait(self, name: str, seconds: float = 3600.0) -> dict[str, Any]:
         """Wait until the sweep is stopped, completed or failed, or the time is over, and return its state."""

@@ -38,9 +38,14 @@ class ServicePaths:
         """File of a spec and the directory of its code."""
         return self.specs / f"{spec_id}.json"
 
+    @property
+    def keys(self) -> Path:
+        """Directory with one file per idempotency key."""
+        return self.home / "keys"
+
     def key(self, digest: str) -> Path:
-        """Request that was made with an idempotency key."""
-        return self.home / f"keys/{digest}.json"
+        """Request that was made with an idempotency key, and its answer."""
+        return self.keys / f"{digest}.json"
 
     @property
     def started(self) -> Path:

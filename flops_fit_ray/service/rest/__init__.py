@@ -13,5 +13,7 @@ from flops_fit_ray.service.rest._published import published
 api = APIRouter(prefix="/api/v1")
 for room in (server, sweeps, experiments, results):
     api.include_router(room.routes)
+for room in (server, sweeps):
+    api.include_router(room.yaml_routes)
 
 __all__ = ["api", "published"]

@@ -11,17 +11,19 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from flops_fit_ray.service.app_state import app_state_of, as_json
+from flops_fit_ray.service.app_state import app_state_of, as_json, check_match
 from flops_fit_ray.service.http.later import Answer
 from flops_fit_ray.service.http.redact import redacted
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.rest import _shapes as shapes
 from flops_fit_ray.service.rest._events import sweeps_events
 from flops_fit_ray.service.rest._shapes import Limit, Offset
+from flops_fit_ray.service.rest._yaml import BODY, YamlRoute
 from flops_fit_ray.service.runs.specs import StoredSpec
 from flops_fit_ray.service.state import views
 
 routes = APIRouter()
+yaml_routes = APIRouter(route_class=YamlRoute)
 
 
 @routes.get("/health", tags=["server"])
@@ -74,8 +76,13 @@ def list_specs(request: Request, offset: Offset = 0, limit: Limit = 100) -> Resp
     return as_json(views.page_of(found, offset, limit))
 
 
-@routes.post(
-    "/specs", tags=["specs"], response_model=shapes.SpecOut, status_code=201, responses={200: {"model": shapes.SpecOut}}
+@yaml_routes.post(
+    "/specs",
+    tags=["specs"],
+    response_model=shapes.SpecOut,
+    status_code=201,
+    responses={200: {"model": shapes.SpecOut}},
+    openapi_extra=BODY,
 )
 def create_spec(request: Request, body: shapes.SpecIn) -> Response:
     """Store a spec. The same text with the same code is the same spec, answered with 200."""
@@ -83,7 +90,9 @@ def create_spec(request: Request, body: shapes.SpecIn) -> Response:
     return as_json(_spec(spec), HTTPStatus.CREATED if new else HTTPStatus.OK)
 
 
-@routes.post("/specs/validate", tags=["specs"], response_model=shapes.PriceOut, responses=shapes.LATER)
+@yaml_routes.post(
+    "/specs/validate", tags=["specs"], response_model=shapes.PriceOut, responses=shapes.LATER, openapi_extra=BODY
+)
 def validate(request: Request, body: shapes.PriceIn) -> Response:
     """Return the plan and price of a spec, or its faults. Loads the model and the data; nothing is stored.
 
@@ -101,7 +110,9 @@ def get_spec(request: Request, spec_id: str) -> Response:
 @routes.delete("/specs/{spec_id}", tags=["specs"], status_code=204)
 def delete_spec(request: Request, spec_id: str) -> Response:
     """Delete a spec; sweeps that were started with it are not affected."""
-    app_state_of(request).specs.delete(spec_id)
+    specs = app_state_of(request).specs
+    check_match(request, lambda: _spec(specs.named(spec_id)))
+    specs.delete(spec_id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 

@@ -94,9 +94,13 @@ class ResumeIn(RunLimitsIn):
 
 
 class StartIn(RunLimitsIn, CostLimitIn):
-    """A new sweep."""
+    """A new sweep, of a spec that is stored already, or comes with it and is stored then."""
 
-    spec: str = Field(pattern=names.SPEC)
+    spec: Annotated[str, Field(pattern=names.SPEC)] | dict[str, Any] | None = Field(
+        default=None, description="id of a stored spec, or the spec itself as an object"
+    )
+    text: str | None = Field(default=None, max_length=MAX_TEXT, description="the spec itself as YAML")
+    code: str | None = Field(default=None, max_length=4096, description="as of a spec; by default the only one")
     name: str | None = Field(default=None, pattern=names.SWEEP, description="by default the spec's")
 
 

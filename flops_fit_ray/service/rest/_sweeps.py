@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -12,15 +13,20 @@ from fastapi.responses import PlainTextResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from flops_fit_ray.analysis import json_value
-from flops_fit_ray.service.app_state import app_state_of, as_json, of_kind
+from flops_fit_ray.service.app_state import app_state_of, as_json, check_match, of_kind
+from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.rest import _shapes as shapes
 from flops_fit_ray.service.rest._events import sweep_events
 from flops_fit_ray.service.rest._shapes import Limit, Offset
-from flops_fit_ray.service.runs.queue import Additions
+from flops_fit_ray.service.rest._yaml import BODY, YamlRoute
+from flops_fit_ray.service.runs.queue import Additions, asked_to_start
 from flops_fit_ray.service.state import views
 from flops_fit_ray.sweep.run_limits import RunLimits
 
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200)]
+
 routes = APIRouter()
+yaml_routes = APIRouter(route_class=YamlRoute)
 
 
 @routes.get("/sweeps", tags=["sweeps"], response_model=shapes.SweepPage)
@@ -30,25 +36,40 @@ def list_sweeps(request: Request, state: views.State | None = None, offset: Offs
     return as_json(views.page_of(found, offset, limit))
 
 
-@routes.post(
+@yaml_routes.post(
     "/sweeps",
     tags=["sweeps"],
     response_model=shapes.SweepOut,
     status_code=201,
     responses={200: {"model": shapes.SweepOut}},
+    openapi_extra=BODY,
 )
-def start_sweep(
-    request: Request,
-    body: shapes.StartIn,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
-) -> Response:
-    """Start or queue a sweep of a spec. A repeated Idempotency-Key returns the sweep that it started, with 200."""
+def start_sweep(request: Request, body: shapes.StartIn, idempotency_key: IdempotencyKey = None) -> Response:
+    """Start or queue a sweep of a spec. A repeated Idempotency-Key returns the sweep that it started, with 200.
+
+    The spec is the id of a stored one, or comes along: as an object in `spec`, as YAML in `text`, or as the body itself
+    (`application/yaml`, with the other fields in the query).
+    """
     state = app_state_of(request)
-    spec = state.specs.named(body.spec)
-    limits = RunLimits(until=body.until, at_most=body.at_most, slots=body.slots)
-    run, new = state.runs.start(spec, body.name, limits, idempotency_key, body.limit)
-    state.runs.start_waiting()
-    return as_json(state.view(run.sweep), HTTPStatus.CREATED if new else HTTPStatus.OK)
+    specs, limits = state.specs, _limits(body)
+    text = body.text if body.spec is None else json.dumps(body.spec) if isinstance(body.spec, dict) else None
+    if (body.spec is None) == (body.text is None) or (text is None and body.code is not None):
+        message = "give one of: `spec` (an id or an object), `text` (YAML); `code` only beside the spec itself"
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, message)
+    spec_id = str(body.spec) if text is None else specs.id_of(text, body.code)
+    status = HTTPStatus.OK
+
+    def start() -> dict[str, Any]:
+        nonlocal status
+        spec = specs.named(spec_id) if text is None else specs.create(text, body.code)[0]
+        run, new = state.runs.start(spec, body.name, limits, idempotency_key, body.limit)
+        state.runs.start_waiting()
+        status = HTTPStatus.CREATED if new else HTTPStatus.OK
+        return state.view(run.sweep)
+
+    asked = asked_to_start(spec_id, body.name, limits, body.limit)
+    answer, replayed = state.runs.keys.once(idempotency_key, asked, lambda: json_value(start()))
+    return _once(answer, replayed, status)
 
 
 @routes.get("/sweeps/{name}", tags=["sweeps"], response_model=shapes.SweepOut)
@@ -58,36 +79,80 @@ def get_sweep(request: Request, name: str) -> Response:
 
 
 @routes.post("/sweeps/{name}/stop", tags=["sweeps"], response_model=shapes.SweepOut)
-def stop(request: Request, name: str) -> Response:
-    """Checkpoint running experiments and end the run; results are kept. The second time, end it at once."""
-    state = app_state_of(request)
-    state.runs.stop(name)
-    return as_json(state.view(name))
+def stop_sweep(request: Request, name: str, idempotency_key: IdempotencyKey = None) -> Response:
+    """Checkpoint running experiments and end the run; results are kept. The second time, end it at once.
+
+    With the Idempotency-Key of the first time, it is no second time.
+    """
+    runs = app_state_of(request).runs
+    return _acted(request, name, {"do": "stop"}, idempotency_key, lambda: runs.stop(name, idempotency_key))
 
 
 @routes.post("/sweeps/{name}/resume", tags=["sweeps"], response_model=shapes.SweepOut)
-def resume(request: Request, name: str, body: shapes.ResumeIn | None = None) -> Response:
-    """Resume a sweep that is not running, by default from the newest checkpoints."""
+def resume_sweep(
+    request: Request, name: str, body: shapes.ResumeIn | None = None, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Resume a sweep that is not running, by default from the newest checkpoints.
+
+    A repeated Idempotency-Key is answered as the first time, and resumes nothing again.
+    """
     body = body or shapes.ResumeIn()
-    return _resume(request, name, Additions(), body, body.checkpoint)
+    return _resumed(request, name, Additions(), body, idempotency_key, body.checkpoint)
 
 
 @routes.post("/sweeps/{name}/extend", tags=["sweeps"], response_model=shapes.SweepOut)
-def extend(request: Request, name: str, body: shapes.ExtendIn) -> Response:
-    """Add budgets, sizes or seeds; only new experiments are trained."""
-    return _resume(
-        request, name, Additions(budgets=tuple(body.budgets), sizes=tuple(body.sizes), seeds=body.seeds), body
-    )
-
-
-def _resume(
-    request: Request, name: str, more: Additions, given: shapes.RunLimitsIn, checkpoint: str | None = None
+def extend_sweep(
+    request: Request, name: str, body: shapes.ExtendIn, idempotency_key: IdempotencyKey = None
 ) -> Response:
+    """Add budgets, sizes or seeds; only new experiments are trained.
+
+    A repeated Idempotency-Key is answered as the first time, and extends nothing again.
+    """
+    more = Additions(budgets=tuple(body.budgets), sizes=tuple(body.sizes), seeds=body.seeds)
+    return _resumed(request, name, more, body, idempotency_key)
+
+
+def _limits(given: shapes.RunLimitsIn) -> RunLimits:
+    return RunLimits(until=given.until, at_most=given.at_most, slots=given.slots)
+
+
+def _resumed(
+    request: Request,
+    name: str,
+    more: Additions,
+    given: shapes.RunLimitsIn,
+    key: str | None,
+    checkpoint: str | None = None,
+) -> Response:
+    runs = app_state_of(request).runs
+
+    def resume() -> None:
+        runs.resume(name, more, _limits(given), checkpoint, key)
+        runs.start_waiting()
+
+    kind = "resume" if more == Additions() else "extend"
+    return _acted(request, name, {"do": kind, **given.model_dump()}, key, resume)
+
+
+def _acted(request: Request, name: str, asked: dict[str, Any], key: str | None, act: Callable[[], object]) -> Response:
+    """Do something to a sweep, once for each key, unless it is another than If-Match names."""
     state = app_state_of(request)
-    limits = RunLimits(until=given.until, at_most=given.at_most, slots=given.slots)
-    state.runs.resume(name, more, limits, checkpoint)
-    state.runs.start_waiting()
-    return as_json(state.view(name))
+
+    def acting() -> dict[str, Any]:
+        with state.runs.lock:
+            check_match(request, lambda: state.view(name))
+            act()
+        found: dict[str, Any] = json_value(state.view(name))
+        return found
+
+    return _once(*state.runs.keys.once(key, {**asked, "sweep": name}, acting), HTTPStatus.OK)
+
+
+def _once(answer: dict[str, Any], replayed: bool, status: HTTPStatus) -> Response:
+    response = as_json(answer, status)
+    if replayed:
+        response.headers["idempotency-replayed"] = "true"
+    return response
 
 
 @routes.get("/sweeps/{name}/log", tags=["sweeps"], response_class=Response, responses=of_kind("text/plain"))

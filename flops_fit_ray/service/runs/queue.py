@@ -6,8 +6,6 @@ One service serves a root, so a lock of this process is enough; each decision is
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +20,7 @@ from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.http.request_error import RequestError, busy, conflict, not_found
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.private import Seal
+from flops_fit_ray.service.runs.keys import Keys, digest
 from flops_fit_ray.service.runs.launch import Launcher, ProcessState
 from flops_fit_ray.service.runs.specs import Specs, StoredSpec
 from flops_fit_ray.spec import BudgetsFor, limit_of_budgets
@@ -67,6 +66,7 @@ class QueuedRun(Record):
     words: list[str]  # arguments of `python -m`
     code: str  # directory of the code that the spec names
     asked_at: float  # seconds since the epoch
+    key: str | None = None  # hash of the idempotency key that it was requested with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,12 @@ class RunStatus:
     exit_code: int | None = None
     message: str = ""
     stop_requested: bool = False
+
+
+def asked_to_start(spec_id: str, name: str | None, limits: RunLimits, budgets_for: BudgetsFor | None) -> dict[str, Any]:
+    """Return a request to start a sweep, as an idempotency key keeps it."""
+    more = {} if budgets_for is None else {"budgets_for": str(budgets_for)}
+    return {"spec": spec_id, "name": name, **asdict(limits), **more}
 
 
 class Runs:
@@ -94,7 +100,8 @@ class Runs:
         self.paths, self.launcher, self.at_once, self.max_queued = paths, launcher, at_once, max_queued
         self.trouble = ""  # why no run can be started now
         self._specs, self._seal = specs, Seal(token_of(paths))
-        self._lock = threading.RLock()
+        self.keys = Keys(paths)
+        self.lock = threading.RLock()
         self._ended: dict[str, RunStatus] = {}  # last runs that have ended, which nothing changes any more
         self._next_try = 0.0
 
@@ -115,14 +122,12 @@ class Runs:
             RequestError: the name is taken, the key was used for another request, or the queue is full.
             SpecError: a limit and budgets are given, or neither.
         """
-        asked = {"spec": spec.id, "name": name, **asdict(limits)}
-        if budgets_for is not None:
-            asked["budgets_for"] = str(budgets_for)
+        asked = asked_to_start(spec.id, name, limits, budgets_for)
         sweep = name or spec.name
         if not names.is_sweep(sweep):
             allowed = "up to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f"name: {sweep!r} is not allowed; use {allowed}")
-        with self._lock:
+        with self.lock:
             if key is not None and (before := self._of_key(key, asked)) is not None:
                 return before, False
             self._refuse_taken(sweep)
@@ -135,21 +140,26 @@ class Runs:
             arguments += [f"--output={self.paths.sweep(sweep).root}", "--plain", *cost, *limits.options()]
             write_bytes(self.paths.resolved(sweep), spec.text.encode())
             if key is not None:
-                write_json(self.paths.key(_digest(key)), {"sweep": sweep, "asked": _digest(asked)})
+                self.keys.write(key, asked, {"sweep": sweep})
             return self._ask(sweep, "run", arguments, code), True
 
-    def resume(self, name: str, more: Additions, limits: RunLimits, checkpoint: str | None = None) -> QueuedRun:
+    def resume(
+        self, name: str, more: Additions, limits: RunLimits, checkpoint: str | None = None, key: str | None = None
+    ) -> QueuedRun:
         """Queue another run of a sweep that is not running, with additions or without.
 
         Args:
             checkpoint: name or id of the one that its experiment goes on from; None: from the newest.
+            key: idempotency key; a run that was requested with it is returned, and no other one queued.
 
         Raises:
             RequestError: it is running, it was run from Python, or its code is not allowed here.
             SpecError: the additions do not fit the sweep, or it has no such checkpoint.
         """
-        with self._lock:
+        with self.lock:
             directory = names.sweep_directory(self.paths, name)
+            if key is not None and (before := self._run_of_key(name, key)) is not None:
+                return before
             last = self.last(name)
             if last is not None and last.phase != "ended":
                 raise conflict(f"{name} is {last.phase}; stop it first, or wait until it ends", "running")
@@ -160,7 +170,7 @@ class Runs:
             if not directory.plan.exists():
                 if checkpoint is not None:
                     _named(directory, checkpoint)  # there is none
-                return self._again(last, more)
+                return self._again(last, more, key)
             try:
                 sweep = open_sweep(directory.root)
             except DirectoryError as e:
@@ -177,17 +187,22 @@ class Runs:
             arguments = ["flops_fit_ray", "extend", str(directory.root), f"--code={seen}", "--plain"]
             if checkpoint is not None:
                 arguments.append(f"{OPTION}={_named(directory, checkpoint)}")
-            return self._ask(name, kind, [*arguments, *more.options(), *limits.options()], code)
+            return self._ask(name, kind, [*arguments, *more.options(), *limits.options()], code, key)
 
-    def stop(self, name: str) -> RunStatus:
+    def stop(self, name: str, key: str | None = None) -> RunStatus:
         """Ask the run of a sweep to save and end, or remove it from the queue; the second time, end it at once.
+
+        Args:
+            key: idempotency key; with that of the request before, this is no second time.
 
         Raises:
             RequestError: it neither runs nor waits, or it was not started here.
         """
-        with self._lock:
+        with self.lock:
             directory = names.sweep_directory(self.paths, name)
             last = self.last(name)
+            if last is not None and key is not None and self._stopped_by(last.run) == digest(key):
+                return last
             if last is None or last.phase == "ended":
                 if (owner := living_owner(directory)) is not None:
                     message = f"{name} is run by {owner}; it was not started here, so stop it there"
@@ -196,7 +211,7 @@ class Runs:
                     raise not_found("sweep")
                 raise conflict(f"{name} is not running")
             place = self.paths.start(name, last.run.number)
-            write_json(place.stop, {"at": time.time()})
+            write_json(place.stop, {"at": time.time(), "key": None if key is None else digest(key)})
             if last.phase == "queued":
                 write_json(place.ended, {"exit_code": None, "at": time.time(), "words": "it was stopped while queued"})
             else:
@@ -205,7 +220,7 @@ class Runs:
 
     def last(self, name: str) -> RunStatus | None:
         """Return the status of the last run requested here; None if there was none."""
-        with self._lock:
+        with self.lock:
             number = self.paths.num_starts(name)
             if not number:
                 return None
@@ -228,7 +243,7 @@ class Runs:
 
     def start_waiting(self) -> None:
         """Start queued runs, as many as `at_once` allows."""
-        with self._lock:
+        with self.lock:
             statuses = self.open()
             room = self.at_once - sum(s.phase != "queued" for s in statuses)
             if time.monotonic() < self._next_try:
@@ -271,11 +286,21 @@ class Runs:
             run=run, phase=phase, exit_code=process.exit_code, message=process.message, stop_requested=stopping
         )
 
-    def _ask(self, name: str, kind: Kind, arguments: Sequence[str], code: Path) -> QueuedRun:
+    def _run_of_key(self, name: str, key: str) -> QueuedRun | None:
+        numbers = range(self.paths.num_starts(name), 0, -1)
+        found = (_read_run(self.paths.start(name, number).asked) for number in numbers)
+        return next((run for run in found if run is not None and run.key == digest(key)), None)
+
+    def _stopped_by(self, run: QueuedRun) -> str | None:
+        key = (read_json(self.paths.start(run.sweep, run.number).stop) or {}).get("key")
+        return key if isinstance(key, str) else None
+
+    def _ask(self, name: str, kind: Kind, arguments: Sequence[str], code: Path, key: str | None = None) -> QueuedRun:
         number = self.paths.num_starts(name) + 1
         run = QueuedRun(
-            sweep=name, number=number, kind=kind, words=list(arguments), code=str(code), asked_at=time.time()
-        )
+            sweep=name, number=number, kind=kind, words=list(arguments), code=str(code), asked_at=time.time(),
+            key=None if key is None else digest(key),
+        )  # fmt: skip
         content = {"schema_version": SCHEMA_VERSION, **asdict(run)}
         write_json(
             self.paths.start(name, number).asked, self._seal.sealed(content, self.paths.resolved(name)), once=True
@@ -288,7 +313,7 @@ class Runs:
         mine = content is not None and (content.get("sweep"), content.get("number")) == (name, number)
         return content is not None and mine and self._seal.holds(content, self.paths.resolved(name))
 
-    def _again(self, last: RunStatus | None, more: Additions) -> QueuedRun:
+    def _again(self, last: RunStatus | None, more: Additions, key: str | None) -> QueuedRun:
         """Queue the first run again, unchanged, because it never made a plan."""
         if last is None:
             raise not_found("sweep")
@@ -297,15 +322,12 @@ class Runs:
         if not self._is_ours(last.run.sweep, last.run.number):
             raise conflict(f"{last.run.sweep}: its request {UNSEALED}; start its spec again under another name")
         self._specs.check(self.paths.resolved(last.run.sweep).read_text(), last.run.code)
-        return self._ask(last.run.sweep, "resume", last.run.words, Path(last.run.code))
+        return self._ask(last.run.sweep, "resume", last.run.words, Path(last.run.code), key)
 
     def _of_key(self, key: str, asked: Mapping[str, Any]) -> QueuedRun | None:
-        note = read_json(self.paths.key(_digest(key)))
+        note = self.keys.read(key, asked)
         if note is None:
             return None
-        if note.get("asked") != _digest(asked):
-            message = "this idempotency key was used for another request; use a new one"
-            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, message, kind="key_reused")
         return _read_run(self.paths.start(str(note.get("sweep")), 1).asked)  # None: the service ended in between
 
     def _refuse_taken(self, name: str) -> None:
@@ -322,10 +344,6 @@ class Runs:
 def _named(directory: SweepPaths, checkpoint: str) -> CheckpointName:
     with faults_of("checkpoint"):
         return named_checkpoint(directory.root, checkpoint)
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read_run(path: Path) -> QueuedRun | None:

@@ -76,6 +76,10 @@ class Specs:
         """
         check_allowed(spec, code, self.roots, self._tracker_hosts)
 
+    def id_of(self, text: str, code: str | None) -> str:
+        """Return the id that a spec has, or would have; nothing is checked."""
+        return _id_of(text, self.roots[0].resolve() if code is None and self.roots else Path(code or "/").resolve())
+
     def create(self, text: str, code: str | None) -> tuple[StoredSpec, bool]:
         """Store a spec and return it, and True if it is new.
 
@@ -83,7 +87,7 @@ class Specs:
             SpecError: as `check`; or there are too many specs.
         """
         found, where = self.check(text, code)
-        spec_id = hashlib.sha256(f"{where}\n{text}".encode()).hexdigest()[:16]
+        spec_id = _id_of(text, where)
         with self._lock:  # a file has one writer at a time
             known = self._read(spec_id)
             if known is not None:
@@ -125,3 +129,7 @@ class Specs:
             return None if content is None else value_of(StoredSpec, content)
         except ValueError:
             return None
+
+
+def _id_of(text: str, code: Path) -> str:
+    return hashlib.sha256(f"{code}\n{text}".encode(errors="replace")).hexdigest()[:16]

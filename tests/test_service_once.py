@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from flops_fit_ray.service.http.problem import TYPES
 from flops_fit_ray.service.paths import ServicePaths
-from flops_fit_ray.service.runs import keys
+from flops_fit_ray.service.runs import _keys as keys
 from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.storage.atomic import read_json, write_json
 from tests.chaos import make_project

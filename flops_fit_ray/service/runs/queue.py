@@ -20,7 +20,7 @@ from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.http.request_error import RequestError, busy, conflict, not_found
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.private import Seal
-from flops_fit_ray.service.runs.keys import Keys, digest
+from flops_fit_ray.service.runs._keys import Keys, digest
 from flops_fit_ray.service.runs.launch import Launcher, ProcessState
 from flops_fit_ray.service.runs.specs import Specs, StoredSpec
 from flops_fit_ray.spec import BudgetsFor, limit_of_budgets

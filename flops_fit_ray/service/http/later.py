@@ -1,4 +1,4 @@
-"""Answers that come later: `Prefer: respond-async` (RFC 7240) gets 202 at once, and a place to look.
+"""Middleware that answers later: `Prefer: respond-async` (RFC 7240) gets 202 at once, and a place to look.
 
 They are held in memory, for whoever has the token: a service that was started again has none of them.
 """
@@ -49,7 +49,7 @@ class Answer:
 
     @property
     def is_there(self) -> bool:
-        """Whether it can be sent."""
+        """True if it can be sent."""
         return self.ended < math.inf
 
     def to_json(self) -> dict[str, Any]:

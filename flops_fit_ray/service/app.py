@@ -24,7 +24,7 @@ from flops_fit_ray.service.app_state import AppState
 from flops_fit_ray.service.http.conditional import Conditional
 from flops_fit_ray.service.http.guard import HEADERS, Credentials, Guard, token_of
 from flops_fit_ray.service.http.html import VERSION, page
-from flops_fit_ray.service.http.later import Answers, Later
+from flops_fit_ray.service.http.later import LateAnswers, Later
 from flops_fit_ray.service.http.methods import Methods
 from flops_fit_ray.service.http.problem import KINDS, MEDIA_TYPE, TYPES, encoded, path_of, problem
 from flops_fit_ray.service.http.request_error import RequestError
@@ -94,7 +94,7 @@ def make_app(state: AppState, token: str, hosts: Sequence[str]) -> FastAPI:
         app.add_exception_handler(kind, handler)
     _with_all_published(app)
     app.state.key = Credentials(token)
-    app.state.answers = Answers()
+    app.state.answers = LateAnswers()
     app.add_middleware(Later, answers=app.state.answers)
     app.add_middleware(Conditional)
     app.add_middleware(Methods)

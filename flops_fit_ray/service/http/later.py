@@ -35,7 +35,7 @@ _WAIT = re.compile(r"wait\s*=\s*\"?([0-9]{1,9})\"?", flags=re.IGNORECASE)
 
 
 @dataclass(eq=False)
-class Answer:
+class LateAnswer:
     """One answer, once it is there."""
 
     id: str
@@ -58,19 +58,19 @@ class Answer:
                 "answer": f"{PLACE}/{self.id}"}  # fmt: skip
 
 
-class Answers:
+class LateAnswers:
     """All answers that come later, at most `MAX_ANSWERS`, and each for `KEPT_SECONDS`."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Answer] = OrderedDict()
+        self._kept: OrderedDict[str, LateAnswer] = OrderedDict()
         self._work: set[asyncio.Task[None]] = set()
 
-    def of(self, answer_id: str) -> Answer | None:
+    def of(self, answer_id: str) -> LateAnswer | None:
         """Return an answer by its id; None if there is none, or it was kept long enough."""
         self._forget()
         return self._kept.get(answer_id)
 
-    def add(self, path: str) -> Answer | None:
+    def add(self, path: str) -> LateAnswer | None:
         """Return a new answer; None if as many are awaited as there can be."""
         self._forget()
         if len(self._kept) >= MAX_ANSWERS:
@@ -78,11 +78,11 @@ class Answers:
             if oldest is None:
                 return None
             del self._kept[oldest.id]
-        found = Answer(id=secrets.token_urlsafe(16), path=path)
+        found = LateAnswer(id=secrets.token_urlsafe(16), path=path)
         self._kept[found.id] = found
         return found
 
-    def drop(self, answer: Answer) -> None:
+    def drop(self, answer: LateAnswer) -> None:
         """Forget an answer that was sent at once."""
         self._kept.pop(answer.id, None)
 
@@ -114,7 +114,7 @@ def asked_wait(given: Sequence[str]) -> float | None:
 class Later:
     """Middleware that answers 202 where a request prefers it and its route publishes that status."""
 
-    def __init__(self, app: ASGIApp, *, answers: Answers) -> None:
+    def __init__(self, app: ASGIApp, *, answers: LateAnswers) -> None:
         self._app, self._answers = app, answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +142,7 @@ class Later:
                    (b"preference-applied", b"respond-async")]  # fmt: skip
         await _send(send, HTTPStatus.ACCEPTED, headers, encoded(answer.to_json()))
 
-    async def _work(self, answer: Answer, scope: Scope, body: bytes) -> None:
+    async def _work(self, answer: LateAnswer, scope: Scope, body: bytes) -> None:
         """Let the application answer, whether anybody waits for it or not."""
         given = False
 

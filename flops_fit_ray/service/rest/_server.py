@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from flops_fit_ray.service.app_state import app_state_of, as_json, check_match
-from flops_fit_ray.service.http.later import Answer
+from flops_fit_ray.service.http.later import LateAnswer
 from flops_fit_ray.service.http.redact import redacted
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.rest import _shapes as shapes
@@ -57,7 +57,7 @@ async def get_answer(request: Request, answer_id: str) -> Response:
 
     It can be fetched for ten minutes; a service that was started again has none.
     """
-    found: Answer | None = request.app.state.answers.of(answer_id)
+    found: LateAnswer | None = request.app.state.answers.of(answer_id)
     if found is None:
         raise RequestError(HTTPStatus.NOT_FOUND, "no such answer, or it is not kept any longer; send the request again")
     if not found.is_there:

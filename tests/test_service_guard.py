@@ -106,12 +106,15 @@ def routes_of(served: Served) -> list[tuple[str, str]]:
         answer = accepted.headers["Location"].rpartition("/")[2]
     while "state" in served.client.ask("GET", f"/answers/{answer}"):  # it is pending
         time.sleep(0.05)
+    gone = served.state.runs.paths.root / "gone"
+    if not gone.exists():
+        shutil.copytree(gone.with_name("known"), gone)
     known = {"name": "known", "key": key, "checkpoint_id": one, "spec_id": spec.id, "figure": "valleys",
-             "answer_id": answer}  # fmt: skip
+             "answer_id": answer, "bin_id": served.client.ask("DELETE", "/sweeps/gone")["id"]}  # fmt: skip
     api = [(method.upper(), path) for path, item in served.app.openapi()["paths"].items() for method in item]
     own = [(m, r.path) for r in pages.routes if isinstance(r, APIRoute) for m in r.methods or ()]
     return [
-        (method, path.format(**known))
+        (method, path.format(**({**known, "name": "gone"} if method == "DELETE" else known)))  # "known" is needed again
         for method, path in sorted({*api, *own}, key=lambda one: (one[0] == "DELETE", one))
         if method != "HEAD"
     ]

@@ -139,7 +139,9 @@ def paths_of(client: TestClient, only: str = "") -> list[str]:
     app: Any = client.app
     found = [path for path, item in app.openapi()["paths"].items() if "get" in item and not path.endswith("/events")]
     known = {"name": "known", "key": key, "checkpoint_id": one, "figure": "valleys"}
-    filled = [path.format(**known) for path in found if not {"{spec_id}", "{answer_id}"} & set(path.split("/"))]
+    filled = [
+        path.format(**known) for path in found if not {"{spec_id}", "{answer_id}", "{bin_id}"} & set(path.split("/"))
+    ]
     return [path + ("?budget=1e6" if path.endswith("/predict") else "") for path in filled if only in path]
 
 

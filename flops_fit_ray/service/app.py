@@ -32,6 +32,7 @@ from flops_fit_ray.service.http.routes import methods_of
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.private import private_umask
 from flops_fit_ray.service.rest import api, published
+from flops_fit_ray.service.runs.bin import Bin
 from flops_fit_ray.service.runs.launch import Launcher, LocalLauncher, RayLauncher
 from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.service.runs.specs import Specs
@@ -197,7 +198,13 @@ def make_state(settings: Settings) -> AppState:
         LocalLauncher(paths, fence) if settings.address is None else RayLauncher(paths, settings.address, fence)
     )
     runs = Runs(paths, specs, launcher, at_once=settings.at_once, max_queued=settings.max_queued)
-    return AppState(runs=runs, specs=specs, caches=SweepCaches(paths), fit_worker=FitWorker())
+    caches, fit_worker = SweepCaches(paths), FitWorker()
+
+    def forget(name: str) -> None:
+        caches.forget(name)
+        fit_worker.forget(paths.sweep(name).root)
+
+    return AppState(runs=runs, specs=specs, caches=caches, fit_worker=fit_worker, bin=Bin(runs, forget))
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:

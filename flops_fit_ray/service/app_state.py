@@ -20,6 +20,7 @@ from flops_fit_ray.service.http.html import VERSION
 from flops_fit_ray.service.http.later import IS_LATER, LATER_SECONDS
 from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.request_error import RequestError, busy, conflict
+from flops_fit_ray.service.runs.bin import Bin
 from flops_fit_ray.service.runs.queue import LIMIT_EXAMPLE, Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state import views
@@ -41,6 +42,7 @@ class AppState:
     specs: Specs
     caches: SweepCaches
     fit_worker: FitWorker
+    bin: Bin
     readings: Readings = field(default_factory=Readings)  # of the service's own machine
 
     def view(self, name: str) -> dict[str, Any]:

@@ -68,6 +68,23 @@ class ServicePaths:
         """Return the number of its runs."""
         return sum(1 for _ in (self.started / name).glob("[0-9][0-9][0-9][0-9]/asked.json"))
 
+    @property
+    def bin(self) -> Path:
+        """Directory with one directory per deleted sweep, named by its id."""
+        return self.home / "bin"
+
+    def bin_note(self, bin_id: str) -> Path:
+        """Note of a deleted sweep."""
+        return self.bin / f"{bin_id}/deleted.json"
+
+    def binned_runs(self, bin_id: str) -> Path:
+        """Directory of the runs of a deleted sweep."""
+        return self.bin / f"{bin_id}/runs"
+
+    def binned(self, bin_id: str) -> Path:
+        """Directory of a deleted sweep itself; no name of a sweep begins with a dot."""
+        return self.root / ".bin" / bin_id
+
     def sweep(self, name: str) -> SweepPaths:
         """Files of the sweep directory itself."""
         return SweepPaths(self.root / name)

@@ -14,6 +14,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
 
 SWEEP = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+BINNED = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.[0-9a-f]{8}$"  # a deleted sweep
 SPEC = r"^[0-9a-f]{16}$"
 KEY = r"^[0-9a-f]{8,64}$"  # of an experiment
 CHECKPOINT = r"^[0-9a-f]{8,64}-(?:[ct][0-9]{1,10}|w)$"  # experiment; checkpoint or trunk with its step, or weights

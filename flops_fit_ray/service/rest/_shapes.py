@@ -153,6 +153,15 @@ class SweepOut(BaseModel):
     seconds_left: float | None = None
 
 
+class DeletedOut(BaseModel):
+    """A sweep in the bin."""
+
+    id: str
+    name: str
+    deleted_at: float = Field(description="seconds since the epoch")
+    directory: str = Field(description="where it lies now; commands read it there, too")
+
+
 class ExperimentOut(BaseModel):
     """One experiment, planned, running or ended."""
 
@@ -194,6 +203,12 @@ class SweepPage(Page):
     """Sweeps."""
 
     items: list[SweepOut]
+
+
+class DeletedPage(Page):
+    """Sweeps in the bin."""
+
+    items: list[DeletedOut]
 
 
 class SpecPage(Page):

@@ -232,6 +232,11 @@ class Runs:
                 self._ended[name] = run_status
             return run_status
 
+    def forget(self, name: str) -> None:
+        """Forget what is cached of the runs of a sweep."""
+        with self.lock:
+            self._ended.pop(name, None)
+
     def known(self) -> list[str]:
         """Return the sweeps that were started here, by name."""
         return sorted(name for name in names_in(self.paths.started) if names.is_sweep(name))

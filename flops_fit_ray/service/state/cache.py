@@ -329,6 +329,11 @@ class SweepCaches:
                 self._kept.popitem(last=False)
         return cache
 
+    def forget(self, name: str) -> None:
+        """Forget a sweep, whose directory is another one from now on."""
+        with self._lock:
+            self._kept.pop(name, None)
+
     def now(self, name: str) -> Snapshot | None:
         """Return a snapshot of one sweep; None if it has no plan, or one that cannot be read.
 

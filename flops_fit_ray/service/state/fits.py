@@ -98,6 +98,12 @@ class FitWorker:
                 self.ask(question, root, version, *more)
         return self._newest.get(of)
 
+    def forget(self, root: StoragePath) -> None:
+        """Forget the answers on a directory, which is another one from now on."""
+        with self._lock:
+            self._newest = {of: known for of, known in self._newest.items() if of[1] != str(root)}
+            self._asked = OrderedDict((at, future) for at, future in self._asked.items() if at[1] != str(root))
+
     def close(self) -> None:
         """End the worker process."""
         pool, self._pool = self._pool, None

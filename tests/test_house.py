@@ -277,6 +277,7 @@ def test_a_wheel_carries_the_demo_and_the_template(tmp_path: Path) -> None:
     demo = {f"flops_fit_ray/demo/{name}" for name in ("sweep.yaml", "model.py", "data.py")}
     templates = {f"flops_fit_ray/report/templates/{name}.html.j2" for name in ("report", "table", "fit", "style")}
     served = {
-        f"flops_fit_ray/service/{name}" for name in ("static/page.js", "static/style.css", "templates/base.html.j2")
+        f"flops_fit_ray/service/{name}"
+        for name in ("static/page.js", "static/style.css", "static/uplot/LICENSE", "templates/base.html.j2")
     }
     assert names >= demo | templates | served | {"flops_fit_ray/py.typed"}

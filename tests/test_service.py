@@ -382,12 +382,12 @@ def test_pages_say_it_without_a_script_and_to_everybody(served: Served) -> None:
             if tag == "img":
                 assert attrs["alt"]
             if tag == "script":
-                assert attrs == {"src": "/static/page.js", "defer": None}
+                assert str(attrs.pop("src")).startswith("/static/") and attrs == {"defer": None}
         assert "style" not in tags
     failed = text_of(served, "/sweeps/partial")
     assert "&lt;b&gt;step&lt;/b&gt; 3" in failed and "12 completed" in failed and 'value="Resume' not in failed
     assert "The first fit is running" not in text_of(served, "/sweeps/whole")
-    assert re.search(r"N = [\d.]+k? \[", text_of(served, "/sweeps/whole?budget=1e7"))
+    assert re.search(r'data-of="params_interval">\[[\d.]+k?, ', text_of(served, "/sweeps/whole?budget=1e7"))
     assert "is not a number of FLOPs" in text_of(served, "/sweeps/whole?budget=much")
     down = text_of(served, "/sweeps/partial?sort=loss&down=1")
     assert 'aria-sort="descending"' in down

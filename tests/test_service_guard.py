@@ -24,12 +24,12 @@ from fastapi.routing import APIRoute
 from flops_fit_ray.cli import main
 from flops_fit_ray.errors import DirectoryError, SpecError
 from flops_fit_ray.ledger import Failure, Ledger
-from flops_fit_ray.service._pages import pages
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.http import guard
 from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.http.redact import HIDDEN, redacted, redacted_values
+from flops_fit_ray.service.pages import pages
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs._allowed import check_allowed
 from flops_fit_ray.service.state.cache import SweepCache
@@ -110,7 +110,7 @@ def routes_of(served: Served) -> list[tuple[str, str]]:
     if not gone.exists():
         shutil.copytree(gone.with_name("known"), gone)
     known = {"name": "known", "key": key, "checkpoint_id": one, "spec_id": spec.id, "figure": "valleys",
-             "answer_id": answer, "bin_id": served.client.ask("DELETE", "/sweeps/gone")["id"]}  # fmt: skip
+             "answer_id": answer, "chart": "laws", "other": "known", "bin_id": served.client.ask("DELETE", "/sweeps/gone")["id"]}  # fmt: skip
     api = [(method.upper(), path) for path, item in served.app.openapi()["paths"].items() for method in item]
     own = [(m, r.path) for r in pages.routes if isinstance(r, APIRoute) for m in r.methods or ()]
     return [

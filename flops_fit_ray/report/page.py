@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jinja2
@@ -25,25 +25,61 @@ from flops_fit_ray.tables import Table
 MAX_VALLEYS, MAX_ROWS, MAX_FAILURES = 40, 250, 60  # rows, so that browsers open the page of 10,000 experiments
 
 
-def answer_sentence(analysis: Analysis, loss_name: str) -> str:
-    """Return the answer in one sentence, at the largest budget with an optimum, or the largest C of a surface."""
+@dataclass(frozen=True, kw_only=True)
+class BestModel:
+    """Best N and D at one C with their loss, and the intervals that are known."""
+
+    budget: float
+    params: float
+    tokens: float
+    loss: float
+    params_interval: Interval | None
+    tokens_interval: Interval | None
+    loss_interval: Interval | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON; an interval is [low, high]."""
+        return {k: [v.low, v.high] if isinstance(v, Interval) else v for k, v in vars(self).items()}
+
+
+def best_model(analysis: Analysis) -> BestModel | None:
+    """Return the answer at the largest budget with an optimum, or the largest C of a surface; None without either."""
     fit = analysis.fit
     if fit.problem and (fit.default != "valley" or not fit.optima):
-        return f"No budget has an optimum yet: {fit.problem}."
+        return None
     valley, intervals = fit.optima[-1] if fit.optima else (None, None)
-    within: list[Interval | None]
     if fit.default == "valley" and valley is not None:
-        within = [intervals.params_opt, intervals.tokens_opt] if intervals else [None, None]
-        found = (valley.budget, valley.params_opt, valley.tokens_opt, valley.loss_opt)
-    else:
-        p = predict(fit, fit.fitted_range[1])
-        within, found = [p.params_interval, p.tokens_interval], (p.budget, p.params, p.tokens, p.loss)
-    bounds = [f" {fmt.interval(i.low, i.high)}" if i else "" for i in within]
-    budget, params, tokens, loss = found
+        return BestModel(
+            budget=valley.budget,
+            params=valley.params_opt,
+            tokens=valley.tokens_opt,
+            loss=valley.loss_opt,
+            params_interval=intervals.params_opt if intervals else None,
+            tokens_interval=intervals.tokens_opt if intervals else None,
+            loss_interval=intervals.loss_opt if intervals else None,
+        )
+    p = predict(fit, fit.fitted_range[1])
+    return BestModel(
+        budget=p.budget,
+        params=p.params,
+        tokens=p.tokens,
+        loss=p.loss,
+        params_interval=p.params_interval,
+        tokens_interval=p.tokens_interval,
+        loss_interval=p.loss_interval,
+    )
+
+
+def answer_sentence(analysis: Analysis, loss_name: str) -> str:
+    """Return the answer in one sentence."""
+    a = best_model(analysis)
+    if a is None:
+        return f"No budget has an optimum yet: {analysis.fit.problem}."
+    bounds = [f" {fmt.interval(i.low, i.high)}" if i else "" for i in (a.params_interval, a.tokens_interval)]
     sentence = (
-        f"With C = {fmt.flops(budget)} FLOPs the best model has N = {fmt.count(params)} parameters"
-        f"{bounds[0]} and trains on D = {fmt.count(tokens)} tokens{bounds[1]}, "
-        f"D/N = {tokens / params:.3g}; {loss_name} {loss:.4f}."
+        f"With C = {fmt.flops(a.budget)} FLOPs the best model has N = {fmt.count(a.params)} parameters"
+        f"{bounds[0]} and trains on D = {fmt.count(a.tokens)} tokens{bounds[1]}, "
+        f"D/N = {a.tokens / a.params:.3g}; {loss_name} {a.loss:.4f}."
     )
     far = [flag.message for p in analysis.predictions for flag in p.warnings if flag.severity == "severe"]
     return " ".join([sentence, *far])

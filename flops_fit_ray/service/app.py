@@ -19,7 +19,6 @@ from starlette.exceptions import HTTPException
 
 from flops_fit_ray.background import looping
 from flops_fit_ray.errors import DirectoryError, FitError, FlopsFitError, ResourceError, SpecError, first_line
-from flops_fit_ray.service._pages import pages
 from flops_fit_ray.service.app_state import AppState
 from flops_fit_ray.service.http.conditional import Conditional
 from flops_fit_ray.service.http.guard import HEADERS, Credentials, Guard, token_of
@@ -29,6 +28,7 @@ from flops_fit_ray.service.http.methods import Methods
 from flops_fit_ray.service.http.problem import KINDS, MEDIA_TYPE, TYPES, encoded, path_of, problem
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.http.routes import methods_of
+from flops_fit_ray.service.pages import pages
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.private import private_umask
 from flops_fit_ray.service.rest import api, published
@@ -37,6 +37,7 @@ from flops_fit_ray.service.runs.launch import Launcher, LocalLauncher, RayLaunch
 from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state.cache import SweepCaches
+from flops_fit_ray.service.state.devices import SAMPLE_SECONDS
 from flops_fit_ray.service.state.fits import FitWorker
 from flops_fit_ray.training.fence import Fence
 
@@ -72,7 +73,7 @@ def make_app(state: AppState, token: str, hosts: Sequence[str]) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
-        with _queue_thread(state.runs):
+        with _queue_thread(state.runs), _device_thread(state):
             yield
         app.state.answers.close()
         state.fit_worker.close()
@@ -120,6 +121,17 @@ def _queue_thread(runs: Runs) -> contextlib.AbstractContextManager[None]:
                 runs.trouble = f"{type(e).__name__}: {first_line(e)}"
 
     return looping(loop, "queue")
+
+
+def _device_thread(state: AppState) -> contextlib.AbstractContextManager[None]:
+    """Sample the devices of running sweeps in a thread, for the duration of the block."""
+
+    def loop(done: threading.Event) -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            with contextlib.suppress(FlopsFitError, RequestError, OSError, ValueError):  # of files; the next time
+                state.sample_devices()
+
+    return looping(loop, "devices")
 
 
 def _problem_types() -> str:

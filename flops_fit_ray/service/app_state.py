@@ -25,6 +25,7 @@ from flops_fit_ray.service.runs.queue import LIMIT_EXAMPLE, Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state import views
 from flops_fit_ray.service.state.cache import Snapshot, SweepCaches
+from flops_fit_ray.service.state.devices import DeviceHistory
 from flops_fit_ray.service.state.fits import FitWorker
 from flops_fit_ray.service.state.pricing import price_spec
 from flops_fit_ray.spec import BudgetsFor, limit_of_budgets
@@ -43,6 +44,7 @@ class AppState:
     caches: SweepCaches
     fit_worker: FitWorker
     bin: Bin
+    device_history: DeviceHistory = field(default_factory=DeviceHistory)
     readings: Readings = field(default_factory=Readings)  # of the service's own machine
 
     def view(self, name: str) -> dict[str, Any]:
@@ -68,6 +70,11 @@ class AppState:
         except SpecError as e:
             return faulty(e.faults)
         return dict(redacted_values(price_spec(text, where, Fence(self.specs.roots), limit)))
+
+    def sample_devices(self) -> None:
+        """Keep the newest readings of the devices of all sweeps that run here or that somebody watches."""
+        here = (s.run.sweep for s in self.runs.open() if s.phase != "queued")
+        self.device_history.sample(self.caches, here)
 
     def sweeps(self) -> list[dict[str, Any]]:
         """Return views of all sweeps: those that run or wait first, then by name."""
@@ -121,7 +128,7 @@ async def ask_fit_worker(request: Request, snapshot: Snapshot, question: str, *a
     Raises:
         RequestError: there is nothing to fit yet, or it takes too long.
     """
-    if not snapshot.sweep.results and question not in ("csv", "parquet", "curve"):
+    if not snapshot.sweep.results and question not in ("csv", "parquet", "curve", "overlay"):
         raise conflict("no experiment is completed yet; try again when one is", "no_results")
     root = snapshot.sweep.paths.root
     seconds = LATER_SECONDS if request.scope.get(IS_LATER) else FIT_SECONDS

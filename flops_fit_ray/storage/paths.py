@@ -91,6 +91,11 @@ class SweepPaths(ReportPaths):
         return self.root / "finished.json"
 
     @property
+    def notes(self) -> StoragePath:
+        """Notes that people wrote on the page of the service, a line each."""
+        return self.root / "notes.jsonl"
+
+    @property
     def lock(self) -> StoragePath:
         """Locked by the one writer of this directory."""
         return self.root / "sweep.lock"

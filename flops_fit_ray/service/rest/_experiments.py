@@ -17,6 +17,7 @@ from flops_fit_ray.service.http.request_error import RequestError, conflict
 from flops_fit_ray.service.rest import _shapes as shapes
 from flops_fit_ray.service.rest._shapes import Limit, Offset
 from flops_fit_ray.service.state import views
+from flops_fit_ray.service.state.row_choice import chosen
 
 routes = APIRouter()
 
@@ -30,12 +31,13 @@ async def experiments(
     role: Annotated[str | None, Query(max_length=30)] = None,
     sort: views.Sort | None = None,
     order: Literal["asc", "desc"] = "asc",
+    find: Annotated[str | None, Query(max_length=100, description="words that all stand in a row")] = None,
     offset: Offset = 0,
     limit: Limit = 100,
 ) -> Response:
     """List the planned experiments with their status and results, in the plan's order or sorted."""
     snapshot = await fresh_snapshot(request, name)
-    rows = views.chosen(snapshot, status=status, budget=budget, role=role, sort=sort, down=order == "desc")
+    rows = chosen(snapshot, status=status, budget=budget, role=role, sort=sort, down=order == "desc", find=find)
     return as_json(views.page_of(rows, offset, limit))
 
 

@@ -21,6 +21,7 @@ from flops_fit_ray.service.rest._shapes import Limit, Offset
 from flops_fit_ray.service.rest._yaml import BODY, YamlRoute
 from flops_fit_ray.service.runs.queue import Additions, asked_to_start
 from flops_fit_ray.service.state import views
+from flops_fit_ray.service.state.devices import devices_of
 from flops_fit_ray.sweep.run_limits import RunLimits
 
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200)]
@@ -186,5 +187,5 @@ async def one_sweeps_events(
 @routes.get("/sweeps/{name}/devices", tags=["sweeps"])
 def devices(request: Request, name: str) -> list[dict[str, Any]]:
     """List machines and GPUs with their newest readings and experiments; unknown values are null."""
-    found: list[dict[str, Any]] = json_value(views.devices_of(app_state_of(request).snapshot(name)))
+    found: list[dict[str, Any]] = json_value(devices_of(app_state_of(request).snapshot(name)))
     return found

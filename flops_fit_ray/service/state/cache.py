@@ -76,6 +76,8 @@ class Snapshot:
             "seconds_left": self.seconds_left,
             "device_seconds": sweep.device_seconds,
             "deaths": sweep.num_deaths,
+            "started_at": self.started_at,
+            "last_at": max(self.newest, max((p.updated_at for _, p in sweep.running), default=0.0)) or None,
             "budgets": sorted({e.budget for e in sweep.plan.experiments}),
             "results_sha256": sweep.results_sha256 if sweep.complete else None,
         }
@@ -84,6 +86,13 @@ class Snapshot:
     def newest(self) -> float:
         """Time of the last outcome, in seconds since the epoch; 0 before the first."""
         return max((row["finished_at"] for row in self.rows if row["finished_at"] is not None), default=0.0)
+
+    @functools.cached_property
+    def started_at(self) -> float | None:
+        """Time at which its first experiment began to train, as far as is known, in seconds since the epoch."""
+        ended = (row["finished_at"] - row["seconds"] for row in self.rows if row["finished_at"] and row["seconds"])
+        began = (p.started_at for _, p in self.sweep.running if p.started_at is not None)
+        return min((*ended, *began), default=None)
 
     @functools.cached_property
     def flops_done(self) -> float:
@@ -333,6 +342,11 @@ class SweepCaches:
         """Forget a sweep, whose directory is another one from now on."""
         with self._lock:
             self._kept.pop(name, None)
+
+    def watched(self) -> list[str]:
+        """Return the names of the sweeps that were read a moment ago, because somebody looks at them."""
+        with self._lock:
+            return [name for name, cache in self._kept.items() if cache.fresh is not None]
 
     def now(self, name: str) -> Snapshot | None:
         """Return a snapshot of one sweep; None if it has no plan, or one that cannot be read.

@@ -20,6 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flops_fit_ray.errors import FitError, FlopsFitError
+from flops_fit_ray.service.state._chart_numbers import (
+    answer_numbers,
+    comparison,
+    drawn_comparison,
+    law_chart,
+    valley_chart,
+)
 from flops_fit_ray.storage.opening import follow_no_links_in
 from flops_fit_ray.storage.storage_path import StoragePath
 
@@ -104,6 +111,12 @@ class FitWorker:
             self._newest = {of: known for of, known in self._newest.items() if of[1] != str(root)}
             self._asked = OrderedDict((at, future) for at, future in self._asked.items() if at[1] != str(root))
 
+    def newest_if_idle(self, question: str, root: StoragePath, version: str) -> tuple[str, bytes] | None:
+        """Return the last answer and its version. Ask for a newer one only while nobody waits for another."""
+        with self._lock:
+            busy = any(not future.done() for future in self._asked.values())
+        return self._newest.get((question, str(root))) if busy else self.newest(question, root, version)
+
     def close(self) -> None:
         """End the worker process."""
         pool, self._pool = self._pool, None
@@ -144,6 +157,18 @@ def _end_with(parent: int) -> None:
 
 
 def _answer(question: str, root: str, version: str, more: tuple[str, ...]) -> bytes:
+    sweep = _opened(root, version)
+    try:
+        if question in FITTED:
+            _check_draws(sweep)
+        return QUESTIONS[question](sweep, *more)
+    except FlopsFitError:
+        raise
+    except (ValueError, ArithmeticError, IndexError) as e:  # values that no fit can use
+        raise FitError(f"{type(e).__name__}: {e}") from None
+
+
+def _opened(root: str, version: str) -> Sweep:
     follow_no_links_in(Path(root))
     known = _open.pop(root, None)
     if known is None or known[0] != version:
@@ -153,17 +178,14 @@ def _answer(question: str, root: str, version: str, more: tuple[str, ...]) -> by
     _open[root] = known
     while len(_open) > MAX_OPEN:
         _open.popitem(last=False)
-    if question in FITTED and (draws := known[1].spec.fit.draws) > MAX_DRAWS:
+    return known[1]
+
+
+def _check_draws(sweep: Sweep) -> None:
+    draws = sweep.spec.fit.draws
+    if draws > MAX_DRAWS:
         why = f"fit.draws: {draws} would hold up the fits of all other sweeps, and a service draws {MAX_DRAWS} at most"
-        if question == "short":
-            return json.dumps(_shown_fit(known[1], problem=f"{why}; run flops-fit-ray fit {root}")).encode()
-        raise FitError(f"{why}; run flops-fit-ray fit {root}")
-    try:
-        return QUESTIONS[question](known[1], *more)
-    except FlopsFitError:
-        raise
-    except (ValueError, ArithmeticError, IndexError) as e:  # values that no fit can use
-        raise FitError(f"{type(e).__name__}: {e}") from None
+        raise FitError(f"{why}; run flops-fit-ray fit {sweep.paths.root}")
 
 
 def _fit(sweep: Sweep) -> bytes:
@@ -174,7 +196,9 @@ def _fit(sweep: Sweep) -> bytes:
 
 def _shown_fit(sweep: Sweep, **known: object) -> dict[str, object]:
     """Return what a page shows of a fit, as far as it is known."""
-    empty: dict[str, object] = {"answer": "", "laws": [], "valleys": [], "problem": "", "warnings": [], "range": None}
+    empty: dict[str, object] = {"answer": "", "laws": [], "valleys": [], "problem": "", "warnings": [], "range": None,
+                                "at": None, "confidence": None, "method": "", "law_rows": [], "validity": [],
+                                "valley_rows": [], "predictions": []}  # fmt: skip
     return {"results": len(sweep.results), **empty, **known}
 
 
@@ -183,6 +207,10 @@ def _short(sweep: Sweep) -> bytes:
     from flops_fit_ray.analysis import json_value, n_opt_to_json
     from flops_fit_ray.report.page import answer_sentence
 
+    try:
+        _check_draws(sweep)
+    except FitError as e:
+        return json.dumps(_shown_fit(sweep, problem=str(e))).encode()
     fit = sweep.fit
     has_answer = sweep.results and not sweep.spec.is_one_run
     found = _shown_fit(
@@ -193,6 +221,7 @@ def _short(sweep: Sweep) -> bytes:
         problem=fit.problem,
         warnings=list(sweep.warnings),
         range=list(fit.fitted_range) if fit.params_opt is not None else None,
+        **(answer_numbers(sweep) if has_answer else {}),
     )
     return json.dumps(json_value(found)).encode()
 
@@ -240,6 +269,31 @@ def _curve(sweep: Sweep, key: str, _changed: str) -> bytes:
     return _inked(to_svg(draw_curves(shown if good.any() else [])))
 
 
+def _overlay(sweep: Sweep, keys: str, _stamp: str) -> bytes:
+    """Draw the training curves of some experiments beside each other; `_stamp` changes when one of their files has."""
+    from flops_fit_ray.ledger import Ledger
+    from flops_fit_ray.report.figures import draw_overlay, to_svg
+    from flops_fit_ray.report.figures.curves import overlaid
+
+    ledger, wanted = Ledger(sweep.paths), set(keys.split(","))
+    shown = [overlaid(e, ledger.curve_rows(e.key)) for e in sweep.plan.experiments if e.key in wanted]
+    return _inked(to_svg(draw_overlay(shown)))
+
+
+def _both(sweep: Sweep, root: str, version: str) -> tuple[Sweep, Sweep, tuple[str, str]]:
+    other = _opened(root, version)
+    _check_draws(other)
+    return sweep, other, (sweep.paths.root.name, other.paths.root.name)
+
+
+def _compare(sweep: Sweep, root: str, version: str, budget: str) -> bytes:
+    return comparison(*_both(sweep, root, version), budget)
+
+
+def _differences(sweep: Sweep, root: str, version: str, budget: str) -> bytes:
+    return _inked(drawn_comparison(*_both(sweep, root, version), budget))
+
+
 def _report(sweep: Sweep) -> bytes:
     from flops_fit_ray.report.write import drawn_page
 
@@ -281,7 +335,18 @@ def _inked(svg: str) -> bytes:
     return f"{element[:at]}<style>{style}</style>{element[at:]}".encode()
 
 
-FITTED = {"fit", "short", "predict", "valleys", "laws", "report", "summary"}  # questions that need a fit
+FITTED = {
+    "fit",
+    "predict",
+    "valleys",
+    "laws",
+    "report",
+    "summary",
+    "valley_chart",
+    "law_chart",
+    "compare",
+    "differences",
+}
 QUESTIONS: Mapping[str, Callable[..., bytes]] = {
     "fit": _fit,
     "short": _short,
@@ -294,4 +359,9 @@ QUESTIONS: Mapping[str, Callable[..., bytes]] = {
     "summary": _summary,
     "csv": _csv,
     "parquet": _parquet,
+    "valley_chart": valley_chart,
+    "law_chart": law_chart,
+    "compare": _compare,
+    "differences": _differences,
+    "overlay": _overlay,
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.request_error import RequestError, busy, conflict, not_found
 from flops_fit_ray.service.runs.queue import Runs, RunStatus
-from flops_fit_ray.service.state.cache import Row, Snapshot, SweepCaches
+from flops_fit_ray.service.state.cache import Snapshot, SweepCaches
 from flops_fit_ray.storage.atomic import read_sealed
 from flops_fit_ray.storage.codec import Count, Record, value_of
 from flops_fit_ray.storage.lock import living_owner
@@ -36,11 +35,11 @@ Sort = Literal[
     "budget", "params", "tokens", "loss", "seconds", "share", "status", "attempts", "finished_at", "lr"
 ]  # fmt: skip
 SORTS: tuple[Sort, ...] = get_args(Sort)
-MAX_CHOICES = 50  # of rows that are kept for the next page of a list
 CURVE_POINTS = 500  # at most, of one experiment
 UNKNOWN: Mapping[str, Any] = {  # of a sweep that has no plan yet
     **{"version": "", "counts": {}, "total": 0, "final": False, "flops_planned": 0.0, "flops_done": 0.0, "share": 0.0},
     **{"seconds_left": None, "device_seconds": 0.0, "deaths": 0, "budgets": [], "results_sha256": None},
+    **{"started_at": None, "last_at": None},
 }
 MAX_BUDGET = 1e60  # FLOPs that predictions are made for
 MAX_EVENTS = 100  # of an experiment, that are shown
@@ -140,37 +139,6 @@ def page_of(rows: Sequence[Any], offset: int, limit: int) -> dict[str, Any]:
     shown = list(rows[offset : offset + limit])
     after = offset + len(shown)
     return {"items": shown, "total": len(rows), "offset": offset, "next": after if after < len(rows) else None}
-
-
-def chosen(
-    snapshot: Snapshot, *, status: str | None, budget: float | None, role: str | None, sort: str | None, down: bool
-) -> list[Row]:
-    """The rows that are asked for, in the order that is asked for; what is not known comes last."""
-    asked = (status, budget, role, sort, down)
-    known = snapshot.kept.get(asked)
-    if known is None:
-        if len(snapshot.kept) >= MAX_CHOICES:
-            snapshot.kept.clear()
-        known = snapshot.kept[asked] = _chosen(snapshot, status, budget, role, sort, down)
-    return known
-
-
-def _chosen(
-    snapshot: Snapshot, status: str | None, budget: float | None, role: str | None, sort: str | None, down: bool
-) -> list[Row]:
-    rows: Iterable[Row] = snapshot.rows
-    if status is not None:
-        rows = (row for row in rows if row["status"] == status)
-    if budget is not None:
-        rows = (row for row in rows if math.isclose(row["budget"], budget, rel_tol=1e-9))
-    if role is not None:
-        rows = (row for row in rows if row["role"] == role)
-    found = list(rows)
-    if sort is not None:
-        known = [row for row in found if row[sort] is not None]
-        rest = [row for row in found if row[sort] is None]
-        return [*sorted(known, key=lambda row: row[sort], reverse=down), *rest]
-    return found[::-1] if down else found
 
 
 def experiment_view(snapshot: Snapshot, key: str) -> dict[str, Any]:
@@ -353,18 +321,6 @@ def file_of(snapshot: Snapshot, one: Mapping[str, Any]) -> StoragePath:
         return paths.weights(key)
     place = paths.trunk(key) if one["kind"] == "trunk" else paths.checkpoints(key)
     return place.state(int(one["step"]))
-
-
-def devices_of(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """The machines and GPUs as they were read last, and what they train."""
-    return [
-        {
-            **{name: value for name, value in node.machine.to_json().items() if name != "gpus"},
-            "running": node.running,
-            "gpus": [{**asdict(g.gpu), "experiments": [e.key for e in g.experiments]} for g in node.gpus],
-        }
-        for node in snapshot.nodes
-    ]
 
 
 def snapshot_of(caches: SweepCaches, runs: Runs, name: str) -> Snapshot:

@@ -1,4 +1,4 @@
-// Refreshes the page on events and runs the slider of the prediction. All content and actions work without it.
+// Refreshes the page on events, moves the slider of C, searches while one types. All content and actions work without it.
 "use strict";
 
 const source = document.body.dataset.events;
@@ -7,10 +7,12 @@ let busy = false, again = false;
 async function renew() {
   if (busy) { again = true; return; }
   busy = true;
+  const asked = location.href;
   try {
-    const answer = await fetch(location.href, { headers: { accept: "text/html" } });
-    if (answer.ok) swap(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    const answer = await fetch(asked, { headers: { accept: "text/html" } });
+    if (answer.ok && asked === location.href) swap(new DOMParser().parseFromString(await answer.text(), "text/html"));
     else if (answer.status === 401 || answer.status === 403) location.reload();
+    if (asked !== location.href) again = true;
   } catch { /* the service is down; EventSource reconnects when it is back */ }
   busy = false;
   await_fit();
@@ -27,12 +29,12 @@ function swap(page) {
   const missing = [...page.querySelectorAll("main > section, main > div")].some((s) => s.id && !document.getElementById(s.id));
   if (missing && !document.querySelector("main :focus")) {
     document.querySelector("main").replaceWith(document.importNode(page.querySelector("main"), true));
-    slide();
+    enliven();
     return;
   }
   for (const old of document.querySelectorAll("[data-live]")) {
     const fresh = page.getElementById(old.id);
-    if (!fresh || old.contains(document.activeElement)) continue;
+    if (!fresh || old.contains(document.activeElement) || old.querySelector(":popover-open")) continue;
     old.toggleAttribute("data-stale", fresh.hasAttribute("data-stale"));
     if (fresh.innerHTML === old.dataset.was) continue;
     const was = fresh.innerHTML;
@@ -44,20 +46,47 @@ function swap(page) {
     old.hidden = fresh.hidden;
     old.dataset.was = was;
   }
+  slide();
+  for (const figure of document.querySelectorAll("[data-chart]")) {
+    const fresh = page.getElementById(figure.id);
+    if (fresh) figure.dataset.src = fresh.dataset.src;
+  }
+  if (typeof charts !== "undefined") charts.update();
 }
 
-const count = (value) => {
-  for (const [limit, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
-    if (value >= limit * 0.9995) return Number((value / limit).toPrecision(3)) + unit;
+function ask(changed) { // the address is what is shown, so that it can be reloaded and sent to others
+  const url = new URL(location.href);
+  for (const [name, value] of Object.entries(changed)) {
+    if (value) url.searchParams.set(name, value);
+    else url.searchParams.delete(name);
   }
-  return String(Number(value.toPrecision(3)));
-};
-const within = (pair) => (pair ? ` [${count(pair[0])}, ${count(pair[1])}]` : "");
+  history.replaceState(null, "", url);
+}
+
+const within = (pair, word) => (pair ? `[${word(pair[0])}, ${word(pair[1])}]` : "no interval");
+
+function show(found) {
+  const loss = (value) => value.toFixed(4);
+  const said = {
+    params: count(found.params), params_interval: within(found.params_interval, count),
+    tokens: count(found.tokens), tokens_interval: within(found.tokens_interval, count),
+    loss: loss(found.loss), loss_interval: within(found.loss_interval, loss), budget: flops(found.budget),
+    ratio: plain(Number((found.tokens / found.params).toPrecision(3))),
+    far: found.extrapolation > 1 ? `${Number(found.extrapolation.toPrecision(3))}x beyond the fitted budgets` : "within the fitted budgets",
+  };
+  for (const [name, text] of Object.entries(said)) {
+    for (const place of document.querySelectorAll(`#prediction [data-of="${name}"]`)) place.textContent = text;
+  }
+  const flags = (found.warnings || []).filter((flag) => flag.severity !== "info");
+  document.getElementById("prediction-warnings").replaceChildren(...flags.map((flag) =>
+    Object.assign(document.createElement("p"), { className: "warnings", textContent: flag.message })));
+}
 
 function slide() {
   const form = document.querySelector("[data-predict]");
   if (!form) return;
-  const slider = form.querySelector("#slider"), field = form.querySelector("#budget"), said = document.getElementById("prediction");
+  const slider = form.querySelector("#slider"), field = form.querySelector("#budget");
+  if (!slider.hidden) return; // it is alive
   slider.min = Math.log10(slider.dataset.low);
   slider.max = Math.log10(slider.dataset.high);
   slider.step = "any";
@@ -65,32 +94,36 @@ function slide() {
   slider.hidden = false;
   let waiting, asked = 0;
   slider.addEventListener("input", () => {
-    field.value = Number((10 ** slider.value).toPrecision(3)).toExponential().replace("+", "");
+    field.value = flops(10 ** slider.value);
     slider.setAttribute("aria-valuetext", field.value + " FLOPs");
     clearTimeout(waiting);
     waiting = setTimeout(async () => {
       const mine = ++asked;
+      ask({ budget: field.value });
       const answer = await fetch(form.dataset.predict + "?budget=" + encodeURIComponent(field.value));
-      const found = await answer.json();
-      if (mine !== asked) return;
-      const line = document.createElement("p");
-      line.textContent = answer.ok
-        ? `N = ${count(found.params)}${within(found.params_interval)}, D = ${count(found.tokens)}${within(found.tokens_interval)}, loss ${found.loss.toFixed(4)}` +
-          (found.extrapolation > 1 ? `; ${Number(found.extrapolation.toPrecision(3))}x beyond the fitted budgets` : "")
-        : found.error;
-      const flags = (found.warnings || []).filter((flag) => flag.severity !== "info").map((flag) => {
-        const one = document.createElement("p");
-        one.className = "warnings";
-        one.textContent = flag.message;
-        return one;
-      });
-      said.replaceChildren(line, ...flags);
+      if (mine === asked && answer.ok) show(await answer.json());
     }, 150);
   });
 }
 
-slide();
-await_fit();
+function search() {
+  const field = document.getElementById("find");
+  if (!field) return;
+  let waiting;
+  field.addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => { ask({ find: field.value.trim(), offset: "" }); renew(); }, 250);
+  });
+}
+
+function enliven() {
+  slide();
+  search();
+  if (typeof charts !== "undefined") charts.update();
+  await_fit();
+}
+
+enliven();
 if (source) {
   const events = new EventSource(source);
   for (const kind of ["status", "outcome", "sweeps"]) events.addEventListener(kind, renew);

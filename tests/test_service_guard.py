@@ -110,7 +110,8 @@ def routes_of(served: Served) -> list[tuple[str, str]]:
     if not gone.exists():
         shutil.copytree(gone.with_name("known"), gone)
     known = {"name": "known", "key": key, "checkpoint_id": one, "spec_id": spec.id, "figure": "valleys",
-             "answer_id": answer, "chart": "laws", "other": "known", "bin_id": served.client.ask("DELETE", "/sweeps/gone")["id"]}  # fmt: skip
+             "answer_id": answer, "chart": "laws", "other": "known",
+             "bin_id": served.client.ask("DELETE", "/sweeps/gone")["id"]}  # fmt: skip
     api = [(method.upper(), path) for path, item in served.app.openapi()["paths"].items() for method in item]
     own = [(m, r.path) for r in pages.routes if isinstance(r, APIRoute) for m in r.methods or ()]
     return [

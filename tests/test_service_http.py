@@ -138,7 +138,7 @@ def paths_of(client: TestClient, only: str = "") -> list[str]:
     one = client.get("/api/v1/sweeps/known/checkpoints?limit=1").json()["items"][0]["id"]
     app: Any = client.app
     found = [path for path, item in app.openapi()["paths"].items() if "get" in item and not path.endswith("/events")]
-    known = {"name": "known", "key": key, "checkpoint_id": one, "figure": "valleys"}
+    known = {"name": "known", "key": key, "checkpoint_id": one, "figure": "valleys", "chart": "laws", "other": "known"}
     filled = [
         path.format(**known) for path in found if not {"{spec_id}", "{answer_id}", "{bin_id}"} & set(path.split("/"))
     ]

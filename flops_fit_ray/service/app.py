@@ -37,7 +37,7 @@ from flops_fit_ray.service.runs.launch import Launcher, LocalLauncher, RayLaunch
 from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state.cache import SweepCaches
-from flops_fit_ray.service.state.devices import SAMPLE_SECONDS
+from flops_fit_ray.service.state.devices import SAMPLE_SECONDS, DeviceHistory
 from flops_fit_ray.service.state.fits import FitWorker
 from flops_fit_ray.training.fence import Fence
 
@@ -210,13 +210,21 @@ def make_state(settings: Settings) -> AppState:
         LocalLauncher(paths, fence) if settings.address is None else RayLauncher(paths, settings.address, fence)
     )
     runs = Runs(paths, specs, launcher, at_once=settings.at_once, max_queued=settings.max_queued)
-    caches, fit_worker = SweepCaches(paths), FitWorker()
+    caches, fit_worker, history = SweepCaches(paths), FitWorker(), DeviceHistory()
 
     def forget(name: str) -> None:
         caches.forget(name)
         fit_worker.forget(paths.sweep(name).root)
+        history.forget(name)
 
-    return AppState(runs=runs, specs=specs, caches=caches, fit_worker=fit_worker, bin=Bin(runs, forget))
+    return AppState(
+        runs=runs,
+        specs=specs,
+        caches=caches,
+        fit_worker=fit_worker,
+        device_history=history,
+        bin=Bin(runs, forget),
+    )
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:

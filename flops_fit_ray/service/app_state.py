@@ -44,7 +44,7 @@ class AppState:
     caches: SweepCaches
     fit_worker: FitWorker
     bin: Bin
-    device_history: DeviceHistory = field(default_factory=DeviceHistory)
+    device_history: DeviceHistory
     readings: Readings = field(default_factory=Readings)  # of the service's own machine
 
     def view(self, name: str) -> dict[str, Any]:

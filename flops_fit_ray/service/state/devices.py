@@ -69,6 +69,11 @@ class DeviceHistory:
                 del history.kept[1::2]
                 history.every *= 2
 
+    def forget(self, name: str) -> None:
+        """Forget a sweep, whose directory is another one from now on."""
+        with self._lock:
+            self._of.pop(name, None)
+
     def of(self, name: str) -> list[dict[str, Any]]:
         """Return what was read of each machine and its GPUs, as columns, oldest first; `at` is common to all of them.
 

@@ -25,7 +25,7 @@ PANELS = (("train_loss", "training loss"), ("lr", "learning rate"), ("grad_norm"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OverlaidCurve:
-    """What one experiment reports along its training, each (points,); NaN where nothing stands."""
+    """Measurements of one experiment along its training, each (points,); NaN where nothing stands."""
 
     label: str
     params: float

@@ -28,7 +28,7 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class Note(Record):
-    """What somebody wrote about a sweep. Everybody has the same token, so `author` is as they call themselves."""
+    """Words that somebody wrote about a sweep. Everybody has the same token, so `author` is as they call themselves."""
 
     at: Timestamp
     author: str

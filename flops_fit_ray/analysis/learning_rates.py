@@ -1,14 +1,14 @@
 """The best learning rates as far as the probes of a sweep tell them, and what that leaves open of every loss.
 
-    loss = loss at the best rate + kappa · (ln lr - ln best(N, D))²,   ln best = m + p · ln N + q · ln D
+    loss = loss at the best rate + kappa·g(u),   u = ln lr - ln best(N, D),   ln best = m + p·ln N + q·ln D
+    g(u) = u²·(1 + a·u) above the best rate, u² / (1 - a·u) below it
 
 A rate that is off raises the losses of a budget differently along N, and those of large budgets more, where the rule of
 the rates is an extrapolation. So the minima move together, and no scatter of the losses shows it. Every draw of the
 bootstrap therefore has best rates of its own, and what each run's rate then costs is taken off its loss.
 
-The posterior is exact for each kappa of a grid: a run of a group, one (N, D) at three rates, is linear in the group's
-level and in kappa·ln best. Priors: p and q at published values, kappa by the loss (Li et al. 2025: rates half and twice
-the best cost 0.007 and 0.019 of 2.6 nats), known within a factor of e.
+Priors: p and q at published values; kappa and a at those of Step Law (Li et al. 2025), where half the best rate costs
+0.007 of 2.6 nats, twice the best 0.019 and four times 0.097. kappa is a share of the loss, known within a factor of e.
 """
 
 from __future__ import annotations
@@ -25,20 +25,24 @@ PARAMS_SLOPE, PARAMS_SLOPE_SD = -0.3, 0.3  # prior of p
 TOKENS_SLOPE, TOKENS_SLOPE_SD = -0.2, 0.2
 LEVEL_SD = 100.0  # of m: not known
 KAPPA, KAPPA_SD = 0.01, 1.0  # prior of kappa over the loss, and the standard deviation of its logarithm
-KAPPAS = np.geomspace(2e-4, 1.0, 33)
-SCATTER = 0.1  # of ln best about its law, and of a parabola's vertex about it
+KAPPAS = np.geomspace(2e-4, 1.0, 41)
+STEEPER, STEEPER_SD = 2 / 3, 0.4  # prior of a
+STEEPERS = np.arange(5) / 3
+SCATTER = 0.1  # of ln best about its law
 LEAST_NOISE = 1e-6  # of the loss
-NEAREST = 3  # rates of a group that are read: the one with the lowest loss and its neighbours
+LEAST, WITHIN = 3, 4.1  # rates of a group that are read: so many at least, and those within this factor of the best one
+STEPS, LONGEST = 6, 0.5  # of Gauss and Newton, in ln lr
+FARTHEST = 2.0  # standard deviation of ln best where a group tells nothing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TriedRates:
-    """Groups of runs that differ in their learning rate alone: the three rates nearest to the best of each."""
+    """Groups of runs that differ in their learning rate alone; those near to the best rate of each."""
 
     params: Floats  # (groups,)
     tokens: Floats  # (groups,)
-    log_lr: Floats  # (groups, 3)
-    loss: Floats  # (groups, 3)
+    log_lr: Floats  # (groups, rates), increasing
+    loss: Floats  # (groups, rates), NaN behind the last rate of a group
 
 
 def tried_rates(params: Floats, tokens: Floats, lr: Floats, loss: Floats) -> TriedRates | None:
@@ -47,30 +51,46 @@ def tried_rates(params: Floats, tokens: Floats, lr: Floats, loss: Floats) -> Tri
     for n, d, rate, value in zip(params, tokens, lr, loss, strict=True):
         groups.setdefault((float(n), float(d)), {}).setdefault(float(rate), []).append(float(value))
     found = []
-    for (n, d), losses in groups.items():
-        rates = sorted(losses)
-        if len(rates) < NEAREST:
+    for place, losses in groups.items():
+        rates = np.array(sorted(losses))
+        if len(rates) < LEAST:
             continue
-        means = [float(np.mean(losses[rate])) for rate in rates]
-        first = min(max(int(np.argmin(means)) - 1, 0), len(rates) - NEAREST)
-        near = slice(first, first + NEAREST)
-        found.append((n, d, np.log(rates[near]), means[near]))
+        means = np.array([np.mean(losses[rate]) for rate in rates])
+        distance = np.abs(np.log(rates / rates[means.argmin()]))
+        near = distance <= max(np.log(WITHIN), np.sort(distance)[LEAST - 1])
+        found.append((place, rates[near], means[near]))
     if not found:
         return None
-    n_of, d_of, log_lr, means_of = zip(*found, strict=True)
-    return TriedRates(params=np.array(n_of), tokens=np.array(d_of), log_lr=np.array(log_lr), loss=np.array(means_of))
+    most = max(len(rates) for _, rates, _ in found)
+    log_lr, values = np.zeros((len(found), most)), np.full((len(found), most), np.nan)
+    for i, (_, rates, means) in enumerate(found):
+        log_lr[i, : len(rates)], values[i, : len(rates)] = np.log(rates), means
+    places = np.array([place for place, _, _ in found])
+    return TriedRates(params=places[:, 0], tokens=places[:, 1], log_lr=log_lr, loss=values)
+
+
+def cost_of_rate(u: Floats, steeper: Floats) -> Floats:
+    """Compute g(u) of the module's first lines; `steeper` is a."""
+    bend = 1 + steeper * np.abs(u)
+    return np.asarray(u**2 * np.where(u > 0, bend, 1 / bend))
+
+
+def _slope(u: Floats, steeper: Floats) -> Floats:
+    """g'(u)."""
+    bend = 1 + steeper * np.abs(u)
+    return np.asarray(np.where(u > 0, 2 * u + 3 * steeper * u**2, u * (1 + bend) / bend**2))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BestRates:
-    """The posterior of kappa and of the law of the best rates, about the mean of ln N and ln D of the groups."""
+    """The posterior: cells of a and kappa, and in each the law of the best rates about the mean ln N and ln D tried."""
 
-    kappas: Floats  # (kappas,), nats per squared ln lr
-    probability: Floats  # (kappas,)
-    mean: Floats  # (kappas, 3): m, p, q
-    covariance: Floats  # (kappas, 3, 3)
+    steeper: Floats  # (cells,), a
+    kappa: Floats  # (cells,), nats per squared ln lr
+    probability: Floats  # (cells,)
+    mean: Floats  # (cells, 3): m, p, q
+    covariance: Floats  # (cells, 3, 3)
     middle: Floats  # (2,): ln N, ln D
-    groups: int
 
     def excess(self, params: Floats, tokens: Floats, lr: Floats, draws: int, seed: int) -> Floats:
         """Draw what the rates of runs (runs,) cost over the best ones: nats (draws, runs)."""
@@ -79,17 +99,17 @@ class BestRates:
         root = np.linalg.cholesky(self.covariance)[cell]
         law = self.mean[cell] + np.einsum("dij,dj->di", root, rng.standard_normal((draws, 3)))
         off = np.log(lr) - law @ _design(params, tokens, self.middle).T
-        return np.asarray(self.kappas[cell][:, None] * off**2)
+        return np.asarray(self.kappa[cell][:, None] * cost_of_rate(off, self.steeper[cell][:, None]))
 
     @property
     def words(self) -> str:
         """The posterior in words."""
         mean = self.probability @ self.mean
-        square = np.einsum("k,kii->ki", self.probability, self.covariance).sum(axis=0)
+        square = self.probability @ np.einsum("kii->ki", self.covariance)
         sd = np.sqrt(square + self.probability @ (self.mean - mean) ** 2)
-        twice = float(self.probability @ self.kappas) * np.log(2) ** 2
+        twice = float(self.probability @ (self.kappa * cost_of_rate(np.log([2.0]), self.steeper)))
         return (
-            f"best rates ~ N^{mean[1]:+.2f}·D^{mean[2]:+.2f}, exponents ± {sd[1]:.2f} and {sd[2]:.2f}; a factor of 2 "
+            f"best rates ~ N^{mean[1]:+.2f}·D^{mean[2]:+.2f}, exponents ± {sd[1]:.2f} and {sd[2]:.2f}; twice the best "
             f"costs {twice:.2g} nats"
         )
 
@@ -97,46 +117,67 @@ class BestRates:
 def best_rates(tried: TriedRates, sigma: float) -> BestRates:
     """Compute the posterior; `sigma`: standard deviation of a loss, in nats.
 
-    For each kappa and group, with x = ln lr less its mean:
+    In each cell of a and kappa:
 
-    1) r = loss - kappa·x² is a line over x, with the slope b = -2·kappa·(ln best - mean ln lr) and a residual
-    2) so ln best = mean ln lr - b / 2·kappa, with the variance sigma² / (4·kappa²·sum x²) + SCATTER²
-    3) (m, p, q) by Bayesian regression; kappa by the residuals, by what the regression leaves, and by its prior
+    1) ln best of a group by least squares of its losses, their level free: its variance is sigma² / sum J²,
+       J = -kappa·g' less its mean
+    2) (m, p, q) by Bayesian regression of those, with the scatter `SCATTER` of each
+    3) the probability of the cell by what 1) and 2) leave, and its prior
     """
-    unit = float(tried.loss.min(axis=1).mean())
-    kappas = KAPPAS * unit
+    unit = float(np.nanmin(tried.loss, axis=1).mean())
+    steeper, kappa = (a.ravel() for a in np.meshgrid(STEEPERS, KAPPAS * unit, indexing="ij"))
     noise = max(sigma, LEAST_NOISE * unit)
-    groups = len(tried.params)
+    best, variance, left = _optima(tried, steeper, kappa, noise)
     places = np.log(np.stack([tried.params, tried.tokens], axis=1))
     middle = places.mean(axis=0)
-    x = tried.log_lr - tried.log_lr.mean(axis=1, keepdims=True)
-    power = (x**2).sum(axis=1)
-    r = tried.loss - kappas[:, None, None] * x**2  # (kappas, groups, 3)
-    r = r - r.mean(axis=2, keepdims=True)
-    slope = (r * x).sum(axis=2) / power
-    left = ((r - slope[:, :, None] * x) ** 2).sum(axis=(1, 2))
-    best = tried.log_lr.mean(axis=1) - slope / (2 * kappas[:, None])  # (kappas, groups)
-    variance = noise**2 / (4 * kappas[:, None] ** 2 * power) + SCATTER**2
-    prior = np.array([float(tried.log_lr.mean()), PARAMS_SLOPE, TOKENS_SLOPE])
-    precision = np.diag(np.array([LEVEL_SD, PARAMS_SLOPE_SD, TOKENS_SLOPE_SD]) ** -2.0)
     design = _design(tried.params, tried.tokens, middle)
-    information = np.einsum("gi,kg,gj->kij", design, 1 / variance, design) + precision
+    prior = np.array([float(tried.log_lr[:, 0].mean()), PARAMS_SLOPE, TOKENS_SLOPE])
+    precision = np.diag(np.array([LEVEL_SD, PARAMS_SLOPE_SD, TOKENS_SLOPE_SD]) ** -2.0)
+    total = variance + SCATTER**2
+    information = np.einsum("gi,kg,gj->kij", design, 1 / total, design) + precision
     covariance = np.linalg.inv(information)
-    mean = prior + np.einsum("kij,gj,kg->ki", covariance, design, (best - design @ prior) / variance)
+    mean = prior + np.einsum("kij,gj,kg->ki", covariance, design, (best - design @ prior) / total)
     off, moved = best - mean @ design.T, mean - prior
-    square = (off**2 / variance).sum(axis=1) + np.einsum("ki,ij,kj->k", moved, precision, moved)
-    log = -0.5 * (left / noise**2 + square + np.log(variance).sum(axis=1) + np.linalg.slogdet(information)[1])
-    log -= groups * np.log(kappas)  # from densities of ln best to those of slopes
-    log -= 0.5 * (np.log(KAPPAS / KAPPA) / KAPPA_SD) ** 2
+    square = (off**2 / total).sum(axis=1) + np.einsum("ki,ij,kj->k", moved, precision, moved)
+    log = -0.5 * (left + square + np.log(total / variance).sum(axis=1) + np.linalg.slogdet(information)[1])
+    log -= 0.5 * (((steeper - STEEPER) / STEEPER_SD) ** 2 + (np.log(kappa / unit / KAPPA) / KAPPA_SD) ** 2)
     probability = np.exp(log - log.max())
     return BestRates(
-        kappas=kappas,
+        steeper=steeper,
+        kappa=kappa,
         probability=probability / probability.sum(),
         mean=mean,
         covariance=covariance,
         middle=middle,
-        groups=groups,
     )
+
+
+def _optima(tried: TriedRates, steeper: Floats, kappa: Floats, noise: float) -> tuple[Floats, Floats, Floats]:
+    """Return ln best and its variance (cells, groups), and the sum of squares left over noise² (cells,)."""
+    known = ~np.isnan(tried.loss)
+    count = known.sum(axis=1)
+    loss = np.where(known, tried.loss, 0.0)
+    a, k = steeper[:, None, None], kappa[:, None, None]
+
+    def centred(values: Floats) -> Floats:
+        values = np.where(known, values, 0.0)
+        return np.where(known, values - values.sum(axis=-1, keepdims=True) / count[:, None], 0.0)
+
+    def left(best: Floats) -> Floats:
+        return centred(loss - k * cost_of_rate(tried.log_lr - best[:, :, None], a))
+
+    middle = np.array([row[: int(n)].mean() for row, n in zip(tried.log_lr, count, strict=True)])
+    starts = [np.broadcast_to(middle + shift, (len(kappa), len(middle))) for shift in np.linspace(-2, 2, 9)]
+    squares = np.array([(left(start) ** 2).sum(axis=-1) for start in starts])
+    best = np.take_along_axis(np.array(starts), squares.argmin(axis=0)[None], axis=0)[0]
+    for _ in range(STEPS):
+        moves = centred(-k * _slope(tried.log_lr - best[:, :, None], a))
+        step = (moves * left(best)).sum(axis=-1) / np.maximum((moves**2).sum(axis=-1), 1e-300)
+        best = best + np.clip(step, -LONGEST, LONGEST)
+        best = np.clip(best, middle - 2 * FARTHEST, middle + 2 * FARTHEST)
+    moves = centred(-k * _slope(tried.log_lr - best[:, :, None], a))
+    variance = np.minimum(noise**2 / np.maximum((moves**2).sum(axis=-1), 1e-300), FARTHEST**2)
+    return best, variance, (left(best) ** 2).sum(axis=(-2, -1)) / noise**2
 
 
 def _design(params: Floats, tokens: Floats, middle: Floats) -> Floats:

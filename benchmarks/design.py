@@ -1,12 +1,15 @@
 """What designs of a sweep cost for the same certainty: adaptive with trunks against a full grid of separate runs.
 
     python -m benchmarks.design [--sweeps 60] [--designs even;taper] [--worlds all] [--ratio 3.16] [--budgets 5]
+                               [--best-rate drawn]
+                               [--best-rate drawn]
 
 Synthetic sweeps in known worlds, three of which are of the fitted form, at two noise levels; planner, trunks and fit
 are the product's own. The full grid has 7 sizes from 1/4 to 4 times the optimum at every budget, each a run of its own,
-and knows that optimum within a factor of 1.4 beforehand; its learning rates are right. One JSON line for each world,
-noise, design and reading: the valleys, the answer (of the default method, with the union that a prediction gives where
-methods disagree) and the surface. N_opt is asked for at ten times the largest budget:
+and knows that optimum within a factor of 1.4 beforehand; its learning rates are right. The best rate of the other
+designs is 1.7 times the general rule, or as `--best-rate` says. One JSON line for each world, noise, design and
+reading: the valleys, the answer (of the default method, with the union that a prediction gives where methods disagree)
+and the surface. N_opt is asked for at ten times the largest budget:
 
     cost     FLOPs executed over those of the full grid
     width    of the 95 % interval of ln N, median, over that of the full grid read by valleys
@@ -29,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from flops_fit_ray.analysis import FitOptions, Interval, Points, fit_sweep, predict
+from flops_fit_ray.analysis.learning_rates import PARAMS_SLOPE, PARAMS_SLOPE_SD, TOKENS_SLOPE, TOKENS_SLOPE_SD
 from flops_fit_ray.planning import IN_FIT, Experiment, Measurements, Observation, Planner
 from flops_fit_ray.planning.cells import resolve_lr
 from flops_fit_ray.planning.loss_surfaces import SURFACES
@@ -89,6 +93,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=math.sqrt(10), help="of neighbouring budgets")
     parser.add_argument("--budgets", type=int, default=5)
     parser.add_argument("--worlds", default="all", help=f"all, or some of: {';'.join(SURFACES)}")
+    parser.add_argument("--best-rate", help="P,Q: the best rate goes as N^P·D^Q; drawn: of each sweep, from the priors")
     parser.add_argument("--designs", default="even;taper", help=f"all, or some of: {';'.join(DESIGNS)}")
     arguments = parser.parse_args()
     budgets = [float(f"{1e17 * arguments.ratio**k:.4g}") for k in range(arguments.budgets)]
@@ -97,6 +102,8 @@ def main() -> None:
         for noise in NOISES:
             worlds = [World(surface=SURFACES[world], noise=noise, seed=seed) for seed in range(arguments.sweeps)]
             full = _outcome(worlds, lambda w: _full_grid(w, budgets), arguments.draws)
+            if arguments.best_rate:
+                worlds = [replace(w, best_lr=_best_rate(arguments.best_rate, w.seed)) for w in worlds]
             for name in ("full grid", *names):
                 found = (
                     full if name == "full grid" else _outcome(worlds, _same(_design(budgets, name)), arguments.draws)
@@ -105,6 +112,16 @@ def main() -> None:
                     where = {"world": world, "noise": noise, "design": name}
                     sys.stdout.write(json.dumps(where | line) + "\n")
                     sys.stdout.flush()
+
+
+def _best_rate(text: str, seed: int) -> Callable[[float, float], float]:
+    rng = np.random.default_rng([seed, 99])
+    level, p, q = 1.0, *rng.normal([PARAMS_SLOPE, TOKENS_SLOPE], [PARAMS_SLOPE_SD, TOKENS_SLOPE_SD])
+    if text == "drawn":
+        level = math.exp(0.5 * rng.standard_normal())
+    else:
+        p, q = (float(x) for x in text.split(","))
+    return lambda n, d: float(1e-3 * level * (n / 3e7) ** p * (d / 6e8) ** q)
 
 
 def _same(spec: SweepSpec) -> Callable[[World], Planner]:

@@ -16,6 +16,7 @@ from flops_fit_ray.analysis import (
     rate_floor,
     rate_part,
 )
+from flops_fit_ray.analysis._valley_minima import likely_excess
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.learning_rates import (
     KAPPA,
@@ -175,3 +176,17 @@ def test_a_sweep_that_probes_its_rates_has_them_in_its_interval() -> None:
     given = adaptive_spec()  # a rate of the user's own is the best
     run = replace(run, plan=replace(run.plan, lr=None))
     assert fit_simulated(given, run, draws=100).rates is None
+
+
+def test_costs_that_would_leave_minima_off_any_law_are_hardly_drawn() -> None:
+    points = sweep_on(SYMMETRIC, BUDGETS, noise=0.001, seed=1)
+    low = fit_minima(points, FitOptions(draws=0))
+    assert low.errors is not None
+    tilt = np.log(points.params / optimum(SYMMETRIC, BUDGETS[2])[0])
+    # Nothing, a tilt of one budget that moves its minimum by 0.04 decades, and what leaves no valley at all
+    kink = 0.01 * np.where(points.budget == BUDGETS[2], tilt, 0.0)
+    concave = np.where(points.budget == BUDGETS[2], 10 * tilt**2, 0.0)
+    drawn = likely_excess(np.repeat([0 * tilt, kink, concave], 100, axis=0), low.valleys, low.errors, seed=0)
+    assert drawn.shape == (300, len(points))
+    nothing, kinked = (int((drawn == one).all(axis=1).sum()) for one in (0 * tilt, kink))
+    assert nothing + kinked == 300 and kinked < nothing / 4

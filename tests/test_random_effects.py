@@ -9,7 +9,17 @@ import pytest
 from flops_fit_ray.analysis import FitOptions, Points, fit_minima, fit_sweep
 from flops_fit_ray.analysis._extrapolation import hold_outs
 from flops_fit_ray.analysis._valley_minima import LawSource, minima_law
-from flops_fit_ray.analysis.random_effects import BEND, EXACT, effect_source, random_effects
+from flops_fit_ray.analysis.random_effects import (
+    BEND,
+    BENDS,
+    EXACT,
+    SCATTER,
+    SCATTERS,
+    effect_source,
+    line_evidence,
+    random_effects,
+    spike_and_cauchy,
+)
 from tests.surfaces import BESIROGLU, BUDGETS, LOPSIDED, SYMMETRIC, Surface, optimum, sweep_on
 
 X = np.log10(BUDGETS)
@@ -59,6 +69,19 @@ def test_two_budgets_leave_the_prior() -> None:
     draws = effects.draw(effect_source(20_000, 2, 0)).bend
     assert (draws == 0).mean() == pytest.approx(EXACT, abs=0.02)
     assert np.quantile(np.abs(draws), 0.5) < BEND
+
+
+def test_the_evidence_of_minima_is_that_of_the_mixture_of_all_cells() -> None:
+    x = np.array([0.0, 1.0, 2.0])
+    y = np.array([[0.0, 0.5, 1.0], [0.0, 0.6, 1.0], [3.0, 3.4, 4.1]])
+    found = line_evidence(x, y, 0.02**2 * np.eye(3))
+    # Of three minima one number is off the line, z = (y0 - 2·y1 + y2) / sqrt 6; a bend moves it by bend / sqrt 6
+    z = (y[:, 0] - 2 * y[:, 1] + y[:, 2]) / np.sqrt(6)
+    p = spike_and_cauchy(SCATTERS, SCATTER)[:, None] * spike_and_cauchy(BENDS, BEND)
+    variance = 0.02**2 + 1e-10 + SCATTERS[:, None] ** 2 + BENDS**2 / 6
+    density = [float((p * np.exp(-0.5 * each**2 / variance) / np.sqrt(variance)).sum()) for each in z]
+    np.testing.assert_allclose(found - found[0], np.log(density) - np.log(density[0]))
+    assert not line_evidence(x[:2], y[:, :2], np.eye(2)).any()  # any two minima are on a line
 
 
 def test_n_and_d_are_drawn_as_one_world() -> None:

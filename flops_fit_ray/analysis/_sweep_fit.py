@@ -21,6 +21,7 @@ from flops_fit_ray.analysis._valley_minima import (
     MinimaErrors,
     ValleyIntervals,
     draw_minima,
+    likely_excess,
     minima_errors,
     shared_skew,
     valley_intervals,
@@ -210,7 +211,7 @@ def _surface(
 ) -> Method:
     wanted, rng = options.surface(name), np.random.default_rng(options.seed)
     fit = fit_surface(points, wanted)
-    excess = _excess(low.rates, points, draws, options.seed)
+    excess = None if low.excess is None else low.excess[:draws]
     if repetition is not None and repetition.cases:
         method = surface_method(bootstrap_cases(fit, repetition.cases, wanted, draws, rng, excess))
     else:
@@ -219,13 +220,6 @@ def _surface(
     if low.minima is None or low.method.params_opt is None or (repetition is not None and repetition.decides):
         return method
     return bent_as_valleys(method, low.method.params_opt, low.minima)
-
-
-def _excess(rates: BestRates | None, points: Points, draws: int, seed: int) -> Floats | None:
-    """Draw what the learning rates of the points cost, (draws, points); None where they are taken for the best."""
-    if rates is None or points.lr is None:
-        return None
-    return rates.excess(points.params, points.tokens, points.lr, draws, seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -241,6 +235,7 @@ class ValleyFit:
     options: FitOptions  # with the curve that was chosen
     choice: Choice | None  # of the curve, where it was left open
     rates: BestRates | None  # what probed learning rates leave open
+    excess: Floats | None  # draws of what the rates cost (draws, points)
 
 
 def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.random.Generator | None = None) -> ValleyFit:
@@ -265,9 +260,12 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
     if sum(valley.status == "interior" for valley in valleys) >= 2:
         cost = fit_token_cost(points.params, points.tokens, points.flops, points.token_cost)
     rates = None if noise is None or points.tried is None else best_rates(points.tried, noise.pooled)
+    excess = None
     if noise is not None and options.draws:
         rng = np.random.default_rng(options.seed) if rng is None else rng
-        excess = _excess(rates, points, options.draws, options.seed)
+        if rates is not None and errors is not None and points.lr is not None:
+            excess = rates.excess(points.params, points.tokens, points.lr, options.draws, options.seed)
+            excess = likely_excess(excess, valleys, errors, options.seed)
         minima = draw_minima(valleys, points, noise, options.draws, rng, options.seed, excess)
     return ValleyFit(
         valleys=valleys,
@@ -279,6 +277,7 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
         options=options,
         choice=choice,
         rates=rates,
+        excess=excess,
     )
 
 

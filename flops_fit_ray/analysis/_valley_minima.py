@@ -14,7 +14,7 @@ from flops_fit_ray.analysis._valley_cost import BentLaw, Correction, bent_law
 from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise
 from flops_fit_ray.analysis.points import Points
-from flops_fit_ray.analysis.random_effects import EffectSource, effect_source, random_effects
+from flops_fit_ray.analysis.random_effects import EffectSource, effect_source, line_evidence, random_effects
 from flops_fit_ray.analysis.valley import Curve, Polynomial, Valley
 from flops_fit_ray.fit_options import LawWeights
 
@@ -184,6 +184,23 @@ def draw_minima(
     minima[:, ~np.isfinite(minima).all(axis=0) | (minima[2] <= 0)] = np.nan  # a loss <= 0 has no logarithm
     source = effect_source(draws, len(valleys), seed)
     return Minima(log10_params=minima[0], log10_tokens=minima[1], loss=minima[2], source=source)
+
+
+def likely_excess(excess: Floats, valleys: Sequence[Valley], errors: MinimaErrors, seed: int) -> Floats:
+    """Draw again among the draws of `excess` (draws, points), by how well the minima that each leaves make a law."""
+    used = [i for i in interior(valleys) if valleys[i].over_params is not None]
+    minima = np.stack([_over(valleys[i])[0].minima(-excess[:, valleys[i].index[valleys[i].used]])[0] for i in used], 1)
+    whole = np.isfinite(minima).all(axis=1)
+    if len(used) < 2 or not whole.any():
+        return excess
+    x = np.log10([valleys[i].flops for i in used])
+    log = line_evidence(x, minima[whole], errors.of(used).log10_params)
+    weights = np.zeros(len(excess))
+    weights[whole] = np.exp(log - log.max())
+    rng = np.random.default_rng([seed, 5])
+    places = (np.arange(len(excess)) + rng.random()) / len(excess)  # evenly: no draw is lost by chance
+    chosen = np.searchsorted(np.cumsum(weights) / weights.sum(), places)
+    return np.asarray(excess[rng.permutation(np.minimum(chosen, len(excess) - 1))])
 
 
 def shared_skew(valleys: Sequence[Valley], points: Points) -> float:

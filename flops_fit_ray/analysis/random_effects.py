@@ -149,6 +149,27 @@ def random_effects(x: Floats, y: Floats, covariance: Floats) -> RandomEffects:
     return RandomEffects(probability=posterior / posterior.sum(), bend_mean=variance * b, bend_variance=variance)
 
 
+def line_evidence(x: Floats, draws: Floats, covariance: Floats) -> Floats:
+    """Log probability (draws,), but for a constant, of minima `draws` (draws, budgets) as of a law; 0 of two budgets.
+
+    It is the sum over the cells of `random_effects` of prior times p(z).
+    """
+    if len(x) < 3:
+        return np.zeros(len(draws))
+    basis = _beyond_lines(x)
+    z, q = draws @ basis, basis.T @ (0.5 * (x - x.mean()) ** 2)
+    v = basis.T @ covariance @ basis + (SCATTERS**2 + EXACTLY**2)[:, None, None] * np.eye(len(q))
+    inverse = np.linalg.inv(v)
+    a, b = np.einsum("i,sij,j->s", q, inverse, q), np.einsum("i,sij,dj->ds", q, inverse, z)
+    c = np.einsum("di,sij,dj->ds", z, inverse, z)
+    variance = BENDS**2 / (1 + BENDS**2 * a[:, None])  # (SCATTERS, BENDS)
+    prior = spike_and_cauchy(SCATTERS, SCATTER)[:, None] * spike_and_cauchy(BENDS, BEND)
+    log = np.log(prior) - 0.5 * (np.linalg.slogdet(v)[1][:, None] + np.log1p(BENDS**2 * a[:, None]))
+    log = log - 0.5 * (c[:, :, None] - (b * b)[:, :, None] * variance)
+    most = log.max(axis=(1, 2), keepdims=True)
+    return np.asarray(most[:, 0, 0] + np.log(np.exp(log - most).sum(axis=(1, 2))))
+
+
 def chi_square(x: Floats, y: Floats, covariance: Floats) -> tuple[float, int]:
     """Return the chi-square of minima about their line, z'(Q'SQ)^-1·z as in `random_effects`, and its df."""
     basis = _beyond_lines(x)

@@ -147,6 +147,22 @@ def test_sizes_that_are_known_are_not_measured_again_for_other_budgets() -> None
     assert len(known) == 2 * len(first.sizes)  # run in another precision it may cost something else
 
 
+class Proxy:
+    """An object that answers no attribute but with an error of its own, as lazy ones of libraries do."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+PROXY = Proxy()  # the user's module holds it
+
+
+def test_an_object_that_answers_no_attribute_is_passed_over() -> None:
+    assert len(sizes_of(Mlp, regression(100))) == 3
+
+
 def test_data_are_read_once_while_budgets_are_chosen(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\nreads = []\n"

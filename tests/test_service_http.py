@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.routing import iter_route_contexts
+from pydantic import BaseModel, TypeAdapter
 from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
@@ -25,11 +27,14 @@ from flops_fit_ray.service.http.conditional import answered, asked_range, names_
 from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.http.problem import KINDS, MEDIA_TYPE, TYPES
 from flops_fit_ray.service.paths import ServicePaths
+from flops_fit_ray.service.rest._charts import Chart, DeviceSeries
+from flops_fit_ray.service.rest._shapes import PendingOut
 from flops_fit_ray.service.state.fits import FitWorker
 from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
+from tests.chaos import make_project
 from tests.serving import serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
@@ -364,3 +369,110 @@ def test_a_preference_is_read_as_the_standard_has_it() -> None:
         ([], None),
     ):
         assert later.asked_wait(given) == wait, given
+
+
+OPERATIONS = """
+add_note compare_sweeps create_spec delete_spec delete_sweep download_checkpoint extend_sweep get_answer get_chart
+get_checkpoint get_comparison_figure get_curve get_curves get_curves_figure get_deleted get_experiment
+get_experiment_curves get_experiment_figure get_figure get_fit get_health get_latest_checkpoint get_metrics
+get_prediction get_report get_results get_server get_spec get_summary get_sweep get_sweep_log get_throughput
+list_checkpoints list_deleted list_device_history list_devices list_experiment_checkpoints list_experiment_events
+list_experiments list_history list_notes list_specs list_sweeps restore_sweep resume_sweep start_sweep stop_sweep
+validate_spec watch_sweep watch_sweeps
+"""
+
+
+def test_operations_keep_their_names_and_have_types(client: TestClient) -> None:
+    """A generated client calls them by these names: they may be added to, and never renamed."""
+    app: Any = client.app
+    routes = [route for item in app.openapi()["paths"].values() for route in item.values()]
+    assert sorted(route["operationId"] for route in routes) == OPERATIONS.split()
+    for route in routes:
+        for status, answer in route["responses"].items():
+            for kind, content in answer.get("content", {}).items():
+                assert content.get("schema") or kind not in ("application/json", MEDIA_TYPE), (route, status)
+
+
+def unknown_fields(value: Any, where: str = "") -> Iterator[str]:
+    """Yield the fields of an answer that its type does not name."""
+    if isinstance(value, BaseModel) and not isinstance(value, Chart | DeviceSeries):  # columns, which have no end
+        yield from (f"{where}.{name}" for name in value.model_extra or {})
+        for name in type(value).model_fields:
+            yield from unknown_fields(getattr(value, name), f"{where}.{name}")
+    for item in value if isinstance(value, list) else ():
+        yield from unknown_fields(item, where)
+
+
+def test_every_answer_is_as_its_type_says(
+    client: TestClient, root: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Of a sweep with results, of one with failures and events, of a spec with a price: no field without a type."""
+    shutil.copytree(root / "known", root / "failed")
+    request.addfinalizer(lambda: shutil.rmtree(root / "failed"))
+    ledger = Ledger(SweepPaths(root / "failed"))
+    key = client.get("/api/v1/sweeps/failed/experiments").json()["items"][-1]["key"]
+    failure = Failure(key=key, status="failed", error="ValueError: odd", traceback="", tokens_seen=0,
+                      seconds=1, attempts=1, host="h", finished_at=1.0)  # fmt: skip
+    ledger.record_failure(failure)
+    for number in range(150):
+        ledger.record_event(key, f"event {number}", level="warning")
+    make_project(tmp_path / "code")
+    text = (tmp_path / "code/sweep.yaml").read_text()
+    with client_of(root, tmp_path / "code") as starting:
+        made = starting.post("/api/v1/specs", json={"text": text})
+        asked = [("POST", "/api/v1/specs/validate", starting.post("/api/v1/specs/validate", json={"text": text}))]
+        asked += [("POST", "/api/v1/specs/validate", starting.post("/api/v1/specs/validate", json={"text": "a: 1"}))]
+        asked += [("GET", path, starting.get(path)) for path in ("/api/v1/specs", f"/api/v1/specs/{made.json()['id']}")]
+        started = starting.post("/api/v1/sweeps", json={"text": text, "name": "queued"})
+        asked += [("POST", "/api/v1/specs", made), ("POST", "/api/v1/sweeps", started)]
+        asked += [("POST", "/api/v1/sweeps/queued/stop", starting.post("/api/v1/sweeps/queued/stop"))]
+        deleted = starting.delete("/api/v1/sweeps/queued")
+        asked += [("DELETE", "/api/v1/sweeps/queued", deleted)]
+        places = ("/api/v1/bin", f"/api/v1/bin/{deleted.json()['id']}")
+        asked += [("GET", path, starting.get(path)) for path in places]
+        asked += [
+            ("GET", "/api/v1/answers/x", starting.get("/api/v1/sweeps/known/fit", headers={"Prefer": "respond-async"}))
+        ]
+    asked += [("GET", path, client.get(path)) for path in paths_of(client)]
+    failed = f"/api/v1/sweeps/failed/experiments/{key}"
+    asked += [
+        ("GET", path, client.get(path)) for path in (failed, f"{failed}/log", f"{failed}/metrics", f"{failed}/curve")
+    ]
+    app: Any = client.app
+    for method, path, answer in asked:
+        assert answer.is_success, (path, answer.text)
+        if answer.headers["content-type"] != "application/json" or path.endswith("openapi.json"):
+            continue
+        here = path.partition("?")[0]
+        found = [r for r in iter_route_contexts(app.routes) if r.path_regex.match(here) and method in (r.methods or ())]
+        (route,) = found
+        kind: Any = PendingOut if answer.status_code == 202 else route.response_model
+        read = TypeAdapter(kind).validate_json(answer.content)
+        assert not list(unknown_fields(read)), path
+
+
+def test_lists_come_in_pages(client: TestClient, root: Path) -> None:
+    """By `next` where they are objects, by Link where they are plain lists; each item once, the newest events first."""
+    ledger, key = (
+        Ledger(SweepPaths(root / "known")),
+        client.get("/api/v1/sweeps/known/experiments").json()["items"][0]["key"],
+    )
+    for number in range(25):
+        ledger.record_event(key, f"event {number}", level="info")
+    place = f"/api/v1/sweeps/known/experiments/{key}/log?limit=10"
+    pages = []
+    while place:
+        page = client.get(place)
+        assert page.headers["x-total-count"] == "25"
+        pages.append([event["words"] for event in page.json()])
+        place = page.links.get("next", {}).get("url", "")
+    assert [words for page in pages[::-1] for words in page] == [f"event {number}" for number in range(25)]
+    assert [len(page) for page in pages] == [10, 10, 5]
+    first = client.get("/api/v1/sweeps/known/experiments?status=completed&limit=9")
+    assert first.headers["x-total-count"] == "14"
+    rest = client.get(first.links["next"]["url"]).json()
+    assert (len(first.json()["items"]), len(rest["items"]), rest["next"]) == (9, 5, None)
+    for path in ("checkpoints", "devices", f"experiments/{key}/checkpoints", f"experiments/{key}/history", "results"):
+        whole = client.get(f"/api/v1/sweeps/known/{path}")
+        assert int(whole.headers["x-total-count"]) >= len(whole.json() if isinstance(whole.json(), list) else [])
+        assert client.get(f"/api/v1/sweeps/known/{path}?limit=0").status_code == 422

@@ -83,6 +83,7 @@ def make_app(state: AppState, token: str, hosts: Sequence[str]) -> FastAPI:
         version=VERSION,
         description="Sweeps over HTTP. Every route but `health` needs `Authorization: Bearer TOKEN`.",
         openapi_url="/api/v1/openapi.json",
+        generate_unique_id_function=lambda route: route.name,  # operationIds, which stay
         docs_url=None,
         redoc_url=None,
         lifespan=alive,

@@ -144,6 +144,31 @@ def as_json(content: Mapping[str, Any] | list[Any], status: HTTPStatus = HTTPSta
     return JSONResponse(json_value(content), status_code=status)
 
 
+def as_page(request: Request, rows: Sequence[Any], offset: int, limit: int) -> Response:
+    """Return one page of a list, as an object; Link leads to the next one."""
+    page = views.page_of(rows, offset, limit)
+    return _linked(as_json(page), request, page["total"], page["next"], limit)
+
+
+def as_list(request: Request, rows: Sequence[Any], offset: int, limit: int, *, newest: bool = False) -> Response:
+    """Return one page of a list, as a list; Link leads to the next one, X-Total-Count says how many there are.
+
+    Args:
+        newest: count from the end, where the newest are, and keep the order.
+    """
+    page = views.page_of(rows[::-1] if newest else rows, offset, limit)
+    items = page["items"][::-1] if newest else page["items"]
+    return _linked(as_json(items), request, page["total"], page["next"], limit)
+
+
+def _linked(response: Response, request: Request, total: int, after: int | None, limit: int) -> Response:
+    response.headers["x-total-count"] = str(total)
+    if after is not None:
+        url = request.url.include_query_params(offset=after, limit=limit)
+        response.headers["link"] = f'<{url.path}?{url.query}>; rel="next"'
+    return response
+
+
 def check_match(request: Request, shown: Callable[[], dict[str, Any]]) -> None:
     """Check that what a request changes is what its If-Match names.
 

@@ -8,11 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from flops_fit_ray.service.app_state import app_state_of, as_json, check_match
+from flops_fit_ray.service.app_state import app_state_of, as_json, as_page, check_match
 from flops_fit_ray.service.rest import _shapes as shapes
 from flops_fit_ray.service.rest._shapes import Limit, Offset
 from flops_fit_ray.service.runs.bin import Deleted
-from flops_fit_ray.service.state import views
 
 routes = APIRouter()
 
@@ -31,7 +30,7 @@ def delete_sweep(request: Request, name: str) -> Response:
 def list_deleted(request: Request, offset: Offset = 0, limit: Limit = 100) -> Response:
     """List the sweeps in the bin, the newest first."""
     found = [_shown(request, deleted) for deleted in app_state_of(request).bin.all()]
-    return as_json(views.page_of(found, offset, limit))
+    return as_page(request, found, offset, limit)
 
 
 @routes.get("/bin/{bin_id}", tags=["bin"], response_model=shapes.DeletedOut)

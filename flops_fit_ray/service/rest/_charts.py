@@ -14,6 +14,7 @@ from flops_fit_ray.service.app_state import (
     app_state_of,
     as_is,
     as_json,
+    as_list,
     as_svg,
     ask_fit_worker,
     fresh_snapshot,
@@ -21,7 +22,7 @@ from flops_fit_ray.service.app_state import (
 )
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.request_error import conflict
-from flops_fit_ray.service.rest._shapes import Asked
+from flops_fit_ray.service.rest._shapes import LATER, Asked, Limit, Offset
 from flops_fit_ray.service.state import notes, overlay, views
 
 Budget = Annotated[
@@ -63,15 +64,15 @@ class DeviceSeries(BaseModel):
     gpus: list[dict[str, Any]]
 
 
-@routes.get("/sweeps/{name}/charts/{chart}", tags=["charts"], response_model=Chart)
-async def chart(request: Request, name: str, chart: Literal["valleys", "laws"]) -> Response:
+@routes.get("/sweeps/{name}/charts/{chart}", tags=["charts"], response_model=Chart, responses=LATER)
+async def get_chart(request: Request, name: str, chart: Literal["valleys", "laws"]) -> Response:
     """Return the numbers of a chart: valleys (runs, curves, minima), or laws (minima, lines, bands)."""
     question = {"valleys": "valley_chart", "laws": "law_chart"}[chart]
     return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), question))
 
 
 @routes.get("/sweeps/{name}/curves", tags=["charts"], response_model=Chart)
-def curves(request: Request, name: str, which: Which = None) -> Response:
+def get_curves(request: Request, name: str, which: Which = None) -> Response:
     """Return the training curves of all that runs, or of all that is completed, thinned, as columns.
 
     Of more than 24 experiments every so many are shown; `total` says of how many.
@@ -81,16 +82,19 @@ def curves(request: Request, name: str, which: Which = None) -> Response:
 
 
 @routes.get("/sweeps/{name}/experiments/{key}/curves", tags=["charts"], response_model=Chart)
-def experiment_curves(request: Request, name: str, key: str) -> Response:
+def get_experiment_curves(request: Request, name: str, key: str) -> Response:
     """Return the training curves of one experiment, in the same shape."""
     snapshot = app_state_of(request).snapshot(name)
     return as_json(overlay.overlaid_curves(snapshot, [views.experiment_of(snapshot, key)]))
 
 
 @routes.get(
-    "/sweeps/{name}/curves/figure", tags=["charts"], response_class=Response, responses=of_kind("image/svg+xml")
+    "/sweeps/{name}/curves/figure",
+    tags=["charts"],
+    response_class=Response,
+    responses={**of_kind("image/svg+xml"), **LATER},
 )
-async def curves_figure(request: Request, name: str, which: Which = None) -> Response:
+async def get_curves_figure(request: Request, name: str, which: Which = None) -> Response:
     """Return the same as SVG: loss, learning rate, gradient norm, tokens per second."""
     snapshot = await fresh_snapshot(request, name)
     which = which or overlay.which_of(snapshot)
@@ -102,15 +106,15 @@ async def curves_figure(request: Request, name: str, which: Which = None) -> Res
 
 
 @routes.get("/sweeps/{name}/devices/history", tags=["charts"], response_model=list[DeviceSeries])
-def device_history(request: Request, name: str) -> Response:
+def list_device_history(request: Request, name: str, offset: Offset = 0, limit: Limit = 1000) -> Response:
     """Return the readings of the machines and GPUs since the service has watched the sweep, oldest first."""
     state = app_state_of(request)
     state.snapshot(name)
-    return as_json(state.device_history.of(name))
+    return as_list(request, state.device_history.of(name), offset, limit)
 
 
-@routes.get("/sweeps/{name}/compare/{other}", tags=["results"], response_model=Chart)
-async def compare(request: Request, name: str, other: str, budget: Budget = None) -> Response:
+@routes.get("/sweeps/{name}/compare/{other}", tags=["results"], response_model=Chart, responses=LATER)
+async def compare_sweeps(request: Request, name: str, other: str, budget: Budget = None) -> Response:
     """Return the differences of exponents, N, D and loss of two sweeps at one C, as `compare --json` prints them."""
     return as_is(await _compared(request, "compare", name, other, budget))
 
@@ -119,9 +123,9 @@ async def compare(request: Request, name: str, other: str, budget: Budget = None
     "/sweeps/{name}/compare/{other}/figure",
     tags=["results"],
     response_class=Response,
-    responses=of_kind("image/svg+xml"),
+    responses={**of_kind("image/svg+xml"), **LATER},
 )
-async def compare_figure(request: Request, name: str, other: str, budget: Budget = None) -> Response:
+async def get_comparison_figure(request: Request, name: str, other: str, budget: Budget = None) -> Response:
     """Return the laws of both sweeps as SVG."""
     return as_svg(await _compared(request, "differences", name, other, budget))
 
@@ -135,11 +139,12 @@ async def _compared(request: Request, question: str, name: str, other: str, budg
 
 
 @routes.get("/sweeps/{name}/notes", tags=["notes"], response_model=list[NoteOut])
-def list_notes(request: Request, name: str) -> Response:
+def list_notes(request: Request, name: str, offset: Offset = 0, limit: Limit = 1000) -> Response:
     """List the notes on a sweep, oldest first."""
     state = app_state_of(request)
     state.view(name)
-    return as_json(list(notes.notes_of(names.sweep_directory(state.runs.paths, name))))
+    found = list(notes.notes_of(names.sweep_directory(state.runs.paths, name)))
+    return as_list(request, found, offset, limit)
 
 
 @routes.post("/sweeps/{name}/notes", tags=["notes"], response_model=list[NoteOut], status_code=201)

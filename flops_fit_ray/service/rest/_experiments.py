@@ -5,15 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from flops_fit_ray.service.app_state import app_state_of, as_json, as_svg, ask_fit_worker, fresh_snapshot, of_kind
+from flops_fit_ray.service.app_state import (
+    app_state_of,
+    as_json,
+    as_list,
+    as_page,
+    as_svg,
+    ask_fit_worker,
+    fresh_snapshot,
+    of_kind,
+)
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.files import OpenFileResponse
 from flops_fit_ray.service.http.request_error import RequestError, conflict
+from flops_fit_ray.service.rest import _documents as documents
 from flops_fit_ray.service.rest import _shapes as shapes
 from flops_fit_ray.service.rest._shapes import Limit, Offset
 from flops_fit_ray.service.state import views
@@ -23,7 +33,7 @@ routes = APIRouter()
 
 
 @routes.get("/sweeps/{name}/experiments", tags=["experiments"], response_model=shapes.ExperimentPage)
-async def experiments(
+async def list_experiments(
     request: Request,
     name: str,
     status: Annotated[str | None, Query(max_length=30)] = None,
@@ -38,47 +48,47 @@ async def experiments(
     """List the planned experiments with their status and results, in the plan's order or sorted."""
     snapshot = await fresh_snapshot(request, name)
     rows = chosen(snapshot, status=status, budget=budget, role=role, sort=sort, down=order == "desc", find=find)
-    return as_json(views.page_of(rows, offset, limit))
+    return as_page(request, rows, offset, limit)
 
 
-@routes.get("/sweeps/{name}/experiments/{key}", tags=["experiments"], response_model=shapes.ExperimentOut)
-def experiment(request: Request, name: str, key: str) -> Response:
+@routes.get("/sweeps/{name}/experiments/{key}", tags=["experiments"], response_model=shapes.WholeExperimentOut)
+def get_experiment(request: Request, name: str, key: str) -> Response:
     """Return everything known of one experiment: plan, outcome with traceback, events, checkpoints."""
     return as_json(views.experiment_view(app_state_of(request).snapshot(name), key))
 
 
-@routes.get("/sweeps/{name}/experiments/{key}/metrics", tags=["experiments"])
-def metrics(request: Request, name: str, key: str) -> dict[str, Any]:
+@routes.get("/sweeps/{name}/experiments/{key}/metrics", tags=["experiments"], response_model=documents.MetricsOut)
+def get_metrics(request: Request, name: str, key: str) -> Response:
     """Return the newest measurements of an experiment; of a finished one, the final ones."""
-    return views.metrics_of(app_state_of(request).snapshot(name), key)
+    return as_json(views.metrics_of(app_state_of(request).snapshot(name), key))
 
 
-@routes.get("/sweeps/{name}/experiments/{key}/history", tags=["experiments"], response_model=shapes.Page)
-def history(request: Request, name: str, key: str, offset: Offset = 0, limit: Limit = 1000) -> Response:
+@routes.get("/sweeps/{name}/experiments/{key}/history", tags=["experiments"], response_model=shapes.HistoryPage)
+def list_history(request: Request, name: str, key: str, offset: Offset = 0, limit: Limit = 1000) -> Response:
     """Return every point of its training curve: step, tokens, losses, learning rate, gradient norm, seconds."""
-    return as_json(views.page_of(views.history_of(app_state_of(request).snapshot(name), key), offset, limit))
+    return as_page(request, views.history_of(app_state_of(request).snapshot(name), key), offset, limit)
 
 
-@routes.get("/sweeps/{name}/experiments/{key}/throughput", tags=["experiments"])
-def throughput(
+@routes.get("/sweeps/{name}/experiments/{key}/throughput", tags=["experiments"], response_model=documents.ThroughputOut)
+def get_throughput(
     request: Request, name: str, key: str, points: Annotated[int, Query(ge=2, le=5000)] = views.CURVE_POINTS
-) -> dict[str, Any]:
+) -> Response:
     """Return tokens, steps and samples per second and MFU now, and tokens per second over the training."""
     snapshot = app_state_of(request).snapshot(name)
     rows = views.history_of(snapshot, key)
     now = views.metrics_of(snapshot, key)
     along = views.thinned(views.with_speed(rows), points, ("step", "tokens", "seconds", "tokens_per_second"))
     rates = ("tokens_per_second", "steps_per_second", "samples_per_second", "mfu")
-    return {"key": key, **{name: now.get(name) for name in rates}, "along": along}
+    return as_json({"key": key, **{name: now.get(name) for name in rates}, "along": along})
 
 
-@routes.get("/sweeps/{name}/experiments/{key}/curve", tags=["experiments"])
-def curve(
+@routes.get("/sweeps/{name}/experiments/{key}/curve", tags=["experiments"], response_model=documents.CurveOut)
+def get_curve(
     request: Request, name: str, key: str, points: Annotated[int, Query(ge=2, le=5000)] = views.CURVE_POINTS
-) -> dict[str, Any]:
+) -> Response:
     """Return the training curve as columns, thinned to at most `points` points."""
     rows = views.history_of(app_state_of(request).snapshot(name), key)
-    return views.thinned(rows, points, ("step", "tokens", "train_loss", "eval_loss", "lr"))
+    return as_json(views.thinned(rows, points, ("step", "tokens", "train_loss", "eval_loss", "lr")))
 
 
 @routes.get(
@@ -87,7 +97,7 @@ def curve(
     response_class=Response,
     responses={**of_kind("image/svg+xml"), **shapes.LATER},
 )
-async def experiment_figure(request: Request, name: str, key: str) -> Response:
+async def get_experiment_figure(request: Request, name: str, key: str) -> Response:
     """Return the figure of its training loss, as SVG."""
     snapshot = await fresh_snapshot(request, name)
     views.experiment_of(snapshot, key)
@@ -95,26 +105,31 @@ async def experiment_figure(request: Request, name: str, key: str) -> Response:
     return as_svg(await ask_fit_worker(request, snapshot, "curve", key, str(changed)))
 
 
-@routes.get("/sweeps/{name}/experiments/{key}/log", tags=["experiments"])
-def experiment_log(request: Request, name: str, key: str, limit: Limit = 100) -> list[dict[str, Any]]:
-    """Return the events of an experiment, newest last."""
-    return views.events_of(app_state_of(request).snapshot(name), key)[-limit:]
+@routes.get("/sweeps/{name}/experiments/{key}/log", tags=["experiments"], response_model=list[documents.EventOut])
+def list_experiment_events(request: Request, name: str, key: str, offset: Offset = 0, limit: Limit = 100) -> Response:
+    """Return the events of an experiment, newest last.
+
+    `offset` counts from the newest, and Link leads to older ones.
+    """
+    return as_list(request, views.events_of(app_state_of(request).snapshot(name), key), offset, limit, newest=True)
 
 
 @routes.get(
     "/sweeps/{name}/experiments/{key}/checkpoints", tags=["checkpoints"], response_model=list[shapes.CheckpointOut]
 )
-def experiment_checkpoints(request: Request, name: str, key: str) -> Response:
+def list_experiment_checkpoints(
+    request: Request, name: str, key: str, offset: Offset = 0, limit: Limit = 1000
+) -> Response:
     """List its checkpoints: those it resumes from, its trunk, its final weights."""
     snapshot = app_state_of(request).snapshot(name)
     views.experiment_of(snapshot, key)
-    return as_json(views.checkpoints_of(snapshot, key))
+    return as_list(request, views.checkpoints_of(snapshot, key), offset, limit)
 
 
 @routes.get(
     "/sweeps/{name}/experiments/{key}/checkpoints/latest", tags=["checkpoints"], response_model=shapes.CheckpointOut
 )
-def latest(request: Request, name: str, key: str) -> Response:
+def get_latest_checkpoint(request: Request, name: str, key: str) -> Response:
     """Return its newest checkpoint."""
     snapshot = app_state_of(request).snapshot(name)
     views.experiment_of(snapshot, key)
@@ -125,13 +140,13 @@ def latest(request: Request, name: str, key: str) -> Response:
 
 
 @routes.get("/sweeps/{name}/checkpoints", tags=["checkpoints"], response_model=shapes.CheckpointPage)
-def checkpoints(request: Request, name: str, offset: Offset = 0, limit: Limit = 100) -> Response:
+def list_checkpoints(request: Request, name: str, offset: Offset = 0, limit: Limit = 100) -> Response:
     """List the checkpoints of all experiments, in the plan's order."""
-    return as_json(views.page_of(views.all_checkpoints(app_state_of(request).snapshot(name)), offset, limit))
+    return as_page(request, views.all_checkpoints(app_state_of(request).snapshot(name)), offset, limit)
 
 
 @routes.get("/sweeps/{name}/checkpoints/{checkpoint_id}", tags=["checkpoints"], response_model=shapes.CheckpointOut)
-def checkpoint(request: Request, name: str, checkpoint_id: str) -> Response:
+def get_checkpoint(request: Request, name: str, checkpoint_id: str) -> Response:
     """Return a checkpoint's kind, step, size and sha256."""
     return as_json(views.checkpoint_of(app_state_of(request).snapshot(name), checkpoint_id))
 
@@ -142,7 +157,7 @@ def checkpoint(request: Request, name: str, checkpoint_id: str) -> Response:
     response_class=Response,
     responses=of_kind("application/octet-stream"),
 )
-def download(request: Request, name: str, checkpoint_id: str) -> Response:
+def download_checkpoint(request: Request, name: str, checkpoint_id: str) -> Response:
     """Download the file of a checkpoint; the ETag is its sha256."""
     snapshot = app_state_of(request).snapshot(name)
     one = views.checkpoint_of(snapshot, checkpoint_id)

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from flops_fit_ray.service.app_state import as_is, as_json, as_svg, ask_fit_worker, fresh_snapshot, of_kind
+from flops_fit_ray.service.app_state import as_is, as_json, as_page, as_svg, ask_fit_worker, fresh_snapshot, of_kind
 from flops_fit_ray.service.http.guard import STANDALONE
 from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.request_error import RequestError
+from flops_fit_ray.service.rest import _documents as documents
 from flops_fit_ray.service.rest import _shapes as shapes
 from flops_fit_ray.service.rest._shapes import Limit, Offset
 from flops_fit_ray.service.state import views
@@ -29,7 +30,7 @@ routes = APIRouter()
     response_model=shapes.ExperimentPage,
     responses={**of_kind("text/csv", "application/vnd.apache.parquet"), **shapes.LATER},
 )
-async def results(
+async def get_results(
     request: Request,
     name: str,
     kind: Annotated[Literal["json", "csv", "parquet"], Query(alias="format")] = "json",
@@ -39,19 +40,19 @@ async def results(
     """Return a row per experiment: one page as JSON, or the whole table as CSV or parquet."""
     snapshot = await fresh_snapshot(request, name)
     if kind == "json":
-        return as_json(views.page_of(snapshot.rows, offset, limit))
+        return as_page(request, snapshot.rows, offset, limit)
     headers = {"content-disposition": f'attachment; filename="{name}.{kind}"'}
     return Response(await ask_fit_worker(request, snapshot, kind), media_type=KINDS[kind], headers=headers)
 
 
-@routes.get("/sweeps/{name}/fit", tags=["results"], responses=shapes.LATER)
-async def fit(request: Request, name: str) -> Response:
+@routes.get("/sweeps/{name}/fit", tags=["results"], response_model=documents.FitOut, responses=shapes.LATER)
+async def get_fit(request: Request, name: str) -> Response:
     """Return all fits with intervals, warnings and the validity card, as `fit --json` prints them."""
     return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "fit"))
 
 
-@routes.get("/sweeps/{name}/predict", tags=["results"], responses=shapes.LATER)
-async def predict(
+@routes.get("/sweeps/{name}/predict", tags=["results"], response_model=documents.PredictOut, responses=shapes.LATER)
+async def get_prediction(
     request: Request,
     name: str,
     budget: Annotated[float, Query(ge=1, le=views.MAX_BUDGET)],
@@ -65,8 +66,8 @@ async def predict(
     return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "predict", *numbers))
 
 
-@routes.get("/sweeps/{name}/summary", tags=["results"], responses=shapes.LATER)
-async def summary(request: Request, name: str) -> Response:
+@routes.get("/sweeps/{name}/summary", tags=["results"], response_model=documents.SummaryOut, responses=shapes.LATER)
+async def get_summary(request: Request, name: str) -> Response:
     """Return the content of summary.json."""
     return as_json(
         redacted_values(json.loads(await ask_fit_worker(request, await fresh_snapshot(request, name), "summary")))
@@ -79,7 +80,7 @@ async def summary(request: Request, name: str) -> Response:
     response_class=Response,
     responses={**of_kind("text/html"), **shapes.LATER},
 )
-async def report(request: Request, name: str) -> Response:
+async def get_report(request: Request, name: str) -> Response:
     """Return the report of the results so far, as one HTML page."""
     content = redacted((await ask_fit_worker(request, await fresh_snapshot(request, name), "report")).decode())
     headers = {"content-security-policy": STANDALONE, "content-disposition": f'inline; filename="{name}.html"'}
@@ -92,7 +93,7 @@ async def report(request: Request, name: str) -> Response:
     response_class=Response,
     responses={**of_kind("image/svg+xml"), **shapes.LATER},
 )
-async def figure(request: Request, name: str, figure: str) -> Response:
+async def get_figure(request: Request, name: str, figure: str) -> Response:
     """Return a figure as SVG: valleys, laws or curves."""
     if figure not in FIGURES:
         raise RequestError(HTTPStatus.NOT_FOUND, f"no such figure; take one of {', '.join(FIGURES)}")

@@ -11,36 +11,36 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from flops_fit_ray.service.app_state import app_state_of, as_json, check_match
+from flops_fit_ray.service.app_state import app_state_of, as_json, as_page, check_match
 from flops_fit_ray.service.http.later import LateAnswer
 from flops_fit_ray.service.http.redact import redacted
 from flops_fit_ray.service.http.request_error import RequestError
+from flops_fit_ray.service.rest import _documents as documents
 from flops_fit_ray.service.rest import _shapes as shapes
 from flops_fit_ray.service.rest._events import sweeps_events
 from flops_fit_ray.service.rest._shapes import Limit, Offset
 from flops_fit_ray.service.rest._yaml import BODY, YamlRoute
 from flops_fit_ray.service.runs.specs import StoredSpec
-from flops_fit_ray.service.state import views
 
 routes = APIRouter()
 yaml_routes = APIRouter(route_class=YamlRoute)
 
 
-@routes.get("/health", tags=["server"])
-async def health() -> dict[str, str]:
+@routes.get("/health", tags=["server"], response_model=documents.HealthOut)
+async def get_health() -> dict[str, str]:
     """Return `ok`; the one route without a token."""
     return {"status": "ok"}
 
 
 @routes.get("/server", tags=["server"], response_model=shapes.ServerOut)
-def server(request: Request) -> Response:
+def get_server(request: Request) -> Response:
     """Return the service's version, machine and queue, and the number of sweeps by state."""
     state = app_state_of(request)
     return as_json(state.server(state.sweeps()))
 
 
 @routes.get("/events", tags=["server"], response_class=EventSourceResponse)
-async def events(request: Request) -> AsyncIterator[ServerSentEvent]:
+async def watch_sweeps(request: Request) -> AsyncIterator[ServerSentEvent]:
     """Stream server-sent events: `sweeps`, with name, state and share of each, whenever one of them changes."""
     async for event in sweeps_events(app_state_of(request)):
         yield event
@@ -73,7 +73,7 @@ async def get_answer(request: Request, answer_id: str) -> Response:
 def list_specs(request: Request, offset: Offset = 0, limit: Limit = 100) -> Response:
     """List the stored specs, newest first."""
     found = [_spec(spec) for spec in app_state_of(request).specs.all()]
-    return as_json(views.page_of(found, offset, limit))
+    return as_page(request, found, offset, limit)
 
 
 @yaml_routes.post(
@@ -93,7 +93,7 @@ def create_spec(request: Request, body: shapes.SpecIn) -> Response:
 @yaml_routes.post(
     "/specs/validate", tags=["specs"], response_model=shapes.PriceOut, responses=shapes.LATER, openapi_extra=BODY
 )
-def validate(request: Request, body: shapes.PriceIn) -> Response:
+def validate_spec(request: Request, body: shapes.PriceIn) -> Response:
     """Return the plan and price of a spec, or its faults. Loads the model and the data; nothing is stored.
 
     Of `budgets: auto` and a limit in time it is the least plan, and says so: the speed is measured when a sweep starts.

@@ -8,6 +8,7 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from flops_fit_ray.service.http import names
+from flops_fit_ray.service.rest._documents import CurvePointOut, EventOut, Grows
 from flops_fit_ray.service.state.views import State
 from flops_fit_ray.spec import BudgetsFor
 
@@ -66,12 +67,21 @@ class SpecOut(BaseModel):
     created_at: float = Field(description="seconds since the epoch")
 
 
-class PriceOut(BaseModel):
-    """The plan and price of a spec, or its faults."""
+class PriceOut(Grows):
+    """The plan and price of a spec, or its faults alone."""
 
-    model_config = ConfigDict(extra="allow")
     valid: bool
     faults: list[str]
+    name: str = ""
+    experiments: int = 0
+    expected: int = Field(default=0, description="experiments with those that results so far decide on")
+    flops: float = 0.0
+    price: dict[str, Any] | None = None
+    question: list[str] = Field(default=[])
+    plan: list[dict[str, Any]] = Field(default=[], description="the first 500 experiments")
+    text: str = Field(default="", description="as `plan` prints it")
+    warnings: list[str] = Field(default=[])
+    notes: list[str] = Field(default=[])
 
 
 class RunLimitsIn(Asked):
@@ -135,22 +145,33 @@ class Can(BaseModel):
     extend: bool
 
 
-class SweepOut(BaseModel):
+class SweepOut(Grows):
     """Status of a sweep."""
 
-    model_config = ConfigDict(extra="allow")
     name: str
     state: State
     words: str = Field(description="why, where that needs words")
     exit_code: int | None
     started_here: bool
+    kind: Literal["run", "resume", "extend"] | None = Field(description="of its last run that was requested here")
+    run: int | None = Field(description="number of that, from 1")
+    asked_at: float | None = Field(description="seconds since the epoch")
+    writer: str | None = Field(description="who runs it now")
     can: Can
+    version: str = Field(description="changes with the plan and with every outcome")
     counts: dict[str, int] = Field(description="experiments by status")
     total: int
     flops_planned: float
     flops_done: float
     share: float
     seconds_left: float | None = None
+    final: bool = Field(description="whether no experiment will be added to the plan")
+    device_seconds: float
+    deaths: int
+    started_at: float | None = Field(description="seconds since the epoch")
+    last_at: float | None = Field(description="of its newest sign of life, seconds since the epoch")
+    budgets: list[float]
+    results_sha256: str | None
 
 
 class DeletedOut(BaseModel):
@@ -162,19 +183,31 @@ class DeletedOut(BaseModel):
     directory: str = Field(description="where it lies now; commands read it there, too")
 
 
-class ExperimentOut(BaseModel):
-    """One experiment, planned, running or ended."""
+class ExperimentOut(Grows):
+    """One experiment, planned, running or ended; what is not known is null."""
 
-    model_config = ConfigDict(extra="allow")
     key: str
     budget: float
     size: Any
     params: int
     tokens: int
     role: str
+    seed: int
+    lr: float | None
     status: str
     share: float | None
     loss: float | None
+    loss_stderr: float | None
+    train_loss: float | None
+    seconds: float | None
+    tokens_per_second: float | None
+    steps_per_second: float | None
+    samples_per_second: float | None
+    mfu: float | None
+    attempts: int | None
+    deaths: int | None
+    host: str | None
+    finished_at: float | None = Field(description="seconds since the epoch")
     error: str | None
 
 
@@ -188,6 +221,17 @@ class CheckpointOut(BaseModel):
     bytes: int
     sha256: str
     eval_loss: float | None
+
+
+class WholeExperimentOut(ExperimentOut):
+    """Everything known of one experiment."""
+
+    planned: dict[str, Any] = Field(description="as in plan.json")
+    outcome: dict[str, Any] | None = Field(description="as in result.json or failure.json")
+    advice: str | None = Field(description="what to do about a failure")
+    progress: dict[str, Any] | None
+    events: list[EventOut] = Field(description="the newest 100, the newest last")
+    checkpoints: list[CheckpointOut]
 
 
 class Page(BaseModel):
@@ -223,6 +267,12 @@ class ExperimentPage(Page):
     items: list[ExperimentOut]
 
 
+class HistoryPage(Page):
+    """Points of a training curve."""
+
+    items: list[CurvePointOut]
+
+
 class CheckpointPage(Page):
     """Checkpoints."""
 
@@ -241,10 +291,9 @@ class Problem(BaseModel):
     faults: list[str] = []
 
 
-class ServerOut(BaseModel):
+class ServerOut(Grows):
     """The service itself."""
 
-    model_config = ConfigDict(extra="allow")
     version: str
     root: str
     code: list[str]

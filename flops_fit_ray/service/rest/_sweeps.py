@@ -13,9 +13,10 @@ from fastapi.responses import PlainTextResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from flops_fit_ray.analysis import json_value
-from flops_fit_ray.service.app_state import app_state_of, as_json, check_match, of_kind
+from flops_fit_ray.service.app_state import app_state_of, as_json, as_list, as_page, check_match, of_kind
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.rest import _shapes as shapes
+from flops_fit_ray.service.rest._documents import DeviceOut
 from flops_fit_ray.service.rest._events import sweep_events
 from flops_fit_ray.service.rest._shapes import Limit, Offset
 from flops_fit_ray.service.rest._yaml import BODY, YamlRoute
@@ -34,7 +35,7 @@ yaml_routes = APIRouter(route_class=YamlRoute)
 def list_sweeps(request: Request, state: views.State | None = None, offset: Offset = 0, limit: Limit = 100) -> Response:
     """List the sweeps: those that run or wait first, then by name."""
     found = [view for view in app_state_of(request).sweeps() if state in (None, view["state"])]
-    return as_json(views.page_of(found, offset, limit))
+    return as_page(request, found, offset, limit)
 
 
 @yaml_routes.post(
@@ -157,7 +158,7 @@ def _once(answer: dict[str, Any], replayed: bool, status: HTTPStatus) -> Respons
 
 
 @routes.get("/sweeps/{name}/log", tags=["sweeps"], response_class=Response, responses=of_kind("text/plain"))
-def sweep_log(request: Request, name: str, lines: Annotated[int, Query(ge=1, le=10_000)] = 200) -> Response:
+def get_sweep_log(request: Request, name: str, lines: Annotated[int, Query(ge=1, le=10_000)] = 200) -> Response:
     """Return the last lines of the log of its runs, with secrets redacted."""
     state = app_state_of(request)
     state.view(name)
@@ -171,7 +172,7 @@ async def _existing(request: Request, name: str) -> str:
 
 
 @routes.get("/sweeps/{name}/events", tags=["sweeps"], response_class=EventSourceResponse)
-async def one_sweeps_events(
+async def watch_sweep(
     request: Request,
     name: Annotated[str, Depends(_existing)],
     last_event_id: Annotated[str | None, Header(max_length=100)] = None,
@@ -184,8 +185,7 @@ async def one_sweeps_events(
         yield event
 
 
-@routes.get("/sweeps/{name}/devices", tags=["sweeps"])
-def devices(request: Request, name: str) -> list[dict[str, Any]]:
+@routes.get("/sweeps/{name}/devices", tags=["sweeps"], response_model=list[DeviceOut])
+def list_devices(request: Request, name: str, offset: Offset = 0, limit: Limit = 1000) -> Response:
     """List machines and GPUs with their newest readings and experiments; unknown values are null."""
-    found: list[dict[str, Any]] = json_value(devices_of(app_state_of(request).snapshot(name)))
-    return found
+    return as_list(request, devices_of(app_state_of(request).snapshot(name)), offset, limit)

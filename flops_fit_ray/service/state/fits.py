@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops_fit_ray.errors import FitError, FlopsFitError
+from flops_fit_ray.errors import FitError, FlopsFitError, ResourceError
 from flops_fit_ray.service.state._chart_numbers import (
     answer_numbers,
     comparison,
@@ -84,15 +84,19 @@ class FitWorker:
 
         Raises:
             TimeoutError: it takes longer than `seconds`; the worker keeps working on it.
-            FitError: there is no answer, or the worker was killed twice.
+            FitError: there is no answer.
+            ResourceError: the worker was killed twice.
         """
         for _ in range(2):
-            asked = asyncio.wrap_future(self.ask(question, root, version, *more))
             try:
+                asked = asyncio.wrap_future(self.ask(question, root, version, *more))
+                asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may be gone
                 return await asyncio.wait_for(asyncio.shield(asked), seconds)
             except BrokenProcessPool:
                 continue
-        raise FitError("the worker that fits was killed twice, perhaps for lack of memory; free some and try again")
+        raise ResourceError(
+            "the worker that fits was killed twice, perhaps for lack of memory; free some and try again"
+        )
 
     def newest(self, question: str, root: StoragePath, version: str, *more: str) -> tuple[str, bytes] | None:
         """Return the last answer and its version, and start a refresh if it is old and `REFRESH_SHARE` allows."""

@@ -42,7 +42,7 @@ UNKNOWN: Mapping[str, Any] = {  # of a sweep that has no plan yet
     **{"started_at": None, "last_at": None},
 }
 MAX_BUDGET = 1e60  # FLOPs that predictions are made for
-MAX_EVENTS = 100  # of an experiment, that are shown
+MAX_EVENTS = 100  # that are shown with an experiment
 MAX_REASONS = 3  # failed experiments that the reason of a failed run names
 LOG_LINES = 40  # of what a run has said, that stand in a status
 
@@ -160,7 +160,7 @@ def experiment_view(snapshot: Snapshot, key: str) -> dict[str, Any]:
                     "outcome": None if outcome is None else asdict(outcome),
                     "advice": None if failure is None else ADVICE[failure.status],
                     "progress": None if progress is None or outcome is not None else asdict(progress),
-                    "events": _events(ledger, key),
+                    "events": _events(ledger, key)[-MAX_EVENTS:],
                     "checkpoints": checkpoints_of(snapshot, key),
                 }
             )
@@ -169,7 +169,7 @@ def experiment_view(snapshot: Snapshot, key: str) -> dict[str, Any]:
 
 
 def _events(ledger: Ledger, key: str) -> list[dict[str, Any]]:
-    return [event.to_json() for event in ledger.events(key)][-MAX_EVENTS:]
+    return [event.to_json() for event in ledger.events(key)]
 
 
 def events_of(snapshot: Snapshot, key: str) -> list[dict[str, Any]]:

@@ -112,7 +112,8 @@ def _is_container(value: Any) -> bool:
         return isinstance(value, dict | list) and len(value) <= LONGEST
     if isinstance(value, type | types.FunctionType | types.CellType):
         return True
-    return not isinstance(value, types.ModuleType | Tensor | tuple) and hasattr(value, "__dict__")
+    # by its type: an object of a library may answer any attribute with an error of its own
+    return not isinstance(value, types.ModuleType | Tensor | tuple) and type(value).__dictoffset__ != 0
 
 
 def _entries(container: Any) -> dict[Any, Any]:

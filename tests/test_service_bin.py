@@ -75,6 +75,7 @@ def test_what_is_deleted_is_kept_and_comes_back(client: TestClient, paths: Servi
     assert client.delete("/api/v1/sweeps/known").status_code == 409  # it waits
     client.post("/api/v1/sweeps/known/stop")
     second = client.delete("/api/v1/sweeps/known").json()
+    assert second["directory"] is None  # it had made none yet
     assert [one["id"] for one in client.get("/api/v1/bin").json()["items"]] == [second["id"], deleted.json()["id"]]
     restored = client.post(f"{place}/restore")
     assert restored.status_code == 200 and restored.json() == before.json()

@@ -163,7 +163,9 @@ def test_head_is_get_without_a_body_and_options_names_the_methods(client: TestCl
         assert allowed.status_code == 204 and {"GET", "HEAD", "OPTIONS"} <= set(allowed.headers["allow"].split(", "))
         assert not any(name.startswith("access-control") for name in allowed.headers)
     assert client.options("/api/v1/specs/0123456789abcdef").headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
+    assert "lists them all" in problem_of(client.get("/api/v1/nothing"))["detail"]
     refused = client.put("/api/v1/specs/0123456789abcdef")
+    assert problem_of(refused)["detail"].endswith("use one of DELETE, GET, HEAD, OPTIONS")
     assert refused.status_code == 405 and refused.headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
     assert client.options("/api/v1/nothing").status_code == client.head("/api/v1/nothing").status_code == 404
     assert client.head("/api/v1/sweeps/known/stop").headers["allow"] == "OPTIONS, POST"

@@ -176,10 +176,15 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _error_response(request, HTTPStatus(error.status_code), str(error.detail))
-    response.headers.update(error.headers or {})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # of all routes of the path
-        response.headers["allow"] = ", ".join(methods_of(request.app, request.url.path))
+    status, said = HTTPStatus(error.status_code), str(error.detail)
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["allow"] = ", ".join(methods_of(request.app, request.url.path))  # of all routes of the path
+        said = f"{request.method} is not allowed here; use one of {headers['allow']}"
+    elif status == HTTPStatus.NOT_FOUND and said == status.phrase:
+        said = "no such path; GET /api/v1/openapi.json lists them all"
+    response = _error_response(request, status, said)
+    response.headers.update(headers)
     return response
 
 

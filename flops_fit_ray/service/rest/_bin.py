@@ -48,4 +48,5 @@ def restore_sweep(request: Request, bin_id: str) -> Response:
 
 def _shown(request: Request, deleted: Deleted) -> dict[str, Any]:
     place = app_state_of(request).bin.directory(deleted)
-    return {**{name: value for name, value in asdict(deleted).items() if name != "moving"}, "directory": str(place)}
+    shown = {name: value for name, value in asdict(deleted).items() if name != "moving"}
+    return {**shown, "directory": str(place) if place.exists() else None}

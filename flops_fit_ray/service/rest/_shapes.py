@@ -180,7 +180,7 @@ class DeletedOut(BaseModel):
     id: str
     name: str
     deleted_at: float = Field(description="seconds since the epoch")
-    directory: str = Field(description="where it lies now; commands read it there, too")
+    directory: str | None = Field(description="where it lies now; null if it had none yet")
 
 
 class ExperimentOut(Grows):

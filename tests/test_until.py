@@ -1,6 +1,7 @@
 """`--until`: once the grid is done, single runs that tell most for their FLOPs, recorded and replayed."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from flops_fit_ray import Result, find_optimal
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, Planner, is_single_run
+from flops_fit_ray.planning.lr_probes import lr_law
 from flops_fit_ray.spec import SingleRun, SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import open_sweep
@@ -23,6 +25,7 @@ from flops_fit_ray.sweep.stopping import (
     with_budgets,
     with_runs,
 )
+from flops_fit_ray.sweep.validity import validity_card
 from tests.parts import Mlp
 from tests.test_from_flops_fit import SAMPLES
 from tests.worlds import DATA, SIZES, adaptive_spec, loss_in, planner_of, run_through, world
@@ -134,6 +137,26 @@ def test_it_ends_where_no_more_may_be_spent_or_run(whole: Result) -> None:
     assert not inside.runs and "is not beyond the budgets" in inside.message
     enough = decide_next(sweep, StoppingRule(target=3e10, factor=1e9))
     assert enough.reached and not enough.runs and "of --until: done" in enough.message
+
+
+def test_it_ends_where_probed_rates_are_all_that_is_left(whole: Result) -> None:
+    sweep = whole._sweep
+    of = sweep.standing[10]
+    tried = [
+        replace(of, key=f"{i}", role="lr_check", lr=of.lr * f, loss=of.loss + 0.02) for i, f in enumerate((0.5, 2))
+    ]
+    plan = replace(sweep.plan, lr=lr_law([(of.params, of.tokens_seen, of.lr)], 20.0))
+    probed = replace(sweep, plan=plan, results=(*sweep.results, *tried))
+    ended = decide_next(probed, StoppingRule(target=3e10, factor=1.0001))
+    assert not ended.runs and "what the probes leave open of the learning rates is x/÷" in ended.message
+    card = {item.item: item.words for item in validity_card(probed.fit, probed)}
+    assert "is left if all rates were the best (best rates ~ N^-0.30·D^-0.20" in card["learning rate"]
+    untried = replace(sweep, plan=plan)
+    assert untried.fit.rates is None
+    card = {item.item: item.words for item in validity_card(untried.fit, untried)}
+    assert card["learning rate"].endswith(
+        "; intervals take the rates for the best ones, as no (N, D) has losses of three"
+    )
 
 
 @pytest.mark.usefixtures("no_figures")

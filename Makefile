@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format docs bench gpu clean
+.PHONY: help demo test test-fast browser chromium lint format docs bench gpu clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,17 @@ test: lint ## all that CI runs: lint, then every test
 
 test-fast: $(VENV)/.installed ## tests without Ray and without slow ones, for the loop at the desk
 	$(BIN)/python -m pytest $(PARALLEL) -m "not ray and not slow"
+
+# 170 MB that only the tests of the pages need; `make test` runs them where this has been done, and says so where not
+$(VENV)/.browser: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	touch $@
+
+chromium: $(VENV)/.browser # and a Chromium, from apt where there is none and one may
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || { apt-get update -qq && apt-get install -qq -y chromium >/dev/null; }
+
+browser: chromium ## the tests of the pages, in a headless Chromium that is brought where there is none
+	$(BIN)/python -m pytest tests/test_browser.py
 
 lint: $(VENV)/.installed ## ruff format --check, ruff check, mypy --strict
 	$(BIN)/ruff format --check .

@@ -10,10 +10,12 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
 from flops_fit_ray.errors import FlopsFitError
-from flops_fit_ray.service.app_state import app_state_of, ask_fit_worker, fresh_snapshot
+from flops_fit_ray.service.app_state import app_state_of, fresh_snapshot
 from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.pages._forms import flops_of
+
+WAIT_SECONDS = 2.0  # for the fits of both; then the page says that they are made, and asks again
 
 routes = APIRouter()
 
@@ -32,15 +34,19 @@ async def compare(
 
 
 async def _compared(request: Request, first: str, second: str, budget: str) -> dict[str, Any]:
-    """Return the comparison, or `error` with the reason why there is none."""
+    """Return the comparison, `pending` while it is fitted, or `error` with the reason why there is none."""
     c = flops_of(budget) if budget else ""
     if isinstance(c, dict):
         return c
     try:
         one, other = await fresh_snapshot(request, first), await fresh_snapshot(request, second)
-        if not other.sweep.results:
-            return {"error": f"no experiment of {second} is completed yet"}
+        for name, snapshot in ((first, one), (second, other)):
+            if not snapshot.sweep.results:
+                return {"error": f"no experiment of {name} is completed yet"}
+        worker, root = app_state_of(request).fit_worker, one.sweep.paths.root
         more = (str(other.sweep.paths.root), other.version, repr(c) if c else "")
-        return dict(json.loads(await ask_fit_worker(request, one, "compare", *more)))
+        return dict(json.loads(await worker.answer(WAIT_SECONDS, "compare", root, one.version, *more)))
+    except TimeoutError:
+        return {"pending": True}
     except (RequestError, FlopsFitError) as e:
         return {"error": e.message if isinstance(e, RequestError) else str(e)}

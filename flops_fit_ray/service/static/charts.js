@@ -353,6 +353,7 @@ const charts = (() => {
 
     async load() {
       const src = this.src = this.figure.dataset.src;
+      delete this.figure.dataset.drawn;
       try {
         const answer = await fetch(src), data = await answer.json();
         if (src !== this.src) return;
@@ -376,16 +377,15 @@ const charts = (() => {
     }
 
     legend(layers) {
-      const button = (text, name, act) => {
+      const button = (text, act) => {
         const found = Object.assign(document.createElement("button"), { type: "button", textContent: text });
-        found.setAttribute("aria-label", name);
         found.addEventListener("click", act);
         return found;
       };
       const each = (act) => () => { for (const p of this.plots) act(p); };
       const groups = new Map(layers.map((l) => [l.group || l.name, l]));
       const named = groups.size < 2 ? [] : [...groups].map(([name, l]) => {
-        const found = button("", name, () => {
+        const found = button("", () => {
           if (!this.off.delete(name)) this.off.add(name);
           found.setAttribute("aria-pressed", String(!this.off.has(name)));
           for (const p of this.plots) { p.point(null); p.u?.redraw(false); }
@@ -396,8 +396,8 @@ const charts = (() => {
         found.setAttribute("aria-pressed", String(!this.off.has(name)));
         return found;
       });
-      this.tools.replaceChildren(button("+", "Zoom in", each((p) => p.nearer(0.6))), button("−", "Zoom out", each((p) => p.nearer(1 / 0.6))),
-        button("All", "Show all", each((p) => { p.point(null); p.zoom(null); })), ...named);
+      this.tools.replaceChildren(button("Zoom in", each((p) => p.nearer(0.6))), button("Zoom out", each((p) => p.nearer(1 / 0.6))),
+        button("Show all", each((p) => { p.point(null); p.zoom(null); })), ...named);
     }
   }
 

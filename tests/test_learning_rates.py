@@ -188,5 +188,7 @@ def test_costs_that_would_leave_minima_off_any_law_are_hardly_drawn() -> None:
     concave = np.where(points.budget == BUDGETS[2], 10 * tilt**2, 0.0)
     drawn = likely_excess(np.repeat([0 * tilt, kink, concave], 100, axis=0), low.valleys, low.errors, seed=0)
     assert drawn.shape == (300, len(points))
+    nobody = likely_excess(drawn, [replace(v, status="edge") for v in low.valleys], low.errors, seed=0)
+    assert np.array_equal(nobody, drawn)  # without minima nothing tells costs apart
     nothing, kinked = (int((drawn == one).all(axis=1).sum()) for one in (0 * tilt, kink))
     assert nothing + kinked == 300 and kinked < nothing / 4

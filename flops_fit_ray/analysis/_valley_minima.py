@@ -188,10 +188,12 @@ def draw_minima(
 
 def likely_excess(excess: Floats, valleys: Sequence[Valley], errors: MinimaErrors, seed: int) -> Floats:
     """Draw again among the draws of `excess` (draws, points), by how well the minima that each leaves make a law."""
-    used = [i for i in interior(valleys) if valleys[i].over_params is not None]
+    used = interior(valleys)
+    if len(used) < 2:
+        return excess
     minima = np.stack([_over(valleys[i])[0].minima(-excess[:, valleys[i].index[valleys[i].used]])[0] for i in used], 1)
     whole = np.isfinite(minima).all(axis=1)
-    if len(used) < 2 or not whole.any():
+    if not whole.any():
         return excess
     x = np.log10([valleys[i].flops for i in used])
     log = line_evidence(x, minima[whole], errors.of(used).log10_params)

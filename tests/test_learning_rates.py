@@ -163,6 +163,8 @@ def test_the_surface_and_the_next_runs_hold_it_too() -> None:
     assert analysis_to_json(made)["learning_rates"] == made.rate_part.to_json()
     assert "learning_rates" in {flag.code for flag in made.warnings}
     assert rate_part(fit.with_sure_rates, TARGET) is None
+    none = replace(made.rate_part, factor=math.inf)
+    assert none.flag.severity == "warning" and "without an interval, which would be x/÷1." in none.words
 
 
 def test_a_sweep_that_probes_its_rates_has_them_in_its_interval() -> None:

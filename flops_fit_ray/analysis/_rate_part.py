@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._flags import Flag, Severity
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.fit_options import MethodName
 
@@ -17,13 +17,18 @@ class RatePart:
     """Half widths of the interval of N_opt at C = `budget`, as factors, and what is known of the best rates."""
 
     budget: float
-    factor: float
+    factor: float  # infinite where what is open of the rates leaves no interval
     factor_with_sure_rates: float  # if the sweep's rates were known to be the best
     best_rates: str  # their law, in words
 
     @property
     def words(self) -> str:
         """The part in one sentence."""
+        if math.isinf(self.factor):
+            return (
+                f"they leave N_opt at C = {fmt.flops(self.budget)} without an interval, which would be "
+                f"x/÷{self.factor_with_sure_rates:.3g} if all rates were the best ({self.best_rates})"
+            )
         return (
             f"of the interval x/÷{self.factor:.3g} of N_opt at C = {fmt.flops(self.budget)}, "
             f"x/÷{self.factor_with_sure_rates:.3g} is left if all rates were the best ({self.best_rates})"
@@ -32,7 +37,8 @@ class RatePart:
     @property
     def flag(self) -> Flag:
         """The part as a note."""
-        return Flag("learning_rates", "info", f"learning rates: {self.words}")
+        severity: Severity = "warning" if math.isinf(self.factor) else "info"
+        return Flag("learning_rates", severity, f"learning rates: {self.words}")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -40,15 +46,15 @@ class RatePart:
 
 
 def rate_part(fit: SweepFit, target: float) -> RatePart | None:
-    """Return the part at C = `target`; None where rates are taken for the best ones, or there is no interval."""
+    """Return the part at C = `target`; None where rates are taken for the best ones, or there is no interval anyway."""
     sure = fit.with_sure_rates
     if sure is None or fit.rates is None:
         return None
     laws = fit.params_opt, sure.methods[fit.default].params_opt
     within = [None if law is None else law.interval(target, fit.options.confidence) for law in laws]
-    if within[0] is None or within[1] is None:
+    if within[1] is None:
         return None
-    whole, left = (math.sqrt(one.factor) for one in within if one is not None)
+    whole, left = (math.inf if one is None else math.sqrt(one.factor) for one in within)
     return RatePart(budget=target, factor=whole, factor_with_sure_rates=left, best_rates=fit.rates.words)
 
 

@@ -16,6 +16,7 @@ from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis._valley_minima import ValleyIntervals
+from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.prediction import Prediction
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit
 from flops_fit_ray.analysis.time_budgets import IsoTime, TimedPrediction
@@ -172,9 +173,14 @@ def _law_to_json(law: Law | None, method: Method, fit: SweepFit) -> dict[str, An
         "exponent_ci95": interval_to_json(law.exponent_interval(0.95)),
         "exponent_interval": interval_to_json(law.exponent_interval(confidence)),
         "coefficient_ci95": interval_to_json(law.coefficient_interval(0.95)),
-        "exponent_stderr": None if law.draws is None else float(np.nanstd(law.draws.exponent)),
+        "exponent_stderr": None if law.draws is None else _spread(law.draws.exponent),
         "exponent_stderr_ols": law.stderr_ols,
     }
+
+
+def _spread(draws: Floats) -> float | None:
+    """Return the standard deviation of the draws that have a value; None where none has."""
+    return float(np.nanstd(draws)) if np.isfinite(draws).any() else None
 
 
 def _method_to_json(method: Method, fit: SweepFit) -> dict[str, Any]:

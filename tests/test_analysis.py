@@ -136,7 +136,6 @@ def test_noise_is_measured() -> None:
     assert fit.noise.pooled_df == 5 * 57
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.003, 0.01])
 def test_intervals_cover_what_they_say(noise: float) -> None:
     """95 % intervals of the exponent and of N at ten times the data: 120 sweeps, so 0.95 ± 0.02.

@@ -39,7 +39,6 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
 UNREADY = "section:has-text('The first fit is running'), :text('are being fitted'), [data-chart]:not([data-drawn])"
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.xdist_group("test_browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="pages not tested: no Chromium here; `make browser` brings one"),
     pytest.mark.skipif(bool(MISSING), reason=f"pages not tested: no {' and '.join(MISSING)}; `make browser`"),

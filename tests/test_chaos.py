@@ -13,7 +13,6 @@ from tests.chaos.tune_state import OFTEN, kill_with_tune_state, num_rounds
 from tests.records import recorded
 from tests.test_cli import call
 
-pytestmark = [pytest.mark.slow]
 ray = pytest.mark.ray
 
 

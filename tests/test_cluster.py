@@ -17,7 +17,7 @@ from tests.nodes import RealCluster, free_port, real_cluster
 from tests.records import recorded
 from tests.serving import ServiceProcess
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 shared = pytest.mark.xdist_group("cluster")  # tests of the cluster that all of them share
 
 
@@ -67,6 +67,7 @@ def test_a_job_is_submitted_stopped_and_gone_on_with(cluster: RealCluster, tmp_p
     assert all(sweep.paths.num_attempts(key) == 1 for key in before)
 
 
+@pytest.mark.slow
 @shared
 def test_a_service_starts_stops_and_extends_jobs(cluster: RealCluster, tmp_path: Path) -> None:
     pace = tmp_path / "pace"
@@ -119,6 +120,7 @@ def test_a_job_that_cannot_even_begin_is_exit_1(cluster: RealCluster, tmp_path: 
 
 
 @shared
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root may mount")
 def test_f6_nodes_come_and_go_and_those_that_cannot_run_the_sweep_get_nothing(
     cluster: RealCluster, tmp_path: Path
@@ -157,6 +159,7 @@ def test_f6_nodes_come_and_go_and_those_that_cannot_run_the_sweep_get_nothing(
     assert sweep.results_sha256 == uninterrupted(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_what_waits_makes_a_cluster_grow(tmp_path: Path) -> None:
     """Ray's own autoscaler, over a provider whose nodes are processes: none at first, two when they are asked for."""
     port, config = free_port(), tmp_path / "autoscaling.json"

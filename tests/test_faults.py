@@ -27,7 +27,6 @@ def test_f1_killed_before_any_operation_on_files(tmp_path: Path) -> None:
     assert found["violations"] == [] and found["points"] > 20, f"seed {SEED}"
 
 
-@pytest.mark.slow
 def test_f2_any_operation_on_files_fails(tmp_path: Path) -> None:
     """With an error that is drawn so as not to keep step with the operations of a write."""
     operations = operations_of(tmp_path / "whole")

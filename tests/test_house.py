@@ -258,7 +258,6 @@ def test_every_dependency_is_pinned_and_torch_is_the_tested_one() -> None:
         assert name in pins or name.replace("-", "_") in pins, f"{name} has no pin in constraints.txt"
 
 
-@pytest.mark.slow
 def test_a_wheel_carries_the_demo_and_the_template(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -3,8 +3,6 @@
 import math
 from pathlib import Path
 
-import pytest
-
 from flops_fit_ray.spec import read_spec
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.user.parts import load_user_parts
@@ -14,7 +12,6 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "lstm"
 SMALL = ["budgets=[1e8, 2e8]", "model.sizes=[4, 6, 8]", "train.lr=0.01", "data.eval_samples=100"]
 
 
-@pytest.mark.slow
 def test_the_lstm_of_the_tutorial_is_planned_and_learns() -> None:
     spec = read_spec(EXAMPLE / "sweep.yaml", SMALL)
     user = load_user_parts(spec, EXAMPLE)

@@ -28,7 +28,6 @@ RUN = [
 ]
 
 
-@pytest.mark.slow
 def test_what_needs_a_gpu_runs_on_one_that_is_made_up(tmp_path: Path) -> None:
     library = build.build(tmp_path)
     if library is None:

@@ -371,6 +371,7 @@ def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_until_adds_single_runs_in_python(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a sweep that is too large for Tune to keep a state of its trials: what it does for each does not grow."""
     monkeypatch.setattr("flops_fit_ray.engine._rounds.MAX_STATE_EXPERIMENTS", 0)

@@ -34,7 +34,6 @@ def made_up(directory: Path) -> dict[str, str]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_experiments_of_one_gpu_run_on_two_at_a_time(tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()

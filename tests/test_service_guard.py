@@ -322,7 +322,6 @@ def test_nothing_in_a_directory_is_unpickled(served: Served, root: Path, tmp_pat
 DEEP = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
-@pytest.mark.slow
 @pytest.mark.xdist_group("test_service_guard")
 def test_a_body_that_is_too_much_is_refused_and_costs_nothing(root: Path, code: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "runs", ignore=shutil.ignore_patterns(".service"))

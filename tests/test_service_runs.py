@@ -257,7 +257,6 @@ def test_serve_refuses_what_cannot_be(tmp_path: Path, code: Path, capsys: pytest
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: Path, code: Path) -> None:
     """Validated, started, followed, service killed, started again, stopped, resumed: nothing missed."""
     root, pace = tmp_path / "runs", tmp_path / "pace"

@@ -391,7 +391,6 @@ def test_runs_are_drawn_whole() -> None:
     assert widths[2] == pytest.approx(widths[0] / math.sqrt(10), rel=0.15)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "name", "width"), [(0.003, "surface_squared", 1.25), (0.01, "surface_huber", 1.7)])
 def test_intervals_of_surfaces_cover_what_they_say(noise: float, name: MethodName, width: float) -> None:
     """95 % intervals of a and of N at ten times the data hold the truth, and are no wider than measured.

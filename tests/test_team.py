@@ -17,7 +17,7 @@ from tests.chaos.stops import moved_ray, stop_by
 from tests.records import recorded
 from tests.test_cli import call
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 TOGETHER = ("--set", "workers_per_trial=2")
 CORES = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 2}'}  # of the machine that Ray starts on
@@ -54,6 +54,7 @@ def others_of(experiments: StoragePath) -> list[dict[str, Any]]:
     return [reading for sign in signs for reading in sign.get("others") or ()]
 
 
+@pytest.mark.slow
 def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tmp_path: Path) -> None:
     spec = make_project(tmp_path / "project")
     alone = plain_sweep(tmp_path / "alone")

@@ -131,7 +131,6 @@ def test_without_its_trunk_an_experiment_begins_from_scratch_aloud(damage: str, 
     assert any("training from scratch" in event and event.startswith("ALOUD") for event in observer.events)
 
 
-@pytest.mark.slow
 def test_a_sweep_executes_the_flops_of_the_formula(tmp_path: Path) -> None:
     """Per size and chain (1 - f)·D_max + f·sum D_k tokens, counted in the worker, within 0.1 %."""
     spec = reference_spec(3)

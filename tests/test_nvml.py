@@ -1,6 +1,7 @@
 """Readings by NVIDIA's own binding, from a driver's library that answers from a table."""
 
 import ctypes
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,12 +103,11 @@ def test_page_rest_and_report_show_what_the_driver_says(write: Write, tmp_path: 
         assert gpus["GPU-2"]["utilisation"] == 0.73 and gpus["GPU-2"]["experiments"] == [trains]
         assert gpus["GPU-3"]["utilisation"] is None and gpus["GPU-3"]["experiments"] == []  # found once, and lost
         assert gpus["MIG-1"]["utilisation"] is None and gpus["MIG-1"]["experiments"] == [on_slice]
-        page = text_of(served, "/sweeps/x")
-        assert "GPU 2 NVIDIA H200 73 %, 2.15 GB of 151 GB, 61 °C, 512 W</li>" in page
-        assert (
-            'GPU 3 NVIDIA H200 <span class="soft">no experiment<' in page
-            and "GPU 8 NVIDIA A100 MIG 1g.5gb, 1 kB of 5.37 GB</li>" in page
-        )
+        table = text_of(served, "/sweeps/x").partition('<section id="devices"')[2].partition("</section>")[0]
+        rows = [" ".join(re.sub("<[^>]+>", " ", row).split()) for row in re.split("</?tr>", table)]
+        assert "GPU 2 NVIDIA H200 73 % 2.15 GB of 151 GB 61 °C, 512 W 1 experiment" in rows
+        assert "GPU 3 NVIDIA H200 not read not read – no experiment" in rows
+        assert "GPU 8 NVIDIA A100 MIG 1g.5gb not read 1 kB of 5.37 GB – 1 experiment" in rows
     facts = dict(provenance(sweep))
     assert "8 x NVIDIA H200, 1 x NVIDIA A100 MIG 1g.5gb, driver 570.86.15" in facts["cluster"]
     write(f"0 GPU-0 {H200}", code=NO_PERMISSION)

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-fast browser chromium lint format docs bench gpu clean
+.PHONY: help demo test cases test-all test-fast browser chromium lint format docs bench gpu clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,11 @@ $(VENV)/.installed: $(VENV)/.package
 demo: $(VENV)/.package ## run the built-in sweep to its report in runs/demo (minutes)
 	$(BIN)/python -m flops_fit_ray.run --output runs/demo
 
-test: lint ## all that CI runs: lint, then a case of every promise
+# lint beside the tests: those of Ray leave a third of two cores idle
+test: $(VENV)/.installed ## all that CI runs: lint, and a case of every promise
+	$(MAKE) --no-print-directory --jobs=2 lint cases
+
+cases: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-all: lint ## before a release: the long cases, too

@@ -25,7 +25,7 @@ $(VENV)/.installed: $(VENV)/.package
 demo: $(VENV)/.package ## run the built-in sweep to its report in runs/demo (minutes)
 	$(BIN)/python -m flops_fit_ray.run --output runs/demo
 
-# lint beside the tests: those of Ray leave a third of two cores idle
+# lint beside the tests: those of Ray leave a quarter of two cores idle
 test: $(VENV)/.installed ## all that CI runs: lint, and a case of every promise
 	$(MAKE) --no-print-directory --jobs=2 lint cases
 

@@ -134,13 +134,12 @@ def random_effects(x: Floats, y: Floats, covariance: Floats) -> RandomEffects:
         y: log10 of the minima (budgets,).
         covariance: of y by the noise of the losses (budgets, budgets), decades².
     """
-    prior = spike_and_cauchy(SCATTERS, SCATTER)[:, None] * spike_and_cauchy(BENDS, BEND)
+    prior = _prior()
     squares = np.broadcast_to(BENDS**2, prior.shape)
     if len(x) < 3:  # nothing is left to tell: the prior
         return RandomEffects(probability=prior, bend_mean=np.zeros(prior.shape), bend_variance=np.array(squares))
-    basis = _beyond_lines(x)
-    z, q = basis.T @ y, basis.T @ (0.5 * (x - x.mean()) ** 2)
-    v = basis.T @ covariance @ basis + (SCATTERS**2 + EXACTLY**2)[:, None, None] * np.eye(len(z))
+    basis, q, v = _bend_and_noise(x, covariance)
+    z = basis.T @ y
     solved = np.linalg.solve(v, np.stack([q, z], axis=1)[None])  # (SCATTERS, budgets - 2, 2)
     a, b, c = (solved[:, :, 0] @ q)[:, None], (solved[:, :, 1] @ q)[:, None], (solved[:, :, 1] @ z)[:, None]
     variance = squares / (1 + squares * a)
@@ -156,18 +155,28 @@ def line_evidence(x: Floats, draws: Floats, covariance: Floats) -> Floats:
     """
     if len(x) < 3:
         return np.zeros(len(draws))
-    basis = _beyond_lines(x)
-    z, q = draws @ basis, basis.T @ (0.5 * (x - x.mean()) ** 2)
-    v = basis.T @ covariance @ basis + (SCATTERS**2 + EXACTLY**2)[:, None, None] * np.eye(len(q))
+    basis, q, v = _bend_and_noise(x, covariance)
+    z = draws @ basis
     inverse = np.linalg.inv(v)
     a, b = np.einsum("i,sij,j->s", q, inverse, q), np.einsum("i,sij,dj->ds", q, inverse, z)
     c = np.einsum("di,sij,dj->ds", z, inverse, z)
     variance = BENDS**2 / (1 + BENDS**2 * a[:, None])  # (SCATTERS, BENDS)
-    prior = spike_and_cauchy(SCATTERS, SCATTER)[:, None] * spike_and_cauchy(BENDS, BEND)
-    log = np.log(prior) - 0.5 * (np.linalg.slogdet(v)[1][:, None] + np.log1p(BENDS**2 * a[:, None]))
+    log = np.log(_prior()) - 0.5 * (np.linalg.slogdet(v)[1][:, None] + np.log1p(BENDS**2 * a[:, None]))
     log = log - 0.5 * (c[:, :, None] - (b * b)[:, :, None] * variance)
     most = log.max(axis=(1, 2), keepdims=True)
     return np.asarray(most[:, 0, 0] + np.log(np.exp(log - most).sum(axis=(1, 2))))
+
+
+def _prior() -> Floats:
+    """Prior of the cells (SCATTERS, BENDS)."""
+    return spike_and_cauchy(SCATTERS, SCATTER)[:, None] * spike_and_cauchy(BENDS, BEND)
+
+
+def _bend_and_noise(x: Floats, covariance: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return Q of `random_effects`, what a bend of 1 is in it (budgets - 2,), and V of each of SCATTERS."""
+    basis = _beyond_lines(x)
+    v = basis.T @ covariance @ basis + (SCATTERS**2 + EXACTLY**2)[:, None, None] * np.eye(basis.shape[1])
+    return basis, basis.T @ (0.5 * (x - x.mean()) ** 2), v
 
 
 def chi_square(x: Floats, y: Floats, covariance: Floats) -> tuple[float, int]:

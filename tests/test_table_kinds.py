@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 
 from flops_fit_ray import fit_table
-from flops_fit_ray.analysis import FitOptions, fit_sweep
+from flops_fit_ray.analysis import FitOptions, analyse, fit_minima, fit_sweep
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.planning.simulation import lr_penalty
 from flops_fit_ray.sweep.validity import validity_card
 from flops_fit_ray.tables import Table, TableOptions, read_table
-from tests.surfaces import BESIROGLU, BUDGETS, sweep_on
+from tests.surfaces import BESIROGLU, BUDGETS, SYMMETRIC, optimum, sweep_on
 
 POINTS = sweep_on(BESIROGLU, BUDGETS)
 RUNS = pd.DataFrame({"N": POINTS.params, "D": POINTS.tokens, "C": POINTS.flops, "loss": POINTS.loss})
@@ -57,6 +58,52 @@ def test_the_best_of_a_swept_setting_is_taken_and_said(tmp_path: Path) -> None:
     assert [(s.column, s.kind, s.swept, s.at_edge) for s in edge.settings] == [("lr", "learning rate", 35, 35)]
     card = {item.item: item for item in validity_card(fit_sweep(edge.points, FitOptions(draws=0)), table=edge)}
     assert card["learning rate"].verdict == "WARN"
+
+
+def too_low(noise: float = 0.001) -> pd.DataFrame:
+    """A sweep of three rates at each (N, D), the best of which lies above them: the more so the smaller N is."""
+    points = sweep_on(SYMMETRIC, BUDGETS)
+    rng = np.random.default_rng(1)
+    parts = []
+    for rate in (1e-4, 2e-4, 4e-4):
+        ratio = rate / (5e-3 * (points.params / 1e8) ** -0.2)
+        cost = np.array([lr_penalty(float(r)) for r in ratio]) + noise * rng.standard_normal(len(points))
+        parts.append(pd.DataFrame({"N": points.params, "D": points.tokens, "lr": rate, "loss": points.loss + cost}))
+    return pd.concat(parts)
+
+
+def test_several_rates_of_one_cell_are_probes(tmp_path: Path) -> None:
+    """All minima are too large, as small models have the worst rates: only the other rates can tell."""
+    runs, target = too_low(), 10 * BUDGETS[-1]
+    table, blind = read(tmp_path, runs), read(tmp_path, runs.query("lr == 4e-4"))
+    assert "at 35 of them three rates or more tell how far the best one may be off" in said(table)
+    assert np.array_equal(table.points.loss, blind.points.loss)
+    laws = [fit_minima(one.points, FitOptions(draws=400)).method.params_opt for one in (table, blind)]
+    within = [None if law is None else law.interval(target, 0.95) for law in laws]
+    true = optimum(SYMMETRIC, target)[0]
+    assert [one is not None and one.holds(true) for one in within] == [True, False]
+    fit = fit_sweep(table.points, FitOptions(draws=40))
+    part = analyse(fit).rate_part
+    assert part is not None and part.tried == 35 and "from 35 (N, D) with three rates or more" in part.words
+    card = {item.item: item.words for item in validity_card(fit, table=table)}
+    assert "35 of 35 (N, D) where it was swept have their best at the edge" in card["learning rate"]
+    assert "if all rates were the best" in card["learning rate"] and "taken as the best" not in card["learning rate"]
+    # Another setting beside it: only rows that share it with the best row are compared
+    both = read(tmp_path, pd.concat([runs.assign(wd=0.1), runs.assign(wd=0.3, loss=runs.loss + 0.05)]))
+    tried = [one.points.tried for one in (table, both)]
+    assert tried[0] is not None and tried[1] is not None and np.array_equal(tried[0].loss, tried[1].loss)
+    # Two rates leave the best open, and so does none
+    two = read(tmp_path, runs.query("lr > 1e-4"))
+    assert two.points.tried is None and two.points.lr is None
+
+
+@pytest.mark.parametrize("column", [{"lr": 1e-3}, {}], ids=["one rate", "no column"])
+def test_a_rate_that_nothing_tests_is_said_once(tmp_path: Path, column: dict[str, float]) -> None:
+    table = read(tmp_path, BARE.assign(**column))
+    card = validity_card(fit_sweep(table.points, FitOptions(draws=0)), table=table)
+    words = " ".join(item.words for item in card)
+    assert words.count("each run's learning rate is taken as the best one; nothing in the table tests it") == 1
+    assert {item.item: item.verdict for item in card}["learning rate"] == ("WARN" if column else "UNKNOWN")
 
 
 def test_a_rate_that_diverged_was_tried(tmp_path: Path) -> None:

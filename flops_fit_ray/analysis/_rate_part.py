@@ -20,19 +20,19 @@ class RatePart:
     factor: float  # infinite where what is open of the rates leaves no interval
     factor_with_sure_rates: float  # if the sweep's rates were known to be the best
     best_rates: str  # their law, in words
+    tried: int  # (N, D) that three rates or more were tried at
 
     @property
     def words(self) -> str:
         """The part in one sentence."""
+        at, sure = f"N_opt at C = {fmt.flops(self.budget)}", f"x/÷{self.factor_with_sure_rates:.3g}"
         if math.isinf(self.factor):
-            return (
-                f"they leave N_opt at C = {fmt.flops(self.budget)} without an interval, which would be "
-                f"x/÷{self.factor_with_sure_rates:.3g} if all rates were the best ({self.best_rates})"
-            )
-        return (
-            f"of the interval x/÷{self.factor:.3g} of N_opt at C = {fmt.flops(self.budget)}, "
-            f"x/÷{self.factor_with_sure_rates:.3g} is left if all rates were the best ({self.best_rates})"
-        )
+            words = f"they leave {at} without an interval, which would be {sure} if all rates were the best"
+        elif self.factor < self.factor_with_sure_rates:  # what they cost is known, and is not noise then
+            words = f"the interval of {at} is x/÷{self.factor:.3g}, and {sure} if all rates are taken for the best"
+        else:
+            words = f"of the interval x/÷{self.factor:.3g} of {at}, {sure} is left if all rates were the best"
+        return f"{words} ({self.best_rates}, from {self.tried} (N, D) with three rates or more)"
 
     @property
     def flag(self) -> Flag:
@@ -54,8 +54,9 @@ def rate_part(fit: SweepFit, target: float) -> RatePart | None:
     within = [None if law is None else law.interval(target, fit.options.confidence) for law in laws]
     if within[1] is None:
         return None
+    tried = 0 if fit.points.tried is None else len(fit.points.tried.params)
     whole, left = (math.inf if one is None else math.sqrt(one.factor) for one in within)
-    return RatePart(budget=target, factor=whole, factor_with_sure_rates=left, best_rates=fit.rates.words)
+    return RatePart(budget=target, factor=whole, factor_with_sure_rates=left, best_rates=fit.rates.words, tried=tried)
 
 
 def rate_floor(fit: SweepFit, target: float, method: MethodName | None = None) -> float:

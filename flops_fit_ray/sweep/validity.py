@@ -34,6 +34,7 @@ EPOCHS_PASS, EPOCHS_FAIL = 1.0, 4.0
 TAPERED_SIZES = 4.5  # mean over the budgets, where some have fewer than `GOOD_SIZES`
 WINDOW = (2.5, 8.0)  # factors from the smallest and the largest size to the optimum
 COARSE_ERROR = 0.01  # of the loss: the standard error of the held-out set
+TAKEN_FOR_BEST = "each run's learning rate is taken as the best one; nothing in the table tests it"
 MIN_DF = 6  # degrees of freedom behind the noise
 
 
@@ -54,7 +55,7 @@ def validity_card(fit: SweepFit, sweep: Sweep | None = None, table: Table | None
     """Return all fifteen checks; without `sweep`, those that neither the points nor the `table` answer are UNKNOWN."""
     of_sweep = dict(_of_sweep(sweep, fit)) if sweep is not None and sweep.plan.experiments else {}
     if table is not None:
-        of_sweep |= dict(_of_table(table))
+        of_sweep |= dict(_of_table(table, fit))
     of_fit = dict(_of_fit(fit))
     unknown: tuple[CardVerdict, str] = ("UNKNOWN", "a table of runs does not say")
     items = []
@@ -174,11 +175,14 @@ def _evaluation(sweep: Sweep) -> tuple[CardVerdict, str]:
     return "WARN" if coarse else "PASS", f"one held-out set of {samples:,} samples for all models{error}{coarse}"
 
 
-def _of_table(table: Table) -> Iterator[_Check]:
+def _of_table(table: Table, fit: SweepFit) -> Iterator[_Check]:
     for name, kind in (("learning rate", "learning rate"), ("batch and steps", "batch")):
         found = [setting for setting in table.settings if setting.kind == kind]
-        if found:
-            yield name, _of_setting(max(found, key=lambda setting: setting.swept))
+        verdict, words = _of_setting(max(found, key=lambda s: s.swept)) if found else ("UNKNOWN", "not in the table")
+        if kind == "learning rate":
+            words += _rate_part(fit) if fit.rates is not None else f"; {TAKEN_FOR_BEST}"
+        if found or kind == "learning rate":
+            yield name, (verdict, words)
 
 
 def _of_setting(setting: Setting) -> tuple[CardVerdict, str]:
@@ -186,7 +190,7 @@ def _of_setting(setting: Setting) -> tuple[CardVerdict, str]:
     values = f"{setting.column!r} {low:g}" if low == high else f"{setting.column!r} from {low:g} to {high:g}"
     if not setting.swept:
         one = "one value for all runs" if low == high else "one value at each (N, D)"
-        return "WARN", f"{values}, {one}: nothing in the table says that it is the best"
+        return "WARN", f"{values}, {one}"
     where = f"{setting.at_edge} of {setting.swept} (N, D) where it was swept have their best at the edge of its values"
     return "PASS" if not setting.at_edge else "WARN", f"{values}; {where}{': widen them' if setting.at_edge else ''}"
 

@@ -66,5 +66,7 @@ def _averaged(points: Points, cell: Ints) -> Points:
         seconds=None if points.seconds is None else mean(points.seconds),
         params_as={name: geometric(values) for name, values in points.params_as.items()},
         flops_as={name: geometric(values) for name, values in points.flops_as.items()},
+        lr=None if points.lr is None else geometric(points.lr),
+        tried=points.tried,
         labelled=points.labelled,
     )

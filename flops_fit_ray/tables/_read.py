@@ -33,7 +33,7 @@ from flops_fit_ray.tables._plausible import (
 )
 from flops_fit_ray.tables._repeated import distinct_tokens
 from flops_fit_ray.tables._rows import Setting, codes_of, keep_finished, keep_where
-from flops_fit_ray.tables._selection import one_row_per_run
+from flops_fit_ray.tables._selection import Selection, one_row_per_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,9 +158,10 @@ def read_loaded(path: Path, file: Loaded, options: TableOptions = DEFAULTS) -> T
     elif "flops" not in columns.taken and {"budget", "params", "tokens"} <= set(columns.taken):
         words = budget_note(at["budget"] / at["flops"], columns.taken["budget"])
         notes += [Flag("flops_factor", "info", words)] if words else []
-    keep, left_out, said, settings = one_row_per_run(path, loaded.frame, values, columns, options, good, without_loss)
-    notes += said
-    points = _points(loaded.frame, values, columns, keep)
+    chosen = one_row_per_run(path, loaded.frame, values, columns, options, good, without_loss)
+    notes += chosen.notes
+    keep, left_out = chosen.keep, dict(chosen.left_out)
+    points = _points(loaded.frame, values, columns, chosen)
     points, width = binned(points)
     if width:
         notes.append(Flag("binned", "warning", f"{int(keep.sum()):,} rows were averaged in {len(points):,} cells of "
@@ -169,7 +170,7 @@ def read_loaded(path: Path, file: Loaded, options: TableOptions = DEFAULTS) -> T
     if unfinished:
         left_out = {"unfinished": rows - len(loaded.frame)} | left_out
     return Table(path=path, points=points, rows=rows, refused=refused, columns=dict(columns.taken), derived=derived,
-                 left_out=left_out, notes=tuple(notes), settings=settings)  # fmt: skip
+                 left_out=left_out, notes=tuple(notes), settings=chosen.settings)  # fmt: skip
 
 
 def _check_named(path: Path, frame: pd.DataFrame, options: TableOptions) -> None:
@@ -241,7 +242,8 @@ def _refuse_implausible(
         raise SpecError(str(path), faults)
 
 
-def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, keep: Bools) -> Points:
+def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, chosen: Selection) -> Points:
+    keep, rates = chosen.keep, chosen.rates
     picked = {name: numeric[keep] for name, numeric in values.items()}
     label = picked.get("budget")
     run = None
@@ -265,6 +267,8 @@ def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, 
         seconds=None if seconds is None or not (seconds > 0).any() else np.where(seconds > 0, seconds, np.nan),
         params_as=_others(frame, OTHER_PARAMS, picked["params"], keep),
         flops_as=_others(frame, OTHER_FLOPS, picked["flops"], keep),
+        lr=None if rates is None else rates.lr[keep],
+        tried=None if rates is None else rates.tried,
         labelled=labelled,
     )
     # One order for one table: sums, and draws that are added to points, do not depend on how the rows were sorted

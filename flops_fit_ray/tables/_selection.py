@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.tables._columns import NONE, ColumnMap, TableOptions
 from flops_fit_ray.tables._names import PROGRESS, last_of
+from flops_fit_ray.tables._rates import SweptRates, swept_rates
 from flops_fit_ray.tables._rows import (
     Setting,
     best_settings,
@@ -32,6 +34,17 @@ if TYPE_CHECKING:
 CURVES = 12  # rows per size with steps of training but no name of the run, from which they look like its curve
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Selection:
+    """The rows that are used, what was left out and why, and what the others tell of the settings."""
+
+    keep: Bools  # (rows,)
+    left_out: Mapping[str, int]  # rows, by the reason
+    notes: tuple[Flag, ...]
+    settings: tuple[Setting, ...]
+    rates: SweptRates | None  # None where no (N, D) was trained at three learning rates
+
+
 def one_row_per_run(
     path: Path,
     frame: pd.DataFrame,
@@ -40,7 +53,7 @@ def one_row_per_run(
     options: TableOptions,
     good: Bools,
     without_loss: Bools,
-) -> tuple[Bools, dict[str, int], list[Flag], tuple[Setting, ...]]:
+) -> Selection:
     """Leave out copies, earlier steps and all but the best of swept settings; refuse columns that split the rows."""
     taken = list(columns.taken.values())
     left_out: dict[str, int] = {}
@@ -93,8 +106,15 @@ def one_row_per_run(
         raise SpecError(str(path), [split.message])
     if kind:  # they tell no laws apart, so a setting that was swept in only one of them counts for all
         best, settings, words = best_settings(here, loss, labels(cell, *fixed), settings_names)
-    drop(placed(best), "other_settings", words)
-    return keep, left_out, notes, settings
+    rates = swept_rates(here, settings, settings_names, n, d, loss, labels(cell, *fixed), best & keep[tried])
+    drop(placed(best), "other_settings", words if rates is None else f"{words}; {rates.words}")
+    return Selection(
+        keep=keep,
+        left_out=left_out,
+        notes=tuple(notes),
+        settings=settings,
+        rates=None if rates is None else rates.placed(tried, len(frame)),
+    )
 
 
 def _constant(value: Ints, run: Ints) -> bool:

@@ -126,7 +126,7 @@ def _write_figures(
 def _drawn(analysis: Analysis, curves: Points | None, loss_name: str, replaced: Replaced) -> Iterator[tuple[str, str]]:
     for name, draw in _figures(analysis, curves, loss_name, replaced):
         if _belongs(name, curves):
-            yield name, for_page(to_svg(draw()), name)
+            yield name, for_page(to_svg(lay_out(draw())), name)
 
 
 def _belongs(name: str, curves: Points | None) -> bool:

@@ -62,8 +62,9 @@ class Drawing(Figure):
 
 def lay_out(figure: Figure) -> Figure:
     """Place the parts of a figure for good; saving it would place them again for each format."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine(None)
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)  # a draw without rendering does the same, and measures every text once more
+        figure.set_layout_engine(None)
     return figure
 
 

@@ -33,7 +33,7 @@ class Residue:
         """Note what the user's modules hold: those outside of the installed packages, and those of `parts`."""
         self._frozen = gc.get_freeze_count() == 0  # by us; what the user froze stays frozen
         self._known = [] if self._frozen else _living()[0]  # held: no other gets their ids
-        self._held = {id(c): (c, _entries(c)) for c in _containers(_user_modules(parts))}
+        self._held = {id(c): (c, entries) for c, entries in _containers(_user_modules(parts))}
         if self._frozen:
             gc.freeze()
 
@@ -93,27 +93,41 @@ def _user_modules(parts: tuple[Any, ...]) -> Iterator[types.ModuleType]:
             yield module
 
 
-def _containers(modules: Iterator[types.ModuleType]) -> Iterator[Any]:
-    """Yield what a name or an entry of the modules may hold a tensor by: each once, down to `DEPTH`."""
+def _containers(modules: Iterator[types.ModuleType]) -> Iterator[tuple[Any, dict[Any, Any]]]:
+    """Yield what a name or an entry of the modules may hold a tensor by, and what it holds: each once, down to `DEPTH`.
+
+    A program holds tens of thousands of such values, of few types.
+    """
     seen: set[int] = set()
+    types_seen: dict[type, bool] = {}
     level: list[Any] = list(modules)
     for _ in range(DEPTH):
         below: list[Any] = []
         for container in level:
             if id(container) not in seen:
                 seen.add(id(container))
-                yield container
-                below += [v for v in _entries(container).values() if _is_container(v)]
+                entries = _entries(container)
+                yield container, entries
+                for value in entries.values():
+                    kind = type(value)
+                    may = types_seen.get(kind)
+                    if may is None:
+                        may = types_seen[kind] = _is_container(kind)
+                    if may and (not issubclass(kind, dict | list) or len(value) <= LONGEST):
+                        below.append(value)
         level = below
 
 
-def _is_container(value: Any) -> bool:
-    if isinstance(value, Mapping | list):
-        return isinstance(value, dict | list) and len(value) <= LONGEST
-    if isinstance(value, type | types.FunctionType | types.CellType):
+def _is_container(kind: type) -> bool:
+    """Return True if values of a type are looked into.
+
+    By their type: an object of a library may answer any attribute with an error of its own.
+    """
+    if issubclass(kind, Mapping | list):
+        return issubclass(kind, dict | list)
+    if issubclass(kind, type | types.FunctionType | types.CellType):
         return True
-    # by its type: an object of a library may answer any attribute with an error of its own
-    return not isinstance(value, types.ModuleType | Tensor | tuple) and type(value).__dictoffset__ != 0
+    return not issubclass(kind, types.ModuleType | Tensor | tuple) and kind.__dictoffset__ != 0
 
 
 def _entries(container: Any) -> dict[Any, Any]:

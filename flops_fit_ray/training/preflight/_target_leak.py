@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flops_fit_ray.training.data import Batch, has_tokens
+from flops_fit_ray.training.lazy_compiler import import_compiler_late
 from flops_fit_ray.training.user.losses import Objective
 
 LEAK_SECONDS = 15.0
@@ -42,6 +43,7 @@ def detect_target_leak(model: nn.Module, objective: Objective, batch: Batch, dev
     if draw is None:
         return None
     model.train()
+    import_compiler_late()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     recent: list[float] = []
     deadline, steps, mean = time.perf_counter() + LEAK_SECONDS, 0, math.inf

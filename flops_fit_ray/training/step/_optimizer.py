@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flops_fit_ray.planning import Recipe
+from flops_fit_ray.training.lazy_compiler import import_compiler_late
 from flops_fit_ray.training.user.layers import NORMS, embedding_only_params
 from flops_fit_ray.training.user.optimizers import user_optimizer
 from flops_fit_ray.training.user.parts import UserParts
@@ -19,6 +20,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, user: UserParts) -> torch.o
     Raises:
         TypeError, ValueError: the user's factory returned something else.
     """
+    import_compiler_late()
     if user.optimizer is not None:
         return user_optimizer(user.optimizer, model, recipe.lr)
     groups = parameter_groups(model, recipe.weight_decay)

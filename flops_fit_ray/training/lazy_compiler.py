@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from types import CodeType
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ def import_compiler_late(*modes: type) -> None:
 
 def _not_compiled(holder: object) -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
     """Yield the functions of a module or class that the compiler looks away from, as they are called and as written."""
-    code = torch.optim.Optimizer.zero_grad.__code__  # one for all of them
+    zero_grad: Any = torch.optim.Optimizer.zero_grad
+    code = zero_grad.__code__  # one for all of them
     for shown in list(vars(holder).values()):
         while shown is not None:
             if (function := _inside(shown, code, "fn")) is not None:
@@ -50,7 +52,7 @@ def _not_compiled(holder: object) -> Iterator[tuple[Callable[..., Any], Callable
             shown = getattr(shown, "__wrapped__", None)
 
 
-def _inside(shown: Any, code: Any, name: str) -> Callable[..., Any] | None:
+def _inside(shown: Any, code: CodeType, name: str) -> Callable[..., Any] | None:
     """Return what a function of this code calls by that name; None for one of other code.
 
     Not `__wrapped__`, which is the innermost function where several decorators copy each other's attributes.

@@ -6,9 +6,9 @@ import numbers
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, overload
 
-from flops_fit_ray.analysis import Analysis, NextRuns, Prediction, SweepFit, predict, predict_limited
+from flops_fit_ray.analysis import Analysis, NextRuns, Prediction, Question, Serving, SweepFit, answer
 from flops_fit_ray.errors import ArgumentError, ResourceError
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.storage.atomic import write_bytes
@@ -69,26 +69,39 @@ class Result:
         return [budget.flops for budget in self._sweep.spec.budgets]
 
     def predict(
-        self, budget: float | None = None, *, compute_budget: float | None = None, unique: float | None = None
+        self,
+        budget: float | None = None,
+        *,
+        compute_budget: float | None = None,
+        loss: float | None = None,
+        unique: float | None = None,
+        served: float | None = None,
+        as_good_as: float | None = None,
+        serving_price: float = 1.0,
     ) -> Prediction:
-        """Predict N, D and loss at C = `budget` FLOPs, with intervals and the extrapolation factor.
+        """Predict N, D and loss at C = `budget` FLOPs, or for `loss`, with intervals and the extrapolation factor.
 
-        `compute_budget` is flops-fit's name of the same. The prediction is a mapping, too, with flops-fit's keys.
+        `compute_budget` is flops-fit's name of `budget`. The prediction is a mapping, too, with flops-fit's keys.
 
         Args:
+            loss: nats to be reached for the fewest FLOPs, instead of `budget`.
             unique: distinct tokens that there are, which are repeated where the best D is more; None: all are new.
+            served: tokens that the model will serve; `budget` is then the total of training and serving, and the
+                answer a `ServedPrediction`.
+            as_good_as: FLOPs whose loss by training alone is to be reached with `served`, instead of `budget`.
+            serving_price: of a FLOP in serving, in FLOPs of training.
 
         Raises:
-            FitError: the sweep gave no law, a number is not positive, or the runs do not show what repeats cost.
+            FitError: the sweep gave no law, a number is not positive, or the runs do not tell the answer.
         """
-        wanted = budget if budget is not None else compute_budget
-        if not _is_number(wanted):
-            raise ArgumentError("predict", [f"budget: must be a number of FLOPs, for example 1e21 (got {wanted!r})"])
-        if unique is None:
-            return predict(self.fit, float(cast("float", wanted)))
-        if not _is_number(unique):
-            raise ArgumentError("predict", [f"unique: must be a number of tokens, for example 1e9 (got {unique!r})"])
-        return predict_limited(self.fit, float(cast("float", wanted)), float(unique))
+        budget = budget if budget is not None else compute_budget
+        asked = {"budget": budget, "loss": loss, "as_good_as": as_good_as}
+        for name, value in {**asked, "unique": unique, "served": served, "serving_price": serving_price}.items():
+            missing = name == "budget" and loss is None and as_good_as is None
+            if not (_is_number(value) or (value is None and not missing)):
+                raise ArgumentError("predict", [f"{name}: must be a number, for example 1e21 FLOPs (got {value!r})"])
+        serving = None if served is None else Serving(tokens=float(served), price=float(serving_price))
+        return answer(self.fit, Question(**asked, unique=unique, serving=serving))
 
     def seal(self, budget: float) -> Prediction:
         """Keep the prediction at C = `budget` FLOPs in the sweep directory, and return it; `scores` says how it held.

@@ -119,7 +119,7 @@ def test_a_table_is_asked_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     assert call(*ask) == 0
     out = capsys.readouterr().out
     assert "C = 1e21 FLOPs, 10B distinct tokens (no intervals)" in out and "note: 5.02 epochs, in which a token" in out
-    for more, words in (("--seal", "leave --seal out"), ("--hours", "leave --hours out")):
+    for more, words in (("--seal", "--unique and --seal are"), ("--hours", "--hours and --unique are")):
         wrong = ["predict", *([] if more == "--hours" else ["1e21"]), path, "--unique", "1e10", more]
         assert call(*wrong, *(["8"] if more == "--hours" else [])) == 2
         assert words in capsys.readouterr().err

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -29,7 +30,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from flops_fit_ray.analysis import json_value, predict, prediction_to_json
+from flops_fit_ray.analysis import Question, Serving, answer, json_value, predict, prediction_to_json
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.ledger import Failure, Ledger, Progress
 from flops_fit_ray.service.app_state import AppState
@@ -202,6 +203,18 @@ def test_results_are_those_of_the_commands(served: Served, root: Path) -> None:
     )
     with pytest.raises(ServiceError, match="do not show what repeated tokens are worth"):
         served.client.ask("GET", "/sweeps/whole/predict?budget=5e6&unique=1e3")
+    loss = sweep.fit.laws[2][1].at(3e6)
+    for asked, question in (
+        ("budget=1e7&served=1e4&price=2", Question(budget=1e7, serving=Serving(tokens=1e4, price=2.0))),
+        ("as_good_as=5e6&served=1e4", Question(as_good_as=5e6, serving=Serving(tokens=1e4))),
+        (f"loss={loss!r}", Question(loss=loss)),
+    ):
+        said = served.client.ask("GET", f"/sweeps/whole/predict?{asked}")
+        expected = prediction_to_json(answer(sweep.fit, question), sweep.fit.options.confidence)
+        assert {name: said[name] for name in expected} == expected
+    for wrong in ("", "budget=1e7&loss=2", "loss=2&unique=1e3", "budget=1e7&price=2", "as_good_as=1e7"):
+        with pytest.raises(ServiceError, match="the question cannot be asked so"):
+            served.client.ask("GET", f"/sweeps/whole/predict?{wrong}")
     said = served.client.ask("GET", "/sweeps/whole/predict?budget=5e6")
     expected = prediction_to_json(predict(sweep.fit, 5e6), sweep.fit.options.confidence)
     assert {name: said[name] for name in expected} == expected
@@ -389,6 +402,8 @@ def test_pages_say_it_without_a_script_and_to_everybody(served: Served) -> None:
     assert "The first fit is running" not in text_of(served, "/sweeps/whole")
     assert re.search(r'data-of="params_interval">\[[\d.]+k?, ', text_of(served, "/sweeps/whole?budget=1e7"))
     assert "is not a number of FLOPs" in text_of(served, "/sweeps/whole?budget=much")
+    assert "10k tokens served for" in text_of(served, "/sweeps/whole?budget=1e7&served=1e4")
+    assert "is not a number of tokens" in text_of(served, "/sweeps/whole?budget=1e7&served=many")
     down = text_of(served, "/sweeps/partial?sort=loss&down=1")
     assert 'aria-sort="descending"' in down
     assert "1 to 1 of 1" in text_of(served, "/sweeps/partial?status=failed")
@@ -432,8 +447,14 @@ def test_errors_are_published_as_problems_on_every_route(served: Served) -> None
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("test_service")
-def test_the_api_keeps_what_it_publishes(served: Served) -> None:
+def test_the_api_keeps_what_it_publishes(root: Path, tmp_path: Path) -> None:
     """schemathesis: whatever it asks, no server error, and nothing that the OpenAPI does not announce."""
+    shutil.copytree(root, tmp_path / "runs")  # it deletes sweeps, too
+    with serving(tmp_path / "runs", (tmp_path,), at_once=0) as served:
+        _ask_everything(served)
+
+
+def _ask_everything(served: Served) -> None:
     schema = schemathesis.openapi.from_dict(served.client.ask("GET", "/openapi.json"))
     schema.config.update(base_url=served.url)
     checks: list[Any] = [

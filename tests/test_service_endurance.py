@@ -245,7 +245,7 @@ def test_pricing_ends_where_it_takes_too_much_memory(tmp_path: Path) -> None:
 def test_a_fit_of_too_many_draws_is_refused_and_the_rest_answered(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fits, "MAX_DRAWS", open_sweep(made).spec.fit.draws - 1)
     words = f"fit.draws: {fits.MAX_DRAWS + 1} would hold up .*a service draws {fits.MAX_DRAWS} at most; run .* {made}"
-    for question, more in (("fit", ()), ("predict", ("1e9",)), ("report", ()), ("valleys", ())):
+    for question, more in (("fit", ()), ("predict", ("budget=1e9",)), ("report", ()), ("valleys", ())):
         with pytest.raises(FitError, match=words):
             fits._answer(question, str(made), "1", more)
     shown = json.loads(fits._answer("short", str(made), "1", ()))

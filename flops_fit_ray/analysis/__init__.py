@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from flops_fit_ray.analysis._limited_data import predict_limited
     from flops_fit_ray.analysis._methods import METHODS, Method
     from flops_fit_ray.analysis._next_runs import expected_factors, next_runs
+    from flops_fit_ray.analysis._questions import Question, answer
     from flops_fit_ray.analysis._rate_part import rate_floor, rate_part
     from flops_fit_ray.analysis._run_choice import NextRun, NextRuns
     from flops_fit_ray.analysis._run_space import Place, RunSpace
     from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, sensitivity
+    from flops_fit_ray.analysis._served import ServedChoice, ServedPrediction, Serving, if_served, predict_served
     from flops_fit_ray.analysis._summary import (
         comparison_to_json,
         fit_to_json,
@@ -54,9 +56,13 @@ __all__ = [
     "Place",
     "Points",
     "Prediction",
+    "Question",
     "RunSpace",
     "Sensitivity",
     "SensitivityRow",
+    "ServedChoice",
+    "ServedPrediction",
+    "Serving",
     "SweepFit",
     "TimedPrediction",
     "Valley",
@@ -64,6 +70,7 @@ __all__ = [
     "ValleyIntervals",
     "analyse",
     "analysis_to_json",
+    "answer",
     "compare",
     "comparison_to_json",
     "expected_factors",
@@ -71,6 +78,7 @@ __all__ = [
     "fit_sweep",
     "fit_to_json",
     "group_by_nearness",
+    "if_served",
     "interval_to_json",
     "isotime",
     "json_value",
@@ -81,6 +89,7 @@ __all__ = [
     "predict",
     "predict_for_time",
     "predict_limited",
+    "predict_served",
     "prediction_to_json",
     "rate_floor",
     "rate_part",

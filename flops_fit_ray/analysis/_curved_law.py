@@ -24,8 +24,8 @@ class CurvedDraws(LawDraws):
     cost: CostLaw
     quantity: Quantity
 
-    def at(self, budget: float) -> Floats:
-        """Return the values at C = `budget`."""
+    def at(self, budget: float | Floats) -> Floats:
+        """Return the values at C = `budget`, of all draws or of each (draws,)."""
         with np.errstate(over="ignore", under="ignore"):
             log_n, log_d, loss = self.surfaces.optimum(budget, self.cost)
             if self.quantity == "loss":

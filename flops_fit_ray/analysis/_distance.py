@@ -7,7 +7,7 @@ from typing import Literal
 
 from flops_fit_ray.analysis.points import Points
 
-Quantity = Literal["C", "N", "D", "D/U", "time"]
+Quantity = Literal["C", "N", "D", "D/N", "D/U", "time"]
 
 
 @dataclass(frozen=True, kw_only=True)

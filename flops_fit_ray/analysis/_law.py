@@ -49,13 +49,13 @@ class LawDraws:
     bend: Floats | float = 0.0  # change of the exponent per decade of C, about the line of the fitted budgets
     parabola: tuple[float, float] = (0.0, 0.0)  # q(x) = x²/2 + parabola[1]·x + parabola[0], multiplied by `bend`
 
-    def at(self, budget: float) -> Floats:
-        """The values at C = `budget`."""
+    def at(self, budget: float | Floats) -> Floats:
+        """The values at C = `budget`, of all draws or of each (draws,)."""
         with np.errstate(over="ignore", under="ignore"):  # an extreme draw may overflow; it is infinite then
             line = self.log10_coefficient + self.exponent * np.log10(budget)
             return np.asarray(self.offset + 10 ** (line + self._bent(budget)))
 
-    def _bent(self, budget: float) -> Floats:
+    def _bent(self, budget: float | Floats) -> Floats:
         """Decades by which the law of every draw lies off its line at C = `budget`."""
         x = np.log10(budget)
         return np.asarray(self.bend * (0.5 * x * x + self.parabola[1] * x + self.parabola[0]))

@@ -18,11 +18,11 @@ from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning
-from flops_fit_ray.analysis.prediction import Prediction, check_budget, misfits, run_interval
+from flops_fit_ray.analysis.prediction import Prediction, check_budget, misfits, run_interval, surface_of
 from flops_fit_ray.analysis.repetition import REPEATED, Repetition, faded, optimal_for
 from flops_fit_ray.analysis.surface import CostLaw, Surfaces
 from flops_fit_ray.errors import FitError
-from flops_fit_ray.fit_options import SURFACES, MethodName
+from flops_fit_ray.fit_options import MethodName
 
 REACH = 14.0  # ln N on either side of N_opt for new tokens, within which the best N is looked for
 CELLS = 281  # of the first search; each further one narrows it by ten
@@ -43,7 +43,7 @@ def predict_limited(fit: SweepFit, budget: float, unique: float, method: MethodN
     check_budget(budget)
     if not (math.isfinite(unique) and unique > 0):
         raise FitError(f"U must be a positive number of distinct tokens (got {unique})")
-    known, chosen = _repetition_of(fit), _surface_of(fit, method)
+    known, chosen = _repetition_of(fit), surface_of(fit, method, "with limited data")
     found = chosen.surface
     assert chosen.laws is not None and found is not None and found.surface is not None and found.cost is not None
     scale, kappa = np.array([known.tokens_scale]), np.array([1 / known.params_scale if known.params_scale else 0.0])
@@ -100,17 +100,6 @@ def _repetition_of(fit: SweepFit) -> Repetition:
     else:
         return fit.repetition
     raise FitError(f"these runs do not show what repeated tokens are worth: {why}")
-
-
-def _surface_of(fit: SweepFit, method: MethodName | None) -> Method:
-    """Return the surface that answers."""
-    wanted = method or (fit.options.method if fit.options.method != "auto" else fit.surface.name)
-    if wanted not in SURFACES:
-        raise FitError(f"with limited data only a surface tells the optimum, and the method is {wanted}; leave it out")
-    chosen = fit.methods[wanted]
-    if chosen.laws is None:
-        raise FitError(f"there is no surface to predict from: {chosen.reason}")
-    return chosen
 
 
 def _moved(

@@ -14,6 +14,7 @@ from flops_fit_ray.analysis._curved_law import CurvedLaw
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._methods import Method
+from flops_fit_ray.analysis._served import ServedPrediction
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis._valley_minima import ValleyIntervals
 from flops_fit_ray.analysis.arrays import Floats
@@ -69,7 +70,13 @@ def n_opt_to_json(fit: SweepFit) -> list[dict[str, Any]]:
 
 def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, Any]:
     """Return the prediction at one budget."""
-    few = {"unique_tokens": prediction.unique, "epochs": prediction.epochs} if prediction.unique is not None else {}
+    more: dict[str, Any] = {}
+    if prediction.unique is not None:
+        more = {"unique_tokens": prediction.unique, "epochs": prediction.epochs}
+    if prediction.budget_interval is not None:
+        more["budget_interval"] = interval_to_json(prediction.budget_interval)
+    if isinstance(prediction, ServedPrediction):
+        more["serving"] = _serving_to_json(prediction)
     return _object(
         {
             "schema_version": SCHEMA_VERSION,
@@ -87,9 +94,23 @@ def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, A
             "params_extrapolation": prediction.params_extrapolation,
             "tokens_extrapolation": prediction.tokens_extrapolation,
             "warnings": [flag.to_json() for flag in prediction.warnings],
-            **few,
+            **more,
         }
     )
+
+
+def _serving_to_json(answer: ServedPrediction) -> dict[str, Any]:
+    """Return what serving adds to a prediction; costs in FLOPs of training, null where no D reaches the loss."""
+    return {
+        "tokens": answer.serving.tokens,
+        "price": answer.serving.price,
+        "cost": answer.serving_cost,
+        "total": answer.total,
+        "total_interval": interval_to_json(answer.total_interval),
+        "ratio_extrapolation": answer.ratio_extrapolation,
+        "training_alone": {**asdict(answer.alone), "factor_interval": interval_to_json(answer.alone_interval)},
+        "choices": [asdict(choice) for choice in answer.choices],
+    }
 
 
 def _object(content: Mapping[str, Any]) -> dict[str, Any]:

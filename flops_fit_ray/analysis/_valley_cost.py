@@ -76,8 +76,8 @@ class BentDraws(LawDraws):
     correction: Correction
     tokens: bool = False  # D_opt = C / f(N_opt), else N_opt
 
-    def at(self, budget: float) -> Floats:
-        """Return the values at C = `budget`."""
+    def at(self, budget: float | Floats) -> Floats:
+        """Return the values at C = `budget`, of all draws or of each (draws,)."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
             log10_n = self.correction.bent(np.log10(self.straight.at(budget)))
             if not self.tokens:

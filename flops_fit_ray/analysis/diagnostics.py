@@ -144,7 +144,7 @@ def extrapolation_warning(*distances: Distance) -> Iterator[Flag]:
     farthest = max(distances, key=lambda distance: distance.factor)
     factor, side = farthest.factor, "larger" if farthest.larger else "smaller"
     where = "" if farthest.quantity == "C" else f"{farthest.words}; "
-    remedies = {"N": f"{side} sizes", "D/U": "runs of more epochs"}
+    remedies = {"N": f"{side} sizes", "D/U": "runs of more epochs", "D/N": f"runs of {side} D/N"}
     remedy = remedies.get(farthest.quantity, f"a {side} budget")
     if factor > HEADLINE_EXTRAPOLATION:
         message = (

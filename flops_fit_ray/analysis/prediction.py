@@ -40,6 +40,7 @@ class Prediction(dict[str, float]):
     warnings: tuple[Flag, ...]
     unique: float | None = None  # distinct tokens that there are; None: D new ones
     epochs: float = 1.0  # D / `unique`, or 1 where it is less
+    budget_interval: Interval | None = None  # where the loss was given
 
     @property
     def beyond(self) -> str:
@@ -137,6 +138,21 @@ def other_answer(fit: SweepFit, budget: float) -> Method | None:
         return None
     one, two = (law.interval(budget, fit.options.confidence) for law in (fit.params_opt, other.params_opt))
     return other if one is not None and two is not None and not one.overlaps(two) else None
+
+
+def surface_of(fit: SweepFit, method: MethodName | None, asked: str) -> Method:
+    """Return the surface that answers what valleys cannot; `asked` names it, such as: with limited data.
+
+    Raises:
+        FitError: the method is no surface, or has no law.
+    """
+    wanted = method or (fit.options.method if fit.options.method != "auto" else fit.surface.name)
+    if wanted not in SURFACES:
+        raise FitError(f"{asked} only a surface tells the optimum, and the method is {wanted}; leave it out")
+    chosen = fit.methods[wanted]
+    if chosen.laws is None:
+        raise FitError(f"there is no surface to predict from: {chosen.reason}")
+    return chosen
 
 
 def _union(one: Interval | None, two: Interval | None) -> Interval | None:

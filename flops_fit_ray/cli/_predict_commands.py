@@ -24,9 +24,27 @@ from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
 from flops_fit_ray.storage.storage_path import StoragePath, local_path, storage_path
 
 if TYPE_CHECKING:
-    from flops_fit_ray.analysis import Prediction
+    from flops_fit_ray.analysis import Prediction, Question
     from flops_fit_ray.planning import Plan
     from flops_fit_ray.sweep.recommend import Recommendation
+
+
+class ServedTokens(click.ParamType[float]):
+    """Tokens, or a product such as 1e9x500x4: requests, tokens of each, samples."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the product."""
+        if isinstance(value, float):
+            return value
+        try:
+            product = math.prod(float(factor) for factor in str(value).split("x"))
+        except ValueError:
+            self.fail(f"{value!r} is not a number of tokens; give for example 1e12, or 2e9x500 (requests x length)")
+        if not 0 < product < math.inf:
+            self.fail(f"{value!r} is not a positive number of tokens")
+        return product
 
 
 @click.command()
@@ -38,6 +56,25 @@ if TYPE_CHECKING:
     metavar="TOKENS",
     help="Only so many distinct tokens exist: the best N and D when they are repeated, as the runs show its cost.",
 )
+@click.option(
+    "--loss", type=POSITIVE, metavar="NATS", help="A loss to be reached for the fewest FLOPs instead of BUDGET."
+)
+@click.option(
+    "--served",
+    type=ServedTokens(),
+    help="Tokens that the model will serve, or requests x length [x samples]: BUDGET is for training and serving.",
+)
+@click.option(
+    "--as-good-as",
+    type=POSITIVE,
+    metavar="FLOPS",
+    help="With --served, instead of BUDGET: the loss of so many FLOPs of training alone, for the fewest in all.",
+)
+@click.option(
+    "--serving-price",
+    type=POSITIVE,
+    help="Of a FLOP in serving, in FLOPs of training: above 1 where serving uses its hardware less well. [default: 1]",
+)
 @click.option("--spec", "spec_to", type=LocalPath(), help="Of a sweep: write the spec of that one run here.")
 @click.option("--seal", "seal_it", is_flag=True, help="Of a sweep: keep this forecast in its directory, to be scored.")
 @with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
@@ -46,6 +83,10 @@ def predict(
     words: tuple[str, ...],
     hours: float | None,
     unique: float | None,
+    loss: float | None,
+    served: float | None,
+    as_good_as: float | None,
+    serving_price: float | None,
     spec_to: Path | None,
     seal_it: bool,
     as_json: bool,
@@ -56,17 +97,23 @@ def predict(
     Of a sweep also the nearest size, steps, batch, learning rate and hours; with --spec as a spec that `run` takes.
     With --seal the forecast is kept with its time and sha256, and `status`, `report` and `score` say how it held once
     that budget is run. With --hours instead of BUDGET: the best model for that time, by the surface and the measured
-    speed.
+    speed. With --served, N and D for which training and serving cost least together (Sardana et al. 2024).
     """
-    if seal_it and hours is not None:
-        raise click.UsageError("--seal keeps a forecast of a BUDGET in FLOPs; leave --hours out")
-    if unique is not None and (hours is not None or seal_it):
-        raise click.UsageError(
-            f"--unique answers for a BUDGET in FLOPs; leave {'--seal' if seal_it else '--hours'} out"
-        )
-    budget, source = _budget_and_source(words, hours)
+    from flops_fit_ray.analysis import Question, Serving
+
+    _check_together(hours=hours, loss=loss, unique=unique, served=served, seal=seal_it, as_good_as=as_good_as,
+                    serving_price=serving_price)  # fmt: skip
+    instead = {"--hours": hours, "--loss": loss, "--as-good-as": as_good_as}
+    budget, source = _budget_and_source(words, next((name for name, value in instead.items() if value is not None), ""))
     opened = open_source(source, options)
-    prediction, content, text = _predicted(opened, budget, hours, unique)
+    if hours is not None:
+        prediction, content, text = _predicted_for_time(opened, hours)
+    else:
+        price = 1.0 if serving_price is None else serving_price
+        serving = None if served is None else Serving(tokens=served, price=price)
+        prediction, content, text = _predicted(
+            opened, Question(budget=budget, loss=loss, as_good_as=as_good_as, unique=unique, serving=serving)
+        )
     content["warnings"] = [*(flag.to_json() for flag in opened.assumed), *content["warnings"]]
     lines = [*(f"{flag}" for flag in opened.assumed), text]
     if seal_it and opened.sweep is None:
@@ -159,13 +206,31 @@ def _planned_words(plan: Plan | None) -> str:
     return f": size {e.size}, N = {e.params:,}, D = {e.tokens:,}, {e.steps:,} steps, lr {e.recipe.lr:.3g}"
 
 
-def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float | None, StoragePath | None]:
-    """Parse BUDGET [SOURCE], or with --hours [SOURCE] alone."""
+def _check_together(**given: Any) -> None:
+    """Check that the options that were given answer one question."""
+    names = {name for name, value in given.items() if value not in (None, False)}
+    apart = {
+        "hours": ("loss", "as_good_as", "unique", "served", "seal"),
+        "loss": ("as_good_as", "unique", "seal"),
+        "unique": ("as_good_as", "served", "seal"),
+        "served": ("seal",),
+    }
+    for one, other in ((one, other) for one, others in apart.items() for other in others):
+        if {one, other} <= names:
+            words = " and ".join(f"--{name.replace('_', '-')}" for name in (one, other))
+            raise click.UsageError(f"{words} are different questions; leave one out")
+    for name in ("serving_price", "as_good_as"):
+        if name in names and "served" not in names:
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --served TOKENS; give both")
+
+
+def _budget_and_source(words: Sequence[str], instead: str) -> tuple[float | None, StoragePath | None]:
+    """Parse BUDGET [SOURCE], or with an option `instead` of BUDGET [SOURCE] alone."""
     rest = list(words)
     budget = None
-    if hours is None:
+    if not instead:
         if not rest:
-            raise click.UsageError("give BUDGET in FLOPs, or --hours")
+            raise click.UsageError("give BUDGET in FLOPs, --loss or --hours")
         first = rest.pop(0)
         try:
             budget = float(first)
@@ -174,27 +239,27 @@ def _budget_and_source(words: Sequence[str], hours: float | None) -> tuple[float
         if not 0 < budget < math.inf:
             raise click.UsageError(f"BUDGET must be a positive number of FLOPs (got {first})")
     if len(rest) > 1:
-        raise click.UsageError(f"{' '.join(words)}: too many; give {'BUDGET and ' if hours is None else ''}one SOURCE")
+        wanted = f"one SOURCE; {instead} stands for BUDGET" if instead else "BUDGET and one SOURCE"
+        raise click.UsageError(f"{' '.join(words)}: too many; give {wanted}")
     return budget, storage_path(rest[0]) if rest else None
 
 
-def _predicted(
-    opened: Opened, budget: float | None, hours: float | None, unique: float | None
-) -> tuple[Prediction, dict[str, Any], str]:
-    """Predict for C, or for hours where there is none. Returns the prediction, its JSON and its text."""
-    from flops_fit_ray import analysis
-    from flops_fit_ray.console.fit_text import prediction_text, timed_text
+def _predicted(opened: Opened, question: Question) -> tuple[Prediction, dict[str, Any], str]:
+    """Answer a question. Returns the prediction, its JSON and its text."""
+    from flops_fit_ray.analysis import answer, prediction_to_json
+    from flops_fit_ray.console.fit_text import prediction_text
 
-    confidence = opened.fit.options.confidence
-    if budget is not None:
-        if unique is None:
-            prediction = analysis.predict(opened.fit, budget)
-        else:
-            prediction = analysis.predict_limited(opened.fit, budget, unique)
-        return prediction, analysis.prediction_to_json(prediction, confidence), prediction_text(prediction, confidence)
+    confidence, prediction = opened.fit.options.confidence, answer(opened.fit, question)
+    return prediction, prediction_to_json(prediction, confidence), prediction_text(prediction, confidence)
+
+
+def _predicted_for_time(opened: Opened, hours: float) -> tuple[Prediction, dict[str, Any], str]:
+    """Predict for a wall-clock budget."""
+    from flops_fit_ray import analysis
+    from flops_fit_ray.console.fit_text import timed_text
+
     timed = analysis.isotime(opened.fit)
     if timed is None:
         raise FitError("a wall-clock budget needs a surface, and the seconds of 3 runs of 2 sizes; see `fit`")
-    assert hours is not None
-    answer = analysis.predict_for_time(timed, 3600 * hours, confidence)
-    return answer, analysis.timed_to_json(answer, timed), timed_text(answer, timed, opened.fit)
+    found = analysis.predict_for_time(timed, 3600 * hours, opened.fit.options.confidence)
+    return found, analysis.timed_to_json(found, timed), timed_text(found, timed, opened.fit)

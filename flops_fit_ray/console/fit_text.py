@@ -15,6 +15,7 @@ from flops_fit_ray.analysis import (
     IsoTime,
     Prediction,
     Sensitivity,
+    ServedPrediction,
     SweepFit,
     TimedPrediction,
 )
@@ -176,12 +177,51 @@ def card_text(card: Sequence[CardItem]) -> str:
 
 def prediction_text(prediction: Prediction, confidence: float) -> str:
     """Return N, D and L at one budget with their intervals."""
-    percent = f"{100 * confidence:g} %"
+    if isinstance(prediction, ServedPrediction):
+        return _served_text(prediction, confidence)
     few = "" if prediction.unique is None else f", {fmt.count(prediction.unique)} distinct tokens"
-    head = (
-        f"C = {fmt.flops(prediction.budget)} FLOPs{few} ({percent if prediction.params_interval else 'no'} intervals)"
-    )
+    head = f"C = {fmt.flops(prediction.budget)} FLOPs{few} ({_percent(prediction, confidence)} intervals)"
+    if prediction.budget_interval is not None:
+        low, high = prediction.budget_interval.low, prediction.budget_interval.high
+        head = f"{head}\n  C  {fmt.flops(prediction.budget)}  [{fmt.flops(low)}, {fmt.flops(high)}] for that loss"
     return _prediction_text(prediction, head, "")
+
+
+def _percent(prediction: Prediction, confidence: float) -> str:
+    return f"{100 * confidence:g} %" if prediction.params_interval else "no"
+
+
+def _served_text(answer: ServedPrediction, confidence: float) -> str:
+    """Return N, D and L for training and serving together, and what the same loss costs by other N."""
+    serving, alone = answer.serving, answer.alone
+    total = fmt.flops(answer.total)
+    if answer.total_interval is not None:
+        total += f" [{fmt.flops(answer.total_interval.low)}, {fmt.flops(answer.total_interval.high)}]"
+    price = "" if serving.price == 1 else f" at {serving.price:g} times the price"
+    usual = alone.tokens / alone.params
+    more = f"x{alone.factor:.3g}"
+    if answer.alone_interval is not None:
+        more += f" [x{answer.alone_interval.low:.3g}, x{answer.alone_interval.high:.3g}]"
+    rows = [
+        [fmt.count(c.params), fmt.count(c.tokens), f"{c.tokens / c.params:.3g}", fmt.flops(c.training),
+         fmt.flops(c.serving), f"x{c.factor:.3g}", _named(c.params, answer)]
+        for c in answer.choices if math.isfinite(c.tokens)
+    ]  # fmt: skip
+    text = _prediction_text(
+        answer,
+        f"{fmt.count(serving.tokens)} tokens served, {total} FLOPs in all ({_percent(answer, confidence)} intervals)",
+        " of training",
+        f"  training {fmt.flops(answer.budget)} + serving {fmt.flops(answer.serving_cost)} FLOPs{price}, forward alone",
+        f"  D/N {answer.tokens / answer.params:.3g}; best for training alone is {usual:.3g}, which costs {more} in all",
+    )
+    head = ["N", "D", "D/N", "training", "serving", "total", ""]
+    return f"{text}\nthe same loss by other N:\n{fmt.table(head, rows)}"
+
+
+def _named(params: float, answer: ServedPrediction) -> str:
+    if params == answer.params:
+        return "best"
+    return "best for training alone" if params == answer.alone.params else ""
 
 
 def _prediction_text(prediction: Prediction, head: str, of: str, *more: str) -> str:

@@ -11,7 +11,15 @@ import jinja2
 from markupsafe import Markup
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import Analysis, Interval, laws_to_json, n_opt_to_json, predict, prediction_to_json
+from flops_fit_ray.analysis import (
+    Analysis,
+    Interval,
+    if_served,
+    laws_to_json,
+    n_opt_to_json,
+    predict,
+    prediction_to_json,
+)
 from flops_fit_ray.report.facts import ADVICE, costs, provenance
 from flops_fit_ray.report.figures import draw_valleys, for_page, to_svg, valley_curves
 from flops_fit_ray.spec import dump_spec
@@ -221,6 +229,7 @@ def _of_fit(analysis: Analysis, card: Sequence[CardItem], figures: Mapping[str, 
     ]
     return {
         "analysis": analysis,
+        "served": () if analysis.target is None else if_served(fit, analysis.target),
         "fit": fit,
         "card": card,
         "timed": analysis.isotime,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.analysis import Interval, Prediction, SweepFit, interval_to_json, json_value
+from flops_fit_ray.analysis import Interval, Prediction, ServedPrediction, SweepFit, interval_to_json, json_value
 from flops_fit_ray.analysis.time_budgets import TimedPrediction, seconds_interval, seconds_of, time_law
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import count, flops
@@ -87,6 +87,8 @@ def recommend(sweep: Sweep, fit: SweepFit, prediction: Prediction) -> Recommenda
     lr = math.exp(_interpolate(np.log(known), np.log([rates[n] for n in known]), math.log(params)))
     if not known[0] <= params <= known[-1]:
         notes.append("the learning rate is extrapolated by the sweep's rule beyond its sizes")
+    if isinstance(prediction, ServedPrediction) and prediction.ratio_extrapolation > ALIKE:
+        notes.append("the learning rate is the sweep's for this N; over so many more tokens a lower one may be better")
     epoch = sweep.plan.measurements.data.tokens_per_epoch
     epochs = None if epoch is None else tokens / epoch
     spec = None if sweep.command.startswith("find_optimal(") else _spec(sweep, prediction.budget, lr)
@@ -171,7 +173,8 @@ def _seconds(
     if found is None:
         return None, None
     cost, _ = found
-    within = None if isinstance(prediction, TimedPrediction) else seconds_interval(cost, fit, prediction.budget)
+    other = isinstance(prediction, TimedPrediction | ServedPrediction)
+    within = None if other else seconds_interval(cost, fit, prediction.budget)
     return seconds_of(cost, params, tokens), within
 
 

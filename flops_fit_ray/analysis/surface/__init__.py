@@ -20,6 +20,7 @@ from flops_fit_ray.analysis.surface._linear import (
     robust_reach,
     root_weights,
 )
+from flops_fit_ray.analysis.surface._serving import balance, lowest_loss, lowest_total, tokens_for
 from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceLoss, SurfaceOptions
 
@@ -33,6 +34,7 @@ __all__ = [
     "SurfaceLoss",
     "SurfaceOptions",
     "Surfaces",
+    "balance",
     "block_columns",
     "block_effects",
     "bootstrap_cases",
@@ -42,8 +44,11 @@ __all__ = [
     "fit_token_cost",
     "left_over",
     "linearised",
+    "lowest_loss",
+    "lowest_total",
     "moved_surfaces",
     "refit_surfaces",
     "robust_reach",
     "root_weights",
+    "tokens_for",
 ]

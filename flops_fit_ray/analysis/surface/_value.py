@@ -37,8 +37,8 @@ class Surfaces:
         """
         return np.asarray(self.beta / (self.alpha + cost.n_exponent * self.beta))
 
-    def optimum(self, budget: float, cost: CostLaw) -> tuple[Floats, Floats, Floats]:
-        """Return ln N_opt, ln D_opt and L_opt at C = `budget`.
+    def optimum(self, budget: float | Floats, cost: CostLaw) -> tuple[Floats, Floats, Floats]:
+        """Return ln N_opt, ln D_opt and L_opt at C = `budget`, one or one of each surface (surfaces,).
 
         1) D = X / N^c with X = C/k_C, so L = E + (A·N^-alpha + B·X^-beta·N^(c·beta))^k, lowest where the sum is
         2) dL/dN = 0 where N^(alpha + c·beta) = alpha·A / (c·beta·B) · X^beta  (equation 4 for c = 1, k = 6)
@@ -51,12 +51,12 @@ class Surfaces:
             log_n = (log_ratio + self.beta * log_x) / (self.alpha + c * self.beta)
             log_d = log_x - c * log_n
             if cost.curve is not None:
-                log_n = self._on_curve(log_n, float(np.log(budget)), cost)
+                log_n = self._on_curve(log_n, np.log(budget), cost)
                 log_d = np.log(budget) - cost.per_token(log_n)[0]
             n_term, d_term = np.exp(self.log_a - self.alpha * log_n), np.exp(self.log_b - self.beta * log_d)
             return log_n, log_d, np.asarray(np.exp(self.log_e) + (n_term + d_term) ** self.k)
 
-    def _on_curve(self, log_n: Floats, log_c: float, cost: CostLaw) -> Floats:
+    def _on_curve(self, log_n: Floats, log_c: float | Floats, cost: CostLaw) -> Floats:
         """Return ln N_opt at C for a cost f(N), from a first guess (surfaces,).
 
         dL/dN = 0 of A·N^-alpha + B·(C / f)^-beta, with s = dln f/dln N, where

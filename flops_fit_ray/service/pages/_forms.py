@@ -74,6 +74,14 @@ def flops_of(text: str) -> float | dict[str, Any]:
     return {"error": f"{text!r} is not a number of FLOPs from 1 to {views.MAX_BUDGET:g}; give e.g. 1e21"}
 
 
+def served_of(text: str) -> float | dict[str, Any]:
+    """Return a number of tokens, or `error` with what is wrong with it."""
+    tokens = _number(text)
+    if 1 <= tokens <= views.MAX_BUDGET:
+        return tokens
+    return {"error": f"{text!r} is not a number of tokens from 1 to {views.MAX_BUDGET:g}; give e.g. 1e12"}
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

@@ -15,7 +15,7 @@ from flops_fit_ray.service.app_state import AppState, app_state_of
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.http.redact import redacted, redacted_values
-from flops_fit_ray.service.pages._forms import additions_of, fields_of, flops_of, to_sweep
+from flops_fit_ray.service.pages._forms import additions_of, fields_of, flops_of, served_of, to_sweep
 from flops_fit_ray.service.pages._sparks import device_rows
 from flops_fit_ray.service.runs.queue import Additions
 from flops_fit_ray.service.state import overlay, views
@@ -50,6 +50,7 @@ async def sweep(
     down: bool = False,
     offset: Annotated[int, Query(ge=0)] = 0,
     budget: Annotated[str, Query(max_length=40)] = "",
+    served: Annotated[str, Query(max_length=40)] = "",
     find: Annotated[str, Query(max_length=100)] = "",
     curves: overlay.Which | None = None,
 ) -> str:
@@ -63,8 +64,9 @@ async def sweep(
         "find": find.strip() or None,
         "curves": curves,
         "budget": budget or None,
+        "served": served.strip() or None,
     }
-    prediction = await _prediction(state, snapshot, budget)
+    prediction = await _prediction(state, snapshot, budget, served.strip())
     author = unquote(request.cookies.get(AUTHOR, ""))[:MAX_AUTHOR]
     return await asyncio.to_thread(_sweep, state, name, snapshot, query, offset, prediction, author)
 
@@ -182,16 +184,18 @@ def _failures(snapshot: Snapshot) -> list[dict[str, Any]]:
     return [views.experiment_view(snapshot, failure.key) for failure in snapshot.sweep.failures[:MAX_FAILURES]]
 
 
-async def _prediction(state: AppState, snapshot: Snapshot | None, budget: str) -> dict[str, Any]:
+async def _prediction(state: AppState, snapshot: Snapshot | None, budget: str, served: str) -> dict[str, Any]:
     """Return the prediction for the form, or the reason why there is none."""
     if not budget or snapshot is None:
         return {}
-    c = flops_of(budget)
-    if isinstance(c, dict):
-        return c
+    c, tokens = flops_of(budget), served_of(served) if served else None
+    for number in (c, tokens):
+        if isinstance(number, dict):
+            return number
+    question = [f"budget={c!r}", *([] if tokens is None else [f"served={tokens!r}"])]
     try:
         root = snapshot.sweep.paths.root
-        found = await state.fit_worker.answer(PREDICT_SECONDS, "predict", root, snapshot.version, repr(c))
+        found = await state.fit_worker.answer(PREDICT_SECONDS, "predict", root, snapshot.version, *question)
         return dict(json.loads(found))
     except FitError as e:
         return {"error": str(e)}

@@ -65,6 +65,8 @@ class PredictionOut(Grows):
     warnings: list[FlagOut]
     unique_tokens: float | None = None
     epochs: float | None = None
+    budget_interval: Interval = Field(None, description="of C, where a loss was asked for")
+    serving: dict[str, Any] | None = Field(None, description="what serving adds, as `predict --json` has it")
 
 
 class PredictOut(PredictionOut):

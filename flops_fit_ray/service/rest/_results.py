@@ -55,15 +55,32 @@ async def get_fit(request: Request, name: str) -> Response:
 async def get_prediction(
     request: Request,
     name: str,
-    budget: Annotated[float, Query(ge=1, le=views.MAX_BUDGET)],
+    budget: Annotated[float | None, Query(ge=1, le=views.MAX_BUDGET)] = None,
+    loss: Annotated[float | None, Query(gt=0, le=views.MAX_LOSS)] = None,
     unique: Annotated[float | None, Query(ge=1, le=views.MAX_BUDGET)] = None,
+    served: Annotated[float | None, Query(ge=1, le=views.MAX_BUDGET)] = None,
+    as_good_as: Annotated[float | None, Query(ge=1, le=views.MAX_BUDGET)] = None,
+    price: Annotated[float | None, Query(gt=0, le=views.MAX_BUDGET)] = None,
 ) -> Response:
-    """Return N, D and loss at `budget` FLOPs with intervals, and the recommended training run.
+    """Return N, D and loss at `budget` FLOPs, or for `loss`, with intervals, and the recommended training run.
 
-    `unique` is the number of distinct tokens, where the best D would be more.
+    `unique` is the number of distinct tokens, where the best D would be more. `served` is the number of tokens that the
+    model will serve, and `price` that of a FLOP then, in FLOPs of training: `budget` is the total of both, and
+    `as_good_as` a C whose loss by training alone is to be reached.
     """
-    numbers = [repr(number) for number in (budget, unique) if number is not None]
-    return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "predict", *numbers))
+    faults = []
+    if [budget, loss, as_good_as].count(None) != 2:
+        faults.append("give one of budget, loss and (with served) as_good_as")
+    if unique is not None and (loss is not None or served is not None):
+        faults.append("unique goes with budget alone: leave loss and served out")
+    if served is None and (price is not None or as_good_as is not None):
+        faults.append("price and as_good_as are of a model that is served: give served, too")
+    if faults:
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "the question cannot be asked so", faults)
+    asked = {"budget": budget, "loss": loss, "as_good_as": as_good_as, "unique": unique, "served": served,
+             "price": price}  # fmt: skip
+    given = [f"{key}={number!r}" for key, number in asked.items() if number is not None]
+    return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "predict", *given))
 
 
 @routes.get("/sweeps/{name}/summary", tags=["results"], response_model=documents.SummaryOut, responses=shapes.LATER)

@@ -230,12 +230,15 @@ def _short(sweep: Sweep) -> bytes:
     return json.dumps(json_value(found)).encode()
 
 
-def _predict(sweep: Sweep, budget: str, unique: str = "") -> bytes:
-    from flops_fit_ray.analysis import json_value, predict, predict_limited, prediction_to_json
+def _predict(sweep: Sweep, *given: str) -> bytes:
+    """Answer a question given as NAME=NUMBER: budget, loss, unique, served, price."""
+    from flops_fit_ray.analysis import Question, Serving, answer, json_value, prediction_to_json
     from flops_fit_ray.sweep.recommend import recommend
 
-    c = float(budget)
-    prediction = predict_limited(sweep.fit, c, float(unique)) if unique else predict(sweep.fit, c)
+    numbers = {name: float(number) for name, number in (one.split("=", 1) for one in given)}
+    served, price = numbers.pop("served", None), numbers.pop("price", 1.0)
+    serving = None if served is None else Serving(tokens=served, price=price)
+    prediction = answer(sweep.fit, Question(**numbers, serving=serving))
     content = prediction_to_json(prediction, sweep.fit.options.confidence)
     return json.dumps(json_value({**content, "run": recommend(sweep, sweep.fit, prediction).to_json()})).encode()
 

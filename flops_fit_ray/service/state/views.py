@@ -42,6 +42,7 @@ UNKNOWN: Mapping[str, Any] = {  # of a sweep that has no plan yet
     **{"started_at": None, "last_at": None},
 }
 MAX_BUDGET = 1e60  # FLOPs that predictions are made for
+MAX_LOSS = 1e12  # nats, likewise
 MAX_EVENTS = 100  # that are shown with an experiment
 MAX_REASONS = 3  # failed experiments that the reason of a failed run names
 LOG_LINES = 40  # of what a run has said, that stand in a status

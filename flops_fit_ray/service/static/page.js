@@ -72,6 +72,8 @@ function show(found) {
     tokens: count(found.tokens), tokens_interval: within(found.tokens_interval, count),
     loss: loss(found.loss), loss_interval: within(found.loss_interval, loss), budget: flops(found.budget),
     ratio: plain(Number((found.tokens / found.params).toPrecision(3))),
+    serving: found.serving ? `${count(found.serving.tokens)} tokens served for ${flops(found.serving.cost)} FLOPs, ${flops(found.serving.total)} in all; `
+      + `the same loss by the best training alone (N = ${count(found.serving.training_alone.params)}) costs x${Number(found.serving.training_alone.factor.toPrecision(3))}` : "",
     far: found.extrapolation > 1 ? `${Number(found.extrapolation.toPrecision(3))}x beyond the fitted budgets` : "within the fitted budgets",
   };
   for (const [name, text] of Object.entries(said)) {
@@ -99,8 +101,10 @@ function slide() {
     clearTimeout(waiting);
     waiting = setTimeout(async () => {
       const mine = ++asked;
-      ask({ budget: field.value });
-      const answer = await fetch(form.dataset.predict + "?budget=" + encodeURIComponent(field.value));
+      const question = { budget: field.value, served: form.querySelector("#served").value.trim() };
+      ask(question);
+      if (!question.served) delete question.served;
+      const answer = await fetch(form.dataset.predict + "?" + new URLSearchParams(question));
       if (mine === asked && answer.ok) show(await answer.json());
     }, 150);
   });

@@ -15,11 +15,20 @@ from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import plan_from_json, stated_rate
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, valley_curves
+from flops_fit_ray.spec import LrRule
 from flops_fit_ray.storage.atomic import read_json, write_json
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.extend import better_lr, extend_spec
-from flops_fit_ray.sweep.recorded import record_rates, recorded_constants, recorded_rates
+from flops_fit_ray.sweep.recorded import (
+    Addition,
+    Origin,
+    record_origin,
+    record_rates,
+    recorded_constants,
+    recorded_rates,
+)
 from flops_fit_ray.sweep.validity import validity_card
 from tests.sweeps import adaptive_reference_spec, grow_sweep, reference_parts, reference_spec
 
@@ -114,7 +123,7 @@ def test_a_rate_that_is_clearly_better_is_called_so(sweep: Sweep) -> None:
     assert "lr={'base': " in replace(tuned, base=None).lr_limited[0]  # of a program
 
 
-def test_rates_that_the_checks_ask_for_are_trained_on_request(sweep: Sweep) -> None:
+def test_rates_that_the_checks_ask_for_are_trained_on_request(sweep: Sweep, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="none of 6 checks found a clearly better"):
         better_lr(
             replace(sweep, results=tuple(replace(r, loss=9) if r.role == "lr_check" else r for r in sweep.results))
@@ -129,13 +138,25 @@ def test_rates_that_the_checks_ask_for_are_trained_on_request(sweep: Sweep) -> N
         return r if r.role != "lr_check" or of is None else replace(r, loss=of.loss + (-1 if r.lr > of.lr else 1))
 
     limited = replace(sweep, results=tuple(map(as_if, sweep.results)), plan=replace(sweep.plan, lr=None))
-    rule = better_lr(limited)
+    rule, found = better_lr(limited)
     middle = [by_key[str(r.of)] for r in sweep.results if r.role == "lr_check"]
     ratios = [rule.base * (r.params / rule.at) ** rule.exponent / r.lr for r in middle]
     assert math.prod(ratios) ** (1 / len(ratios)) == pytest.approx(2, rel=0.1)
     again = extend_spec(sweep.spec, lr=rule)
     assert again.train.lr == rule and again.grid.lr_check == "all"
     assert extend_spec(reference_spec(), lr=rule).grid.lr_check == "lower"
+    # What the rates rest on is kept beside them, and is a part of the intervals as probes are
+    record_origin(SweepPaths(tmp_path), Origin(command="", added=(Addition(lr=found),)))
+    trained = replace(sweep, paths=SweepPaths(tmp_path), spec=again, plan=replace(sweep.plan, lr=None), results=())
+    trained = replace(trained, results=tuple(r for r in sweep.results if r.role == "grid"))
+    assert trained.lr_again == found and {lr for _, _, lr, _ in found.tried} == {r.lr for r in sweep.results}
+    rates = trained.fit.rates
+    assert rates is not None and trained.points.lr is not None
+    card = {line.item: line for line in validity_card(trained.fit, trained)}["learning rate"]
+    assert card.verdict == "WARN" and "that the checks of the sweep before asked for: lr ~ N^" in card.words
+    own = again.train.model_copy(update={"lr": LrRule(base=rule.base / 2, at=rule.at, exponent=rule.exponent)})
+    owned = replace(trained, spec=again.model_copy(update={"train": own}))  # a rate of the user's own is the best
+    assert owned.lr_again is None and owned.points.tried is None and owned.fit.rates is None
 
 
 def test_a_rerun_stands_for_what_it_repeats_and_both_are_drawn(sweep: Sweep) -> None:

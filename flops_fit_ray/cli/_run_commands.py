@@ -323,7 +323,7 @@ def extend(
         raise click.UsageError(
             f"{root} was run from Python: call find_optimal(...) again with more budgets and the same output_dir"
         )
-    lr = better_lr(open_directory(root)) if lr_again else None
+    lr, found = better_lr(open_directory(root)) if lr_again else (None, None)
     wider = extend_spec(begun.spec, budgets=budgets, sizes=sizes, seeds=seeds, device=device, lr=lr)
     base = begun.base if code is None else code.absolute()
     if not base.is_dir():  # run by a job, or on another machine
@@ -338,7 +338,8 @@ def extend(
     command = extend_line(root, base, limits, code, address)
     source = str(SweepPaths(root).spec)
     before = begun.spec.grid.seeds
-    addition = Addition(budgets=budgets, sizes=sizes, seeds=seeds, seeds_before=None if seeds is None else before)
+    seeds_before = None if seeds is None else before
+    addition = Addition(budgets=budgets, sizes=sizes, seeds=seeds, seeds_before=seeds_before, lr=found)
     request = request_for(
         wider,
         base,

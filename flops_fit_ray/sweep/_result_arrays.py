@@ -10,7 +10,8 @@ from flops_fit_ray.analysis import Points
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.learning_rates import TriedRates, tried_rates
 from flops_fit_ray.ledger import ExperimentResult, Ledger
-from flops_fit_ray.planning import MeasuredLr, Measurements
+from flops_fit_ray.planning import Measurements
+from flops_fit_ray.sweep.recorded import LrAgain
 
 
 def points_of(
@@ -65,15 +66,19 @@ def token_cost(measurements: Measurements) -> tuple[Floats, Floats]:
     )
 
 
-def tried_in_sweep(results: Sequence[ExperimentResult], probed: MeasuredLr | None) -> TriedRates | None:
-    """Return the rates that a sweep tried at one N and D, of probes and checks too; None where it probed none."""
-    if probed is None:
-        return None
-    n, d, lr, loss = (
-        np.array([getattr(r, name) for r in results], dtype=np.float64)
-        for name in ("params", "tokens_seen", "lr", "loss")
-    )
-    return tried_rates(n, d, lr, loss)
+def tried_in_sweep(results: Sequence[ExperimentResult], before: LrAgain | None = None) -> TriedRates | None:
+    """Return the rates that results, probes and checks too, tried at one N and D; None where none has three.
+
+    Args:
+        before: with the runs that the rates of the sweep rest on, of the sweep before `extend --lr-again`.
+    """
+    rows = [*rates_tried(results), *(() if before is None else before.tried)]
+    return tried_rates(*np.array(rows, dtype=np.float64).reshape(-1, 4).T)
+
+
+def rates_tried(results: Sequence[ExperimentResult]) -> list[tuple[float, float, float, float]]:
+    """Return N, D, learning rate and loss of every result."""
+    return [(float(r.params), float(r.tokens_seen), r.lr, r.loss) for r in results]
 
 
 def curves_of(ledger: Ledger, results: Sequence[ExperimentResult]) -> tuple[Points | None, list[ExperimentResult]]:

@@ -23,7 +23,7 @@ from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers
 from flops_fit_ray.sweep._codes import mixed_code
 from flops_fit_ray.sweep._damage import curve_flags, outcome_flags
-from flops_fit_ray.sweep.recorded import Origin, recorded_origin, spec_of
+from flops_fit_ray.sweep.recorded import LrAgain, Origin, recorded_origin, spec_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,7 +179,8 @@ class Sweep:
         trunks = trunk_numbers(planned[r.key] for r in standing) if self._shares_trunks else None
         measured = token_cost(self.plan.measurements)
         epochs = {key: e.epochs for key, e in planned.items() if e.epochs is not None}
-        tried = tried_in_sweep(self.results, self.plan.lr)
+        probed = self.plan.lr is not None or self.lr_again is not None
+        tried = tried_in_sweep(self.results, self.lr_again) if probed else None
         return points_of(standing, {r.key: sizes.get(r.size, 0) for r in standing}, trunks, measured, epochs, tried)
 
     @cached_property
@@ -240,6 +241,16 @@ class Sweep:
         from flops_fit_ray.analysis import analyse
 
         return analyse(self.fit)
+
+    @cached_property
+    def lr_again(self) -> LrAgain | None:
+        """The rates of the sweep, where `extend --lr-again` took them from checks; None where they are others."""
+        from flops_fit_ray.spec import LrRule
+
+        rule = self.spec.train.lr
+        if not isinstance(rule, LrRule) or (origin := recorded_origin(self.paths)) is None:
+            return None
+        return next((one.lr for one in reversed(origin.added) if one.lr is not None and one.lr.is_of(rule)), None)
 
     @cached_property
     def lr_checks(self) -> tuple[LrCheck, ...]:

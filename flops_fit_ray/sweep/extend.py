@@ -14,7 +14,7 @@ from flops_fit_ray.spec import Budget, LrRule, SizeValue, SweepSpec, make_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
-from flops_fit_ray.sweep.recorded import Addition, as_measured, recorded_origin, recorded_spec
+from flops_fit_ray.sweep.recorded import Addition, LrAgain, as_measured, recorded_origin, recorded_spec
 from flops_fit_ray.sweep.stopping import with_budgets, with_runs
 
 SOURCE = "extend"
@@ -216,8 +216,8 @@ def _with_sizes(spec: SweepSpec, sizes: Sequence[int]) -> SweepSpec:
     return spec.model_copy(update={"budgets": budgets, "model": model})
 
 
-def better_lr(sweep: Sweep) -> LrRule:
-    """Return the learning rates that a sweep's checks ask for.
+def better_lr(sweep: Sweep) -> tuple[LrRule, LrAgain]:
+    """Return the learning rates that a sweep's checks ask for, and the same with the runs that they rest on.
 
     Raises:
         SpecError: no other rate was tried at a minimum, or none was clearly better.
@@ -231,7 +231,15 @@ def better_lr(sweep: Sweep) -> LrRule:
     if not sweep.lr_limited:
         fault = f"--lr-again: none of {len(sweep.lr_checks)} checks found a clearly better learning rate; leave it out"
         raise SpecError(SOURCE, [fault])
-    return sweep.found_lr
+    from flops_fit_ray.sweep._result_arrays import rates_tried
+
+    rule = sweep.found_lr
+    rows = [*rates_tried(sweep.results), *(() if sweep.lr_again is None else sweep.lr_again.tried)]
+    rates: dict[tuple[float, float], set[float]] = {}
+    for n, d, lr, _ in rows:
+        rates.setdefault((n, d), set()).add(lr)
+    tried = tuple(row for row in rows if len(rates[row[:2]]) > 1)
+    return rule, LrAgain(base=rule.base, at=rule.at, exponent=rule.exponent, tried=tried)
 
 
 def unbracketed_budgets(sweep: Sweep, spec: SweepSpec, measurements: Measurements) -> list[str]:

@@ -24,17 +24,32 @@ from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import check_store_answers
 
 if TYPE_CHECKING:
-    from flops_fit_ray.spec import SweepSpec
+    from flops_fit_ray.spec import LrRule, SweepSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrAgain(Record):
+    """The learning rates that `extend --lr-again` took from checks, and the runs that they rest on."""
+
+    base: float  # of the rule base·(N / at)^exponent
+    at: float
+    exponent: float
+    tried: tuple[tuple[float, float, float, float], ...] = ()  # N, D, learning rate and loss, at two rates or more
+
+    def is_of(self, rule: LrRule) -> bool:
+        """Return True if it is this rule."""
+        return (self.base, self.at, self.exponent) == (rule.base, rule.at, rule.exponent)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Addition(Record):
-    """Budgets, sizes and seeds that one `extend` added to a sweep."""
+    """Budgets, sizes, seeds and learning rates that one `extend` added to a sweep."""
 
     budgets: tuple[float, ...] = ()  # C, FLOPs
     sizes: tuple[int, ...] = ()  # of these budgets; of all where there are none
     seeds: int | None = None  # instead of `seeds_before`
     seeds_before: int | Literal["auto"] | None = None
+    lr: LrAgain | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,6 +149,9 @@ def _learning_rate(sweep: Sweep, fit: SweepFit) -> tuple[CardVerdict, str]:
         held = "" if not found.held else f", held there, because the probes ask for N^{found.found_exponent:+.2f}"
         verdict: CardVerdict = "PASS" if checks and not held else "WARN"
         return verdict, f"measured at {sizes}: lr ~ N^{found.exponent:.2f}{within}{held}{checked}{_rate_part(fit)}"
+    if sweep.lr_again is not None:
+        rule = f"the rates that the checks of the sweep before asked for: lr ~ N^{sweep.lr_again.exponent:.2f}"
+        return ("PASS" if checks else "WARN"), f"{rule}{checked}{_rate_part(fit)}"
     if isinstance(lr, LrRule | LrTable) or (isinstance(lr, str) and ":" in lr):
         return "PASS", f"your own rule{checked}"
     if lr == "auto":

@@ -51,11 +51,13 @@ def test_any_table_can_be_fitted(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "35 of 35 rows; params = 'N', tokens = 'D', flops = 'C', loss = 'val loss'" in out
     assert "N_opt(1e21) lies between" in out and "validity: " in out and "hold-out:" in out
     assert "surface, Huber loss (approach 3)" in out
+    assert "\nBesiroglu et al. 2024 (Chinchilla's runs) at C = 1e20: N_opt x" in out
     assert call("fit", table, "--json", "--at", "1e21", "--draws", "500", "--seed", "3") == 0
     content = json.loads(capsys.readouterr().out)
     assert content["bootstrap"]["draws"] == 500 and content["bootstrap"]["seed"] == 3
     assert content["table"]["columns"]["loss"] == "val loss" and content["table"]["refused"] == []
     assert len(content["validity"]) == 15
+    assert content["published"]["law"] == "besiroglu2024" and 0.9 < content["published"]["params_ratio"] < 1.1
     assert content["methods"]["surface_huber"]["status"] == "converged"
 
 
@@ -280,7 +282,7 @@ def test_mistakes_are_exit_2_without_a_traceback(
         (["fit", tmp_path / "nowhere"], "no such directory"),
         (["fit", root, "--column", "loss=l"], "is for tables"),
         (["fit", root, "--report", tmp_path / "r"], "is for tables"),
-        (["predict"], "give BUDGET in FLOPs, or --hours"),
+        (["predict"], "give BUDGET in FLOPs, --loss or --hours"),
         (["predict", "many", table], "is not a valid float"),
         (["predict", "1e20", table, "more"], "too many"),
         (["predict", "1e20", table, "--spec", tmp_path / "s.yaml"], "needs a sweep directory"),

@@ -66,7 +66,9 @@ def test_the_other_worlds_leave_besiroglus_where_they_say() -> None:
 def test_five_numbers_are_a_surface_and_others_are_refused() -> None:
     assert stated_surface("1.5,10,30,0.3,0.35").loss(1e6, 1e8) == 1.5 + 10 / 1e6**0.3 + 30 / 1e8**0.35
     for text in ("steep", "1,2,3,4", "1.5,10,30,0.3,-1", "1.5,10,nan,0.3,0.35"):
-        with pytest.raises(SpecError, match="is neither hoffmann, .*, odd nor five positive numbers"):
+        with pytest.raises(
+            SpecError, match="is neither hoffmann, .*, odd nor a published law .* nor five positive numbers"
+        ):
             stated_surface(text)
 
 

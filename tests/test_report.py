@@ -1,5 +1,6 @@
 """The directory's views: right numbers, complete tables, a page that stands alone, also on a partial sweep."""
 
+import html
 import io
 import json
 import math
@@ -135,6 +136,9 @@ def test_markdown_and_summary_say_what_the_page_says(written: Sweep) -> None:
     )
     said = answer_sentence(sweep.analysis, "held-out loss")
     assert said in markdown and content["answer"] == said
+    beside = sweep.analysis.published
+    assert beside is not None and beside.words in markdown
+    assert beside.words in html.unescape(local_path(sweep.paths.report).read_text())
     law = sweep.fit.params_opt
     assert law is not None and content["n_opt"]["exponent"] == law.exponent and law.formula in markdown
     assert content["results_sha256"] == sweep.results_sha256 and sweep.results_sha256 in markdown

@@ -4,12 +4,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis._analysis import TARGET, Analysis, analyse, analysis_to_json
-    from flops_fit_ray.analysis._comparison import Comparison, compare
+    from flops_fit_ray.analysis._comparison import Comparison, common_budget, compare
     from flops_fit_ray.analysis._flags import Flag
     from flops_fit_ray.analysis._law import Interval, Law
     from flops_fit_ray.analysis._limited_data import predict_limited
     from flops_fit_ray.analysis._methods import METHODS, Method
     from flops_fit_ray.analysis._next_runs import expected_factors, next_runs
+    from flops_fit_ray.analysis._published_answer import (
+        PublishedAnswer,
+        PublishedDistance,
+        predict_published,
+        published_distance,
+    )
     from flops_fit_ray.analysis._questions import Question, answer
     from flops_fit_ray.analysis._rate_part import rate_floor, rate_part
     from flops_fit_ray.analysis._run_choice import NextRun, NextRuns
@@ -24,12 +30,14 @@ if TYPE_CHECKING:
         laws_to_json,
         n_opt_to_json,
         prediction_to_json,
+        published_to_json,
         timed_to_json,
     )
     from flops_fit_ray.analysis._sweep_fit import SweepFit, ValleyFit, fit_minima, fit_sweep
     from flops_fit_ray.analysis._valley_minima import ValleyIntervals
     from flops_fit_ray.analysis.points import Points, group_by_nearness
     from flops_fit_ray.analysis.prediction import Prediction, losses_at, predict
+    from flops_fit_ray.analysis.published import PUBLISHED, PublishedLaw, published_law
     from flops_fit_ray.analysis.time_budgets import IsoTime, TimedPrediction, isotime, predict_for_time
     from flops_fit_ray.analysis.valley import Valley
     from flops_fit_ray.fit_options import FitOptions, MethodName
@@ -41,6 +49,7 @@ else:
 
 __all__ = [
     "METHODS",
+    "PUBLISHED",
     "TARGET",
     "Analysis",
     "Comparison",
@@ -56,6 +65,9 @@ __all__ = [
     "Place",
     "Points",
     "Prediction",
+    "PublishedAnswer",
+    "PublishedDistance",
+    "PublishedLaw",
     "Question",
     "RunSpace",
     "Sensitivity",
@@ -71,6 +83,7 @@ __all__ = [
     "analyse",
     "analysis_to_json",
     "answer",
+    "common_budget",
     "compare",
     "comparison_to_json",
     "expected_factors",
@@ -89,8 +102,12 @@ __all__ = [
     "predict",
     "predict_for_time",
     "predict_limited",
+    "predict_published",
     "predict_served",
     "prediction_to_json",
+    "published_distance",
+    "published_law",
+    "published_to_json",
     "rate_floor",
     "rate_part",
     "sensitivity",

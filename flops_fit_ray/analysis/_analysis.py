@@ -8,6 +8,7 @@ from typing import Any
 
 from flops_fit_ray.analysis._extrapolation import HoldOut, LossHoldOut, hold_outs, loss_hold_out
 from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._published_answer import PublishedDistance, published_distance
 from flops_fit_ray.analysis._rate_part import RatePart, rate_part
 from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, method_agreement, sensitivity, valley_bias
 from flops_fit_ray.analysis._summary import (
@@ -39,6 +40,7 @@ class Analysis:
     hold_outs: tuple[HoldOut, ...]
     loss_hold_out: LossHoldOut | None
     isotime: IsoTime | None
+    published: PublishedDistance | None  # from the law of Chinchilla's runs, at the largest fitted C
 
     @property
     def top_hold_outs(self) -> list[HoldOut]:
@@ -88,6 +90,7 @@ def analyse(fit: SweepFit, at: Sequence[float] = ()) -> Analysis:
         hold_outs=tuple(hold_outs(fit)),
         loss_hold_out=loss_hold_out(fit),
         isotime=isotime(fit),
+        published=published_distance(fit),
     )
 
 
@@ -108,6 +111,7 @@ def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
         "isotime": None
         if timed is None
         else {"timed_runs": timed.timed, "cost": cost_to_json(timed.cost), **laws_to_json(timed.method, fit)},
+        "published": None if analysis.published is None else analysis.published.to_json(),
         "warnings": [flag.to_json() for flag in analysis.warnings],
     }
     return {key: json_value(value) for key, value in content.items()}

@@ -143,12 +143,12 @@ def surface_method(fit: SurfaceFit) -> Method:
 
 
 def _straight_laws(surface: Surfaces, draws: Surfaces | None, cost: CostLaw) -> list[Law]:
-    laws = _surface_laws(surface, cost)
-    drawn = _surface_laws(draws, cost) if draws is not None else None
+    laws = surface_laws(surface, cost)
+    drawn = surface_laws(draws, cost) if draws is not None else None
     return [Law.first_of(law, draws=None if drawn is None else drawn[i]) for i, law in enumerate(laws)]
 
 
-def _surface_laws(surfaces: Surfaces, cost: CostLaw) -> tuple[LawDraws, LawDraws, LawDraws]:
+def surface_laws(surfaces: Surfaces, cost: CostLaw) -> tuple[LawDraws, LawDraws, LawDraws]:
     """Laws of N_opt, D_opt and L_opt for many surfaces; the coefficients are the values at C = 1.
 
     1) N_opt = k_N·C^a with a = beta / (alpha + c·beta)  (Hoffmann et al. 2022, equation 4, for c = 1)

@@ -14,6 +14,7 @@ from flops_fit_ray.analysis._curved_law import CurvedLaw
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._methods import Method
+from flops_fit_ray.analysis._published_answer import PublishedAnswer
 from flops_fit_ray.analysis._served import ServedPrediction
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis._valley_minima import ValleyIntervals
@@ -111,6 +112,31 @@ def _serving_to_json(answer: ServedPrediction) -> dict[str, Any]:
         "training_alone": {**asdict(answer.alone), "factor_interval": interval_to_json(answer.alone_interval)},
         "choices": [asdict(choice) for choice in answer.choices],
     }
+
+
+def published_to_json(answer: PublishedAnswer) -> dict[str, Any]:
+    """Return the content of `predict --json` of a published law; what is not published is null."""
+    factors = {one.quantity: one.factor for one in answer.distances}
+    return _object(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "law": answer.law.to_json(),
+            "budget": answer.budget,
+            "method": "published",
+            "params": answer.params,
+            "params_interval": None,
+            "tokens": answer.tokens,
+            "tokens_interval": None,
+            "loss": answer.loss,
+            "loss_interval": None,
+            "loss_interval_of_one_run": None,
+            "confidence": None,
+            "extrapolation": factors.get("C"),
+            "params_extrapolation": factors.get("N"),
+            "tokens_extrapolation": factors.get("D"),
+            "warnings": [flag.to_json() for flag in answer.warnings],
+        }
+    )
 
 
 def _object(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import Points
+from flops_fit_ray.analysis.published import PUBLISHED
 from flops_fit_ray.analysis.surface import CostLaw, Surfaces, fit_surface, robust_reach, root_weights
 from flops_fit_ray.fit_options import SurfaceOptions
 
-PUBLISHED_TOKENS, PUBLISHED_PARAMS = 15.39, 5.31  # R_D* and R_N* of Muennighoff et al. 2023, section 5
+_MUENNIGHOFF = PUBLISHED["muennighoff2023"].constants
+PUBLISHED_TOKENS, PUBLISHED_PARAMS = _MUENNIGHOFF["R_D"], _MUENNIGHOFF["R_N"]
 PRIOR_SD = 1.0  # of ln R_D* about the published value: 95 % lie within a factor of 7
 NEARLY_FRESH = 4.0  # epochs up to which repeated tokens are nearly as good as new ones (the same)
 REPEATED = 1.001  # epochs from which data count as repeated, more than the rounding to whole batches

@@ -70,6 +70,7 @@ HOMES = {
     "predict": "_predict_commands",
     "score": "_predict_commands",
     "compare": "_fit_commands",
+    "laws": "_published_laws",
     "report": "_fit_commands",
     "submit": "_submit",
     "serve": "_serve",

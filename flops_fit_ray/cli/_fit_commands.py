@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ from flops_fit_ray.cli._sources import (
     open_source,
     opened_sweep,
     opened_table,
+    path_or_law,
     reading_of,
+    shadowed,
     with_options,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, FlopsFitError, SpecError
@@ -30,7 +33,7 @@ from flops_fit_ray.fit_options import FIT_DEFAULTS
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
 
 if TYPE_CHECKING:
-    from flops_fit_ray.analysis import Analysis, NextRuns
+    from flops_fit_ray.analysis import Analysis, Flag, NextRuns, PublishedLaw, SweepFit
     from flops_fit_ray.sweep.validity import CardItem
     from flops_fit_ray.tables import Loaded, Optima
 
@@ -186,42 +189,60 @@ def _show_optima(optima: Optima, at: Sequence[float], as_json: bool, options: Ma
 
 
 @click.command()
-@click.argument("first", type=StoragePathType())
-@click.argument("second", type=StoragePathType())
+@click.argument("first")
+@click.argument("second")
 @click.option("--at", type=POSITIVE, metavar="C", help="FLOPs [default: the largest C that both were fitted to].")
 @click.option("--figure", type=LocalPath(), help="Draw both here (.svg, .png, .pdf).")
 @with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
 @json_option
-def compare(
-    first: StoragePath, second: StoragePath, at: float | None, figure: Path | None, as_json: bool, **options: Any
-) -> None:
-    """Compare two sweeps or tables: exponents, and N_opt, D_opt and loss at one C, with intervals of the difference."""
+def compare(first: str, second: str, at: float | None, figure: Path | None, as_json: bool, **options: Any) -> None:
+    """Compare two sweeps or tables: exponents, and N_opt, D_opt and loss at one C, with intervals of the difference.
+
+    FIRST and SECOND are sweep directories, tables of runs, or names of published laws (`laws` lists them).
+    """
+    from flops_fit_ray.analysis import common_budget, comparison_to_json
     from flops_fit_ray.analysis import compare as compare_fits
-    from flops_fit_ray.analysis import comparison_to_json
     from flops_fit_ray.console.fit_text import comparison_text
 
     method = options["method"]
-    opened = [open_source(source, options) for source in (first, second)]
-    fits = [one.fit for one in opened]
-    for name, one in zip((first, second), fits, strict=True):
-        if one.problem:
-            raise SpecError(str(name), [f"there is no law: {one.problem}"])
-    where = at if at is not None else min(one.fitted_range[1] for one in fits)
-    comparison = compare_fits(fits[0], fits[1], where, None if method in (None, "auto") else method)
+    sides = [_side(name, options) for name in (first, second)]
+    where = at if at is not None else common_budget(sides[0].of, sides[1].of)
+    comparison = compare_fits(sides[0].of, sides[1].of, where, None if method in (None, "auto") else method)
     content = comparison_to_json(comparison)
-    assumed = [
-        flag.to_json() | {"message": f"{source}: {flag}"}
-        for source, one in zip((first, second), opened, strict=True)
-        for flag in one.assumed
-    ]
+    assumed = [flag.to_json() | {"message": f"{side.name}: {flag}"} for side in sides for flag in side.assumed]
     content["warnings"] = [*assumed, *content["warnings"]]
     notes = [f"note: {flag['message']}" for flag in assumed]
+    notes += [f"note: {hidden}" for hidden in (shadowed(first), shadowed(second)) if hidden]
     echo(json.dumps(content) if as_json else "\n".join([comparison_text(comparison, first, second), *notes]))
     if figure is not None:
         from flops_fit_ray.report.figures import comparison_bands, draw_comparison, save
 
-        save(draw_comparison(comparison_bands(fits, [str(first), str(second)], comparison)), figure)
+        save(draw_comparison(comparison_bands([side.of for side in sides], [first, second], comparison)), figure)
         put_text(f"figure: {figure}", err=as_json)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two that are compared: a fit or a published law, its name, and what its table rests on."""
+
+    of: SweepFit | PublishedLaw
+    name: str
+    assumed: Sequence[Flag] = ()
+
+
+def _side(name: str, options: Mapping[str, Any]) -> _Side:
+    """Open one side of a comparison.
+
+    Raises:
+        SpecError: there is nothing of this name, or no law in it.
+    """
+    path, law = path_or_law(name)
+    if law is not None:
+        return _Side(law, name)
+    opened = open_source(path, options)
+    if opened.fit.problem:
+        raise SpecError(name, [f"there is no law: {opened.fit.problem}"])
+    return _Side(opened.fit, name, opened.assumed)
 
 
 @click.command()

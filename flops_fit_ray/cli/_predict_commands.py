@@ -17,14 +17,17 @@ from flops_fit_ray.cli._sources import (
     Opened,
     is_table,
     open_source,
+    path_or_law,
     reading_of,
+    refuse_options,
+    shadowed,
     with_options,
 )
 from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
-from flops_fit_ray.storage.storage_path import StoragePath, local_path, storage_path
+from flops_fit_ray.storage.storage_path import StoragePath, local_path
 
 if TYPE_CHECKING:
-    from flops_fit_ray.analysis import Prediction, Question
+    from flops_fit_ray.analysis import Prediction, PublishedLaw, Question
     from flops_fit_ray.planning import Plan
     from flops_fit_ray.sweep.recommend import Recommendation
 
@@ -97,14 +100,21 @@ def predict(
     Of a sweep also the nearest size, steps, batch, learning rate and hours; with --spec as a spec that `run` takes.
     With --seal the forecast is kept with its time and sha256, and `status`, `report` and `score` say how it held once
     that budget is run. With --hours instead of BUDGET: the best model for that time, by the surface and the measured
-    speed. With --served, N and D for which training and serving cost least together (Sardana et al. 2024).
+    speed. With --served, N and D for which training and serving cost least together (Sardana et al. 2024). SOURCE may
+    be the name of a published law, too (`laws` lists them), which has no intervals.
     """
     from flops_fit_ray.analysis import Question, Serving
 
     _check_together(hours=hours, loss=loss, unique=unique, served=served, seal=seal_it, as_good_as=as_good_as,
                     serving_price=serving_price)  # fmt: skip
     instead = {"--hours": hours, "--loss": loss, "--as-good-as": as_good_as}
-    budget, source = _budget_and_source(words, next((name for name, value in instead.items() if value is not None), ""))
+    budget, word = _budget_and_source(words, next((name for name, value in instead.items() if value is not None), ""))
+    source, law = (None, None) if word is None else path_or_law(word)
+    if law is not None:
+        _put_published(
+            law, budget, unique=unique, served=served, seal=seal_it, spec=spec_to, as_json=as_json, **options
+        )
+        return
     opened = open_source(source, options)
     if hours is not None:
         prediction, content, text = _predicted_for_time(opened, hours)
@@ -114,8 +124,26 @@ def predict(
         prediction, content, text = _predicted(
             opened, Question(budget=budget, loss=loss, as_good_as=as_good_as, unique=unique, serving=serving)
         )
+    hidden = shadowed(word or "")
     content["warnings"] = [*(flag.to_json() for flag in opened.assumed), *content["warnings"]]
-    lines = [*(f"{flag}" for flag in opened.assumed), text]
+    lines = [*([f"note: {hidden}"] if hidden else []), *(f"{flag}" for flag in opened.assumed), text]
+    _add_run(opened, prediction, spec_to, seal_it, content, lines)
+    echo(json.dumps(content) if as_json else "\n".join(lines))
+
+
+def _add_run(
+    opened: Opened,
+    prediction: Prediction,
+    spec_to: Path | None,
+    seal_it: bool,
+    content: dict[str, Any],
+    lines: list[str],
+) -> None:
+    """Add the run that a sweep recommends to the content and the lines; write its spec, and seal the forecast.
+
+    Raises:
+        click.UsageError: one of the two was asked of a table.
+    """
     if seal_it and opened.sweep is None:
         raise click.UsageError("--seal needs a sweep directory to keep the forecast in, and this is a table")
     if opened.sweep is not None:
@@ -141,7 +169,6 @@ def predict(
                 spec_to.unlink()
             raise
         lines.append(f"sealed: {content['sealed']['path']}, sha256 {content['sealed']['sha256']}")
-    echo(json.dumps(content) if as_json else "\n".join(lines))
 
 
 @click.command()
@@ -206,6 +233,23 @@ def _planned_words(plan: Plan | None) -> str:
     return f": size {e.size}, N = {e.params:,}, D = {e.tokens:,}, {e.steps:,} steps, lr {e.recipe.lr:.3g}"
 
 
+def _put_published(law: PublishedLaw, budget: float | None, *, as_json: bool, **options: Any) -> None:
+    """Print the answer of a published law.
+
+    Raises:
+        click.UsageError: something else was asked than N and D for a BUDGET.
+    """
+    from flops_fit_ray.analysis import predict_published, published_to_json
+    from flops_fit_ray.console.laws_text import published_text
+
+    others = [name for name in ("unique", "served", "seal", "spec") if options.pop(name)]
+    if budget is None or others:
+        raise click.UsageError(f"{law.name} is a published law, and answers for a BUDGET in FLOPs alone")
+    refuse_options(options, law.name)
+    answer = predict_published(law, budget)
+    echo(json.dumps(published_to_json(answer)) if as_json else published_text(answer))
+
+
 def _check_together(**given: Any) -> None:
     """Check that the options that were given answer one question."""
     names = {name for name, value in given.items() if value not in (None, False)}
@@ -224,7 +268,7 @@ def _check_together(**given: Any) -> None:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --served TOKENS; give both")
 
 
-def _budget_and_source(words: Sequence[str], instead: str) -> tuple[float | None, StoragePath | None]:
+def _budget_and_source(words: Sequence[str], instead: str) -> tuple[float | None, str | None]:
     """Parse BUDGET [SOURCE], or with an option `instead` of BUDGET [SOURCE] alone."""
     rest = list(words)
     budget = None
@@ -241,7 +285,7 @@ def _budget_and_source(words: Sequence[str], instead: str) -> tuple[float | None
     if len(rest) > 1:
         wanted = f"one SOURCE; {instead} stands for BUDGET" if instead else "BUDGET and one SOURCE"
         raise click.UsageError(f"{' '.join(words)}: too many; give {wanted}")
-    return budget, storage_path(rest[0]) if rest else None
+    return budget, rest[0] if rest else None
 
 
 def _predicted(opened: Opened, question: Question) -> tuple[Prediction, dict[str, Any], str]:

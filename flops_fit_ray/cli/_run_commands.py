@@ -72,7 +72,8 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="SURFACE",
     help="With --simulate: hoffmann, besiroglu, lopsided or E,A,B,alpha,beta, of the fitted form; kaplan, cross, bend, "
-    "small or odd, which are not; or module:function of yours, (params, tokens) -> losses in nats, all arrays.",
+    "small or odd, which are not; a published law that has one, by its name in `laws`; or module:function of yours, "
+    "(params, tokens) -> losses in nats, all arrays.",
 )
 @click.option(
     "--noise",

@@ -19,7 +19,6 @@ from flops_fit_ray.analysis import (
     SweepFit,
     TimedPrediction,
 )
-from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.minima import Minimum
 from flops_fit_ray.sweep.recommend import Recommendation
 from flops_fit_ray.sweep.validity import CardItem, CardVerdict
@@ -43,6 +42,8 @@ def analysis_text(analysis: Analysis) -> str:
     if analysis.target is not None and sum(method.params_opt is not None for method in fit.methods.values()) > 1:
         blocks.append(methods_text(analysis))
     blocks += [prediction_text(p, fit.options.confidence) for p in analysis.predictions]
+    if analysis.published is not None:
+        blocks.append(analysis.published.words)
     if analysis.sensitivity is not None:
         blocks.append(panel_text(analysis.sensitivity))
     blocks.append("\n".join(f"{_label(flag.severity)}: {flag}" for flag in analysis.doubts))
@@ -259,8 +260,8 @@ def recommendation_text(advice: Recommendation) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in advice.notes)])
 
 
-def comparison_text(comparison: Comparison, first: StoragePath, second: StoragePath) -> str:
-    """Return two sweeps side by side."""
+def comparison_text(comparison: Comparison, first: str, second: str) -> str:
+    """Return two laws side by side."""
     rows = []
     for d in comparison.differences:
         ratio = d.neutral == 1
@@ -280,7 +281,10 @@ def comparison_text(comparison: Comparison, first: StoragePath, second: StorageP
             f"second: {second}",
             f"at C = {fmt.flops(comparison.budget)} FLOPs, by {comparison.method}",
             fmt.table(head, rows),
-            "extrapolation factors " + " and ".join(f"{factor:.3g}" for factor in comparison.extrapolation),
+            "extrapolation factors "
+            + " and ".join(
+                "not published" if factor is None else f"{factor:.3g}" for factor in comparison.extrapolation
+            ),
             *(f"{_label(flag.severity)}: {flag}" for flag in comparison.warnings),
         ]
     )

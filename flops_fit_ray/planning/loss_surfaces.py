@@ -15,6 +15,7 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.arrays import Floats
+from flops_fit_ray.analysis.published import PUBLISHED, PublishedLaw
 from flops_fit_ray.errors import SpecError
 
 Numbers: TypeAlias = float | Floats
@@ -85,9 +86,23 @@ def additive(name: str, constants: Constants) -> LossSurface:
     return LossSurface(name=name, formula=formula, loss=loss, constants=constants)
 
 
-def _kaplan(params: Numbers, tokens: Numbers) -> Numbers:
-    """Kaplan et al. 2020, equation 1.5 with the constants given there: no floor, one power over both terms."""
-    return ((6.4e13 / params) ** (0.076 / 0.103) + 1.8e13 / tokens) ** 0.103
+def surface_of_law(name: str, law: PublishedLaw) -> LossSurface:
+    """Return the surface of a published law under a name; of repeated data, that of new data."""
+    c = law.constants
+    if law.form == "additive":
+        return additive(name, (c["E"], c["A"], c["B"], c["alpha"], c["beta"]))
+    inner = f"({c['N_c']:g}/N)^({c['alpha_N']}/{c['alpha_D']}) + {c['D_c']:g}/D"
+    return LossSurface(name=name, formula=f"L = ({inner})^{c['alpha_D']}", loss=_kaplan(c))
+
+
+def _kaplan(c: Mapping[str, float]) -> LossFunction:
+    """Return the loss of Kaplan et al. 2020, equation 1.5: no floor, one power over both terms."""
+
+    def loss(params: Numbers, tokens: Numbers) -> Numbers:
+        inner = (c["N_c"] / params) ** (c["alpha_N"] / c["alpha_D"]) + c["D_c"] / tokens
+        return inner ** c["alpha_D"]
+
+    return loss
 
 
 def _cross(params: Numbers, tokens: Numbers) -> Numbers:
@@ -113,15 +128,17 @@ def _odd(params: Numbers, tokens: Numbers) -> Numbers:
     return BESIROGLU.loss(params, tokens) + 0.004 * np.log(tokens / params / 20) ** 2
 
 
-BESIROGLU_CONSTANTS: Constants = (1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Besiroglu et al. 2024, table 1
-BESIROGLU = additive("besiroglu", BESIROGLU_CONSTANTS)
+BESIROGLU = surface_of_law("besiroglu", PUBLISHED["besiroglu2024"])
+assert BESIROGLU.constants is not None
+BESIROGLU_CONSTANTS: Constants = BESIROGLU.constants
+KAPLAN = surface_of_law("kaplan", PUBLISHED["kaplan2020-surface"])
 ADDITIVE: Mapping[str, LossSurface] = {
-    "hoffmann": additive("hoffmann", (1.69, 406.4, 410.7, 0.34, 0.28)),  # Hoffmann et al. 2022, section D.3
+    "hoffmann": surface_of_law("hoffmann", PUBLISHED["hoffmann2022-printed"]),
     "besiroglu": BESIROGLU,
     "lopsided": additive("lopsided", (1.69, 120.0, 3000.0, 0.25, 0.40)),  # steep towards less data, flat towards larger
 }
 OTHERS: Mapping[str, tuple[LossFunction, str]] = {
-    "kaplan": (_kaplan, "L = ((6.4e13/N)^(0.076/0.103) + 1.8e13/D)^0.103"),
+    "kaplan": (KAPLAN.loss, KAPLAN.formula),
     "cross": (_cross, f"{BESIROGLU.formula} + 30000/(N·D)^0.27"),
     "bend": (_bend, "L = 1.8172 + 0.7955·exp(-0.3478·z + 0.012·z²) + 2085.43/D^0.3658, z = ln(N/1e8)"),
     "small": (_small, "L = 1.8172 + 482.01/N^0.3478·(1 + 2e7/N) + 2085.43/D^0.3658"),
@@ -134,16 +151,21 @@ SURFACES: Mapping[str, LossSurface] = {
 
 
 def stated_surface(text: str) -> LossSurface:
-    """Return the surface of a name, or of five numbers `E,A,B,alpha,beta`.
+    """Return the surface of a name, of a published law, or of five numbers `E,A,B,alpha,beta`.
 
     Raises:
-        SpecError: it is neither.
+        SpecError: it is none of them, or the law has no surface.
     """
     if text in SURFACES:
         return SURFACES[text]
+    if text in PUBLISHED:
+        if PUBLISHED[text].surface is None:
+            laws = ", ".join(name for name, law in PUBLISHED.items() if law.surface is not None)
+            raise SpecError("--surface", [f"{text} is a law of optima, without losses at other sizes; take {laws}"])
+        return surface_of_law(text, PUBLISHED[text])
     fault = (
-        f"{text!r} is neither {', '.join(SURFACES)} nor five positive numbers E,A,B,alpha,beta nor a function "
-        "module:function of (params, tokens)"
+        f"{text!r} is neither {', '.join(SURFACES)} nor a published law (`flops-fit-ray laws`) nor five positive "
+        "numbers E,A,B,alpha,beta nor a function module:function of (params, tokens)"
     )
     try:
         e, a, b, alpha, beta = (float(x) for x in text.split(","))

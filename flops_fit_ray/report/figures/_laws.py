@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from flops_fit_ray.analysis import Comparison, Law, SweepFit
+from flops_fit_ray.analysis import Comparison, Law, PublishedLaw, SweepFit
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.report.figures._style import INK, MARKERS, Drawing, colours, readable_ticks, style_axes
 
@@ -100,25 +100,41 @@ def draw_laws(bands: list[LawBand]) -> Figure:
     return figure
 
 
-def comparison_bands(fits: Sequence[SweepFit], names: Sequence[str], comparison: Comparison) -> list[list[LawBand]]:
-    """Return N_opt and D_opt of every sweep by the compared method, over the range of all fits and the compared C."""
-    low = min(fit.fitted_range[0] for fit in fits)
-    high = max(*(fit.fitted_range[1] for fit in fits), comparison.budget)
-    found = []
-    for fit, name in zip(fits, names, strict=True):
-        method = fit.methods[comparison.method]
-        own = comparison.method == "valley"
-        budget = np.array([v.flops for v, _ in fit.optima]) if own else np.empty(0)
-        params = np.array([v.params_opt for v, _ in fit.optima]) if own else np.empty(0)
-        tokens = np.array([v.tokens_opt for v, _ in fit.optima]) if own else np.empty(0)
-        none = [(np.nan, np.nan)] * len(budget)
-        found.append(
-            [
-                _band(name, fit, method.params_opt, budget, params, none, (low, high)),
-                _band(name, fit, method.tokens_opt, budget, tokens, none, (low, high)),
-            ]
-        )
-    return found
+def comparison_bands(
+    of: Sequence[SweepFit | PublishedLaw], names: Sequence[str], comparison: Comparison
+) -> list[list[LawBand]]:
+    """Return N_opt and D_opt of both by the compared method, over the range of all fits and the compared C."""
+    spans = [one.fitted_range if isinstance(one, SweepFit) else one.budgets for one in of]
+    fitted = [span for one, span in zip(of, spans, strict=True) if span is not None and isinstance(one, SweepFit)]
+    known = fitted or [span for span in spans if span is not None]  # a law's own range may be far from a sweep's
+    low = min([comparison.budget / 10, *(span[0] for span in known)])
+    high = max([comparison.budget, *(span[1] for span in known)])
+    return [_both_bands(one, name, comparison, (low, high)) for one, name in zip(of, names, strict=True)]
+
+
+def _both_bands(
+    of: SweepFit | PublishedLaw, name: str, comparison: Comparison, span: tuple[float, float]
+) -> list[LawBand]:
+    if isinstance(of, PublishedLaw):
+        return [_line(name, law, span) for law in of.laws[:2] if law is not None]
+    assert comparison.method != "published"
+    method = of.methods[comparison.method]
+    optima = [v for v, _ in of.optima] if comparison.method == "valley" else []
+    budget = np.array([v.flops for v in optima])
+    params, tokens = (np.array([getattr(v, value) for v in optima]) for value in ("params_opt", "tokens_opt"))
+    none = [(np.nan, np.nan)] * len(budget)
+    return [
+        _band(name, of, method.params_opt, budget, params, none, span),
+        _band(name, of, method.tokens_opt, budget, tokens, none, span),
+    ]
+
+
+def _line(name: str, law: Law, span: tuple[float, float]) -> LawBand:
+    """Return a law without runs and without a band."""
+    empty, line_budget = np.empty(0), np.geomspace(*span, BAND_POINTS)
+    return LawBand(name=name, budget=empty, value=empty, low=empty, high=empty, line_budget=line_budget,
+                   line=np.array([law.at(c) for c in line_budget]), band_low=empty, band_high=empty,
+                   fitted_to=float("nan"))  # fmt: skip
 
 
 def draw_comparison(bands: list[list[LawBand]]) -> Figure:

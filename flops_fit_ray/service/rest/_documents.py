@@ -101,6 +101,7 @@ class FitOut(Grows):
     learning_rates: dict[str, Any] | None
     hold_out: dict[str, Any] | None
     isotime: dict[str, Any] | None
+    published: dict[str, Any] | None
     validity: list[dict[str, Any]]
 
 

@@ -94,6 +94,7 @@ def test_a_budget_that_its_law_puts_beyond_the_data_is_refused_before_it_is_paid
     assert again.results_sha256 == before and again.spec == sweep.spec
 
 
+@pytest.mark.usefixtures("rough_figures")
 def test_the_card_and_the_report_speak_of_it(sweep: Sweep) -> None:
     card = {line.item: line for line in validity_card(sweep.fit, sweep)}
     limited = [check for check in sweep.lr_checks if check.better]

@@ -182,7 +182,7 @@ def plan_user_parts(model: Any, data: Any, loss: Any, **train: Any) -> tuple[lis
         model=BIGRAM,
         data={"train": "tests.parts:text", "max_epochs": 60},
         loss=word,
-        budgets=[2e6, 4e6],
+        budgets=[2e5, 4e5] if model in (Mlp, Autoencoder) else [2e6, 4e6],  # a sample is one token: many steps
         train={"batch_size": 8, "lr": 1e-2, **train},
     )
     user = user_parts_of(spec, model=model, train=data, loss=BUILT_IN_LOSSES[loss] if isinstance(loss, str) else loss)

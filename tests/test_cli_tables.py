@@ -152,6 +152,7 @@ def test_optima_say_what_was_left_out_and_assumed(tmp_path: Path, capsys: pytest
     assert "--pool nope: there is no such column" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_each_part_has_a_report_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = ("a/b", "a-b", "..")
     runs = [RUNS.head(15).assign(set=name, loss=RUNS.loss[:15] * (1 + 0.1 * i)) for i, name in enumerate(parts)]

@@ -35,9 +35,10 @@ def rungs(candidates: Sequence[ModelSize], anchor: float, step: float) -> list[M
     for k in range(low, high + 1):
         target = anchor * step**k
         above = bisect.bisect_left(params, target)
-        neighbours = candidates[max(above - 1, 0) : above + 1]
-        best = min(neighbours, key=lambda s: abs(math.log(s.params / target)))
-        rung[best.params] = best
+        best = min(above, len(params) - 1)
+        if 0 < above < len(params):
+            best -= abs(math.log(params[above - 1] / target)) <= abs(math.log(params[above] / target))
+        rung[params[best]] = candidates[best]
     return [rung[n] for n in sorted(rung)]
 
 

@@ -18,7 +18,7 @@ from flops_fit_ray.planning._ranges import feasible_range, largest_batch, larges
 from flops_fit_ray.planning._sizes import even_window
 from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of
 from flops_fit_ray.planning.experiment import Measurements, ModelSize
-from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, by_params, centre_of, too_much_data, with_budgets_at
+from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, centre_of, too_much_data, with_budgets_at
 from flops_fit_ray.spec import SweepSpec
 
 NEEDS = f"an adaptive grid needs at least {MIN_SIZES}, better {GOOD_SIZES}"
@@ -50,9 +50,13 @@ def _cost_at(measurements: Measurements, params: float) -> float:
 
 def _log_costs(measurements: Measurements) -> tuple[Floats, Floats]:
     """Return ln N and ln FLOPs per token of the sizes, both increasing."""
-    sizes = by_params(measurements)
-    log_cost = np.maximum.accumulate(np.log([s.flops_per_token for s in sizes]))
-    return np.log([s.params for s in sizes]), np.asarray(log_cost)
+
+    def logarithms() -> tuple[Floats, Floats]:
+        sizes = measurements.by_params
+        log_cost = np.maximum.accumulate(np.log([s.flops_per_token for s in sizes]))
+        return np.log([s.params for s in sizes]), np.asarray(log_cost)
+
+    return measurements.once("log costs", logarithms)
 
 
 def _along(value: float, x: Floats, y: Floats) -> float:

@@ -8,7 +8,7 @@ from flops_fit_ray.planning import _adaptive as adaptive
 from flops_fit_ray.planning._sizes import spacing
 from flops_fit_ray.planning.cells import max_steps, steps_of
 from flops_fit_ray.planning.experiment import Measurements, ModelSize
-from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, by_params, centre_of
+from flops_fit_ray.planning.grid import GOOD_SIZES, MIN_STEPS, centre_of
 from flops_fit_ray.spec import SweepSpec
 
 FEW_STEPS = 110  # optimizer steps below which the loss depends more on the warmup than on the size
@@ -26,8 +26,9 @@ def least_steps(spec: SweepSpec, measurements: Measurements) -> int:
 
 def ladder_of(spec: SweepSpec, measurements: Measurements) -> list[ModelSize]:
     """Sizes of an adaptive grid: even steps in log N, one of them at the expected optimum of the smallest budget."""
-    anchor = centre_of(spec, measurements, spec.budgets[0].flops)
-    return adaptive.rungs(by_params(measurements), anchor, spacing(spec.grid))
+    anchor, step = centre_of(spec, measurements, spec.budgets[0].flops), spacing(spec.grid)
+    rungs = measurements.once(("ladder", anchor, step), lambda: adaptive.rungs(measurements.by_params, anchor, step))
+    return list(rungs)
 
 
 def fitting(spec: SweepSpec, measurements: Measurements, sizes: Sequence[ModelSize], budget: float) -> list[ModelSize]:
@@ -49,4 +50,8 @@ def first_valley(spec: SweepSpec, measurements: Measurements) -> list[ModelSize]
 def ideal_first_valley(spec: SweepSpec, measurements: Measurements) -> list[ModelSize]:
     """Sizes of the first valley, symmetric about its centre, if every size had enough steps and data."""
     centre = centre_of(spec, measurements, spec.budgets[0].flops)
-    return adaptive.nearest(ladder_of(spec, measurements), centre, spec.grid.first_sizes)
+    count, step = spec.grid.first_sizes, spacing(spec.grid)
+    sizes = measurements.once(
+        ("first", centre, step, count), lambda: adaptive.nearest(ladder_of(spec, measurements), centre, count)
+    )
+    return list(sizes)

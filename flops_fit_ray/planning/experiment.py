@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.planning.data_probe import DataProbe
@@ -108,6 +108,10 @@ class DataFacts(Record):
         return None if self.train_samples is None else self.train_samples * self.tokens_per_sample
 
 
+T = TypeVar("T")
+MAX_ANSWERS = 1000  # that measurements keep
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
     """Measured facts that a plan is made from. `skipped` are sizes that the model rejected, with its reason."""
@@ -118,6 +122,25 @@ class Measurements:
     probe: DataProbe | None = field(default=None, compare=False)  # for the processes that train; in no file
     loss: LossFacts = NOTHING_LEARNT
     counting: int = COUNTING  # the rule of N and FLOPs
+
+    @cached_property
+    def by_params(self) -> tuple[ModelSize, ...]:
+        """The sizes by increasing N."""
+        return tuple(sorted(self.sizes, key=lambda s: s.params))
+
+    def once(self, question: Hashable, answer: Callable[[], T]) -> T:
+        """Answer a question about these sizes once: a planner asks the same ones thousands of times."""
+        known = self._answers
+        if question not in known:
+            if len(known) >= MAX_ANSWERS:
+                known.clear()
+            known[question] = answer()
+        found: T = known[question]
+        return found
+
+    @cached_property
+    def _answers(self) -> dict[Hashable, Any]:
+        return {}
 
     def counted_by(self, rule: int) -> Measurements:
         """Return the measurements with N and FLOPs by the rule that a sweep began with."""

@@ -41,7 +41,10 @@ def static_cells(spec: SweepSpec, measurements: Measurements) -> list[Cell]:
 
 def centre_of(spec: SweepSpec, measurements: Measurements, budget: float) -> float:
     """First estimate of N_opt at a budget."""
-    return expected_centre(spec.grid.tokens_per_param, measurements.sizes, budget, measurements.counting)
+    ratio = spec.grid.tokens_per_param
+    return measurements.once(
+        ("centre", ratio, budget), lambda: expected_centre(ratio, measurements.by_params, budget, measurements.counting)
+    )
 
 
 def with_budgets_at(spec: SweepSpec, flops: Sequence[float]) -> SweepSpec:
@@ -50,8 +53,8 @@ def with_budgets_at(spec: SweepSpec, flops: Sequence[float]) -> SweepSpec:
 
 
 def by_params(measurements: Measurements) -> list[ModelSize]:
-    """Sort the sizes by increasing N."""
-    return sorted(measurements.sizes, key=lambda s: s.params)
+    """Return the sizes by increasing N."""
+    return list(measurements.by_params)
 
 
 def _sizes_for(spec: SweepSpec, budget: Budget, sizes: list[ModelSize], measurements: Measurements) -> list[ModelSize]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from types import CodeType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -42,21 +42,33 @@ def import_compiler_late(*modes: type) -> None:
 
 
 def _not_compiled(holder: object) -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
-    """Yield the functions of a module or class that the compiler looks away from, as they are called and as written."""
+    """Yield the functions of a module or class that the compiler looks away from, as they are called and as written.
+
+    They are looked for where decorators keep what they decorate; `__wrapped__` may be several of them further inside.
+    """
     zero_grad: Any = torch.optim.Optimizer.zero_grad
     code = zero_grad.__code__  # one for all of them
-    for shown in list(vars(holder).values()):
-        while shown is not None:
-            if (function := _inside(shown, code, "fn")) is not None:
-                yield shown, function
-            shown = getattr(shown, "__wrapped__", None)
+    left = [value for value in vars(holder).values() if isinstance(value, FunctionType)]
+    seen: set[FunctionType] = set()
+    while left:
+        shown = left.pop()
+        if shown in seen:
+            continue
+        seen.add(shown)
+        if (function := _inside(shown, code, "fn")) is not None:
+            yield shown, function
+        left += [cell.cell_contents for cell in shown.__closure__ or () if _holds_function(cell)]
+
+
+def _holds_function(cell: CellType) -> bool:
+    try:
+        return isinstance(cell.cell_contents, FunctionType)
+    except ValueError:  # an empty one
+        return False
 
 
 def _inside(shown: Any, code: CodeType, name: str) -> Callable[..., Any] | None:
-    """Return what a function of this code calls by that name; None for one of other code.
-
-    Not `__wrapped__`, which is the innermost function where several decorators copy each other's attributes.
-    """
+    """Return what a function of this code calls by that name; None for one of other code."""
     if getattr(shown, "__code__", None) is not code or name not in code.co_freevars:
         return None
     found: Callable[..., Any] = shown.__closure__[code.co_freevars.index(name)].cell_contents

@@ -20,12 +20,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.data.batch import batch_device
 from flops_fit_ray.training.lazy_compiler import import_compiler_late
+from flops_fit_ray.training.preflight._flop_counter import CountingMode, FlopCounter
 from flops_fit_ray.training.preflight._flop_formulas import aten, formulas, is_opaque
 from flops_fit_ray.training.preflight._known_shapes import KnownShapes, storage_of
 from flops_fit_ray.training.user.layers import EMBEDDINGS, embedding_only_params
@@ -67,7 +68,7 @@ def count_flops(
         MixedTypesError: matrices of two dtypes are multiplied.
         Exception: whatever the model raised, or a loss that takes it.
     """
-    import_compiler_late(_Watch, _FlopCounterMode)
+    import_compiler_late(_Watch, CountingMode, *CountingMode.__bases__)
     model.train()
     watch = _Watch(model, autocast=autocast)
     with contextlib.ExitStack() as places:
@@ -154,7 +155,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves
         """Count the operations of the block."""
         mapping = {op: self._counted(op, formula) for op, formula in formulas().items()}
         self._phase = phase
-        with FlopCounterMode(display=False, custom_mapping=mapping) as self._counter:
+        with FlopCounter(display=False, custom_mapping=mapping) as self._counter:
             yield self._counter
         self._counter = None
 

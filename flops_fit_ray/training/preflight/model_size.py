@@ -22,6 +22,7 @@ from flops_fit_ray.planning import (
 )
 from flops_fit_ray.spec import SizeValue, SweepSpec
 from flops_fit_ray.training.data import Batch
+from flops_fit_ray.training.lazy_compiler import import_compiler_late
 from flops_fit_ray.training.preflight._data_facts import describe_data, refuse_large_ids
 from flops_fit_ray.training.preflight._lr_rule import with_rates
 from flops_fit_ray.training.preflight._measured_run import measured_run, model_on_meta
@@ -93,6 +94,7 @@ def measure_sizes(
     Raises:
         SpecError: samples or sizes cannot be used; all such faults at once.
     """
+    import_compiler_late()
     batch, facts, probe = describe_data(spec, user)
     tokens = user.num_tokens(batch, spec.data.tokens_per_sample)
     known = {} if known is None else known

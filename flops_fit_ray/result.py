@@ -6,9 +6,9 @@ import numbers
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
-from flops_fit_ray.analysis import Analysis, NextRuns, Prediction, Question, Serving, SweepFit, answer
+from flops_fit_ray.analysis import Analysis, MetricPrediction, NextRuns, Prediction, Question, Serving, SweepFit, answer
 from flops_fit_ray.errors import ArgumentError, ResourceError
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.storage.atomic import write_bytes
@@ -102,6 +102,28 @@ class Result:
                 raise ArgumentError("predict", [f"{name}: must be a number, for example 1e21 FLOPs (got {value!r})"])
         serving = None if served is None else Serving(tokens=float(served), price=float(serving_price))
         return answer(self.fit, Question(**asked, unique=unique, serving=serving))
+
+    def predict_metric(
+        self,
+        name: str,
+        budget: float,
+        *,
+        kind: Literal["share", "loss"] | None = None,
+        bounds: tuple[float, float] | None = None,
+        chance: float | None = None,
+    ) -> MetricPrediction:
+        """Predict another metric at the optimum of C = `budget` FLOPs, in two steps: C to loss, and loss to metric.
+
+        Args:
+            name: of a metric that the runs have.
+            kind: "share" (accuracy, rate of errors) or "loss"; None: a share where all values lie within its bounds.
+            bounds: of a share, by default 0 and 1.
+            chance: value of a share by guessing; None: it is fitted.
+
+        Raises:
+            FitError: there is no law, or too few runs have that metric.
+        """
+        return self.analysis.predict_metric(name, budget, kind=kind, bounds=bounds, chance=chance)
 
     def seal(self, budget: float) -> Prediction:
         """Keep the prediction at C = `budget` FLOPs in the sweep directory, and return it; `scores` says how it held.

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.analysis._law import Interval, Law
     from flops_fit_ray.analysis._limited_data import predict_limited
     from flops_fit_ray.analysis._methods import METHODS, Method
+    from flops_fit_ray.analysis._metric_laws import MetricOptions, MetricPrediction, predict_metric
     from flops_fit_ray.analysis._next_runs import expected_factors, next_runs
     from flops_fit_ray.analysis._published_answer import (
         PublishedAnswer,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         interval_to_json,
         json_value,
         laws_to_json,
+        metric_to_json,
         n_opt_to_json,
         prediction_to_json,
         published_to_json,
@@ -60,6 +62,8 @@ __all__ = [
     "Law",
     "Method",
     "MethodName",
+    "MetricOptions",
+    "MetricPrediction",
     "NextRun",
     "NextRuns",
     "Place",
@@ -97,11 +101,13 @@ __all__ = [
     "json_value",
     "laws_to_json",
     "losses_at",
+    "metric_to_json",
     "n_opt_to_json",
     "next_runs",
     "predict",
     "predict_for_time",
     "predict_limited",
+    "predict_metric",
     "predict_published",
     "predict_served",
     "prediction_to_json",

@@ -8,6 +8,7 @@ from typing import Any
 
 from flops_fit_ray.analysis._extrapolation import HoldOut, LossHoldOut, hold_outs, loss_hold_out
 from flops_fit_ray.analysis._flags import Flag
+from flops_fit_ray.analysis._metric_laws import MetricKind, MetricOptions, MetricPrediction, predict_metric
 from flops_fit_ray.analysis._published_answer import PublishedDistance, published_distance
 from flops_fit_ray.analysis._rate_part import RatePart, rate_part
 from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, method_agreement, sensitivity, valley_bias
@@ -56,6 +57,29 @@ class Analysis:
         """Doubts about N_opt at the target: methods that disagree, curves that are biased, rates that were probed."""
         rates = None if self.rate_part is None else self.rate_part.flag
         return [flag for flag in (self.agreement, self.bias, rates) if flag is not None]
+
+    def predict_metric(
+        self,
+        name: str,
+        budget: float,
+        *,
+        kind: MetricKind | None = None,
+        bounds: tuple[float, float] | None = None,
+        chance: float | None = None,
+    ) -> MetricPrediction:
+        """Predict another metric at the optimum of C = `budget` FLOPs, in two steps: C to loss, and loss to metric.
+
+        Args:
+            name: of a metric that the runs have.
+            kind: "share" (accuracy, rate of errors) or "loss"; None: a share where all values lie within its bounds.
+            bounds: of a share, by default 0 and 1.
+            chance: value of a share by guessing; None: it is fitted.
+
+        Raises:
+            FitError: there is no law, or too few runs have that metric.
+        """
+        options = MetricOptions(kind=kind, bounds=bounds, chance=chance)
+        return predict_metric(self.fit, predict(self.fit, budget), name, options)
 
     @property
     def warnings(self) -> tuple[Flag, ...]:

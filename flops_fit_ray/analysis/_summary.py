@@ -14,6 +14,7 @@ from flops_fit_ray.analysis._curved_law import CurvedLaw
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._methods import Method
+from flops_fit_ray.analysis._metric_laws import MetricPrediction
 from flops_fit_ray.analysis._published_answer import PublishedAnswer
 from flops_fit_ray.analysis._served import ServedPrediction
 from flops_fit_ray.analysis._sweep_fit import SweepFit
@@ -96,6 +97,24 @@ def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, A
             "tokens_extrapolation": prediction.tokens_extrapolation,
             "warnings": [flag.to_json() for flag in prediction.warnings],
             **more,
+        }
+    )
+
+
+def metric_to_json(metric: MetricPrediction) -> dict[str, Any]:
+    """Return the prediction of a metric; null where the runs do not tell it."""
+    return _object(
+        {
+            "name": metric.name,
+            "kind": metric.kind,
+            "value": metric.value,
+            "interval": interval_to_json(metric.interval),
+            "interval_of_one_run": interval_to_json(metric.run_interval),
+            "law": metric.formula,
+            "runs": metric.runs,
+            "rms": metric.rms,
+            "loss_below_runs": metric.below,
+            "warnings": [flag.to_json() for flag in metric.warnings],
         }
     )
 

@@ -32,6 +32,7 @@ class Points:
     seconds: Floats | None = None  # of training; NaN where unknown
     params_as: Mapping[str, Floats] = field(default_factory=dict)  # N under other definitions
     flops_as: Mapping[str, Floats] = field(default_factory=dict)  # C under other definitions
+    metrics: Mapping[str, Floats] = field(default_factory=dict)  # other than the loss, by name; NaN where unknown
     unique: Floats | None = None  # tokens seen at least once; None where that is not known
     lr: Floats | None = None  # peak learning rate; None where it is taken for the best one
     tried: TriedRates | None = None  # other rates at some N and D, of runs whose `lr` was probed; None: as above

@@ -23,6 +23,7 @@ def fit_table(
     where: Mapping[str, str] | None = None,
     best_of: Sequence[str] = (),
     pool: Sequence[str] = (),
+    metrics: Sequence[str] = (),
     **options: Any,
 ) -> Analysis:
     """Fit any table of runs, as `flops-fit-ray fit TABLE` does.
@@ -37,6 +38,7 @@ def fit_table(
         best_of: columns with settings that were swept, of which the best row of each (N, D) is kept; by default those
             called lr, batch_size and alike; ["none"] keeps all rows.
         pool: columns whose values are one law all the same.
+        metrics: columns beside the loss, for `Analysis.predict_metric`.
         options: fields of `FitOptions`, such as method, curve, window, pins, draws, seed, confidence.
 
     Raises:
@@ -51,7 +53,12 @@ def fit_table(
         hint = did_you_mean(unknown[0], known) or f"known: {', '.join(sorted(known))}"
         raise SpecError("fit_table", [f"{unknown[0]}: unknown option; {hint}"])
     reading = TableOptions(
-        columns=columns or {}, units=units or {}, where=tuple((where or {}).items()), best_of=best_of, pool=pool
+        columns=columns or {},
+        units=units or {},
+        where=tuple((where or {}).items()),
+        best_of=best_of,
+        pool=pool,
+        metrics=metrics,
     )
     table = read_table(Path(expanded(str(path), "path")), reading)
     fit = fit_sweep(table.points, FitOptions(**options))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -50,6 +50,22 @@ class ServedTokens(click.ParamType[float]):
         return product
 
 
+class BoundsType(click.ParamType[tuple[float, float]]):
+    """Two numbers, the smaller first, such as 0,100."""
+
+    name = "LOW,HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Return both."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(number) for number in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not LOW,HIGH; give for example 0,100")
+        return low, high
+
+
 @click.command()
 @click.argument("words", nargs=-1, metavar="BUDGET [SOURCE]")
 @click.option("--hours", type=POSITIVE, help="A wall-clock budget on one device instead.")
@@ -78,6 +94,22 @@ class ServedTokens(click.ParamType[float]):
     type=POSITIVE,
     help="Of a FLOP in serving, in FLOPs of training: above 1 where serving uses its hardware less well. [default: 1]",
 )
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="Predict this metric of the runs, too (of a "
+    "table: this column): from the loss, with the errors of both steps.",
+)
+@click.option(
+    "--metric-kind",
+    type=click.Choice(["share", "loss"]),
+    help="What the metric is: a share such as an "
+    "accuracy, or another loss [default: a share where all runs lie within its bounds].",
+)
+@click.option("--bounds", type=BoundsType(), help="Of a share: LOW,HIGH [default: 0,1].")
+@click.option("--chance", type=float, help="Value of a share by guessing, such as 0.25 [default: fitted].")
 @click.option("--spec", "spec_to", type=LocalPath(), help="Of a sweep: write the spec of that one run here.")
 @click.option("--seal", "seal_it", is_flag=True, help="Of a sweep: keep this forecast in its directory, to be scored.")
 @with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
@@ -90,6 +122,10 @@ def predict(
     served: float | None,
     as_good_as: float | None,
     serving_price: float | None,
+    metrics: tuple[str, ...],
+    metric_kind: Literal["share", "loss"] | None,
+    bounds: tuple[float, float] | None,
+    chance: float | None,
     spec_to: Path | None,
     seal_it: bool,
     as_json: bool,
@@ -105,17 +141,27 @@ def predict(
     """
     from flops_fit_ray.analysis import Question, Serving
 
-    _check_together(hours=hours, loss=loss, unique=unique, served=served, seal=seal_it, as_good_as=as_good_as,
-                    serving_price=serving_price)  # fmt: skip
+    _check_together(
+        hours=hours,
+        loss=loss,
+        unique=unique,
+        served=served,
+        as_good_as=as_good_as,
+        serving_price=serving_price,
+        seal=seal_it,
+        metric=metrics or None,
+        metric_kind=metric_kind,
+        bounds=bounds,
+        chance=chance,
+    )
     instead = {"--hours": hours, "--loss": loss, "--as-good-as": as_good_as}
     budget, word = _budget_and_source(words, next((name for name, value in instead.items() if value is not None), ""))
     source, law = (None, None) if word is None else path_or_law(word)
     if law is not None:
-        _put_published(
-            law, budget, unique=unique, served=served, seal=seal_it, spec=spec_to, as_json=as_json, **options
-        )
+        others = {"unique": unique, "served": served, "metric": metrics, "seal": seal_it, "spec": spec_to}
+        _put_published(law, budget, asked=any(others.values()), as_json=as_json, **options)
         return
-    opened = open_source(source, options)
+    opened = open_source(source, {**options, "metrics": metrics})
     if hours is not None:
         prediction, content, text = _predicted_for_time(opened, hours)
     else:
@@ -124,6 +170,9 @@ def predict(
         prediction, content, text = _predicted(
             opened, Question(budget=budget, loss=loss, as_good_as=as_good_as, unique=unique, serving=serving)
         )
+    if metrics:
+        known = {"kind": metric_kind, "bounds": bounds, "chance": chance}
+        text = "\n".join([text, *_metrics_of(opened, prediction, metrics, known, content)])
     hidden = shadowed(word or "")
     content["warnings"] = [*(flag.to_json() for flag in opened.assumed), *content["warnings"]]
     lines = [*([f"note: {hidden}"] if hidden else []), *(f"{flag}" for flag in opened.assumed), text]
@@ -233,8 +282,8 @@ def _planned_words(plan: Plan | None) -> str:
     return f": size {e.size}, N = {e.params:,}, D = {e.tokens:,}, {e.steps:,} steps, lr {e.recipe.lr:.3g}"
 
 
-def _put_published(law: PublishedLaw, budget: float | None, *, as_json: bool, **options: Any) -> None:
-    """Print the answer of a published law.
+def _put_published(law: PublishedLaw, budget: float | None, *, asked: bool, as_json: bool, **options: Any) -> None:
+    """Print the answer of a published law; `asked`: something that it does not answer was asked.
 
     Raises:
         click.UsageError: something else was asked than N and D for a BUDGET.
@@ -242,8 +291,7 @@ def _put_published(law: PublishedLaw, budget: float | None, *, as_json: bool, **
     from flops_fit_ray.analysis import predict_published, published_to_json
     from flops_fit_ray.console.laws_text import published_text
 
-    others = [name for name in ("unique", "served", "seal", "spec") if options.pop(name)]
-    if budget is None or others:
+    if budget is None or asked:
         raise click.UsageError(f"{law.name} is a published law, and answers for a BUDGET in FLOPs alone")
     refuse_options(options, law.name)
     answer = predict_published(law, budget)
@@ -258,14 +306,22 @@ def _check_together(**given: Any) -> None:
         "loss": ("as_good_as", "unique", "seal"),
         "unique": ("as_good_as", "served", "seal"),
         "served": ("seal",),
+        "metric": ("hours", "unique", "served"),
     }
     for one, other in ((one, other) for one, others in apart.items() for other in others):
         if {one, other} <= names:
             words = " and ".join(f"--{name.replace('_', '-')}" for name in (one, other))
             raise click.UsageError(f"{words} are different questions; leave one out")
-    for name in ("serving_price", "as_good_as"):
-        if name in names and "served" not in names:
-            raise click.UsageError(f"--{name.replace('_', '-')} goes with --served TOKENS; give both")
+    goes = {
+        "serving_price": "served",
+        "as_good_as": "served",
+        "metric_kind": "metric",
+        "bounds": "metric",
+        "chance": "metric",
+    }
+    for name, other in goes.items():
+        if name in names and other not in names:
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --{other}; give both")
 
 
 def _budget_and_source(words: Sequence[str], instead: str) -> tuple[float | None, str | None]:
@@ -295,6 +351,18 @@ def _predicted(opened: Opened, question: Question) -> tuple[Prediction, dict[str
 
     confidence, prediction = opened.fit.options.confidence, answer(opened.fit, question)
     return prediction, prediction_to_json(prediction, confidence), prediction_text(prediction, confidence)
+
+
+def _metrics_of(
+    opened: Opened, prediction: Prediction, names: Sequence[str], known: Mapping[str, Any], content: dict[str, Any]
+) -> list[str]:
+    """Predict metrics, add them to the JSON `content`, and return their texts."""
+    from flops_fit_ray.analysis import MetricOptions, metric_to_json, predict_metric
+    from flops_fit_ray.console.fit_text import metric_text
+
+    found = [predict_metric(opened.fit, prediction, name, MetricOptions(**known)) for name in names]
+    content["metrics"] = [metric_to_json(one) for one in found]
+    return [metric_text(one) for one in found]
 
 
 def _predicted_for_time(opened: Opened, hours: float) -> tuple[Prediction, dict[str, Any], str]:

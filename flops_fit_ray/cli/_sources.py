@@ -158,6 +158,7 @@ def reading_of(options: Mapping[str, Any]) -> TableOptions:
         where=pairs("--where", options["where"]),
         best_of=options["best_of"],
         pool=options["pool"],
+        metrics=options.get("metrics", ()),
     )
 
 

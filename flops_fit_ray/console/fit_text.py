@@ -13,6 +13,7 @@ from flops_fit_ray.analysis import (
     Comparison,
     Interval,
     IsoTime,
+    MetricPrediction,
     Prediction,
     Sensitivity,
     ServedPrediction,
@@ -242,6 +243,23 @@ def _prediction_text(prediction: Prediction, head: str, of: str, *more: str) -> 
             *more,
             f"  extrapolation factor {prediction.extrapolation:.3g}{of}{_beyond(prediction.beyond)}",
             *(f"{_label(flag.severity)}: {flag}" for flag in prediction.warnings if flag.severity != "severe"),
+        ]
+    )
+
+
+def metric_text(metric: MetricPrediction) -> str:
+    """Return a metric at a prediction with its intervals, and its law."""
+    value = "not told" if metric.value is None else f"{metric.value:.4g}"
+    if metric.interval is not None:
+        value += f"  [{metric.interval.low:.4g}, {metric.interval.high:.4g}]"
+    if metric.run_interval is not None:
+        value += f", of one new run [{metric.run_interval.low:.4g}, {metric.run_interval.high:.4g}]"
+    kind = "a share between its bounds" if metric.kind == "share" else "a loss"
+    return "\n".join(
+        [
+            f"{metric.name}  {value}",
+            f"  taken for {kind}: {metric.formula}, {metric.runs} runs within {metric.rms:.2g} rms",
+            *(f"{_label(flag.severity)}: {flag}" for flag in metric.warnings),
         ]
     )
 

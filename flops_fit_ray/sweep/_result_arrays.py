@@ -52,6 +52,10 @@ def points_of(
         run=None if trunks is None else np.array(trunks, dtype=np.int64),
         lr=None if tried is None else column("lr"),
         tried=tried,
+        metrics={
+            name: np.array([r.metrics.get(name, np.nan) for r in results], dtype=np.float64)
+            for name in sorted({name for r in results for name in r.metrics})
+        },
         token_cost=measured,
         params_as={name: n for name, n in others.items() if (n > 0).all() and not np.array_equal(n, params)},
     )

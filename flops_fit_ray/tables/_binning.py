@@ -62,6 +62,7 @@ def _averaged(points: Points, cell: Ints) -> Points:
         loss=mean(points.loss),
         run=None if points.run is None else points.run[first],
         weight=weight,
+        metrics={name: mean(values) for name, values in points.metrics.items()},
         unique=None if points.unique is None else geometric(points.unique),
         seconds=None if points.seconds is None else mean(points.seconds),
         params_as={name: geometric(values) for name, values in points.params_as.items()},

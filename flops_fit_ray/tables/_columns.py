@@ -34,6 +34,7 @@ class TableOptions:
     units: Mapping[str, str] = field(default_factory=dict)  # ours -> k, M, B, T, EFLOP, PF-days, perplexity or a number
     where: Sequence[tuple[str, str]] = ()  # (column, value): keep the rows that have it
     best_of: Sequence[str] = ()  # swept settings: the best row of each (N, D); empty: by common names; "none": keep all
+    metrics: Sequence[str] = ()  # columns beside the loss to be predicted, too
     pool: Sequence[str] = ()  # columns that tell rows apart, whose rows are one table all the same
 
 

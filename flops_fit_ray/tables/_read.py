@@ -161,7 +161,7 @@ def read_loaded(path: Path, file: Loaded, options: TableOptions = DEFAULTS) -> T
     chosen = one_row_per_run(path, loaded.frame, values, columns, options, good, without_loss)
     notes += chosen.notes
     keep, left_out = chosen.keep, dict(chosen.left_out)
-    points = _points(loaded.frame, values, columns, chosen)
+    points = _points(loaded.frame, values, columns, chosen, options.metrics)
     points, width = binned(points)
     if width:
         notes.append(Flag("binned", "warning", f"{int(keep.sum()):,} rows were averaged in {len(points):,} cells of "
@@ -174,7 +174,7 @@ def read_loaded(path: Path, file: Loaded, options: TableOptions = DEFAULTS) -> T
 
 
 def _check_named(path: Path, frame: pd.DataFrame, options: TableOptions) -> None:
-    for option, names in (("--best-of", options.best_of), ("--pool", options.pool)):
+    for option, names in (("--best-of", options.best_of), ("--pool", options.pool), ("--metric", options.metrics)):
         for name in names:
             if name != NONE and name not in frame:
                 raise SpecError(str(path), [f"{option} {name}: {unknown_column(name, frame.columns)}"])
@@ -242,7 +242,9 @@ def _refuse_implausible(
         raise SpecError(str(path), faults)
 
 
-def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, chosen: Selection) -> Points:
+def _points(
+    frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, chosen: Selection, metrics: Sequence[str]
+) -> Points:
     keep, rates = chosen.keep, chosen.rates
     picked = {name: numeric[keep] for name, numeric in values.items()}
     label = picked.get("budget")
@@ -263,6 +265,7 @@ def _points(frame: pd.DataFrame, values: dict[str, Floats], columns: ColumnMap, 
         loss=picked["loss"],
         run=run,
         weight=picked.get("weight"),
+        metrics={name: numbers(frame[name], columns.decimal_comma)[keep] for name in metrics},
         unique=picked.get("unique_tokens"),
         seconds=None if seconds is None or not (seconds > 0).any() else np.where(seconds > 0, seconds, np.nan),
         params_as=_others(frame, OTHER_PARAMS, picked["params"], keep),

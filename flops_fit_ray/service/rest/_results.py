@@ -15,8 +15,8 @@ from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.rest import _documents as documents
 from flops_fit_ray.service.rest import _shapes as shapes
+from flops_fit_ray.service.rest._predict_query import PredictQuery
 from flops_fit_ray.service.rest._shapes import Limit, Offset
-from flops_fit_ray.service.state import views
 
 FIGURES = ("valleys", "laws", "curves")
 KINDS = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
@@ -55,32 +55,10 @@ async def get_fit(request: Request, name: str) -> Response:
 async def get_prediction(
     request: Request,
     name: str,
-    budget: Annotated[float | None, Query(ge=1, le=views.MAX_BUDGET)] = None,
-    loss: Annotated[float | None, Query(gt=0, le=views.MAX_LOSS)] = None,
-    unique: Annotated[float | None, Query(ge=1, le=views.MAX_BUDGET)] = None,
-    served: Annotated[float | None, Query(ge=1, le=views.MAX_BUDGET)] = None,
-    as_good_as: Annotated[float | None, Query(ge=1, le=views.MAX_BUDGET)] = None,
-    price: Annotated[float | None, Query(gt=0, le=views.MAX_BUDGET)] = None,
+    asked: Annotated[PredictQuery, Query()],
 ) -> Response:
-    """Return N, D and loss at `budget` FLOPs, or for `loss`, with intervals, and the recommended training run.
-
-    `unique` is the number of distinct tokens, where the best D would be more. `served` is the number of tokens that the
-    model will serve, and `price` that of a FLOP then, in FLOPs of training: `budget` is the total of both, and
-    `as_good_as` a C whose loss by training alone is to be reached.
-    """
-    faults = []
-    if [budget, loss, as_good_as].count(None) != 2:
-        faults.append("give one of budget, loss and (with served) as_good_as")
-    if unique is not None and (loss is not None or served is not None):
-        faults.append("unique goes with budget alone: leave loss and served out")
-    if served is None and (price is not None or as_good_as is not None):
-        faults.append("price and as_good_as are of a model that is served: give served, too")
-    if faults:
-        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "the question cannot be asked so", faults)
-    asked = {"budget": budget, "loss": loss, "as_good_as": as_good_as, "unique": unique, "served": served,
-             "price": price}  # fmt: skip
-    given = [f"{key}={number!r}" for key, number in asked.items() if number is not None]
-    return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "predict", *given))
+    """Return N, D and loss at `budget` FLOPs, or for a loss, with intervals, and the recommended training run."""
+    return as_is(await ask_fit_worker(request, await fresh_snapshot(request, name), "predict", *asked.words))
 
 
 @routes.get("/sweeps/{name}/summary", tags=["results"], response_model=documents.SummaryOut, responses=shapes.LATER)

@@ -231,15 +231,32 @@ def _short(sweep: Sweep) -> bytes:
 
 
 def _predict(sweep: Sweep, *given: str) -> bytes:
-    """Answer a question given as NAME=NUMBER: budget, loss, unique, served, price."""
-    from flops_fit_ray.analysis import Question, Serving, answer, json_value, prediction_to_json
+    """Answer a question given as NAME=NUMBER: budget, loss, unique, served, price; metric=NAME, low, high, chance."""
+    from flops_fit_ray.analysis import (
+        MetricOptions,
+        Question,
+        Serving,
+        answer,
+        json_value,
+        metric_to_json,
+        predict_metric,
+        prediction_to_json,
+    )
     from flops_fit_ray.sweep.recommend import recommend
 
-    numbers = {name: float(number) for name, number in (one.split("=", 1) for one in given)}
+    pairs = [one.split("=", 1) for one in given]
+    numbers = {name: float(value) for name, value in pairs if name != "metric"}
+    known = [numbers.pop(name, None) for name in ("low", "high", "chance")]
     served, price = numbers.pop("served", None), numbers.pop("price", 1.0)
     serving = None if served is None else Serving(tokens=served, price=price)
     prediction = answer(sweep.fit, Question(**numbers, serving=serving))
     content = prediction_to_json(prediction, sweep.fit.options.confidence)
+    if names := [name for key, name in pairs if key == "metric"]:
+        low, high, chance = known
+        bounds = None if low is None or high is None else (low, high)
+        options = MetricOptions(bounds=bounds, chance=chance)
+        found = [predict_metric(sweep.fit, prediction, name, options) for name in names]
+        content["metrics"] = [metric_to_json(one) for one in found]
     return json.dumps(json_value({**content, "run": recommend(sweep, sweep.fit, prediction).to_json()})).encode()
 
 

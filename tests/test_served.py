@@ -243,7 +243,7 @@ def test_a_table_is_asked_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     [
         (["1e20", "--served", "many"], "'many' is not a number of tokens; give for example 1e12, or 2e9x500"),
         (["1e20", "--served", "0x5"], "'0x5' is not a positive number of tokens"),
-        (["1e20", "--serving-price", "2"], "--serving-price goes with --served TOKENS"),
+        (["1e20", "--serving-price", "2"], "--serving-price goes with --served; give both"),
         (["--loss", "2", "--served", "1e9", "--seal"], "--loss and --seal are different questions"),
         (["--hours", "2", "--served", "1e9"], "--hours and --served are different questions"),
         (["1e20", "--served", "1e9", "--unique", "1e9"], "--unique and --served are different questions"),

@@ -212,11 +212,11 @@ def test_new_scatter_has_the_shared_part() -> None:
 def test_shared_noise_widens_the_intervals() -> None:
     """Runs that err alike at every budget move all minima together: N_opt is less certain, though its slope is not."""
     rng = np.random.default_rng(2)
-    points = sweep_on(SYMMETRIC, BUDGETS, sizes=15)
+    points = sweep_on(SYMMETRIC, list(np.geomspace(1e18, 1e20, 10)), sizes=15)
     error = 0.01 * rng.standard_normal(15)
-    noisy = replace(points, loss=points.loss + np.tile(error, 5) + 1e-4 * rng.standard_normal(len(points)))
+    noisy = replace(points, loss=points.loss + np.tile(error, 10) + 1e-4 * rng.standard_normal(len(points)))
     widths = []
-    for run in (None, np.tile(np.arange(15), 5)):
+    for run in (None, np.tile(np.arange(15), 10)):
         fit = fit_sweep(replace(noisy, run=run), FitOptions(draws=800))
         assert fit.params_opt is not None and fit.noise is not None
         interval = fit.params_opt.interval(1e19, 0.95)

@@ -6,8 +6,8 @@ noise; all of them together can:
 
     loss = parabola(z) + rho · b · r(z),   z = log10 N,   b the parabola's curvature, r(z) = z³ less its own parabola
 
-rho is common to the budgets (on a power-law surface it is (beta - alpha)/3 per unit of ln N). Its posterior has the
-prior of `random_effects`: exactly 0, or a half-Cauchy. Draws are centred halfway between the parabola and the
+rho is common to the budgets (on a power-law surface it is (beta - alpha)/3 per unit of ln N). Its prior is a
+half-Cauchy without a mass at 0: no valley is symmetric. Draws are centred halfway between the parabola and the
 estimate, with a spread that holds both: the skew of the outermost sizes need not be that of the valley's bottom.
 """
 
@@ -19,11 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.random_effects import draw_cells, spike_and_cauchy
+from flops_fit_ray.analysis.random_effects import draw_cells
 from flops_fit_ray.analysis.valley import Polynomial
 
-SKEW = 0.05  # scale of the prior of rho, per decade of N: |beta - alpha| = 0.065
-SKEWS = np.concatenate([[0.0], np.geomspace(0.01, 1.0, 13)])
+SKEW = 0.1  # scale of the prior of rho, per decade of N: |beta - alpha| = 0.13
+SKEWS = np.geomspace(0.01, 1.0, 13)  # standard deviations of rho
+BEYOND = 0.6  # spread of draws about half the estimate, as a share of it: 0.5 ends at the parabola and at the estimate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,8 +38,23 @@ class Skew:
     def draw(self, choice: Floats, normal: Floats) -> Floats:
         """Draw rho (draws,) from uniform and standard normal numbers (draws,)."""
         (cell,) = draw_cells(self.probability, choice)
-        half = 0.5 * self.mean[cell]
-        return np.asarray(half + np.sqrt(self.variance[cell] + half**2) * normal)
+        mean = self.mean[cell]
+        return np.asarray(0.5 * mean + np.sqrt(self.variance[cell] + (BEYOND * mean) ** 2) * normal)
+
+    @property
+    def estimate(self) -> float:
+        """Posterior mean of rho."""
+        return float(self.probability @ self.mean)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of rho."""
+        return float(np.sqrt(self.probability @ (self.variance + self.mean**2) - self.estimate**2))
+
+    @property
+    def mean_square(self) -> float:
+        """Mean square of what is drawn."""
+        return float(self.probability @ (self.variance + (0.5**2 + BEYOND**2) * self.mean**2))
 
 
 def common_skew(curves: Sequence[Polynomial], sigmas: Sequence[float], weights: Sequence[Floats]) -> Skew | None:
@@ -67,7 +83,7 @@ def common_skew(curves: Sequence[Polynomial], sigmas: Sequence[float], weights: 
         variance *= max(1.0, float(precision @ (each - rho) ** 2) / (len(each) - 1))
     total = variance + SKEWS**2
     log = -0.5 * (np.log(total) + rho**2 / total)
-    posterior = np.exp(log - log.max()) * spike_and_cauchy(SKEWS, SKEW)
+    posterior = np.exp(log - log.max()) * SKEWS / (1 + (SKEWS / SKEW) ** 2)  # half-Cauchy, per log
     shrunk = SKEWS**2 / total
     return Skew(probability=posterior / posterior.sum(), mean=shrunk * rho, variance=shrunk * variance)
 

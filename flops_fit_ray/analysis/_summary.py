@@ -50,6 +50,7 @@ def fit_to_json(fit: SweepFit) -> dict[str, Any]:
                 "confidence": fit.options.confidence,
                 "seed": fit.options.seed,
             },
+            "valley_skew": None if fit.skew is None else fit.skew.to_json(),
             "repetition": None if fit.repetition is None else fit.repetition.to_json(),
             "lack_of_fit": [test.to_json() for test in fit.lack_of_fit],
             "warnings": [flag.to_json() for flag in fit.warnings],

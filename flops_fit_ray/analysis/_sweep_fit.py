@@ -20,12 +20,14 @@ from flops_fit_ray.analysis._valley_minima import (
     Minima,
     MinimaErrors,
     ValleyIntervals,
+    ValleySkew,
     draw_minima,
     likely_excess,
     minima_errors,
     shared_skew,
     valley_intervals,
     valley_noise,
+    valley_skew,
 )
 from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.diagnostics import diagnose
@@ -63,6 +65,7 @@ class SweepFit:
     top: HeldOutTop | None = None  # the largest C, held out of the Huber surface
     repetition: Repetition | None = None  # what repeated data cost; None where none are known
     rates: BestRates | None = None  # what probed learning rates leave open; None where rates are taken for the best
+    skew: ValleySkew | None = None  # of the valleys, which their intervals hold; None where no interval does
 
     @property
     def answer(self) -> Method:
@@ -200,6 +203,7 @@ def fit_sweep(points: Points, options: FitOptions = FIT_DEFAULTS, curves: Points
         ),
         repetition=repetition,
         rates=low.rates,
+        skew=low.skew,
         lack_of_fit=tests,
         top=top,
         choices=choices,
@@ -236,6 +240,7 @@ class ValleyFit:
     choice: Choice | None  # of the curve, where it was left open
     rates: BestRates | None  # what probed learning rates leave open
     excess: Floats | None  # draws of what the rates cost (draws, points)
+    skew: ValleySkew | None  # of the valleys, as far as their draws hold it
 
 
 def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.random.Generator | None = None) -> ValleyFit:
@@ -278,6 +283,7 @@ def fit_minima(points: Points, options: FitOptions = FIT_DEFAULTS, rng: np.rando
         choice=choice,
         rates=rates,
         excess=excess,
+        skew=None if minima is None or noise is None else valley_skew(valleys, points, noise),
     )
 
 

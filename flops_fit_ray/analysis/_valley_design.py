@@ -127,4 +127,4 @@ def _skew(fit: SweepFit, groups: Sequence[tuple[int, Polynomial, object]], sigma
     skew = common_skew(
         [c for c in curves if c is not None], [sigma[fit.valleys[i].budget] for i, _, _ in groups], weights
     )
-    return 0.0 if skew is None else float(skew.probability @ (skew.variance + skew.mean**2 / 2))  # as it is drawn
+    return 0.0 if skew is None else skew.mean_square

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from flops_fit_ray.analysis._law import Interval, Law, central_interval, fit_power_law
 from flops_fit_ray.analysis._loss_law import fit_loss_law
-from flops_fit_ray.analysis._skew import common_skew, noise_about_cubics
+from flops_fit_ray.analysis._skew import Skew, common_skew, noise_about_cubics
 from flops_fit_ray.analysis._valley_cost import BentLaw, Correction, bent_law
 from flops_fit_ray.analysis.arrays import Floats, Ints
 from flops_fit_ray.analysis.noise import Noise, draw_scatter, group_noise
@@ -169,11 +169,7 @@ def draw_minima(
     interiors = [n for n, (i, _, _) in enumerate(groups) if valleys[i].status == "interior"]
     for over, sign in enumerate((1, -1)):  # a valley that leans to small N leans to large D
         curves = [_over(valleys[groups[n][0]])[over] for n in interiors]
-        weights = [points.weights[groups[n][2]] for n in interiors]
-        parabolas = [c for c in curves if isinstance(c, Polynomial)]
-        skew = None
-        if len(parabolas) == len(curves):
-            skew = common_skew(parabolas, [float(noise.sigma[n]) for n in interiors], weights)
+        skew = _skew_of(curves, interiors, groups, points, noise)
         rho = None if skew is None else skew.draw(choice, sign * normal)
         for n, curve in zip(interiors, curves, strict=True):
             here = scatter[:, group == n]
@@ -184,6 +180,60 @@ def draw_minima(
     minima[:, ~np.isfinite(minima).all(axis=0) | (minima[2] <= 0)] = np.nan  # a loss <= 0 has no logarithm
     source = effect_source(draws, len(valleys), seed)
     return Minima(log10_params=minima[0], log10_tokens=minima[1], loss=minima[2], source=source)
+
+
+def _skew_of(
+    curves: Sequence[Curve],
+    interiors: Sequence[int],
+    groups: Sequence[tuple[int, Polynomial, Ints]],
+    points: Points,
+    noise: Noise,
+) -> Skew | None:
+    """Return the skew that the curves of the valleys with these places among `groups` have in common."""
+    parabolas = [c for c in curves if isinstance(c, Polynomial)]
+    if len(parabolas) < len(curves):
+        return None
+    weights = [points.weights[groups[n][2]] for n in interiors]
+    return common_skew(parabolas, [float(noise.sigma[n]) for n in interiors], weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValleySkew:
+    """The skew over N that valleys with parabolas have in common, as far as intervals hold it."""
+
+    rho: float  # per decade of N, as in `_skew`
+    rho_sd: float
+    params_factor: float  # N_opt with it over that of the curves, geometric mean over the budgets
+
+    @property
+    def words(self) -> str:
+        """The assumption in one sentence."""
+        return (
+            f"intervals allow for a skew that all valleys have in common ({self.rho:+.3f} ± {self.rho_sd:.3f} per "
+            f"decade of N; with it N_opt is x{self.params_factor:.3f}), and lie about half of it; the laws do not"
+        )
+
+    def to_json(self) -> dict[str, float]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def valley_skew(valleys: Sequence[Valley], points: Points, noise: Noise) -> ValleySkew | None:
+    """Return the skew that `draw_minima` draws about; None where the curves cannot show one."""
+    groups = fitted(valleys)
+    interiors = [n for n, (i, _, _) in enumerate(groups) if valleys[i].status == "interior"]
+    curves = [_over(valleys[groups[n][0]])[0] for n in interiors]
+    skew = _skew_of(curves, interiors, groups, points, noise)
+    if skew is None:
+        return None
+    moved = [
+        float(c.minima(np.zeros((1, len(c.residuals))), np.array([skew.estimate]))[0][0]) - c.vertex
+        for c in curves
+        if isinstance(c, Polynomial)
+    ]
+    known = [one for one in moved if np.isfinite(one)]
+    factor = float(10 ** np.mean(known)) if known else float("nan")
+    return ValleySkew(rho=skew.estimate, rho_sd=skew.spread, params_factor=factor)
 
 
 def likely_excess(excess: Floats, valleys: Sequence[Valley], errors: MinimaErrors, seed: int) -> Floats:
@@ -219,7 +269,7 @@ def shared_skew(valleys: Sequence[Valley], points: Points) -> float:
         [float(noise.sigma[n]) * share for n, _, _ in groups],
         [points.weights[members] for _, _, members in groups],
     )
-    return 0.0 if skew is None else float(skew.probability @ skew.mean)
+    return 0.0 if skew is None else skew.estimate
 
 
 def _over(valley: Valley) -> tuple[Curve, Curve]:

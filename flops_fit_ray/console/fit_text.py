@@ -39,7 +39,9 @@ def table_text(table: Table) -> str:
 def analysis_text(analysis: Analysis) -> str:
     """Return the whole analysis: fit, methods, predictions, sensitivity panel, doubts, hold-outs."""
     fit = analysis.fit
-    blocks = ["\n".join([fit_text(fit), *(f"note: {flag}" for flag in fit.warnings if flag.severity == "info")])]
+    notes = [str(flag) for flag in fit.warnings if flag.severity == "info"]
+    notes += [fit.skew.words] if fit.skew is not None and fit.default == "valley" else []
+    blocks = ["\n".join([fit_text(fit), *(f"note: {note}" for note in notes)])]
     if analysis.target is not None and sum(method.params_opt is not None for method in fit.methods.values()) > 1:
         blocks.append(methods_text(analysis))
     blocks += [prediction_text(p, fit.options.confidence) for p in analysis.predictions]

@@ -93,6 +93,7 @@ class FitOut(Grows):
     problem: str
     noise: dict[str, Any] | None
     bootstrap: dict[str, Any] | None
+    valley_skew: dict[str, Any] | None
     repetition: dict[str, Any] | None
     lack_of_fit: list[dict[str, Any]]
     warnings: list[FlagOut]

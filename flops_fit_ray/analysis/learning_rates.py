@@ -7,8 +7,10 @@ A rate that is off raises the losses of a budget differently along N, and those 
 the rates is an extrapolation. So the minima move together, and no scatter of the losses shows it. Every draw of the
 bootstrap therefore has best rates of its own, and what each run's rate then costs is taken off its loss.
 
-Priors: p and q at published values; kappa and a at those of Step Law (Li et al. 2025), where half the best rate costs
-0.007 of 2.6 nats, twice the best 0.019 and four times 0.097. kappa is a share of the loss, known within a factor of e.
+Priors: published rates agree about p + q, along which minima lie (D in proportion to N): -0.25 in Bi et al. 2024, as
+lr ~ C^-0.125, and -0.41 in Step Law (Li et al. 2025), where p is -0.71 and q +0.31. p - q, that of sizes at one C, is
+left wide. kappa and a are those of Step Law, where half the best rate costs 0.007 of 2.6 nats, twice the best 0.019 and
+four times 0.097; kappa is a share of the loss, known within a factor of e.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ import numpy as np
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.random_effects import draw_cells
 
-PARAMS_SLOPE, PARAMS_SLOPE_SD = -0.3, 0.3  # prior of p
-# Of q, at one N and batch size: -0.3 in Bjorck et al. 2024, near 0 where rates follow the width alone
+ALONG, ALONG_SD = -0.4, 0.2  # prior of p + q
+ACROSS, ACROSS_SD = -0.1, 0.5  # of p - q
+# Of p and of q as plans take them: -0.3 in Bjorck et al. 2024, near 0 where rates follow the width alone
+PARAMS_SLOPE, PARAMS_SLOPE_SD = -0.3, 0.3
 TOKENS_SLOPE, TOKENS_SLOPE_SD = -0.2, 0.2
 LEVEL_SD = 100.0  # of m: not known
 KAPPA, KAPPA_SD = 0.01, 1.0  # prior of kappa over the loss, and the standard deviation of its logarithm
 KAPPAS = np.geomspace(2e-4, 1.0, 41)
 STEEPER, STEEPER_SD = 2 / 3, 0.4  # prior of a
 STEEPERS = np.arange(5) / 3
-SCATTER = 0.1  # of ln best about its law
+SCATTERS, SCATTER_PRIOR = np.array([0.02, 0.05, 0.1, 0.2]), np.array([0.3, 0.3, 0.25, 0.15])  # of ln best about its law
 LEAST_NOISE = 1e-6  # of the loss
 LEAST, WITHIN = 3, 4.1  # rates of a group that are read: so many at least, and those within this factor of the best one
 STEPS, LONGEST = 6, 0.5  # of Gauss and Newton, in ln lr
@@ -83,7 +87,7 @@ def _slope(u: Floats, steeper: Floats) -> Floats:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BestRates:
-    """The posterior: cells of a and kappa, and in each the law of the best rates about the mean ln N and ln D tried."""
+    """The posterior: cells of a, kappa and scatter, and in each the law of the best rates about `middle`."""
 
     steeper: Floats  # (cells,), a
     kappa: Floats  # (cells,), nats per squared ln lr
@@ -117,11 +121,11 @@ class BestRates:
 def best_rates(tried: TriedRates, sigma: float) -> BestRates:
     """Compute the posterior; `sigma`: standard deviation of a loss, in nats.
 
-    In each cell of a and kappa:
+    In each cell of a, kappa and scatter:
 
     1) ln best of a group by least squares of its losses, their level free: its variance is sigma² / sum J²,
        J = -kappa·g' less its mean
-    2) (m, p, q) by Bayesian regression of those, with the scatter `SCATTER` of each
+    2) (m, p, q) by Bayesian regression of those, with the scatter of each
     3) the probability of the cell by what 1) and 2) leave, and its prior
     """
     unit = float(np.nanmin(tried.loss, axis=1).mean())
@@ -131,9 +135,13 @@ def best_rates(tried: TriedRates, sigma: float) -> BestRates:
     places = np.log(np.stack([tried.params, tried.tokens], axis=1))
     middle = places.mean(axis=0)
     design = _design(tried.params, tried.tokens, middle)
-    prior = np.array([float(tried.log_lr[:, 0].mean()), PARAMS_SLOPE, TOKENS_SLOPE])
-    precision = np.diag(np.array([LEVEL_SD, PARAMS_SLOPE_SD, TOKENS_SLOPE_SD]) ** -2.0)
-    total = variance + SCATTER**2
+    prior = np.array([float(tried.log_lr[:, 0].mean()), (ALONG + ACROSS) / 2, (ALONG - ACROSS) / 2])
+    known = np.array([[1.0, 0, 0], [0, 1, 1], [0, 1, -1]])  # m, p + q and p - q
+    precision = known.T @ np.diag(np.array([LEVEL_SD, ALONG_SD, ACROSS_SD]) ** -2.0) @ known
+    steeper, kappa, left = (np.tile(values, len(SCATTERS)) for values in (steeper, kappa, left))
+    best, variance = (np.tile(values, (len(SCATTERS), 1)) for values in (best, variance))
+    scatter, weight = (np.repeat(values, len(kappa) // len(SCATTERS)) for values in (SCATTERS, SCATTER_PRIOR))
+    total = variance + scatter[:, None] ** 2
     information = np.einsum("gi,kg,gj->kij", design, 1 / total, design) + precision
     covariance = np.linalg.inv(information)
     mean = prior + np.einsum("kij,gj,kg->ki", covariance, design, (best - design @ prior) / total)
@@ -141,7 +149,7 @@ def best_rates(tried: TriedRates, sigma: float) -> BestRates:
     square = (off**2 / total).sum(axis=1) + np.einsum("ki,ij,kj->k", moved, precision, moved)
     log = -0.5 * (left + square + np.log(total / variance).sum(axis=1) + np.linalg.slogdet(information)[1])
     log -= 0.5 * (((steeper - STEEPER) / STEEPER_SD) ** 2 + (np.log(kappa / unit / KAPPA) / KAPPA_SD) ** 2)
-    probability = np.exp(log - log.max())
+    probability = np.exp(log - log.max()) * weight
     return BestRates(
         steeper=steeper,
         kappa=kappa,

@@ -158,7 +158,7 @@ def _print_tables(paths: Sequence[Path], each: str | None, options: FitOptions) 
             where = () if each is None or value is None else ((each, value),)
             try:
                 points = read_table(path, TableOptions(where=where)).points
-                rows += list(predicted(value or path.name, points, options))
+                rows += list(predicted(value or f"{path.absolute().parent.name}/{path.name}", points, options))
             except FlopsFitError as e:
                 sys.stderr.write(f"left out: {path} {value or ''}: {e}\n")
     for low, high, words in RANGES:

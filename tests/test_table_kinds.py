@@ -1,5 +1,6 @@
 """Tables as people have them: each kind is read right, or refused with the way out; nothing is guessed in silence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from flops_fit_ray import fit_table
 from flops_fit_ray.analysis import FitOptions, analyse, fit_minima, fit_sweep
+from flops_fit_ray.analysis._extrapolation import hold_outs
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.simulation import lr_penalty
 from flops_fit_ray.sweep.validity import validity_card
@@ -85,6 +87,10 @@ def test_several_rates_of_one_cell_are_probes(tmp_path: Path) -> None:
     fit = fit_sweep(table.points, FitOptions(draws=40))
     part = analyse(fit).rate_part
     assert part is not None and part.tried == 35 and "from 35 (N, D) with three rates or more" in part.words
+    assert part.outside and part.flag.severity == "warning" and "lies outside of it, as the rates are off" in part.words
+    assert not replace(part, params=true).outside
+    # What is observed at a held-out budget has the costs of its rates in it, as what is predicted has
+    assert [one.inside for one in hold_outs(fit)] == [True] * 6
     card = {item.item: item.words for item in validity_card(fit, table=table)}
     assert "35 of 35 (N, D) where it was swept have their best at the edge" in card["learning rate"]
     assert "if all rates were the best" in card["learning rate"] and "taken as the best" not in card["learning rate"]

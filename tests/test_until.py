@@ -150,7 +150,7 @@ def test_it_ends_where_probed_rates_are_all_that_is_left(whole: Result) -> None:
     ended = decide_next(probed, StoppingRule(target=3e10, factor=1.0001))
     assert not ended.runs and "what the probes leave open of the learning rates is x/÷" in ended.message
     card = {item.item: item.words for item in validity_card(probed.fit, probed)}
-    assert "is left if all rates were the best (best rates ~ N^-0.30·D^-0.20" in card["learning rate"]
+    assert "is left if all rates were the best (best rates ~ N^-0.25·D^-0.15" in card["learning rate"]
     untried = replace(sweep, plan=plan)
     assert untried.fit.rates is None
     card = {item.item: item.words for item in validity_card(untried.fit, untried)}

@@ -68,27 +68,31 @@ def _hold_outs(fit: SweepFit) -> Iterator[HoldOut]:
         law = minima_law(flops[:cut], params[:cut], covariance, source, fit.options.law_weights, correction)
         for i in range(cut, len(used)):
             variance = 0.0 if own is None else float(own[i, i])
+            # Of all draws of this minimum from the one of the losses as they are: half the skew, costs of its rates
+            shift = 0.0 if drawn is None else float(np.median(drawn.values[:, i]) - np.log10(params[i]))
             yield HoldOut(
                 fitted=cut,
                 budget=float(flops[i]),
                 extrapolation=float(flops[i] / flops[cut - 1]),
                 predicted=law.at(float(flops[i])),
                 observed=float(params[i]),
-                interval=_of_a_minimum(law, float(flops[i]), variance, fit),
+                interval=_of_a_minimum(law, float(flops[i]), variance, shift if np.isfinite(shift) else 0.0, fit),
             )
 
 
-def _of_a_minimum(law: Law, budget: float, variance: float, fit: SweepFit) -> Interval | None:
+def _of_a_minimum(law: Law, budget: float, variance: float, shift: float, fit: SweepFit) -> Interval | None:
     """Interval of the minimum found at C = `budget`: of the law, of the scatter between budgets and of its own error.
 
     Args:
         variance: of log10 of the minimum, by the noise of its losses.
+        shift: of log10 of its draws, which the law's draws have, too, and what is observed has not.
     """
     if law.draws is None:
         return None
     rng = np.random.default_rng([fit.options.seed, 3])
     tau = 0.0 if law.effects is None else law.effects.tau
-    found = law.draws.at(budget) * 10 ** (np.sqrt(variance + tau**2) * rng.standard_normal(len(law.draws.exponent)))
+    scatter = np.sqrt(variance + tau**2) * rng.standard_normal(len(law.draws.exponent))
+    found = law.draws.at(budget) * 10 ** (scatter - shift)
     return central_interval(found, fit.options.confidence)
 
 

@@ -21,6 +21,14 @@ class RatePart:
     factor_with_sure_rates: float  # if the sweep's rates were known to be the best
     best_rates: str  # their law, in words
     tried: int  # (N, D) that three rates or more were tried at
+    params: float  # N_opt of the losses as they are
+    params_interval: tuple[float, float] | None
+
+    @property
+    def outside(self) -> bool:
+        """True if the rates are known to be off by so much that N_opt lies outside of its interval."""
+        within = self.params_interval
+        return within is not None and not within[0] <= self.params <= within[1]
 
     @property
     def words(self) -> str:
@@ -32,17 +40,22 @@ class RatePart:
             words = f"the interval of {at} is x/÷{self.factor:.3g}, and {sure} if all rates are taken for the best"
         else:
             words = f"of the interval x/÷{self.factor:.3g} of {at}, {sure} is left if all rates were the best"
+        if self.outside and self.params_interval is not None:
+            words += (
+                f"; N_opt of these losses, {fmt.count(self.params)}, lies outside of it, as the rates are off: with "
+                f"the best ones it would be about {fmt.count(math.sqrt(math.prod(self.params_interval)))}"
+            )
         return f"{words} ({self.best_rates}, from {self.tried} (N, D) with three rates or more)"
 
     @property
     def flag(self) -> Flag:
         """The part as a note."""
-        severity: Severity = "warning" if math.isinf(self.factor) else "info"
+        severity: Severity = "warning" if self.outside or math.isinf(self.factor) else "info"
         return Flag("learning_rates", severity, f"learning rates: {self.words}")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self)
+        return asdict(self) | {"params_interval": None if self.params_interval is None else list(self.params_interval)}
 
 
 def rate_part(fit: SweepFit, target: float) -> RatePart | None:
@@ -52,11 +65,19 @@ def rate_part(fit: SweepFit, target: float) -> RatePart | None:
         return None
     laws = fit.params_opt, sure.methods[fit.default].params_opt
     within = [None if law is None else law.interval(target, fit.options.confidence) for law in laws]
-    if within[1] is None:
+    if within[1] is None or laws[0] is None:
         return None
     tried = 0 if fit.points.tried is None else len(fit.points.tried.params)
     whole, left = (math.inf if one is None else math.sqrt(one.factor) for one in within)
-    return RatePart(budget=target, factor=whole, factor_with_sure_rates=left, best_rates=fit.rates.words, tried=tried)
+    return RatePart(
+        budget=target,
+        factor=whole,
+        factor_with_sure_rates=left,
+        best_rates=fit.rates.words,
+        tried=tried,
+        params=laws[0].at(target),
+        params_interval=None if within[0] is None else (within[0].low, within[0].high),
+    )
 
 
 def rate_floor(fit: SweepFit, target: float, method: MethodName | None = None) -> float:

@@ -47,7 +47,15 @@ def test_the_optimum_is_the_one_that_a_search_finds(params_scale: float) -> None
         assert found.params == pytest.approx(n, rel=1e-3) and found.tokens == pytest.approx(d, rel=1e-3)
         assert found.loss == pytest.approx(loss, abs=1e-5)
         assert found.epochs == pytest.approx(d / unique, rel=1e-3) and found.params_interval is None
+        more = searched(budget, 2 * unique, params_scale)[2]
+        assert found.more_data.loss == pytest.approx(more, abs=1e-5)
+        assert found.more_data.gain == pytest.approx(loss - more, abs=1e-5)
+        factor = found.more_data.compute_factor
+        assert factor is not None and searched(budget * factor, unique, params_scale)[2] == pytest.approx(
+            more, abs=2e-4
+        )
     enough = predict_limited(fit, 1e21, 1e12)
+    assert (enough.more_data.gain, enough.more_data.compute_factor) == (0.0, 1.0)
     new = predict(fit, 1e21)
     assert (enough.params, enough.tokens, enough.loss, enough.epochs) == (new.params, new.tokens, new.loss, 1.0)
     assert enough.params == pytest.approx(optimum(BESIROGLU, 1e21)[0], rel=1e-3)
@@ -64,6 +72,8 @@ def test_intervals_hold_the_optimum_and_are_those_of_new_data_where_there_is_eno
         (found.params_interval, found.tokens_interval, found.loss_interval), searched(1e21, 1e10, np.inf), strict=True
     ):
         assert within is not None and within.holds(value) and within.factor < 1.2
+    gain = searched(1e21, 1e10, np.inf)[2] - searched(1e21, 2e10, np.inf)[2]
+    assert found.more_data.gain_interval is not None and found.more_data.gain_interval.holds(gain)
     assert found.run_interval is not None and found.loss_interval is not None
     assert found.run_interval.low < found.loss_interval.low
     enough, new = predict_limited(noisy, 1e21, 1e12), predict(noisy, 1e21)
@@ -118,7 +128,11 @@ def test_a_table_is_asked_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     assert said["unique_tokens"] == 1e10 and said["epochs"] == pytest.approx(said["tokens"] / 1e10)
     assert call(*ask) == 0
     out = capsys.readouterr().out
-    assert "C = 1e21 FLOPs, 10B distinct tokens (no intervals)" in out and "note: 5.02 epochs, in which a token" in out
+    assert (
+        "C = 1e21 FLOPs, 10B distinct tokens (no intervals)" in out
+        and "with twice the distinct tokens L is lower by" in out
+        and "note: 5.02 epochs, in which a token" in out
+    )
     for more, words in (("--seal", "--unique and --seal are"), ("--hours", "--hours and --unique are")):
         wrong = ["predict", *([] if more == "--hours" else ["1e21"]), path, "--unique", "1e10", more]
         assert call(*wrong, *(["8"] if more == "--hours" else [])) == 2

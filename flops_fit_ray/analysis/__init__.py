@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.analysis._comparison import Comparison, common_budget, compare
     from flops_fit_ray.analysis._flags import Flag
     from flops_fit_ray.analysis._law import Interval, Law
-    from flops_fit_ray.analysis._limited_data import predict_limited
+    from flops_fit_ray.analysis._limited_data import LimitedPrediction, predict_limited
     from flops_fit_ray.analysis._methods import METHODS, Method
     from flops_fit_ray.analysis._metric_laws import MetricOptions, MetricPrediction, predict_metric
     from flops_fit_ray.analysis._next_runs import expected_factors, next_runs
@@ -60,6 +60,7 @@ __all__ = [
     "Interval",
     "IsoTime",
     "Law",
+    "LimitedPrediction",
     "Method",
     "MethodName",
     "MetricOptions",

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._distance import distance, distances
 from flops_fit_ray.analysis._flags import Flag
-from flops_fit_ray.analysis._law import central_interval
+from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
@@ -27,10 +28,28 @@ from flops_fit_ray.fit_options import MethodName
 REACH = 14.0  # ln N on either side of N_opt for new tokens, within which the best N is looked for
 CELLS = 281  # of the first search; each further one narrows it by ten
 ROUNDS = 5  # after which ln N is known to 1e-6
+DEAREST, FACTORS = 1e3, 61  # of C, as which more data are worth at most, and how many are looked at
 FLAT = 0.1  # of ln N: an optimum so near the end of the search is none
 
 
-def predict_limited(fit: SweepFit, budget: float, unique: float, method: MethodName | None = None) -> Prediction:
+@dataclass(frozen=True, kw_only=True)
+class MoreData:
+    """Worth of twice the distinct tokens, at one C."""
+
+    loss: float  # that they would reach, with the N and D that are best then
+    gain: float  # nats by which it is lower
+    gain_interval: Interval | None
+    compute_factor: float | None  # of C that reaches as low a loss with the tokens that there are; None: none does
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitedPrediction(Prediction):
+    """N, D and loss that are best with few distinct tokens, and what more of them are worth."""
+
+    more_data: MoreData
+
+
+def predict_limited(fit: SweepFit, budget: float, unique: float, method: MethodName | None = None) -> LimitedPrediction:
     """Predict the best N and D at C = `budget` FLOPs where only `unique` distinct tokens exist, and their loss.
 
     1) Of the surface and of each draw, with its R_D* and R_N*: the optimum with `unique` tokens, over that for new ones
@@ -56,10 +75,13 @@ def predict_limited(fit: SweepFit, budget: float, unique: float, method: MethodN
     at = [law.at(budget) for law in chosen.laws]
     params, tokens = (value * math.exp(by[0]) for value, by in zip(at[:2], moved[:2], strict=True))
     loss = at[2] + float(moved[2][0])
+    more = _moved(found.surface, found.cost, budget, 2 * unique, scale, kappa)[2] - moved[2]
     drawn: list[Floats] | None = None
+    gains: Floats | None = None
     if found.draws is not None and found.case is not None and known.tokens_interval is not None:
         pairs = np.array(known.pairs)[found.case]
         by = _moved(found.draws, found.cost, budget, unique, pairs[:, 0], pairs[:, 1])
+        gains = by[2] - _moved(found.draws, found.cost, budget, 2 * unique, pairs[:, 0], pairs[:, 1])[2]
         laws = [law.draws.at(budget) for law in chosen.laws if law.draws is not None]
         drawn = [laws[0] * np.exp(by[0]), laws[1] * np.exp(by[1]), laws[2] + by[2]]
     confidence = fit.options.confidence
@@ -70,7 +92,14 @@ def predict_limited(fit: SweepFit, budget: float, unique: float, method: MethodN
         *distances(fit.points, params, tokens),
         distance("D/U", epochs, 1.0, known.max_epochs),
     ]
-    return Prediction(
+    worth = MoreData(
+        loss=loss + float(more[0]),
+        gain=-float(more[0]),
+        gain_interval=None if gains is None else central_interval(gains, confidence),
+        compute_factor=_compute_factor(chosen, budget, unique, scale, kappa, loss + float(more[0])),
+    )
+    return LimitedPrediction(
+        more_data=worth,
         budget=budget,
         method=chosen.name,
         params=params,
@@ -139,6 +168,25 @@ def _moved(
     by_d[short] = math.log(budget) - cost.per_token(best)[0] - log_d[short]
     by_loss[short] = losses(best[:, None])[:, 0] - loss[short]
     return by_n, by_d, by_loss
+
+
+def _compute_factor(
+    chosen: Method, budget: float, unique: float, scale: Floats, kappa: Floats, loss: float
+) -> float | None:
+    """Return the factor of C that reaches `loss` with `unique` tokens, up to `DEAREST`; None where none does."""
+    found = chosen.surface
+    assert chosen.loss_opt is not None and found is not None and found.surface is not None and found.cost is not None
+    factors = np.geomspace(1, DEAREST, FACTORS)
+    moved = [float(_moved(found.surface, found.cost, budget * g, unique, scale, kappa)[2][0]) for g in factors]
+    levels = np.array([chosen.loss_opt.at(budget * g) for g in factors]) + moved
+    below = np.flatnonzero(levels <= loss + 1e-12)
+    if not len(below):
+        return None
+    i = int(below[0])
+    if i == 0:
+        return 1.0
+    part = (levels[i - 1] - loss) / (levels[i - 1] - levels[i])
+    return float(factors[i - 1] * (factors[i] / factors[i - 1]) ** part)
 
 
 def _repeat_flags(known: Repetition, chosen: Method, budget: float, epochs: float) -> Iterator[Flag]:

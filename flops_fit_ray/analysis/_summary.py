@@ -13,6 +13,7 @@ from flops_fit_ray.analysis._comparison import Comparison
 from flops_fit_ray.analysis._curved_law import CurvedLaw
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
+from flops_fit_ray.analysis._limited_data import LimitedPrediction
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._metric_laws import MetricPrediction
 from flops_fit_ray.analysis._published_answer import PublishedAnswer
@@ -76,6 +77,9 @@ def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, A
     more: dict[str, Any] = {}
     if prediction.unique is not None:
         more = {"unique_tokens": prediction.unique, "epochs": prediction.epochs}
+    if isinstance(prediction, LimitedPrediction):
+        data = prediction.more_data
+        more["twice_the_data"] = {**asdict(data), "gain_interval": interval_to_json(data.gain_interval)}
     if prediction.budget_interval is not None:
         more["budget_interval"] = interval_to_json(prediction.budget_interval)
     if isinstance(prediction, ServedPrediction):

@@ -13,6 +13,7 @@ from flops_fit_ray.analysis import (
     Comparison,
     Interval,
     IsoTime,
+    LimitedPrediction,
     MetricPrediction,
     Prediction,
     Sensitivity,
@@ -188,7 +189,20 @@ def prediction_text(prediction: Prediction, confidence: float) -> str:
     if prediction.budget_interval is not None:
         low, high = prediction.budget_interval.low, prediction.budget_interval.high
         head = f"{head}\n  C  {fmt.flops(prediction.budget)}  [{fmt.flops(low)}, {fmt.flops(high)}] for that loss"
-    return _prediction_text(prediction, head, "")
+    more = [_more_data_text(prediction)] if isinstance(prediction, LimitedPrediction) else []
+    return _prediction_text(prediction, head, "", *more)
+
+
+def _more_data_text(prediction: LimitedPrediction) -> str:
+    data = prediction.more_data
+    if not data.gain > 0:
+        return "  with twice the distinct tokens the same"
+    gain = f"{data.gain:.4f}"
+    if data.gain_interval is not None:
+        gain += f" [{data.gain_interval.low:.4f}, {data.gain_interval.high:.4f}]"
+    factor = data.compute_factor
+    worth = "as no C reaches with these" if factor is None else f"as x{factor:.3g} the C with these"
+    return f"  with twice the distinct tokens L is lower by {gain}, {worth}"
 
 
 def _percent(prediction: Prediction, confidence: float) -> str:

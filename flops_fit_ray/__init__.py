@@ -11,7 +11,7 @@ from flops_fit_ray._version import __version__
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import next_runs
-    from flops_fit_ray.api import check, find_optimal, fit_table
+    from flops_fit_ray.api import check, compare, find_optimal, fit_table
     from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
     from flops_fit_ray.result import Result
     from flops_fit_ray.sweep import Experiment, SweepPlan
@@ -27,6 +27,7 @@ __all__ = [
     "TokenFile",
     "__version__",
     "check",
+    "compare",
     "find_optimal",
     "fit_table",
     "next_runs",
@@ -34,6 +35,7 @@ __all__ = [
 
 _HOMES = {
     "check": "flops_fit_ray.api",
+    "compare": "flops_fit_ray.api",
     "Experiment": "flops_fit_ray.sweep",
     "SweepPlan": "flops_fit_ray.sweep",
     "find_optimal": "flops_fit_ray.api",

@@ -65,6 +65,11 @@ def interval(low: float, high: float) -> str:
     return f"[{count(low)}, {count(high)}]"
 
 
+def factor(value: float) -> str:
+    """Format a factor in three significant digits: 1.23456 -> x1.23; without bounds: x(infinite)."""
+    return f"x{value:.3g}" if math.isfinite(value) else "x(infinite)"
+
+
 def duration(seconds: float) -> str:
     """Format seconds: 75 -> 1 min 15 s."""
     if seconds < 59.95:

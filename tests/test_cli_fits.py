@@ -15,6 +15,7 @@ from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
+from flops_fit_ray.sweep.comparability import comparability
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.next_places import SweepSpace
 from flops_fit_ray.sweep.recommend import recommend
@@ -262,6 +263,21 @@ def test_compare_says_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "extrapolation by 30x" in capsys.readouterr().out
     assert call("compare", a, b, "--figure", tmp_path / "both.bmp") == 2
     assert "unknown figure format" in capsys.readouterr().err
+
+
+def test_sweeps_of_other_losses_and_data_are_said(sweep: Sweep) -> None:
+    assert comparability(sweep, sweep) == []
+    other = replace(sweep, spec=sweep.spec.model_copy(update={"loss": "my_loss:huber", "loss_unit": "bits"}))
+    (flag,) = comparability(sweep, other)
+    assert flag.code == "other_loss" and f"{sweep.spec.loss} (held-out loss) and my_loss:huber in bits" in str(flag)
+    measured = sweep.plan.measurements
+    for data, said in (
+        (replace(measured.data, fingerprint="other"), "the data differ"),
+        (replace(measured.data, token_unit="bytes"), "of different tokenizers"),
+    ):
+        changed = replace(sweep, plan=replace(sweep.plan, measurements=replace(measured, data=data)))
+        (flag,) = comparability(sweep, changed)
+        assert flag.code == "other_data" and said in str(flag)
 
 
 def test_mistakes_are_exit_2_without_a_traceback(

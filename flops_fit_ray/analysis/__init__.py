@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.analysis._run_space import Place, RunSpace
     from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, sensitivity
     from flops_fit_ray.analysis._served import ServedChoice, ServedPrediction, Serving, if_served, predict_served
+    from flops_fit_ray.analysis._speedup import Speedup, SpeedupAt
     from flops_fit_ray.analysis._summary import (
         comparison_to_json,
         fit_to_json,
@@ -80,6 +81,8 @@ __all__ = [
     "ServedChoice",
     "ServedPrediction",
     "Serving",
+    "Speedup",
+    "SpeedupAt",
     "SweepFit",
     "TimedPrediction",
     "Valley",

@@ -12,6 +12,7 @@ from flops_fit_ray.analysis._distance import Distance
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._published_answer import predict_published
+from flops_fit_ray.analysis._speedup import Compared, Speedup, speedup
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning
@@ -48,6 +49,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     extrapolation: tuple[float | None, float | None]  # factor beyond the fitted budgets, of each; None: not published
     warnings: tuple[Flag, ...]
+    speedup: Speedup | None  # None where a law of the loss is missing, or the losses are of different kinds
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,9 +68,17 @@ class _Side:
 
 
 def compare(
-    a: SweepFit | PublishedLaw, b: SweepFit | PublishedLaw, budget: float, method: MethodName | None = None
+    a: SweepFit | PublishedLaw,
+    b: SweepFit | PublishedLaw,
+    budget: float,
+    method: MethodName | None = None,
+    *,
+    known: Sequence[Flag] = (),
 ) -> Comparison:
-    """Compare exponents, N_opt, D_opt and L_opt of b with those of a at C = `budget`.
+    """Compare exponents, N_opt, D_opt and L_opt of b with those of a at C = `budget`, and say by how much b is better.
+
+    Args:
+        known: differences of data and losses that are known. One of code `other_loss` leaves the speedup out.
 
     Raises:
         FitError: a sweep has no law by the method, or the budget is not a positive number.
@@ -87,13 +97,49 @@ def compare(
     if one.loss is not None and other.loss is not None:
         rows.append(_value("L_opt", one.loss, other.loss, budget, confidence, ratio=False))
     far = [*one.far, *other.far]
+    compared = [_compared(x, side, name) for x, side in ((a, one), (b, other))]
+    found = None
+    if compared[0] is not None and compared[1] is not None and not any(flag.code == "other_loss" for flag in known):
+        found = speedup(compared[0], compared[1], budget, confidence)
     return Comparison(
         method=name or "published",
         budget=budget,
         confidence=confidence,
         differences=tuple(rows),
         extrapolation=(one.factor, other.factor),
-        warnings=(*_of_published(a, b), *(extrapolation_warning(*far) if far else ())),
+        warnings=(
+            *known,
+            *_of_published(a, b),
+            *(extrapolation_warning(*far) if far else ()),
+            *(() if found is None else found.notes),
+        ),
+        speedup=found,
+    )
+
+
+def _compared(of: SweepFit | PublishedLaw, side: _Side, name: MethodName | None) -> Compared | None:
+    """Return what the speedup is found from; None without a law of the loss."""
+    if side.loss is None:
+        return None
+    if isinstance(of, PublishedLaw):
+        return Compared(loss=side.loss, params=side.n, tokens=side.d, span=of.budgets, fit=None, surface=of.surface,
+                        surface_draws=None)  # fmt: skip
+    assert name is not None
+    found, others = of.surface.surface, []
+    for other in ("valley", of.surface.name):
+        law = of.methods[other].loss_opt
+        if other != name and law is not None and (other != "valley" or of.points.labelled):
+            others.append(law)
+    usable = found is not None and found.usable
+    return Compared(
+        loss=side.loss,
+        params=side.n,
+        tokens=side.d,
+        span=of.range_of(name),
+        fit=of if name == "valley" else None,
+        surface=found.surface if found is not None and usable else None,
+        surface_draws=found.draws if found is not None and usable else None,
+        others=tuple(others[:1]),
     )
 
 

@@ -189,6 +189,7 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
                 }
                 for d in comparison.differences
             ],
+            "speedup": None if comparison.speedup is None else comparison.speedup.to_json(),
         }
     )
 

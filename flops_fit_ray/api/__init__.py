@@ -1,6 +1,7 @@
-"""The Python door: `find_optimal(...) -> Result`, `check(...)` before it, `fit_table(...)` for other runs."""
+"""The Python door: `find_optimal(...) -> Result`, `check(...)` before it, `fit_table(...)`, `compare(...)`."""
 
+from flops_fit_ray.api._compare import compare
 from flops_fit_ray.api._find_optimal import check, find_optimal
 from flops_fit_ray.api._fit_table import fit_table
 
-__all__ = ["check", "find_optimal", "fit_table"]
+__all__ = ["check", "compare", "find_optimal", "fit_table"]

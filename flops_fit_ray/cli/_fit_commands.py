@@ -19,23 +19,22 @@ from flops_fit_ray.cli._sources import (
     Opened,
     command_of,
     fit_options_of,
-    is_table,
     open_source,
     opened_sweep,
     opened_table,
-    path_or_law,
     reading_of,
-    shadowed,
     with_options,
 )
 from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, FlopsFitError, SpecError
 from flops_fit_ray.fit_options import FIT_DEFAULTS
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
+from flops_fit_ray.sweep.sources import is_table, path_or_law, shadowed
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import Analysis, Flag, NextRuns, PublishedLaw, SweepFit
+    from flops_fit_ray.sweep.directory import Sweep
     from flops_fit_ray.sweep.validity import CardItem
-    from flops_fit_ray.tables import Loaded, Optima
+    from flops_fit_ray.tables import Loaded, Optima, Table
 
 
 @click.command()
@@ -196,7 +195,11 @@ def _show_optima(optima: Optima, at: Sequence[float], as_json: bool, options: Ma
 @with_options([*TABLE_OPTIONS, *FIT_OPTIONS])
 @json_option
 def compare(first: str, second: str, at: float | None, figure: Path | None, as_json: bool, **options: Any) -> None:
-    """Compare two sweeps or tables: exponents, and N_opt, D_opt and loss at one C, with intervals of the difference.
+    """Compare two sweeps or tables: is the second better, and by how much compute?
+
+    The effective speedup is the factor of C by which the first reaches the loss of the second, with its interval, over
+    the budgets of both and at C, and what would decide it where it is not told; exponents, N_opt, D_opt and loss at C
+    beside each other. Losses of different kinds are not compared; other data are said.
 
     FIRST and SECOND are sweep directories, tables of runs, or names of published laws (`laws` lists them).
     """
@@ -207,7 +210,13 @@ def compare(first: str, second: str, at: float | None, figure: Path | None, as_j
     method = options["method"]
     sides = [_side(name, options) for name in (first, second)]
     where = at if at is not None else common_budget(sides[0].of, sides[1].of)
-    comparison = compare_fits(sides[0].of, sides[1].of, where, None if method in (None, "auto") else method)
+    known = []
+    if sides[0].source is not None and sides[1].source is not None:
+        from flops_fit_ray.sweep.comparability import comparability
+
+        known = comparability(sides[0].source, sides[1].source)
+    wanted = None if method in (None, "auto") else method
+    comparison = compare_fits(sides[0].of, sides[1].of, where, wanted, known=known)
     content = comparison_to_json(comparison)
     assumed = [flag.to_json() | {"message": f"{side.name}: {flag}"} for side in sides for flag in side.assumed]
     content["warnings"] = [*assumed, *content["warnings"]]
@@ -217,7 +226,8 @@ def compare(first: str, second: str, at: float | None, figure: Path | None, as_j
     if figure is not None:
         from flops_fit_ray.report.figures import comparison_bands, draw_comparison, save
 
-        save(draw_comparison(comparison_bands([side.of for side in sides], [first, second], comparison)), figure)
+        bands = comparison_bands([side.of for side in sides], [first, second], comparison)
+        save(draw_comparison(bands, comparison.speedup), figure)
         put_text(f"figure: {figure}", err=as_json)
 
 
@@ -228,6 +238,7 @@ class _Side:
     of: SweepFit | PublishedLaw
     name: str
     assumed: Sequence[Flag] = ()
+    source: Sweep | Table | None = None
 
 
 def _side(name: str, options: Mapping[str, Any]) -> _Side:
@@ -242,7 +253,7 @@ def _side(name: str, options: Mapping[str, Any]) -> _Side:
     opened = open_source(path, options)
     if opened.fit.problem:
         raise SpecError(name, [f"there is no law: {opened.fit.problem}"])
-    return _Side(opened.fit, name, opened.assumed)
+    return _Side(opened.fit, name, opened.assumed, opened.sweep or opened.table)
 
 
 @click.command()

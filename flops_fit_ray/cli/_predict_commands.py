@@ -15,16 +15,14 @@ from flops_fit_ray.cli._sources import (
     FIT_OPTIONS,
     TABLE_OPTIONS,
     Opened,
-    is_table,
     open_source,
-    path_or_law,
     reading_of,
     refuse_options,
-    shadowed,
     with_options,
 )
 from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
+from flops_fit_ray.sweep.sources import is_table, path_or_law, shadowed
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import Prediction, PublishedLaw, Question

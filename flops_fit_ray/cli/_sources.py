@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flops_fit_ray.cli._common import open_directory
-from flops_fit_ray.errors import FitError, SpecError
+from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import CHOICES, FIT_DEFAULTS, LIMITS, PINS, FitOptions, check_pins
-from flops_fit_ray.storage.storage_path import StoragePath, check_store_answers, local_path, storage_path
+from flops_fit_ray.storage.storage_path import StoragePath, local_path
+from flops_fit_ray.sweep.sources import is_table
 
 if TYPE_CHECKING:
-    from flops_fit_ray.analysis import Flag, PublishedLaw, SweepFit
+    from flops_fit_ray.analysis import Flag, SweepFit
     from flops_fit_ray.sweep.directory import Sweep
     from flops_fit_ray.tables import Table, TableOptions
 
@@ -99,38 +100,6 @@ class Opened:
             return [] if self.sweep is None else list(self.sweep.damage)
         flags = self.table.flags
         return [flag for flag in flags if flag.code != "budgets_by_nearness"]
-
-
-def is_table(source: StoragePath) -> bool:
-    """Return True for the path of a table: a file with a suffix, there or not."""
-    check_store_answers(source)
-    return not source.is_dir() and bool(source.suffix)
-
-
-def path_or_law(text: str) -> tuple[StoragePath, PublishedLaw | None]:
-    """Return the path of a sweep or a table, and the published law of that name where no such path is there.
-
-    Raises:
-        SpecError: there is neither, and the word is nearly the name of a law.
-    """
-    path = storage_path(text)
-    if "/" in text or path.suffix or path.exists():
-        return path, None
-    from flops_fit_ray.analysis import PUBLISHED
-    from flops_fit_ray.formatting import did_you_mean
-
-    if text not in PUBLISHED and (near := did_you_mean(text, PUBLISHED)):
-        raise SpecError(text, [f"no such directory, and no published law; {near} (`flops-fit-ray laws` lists them)"])
-    return path, PUBLISHED.get(text)
-
-
-def shadowed(text: str) -> str:
-    """Return a note where a path of this machine hides a published law of its name; else nothing."""
-    from flops_fit_ray.analysis import PUBLISHED
-
-    if text in PUBLISHED and storage_path(text).exists():
-        return f"{text} is the one in this directory, not the published law of that name"
-    return ""
 
 
 def refuse_options(options: Mapping[str, Any], name: str) -> None:

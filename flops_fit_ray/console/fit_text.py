@@ -315,6 +315,7 @@ def comparison_text(comparison: Comparison, first: str, second: str) -> str:
             f"second: {second}",
             f"at C = {fmt.flops(comparison.budget)} FLOPs, by {comparison.method}",
             fmt.table(head, rows),
+            *speedup_lines(comparison),
             "extrapolation factors "
             + " and ".join(
                 "not published" if factor is None else f"{factor:.3g}" for factor in comparison.extrapolation
@@ -322,6 +323,34 @@ def comparison_text(comparison: Comparison, first: str, second: str) -> str:
             *(f"{_label(flag.severity)}: {flag}" for flag in comparison.warnings),
         ]
     )
+
+
+def speedup_lines(comparison: Comparison) -> list[str]:
+    """Return the lines on the effective speedup of the second; none where it has none."""
+    found = comparison.speedup
+    if found is None:
+        return []
+    if found.verdict == "incomparable":
+        return [found.words]
+    ends = [one for one in (found.curve[0], found.curve[-1]) if one.budget != found.at.budget]
+    elsewhere = [f"{fmt.factor(one.factor)}{_factors(one.interval)} at {fmt.flops(one.budget)}" for one in ends]
+    lines = [
+        f"{100 * comparison.confidence:g} %: {found.words}",
+        f"  {found.basis_words}" + (f"; {', '.join(elsewhere)}" if elsewhere else ""),
+    ]
+    if found.tokens is not None:
+        t = found.tokens
+        lines.append(
+            f"  or {fmt.factor(t.factor)}{_factors(t.interval)} of the tokens, at N = {fmt.count(t.params)} and D = "
+            f"{fmt.count(t.tokens)}, by the surfaces"
+        )
+    if found.deciding is not None:
+        lines.append(f"  {found.deciding.words}")
+    return lines
+
+
+def _factors(interval: Interval | None) -> str:
+    return f" [{fmt.factor(interval.low)}, {fmt.factor(interval.high)}]" if interval else ""
 
 
 def timed_text(answer: TimedPrediction, timed: IsoTime, fit: SweepFit) -> str:

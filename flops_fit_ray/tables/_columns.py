@@ -57,6 +57,12 @@ class ColumnMap:
         return np.asarray(values)
 
 
+def loss_in(columns: ColumnMap) -> str:
+    """Return the unit in which losses are taken: bits where the header says so and nobody made nats of them."""
+    header, scale = columns.taken.get("loss", ""), columns.scale.get("loss", 1.0)
+    return "bits" if scale == 1.0 and any(normal(header).endswith(word) for word in BITS) else "nats"
+
+
 def find_columns(source: str, loaded: Loaded, options: TableOptions) -> ColumnMap:
     """Find the column and unit of every quantity.
 

@@ -19,7 +19,7 @@ from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.tables._binning import binned
 from flops_fit_ray.tables._cells import numbers
-from flops_fit_ray.tables._columns import NONE, ColumnMap, TableOptions, find_columns, unknown_column
+from flops_fit_ray.tables._columns import NONE, ColumnMap, TableOptions, find_columns, loss_in, unknown_column
 from flops_fit_ray.tables._load import Loaded, load
 from flops_fit_ray.tables._names import ACTIVE, OTHER_FLOPS, OTHER_PARAMS, normal
 from flops_fit_ray.tables._optima import Optima, read_optima
@@ -64,6 +64,7 @@ class Table:
     left_out: Mapping[str, int]  # rows that are not used though they are sound, by the reason
     notes: tuple[Flag, ...]  # what was assumed
     settings: tuple[Setting, ...]  # of training, in columns of the table
+    loss_in: str = "nats"  # or bits; taken for nats where the header does not say
 
     @property
     def flags(self) -> tuple[Flag, ...]:
@@ -170,7 +171,7 @@ def read_loaded(path: Path, file: Loaded, options: TableOptions = DEFAULTS) -> T
     if unfinished:
         left_out = {"unfinished": rows - len(loaded.frame)} | left_out
     return Table(path=path, points=points, rows=rows, refused=refused, columns=dict(columns.taken), derived=derived,
-                 left_out=left_out, notes=tuple(notes), settings=chosen.settings)  # fmt: skip
+                 left_out=left_out, notes=tuple(notes), settings=chosen.settings, loss_in=loss_in(columns))  # fmt: skip
 
 
 def _check_named(path: Path, frame: pd.DataFrame, options: TableOptions) -> None:

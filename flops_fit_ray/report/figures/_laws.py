@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flops_fit_ray.analysis import Comparison, Law, PublishedLaw, SweepFit
+from flops_fit_ray.analysis import Comparison, Law, PublishedLaw, Speedup, SweepFit
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.report.figures._style import INK, MARKERS, Drawing, colours, readable_ticks, style_axes
 
@@ -137,12 +138,15 @@ def _line(name: str, law: Law, span: tuple[float, float]) -> LawBand:
                    fitted_to=float("nan"))  # fmt: skip
 
 
-def draw_comparison(bands: list[list[LawBand]]) -> Figure:
-    """Draw the laws of both sweeps in the same axes."""
-    figure = Drawing(figsize=(7.2, 3.6), layout="constrained")
-    for column, (axes, title) in enumerate(
-        zip(figure.subplots(1, 2), ("N_opt (parameters)", "D_opt (tokens)"), strict=True)
-    ):
+def draw_comparison(bands: list[list[LawBand]], speedup: Speedup | None = None) -> Figure:
+    """Draw the laws of both sweeps in the same axes, and the speedup of the second over C beside them."""
+    titles = ("N_opt (parameters)", "D_opt (tokens)")
+    panels = len(titles) + (speedup is not None)
+    figure = Drawing(figsize=(3.6 * panels, 3.6), layout="constrained")
+    every = figure.subplots(1, panels)
+    if speedup is not None:
+        _draw_speedup(every[-1], speedup)
+    for column, (axes, title) in enumerate(zip(every, titles, strict=False)):
         for i, (sweep, colour) in enumerate(zip(bands, colours(len(bands)), strict=True)):
             band = sweep[column]
             if len(band.band_low):
@@ -160,3 +164,25 @@ def draw_comparison(bands: list[list[LawBand]]) -> Figure:
         if column == 0:
             axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     return figure
+
+
+def _draw_speedup(axes: Axes, speedup: Speedup) -> None:
+    """Draw s(C) with its band, infinite factors left out, and the compared C."""
+    shown = [one for one in speedup.curve if np.isfinite(one.factor)]
+    axes.set_xlim(speedup.curve[0].budget / 1.5, speedup.curve[-1].budget * 1.5)
+    if not shown:
+        axes.text(0.5, 0.5, "infinite: incomparable", transform=axes.transAxes, ha="center", color=INK)
+    budget = np.array([one.budget for one in shown])
+    colour = colours(3)[1]
+    if shown and all(one.interval is not None for one in shown):
+        low, high = (np.array([getattr(one.interval, end) for one in shown]) for end in ("low", "high"))
+        top = max(2.0, 3 * float(max(one.factor for one in shown)))
+        axes.fill_between(budget, low, np.minimum(high, top), color=colour, alpha=0.2, linewidth=0)
+    axes.plot(budget, [one.factor for one in shown], "-", color=colour, linewidth=1.4)
+    if np.isfinite(speedup.at.factor):
+        axes.plot([speedup.at.budget], [speedup.at.factor], "o", color=INK, markersize=5)
+    axes.axhline(1.0, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xlabel("C (FLOPs)")
+    axes.set_title("speedup of the second", fontsize=10, color=INK)
+    style_axes(axes)

@@ -147,7 +147,8 @@ def drawn_comparison(first: Sweep, second: Sweep, names: tuple[str, str], budget
     """
     from flops_fit_ray.report.figures import draw_comparison, to_svg
 
-    return to_svg(draw_comparison(_compared(first, second, names, budget)[1]))
+    found, bands = _compared(first, second, names, budget)
+    return to_svg(draw_comparison(bands, found.speedup))
 
 
 def _compared(
@@ -156,13 +157,14 @@ def _compared(
     from flops_fit_ray.analysis import compare
     from flops_fit_ray.errors import FitError
     from flops_fit_ray.report.figures import comparison_bands
+    from flops_fit_ray.sweep.comparability import comparability
 
     fits = (first.fit, second.fit)
     for name, fit in zip(names, fits, strict=True):
         if fit.problem:
             raise FitError(f"{name}: there is no law: {fit.problem}")
     at = float(budget) if budget else min(fit.fitted_range[1] for fit in fits)
-    found = compare(*fits, at)
+    found = compare(*fits, at, known=comparability(first, second))
     return found, comparison_bands(fits, names, found)
 
 

@@ -78,6 +78,7 @@ class Result:
         served: float | None = None,
         as_good_as: float | None = None,
         serving_price: float = 1.0,
+        max_params: float | None = None,
     ) -> Prediction:
         """Predict N, D and loss at C = `budget` FLOPs, or for `loss`, with intervals and the extrapolation factor.
 
@@ -90,18 +91,25 @@ class Result:
                 answer a `ServedPrediction`.
             as_good_as: FLOPs whose loss by training alone is to be reached with `served`, instead of `budget`.
             serving_price: of a FLOP in serving, in FLOPs of training.
+            max_params: the largest N that may be, for a memory or a latency.
 
         Raises:
             FitError: the sweep gave no law, a number is not positive, or the runs do not tell the answer.
         """
         budget = budget if budget is not None else compute_budget
         asked = {"budget": budget, "loss": loss, "as_good_as": as_good_as}
-        for name, value in {**asked, "unique": unique, "served": served, "serving_price": serving_price}.items():
+        for name, value in {
+            **asked,
+            "unique": unique,
+            "served": served,
+            "serving_price": serving_price,
+            "max_params": max_params,
+        }.items():
             missing = name == "budget" and loss is None and as_good_as is None
             if not (_is_number(value) or (value is None and not missing)):
                 raise ArgumentError("predict", [f"{name}: must be a number, for example 1e21 FLOPs (got {value!r})"])
         serving = None if served is None else Serving(tokens=float(served), price=float(serving_price))
-        return answer(self.fit, Question(**asked, unique=unique, serving=serving))
+        return answer(self.fit, Question(**asked, unique=unique, serving=serving, max_params=max_params))
 
     def predict_metric(
         self,

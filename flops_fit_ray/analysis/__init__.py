@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis._analysis import TARGET, Analysis, analyse, analysis_to_json
+    from flops_fit_ray.analysis._capped import CappedPrediction
     from flops_fit_ray.analysis._comparison import Comparison, common_budget, compare
     from flops_fit_ray.analysis._flags import Flag
     from flops_fit_ray.analysis._law import Interval, Law
@@ -55,6 +56,7 @@ __all__ = [
     "PUBLISHED",
     "TARGET",
     "Analysis",
+    "CappedPrediction",
     "Comparison",
     "FitOptions",
     "Flag",

@@ -38,6 +38,12 @@ def distances(points: Points, params: float, tokens: float) -> tuple[Distance, D
     )
 
 
+def ratio_distance(points: Points, ratio: float) -> Distance:
+    """Return how far D/N lies beyond the ratios that were run."""
+    ratios = points.tokens / points.params
+    return distance("D/N", ratio, float(ratios.min()), float(ratios.max()))
+
+
 def beyond_words(params: float, tokens: float) -> str:
     """Return the factors of N and D that are above 1, such as: N 30x, D 4x beyond any run; else nothing."""
     shown = [f"{name} {factor:.3g}x" for name, factor in (("N", params), ("D", tokens)) if f"{factor:.3g}" != "1"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.analysis._capped import predict_capped
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Law, LawDraws, central_interval
 from flops_fit_ray.analysis._limited_data import predict_limited
@@ -32,10 +33,13 @@ class Question:
     as_good_as: float | None = None  # C whose loss, all spent on training, is to be reached with `serving`
     unique: float | None = None  # distinct tokens that there are; None: all are new
     serving: Serving | None = None
+    max_params: float | None = None  # the largest N that may be
 
     def __post_init__(self) -> None:
         if [self.budget, self.loss, self.as_good_as].count(None) != 2:
             raise FitError("give a number of FLOPs, or the loss to be reached, and not both")
+        if self.max_params is not None and [self.unique, self.serving, self.loss].count(None) != 3:
+            raise FitError("with a largest N give a number of FLOPs of training alone")
         if self.as_good_as is not None and self.serving is None:
             raise FitError("as good as some C is asked of a model that is served: say how many tokens")
         if self.unique is not None and (self.loss is not None or self.serving is not None):
@@ -57,6 +61,8 @@ def answer(fit: SweepFit, question: Question) -> Prediction:
     assert question.budget is not None
     if question.unique is not None:
         return predict_limited(fit, question.budget, question.unique)
+    if question.max_params is not None:
+        return predict_capped(fit, question.budget, question.max_params)
     return predict(fit, question.budget)
 
 

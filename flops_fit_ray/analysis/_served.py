@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis._distance import Distance, distance, distances
+from flops_fit_ray.analysis._distance import Distance, distance, distances, ratio_distance
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.analysis.diagnostics import extrapolation_warning
+from flops_fit_ray.analysis.diagnostics import extrapolation_warning, ratio_warning
 from flops_fit_ray.analysis.prediction import Prediction, misfits, other_answer, run_interval, surface_of
 from flops_fit_ray.analysis.surface import CostLaw, Surfaces, balance, lowest_loss, lowest_total, tokens_for
 from flops_fit_ray.errors import FitError
@@ -29,7 +29,6 @@ from flops_fit_ray.fit_options import MethodName
 FORWARD = 1 / 3  # of the FLOPs of a training token: backward costs twice forward (Kaplan et al. 2020, section 2.1)
 CHOICES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)  # of the best N, whose cost is shown
 SERVED = (1, 10, 100)  # times the tokens of the best training, of which a report tells
-FAR_RATIO = 2.0  # times the D/N of all runs, from which a caveat is due
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +120,7 @@ def predict_served(
     far = (
         distance("C", per_token * tokens, *fit.range_of(chosen.name)),
         *distances(fit.points_of(chosen.name), params, tokens),
-        _ratio_distance(fit, chosen, tokens / params),
+        ratio_distance(fit.points_of(chosen.name), tokens / params),
     )
     return ServedPrediction(
         budget=per_token * tokens,
@@ -297,21 +296,9 @@ def _unreached(drawn: _Drawn | None, loss: float | None, confidence: float) -> I
     yield Flag("loss_not_reached", "warning", f"{message}: ask for a higher loss, or add larger budgets")
 
 
-def _ratio_distance(fit: SweepFit, chosen: Method, ratio: float) -> Distance:
-    points = fit.points_of(chosen.name)
-    ratios = points.tokens / points.params
-    return distance("D/N", ratio, float(ratios.min()), float(ratios.max()))
-
-
 def _caveats(fit: SweepFit, chosen: Method, ratio: Distance, unserved: float) -> Iterator[Flag]:
     """Yield what an answer by the surface far from the valleys rests on."""
-    if ratio.larger and ratio.factor > FAR_RATIO:
-        yield Flag(
-            "tokens_per_param",
-            "warning",
-            f"{ratio.words}: surfaces fitted to smaller D/N overstate what more tokens give there (Sardana et al. "
-            "2024); add runs of small models on many tokens",
-        )
+    yield from ratio_warning(ratio)
     if fit.default != chosen.name and other_answer(fit, unserved) is not None:
         law, own = fit.params_opt, chosen.params_opt
         assert law is not None and own is not None

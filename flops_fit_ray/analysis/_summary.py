@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flops_fit_ray.analysis._capped import CappedPrediction
 from flops_fit_ray.analysis._comparison import Comparison
 from flops_fit_ray.analysis._curved_law import CurvedLaw
 from flops_fit_ray.analysis._flags import Flag
@@ -82,6 +83,12 @@ def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, A
         more["twice_the_data"] = {**asdict(data), "gain_interval": interval_to_json(data.gain_interval)}
     if prediction.budget_interval is not None:
         more["budget_interval"] = interval_to_json(prediction.budget_interval)
+    if isinstance(prediction, CappedPrediction):
+        more["cap"] = {
+            "params_free": prediction.free.params,
+            "loss_added": prediction.loss_added,
+            "loss_added_interval": interval_to_json(prediction.loss_added_interval),
+        }
     if isinstance(prediction, ServedPrediction):
         more["serving"] = _serving_to_json(prediction)
     return _object(

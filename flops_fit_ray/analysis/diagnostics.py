@@ -23,6 +23,7 @@ TRUSTED_RANGE = 32.0  # largest over smallest budget from which an exponent is t
 ROUNDING = 0.98  # of that range, as budgets of whole batches may come to
 TRUSTED_BUDGETS = 4
 WARN_EXTRAPOLATION = 10.0
+FAR_RATIO = 2.0  # times the D/N of all runs, from which a caveat is due
 HEADLINE_EXTRAPOLATION = 100.0
 LOST_DRAWS_WARNING = 0.05
 CLEAR_SHIFT = 1.96  # standard errors by which N_opt must fall with C to be called unordered: 95 % of a normal
@@ -136,6 +137,17 @@ def range_warning(span: float, count: int) -> Iterator[Flag]:
             "warning",
             f"an exponent from {fmt.counted(count, 'budget')} over a range of {span:.3g}x is not trustworthy: "
             f"use at least {TRUSTED_BUDGETS} over {TRUSTED_RANGE:g}x",
+        )
+
+
+def ratio_warning(ratio: Distance) -> Iterator[Flag]:
+    """Warn of a D/N far above that of all runs."""
+    if ratio.larger and ratio.factor > FAR_RATIO:
+        yield Flag(
+            "tokens_per_param",
+            "warning",
+            f"{ratio.words}: surfaces fitted to smaller D/N overstate what more tokens give there (Sardana et al. "
+            "2024); add runs of small models on many tokens",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -97,27 +98,37 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
 def losses_at(fit: SweepFit, prediction: Prediction, params: Floats) -> list[tuple[float, Interval]] | None:
     """Predict the loss of one run at the same C with each of these N (sizes,); None where no surface tells it.
 
-    1) The level is the prediction's, the shape the surface's: L(N) = L + S(N, C / f(N)) - min S at C
+    1) The level is the prediction's, the shape the surface's: L(N) = L + `losses_added`
     2) The interval is the prediction's, each side widened by the shape's in quadrature
     """
-    found, level = fit.surface.surface, prediction.run_interval or prediction.loss_interval
-    if found is None or not found.usable or found.surface is None or found.cost is None or level is None:
+    level, added = prediction.run_interval or prediction.loss_interval, losses_added(fit, prediction.budget, params)
+    if added is None or level is None:
         return None
-    tokens = prediction.budget / np.exp(found.cost.per_token(np.log(params))[0])
-    shape = found.surface.loss(params, tokens) - found.surface.optimum(prediction.budget, found.cost)[2]
-    below = above = np.zeros_like(shape)
-    if found.draws is not None:
-        drawn = found.draws.loss(params[:, None], tokens[:, None])
-        drawn -= found.draws.optimum(prediction.budget, found.cost)[2]
-        within = [central_interval(values, fit.options.confidence) for values in drawn]
-        if None in within:
-            return None
-        below = np.array([max(s - i.low, 0.0) for s, i in zip(shape, within, strict=True) if i is not None])
-        above = np.array([max(i.high - s, 0.0) for s, i in zip(shape, within, strict=True) if i is not None])
-    loss = prediction.loss + shape
-    low = loss - np.hypot(prediction.loss - level.low, below)
-    high = loss + np.hypot(level.high - prediction.loss, above)
-    return [(float(at), Interval(float(a), float(b))) for at, a, b in zip(loss, low, high, strict=True)]
+    return [(prediction.loss + by, widened(level, prediction.loss, by, within)) for by, within in added]
+
+
+def losses_added(fit: SweepFit, budget: float, params: Floats) -> list[tuple[float, Interval]] | None:
+    """Return S(N, C / f(N)) - min S at C for each N (sizes,), S the surface, in nats; None where there is none."""
+    found = fit.surface.surface
+    if found is None or not found.usable or found.surface is None or found.cost is None:
+        return None
+    tokens = budget / np.exp(found.cost.per_token(np.log(params))[0])
+    shape = found.surface.loss(params, tokens) - found.surface.optimum(budget, found.cost)[2]
+    if found.draws is None:
+        return [(float(by), Interval(float(by), float(by))) for by in shape]
+    drawn = found.draws.loss(params[:, None], tokens[:, None])
+    drawn -= found.draws.optimum(budget, found.cost)[2]
+    within = [central_interval(values, fit.options.confidence) for values in drawn]
+    if None in within:
+        return None
+    return [(float(by), one) for by, one in zip(shape, within, strict=True) if one is not None]
+
+
+def widened(level: Interval, loss: float, by: float, within: Interval) -> Interval:
+    """Return the interval of `loss` + `by`: on each side what `level` and `within` leave open, in quadrature."""
+    below, above = max(by - within.low, 0.0), max(within.high - by, 0.0)
+    low = loss + by - math.hypot(loss - level.low, below)
+    return Interval(low, loss + by + math.hypot(level.high - loss, above))
 
 
 def other_answer(fit: SweepFit, budget: float) -> Method | None:

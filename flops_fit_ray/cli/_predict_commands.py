@@ -77,6 +77,9 @@ class BoundsType(click.ParamType[tuple[float, float]]):
     "--loss", type=POSITIVE, metavar="NATS", help="A loss to be reached for the fewest FLOPs instead of BUDGET."
 )
 @click.option(
+    "--max-params", type=POSITIVE, metavar="N", help="The largest N that may be: the best then, and its cost."
+)
+@click.option(
     "--served",
     type=ServedTokens(),
     help="Tokens that the model will serve, or requests x length [x samples]: BUDGET is for training and serving.",
@@ -116,6 +119,7 @@ def predict(
     words: tuple[str, ...],
     hours: float | None,
     unique: float | None,
+    max_params: float | None,
     loss: float | None,
     served: float | None,
     as_good_as: float | None,
@@ -142,6 +146,7 @@ def predict(
     _check_together(
         hours=hours,
         loss=loss,
+        max_params=max_params,
         unique=unique,
         served=served,
         as_good_as=as_good_as,
@@ -156,7 +161,14 @@ def predict(
     budget, word = _budget_and_source(words, next((name for name, value in instead.items() if value is not None), ""))
     source, law = (None, None) if word is None else path_or_law(word)
     if law is not None:
-        others = {"unique": unique, "served": served, "metric": metrics, "seal": seal_it, "spec": spec_to}
+        others = {
+            "unique": unique,
+            "served": served,
+            "metric": metrics,
+            "cap": max_params,
+            "seal": seal_it,
+            "spec": spec_to,
+        }
         _put_published(law, budget, asked=any(others.values()), as_json=as_json, **options)
         return
     opened = open_source(source, {**options, "metrics": metrics})
@@ -166,7 +178,10 @@ def predict(
         price = 1.0 if serving_price is None else serving_price
         serving = None if served is None else Serving(tokens=served, price=price)
         prediction, content, text = _predicted(
-            opened, Question(budget=budget, loss=loss, as_good_as=as_good_as, unique=unique, serving=serving)
+            opened,
+            Question(
+                budget=budget, loss=loss, as_good_as=as_good_as, unique=unique, serving=serving, max_params=max_params
+            ),
         )
     if metrics:
         known = {"kind": metric_kind, "bounds": bounds, "chance": chance}
@@ -304,7 +319,8 @@ def _check_together(**given: Any) -> None:
         "loss": ("as_good_as", "unique", "seal"),
         "unique": ("as_good_as", "served", "seal"),
         "served": ("seal",),
-        "metric": ("hours", "unique", "served"),
+        "max_params": ("hours", "loss", "unique", "served", "seal"),
+        "metric": ("hours", "unique", "served", "max_params"),
     }
     for one, other in ((one, other) for one, others in apart.items() for other in others):
         if {one, other} <= names:

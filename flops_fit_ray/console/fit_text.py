@@ -10,6 +10,7 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import (
     METHODS,
     Analysis,
+    CappedPrediction,
     Comparison,
     Interval,
     IsoTime,
@@ -190,7 +191,18 @@ def prediction_text(prediction: Prediction, confidence: float) -> str:
         low, high = prediction.budget_interval.low, prediction.budget_interval.high
         head = f"{head}\n  C  {fmt.flops(prediction.budget)}  [{fmt.flops(low)}, {fmt.flops(high)}] for that loss"
     more = [_more_data_text(prediction)] if isinstance(prediction, LimitedPrediction) else []
+    if isinstance(prediction, CappedPrediction):
+        more.append(_cap_text(prediction))
     return _prediction_text(prediction, head, "", *more)
+
+
+def _cap_text(prediction: CappedPrediction) -> str:
+    added = f"{prediction.loss_added:.4f}"
+    if (within := prediction.loss_added_interval) is not None:
+        added += f" [{within.low:.4f}, {within.high:.4f}]"
+    free = prediction.free
+    best = _with(free.params, free.params_interval)
+    return f"  N is as large as it may be; {best} would be best, and L lower by {added}"
 
 
 def _more_data_text(prediction: LimitedPrediction) -> str:
@@ -206,7 +218,7 @@ def _more_data_text(prediction: LimitedPrediction) -> str:
 
 
 def _percent(prediction: Prediction, confidence: float) -> str:
-    return f"{100 * confidence:g} %" if prediction.params_interval else "no"
+    return f"{100 * confidence:g} %" if prediction.params_interval or prediction.loss_interval else "no"
 
 
 def _served_text(answer: ServedPrediction, confidence: float) -> str:

@@ -66,6 +66,7 @@ class PredictionOut(Grows):
     unique_tokens: float | None = None
     epochs: float | None = None
     budget_interval: Interval = Field(None, description="of C, where a loss was asked for")
+    cap: dict[str, Any] | None = Field(None, description="what the largest N costs, where it binds")
     metrics: list[dict[str, Any]] | None = Field(None, description="those asked for, as `predict --json` has them")
     serving: dict[str, Any] | None = Field(None, description="what serving adds, as `predict --json` has it")
 

@@ -23,6 +23,7 @@ class PredictQuery(BaseModel):
     price: float | None = Field(
         None, gt=0, le=views.MAX_BUDGET, description="of a FLOP in serving, in FLOPs of training"
     )
+    max_params: Flops = Field(None, description="the largest N that may be")
     metric: list[MetricName] = Field([], max_length=8, description="of the runs, to be predicted from the loss, too")
     low: float | None = Field(None, description="bound of a share, with `high`; by default 0 and 1")
     high: float | None = None
@@ -37,6 +38,8 @@ class PredictQuery(BaseModel):
             faults.append("unique goes with budget alone")
         if self.served is None and (self.price is not None or self.as_good_as is not None):
             faults.append("price and as_good_as go with served")
+        if self.max_params is not None and (self.budget is None or self.served or self.unique or self.metric):
+            faults.append("max_params goes with budget alone")
         if self.served is not None and self.metric:
             faults.append("metric does not go with served")
         if not self.metric and [self.low, self.high, self.chance].count(None) != 3:

@@ -13,7 +13,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from starlette.testclient import TestClient
+
     from flops_fit_ray.engine.loaders import Loader
+    from flops_fit_ray.service.paths import ServicePaths
 
 # The same examples in every run, and no verdict that depends on how busy the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -93,6 +98,23 @@ def view_faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exception]]:
     monkeypatch.setattr(Watcher, "_report", noted)
     yield met
     assert not met, met
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """A project that a service may run."""
+    from tests.chaos import make_project
+
+    return make_project(tmp_path / "code").parent
+
+
+@pytest.fixture
+def client(paths: ServicePaths, code: Path) -> Iterator[TestClient]:
+    """Whoever has the token of a service of the `paths` of a file, which may run `code`."""
+    from tests.serving import client_of
+
+    with client_of(paths.root, code) as found:
+        yield found
 
 
 @pytest.fixture

@@ -105,6 +105,7 @@ def spec_of(**changes: Any) -> SweepSpec:
         "budgets": [1e5, 2e5],
         "train": {"batch_size": 8, "lr": 1e-2},
         "resources_per_trial": {"cpu": 1},
+        "fit": {"draws": 200},  # a test of what intervals cover asks for more
     }
     return make_spec({**content, **changes}, "test")
 

@@ -1,4 +1,4 @@
-"""The service, really listening: in a thread of the test, or as a process of its own."""
+"""The service: in a thread of the test or as a process of its own, which listen, or behind a client alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -23,6 +23,12 @@ from flops_fit_ray.service.client import Client
 from flops_fit_ray.service.http.connections import LimitedProtocol
 from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.paths import ServicePaths
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
+
+
+HOST = "http://127.0.0.1:8400"
 
 
 @dataclass
@@ -109,3 +115,14 @@ class ServiceProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         return self.process.wait(20)
+
+
+def client_of(root: Path, code: Path | None = None) -> TestClient:
+    """Whoever has the token, with a service that nothing listens for; what is queued stays so."""
+    from starlette.testclient import TestClient
+
+    settings = Settings(root=root, code=() if code is None else (code,), at_once=0)
+    token = token_of(ServicePaths(root))
+    app = make_app(make_state(settings), token, settings.hosts)
+    headers = {"Authorization": f"Bearer {token}"}
+    return TestClient(app, base_url=HOST, headers=headers, raise_server_exceptions=False)

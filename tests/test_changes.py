@@ -61,7 +61,7 @@ def test_nothing_has_changed(half: Sweep) -> None:
     [
         ({"budgets": [1e5, 2e5, 2.8e5]}, ["budgets: also C = 280000"]),
         ({"model__sizes": [4, 6, 8, 16]}, ["model.sizes: [4, 8, 16] -> [4, 6, 8, 16]"]),
-        ({"fit__draws": 400, "max_retries": 0}, ["max_retries: 3 -> 0", "fit.draws: 2000 -> 400"]),
+        ({"fit__draws": 400, "max_retries": 0}, ["max_retries: 3 -> 0", "fit.draws: 200 -> 400"]),
         ({"checkpoint__steps": 7}, ["checkpoint.steps: null -> 7"]),
     ],
 )

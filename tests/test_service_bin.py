@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from starlette.testclient import TestClient
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.storage.paths import SweepPaths
-from tests.chaos import make_project
+from tests.serving import client_of
 from tests.sweeps import make_sweep, reference_parts, reference_spec
-from tests.test_service_http import client_of, problem_of
+from tests.test_service_http import problem_of
 
 YAML = {"Content-Type": "application/yaml"}
 
@@ -29,21 +28,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def code(tmp_path: Path) -> Path:
-    make_project(tmp_path / "code")
-    return tmp_path / "code"
-
-
-@pytest.fixture
 def paths(tmp_path: Path, made: Path) -> ServicePaths:
     shutil.copytree(made, tmp_path / "runs/known")
     return ServicePaths(tmp_path / "runs")
-
-
-@pytest.fixture
-def client(paths: ServicePaths, code: Path) -> Iterator[TestClient]:
-    with client_of(paths.root, code) as found:
-        yield found
 
 
 def files_in(root: Path) -> dict[str, bytes]:

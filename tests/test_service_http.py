@@ -21,12 +21,9 @@ from starlette.testclient import TestClient
 
 from docs.markdown import anchors
 from flops_fit_ray.ledger import Failure, Ledger, Progress
-from flops_fit_ray.service.app import Settings, make_app, make_state
 from flops_fit_ray.service.http import guard, later
 from flops_fit_ray.service.http.conditional import answered, asked_range, names_tag
-from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.http.problem import KINDS, MEDIA_TYPE, TYPES
-from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.rest._charts import Chart, DeviceSeries
 from flops_fit_ray.service.rest._shapes import PendingOut
 from flops_fit_ray.service.state.fits import FitWorker
@@ -35,21 +32,11 @@ from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from tests.chaos import make_project
-from tests.serving import serving
+from tests.serving import client_of, serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
-HOST = "http://127.0.0.1:8400"
 TROUBLE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
 FIELDS = {"type", "title", "status", "detail", "instance", "error", "faults"}
-
-
-def client_of(root: Path, code: Path | None = None) -> TestClient:
-    """Whoever has the token, with a service that nothing listens for; what is queued stays so."""
-    settings = Settings(root=root, code=() if code is None else (code,), at_once=0)
-    token = token_of(ServicePaths(root))
-    app = make_app(make_state(settings), token, settings.hosts)
-    headers = {"Authorization": f"Bearer {token}"}
-    return TestClient(app, base_url=HOST, headers=headers, raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")

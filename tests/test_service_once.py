@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,27 +16,15 @@ from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs import _keys as keys
 from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.storage.atomic import read_json, write_json
-from tests.chaos import make_project
-from tests.test_service_http import client_of, problem_of
+from tests.serving import client_of
+from tests.test_service_http import problem_of
 
 YAML = {"Content-Type": "application/yaml"}
 
 
 @pytest.fixture
-def code(tmp_path: Path) -> Path:
-    make_project(tmp_path / "code")
-    return tmp_path / "code"
-
-
-@pytest.fixture
 def paths(tmp_path: Path) -> ServicePaths:
     return ServicePaths(tmp_path / "runs")
-
-
-@pytest.fixture
-def client(paths: ServicePaths, code: Path) -> Iterator[TestClient]:
-    with client_of(paths.root, code) as found:
-        yield found
 
 
 def with_key(key: str) -> dict[str, str]:

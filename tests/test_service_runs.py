@@ -48,12 +48,6 @@ time.sleep(60)
 
 
 @pytest.fixture
-def code(tmp_path: Path) -> Path:
-    make_project(tmp_path / "code")
-    return tmp_path / "code"
-
-
-@pytest.fixture
 def runs(tmp_path: Path, code: Path) -> Iterator[Runs]:
     """All of it but the server; nothing is handed over by itself."""
     paths = ServicePaths(tmp_path / "runs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -231,23 +232,31 @@ def test_a_group_has_the_tokens_and_the_loss_of_one_worker(
     assert norms and all(b == pytest.approx(a, rel=1e-4) for a, b in norms)
 
 
-@pytest.mark.parametrize("how", [Group, ShardedGroup])
+# Of each group that is interrupted those that go on from its checkpoint, and their sizes
+GO_ON: list[tuple[type[Group], list[tuple[type[Group], int]]]] = [
+    (Group, [(Group, 2), (Group, 1), (ShardedGroup, 2)]),
+    (ShardedGroup, [(ShardedGroup, 2), (Group, 1)]),
+]
+
+
+@pytest.mark.parametrize(("before", "others"), GO_ON, ids=lambda value: getattr(value, "__name__", None))
 def test_a_group_goes_on_from_its_checkpoint_and_so_does_one_worker(
-    how: type[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    before: type[Group], others: list[tuple[type[Group], int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flops_fit_ray.training.loop.loop.PROGRESS_SECONDS", 0.0)
-    whole = trained("stack", 2, how=how)
+    whole = trained("stack", 2, how=before)
     experiment, _, _ = parts("stack")
-    ways: dict[tuple[type[Group], type[Group], int], None] = dict.fromkeys(
-        [(how, how, 2), (how, Group, 1), (Group, how, 2)]
-    )
-    for number, (before, after, size) in enumerate(ways):
-        policy = SavePolicy(store=CheckpointStore(tmp_path / str(number), key=experiment.key), checkpoint_seconds=None)
-        with pytest.raises(InterruptedSweepError):
-            trained("stack", 2, policy, Stops(experiment.tokens // 2), how=before)
-        resumed = trained("stack", size, policy, how=after)
+
+    def policy_in(place: Path) -> SavePolicy:
+        return SavePolicy(store=CheckpointStore(place, key=experiment.key), checkpoint_seconds=None)
+
+    with pytest.raises(InterruptedSweepError):
+        trained("stack", 2, policy_in(tmp_path / "interrupted"), Stops(experiment.tokens // 2), how=before)
+    for number, (after, size) in enumerate(others):
+        shutil.copytree(tmp_path / "interrupted", tmp_path / str(number))
+        resumed = trained("stack", size, policy_in(tmp_path / str(number)), how=after)
         assert resumed.resumed_from and resumed.tokens_seen == experiment.tokens
-        if (before, size) == (how, 2):
+        if (after, size) == (before, 2):
             assert (resumed.loss, resumed.train_loss) == (whole.loss, whole.train_loss)  # the same bits
         else:
             assert resumed.loss == pytest.approx(whole.loss, rel=1e-6)

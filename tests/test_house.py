@@ -1,6 +1,7 @@
 """Imports go down, never up; the package is light; what ships is what is declared."""
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
@@ -45,7 +46,8 @@ def room(name: str) -> str:
     return name.split(".")[1] if "." in name else "__init__"
 
 
-def imports(source: str) -> set[str]:
+@functools.cache
+def imports(source: str) -> frozenset[str]:
     """Every module that a source imports, wherever the import stands; of the package the modules themselves."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -56,7 +58,7 @@ def imports(source: str) -> set[str]:
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 found.add(whole if whole in NAMES else str(node.module))
-    return found
+    return frozenset(found)
 
 
 def own_imports(path: Path) -> set[str]:

@@ -105,7 +105,10 @@ def test_killed_anywhere_and_resumed_gives_the_same_bits(kind: str, tmp_path: Pa
     whole = train_experiment(
         experiment, user, eval_samples=eval_samples, policy=SavePolicy(eval_every_tokens=1000), observer=Killer()
     )
-    for number, kills in enumerate([[3], [7], [8, 20], [experiment.steps - 1], [71, 72, 70]]):
+    # Before, at and after a checkpoint, in the second epoch and in the last step: what only some data can get wrong
+    # shows in two of them
+    ways = [[8, 20], [71, 72, 70]] if kind != "tensors" else [[3], [7], [8, 20], [experiment.steps - 1], [71, 72, 70]]
+    for number, kills in enumerate(ways):
         store = store_in(tmp_path / str(number), experiment)
         policy = SavePolicy(store=store, checkpoint_steps=7, eval_every_tokens=1000)
         for step in kills:

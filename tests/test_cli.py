@@ -110,7 +110,10 @@ def test_wrong_input_is_exit_2_without_a_traceback_and_writes_nothing(
             [spec, "--set", "model.kwargs.n_head=3", "--set", "model.sizes=[8, 16, 32]"],
             "d_model=8 is not divisible by n_head=3",
         ),
-        ([spec, "--set", "data.kwargs.context=128"], "fails on the first samples: IndexError: index out of range"),
+        (
+            [spec, "--set", "data.kwargs.context=128", "--set", "model.sizes=[8, 16, 32]"],
+            "fails on the first samples: IndexError: index out of range",
+        ),
         ([spec, "--set", "budgets=[1e20, 2e20]", "--set", "model.sizes=[8, 16, 32]"], "need more data than there is"),
         ([spec, "--frobnicate"], "No such option"),
     ]

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,7 +138,7 @@ class Meter:
             "tail": self._tail.cpu(),
             "tail_count": self._tail_count,
             "first": None,  # read by earlier versions
-            "curve": [asdict(p) for p in self.curve],
+            "curve": [dict(vars(p)) for p in self.curve],
             "train_seconds": self.train_seconds,
             "wait_seconds": self.wait_seconds,
             "all_reduce_seconds": self.all_reduces.read(),

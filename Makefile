@@ -2,8 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# One worker more than a small machine has cores: tests of Ray wait half of the time (groups: tests/conftest.py)
-PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
+# Two workers more than a small machine has cores: tests of Ray wait half of the time (groups: tests/conftest.py)
+PARALLEL := -n 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test cases test-all test-fast browser chromium lint format docs bench gpu clean
@@ -35,8 +35,8 @@ cases: $(VENV)/.installed
 test-all: lint ## before a release: the long cases, too
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-fast: $(VENV)/.installed ## tests without Ray and without slow ones, for the loop at the desk
-	$(BIN)/python -m pytest $(PARALLEL) -m "not ray and not slow"
+test-fast: $(VENV)/.installed ## tests without Ray that took half a second at most when they ran last, for the loop at the desk
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ray and not slow" --fast
 
 # 170 MB that only the tests of the pages need; `make test` runs them where this has been done, and says so where not
 $(VENV)/.browser: $(VENV)/.installed

@@ -37,6 +37,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores have other workers to
 LONGEST = ("cluster", "ray commands", "ray")  # groups, so that none is left to run alone in the end
 
 
+FAST_SECONDS = 0.5
+_seconds: dict[str, float] = {}  # that each test took in this run
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--fast`."""
+    words = f"leave out the tests that took more than {FAST_SECONDS} s when they ran last"
+    parser.addoption("--fast", action="store_true", help=words)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note how long a test took, with its fixtures."""
+    _seconds[report.nodeid] = _seconds.get(report.nodeid, 0.0) + report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep how long the tests took, for `--fast`."""
+    cache = getattr(session.config, "cache", None)
+    if cache is not None and not hasattr(session.config, "workerinput"):
+        grouped = session.config.getoption("dist", "no") == "loadgroup"  # then each name ends with that of its group
+        found = {name.rpartition("@")[0] if grouped else name: seconds for name, seconds in _seconds.items()}
+        cache.set("seconds", {**cache.get("seconds", {}), **found})
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Make the directory of sweeps that are trained once, by whichever worker needs one first (tests/sweeps.py)."""
     if not hasattr(config, "workerinput"):  # workers inherit the variable
@@ -45,12 +69,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order the longest groups first, then the slow tests, and group the others by file, whose fixtures they share.
 
     With `--dist loadgroup` each slow test is a unit of its own, unless its file names a group because its tests share
     a Ray session or a cluster.
     """
+    if config.getoption("fast"):
+        cache = getattr(config, "cache", None)
+        seconds = {} if cache is None else cache.get("seconds", {})
+        long = [item for item in items if seconds.get(item.nodeid, 0.0) > FAST_SECONDS]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if seconds.get(item.nodeid, 0.0) <= FAST_SECONDS]
     for item in items:
         if not any(map(item.get_closest_marker, ("slow", "xdist_group"))):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -97,12 +97,19 @@ def opened(page: Page, served: Served, path: str) -> Page:
     return page
 
 
-def test_every_page_is_for_everybody(browser: Browser, served: Served) -> None:
-    """axe finds nothing, by day on a desk and by night on a phone, where nothing is wider than the screen."""
-    from axe_playwright_python.sync_playwright import Axe
+FITS = "document.documentElement.scrollWidth <= window.innerWidth"
 
+
+def unfolded(page: Page, served: Served, path: str) -> None:
+    """Open a page with all that it can show."""
+    opened(page, served, path)
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+
+
+def paths_of(served: Served) -> dict[str, str]:
+    """Every page, by name."""
     key = open_sweep(served.state.runs.paths.root / "part").results[0].key
-    paths = {
+    return {
         "sweeps": "/",
         "sweep": "/sweeps/part",
         "experiment": f"/sweeps/part/experiments/{key}",
@@ -111,19 +118,36 @@ def test_every_page_is_for_everybody(browser: Browser, served: Served) -> None:
         "error": "/nothing",
         "login": "/login",
     }
-    for shape, options in {
-        "desk": {"viewport": DESKTOP, "color_scheme": "light"},
-        "phone by night": {"viewport": PHONE, "color_scheme": "dark"},
-    }.items():
-        page = logged_in(browser, served, bypass_csp=True, **options)
-        for name, path in paths.items():
-            opened(page, served, path)
-            page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-            found = Axe().run(page)
-            assert found.violations_count == 0, (shape, name, found.generate_report())
-            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (shape, name)
-            picture(page, f"{name}, {shape}")
-        page.close()
+
+
+BY_DAY: dict[str, Any] = {"viewport": DESKTOP, "color_scheme": "light"}
+BY_NIGHT: dict[str, Any] = {"viewport": PHONE, "color_scheme": "dark"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(BY_DAY, id="desk"), pytest.param(BY_NIGHT, id="phone by night", marks=pytest.mark.slow)],
+)
+def test_every_page_is_for_everybody(browser: Browser, served: Served, options: dict[str, Any]) -> None:
+    """axe finds nothing, by day on a desk and by night on a phone, and nothing is wider than the screen."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = logged_in(browser, served, bypass_csp=True, **options)
+    for name, path in paths_of(served).items():
+        unfolded(page, served, path)
+        found = Axe().run(page)
+        assert found.violations_count == 0, (name, found.generate_report())
+        assert page.evaluate(FITS), name
+        picture(page, f"{name}, {options['color_scheme']}")
+    page.close()
+
+
+def test_nothing_is_wider_than_a_phone(browser: Browser, served: Served) -> None:
+    page = logged_in(browser, served, **BY_NIGHT)
+    for name, path in paths_of(served).items():
+        unfolded(page, served, path)
+        assert page.evaluate(FITS), name
+    page.close()
 
 
 def test_a_point_of_a_chart_says_what_it_is_and_leads_there(page: Page, served: Served) -> None:

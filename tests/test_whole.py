@@ -344,4 +344,4 @@ def test_the_spec_says_how_it_is_fitted(tmp_path: Path) -> None:
     assert {int(v.used.sum()) for v in made.fit.valleys} == {5}
     surface = made.fit.methods["surface_huber"].surface
     assert surface is not None and surface.surface is not None and surface.surface.alpha[0] == pytest.approx(1.0)
-    assert made.fit_options.draws == 2000 and made.fit_options.law_weights == "precision"
+    assert made.fit_options.draws == 200 and made.fit_options.law_weights == "precision"

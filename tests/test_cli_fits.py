@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flops_fit_ray.analysis import predict
+from flops_fit_ray.analysis import Question, Serving, answer, predict
 from flops_fit_ray.cli._common import exit_code
 from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
@@ -156,6 +156,16 @@ def test_predict_of_a_sweep_names_the_run(sweep: Sweep, capsys: pytest.CaptureFi
     assert run["seconds"] > 0 and run["seconds_interval"][0] < run["seconds"] < run["seconds_interval"][1]
     assert call("predict", "1e7", root) == 0
     assert "run: features = " in capsys.readouterr().out
+
+
+def test_the_time_of_another_run_than_the_optimum_has_no_interval(sweep: Sweep) -> None:
+    """Its N is the cap, or another one with serving, so the seconds of N_opt and D_opt are not its own."""
+    free = predict(sweep.fit, 1e7)
+    cap = Question(budget=1e7, max_params=free.params / 2)
+    for question in (cap, Question(budget=1e7, serving=Serving(tokens=1e4))):
+        run = recommend(sweep, sweep.fit, answer(sweep.fit, question))
+        assert run.seconds is not None and run.seconds_interval is None
+    assert recommend(sweep, sweep.fit, free).seconds_interval is not None
 
 
 def test_the_spec_of_a_run_on_limited_data_allows_as_many_epochs(sweep: Sweep) -> None:

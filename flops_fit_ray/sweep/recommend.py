@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flops_fit_ray.analysis import Interval, Prediction, ServedPrediction, SweepFit, interval_to_json, json_value
-from flops_fit_ray.analysis.time_budgets import TimedPrediction, seconds_interval, seconds_of, time_law
+from flops_fit_ray.analysis.time_budgets import seconds_interval, seconds_of, time_law
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import count, flops
 from flops_fit_ray.spec import Budget, LrTable, SweepSpec, dump_spec
@@ -173,8 +173,8 @@ def _seconds(
     if found is None:
         return None, None
     cost, _ = found
-    other = isinstance(prediction, TimedPrediction | ServedPrediction)
-    within = None if other else seconds_interval(cost, fit, prediction.budget)
+    # That is of N_opt and D_opt for new tokens; under a cap, with few tokens or with serving the run is another one
+    within = seconds_interval(cost, fit, prediction.budget) if type(prediction) is Prediction else None
     return seconds_of(cost, params, tokens), within
 
 

@@ -76,9 +76,9 @@ def too_low(noise: float = 0.001) -> pd.DataFrame:
 
 def test_several_rates_of_one_cell_are_probes(tmp_path: Path) -> None:
     """All minima are too large, as small models have the worst rates: only the other rates can tell."""
-    runs, target = too_low(), 10 * BUDGETS[-1]
+    runs, target, few = too_low(), 10 * BUDGETS[-1], FitOptions(draws=0)
     table, blind = read(tmp_path, runs), read(tmp_path, runs.query("lr == 4e-4"))
-    assert "at 35 of them three rates or more tell how far the best one may be off" in said(table)
+    assert "three rates or more at 35 of them are read for how far the best one may be off" in said(table)
     assert np.array_equal(table.points.loss, blind.points.loss)
     laws = [fit_minima(one.points, FitOptions(draws=400)).method.params_opt for one in (table, blind)]
     within = [None if law is None else law.interval(target, 0.95) for law in laws]
@@ -98,9 +98,15 @@ def test_several_rates_of_one_cell_are_probes(tmp_path: Path) -> None:
     both = read(tmp_path, pd.concat([runs.assign(wd=0.1), runs.assign(wd=0.3, loss=runs.loss + 0.05)]))
     tried = [one.points.tried for one in (table, both)]
     assert tried[0] is not None and tried[1] is not None and np.array_equal(tried[0].loss, tried[1].loss)
-    # Two rates leave the best open, and so does none
-    two = read(tmp_path, runs.query("lr > 1e-4"))
-    assert two.points.tried is None and two.points.lr is None
+    # Two rates leave the best open, and so does one that is no rate
+    for others in (runs.query("lr > 1e-4"), runs.assign(lr=runs.lr.where(runs.lr < 4e-4, 0.0))):
+        open_rates = read(tmp_path, others)
+        assert open_rates.points.tried is None and open_rates.points.lr is None
+        card = {item.item: item.words for item in validity_card(fit_sweep(open_rates.points, few), table=open_rates)}
+        assert card["learning rate"].endswith("taken as the best one, as no (N, D) has losses at three rates")
+    named = read(tmp_path, runs.assign(lr=runs.lr.map({1e-4: "low", 2e-4: "middle", 4e-4: "high"})))
+    card = {item.item: item.words for item in validity_card(fit_sweep(named.points, few), table=named)}
+    assert card["learning rate"].startswith("the table has no number for it; ")
 
 
 @pytest.mark.parametrize("column", [{"lr": 1e-3}, {}], ids=["one rate", "no column"])

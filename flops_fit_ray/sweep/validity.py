@@ -35,6 +35,7 @@ TAPERED_SIZES = 4.5  # mean over the budgets, where some have fewer than `GOOD_S
 WINDOW = (2.5, 8.0)  # factors from the smallest and the largest size to the optimum
 COARSE_ERROR = 0.01  # of the loss: the standard error of the held-out set
 TAKEN_FOR_BEST = "each run's learning rate is taken as the best one; nothing in the table tests it"
+AS_NO_THREE = "each run's learning rate is taken as the best one, as no (N, D) has losses at three rates"
 MIN_DF = 6  # degrees of freedom behind the noise
 
 
@@ -161,7 +162,7 @@ def _learning_rate(sweep: Sweep, fit: SweepFit) -> tuple[CardVerdict, str]:
 
 def _rate_part(fit: SweepFit) -> str:
     """Say what part of the interval of N_opt comes from rates that were measured."""
-    if fit.rates is None:
+    if fit.points.tried is None:
         return "; intervals take the rates for the best ones, as no (N, D) has losses of three"
     part = None if fit.params_opt is None else rate_part(fit, TARGET * fit.fitted_range[1])
     return "" if part is None else f"; {part.words}"
@@ -181,9 +182,14 @@ def _evaluation(sweep: Sweep) -> tuple[CardVerdict, str]:
 def _of_table(table: Table, fit: SweepFit) -> Iterator[_Check]:
     for name, kind in (("learning rate", "learning rate"), ("batch and steps", "batch")):
         found = [setting for setting in table.settings if setting.kind == kind]
-        verdict, words = _of_setting(max(found, key=lambda s: s.swept)) if found else ("UNKNOWN", "not in the table")
-        if kind == "learning rate":
-            words += _rate_part(fit) if fit.rates is not None else f"; {TAKEN_FOR_BEST}"
+        verdict: CardVerdict = "UNKNOWN"
+        words = "the table has no number for it"
+        if found:
+            verdict, words = _of_setting(max(found, key=lambda s: s.swept))
+        if kind == "learning rate" and any(setting.swept for setting in found) and fit.points.tried is None:
+            words += f"; {AS_NO_THREE}"
+        elif kind == "learning rate":
+            words += f"; {TAKEN_FOR_BEST}" if fit.points.tried is None else _rate_part(fit)
         if found or kind == "learning rate":
             yield name, (verdict, words)
 

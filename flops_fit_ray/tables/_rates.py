@@ -30,7 +30,7 @@ class SweptRates:
     @property
     def words(self) -> str:
         """The sentence on them."""
-        return f"at {len(self.tried.params)} of them three rates or more tell how far the best one may be off"
+        return f"three rates or more at {len(self.tried.params)} of them are read for how far the best one may be off"
 
     def placed(self, rows: Ints, number: int) -> SweptRates:
         """Return them for a table of `number` rows, of which they are `rows`."""

@@ -17,7 +17,14 @@ import numpy as np
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.random_effects import SCATTER, draw_cells, spike_and_cauchy
-from flops_fit_ray.analysis.surface._linear import MIN_BLOCKS, block_columns, left_over, linearised, root_weights
+from flops_fit_ray.analysis.surface._linear import (
+    DEPENDENT,
+    MIN_BLOCKS,
+    block_columns,
+    left_over,
+    linearised,
+    root_weights,
+)
 from flops_fit_ray.analysis.surface._value import Surfaces
 from flops_fit_ray.fit_options import SurfaceOptions
 
@@ -53,7 +60,7 @@ def block_effects(surface: Surfaces, points: Points, options: SurfaceOptions) ->
     followed = np.linalg.qr(derivatives / np.linalg.norm(derivatives, axis=0))[0]
     free = columns - followed @ (followed.T @ columns)
     u, singular, _ = np.linalg.svd(free, full_matrices=False)
-    basis = u[:, singular > 1e-8 * singular.max()]
+    basis = u[:, singular > DEPENDENT * singular.max()]
     z = basis.T @ residuals
     shifts, tilts = (basis.T @ part for part in np.split(columns, 2, axis=1))
     s, t = SHIFT * GRID, _tilt_scale(surface, points) * GRID

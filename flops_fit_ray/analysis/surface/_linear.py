@@ -13,6 +13,9 @@ from flops_fit_ray.fit_options import SurfaceOptions
 
 FAR = 4.0  # robust standard deviations from which a residual is an outlier, and counts for no more
 MIN_BLOCKS = 3  # of budgets, from which what they do beyond the noise of their runs can be told
+# Singular value, over the largest, of a direction that a design does not tell. A shift of all losses is one that a
+# surface follows: E/L + A·N^-alpha/L + B·D^-beta/L = 1 in the additive law
+DEPENDENT = 1e-9
 STEP = 1e-5  # of the parameters of a surface, for its derivatives
 
 
@@ -28,24 +31,45 @@ def linearised(surface: Surfaces, points: Points, options: SurfaceOptions) -> tu
     reach = robust_reach(residuals - centre)
     if reach > 0:
         residuals = np.clip(residuals, centre - reach, centre + reach)
-    columns = [
-        (np.log(moved.loss(points.params, points.tokens)) - fitted) / STEP * root
-        for moved in moved_surfaces(surface, options)
-    ]
-    return residuals, np.column_stack(columns)
+    slopes = _slopes(surface, points)
+    return residuals, np.column_stack([slopes[name] * root for name in _free(surface, options)])
+
+
+def _slopes(surface: Surfaces, points: Points) -> dict[str, Floats]:
+    """Return the derivatives of ln L (points,) to each parameter of one surface, L = E + (a + b)^k.
+
+    In any units of N and D they span the same: a step of alpha would not, as it turns the surface about N = 1.
+    """
+    log_n, log_d = np.log(points.params), np.log(points.tokens)
+    a, b = np.exp(surface.log_a - surface.alpha * log_n), np.exp(surface.log_b - surface.beta * log_d)
+    inner, k = a + b, float(surface.k[0])
+    loss = np.exp(surface.log_e) + inner**k
+    each = k * inner ** (k - 1) / loss  # to a and to b
+    return {
+        "log_e": np.exp(surface.log_e) / loss,
+        "log_a": each * a,
+        "log_b": each * b,
+        "alpha": -each * a * log_n,
+        "beta": -each * b * log_d,
+        "k": inner**k * np.log(inner) / loss,
+    }
+
+
+def _free(surface: Surfaces, options: SurfaceOptions) -> list[str]:
+    """Return the names of the parameters of a surface that are fitted, in their order."""
+    pinned = {name.lower() for name in options.pins}
+    found = []
+    for name in (field.name for field in fields(Surfaces)):
+        fixed = options.form == "additive" if name == "k" else name.removeprefix("log_") in pinned
+        if not fixed and np.isfinite(getattr(surface, name)).all():
+            found.append(name)
+    return found
 
 
 def moved_surfaces(surface: Surfaces, options: SurfaceOptions) -> list[Surfaces]:
     """Return the surface with each of its free parameters raised by `STEP`, in the order of `linearised`."""
-    found, pinned = [], {name.lower() for name in options.pins}
-    for field in fields(Surfaces):
-        value = getattr(surface, field.name)
-        fixed = options.form == "additive" if field.name == "k" else field.name.removeprefix("log_") in pinned
-        if fixed or not np.isfinite(value).all():
-            continue
-        moved = {f.name: getattr(surface, f.name) for f in fields(Surfaces)} | {field.name: value + STEP}
-        found.append(Surfaces(**moved))
-    return found
+    every = {field.name: getattr(surface, field.name) for field in fields(Surfaces)}
+    return [Surfaces(**(every | {name: every[name] + STEP})) for name in _free(surface, options)]
 
 
 def robust_reach(off: Floats) -> float:
@@ -69,6 +93,6 @@ def block_columns(points: Points) -> tuple[Floats, Floats]:
 def left_over(design: Floats, residuals: Floats) -> tuple[float, int]:
     """Return the squares that a linear model leaves, and its rank; columns are scaled first."""
     scaled = design / np.maximum(np.linalg.norm(design, axis=0), 1e-300)
-    solution, _, rank, _ = np.linalg.lstsq(scaled, residuals, rcond=1e-10)
+    solution, _, rank, _ = np.linalg.lstsq(scaled, residuals, rcond=DEPENDENT)
     left = residuals - scaled @ solution
     return float(left @ left), int(rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from operator import attrgetter
@@ -108,6 +109,8 @@ class Result:
             missing = name == "budget" and loss is None and as_good_as is None
             if not (_is_number(value) or (value is None and not missing)):
                 raise ArgumentError("predict", [f"{name}: must be a number, for example 1e21 FLOPs (got {value!r})"])
+        if served is None and serving_price != 1:
+            raise ArgumentError("predict", ["serving_price: goes with served; give both"])
         serving = None if served is None else Serving(tokens=float(served), price=float(serving_price))
         return answer(self.fit, Question(**asked, unique=unique, serving=serving, max_params=max_params))
 
@@ -116,7 +119,7 @@ class Result:
         name: str,
         budget: float,
         *,
-        kind: Literal["share", "loss"] | None = None,
+        kind: Literal["share", "loss", "perplexity"] | None = None,
         bounds: tuple[float, float] | None = None,
         chance: float | None = None,
     ) -> MetricPrediction:
@@ -124,7 +127,8 @@ class Result:
 
         Args:
             name: of a metric that the runs have.
-            kind: "share" (accuracy, rate of errors) or "loss"; None: a share where all values lie within its bounds.
+            kind: "share" (accuracy, rate of errors), "loss" or "perplexity"; None: a share where all values lie within
+                its bounds, and a perplexity by its name.
             bounds: of a share, by default 0 and 1.
             chance: value of a share by guessing; None: it is fitted.
 
@@ -261,7 +265,10 @@ class Result:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    try:
+        return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(float(value))
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
 def _show(figures: Sequence[Figure]) -> None:

@@ -63,7 +63,7 @@ def test_what_cannot_be_told_is_refused() -> None:
     fit = replace(whole, methods={**whole.methods, "surface_huber": no_law("surface_huber", "too few runs")})
     with pytest.raises(FitError, match="is larger than 200M, and only a surface tells what less costs: too few runs"):
         capped(fit)
-    for cap in (0.0, -1.0, math.inf, math.nan):
+    for cap in (0.0, -1.0, 0.5, 1e-300, math.inf, math.nan):
         with pytest.raises(FitError, match="the largest N must be a positive number"):
             answer(whole, Question(budget=1e20, max_params=cap))
     with pytest.raises(FitError, match="with a largest N give a number of FLOPs of training alone"):

@@ -168,6 +168,12 @@ def test_the_time_of_another_run_than_the_optimum_has_no_interval(sweep: Sweep) 
     assert recommend(sweep, sweep.fit, free).seconds_interval is not None
 
 
+def test_a_run_under_a_cap_is_not_above_it(sweep: Sweep) -> None:
+    for cap in (8.6, 20.9, 33.3):
+        run = recommend(sweep, sweep.fit, answer(sweep.fit, Question(budget=1e7, max_params=cap)))
+        assert isinstance(run.size, int) and run.params <= cap and run.params > cap / 2
+
+
 def test_the_spec_of_a_run_on_limited_data_allows_as_many_epochs(sweep: Sweep) -> None:
     few = replace(predict(sweep.fit, 1e7), unique=1000.0, epochs=3.2)
     advice = recommend(sweep, sweep.fit, few)

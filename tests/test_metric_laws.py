@@ -1,6 +1,7 @@
 """Metrics predicted from the loss: the truth of simulated links comes back, and what nothing tells is not told."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,11 +164,42 @@ def test_runs_without_the_metric_are_left_out_and_too_few_are_refused(fit: Sweep
         ("accuracy", {"bounds": (1.0, 0.0)}, "the smaller first"),
         ("accuracy", {"chance": 1.5}, "chance is a value within the bounds 0 to 1"),
         ("code", {"kind": "loss", "bounds": (0.0, 5.0)}, "bounds and chance are of a share"),
+        ("accuracy", {"kind": "score"}, "a metric is one of share, loss, perplexity"),
+        ("accuracy", {"bounds": (0.0, 1e300)}, "the bounds of a share are below 1e.100"),
+        ("accuracy", {"bounds": (0.0,)}, "bounds are two numbers and chance is one"),
+        ("accuracy", {"chance": "much"}, "bounds are two numbers and chance is one"),
     ],
 )
 def test_what_is_no_metric_is_refused(fit: SweepFit, name: str, known: dict[str, Any], words: str) -> None:
     with pytest.raises(FitError, match=words):
         ask(fit, name, **known)
+
+
+def test_a_perplexity_is_the_exponential_of_the_loss(fit: SweepFit) -> None:
+    """As no power of it is; by its name, or said."""
+    points = replace(fit.points, metrics={"val_ppl": np.exp(fit.points.loss), "other": np.exp(fit.points.loss)})
+    one = fit_sweep(points, fit.options)
+    found, loss = ask(one, "val_ppl"), predict(one, 1e21)
+    assert loss.loss_interval and found.interval and found.kind == "perplexity"
+    assert found.value == pytest.approx(math.exp(loss.loss), rel=1e-3)
+    for ours, theirs in ((found.interval.low, loss.loss_interval.low), (found.interval.high, loss.loss_interval.high)):
+        assert ours == pytest.approx(math.exp(theirs), rel=2e-3)
+    assert ask(one, "other", kind="perplexity").value == found.value and ask(one, "other").kind == "loss"
+
+
+def test_without_draws_the_value_is_that_of_the_least_squares(fit: SweepFit) -> None:
+    bare = fit_sweep(fit.points, FitOptions(draws=0))
+    found = ask(bare, "accuracy")
+    assert found.interval is None and found.run_interval is None
+    other = fit_sweep(fit.points, FitOptions(draws=0, seed=7))
+    assert found.value == pytest.approx(ask(other, "accuracy").value, abs=1e-6)
+    assert found.value == pytest.approx(float(accuracy(BEYOND)), abs=0.1)
+
+
+def test_a_value_of_guessing_that_the_runs_contradict_is_named(fit: SweepFit) -> None:
+    assert "chance" not in [flag.code for flag in ask(fit, "accuracy", chance=0.25).warnings]
+    wrong = ask(fit, "percent", bounds=(0.0, 100.0), chance=0.25)
+    assert "does not agree with the runs" in str(next(flag for flag in wrong.warnings if flag.code == "chance"))
 
 
 def test_the_ensemble_draws_from_a_stretched_posterior() -> None:
@@ -200,7 +232,7 @@ def test_a_column_of_a_table_is_asked_for(tmp_path: Path, fit: SweepFit, capsys:
     assert said[0]["value"] == pytest.approx(float(accuracy(BEYOND)), abs=0.08)
     assert call(*asked, "--chance", "0.25") == 0
     out = capsys.readouterr().out
-    assert "taken for a share between its bounds: accuracy = 0.25 + " in out and "of one new run [" in out
+    assert "taken for a share between 0 and 1: accuracy = 0.25 + " in out and "of one new run [" in out
     analysis = fit_table(path, metrics=["accuracy"], draws=100)
     assert analysis.predict_metric("accuracy", 1e21).value == pytest.approx(said[0]["value"], abs=0.01)
     with pytest.raises(SpecError, match="--metric acuracy: there is no such column; did you mean .accuracy."):

@@ -183,11 +183,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"loss": math.nan, "serving": Serving(tokens=1e9)}, "the loss must be a positive number"),
     ({"loss": -1.0}, "the loss must be a positive number"),
     ({"budget": 1e12, "serving": Serving(tokens=1e14)}, "no model is so small that it serves 100T tokens for 1e12"),
+    ({"as_good_as": 1e300, "serving": Serving(tokens=1e9)}, r"the FLOPs to be as good as must be .* up to 1e.60"),
+    ({"budget": 1e20, "serving": Serving(tokens=1e40, price=1e40)}, "the tokens served times their price"),
+    ({"loss": 1e12, "serving": Serving(tokens=1e12)}, "which is no model: ask for a loss nearer to those of the runs"),
     ({}, "give a number of FLOPs, or the loss to be reached"),
     ({"budget": 1e20, "loss": 2.0}, "give a number of FLOPs, or the loss to be reached, and not both"),
     ({"budget": 1e20, "unique": 1e9, "serving": Serving(tokens=1e9)}, "no loss, and no serving"),
     ({"loss": 1.0}, "does not come down to a loss of 1.0000"),
-    ({"loss": 1e9}, "a loss of 1000000000.0000 is reached by the smallest C that is looked at"),
+    ({"loss": 1e9}, r"a loss of 1e.09 needs less than 1e9 FLOPs: ask for a lower one"),
 ]
 
 

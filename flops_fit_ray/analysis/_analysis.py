@@ -71,7 +71,8 @@ class Analysis:
 
         Args:
             name: of a metric that the runs have.
-            kind: "share" (accuracy, rate of errors) or "loss"; None: a share where all values lie within its bounds.
+            kind: "share" (accuracy, rate of errors), "loss" or "perplexity"; None: a share where all values lie within
+                its bounds, and a perplexity by its name.
             bounds: of a share, by default 0 and 1.
             chance: value of a share by guessing; None: it is fitted.
 

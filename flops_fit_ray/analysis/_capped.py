@@ -33,8 +33,8 @@ def predict_capped(fit: SweepFit, budget: float, cap: float) -> Prediction:
     Raises:
         FitError: there is no law, no surface to tell the loss off the optimum, or a number is out of range.
     """
-    if not (math.isfinite(cap) and cap > 0):
-        raise FitError(f"the largest N must be a positive number of parameters (got {cap})")
+    if not (math.isfinite(cap) and cap >= 1):
+        raise FitError(f"the largest N must be a positive number of parameters, 1 at least (got {cap:g})")
     free = predict(fit, budget)
     if free.params <= cap:
         return free

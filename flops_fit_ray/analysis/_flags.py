@@ -25,7 +25,7 @@ CODES = frozenset({
     "lost_draws", "methods_agree", "methods_disagree", "surface_chosen", "valley_bias",
     *(f"{method}_{status}" for method in SURFACES for status in (*get_args(SurfaceStatus), "no_law")),
     # Of predictions
-    "emergence", "extrapolation", "limited_data", "loss_law", "loss_not_reached", "metric_extrapolated",
+    "chance", "emergence", "extrapolation", "limited_data", "loss_law", "loss_not_reached", "metric_extrapolated",
     "published_law", "tokens_per_param",
 })  # fmt: skip
 

@@ -29,6 +29,10 @@ class Interval:
         """Return True if some value lies inside both."""
         return self.low <= other.high and other.low <= self.high
 
+    def with_value(self, value: float) -> Interval:
+        """Return the least interval that holds this one and `value`."""
+        return Interval(min(self.low, value), max(self.high, value))
+
     @property
     def factor(self) -> float:
         """Ratio high / low."""
@@ -112,8 +116,12 @@ class Law:
             return central_interval(np.power(10.0, self.draws.log10_coefficient), confidence)
 
     def interval(self, budget: float, confidence: float) -> Interval | None:
-        """The central interval of the law at C = `budget`, or None."""
-        return None if self.draws is None else central_interval(self.draws.at(budget), confidence)
+        """The central interval of the law at C = `budget` and the law itself, or None.
+
+        Draws allow for a bend and for skewed valleys, so most of them may lie on one side of the law.
+        """
+        within = None if self.draws is None else central_interval(self.draws.at(budget), confidence)
+        return None if within is None else within.with_value(self.at(budget))
 
     def known_within(self, budget: float, confidence: float) -> float | None:
         """Return the factor within which y is known at C = `budget`; None without an interval."""

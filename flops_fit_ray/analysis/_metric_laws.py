@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -20,29 +21,42 @@ from flops_fit_ray.analysis.points import blocks_by_budget
 from flops_fit_ray.analysis.prediction import Prediction, other_answer
 from flops_fit_ray.errors import FitError
 
+MOST = 1e100  # of a metric and its bounds
+WORSE = 1.5  # times the rms of a fitted floor, from which a value of guessing does not agree with the runs
 MIN_RUNS = 8  # that have the metric
 FLAT = 0.01  # p-value of the metric's change with the loss, from which on there is none
 FOOT = 0.1  # of the way from the floor to the upper bound, below which a rise is still to come
 STARTS, ITERATIONS, STEP = 12, 60, 1e-5
 LONGEST, FARTHEST = 2.0, 25.0  # of a step, and of a parameter
-MetricKind = Literal["share", "loss"]
+MetricKind = Literal["share", "loss", "perplexity"]
+
+
+PERPLEXITY = re.compile(r"perplexity|(^|[^a-z])ppl([^a-z]|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricOptions:
     """Knowledge of a metric that its values do not show."""
 
-    kind: MetricKind | None = None  # None: a share where all values lie within the bounds
+    kind: MetricKind | None = None  # None: a share where all values lie within the bounds, a perplexity by its name
     bounds: tuple[float, float] | None = None  # of a share; None: 0 and 1
     chance: float | None = None  # value of a share by guessing; None: it is fitted
 
     def __post_init__(self) -> None:
-        low, high = self.range
+        if self.kind not in (None, *get_args(MetricKind)):
+            raise FitError(f"a metric is one of {', '.join(get_args(MetricKind))} (got {self.kind!r})")
+        try:
+            low, high = (float(bound) for bound in self.range)
+            _ = self.chance is None or float(self.chance)
+        except (TypeError, ValueError, OverflowError) as e:
+            raise FitError(f"bounds are two numbers and chance is one (got {self.bounds!r}, {self.chance!r})") from e
+        if max(abs(low), abs(high)) > MOST:
+            raise FitError(f"the bounds of a share are below {MOST:g} (got {low:g}, {high:g})")
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise FitError(f"the bounds of a share are two numbers, the smaller first (got {low:g}, {high:g})")
         if self.chance is not None and not low <= self.chance < high:
             raise FitError(f"chance is a value within the bounds {low:g} to {high:g} (got {self.chance:g})")
-        if self.kind == "loss" and (self.bounds is not None or self.chance is not None):
+        if self.kind in ("loss", "perplexity") and (self.bounds is not None or self.chance is not None):
             raise FitError("bounds and chance are of a share, and the metric is to be a loss; leave one out")
 
     @property
@@ -64,6 +78,7 @@ class MetricLaw:
     flat: bool  # nothing of the metric moves with the loss
     progress: float | None  # of a share: how far from floor to upper bound it is at the lowest loss, median
     link: Link
+    chance_off: float | None  # rms over that with a fitted floor, where a value of guessing is given that disagrees
     turned: float | None  # low + high of a share that falls with the loss, which is fitted turned over
     best: Floats  # parameters of the least squares, (1, size)
     draws: Floats  # (draws, size)
@@ -73,6 +88,8 @@ class MetricLaw:
     def at(self, theta: Floats, loss: Floats) -> Floats:
         """Return the metric (many, losses) for parameters (many, size)."""
         value = self.link.values(theta, loss)
+        if self.kind == "perplexity":
+            return np.asarray(np.exp(value))
         return value if self.turned is None else np.asarray(self.turned - value)
 
 
@@ -82,6 +99,7 @@ class MetricPrediction:
 
     name: str
     kind: MetricKind
+    bounds: tuple[float, float] | None  # of a share
     value: float | None
     interval: Interval | None  # of the mean of such runs
     run_interval: Interval | None  # of one new run
@@ -103,13 +121,14 @@ def predict_metric(
     law = metric_law(fit, name, options or MetricOptions())
     rng = np.random.default_rng(fit.options.seed)
     losses = _losses(fit, prediction)
-    center = law.at(law.draws, np.array([prediction.loss]))[:, 0]
+    center = law.at(law.draws if fit.options.draws else law.best, np.array([prediction.loss]))[:, 0]
     interval = run = None
     if losses is not None:
         which = rng.integers(len(law.draws), size=len(losses))
         values = law.at(law.draws[which], losses[:, None])[:, 0]
-        shift = law.sigma[which] * math.sqrt(law.shared) * rng.standard_normal(len(losses))
-        noise = law.sigma[which] * rng.standard_normal(len(losses))
+        unit = values if law.kind == "perplexity" else 1.0  # whose sigma is of the logarithm
+        shift = unit * law.sigma[which] * math.sqrt(law.shared) * rng.standard_normal(len(losses))
+        noise = unit * law.sigma[which] * rng.standard_normal(len(losses))
         interval = central_interval(_within(law, values + shift), fit.options.confidence)
         run = central_interval(_within(law, values + shift + noise), fit.options.confidence)
     low, high = law.loss_range
@@ -119,6 +138,7 @@ def predict_metric(
     return MetricPrediction(
         name=name,
         kind=law.kind,
+        bounds=(law.link.low, law.link.high) if isinstance(law.link, ShareLink) else None,
         value=float(np.median(center)) if told else None,
         interval=interval if told else None,
         run_interval=run if told else None,
@@ -146,7 +166,15 @@ def metric_law(fit: SweepFit, name: str, options: MetricOptions) -> MetricLaw:
         raise FitError(
             f"{fmt.counted(len(values), 'run')} of different losses have {name}, and its law needs {MIN_RUNS}"
         )
+    if not (np.abs(values) < MOST).all():
+        raise FitError(f"{name} is {values[np.argmax(np.abs(values))]:g} in one run, which is no metric")
     kind = _kind(name, values, options)
+    if kind == "perplexity":
+        if not (values > 0).all():
+            raise FitError(
+                f"{name} is taken for a perplexity, and a run has {values.min():g}; a perplexity is positive"
+            )
+        values = np.log(values)
     block = np.unique(blocks_by_budget(fit.points)[has], return_inverse=True)[1].reshape(-1).astype(np.int64)
     falls = float(np.corrcoef(loss, values)[0, 1]) < 0 if np.ptp(values) > 0 else True
     link, turned = _link(name, kind, loss, values, options, falls=falls)
@@ -167,11 +195,12 @@ def metric_law(fit: SweepFit, name: str, options: MetricOptions) -> MetricLaw:
     law = MetricLaw(
         name=name,
         kind=kind,
-        formula=link.formula(best, name if turned is None else f"{turned:g} - {name}"),
+        formula=link.formula(best, _left_side(name, kind, turned)),
         runs=len(loss),
         rms=float(np.sqrt(np.mean((observed.metric - link.values(best, loss)[0]) ** 2))),
         loss_range=(float(loss.min()), float(loss.max())),
         flat=_is_flat(observed, link, best),
+        chance_off=_chance_off(observed, link, best, start),
         progress=None,
         link=link,
         turned=turned,
@@ -193,7 +222,28 @@ def _kind(name: str, values: Floats, options: MetricOptions) -> MetricKind:
         raise FitError(f"{name} is to lie between {low:g} and {high:g}, and a run has {worst:g}: give its bounds")
     if options.kind is not None:
         return options.kind
-    return "share" if inside else "loss"
+    if inside:
+        return "share"
+    return "perplexity" if PERPLEXITY.search(name.lower()) else "loss"
+
+
+def _left_side(name: str, kind: MetricKind, turned: float | None) -> str:
+    if kind == "perplexity":
+        return f"ln {name}"
+    return name if turned is None else f"{turned:g} - {name}"
+
+
+def _chance_off(observed: Observed, link: Link, best: Floats, start: Floats) -> float | None:
+    """Return how many times the rms of a fitted floor the one of guessing has; None where they agree, or without."""
+    if not isinstance(link, ShareLink) or link.floor is None:
+        return None
+    free = replace(link, floor=None)
+    fitted = _least_squares(free, observed, np.column_stack([start, np.linspace(-6, 6, len(start))]))
+    ours, theirs = (
+        float(np.mean((observed.metric - one.values(theta, observed.loss)[0]) ** 2)) ** 0.5
+        for one, theta in ((link, best), (free, fitted))
+    )
+    return ours / theirs if ours > WORSE * theirs else None
 
 
 def _link(
@@ -283,10 +333,15 @@ def _losses(fit: SweepFit, prediction: Prediction) -> Floats | None:
 def _within(law: MetricLaw, values: Floats) -> Floats:
     if isinstance(law.link, ShareLink):
         return np.clip(values, law.link.low, law.link.high)
-    return values
+    return np.maximum(values, 0.0)
 
 
 def _warnings(law: MetricLaw, below: float) -> Iterator[Flag]:
+    if law.chance_off is not None:
+        message = f"the value by guessing that is given for {law.name} does not agree with the runs"
+        yield Flag(
+            "chance", "warning", f"{message}: they lie {law.chance_off:.3g} times as far off as by one that is fitted"
+        )
     if law.flat:
         message = f"nothing of {law.name} moves with the loss in these {law.runs} runs"
         yield Flag("emergence", "severe", f"{message}: where it begins to is not to be told; add larger budgets")

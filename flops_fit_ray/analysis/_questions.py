@@ -21,7 +21,7 @@ from flops_fit_ray.errors import FitError
 
 REACH = math.log(1e9)  # of ln C beyond the fitted budgets, within which a loss is looked for
 OPEN = math.log(1e6)  # of ln C beyond the answer, within which a draw's is looked for
-CELLS = 600  # in which ln C is looked for; it is linear within one
+CELLS, HALVINGS = 600, 40  # in which ln C is looked for, and how often the first that holds it is halved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def predict_for_loss(fit: SweepFit, loss: float) -> Prediction:
         FitError: there is no law, or it does not come down to that loss within 1e9 times the budgets.
     """
     if not (math.isfinite(loss) and loss > 0):
-        raise FitError(f"the loss must be a positive number (got {loss})")
+        raise FitError(f"the loss must be a positive number (got {loss:g})")
     law = fit.answer.loss_opt
     if law is None:
         raise FitError(f"there is no scaling law to predict from: {fit.answer.reason}")
@@ -86,9 +86,7 @@ def predict_for_loss(fit: SweepFit, loss: float) -> Prediction:
             f"{law.at(last):.4f}; ask for a higher one"
         )
     if log_c <= low - REACH:
-        raise FitError(
-            f"a loss of {loss:.4f} is reached by the smallest C that is looked at, {fmt.flops(math.exp(log_c))}"
-        )
+        raise FitError(f"a loss of {loss:.4g} needs less than {fmt.flops(math.exp(log_c))} FLOPs: ask for a lower one")
     found = predict(fit, math.exp(log_c))
     if law.draws is None:
         return found
@@ -114,9 +112,10 @@ def _first_below(law: Law | LawDraws, log_c: Floats, loss: float) -> Floats:
     values = np.stack([np.atleast_1d(law.at(float(np.exp(x)))) for x in log_c])
     below = values <= loss
     first = np.argmax(below, axis=0)
-    which = np.arange(values.shape[1])
-    before = np.maximum(first - 1, 0)
-    over, under = values[before, which] - loss, loss - values[first, which]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        at = log_c[before] + (log_c[first] - log_c[before]) * np.where(first > 0, over / (over + under), 0.0)
-    return np.where(below.any(axis=0), at, np.nan)
+    low, high = log_c[np.maximum(first - 1, 0)], log_c[first]
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        c = np.exp(middle)
+        over = (np.array([law.at(float(c[0]))]) if isinstance(law, Law) else law.at(c)) > loss
+        low, high = np.where(over, middle, low), np.where(over, high, middle)
+    return np.where(below.any(axis=0), high, np.nan)

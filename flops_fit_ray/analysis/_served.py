@@ -26,6 +26,7 @@ from flops_fit_ray.analysis.surface import CostLaw, Surfaces, balance, lowest_lo
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import MethodName
 
+MOST = 1e60  # of any number that is asked
 FORWARD = 1 / 3  # of the FLOPs of a training token: backward costs twice forward (Kaplan et al. 2020, section 2.1)
 CHOICES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)  # of the best N, whose cost is shown
 SERVED = (1, 10, 100)  # times the tokens of the best training, of which a report tells
@@ -104,6 +105,11 @@ def predict_served(
             f"no model reaches a loss of {loss:.4f}: with endless N and D it is {e:.4f} by the {chosen.label}"
         )
     params, tokens = (float(np.exp(log[0])) for log in (log_n, log_d))
+    if total is None and not (1 <= params < MOST and 1 <= tokens < MOST):
+        raise FitError(
+            f"the answer would be N = {params:.3g} and D = {tokens:.3g}, which is no model: ask for a loss nearer to "
+            "those of the runs, or for fewer tokens to be served"
+        )
     if total is not None and not (params >= 1 and tokens >= 1):
         raise FitError(
             f"no model is so small that it serves {fmt.count(serving.tokens)} tokens for {fmt.flops(total)} FLOPs and "
@@ -191,10 +197,11 @@ def _check(serving: Serving, target: _Target) -> None:
         "the FLOPs of training and serving": target.total,
         "the loss": target.loss,
         "the FLOPs to be as good as": target.as_good_as,
+        "the tokens served times their price": serving.tokens * serving.price,
     }
     for name, value in numbers.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise FitError(f"{name} must be a positive number (got {value})")
+        if value is not None and not 0 < value <= MOST:
+            raise FitError(f"{name} must be a positive number up to {MOST:g} (got {value:g})")
     if [target.total, target.loss, target.as_good_as].count(None) != 2:
         raise FitError("give the FLOPs of training and serving, or the loss to be reached, or the C to be as good as")
 

@@ -86,6 +86,7 @@ def prediction_to_json(prediction: Prediction, confidence: float) -> dict[str, A
     if isinstance(prediction, CappedPrediction):
         more["cap"] = {
             "params_free": prediction.free.params,
+            "params_free_interval": interval_to_json(prediction.free.params_interval),
             "loss_added": prediction.loss_added,
             "loss_added_interval": interval_to_json(prediction.loss_added_interval),
         }
@@ -119,6 +120,7 @@ def metric_to_json(metric: MetricPrediction) -> dict[str, Any]:
         {
             "name": metric.name,
             "kind": metric.kind,
+            "bounds": metric.bounds,
             "value": metric.value,
             "interval": interval_to_json(metric.interval),
             "interval_of_one_run": interval_to_json(metric.run_interval),

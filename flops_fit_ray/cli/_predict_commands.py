@@ -105,7 +105,7 @@ class BoundsType(click.ParamType[tuple[float, float]]):
 )
 @click.option(
     "--metric-kind",
-    type=click.Choice(["share", "loss"]),
+    type=click.Choice(["share", "loss", "perplexity"]),
     help="What the metric is: a share such as an "
     "accuracy, or another loss [default: a share where all runs lie within its bounds].",
 )
@@ -125,7 +125,7 @@ def predict(
     as_good_as: float | None,
     serving_price: float | None,
     metrics: tuple[str, ...],
-    metric_kind: Literal["share", "loss"] | None,
+    metric_kind: Literal["share", "loss", "perplexity"] | None,
     bounds: tuple[float, float] | None,
     chance: float | None,
     spec_to: Path | None,

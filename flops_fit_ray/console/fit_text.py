@@ -282,7 +282,9 @@ def metric_text(metric: MetricPrediction) -> str:
         value += f"  [{metric.interval.low:.4g}, {metric.interval.high:.4g}]"
     if metric.run_interval is not None:
         value += f", of one new run [{metric.run_interval.low:.4g}, {metric.run_interval.high:.4g}]"
-    kind = "a share between its bounds" if metric.kind == "share" else "a loss"
+    kind = f"a {metric.kind}"
+    if metric.bounds is not None:
+        kind += f" between {metric.bounds[0]:g} and {metric.bounds[1]:g}"
     return "\n".join(
         [
             f"{metric.name}  {value}",

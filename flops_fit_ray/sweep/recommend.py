@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.analysis import Interval, Prediction, ServedPrediction, SweepFit, interval_to_json, json_value
+from flops_fit_ray.analysis import (
+    CappedPrediction,
+    Interval,
+    Prediction,
+    ServedPrediction,
+    SweepFit,
+    interval_to_json,
+    json_value,
+)
 from flops_fit_ray.analysis.time_budgets import seconds_interval, seconds_of, time_law
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.formatting import count, flops
@@ -70,6 +78,8 @@ def recommend(sweep: Sweep, fit: SweepFit, prediction: Prediction) -> Recommenda
     """Return the training run for `prediction`, from the sizes and learning rates that the sweep measured."""
     notes: list[str] = []
     size, candidates = _size(sweep, prediction.params, notes)
+    if isinstance(prediction, CappedPrediction):
+        size, candidates = _under_cap(sweep, prediction.params, size, candidates, notes)
     sizes = sorted(sweep.plan.measurements.sizes, key=lambda s: s.params)
     params = prediction.params
     if size is not None:
@@ -156,6 +166,18 @@ def _size(sweep: Sweep, params: float, notes: list[str]) -> tuple[int | str | No
     if not values[0] <= around[0] <= values[-1]:
         notes.append(f"size {around[0]} was not run: its N is extrapolated from the sizes that were")
     return around[0], tuple(around[:CANDIDATES])
+
+
+def _under_cap(
+    sweep: Sweep, cap: float, size: int | str | None, candidates: tuple[int, ...], notes: list[str]
+) -> tuple[int | str | None, tuple[int, ...]]:
+    """Return `size`, or the first candidate whose N is not above the cap, and the candidates that are not."""
+    under = tuple(one for one in candidates if _at_size(sweep, one) <= cap)
+    if size is None or _at_size(sweep, size) <= cap:
+        return size, under
+    if not under:
+        notes.append(f"no size that is known has N up to {count(cap)}: choose one")
+    return (under[0] if under else None), under
 
 
 def _at_size(sweep: Sweep, size: int | str) -> float:

@@ -108,7 +108,8 @@ class Result:
         }.items():
             missing = name == "budget" and loss is None and as_good_as is None
             if not (_is_number(value) or (value is None and not missing)):
-                raise ArgumentError("predict", [f"{name}: must be a number, for example 1e21 FLOPs (got {value!r})"])
+                what = "a number of FLOPs, for example 1e21" if name in ("budget", "as_good_as") else "a number"
+                raise ArgumentError("predict", [f"{name}: must be {what} (got {value!r})"])
         if served is None and serving_price != 1:
             raise ArgumentError("predict", ["serving_price: goes with served; give both"])
         serving = None if served is None else Serving(tokens=float(served), price=float(serving_price))

@@ -84,3 +84,20 @@ def test_a_table_is_asked_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     assert "N is as large as it may be; " in capsys.readouterr().out
     assert call(*asked, "--served", "1e9") == 2
     assert "--max-params and --served are different questions" in capsys.readouterr().err
+
+
+def test_a_prediction_lies_in_its_own_interval() -> None:
+    """Minima that bend: the draws follow the bend, the law is the line through all."""
+    bent = sweep_on(BESIROGLU, BUDGETS, noise=0.0005)
+    centres = {budget: 1 + 0.25 * math.log10(budget / 1e19) ** 2 for budget in BUDGETS}
+    by = [centres[float(budget)] for budget in bent.budget]
+    fit = fit_sweep(replace(bent, params=bent.params * by), FitOptions(draws=400, method="valley"))
+    law = fit.params_opt
+    assert law is not None
+    for budget in (1e18, 1e21, 1e23):
+        found, alone = predict(fit, budget), law.interval(budget, 0.95)
+        assert found.params_interval and found.tokens_interval and found.loss_interval and alone
+        assert found.params_interval.holds(found.params) and found.tokens_interval.holds(found.tokens)
+        assert found.loss_interval.holds(found.loss)
+        assert found.params_interval.holds(alone.low) and found.params_interval.holds(alone.high)
+    assert not law.interval(1e23, 0.95).holds(law.at(1e23))  # type: ignore[union-attr] # else it would show nothing

@@ -116,12 +116,8 @@ class Law:
             return central_interval(np.power(10.0, self.draws.log10_coefficient), confidence)
 
     def interval(self, budget: float, confidence: float) -> Interval | None:
-        """The central interval of the law at C = `budget` and the law itself, or None.
-
-        Draws allow for a bend and for skewed valleys, so most of them may lie on one side of the law.
-        """
-        within = None if self.draws is None else central_interval(self.draws.at(budget), confidence)
-        return None if within is None else within.with_value(self.at(budget))
+        """The central interval of the law at C = `budget`, or None."""
+        return None if self.draws is None else central_interval(self.draws.at(budget), confidence)
 
     def known_within(self, budget: float, confidence: float) -> float | None:
         """Return the factor within which y is known at C = `budget`; None without an interval."""

@@ -97,6 +97,9 @@ def predict_for_loss(fit: SweepFit, loss: float) -> Prediction:
         flag = Flag("loss_not_reached", "warning", f"{message}, so C, N and D have no interval: add larger budgets")
         return replace(found, params_interval=None, tokens_interval=None, warnings=(*found.warnings, flag))
     within = [central_interval(values, fit.options.confidence) for values in (drawn, *_at_drawn(fit, drawn))]
+    if fit.rates is None:  # as `predict` has it
+        own = (found.budget, found.params, found.tokens)
+        within = [one and one.with_value(value) for one, value in zip(within, own, strict=True)]
     return replace(found, budget_interval=within[0], params_interval=within[1], tokens_interval=within[2])
 
 

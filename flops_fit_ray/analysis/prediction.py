@@ -75,6 +75,8 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
     within = [law.interval(budget, confidence) for law in chosen.laws]
     if other is not None and other.laws is not None:
         within = [_union(one, law.interval(budget, confidence)) for one, law in zip(within, other.laws, strict=True)]
+    if fit.rates is None:  # draws allow for a bend and for skewed valleys, so most may lie on one side of the law
+        within = [one and one.with_value(law.at(budget)) for one, law in zip(within, chosen.laws, strict=True)]
     return Prediction(
         budget=budget,
         method=chosen.name,

@@ -45,7 +45,7 @@ def predict_capped(fit: SweepFit, budget: float, cap: float) -> Prediction:
             f"costs: {fit.surface.reason or 'there is none'}"
         )
     ((added, within),) = told
-    tokens = budget / math.exp(float(found.cost.per_token(np.log([cap]))[0][0]))
+    tokens = budget / found.cost.flops_per_token(cap)
     points = fit.points_of(fit.surface.name)
     ratio = ratio_distance(points, tokens / cap)
     far = distance("C", budget, *fit.range_of(free.method)), *distances(points, cap, tokens), ratio

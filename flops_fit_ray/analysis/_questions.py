@@ -11,7 +11,8 @@ import numpy as np
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._capped import predict_capped
 from flops_fit_ray.analysis._flags import Flag
-from flops_fit_ray.analysis._law import Law, LawDraws, central_interval
+from flops_fit_ray.analysis._inversion import log_compute_for, one_draw
+from flops_fit_ray.analysis._law import LawDraws, central_interval
 from flops_fit_ray.analysis._limited_data import predict_limited
 from flops_fit_ray.analysis._served import Serving, predict_served
 from flops_fit_ray.analysis._sweep_fit import SweepFit
@@ -21,7 +22,6 @@ from flops_fit_ray.errors import FitError
 
 REACH = math.log(1e9)  # of ln C beyond the fitted budgets, within which a loss is looked for
 OPEN = math.log(1e6)  # of ln C beyond the answer, within which a draw's is looked for
-CELLS, HALVINGS = 600, 40  # in which ln C is looked for, and how often the first that holds it is halved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def predict_for_loss(fit: SweepFit, loss: float) -> Prediction:
     if law is None:
         raise FitError(f"there is no scaling law to predict from: {fit.answer.reason}")
     low, high = (math.log(c) for c in fit.fitted_range)
-    log_c = float(_first_below(law, np.linspace(low - REACH, high + REACH, CELLS), loss)[0])
+    log_c = float(_log_compute(one_draw(law), loss, low - REACH, high + REACH)[0])
     if math.isnan(log_c):
         last = math.exp(high + REACH)
         raise FitError(
@@ -90,7 +90,7 @@ def predict_for_loss(fit: SweepFit, loss: float) -> Prediction:
     found = predict(fit, math.exp(log_c))
     if law.draws is None:
         return found
-    drawn = np.exp(_first_below(law.draws, np.linspace(log_c - OPEN, log_c + OPEN, CELLS), loss))
+    drawn = np.exp(_log_compute(law.draws, loss, log_c - OPEN, log_c + OPEN))
     share = float(np.isnan(drawn).mean())
     if share > (1 - fit.options.confidence) / 2:
         message = f"in {100 * share:.2g} % of the draws no C up to 1e6 times as much reaches a loss of {loss:.4f}"
@@ -110,15 +110,8 @@ def _at_drawn(fit: SweepFit, budgets: Floats) -> Iterator[Floats]:
         yield law.draws.at(budgets)
 
 
-def _first_below(law: Law | LawDraws, log_c: Floats, loss: float) -> Floats:
-    """Return the lowest ln C of the grid (cells,) at which each law is down to `loss`, (laws,); NaN where none is."""
-    values = np.stack([np.atleast_1d(law.at(float(np.exp(x)))) for x in log_c])
-    below = values <= loss
-    first = np.argmax(below, axis=0)
-    low, high = log_c[np.maximum(first - 1, 0)], log_c[first]
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        c = np.exp(middle)
-        over = (np.array([law.at(float(c[0]))]) if isinstance(law, Law) else law.at(c)) > loss
-        low, high = np.where(over, middle, low), np.where(over, high, middle)
-    return np.where(below.any(axis=0), high, np.nan)
+def _log_compute(law: LawDraws, loss: float, low: float, high: float) -> Floats:
+    """Return the least ln C from `low` to `high` at which each law is down to `loss`, (laws,); NaN where none is."""
+    x = log_compute_for(law, np.array([loss]))
+    at = np.where(law.exponent < 0, np.maximum(x, low), np.where(x >= low, low, np.nan))  # a law that rises: at once
+    return np.where(at <= high, at, np.nan)

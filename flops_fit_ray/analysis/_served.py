@@ -116,7 +116,7 @@ def predict_served(
             "leaves some for training: give more FLOPs, or serve less"
         )
     reached = float(surface.loss(np.exp(log_n), np.exp(log_d))[0])
-    per_token = _per_token(cost, params)
+    per_token = cost.flops_per_token(params)
     whole = per_token * (tokens + extra)
     alone = float(np.exp(lowest_total(surface, cost, reached, 0.0)[0][0]))
     choices = {n: _choice(surface, cost, reached, n, extra, whole) for n in (*(params * by for by in CHOICES), alone)}
@@ -206,14 +206,9 @@ def _check(serving: Serving, target: _Target) -> None:
         raise FitError("give the FLOPs of training and serving, or the loss to be reached, or the C to be as good as")
 
 
-def _per_token(cost: CostLaw, params: float) -> float:
-    """Return f(N), FLOPs."""
-    return float(np.exp(cost.per_token(np.log([params]))[0][0]))
-
-
 def _choice(surface: Surfaces, cost: CostLaw, loss: float, params: float, extra: float, whole: float) -> ServedChoice:
     tokens = float(np.exp(tokens_for(surface, loss, np.log([params])))[0])
-    f = _per_token(cost, params)
+    f = cost.flops_per_token(params)
     return ServedChoice(
         params=params, tokens=tokens, training=f * tokens, serving=f * extra, factor=f * (tokens + extra) / whole
     )

@@ -86,7 +86,7 @@ def predict_for_time(timed: IsoTime, seconds: float, confidence: float) -> Timed
     assert surface is not None and surface.cost is not None  # as `isotime` found
     return TimedPrediction(
         seconds=seconds,
-        budget=float(np.exp(surface.cost.per_token(np.array([np.log(params)]))[0][0]) * tokens),
+        budget=surface.cost.flops_per_token(params) * tokens,
         method=timed.method.name,
         params=params,
         tokens=tokens,

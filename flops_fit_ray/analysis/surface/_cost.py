@@ -71,6 +71,10 @@ class CostLaw:
             return self.curve.at(log_n)
         return self.log_k + self.n_exponent * log_n, np.full_like(log_n, self.n_exponent), np.zeros_like(log_n)
 
+    def flops_per_token(self, params: float) -> float:
+        """Return f(N) at one N."""
+        return float(np.exp(self.per_token(np.log([params]))[0][0]))
+
     def optimum(self, guess: Floats, right: Floats, alpha: Floats | float, beta: Floats | float) -> Floats:
         """Return ln N where h = alpha·ln N + beta·ln f + ln s - right is 0, s = dln f/dln N; all (surfaces,).
 

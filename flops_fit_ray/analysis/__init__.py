@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flops_fit_ray.analysis._run_choice import NextRun, NextRuns
     from flops_fit_ray.analysis._run_space import Place, RunSpace
     from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, sensitivity
-    from flops_fit_ray.analysis._served import ServedChoice, ServedPrediction, Serving, if_served, predict_served
+    from flops_fit_ray.analysis._served import ServedChoice, ServedPrediction, Serving, predict_served
     from flops_fit_ray.analysis._speedup import Speedup, SpeedupAt
     from flops_fit_ray.analysis._summary import (
         comparison_to_json,
@@ -101,7 +101,6 @@ __all__ = [
     "fit_sweep",
     "fit_to_json",
     "group_by_nearness",
-    "if_served",
     "interval_to_json",
     "isotime",
     "json_value",

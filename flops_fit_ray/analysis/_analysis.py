@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from flops_fit_ray.analysis._extrapolation import HoldOut, LossHoldOut, hold_outs, loss_hold_out
@@ -12,6 +14,7 @@ from flops_fit_ray.analysis._metric_laws import MetricKind, MetricOptions, Metri
 from flops_fit_ray.analysis._published_answer import PublishedDistance, published_distance
 from flops_fit_ray.analysis._rate_part import RatePart, rate_part
 from flops_fit_ray.analysis._sensitivity import Sensitivity, SensitivityRow, method_agreement, sensitivity, valley_bias
+from flops_fit_ray.analysis._served import ServedPrediction, if_served
 from flops_fit_ray.analysis._summary import (
     cost_to_json,
     fit_to_json,
@@ -23,6 +26,7 @@ from flops_fit_ray.analysis._summary import (
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.prediction import Prediction, check_budget, predict
 from flops_fit_ray.analysis.time_budgets import IsoTime, isotime
+from flops_fit_ray.errors import FitError
 
 TARGET = 10.0  # times the largest fitted C: the target where none is named
 
@@ -57,6 +61,20 @@ class Analysis:
         """Doubts about N_opt at the target: methods that disagree, curves that are biased, rates that were probed."""
         rates = None if self.rate_part is None else self.rate_part.flag
         return [flag for flag in (self.agreement, self.bias, rates) if flag is not None]
+
+    @cached_property
+    def served(self) -> tuple[ServedPrediction, ...]:
+        """Predictions as good as C = `target` where 1, 10 and 100 times its D are served; empty without a surface."""
+        return () if self.target is None else if_served(self.fit, self.target)
+
+    @cached_property
+    def metrics(self) -> tuple[MetricPrediction, ...]:
+        """Every metric of the runs at the first prediction, as far as they tell its law."""
+        found = []
+        for name in self.fit.points.metrics if self.predictions else ():
+            with contextlib.suppress(FitError):  # too few runs have it, or it needs to be told its bounds
+                found.append(predict_metric(self.fit, self.predictions[0], name))
+        return tuple(found)
 
     def predict_metric(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,15 +14,11 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import (
     Analysis,
     Interval,
-    MetricPrediction,
-    if_served,
     laws_to_json,
     n_opt_to_json,
     predict,
-    predict_metric,
     prediction_to_json,
 )
-from flops_fit_ray.errors import FitError
 from flops_fit_ray.report.facts import ADVICE, costs, provenance
 from flops_fit_ray.report.figures import draw_valleys, for_page, to_svg, valley_curves
 from flops_fit_ray.spec import dump_spec
@@ -187,7 +182,7 @@ def _of_sweep(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]
         **_of_fit(sweep.analysis, card, figures, sweep.loss_name),
         "sweep": sweep,
         "minima": (minima := metrics_at_minima(sweep)),
-        "metrics_beyond": _metrics_beyond(sweep.analysis),
+        "metrics_beyond": sweep.analysis.metrics,
         "minima_metrics": sorted({name for minimum in minima for name in minimum.metrics}),
         "answer": _answer(sweep),
         "forecasts": scores_of(sweep).lines,
@@ -203,15 +198,6 @@ def _of_sweep(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]
         "provenance": provenance(sweep),
         "command": sweep.command,
     }
-
-
-def _metrics_beyond(analysis: Analysis) -> list[MetricPrediction]:
-    """Return each metric at the first prediction, as far as the runs tell its law."""
-    found = []
-    for name in analysis.fit.points.metrics if analysis.predictions else ():
-        with contextlib.suppress(FitError):  # too few runs have it, or it needs to be told its bounds
-            found.append(predict_metric(analysis.fit, analysis.predictions[0], name))
-    return found
 
 
 def _environment(*, autoescape: bool = True, **blocks: bool) -> jinja2.Environment:
@@ -243,7 +229,7 @@ def _of_fit(analysis: Analysis, card: Sequence[CardItem], figures: Mapping[str, 
     ]
     return {
         "analysis": analysis,
-        "served": () if analysis.target is None else if_served(fit, analysis.target),
+        "served": analysis.served,
         "fit": fit,
         "card": card,
         "timed": analysis.isotime,

@@ -84,7 +84,9 @@ def logged_in(browser: Browser, served: Served, **options: Any) -> Page:
     page.click("button")
     page.wait_for_selector("h1:text-is('Sweeps')")
     page.said = []
-    page.on("console", lambda message: page.said.append(f"{message.type}: {message.text}"))
+    page.on(
+        "console", lambda message: page.said.append(f"{message.type}: {message.text} {message.location.get('url', '')}")
+    )
     page.on("pageerror", lambda error: page.said.append(f"error: {error}"))
     page.on("dialog", lambda dialog: (page.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     return page
@@ -310,7 +312,7 @@ def test_no_script_of_a_sweep_is_run(page: Page, served: Served) -> None:
     wrong, page.said[:] = list(page.said), []
     assert [line for line in wrong if line.startswith("dialog")] == []
     policy = [line for line in wrong if "422 (Unprocessable" not in line]
-    assert len(policy) == 1 and "Content Security Policy" in policy[0]
+    assert len(policy) == 1 and "Content Security Policy" in policy[0], policy
 
 
 def picture(page: Page, name: str) -> None:

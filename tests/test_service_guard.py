@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import http.client
@@ -370,6 +371,40 @@ def test_a_body_that_comes_too_slowly_is_refused(served: Served, monkeypatch: py
                 break
         else:
             raise AssertionError("no answer")
+
+
+def test_who_waits_when_the_service_ends_is_told_so() -> None:
+    """In words, and without a traceback in the log; what has begun to answer is cut off as before."""
+
+    async def ended(begins: bool) -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if begins:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.Event().wait()
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/api/v1/health", "headers": [(b"host", b"here:1")]}
+        guarded = guard.Guard(app, key=guard.Credentials("a" * 32), hosts=["here:1"])
+        work = asyncio.create_task(guarded(scope, receive, send))
+        await asyncio.sleep(0.01)
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError) if begins else contextlib.nullcontext():
+            await work
+        assert work.cancelled() == begins
+        return sent
+
+    start, body = asyncio.run(ended(False))
+    said = json.loads(body["body"])
+    assert start["status"] == said["status"] == 503 and "is ending" in said["detail"]
+    assert b"retry-after" in dict(start["headers"])
+    assert [message["status"] for message in asyncio.run(ended(True))] == [200]
 
 
 def spec_with(**changed: Any) -> Any:

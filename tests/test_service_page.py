@@ -7,7 +7,7 @@ import html
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +18,19 @@ import pytest
 
 from flops_fit_ray.analysis import compare, comparison_to_json
 from flops_fit_ray.console.live_state import GpuUse, NodeUse
-from flops_fit_ray.ledger import Ledger, Progress
+from flops_fit_ray.ledger import Failure, Ledger, Progress
 from flops_fit_ray.ledger.hardware import Gpu, Machine
 from flops_fit_ray.service.client import ServiceError
+from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.pages._sparks import device_rows, spark
+from flops_fit_ray.service.pages._sweep_page import _failures
+from flops_fit_ray.service.state.cache import SweepCache
 from flops_fit_ray.service.state.devices import MAX_READINGS, DeviceHistory
+from flops_fit_ray.service.state.views import experiment_view
 from flops_fit_ray.spec import FitSection
 from flops_fit_ray.storage.lock import hostname
+from flops_fit_ray.storage.paths import SweepPaths
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from tests.serving import Served, serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
@@ -45,6 +51,40 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(root: Path) -> Sweep:
     """The whole sweep, fitted once."""
     return open_sweep(root / "whole")
+
+
+def test_a_page_of_an_older_reading_shows_what_is_there_now(tmp_path: Path) -> None:
+    """Whatever is recorded between the reading of a directory and the page of one experiment."""
+    spec = reference_spec(fit=FitSection(draws=100))
+    whole = make_sweep(tmp_path / "whole", spec, reference_parts(spec), only=3)
+    part = make_sweep(tmp_path / "part", spec, reference_parts(spec), only=2)
+    key, paths = whole.results[-1].key, SweepPaths(tmp_path / "part")
+    ledger, result = Ledger(paths), whole.results[-1]
+    assert key not in {one.key for one in part.results}
+    failure = Failure(key=key, status="failed", error="ValueError: no", traceback="Traceback\n", tokens_seen=3,
+                      seconds=1.5, attempts=1, host="node", finished_at=time.time())  # fmt: skip
+    happens: list[tuple[str, Callable[[], object]]] = [
+        ("planned", lambda: None),
+        ("running", lambda: _run(tmp_path / "part", key)),
+        ("failed", lambda: ledger.record_failure(failure)),
+        ("planned", lambda: ledger.retry(key)),
+        ("failed", lambda: ledger.record_failure(failure)),
+        ("completed", lambda: ledger.record_result(result)),
+        ("planned", lambda: local_path(paths.result(key)).unlink()),  # by somebody's hand
+    ]
+    read = []
+    for status, happen in happens:
+        happen()
+        read.append(SweepCache(paths).now())
+        for snapshot in read:
+            found = experiment_view(snapshot, key)
+            assert found["status"] == status
+            shown = page("experiment.html.j2", name="part", e=found, drawn=False, stamp=None)
+            assert (f"{result.loss:.5f}" in shown) == (status == "completed")
+            assert ("ValueError: no" in shown) == (status == "failed")
+            assert [one["key"] for one in _failures(snapshot)] == [key] * (
+                status == "failed" and snapshot.sweep.failures != ()
+            )
 
 
 def _run(directory: Path, key: str) -> None:

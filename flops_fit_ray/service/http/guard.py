@@ -130,8 +130,20 @@ class Guard:
             await self._refuse(scope, send, *refused)
             return
         self._open += 1
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
-            await self._pass_on(scope, headers, receive, send)
+            await self._pass_on(scope, headers, receive, noting)
+        except asyncio.CancelledError:  # the service ends before the answer is there
+            if begun:
+                raise
+            message = "the service is ending; ask again when it is back"
+            await self._refuse(scope, send, HTTPStatus.SERVICE_UNAVAILABLE, message, "busy")
         finally:
             self._open -= 1
 

@@ -181,7 +181,8 @@ def _training(snapshot: Snapshot, asked: overlay.Which | None) -> dict[str, Any]
 
 
 def _failures(snapshot: Snapshot) -> list[dict[str, Any]]:
-    return [views.experiment_view(snapshot, failure.key) for failure in snapshot.sweep.failures[:MAX_FAILURES]]
+    found = [views.experiment_view(snapshot, failure.key) for failure in snapshot.sweep.failures[:MAX_FAILURES]]
+    return [one for one in found if one["error"] is not None]  # without those that are tried again by now
 
 
 async def _prediction(state: AppState, snapshot: Snapshot | None, budget: str, served: str) -> dict[str, Any]:

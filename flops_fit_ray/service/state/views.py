@@ -22,7 +22,7 @@ from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.request_error import RequestError, busy, conflict, not_found
 from flops_fit_ray.service.runs.queue import Runs, RunStatus
-from flops_fit_ray.service.state.cache import Snapshot, SweepCaches
+from flops_fit_ray.service.state.cache import Snapshot, SweepCaches, row_of
 from flops_fit_ray.storage.atomic import read_sealed
 from flops_fit_ray.storage.codec import Count, Record, value_of
 from flops_fit_ray.storage.lock import living_owner
@@ -152,11 +152,13 @@ def experiment_view(snapshot: Snapshot, key: str) -> dict[str, Any]:
     ledger = Ledger(snapshot.sweep.paths)
     outcome, progress = ledger.outcome(key), ledger.progress(key)
     failure = outcome if isinstance(outcome, Failure) else None
+    known = str(snapshot.by_key[key]["status"])
+    idle = str(outcome.status) if outcome is not None else known if known in ("waiting", "damaged") else "planned"
     return dict(
         json_value(
             redacted_values(
                 {
-                    **snapshot.by_key[key],
+                    **row_of(e, outcome, progress, idle),  # of this reading: the snapshot may be older than the outcome
                     "planned": e.to_json(),
                     "outcome": None if outcome is None else asdict(outcome),
                     "advice": None if failure is None else ADVICE[failure.status],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from flops_fit_ray import fit_table
@@ -237,6 +238,15 @@ def test_a_column_of_a_table_is_asked_for(tmp_path: Path, fit: SweepFit, capsys:
     assert analysis.predict_metric("accuracy", 1e21).value == pytest.approx(said[0]["value"], abs=0.01)
     with pytest.raises(SpecError, match="--metric acuracy: there is no such column; did you mean .accuracy."):
         fit_table(path, metrics=["acuracy"])
+
+
+def test_solved_or_not_is_no_share(tmp_path: Path, fit: SweepFit, capsys: pytest.CaptureFixture[str]) -> None:
+    """A curve through yes and no is as steep as one likes, so its interval would be of nothing."""
+    path = table(fit.points, tmp_path / "runs.csv")
+    frame = pd.read_csv(path)
+    frame.assign(solved=frame["accuracy"] > 0.5).to_csv(path, index=False)
+    assert call("predict", "1e21", path, "--draws", "50", "--metric", "solved") == 1
+    assert "solved is 0 or 1 in each run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,11 @@ def test_a_table_beside_a_published_law(tmp_path: Path, capsys: pytest.CaptureFi
     assert "there are no intervals" in capsys.readouterr().out
 
 
+def test_a_law_beside_itself_is_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("compare", "besiroglu2024", "besiroglu2024") == 0
+    assert capsys.readouterr().out.count("warning: besiroglu2024 is of MassiveText") == 1
+
+
 def test_a_path_of_the_same_name_comes_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,14 @@ def swept(best: int, seeds: int = 1) -> pd.DataFrame:
     return pd.concat(parts)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "words"),
+    [(-1, "35 rows whose 'epochs' is not above 0 (-1): their data"), (None, "35 rows without 'epochs': their data")],
+)
+def test_epochs_that_are_none_are_said(tmp_path: Path, epochs: float | None, words: str) -> None:
+    assert words in said(read(tmp_path, RUNS.assign(epochs=epochs)))
+
+
 def test_the_best_of_a_swept_setting_is_taken_and_said(tmp_path: Path) -> None:
     table = read(tmp_path, swept(best=2))
     assert len(table.points) == 35 and np.allclose(np.sort(table.points.loss), np.sort(RUNS.loss))

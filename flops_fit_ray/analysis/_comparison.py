@@ -171,7 +171,7 @@ def _side(which: str, of: SweepFit | PublishedLaw, budget: float, name: MethodNa
 
 def _of_published(a: SweepFit | PublishedLaw, b: SweepFit | PublishedLaw) -> Iterator[Flag]:
     laws = [one for one in (a, b) if isinstance(one, PublishedLaw)]
-    for law in laws:
+    for law in laws[: 1 if a is b else 2]:
         if law.loss_unit is None:
             unit = "it says nothing of the loss"
         else:

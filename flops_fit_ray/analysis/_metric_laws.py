@@ -168,6 +168,11 @@ def metric_law(fit: SweepFit, name: str, options: MetricOptions) -> MetricLaw:
         )
     if not (np.abs(values) < MOST).all():
         raise FitError(f"{name} is {values[np.argmax(np.abs(values))]:g} in one run, which is no metric")
+    if set(values) == {0.0, 1.0}:
+        raise FitError(
+            f"{name} is 0 or 1 in each run, and where it turns is all that such runs tell; "
+            "give the share of many tasks or questions, as a number"
+        )
     kind = _kind(name, values, options)
     if kind == "perplexity":
         if not (values > 0).all():

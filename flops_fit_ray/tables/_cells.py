@@ -79,6 +79,13 @@ def numbers(column: pd.Series[Any], decimal_comma: bool = False) -> Floats:
     return values
 
 
+def metric_numbers(column: pd.Series[Any], decimal_comma: bool = False) -> Floats:
+    """Parse the cells of a metric as `numbers` does; true is 1 and false is 0, as for a task that is solved or not."""
+    values = numbers(column, decimal_comma)
+    words = column.astype(str).str.strip().str.lower().map({"true": 1.0, "false": 0.0})
+    return np.where(np.isnan(values), np.array(words, dtype=np.float64), values)
+
+
 def has_decimal_commas(columns: Iterable[pd.Series[Any]], semicolons: bool) -> bool:
     """Return True if the commas in a table's cells are decimal points: 3,61; one such cell speaks for all.
 

@@ -18,7 +18,7 @@ from flops_fit_ray.analysis import Flag, Points, group_by_nearness
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.tables._binning import binned
-from flops_fit_ray.tables._cells import numbers
+from flops_fit_ray.tables._cells import metric_numbers, numbers
 from flops_fit_ray.tables._columns import NONE, ColumnMap, TableOptions, find_columns, loss_in, unknown_column
 from flops_fit_ray.tables._load import Loaded, load
 from flops_fit_ray.tables._names import ACTIVE, OTHER_FLOPS, OTHER_PARAMS, normal
@@ -266,7 +266,7 @@ def _points(
         loss=picked["loss"],
         run=run,
         weight=picked.get("weight"),
-        metrics={name: numbers(frame[name], columns.decimal_comma)[keep] for name in metrics},
+        metrics={name: metric_numbers(frame[name], columns.decimal_comma)[keep] for name in metrics},
         unique=picked.get("unique_tokens"),
         seconds=None if seconds is None or not (seconds > 0).any() else np.where(seconds > 0, seconds, np.nan),
         params_as=_others(frame, OTHER_PARAMS, picked["params"], keep),

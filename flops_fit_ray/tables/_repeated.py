@@ -6,6 +6,7 @@ import numpy as np
 
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.formatting import counted
 from flops_fit_ray.tables._columns import ColumnMap
 
 APART = 1.1  # ratio of D / U and epochs from which they contradict each other
@@ -45,6 +46,18 @@ def distinct_tokens(source: str, values: dict[str, Floats], columns: ColumnMap) 
         ])  # fmt: skip
     missing = ~np.isfinite(seen)
     values["unique_tokens"] = d / np.where(missing, 1.0, seen)
-    if not missing.any():
-        return []
-    return [f"{int(missing.sum())} rows without {name!r}: their data are taken as seen once"]
+    given = np.asarray(epochs if unique is None else unique, dtype=np.float64)
+    none = missing & ~np.isfinite(given)
+    said = [
+        (none, f"without {name!r}"),
+        (missing & ~none, f"whose {name!r} is not above 0 ({_example(given[missing & ~none])})"),
+    ]
+    return [
+        f"{counted(int(which.sum()), 'row')} {words}: their data are taken as seen once"
+        for which, words in said
+        if which.any()
+    ]
+
+
+def _example(values: Floats) -> str:
+    return f"{values[0]:g}" if len(values) else ""

@@ -16,6 +16,7 @@ from flops_fit_ray.spec import SingleRun, SweepSpec
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.sweep.extend import continued
+from flops_fit_ray.sweep.next_places import SweepSpace
 from flops_fit_ray.sweep.recorded import record_spec
 from flops_fit_ray.sweep.stopping import (
     StoppingRule,
@@ -157,6 +158,18 @@ def test_it_ends_where_probed_rates_are_all_that_is_left(whole: Result) -> None:
     assert card["learning rate"].endswith(
         "; intervals take the rates for the best ones, as no (N, D) has losses of three"
     )
+
+
+def test_sizes_share_no_price_and_budgets_of_one_size_do(whole: Result) -> None:
+    space = SweepSpace(whole._sweep)
+    dear, nearer = ([p for p in space.places(c, 1e3) if p.size in (64, 128)] for c in (1e10, 6e9))
+    assert len(dear) == len(nearer) == 2
+    alone = [space.prices([p])[0] for p in (*dear, *nearer)]
+    both = space.prices([*dear, *nearer])
+    assert both[2:] == alone[2:]  # the smaller budget goes first
+    assert all(b < a for a, b in zip(alone[:2], both[:2], strict=True))  # and the dearer one starts at its trunk
+    assert all(space.prices([dear[i], nearer[i]]) == [both[i], both[i + 2]] for i in (0, 1))
+    assert space.prices([dear[0], dear[0]])[1] == alone[0]  # another seed has no trunk
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -34,6 +34,7 @@ class SweepSpace:
         finished = {r.key for r in sweep.results} & sweep.paths.trunk_keys()
         self._trunks = [e for e in plan.experiments if e.key in finished and leaves_trunk(e)]
         self._made: dict[tuple[float, int | str, int | None], Experiment] = {}
+        self._priced: dict[tuple[Place, ...], list[float]] = {}  # runs of one size
 
     def places(self, budget: float, around: float) -> list[Place]:
         """Return the sizes with enough steps and data at C = `budget`; of near ones those that were run."""
@@ -52,11 +53,22 @@ class SweepSpace:
 
     def prices(self, places: Sequence[Place]) -> list[float]:
         """Return the FLOPs that each of these runs executes, smaller budgets of a size first, each from its trunk."""
+        found = [0.0] * len(places)
+        for size in {p.size for p in places}:  # sizes share nothing
+            index = [i for i, p in enumerate(places) if p.size == size]
+            alike = tuple(places[i] for i in index)
+            if alike not in self._priced:
+                self._priced[alike] = self._prices_of_size(alike)
+            for i, price in zip(index, self._priced[alike], strict=True):
+                found[i] = price
+        return found
+
+    def _prices_of_size(self, places: Sequence[Place]) -> list[float]:
         experiments = [
             self._experiment(run.flops, self._sizes[run.size], seed_of(self._spec, run))
             for run in self.single_runs(places)
         ]
-        found, trunks = [0.0] * len(places), list(self._trunks)
+        found, trunks = [0.0] * len(places), [e for e in self._trunks if e.size == experiments[0].size]
         for i in sorted(range(len(places)), key=lambda i: experiments[i].budget):
             e = with_parent(experiments[i], trunks) if self._spec.grid.trunk else experiments[i]
             found[i] = e.flops_executed

@@ -19,7 +19,6 @@ from flops_fit_ray.analysis import (
     predict,
     prediction_to_json,
 )
-from flops_fit_ray.console.fit_text import prediction_text
 from flops_fit_ray.errors import FitError
 from tests.surfaces import BESIROGLU, BUDGETS, HOFFMANN, SYMMETRIC, Surface, joined, optimum, points_from, sweep_on
 
@@ -197,7 +196,7 @@ def test_an_n_far_beyond_the_runs_is_named_though_c_is_not() -> None:
     assert far.extrapolation == 1 and far.tokens_extrapolation == 1
     assert far.params_extrapolation == pytest.approx(best, rel=1e-4) and best > 10
     assert str(far.warnings[0]).startswith(f"extrapolation by {best:.3g}x: N is {best:.3g}x larger than any run")
-    assert f"extrapolation factor 1 (N {best:.3g}x beyond any run)" in prediction_text(far, 0.95)
+    assert f"extrapolation factor 1 (N {best:.3g}x beyond any run)" in str(far)
     assert prediction_to_json(far, 0.95)["params_extrapolation"] == far.params_extrapolation
     assert [str(flag) for flag in compare(fit, fit, 1e22).warnings] == [str(far.warnings[0])]
     tiny = predict(fit, 1e13)

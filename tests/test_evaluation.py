@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.utils.data import Subset, TensorDataset
 
-from flops_fit_ray.console.plan_text import plan_text
 from flops_fit_ray.planning import Plan, Planner, plan_from_json, priced, stated_rate
 from flops_fit_ray.planning._evaluation import evaluation_cost
 from flops_fit_ray.training.data import eval_batches
@@ -34,8 +33,8 @@ def test_a_held_out_set_that_costs_more_than_a_tenth_is_evaluated_in_part() -> N
     assert plan.measurements.data.eval_samples == max(1000, int(most)) == 1000
     assert plan.evaluation_flops == pytest.approx(1000 * 2 * sum(18 * w for w in sizes))
     (note,) = plan.measurements.data.notes
-    assert note.startswith("held-out: 1,000 of 5,000 samples, evenly spaced") and note in plan_text(plan)
-    assert f", and 1.01e6 ({100 * 1.008e6 / plan.flops:.2g} %) to evaluate" in plan_text(plan)
+    assert note.startswith("held-out: 1,000 of 5,000 samples, evenly spaced") and note in str(plan)
+    assert f", and 1.01e6 ({100 * 1.008e6 / plan.flops:.2g} %) to evaluate" in str(plan)
     dear = plan_of(budgets=(5e6, 1e7))
     assert dear.measurements.data.eval_samples == int(0.1 * 4.5e7 / (2 * sum(18 * w for w in sizes)))
 

@@ -10,7 +10,7 @@ import pytest
 
 from flops_fit_ray.analysis import FitOptions, Points, SweepFit, fit_sweep, predict, predict_limited
 from flops_fit_ray.analysis.arrays import Floats
-from flops_fit_ray.console.plan_text import simulation_text
+from flops_fit_ray.console.simulation_text import simulation_text
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.planning import Measurements, Planner
 from flops_fit_ray.planning.loss_surfaces import SURFACES

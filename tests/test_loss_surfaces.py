@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flops_fit_ray.console.plan_text import simulation_text
+from flops_fit_ray.console.simulation_text import simulation_text
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements
 from flops_fit_ray.planning.loss_surfaces import ADDITIVE, SURFACES, LossSurface, stated_surface

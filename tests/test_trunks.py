@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from flops_fit_ray.console.plan_text import plan_text
 from flops_fit_ray.engine._dispatch import Dispatcher
 from flops_fit_ray.engine._live_plan import LivePlan
 from flops_fit_ray.engine._trainable import trunk_store
@@ -214,5 +213,5 @@ def test_rates_that_follow_from_d_are_said_to_cost_the_trunks() -> None:
     first = [e.recipe.lr for e in by_tokens.experiments if e.size == by_tokens.experiments[0].size]
     (note,) = by_tokens.notes
     assert note.startswith(f"train.lr depends on D: size 4 has rates from {first[1]:.3g} to {first[0]:.3g}, so that ")
-    assert note in plan_text(by_tokens)
+    assert note in str(by_tokens)
     assert any(e.parent for e in by_step.experiments) and by_step.notes == ()  # it takes D, and does not follow it

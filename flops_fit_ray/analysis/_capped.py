@@ -12,17 +12,24 @@ from flops_fit_ray.analysis._distance import distance, distances, ratio_distance
 from flops_fit_ray.analysis._law import Interval
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning, ratio_warning
-from flops_fit_ray.analysis.prediction import Prediction, losses_added, misfits, predict, widened
+from flops_fit_ray.analysis.prediction import Prediction, losses_added, misfits, predict, widened, with_interval
 from flops_fit_ray.errors import FitError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CappedPrediction(Prediction):
     """N at its cap, the D that C pays for, and their loss; `free` is the optimum without the cap."""
 
     free: Prediction
     loss_added: float  # nats, by the cap
     loss_added_interval: Interval | None
+
+    def _more(self) -> list[str]:
+        added = f"{self.loss_added:.4f}"
+        if (within := self.loss_added_interval) is not None:
+            added += f" [{within.low:.4f}, {within.high:.4f}]"
+        best = with_interval(self.free.params, self.free.params_interval)
+        return [f"  N is as large as it may be; {best} would be best, and L lower by {added}"]
 
 
 def predict_capped(fit: SweepFit, budget: float, cap: float) -> Prediction:
@@ -66,6 +73,7 @@ def predict_capped(fit: SweepFit, budget: float, cap: float) -> Prediction:
         extrapolation=far[0].factor,
         params_extrapolation=far[1].factor,
         tokens_extrapolation=far[2].factor,
+        confidence=free.confidence,
         warnings=(*extrapolation_warning(*far), *ratio_warning(ratio), *misfits(fit, fit.surface)),
         free=free,
         loss_added=added,

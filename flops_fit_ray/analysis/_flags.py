@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from flops_fit_ray.fit_options import SURFACES, SurfaceStatus, ValleyStatus
 
 Severity = Literal["info", "warning", "severe"]
+LABELS = {"info": "note", "warning": "warning", "severe": "WARNING"}
 # Every code that there is; docs/troubleshooting.md says of each what it means, and what to do
 CODES = frozenset({
     # Of a table: what was assumed or left out
@@ -43,6 +44,11 @@ class Flag:
 
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def line(self) -> str:
+        """The message as a line of a terminal: after its severity, and with its place in docs/troubleshooting.md."""
+        return f"{LABELS[self.severity]}: {self.message} [{self.code}]"
 
     def to_json(self) -> dict[str, str]:
         """Return the flag as a JSON object."""

@@ -42,11 +42,22 @@ class MoreData:
     compute_factor: float | None  # of C that reaches as low a loss with the tokens that there are; None: none does
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LimitedPrediction(Prediction):
     """N, D and loss that are best with few distinct tokens, and what more of them are worth."""
 
     more_data: MoreData
+
+    def _more(self) -> list[str]:
+        data = self.more_data
+        if not data.gain > 0:
+            return ["  with twice the distinct tokens the same"]
+        gain = f"{data.gain:.4f}"
+        if data.gain_interval is not None:
+            gain += f" [{data.gain_interval.low:.4f}, {data.gain_interval.high:.4f}]"
+        factor = data.compute_factor
+        worth = "as no C reaches with these" if factor is None else f"as x{factor:.3g} the C with these"
+        return [f"  with twice the distinct tokens L is lower by {gain}, {worth}"]
 
 
 def predict_limited(fit: SweepFit, budget: float, unique: float, method: MethodName | None = None) -> LimitedPrediction:
@@ -112,6 +123,7 @@ def predict_limited(fit: SweepFit, budget: float, unique: float, method: MethodN
         extrapolation=far[0].factor,
         params_extrapolation=far[1].factor,
         tokens_extrapolation=far[2].factor,
+        confidence=confidence,
         unique=unique,
         epochs=epochs,
         warnings=(*extrapolation_warning(*far), *misfits(fit, chosen), *_repeat_flags(known, chosen, budget, epochs)),

@@ -93,7 +93,7 @@ class MetricLaw:
         return value if self.turned is None else np.asarray(self.turned - value)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MetricPrediction:
     """A metric of the model that a prediction names. `value` is None where the runs do not tell it."""
 
@@ -108,6 +108,24 @@ class MetricPrediction:
     rms: float
     below: float  # the loss below the lowest of the runs, as a share of their range; 0 inside
     warnings: tuple[Flag, ...]
+
+    def __repr__(self) -> str:
+        """Return the metric with its intervals, and its law."""
+        value = "not told" if self.value is None else f"{self.value:.4g}"
+        if self.interval is not None:
+            value += f"  [{self.interval.low:.4g}, {self.interval.high:.4g}]"
+        if self.run_interval is not None:
+            value += f", of one new run [{self.run_interval.low:.4g}, {self.run_interval.high:.4g}]"
+        kind = f"a {self.kind}"
+        if self.bounds is not None:
+            kind += f" between {self.bounds[0]:g} and {self.bounds[1]:g}"
+        return "\n".join(
+            [
+                f"{self.name}  {value}",
+                f"  taken for {kind}: {self.formula}, {self.runs} runs within {self.rms:.2g} rms",
+                *(flag.line for flag in self.warnings),
+            ]
+        )
 
 
 def predict_metric(

@@ -56,7 +56,7 @@ class ServedChoice:
     factor: float  # total over that of the prediction
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ServedPrediction(Prediction):
     """N and D that are best for training and serving together, and their loss. `budget` is the C of training alone."""
 
@@ -68,6 +68,37 @@ class ServedPrediction(Prediction):
     alone: ServedChoice  # of the same loss, with the N that costs least in training
     alone_interval: Interval | None  # of its factor
     choices: tuple[ServedChoice, ...]  # increasing N, the best and `alone` among them
+
+    _of = " of training"
+
+    def __repr__(self) -> str:
+        """Return N, D and L for training and serving together, and what the same loss costs by other N."""
+        named = {self.alone.params: "best for training alone", self.params: "best"}
+        rows = [
+            [fmt.count(c.params), fmt.count(c.tokens), f"{c.tokens / c.params:.3g}", fmt.flops(c.training),
+             fmt.flops(c.serving), f"x{c.factor:.3g}", named.get(c.params, "")]
+            for c in self.choices if math.isfinite(c.tokens)
+        ]  # fmt: skip
+        head = ["N", "D", "D/N", "training", "serving", "total", ""]
+        return f"{super().__repr__()}\nthe same loss by other N:\n{fmt.table(head, rows)}"
+
+    def _head(self) -> str:
+        total = fmt.flops(self.total)
+        if self.total_interval is not None:
+            total += f" [{fmt.flops(self.total_interval.low)}, {fmt.flops(self.total_interval.high)}]"
+        return f"{fmt.count(self.serving.tokens)} tokens served, {total} FLOPs in all ({self._percent} intervals)"
+
+    def _more(self) -> list[str]:
+        price = "" if self.serving.price == 1 else f" at {self.serving.price:g} times the price"
+        factor = f"x{self.alone.factor:.3g}"
+        if self.alone_interval is not None:
+            factor += f" [x{self.alone_interval.low:.3g}, x{self.alone_interval.high:.3g}]"
+        usual = f"{self.alone.tokens / self.alone.params:.3g}, which costs {factor} in all"
+        both = f"training {fmt.flops(self.budget)} + serving {fmt.flops(self.serving_cost)} FLOPs{price}"
+        return [
+            f"  {both}, forward alone",
+            f"  D/N {self.tokens / self.params:.3g}; best for training alone is {usual}",
+        ]
 
 
 def predict_served(
@@ -141,6 +172,7 @@ def predict_served(
         extrapolation=far[0].factor,
         params_extrapolation=far[1].factor,
         tokens_extrapolation=far[2].factor,
+        confidence=fit.options.confidence,
         ratio_extrapolation=far[3].factor,
         serving=serving,
         serving_cost=per_token * extra,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._distance import Distance, beyond_words, distance, distances
 from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, central_interval
@@ -22,7 +23,7 @@ from flops_fit_ray.fit_options import SURFACES, MethodName
 MIN_SEEDS = 6  # degrees of freedom from which the noise between seeds is used for a single run
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Prediction(dict[str, float]):
     """Optimal N and D at one budget, and their loss. As a mapping it holds them under flops-fit's names."""
 
@@ -42,6 +43,7 @@ class Prediction(dict[str, float]):
     unique: float | None = None  # distinct tokens that there are; None: D new ones
     epochs: float = 1.0  # D / `unique`, or 1 where it is less
     budget_interval: Interval | None = None  # where the loss was given
+    confidence: float = 0.95  # of the intervals
 
     @property
     def beyond(self) -> str:
@@ -56,6 +58,50 @@ class Prediction(dict[str, float]):
             "expected_loss": self.loss,
             "tokens_per_param": self.tokens / self.params,
         }
+
+    def __repr__(self) -> str:
+        """Return N, D and L with their intervals, and what is to be known of them, as `predict` prints it."""
+        loss = f"{self.loss:.4f}"
+        if self.loss_interval is not None:
+            loss += f"  [{self.loss_interval.low:.4f}, {self.loss_interval.high:.4f}]"
+        if self.run_interval is not None:
+            loss += f", of one new run [{self.run_interval.low:.4f}, {self.run_interval.high:.4f}]"
+        beyond = f" ({self.beyond})" if self.beyond else ""
+        return "\n".join(
+            [
+                *(f"{flag} [{flag.code}]" for flag in self.warnings if flag.severity == "severe"),
+                self._head(),
+                f"  N  {with_interval(self.params, self.params_interval)}",
+                f"  D  {with_interval(self.tokens, self.tokens_interval)}",
+                f"  L  {loss}",
+                *self._more(),
+                f"  extrapolation factor {self.extrapolation:.3g}{self._of}{beyond}",
+                *(flag.line for flag in self.warnings if flag.severity != "severe"),
+            ]
+        )
+
+    _of = ""  # what is extrapolated, where it is not C
+
+    def _head(self) -> str:
+        few = "" if self.unique is None else f", {fmt.count(self.unique)} distinct tokens"
+        head = f"C = {fmt.flops(self.budget)} FLOPs{few} ({self._percent} intervals)"
+        if self.budget_interval is None:
+            return head
+        low, high = self.budget_interval.low, self.budget_interval.high
+        return f"{head}\n  C  {fmt.flops(self.budget)}  [{fmt.flops(low)}, {fmt.flops(high)}] for that loss"
+
+    def _more(self) -> list[str]:
+        """Return lines about the answer that follow L."""
+        return []
+
+    @property
+    def _percent(self) -> str:
+        return f"{100 * self.confidence:g} %" if self.params_interval or self.loss_interval else "no"
+
+
+def with_interval(value: float, interval: Interval | None) -> str:
+    """Return a count, and its interval where there is one."""
+    return fmt.count(value) + (f"  {fmt.interval(interval.low, interval.high)}" if interval else "")
 
 
 def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> Prediction:
@@ -93,6 +139,7 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
         extrapolation=far[0].factor,
         params_extrapolation=far[1].factor,
         tokens_extrapolation=far[2].factor,
+        confidence=confidence,
         warnings=tuple(_prediction_warnings(fit, chosen, far)),
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._distance import distance, distances
 from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis._methods import Method, surface_method
@@ -34,7 +35,7 @@ class IsoTime:
         return self.fit.points
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TimedPrediction(Prediction):
     """N, D and loss that are optimal for a wall-clock budget, with intervals.
 
@@ -42,6 +43,16 @@ class TimedPrediction(Prediction):
     """
 
     seconds: float
+    law: str  # of N_opt over seconds, in words
+
+    _of = " in time"
+
+    def _head(self) -> str:
+        c = fmt.flops(self.budget)
+        return f"{fmt.duration(self.seconds)} on one device as measured, C = {c} FLOPs ({self._percent} intervals)"
+
+    def _more(self) -> list[str]:
+        return [f"  {self.law}"]
 
 
 def isotime(fit: SweepFit) -> IsoTime | None:
@@ -86,6 +97,8 @@ def predict_for_time(timed: IsoTime, seconds: float, confidence: float) -> Timed
     assert surface is not None and surface.cost is not None  # as `isotime` found
     return TimedPrediction(
         seconds=seconds,
+        law=f"N_opt(T) = {n.coefficient:.4g} · T^{n.exponent:.4f}, T in seconds; a run takes "
+        f"k·N^{timed.cost.n_exponent:.3f}·D seconds within {100 * timed.cost.scatter:.2g} % over {timed.timed} runs",
         budget=surface.cost.flops_per_token(params) * tokens,
         method=timed.method.name,
         params=params,
@@ -98,6 +111,7 @@ def predict_for_time(timed: IsoTime, seconds: float, confidence: float) -> Timed
         extrapolation=far[0].factor,
         params_extrapolation=far[1].factor,
         tokens_extrapolation=far[2].factor,
+        confidence=confidence,
         warnings=(*extrapolation_warning(*far), *misfits(fit, timed.method)),
     )
 

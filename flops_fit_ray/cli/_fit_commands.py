@@ -220,7 +220,7 @@ def compare(first: str, second: str, at: float | None, figure: Path | None, as_j
     content = comparison_to_json(comparison)
     assumed = [flag.to_json() | {"message": f"{side.name}: {flag}"} for side in sides for flag in side.assumed]
     content["warnings"] = [*assumed, *content["warnings"]]
-    notes = [f"note: {flag['message']}" for flag in assumed]
+    notes = [f"note: {flag['message']} [{flag['code']}]" for flag in assumed]
     notes += [f"note: {hidden}" for hidden in (shadowed(first), shadowed(second)) if hidden]
     echo(json.dumps(content) if as_json else "\n".join([comparison_text(comparison, first, second), *notes]))
     if figure is not None:

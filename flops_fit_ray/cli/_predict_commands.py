@@ -188,7 +188,7 @@ def predict(
         text = "\n".join([text, *_metrics_of(opened, prediction, metrics, known, content)])
     hidden = shadowed(word or "")
     content["warnings"] = [*(flag.to_json() for flag in opened.assumed), *content["warnings"]]
-    lines = [*([f"note: {hidden}"] if hidden else []), *(f"{flag}" for flag in opened.assumed), text]
+    lines = [*([f"note: {hidden}"] if hidden else []), *(flag.line for flag in opened.assumed), text]
     _add_run(opened, prediction, spec_to, seal_it, content, lines)
     echo(json.dumps(content) if as_json else "\n".join(lines))
 
@@ -361,10 +361,9 @@ def _budget_and_source(words: Sequence[str], instead: str) -> tuple[float | None
 def _predicted(opened: Opened, question: Question) -> tuple[Prediction, dict[str, Any], str]:
     """Answer a question. Returns the prediction, its JSON and its text."""
     from flops_fit_ray.analysis import answer, prediction_to_json
-    from flops_fit_ray.console.fit_text import prediction_text
 
     confidence, prediction = opened.fit.options.confidence, answer(opened.fit, question)
-    return prediction, prediction_to_json(prediction, confidence), prediction_text(prediction, confidence)
+    return prediction, prediction_to_json(prediction, confidence), str(prediction)
 
 
 def _metrics_of(
@@ -372,20 +371,21 @@ def _metrics_of(
 ) -> list[str]:
     """Predict metrics, add them to the JSON `content`, and return their texts."""
     from flops_fit_ray.analysis import MetricOptions, metric_to_json, predict_metric
-    from flops_fit_ray.console.fit_text import metric_text
 
     found = [predict_metric(opened.fit, prediction, name, MetricOptions(**known)) for name in names]
     content["metrics"] = [metric_to_json(one) for one in found]
-    return [metric_text(one) for one in found]
+    return [str(one) for one in found]
 
 
 def _predicted_for_time(opened: Opened, hours: float) -> tuple[Prediction, dict[str, Any], str]:
     """Predict for a wall-clock budget."""
     from flops_fit_ray import analysis
-    from flops_fit_ray.console.fit_text import timed_text
 
     timed = analysis.isotime(opened.fit)
     if timed is None:
-        raise FitError("a wall-clock budget needs a surface, and the seconds of 3 runs of 2 sizes; see `fit`")
+        raise FitError(
+            "a wall-clock budget needs a surface, and the seconds of 3 runs of 2 sizes; "
+            "--column seconds=NAME says which column of a table has them"
+        )
     found = analysis.predict_for_time(timed, 3600 * hours, opened.fit.options.confidence)
-    return found, analysis.timed_to_json(found, timed), timed_text(found, timed, opened.fit)
+    return found, analysis.timed_to_json(found, timed), str(found)

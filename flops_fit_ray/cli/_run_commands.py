@@ -117,7 +117,7 @@ def plan(
     The price includes hours after `check` or with --rate, and money with --price.
     """
     from flops_fit_ray.budgets import with_budgets_chosen
-    from flops_fit_ray.console.plan_text import plan_text, simulation_text
+    from flops_fit_ray.console.simulation_text import simulation_text
     from flops_fit_ray.pipeline import plan_request
     from flops_fit_ray.planning import priced, stated_rate
     from flops_fit_ray.sweep.extend import continued
@@ -147,7 +147,7 @@ def plan(
         return
     rates = stated or recorded_rates(SweepPaths(root), made.constants)
     made = priced(made, resolved.grid.start, rates=rates, slots=slots, money_per_hour=price)
-    echo(json.dumps(made.to_json(), indent=1) if as_json else plan_text(made))
+    echo(json.dumps(made.to_json(), indent=1) if as_json else str(made))
 
 
 def _surface(text: str, base: Path) -> LossSurface:

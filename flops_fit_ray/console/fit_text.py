@@ -10,17 +10,10 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis import (
     METHODS,
     Analysis,
-    CappedPrediction,
     Comparison,
     Interval,
-    IsoTime,
-    LimitedPrediction,
-    MetricPrediction,
-    Prediction,
     Sensitivity,
-    ServedPrediction,
     SweepFit,
-    TimedPrediction,
 )
 from flops_fit_ray.sweep.minima import Minimum
 from flops_fit_ray.sweep.recommend import Recommendation
@@ -35,23 +28,23 @@ def table_text(table: Table) -> str:
     """Return the columns, the number of rows and the warnings of a table of runs."""
     columns = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in table.columns.items())
     lines = [f"{table.path}: {len(table.points)} of {table.rows} rows; {columns}"]
-    return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in table.flags), ""])
+    return "\n".join([*lines, *(flag.line for flag in table.flags), ""])
 
 
 def analysis_text(analysis: Analysis) -> str:
     """Return the whole analysis: fit, methods, predictions, sensitivity panel, doubts, hold-outs."""
     fit = analysis.fit
-    notes = [str(flag) for flag in fit.warnings if flag.severity == "info"]
-    notes += [fit.skew.words] if fit.skew is not None and fit.default == "valley" else []
-    blocks = ["\n".join([fit_text(fit), *(f"note: {note}" for note in notes)])]
+    notes = [flag.line for flag in fit.warnings if flag.severity == "info"]
+    notes += [f"note: {fit.skew.words}"] if fit.skew is not None and fit.default == "valley" else []
+    blocks = ["\n".join([fit_text(fit), *notes])]
     if analysis.target is not None and sum(method.params_opt is not None for method in fit.methods.values()) > 1:
         blocks.append(methods_text(analysis))
-    blocks += [prediction_text(p, fit.options.confidence) for p in analysis.predictions]
+    blocks += [str(one) for one in analysis.predictions]
     if analysis.published is not None:
         blocks.append(analysis.published.words)
     if analysis.sensitivity is not None:
         blocks.append(panel_text(analysis.sensitivity))
-    blocks.append("\n".join(f"{_label(flag.severity)}: {flag}" for flag in analysis.doubts))
+    blocks.append("\n".join(flag.line for flag in analysis.doubts))
     blocks.append(hold_out_text(analysis))
     return "\n\n".join(block for block in blocks if block)
 
@@ -89,7 +82,7 @@ def fit_text(fit: SweepFit) -> str:
     elif not fit.options.draws:
         lines.append("no intervals: draws is 0")
     loud = [flag for flag in fit.warnings if flag.severity != "info"]
-    return "\n".join([*lines, *(f"{_label(flag.severity)}: {flag}" for flag in loud)])
+    return "\n".join([*lines, *(flag.line for flag in loud)])
 
 
 def minima_text(minima: Sequence[Minimum]) -> str:
@@ -181,119 +174,6 @@ def card_text(card: Sequence[CardItem]) -> str:
     return "\n".join([f"validity: {totals}", *lines])
 
 
-def prediction_text(prediction: Prediction, confidence: float) -> str:
-    """Return N, D and L at one budget with their intervals."""
-    if isinstance(prediction, ServedPrediction):
-        return _served_text(prediction, confidence)
-    few = "" if prediction.unique is None else f", {fmt.count(prediction.unique)} distinct tokens"
-    head = f"C = {fmt.flops(prediction.budget)} FLOPs{few} ({_percent(prediction, confidence)} intervals)"
-    if prediction.budget_interval is not None:
-        low, high = prediction.budget_interval.low, prediction.budget_interval.high
-        head = f"{head}\n  C  {fmt.flops(prediction.budget)}  [{fmt.flops(low)}, {fmt.flops(high)}] for that loss"
-    more = [_more_data_text(prediction)] if isinstance(prediction, LimitedPrediction) else []
-    if isinstance(prediction, CappedPrediction):
-        more.append(_cap_text(prediction))
-    return _prediction_text(prediction, head, "", *more)
-
-
-def _cap_text(prediction: CappedPrediction) -> str:
-    added = f"{prediction.loss_added:.4f}"
-    if (within := prediction.loss_added_interval) is not None:
-        added += f" [{within.low:.4f}, {within.high:.4f}]"
-    free = prediction.free
-    best = _with(free.params, free.params_interval)
-    return f"  N is as large as it may be; {best} would be best, and L lower by {added}"
-
-
-def _more_data_text(prediction: LimitedPrediction) -> str:
-    data = prediction.more_data
-    if not data.gain > 0:
-        return "  with twice the distinct tokens the same"
-    gain = f"{data.gain:.4f}"
-    if data.gain_interval is not None:
-        gain += f" [{data.gain_interval.low:.4f}, {data.gain_interval.high:.4f}]"
-    factor = data.compute_factor
-    worth = "as no C reaches with these" if factor is None else f"as x{factor:.3g} the C with these"
-    return f"  with twice the distinct tokens L is lower by {gain}, {worth}"
-
-
-def _percent(prediction: Prediction, confidence: float) -> str:
-    return f"{100 * confidence:g} %" if prediction.params_interval or prediction.loss_interval else "no"
-
-
-def _served_text(answer: ServedPrediction, confidence: float) -> str:
-    """Return N, D and L for training and serving together, and what the same loss costs by other N."""
-    serving, alone = answer.serving, answer.alone
-    total = fmt.flops(answer.total)
-    if answer.total_interval is not None:
-        total += f" [{fmt.flops(answer.total_interval.low)}, {fmt.flops(answer.total_interval.high)}]"
-    price = "" if serving.price == 1 else f" at {serving.price:g} times the price"
-    usual = alone.tokens / alone.params
-    more = f"x{alone.factor:.3g}"
-    if answer.alone_interval is not None:
-        more += f" [x{answer.alone_interval.low:.3g}, x{answer.alone_interval.high:.3g}]"
-    rows = [
-        [fmt.count(c.params), fmt.count(c.tokens), f"{c.tokens / c.params:.3g}", fmt.flops(c.training),
-         fmt.flops(c.serving), f"x{c.factor:.3g}", _named(c.params, answer)]
-        for c in answer.choices if math.isfinite(c.tokens)
-    ]  # fmt: skip
-    text = _prediction_text(
-        answer,
-        f"{fmt.count(serving.tokens)} tokens served, {total} FLOPs in all ({_percent(answer, confidence)} intervals)",
-        " of training",
-        f"  training {fmt.flops(answer.budget)} + serving {fmt.flops(answer.serving_cost)} FLOPs{price}, forward alone",
-        f"  D/N {answer.tokens / answer.params:.3g}; best for training alone is {usual:.3g}, which costs {more} in all",
-    )
-    head = ["N", "D", "D/N", "training", "serving", "total", ""]
-    return f"{text}\nthe same loss by other N:\n{fmt.table(head, rows)}"
-
-
-def _named(params: float, answer: ServedPrediction) -> str:
-    if params == answer.params:
-        return "best"
-    return "best for training alone" if params == answer.alone.params else ""
-
-
-def _prediction_text(prediction: Prediction, head: str, of: str, *more: str) -> str:
-    """Return the headline of a far extrapolation, `head`, N, D and L with their intervals, and the warnings."""
-    loss = f"{prediction.loss:.4f}"
-    if prediction.loss_interval is not None:
-        loss += f"  [{prediction.loss_interval.low:.4f}, {prediction.loss_interval.high:.4f}]"
-    if prediction.run_interval is not None:
-        loss += f", of one new run [{prediction.run_interval.low:.4f}, {prediction.run_interval.high:.4f}]"
-    return "\n".join(
-        [
-            *(f"{flag}" for flag in prediction.warnings if flag.severity == "severe"),
-            head,
-            f"  N  {_with(prediction.params, prediction.params_interval)}",
-            f"  D  {_with(prediction.tokens, prediction.tokens_interval)}",
-            f"  L  {loss}",
-            *more,
-            f"  extrapolation factor {prediction.extrapolation:.3g}{of}{_beyond(prediction.beyond)}",
-            *(f"{_label(flag.severity)}: {flag}" for flag in prediction.warnings if flag.severity != "severe"),
-        ]
-    )
-
-
-def metric_text(metric: MetricPrediction) -> str:
-    """Return a metric at a prediction with its intervals, and its law."""
-    value = "not told" if metric.value is None else f"{metric.value:.4g}"
-    if metric.interval is not None:
-        value += f"  [{metric.interval.low:.4g}, {metric.interval.high:.4g}]"
-    if metric.run_interval is not None:
-        value += f", of one new run [{metric.run_interval.low:.4g}, {metric.run_interval.high:.4g}]"
-    kind = f"a {metric.kind}"
-    if metric.bounds is not None:
-        kind += f" between {metric.bounds[0]:g} and {metric.bounds[1]:g}"
-    return "\n".join(
-        [
-            f"{metric.name}  {value}",
-            f"  taken for {kind}: {metric.formula}, {metric.runs} runs within {metric.rms:.2g} rms",
-            *(f"{_label(flag.severity)}: {flag}" for flag in metric.warnings),
-        ]
-    )
-
-
 def recommendation_text(advice: Recommendation) -> str:
     """Return the recommended training run."""
     size = f"{advice.size_param or 'size'} = {advice.size}, " if advice.size is not None else ""
@@ -334,7 +214,7 @@ def comparison_text(comparison: Comparison, first: str, second: str) -> str:
             + " and ".join(
                 "not published" if factor is None else f"{factor:.3g}" for factor in comparison.extrapolation
             ),
-            *(f"{_label(flag.severity)}: {flag}" for flag in comparison.warnings),
+            *(flag.line for flag in comparison.warnings),
         ]
     )
 
@@ -365,33 +245,6 @@ def speedup_lines(comparison: Comparison) -> list[str]:
 
 def _factors(interval: Interval | None) -> str:
     return f" [{fmt.factor(interval.low)}, {fmt.factor(interval.high)}]" if interval else ""
-
-
-def timed_text(answer: TimedPrediction, timed: IsoTime, fit: SweepFit) -> str:
-    """Return N, D and L for a wall-clock budget with their intervals."""
-    law = timed.method.params_opt
-    assert law is not None
-    percent = f"{100 * fit.options.confidence:g} %"
-    return _prediction_text(
-        answer,
-        f"{fmt.duration(answer.seconds)} on one device as measured, C = {fmt.flops(answer.budget)} FLOPs "
-        f"({percent if answer.params_interval else 'no'} intervals)",
-        " in time",
-        f"  N_opt(T) = {law.coefficient:.4g} · T^{law.exponent:.4f}, T in seconds; a run takes k·N^"
-        f"{timed.cost.n_exponent:.3f}·D seconds within {100 * timed.cost.scatter:.2g} % over {timed.timed} runs",
-    )
-
-
-def _beyond(words: str) -> str:
-    return f" ({words})" if words else ""
-
-
-def _label(severity: str) -> str:
-    return {"info": "note", "warning": "warning", "severe": "WARNING"}[severity]
-
-
-def _with(value: float, interval: Interval | None) -> str:
-    return f"{fmt.count(value)}  {_bounds(interval)}".rstrip()
 
 
 def _bounds(interval: Interval | None) -> str:

@@ -71,7 +71,7 @@ def published_text(answer: PublishedAnswer) -> str:
             f"  L  {loss}",
             f"  {'extrapolation factors beyond its runs: ' + ', '.join(known) if known else inside}",
             f"  {law.source}",
-            *(f"{'note' if flag.severity == 'info' else 'warning'}: {flag}" for flag in flags),
+            *(flag.line for flag in flags),
             *([f"note: {law.note}"] if law.note else []),
         ]
     )

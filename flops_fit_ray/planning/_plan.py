@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
+from flops_fit_ray.planning._plan_text import experiments_text, price_lines, warning_lines
 from flops_fit_ray.planning._price import Price, Rates, estimate_price
 from flops_fit_ray.planning.experiment import (
     DataFacts,
@@ -117,6 +118,42 @@ class Plan:
             f"{fmt.counted(len(self.compute_budgets), 'budget')}, "
             f"total_flops={self.total_flops:.2e})"
         )
+
+    def __str__(self) -> str:
+        """Return all experiments as a table, the price, and what is counted, as `plan` prints it."""
+        size, data = self.measurements.sizes[0], self.measurements.data
+        epoch = "an unknown number" if data.tokens_per_epoch is None else fmt.count(data.tokens_per_epoch)
+        precision = self.experiments[0].recipe.precision
+        if precision == "auto":
+            precision = "auto: fp32 or bf16, whichever a worker measures as faster when the sweep starts"
+        skipped = fmt.listed(self.measurements.skipped, 3, "; ")
+        several = len({e.size for e in self.expected}) > 1
+        return "\n".join(
+            [
+                experiments_text(self.expected, len(self.experiments)),
+                self._number_and_flops,
+                *(() if self.price is None else price_lines(self.price, several_sizes=several)),
+                f"N: {size.params_source}. FLOPs: {size.flops_source}, forward and backward. D: one token is "
+                f"{data.token_unit}; the training set has {epoch}.",
+                f"held-out: {f'{data.eval_samples} samples of ' if data.eval_samples else ''}{data.eval_source}",
+                *data.notes,
+                f"loss: {self.measurements.loss.average}",
+                f"precision: {precision}",
+                f"disk: checkpoints take up to {fmt.size(self.disk.per_running)} per running experiment, and "
+                f"{fmt.size(self.disk.in_the_end)} when the sweep is done",
+                *([f"sizes at which the model cannot be built: {skipped}"] if skipped else []),
+                *self.notes,
+                *warning_lines(self.warnings, self.price),
+            ]
+        )
+
+    @property
+    def _number_and_flops(self) -> str:
+        expected, evaluation = len(self.forecast), self.evaluation_flops
+        follow = f", {expected} of them expected (chosen from results)" if expected else ""
+        share = f", and {fmt.flops(evaluation)} ({100 * evaluation / self.flops:.2g} %) to evaluate"
+        number = fmt.counted(len(self.expected), "experiment")
+        return f"{number}{follow}; {fmt.flops(self.flops)} FLOPs to execute{share if evaluation else ''}"
 
     def to_frame(self) -> pd.DataFrame:
         """Return a table with one row per experiment, decided or expected."""

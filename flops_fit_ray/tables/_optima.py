@@ -120,7 +120,7 @@ class Optima:
         taken = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in self.columns.items())
         yield f"{self.path}: a table of optima, {fmt.counted(len(self.flops), 'row')}; {taken}"
         for note in self.notes:
-            yield f"{'note' if note.severity == 'info' else 'warning'}: {note}"
+            yield note.line
         percent = f"{100 * confidence:g} %"
         laws = self.laws()
         for name, law in laws.items():

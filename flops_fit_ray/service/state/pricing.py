@@ -136,7 +136,6 @@ def main(spec_path: str, code: str, out: str, limit: str) -> int:
 def _priced(spec_path: Path, code: Path, limit: BudgetsFor | None) -> dict[str, Any]:
     from flops_fit_ray.analysis import json_value
     from flops_fit_ray.console.header import header_lines
-    from flops_fit_ray.console.plan_text import plan_text
     from flops_fit_ray.pipeline import plan_request
     from flops_fit_ray.planning import price_warnings, priced
 
@@ -164,7 +163,7 @@ def _priced(spec_path: Path, code: Path, limit: BudgetsFor | None) -> dict[str, 
             }
             for e in plan.experiments[:MAX_SHOWN]
         ],
-        "text": plan_text(plan),
+        "text": str(plan),
         "warnings": [*said, *plan.warnings, *(price_warnings(price) if price else ())],
         "notes": list(plan.notes),
     }

@@ -1,8 +1,7 @@
 """What designs of a sweep cost for the same certainty: adaptive with trunks against a full grid of separate runs.
 
     python -m benchmarks.design [--sweeps 60] [--designs even;taper] [--worlds all] [--ratio 3.16] [--budgets 5]
-                               [--best-rate drawn]
-                               [--best-rate drawn]
+                               [--best-rate drawn] [--trunk-share 0.8]
 
 Synthetic sweeps in known worlds, three of which are of the fitted form, at two noise levels; planner, trunks and fit
 are the product's own. The full grid has 7 sizes from 1/4 to 4 times the optimum at every budget, each a run of its own,
@@ -94,13 +93,17 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, default=5)
     parser.add_argument("--worlds", default="all", help=f"all, or some of: {';'.join(SURFACES)}")
     parser.add_argument("--best-rate", help="P,Q: the best rate goes as N^P·D^Q; drawn: of each sweep, from the priors")
+    parser.add_argument("--trunk-share", type=float, default=World.trunk_share, help="of the variance of a loss")
     parser.add_argument("--designs", default="even;taper", help=f"all, or some of: {';'.join(DESIGNS)}")
     arguments = parser.parse_args()
     budgets = [float(f"{1e17 * arguments.ratio**k:.4g}") for k in range(arguments.budgets)]
     names = list(DESIGNS) if arguments.designs == "all" else arguments.designs.split(";")
     for world in SURFACES if arguments.worlds == "all" else arguments.worlds.split(";"):
         for noise in NOISES:
-            worlds = [World(surface=SURFACES[world], noise=noise, seed=seed) for seed in range(arguments.sweeps)]
+            worlds = [
+                World(surface=SURFACES[world], noise=noise, trunk_share=arguments.trunk_share, seed=seed)
+                for seed in range(arguments.sweeps)
+            ]
             full = _outcome(worlds, lambda w: _full_grid(w, budgets), arguments.draws)
             if arguments.best_rate:
                 worlds = [replace(w, best_lr=_best_rate(arguments.best_rate, w.seed)) for w in worlds]

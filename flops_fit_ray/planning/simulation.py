@@ -29,7 +29,8 @@ class World:
 
     surface: LossSurface
     noise: float  # standard deviation of a loss, in nats
-    trunk_share: float = 0.5  # share of the variance that experiments of one trunk have in common
+    # Share of the variance that experiments of one trunk have in common; of the demo's about 0.8 (docs/defaults.md)
+    trunk_share: float = 0.5
     lr_factor: float = 1.7  # the best rate over the spec's own (`resolve_lr`: the general rule for `auto`), everywhere
     seed: int = 0
     # The best rate at N and D, where the spec's own rule has another form; None: as `lr_factor` says

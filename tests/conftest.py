@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -63,9 +65,22 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the directory of sweeps that are trained once, by whichever worker needs one first (tests/sweeps.py)."""
+    gc.disable()  # until all is collected: nearly nothing of what imports make is garbage
+    _hear_again()
     if not hasattr(config, "workerinput"):  # workers inherit the variable
         os.environ["REFERENCE_SWEEPS"] = directory = tempfile.mkdtemp(prefix="reference-sweeps-")
         config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+
+def _hear_again() -> None:
+    """Hear the signals that a background job of a script, or `nohup`, ignores: so would all that a test starts.
+
+    Who is not to end by a hangup does not end by it now, either; programs that are started have it as it always is.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
@@ -95,10 +110,12 @@ def _order(item: pytest.Item) -> list[int]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Check that tests are grouped.
+    """Check that tests are grouped, and let no collection of garbage look at what all imports have made.
 
     Without its groups a cluster, a service or a Ray session is started by each worker, and nothing else says so.
     """
+    gc.freeze()
+    gc.enable()
     grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
     if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in grouped):
         raise pytest.UsageError("this pytest-xdist cannot group tests with this pytest: install by constraints.txt")

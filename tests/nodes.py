@@ -19,6 +19,7 @@ from pathlib import Path
 
 from flops_fit_ray.engine.processes import descendants, end_all
 from tests.chaos import alive
+from tests.hangs import HANG_SECONDS
 
 START_SECONDS = 60
 _DASHBOARD = re.compile(r"RAY_API_SERVER_ADDRESS='(http://[\d.:]+)'")
@@ -82,7 +83,7 @@ class RealCluster:
         """A further node."""
         return self.start("--address", self.address, *options, before=before)
 
-    def until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = HANG_SECONDS) -> None:
         """Wait for something."""
         deadline = time.monotonic() + seconds
         while not condition():

@@ -23,6 +23,7 @@ from flops_fit_ray.service.client import Client
 from flops_fit_ray.service.http.connections import LimitedProtocol
 from flops_fit_ray.service.http.guard import token_of
 from flops_fit_ray.service.paths import ServicePaths
+from tests.hangs import HANG_SECONDS
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -108,13 +109,13 @@ class ServiceProcess:
     def kill(self) -> None:
         """As the kernel does."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(HANG_SECONDS)
 
     def end(self) -> int:
         """As Ctrl-C does."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        return self.process.wait(20)
+        return self.process.wait(HANG_SECONDS)
 
 
 def client_of(root: Path, code: Path | None = None) -> TestClient:

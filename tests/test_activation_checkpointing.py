@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Experiment
@@ -82,6 +81,8 @@ def test_blocks_that_run_twice_give_the_same_bits_flops_and_key(train: dict[str,
 
 def test_memory_falls_to_one_block_and_the_inputs_of_all() -> None:
     """Counted by hand: a block keeps what its norm and its two matrices are given, (1 + 1 + 4) · width a position."""
+    from torch.distributed._tools.mem_tracker import MemTracker  # brings torch's compiler, which takes 2 s
+
     positions, width, depth = 16 * 24, 64, 12
     ids = torch.randint(32, (16, 24))
 

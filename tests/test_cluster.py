@@ -13,6 +13,7 @@ import pytest
 
 from flops_fit_ray.sweep.directory import open_sweep
 from tests.chaos import Driver, make_project, plain_sweep, uninterrupted
+from tests.hangs import HANG_SECONDS
 from tests.nodes import RealCluster, free_port, real_cluster
 from tests.records import recorded
 from tests.serving import ServiceProcess
@@ -31,12 +32,16 @@ def cluster() -> Iterator[RealCluster]:
 def call(cluster: RealCluster, *words: str | Path) -> subprocess.CompletedProcess[str]:
     """`flops-fit-ray`, as somebody would who may use the cluster."""
     command = [sys.executable, "-m", "flops_fit_ray", *map(str, words)]
-    return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=False, timeout=240)
+    return subprocess.run(
+        command, env=cluster.environment, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
 
 
 def ray_job(cluster: RealCluster, *words: str) -> str:
     command = [str(Path(sys.executable).parent / "ray"), "job", words[0], "--address", cluster.dashboard, *words[1:]]
-    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        command, env=cluster.environment, capture_output=True, text=True, check=True, timeout=HANG_SECONDS
+    )
     return done.stdout
 
 
@@ -147,7 +152,7 @@ def test_f6_nodes_come_and_go_and_those_that_cannot_run_the_sweep_get_nothing(
     assert driver.until(lambda: len(list(root.glob("experiments/*/progress.json"))) == 2), driver.said
     cluster.kill(good)  # F6: the others finish everything
     pace.write_text("0")
-    assert driver.wait(240) == 0, driver.said
+    assert driver.wait(HANG_SECONDS) == 0, driver.said
     checked = call(cluster, "check", spec, "--address", cluster.address, "--output", root)
     fails = [line for line in checked.stdout.splitlines() if line.startswith("FAIL  nodes")]
     assert checked.returncode == 1 and len(fails) == 2, checked.stdout + checked.stderr

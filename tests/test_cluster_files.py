@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from flops_fit_ray import __version__
+from tests.hangs import HANG_SECONDS
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 YAML = sorted(CLUSTER.glob("*.yaml"))
@@ -178,7 +179,7 @@ def test_the_slurm_script_stops_the_driver_in_time_and_requeues(stay: bool, code
         time.sleep(0.05)
     if stay:
         script.send_signal(signal.SIGUSR1)
-    said, _ = script.communicate(timeout=300)
+    said, _ = script.communicate(timeout=HANG_SECONDS)
     assert script.returncode == code
     assert ("scontrol requeue 7" in said) == stay
     assert "-m flops_fit_ray.run spec.yaml --output /shared/out --address node1:6379" in begun.read_text()

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -132,6 +131,8 @@ def test_shards_are_saved_whole_and_loaded_as_they_were() -> None:
 
 def test_a_shard_is_an_eighth_of_weights_and_moments_and_one_block_is_whole_at_a_time() -> None:
     """What `check` says of memory is measured on a device, so the tracker is held to the formula."""
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker  # brings torch's compiler: 2 s
+
     with one_of_eight(ShardedGroup(0, WORKERS)) as worker:
         block, rest = sizes_of(worker._experiment.size_kwargs["width"])
         tracker = FSDPMemTracker(worker._model, worker.stepper.optimizer)

@@ -14,6 +14,7 @@ import pytest
 from flops_fit_ray.storage.atomic import remove_strays
 from flops_fit_ray.sweep.directory import open_sweep
 from tests.faulty import CHANGING, drawn_points
+from tests.hangs import HANG_SECONDS
 from tests.killing import failed_at, operations_of
 from tests.power_loss import DRAWN, tried
 
@@ -23,7 +24,7 @@ SEED = 0  # of the operations that are drawn; `tests.chaos` takes them all
 @pytest.mark.slow
 def test_f1_killed_before_any_operation_on_files(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.killing", str(tmp_path), "1", str(SEED)]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=HANG_SECONDS).stdout)
     assert found["violations"] == [] and found["points"] > 20, f"seed {SEED}"
 
 

@@ -14,6 +14,7 @@ import pytest
 from flops_fit_ray.engine.interrupt import SIGNALS, interruptible, keeping_handlers
 from flops_fit_ray.errors import InterruptedSweepError
 from tests.bad_values import Case, prepare
+from tests.hangs import HANG_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +87,7 @@ def test_a_signal_while_it_plans_is_exit_4_too(number: signal.Signals, tmp_path:
         assert run.stdout.readline() == "importing\n"
         run.send_signal(number)
         said = run.stdout.read().splitlines()
-        assert run.wait(20) == 4, run.stderr.read()
+        assert run.wait(HANG_SECONDS) == 4, run.stderr.read()
     assert said[0] == f"stopped by {number.name}"
     assert said[-1].endswith(f"--output {project}/runs/tiny")
     assert not (project / "runs").exists()
@@ -106,7 +107,7 @@ from flops_fit_ray.cli import main
 main({arguments!r})
 """)
     command = [sys.executable, "stopped.py"]
-    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG_SECONDS, cwd=tmp_path)
     assert run.returncode == 4, run.stderr
     assert "stopped by SIGTERM" in run.stdout.splitlines()
     assert run.stdout.splitlines()[-1].endswith(f"--output {tmp_path}/p/runs/tiny")
@@ -125,4 +126,4 @@ except InterruptedSweepError:
     sys.exit(4)
 """)
     command = [sys.executable, "-m", "stopped"]
-    assert subprocess.run(command, check=False, timeout=60, cwd=tmp_path).returncode == 4
+    assert subprocess.run(command, check=False, timeout=HANG_SECONDS, cwd=tmp_path).returncode == 4

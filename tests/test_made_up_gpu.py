@@ -13,6 +13,7 @@ import pytest
 from benchmarks.gpu import EXAMPLE, SMALL
 from flops_fit_ray.spec import read_spec
 from flops_fit_ray.training.user.parts import load_user_parts
+from tests.hangs import HANG_SECONDS
 from tests.made_up_gpu import build
 from tests.sweeps import make_sweep
 
@@ -40,7 +41,7 @@ def test_what_needs_a_gpu_runs_on_one_that_is_made_up(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=1200,
+        timeout=HANG_SECONDS,
     )
     summary = done.stdout.splitlines()[-1]
     assert done.returncode == 0 and " passed" in summary and "skipped" not in summary, done.stdout[-20_000:]
@@ -79,7 +80,7 @@ def test_the_command_that_measures_a_gpu_works(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(figures.read_text())

@@ -38,6 +38,7 @@ from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.sweep.recorded import recorded_constants
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from tests.faulty import crashing
+from tests.hangs import HANG_SECONDS
 from tests.killing import one_run, run_here
 from tests.object_store import Proxy, s3_server, uri
 from tests.parts import planned, user_parts_of
@@ -223,7 +224,7 @@ def test_of_many_that_start_at_once_one_writes(root: StoragePath, monkeypatch: p
             try:
                 with leased(path, hostname()):
                     inside.append(1)
-                    done.wait(60)
+                    done.wait(HANG_SECONDS)
             except LeaseHeldError:
                 refused.append(1)
 
@@ -358,7 +359,7 @@ def test_no_request_holds_up_the_training_and_a_stop_is_seen(
         observer.progress(0, None)
         assert Ledger(SweepPaths(root)).progress(experiment.key) is not None
         proxy.mode = "hang"
-        assert proxy.held.wait(120)  # the request of the watching thread
+        assert proxy.held.wait(HANG_SECONDS)  # the request of the watching thread
         for tokens in range(1, 1000):
             observer.progress(tokens, 1.0)  # a request of this thread would end in a StorageError
         proxy.mode = "ok"

@@ -11,6 +11,7 @@ import pytest
 from flops_fit_ray.spec import read_spec
 from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.user.parts import load_user_parts
+from tests.hangs import HANG_SECONDS
 from tests.made_up_gpu import build
 from tests.made_up_gpu.driver import NAME, table
 from tests.nodes import real_cluster
@@ -47,7 +48,7 @@ def test_experiments_of_one_gpu_run_on_two_at_a_time(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cluster: 2 experiments at a time" in done.stdout

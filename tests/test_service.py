@@ -20,15 +20,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import schemathesis
 from fastapi.sse import ServerSentEvent
 from hypothesis import HealthCheck, given, settings
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
 from flops_fit_ray.analysis import Question, Serving, answer, json_value, predict, prediction_to_json
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
@@ -43,6 +36,7 @@ from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.sweep.validity import analysis_document, validity_card
 from flops_fit_ray.training.loop.meter import CurvePoint
+from tests.hangs import HANG_SECONDS
 from tests.serving import Served, serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
@@ -252,6 +246,7 @@ def test_a_checkpoint_comes_whole(served: Served, root: Path, tmp_path: Path) ->
 
 def test_a_mirror_sees_what_changes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flops_fit_ray.service.state.cache.FRESH_SECONDS", -1.0)
+    monkeypatch.setattr("flops_fit_ray.service.state.cache.SLOW_SECONDS", HANG_SECONDS)  # of a busy machine
     spec = reference_spec()
     sweep = make_sweep(tmp_path / "x", spec, reference_parts(spec), only=3)
     cache, ledger = SweepCache(sweep.paths), Ledger(sweep.paths)
@@ -332,7 +327,7 @@ def test_an_event_stream_keeps_alive_is_not_stored_and_ends_with_its_client(
         event = [lines.readline() for _ in range(4)]
         assert event == [b"event: sweeps\n", b'data: {"share": 0.5}\n', b"id: 7\n", b"\n"]
         assert lines.readline().startswith(b": ")
-    assert ended.wait(30)
+    assert ended.wait(HANG_SECONDS)
     with pytest.raises(ServiceError) as caught:
         next(served.client.events("nothing"))
     assert caught.value.status == 404
@@ -458,6 +453,14 @@ def test_the_api_keeps_what_it_publishes(root: Path, tmp_path: Path) -> None:
 
 
 def _ask_everything(served: Served) -> None:
+    import schemathesis  # here, because a second of imports is for this one test
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
     schema = schemathesis.openapi.from_dict(served.client.ask("GET", "/openapi.json"))
     schema.config.update(base_url=served.url)
     checks: list[Any] = [

@@ -31,6 +31,7 @@ from flops_fit_ray.storage.opening import follow_no_links_in
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import open_sweep
+from tests.hangs import HANG_SECONDS
 from tests.serving import Served, serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
@@ -132,7 +133,7 @@ def test_a_directory_that_does_not_answer_holds_up_no_other(served: Served, monk
 
     def slow(self: SweepCache) -> cache.Snapshot:
         if self._paths.root.name == "stuck":
-            gate.wait(60)
+            gate.wait(HANG_SECONDS)
         return read(self)
 
     monkeypatch.setattr(SweepCache, "_read", slow)
@@ -226,7 +227,7 @@ def test_pricing_ends_with_its_service_and_all_that_it_started(tmp_path: Path) -
     with process:
         assert process.stdin is not None
         process.stdin.close()  # as the death of the service does
-        assert process.wait(20) == -signal.SIGKILL
+        assert process.wait(HANG_SECONDS) == -signal.SIGKILL
     until = time.monotonic() + 20
     while start_ticks(below) is not None:
         assert time.monotonic() < until
@@ -238,7 +239,7 @@ def test_pricing_ends_where_it_takes_too_much_memory(tmp_path: Path) -> None:
         tmp_path, "held = bytearray(200_000_000); time.sleep(60)", "pricing._max_memory = lambda: 10**8"
     )
     with process:
-        assert process.wait(20) == pricing.OUT_OF_MEMORY
+        assert process.wait(HANG_SECONDS) == pricing.OUT_OF_MEMORY
     os.kill(below, signal.SIGKILL)  # `_run` ends the group, when it sees this
 
 

@@ -32,6 +32,7 @@ from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from tests.chaos import make_project
+from tests.hangs import HANG_SECONDS
 from tests.serving import client_of, serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
@@ -185,6 +186,7 @@ def test_whatever_changes_an_answer_changes_its_tag(
 ) -> None:
     """An experiment that begins, moves, fails, is tried again, ends; a plan that grows; a service that starts again."""
     monkeypatch.setattr("flops_fit_ray.service.state.cache.FRESH_SECONDS", -1.0)
+    monkeypatch.setattr("flops_fit_ray.service.state.cache.SLOW_SECONDS", HANG_SECONDS)  # of a busy machine
     shutil.copytree(root / "known", tmp_path / "runs/known")
     paths, ledger = SweepPaths(tmp_path / "runs/known"), Ledger(SweepPaths(tmp_path / "runs/known"))
     spec = reference_spec()

@@ -16,6 +16,7 @@ from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.runs import _keys as keys
 from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.storage.atomic import read_json, write_json
+from tests.hangs import HANG_SECONDS
 from tests.serving import client_of
 from tests.test_service_http import problem_of
 
@@ -129,14 +130,14 @@ def test_what_is_under_way_is_waited_for_or_refused(
 
     def held(*given: Any) -> Any:
         entered.set()
-        assert gate.wait(60)
+        assert gate.wait(HANG_SECONDS)
         return resume(*given)
 
     monkeypatch.setattr(Runs, "resume", held)
     monkeypatch.setattr(keys, "IN_USE_SECONDS", 0.0)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, "/api/v1/sweeps/a/resume", headers=with_key("r"))
-        assert entered.wait(60)
+        assert entered.wait(HANG_SECONDS)
         second = client.post("/api/v1/sweeps/a/resume", headers=with_key("r"))
         assert second.status_code == 409 and problem_of(second)["type"] == f"{TYPES}#key_in_use"
         assert second.headers["retry-after"] == "2"

@@ -34,6 +34,7 @@ from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.run_limits import RunLimits
 from flops_fit_ray.training.fence import Fence
 from tests.chaos import make_project
+from tests.hangs import HANG_SECONDS
 from tests.records import recorded
 from tests.serving import ServiceProcess, serving
 from tests.sweeps import make_sweep, reference_parts, reference_spec
@@ -54,7 +55,7 @@ def runs(tmp_path: Path, code: Path) -> Iterator[Runs]:
     launcher = LocalLauncher(paths, Fence((code,)))
     yield Runs(paths, Specs(paths, [code]), launcher, at_once=1, max_queued=3)
     for supervisor in launcher._supervisors:
-        supervisor.wait(30)
+        supervisor.wait(HANG_SECONDS)
 
 
 def ask(runs: Runs, code: Path, name: str, key: str | None = None) -> str:
@@ -62,7 +63,7 @@ def ask(runs: Runs, code: Path, name: str, key: str | None = None) -> str:
     return runs.start(spec, name, RunLimits(), key)[0].sweep
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = HANG_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -270,7 +271,7 @@ def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: P
             if len(heard) >= 2:
                 break
         service.kill()  # the sweep goes on
-        until(lambda: len(recorded(root / name)) >= len(heard) + 2, 60)
+        until(lambda: len(recorded(root / name)) >= len(heard) + 2)
         pace.write_text(HOLDS)
         service = ServiceProcess(root, code)
         client = service.client

@@ -14,6 +14,7 @@ from flops_fit_ray.storage.storage_path import StoragePath
 from flops_fit_ray.sweep.directory import open_sweep
 from tests.chaos import Driver, Row, children_of, make_project, plain_sweep
 from tests.chaos.stops import moved_ray, stop_by
+from tests.hangs import HANG_SECONDS
 from tests.records import recorded
 from tests.test_cli import call
 
@@ -74,7 +75,7 @@ def test_two_workers_find_what_one_finds_and_their_deaths_are_nobodys_failure(tm
     assert row.violations == []
     before = recorded(root)
     together = Driver(spec, root, *TOGETHER, pause=0, environment=CORES)
-    assert together.wait(200) == 0, together.said
+    assert together.wait(HANG_SECONDS) == 0, together.said
     assert "cluster: 1 experiment at a time" in together.said
     two = open_sweep(root)
     losses = {r.key: r.loss for r in alone.results}
@@ -91,14 +92,14 @@ def test_an_error_of_one_worker_is_that_experiments_failure_and_nobody_waits_for
         file.write(FAILS)
     few = (
         "--set",
-        "budgets=[{flops: 2e4, sizes: [5, 7, 10]}, {flops: 4e4, sizes: [14, 20, 28]}]",
+        "budgets=[{flops: 2e4, sizes: [5, 10]}, {flops: 4e4, sizes: [14, 20, 28]}]",
         "--set",
         "model.target=parts:Odd",
     )
     driver = Driver(spec, tmp_path / "out", *TOGETHER, *SHARED, *few, pause=0, environment=CORES)
-    assert driver.wait(200) == 1, driver.said
+    assert driver.wait(HANG_SECONDS) == 1, driver.said
     sweep = open_sweep(driver.root)
-    assert len(sweep.results) == 2
+    assert len(sweep.results) == 1
     sizes = {e.key: e.size for e in sweep.plan.experiments}
     assert len(sweep.failures) == len(FAILURES) and {sizes[f.key] for f in sweep.failures} == set(FAILURES)
     for failure in sweep.failures:

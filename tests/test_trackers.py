@@ -23,6 +23,7 @@ from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 from flops_fit_ray.trackers import check_installed, watchers_for
 from flops_fit_ray.trackers._tracked import MAX_FAILURES, LoggedPoints, Tracker, TrackerView, run_name
+from tests.hangs import HANG_SECONDS
 from tests.nodes import free_port
 from tests.parts import planned
 from tests.sweeps import make_sweep, reference_parts, reference_spec
@@ -71,7 +72,9 @@ try:
 except OSError as error:
     print("raised", error.errno)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_SECONDS, check=True
+    )
     assert done.stdout == f"raised {errno.EFBIG}\n" and not done.stderr
 
 
@@ -211,7 +214,7 @@ def test_one_that_raises_or_hangs_holds_up_nothing(tmp_path: Path) -> None:
     trackers = [(raising, 600.0), (hanging, 0.5), (sink, 600.0)]
     sweep = followed(tmp_path / "s", spec, [watcher_of(t, empty, said, time_limit) for t, time_limit in trackers])
     assert sweep.results_sha256 == alone.results_sha256
-    assert hanging.hangs.wait(600)
+    assert hanging.hangs.wait(HANG_SECONDS)
     assert len(sink.outcomes) == NEW and len(raising.outcomes) == NEW and len(hanging.outcomes) == 1
     assert sorted(said) == [
         "hanging did not come to its end within 0.5 s, and is left behind",
@@ -250,7 +253,7 @@ def test_one_that_hangs_does_not_hold_up_a_stop(tmp_path: Path, monkeypatch: pyt
     watcher.on_plan(sweep.plan)
     with pytest.raises(KeyboardInterrupt), watcher.following():
         make_sweep(tmp_path / "s", spec, reference_parts(spec), only=2)
-        assert hanging.hangs.wait(600)
+        assert hanging.hangs.wait(HANG_SECONDS)
         raise KeyboardInterrupt
     assert said == ["hanging did not come to its end within 0.1 s, and is left behind"]
     hanging.ever.set()

@@ -24,6 +24,7 @@ from flops_fit_ray.errors import EXIT_DONE
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
+from tests.hangs import HANG_SECONDS
 from tests.records import recorded
 
 SIZES = [5, 7, 10, 14, 20, 28]
@@ -158,7 +159,7 @@ class Driver:
         """Its lines so far."""
         return self.log.read_text(errors="replace").splitlines()
 
-    def until(self, condition: Callable[[], bool], seconds: float = 300.0) -> bool:
+    def until(self, condition: Callable[[], bool], seconds: float = HANG_SECONDS) -> bool:
         """Wait for something, as long as the driver lives. Whether it came."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -193,7 +194,7 @@ class Watched:
 
 def finish(driver: Driver, row: Row, watched: Watched, sha256: str) -> Sweep | None:
     """Let a driver come to its end, and check all that must hold then."""
-    code = driver.wait(240)
+    code = driver.wait(HANG_SECONDS)
     row.expect(code == EXIT_DONE, f"the last run ended with {code}: {driver.said[-3:]}")
     watched.look()
     if code != EXIT_DONE:

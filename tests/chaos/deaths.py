@@ -16,6 +16,7 @@ from flops_fit_ray.engine.processes import descendants
 from flops_fit_ray.errors import EXIT_INTERRUPTED
 from flops_fit_ray.sweep.directory import open_sweep
 from tests.chaos import Driver, Row, Watched, children_of, finish, make_project, until_gone
+from tests.hangs import HANG_SECONDS
 from tests.records import recorded
 
 KILLED = -signal.SIGKILL
@@ -123,7 +124,7 @@ def deaths(where: Path, sha256: str) -> Row:
         family, before = descendants(driver.process.pid), time.monotonic()
         names = children_of(driver.process.pid)
         way.act(driver)
-        code = driver.wait(120)
+        code = driver.wait(HANG_SECONDS)
         seconds = time.monotonic() - before
         hold.unlink(missing_ok=True)
         left = until_gone(family, 20 if way.why else 120)  # Ray's agents look for their parent now and then

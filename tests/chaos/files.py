@@ -16,6 +16,7 @@ from typing import Any
 from flops_fit_ray.sweep.directory import open_sweep
 from tests import chaos
 from tests.chaos import Driver, Row, make_project
+from tests.hangs import HANG_SECONDS
 from tests.power_loss import tried
 
 
@@ -59,7 +60,7 @@ def contention(where: Path, times: int) -> Row:
             )
             started = time.monotonic()
             second = Driver(spec, link if i % 2 else root)
-            code = second.wait(240)
+            code = second.wait(HANG_SECONDS)
             slowest = max(slowest, time.monotonic() - started)
             row.times += 1
             text = "\n".join(second.said)

@@ -17,6 +17,7 @@ from flops_fit_ray.storage.atomic import read_json
 from flops_fit_ray.storage.paths import SweepPaths
 from tests import chaos
 from tests.chaos import NUM_EXPERIMENTS, Driver, Row, Watched, children_of, finish, make_project, until_gone
+from tests.hangs import HANG_SECONDS
 from tests.records import recorded
 
 
@@ -34,7 +35,7 @@ def driver_kills(where: Path, sweeps: int, kills: int, sha256: str, dice: random
             if driver.ended():
                 break
             driver.kill()
-            code = driver.wait(10)
+            code = driver.wait(HANG_SECONDS)
             row.expect(code == EXIT_INTERRUPTED, f"killed, it ended with {code}: {driver.said[-3:]}")
             row.times += 1
             watched.look()
@@ -147,7 +148,7 @@ def lose_head(driver: Driver, row: Row) -> float | None:
         return None
     os.kill(heads[0], signal.SIGKILL)
     started = time.monotonic()
-    code = driver.wait(240)
+    code = driver.wait(HANG_SECONDS)
     if code == EXIT_DONE and len(recorded(driver.root)) == NUM_EXPERIMENTS:
         return None  # it was done when the signal came
     seconds = time.monotonic() - started

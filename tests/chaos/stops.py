@@ -14,6 +14,7 @@ from flops_fit_ray.errors import EXIT_INTERRUPTED
 from flops_fit_ray.sweep.directory import open_sweep
 from tests import chaos
 from tests.chaos import Driver, Row, Watched, finish, make_project, until_gone
+from tests.hangs import HANG_SECONDS
 from tests.records import recorded
 
 STOPS = (
@@ -49,7 +50,7 @@ def stop_by(driver: Driver, name: str, row: Row) -> float:
     if "twice" in name:
         time.sleep(0.2)
         driver.process.send_signal(signal.SIGINT)
-    code = driver.wait(240)
+    code = driver.wait(HANG_SECONDS)
     seconds = time.monotonic() - started
     row.times += 1
     killed = "SIGKILL" in name and code == -signal.SIGKILL

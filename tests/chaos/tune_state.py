@@ -11,6 +11,7 @@ from pathlib import Path
 from flops_fit_ray.engine._rounds import FINISHED
 from flops_fit_ray.errors import EXIT_INTERRUPTED
 from tests.chaos import Driver, Row, Watched, children_of, finish, make_project, until_gone
+from tests.hangs import HANG_SECONDS
 from tests.records import recorded
 
 OFTEN = {"TUNE_GLOBAL_CHECKPOINT_S": "0.5"}  # that Tune writes its state
@@ -23,7 +24,7 @@ def kill_with_tune_state(start: Callable[[], Driver], row: Row) -> Path:
         driver.until(lambda root=driver.root: _open_trials(root) > 0)  # type: ignore[misc] # bound now
         family = set(children_of(driver.process.pid))
         driver.kill()
-        row.expect(driver.wait(10) == EXIT_INTERRUPTED, f"a killed driver's last words: {driver.said[-3:]}")
+        row.expect(driver.wait(HANG_SECONDS) == EXIT_INTERRUPTED, f"a killed driver's last words: {driver.said[-3:]}")
         row.expect(driver.said[-1].endswith(driver.options), f"its last line is {driver.said[-1]!r}")
         until_gone(family)  # its workers see that it is gone
         row.times += 1

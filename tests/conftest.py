@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.hangs import RAY_PATIENCE
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -29,6 +31,7 @@ settings.load_profile("repeatable")
 # One core in every local Ray, whatever the machine has: one experiment at a time, so one worker, whose imports cost
 # more than all that it trains. Tests of experiments side by side ask for half a core, or start nodes of their own.
 os.environ["RAY_OVERRIDE_RESOURCES"] = '{"CPU": 1}'
+os.environ.update(RAY_PATIENCE)
 
 # Hundreds of processes are started that would each compile the package again
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

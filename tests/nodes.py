@@ -19,9 +19,8 @@ from pathlib import Path
 
 from flops_fit_ray.engine.processes import descendants, end_all
 from tests.chaos import alive
-from tests.hangs import HANG_SECONDS
+from tests.hangs import HANG_SECONDS, RAY_PATIENCE
 
-START_SECONDS = 60
 _DASHBOARD = re.compile(r"RAY_API_SERVER_ADDRESS='(http://[\d.:]+)'")
 
 
@@ -97,7 +96,7 @@ class RealCluster:
             f"ray.init(address='{self.address}', logging_level=logging.ERROR, log_to_driver=False)\n"
             f"while sum(node['Alive'] for node in ray.nodes()) != {count}: time.sleep(0.1)\n"
         )
-        subprocess.run([sys.executable, "-c", code], env=dict(self.environment), check=True, timeout=START_SECONDS)
+        subprocess.run([sys.executable, "-c", code], env=dict(self.environment), check=True, timeout=HANG_SECONDS)
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """A node is gone, with all that runs on it, and without a word."""
@@ -117,6 +116,7 @@ def real_cluster(*head_options: str, **variables: str) -> Iterator[RealCluster]:
     token = secrets.token_hex(32)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        **RAY_PATIENCE,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_TMPDIR": str(temporary),

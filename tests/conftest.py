@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,7 +68,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the directory of sweeps that are trained once, by whichever worker needs one first (tests/sweeps.py)."""
-    gc.disable()  # until all is collected: nearly nothing of what imports make is garbage
     _hear_again()
     if not hasattr(config, "workerinput"):  # workers inherit the variable
         os.environ["REFERENCE_SWEEPS"] = directory = tempfile.mkdtemp(prefix="reference-sweeps-")
@@ -84,6 +83,16 @@ def _hear_again() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect no garbage while tests are collected: nearly nothing of what their imports make is any."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
@@ -113,12 +122,10 @@ def _order(item: pytest.Item) -> list[int]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Check that tests are grouped, and let no collection of garbage look at what all imports have made.
+    """Check that tests are grouped.
 
     Without its groups a cluster, a service or a Ray session is started by each worker, and nothing else says so.
     """
-    gc.freeze()
-    gc.enable()
     grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
     if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in grouped):
         raise pytest.UsageError("this pytest-xdist cannot group tests with this pytest: install by constraints.txt")

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from flops_fit_ray.service.paths import ServicePaths
-from flops_fit_ray.spec import dump_spec
-from flops_fit_ray.storage.atomic import write_bytes, write_json
+from flops_fit_ray.storage.atomic import write_json
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
-from flops_fit_ray.storage.storage_path import local_path
+from flops_fit_ray.storage.storage_path import StoragePath
+from flops_fit_ray.sweep.recorded import record_spec
 from tests.serving import ServiceProcess
 from tests.sweeps import make_sweep, reference_parts, reference_spec
 
@@ -61,8 +61,8 @@ def data():
 """
 
 
-def large_directory(root: Path, number: int, done: int) -> list[tuple[Path, dict[str, Any]]]:
-    """A sweep directory of so many experiments, the first `done` with results; returns what the others would have."""
+def large_directory(root: Path, number: int, done: int) -> list[tuple[StoragePath, dict[str, Any]]]:
+    """Make a directory of so many experiments, the first `done` with results; returns what the others would have."""
     spec = reference_spec()
     with tempfile.TemporaryDirectory() as place:
         small = make_sweep(Path(place), spec, reference_parts(spec))
@@ -74,20 +74,19 @@ def large_directory(root: Path, number: int, done: int) -> list[tuple[Path, dict
         made = replace(e, key=f"{i:016x}", parent=None, recipe=replace(e.recipe, seed=i))
         experiments.append(made)
         result = replace(known[e.key], key=made.key, seed=i, loss=known[e.key].loss * (1 + 0.01 * random.random()))  # noqa: S311
-        contents.append((local_path(paths.result(made.key)), {"schema_version": SCHEMA_VERSION, **asdict(result)}))
+        contents.append((paths.result(made.key), {"schema_version": SCHEMA_VERSION, **asdict(result)}))
     for path, content in contents[:done]:
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(content))
-    write_bytes(paths.spec, dump_spec(spec).encode())
+        write_json(path, content, sealed=True, durable=False)
+    record_spec(paths, spec)
     plan = replace(small.plan, experiments=tuple(experiments))
-    write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere", "base": None})
+    write_json(paths.plan, {**plan.to_json(), "command": "flops-fit-ray run somewhere", "base": None}, sealed=True)
     return contents[done:]
 
 
 class Arrivals(threading.Thread):
     """Results that come in, as of a sweep on many GPUs."""
 
-    def __init__(self, contents: list[tuple[Path, dict[str, Any]]], per_second: float) -> None:
+    def __init__(self, contents: list[tuple[StoragePath, dict[str, Any]]], per_second: float) -> None:
         super().__init__(daemon=True)
         self._contents, self._per_second = contents, per_second
         self._done = threading.Event()
@@ -95,7 +94,7 @@ class Arrivals(threading.Thread):
     def run(self) -> None:
         """Until `end`."""
         while self._contents and not self._done.wait(1 / self._per_second):
-            write_json(*self._contents.pop(0))
+            write_json(*self._contents.pop(0), sealed=True)
 
     def end(self) -> None:
         """No more of them."""

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from flops_fit_ray.engine.cluster import check_reachable
-from flops_fit_ray.engine.resources import choose_slots, on_cpus, on_gpus
+from flops_fit_ray.engine.resources import choose_slots, gpu_kinds, greatest_needs, on_cpus, on_gpus
 from flops_fit_ray.errors import ResourceError
+from flops_fit_ray.ledger.hardware import Gpu, Machine
 from tests.parts import spec_of
 
 Amounts = dict[str, float]
@@ -47,6 +48,30 @@ def test_small_models_share_a_gpu_and_large_ones_do_not() -> None:
         slots.note
         == "experiments per GPU: up to N = 1,000,000: 8, up to N = 100,000,000: 2, up to N = 1,000,000,000: 1"
     )
+
+
+def test_every_kind_of_gpu_is_measured_and_the_least_of_them_counts() -> None:
+    """A model that an H200 could hold eight times is alone on a T4, so it has a whole GPU everywhere."""
+
+    def machine(name: str, gib: int | None) -> Machine:
+        memory = None if gib is None else gib << 30
+        return Machine(host="h", gpus=(Gpu(uuid="u", index=0, name=name, memory_total=memory),))
+
+    machines = {"a": machine("H200", 141), "b": machine("T4", 15), "c": machine("H200", 141), "d": Machine(host="d")}
+    assert gpu_kinds(machines) == {"H200 (141 GiB)": {"a", "c"}, "T4 (15 GiB)": {"b"}, "unknown GPUs": {"d"}}
+    assert set(gpu_kinds({"e": machine("V100", 16), "f": machine("V100", 32), "g": machine("V100", None)})) == {
+        "V100 (16 GiB)", "V100 (32 GiB)", "V100"
+    }  # fmt: skip
+    needs = greatest_needs([[(10**6, 0.02), (10**8, 0.11)], [(10**6, 0.2), (10**8, 0.9)]])
+    assert needs == [(10**6, 0.2), (10**8, 0.9)]
+    slots = on_gpus(choose_slots({"gpu": 1}, [BOX]), [BOX], needs)
+    assert [slots.share(n) for n in (10**6, 10**8)] == [1 / 4, 1]
+
+
+def test_nodes_without_a_gpu_beside_some_with_are_said_to_be_idle() -> None:
+    assert choose_slots({"gpu": 1}, [BOX, LAPTOP]).note == "experiments run on the nodes with GPUs alone"
+    assert choose_slots({"gpu": 1}, [BOX, {"CPU": 0.0}]).note == ""  # a head that is for nothing else
+    assert choose_slots({"cpu": 1}, [BOX, LAPTOP]).note == ""
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ from hypothesis import HealthCheck, given, settings
 from flops_fit_ray.analysis import Question, Serving, answer, json_value, predict, prediction_to_json
 from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.ledger import Failure, Ledger, Progress
-from flops_fit_ray.service.app_state import AppState
 from flops_fit_ray.service.client import ServiceError
+from flops_fit_ray.service.rest.feeds import Feeds
+from flops_fit_ray.service.state._questions import NICE
 from flops_fit_ray.service.state.cache import SweepCache
-from flops_fit_ray.service.state.fits import NICE
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lock import hostname
 from flops_fit_ray.storage.storage_path import local_path
@@ -313,7 +313,7 @@ def test_an_event_stream_keeps_alive_is_not_stored_and_ends_with_its_client(
 ) -> None:
     ended = threading.Event()
 
-    async def endless(state: AppState) -> AsyncIterator[ServerSentEvent]:
+    async def endless(self: Feeds) -> AsyncIterator[ServerSentEvent]:
         try:
             yield ServerSentEvent(event="sweeps", id="7", data={"share": 0.5})
             await asyncio.Event().wait()
@@ -321,7 +321,7 @@ def test_an_event_stream_keeps_alive_is_not_stored_and_ends_with_its_client(
             ended.set()
 
     monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.05)
-    monkeypatch.setattr("flops_fit_ray.service.rest._server.sweeps_events", endless)
+    monkeypatch.setattr(Feeds, "of_all", endless)
     with served.client.request("GET", "/events") as lines:
         assert lines.headers["content-type"].startswith("text/event-stream")
         assert (lines.headers["cache-control"], lines.headers["x-accel-buffering"]) == ("no-store", "no")
@@ -343,8 +343,8 @@ def test_the_first_line_of_a_stream_says_when_to_come_again(served: Served) -> N
 def test_a_fit_survives_the_death_of_its_process(served: Served) -> None:
     work = served.state.fit_worker
     assert served.client.ask("GET", "/sweeps/whole/predict?budget=1e6")["params"] > 0
-    assert work._pool is not None
-    (pid,) = work._pool._processes
+    assert work._short.pool is not None and work._long.pool is None
+    (pid,) = work._short.pool._processes
     assert os.getpriority(os.PRIO_PROCESS, pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + NICE, 19)
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.5)

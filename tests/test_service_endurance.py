@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,8 +14,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -23,10 +26,12 @@ from pyarrow import parquet
 from flops_fit_ray.errors import DirectoryError, FitError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.service.client import ServiceError
-from flops_fit_ray.service.http import connections
+from flops_fit_ray.service.http import connections, visits
+from flops_fit_ray.service.rest.feeds import Feeds
 from flops_fit_ray.service.runs._supervisor import start_ticks
-from flops_fit_ray.service.state import cache, fits, pricing
-from flops_fit_ray.service.state.cache import SweepCache
+from flops_fit_ray.service.state import _questions, cache, fits, pricing
+from flops_fit_ray.service.state.cache import SweepCache, SweepCaches
+from flops_fit_ray.service.state.snapshot import Snapshot
 from flops_fit_ray.storage.opening import follow_no_links_in
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
@@ -154,6 +159,121 @@ def test_a_directory_that_does_not_answer_holds_up_no_other(served: Served, monk
     assert served.client.sweep("stuck")["counts"]["completed"] == 14
 
 
+@contextlib.contextmanager
+def hanging(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let every call of the operating system on a directory wait, as on a mount whose server is gone."""
+    gate = threading.Event()
+
+    def waits(function: Callable[..., Any]) -> Callable[..., Any]:
+        def waiting(path: Any = ".", *more: Any, **options: Any) -> Any:
+            if isinstance(path, str | os.PathLike) and f"{os.fspath(path)}/".startswith(f"{directory}/"):
+                gate.wait(60)
+            return function(path, *more, **options)
+
+        return waiting
+
+    with monkeypatch.context() as patched:
+        for function in (os.stat, os.lstat, os.open, os.listdir, os.scandir):
+            patched.setattr(os, function.__name__, waits(function))
+        try:
+            yield
+        finally:
+            gate.set()
+
+
+def test_a_mount_that_hangs_takes_a_few_threads_and_no_other_sweep(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is asked of it, as often as people ask again; then it is back, and all is as before."""
+    root, client = served.state.runs.paths.root, served.client
+    shutil.copytree(root / "known", root / "stuck")
+    key = sorted(SweepPaths(root / "stuck").recorded_keys())[0]
+    assert client.sweep("stuck")["counts"]["completed"] == 14
+    monkeypatch.setattr(cache, "MAX_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(visits, "SLOW_SECONDS", 0.2)
+    paths = (
+        "",
+        f"/experiments/{key}",
+        f"/experiments/{key}/history",
+        "/notes",
+        "/checkpoints",
+        "/curves/figure",
+        "/fit",
+    )
+    before, refused = threading.active_count(), Counter[int]()
+
+    def ask(method: str, path: str) -> None:
+        try:
+            client.ask(method, path)
+        except ServiceError as e:
+            refused[e.status] += 1
+
+    asked = [(method, f"/sweeps/stuck{path}") for path in paths for method in ("GET",) * 6]
+    asked += [("POST", "/sweeps/stuck/stop"), ("POST", "/sweeps/stuck/resume"), ("DELETE", "/sweeps/stuck")] * 3
+    with hanging(root / "stuck", monkeypatch):
+        time.sleep(cache.FRESH_SECONDS)
+        people = [threading.Thread(target=ask, args=one, daemon=True) for one in asked]
+        for one in people:
+            one.start()
+            time.sleep(0.02)
+        held = threading.active_count() - before - sum(one.is_alive() for one in people)
+        assert held <= visits.MAX_SLOW + 16  # and those that came before four of them were slow
+        assert client.sweep("known")["state"] == "stopped"
+        assert {sweep["name"] for sweep in client.pages("/sweeps")} == {"known", "stuck"}
+        (seen,) = [sweep for sweep in client.pages("/sweeps") if sweep["name"] == "stuck"]
+        assert seen["counts"]["completed"] == 14  # as it was seen last
+        assert refused[503] > len(asked) / 2 and set(refused) == {503}
+    for one in people:
+        one.join(30)
+    assert not any(one.is_alive() for one in people)
+    assert client.ask("GET", f"/sweeps/stuck/experiments/{key}")["status"] == "completed"
+
+
+def test_fits_that_take_long_hold_up_one_another_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker of the long ones is stopped in the middle of a question; the short ones are answered meanwhile."""
+    snapshot, worker = SweepCache(SweepPaths(made)).now(), fits.FitWorker()
+    work = len(snapshot.sweep.results) * snapshot.sweep.spec.fit.draws
+    try:
+        monkeypatch.setattr(fits, "LONG_WORK", work - 1)
+        long = worker.ask("csv", snapshot)
+        assert worker._long.pool is not None and worker._short.pool is None
+        (held,) = worker._long.pool._processes
+        os.kill(held, signal.SIGSTOP)
+        monkeypatch.setattr(fits, "LONG_WORK", work)
+        assert worker.ask("csv", snapshot).result(100).count(b"completed") == 14
+        assert not long.done() and worker.ask("csv", snapshot).done()
+        os.kill(held, signal.SIGCONT)
+        assert long.result(100).count(b"completed") == 14
+    finally:
+        worker.close()
+
+
+def test_any_number_of_watchers_costs_one_look_a_second(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Counter[str]()
+
+    def counted(self: SweepCaches, name: str) -> Snapshot | None:
+        looks[name] += 1
+        return now(self, name)
+
+    now, feeds = SweepCaches.now, Feeds(served.state)
+    monkeypatch.setattr(SweepCaches, "now", counted)
+    monkeypatch.setattr("flops_fit_ray.service.rest.feeds.POLL_SECONDS", 0.2)
+
+    async def first_status() -> str:
+        async for event in feeds.of_sweep("known", None):
+            if event.event == "status":
+                return str(event.raw_data)
+        raise AssertionError("no status")
+
+    async def all_of_them() -> list[str]:
+        return await asyncio.gather(*(first_status() for _ in range(200)))
+
+    found = asyncio.run(all_of_them())
+    assert len(found) == 200 and set(map(id, found)) == {id(found[0])}  # one text for all of them
+    assert json.loads(found[0])["counts"]["completed"] == 14
+    assert looks["known"] <= 2 and not feeds._open
+
+
 def test_outside_of_a_service_links_are_followed(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "sweep")
     paths = SweepPaths(tmp_path / "sweep")
@@ -244,11 +364,12 @@ def test_pricing_ends_where_it_takes_too_much_memory(tmp_path: Path) -> None:
 
 
 def test_a_fit_of_too_many_draws_is_refused_and_the_rest_answered(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fits, "MAX_DRAWS", open_sweep(made).spec.fit.draws - 1)
-    words = f"fit.draws: {fits.MAX_DRAWS + 1} would hold up .*a service draws {fits.MAX_DRAWS} at most; run .* {made}"
+    monkeypatch.setattr(_questions, "MAX_DRAWS", open_sweep(made).spec.fit.draws - 1)
+    most = _questions.MAX_DRAWS
+    words = f"fit.draws: {most + 1} would hold up .*a service draws {most} at most; run .* {made}"
     for question, more in (("fit", ()), ("predict", ("budget=1e9",)), ("report", ()), ("valleys", ())):
         with pytest.raises(FitError, match=words):
-            fits._answer(question, str(made), "1", more)
-    shown = json.loads(fits._answer("short", str(made), "1", ()))
+            _questions.answered(question, str(made), "1", more)
+    shown = json.loads(_questions.answered("short", str(made), "1", ()))
     assert re.match(words, shown["problem"]) and shown["results"] == 14 and shown["valleys"] == []
-    assert fits._answer("csv", str(made), "1", ()).count(b"completed") == 14
+    assert _questions.answered("csv", str(made), "1", ()).count(b"completed") == 14

@@ -24,8 +24,9 @@ from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.private import Seal
 from flops_fit_ray.service.runs._supervisor import start_ticks
+from flops_fit_ray.service.runs.asked import Additions, QueuedRun
 from flops_fit_ray.service.runs.launch import SAME_START_TICKS, LocalLauncher, ProcessState, tail
-from flops_fit_ray.service.runs.queue import Additions, QueuedRun, Runs
+from flops_fit_ray.service.runs.queue import Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state.cache import SweepCaches
 from flops_fit_ray.service.state.views import state_of, sweep_view

@@ -11,7 +11,7 @@ from typing import Any
 
 from flops_fit_ray.engine._gpus import unusable_gpus
 from flops_fit_ray.engine._local_limits import usable_cores
-from flops_fit_ray.engine._nodes import NodeProbe, check_nodes
+from flops_fit_ray.engine._nodes import FoundNodes, NodeProbe, check_nodes
 from flops_fit_ray.engine.cluster import ray_session, runs_here
 from flops_fit_ray.engine.loaders import Loader, comparing_loader, share_data
 from flops_fit_ray.engine.planned_code import PlannedCode
@@ -21,6 +21,8 @@ from flops_fit_ray.engine.resources import (
     count_slots,
     elsewhere,
     fits,
+    gpu_kinds,
+    greatest_needs,
     live_nodes,
     on_cpus,
     on_gpus,
@@ -253,30 +255,40 @@ def _of_one_worker(report: CheckReport, spec: SweepSpec) -> CheckReport:
     return replace(report, rates=None, lines=(*lines, CheckItem("WARN", "speed", words)))
 
 
-def shared_slots(
-    plan: Plan, spec: SweepSpec, load_user_parts: Loader, slots: Slots, avoid: Collection[str] = ()
-) -> Slots:
+def shared_slots(plan: Plan, spec: SweepSpec, load_user_parts: Loader, slots: Slots, found: FoundNodes) -> Slots:
     """Return the slots for `resources_per_trial: auto`, from measured memory and utilization of this sweep's models.
 
+    On GPUs they are measured on a node of every kind of GPU, and what the least of them can share holds for all.
+
     Args:
-        avoid: nodes that cannot run the sweep, by Ray's id.
+        found: the nodes that can run the sweep, and those that cannot, by Ray's id.
 
     Raises:
         ResourceError: they could not be measured there.
     """
     import ray
 
+    kinds = gpu_kinds(found.machines) if slots.uses_gpu else {}
+    avoided = [set(found.left_out)]
+    if len(kinds) > 1:
+        avoided = [found.left_out.keys() | (found.machines.keys() - nodes) for nodes in kinds.values()]
     try:
         compared = _shared(load_user_parts, spec, plan)
         with waiting("measuring memory and utilization on a worker"):
-            found: list[DeviceUsage] = _get(_on(slots, _usages, avoid).remote(plan, compared, slots))
+            tasks = [_on(slots, _usages, avoid).remote(plan, compared, slots) for avoid in avoided]
+            usages: list[list[DeviceUsage]] = [_get(task) for task in tasks]
     except ray.exceptions.RayError as e:
         last = last_line(e)
         raise ResourceError(f"resources_per_trial: auto could not be measured: {last}; say what it is") from e
+    nodes = live_nodes(found.left_out)
     if not slots.uses_gpu:
-        return on_cpus(live_nodes(avoid), found[-1].peak_bytes)
-    needs = [(u.params, max(u.busy, MEMORY_MARGIN * u.peak_bytes / (u.memory_bytes or 1))) for u in found]
-    return on_gpus(slots, live_nodes(avoid), needs)
+        return on_cpus(nodes, usages[0][-1].peak_bytes)
+    shared = on_gpus(slots, nodes, greatest_needs([[(u.params, _gpu_need(u)) for u in of_one] for of_one in usages]))
+    return shared if len(kinds) < 2 else shared.with_notes([f"measured on {', '.join(sorted(kinds))}"])
+
+
+def _gpu_need(usage: DeviceUsage) -> float:
+    return max(usage.busy, MEMORY_MARGIN * usage.peak_bytes / (usage.memory_bytes or 1))
 
 
 def _load(load_user_parts: Callable[[], UserParts], plan: Plan) -> UserParts:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flops_fit_ray.errors import ResourceError
+from flops_fit_ray.ledger.hardware import Machine
 
 Node = Mapping[str, float]  # Ray's resource names (CPU, GPU, ...) to amounts
 NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
@@ -102,6 +103,8 @@ def choose_slots(
         others = {name: amount for name, amount in needed.items() if name != "gpu"}
         needed = {"cpu": 1.0, **others}
         note = "no GPU in this cluster: each experiment runs on one CPU core"
+    elif "gpu" in needed and any(node.get("CPU", 0) and not node.get("GPU", 0) for node in nodes):
+        note = "experiments run on the nodes with GPUs alone"
     count = sum(fits(needed, node) for node in nodes)
     if 0 < count < workers:
         raise ResourceError(
@@ -117,6 +120,24 @@ def choose_slots(
             "the cluster can grow"
         )
     return Slots(resources=needed, count=count // workers, note=note, workers=workers)
+
+
+def gpu_kinds(machines: Mapping[str, Machine]) -> dict[str, set[str]]:
+    """Return the nodes by the kind of their GPUs: name and memory; those whose driver says nothing are a kind, too."""
+    found: dict[str, set[str]] = {}
+    for node, machine in machines.items():
+        kinds = {f"{gpu.name}{_in_gib(gpu.memory_total)}" for gpu in machine.gpus}
+        found.setdefault(" and ".join(sorted(kinds)) or "unknown GPUs", set()).add(node)
+    return found
+
+
+def _in_gib(memory: int | None) -> str:
+    return "" if memory is None else f" ({memory / 2**30:.0f} GiB)"
+
+
+def greatest_needs(found: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """Return for each N the largest fraction of a GPU that it needs, of those measured on every kind."""
+    return [(of_one[0][0], max(need for _, need in of_one)) for of_one in zip(*found, strict=True)]
 
 
 def on_gpus(slots: Slots, nodes: Sequence[Node], sizes: Sequence[tuple[int, float]]) -> Slots:

@@ -93,7 +93,7 @@ def run_plan(
         if found.left_out and max_slots is None:
             slots = slots_without(slots, found.left_out)
         if spec.resources_per_trial == "auto":
-            slots = shared_slots(live.plan, spec, load_user_parts, slots, found.left_out)
+            slots = shared_slots(live.plan, spec, load_user_parts, slots, found)
         if max_slots is not None:
             slots = dataclasses.replace(slots, count=head.grows_to(max_slots) or min(max_slots, slots.count))
         slots = slots.with_notes(found.odd)

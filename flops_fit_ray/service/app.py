@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -28,10 +30,12 @@ from flops_fit_ray.service.http.methods import Methods
 from flops_fit_ray.service.http.problem import KINDS, MEDIA_TYPE, TYPES, encoded, path_of, problem
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.http.routes import methods_of
+from flops_fit_ray.service.http.visits import Visits, visiting
 from flops_fit_ray.service.pages import pages
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.private import private_umask
 from flops_fit_ray.service.rest import api, published
+from flops_fit_ray.service.rest.feeds import Feeds
 from flops_fit_ray.service.runs.bin import Bin
 from flops_fit_ray.service.runs.launch import Launcher, LocalLauncher, RayLauncher
 from flops_fit_ray.service.runs.queue import Runs
@@ -44,6 +48,7 @@ from flops_fit_ray.training.fence import Fence
 QUEUE_SECONDS = 0.5  # between two looks at the queue
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_HEADER_BYTES = 64 * 1024
+THREADS = 40  # that read for asynchronous requests; as many as for others
 SHUTDOWN_SECONDS = 3  # for answers in progress
 
 
@@ -73,6 +78,8 @@ def make_app(state: AppState, token: str, hosts: Sequence[str]) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
+        loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor(THREADS, "reader")
+        loop.set_default_executor(threads)  # of Python's own there are but 5 more than cores
         with _queue_thread(state.runs), _device_thread(state):
             yield
         app.state.answers.close()
@@ -89,8 +96,10 @@ def make_app(state: AppState, token: str, hosts: Sequence[str]) -> FastAPI:
         lifespan=alive,
     )
     app.state.app_state = state
-    app.include_router(api)
-    app.include_router(pages)
+    app.state.feeds = Feeds(state)
+    app.state.visits = Visits()
+    for routes in (api, pages):
+        app.include_router(routes, dependencies=[Depends(visiting)])
     app.add_api_route(TYPES, _problem_types, response_class=HTMLResponse, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     for kind, handler in _HANDLERS.items():
@@ -216,7 +225,10 @@ def make_state(settings: Settings) -> AppState:
         LocalLauncher(paths, fence) if settings.address is None else RayLauncher(paths, settings.address, fence)
     )
     runs = Runs(paths, specs, launcher, at_once=settings.at_once, max_queued=settings.max_queued)
-    caches, fit_worker, history = SweepCaches(paths), FitWorker(), DeviceHistory()
+    caches, history = SweepCaches(paths), DeviceHistory()
+    fit_worker = FitWorker(lambda root: caches.is_overdue(Path(root).name))
+
+    runs.on_end = caches.expire
 
     def forget(name: str) -> None:
         caches.forget(name)

@@ -20,14 +20,16 @@ from flops_fit_ray.service.http.html import VERSION
 from flops_fit_ray.service.http.later import IS_LATER, LATER_SECONDS
 from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.request_error import RequestError, busy, conflict
+from flops_fit_ray.service.http.visits import elsewhere
 from flops_fit_ray.service.runs.bin import Bin
 from flops_fit_ray.service.runs.queue import LIMIT_EXAMPLE, Runs
 from flops_fit_ray.service.runs.specs import Specs
 from flops_fit_ray.service.state import views
-from flops_fit_ray.service.state.cache import Snapshot, SweepCaches
+from flops_fit_ray.service.state.cache import SweepCaches
 from flops_fit_ray.service.state.devices import DeviceHistory
 from flops_fit_ray.service.state.fits import FitWorker
 from flops_fit_ray.service.state.pricing import price_spec
+from flops_fit_ray.service.state.snapshot import Snapshot
 from flops_fit_ray.spec import BudgetsFor, limit_of_budgets
 from flops_fit_ray.training.fence import Fence
 
@@ -122,7 +124,9 @@ async def fresh_snapshot(request: Request, name: str) -> Snapshot:
     return known if known is not None else await asyncio.to_thread(state.snapshot, name)
 
 
-async def ask_fit_worker(request: Request, snapshot: Snapshot, question: str, *arguments: str) -> bytes:
+async def ask_fit_worker(
+    request: Request, snapshot: Snapshot, question: str, *arguments: str, beside: Snapshot | None = None
+) -> bytes:
     """Return the fit worker's answer on a sweep.
 
     Raises:
@@ -130,10 +134,11 @@ async def ask_fit_worker(request: Request, snapshot: Snapshot, question: str, *a
     """
     if not snapshot.sweep.results and question not in ("csv", "parquet", "curve", "overlay"):
         raise conflict("no experiment is completed yet; try again when one is", "no_results")
-    root = snapshot.sweep.paths.root
     seconds = LATER_SECONDS if request.scope.get(IS_LATER) else FIT_SECONDS
     try:
-        return await app_state_of(request).fit_worker.answer(seconds, question, root, snapshot.version, *arguments)
+        with elsewhere(request):
+            worker = app_state_of(request).fit_worker
+            return await worker.answer(seconds, question, snapshot, *arguments, beside=beside)
     except TimeoutError as e:
         message = f"the fit takes more than {seconds:g} s and is still running; ask again, with Prefer: respond-async"
         raise busy(message, FIT_RETRY_SECONDS) from e

@@ -43,9 +43,8 @@ async def _compared(request: Request, first: str, second: str, budget: str) -> d
         for name, snapshot in ((first, one), (second, other)):
             if not snapshot.sweep.results:
                 return {"error": f"no experiment of {name} is completed yet"}
-        worker, root = app_state_of(request).fit_worker, one.sweep.paths.root
-        more = (str(other.sweep.paths.root), other.version, repr(c) if c else "")
-        return dict(json.loads(await worker.answer(WAIT_SECONDS, "compare", root, one.version, *more)))
+        worker, at = app_state_of(request).fit_worker, repr(c) if c else ""
+        return dict(json.loads(await worker.answer(WAIT_SECONDS, "compare", one, at, beside=other)))
     except TimeoutError:
         return {"pending": True}
     except (RequestError, FlopsFitError) as e:

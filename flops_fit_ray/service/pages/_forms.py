@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 
 from flops_fit_ray.service.http.request_error import RequestError
-from flops_fit_ray.service.runs.queue import Additions
+from flops_fit_ray.service.runs.asked import Additions
 from flops_fit_ray.service.state import views
 from flops_fit_ray.spec import BudgetsFor
 

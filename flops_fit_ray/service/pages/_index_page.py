@@ -44,7 +44,7 @@ def _answer(state: AppState, name: str) -> dict[str, Any] | None:
     snapshot = state.caches.now(name)
     if snapshot is None or not snapshot.sweep.results or snapshot.sweep.spec.is_one_run:
         return None
-    found = state.fit_worker.newest_if_idle("short", snapshot.sweep.paths.root, snapshot.version)
+    found = state.fit_worker.newest_if_idle("short", snapshot)
     return {} if found is None else json.loads(found[1])["at"]
 
 

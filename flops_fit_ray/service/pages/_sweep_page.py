@@ -15,14 +15,15 @@ from flops_fit_ray.service.app_state import AppState, app_state_of
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.http.redact import redacted, redacted_values
+from flops_fit_ray.service.http.visits import elsewhere
 from flops_fit_ray.service.pages._forms import additions_of, fields_of, flops_of, served_of, to_sweep
 from flops_fit_ray.service.pages._sparks import device_rows
-from flops_fit_ray.service.runs.queue import Additions
+from flops_fit_ray.service.runs.asked import Additions
 from flops_fit_ray.service.state import overlay, views
-from flops_fit_ray.service.state.cache import Snapshot
 from flops_fit_ray.service.state.devices import devices_of
 from flops_fit_ray.service.state.notes import MAX_AUTHOR, keep_note, notes_of
 from flops_fit_ray.service.state.row_choice import chosen
+from flops_fit_ray.service.state.snapshot import Snapshot
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.sweep.run_limits import RunLimits
 
@@ -66,7 +67,8 @@ async def sweep(
         "budget": budget or None,
         "served": served.strip() or None,
     }
-    prediction = await _prediction(state, snapshot, budget, served.strip())
+    with elsewhere(request):
+        prediction = await _prediction(state, snapshot, budget, served.strip())
     author = unquote(request.cookies.get(AUTHOR, ""))[:MAX_AUTHOR]
     return await asyncio.to_thread(_sweep, state, name, snapshot, query, offset, prediction, author)
 
@@ -114,7 +116,9 @@ def _sweep(
 @routes.post("/sweeps/{name}/stop")
 def stop(request: Request, name: str) -> Response:
     """Stop a sweep."""
-    app_state_of(request).runs.stop(name)
+    state = app_state_of(request)
+    state.caches.check_answers(name)
+    state.runs.stop(name)
     return to_sweep(name)
 
 
@@ -147,6 +151,7 @@ async def note(request: Request, name: str) -> Response:
 
 
 def _resume(state: AppState, name: str, more: Additions) -> Response:
+    state.caches.check_answers(name)
     state.runs.resume(name, more, RunLimits())
     state.runs.start_waiting()
     return to_sweep(name)
@@ -156,7 +161,7 @@ def _short(state: AppState, snapshot: Snapshot) -> dict[str, Any] | None:
     """Return the newest fit in the cache; a newer one may be in progress."""
     if not snapshot.sweep.results or snapshot.sweep.spec.is_one_run:
         return None
-    found = state.fit_worker.newest("short", snapshot.sweep.paths.root, snapshot.version)
+    found = state.fit_worker.newest("short", snapshot)
     return None if found is None else {**redacted_values(json.loads(found[1])), "version": found[0]}
 
 
@@ -195,8 +200,7 @@ async def _prediction(state: AppState, snapshot: Snapshot | None, budget: str, s
             return number
     question = [f"budget={c!r}", *([] if tokens is None else [f"served={tokens!r}"])]
     try:
-        root = snapshot.sweep.paths.root
-        found = await state.fit_worker.answer(PREDICT_SECONDS, "predict", root, snapshot.version, *question)
+        found = await state.fit_worker.answer(PREDICT_SECONDS, "predict", snapshot, *question)
         return dict(json.loads(found))
     except FitError as e:
         return {"error": str(e)}

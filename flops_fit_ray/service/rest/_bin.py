@@ -20,6 +20,7 @@ routes = APIRouter()
 def delete_sweep(request: Request, name: str) -> Response:
     """Move a sweep that does not run into the bin: nothing of it is removed, and it can be restored."""
     state = app_state_of(request)
+    state.caches.check_answers(name)
     with state.runs.lock:
         check_match(request, lambda: state.view(name))
         deleted = state.bin.put(name)

@@ -134,8 +134,7 @@ async def _compared(request: Request, question: str, name: str, other: str, budg
     first, second = await fresh_snapshot(request, name), await fresh_snapshot(request, other)
     if not second.sweep.results:
         raise conflict(f"no experiment of {other} is completed yet; try again when one is")
-    more = (str(second.sweep.paths.root), second.version, "" if budget is None else repr(budget))
-    return await ask_fit_worker(request, first, question, *more)
+    return await ask_fit_worker(request, first, question, "" if budget is None else repr(budget), beside=second)
 
 
 @routes.get("/sweeps/{name}/notes", tags=["notes"], response_model=list[NoteOut])

@@ -17,7 +17,6 @@ from flops_fit_ray.service.http.redact import redacted
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.rest import _documents as documents
 from flops_fit_ray.service.rest import _shapes as shapes
-from flops_fit_ray.service.rest._events import sweeps_events
 from flops_fit_ray.service.rest._shapes import Limit, Offset
 from flops_fit_ray.service.rest._yaml import BODY, YamlRoute
 from flops_fit_ray.service.runs.specs import StoredSpec
@@ -42,7 +41,7 @@ def get_server(request: Request) -> Response:
 @routes.get("/events", tags=["server"], response_class=EventSourceResponse)
 async def watch_sweeps(request: Request) -> AsyncIterator[ServerSentEvent]:
     """Stream server-sent events: `sweeps`, with name, state and share of each, whenever one of them changes."""
-    async for event in sweeps_events(app_state_of(request)):
+    async for event in request.app.state.feeds.of_all():
         yield event
 
 

@@ -17,10 +17,9 @@ from flops_fit_ray.service.app_state import app_state_of, as_json, as_list, as_p
 from flops_fit_ray.service.http.request_error import RequestError
 from flops_fit_ray.service.rest import _shapes as shapes
 from flops_fit_ray.service.rest._documents import DeviceOut
-from flops_fit_ray.service.rest._events import sweep_events
 from flops_fit_ray.service.rest._shapes import Limit, Offset
 from flops_fit_ray.service.rest._yaml import BODY, YamlRoute
-from flops_fit_ray.service.runs.queue import Additions, asked_to_start
+from flops_fit_ray.service.runs.asked import Additions, asked_to_start
 from flops_fit_ray.service.state import views
 from flops_fit_ray.service.state.devices import devices_of
 from flops_fit_ray.sweep.run_limits import RunLimits
@@ -139,6 +138,7 @@ def _resumed(
 def _acted(request: Request, name: str, asked: dict[str, Any], key: str | None, act: Callable[[], object]) -> Response:
     """Do something to a sweep, once for each key, unless it is another than If-Match names."""
     state = app_state_of(request)
+    state.caches.check_answers(name)  # before the lock is held that all wait for
 
     def acting() -> dict[str, Any]:
         with state.runs.lock:
@@ -181,7 +181,7 @@ async def watch_sweep(
 
     Each has an id. With Last-Event-ID, as browsers send it, outcomes since then come first; some may come twice.
     """
-    async for event in sweep_events(app_state_of(request), name, last_event_id):
+    async for event in request.app.state.feeds.of_sweep(name, last_event_id):
         yield event
 
 

@@ -5,14 +5,13 @@ One service serves a root, so a lock of this process is enough; each decision is
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flops_fit_ray.errors import DirectoryError, ResourceError, StorageError, faults_of
 from flops_fit_ray.service.http import names
@@ -21,11 +20,11 @@ from flops_fit_ray.service.http.request_error import RequestError, busy, conflic
 from flops_fit_ray.service.paths import ServicePaths
 from flops_fit_ray.service.private import Seal
 from flops_fit_ray.service.runs._keys import Keys, digest
+from flops_fit_ray.service.runs.asked import Additions, Kind, Phase, QueuedRun, RunStatus, asked_to_start, read_run
 from flops_fit_ray.service.runs.launch import Launcher, ProcessState
 from flops_fit_ray.service.runs.specs import Specs, StoredSpec
 from flops_fit_ray.spec import BudgetsFor, limit_of_budgets
 from flops_fit_ray.storage.atomic import read_json, write_bytes, write_json
-from flops_fit_ray.storage.codec import Record, value_of
 from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import SCHEMA_VERSION, SweepPaths
 from flops_fit_ray.storage.storage_path import names_in
@@ -34,56 +33,10 @@ from flops_fit_ray.sweep.extend import extend_spec
 from flops_fit_ray.sweep.from_checkpoint import OPTION, CheckpointName, named_checkpoint
 from flops_fit_ray.sweep.run_limits import RunLimits
 
-Kind = Literal["run", "resume", "extend"]
-Phase = Literal["queued", "running", "stopping", "ended"]
 LIMIT_EXAMPLE = "minutes, or budgets: {minutes: 30} in the spec"
 UNSEALED = "was not written by this service, or under another token: it starts nothing"
 QUEUE_SECONDS = 60  # until a place in a full queue may be free
 RETRY_SECONDS = 10.0  # after a run could not be started
-
-
-@dataclass(frozen=True, kw_only=True)
-class Additions:
-    """Budgets, sizes and seeds that `extend` adds; by default none, which resumes the sweep."""
-
-    budgets: tuple[float, ...] = ()
-    sizes: tuple[int, ...] = ()
-    seeds: int | None = None
-
-    def options(self) -> list[str]:
-        """Return the additions as command-line options."""
-        seeds = [] if self.seeds is None else [f"--seeds={self.seeds}"]
-        return [*(f"--budget={c!r}" for c in self.budgets), *(f"--size={s}" for s in self.sizes), *seeds]
-
-
-@dataclass(frozen=True, kw_only=True)
-class QueuedRun(Record):
-    """One run of a sweep, as it was requested; the fields are the keys of asked.json."""
-
-    sweep: str
-    number: int  # among this sweep's runs, from 1
-    kind: Kind
-    words: list[str]  # arguments of `python -m`
-    code: str  # directory of the code that the spec names
-    asked_at: float  # seconds since the epoch
-    key: str | None = None  # hash of the idempotency key that it was requested with
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunStatus:
-    """Status of the last run of a sweep."""
-
-    run: QueuedRun
-    phase: Phase
-    exit_code: int | None = None
-    message: str = ""
-    stop_requested: bool = False
-
-
-def asked_to_start(spec_id: str, name: str | None, limits: RunLimits, budgets_for: BudgetsFor | None) -> dict[str, Any]:
-    """Return a request to start a sweep, as an idempotency key keeps it."""
-    more = {} if budgets_for is None else {"budgets_for": str(budgets_for)}
-    return {"spec": spec_id, "name": name, **asdict(limits), **more}
 
 
 class Runs:
@@ -102,6 +55,7 @@ class Runs:
         self._specs, self._seal = specs, Seal(token_of(paths))
         self.keys = Keys(paths)
         self.lock = threading.RLock()
+        self.on_end: Callable[[str], object] = lambda name: None  # told of a sweep whose run has ended
         self._ended: dict[str, RunStatus] = {}  # last runs that have ended, which nothing changes any more
         self._next_try = 0.0
 
@@ -230,6 +184,7 @@ class Runs:
             run_status = self._look(name, number)
             if run_status is not None and run_status.phase == "ended":
                 self._ended[name] = run_status
+                self.on_end(name)
             return run_status
 
     def forget(self, name: str) -> None:
@@ -274,7 +229,7 @@ class Runs:
 
     def _look(self, name: str, number: int) -> RunStatus | None:
         place = self.paths.start(name, number)
-        run = _read_run(place.asked)
+        run = read_run(place.asked)
         if run is None:
             return None
         if not place.begun.exists():
@@ -293,7 +248,7 @@ class Runs:
 
     def _run_of_key(self, name: str, key: str) -> QueuedRun | None:
         numbers = range(self.paths.num_starts(name), 0, -1)
-        found = (_read_run(self.paths.start(name, number).asked) for number in numbers)
+        found = (read_run(self.paths.start(name, number).asked) for number in numbers)
         return next((run for run in found if run is not None and run.key == digest(key)), None)
 
     def _stopped_by(self, run: QueuedRun) -> str | None:
@@ -333,7 +288,7 @@ class Runs:
         note = self.keys.read(key, asked)
         if note is None:
             return None
-        return _read_run(self.paths.start(str(note.get("sweep")), 1).asked)  # None: the service ended in between
+        return read_run(self.paths.start(str(note.get("sweep")), 1).asked)  # None: the service ended in between
 
     def _refuse_taken(self, name: str) -> None:
         directory = names.sweep_directory(self.paths, name)
@@ -349,10 +304,3 @@ class Runs:
 def _named(directory: SweepPaths, checkpoint: str) -> CheckpointName:
     with faults_of("checkpoint"):
         return named_checkpoint(directory.root, checkpoint)
-
-
-def _read_run(path: Path) -> QueuedRun | None:
-    content = read_json(path)
-    with contextlib.suppress(ValueError):
-        return None if content is None else value_of(QueuedRun, content)
-    return None

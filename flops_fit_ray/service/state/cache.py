@@ -5,26 +5,26 @@ A result never changes, so of 10,000 experiments only those are read that have s
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import math
+import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from flops_fit_ray.console.live_state import NodeUse, flops_under_way, measured_rates, node_uses, seconds_left
 from flops_fit_ray.errors import DirectoryError, FlopsFitError
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress
-from flops_fit_ray.ledger.hardware import Cluster
-from flops_fit_ray.planning import Experiment
 from flops_fit_ray.service.http import names
-from flops_fit_ray.service.http.redact import redacted
+from flops_fit_ray.service.http.request_error import RequestError, busy, not_found
 from flops_fit_ray.service.paths import ServicePaths
+from flops_fit_ray.service.state.snapshot import Row, Snapshot, row_of
+from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.opening import follow_no_links_in
 from flops_fit_ray.storage.paths import SweepPaths
-from flops_fit_ray.storage.storage_path import local_path, names_in
+from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import Sweep, open_sweep
 
 FRESH_SECONDS = 1.0  # for which a snapshot is returned without reading again
@@ -32,92 +32,16 @@ MAX_CACHED = 64  # sweeps
 MAX_WAIT_SECONDS = 5.0  # of a request for a directory that is being read
 SLOW_SECONDS = 0.5  # from which on a directory is read again less often, so that others are not slowed by it:
 READ_SHARE = 0.25  # of the time
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Snapshot:
-    """One sweep directory at one moment. `version` grows with every outcome and with the plan."""
+class Look:
+    """What a directory was seen to hold. It is no more than this that requests see of one that does not answer."""
 
-    sweep: Sweep
-    version: str
-    flops_planned: float
-    rows: tuple[Row, ...]  # one per planned experiment, in the plan's order
-    kept: dict[Any, list[Row]] = field(default_factory=dict)  # filtered and sorted rows, by the request
-
-    @functools.cached_property
-    def counts(self) -> dict[str, int]:
-        """Numbers of experiments by status, without zeros."""
-        return {status: number for status, number in self.sweep.counts.items() if number}
-
-    @functools.cached_property
-    def by_key(self) -> Mapping[str, Row]:
-        """Rows by the keys of their experiments."""
-        return {row["key"]: row for row in self.rows}
-
-    @functools.cached_property
-    def experiments(self) -> Mapping[str, Experiment]:
-        """Planned experiments by their keys."""
-        return {e.key: e for e in self.sweep.plan.experiments}
-
-    @functools.cached_property
-    def facts(self) -> Mapping[str, Any]:
-        """Progress of the sweep, for its view."""
-        sweep, planned = self.sweep, self.flops_planned
-        share = min(1.0, self.flops_done / planned) if planned else 0.0
-        return {
-            "version": self.version,
-            "counts": self.counts,
-            "total": len(sweep.plan.experiments),
-            "final": sweep.plan.final,
-            "flops_planned": planned,
-            "flops_done": self.flops_done,
-            "share": 1.0 if sweep.complete else share,
-            "seconds_left": self.seconds_left,
-            "device_seconds": sweep.device_seconds,
-            "deaths": sweep.num_deaths,
-            "started_at": self.started_at,
-            "last_at": max(self.newest, max((p.updated_at for _, p in sweep.running), default=0.0)) or None,
-            "budgets": sorted({e.budget for e in sweep.plan.experiments}),
-            "results_sha256": sweep.results_sha256 if sweep.complete else None,
-        }
-
-    @functools.cached_property
-    def newest(self) -> float:
-        """Time of the last outcome, in seconds since the epoch; 0 before the first."""
-        return max((row["finished_at"] for row in self.rows if row["finished_at"] is not None), default=0.0)
-
-    @functools.cached_property
-    def started_at(self) -> float | None:
-        """Time at which its first experiment began to train, as far as is known, in seconds since the epoch."""
-        ended = (row["finished_at"] - row["seconds"] for row in self.rows if row["finished_at"] and row["seconds"])
-        began = (p.started_at for _, p in self.sweep.running if p.started_at is not None)
-        return min((*ended, *began), default=None)
-
-    @functools.cached_property
-    def flops_done(self) -> float:
-        """FLOPs spent on results and on running experiments."""
-        return self.sweep.flops_spent + flops_under_way(self.sweep.running)
-
-    @functools.cached_property
-    def cluster(self) -> Cluster | None:
-        """Cluster of the present or the last run."""
-        return Ledger(self.sweep.paths).cluster()
-
-    @functools.cached_property
-    def nodes(self) -> tuple[NodeUse, ...]:
-        """Machines and GPUs, with the experiments that train on them."""
-        return node_uses(() if self.cluster is None else self.cluster.machines, self.sweep.running)
-
-    @functools.cached_property
-    def seconds_left(self) -> float | None:
-        """Seconds until the last planned experiment ends, at the measured speeds; None if nothing runs."""
-        if not self.sweep.running:
-            return None
-        finished = {outcome.key for outcome in self.sweep.outcomes}
-        rates = measured_rates(self.sweep.outcomes, self.sweep.running)
-        slots = 1 if self.cluster is None else self.cluster.slots
-        return seconds_left(self.sweep.plan, finished, self.sweep.running, rates, slots)
+    has_plan: bool
+    owner: str | None  # who writes it
+    snapshot: Snapshot | None
+    error: FlopsFitError | None  # why there is no snapshot
 
 
 @dataclass(eq=False)
@@ -150,46 +74,87 @@ class SweepCache:
         self._changes = 0
         self._signature: Any = None
         self._reading: Snapshot | None = None
-        self._read_at = -FRESH_SECONDS
+        self._look: Look | None = None
+        self._read_at = -math.inf
 
     @property
     def fresh(self) -> Snapshot | None:
         """Cached snapshot, if it is new enough."""
-        return self._reading if time.monotonic() - self._read_at < FRESH_SECONDS else None
+        found = self._fresh
+        return None if found is None else found.snapshot
+
+    @property
+    def _fresh(self) -> Look | None:
+        found = self._look
+        is_fresh = found is not None and found.snapshot is not None
+        return found if is_fresh and time.monotonic() - self._read_at < FRESH_SECONDS else None
+
+    @property
+    def is_overdue(self) -> bool:
+        """Tell whether the directory has not answered for `MAX_WAIT_SECONDS`: whoever touches it waits as long."""
+        read = self._under_way
+        return read is not None and not read.done.is_set() and time.monotonic() > read.began + MAX_WAIT_SECONDS
+
+    def expire(self) -> None:
+        """Let the next look read the directory."""
+        with self._lock:
+            self._read_at = -math.inf
 
     def now(self) -> Snapshot:
         """Return a snapshot of the directory; the last one where reading takes longer than `MAX_WAIT_SECONDS`.
 
         Raises:
             DirectoryError: it is no sweep directory, its plan cannot be read, or the first time takes too long.
+            RequestError: it is a symbolic link.
+        """
+        found = self.look()
+        if found.snapshot is None:
+            raise found.error or DirectoryError(f"{self._paths.root.name}: has no plan yet")
+        return found.snapshot
+
+    def look(self) -> Look:
+        """Look at the directory; the last look where it takes longer than `MAX_WAIT_SECONDS`.
+
+        Raises:
+            DirectoryError: the first time takes too long.
+            RequestError: it is a symbolic link.
         """
         with self._lock:
-            found, read = self.fresh, self._under_way
+            found, read = self._fresh, self._under_way
             if found is not None:
                 return found
             if read is None or (read.done.is_set() and time.monotonic() >= read.next_at):
                 read = self._under_way = _Read()
                 threading.Thread(target=self._carry_out, args=(read,), daemon=True).start()
         if not read.done.wait(max(0.0, read.began + MAX_WAIT_SECONDS - time.monotonic())):
-            if self._reading is not None:
-                return self._reading
+            if self._look is not None:
+                return self._look
             name = self._paths.root.name
             raise DirectoryError(f"{name}: takes more than {MAX_WAIT_SECONDS:g} s to read; it goes on, so ask again")
         if read.error is not None:
             raise read.error
-        assert self._reading is not None  # a read that is done has one or the other
-        return self._reading
+        assert self._look is not None  # a read that is done has one or the other
+        return self._look
 
     def _carry_out(self, read: _Read) -> None:
         """Read the directory in a thread of its own, so that one that does not answer holds up nobody else."""
         try:
-            found = self._read()
-            self._reading, self._read_at = found, time.monotonic()
+            self._look, self._read_at = self._looked(), time.monotonic()
         except Exception as e:  # noqa: BLE001 - whoever waits for it raises it
             read.error = e
         took = time.monotonic() - read.began
         read.next_at = time.monotonic() + (took / READ_SHARE if took > SLOW_SECONDS else 0.0)
         read.done.set()
+
+    def _looked(self) -> Look:
+        if local_path(self._paths.root).is_symlink():
+            raise not_found("sweep")
+        owner = living_owner(self._paths)
+        try:
+            self._reading = self._read()
+        except FlopsFitError as e:
+            return Look(has_plan=self._paths.plan.exists(), owner=owner, snapshot=None, error=e)
+        return Look(has_plan=True, owner=owner, snapshot=self._reading, error=None)
 
     def _read(self) -> Snapshot:
         sweep = self._plan()
@@ -271,42 +236,6 @@ class SweepCache:
                 self._unfinished.discard(key)
 
 
-def row_of(e: Experiment, outcome: ExperimentResult | Failure | None, progress: Progress | None, idle: str) -> Row:
-    """Return one experiment as a row of a table; unknown values are None."""
-    share = 1.0 if isinstance(outcome, ExperimentResult) else None
-    if outcome is None and progress is not None and e.tokens:
-        share = progress.tokens_seen / e.tokens
-    source: Any = outcome if outcome is not None else progress
-    failure = outcome if isinstance(outcome, Failure) else None
-    speed = getattr(source, "tokens_per_second", None)
-    steps_per_second, samples_per_second = e.rates(speed)
-    return {
-        "key": e.key,
-        "budget": e.budget,
-        "size": e.size,
-        "params": e.params,
-        "tokens": e.tokens,
-        "role": e.role,
-        "seed": e.recipe.seed,
-        "lr": e.recipe.lr,
-        "status": "running" if outcome is None and progress is not None else idle,
-        "share": share,
-        "loss": getattr(outcome, "loss", None),
-        "loss_stderr": getattr(outcome, "loss_stderr", None),
-        "train_loss": getattr(source, "train_loss", None),
-        "seconds": getattr(source, "seconds", None),
-        "tokens_per_second": speed,
-        "steps_per_second": steps_per_second,
-        "samples_per_second": samples_per_second,
-        "mfu": getattr(source, "mfu", None),
-        "attempts": getattr(outcome, "attempts", None) or getattr(progress, "attempt", None),
-        "deaths": getattr(outcome, "deaths", None),
-        "host": getattr(source, "host", None),
-        "finished_at": getattr(outcome, "finished_at", None),
-        "error": None if failure is None else redacted(failure.error_line),
-    }
-
-
 class SweepCaches:
     """Caches of the sweeps below a root, at most `MAX_CACHED`."""
 
@@ -314,23 +243,37 @@ class SweepCaches:
         self._paths = paths
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, SweepCache] = OrderedDict()
+        self._plans: set[str] = set()  # directories that were seen to have a plan
 
     def names(self) -> list[str]:
-        """Return the names of the sweep directories, sorted."""
-        found = []
-        for name in names_in(self._paths.root):
-            place = Path(self._paths.root, name)
-            if not place.is_symlink() and names.is_sweep(name) and (place / self._paths.sweep(name).plan.name).exists():
-                found.append(name)
-        return sorted(found)
+        """Return the names of the sweep directories, sorted; one that has not answered yet is none."""
+        there: set[str] = set()
+        with contextlib.suppress(OSError), os.scandir(self._paths.root) as entries:
+            there = {one.name for one in entries if names.is_sweep(one.name) and one.is_dir(follow_symlinks=False)}
+        with self._lock:
+            self._plans &= there
+            unknown = there - self._plans
+        return sorted((there - unknown) | {name for name in unknown if self._has_plan(name)})
+
+    def _has_plan(self, name: str) -> bool:
+        try:
+            found = self.of(name).look().has_plan
+        except (FlopsFitError, RequestError):
+            return False
+        if found:
+            with self._lock:
+                self._plans.add(name)
+        return found
 
     def of(self, name: str) -> SweepCache:
-        """Return the cache of one sweep.
+        """Return the cache of one sweep. Touches no file.
 
         Raises:
             RequestError: this cannot be the name of a sweep.
         """
-        paths = names.sweep_directory(self._paths, name)
+        if not names.is_sweep(name):
+            raise not_found("sweep")
+        paths = self._paths.sweep(name)
         with self._lock:
             cache = self._kept.pop(name, None) or SweepCache(paths)
             self._kept[name] = cache
@@ -342,11 +285,40 @@ class SweepCaches:
         """Forget a sweep, whose directory is another one from now on."""
         with self._lock:
             self._kept.pop(name, None)
+            self._plans.discard(name)
+
+    def expire(self, name: str) -> None:
+        """Let the next one who asks for a sweep have its directory read, however new the last look is."""
+        with self._lock:
+            cache = self._kept.get(name)
+        if cache is not None:
+            cache.expire()
 
     def watched(self) -> list[str]:
         """Return the names of the sweeps that were read a moment ago, because somebody looks at them."""
         with self._lock:
             return [name for name, cache in self._kept.items() if cache.fresh is not None]
+
+    def is_overdue(self, name: str) -> bool:
+        """Tell whether the directory of a sweep does not answer, as far as somebody asks. Touches no file."""
+        with self._lock:
+            cache = self._kept.get(name)
+        return cache is not None and cache.is_overdue
+
+    def check_answers(self, name: str) -> None:
+        """Check that a directory answers, before something waits for its files that others wait for.
+
+        Raises:
+            RequestError: it does not, or this cannot be the name of a sweep.
+        """
+        cache = self.of(name)
+        cache.expire()
+        try:
+            cache.look()
+        except FlopsFitError as e:
+            raise busy(str(e)) from e
+        if cache.is_overdue:
+            raise busy(f"{name}: its directory has not answered for {MAX_WAIT_SECONDS:g} s; ask again when it does")
 
     def now(self, name: str) -> Snapshot | None:
         """Return a snapshot of one sweep; None if it has no plan, or one that cannot be read.

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flops_fit_ray.console.live_state import NodeUse
-from flops_fit_ray.service.state.cache import Snapshot, SweepCaches
+from flops_fit_ray.service.state.cache import SweepCaches
+from flops_fit_ray.service.state.snapshot import Snapshot
 
 MAX_READINGS = 720  # of one sweep; of more, every second one is forgotten, so that the whole time is kept
 MAX_HISTORIES = 64  # sweeps

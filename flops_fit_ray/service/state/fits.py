@@ -1,95 +1,129 @@
-"""Fits, figures and reports, made in one worker process of low priority, so that other requests do not wait.
+"""Fits, figures and reports, made in worker processes of low priority, so that other requests do not wait.
 
-Nothing is written into a sweep directory, and no user code is loaded.
+There are two of them: what takes long waits for what takes long, and for nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-import multiprocessing
-import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 
-from flops_fit_ray.errors import FitError, FlopsFitError, ResourceError
-from flops_fit_ray.service.state._chart_numbers import (
-    answer_numbers,
-    comparison,
-    drawn_comparison,
-    law_chart,
-    valley_chart,
-)
-from flops_fit_ray.storage.opening import follow_no_links_in
+from flops_fit_ray.errors import ResourceError
+from flops_fit_ray.service.state._questions import answered, begin
+from flops_fit_ray.service.state.snapshot import Snapshot
 from flops_fit_ray.storage.storage_path import StoragePath
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from flops_fit_ray.sweep.directory import Sweep
-
-NICE = 10
-MAX_DRAWS = 20_000  # of the intervals of a fit
-MAX_OPEN = 4  # fitted sweeps cached in the worker
 MAX_ANSWERS = 500  # cached in the service
 REFRESH_SHARE = 0.1  # of a core, for fits that no request waits for
-PARENT_SECONDS = 2.0  # between checks that the service is alive
-LIGHT_INK, DARK_INK = "#1b1f24", "#e4e8ec"  # of figures on light and on dark background
+LONG_WORK = 3e6  # results times draws of a fit, from which on it takes seconds
 
-_open: OrderedDict[str, tuple[str, Sweep]] = OrderedDict()  # in the worker: version and sweep by directory
+_At = tuple[str, ...]  # question, root, version, and what belongs to the question
+
+
+@dataclass(eq=False)
+class _Lane:
+    """One worker process, which answers one question after the other."""
+
+    pool: ProcessPoolExecutor | None = None
+    asked: OrderedDict[_At, Future[bytes]] = field(default_factory=OrderedDict)
+
+    @property
+    def waiting(self) -> list[_At]:
+        """Questions that are not answered yet, the oldest first."""
+        return [at for at, future in self.asked.items() if not future.done()]
+
+    def submit(self, at: _At) -> Future[bytes]:
+        """Let the worker answer a question, after those that wait."""
+        question, root, version, *more = at
+        try:
+            return self._started().submit(answered, question, root, version, tuple(more))
+        except BrokenProcessPool:  # the worker was killed, for example by the out-of-memory killer
+            self.pool = None
+            return self._started().submit(answered, question, root, version, tuple(more))
+
+    def end(self) -> None:
+        """End the worker process; whoever waits for an answer hears that it was lost, and asks again."""
+        pool, self.pool = self.pool, None
+        self.asked = OrderedDict((at, future) for at, future in self.asked.items() if future.done())
+        if pool is not None:
+            processes = list((pool._processes or {}).values())
+            pool.shutdown(wait=False)
+            for process in processes:
+                process.terminate()
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=begin)
+        return self.pool
 
 
 class FitWorker:
-    """Client of the worker process. Equal questions share one answer, and answers are cached."""
+    """Client of the worker processes. Equal questions share one answer, and answers are cached.
 
-    def __init__(self) -> None:
+    Args:
+        is_overdue: tells of a sweep directory whether it does not answer; such a one is asked nothing.
+    """
+
+    def __init__(self, is_overdue: Callable[[str], bool] = lambda root: False) -> None:
         self._lock = threading.Lock()
-        self._pool: ProcessPoolExecutor | None = None
-        self._asked: OrderedDict[tuple[str, ...], Future[bytes]] = OrderedDict()
-        self._newest: dict[tuple[str, ...], tuple[str, bytes]] = {}
-        self._rest: dict[tuple[str, ...], float] = {}  # time.monotonic() of the next refresh, at the earliest
+        self._short, self._long = _Lane(), _Lane()
+        self._is_overdue = is_overdue
+        self._newest: dict[_At, tuple[str, bytes]] = {}  # version and answer, by the question without its version
+        self._rest: dict[_At, float] = {}  # time.monotonic() of the next refresh, at the earliest
 
-    def ask(self, question: str, root: StoragePath, version: str, *more: str) -> Future[bytes]:
-        """Return a future of the answer for the directory at `version`.
+    def ask(self, question: str, of: Snapshot, *more: str, beside: Snapshot | None = None) -> Future[bytes]:
+        """Return a future of the answer on a sweep.
 
         The future raises what the question raises: FitError if there is no law.
+
+        Args:
+            beside: another sweep, of questions on two.
+
+        Raises:
+            ResourceError: its directory does not answer.
         """
-        at = (question, str(root), version, *more)
+        both = [of] if beside is None else [of, beside]
+        for one in both:
+            if self._is_overdue(str(one.sweep.paths.root)):
+                raise ResourceError(
+                    f"{one.sweep.paths.root.name}: its directory does not answer; ask again when it does"
+                )
+        at = _at(question, of, more, beside)
         with self._lock:
-            known = self._asked.get(at)
+            lane = self._long if any(map(_takes_long, both)) else self._short
+            if any(self._is_overdue(waits[1]) for waits in lane.waiting):  # it will never answer, nor what waits for it
+                lane.end()
+            known = lane.asked.get(at)
             if known is not None and not _was_lost(known):
-                self._asked.move_to_end(at)
+                lane.asked.move_to_end(at)
                 return known
             began = time.monotonic()
-            try:
-                future = self._started().submit(_answer, question, str(root), version, more)
-            except BrokenProcessPool:  # the worker was killed, for example by the out-of-memory killer
-                self._pool = None
-                future = self._started().submit(_answer, question, str(root), version, more)
-            self._asked[at] = future
-            while len(self._asked) > MAX_ANSWERS:
-                self._asked.popitem(last=False)
+            future = lane.asked[at] = lane.submit(at)
+            while len(lane.asked) > MAX_ANSWERS:
+                lane.asked.popitem(last=False)
         future.add_done_callback(lambda done: self._keep(at, done, time.monotonic() - began))
         return future
 
-    async def answer(self, seconds: float, question: str, root: StoragePath, version: str, *more: str) -> bytes:
+    async def answer(
+        self, seconds: float, question: str, of: Snapshot, *more: str, beside: Snapshot | None = None
+    ) -> bytes:
         """Wait for the answer.
 
         Raises:
             TimeoutError: it takes longer than `seconds`; the worker keeps working on it.
             FitError: there is no answer.
-            ResourceError: the worker was killed twice.
+            ResourceError: the worker was killed twice, or the directory does not answer.
         """
         for _ in range(2):
             try:
-                asked = asyncio.wrap_future(self.ask(question, root, version, *more))
+                asked = asyncio.wrap_future(self.ask(question, of, *more, beside=beside))
                 asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may be gone
                 return await asyncio.wait_for(asyncio.shield(asked), seconds)
             except BrokenProcessPool:
@@ -98,294 +132,57 @@ class FitWorker:
             "the worker that fits was killed twice, perhaps for lack of memory; free some and try again"
         )
 
-    def newest(self, question: str, root: StoragePath, version: str, *more: str) -> tuple[str, bytes] | None:
+    def newest(self, question: str, of: Snapshot) -> tuple[str, bytes] | None:
         """Return the last answer and its version, and start a refresh if it is old and `REFRESH_SHARE` allows."""
-        of = (question, str(root), *more)
-        known = self._newest.get(of)
-        if (known is None or known[0] != version) and time.monotonic() >= self._rest.get(of, 0.0):
+        key = _without_version(_at(question, of))
+        known = self._newest.get(key)
+        if (known is None or known[0] != of.version) and time.monotonic() >= self._rest.get(key, 0.0):
             with self._lock:
-                busy = any((at[0], at[1], *at[3:]) == of and not f.done() for at, f in self._asked.items())
-            if not busy:
-                self.ask(question, root, version, *more)
-        return self._newest.get(of)
+                waiting = {_without_version(at) for at in (*self._short.waiting, *self._long.waiting)}
+            if key not in waiting and not self._is_overdue(key[1]):
+                self.ask(question, of)
+        return self._newest.get(key)
+
+    def newest_if_idle(self, question: str, of: Snapshot) -> tuple[str, bytes] | None:
+        """Return the last answer and its version. Ask for a newer one only while nobody waits for another."""
+        with self._lock:
+            busy = bool(self._short.waiting or self._long.waiting)
+        return self._newest.get(_without_version(_at(question, of))) if busy else self.newest(question, of)
 
     def forget(self, root: StoragePath) -> None:
         """Forget the answers on a directory, which is another one from now on."""
         with self._lock:
-            self._newest = {of: known for of, known in self._newest.items() if of[1] != str(root)}
-            self._asked = OrderedDict((at, future) for at, future in self._asked.items() if at[1] != str(root))
-
-    def newest_if_idle(self, question: str, root: StoragePath, version: str) -> tuple[str, bytes] | None:
-        """Return the last answer and its version. Ask for a newer one only while nobody waits for another."""
-        with self._lock:
-            busy = any(not future.done() for future in self._asked.values())
-        return self._newest.get((question, str(root))) if busy else self.newest(question, root, version)
+            self._newest = {key: known for key, known in self._newest.items() if key[1] != str(root)}
+            for lane in (self._short, self._long):
+                lane.asked = OrderedDict((at, future) for at, future in lane.asked.items() if at[1] != str(root))
 
     def close(self) -> None:
-        """End the worker process."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
+        """End the worker processes."""
+        self._short.end()
+        self._long.end()
 
-    def _keep(self, at: tuple[str, ...], done: Future[bytes], took: float) -> None:
-        of = (at[0], at[1], *at[3:])
-        self._rest[of] = time.monotonic() + took / REFRESH_SHARE
+    def _keep(self, at: _At, done: Future[bytes], took: float) -> None:
+        key = _without_version(at)
+        self._rest[key] = time.monotonic() + took / REFRESH_SHARE
         if not done.cancelled() and done.exception() is None:
-            self._newest[of] = (at[2], done.result())
+            self._newest[key] = (at[2], done.result())
             while len(self._newest) > MAX_ANSWERS:
                 self._newest.pop(next(iter(self._newest)))
 
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
-        return self._pool
+
+def _at(question: str, of: Snapshot, more: tuple[str, ...] = (), beside: Snapshot | None = None) -> _At:
+    other = () if beside is None else (str(beside.sweep.paths.root), beside.version)
+    return (question, str(of.sweep.paths.root), of.version, *other, *more)
+
+
+def _takes_long(of: Snapshot) -> bool:
+    return len(of.sweep.results) * of.sweep.spec.fit.draws > LONG_WORK
+
+
+def _without_version(at: _At) -> _At:
+    return (*at[:2], *at[3:])
 
 
 def _was_lost(asked: Future[bytes]) -> bool:
     """Return True if the worker died on it; any other failure would be the same again."""
     return asked.done() and (asked.cancelled() or isinstance(asked.exception(), BrokenProcessPool))
-
-
-def _begin() -> None:
-    os.nice(NICE)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_SECONDS)
-    os._exit(0)  # the service is gone
-
-
-def _answer(question: str, root: str, version: str, more: tuple[str, ...]) -> bytes:
-    sweep = _opened(root, version)
-    try:
-        if question in FITTED:
-            _check_draws(sweep)
-        return QUESTIONS[question](sweep, *more)
-    except FlopsFitError:
-        raise
-    except (ValueError, ArithmeticError, IndexError) as e:  # values that no fit can use
-        raise FitError(f"{type(e).__name__}: {e}") from None
-
-
-def _opened(root: str, version: str) -> Sweep:
-    follow_no_links_in(Path(root))
-    known = _open.pop(root, None)
-    if known is None or known[0] != version:
-        from flops_fit_ray.sweep.directory import open_sweep
-
-        known = (version, open_sweep(Path(root)))
-    _open[root] = known
-    while len(_open) > MAX_OPEN:
-        _open.popitem(last=False)
-    return known[1]
-
-
-def _check_draws(sweep: Sweep) -> None:
-    draws = sweep.spec.fit.draws
-    if draws > MAX_DRAWS:
-        why = f"fit.draws: {draws} would hold up the fits of all other sweeps, and a service draws {MAX_DRAWS} at most"
-        raise FitError(f"{why}; run flops-fit-ray fit {sweep.paths.root}")
-
-
-def _fit(sweep: Sweep) -> bytes:
-    from flops_fit_ray.sweep.validity import analysis_document, validity_card
-
-    return json.dumps(analysis_document(sweep.analysis, validity_card(sweep.fit, sweep))).encode()
-
-
-def _shown_fit(sweep: Sweep, **known: object) -> dict[str, object]:
-    """Return what a page shows of a fit, as far as it is known."""
-    empty: dict[str, object] = {"answer": "", "laws": [], "valleys": [], "problem": "", "warnings": [], "range": None,
-                                "at": None, "confidence": None, "method": "", "law_rows": [], "validity": [],
-                                "valley_rows": [], "predictions": []}  # fmt: skip
-    return {"results": len(sweep.results), **empty, **known}
-
-
-def _short(sweep: Sweep) -> bytes:
-    """Return the answer, valleys and warnings that a page shows."""
-    from flops_fit_ray.analysis import json_value, n_opt_to_json
-    from flops_fit_ray.report.page import answer_sentence
-
-    try:
-        _check_draws(sweep)
-    except FitError as e:
-        return json.dumps(_shown_fit(sweep, problem=str(e))).encode()
-    fit = sweep.fit
-    has_answer = sweep.results and not sweep.spec.is_one_run
-    found = _shown_fit(
-        sweep,
-        answer=answer_sentence(sweep.analysis, sweep.loss_name) if has_answer else "",
-        laws=[f"{name} = {law.formula}" for name, law in fit.laws],
-        valleys=n_opt_to_json(fit),
-        problem=fit.problem,
-        warnings=list(sweep.warnings),
-        range=list(fit.fitted_range) if fit.params_opt is not None else None,
-        **(answer_numbers(sweep) if has_answer else {}),
-    )
-    return json.dumps(json_value(found)).encode()
-
-
-def _predict(sweep: Sweep, *given: str) -> bytes:
-    """Answer a question given as NAME=NUMBER: budget, loss, unique, served, price; metric=NAME, low, high, chance."""
-    from flops_fit_ray.analysis import (
-        MetricOptions,
-        Question,
-        Serving,
-        answer,
-        json_value,
-        metric_to_json,
-        predict_metric,
-        prediction_to_json,
-    )
-    from flops_fit_ray.sweep.recommend import recommend
-
-    pairs = [one.split("=", 1) for one in given]
-    numbers = {name: float(value) for name, value in pairs if name != "metric"}
-    known = [numbers.pop(name, None) for name in ("low", "high", "chance")]
-    served, price = numbers.pop("served", None), numbers.pop("price", 1.0)
-    serving = None if served is None else Serving(tokens=served, price=price)
-    prediction = answer(sweep.fit, Question(**numbers, serving=serving))
-    content = prediction_to_json(prediction, sweep.fit.options.confidence)
-    if names := [name for key, name in pairs if key == "metric"]:
-        low, high, chance = known
-        bounds = None if low is None or high is None else (low, high)
-        options = MetricOptions(bounds=bounds, chance=chance)
-        found = [predict_metric(sweep.fit, prediction, name, options) for name in names]
-        content["metrics"] = [metric_to_json(one) for one in found]
-    return json.dumps(json_value({**content, "run": recommend(sweep, sweep.fit, prediction).to_json()})).encode()
-
-
-def _valleys(sweep: Sweep) -> bytes:
-    from flops_fit_ray.report.figures import draw_valleys, to_svg, valley_curves
-
-    return _inked(to_svg(draw_valleys(valley_curves(sweep.fit, sweep.replaced_points), sweep.loss_name)))
-
-
-def _laws(sweep: Sweep) -> bytes:
-    from flops_fit_ray.report.figures import draw_laws, law_bands, to_svg
-
-    return _inked(to_svg(draw_laws(law_bands(sweep.fit))))
-
-
-def _curves(sweep: Sweep) -> bytes:
-    from flops_fit_ray.report.figures import draw_curves, to_svg, training_curves
-
-    return _inked(to_svg(draw_curves(training_curves(sweep.curves))))
-
-
-def _curve(sweep: Sweep, key: str, _changed: str) -> bytes:
-    """Draw the training curve of one experiment; `_changed` makes a new question when the file has changed."""
-    import numpy as np
-
-    from flops_fit_ray.ledger import Ledger
-    from flops_fit_ray.report.figures import draw_curves, to_svg
-    from flops_fit_ray.report.figures.curves import TrainingCurve
-
-    e = next(e for e in sweep.plan.experiments if e.key == key)
-    tokens, loss = Ledger(sweep.paths).curve(key)
-    good = np.isfinite(loss) & (loss > 0) & (tokens > 0)
-    shown = [TrainingCurve(params=float(e.params), flops=tokens[good] * e.flops_per_token, loss=loss[good])]
-    return _inked(to_svg(draw_curves(shown if good.any() else [])))
-
-
-def _overlay(sweep: Sweep, keys: str, _stamp: str) -> bytes:
-    """Draw the training curves of some experiments beside each other; `_stamp` changes when one of their files has."""
-    from flops_fit_ray.ledger import Ledger
-    from flops_fit_ray.report.figures import draw_overlay, to_svg
-    from flops_fit_ray.report.figures.curves import overlaid
-
-    ledger, wanted = Ledger(sweep.paths), set(keys.split(","))
-    shown = [overlaid(e, ledger.curve_rows(e.key)) for e in sweep.plan.experiments if e.key in wanted]
-    return _inked(to_svg(draw_overlay(shown)))
-
-
-def _both(sweep: Sweep, root: str, version: str) -> tuple[Sweep, Sweep, tuple[str, str]]:
-    other = _opened(root, version)
-    _check_draws(other)
-    return sweep, other, (sweep.paths.root.name, other.paths.root.name)
-
-
-def _compare(sweep: Sweep, root: str, version: str, budget: str) -> bytes:
-    return comparison(*_both(sweep, root, version), budget)
-
-
-def _differences(sweep: Sweep, root: str, version: str, budget: str) -> bytes:
-    return _inked(drawn_comparison(*_both(sweep, root, version), budget))
-
-
-def _report(sweep: Sweep) -> bytes:
-    from flops_fit_ray.report.write import drawn_page
-
-    return drawn_page(sweep).encode()
-
-
-def _summary(sweep: Sweep) -> bytes:
-    from flops_fit_ray.analysis import json_value
-    from flops_fit_ray.report.page import summary_to_json
-
-    return json.dumps(json_value(summary_to_json(sweep))).encode()
-
-
-def _table(sweep: Sweep) -> pd.DataFrame:
-    from flops_fit_ray.service.http.redact import redacted
-
-    frame = sweep.to_frame()
-    frame["error"] = frame["error"].map(lambda error: redacted(error) if isinstance(error, str) else error)
-    return frame
-
-
-def _csv(sweep: Sweep) -> bytes:
-    return bytes(_table(sweep).to_csv(index=False).encode())
-
-
-def _parquet(sweep: Sweep) -> bytes:
-    buffer = io.BytesIO()
-    _table(sweep).to_parquet(buffer, index=False)
-    return buffer.getvalue()
-
-
-def _inked(svg: str) -> bytes:
-    """Return the SVG in the text colour of the page's light or dark scheme, which an <img> does not inherit."""
-    from flops_fit_ray.report.figures import for_page
-
-    style = f":root{{color:{LIGHT_INK}}}@media (prefers-color-scheme:dark){{:root{{color:{DARK_INK}}}}}"
-    element = for_page(svg, "f")
-    at = element.index(">") + 1
-    return f"{element[:at]}<style>{style}</style>{element[at:]}".encode()
-
-
-FITTED = {
-    "fit",
-    "predict",
-    "valleys",
-    "laws",
-    "report",
-    "summary",
-    "valley_chart",
-    "law_chart",
-    "compare",
-    "differences",
-}
-QUESTIONS: Mapping[str, Callable[..., bytes]] = {
-    "fit": _fit,
-    "short": _short,
-    "predict": _predict,
-    "valleys": _valleys,
-    "laws": _laws,
-    "curves": _curves,
-    "curve": _curve,
-    "report": _report,
-    "summary": _summary,
-    "csv": _csv,
-    "parquet": _parquet,
-    "valley_chart": valley_chart,
-    "law_chart": law_chart,
-    "compare": _compare,
-    "differences": _differences,
-    "overlay": _overlay,
-}

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from flops_fit_ray.analysis import json_value
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.service.state.cache import Snapshot
+from flops_fit_ray.service.state.snapshot import Snapshot
 from flops_fit_ray.service.state.views import changed, thinned, with_speed
 from flops_fit_ray.storage.paths import SweepPaths
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from flops_fit_ray.console.status_text import STATUS_LABELS
 from flops_fit_ray.formatting import count, flops
-from flops_fit_ray.service.state.cache import Row, Snapshot
+from flops_fit_ray.service.state.snapshot import Row, Snapshot
 
 MAX_CHOICES = 50  # of rows that are kept for the next page of a list
 SEARCHED = ("key", "budget", "size", "params", "tokens", "role", "seed", "status", "host", "error")

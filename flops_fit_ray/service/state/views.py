@@ -21,11 +21,12 @@ from flops_fit_ray.report.facts import ADVICE
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.request_error import RequestError, busy, conflict, not_found
-from flops_fit_ray.service.runs.queue import Runs, RunStatus
-from flops_fit_ray.service.state.cache import Snapshot, SweepCaches, row_of
+from flops_fit_ray.service.runs.asked import RunStatus
+from flops_fit_ray.service.runs.queue import Runs
+from flops_fit_ray.service.state.cache import Look, SweepCaches
+from flops_fit_ray.service.state.snapshot import Snapshot, row_of
 from flops_fit_ray.storage.atomic import read_sealed
 from flops_fit_ray.storage.codec import Count, Record, value_of
-from flops_fit_ray.storage.lock import living_owner
 from flops_fit_ray.storage.paths import CheckpointPaths, SweepPaths
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
 
@@ -75,12 +76,12 @@ def sweep_view(runs: Runs, caches: SweepCaches, name: str) -> dict[str, Any]:
     Raises:
         RequestError: there is none.
     """
-    directory = names.sweep_directory(runs.paths, name)
-    run_status, (snapshot, why) = runs.last(name), _looked_at(caches, name)
-    has_plan = snapshot is not None or directory.plan.exists()
+    if not names.is_sweep(name):
+        raise not_found("sweep")
+    run_status, look = runs.last(name), _looked_at(caches, name)  # in this order: what has ended is looked at again
+    snapshot, has_plan, owner, why = look.snapshot, look.has_plan, look.owner, str(look.error or "")
     if run_status is None and not has_plan:
         raise not_found("sweep")
-    owner = living_owner(directory)
     state = state_of(run_status, snapshot, owner)
     run = None if run_status is None else run_status.run
     open_here = run_status is not None and run_status.phase != "ended"
@@ -332,19 +333,19 @@ def snapshot_of(caches: SweepCaches, runs: Runs, name: str) -> Snapshot:
     Raises:
         RequestError: there is no such sweep, it has no plan yet, or its directory cannot be read now.
     """
-    snapshot, why = _looked_at(caches, name)
-    if snapshot is not None:
-        return snapshot
-    if names.sweep_directory(runs.paths, name).plan.exists():
-        raise busy(why)
+    look = _looked_at(caches, name)
+    if look.snapshot is not None:
+        return look.snapshot
+    if look.has_plan:
+        raise busy(str(look.error))
     if runs.last(name) is None:
         raise not_found("sweep")
     raise conflict(f"{name} has no plan yet")
 
 
-def _looked_at(caches: SweepCaches, name: str) -> tuple[Snapshot | None, str]:
-    """Return a snapshot, or None and why there is none."""
+def _looked_at(caches: SweepCaches, name: str) -> Look:
+    """Return what is seen of a directory; of one that has not answered yet, that it does not."""
     try:
-        return caches.of(name).now(), ""
+        return caches.of(name).look()
     except FlopsFitError as e:
-        return None, str(e)
+        return Look(has_plan=True, owner=None, snapshot=None, error=e)

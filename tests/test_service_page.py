@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import itertools
 import json
 import re
 import time
@@ -24,6 +25,7 @@ from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.pages._sparks import device_rows, spark
 from flops_fit_ray.service.pages._sweep_page import _failures
+from flops_fit_ray.service.state import devices
 from flops_fit_ray.service.state.cache import SweepCache
 from flops_fit_ray.service.state.devices import MAX_READINGS, DeviceHistory
 from flops_fit_ray.service.state.views import experiment_view
@@ -241,23 +243,40 @@ def _snapshot(at: float, share: float) -> Any:
     return SimpleNamespace(sweep=SimpleNamespace(running=running), nodes=(node,))
 
 
-def test_the_history_of_devices_keeps_the_whole_time_in_a_bounded_number_of_readings() -> None:
-    history = DeviceHistory()
+def test_the_history_of_devices_keeps_the_whole_time_in_a_bounded_number_of_readings_also_over_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def file_of(name: str) -> Path:
+        return tmp_path / f"{name}.jsonl"
+
+    history = DeviceHistory(file_of)
     for i in range(5000):
+        if i == 2345:  # killed while it wrote
+            with file_of("x").open("a") as file:
+                file.write('{"at": 3344.5, "every"')
+            history = DeviceHistory(file_of)
         history.add("x", _snapshot(1000.0 + i, i / 5000))
         history.add("x", _snapshot(1000.0 + i, 0.0))  # the same reading again is none
     (machine,) = history.of("x")
     kept = machine["at"]
-    assert len(kept) <= MAX_READINGS and kept[0] == 1000.0 and kept[-1] > 5980.0
+    assert MAX_READINGS / 2 <= len(kept) <= MAX_READINGS and kept[0] == 1000.0 and kept[-1] > 5980.0
+    assert max(late - early for early, late in itertools.pairwise(kept)) <= 2 * 5000 / len(kept) + 8
     assert machine["gpus"][0]["utilisation"] == pytest.approx([(at - 1000) / 5000 for at in kept])
-    assert history.of("another") == []
+    assert DeviceHistory(file_of).of("x") == [machine]
+    history.forget("x")  # of another directory, from now on
+    assert history.of("x") == history.of("another") == []
+    monkeypatch.setattr(devices, "MAX_BYTES", 5000)  # of a cluster of many machines
+    for i in range(100):
+        history.add("many", _snapshot(1000.0 + i, 0.5))
+    assert 1000 < file_of("many").stat().st_size <= 5000
+    assert [row["at"][0] for row in history.of("many")] == [1000.0]
 
 
 def test_a_line_of_readings_has_gaps_where_nothing_was_read(served: Served) -> None:
     assert spark([0, 1, 2, 3, 4], [0.0, 1.0, None, 0.5, 0.5], 1.0) == ["0.0,23.0 30.0,1.0", "90.0,12.0 120.0,12.0"]
     assert spark([0], [1.0], 1.0) == spark([0, 1], [1.0, 1.0], None) == []
     served.state.device_history.add("part", served.state.snapshot("part"))
-    devices, history = got(served, "/sweeps/part/devices"), got(served, "/sweeps/part/devices/history")
-    (row,) = device_rows(devices, history)
+    newest, history = got(served, "/sweeps/part/devices"), got(served, "/sweeps/part/devices/history")
+    (row,) = device_rows(newest, history)
     assert row["name"] == "node1" and row["load"][0] == 0.5 and row["memory"][:2] == (2**30, 2**31)
     assert history[0]["cpu_share"] == [0.5] and "node1" in page_of(served, "/sweeps/part")

@@ -225,7 +225,7 @@ def make_state(settings: Settings) -> AppState:
         LocalLauncher(paths, fence) if settings.address is None else RayLauncher(paths, settings.address, fence)
     )
     runs = Runs(paths, specs, launcher, at_once=settings.at_once, max_queued=settings.max_queued)
-    caches, history = SweepCaches(paths), DeviceHistory()
+    caches, history = SweepCaches(paths), DeviceHistory(paths.devices)
     fit_worker = FitWorker(lambda root: caches.is_overdue(Path(root).name))
 
     runs.on_end = caches.expire

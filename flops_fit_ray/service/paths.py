@@ -60,6 +60,10 @@ class ServicePaths:
         """Log of all its runs, one after the other."""
         return self.started / f"{name}/log.txt"
 
+    def devices(self, name: str) -> Path:
+        """Readings of the devices of a sweep, a line each."""
+        return self.home / f"devices/{name}.jsonl"
+
     def start(self, name: str, number: int) -> StartPaths:
         """Files of one of its runs, counted from 1."""
         return StartPaths(self.started / f"{name}/{number:04d}")

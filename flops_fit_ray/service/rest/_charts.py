@@ -107,7 +107,7 @@ async def get_curves_figure(request: Request, name: str, which: Which = None) ->
 
 @routes.get("/sweeps/{name}/devices/history", tags=["charts"], response_model=list[DeviceSeries])
 def list_device_history(request: Request, name: str, offset: Offset = 0, limit: Limit = 1000) -> Response:
-    """Return the readings of the machines and GPUs since the service has watched the sweep, oldest first."""
+    """Return the readings of the machines and GPUs since a service has watched the sweep, oldest first."""
     state = app_state_of(request)
     state.snapshot(name)
     return as_list(request, state.device_history.of(name), offset, limit)

@@ -28,7 +28,7 @@ from flops_fit_ray.engine._ledger_observer import LedgerObserver
 from flops_fit_ray.ledger import Failure, Ledger, Progress
 from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.rest.feeds import Feeds
-from flops_fit_ray.service.state._questions import NICE
+from flops_fit_ray.service.state._fit_answers import NICE
 from flops_fit_ray.service.state.cache import SweepCache
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.lock import hostname

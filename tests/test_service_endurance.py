@@ -29,7 +29,7 @@ from flops_fit_ray.service.client import ServiceError
 from flops_fit_ray.service.http import connections, visits
 from flops_fit_ray.service.rest.feeds import Feeds
 from flops_fit_ray.service.runs._supervisor import start_ticks
-from flops_fit_ray.service.state import _questions, cache, fits, pricing
+from flops_fit_ray.service.state import _fit_answers, cache, fits, pricing
 from flops_fit_ray.service.state.cache import SweepCache, SweepCaches
 from flops_fit_ray.service.state.snapshot import Snapshot
 from flops_fit_ray.storage.opening import follow_no_links_in
@@ -136,7 +136,7 @@ def test_a_directory_that_does_not_answer_holds_up_no_other(served: Served, monk
     shutil.copytree(root / "known", root / "stuck")
     read = SweepCache._read
 
-    def slow(self: SweepCache) -> cache.Snapshot:
+    def slow(self: SweepCache) -> Snapshot:
         if self._paths.root.name == "stuck":
             gate.wait(HANG_SECONDS)
         return read(self)
@@ -364,12 +364,20 @@ def test_pricing_ends_where_it_takes_too_much_memory(tmp_path: Path) -> None:
 
 
 def test_a_fit_of_too_many_draws_is_refused_and_the_rest_answered(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_questions, "MAX_DRAWS", open_sweep(made).spec.fit.draws - 1)
-    most = _questions.MAX_DRAWS
+    monkeypatch.setattr(_fit_answers, "MAX_DRAWS", open_sweep(made).spec.fit.draws - 1)
+    most = _fit_answers.MAX_DRAWS
     words = f"fit.draws: {most + 1} would hold up .*a service draws {most} at most; run .* {made}"
     for question, more in (("fit", ()), ("predict", ("budget=1e9",)), ("report", ()), ("valleys", ())):
         with pytest.raises(FitError, match=words):
-            _questions.answered(question, str(made), "1", more)
-    shown = json.loads(_questions.answered("short", str(made), "1", ()))
+            _fit_answers.answer_question(question, str(made), "1", more)
+    shown = json.loads(_fit_answers.answer_question("short", str(made), "1", ()))
     assert re.match(words, shown["problem"]) and shown["results"] == 14 and shown["valleys"] == []
-    assert _questions.answered("csv", str(made), "1", ()).count(b"completed") == 14
+    assert _fit_answers.answer_question("csv", str(made), "1", ()).count(b"completed") == 14
+
+
+def test_a_directory_that_loses_its_spec_is_no_fault_of_the_request(made: Path, tmp_path: Path) -> None:
+    """As between two moves of a deletion: it was answered with 422, as if the request had been wrong."""
+    shutil.copytree(made, tmp_path / "moved")
+    (tmp_path / "moved" / "sweep.yaml").unlink()
+    with pytest.raises(DirectoryError, match="sweep.yaml: cannot be read"):
+        _fit_answers.answer_question("csv", str(tmp_path / "moved"), "1", ())

@@ -20,7 +20,7 @@ from flops_fit_ray.service.http.html import VERSION
 from flops_fit_ray.service.http.later import IS_LATER, LATER_SECONDS
 from flops_fit_ray.service.http.redact import redacted, redacted_values
 from flops_fit_ray.service.http.request_error import RequestError, busy, conflict
-from flops_fit_ray.service.http.visits import elsewhere
+from flops_fit_ray.service.http.visits import waiting_elsewhere
 from flops_fit_ray.service.runs.bin import Bin
 from flops_fit_ray.service.runs.queue import LIMIT_EXAMPLE, Runs
 from flops_fit_ray.service.runs.specs import Specs
@@ -136,7 +136,7 @@ async def ask_fit_worker(
         raise conflict("no experiment is completed yet; try again when one is", "no_results")
     seconds = LATER_SECONDS if request.scope.get(IS_LATER) else FIT_SECONDS
     try:
-        with elsewhere(request):
+        with waiting_elsewhere(request):
             worker = app_state_of(request).fit_worker
             return await worker.answer(seconds, question, snapshot, *arguments, beside=beside)
     except TimeoutError as e:

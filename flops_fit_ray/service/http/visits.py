@@ -71,7 +71,7 @@ async def visiting(request: Request) -> AsyncIterator[None]:
         yield
 
 
-def elsewhere(request: Request) -> contextlib.AbstractContextManager[None]:
+def waiting_elsewhere(request: Request) -> contextlib.AbstractContextManager[None]:
     """Return a block in which a request waits for something else than files."""
     visit: Visit | None = getattr(request.state, "visit", None)
     return contextlib.nullcontext() if visit is None else visit.elsewhere()

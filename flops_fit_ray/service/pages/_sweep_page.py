@@ -15,7 +15,7 @@ from flops_fit_ray.service.app_state import AppState, app_state_of
 from flops_fit_ray.service.http import names
 from flops_fit_ray.service.http.html import page
 from flops_fit_ray.service.http.redact import redacted, redacted_values
-from flops_fit_ray.service.http.visits import elsewhere
+from flops_fit_ray.service.http.visits import waiting_elsewhere
 from flops_fit_ray.service.pages._forms import additions_of, fields_of, flops_of, served_of, to_sweep
 from flops_fit_ray.service.pages._sparks import device_rows
 from flops_fit_ray.service.runs.asked import Additions
@@ -67,7 +67,7 @@ async def sweep(
         "budget": budget or None,
         "served": served.strip() or None,
     }
-    with elsewhere(request):
+    with waiting_elsewhere(request):
         prediction = await _prediction(state, snapshot, budget, served.strip())
     author = unquote(request.cookies.get(AUTHOR, ""))[:MAX_AUTHOR]
     return await asyncio.to_thread(_sweep, state, name, snapshot, query, offset, prediction, author)

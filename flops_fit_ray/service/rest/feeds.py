@@ -30,7 +30,7 @@ OUTCOME = ("key", "budget", "size", "status", "loss", "loss_stderr", "seconds", 
 
 
 class Feeds:
-    """What is watched now, by name; "" stands for all sweeps."""
+    """Feeds that somebody watches, by name; "" stands for all sweeps."""
 
     def __init__(self, state: AppState) -> None:
         self._state = state

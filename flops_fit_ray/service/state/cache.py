@@ -36,7 +36,7 @@ READ_SHARE = 0.25  # of the time
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What a directory was seen to hold. It is no more than this that requests see of one that does not answer."""
+    """State of a directory as it was seen last, which is all that requests see of one that does not answer."""
 
     has_plan: bool
     owner: str | None  # who writes it

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 
 from flops_fit_ray.errors import ResourceError
-from flops_fit_ray.service.state._questions import answered, begin
+from flops_fit_ray.service.state._fit_answers import answer_question, begin
 from flops_fit_ray.service.state.snapshot import Snapshot
 from flops_fit_ray.storage.storage_path import StoragePath
 
@@ -43,10 +43,10 @@ class _Lane:
         """Let the worker answer a question, after those that wait."""
         question, root, version, *more = at
         try:
-            return self._started().submit(answered, question, root, version, tuple(more))
+            return self._started().submit(answer_question, question, root, version, tuple(more))
         except BrokenProcessPool:  # the worker was killed, for example by the out-of-memory killer
             self.pool = None
-            return self._started().submit(answered, question, root, version, tuple(more))
+            return self._started().submit(answer_question, question, root, version, tuple(more))
 
     def end(self) -> None:
         """End the worker process; whoever waits for an answer hears that it was lost, and asks again."""

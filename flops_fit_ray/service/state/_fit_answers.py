@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops_fit_ray.errors import FitError, FlopsFitError
+from flops_fit_ray.errors import DirectoryError, FitError, FlopsFitError, SpecError
 from flops_fit_ray.service.state._chart_numbers import (
     answer_numbers,
     comparison,
@@ -51,11 +51,12 @@ def _end_with(parent: int) -> None:
     os._exit(0)  # the service is gone
 
 
-def answered(question: str, root: str, version: str, more: tuple[str, ...]) -> bytes:
+def answer_question(question: str, root: str, version: str, more: tuple[str, ...]) -> bytes:
     """Answer a question on the directory at `version`.
 
     Raises:
         FitError: there is no answer.
+        DirectoryError: the directory cannot be read, or was moved a moment ago.
     """
     sweep = _opened(root, version)
     try:
@@ -74,7 +75,10 @@ def _opened(root: str, version: str) -> Sweep:
     if known is None or known[0] != version:
         from flops_fit_ray.sweep.directory import open_sweep
 
-        known = (version, open_sweep(Path(root)))
+        try:
+            known = (version, open_sweep(Path(root)))
+        except SpecError as e:  # the directory's own, which is no fault of the request
+            raise DirectoryError(str(e)) from e
     _open[root] = known
     while len(_open) > MAX_OPEN:
         _open.popitem(last=False)

@@ -379,5 +379,6 @@ def test_a_directory_that_loses_its_spec_is_no_fault_of_the_request(made: Path, 
     """As between two moves of a deletion: it was answered with 422, as if the request had been wrong."""
     shutil.copytree(made, tmp_path / "moved")
     (tmp_path / "moved" / "sweep.yaml").unlink()
+    (tmp_path / "moved" / "sweep.yaml").mkdir()
     with pytest.raises(DirectoryError, match="sweep.yaml: cannot be read"):
         _fit_answers.answer_question("csv", str(tmp_path / "moved"), "1", ())

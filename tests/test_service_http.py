@@ -309,9 +309,9 @@ def test_a_slow_answer_comes_later_as_it_would_have_come(client: TestClient, mon
     gate, path = threading.Event(), "/api/v1/sweeps/known/fit"
     fits = FitWorker.answer
 
-    async def held(self: FitWorker, *asked: Any) -> bytes:
+    async def held(self: FitWorker, *asked: Any, **more: Any) -> bytes:
         await asyncio.to_thread(gate.wait, 60)
-        return await fits(self, *asked)
+        return await fits(self, *asked, **more)
 
     def there(place: str) -> Any:
         while (found := client.get(place)).status_code == 202:

@@ -1,15 +1,19 @@
 """`python -m benchmarks.service`: reads at a fixed rate from a directory of 10,000 experiments, while a sweep trains.
 
-Two questions: how long an answer takes, and how much longer the sweep takes because of them.
+Two questions: how long an answer takes, and how much longer the sweep takes because of them. With `--seconds` no sweep
+trains, and with `--watchers` so many people follow the events of the directory meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
 import random
+import selectors
+import socket
 import subprocess
 import sys
 import tempfile
@@ -156,6 +160,46 @@ class Load(threading.Thread):
         )
 
 
+class Watching(threading.Thread):
+    """Connections that follow the events of the directory."""
+
+    def __init__(self, port: int, token: str, number: int) -> None:
+        super().__init__(daemon=True)
+        self._done = threading.Event()
+        self._selector = selectors.DefaultSelector()
+        self.outcomes = 0  # events heard, of all together
+        self.broken = 0  # connections that ended by themselves
+        lines = (
+            "GET /api/v1/sweeps/large/events HTTP/1.1",
+            f"Host: 127.0.0.1:{port}",
+            f"Authorization: Bearer {token}",
+        )
+        head = "\r\n".join([*lines, "", ""])
+        for _ in range(number):
+            connection = socket.create_connection(("127.0.0.1", port))
+            connection.sendall(head.encode())
+            self._selector.register(connection, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        """Until `end`."""
+        while not self._done.is_set():
+            for key, _ in self._selector.select(0.5):
+                connection = key.fileobj
+                assert isinstance(connection, socket.socket)
+                heard = b""
+                with contextlib.suppress(ConnectionError):
+                    heard = connection.recv(1 << 20)
+                self.outcomes += heard.count(b"event: outcome")
+                if not heard:
+                    self.broken += 1
+                    self._selector.unregister(connection)
+
+    def end(self) -> None:
+        """No more of it."""
+        self._done.set()
+        self.join()
+
+
 def sweep_seconds(place: Path, root: Path) -> float:
     """Wall seconds of one real sweep on one core."""
     started = time.monotonic()
@@ -180,6 +224,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="reads per second")
     parser.add_argument("--experiments", type=int, default=10_000)
     parser.add_argument("--pairs", type=int, default=3, help="sweeps alone and under load, in turn")
+    parser.add_argument("--seconds", type=float, help="of reads, without any sweep")
+    parser.add_argument("--watchers", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="service") as where:
         root, code = Path(where) / "runs", Path(where) / "code"
@@ -194,18 +240,25 @@ def main() -> None:
         first = time.monotonic() - began
         alone, loaded, seconds, statuses = [], [], [], []
         token = ServicePaths(root).token.read_text().strip()
-        for i in range(asked.pairs):
-            alone.append(sweep_seconds(code, Path(where) / f"alone{i}"))
+        watching = Watching(service.port, token, asked.watchers)
+        watching.start()
+        for i in range(asked.pairs if asked.seconds is None else 1):
+            if asked.seconds is None:
+                alone.append(sweep_seconds(code, Path(where) / f"alone{i}"))
             load = Load(service.port, token, asked.rate, asked.experiments)
             arrivals = Arrivals(to_come, ARRIVALS)
             load.start()
             arrivals.start()
-            loaded.append(sweep_seconds(code, Path(where) / f"loaded{i}"))
+            if asked.seconds is None:
+                loaded.append(sweep_seconds(code, Path(where) / f"loaded{i}"))
+            else:
+                time.sleep(asked.seconds)
             load.end()
             arrivals.end()
             seconds += load.seconds
             statuses += load.statuses
-        memory = service.memory()
+        memory, spent = service.memory(), service.cpu_seconds()
+        watching.end()
         service.end()
     p50, p99, worst = np.quantile(seconds, [0.5, 0.99, 1.0])
     found = {
@@ -218,10 +271,14 @@ def main() -> None:
         "p50_ms": round(1000 * p50, 1),
         "p99_ms": round(1000 * p99, 1),
         "worst_ms": round(1000 * worst, 1),
+        "watchers": asked.watchers,
+        "watchers_lost": watching.broken,
+        "outcomes_heard": watching.outcomes,
         "memory_mb": round(memory / 1e6),
+        "cpu_s": round(spent, 1),
         "sweep_alone_s": [round(s, 1) for s in alone],
         "sweep_under_load_s": [round(s, 1) for s in loaded],
-        "slowdown": round(float(np.median(np.array(loaded) / np.array(alone))), 3),
+        "slowdown": round(float(np.median(np.array(loaded) / np.array(alone))), 3) if loaded else None,
     }
     print(json.dumps(found))  # noqa: T201 - its output
 

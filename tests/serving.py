@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import uvicorn
 
 from flops_fit_ray.service.app import Settings, make_app, make_state
@@ -105,6 +106,11 @@ class ServiceProcess:
         """Bytes that it holds now."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds that it has taken, its fits apart."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
 
     def kill(self) -> None:
         """As the kernel does."""

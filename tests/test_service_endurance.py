@@ -291,6 +291,7 @@ def test_half_a_request_holds_nobody_up(served: Served, monkeypatch: pytest.Monk
     head = f"Host: {host}:{port}\r\n"
     halves = ["", "GET /api/v1/hea", f"GET / HTTP/1.1\r\n{head}", f"GET /login HTTP/1.1\r\n{head}\r\nGET / HT"]
     halves += [f"POST /login HTTP/1.1\r\n{head}Origin: {served.url}\r\nContent-Length: 100\r\n\r\ntoken="]
+    monkeypatch.setattr(connections, "GRACE_SECONDS", 0.0)
     with contextlib.ExitStack() as until:
         slow = [until.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(300)]
         for number, connection in enumerate(slow):
@@ -310,6 +311,23 @@ def test_half_a_request_holds_nobody_up(served: Served, monkeypatch: pytest.Monk
                     ended = slow_one.recv(100)
                 continue
             break
+
+
+def test_a_burst_of_requests_of_one_address_is_answered(served: Served) -> None:
+    """As many people behind one proxy: all have connected and asked before the service reads the first of them."""
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    asked, pause = f"GET /api/v1/health HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode(), threading.Event()
+    with contextlib.ExitStack() as until:
+        until.enter_context(socket.create_connection((host, int(port)), timeout=20))
+        while not (waiting := connections.LimitedProtocol._waiting.get(host)):
+            time.sleep(0.01)
+        next(iter(waiting)).loop.call_soon_threadsafe(pause.wait, 20)
+        number = connections.MAX_WAITING + 30
+        crowd = [until.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(number)]
+        for connection in crowd:
+            connection.sendall(asked)
+        pause.set()
+        assert all(b" 200 OK" in connection.recv(100) for connection in crowd)
 
 
 PRICED = """

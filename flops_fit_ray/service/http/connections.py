@@ -18,6 +18,8 @@ from flops_fit_ray.service.http.problem import MEDIA_TYPE, encoded, problem
 REQUEST_SECONDS = 15.0  # from the connection, or from the end of the last answer, to the end of a request
 MAX_WAITING = 64  # connections of one address
 MAX_WAITING_IN_ALL = 192
+GRACE_SECONDS = 1.0  # for which none is closed: many may come at one moment, as behind a proxy, with requests at once
+BURST = 4  # times as many at most, in that time
 
 
 class LimitedProtocol(H11Protocol):
@@ -65,11 +67,19 @@ class LimitedProtocol(H11Protocol):
             self._leave()
         elif self not in (here := self._waiting.setdefault(self._address, {})):
             here[self] = self.loop.call_later(REQUEST_SECONDS, self._close)
-            if len(here) > MAX_WAITING:
-                next(iter(here))._close()
-            elif sum(map(len, self._waiting.values())) > MAX_WAITING_IN_ALL:
-                crowd = max(self._waiting.values(), key=lambda some: len(some))
-                next(iter(crowd))._close()
+            while len(here) > MAX_WAITING and self._close_oldest(here, MAX_WAITING):
+                pass
+            if sum(map(len, self._waiting.values())) > MAX_WAITING_IN_ALL:
+                self._close_oldest(max(self._waiting.values(), key=lambda some: len(some)), MAX_WAITING_IN_ALL)
+
+    def _close_oldest(self, crowd: dict[LimitedProtocol, asyncio.TimerHandle], most: int) -> bool:
+        """Close the oldest of these connections, unless what it has sent may not have been read yet."""
+        oldest, timer = next(iter(crowd.items()))
+        is_new = self.loop.time() < timer.when() - REQUEST_SECONDS + GRACE_SECONDS
+        if is_new and len(crowd) <= BURST * most:
+            return False
+        oldest._close()
+        return True
 
     def _close(self) -> None:
         """Close the connection, and count it no longer: the loop tells of the end only later."""

@@ -292,8 +292,10 @@ def test_the_whole_story_with_a_service_that_is_killed_in_the_middle(tmp_path: P
         assert len(heard) <= len(done) < 12
         pace.write_text("0")
         saved = [one for one in client.pages(f"/sweeps/{name}/checkpoints") if one["kind"] == "checkpoint"][-1]
-        with pytest.raises(ServiceError, match=f"no checkpoint {saved['key']}@1; there are {saved['key']}@") as caught:
-            client.act(name, "resume", checkpoint=f"{saved['key']}-c1")
+        no_step = saved["step"] + 10**6  # whatever it had saved when it was stopped
+        no_such = f"no checkpoint {saved['key']}@{no_step}; there are {saved['key']}@"
+        with pytest.raises(ServiceError, match=no_such) as caught:
+            client.act(name, "resume", checkpoint=f"{saved['key']}-c{no_step}")
         assert caught.value.status == 422
         client.act(name, "resume", checkpoint=saved["id"])
         ended = client.wait(name, 120)

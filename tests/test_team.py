@@ -92,14 +92,14 @@ def test_an_error_of_one_worker_is_that_experiments_failure_and_nobody_waits_for
         file.write(FAILS)
     few = (
         "--set",
-        "budgets=[{flops: 2e4, sizes: [5, 10]}, {flops: 4e4, sizes: [14, 20, 28]}]",
+        "budgets=[{flops: 2e4, sizes: [5, 7, 10]}, {flops: 4e4, sizes: [14, 20, 28]}]",
         "--set",
         "model.target=parts:Odd",
     )
     driver = Driver(spec, tmp_path / "out", *TOGETHER, *SHARED, *few, pause=0, environment=CORES)
     assert driver.wait(HANG_SECONDS) == 1, driver.said
     sweep = open_sweep(driver.root)
-    assert len(sweep.results) == 1
+    assert len(sweep.results) == 2
     sizes = {e.key: e.size for e in sweep.plan.experiments}
     assert len(sweep.failures) == len(FAILURES) and {sizes[f.key] for f in sweep.failures} == set(FAILURES)
     for failure in sweep.failures:

@@ -11,7 +11,7 @@ from flops_fit_ray._version import __version__
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import next_runs
-    from flops_fit_ray.api import check, compare, find_optimal, fit_table
+    from flops_fit_ray.api import check, compare, compare_axis, find_optimal, fit_table
     from flops_fit_ray.errors import FitError, FlopsFitError, SpecError
     from flops_fit_ray.result import Result
     from flops_fit_ray.sweep import Experiment, SweepPlan
@@ -28,6 +28,7 @@ __all__ = [
     "__version__",
     "check",
     "compare",
+    "compare_axis",
     "find_optimal",
     "fit_table",
     "next_runs",
@@ -36,6 +37,7 @@ __all__ = [
 _HOMES = {
     "check": "flops_fit_ray.api",
     "compare": "flops_fit_ray.api",
+    "compare_axis": "flops_fit_ray.api",
     "Experiment": "flops_fit_ray.sweep",
     "SweepPlan": "flops_fit_ray.sweep",
     "find_optimal": "flops_fit_ray.api",

@@ -120,7 +120,7 @@ def test_budgets_are_found_by_nearness_and_shown(tmp_path: Path) -> None:
     read = read_table(written(tmp_path / "runs.csv", table))
     assert not read.points.labelled
     assert len(np.unique(read.points.budget)) == 5
-    assert "grouped by C into 5 group(s)" in " ".join(map(str, read.flags))
+    assert "grouped by C into 5 groups" in " ".join(map(str, read.flags))
     fit = fit_sweep(read.points, QUICK)
     assert fit.default == "valley" and len(fit.optima) == 5
     assert fit.valleys[0].flops == pytest.approx(spent[:5].mean())

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis._analysis import TARGET, Analysis, analyse, analysis_to_json
+    from flops_fit_ray.analysis._axis import AxisBudget, AxisFit, AxisScale, AxisValue, fit_axis, shown_value
     from flops_fit_ray.analysis._capped import CappedPrediction
     from flops_fit_ray.analysis._comparison import Comparison, common_budget, compare
     from flops_fit_ray.analysis._flags import Flag
@@ -56,6 +57,10 @@ __all__ = [
     "PUBLISHED",
     "TARGET",
     "Analysis",
+    "AxisBudget",
+    "AxisFit",
+    "AxisScale",
+    "AxisValue",
     "CappedPrediction",
     "Comparison",
     "FitOptions",
@@ -97,6 +102,7 @@ __all__ = [
     "compare",
     "comparison_to_json",
     "expected_factors",
+    "fit_axis",
     "fit_minima",
     "fit_sweep",
     "fit_to_json",
@@ -122,5 +128,6 @@ __all__ = [
     "rate_floor",
     "rate_part",
     "sensitivity",
+    "shown_value",
     "timed_to_json",
 ]

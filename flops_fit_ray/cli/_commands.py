@@ -70,6 +70,7 @@ HOMES = {
     "predict": "_predict_commands",
     "score": "_predict_commands",
     "compare": "_fit_commands",
+    "axis": "_axis_command",
     "laws": "_published_laws",
     "report": "_fit_commands",
     "submit": "_submit",

@@ -78,8 +78,8 @@ class Table:
         if self.derived:
             flags.append(Flag("derived_column", "info", self.derived))
         if not self.points.labelled:
-            budgets = len(np.unique(self.points.budget))
-            message = f"no column labels the budgets: runs were grouped by C into {budgets} group(s); see `valleys`"
+            groups = fmt.counted(len(np.unique(self.points.budget)), "group")
+            message = f"no column labels the budgets: runs were grouped by C into {groups}; see `valleys`"
             flags.append(Flag("budgets_by_nearness", "info", message))
         return tuple(flags)
 

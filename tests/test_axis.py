@@ -162,8 +162,9 @@ def test_a_table_is_asked_by_command_and_in_python(tmp_path: Path, capsys: pytes
     assert call("axis", path, "--of", "experts", "--draws", "200") == 0
     out = capsys.readouterr().out
     assert "d ln L / d ln experts = " in out and "best experts at C = 1e18: 12." in out
-    assert call("axis", write(tmp_path / "kinds.csv", kinds=True), "--of", "experts", "--draws", "50") == 0
-    assert "k16" in capsys.readouterr().out
+    kinds, figure = write(tmp_path / "kinds.csv", kinds=True), tmp_path / "axis.svg"
+    assert call("axis", kinds, "--of", "experts", "--draws", "50", "--figure", figure) == 0
+    assert "k16" in capsys.readouterr().out and "k32" in figure.read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from flops_fit_ray.cli._common import StoragePathType, echo, json_option, open_directory
+from flops_fit_ray.cli._common import LocalPath, StoragePathType, echo, json_option, open_directory
+from flops_fit_ray.cli._put import put_text
 from flops_fit_ray.cli._sources import FIT_OPTIONS, TABLE_OPTIONS, reading_of, with_options
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
 from flops_fit_ray.sweep.sources import is_table
@@ -25,12 +27,14 @@ OF_DRAWS = FIT_OPTIONS[-3:]  # draws, seed and confidence
 @click.option("--scale", type=click.Choice(["log", "linear", "kinds"]), help="Take numbers by their logarithm, as they "
               "are, or each value for itself [default: by the values].")  # fmt: skip
 @with_options([*TABLE_OPTIONS, *OF_DRAWS])
+@click.option("--figure", type=LocalPath(), help="Draw the differences here (.svg, .png, .pdf).")
 @json_option
 def axis(
     sources: tuple[StoragePath, ...],
     of: str,
     reference: str | None,
     scale: str | None,
+    figure: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -64,3 +68,8 @@ def axis(
         echo(json.dumps({"schema_version": SCHEMA_VERSION, **json_value(found.to_json())}, indent=1))
     else:
         echo(axis_text(found))
+    if figure is not None:
+        from flops_fit_ray.report.figures import draw_axis, save
+
+        save(draw_axis(found), figure)
+        put_text(f"figure: {figure}", err=as_json)

@@ -1,5 +1,6 @@
 """Figures of the report: functions that return the numbers of a figure, and functions that draw them. No fitting."""
 
+from flops_fit_ray.report.figures._axis_values import draw_axis
 from flops_fit_ray.report.figures._laws import LawBand, comparison_bands, draw_comparison, draw_laws, law_bands
 from flops_fit_ray.report.figures._panel import draw_panel, panel_numbers
 from flops_fit_ray.report.figures._style import for_page, lay_out, save, to_png, to_svg
@@ -11,6 +12,7 @@ __all__ = [
     "LawBand",
     "comparison_bands",
     "contours",
+    "draw_axis",
     "draw_comparison",
     "draw_contours",
     "draw_curves",

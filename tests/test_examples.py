@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from flops_fit_ray import fit_table
+from flops_fit_ray import find_optimal, fit_table
 from flops_fit_ray.planning import Plan
 from flops_fit_ray.spec import read_spec
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.outcome import Outcome
 from flops_fit_ray.training.user.parts import load_user_parts
+from tests.doc_blocks import python_faults
 from tests.parts import planned
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -109,3 +110,15 @@ def test_runs_of_ones_own_give_a_law() -> None:
     law = found.fit.params_opt
     assert law is not None and 0.55 < law.exponent < 0.75 and len(found.fit.valleys) == 4
     assert found.predictions[0].params == pytest.approx(469e3, rel=0.01)
+
+
+def test_python_alone_plans_what_it_says() -> None:
+    """The script calls what there is; it is planned, and not run: README's code is (test_ray_commands.py)."""
+    path = EXAMPLES / "python_api.py"
+    assert list(python_faults(path.read_text())) == []
+    script = runpy.run_path(str(path))
+    plan = find_optimal(**script["WHAT"], compute_budgets=script["BUDGETS"], train=False, quiet=True)
+    assert isinstance(plan, Plan) and len(plan.compute_budgets) == 4 and not plan.warnings
+    assert str(plan).splitlines()[0].split()[:4] == ["C", "size", "N", "D"]
+    x, y = script["lessons"](20, seed=3)
+    assert script["deviation"](y, y) == 0 and script["Student"](4)(x).shape == y.shape

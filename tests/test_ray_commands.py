@@ -218,6 +218,21 @@ def test_the_demo_is_checked_on_a_worker(ray_here: None, capsys: pytest.CaptureF
     assert len(content["lines"]) == 10 and {line["verdict"] for line in content["lines"]} == {"PASS"}
 
 
+def test_the_cells_of_the_notebook_find_the_known_answer(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cells.py").write_text("\n\n".join(cells))
+    names = runpy.run_path("cells.py")
+    law = names["result"].fit.params_opt
+    interval = law.exponent_interval(0.95)
+    assert names["result"].complete and interval.low < 0.5 < interval.high
+    assert names["table"].fit.params_opt.exponent == pytest.approx(law.exponent, abs=1e-6)
+    assert "C = 2e+07 FLOPs (95 % intervals)" in capsys.readouterr().out
+
+
 def test_the_code_in_the_readme_does_what_it_says(
     ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from flops_fit_ray.sweep.simulate import Simulation
 def simulation_text(found: Simulation) -> str:
     """Return costs and errors of simulated sweeps."""
     lines = [
-        f"{found.sweeps} simulated sweep(s) on {found.surface_formula}, noise {found.noise:g} nats: "
+        f"{fmt.counted(found.sweeps, 'simulated sweep')} on {found.surface_formula}, noise {found.noise:g} nats: "
         "planner, scheduler and fit as in a real sweep, losses from the surface",
         "the spec's learning rate is the best at every size and budget"
         if found.lr_factor == 1

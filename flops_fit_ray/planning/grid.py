@@ -203,7 +203,8 @@ def counting_warnings(measurements: Measurements, sizes: Sequence[ModelSize]) ->
     if idle is not None:
         shown = ", ".join(idle.without_gradient[:3]) + (", ..." if len(idle.without_gradient) > 3 else "")
         yield (
-            f"{len(idle.without_gradient)} parameter(s) got no gradient from a first batch ({shown}): N counts them; "
+            f"{fmt.counted(len(idle.without_gradient), 'parameter')} got no gradient from a first batch ({shown}): N "
+            "counts them; "
             "freeze or remove what is not used"
         )
     yield from flops_audit(sizes, unit=measurements.data.token_unit)
@@ -221,7 +222,7 @@ def flops_audit(sizes: Sequence[ModelSize], unit: str = "") -> Iterator[str]:
     if unseen is not None:
         shown = ", ".join(unseen.uncounted[:3]) + (", ..." if len(unseen.uncounted) > 3 else "")
         yield (
-            f"no FLOPs were counted in {len(unseen.uncounted)} module(s) or operation(s) ({shown}): if they "
+            f"no FLOPs were counted in {fmt.counted(len(unseen.uncounted), 'module')} or operations ({shown}): if they "
             "compute, give a function in model.flops_per_token"
         )
     low, high = TRUSTED_RATIO

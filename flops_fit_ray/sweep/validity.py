@@ -111,8 +111,9 @@ def _of_sweep(sweep: Sweep, fit: SweepFit) -> Iterator[_Check]:
             "provenance",
             (
                 "PASS" if same else "WARN",
-                f"spec, plan, seeds, data fingerprint {data.fingerprint[:23]}; {len(versions)} set(s) of versions, "
-                f"{len(devices)} kind(s) of device" + (f"; {sweep.mixed_code}" if sweep.mixed_code else ""),
+                f"spec, plan, seeds, data fingerprint {data.fingerprint[:23]}; {fmt.counted(len(versions), 'set')} of "
+                f"versions, {fmt.counted(len(devices), 'kind')} of device"
+                + (f"; {sweep.mixed_code}" if sweep.mixed_code else ""),
             ),
         )
 

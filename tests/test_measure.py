@@ -1,5 +1,6 @@
 """N and FLOPs agree with closed forms, on the meta device, for models of any kind."""
 
+import asyncio
 import functools
 import subprocess
 import sys
@@ -161,6 +162,14 @@ PROXY = Proxy()  # the user's module holds it
 
 def test_an_object_that_answers_no_attribute_is_passed_over() -> None:
     assert len(sizes_of(Mlp, regression(100))) == 3
+
+
+def test_a_future_that_a_notebook_holds_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel of a notebook holds some: instances of a class of C that has a dictionary and no `__dict__`."""
+    loop = asyncio.new_event_loop()
+    monkeypatch.setattr(sys.modules[__name__], "PROXY", [loop.create_future()])
+    assert len(sizes_of(Mlp, regression(100))) == 3
+    loop.close()
 
 
 def test_data_are_read_once_while_budgets_are_chosen(tmp_path: Path) -> None:

@@ -141,7 +141,10 @@ def _entries(container: Any) -> dict[Any, Any]:
             return {"cell_contents": container.cell_contents}
         except ValueError:  # an empty one
             return {}
-    found = dict(vars(container))
+    try:
+        found = dict(vars(container))
+    except Exception:  # noqa: BLE001 - one of C without `__dict__` (asyncio.Future), or a library's own error
+        return {}
     if isinstance(container, types.FunctionType):
         defaults = (*(container.__defaults__ or ()), *(container.__kwdefaults__ or {}).values())
         found |= {f"\0{i}": v for i, v in enumerate((*defaults, *(container.__closure__ or ())))}

@@ -1,8 +1,8 @@
 """Handwritten digits of scikit-learn (1,797 of 8 x 8 pixels), distorted anew each time that one is seen.
 
-A sample is a digit turned, shifted and scaled a little with noise on top, fixed by its index: 200,000 of them, none seen
-twice. The held-out ones are other distortions of the same digits: with digits that no model has seen the loss stays
-where it is from a few thousand samples on, as 1,797 are too few to learn what others write like.
+A sample is a digit turned, shifted and scaled a little with noise on top, fixed by its index: 200,000 of them, none
+seen twice. The held-out ones are other distortions of the same digits: with digits that no model has seen the loss
+stays where it is from a few thousand samples on, as 1,797 are too few to learn what others write like.
 """
 
 import torch

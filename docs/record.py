@@ -20,6 +20,8 @@ from flops_fit_ray.console._drawing import draw
 from flops_fit_ray.console._live import LiveConsole
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.ledger.watch import Watcher
+from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import storage_path
 from flops_fit_ray.sweep.directory import open_sweep
 
@@ -30,8 +32,8 @@ FRAMES, SECONDS_EACH = 6, 2.0
 class Recorder(LiveConsole):
     """A live view that keeps each picture which differs from the one before."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args, Console(file=io.StringIO(), width=WIDTH, height=HEIGHT))  # type: ignore[arg-type]
+    def __init__(self, paths: SweepPaths, spec: SweepSpec) -> None:
+        super().__init__(paths, spec, Console(file=io.StringIO(), width=WIDTH, height=HEIGHT))
         self.pictures: list[list[Text]] = []
 
     def _draw(self) -> None:

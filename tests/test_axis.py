@@ -29,9 +29,11 @@ CURVE, BEST, SHIFT = 0.02, 12.0, 0.15  # of the loss over ln x, in x, and of ln 
 def valley(c: float, n: float, x: float) -> float:
     """A parabola in ln N whose middle falls with x: L_opt(C) + 0.05·(ln N - ln N_opt + SHIFT·z)² + h(z) - h(0)."""
     z, best = math.log(x / REFERENCE), math.log(BEST / REFERENCE)
-    n_opt = 2e7 * (c / 1e17) ** 0.5
-    level = 1.7 + 2.0 * (c / 1e17) ** -0.1
-    return level + 0.05 * math.log(n * x**SHIFT / (n_opt * REFERENCE**SHIFT)) ** 2 + CURVE * ((z - best) ** 2 - best**2)
+    n_opt = 2e7 * math.sqrt(c / 1e17)
+    level = 1.7 + 2.0 * math.pow(c / 1e17, -0.1)
+    return (
+        level + 0.05 * math.log(n * math.pow(x / REFERENCE, SHIFT) / n_opt) ** 2 + CURVE * ((z - best) ** 2 - best**2)
+    )
 
 
 def difference(x: float) -> float:

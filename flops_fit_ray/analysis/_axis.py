@@ -1,4 +1,4 @@
-"""A second axis of a sweep: what depth, sparsity or another setting does to the loss at equal C, each at its best N."""
+"""Effect of a second axis, such as depth or sparsity, on the loss at equal C, each value at its best N."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class AxisBudget:
 
 @dataclass(frozen=True, kw_only=True)
 class AxisFit:
-    """What a second axis does to the loss."""
+    """Effect of a second axis on the loss."""
 
     name: str
     scale: AxisScale

@@ -1,4 +1,4 @@
-"""What a second axis does to the loss, as text for a terminal or a log."""
+"""Text of the effect of a second axis, for a terminal or a log."""
 
 from __future__ import annotations
 

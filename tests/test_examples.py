@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import runpy
 import sys
@@ -114,6 +115,13 @@ def test_runs_of_ones_own_give_a_law() -> None:
     law = found.fit.params_opt
     assert law is not None and 0.55 < law.exponent < 0.75 and len(found.fit.valleys) == 4
     assert found.predictions[0].params == pytest.approx(469e3, rel=0.01)
+
+
+def test_the_notebooks_cells_call_what_there_is() -> None:
+    """They are run, as README's code is, in test_ray_commands.py."""
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 3 and list(python_faults("\n".join(cells))) == []
 
 
 def test_python_alone_plans_what_it_says() -> None:

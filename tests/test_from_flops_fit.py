@@ -75,7 +75,7 @@ def test_a_plan_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(plan, SweepPlan) and isinstance(plan.experiments[0], Experiment)
     assert plan.compute_budgets == [1e15, 1e16] and plan.size_param == "width" and plan.model_cls_name == "Counted"
     assert plan.num_experiments == len(plan.experiments) and plan.total_flops == plan.flops
-    assert "\n" not in str(plan) and f"{plan.num_experiments} experiments" in str(plan) and "e+" in str(plan)
+    assert f"{plan.num_experiments} experiments" in repr(plan) and "lr probe" in str(plan)  # as `plan` prints it
     for e in plan.experiments:  # C = 6·N·D but for half a batch of 32 tokens
         assert (e.compute_budget, e.experiment_id) == (e.budget, e.key)
         assert abs(6 * e.num_params * e.num_tokens - e.compute_budget) <= 6 * e.num_params * 16

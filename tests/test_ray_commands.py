@@ -218,6 +218,7 @@ def test_the_demo_is_checked_on_a_worker(ray_here: None, capsys: pytest.CaptureF
     assert len(content["lines"]) == 10 and {line["verdict"] for line in content["lines"]} == {"PASS"}
 
 
+@pytest.mark.slow
 def test_the_cells_of_the_notebook_find_the_known_answer(
     ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

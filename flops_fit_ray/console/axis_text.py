@@ -14,7 +14,7 @@ def axis_text(axis: AxisFit) -> str:
     head = ["C", axis.name, "runs", "N_opt", "L", against, percent, "compute", percent]
     lines = [_verdict(axis), "", fmt.table(head, rows), ""]
     lines += [line for budget in axis.budgets for line in _lines(budget, axis)]
-    lines += [f"{'warning' if flag.severity != 'info' else 'note'}: {flag}" for flag in axis.warnings]
+    lines += [flag.line for flag in axis.warnings]
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.analysis.points import Points, check_points
 from flops_fit_ray.errors import FitError
+from flops_fit_ray.fit_options import FitOptions
 
 AxisScale = Literal["log", "linear", "kinds"]
 LOG_RANGE = 3.0  # ratio of the largest to the smallest value, from which an axis of positive numbers is taken as ln x
@@ -91,9 +92,9 @@ def fit_axis(
     *,
     reference: float | str | None = None,
     scale: AxisScale | None = None,
-    confidence: float = 0.95,
-    draws: int = 4000,
-    seed: int = 0,
+    confidence: float = FitOptions.confidence,
+    draws: int = FitOptions.draws,
+    seed: int = FitOptions.seed,
     known: Sequence[Flag] = (),
 ) -> AxisFit:
     """Fit what a second axis does to the loss at equal C.
@@ -107,8 +108,10 @@ def fit_axis(
         known: what was assumed of the runs.
 
     Raises:
-        FitError: there are fewer than two values, or too few runs to tell the axis from size and noise.
+        FitError: there are fewer than two values, too few runs to tell the axis from size and noise, or a setting is
+            beyond its limits.
     """
+    FitOptions(confidence=confidence, draws=draws, seed=seed)  # refuses what no fit takes
     check_points(points)
     all_values = sorted(set(values), key=lambda x: (isinstance(x, str), x))
     if not 2 <= len(all_values) <= MOST_VALUES:
@@ -122,7 +125,7 @@ def fit_axis(
             f"no run has {name} {shown_value(reference)}; they have {fmt.listed(list(map(shown_value, all_values)), 8)}"
         )
     scale = _scale(all_values, scale, name)
-    budgets, budget = np.unique(points.budget, return_inverse=True)
+    _, budget = np.unique(points.budget, return_inverse=True)
     kept = _with_valleys(budget.astype(np.int64), np.log(points.params), values, reference)
     if not kept.any():
         raise FitError("no budget has three sizes; the axis is compared at the best size of each budget")
@@ -200,11 +203,11 @@ class _View:
         """Return the axis at one budget."""
         ran = [x for x, n in zip(self.known, runs, strict=True) if n]
         lowest = {x: self._lowest(b, self._terms(b, x), sizes[b]) for x in ran}
-        base = lowest[self.reference][1] if self.reference in lowest else self._lowest(b, self._terms(b), sizes[b])[1]
+        size, base = lowest[self.reference]  # which has run at every budget that is left
         slope = self._compute_slope(b, sizes)
         found = tuple(self._value(x, n, lowest[x], base, slope) for x, n in zip(self.known, runs, strict=True) if n)
         best, within, share, edge = self._best(b, ran, lowest, sizes[b])
-        own = None if self.scale == "kinds" else self._slope_at(b, sizes[b], base)
+        own = None if self.scale == "kinds" else self._slope_at(b, size, base)
         return AxisBudget(budget=float(self.budgets[b]), values=found,
                           slope=None if own is None else float(own[0]),
                           slope_interval=None if own is None else central_interval(own[1:], self.confidence),
@@ -262,10 +265,10 @@ class _View:
         lowest = [self._lowest(i, self._terms(i), sizes[i])[1] for i in (beside[0], beside[-1])]
         return np.asarray((lowest[1] - lowest[0]) / math.log(self.budgets[beside[-1]] / self.budgets[beside[0]]))
 
-    def _slope_at(self, b: int, log_n: Floats, base: Floats) -> Floats:
+    def _slope_at(self, b: int, size: Floats, base: Floats) -> Floats:
         """Return d ln L / dz at the reference, each value at its best N (envelope theorem), (1 + draws,)."""
         m = self.model
-        v = np.nan_to_num(self._lowest(b, self._terms(b), log_n)[0] - m.centres[b])
+        v = np.nan_to_num(size - m.centres[b])
         return np.asarray((m.of("s", b) + m.of("g") * v + m.of("d") * v * v) / base)
 
     def _best(

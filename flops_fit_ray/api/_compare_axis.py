@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias, get_args
 
-from flops_fit_ray.analysis import AxisFit, AxisScale, fit_axis
+from flops_fit_ray.analysis import AxisFit, AxisScale, FitOptions, fit_axis
 from flops_fit_ray.errors import ArgumentError
 from flops_fit_ray.result import Result
 from flops_fit_ray.storage.storage_path import expanded, local_path
@@ -23,9 +23,9 @@ def compare_axis(
     *,
     reference: float | str | None = None,
     scale: AxisScale | None = None,
-    confidence: float = 0.95,
-    draws: int = 4000,
-    seed: int = 0,
+    confidence: float = FitOptions.confidence,
+    draws: int = FitOptions.draws,
+    seed: int = FitOptions.seed,
 ) -> AxisFit:
     """Compare the values of a second axis (depth, experts, sparsity, ...) at equal C, each at its best N.
 
@@ -41,12 +41,10 @@ def compare_axis(
     Raises:
         ArgumentError: an argument has no meaning.
         SpecError: a source is not there, cannot be read, or has no such axis.
-        FitError: the runs do not tell the axis from size and noise.
+        FitError: the runs do not tell the axis from size and noise, or a setting of the fit is beyond its limits.
     """
     if scale not in (None, *get_args(AxisScale)):
         raise ArgumentError("compare_axis", [f"scale: must be one of {', '.join(get_args(AxisScale))} (got {scale!r})"])
-    if not 0 < confidence < 1:
-        raise ArgumentError("compare_axis", [f"confidence: must lie between 0 and 1 (got {confidence!r})"])
     if draws < 1:
         raise ArgumentError("compare_axis", [f"draws: must be 1 or more (got {draws!r})"])
     given = [sources] if isinstance(sources, Result | str | Path) else list(sources)

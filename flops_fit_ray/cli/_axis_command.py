@@ -11,13 +11,15 @@ import click
 from flops_fit_ray.cli._common import LocalPath, StoragePathType, echo, json_option, open_directory
 from flops_fit_ray.cli._put import put_text
 from flops_fit_ray.cli._sources import FIT_OPTIONS, TABLE_OPTIONS, reading_of, with_options
+from flops_fit_ray.fit_options import LIMITS, FitOptions
 from flops_fit_ray.storage.storage_path import StoragePath, local_path
 from flops_fit_ray.sweep.sources import is_table
 
 if TYPE_CHECKING:
     from flops_fit_ray.analysis import AxisScale
 
-OF_DRAWS = FIT_OPTIONS[-3:]  # draws, seed and confidence
+OF_INTERVALS = FIT_OPTIONS[-2:]  # seed and confidence
+MOST_DRAWS = LIMITS["draws"].le
 
 
 @click.command()
@@ -26,7 +28,9 @@ OF_DRAWS = FIT_OPTIONS[-3:]  # draws, seed and confidence
 @click.option("--reference", metavar="VALUE", help="What the others are compared with [default: the one most run].")
 @click.option("--scale", type=click.Choice(["log", "linear", "kinds"]), help="Take numbers by their logarithm, as they "
               "are, or each value for itself [default: by the values].")  # fmt: skip
-@with_options([*TABLE_OPTIONS, *OF_DRAWS])
+@click.option("--draws", type=click.IntRange(0, None if MOST_DRAWS is None else int(MOST_DRAWS)),
+              help=f"Draws for intervals; 0: no intervals [default: {FitOptions.draws}].")  # fmt: skip
+@with_options([*TABLE_OPTIONS, *OF_INTERVALS])
 @click.option("--figure", type=LocalPath(), help="Draw the differences here (.svg, .png, .pdf).")
 @json_option
 def axis(

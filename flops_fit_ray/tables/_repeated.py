@@ -47,17 +47,11 @@ def distinct_tokens(source: str, values: dict[str, Floats], columns: ColumnMap) 
     missing = ~np.isfinite(seen)
     values["unique_tokens"] = d / np.where(missing, 1.0, seen)
     given = np.asarray(epochs if unique is None else unique, dtype=np.float64)
-    none = missing & ~np.isfinite(given)
-    said = [
-        (none, f"without {name!r}"),
-        (missing & ~none, f"whose {name!r} is not above 0 ({_example(given[missing & ~none])})"),
-    ]
-    return [
-        f"{counted(int(which.sum()), 'row')} {words}: their data are taken as seen once"
-        for which, words in said
-        if which.any()
-    ]
-
-
-def _example(values: Floats) -> str:
-    return f"{values[0]:g}" if len(values) else ""
+    no_count = missing & np.isfinite(given)
+    said = []
+    if (missing & ~no_count).any():
+        said.append(f"{counted(int((missing & ~no_count).sum()), 'row')} without {name!r}")
+    if no_count.any():
+        rows = counted(int(no_count.sum()), "row")
+        said.append(f"{rows} whose {name!r} is not above 0 ({given[no_count][0]:g})")
+    return [f"{words}: their data are taken as seen once" for words in said]

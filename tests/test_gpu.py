@@ -1,14 +1,17 @@
 """What only a GPU can show. Without one these are skipped, and nothing about GPUs is claimed."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from flops_fit_ray.ledger.hardware import read_gpus
+from flops_fit_ray.training.data.dataset import index_rows
 from flops_fit_ray.training.distributed.fsdp import ShardedGroup
 from flops_fit_ray.training.distributed.group import Group, create_store, process_group
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
@@ -18,7 +21,7 @@ from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.step.device import gpu_uuids
 from tests.parts import Bigram
 from tests.streams import every_kind
-from tests.test_checkpoint import KINDS, Killed, Killer, experiment_of
+from tests.test_checkpoint import KINDS, Dropping, Killed, Killer, experiment_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,6 +49,29 @@ def test_the_captured_graph_trains_like_the_eager_step(tmp_path: Path, precision
     for a, b in zip(captured.curve, eager.curve, strict=True):
         assert a.train_loss == pytest.approx(b.train_loss, rel=1e-3) if b.train_loss else a.train_loss is None
         assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-2) if b.grad_norm else a.grad_norm is None
+
+
+def test_a_graph_is_captured_beside_the_thread_that_reads_the_next_batch(tmp_path: Path) -> None:
+    class Beside(Dropping):
+        """Reads a batch in another thread, as a feed does, at the moment at which the graph is captured."""
+
+        def forward(self, ids: Tensor) -> Tensor:
+            if ids.is_cuda and torch.cuda.is_current_stream_capturing():
+                reader = threading.Thread(target=lambda: read.append(index_rows(ids_there, np.arange(3))))
+                reader.start()
+                reader.join()
+            return super().forward(ids)
+
+    read: list[Tensor] = []
+    ids_there = torch.arange(12, device="cuda").view(4, 3)
+    experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
+    graph = replace(experiment, recipe=replace(experiment.recipe, cuda_graph=True))
+    arguments: dict[str, Any] = {"eval_samples": eval_samples, "device": "cuda"}
+    observer = Words()
+    beside = train_experiment(graph, replace(user, model=Beside), **arguments, observer=observer)
+    assert observer.words == []
+    assert [rows.cpu().tolist() for rows in read] == [[[0, 1, 2], [3, 4, 5], [6, 7, 8]]]
+    assert beside.loss == pytest.approx(train_experiment(graph, user, **arguments).loss, rel=1e-4)
 
 
 def test_a_model_that_cannot_be_captured_is_trained_all_the_same(tmp_path: Path) -> None:

@@ -49,11 +49,11 @@ class MadeUpGraph:
     def __init__(self) -> None:
         self._capture = Capture()
 
-    def capture_begin(self, *_: Any, **__: Any) -> None:
-        the_device().capture = self._capture
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+        the_device().begin(self._capture, capture_error_mode)
 
     def capture_end(self) -> None:
-        the_device().capture = None
+        the_device().end()
         self._capture.end()
 
     def replay(self) -> None:
@@ -61,8 +61,8 @@ class MadeUpGraph:
 
 
 @contextmanager
-def _graph(graph: MadeUpGraph, *_: Any, **__: Any) -> Iterator[None]:
-    graph.capture_begin()
+def _graph(graph: MadeUpGraph, capture_error_mode: str = "global") -> Iterator[None]:
+    graph.capture_begin(capture_error_mode=capture_error_mode)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ class MadeUpDevice:
 
     def __init__(self) -> None:
         self.waits: list[Wait] = []
-        self.capture: Capture | None = None
+        self._capture: tuple[Capture, threading.Thread, str] | None = None  # with its thread and mode
         self.operations = 0
         self.emptied = 0  # times that torch gave back what it keeps
 
@@ -102,10 +103,30 @@ class MadeUpDevice:
         """Count the times."""
         self.emptied += 1
 
+    @property
+    def capture(self) -> Capture | None:
+        """The graph that this thread captures, or that the backward pass of such a thread belongs to.
+
+        A GPU captures by stream, and torch's own threads, which Python knows by no more than a dummy, go on in the
+        stream of the forward pass. Any other thread has a stream of its own.
+        """
+        here = threading.current_thread()
+        if self._capture is None or (here is not self._capture[1] and type(here) is not threading._DummyThread):
+            return None
+        return self._capture[0]
+
+    def begin(self, capture: Capture, mode: str) -> None:
+        """Capture what this thread does; `mode` is a cudaStreamCaptureMode and says what others may do."""
+        self._capture = (capture, threading.current_thread(), mode)
+
+    def end(self) -> None:
+        """Capture no longer."""
+        self._capture = None
+
     def wait(self, operation: str) -> None:
         """Record that the host waits; while a graph is captured nothing can be waited for."""
         if self.capture is not None:
-            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing: {operation}")
+            raise _not_permitted(operation)
         callers: list[str] = []
         frame = sys._getframe(1).f_back
         while frame is not None:
@@ -117,8 +138,11 @@ class MadeUpDevice:
         """Run an operation on the CPU's copies.
 
         Raises:
-            RuntimeError: its tensors lie in two places, or it would wait while a graph is captured.
+            RuntimeError: its tensors lie in two places, or it would wait while a graph is captured, or another thread
+                captures one in a mode that forbids it.
         """
+        if self._capture is not None and self.capture is None and self._capture[2] == "global":
+            raise _not_permitted(str(func))  # a GPU says so where memory is to be allocated
         tensors = [t for t in _leaves((args, kwargs)) if isinstance(t, Tensor)]
         ours = [t for t in tensors if isinstance(t, MadeUpTensor)]
         device = kwargs.get("device")
@@ -144,6 +168,10 @@ class MadeUpDevice:
                 "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and "
                 f"{others[0].device}! (when checking {func})"
             )
+
+
+def _not_permitted(operation: str) -> RuntimeError:
+    return RuntimeError(f"CUDA error: operation not permitted when stream is capturing: {operation}")
 
 
 def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

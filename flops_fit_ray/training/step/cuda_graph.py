@@ -107,7 +107,8 @@ class CUDAGraphStepper(Stepper):
         graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad()
         try:
-            with torch.cuda.graph(graph):
+            # What other threads ask of the device must neither fail nor end the capture: the feed reads the next batch
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._graph_loss = self._accumulate_gradients(Batch(self._content, batch.num_samples))
                 self._graph_norm = self._update()
         except Exception as e:  # noqa: BLE001 - the user's code may raise anything; eagerly it is still right

@@ -3,10 +3,12 @@
 Ray starts once for all of them.
 """
 
+import importlib
 import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -350,19 +352,25 @@ def test_a_gpu_that_is_asked_for_is_not_replaced(ray_here: None, tmp_path: Path)
             known(tmp_path, resources_per_trial={"gpu": 1}, device="cuda")
 
 
-def test_workers_have_the_drivers_directory_and_arguments(
+def test_workers_have_the_drivers_directory_search_path_and_arguments(
     ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # Ray has started elsewhere
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "from_a_notebook.py").write_text("def loss(outputs, targets):\n    return 12.0\n")
+    monkeypatch.syspath_prepend("lib")
     monkeypatch.setattr(sys, "argv", ["train.py", "--mine"])
-    loader = ObjectLoader(reference_parts(reference_spec(2)))
+    loss = importlib.import_module("from_a_notebook").loss
+    loader = ObjectLoader(replace(reference_parts(reference_spec(2)), loss=loss))
 
-    def look(loader: Loader) -> tuple[str, list[str]]:
-        return str(Path.cwd()), sys.argv
+    def look(loader: Loader) -> tuple[str, list[str], float | None]:
+        return str(Path.cwd()), sys.argv, loader().loss(None, None) if isinstance(loader, ObjectLoader) else None
 
-    assert ray.get(ray.remote(max_calls=1)(look).remote(loader)) == (str(tmp_path), ["train.py", "--mine"])
+    there = ray.get(ray.remote(max_calls=1)(look).remote(loader))
+    assert there == (str(tmp_path), ["train.py", "--mine"], 12.0)
     code = code_loader(reference_spec(2), tmp_path)
-    assert ray.get(ray.remote(max_calls=1)(look).remote(code)) == (str(tmp_path), [str(tmp_path), NO_ARGUMENTS])
+    there = ray.get(ray.remote(max_calls=1)(look).remote(code))
+    assert there == (str(tmp_path), [str(tmp_path), NO_ARGUMENTS], None)
 
 
 def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:

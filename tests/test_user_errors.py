@@ -1,10 +1,15 @@
 """F11, F19: what the user's own code does wrong ends one experiment, in one attempt, with its traceback."""
 
+import importlib.util
 import socket
+import sys
+import sysconfig
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from flops_fit_ray import find_optimal
+from flops_fit_ray.engine._surroundings import SearchPath, search_path
 from flops_fit_ray.engine._termination import WorkerTerminated
 from flops_fit_ray.engine._trainable import TrialContext, run_experiment
 from flops_fit_ray.engine.loaders import ObjectLoader, _try_pickling, refuse_unpicklable
@@ -169,12 +175,58 @@ def test_large_data_are_not_copied_to_see_whether_they_travel() -> None:
         def __getitem__(self, index: int) -> Tensor:
             return self.rows[index]
 
-    assert 100 < _try_pickling(Own()) < 10_000
-    assert _try_pickling(torch.zeros(2**10)) > 2**12  # small ones are pickled
+    assert 100 < _try_pickling(Own(), set()) < 10_000
+    assert _try_pickling(torch.zeros(2**10), set()) > 2**12  # small ones are pickled
     user = replace(user_parts_of(spec_of()), train_data=TensorDataset(torch.zeros(2**20)))
     refuse_unpicklable(ObjectLoader(user))
     with pytest.raises(TypeError, match="generator"):
-        _try_pickling([np.array([_generator()] * 2**18, dtype=object)])
+        _try_pickling([np.array([_generator()] * 2**18, dtype=object)], set())
+
+
+SCALE = """
+def scaled(outputs, targets):
+    return (outputs - targets).pow(2).mean() * FACTOR
+"""
+
+
+def test_what_a_worker_would_not_import_as_it_is_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that were loaded from their files: under another name, of a name that another file has, and as it is."""
+    for directory, factor in (("one", 1), ("two", 2)):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "scale.py").write_text(SCALE.replace("FACTOR", str(factor)))
+
+    def loaded(name: str, directory: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, tmp_path / directory / "scale.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    def refuse(loss: Any) -> None:
+        refuse_unpicklable(ObjectLoader(replace(user_parts_of(spec_of()), loss=loss)))
+
+    plugin = loaded("plugin_scale", "one")
+    there = f"{tmp_path / 'one' / 'scale.py'}, and by this name no other process finds it; import it by its name"
+    for loss in (plugin.scaled, lambda a, b: plugin.scaled(a, b)):
+        with pytest.raises(SpecError, match=f"loss cannot be sent to a worker: its module plugin_scale .* {there}"):
+            refuse(loss)
+    monkeypatch.syspath_prepend(tmp_path / "two")
+    module = loaded("scale", "one")
+    with pytest.raises(SpecError, match=f"a worker would load {tmp_path / 'two' / 'scale.py'} instead"):
+        refuse(module.scaled)
+    refuse(loaded("scale", "two").scaled)
+
+
+def test_what_a_program_puts_on_its_search_path_keeps_its_place() -> None:
+    """What stands before Python's own library hides it, also in a worker; what stands behind hides nothing."""
+    library, site = (sysconfig.get_paths()[name] for name in ("stdlib", "purelib"))
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as last:
+        found = search_path([first, library, site, last, "/nowhere"])
+        assert found == SearchPath((first,), (last, "/nowhere"))
+        assert found.taken_over(["/ray", last, library, site]) == [first, "/ray", library, site, last]
+    in_job = search_path(["/nodes/session/working_dir_files/_ray_pkg_1/lib", library])
+    assert in_job == SearchPath(("lib",))  # in an upload, whose place each node chooses
 
 
 def test_a_lambda_travels() -> None:

@@ -1,15 +1,19 @@
-"""The user's program around its objects: working directory and command line, taken over by workers.
+"""The user's program around its objects: working directory, search path and command line, taken over by workers.
 
 Workers of a cluster start where their node was started, and with Ray's own arguments. Code that opens `data/x.npy` or
-parses its arguments would find another file and other arguments there than in the driver, which planned with them.
+parses its arguments would find another file and other arguments there than in the driver, which planned with them. And
+what a notebook puts on `sys.path` while it runs, Ray does not hand on: its modules would not be found.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import site
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +21,34 @@ from flops_fit_ray.engine.jobs import upload_of
 
 
 @dataclass(frozen=True)
+class SearchPath:
+    """Entries that a program has put on `sys.path`: before Python's own library, which they hide, and behind it.
+
+    Relative entries are of the working directory, or of the upload of a job.
+    """
+
+    before: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
+
+    def taken_over(self, path: Sequence[str]) -> list[str]:
+        """Return the search path of another process with these entries, as far as it has their files."""
+        before, behind = ([_absolute(p) for p in part if Path(p).exists()] for part in (self.before, self.behind))
+        return [*before, *(p for p in path if _absolute(p) not in {*before, *behind}), *behind]
+
+
+@dataclass(frozen=True)
 class Surroundings:
-    """Working directory and arguments of the driver. A worker takes them over as it unpickles them.
+    """Working directory, search path and arguments of the driver. A worker takes them over as it unpickles them.
 
     Whatever is unpickled after them may import the user's modules, which read files and arguments at once.
     """
 
     directory: Path | None  # None: each node has its own, as in a job's upload
     arguments: tuple[str, ...]
+    search: SearchPath = SearchPath()
 
     def __reduce__(self) -> tuple[Callable[..., Surroundings], tuple[object, ...]]:
-        return _take_over, (self.directory, self.arguments)
+        return _take_over, (self.directory, self.arguments, self.search)
 
 
 def surroundings_of_driver() -> Surroundings:
@@ -35,10 +56,19 @@ def surroundings_of_driver() -> Surroundings:
     here = None
     with contextlib.suppress(FileNotFoundError):  # it was removed, and nothing can be relative to it
         here = Path.cwd()
-    return Surroundings(None if here is None or upload_of(here) is not None else here, tuple(sys.argv))
+    directory = None if here is None or upload_of(here) is not None else here
+    return Surroundings(directory, tuple(sys.argv), search_path(sys.path))
 
 
-def _take_over(directory: Path | None, arguments: tuple[str, ...]) -> Surroundings:
+def search_path(path: Sequence[str]) -> SearchPath:
+    """Return what a program has put on a search path: all that is not of its Python and what is installed there."""
+    own = [_absolute(p) for p in path]
+    first = next((i for i, p in enumerate(own) if _is_installed(p)), len(own))
+    kept = [(i, str(_in_job(Path(p)))) for i, p in enumerate(own) if not _is_installed(p)]
+    return SearchPath(tuple(p for i, p in kept if i < first), tuple(p for i, p in kept if i > first))
+
+
+def _take_over(directory: Path | None, arguments: tuple[str, ...], search: SearchPath) -> Surroundings:
     import ray
 
     if ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
@@ -46,4 +76,26 @@ def _take_over(directory: Path | None, arguments: tuple[str, ...]) -> Surroundin
             if directory is not None:
                 os.chdir(directory)
         sys.argv = list(arguments)
-    return Surroundings(directory, arguments)
+        sys.path[:] = search.taken_over(sys.path)
+    return Surroundings(directory, arguments, search)
+
+
+def _absolute(entry: str) -> str:
+    return str(Path(entry).absolute())  # "" is the working directory; links stay: modules know their files by them
+
+
+def _is_installed(entry: str) -> bool:
+    return any(Path(entry).is_relative_to(place) for place in _places_of_python())
+
+
+@functools.cache
+def _places_of_python() -> tuple[str, ...]:
+    paths, version = sysconfig.get_paths(), sysconfig.get_config_var("py_version_nodot")
+    own = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    archive = str(Path(paths["stdlib"]).with_name(f"python{version}.zip"))
+    return (*own, archive, *site.getsitepackages(), site.getusersitepackages())
+
+
+def _in_job(entry: Path) -> Path:
+    upload = upload_of(entry)
+    return entry if upload is None else entry.relative_to(upload)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from flops_fit_ray.engine._references import import_fault
 from flops_fit_ray.engine._surroundings import Surroundings, surroundings_of_driver
 from flops_fit_ray.engine.jobs import upload_of
 from flops_fit_ray.engine.planned_code import PlannedCode
@@ -177,14 +179,15 @@ def refuse_unpicklable(loader: Loader) -> None:
     """Check that the user's objects, if a loader carries them, can be sent to a worker.
 
     Raises:
-        SpecError: an object cannot be pickled; the fault names it.
+        SpecError: an object cannot be pickled, or a worker would not import its module; the fault names it.
     """
     if not isinstance(loader, ObjectLoader):
         return
     user = loader.user
     for name in (f.name for f in fields(user)):
+        named: set[str] = set()
         try:
-            _try_pickling(getattr(user, name))
+            _try_pickling(getattr(user, name), named)
         except Exception as e:
             raise SpecError(
                 "find_optimal",
@@ -193,10 +196,16 @@ def refuse_unpicklable(loader: Loader) -> None:
                     "connections when they are first used, not in a constructor"
                 ],
             ) from e
+        fault = next(filter(None, map(import_fault, sorted(named))), None)
+        if fault is not None:
+            raise SpecError("find_optimal", [f"{name} cannot be sent to a worker: {fault}"])
 
 
-def _try_pickling(value: Any) -> int:
+def _try_pickling(value: Any, named: set[str]) -> int:
     """Pickle a value and keep nothing of it; large arrays and tensors, which can be, are left out.
+
+    Args:
+        named: gets the modules of all that is pickled by its name.
 
     Returns:
         The bytes that were written.
@@ -210,7 +219,10 @@ def _try_pickling(value: Any) -> int:
             kind = f"{type(obj).__module__}.{type(obj).__name__}"
             if kind in ("numpy.ndarray", "torch.Tensor") and obj.nbytes > LARGE_BYTES and obj.dtype != object:
                 return bytes, ()
-            return super().reducer_override(obj)
+            reduced = super().reducer_override(obj)
+            if reduced is NotImplemented and isinstance(obj, type | FunctionType | ModuleType):
+                named.add(str(obj.__name__ if isinstance(obj, ModuleType) else obj.__module__))
+            return reduced
 
     class Nowhere(io.RawIOBase):
         written = 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from flops_fit_ray.engine._surroundings import Surroundings, surroundings_of_driver
 from flops_fit_ray.errors import NodeUnfitError
 from flops_fit_ray.planning.code_facts import CodeFacts, named
 from flops_fit_ray.storage.lock import hostname
@@ -16,6 +17,7 @@ WAY_OUT = "put it on shared storage, or send it with a job (flops-fit-ray submit
 class PlannedCode:
     """The code, and the directory that its files lie in; a relative one is that of a job's upload."""
 
+    here: Surroundings = field(default_factory=surroundings_of_driver, kw_only=True)  # first: where it is looked for
     facts: CodeFacts
     base: Path | None
 

@@ -7,13 +7,58 @@ interrupted and resumable.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 4
+
+# Every kind of refusal has a section of docs/troubleshooting.md: its code, and the words by which it is known. The
+# first that match count, those of a fault's key (of a spec, or an argument of `find_optimal`) last
+REFUSALS: Mapping[str, str] = {
+    "unknown_key": r": unknown (key|option); ",
+    "missing_key": r"^[\w.]+: (is|[\w, ]+ are) missing|size_param is missing",
+    "unreadable_spec": r"^(no such file; `flops-fit-ray init`|cannot be read: |is not (UTF-8|YAML)|is empty; |holds a |"
+    r"has \d+ bytes|line \d+, column|is nested too deeply)",
+    "other_training": r"would be trained again in another way|is counted in another way now",
+    "more_data": r"more data than there is|tokens can feed there",
+    "short_budget": r"less than one batch",
+    "few_budgets": r"a law needs at least",
+    "few_sizes": r"a valley needs at least|around its expected optimum N",
+    "same_model": r"check that .* (changes the model|makes the model larger)",
+    "in_use": r"is writing here",
+    "not_writable": r"cannot be written: .*; (choose|give) another",
+    "damaged_plan": r"cannot be read as a plan",
+    "too_few_resources": r"but the largest node has|but only \d+ workers fit",
+    "other_code": r"has other code than the plan",
+    "not_shared": r"does not see |and cannot write there|where the spec's code is",
+    "gpu_unusable": r"\band torch \S+ (cannot use|is built without|sees)",
+    "wrong_budgets": r"^(budget|budgets|budgets_for|compute_budgets|minutes|hours|flops)\b",
+    "wrong_model": r"^(model|model_\w+|size_param|sizes|code|shard_model|flops_per_token)\b",
+    "wrong_data": r"^(data|dataset|eval_\w+|max_epochs|(tokens_per|bytes_per|count|timeout)_\w+|context|dtype)\b",
+    "wrong_loss": r"^(loss|loss_\w+|metrics)\b",
+    "wrong_fit": r"^(fit|confidence|curve|delta|draws|law_weights|method|pins|reach|undertuned|window)\b",
+    "wrong_resources": r"^(resources_per_trial|device|workers_per_trial|max_retries|slots|address)\b",
+    "wrong_train": r"^(train|activation_checkpointing|batch_size|betas|compile|cuda_graph|decay_\w+|eps|"
+    r"final_lr_fraction|grad_clip|lr|micro_batch_size|momentum|optimizer|precision|schedule|warmup_tokens|weight_decay)"
+    r"\b",
+    "wrong_sweep": r"^(spec|grid|checkpoint|trackers|name|output|output_dir|schema_version|seed|stop_diverged|mode|new|"
+    r"resume|quiet|until|at_most|from_checkpoint|a key must be text|and \d+ more faults)\b",
+}
+
+
+def code_of(refusal: str) -> str:
+    """Return the code of a refusal's kind; empty for one that is of no spec and no sweep, such as a table's."""
+    return next((code for code, words in REFUSALS.items() if re.search(words, refusal)), "")
+
+
+def with_code(refusal: str) -> str:
+    """Return a refusal with its place in docs/troubleshooting.md behind it."""
+    code = "" if refusal.endswith("]") and refusal.rpartition(" [")[2][:-1] in REFUSALS else code_of(refusal)
+    return f"{refusal} [{code}]" if code else refusal
 
 
 class FlopsFitError(Exception):
@@ -32,10 +77,15 @@ class SpecError(FlopsFitError):
         self.faults = tuple(faults)
         super().__init__(source, self.faults)  # both arguments, so that the error survives pickling
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The faults, each with its place in docs/troubleshooting.md."""
+        return tuple(map(with_code, self.faults))
+
     def __str__(self) -> str:
         if len(self.faults) == 1:
-            return f"{self.source}: {self.faults[0]}"
-        return "\n".join([f"{self.source}: {len(self.faults)} faults", *(f"  - {fault}" for fault in self.faults)])
+            return f"{self.source}: {self.lines[0]}"
+        return "\n".join([f"{self.source}: {len(self.faults)} faults", *(f"  - {line}" for line in self.lines)])
 
 
 class DataDiffersError(SpecError):
@@ -89,6 +139,9 @@ class DirectoryError(FlopsFitError):
 
     exit_code = EXIT_INPUT
 
+    def __str__(self) -> str:
+        return with_code(super().__str__())
+
 
 class PlanDamagedError(DirectoryError):
     """The plan of a sweep directory is not what was written; it can be made again from the spec and the results."""
@@ -105,6 +158,9 @@ class ResourceError(FlopsFitError):
 
     exit_code = EXIT_INPUT
 
+    def __str__(self) -> str:
+        return with_code(super().__str__())
+
 
 class NodeUnfitError(ResourceError):
     """A node cannot run experiments of this sweep: it has other code, other files, or GPUs that torch cannot use."""
@@ -114,7 +170,7 @@ class NodeUnfitError(ResourceError):
         super().__init__(node, fault)  # both arguments, so that the error survives pickling
 
     def __str__(self) -> str:
-        return self.fault
+        return with_code(self.fault)
 
 
 class WorkerLostError(FlopsFitError):

@@ -10,9 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flops_fit_ray.cli import main
-from flops_fit_ray.errors import SpecError
+from flops_fit_ray.errors import REFUSALS, SpecError, code_of
 from flops_fit_ray.spec import SweepSpec, dump_spec, make_spec, parse_yaml
 from tests.bad_values import BAD, GOOD, WORKS, Case, prepare
+
+CODED = re.compile(rf" \[({'|'.join(REFUSALS)})\]$")  # as each line of a refusal ends
+
+
+def faults_in(said: str) -> list[str]:
+    """The lines that name a fault: the first, or those below it; an unknown option is click's own."""
+    lines = said.strip().splitlines()
+    listed = [line for line in lines if line.startswith("  - ")]
+    return listed or [line for line in lines if line.startswith("error: ") and "p/" in line]
 
 
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
@@ -31,6 +40,7 @@ def test_a_bad_value_is_refused(
     assert ended.value.code == 2, said
     assert all(words in said for words in case.words), said
     assert "Traceback" not in said
+    assert all(CODED.search(line) for line in faults_in(said)), said
     assert sorted(p.name for p in (tmp_path / "p").iterdir() if p.name != "__pycache__") == before  # nothing written
 
 
@@ -52,6 +62,7 @@ def test_any_value_anywhere_is_a_spec_or_a_spec_error(section: str, value: Any) 
         spec = make_spec({**GOOD, section: value}, "s")
     except SpecError as e:
         assert e.faults and all(section in fault or fault.startswith("spec: ") for fault in e.faults)
+        assert all(map(code_of, e.faults)), e
         return
     assert make_spec(parse_yaml(dump_spec(spec), "s"), "s") == spec
 
@@ -72,6 +83,7 @@ def test_any_key_in_a_section_is_known_or_named(section: str, key: str, value: A
         written = key if re.fullmatch(r"[\w-]+", key) else repr(key)
         named = [fault for fault in e.faults if fault.startswith(f"{section}.{written}: unknown key; ")]
         assert len(named) == (key not in known) and all(section in fault for fault in e.faults)
+        assert [code_of(fault) for fault in named] == ["unknown_key"] * len(named) and all(map(code_of, e.faults))
     else:
         assert key in known
 
@@ -102,4 +114,4 @@ def test_any_text_is_yaml_or_a_spec_error(text: str) -> None:
     try:
         parse_yaml(text, "s")
     except SpecError as e:
-        assert str(e).startswith("s: ")
+        assert str(e).startswith("s: ") and CODED.search(str(e)), e

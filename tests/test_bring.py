@@ -308,7 +308,7 @@ def test_a_known_length_is_planned_with_and_an_unknown_one_said() -> None:
     assert {e.epochs for e in plan.experiments} == {None}
     assert any("data.train has no length" in w for w in plan.warnings)
     warning = "there is no held-out data: losses are training losses, the mean of the last 5 % of steps; set data.eval"
-    assert warning in plan.warnings
+    assert f"{warning} [no_held_out]" in plan.warnings
 
 
 def test_held_out_streams_and_loaders() -> None:

@@ -181,7 +181,8 @@ def test_edited_code_is_said_and_its_results_are_kept_and_named(half: Sweep, tmp
         "3 of 4 results were trained by other code than the newest one (parts.py was edited): a law of both holds only "
         "if the change does not touch the loss; another --output trains all of them by one code"
     )
-    assert sweep.mixed_code == warning and warning in sweep.warnings and f"warning: {warning}" in status_text(sweep)
+    assert sweep.mixed_code == warning and f"{warning} [mixed_code]" in sweep.warnings
+    assert f"warning: {warning} [mixed_code]\n" in status_text(sweep) + "\n"
     assert validity_card(sweep.fit, sweep)[-1].words.endswith(warning)
 
 

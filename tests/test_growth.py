@@ -167,7 +167,7 @@ def test_data_that_end_between_the_optimum_and_the_size_below_it_are_what_is_sho
     data = replace(DATA, train_samples=int(0.999 * c / below.flops_per_token))
     (said,) = (w for w in make_plan(spec, Measurements(sizes=SIZES, data=data)).warnings if "expected optimum" in w)
     assert said.startswith(f"C = {fmt.flops(c)}: all sizes that the data can feed are larger than the expected optimum")
-    assert said.endswith("add data, or leave this budget out")
+    assert said.endswith("add data, or leave this budget out [sizes_above_optimum]")
 
 
 def test_larger_sizes_without_enough_steps_are_not_taken() -> None:

@@ -200,7 +200,7 @@ def test_more_epochs_only_when_asked_for_and_said() -> None:
     assert any("max_epochs is 5" in w for w in plan.warnings)
     often = [replace(e, epochs=8.0) for e in plan.experiments]
     words = f"{len(often)} of {len(often)} experiments see their data more than 4 times, up to 8"
-    assert any(w.startswith(words) for w in cell_warnings(often))
+    assert any(flag.message.startswith(words) for flag in cell_warnings(often))
     assert not any("more than 4 times" in w for w in plan.warnings)
 
 
@@ -228,7 +228,7 @@ def test_warnings() -> None:
 def test_the_budget_that_whole_batches_move_most_is_named(factors: tuple[float, ...], said: str | None) -> None:
     cells = plan_of(spec_of(budgets=[1e6, 2e6])).experiments[:3]
     moved = [replace(e, flops=f * e.budget) for e, f in zip(cells, factors, strict=True)]
-    warnings = [w for w in cell_warnings(moved) if w.startswith("rounding to whole batches")]
+    warnings = [str(flag) for flag in cell_warnings(moved) if flag.code == "rounded_budget"]
     fix = "lower train.batch_size or raise the budget"
     assert warnings == ([] if said is None else [f"rounding to whole batches changes C = 1e6, {said}: {fix}"])
 

@@ -118,7 +118,7 @@ def test_plans_say_dtype_number_and_largest_id_and_how_it_begins(tmp_path: Path)
     write(tmp_path / "train.bin", WIDE)
     assert facts(tmp_path, dtype="uint16").warnings == (
         "data.train: train.bin looks like uint32 (found: as uint16 every second id would be 0 to 1), and data.dtype "
-        "says uint16",
+        "says uint16 [token_file]",
     )
 
 

@@ -19,9 +19,9 @@ from click.testing import CliRunner
 from docs.markdown import ROOT
 from docs.reference._python import comments
 from docs.reference._tables import code, page, table
-from flops_fit_ray.analysis import Flag
 from flops_fit_ray.cli._commands import commands
 from flops_fit_ray.console.json_lines import result_fields
+from flops_fit_ray.flags import Flag
 from flops_fit_ray.ledger import ExperimentResult, Failure, Progress
 from flops_fit_ray.ledger._table import COLUMNS
 from flops_fit_ray.ledger.hardware import Cluster, Gpu, Machine

@@ -7,7 +7,6 @@ if TYPE_CHECKING:
     from flops_fit_ray.analysis._axis import AxisBudget, AxisFit, AxisScale, AxisValue, fit_axis, shown_value
     from flops_fit_ray.analysis._capped import CappedPrediction
     from flops_fit_ray.analysis._comparison import Comparison, common_budget, compare
-    from flops_fit_ray.analysis._flags import Flag
     from flops_fit_ray.analysis._law import Interval, Law
     from flops_fit_ray.analysis._limited_data import LimitedPrediction, predict_limited
     from flops_fit_ray.analysis._methods import METHODS, Method
@@ -64,7 +63,6 @@ __all__ = [
     "CappedPrediction",
     "Comparison",
     "FitOptions",
-    "Flag",
     "Interval",
     "IsoTime",
     "Law",

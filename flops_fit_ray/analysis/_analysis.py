@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 from flops_fit_ray.analysis._extrapolation import HoldOut, LossHoldOut, hold_outs, loss_hold_out
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._metric_laws import MetricKind, MetricOptions, MetricPrediction, predict_metric
 from flops_fit_ray.analysis._published_answer import PublishedDistance, published_distance
 from flops_fit_ray.analysis._rate_part import RatePart, rate_part
@@ -27,6 +26,7 @@ from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.prediction import Prediction, check_budget, predict
 from flops_fit_ray.analysis.time_budgets import IsoTime, isotime
 from flops_fit_ray.errors import FitError
+from flops_fit_ray.flags import Flag
 
 TARGET = 10.0  # times the largest fitted C: the target where none is named
 

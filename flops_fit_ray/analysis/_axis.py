@@ -11,12 +11,12 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._axis_model import AxisModel, fit_axis_model
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.analysis.points import Points, check_points
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import FitOptions
+from flops_fit_ray.flags import Flag
 
 AxisScale = Literal["log", "linear", "kinds"]
 LOG_RANGE = 3.0  # ratio of the largest to the smallest value, from which an axis of positive numbers is taken as ln x

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 
 from flops_fit_ray.analysis._distance import Distance
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._published_answer import predict_published
 from flops_fit_ray.analysis._speedup import Compared, Speedup, speedup
@@ -20,6 +19,7 @@ from flops_fit_ray.analysis.prediction import check_budget, extrapolation
 from flops_fit_ray.analysis.published import PublishedLaw
 from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.fit_options import FIT_DEFAULTS, MethodName
+from flops_fit_ray.flags import Flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._valley_cost import BentLaw
 from flops_fit_ray.analysis._valley_minima import MinimaErrors, interior
@@ -34,6 +33,7 @@ from flops_fit_ray.analysis.surface import (
 )
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName, SurfaceOptions
+from flops_fit_ray.flags import Flag
 
 FitVerdict = Literal["fits", "doubtful", "does_not_fit"]
 REFUSED, DOUBTED = 0.01, 0.05  # p-values below which a law does not fit, or is doubted

@@ -12,12 +12,12 @@ from typing import Literal
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._lack_of_fit import HeldOutTop
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import Points, blocks_by_budget
 from flops_fit_ray.analysis.surface import Surfaces, fit_surface
 from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
+from flops_fit_ray.flags import Flag
 
 HeldOut = Literal["budgets", "sizes"]
 HELD_OUT = 3  # blocks that are predicted, each from those below it

@@ -13,7 +13,6 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._distance import distance, distances
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
@@ -24,6 +23,7 @@ from flops_fit_ray.analysis.repetition import REPEATED, Repetition, faded, optim
 from flops_fit_ray.analysis.surface import CostLaw, Surfaces
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import MethodName
+from flops_fit_ray.flags import Flag
 
 REACH = 14.0  # ln N on either side of N_opt for new tokens, within which the best N is looked for
 CELLS = 281  # of the first search; each further one narrows it by ten

@@ -12,7 +12,6 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._ensemble import sample
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis._metric_links import Link, LossLink, Observed, ShareLink
 from flops_fit_ray.analysis._sweep_fit import SweepFit
@@ -20,6 +19,7 @@ from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import blocks_by_budget
 from flops_fit_ray.analysis.prediction import Prediction, other_answer
 from flops_fit_ray.errors import FitError
+from flops_fit_ray.flags import Flag
 
 MOST = 1e100  # of a metric and its bounds
 WORSE = 1.5  # times the rms of a fitted floor, from which a value of guessing does not agree with the runs

@@ -7,11 +7,11 @@ from typing import Any
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._distance import Distance, distance
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning
 from flops_fit_ray.analysis.prediction import check_budget
 from flops_fit_ray.analysis.published import REFERENCE, PublishedLaw
+from flops_fit_ray.flags import Flag
 
 
 @dataclass(frozen=True, kw_only=True)

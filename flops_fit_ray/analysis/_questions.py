@@ -10,7 +10,6 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._capped import predict_capped
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._inversion import log_compute_for, one_draw
 from flops_fit_ray.analysis._law import LawDraws, central_interval
 from flops_fit_ray.analysis._limited_data import predict_limited
@@ -19,6 +18,7 @@ from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.prediction import Prediction, predict
 from flops_fit_ray.errors import FitError
+from flops_fit_ray.flags import Flag
 
 REACH = math.log(1e9)  # of ln C beyond the fitted budgets, within which a loss is looked for
 OPEN = math.log(1e6)  # of ln C beyond the answer, within which a draw's is looked for

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis._flags import Flag, Severity
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.fit_options import MethodName
+from flops_fit_ray.flags import Flag, Severity
 
 
 @dataclass(frozen=True, kw_only=True)

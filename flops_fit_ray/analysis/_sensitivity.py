@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flops_fit_ray.analysis._curved_law import CurvedLaw
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._methods import Method, surface_method, valley_optimum
 from flops_fit_ray.analysis._sweep_fit import SweepFit, fit_minima, fit_valleys, valley_of
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
@@ -17,6 +16,7 @@ from flops_fit_ray.analysis.prediction import other_answer
 from flops_fit_ray.analysis.surface import fit_surface, refit_surfaces
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
 from flops_fit_ray.fit_options import SURFACES, FitOptions, MethodName
+from flops_fit_ray.flags import Flag
 from flops_fit_ray.formatting import count, flops
 
 MAX_LEFT_OUT = 200  # runs that are left out in turn, those with the greatest influence first

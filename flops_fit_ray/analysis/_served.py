@@ -15,7 +15,6 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._distance import Distance, distance, distances, ratio_distance
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._methods import Method
 from flops_fit_ray.analysis._sweep_fit import SweepFit
@@ -25,6 +24,7 @@ from flops_fit_ray.analysis.prediction import Prediction, misfits, other_answer,
 from flops_fit_ray.analysis.surface import CostLaw, Surfaces, balance, lowest_loss, lowest_total, tokens_for
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import MethodName
+from flops_fit_ray.flags import Flag
 
 MOST = 1e60  # of any number that is asked
 FORWARD = 1 / 3  # of the FLOPs of a training token: backward costs twice forward (Kaplan et al. 2020, section 2.1)

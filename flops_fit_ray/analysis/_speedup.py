@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._inversion import log_compute_for, log_tokens_for, one_draw
 from flops_fit_ray.analysis._law import MIN_DRAWS, Interval, Law, LawDraws
 from flops_fit_ray.analysis._matched_budgets import MatchedBudgets, matched_budgets
@@ -23,6 +22,7 @@ from flops_fit_ray.analysis._straight import Straight, weighted_line
 from flops_fit_ray.analysis._sweep_fit import SweepFit, ValleyFit
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.surface import Surfaces
+from flops_fit_ray.flags import Flag
 
 CURVE_POINTS = 21
 STEP = 1e-4  # nats, of a derivative

@@ -13,7 +13,6 @@ import numpy as np
 from flops_fit_ray.analysis._capped import CappedPrediction
 from flops_fit_ray.analysis._comparison import Comparison
 from flops_fit_ray.analysis._curved_law import CurvedLaw
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, Law, central_interval
 from flops_fit_ray.analysis._limited_data import LimitedPrediction
 from flops_fit_ray.analysis._methods import Method
@@ -27,6 +26,7 @@ from flops_fit_ray.analysis.prediction import Prediction
 from flops_fit_ray.analysis.surface import CostLaw, SurfaceFit
 from flops_fit_ray.analysis.time_budgets import IsoTime, TimedPrediction
 from flops_fit_ray.analysis.valley import Valley
+from flops_fit_ray.flags import Flag
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
 
 LAWS = (("n_opt", "params_opt"), ("d_opt", "tokens_opt"), ("l_opt", "loss_opt"))

@@ -11,7 +11,6 @@ import numpy as np
 from flops_fit_ray.analysis._bracketed import bracketed
 from flops_fit_ray.analysis._curve_choice import choose_curve
 from flops_fit_ray.analysis._envelope import envelope_method
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._lack_of_fit import FitTest, HeldOutTop, fit_tests, hold_out_top
 from flops_fit_ray.analysis._law import Law
 from flops_fit_ray.analysis._law_choice import Choice, choose_surface
@@ -38,6 +37,7 @@ from flops_fit_ray.analysis.repetition import Repetition, fit_repetition
 from flops_fit_ray.analysis.surface import bootstrap_cases, bootstrap_surface, fit_surface, fit_token_cost
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley, fit_valley
 from flops_fit_ray.fit_options import FIT_DEFAULTS, SURFACES, FitOptions, MethodName
+from flops_fit_ray.flags import Flag
 
 MIN_FOR_SURFACE = 15  # points, three for each parameter, from which a surface can be the default method
 APART = 1.15  # least gap between neighbouring budgets that were inferred by nearness

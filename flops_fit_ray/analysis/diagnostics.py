@@ -9,7 +9,6 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._distance import Distance
-from flops_fit_ray.analysis._flags import Flag, Severity
 from flops_fit_ray.analysis._law import MIN_DRAWS
 from flops_fit_ray.analysis._methods import METHODS, Method
 from flops_fit_ray.analysis._valley_minima import Minima, interior
@@ -18,6 +17,7 @@ from flops_fit_ray.analysis.noise import Noise
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.valley import Valley
 from flops_fit_ray.fit_options import MethodName
+from flops_fit_ray.flags import Flag, Severity
 
 TRUSTED_RANGE = 32.0  # largest over smallest budget from which an exponent is trusted
 ROUNDING = 0.98  # of that range, as budgets of whole batches may come to

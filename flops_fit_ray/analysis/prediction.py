@@ -10,7 +10,6 @@ import numpy as np
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis._distance import Distance, beyond_words, distance, distances
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis._loss_law import MIN_FOR_SHIFT
 from flops_fit_ray.analysis._methods import Method
@@ -19,6 +18,7 @@ from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning, range_warning
 from flops_fit_ray.errors import FitError
 from flops_fit_ray.fit_options import SURFACES, MethodName
+from flops_fit_ray.flags import Flag
 
 MIN_SEEDS = 6  # degrees of freedom from which the noise between seeds is used for a single run
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from flops_fit_ray.analysis._flags import Flag
 from flops_fit_ray.analysis._law import Interval
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.points import Points
 from flops_fit_ray.analysis.published import PUBLISHED
 from flops_fit_ray.analysis.surface import CostLaw, Surfaces, fit_surface, robust_reach, root_weights
 from flops_fit_ray.fit_options import SurfaceOptions
+from flops_fit_ray.flags import Flag
 
 _MUENNIGHOFF = PUBLISHED["muennighoff2023"].constants
 PUBLISHED_TOKENS, PUBLISHED_PARAMS = _MUENNIGHOFF["R_D"], _MUENNIGHOFF["R_N"]

@@ -31,7 +31,8 @@ from flops_fit_ray.storage.storage_path import StoragePath, local_path
 from flops_fit_ray.sweep.sources import is_table, path_or_law, shadowed
 
 if TYPE_CHECKING:
-    from flops_fit_ray.analysis import Analysis, Flag, NextRuns, PublishedLaw, SweepFit
+    from flops_fit_ray.analysis import Analysis, NextRuns, PublishedLaw, SweepFit
+    from flops_fit_ray.flags import Flag
     from flops_fit_ray.sweep.directory import Sweep
     from flops_fit_ray.sweep.validity import CardItem
     from flops_fit_ray.tables import Loaded, Optima, Table

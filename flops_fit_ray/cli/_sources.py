@@ -15,7 +15,8 @@ from flops_fit_ray.storage.storage_path import StoragePath, local_path
 from flops_fit_ray.sweep.sources import is_table
 
 if TYPE_CHECKING:
-    from flops_fit_ray.analysis import Flag, SweepFit
+    from flops_fit_ray.analysis import SweepFit
+    from flops_fit_ray.flags import Flag
     from flops_fit_ray.sweep.directory import Sweep
     from flops_fit_ray.tables import Table, TableOptions
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.flags import warning
 from flops_fit_ray.ledger import Failure, Progress
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.sweep.directory import Sweep
@@ -60,7 +61,7 @@ def summary_text(sweep: Sweep, elapsed: float) -> str:
     if sweep.num_deaths:
         lines.append(f"retries: {sweep.num_deaths} after a worker or node died")
     if sweep.mixed_code:
-        lines.append(f"warning: {sweep.mixed_code}")
+        lines.append(warning("mixed_code", sweep.mixed_code).line)
     return "\n".join(lines)
 
 
@@ -97,12 +98,12 @@ def status_text(sweep: Sweep) -> str:
     if deaths := sweep.num_deaths:
         lines.append(f"retries: {deaths} after a worker or node died")
     if sweep.mixed_code:
-        lines.append(f"warning: {sweep.mixed_code}")
+        lines.append(warning("mixed_code", sweep.mixed_code).line)
     lines.append(f"writer: {sweep.writer}" if sweep.writer else "writer: none; the sweep is not running")
     experiments = {e.key: e for e in sweep.plan.experiments}
     lines += _some([_running_text(e, progress) for e, progress in sweep.running])
     lines += _some([_failure_text(experiments[f.key], f) for f in sweep.failures])
-    lines += [f"warning: {warning}" for warning in sweep.damage]
+    lines += [flag.line for flag in sweep.damage]
     lines += _score_lines(sweep)
     if not sweep.complete:
         lines.append(f"resume with: {sweep.command}")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from flops_fit_ray.flags import Flag, warning
 from flops_fit_ray.planning.experiment import Experiment, Measurements, ModelSize
 from flops_fit_ray.planning.grid import Cell, centre_of
 from flops_fit_ray.spec import SweepSpec
@@ -79,7 +80,7 @@ def _evaluations(e: Experiment, every: int | None) -> int:
 
 def evaluation_warnings(
     spec: SweepSpec, measurements: Measurements, experiments: Sequence[Experiment], cost: float
-) -> Iterator[str]:
+) -> Iterator[Flag]:
     """Yield warnings about a held-out set that costs much, or tells little.
 
     Args:
@@ -89,14 +90,16 @@ def evaluation_warnings(
     limit = MAX_SHARE if spec.data.eval_samples is not None else 2 * MAX_SHARE  # by default chosen before the sizes are
     if trained and cost > limit * trained and data.eval_samples > MIN_SAMPLES:
         way_out = " or raise data.eval_every_tokens" if spec.data.eval_every_tokens else ""
-        yield (
+        yield warning(
+            "dear_evaluation",
             f"evaluating {data.eval_samples:,} held-out samples costs {cost / trained:.2g} times the training: lower "
-            f"data.eval_samples{way_out}"
+            f"data.eval_samples{way_out}",
         )
     targets = data.eval_samples * data.tokens_per_sample
     if 0 < targets < FEW_TARGETS:
-        yield (
+        yield warning(
+            "held_out_small",
             f"the held-out set has {targets:,} targets: losses have an error of about {100 / math.sqrt(targets):.0f} % "
             f"where single ones scatter as widely as they are large, and 1 % is not told apart: hold out "
-            f"{FEW_TARGETS:,} or more"
+            f"{FEW_TARGETS:,} or more",
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from flops_fit_ray.flags import Flagged
 from flops_fit_ray.storage.codec import Record
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class LossFacts(Record):
     average: Average = Average()
     metrics: Mapping[str, Average] = field(default_factory=dict)  # by name
     classes_second: bool = False  # cross_entropy: where shapes leave it open, logits are (samples, classes, positions)
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Flagged, ...] = ()
 
 
 NOTHING_LEARNT = LossFacts()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.flags import Flag, warning
 from flops_fit_ray.planning import lr_probes
 from flops_fit_ray.planning.cells import Cells, max_steps, resolve_lr, steps_of, tokens_of
 from flops_fit_ray.planning.experiment import Experiment, MeasuredLr, ModelSize
@@ -29,7 +30,7 @@ class LrGuard:
         assume: bool,
     ) -> None:
         self.notes: list[str] = []
-        self.warnings: list[str] = []
+        self.warnings: list[Flag] = []
         self._cells, self._add, self._loss, self._assume = cells, add, loss, assume
         self._spec, self._measurements = cells.spec, cells.measurements
 
@@ -82,9 +83,10 @@ class LrGuard:
             self.notes.append(f"every probed learning rate failed at size {size.size}: it keeps the general rule")
             return 1.0
         if lr_probes.is_flat(losses):
-            self.warnings.append(
+            message = (
                 f"learning rates {min(losses):g} to {max(losses):g} times the general rule give losses equal to "
                 f"{100 * lr_probes.FLAT:g} % (C = {fmt.flops(budget)}, size {size.size}): the model may not learn at "
                 "this budget, and the best rate is chance; raise the smallest budget, or set train.lr"
             )
+            self.warnings.append(warning("flat_rates", message))
         return lr_probes.optimum_factor(losses)

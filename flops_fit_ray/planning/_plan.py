@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.flags import Flagged
 from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.planning._plan_text import experiments_text, price_lines, warning_lines
 from flops_fit_ray.planning._price import Price, Rates, estimate_price
@@ -47,7 +48,7 @@ class Plan:
     name: str
     experiments: tuple[Experiment, ...]
     measurements: Measurements
-    warnings: tuple[str, ...]
+    warnings: tuple[Flagged, ...]
     disk: Disk
     constants: SweepConstants
     final: bool = True
@@ -224,7 +225,7 @@ class _PlanFile(Record):
     sizes: tuple[ModelSize, ...]
     data: DataFacts
     skipped: tuple[str, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[Flagged, ...]  # in files of earlier versions without codes
     experiments: tuple[Experiment, ...]
     loss: LossFacts = NOTHING_LEARNT
     disk: Disk = Disk(per_running=0, in_the_end=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.flags import Flagged
 from flops_fit_ray.planning._price import Price, price_warnings
 from flops_fit_ray.planning.experiment import Experiment
 
@@ -66,6 +67,6 @@ def price_lines(price: Price, *, several_sizes: bool) -> Iterator[str]:
         yield f"memory: at most {fmt.size(price.peak_memory_bytes)} per experiment, as measured by check"
 
 
-def warning_lines(warnings: Sequence[str], price: Price | None) -> list[str]:
+def warning_lines(warnings: Sequence[Flagged], price: Price | None) -> list[str]:
     """Return the warnings of a plan and of its price."""
     return [f"warning: {warning}" for warning in (*warnings, *(price_warnings(price) if price else ()))]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.flags import Flag, Flagged, warning
 from flops_fit_ray.planning._adaptive import MIN_SIZES
 from flops_fit_ray.planning._disk import disk_need
 from flops_fit_ray.planning._evaluation import evaluation_cost, evaluation_warnings, limit_samples, with_limit
@@ -92,7 +93,7 @@ class Planner:
         grown = PlanReplay(self.cells, observed, static=self._static).grow()
         experiments = tuple(grown.experiments.values())
         expected: tuple[Experiment, ...] = ()
-        unfed: tuple[str, ...] = ()
+        unfed: tuple[Flag, ...] = ()
         if grown.waiting and forecast:
             assumed = PlanReplay(self.cells, observed, static=self._static, assume=True).grow()
             places = {(e.budget, e.size, e.recipe.seed, e.role) for e in experiments}
@@ -109,14 +110,18 @@ class Planner:
         evaluation = sum(map(evaluation_cost(self.measurements, every), everything))
         follows_d = {s.size for s in self.measurements.sizes if s.budget_lr}
         by_d = [e for e in everything if e.size in follows_d]
-        warnings = (
+        flags = (
             *sweep_warnings(self.spec, self.measurements, lr_guarded=guarded),
             *counting_warnings(self.measurements, [s for s in self.measurements.sizes if s.size in used]),
-            *self.measurements.loss.warnings,
             *unfed,
             *grown.warnings,
             *cell_warnings(everything, tapers=grown.sizing.tapers),
             *evaluation_warnings(self.spec, self.measurements, everything, evaluation),
+        )
+        warnings: tuple[Flagged, ...] = (
+            *self.measurements.data.warnings,
+            *self.measurements.loss.warnings,
+            *(flag.text for flag in flags),
         )
         plan = Plan(
             name=self.spec.name,
@@ -139,7 +144,7 @@ class Planner:
             self._constant = plan
         return plan
 
-    def _refuse_unfed(self, experiments: Sequence[Experiment]) -> Iterator[str]:
+    def _refuse_unfed(self, experiments: Sequence[Experiment]) -> Iterator[Flag]:
         """Check that every budget can have sizes around its expected optimum, before the first one is paid for.
 
         Yields warnings where they are all larger than the optimum.
@@ -159,9 +164,10 @@ class Planner:
                     if unfed
                     else ("the model allows", "make the model smaller, or leave this budget out")
                 )
-                yield (
+                yield warning(
+                    "sizes_above_optimum",
                     f"C = {fmt.flops(budget.flops)}: all sizes that {limit} are larger than the expected optimum "
-                    f"N = {centre:.3g}: {way_out}"
+                    f"N = {centre:.3g}: {way_out}",
                 )
 
 

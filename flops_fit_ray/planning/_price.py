@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.flags import Flagged, warning
 from flops_fit_ray.planning.experiment import Experiment
 from flops_fit_ray.planning.slots import Seconds, StartOption, choose_starts, lower_bound, own_flops
 from flops_fit_ray.storage.codec import NON_EMPTY, Amount, Count, PositiveFloat, PositiveInt, Record
@@ -141,14 +142,15 @@ def estimate_price(
     )
 
 
-def price_warnings(price: Price) -> list[str]:
+def price_warnings(price: Price) -> list[Flagged]:
     """Return warnings about the schedule."""
     if price.wall_seconds is None or price.bound_seconds is None or price.slots is None:
         return []
     if price.wall_seconds > LONGEST_CORNER * price.bound_seconds:
         longer = 100 * (price.wall_seconds / price.bound_seconds - 1)
-        return [
+        message = (
             f"on {fmt.counted(price.slots, 'slot')} the sweep takes {longer:.0f} % longer than its lower bound: one "
             "more long experiment than slots; add a slot"
-        ]
+        )
+        return [warning("one_long_experiment", message).text]
     return []

@@ -15,6 +15,7 @@ import numpy as np
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.outliers import farthest_outlier
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
+from flops_fit_ray.flags import Flag
 from flops_fit_ray.planning import _adaptive as adaptive
 from flops_fit_ray.planning._ladder import first_valley, fitting, ladder_of
 from flops_fit_ray.planning._lr_guard import LrGuard
@@ -43,7 +44,7 @@ class PlanReplay:
     ) -> None:
         self.experiments: dict[str, Experiment] = {}
         self.notes: list[str] = []
-        self.warnings: list[str] = []
+        self.warnings: list[Flag] = []
         self.waiting = False
         self.lr: MeasuredLr | None = None
         self._cells, self._observed, self._assume, self._static = cells, observed, assume, static

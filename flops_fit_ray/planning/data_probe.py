@@ -11,6 +11,8 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from flops_fit_ray.flags import Flag, warning
+
 USUAL_CAUSES = (
     "usual causes: np.random, random or default_rng() without a seed when the module is imported, the order of a set "
     "or of hash(), os.listdir or glob without sorted(), the time, files that differ between nodes"
@@ -89,13 +91,14 @@ class DataProbe:
             f"{USUAL_CAUSES}. The way out: {WAY_OUT}"
         )
 
-    def warnings(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[Flag]:
         """Yield what cannot be compared."""
         for one in (self.train, self.held_out):
             if one is not None and one.is_random:
-                yield (
+                yield warning(
+                    "other_samples",
                     f"{one.name} gives other samples each time it is read, whatever torch, numpy and random are seeded "
                     "with: experiments see other samples each, one that resumes sees some twice, and of a worker's "
                     "samples only the number is compared with the plan's; seed its own generator in __iter__ or "
-                    "__getitem__"
+                    "__getitem__",
                 )

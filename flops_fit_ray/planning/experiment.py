@@ -11,6 +11,7 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Annotated, Any, Literal, TypeVar
 
+from flops_fit_ray.flags import Flagged
 from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.planning.data_probe import DataProbe
 from flops_fit_ray.storage.codec import (
@@ -100,7 +101,7 @@ class DataFacts(Record):
     fingerprint: str  # of the training and held-out samples
     tensor_bytes: Count = 0  # of data made of tensors, of which each process would hold a copy
     notes: tuple[str, ...] = ()  # what was assumed of the data, for people
-    warnings: tuple[str, ...] = ()  # about the data
+    warnings: tuple[Flagged, ...] = ()  # about the data
 
     @property
     def tokens_per_epoch(self) -> int | None:

@@ -10,6 +10,7 @@ from flops_fit_ray.analysis.diagnostics import range_warning
 from flops_fit_ray.analysis.repetition import NEARLY_FRESH
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.flags import Flag, warning
 from flops_fit_ray.planning._ranges import feasible_range, largest_batch, least_samples, remedy_words
 from flops_fit_ray.planning._sizes import TRUSTED_RATIO, auto_range, expected_centre, shared_sizes, size_label
 from flops_fit_ray.planning.cells import batch_tokens, max_steps, steps_of
@@ -151,66 +152,87 @@ def too_much_data(spec: SweepSpec, measurements: Measurements, budget: float, si
     )
 
 
-def sweep_warnings(spec: SweepSpec, measurements: Measurements, *, lr_guarded: bool) -> Iterator[str]:
+def sweep_warnings(spec: SweepSpec, measurements: Measurements, *, lr_guarded: bool) -> Iterator[Flag]:
     """Yield warnings about the sweep as a whole."""
     span = spec.budgets[-1].flops / spec.budgets[0].flops
     if not spec.is_one_run:
-        yield from map(str, range_warning(span, len(spec.budgets)))
+        yield from range_warning(span, len(spec.budgets))
     elif len(spec.budgets) > 1:
-        yield (
+        yield warning(
+            "one_model",
             f"all {len(spec.budgets)} budgets list one and the same size: one model is trained for longer and longer, "
-            "and no law is fitted"
+            "and no law is fitted",
         )
     elif len(spec.budgets[0].sizes or ()) != 1:
-        yield "one budget gives no law: it can be planned, and run beside one more"
+        yield warning("one_budget", "one budget gives no law: it can be planned, and run beside one more")
     if spec.train.lr == "auto" and not lr_guarded:
-        yield "train.lr is a general rule, not measured on this model: it may bias the valleys; set grid.lr_guard"
+        yield warning(
+            "lr_not_measured",
+            "train.lr is a general rule, not measured on this model: it may bias the valleys; set grid.lr_guard",
+        )
     if isinstance(spec.train.lr, float) and spec.train.optimizer == "adamw":
-        yield "train.lr is one value for all sizes: larger models usually need a lower one; use a rule or a table"
+        yield warning(
+            "one_lr",
+            "train.lr is one value for all sizes: larger models usually need a lower one; use a rule or a table",
+        )
     if spec.train.schedule == "constant":
-        yield "train.schedule is constant: without a decay at the end of a run the optimum is biased; use wsd or cosine"
+        yield warning(
+            "constant_schedule",
+            "train.schedule is constant: without a decay at the end of a run the optimum is biased; use wsd or cosine",
+        )
     yield from _data_warnings(spec, measurements.data)
     if spec.data.max_epochs > 1:
-        yield (
+        yield warning(
+            "repeated_data",
             f"data.max_epochs is {spec.data.max_epochs:g}: repeated data biases the optimum of valleys (surfaces are "
-            "fitted to effective tokens); add data if you can"
+            "fitted to effective tokens); add data if you can",
         )
 
 
-def _data_warnings(spec: SweepSpec, data: DataFacts) -> Iterator[str]:
+def _data_warnings(spec: SweepSpec, data: DataFacts) -> Iterator[Flag]:
     if spec.loss == SYNTHETIC_LOSS:
-        yield "nothing is trained: the losses are synthetic, of the surface of Besiroglu et al. 2024 at N and D"
+        yield warning(
+            "synthetic",
+            "nothing is trained: the losses are synthetic, of the surface of Besiroglu et al. 2024 at N and D",
+        )
     if data.fingerprint == NO_DATA:
-        yield "no data were measured: D is not limited by them, and FLOPs are 6·N·D where no flops_per_token is given"
+        yield warning(
+            "no_data",
+            "no data were measured: D is not limited by them, and FLOPs are 6·N·D where no flops_per_token is given",
+        )
         return
     if data.train_samples is None:
-        yield "data.train has no length: an experiment fails if the data end before its D"
-    yield from data.warnings
+        yield warning("no_length", "data.train has no length: an experiment fails if the data end before its D")
     if data.eval_samples == 0:
-        yield "there is no held-out data: losses are training losses, the mean of the last 5 % of steps; set data.eval"
+        yield warning(
+            "no_held_out",
+            "there is no held-out data: losses are training losses, the mean of the last 5 % of steps; set data.eval",
+        )
 
 
-def counting_warnings(measurements: Measurements, sizes: Sequence[ModelSize]) -> Iterator[str]:
+def counting_warnings(measurements: Measurements, sizes: Sequence[ModelSize]) -> Iterator[Flag]:
     """Yield warnings about N and FLOPs of the sizes of a plan, and what is assumed of them."""
     frozen = next((s for s in sizes if s.params_frozen), None)
     if frozen is not None:
         counted = "N counts them too" if measurements.counting < AS_THEY_RUN else "they are not in N"
-        yield (
+        yield warning(
+            "frozen",
             f"{fmt.count(frozen.params_frozen)} of {fmt.count(frozen.params_total)} parameters are frozen at size "
-            f"{frozen.size}: {counted}, and their FLOPs are counted as they run"
+            f"{frozen.size}: {counted}, and their FLOPs are counted as they run",
         )
     idle = next((s for s in sizes if s.without_gradient), None)
     if idle is not None:
         shown = ", ".join(idle.without_gradient[:3]) + (", ..." if len(idle.without_gradient) > 3 else "")
-        yield (
+        yield warning(
+            "no_gradient",
             f"{fmt.counted(len(idle.without_gradient), 'parameter')} got no gradient from a first batch ({shown}): N "
             "counts them; "
-            "freeze or remove what is not used"
+            "freeze or remove what is not used",
         )
     yield from flops_audit(sizes, unit=measurements.data.token_unit)
 
 
-def flops_audit(sizes: Sequence[ModelSize], unit: str = "") -> Iterator[str]:
+def flops_audit(sizes: Sequence[ModelSize], unit: str = "") -> Iterator[Flag]:
     """Yield warnings about counted FLOPs: layers that the counter did not see, and ratios to 6·N·D.
 
     Args:
@@ -221,9 +243,10 @@ def flops_audit(sizes: Sequence[ModelSize], unit: str = "") -> Iterator[str]:
     unseen = next((s for s in sizes if s.uncounted), None)
     if unseen is not None:
         shown = ", ".join(unseen.uncounted[:3]) + (", ..." if len(unseen.uncounted) > 3 else "")
-        yield (
+        yield warning(
+            "uncounted",
             f"no FLOPs were counted in {fmt.counted(len(unseen.uncounted), 'module')} or operations ({shown}): if they "
-            "compute, give a function in model.flops_per_token"
+            "compute, give a function in model.flops_per_token",
         )
     low, high = TRUSTED_RATIO
     outside = [
@@ -238,40 +261,47 @@ def flops_audit(sizes: Sequence[ModelSize], unit: str = "") -> Iterator[str]:
                 f"if a sample holds many tokens (about {ratio:.0f} patches or pixels), set data.tokens_per_sample, "
                 f"and D counts them; {remedy}"
             )
-        yield (
+        yield warning(
+            "flops_ratio",
             f"counted FLOPs are {ratio:.2f} times 6·N·D at size {worst.size}, outside {low:g} to {high:g}: attention "
-            f"in a narrow model, shared weights, or layers not counted: {remedy}"
+            f"in a narrow model, shared weights, or layers not counted: {remedy}",
         )
 
 
-def cell_warnings(experiments: Sequence[Experiment], *, tapers: bool = False) -> Iterator[str]:
+def cell_warnings(experiments: Sequence[Experiment], *, tapers: bool = False) -> Iterator[Flag]:
     """Yield warnings about the cells of a grid; one that `tapers` has few sizes on purpose where they are dear."""
     grid = [e for e in experiments if e.role == "grid"]
     short = [e for e in grid if e.steps < MIN_STEPS]
     if short:
         shortest = min(short, key=lambda e: e.steps)
-        yield (
+        yield warning(
+            "few_steps",
             f"{len(short)} of {len(grid)} experiments have fewer than {MIN_STEPS} optimizer steps "
             f"(C = {fmt.flops(shortest.budget)}, size {shortest.size}: {shortest.steps}): lower train.batch_size or "
-            "raise the budget"
+            "raise the budget",
         )
     if grid:
         rounded = max(grid, key=lambda e: abs(e.flops / e.budget - 1))
         if abs(rounded.flops / rounded.budget - 1) > LARGEST_ROUNDING:
-            yield (
+            yield warning(
+                "rounded_budget",
                 f"rounding to whole batches changes C = {fmt.flops(rounded.budget)}, size {rounded.size} by "
-                f"{100 * (rounded.flops / rounded.budget - 1):+.1f} %: lower train.batch_size or raise the budget"
+                f"{100 * (rounded.flops / rounded.budget - 1):+.1f} %: lower train.batch_size or raise the budget",
             )
     one_model = len({e.size for e in grid}) == 1  # no valley is meant
     for budget in () if one_model else sorted({e.budget for e in grid}):
         count = sum(e.budget == budget for e in grid)
         if count < (MIN_DISTINCT_SIZES["parabola"] if tapers else GOOD_SIZES):
-            yield f"C = {fmt.flops(budget)} has {count} sizes; add some: from {GOOD_SIZES} on one bad run matters less"
+            yield warning(
+                "few_sizes",
+                f"C = {fmt.flops(budget)} has {count} sizes; add some: from {GOOD_SIZES} on one bad run matters less",
+            )
     often = [e.epochs for e in grid if e.epochs is not None and e.epochs > NEARLY_FRESH]
     if often:
-        yield (
+        yield warning(
+            "repeated_data",
             f"{len(often)} of {len(grid)} experiments see their data more than {NEARLY_FRESH:g} times, up to "
-            f"{max(often):.3g}: beyond that repeats are worth less than new data, and the answer is the surfaces'"
+            f"{max(often):.3g}: beyond that repeats are worth less than new data, and the answer is the surfaces'",
         )
     first = {e.key: e.tokens for e in grid}  # the smallest D on the trunk of each
     for e in grid:
@@ -279,7 +309,8 @@ def cell_warnings(experiments: Sequence[Experiment], *, tapers: bool = False) ->
             first[e.key] = first.get(e.parent, e.tokens)
     longest = max(grid, key=lambda e: e.tokens / first[e.key], default=None)
     if longest is not None and longest.tokens > LONGEST_TRUNK * first[longest.key]:
-        yield (
+        yield warning(
+            "long_trunk",
             f"size {longest.size}: its trunk spans {longest.tokens / first[longest.key]:.3g}x in D, and one learning "
-            "rate is unlikely to suit all of it"
+            "rate is unlikely to suit all of it",
         )

@@ -243,7 +243,7 @@ def _of_fit(analysis: Analysis, card: Sequence[CardItem], figures: Mapping[str, 
 
 def _shown(analysis: Analysis, of_plan: Sequence[str]) -> list[str]:
     """Return each warning once; notes are not repeated at the top of the page."""
-    warnings = [flag.message for flag in analysis.warnings if flag.severity != "info"]
+    warnings = [flag.text for flag in analysis.warnings if flag.severity != "info"]
     return list(dict.fromkeys([*warnings, *of_plan]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import Flag
+from flops_fit_ray.flags import Flag
 from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import Experiment
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flops_fit_ray.analysis import Flag, Points, group_by_nearness
+from flops_fit_ray.analysis import Points, group_by_nearness
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.flags import Flag
 from flops_fit_ray.formatting import did_you_mean, listed
 from flops_fit_ray.sweep.comparability import comparability
 

@@ -116,7 +116,7 @@ def mend(recorded: Recorded, plan: Plan, say: Callable[[str], object]) -> None:
     ledger = Ledger(recorded.paths)
     damaged = ledger.damaged(e.key for e in plan.experiments)
     for flag in outcome_flags(ledger, [e for e in plan.experiments if e.key in damaged]):
-        say(f"warning: {flag}")
+        say(flag.line)
 
 
 def changes_since(recorded: Recorded, spec: SweepSpec, plan: Plan, code: CodeFacts | None = None) -> Changes:

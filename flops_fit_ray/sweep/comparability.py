@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flops_fit_ray.analysis import Flag
+from flops_fit_ray.flags import Flag
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.tables import Table
 

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops_fit_ray.analysis import FitOptions, Flag
+from flops_fit_ray.analysis import FitOptions
 from flops_fit_ray.errors import DirectoryError, PlanDamagedError
+from flops_fit_ray.flags import Flag, Flagged, warning
 from flops_fit_ray.ledger import ExperimentResult, Failure, Ledger, Progress, results_sha256, results_table
 from flops_fit_ray.planning import IN_FIT, Experiment, Plan, plan_from_json, trunk_numbers
 from flops_fit_ray.storage.atomic import (
@@ -275,15 +276,16 @@ class Sweep:
         return found_rule(self.results, self.plan.lr)
 
     @property
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[Flagged, ...]:
         """Return the warnings of the fit, of the learning rate and of the plan, each once."""
-        return tuple(dict.fromkeys([*map(str, self.fit.warnings), *self.own_warnings]))
+        return tuple(dict.fromkeys([*(flag.text for flag in self.fit.warnings), *self.own_warnings]))
 
     @property
-    def own_warnings(self) -> tuple[str, ...]:
+    def own_warnings(self) -> tuple[Flagged, ...]:
         """Return the warnings of the learning rate, of the code, then of the plan."""
-        mixed = () if self.mixed_code is None else (self.mixed_code,)
-        return (*self.lr_limited, *mixed, *self.plan.warnings)
+        flags = [warning("lr_limited", words) for words in self.lr_limited]
+        flags += [] if self.mixed_code is None else [warning("mixed_code", self.mixed_code)]
+        return (*(flag.text for flag in flags), *self.plan.warnings)
 
     @cached_property
     def mixed_code(self) -> str | None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import Flag, Interval
+from flops_fit_ray.analysis import Interval
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.errors import FitError, SpecError
+from flops_fit_ray.flags import Flag
 from flops_fit_ray.tables._columns import ColumnMap, TableOptions
 from flops_fit_ray.tables._load import Loaded
 from flops_fit_ray.tables._plausible import FLOPS_PER_TOKEN_AND_PARAM, unit_faults

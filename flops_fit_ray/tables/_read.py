@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.analysis import Flag, Points, group_by_nearness
+from flops_fit_ray.analysis import Points, group_by_nearness
 from flops_fit_ray.analysis.arrays import Bools, Floats
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.flags import Flag
 from flops_fit_ray.tables._binning import binned
 from flops_fit_ray.tables._cells import metric_numbers, numbers
 from flops_fit_ray.tables._columns import NONE, ColumnMap, TableOptions, find_columns, loss_in, unknown_column

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flops_fit_ray.analysis import Flag
 from flops_fit_ray.analysis.arrays import Bools, Floats, Ints
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.flags import Flag
 from flops_fit_ray.tables._columns import NONE, ColumnMap, TableOptions
 from flops_fit_ray.tables._names import PROGRESS, last_of
 from flops_fit_ray.tables._rates import SweptRates, swept_rates

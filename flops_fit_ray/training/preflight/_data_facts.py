@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.flags import Flag, warning
 from flops_fit_ray.planning import DataFacts, DataProbe, ModelSize
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.data import (
@@ -59,6 +60,7 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, D
     _refuse_split(spec, batch)
     probe = probe_of(train, held_out, user.eval_source)
     files = _token_files(user)
+    odd = (warning("token_file", f"{key}: {doubt}") for key, file in files for doubt in file.doubts)
     facts = DataFacts(
         train_samples=_train_samples(user.train_data, spec.train.batch_size),
         eval_samples=_eval_samples(spec, user),
@@ -68,7 +70,7 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, D
         fingerprint=fingerprint(train, held_out),
         tensor_bytes=_tensor_bytes(user),
         notes=(*note, *(f"{key}: {_described(key, file)[0]}" for key, file in files)),
-        warnings=(*probe.warnings(), *doubts, *(f"{key}: {doubt}" for key, file in files for doubt in file.doubts)),
+        warnings=tuple(flag.text for flag in (*probe.warnings(), *doubts, *odd)),
     )
     return batch, facts, probe
 
@@ -84,8 +86,8 @@ def _refuse_devices(spec: SweepSpec, batch: Batch) -> None:
         raise SpecError("spec", [device_fault(str(device))])
 
 
-def _refuse_repeated(key: str, data: SampledData | None) -> list[str]:
-    """Return what is doubtful of the processes of a loader.
+def _refuse_repeated(key: str, data: SampledData | None) -> list[Flag]:
+    """Return a warning of what is doubtful of the processes of a loader.
 
     Raises:
         SpecError: each of them gives every sample.
@@ -93,7 +95,7 @@ def _refuse_repeated(key: str, data: SampledData | None) -> list[str]:
     fault, doubt = ("", "") if data is None else repeated_samples(data.data)
     if fault:
         raise SpecError("spec", [f"{key}: {fault}"])
-    return [f"{key}: {doubt}"] if doubt else []
+    return [warning("repeated_samples", f"{key}: {doubt}")] if doubt else []
 
 
 def _mean_tokens(user: UserParts, batches: Sequence[Batch]) -> str:

@@ -212,7 +212,7 @@ def _flops(plan: Plan) -> CheckItem:
     sizes = plan.sizes
     ratios = [s.flops_per_token / (6 * s.params) for s in sizes]
     message = f"{min(ratios):.2f} to {max(ratios):.2f} times 6ND, {sizes[0].flops_source}"
-    doubts = list(flops_audit(sizes, plan.measurements.data.token_unit))
+    doubts = [flag.text for flag in flops_audit(sizes, plan.measurements.data.token_unit)]
     return (
         CheckItem("WARN", "FLOPs", f"{message}: {'; '.join(doubts)}") if doubts else CheckItem("PASS", "FLOPs", message)
     )

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from flops_fit_ray.errors import SpecError, first_line
+from flops_fit_ray.flags import Flag, warning
 from flops_fit_ray.planning import Average, LossFacts
 from flops_fit_ray.spec import SweepSpec
 from flops_fit_ray.training.data import Batch
@@ -53,18 +54,17 @@ def learn_loss_facts(user: UserParts, model: nn.Module | None, batch: Batch, spe
     second = model is not None and _is_second(user, model, samples)
     user = replace(user, loss_facts=LossFacts(classes_second=second))
     average, words = _average("loss", user.objective, model, batch)
-    warnings = [words] if words else []
+    flags = [warning("loss_mean", words)] if words else []
     metrics = {}
     for name, metric in user.metric_objectives.items():
         metrics[name], _ = _average(f"metrics.{name}", metric, model, batch)
         if metrics[name].over == "whole":
             size = spec.train.micro_batch_size or spec.train.batch_size
-            warnings.append(
-                f"metrics.{name}: is no mean over samples; what is reported is its mean over batches of {size}"
-            )
-    facts = LossFacts(average=average, metrics=metrics, classes_second=second, warnings=tuple(warnings))
+            words = f"metrics.{name}: is no mean over samples; what is reported is its mean over batches of {size}"
+            flags.append(warning("loss_mean", words))
+    facts = LossFacts(average=average, metrics=metrics, classes_second=second)
     _refuse_split(facts, spec)
-    return replace(facts, warnings=(*warnings, *_batch_norm(model, spec)))
+    return replace(facts, warnings=tuple(flag.text for flag in (*flags, *_batch_norm(model, spec))))
 
 
 def _average(key: str, objective: Objective, model: nn.Module | None, batch: Batch) -> tuple[Average, str]:
@@ -211,13 +211,14 @@ def _refuse_split(facts: LossFacts, spec: SweepSpec) -> None:
         )
 
 
-def _batch_norm(model: nn.Module | None, spec: SweepSpec) -> Iterator[str]:
+def _batch_norm(model: nn.Module | None, spec: SweepSpec) -> Iterator[Flag]:
     size = (spec.train.micro_batch_size or spec.train.batch_size) // spec.workers_per_trial or 1
     norm = next((m for m in model.modules() if isinstance(m, _BatchNorm)), None) if model is not None else None
     if norm is not None and size < spec.train.batch_size:
-        yield (
+        yield warning(
+            "batch_norm",
             f"{type(norm).__name__} computes its statistics over {size} samples and not over "
-            f"train.batch_size {spec.train.batch_size}: results depend on how batches are split"
+            f"train.batch_size {spec.train.batch_size}: results depend on how batches are split",
         )
 
 

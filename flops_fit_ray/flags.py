@@ -1,13 +1,17 @@
-"""Warnings about a number: a code for programs, a severity, and a message for people."""
+"""Warnings: a code for programs and for docs/troubleshooting.md, a severity, and a message for people.
+
+Refusals have codes of the same kind (`errors.REFUSALS`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NewType, get_args
 
 from flops_fit_ray.fit_options import SURFACES, SurfaceStatus, ValleyStatus
 
 Severity = Literal["info", "warning", "severe"]
+Flagged = NewType("Flagged", str)  # a message with its code behind it: only `Flag.text` makes one
 LABELS = {"info": "note", "warning": "warning", "severe": "WARNING"}
 # Every code that there is; docs/troubleshooting.md says of each what it means, and what to do
 CODES = frozenset({
@@ -16,8 +20,14 @@ CODES = frozenset({
     "flops_factor", "left_out_rows", "optima", "other_settings_left_out", "refused_rows",
     # Of two sweeps that are compared
     "other_data", "other_loss",
-    # Of a sweep's files
-    "damaged",
+    # Of a plan: its budgets, sizes and recipe
+    "batch_norm", "constant_schedule", "few_sizes", "few_steps", "flat_rates", "long_trunk", "lr_not_measured",
+    "one_budget", "one_long_experiment", "one_lr", "one_model", "rounded_budget", "sizes_above_optimum",
+    # Of a plan: its data, loss and counts
+    "dear_evaluation", "flops_ratio", "frozen", "held_out_small", "loss_mean", "no_data", "no_gradient",
+    "no_held_out", "no_length", "other_samples", "repeated_samples", "synthetic", "token_file", "uncounted",
+    # Of a sweep's files and results
+    "damaged", "lr_limited", "mixed_code",
     # Of points and budgets
     "checkpoints", "no_budget", "no_intervals", "narrow_range", "repeated_data", "unordered_minima",
     *(f"valley_{status}" for status in get_args(ValleyStatus) if status != "interior"),
@@ -46,10 +56,20 @@ class Flag:
         return self.message
 
     @property
+    def text(self) -> Flagged:
+        """The message with its place in docs/troubleshooting.md."""
+        return Flagged(f"{self.message} [{self.code}]")
+
+    @property
     def line(self) -> str:
-        """The message as a line of a terminal: after its severity, and with its place in docs/troubleshooting.md."""
-        return f"{LABELS[self.severity]}: {self.message} [{self.code}]"
+        """The text as a line of a terminal: after its severity."""
+        return f"{LABELS[self.severity]}: {self.text}"
 
     def to_json(self) -> dict[str, str]:
         """Return the flag as a JSON object."""
         return {"code": self.code, "severity": self.severity, "message": self.message}
+
+
+def warning(code: str, message: str) -> Flag:
+    """Return a flag to act on."""
+    return Flag(code, "warning", message)

@@ -43,6 +43,7 @@ class Plan:
     """All experiments of a sweep that are decided, with warnings, disk space and price.
 
     `forecast` are experiments that are expected to follow from results; `final` is True if none will.
+    `warnings` are texts, each with its code behind it.
     """
 
     name: str

@@ -129,7 +129,9 @@ def test_data_that_are_never_the_same_are_named_in_the_plan() -> None:
             return super().__getitem__(index)[0]
 
     (warning,) = probe_of(sample_data(Noise()), None, "").warnings()
-    assert str(warning).startswith("data.train gives other samples each time it is read, whatever torch, numpy and random")
+    assert str(warning).startswith(
+        "data.train gives other samples each time it is read, whatever torch, numpy and random"
+    )
 
 
 def test_the_error_of_another_worker_of_a_team_is_the_same() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.flags import Flagged
 from flops_fit_ray.planning import (
     DataFacts,
     Measurements,
@@ -234,7 +235,7 @@ def test_the_budget_that_whole_batches_move_most_is_named(factors: tuple[float, 
 
 
 def test_a_notebook_shows_notes_and_warnings_of_a_plan() -> None:
-    plan = replace(plan_of(), notes=("N < D",), warnings=("B & C", "more"))
+    plan = replace(plan_of(), notes=("N < D",), warnings=(Flagged("B & C"), Flagged("more")))
     shown = plan._repr_html_()
     assert shown.count("<p>") == 6  # name, experiments, FLOPs, and these
     assert f"<p>{len(plan.experiments)} experiments</p><p>{plan.flops:.3g} FLOPs</p>" in shown

@@ -14,6 +14,7 @@ import pytest
 
 from flops_fit_ray import compare as compare_by_name
 from flops_fit_ray.analysis import (
+from flops_fit_ray.flags import Flag
     PUBLISHED,
     FitOptions,
     Flag,

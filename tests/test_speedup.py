@@ -14,10 +14,8 @@ import pytest
 
 from flops_fit_ray import compare as compare_by_name
 from flops_fit_ray.analysis import (
-from flops_fit_ray.flags import Flag
     PUBLISHED,
     FitOptions,
-    Flag,
     Points,
     SpeedupAt,
     SweepFit,
@@ -28,6 +26,7 @@ from flops_fit_ray.flags import Flag
 )
 from flops_fit_ray.analysis._speedup import Compared, speedup
 from flops_fit_ray.errors import SpecError
+from flops_fit_ray.flags import Flag
 from flops_fit_ray.planning.loss_surfaces import SURFACES, LossSurface
 from tests.surfaces import BESIROGLU, BUDGETS, Surface, loss_of, optimum, sweep_about, sweep_on
 from tests.test_cli import call

@@ -27,7 +27,7 @@ CODES = frozenset({
     "dear_evaluation", "flops_ratio", "frozen", "held_out_small", "loss_mean", "no_data", "no_gradient",
     "no_held_out", "no_length", "other_samples", "repeated_samples", "synthetic", "token_file", "uncounted",
     # Of a sweep's files and results
-    "damaged", "lr_limited", "mixed_code",
+    "batch_limited", "damaged", "lr_limited", "mixed_code",
     # Of points and budgets
     "checkpoints", "no_budget", "no_intervals", "narrow_range", "repeated_data", "unordered_minima",
     *(f"valley_{status}" for status in get_args(ValleyStatus) if status != "interior"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,8 +67,6 @@ def test_it_is_gone_on_with_and_nothing_runs_again(sweep: Sweep) -> None:
 
 
 def test_one_more_budget_keeps_every_result(sweep: Sweep, tmp_path: Path) -> None:
-    import shutil
-
     root = shutil.copytree(local_path(sweep.paths.root), tmp_path / "wider")
     wider = grow_sweep(root, extend_spec(sweep.spec, budgets=[3.2e6]), reference_parts(sweep.spec))
     assert {r.key for r in sweep.results} <= {r.key for r in wider.results}
@@ -122,6 +121,37 @@ def test_a_rate_that_is_clearly_better_is_called_so(sweep: Sweep) -> None:
     card = {line.item: line for line in validity_card(tuned.fit, tuned)}
     assert card["learning rate"].verdict == "FAIL" and "train.lr: {base: " in card["learning rate"].words
     assert "lr={'base': " in replace(tuned, base=None).lr_limited[0]  # of a program
+
+
+def test_a_batch_size_that_is_clearly_better_is_called_so(sweep: Sweep, tmp_path: Path) -> None:
+    asked = sweep.spec.model_copy(update={"grid": sweep.spec.grid.model_copy(update={"batch_check": "all"})})
+    root = shutil.copytree(local_path(sweep.paths.root), tmp_path / "checked")
+    checked = grow_sweep(root, asked, reference_parts(asked))
+    assert len(checked.results) == len(sweep.results) + 6
+    assert [(v.params_opt, v.loss_opt) for v in checked.fit.valleys] == [
+        (v.params_opt, v.loss_opt) for v in sweep.fit.valleys
+    ]
+    checks = checked.batch_checks
+    assert [(c.batch_size, c.grid_batch_size, c.lr_factor) for c in checks] == [(2, 4, 0.5), (8, 4, 2.0)] * 3
+    # SGD far below the critical batch size: with a rate in proportion the batch size makes no difference
+    assert all(abs(c.gain) < 1e-4 for c in checks) and checked.batch_limited == ()
+    card = {line.item: line for line in validity_card(checked.fit, checked)}
+    steps = min(e.steps for e in sweep.plan.experiments)  # those of checks are fewer
+    assert f"batches of 4 samples; {steps} steps in the shortest run" in card["batch and steps"].words
+    assert "6 checks with other batch sizes at minima gain" in card["batch and steps"].words
+
+    lower = {r.key: r.loss - ((r.role, r.budget) == ("batch_check", 2e5)) for r in checked.results}
+    limited = replace(checked, results=tuple(replace(r, loss=lower[r.key]) for r in checked.results))
+    first, second = limited.batch_limited
+    assert (
+        first.startswith("batch-limited: at C = 200000, size ") and "batches of 2 samples instead of 4, at 0.5" in first
+    )
+    assert second.endswith("to train all with them, train.batch_size: 8, --new")
+    assert replace(limited, base=None).batch_limited[1].endswith("batch_size=8, new=True")  # of a program
+    card = {line.item: line for line in validity_card(limited.fit, limited)}
+    assert card["batch and steps"].verdict == "FAIL" and {first, second} <= {
+        w.partition(" [")[0] for w in limited.warnings
+    }
 
 
 def test_rates_that_the_checks_ask_for_are_trained_on_request(sweep: Sweep, tmp_path: Path) -> None:

@@ -381,6 +381,20 @@ def test_what_does_not_fit_together_is_refused_in_the_plan(model: Any, data: Any
         plan_user_parts(model, data(), loss, batch_size=4)
 
 
+def test_a_loader_that_makes_its_own_batches_can_be_asked_for_no_others() -> None:
+    spec = spec_of(
+        model=BIGRAM,
+        data={"train": "tests.parts:text", "max_epochs": 60},
+        budgets=[2e6, 4e6],
+        train={"batch_size": 8, "lr": 1e-2},
+        grid={"batch_check": "lower"},
+    )
+    with pytest.raises(
+        SpecError, match="grid.batch_check: the DataLoader makes batches of its own size; give its dataset"
+    ):
+        planned(spec, user_parts_of(spec, model=Bigram, train=loader(), loss=BUILT_IN_LOSSES["cross_entropy"]))
+
+
 HOOKS: list[tuple[dict[str, Any], str]] = [
     ({"schedule": lambda step, steps: float("nan")}, "train.schedule: ValueError: step 0 of 1000 gave nan"),
     ({"schedule": lambda step: 1.0}, "train.schedule: TypeError"),

@@ -309,6 +309,26 @@ def test_the_rate_is_checked_at_the_minima_of_the_cheap_budgets(asked: dict[str,
     assert of_role(run_through(planner_of(), loss_in(world()))[0], "lr_check") == []  # the user's own rule
 
 
+@pytest.mark.parametrize(("optimizer", "power"), [("adamw", 0.5), ("sgd", 1.0)])
+def test_the_batch_size_is_checked_on_request_and_nothing_else_changes(optimizer: str, power: float) -> None:
+    train = {"batch_size": 500, "micro_batch_size": 300, "lr": 1e-3, "optimizer": optimizer}
+    without, plan = (
+        run_through(planner_of(train=train, grid={**NO_GUARDS, "batch_check": asked}), loss_in(world()))[0]
+        for asked in ("none", "lower")
+    )
+    checks = of_role(plan, "batch_check")
+    assert [e for e in plan.experiments if e.role != "batch_check"] == list(without.experiments)
+    assert [e.budget for e in checks] == [c for c in BUDGETS[:-2] for _ in (0, 1)]
+    known = {e.key: e for e in plan.experiments}
+    for e in checks:
+        of = known[e.of or ""]
+        times = e.recipe.batch_size / of.recipe.batch_size
+        assert e.recipe.lr == pytest.approx(of.recipe.lr * times**power) and e.size == of.size
+        assert abs(e.steps * times - of.steps) <= 1 and e.tokens == pytest.approx(of.tokens, rel=1 / e.steps)
+        assert e.recipe.micro_batch_size == min(300, e.recipe.batch_size) and e.parent is None
+    assert [e.recipe.batch_size for e in checks] == [250, 1000] * (len(BUDGETS) - 2)
+
+
 def test_what_a_wrong_rate_costs_is_what_was_published() -> None:
     assert [round(lr_penalty(r), 3) for r in (1, 2, 4, 0.5)] == [0, 0.019, 0.1, 0.007]
 
@@ -485,9 +505,15 @@ def test_a_static_grid_is_run_as_it_is_written_and_takes_every_guard_on_request(
     assert plain.final and len(plain.experiments) == 15 and {e.role for e in plain.experiments} == {"grid"}
     assert any("not measured" in w for w in plain.warnings)
 
-    grid = {"lr_guard": True, "lr_check": "all", "seeds": 1, "rerun_outliers": True}
+    grid = {"lr_guard": True, "lr_check": "all", "batch_check": "all", "seeds": 1, "rerun_outliers": True}
     spec = adaptive_spec(budgets=budgets, model=model, train={"batch_size": 500}, grid=grid)
     plan, _ = run_through(planner_of(spec), loss_in(world(lr_factor=2.0)))
-    counts = {role: len(of_role(plan, role)) for role in ("probe", "grid", "seed", "lr_check", "rerun")}
-    assert counts["grid"] == 15 and counts["probe"] >= 8 and counts["seed"] == 2 and counts["lr_check"] == 6
+    counts = {role: len(of_role(plan, role)) for role in ("probe", "grid", "seed", "lr_check", "batch_check")}
+    assert (
+        counts["batch_check"] == 6
+        and counts["grid"] == 15
+        and counts["probe"] >= 8
+        and counts["seed"] == 2
+        and counts["lr_check"] == 6
+    )
     assert plan.lr is not None and 1.2 < plan.lr.of(5e7) / (1e-3 * 5**-0.25) < 2.1  # sizes far from D = 20 N

@@ -164,6 +164,8 @@ def running_lines(state: LiveState, width: int, room: int) -> list[Text]:
 def _role(e: Experiment) -> str:
     if e.role in ("probe", "lr_check"):
         return f" lr {e.recipe.lr:.1e}"
+    if e.role == "batch_check":
+        return f" batch {e.recipe.batch_size}"
     return "" if e.role == "grid" else f" {e.role}"
 
 

@@ -118,9 +118,10 @@ class PlainConsole:
         experiment = self._experiments.get(key)
         if experiment is None:
             return key
-        role = {"probe": f", lr {experiment.recipe.lr:.2g}", "lr_check": f", lr {experiment.recipe.lr:.2g}"}.get(
-            experiment.role, f", seed {experiment.recipe.seed}" if experiment.role == "seed" else ""
-        )
+        recipe = experiment.recipe
+        rate, batch, seed = f", lr {recipe.lr:.2g}", f", batch {recipe.batch_size}", f", seed {recipe.seed}"
+        shown = {"probe": rate, "lr_check": rate, "batch_check": batch, "seed": seed}
+        role = shown.get(experiment.role, "")
         return f"C {fmt.flops(experiment.budget)}, size {experiment.size}{role}"
 
     def progress(self, running: list[Progress], done: int, total: int) -> None:

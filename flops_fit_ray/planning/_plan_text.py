@@ -10,7 +10,8 @@ from flops_fit_ray.planning._price import Price, price_warnings
 from flops_fit_ray.planning.experiment import Experiment
 
 MAX_ROWS = 400  # experiments listed; --json has all
-ROLES = {"grid": "", "probe": "lr probe", "seed": "seed", "lr_check": "lr check", "rerun": "rerun"}
+ROLES = {"grid": "", "probe": "lr probe", "seed": "seed", "lr_check": "lr check", "batch_check": "batch check",
+         "rerun": "rerun"}  # fmt: skip
 
 
 def experiments_text(experiments: Sequence[Experiment], decided: int) -> str:

@@ -31,7 +31,7 @@ from flops_fit_ray.planning.grid import (
 from flops_fit_ray.planning.slots import own_flops, tails
 from flops_fit_ray.spec import SweepSpec
 
-IDLE_ROLES = {"seed", "lr_check"}  # no decision depends on them
+IDLE_ROLES = {"seed", "lr_check", "batch_check"}  # no decision depends on them
 
 
 class Planner:

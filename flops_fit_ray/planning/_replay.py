@@ -19,6 +19,7 @@ from flops_fit_ray.flags import Flag
 from flops_fit_ray.planning import _adaptive as adaptive
 from flops_fit_ray.planning._ladder import first_valley, fitting, ladder_of
 from flops_fit_ray.planning._lr_guard import LrGuard
+from flops_fit_ray.planning._minimum_checks import other_batches, other_rates
 from flops_fit_ray.planning._single_runs import WHY, seed_of
 from flops_fit_ray.planning._taper import Sizing
 from flops_fit_ray.planning._trunks import with_parent
@@ -27,7 +28,7 @@ from flops_fit_ray.planning.experiment import Experiment, MeasuredLr, ModelSize,
 from flops_fit_ray.planning.grid import Cell, centre_of
 
 CHECKED = 2  # number of smallest budgets whose minima have one where the grid tapers
-UNCHECKED = 2  # number of largest budgets whose minima have no learning rate check: they cost the most
+UNCHECKED = 2  # number of largest budgets whose minima have no check: they cost the most
 Observations = Mapping[str, Observation]
 
 
@@ -116,7 +117,8 @@ class PlanReplay:
     def _any_guard(self) -> bool:
         grid = self._spec.grid
         seeds = isinstance(grid.seeds, int) and grid.seeds > 0
-        return seeds or self._active(grid.rerun_outliers) or grid.lr_check in ("all", "lower")
+        checks = {grid.lr_check, grid.batch_check} & {"all", "lower"}
+        return bool(seeds or self._active(grid.rerun_outliers) or checks)
 
     def _adaptive(self) -> None:
         grid = self._spec.grid
@@ -294,7 +296,7 @@ class PlanReplay:
         return self._add(again)
 
     def _after(self, number: int) -> None:
-        """Add seeds and learning rate checks at the minima known so far; no decision waits for them."""
+        """Add seeds and checks at the minima known so far; no decision waits for them."""
         grid, budgets = self._spec.grid, self._spec.budgets
         seeds = (2 if self._static is None else 0) if grid.seeds == "auto" else grid.seeds
         if number == 1 and seeds:
@@ -302,16 +304,15 @@ class PlanReplay:
         check = grid.lr_check
         if check == "auto":
             check = "none" if self.lr is None or (self.sizing.tapers and number >= CHECKED) else "lower"
-        if check == "all" or (check == "lower" and number + UNCHECKED < len(budgets)):
-            e = self._at_minimum(number)
-            for factor in (0.5, 2.0) if e is not None else ():
-                assert e is not None
-                reason = f"{factor:g} times the learning rate, at the minimum"
-                self._add(
-                    self._cells.make(
-                        e.budget, self._by_label[e.size], e.recipe.lr * factor, role="lr_check", reason=reason, of=e.key
-                    )
-                )
+        checks = [
+            *([other_rates] if _is_checked(check, number, len(budgets)) else []),
+            *([other_batches] if _is_checked(grid.batch_check, number, len(budgets)) else []),
+        ]
+        e = self._at_minimum(number) if checks else None
+        if e is not None:
+            for made in checks:
+                for experiment in made(self._cells, e, self._by_label[e.size]):
+                    self._add(experiment)
 
     def _at_minimum(self, number: int, near: float | None = None) -> Experiment | None:
         """Grid experiment of a budget that is nearest to its minimum, or to N = `near`."""
@@ -386,3 +387,8 @@ class PlanReplay:
             same.append(experiment)
         self.experiments[experiment.key] = experiment
         return True
+
+
+def _is_checked(asked: str, number: int, budgets: int) -> bool:
+    """Return True if the minimum of a budget is checked: of `all`, or of all but the largest."""
+    return asked == "all" or (asked == "lower" and number + UNCHECKED < budgets)

@@ -29,7 +29,7 @@ from flops_fit_ray.storage.codec import (
 )
 from flops_fit_ray.storage.storage_path import StoragePath
 
-Role = Literal["grid", "probe", "seed", "lr_check", "rerun"]  # why an experiment is in the plan
+Role = Literal["grid", "probe", "seed", "lr_check", "batch_check", "rerun"]  # why an experiment is in the plan
 IN_FIT: frozenset[str] = frozenset({"grid", "seed", "rerun"})  # roles whose losses are points of a valley
 
 

@@ -171,6 +171,8 @@ class GridSection(Section):
     """Probe learning rates first, where train.lr is auto."""
     lr_check: Literal["auto", "all", "lower", "none"] = "auto"
     """Budgets at whose minima twice and half the rate are tried; auto: the two smallest, lower: all but the top two."""
+    batch_check: Literal["all", "lower", "none"] = "none"
+    """Budgets at whose minima twice and half the batch size are tried, with a rate that goes with it."""
     seeds: SeedsOrAuto = "auto"
     """Further seeds near the two smallest minima, for the noise; auto: 2."""
     rerun_outliers: BoolOrAuto = "auto"

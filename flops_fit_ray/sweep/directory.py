@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from flops_fit_ray.analysis import Analysis, Points, SweepFit
     from flops_fit_ray.spec import LrRule, SweepSpec
+    from flops_fit_ray.sweep._batch_checks import BatchCheck
     from flops_fit_ray.sweep._lr_checks import LrCheck
 
 MAX_CURVES = 500  # experiments whose curves are read
@@ -269,6 +270,22 @@ class Sweep:
         return tuple(check.words(self.found_lr, from_python=python) for check in self.lr_checks if check.better)
 
     @cached_property
+    def batch_checks(self) -> tuple[BatchCheck, ...]:
+        """Other batch sizes beside the minima, where both runs are there."""
+        from flops_fit_ray.analysis.prediction import run_noise
+        from flops_fit_ray.sweep._batch_checks import batch_checks
+
+        noise = run_noise(self.fit)
+        return batch_checks(
+            self.results, {e.key: e for e in self.plan.experiments}, None if noise is None else noise[0]
+        )
+
+    @cached_property
+    def batch_limited(self) -> tuple[str, ...]:
+        """The sentences of checks that found a clearly better batch size."""
+        return tuple(check.words(from_python=self.base is None) for check in self.batch_checks if check.better)
+
+    @cached_property
     def found_lr(self) -> LrRule | None:
         """The learning rate rule that the checks and the probes ask for; None without a check."""
         from flops_fit_ray.sweep._lr_checks import found_rule
@@ -277,13 +294,14 @@ class Sweep:
 
     @property
     def warnings(self) -> tuple[Flagged, ...]:
-        """Return the warnings of the fit, of the learning rate and of the plan, each once."""
+        """Return the warnings of the fit, of learning rate and batch size and of the plan, each once."""
         return tuple(dict.fromkeys([*(flag.text for flag in self.fit.warnings), *self.own_warnings]))
 
     @property
     def own_warnings(self) -> tuple[Flagged, ...]:
-        """Return the warnings of the learning rate, of the code, then of the plan."""
+        """Return the warnings of learning rate and batch size, of the code, then of the plan."""
         flags = [warning("lr_limited", words) for words in self.lr_limited]
+        flags += [warning("batch_limited", words) for words in self.batch_limited]
         flags += [] if self.mixed_code is None else [warning("mixed_code", self.mixed_code)]
         return (*(flag.text for flag in flags), *self.plan.warnings)
 

@@ -84,15 +84,7 @@ def _of_sweep(sweep: Sweep, fit: SweepFit) -> Iterator[_Check]:
         ),
     )
     yield "learning rate", _learning_rate(sweep, fit)
-    min_steps = min(e.steps for e in experiments)
-    verdict: CardVerdict = "PASS" if min_steps >= STEPS_PASS else "WARN" if min_steps >= STEPS_FAIL else "FAIL"
-    yield (
-        "batch and steps",
-        (
-            verdict,
-            f"batches of {spec.batch_size} samples; {min_steps} steps in the shortest run, {STEPS_PASS} are enough",
-        ),
-    )
+    yield "batch and steps", _batch(sweep, min(e.steps for e in experiments if e.role != "batch_check"))
     epochs = [e.epochs for e in experiments if e.epochs is not None]
     if epochs:
         yield "data", _epochs(max(epochs), fit)
@@ -159,6 +151,18 @@ def _learning_rate(sweep: Sweep, fit: SweepFit) -> tuple[CardVerdict, str]:
     if lr == "auto":
         return "WARN", "a general rule, not measured on this model"
     return ("PASS" if checks else "WARN"), f"one rate for all sizes: larger models usually need a lower one{checked}"
+
+
+def _batch(sweep: Sweep, min_steps: int) -> tuple[CardVerdict, str]:
+    if sweep.batch_limited:
+        return "FAIL", sweep.batch_limited[0]
+    verdict: CardVerdict = "PASS" if min_steps >= STEPS_PASS else "WARN" if min_steps >= STEPS_FAIL else "FAIL"
+    batch, checks = sweep.spec.train.batch_size, sweep.batch_checks
+    words = f"batches of {batch} samples; {min_steps} steps in the shortest run, {STEPS_PASS} are enough"
+    if checks:
+        highest = max(check.gain for check in checks)
+        words += f"; {len(checks)} checks with other batch sizes at minima gain {highest:+.2g} nats at most"
+    return verdict, words
 
 
 def _rate_part(fit: SweepFit) -> str:

@@ -185,6 +185,9 @@ def _check_batch_size(spec: SweepSpec, user: UserParts) -> None:
         raise SpecError(
             "spec", [f"train.batch_size: is {asked}, but the DataLoader's is {data.batch_size}; set both to the same"]
         )
+    if spec.grid.batch_check != "none" and isinstance(data, Stream) and data.batch_size is not None:
+        fault = "the DataLoader makes batches of its own size; give its dataset as data.train, or leave batch_check out"
+        raise SpecError("spec", [f"grid.batch_check: {fault}"])
     count = _length(data)
     if count is not None and count < asked:
         raise SpecError("spec", [f"train.batch_size: {asked} is more than the {count} samples of data.train"])

@@ -30,9 +30,10 @@ from benchmarks.harness import device_here, hardware
 from benchmarks.parts import experiment_of
 from benchmarks.step_gpu import app_state_of
 from flops_fit_ray import __version__
-from flops_fit_ray.errors import first_line
+from flops_fit_ray.errors import EXIT_DONE, EXIT_FAILED, first_line
 from flops_fit_ray.ledger.hardware import Readings
 from flops_fit_ray.planning import Experiment
+from flops_fit_ray.sweep.directory import open_sweep
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.save_policy import SavePolicy
@@ -180,7 +181,8 @@ def run_sweep(seconds: float, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "flops_fit_ray", "run", str(EXAMPLE), *sets, "--output", directory, "--json"]
         code, said = _command(command, seconds)
-    return {"exit_code": code, "spec": overrides, "output": said[-40:]}
+        complete = code in (EXIT_DONE, EXIT_FAILED) and open_sweep(Path(directory)).complete  # with a law or without
+    return {"exit_code": code, "complete": complete, "spec": overrides, "output": said[-40:]}
 
 
 def _lines(module: list[str], seconds: float) -> dict[str, Any]:
@@ -256,7 +258,7 @@ def main() -> None:
             found = PARTS[name](seconds, quick) if seconds > 1 else {"left_out": "the time is over"}
         except Exception as e:  # noqa: BLE001 - the other parts are to be run, and this one's error read
             found = {"error": f"{type(e).__name__}: {first_line(e)}"}
-        if "error" in found or found.get("exit_code", 0) != 0:
+        if "error" in found or not found.get("complete", found.get("exit_code", 0) == 0):
             failed.append(name)
         content["parts"][name] = {"seconds": round(time.monotonic() - started, 1), **found}
         given.output.write_text(json.dumps(content, indent=1) + "\n")

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from flops_fit_ray import fit_table
-from flops_fit_ray.analysis import FitOptions, analyse, fit_minima, fit_sweep
+from flops_fit_ray.analysis import FitOptions, analyse, fit_minima, fit_sweep, predict
 from flops_fit_ray.analysis._extrapolation import hold_outs
+from flops_fit_ray.console.fit_text import analysis_text
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.simulation import lr_penalty
 from flops_fit_ray.sweep.validity import validity_card
@@ -93,10 +94,13 @@ def test_several_rates_of_one_cell_are_probes(tmp_path: Path) -> None:
     true = optimum(SYMMETRIC, target)[0]
     assert [one is not None and one.holds(true) for one in within] == [True, False]
     fit = fit_sweep(table.points, FitOptions(draws=40))
-    part = analyse(fit).rate_part
+    made = analyse(fit)
+    part = made.rate_part
     assert part is not None and part.tried == 35 and "from 35 (N, D) with three rates or more" in part.words
     assert part.outside and part.flag.severity == "warning" and "lies outside of it, as the rates are off" in part.words
     assert not replace(part, params=true).outside
+    assert part.flag in predict(fit, target).warnings  # where its N stands outside of the interval beside it
+    assert analysis_text(made).count("lies outside of it") == 1
     # What is observed at a held-out budget has the costs of its rates in it, as what is predicted has
     assert [one.inside for one in hold_outs(fit)] == [True] * 6
     card = {item.item: item.words for item in validity_card(fit, table=table)}

@@ -13,6 +13,7 @@ from flops_fit_ray.analysis._distance import Distance, beyond_words, distance, d
 from flops_fit_ray.analysis._law import Interval, central_interval
 from flops_fit_ray.analysis._loss_law import MIN_FOR_SHIFT
 from flops_fit_ray.analysis._methods import Method
+from flops_fit_ray.analysis._rate_part import rate_part
 from flops_fit_ray.analysis._sweep_fit import SweepFit
 from flops_fit_ray.analysis.arrays import Floats
 from flops_fit_ray.analysis.diagnostics import extrapolation_warning, range_warning
@@ -140,7 +141,7 @@ def predict(fit: SweepFit, budget: float, method: MethodName | None = None) -> P
         params_extrapolation=far[1].factor,
         tokens_extrapolation=far[2].factor,
         confidence=confidence,
-        warnings=tuple(_prediction_warnings(fit, chosen, far)),
+        warnings=(*_prediction_warnings(fit, chosen, far), *_rates_are_off(fit, chosen, budget)),
     )
 
 
@@ -283,6 +284,13 @@ def _prediction_warnings(fit: SweepFit, method: Method, far: tuple[Distance, Dis
         low, high = fit.fitted_range
         yield from range_warning(high / low, len(fit.optima))
     yield from misfits(fit, method)
+
+
+def _rates_are_off(fit: SweepFit, method: Method, budget: float) -> Iterator[Flag]:
+    """Yield a warning where N lies outside of its interval, which is that of the best rates."""
+    part = rate_part(fit, budget) if method.name == fit.default else None
+    if part is not None and part.outside:
+        yield part.flag
 
 
 def misfits(fit: SweepFit, method: Method) -> Iterator[Flag]:

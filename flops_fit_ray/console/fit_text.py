@@ -44,7 +44,8 @@ def analysis_text(analysis: Analysis) -> str:
         blocks.append(analysis.published.words)
     if analysis.sensitivity is not None:
         blocks.append(panel_text(analysis.sensitivity))
-    blocks.append("\n".join(flag.line for flag in analysis.doubts))
+    said = {flag for one in analysis.predictions for flag in one.warnings}
+    blocks.append("\n".join(flag.line for flag in analysis.doubts if flag not in said))
     blocks.append(hold_out_text(analysis))
     return "\n\n".join(block for block in blocks if block)
 

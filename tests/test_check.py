@@ -116,6 +116,23 @@ class Causal(SeesAll):
         return torch.full((size, size), float("-inf"), device=ids.device).triu(1)
 
 
+class Silent(SeesAll):
+    """Its head begins with zeros, so that nothing tells before it has been trained a little."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        nn.init.zeros_(self.head.weight)
+
+
+class OfAllTokens(Causal):
+    """Causal; its loss is no mean over positions, of which nothing can be told without training."""
+
+    def forward(self, ids: Tensor, target: Tensor | None = None) -> Any:
+        assert target is not None
+        loss = nn.functional.cross_entropy(super().forward(ids).flatten(0, 1), target.flatten())
+        return {"loss": loss**2}
+
+
 class ShiftsInside(Bigram):
     """Labels that are the inputs, shifted by the model: as Hugging Face's causal models do."""
 
@@ -146,6 +163,24 @@ class Forgets(ShiftsInside):
 def test_a_model_that_sees_its_targets_is_found_out(model: Any, data: Any, loss: str, verdict_on_targets: str) -> None:
     report = checked(model, data, loss)
     assert answers(report)["targets"] == verdict_on_targets, words(report, "targets")
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "said"),
+    [
+        (SeesAll, "cross_entropy", "is attention causal"),
+        (Silent, "cross_entropy", "is attention causal"),
+        (Causal, "cross_entropy", ""),
+        (OfAllTokens, "model", ""),
+    ],
+)
+def test_attention_that_is_not_causal_is_seen_before_anything_is_copied(model: Any, loss: str, said: str) -> None:
+    """Narrow models learn too slowly what later tokens tell; three steps are enough to see that they do."""
+    ids, target = text().tensors
+    report = checked(model, {"ids": ids, "target": target} if loss == "model" else text(), loss)
+    line = words(report, "targets")
+    assert answers(report)["targets"] == ("FAIL" if said else "PASS") and said in line, line
+    assert "after 3 steps" in line
 
 
 def test_there_is_nothing_to_copy_without_tokens() -> None:

@@ -297,6 +297,8 @@ def _targets(experiment: Experiment, user: UserParts, device: torch.device) -> C
     if found is None:
         return CheckItem("PASS", "targets", "not applicable: the targets are not the input tokens")
     message = f"loss {found.loss:.2f} after {found.steps} steps on random tokens, {CHANCE_LOSS:.2f} by chance"
-    if found.is_leak:
+    if found.learns_targets:
         message += ". The model sees its targets: are they shifted by one, and is attention causal?"
-    return CheckItem("FAIL" if found.is_leak else "PASS", "targets", message)
+    elif found.sees_ahead:
+        message += ", and outputs change with the tokens that come after them: is attention causal?"
+    return CheckItem("FAIL" if found.learns_targets or found.sees_ahead else "PASS", "targets", message)

@@ -189,7 +189,7 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
 
     with interruptible() as stop:  # the imports of torch and Ray included, which take seconds
         check_output(request.root)  # before them: a second driver is refused at once
-        from flops_fit_ray.engine.loaders import refuse_unpicklable, with_planned_code
+        from flops_fit_ray.engine.loaders import refuse_unpicklable, settings_words, with_planned_code
         from flops_fit_ray.engine.preflight import refuse_early
 
         until = request.limits.until is not None
@@ -205,6 +205,9 @@ def run(request: RunRequest, console: PlainConsole) -> Sweep:
                 written = fmt.listed(code.facts.written, MAX_NAMED)
                 console.say(f"code: {written}: written while it is loaded, so not compared with other processes")
             refuse_unpicklable(request.load_user_parts)
+            settings = settings_words(request.load_user_parts)
+            if settings:
+                console.say(f"torch: {settings}: as this program set it, in workers, too")
             refuse_early(request.spec, request.address)
         with Ledger(paths).writer() as dead_owner:
             paths.remove_strays()

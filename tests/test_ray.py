@@ -352,7 +352,7 @@ def test_a_gpu_that_is_asked_for_is_not_replaced(ray_here: None, tmp_path: Path)
             known(tmp_path, resources_per_trial={"gpu": 1}, device="cuda")
 
 
-def test_workers_have_the_drivers_directory_search_path_and_arguments(
+def test_workers_have_the_drivers_directory_search_path_arguments_and_settings_of_torch(
     ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # Ray has started elsewhere
@@ -361,16 +361,20 @@ def test_workers_have_the_drivers_directory_search_path_and_arguments(
     monkeypatch.syspath_prepend("lib")
     monkeypatch.setattr(sys, "argv", ["train.py", "--mine"])
     loss = importlib.import_module("from_a_notebook").loss
-    loader = ObjectLoader(replace(reference_parts(reference_spec(2)), loss=loss))
+    parts = replace(reference_parts(reference_spec(2)), loss=loss)
+    torch.set_float32_matmul_precision("high")
+    loader = ObjectLoader(parts)
+    torch.set_float32_matmul_precision("highest")
 
-    def look(loader: Loader) -> tuple[str, list[str], float | None]:
-        return str(Path.cwd()), sys.argv, loader().loss(None, None) if isinstance(loader, ObjectLoader) else None
+    def look(loader: Loader) -> tuple[str, list[str], str, float | None]:
+        found = loader().loss(None, None) if isinstance(loader, ObjectLoader) else None
+        return str(Path.cwd()), sys.argv, torch.get_float32_matmul_precision(), found
 
     there = ray.get(ray.remote(max_calls=1)(look).remote(loader))
-    assert there == (str(tmp_path), ["train.py", "--mine"], 12.0)
+    assert there == (str(tmp_path), ["train.py", "--mine"], "high", 12.0)
     code = code_loader(reference_spec(2), tmp_path)
     there = ray.get(ray.remote(max_calls=1)(look).remote(code))
-    assert there == (str(tmp_path), [str(tmp_path), NO_ARGUMENTS], None)
+    assert there == (str(tmp_path), [str(tmp_path), NO_ARGUMENTS], "highest", None)
 
 
 def test_what_cannot_travel_is_refused_before_ray(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from flops_fit_ray import formatting as fmt
-from flops_fit_ray.planning import Experiment, ModelSize, Plan
+from flops_fit_ray.planning import ModelSize, Plan
 from flops_fit_ray.spec import SweepSpec
 
 
 def header_lines(spec: SweepSpec, plan: Plan) -> list[str]:
     """Return a line each for the model, the data and the training."""
-    return [f"model: {_model(spec, plan)}", f"data: {_data(spec, plan)}", f"training: {_training(plan.expected)}"]
+    return [f"model: {_model(spec, plan)}", f"data: {_data(spec, plan)}", f"training: {_training(plan)}"]
 
 
 def _model(spec: SweepSpec, plan: Plan) -> str:
@@ -50,13 +50,14 @@ def _data(spec: SweepSpec, plan: Plan) -> str:
     )
 
 
-def _training(experiments: Sequence[Experiment]) -> str:
+def _training(plan: Plan) -> str:
+    experiments = plan.expected
     recipes = [e.recipe for e in experiments]
     first = recipes[0]
     return ", ".join(
         [
             f"batch {_range([r.batch_size for r in recipes])} samples",
-            " or ".join(dict.fromkeys(r.precision for r in recipes)),
+            " or ".join(dict.fromkeys(r.precision for r in recipes)) + plan.measurements.dtype_words,
             *(["compiled"] if first.compile else []),
             first.optimizer,
             f"lr {_range([r.lr for r in recipes])}",

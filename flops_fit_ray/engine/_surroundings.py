@@ -1,4 +1,4 @@
-"""The user's program around its objects: working directory, search path and command line, taken over by workers.
+"""The user's program around its objects, taken over by workers: directory, search path, arguments, torch's settings.
 
 Workers of a cluster start where their node was started, and with Ray's own arguments. Code that opens `data/x.npy` or
 parses its arguments would find another file and other arguments there than in the driver, which planned with them. And
@@ -14,9 +14,10 @@ import site
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from flops_fit_ray.engine._torch_settings import Settings, apply_settings, torch_settings
 from flops_fit_ray.engine.jobs import upload_of
 
 
@@ -38,7 +39,7 @@ class SearchPath:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Working directory, search path and arguments of the driver. A worker takes them over as it unpickles them.
+    """Surroundings of the driver. A worker takes them over as it unpickles them.
 
     Whatever is unpickled after them may import the user's modules, which read files and arguments at once.
     """
@@ -46,9 +47,10 @@ class Surroundings:
     directory: Path | None  # None: each node has its own, as in a job's upload
     arguments: tuple[str, ...]
     search: SearchPath = SearchPath()
+    torch: Settings = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Callable[..., Surroundings], tuple[object, ...]]:
-        return _take_over, (self.directory, self.arguments, self.search)
+        return _take_over, (self.directory, self.arguments, self.search, self.torch)
 
 
 def surroundings_of_driver() -> Surroundings:
@@ -57,7 +59,7 @@ def surroundings_of_driver() -> Surroundings:
     with contextlib.suppress(FileNotFoundError):  # it was removed, and nothing can be relative to it
         here = Path.cwd()
     directory = None if here is None or upload_of(here) is not None else here
-    return Surroundings(directory, tuple(sys.argv), search_path(sys.path))
+    return Surroundings(directory, tuple(sys.argv), search_path(sys.path), torch_settings())
 
 
 def search_path(path: Sequence[str]) -> SearchPath:
@@ -68,7 +70,9 @@ def search_path(path: Sequence[str]) -> SearchPath:
     return SearchPath(tuple(p for i, p in kept if i < first), tuple(p for i, p in kept if i > first))
 
 
-def _take_over(directory: Path | None, arguments: tuple[str, ...], search: SearchPath) -> Surroundings:
+def _take_over(
+    directory: Path | None, arguments: tuple[str, ...], search: SearchPath, settings: Settings
+) -> Surroundings:
     import ray
 
     if ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
@@ -77,7 +81,8 @@ def _take_over(directory: Path | None, arguments: tuple[str, ...], search: Searc
                 os.chdir(directory)
         sys.argv = list(arguments)
         sys.path[:] = search.taken_over(sys.path)
-    return Surroundings(directory, arguments, search)
+        apply_settings(settings)
+    return Surroundings(directory, arguments, search, settings)
 
 
 def _absolute(entry: str) -> str:

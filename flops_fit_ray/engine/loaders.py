@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flops_fit_ray.engine._references import import_fault
 from flops_fit_ray.engine._surroundings import Surroundings, surroundings_of_driver
+from flops_fit_ray.engine._torch_settings import changed_words
 from flops_fit_ray.engine.jobs import upload_of
 from flops_fit_ray.engine.planned_code import PlannedCode
 from flops_fit_ray.engine.resources import live_nodes
@@ -199,6 +200,11 @@ def refuse_unpicklable(loader: Loader) -> None:
         fault = next(filter(None, map(import_fault, sorted(named))), None)
         if fault is not None:
             raise SpecError("find_optimal", [f"{name} cannot be sent to a worker: {fault}"])
+
+
+def settings_words(loader: Loader) -> str:
+    """Return the settings of torch that workers take over from this program, where they are not torch's defaults."""
+    return changed_words(loader.here.torch) if isinstance(loader, ObjectLoader | CodeLoader) else ""
 
 
 def _try_pickling(value: Any, named: set[str]) -> int:

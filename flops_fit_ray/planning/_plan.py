@@ -15,6 +15,7 @@ from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.planning._plan_text import experiments_text, price_lines, warning_lines
 from flops_fit_ray.planning._price import Price, Rates, estimate_price
 from flops_fit_ray.planning.experiment import (
+    FLOAT32,
     DataFacts,
     Experiment,
     MeasuredLr,
@@ -140,7 +141,7 @@ class Plan:
                 f"held-out: {f'{data.eval_samples} samples of ' if data.eval_samples else ''}{data.eval_source}",
                 *data.notes,
                 f"loss: {self.measurements.loss.average}",
-                f"precision: {precision}",
+                f"precision: {precision}{self.measurements.dtype_words}",
                 f"disk: checkpoints take up to {fmt.size(self.disk.per_running)} per running experiment, and "
                 f"{fmt.size(self.disk.in_the_end)} when the sweep is done",
                 *([f"sizes at which the model cannot be built: {skipped}"] if skipped else []),
@@ -203,6 +204,7 @@ class Plan:
             "sizes": [asdict(s) | {"flops_per_token_6n": 6.0 * s.params} for s in self.measurements.sizes],
             "skipped": list(self.measurements.skipped),
             "loss": asdict(self.measurements.loss),
+            "default_dtype": self.measurements.default_dtype,
             "warnings": list(self.warnings),
             "disk": asdict(self.disk),
             "frame": asdict(self.constants),
@@ -229,6 +231,7 @@ class _PlanFile(Record):
     warnings: tuple[Flagged, ...]  # in files of earlier versions without codes
     experiments: tuple[Experiment, ...]
     loss: LossFacts = NOTHING_LEARNT
+    default_dtype: str = FLOAT32
     disk: Disk = Disk(per_running=0, in_the_end=0)
     frame: SweepConstants | None = None
     final: bool = True
@@ -260,7 +263,13 @@ def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
     return Plan(
         name=found.name,
         experiments=found.experiments,
-        measurements=Measurements(sizes=found.sizes, data=found.data, skipped=found.skipped, loss=found.loss),
+        measurements=Measurements(
+            sizes=found.sizes,
+            data=found.data,
+            skipped=found.skipped,
+            loss=found.loss,
+            default_dtype=found.default_dtype,
+        ),
         warnings=found.warnings,
         disk=found.disk,
         constants=found.frame or old_constants,

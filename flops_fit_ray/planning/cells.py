@@ -7,6 +7,7 @@ from typing import Any
 
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning.experiment import (
+    FLOAT32,
     Experiment,
     Measurements,
     ModelSize,
@@ -129,6 +130,8 @@ def _common_identity(spec: SweepSpec, measurements: Measurements) -> dict[str, A
         found["average"] = asdict(facts.average)
     if facts.classes_second:
         found["classes_second"] = True
+    if measurements.default_dtype != FLOAT32:
+        found["default_dtype"] = measurements.default_dtype
     return found
 
 

@@ -38,7 +38,7 @@ IN_FIT: frozenset[str] = frozenset({"grid", "seed", "rerun"})  # roles whose los
 # counted FLOPs are far from that. 3: it lies where the counted FLOPs of D = tokens_per_param·N are C.
 COUNTING, AS_THEY_RUN = 3, 2
 
-EPS = 1e-8  # torch's default
+EPS, FLOAT32 = 1e-8, "float32"  # torch's defaults
 
 FIRST_RULE = "3 times the forward pass"  # backward = 2 × forward (Kaplan et al. 2020, section 2.1)
 
@@ -123,6 +123,15 @@ class Measurements:
     probe: DataProbe | None = field(default=None, compare=False)  # for the processes that train; in no file
     loss: LossFacts = NOTHING_LEARNT
     counting: int = COUNTING  # the rule of N and FLOPs
+    default_dtype: str = FLOAT32  # torch's, as the user's program or module set it
+
+    @property
+    def dtype_words(self) -> str:
+        """Return what is to be said beside the precision where torch's default dtype is not float32; else nothing."""
+        dtype = self.default_dtype
+        return (
+            "" if dtype == FLOAT32 else f", parameters {dtype} unless the model says otherwise (torch's default dtype)"
+        )
 
     @cached_property
     def by_params(self) -> tuple[ModelSize, ...]:

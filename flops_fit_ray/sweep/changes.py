@@ -175,6 +175,9 @@ def _plan_lines(before: Plan, now: Plan) -> Iterator[str]:
         yield f"loss: was taken as {old_loss.average}; tried, it is {new_loss.average}"
     if old_loss.classes_second != new_loss.classes_second:
         yield "loss: logits were taken as (..., classes); tried, they are (samples, classes, positions)"
+    old_dtype, new_dtype = before.measurements.default_dtype, now.measurements.default_dtype
+    if old_dtype != new_dtype:
+        yield f"torch.set_default_dtype: {old_dtype} -> {new_dtype}"
     sizes = {str(s.size): s for s in before.measurements.sizes}
     for size in now.measurements.sizes:
         old = sizes.get(str(size.size))

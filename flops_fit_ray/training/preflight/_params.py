@@ -158,3 +158,8 @@ def _shown(value: Any) -> str:
 
 def _fault(what: str) -> SpecError:
     return SpecError("spec", [f"model.target: {what}"])
+
+
+def default_dtype() -> str:
+    """Return the dtype of parameters for which the model names none, such as `float32`."""
+    return str(torch.get_default_dtype()).removeprefix("torch.")

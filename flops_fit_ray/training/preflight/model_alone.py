@@ -12,7 +12,7 @@ from flops_fit_ray.planning import COUNTING, DataFacts, Measurements, ModelSize,
 from flops_fit_ray.spec import NO_DATA, SizeValue, SweepSpec
 from flops_fit_ray.training.preflight._lr_rule import with_rates
 from flops_fit_ray.training.preflight._measured_run import built_on_meta
-from flops_fit_ray.training.preflight._params import count_params, declared_params
+from flops_fit_ray.training.preflight._params import count_params, declared_params, default_dtype
 from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
 from flops_fit_ray.training.user.parts import UserParts, format_kwargs
 from flops_fit_ray.training.user.user_code import user_code
@@ -37,7 +37,9 @@ def measure_alone(spec: SweepSpec, user: UserParts, counting: int = COUNTING) ->
         eval_source="none",
         fingerprint=NO_DATA,
     )
-    found = Measurements(sizes=tuple(sizes), data=data, skipped=tuple(refused), counting=counting)
+    found = Measurements(
+        sizes=tuple(sizes), data=data, skipped=tuple(refused), counting=counting, default_dtype=default_dtype()
+    )
     return found if user.lr is None else with_rates(spec, user.lr, found)
 
 

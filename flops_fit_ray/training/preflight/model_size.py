@@ -26,7 +26,7 @@ from flops_fit_ray.training.lazy_compiler import import_compiler_late
 from flops_fit_ray.training.preflight._data_facts import describe_data, refuse_large_ids
 from flops_fit_ray.training.preflight._lr_rule import with_rates
 from flops_fit_ray.training.preflight._measured_run import measured_run, model_on_meta
-from flops_fit_ray.training.preflight._params import ParamCount, count_params
+from flops_fit_ray.training.preflight._params import ParamCount, count_params, default_dtype
 from flops_fit_ray.training.preflight._residue import Residue
 from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
 from flops_fit_ray.training.user.layers import EMBEDDINGS, blocks_of
@@ -114,8 +114,9 @@ def measure_sizes(
         with removing_residue(user) if is_large(smallest) else contextlib.nullcontext():
             loss = smoke_test_parts(user, smallest, batch, spec, lambda: model_on_meta(user, smallest.kwargs))
     found = Measurements(
-        sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe, loss=loss, counting=counting
-    )
+        sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe, loss=loss, counting=counting,
+        default_dtype=default_dtype(),
+    )  # fmt: skip
     return found if user.lr is None else with_rates(spec, user.lr, found)
 
 

@@ -17,15 +17,17 @@ LINKED = sorted(
     for path in ROOT.glob(f"{folder}/*.md")
 )
 SHOWN = [path for path in LINKED if path.name != "CHANGELOG.md"]  # which tells of earlier versions, too
-each_page = pytest.mark.parametrize("page", SHOWN, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 # Links ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page: Path) -> None:
-    assert list(broken_links(page, page.read_text())) == []
+def test_every_link_leads_somewhere() -> None:
+    assert [(short(page), fault) for page in LINKED for fault in broken_links(page, page.read_text())] == []
+
+
+def short(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def broken_links(page: Path, text: str) -> Iterator[str]:
@@ -67,15 +69,19 @@ def test_every_page_has_its_place_in_the_site_once() -> None:
 # Blocks of code -------------------------------------------------------------------------------------------------------
 
 
-@each_page
-def test_every_block_holds(page: Path) -> None:
-    assert [f"line {block.line}: {fault}" for block in blocks(page.read_text()) for fault in faults(block)] == []
+def test_every_block_holds() -> None:
+    found = [(page, block) for page in SHOWN for block in blocks(page.read_text())]
+    assert [(short(page), f"line {block.line}: {fault}") for page, block in found for fault in faults(block)] == []
 
 
-@each_page
-def test_commands_within_lines_exist(page: Path) -> None:
-    named = [(line, code) for line, code in code_spans(page.read_text()) if code.startswith("flops-fit-ray ")]
-    found = [(line, code, fault) for line, code in named for fault in command_faults(code.split()[1:], values=False)]
+def test_commands_within_lines_exist() -> None:
+    named = [
+        (f"{short(page)}:{line}", code)
+        for page in SHOWN
+        for line, code in code_spans(page.read_text())
+        if code.startswith("flops-fit-ray ")
+    ]
+    found = [(place, code, fault) for place, code in named for fault in command_faults(code.split()[1:], values=False)]
     assert found == []
 
 

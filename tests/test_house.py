@@ -11,13 +11,15 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "flops_fit_ray"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+
+Fault = tuple[str, object]  # a module's path in the package, and what is wrong there: a failure lists all of them
 
 
 def floors() -> dict[str, tuple[set[str], set[str]]]:
@@ -47,10 +49,20 @@ def room(name: str) -> str:
 
 
 @functools.cache
-def imports(source: str) -> frozenset[str]:
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of a module's source: each is parsed once."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
+def short(path: Path) -> str:
+    """A module's path in the package."""
+    return str(path.relative_to(PACKAGE))
+
+
+def imports(source: Iterable[ast.AST]) -> frozenset[str]:
     """Every module that a source imports, wherever the import stands; of the package the modules themselves."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in source:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -61,9 +73,15 @@ def imports(source: str) -> frozenset[str]:
     return frozenset(found)
 
 
+@functools.cache
+def imported(path: Path) -> frozenset[str]:
+    """Every module that a module imports."""
+    return imports(nodes(path))
+
+
 def own_imports(path: Path) -> set[str]:
     """The package's modules that a module imports."""
-    return {name for name in imports(path.read_text()) if name.split(".")[0] == PACKAGE.name} - {dotted(path)}
+    return {name for name in imported(path) if name.split(".")[0] == PACKAGE.name} - {dotted(path)}
 
 
 def circles(arrows: Mapping[str, Iterable[str]]) -> list[list[str]]:
@@ -102,17 +120,21 @@ def test_the_table_names_every_room_once_and_only_rooms_above_it() -> None:
         assert FLOORS[name][0] <= set(order[:i]), f"{name}: a row names rooms of earlier rows alone"
 
 
-@each_module
-def test_imports_go_down(path: Path) -> None:
-    here = room(dotted(path))
-    below = {room(name) for name in own_imports(path)} - {here}
-    assert below <= FLOORS[here][0], f"{here} must not import {below - FLOORS[here][0]}"
+def test_imports_go_down() -> None:
+    wrong: list[Fault] = []
+    for path in MODULES:
+        here = room(dotted(path))
+        below = {room(name) for name in own_imports(path)} - {here} - FLOORS[here][0]
+        wrong += [(short(path), f"{here} must not import {name}") for name in sorted(below)]
+    assert wrong == []
 
 
-@each_module
-def test_each_room_has_its_own_libraries(path: Path) -> None:
-    outside = {name.split(".")[0] for name in imports(path.read_text())} - set(sys.stdlib_module_names)
-    assert outside - {PACKAGE.name} <= FLOORS[room(dotted(path))][1]
+def test_each_room_has_its_own_libraries() -> None:
+    wrong: list[Fault] = []
+    for path in MODULES:
+        outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names) - {PACKAGE.name}
+        wrong += [(short(path), name) for name in sorted(outside - FLOORS[room(dotted(path))][1])]
+    assert wrong == []
 
 
 def test_there_are_no_circles_between_modules_nor_between_folders() -> None:
@@ -128,8 +150,8 @@ def test_there_are_no_circles_between_modules_nor_between_folders() -> None:
 
 def test_a_planted_circle_and_a_bare_import_are_seen() -> None:
     assert circles({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]}) == [["a", "b", "c"]]
-    assert imports("def f():\n    import flops_fit_ray\n") == {"flops_fit_ray"}
-    assert "flops_fit_ray.ledger._store" in imports("from flops_fit_ray.ledger import _store")
+    assert imports(ast.walk(ast.parse("def f():\n    import flops_fit_ray\n"))) == {"flops_fit_ray"}
+    assert "flops_fit_ray.ledger._store" in imports(ast.walk(ast.parse("from flops_fit_ray.ledger import _store")))
 
 
 # Imported by users: through the package's face, from a spec, or by a program of their own
@@ -157,15 +179,15 @@ RIDDLES = {"what", "whether", "that", "how", "who", "whom", "whose", "where", "w
            "nothing", "nobody", "somebody", "if", "those", "this", "these"}  # fmt: skip
 
 
-@each_module
-def test_docstrings_begin_with_a_verb_or_a_noun(path: Path) -> None:
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    openings = [
-        (getattr(node, "name", "module"), (ast.get_docstring(node) or "-").split()[0])
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, documented)
-    ]
-    assert [(name, word) for name, word in openings if word.strip(",.:;").lower() in RIDDLES] == []
+    wrong: list[Fault] = []
+    for path in MODULES:
+        for node in nodes(path):
+            word = (ast.get_docstring(node) or "-").split()[0] if isinstance(node, documented) else "-"
+            if word.strip(",.:;").lower() in RIDDLES:
+                wrong.append((short(path), (getattr(node, "name", "module"), word)))
+    assert wrong == []
 
 
 # Commands, the functions that they call, and what pages and the REST API do by the same name
@@ -175,7 +197,7 @@ SAME_MEANING = {"check", "compare", "experiment", "extend", "main", "predict", "
 def test_a_public_name_is_defined_once() -> None:
     homes: dict[str, set[str]] = {}
     for path in MODULES:
-        for node in ast.parse(path.read_text()).body:
+        for node in cast("ast.Module", nodes(path)[0]).body:  # the walk begins with the module
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 homes.setdefault(node.name, set()).add(dotted(path))
     assert {name: where for name, where in homes.items() if len(where) > 1 and name not in SAME_MEANING} == {}
@@ -186,9 +208,9 @@ def test_no_two_modules_share_a_file_name() -> None:
     assert sorted({name for name in names if names.count(name) > 1}) == ["paths.py"]  # of sweeps, and of the service
 
 
-@each_module
-def test_modules_stay_small(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+def test_modules_stay_small() -> None:
+    lines = {short(path): len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: number for name, number in lines.items() if number > 400} == {}
 
 
 def test_import_is_light() -> None:
@@ -227,8 +249,7 @@ def test_names_that_are_loaded_on_first_use_are_there(package: str) -> None:
 
 
 def test_run_defines_nothing() -> None:
-    tree = ast.parse((PACKAGE / "run.py").read_text())
-    assert not [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Assign)]
+    assert not [n for n in nodes(PACKAGE / "run.py") if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Assign)]
 
 
 def test_every_promise_of_reliability_has_its_test() -> None:

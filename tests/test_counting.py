@@ -405,6 +405,24 @@ def test_an_operation_without_a_formula_is_named() -> None:
     assert measured(Normal).uncounted == ()
 
 
+@pytest.mark.parametrize("skips", [False, True], ids=["runs on no rows", "is not run"])
+def test_an_expert_without_tokens_is_not_uncounted(skips: bool) -> None:
+    class Experts(Two):
+        def inner(self, width: int) -> None:
+            self.one, self.other = (nn.Linear(width, width, bias=False) for _ in range(2))
+            self.unseen = nn.Module()  # of which nothing is counted where it does compute
+            self.unseen.weight = nn.Parameter(torch.ones(1, width))
+
+        def middle(self, h: Tensor) -> Tensor:
+            h = h * self.unseen.weight
+            out: Tensor = self.one(h)
+            return out if skips else out + self.other(h[:0]).sum()
+
+    size = measured(Experts)
+    assert size.uncounted == ("unseen",)
+    assert size.without_gradient == (("other.weight",) if skips else ())
+
+
 def test_a_directory_goes_on_with_the_rule_it_began_with() -> None:
     spec = spec_of(model={"target": "tests.parts:X", "size_param": "width", "sizes": [8, W, 32]}, budgets=[4e5, 8e5])
     user = user_parts_of(spec, model=NoGrad, train=regression(3000))

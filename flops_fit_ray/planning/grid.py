@@ -227,7 +227,7 @@ def counting_warnings(measurements: Measurements, sizes: Sequence[ModelSize]) ->
             "no_gradient",
             f"{fmt.counted(len(idle.without_gradient), 'parameter')} got no gradient from a first batch ({shown}): N "
             "counts them; "
-            "freeze or remove what is not used",
+            "freeze or remove what is never used",
         )
     yield from flops_audit(sizes, unit=measurements.data.token_unit)
 

@@ -91,12 +91,13 @@ def count_flops(
         with watch.counting("backward"):
             loss.backward()
     named = dict(model.named_parameters())
+    unreached = {id(p) for p in named.values() if p.requires_grad and p.grad is None}
     return FlopCount(
         total=watch.total,
         forward=watch.forward,
         matrices=frozenset(watch.matrices),
-        uncounted=(*uncounted_modules(model, forward, watch.matrices), *watch.opaque),
-        without_gradient=tuple(name for name, p in named.items() if p.requires_grad and p.grad is None),
+        uncounted=(*uncounted_modules(model, forward, unreached), *watch.opaque),
+        without_gradient=tuple(name for name, p in named.items() if id(p) in unreached),
     )
 
 
@@ -224,20 +225,29 @@ def is_recomputed() -> bool:
     return False
 
 
-def uncounted_modules(model: nn.Module, counter: FlopCounterMode, matrices: set[str]) -> tuple[str, ...]:
+def uncounted_modules(model: nn.Module, counter: FlopCounterMode, unreached: set[int]) -> tuple[str, ...]:
     """Return the modules with matrices for which no FLOPs were counted, without embeddings.
+
+    One that had nothing to compute is none of them: an expert to which no token of the batch went, whether it ran on
+    no rows, or did not run at all.
 
     A matrix may be used by its parent module (nn.MultiheadAttention does so with its projections): if FLOPs were
     counted in the parent outside of its children, its children are assumed to be counted there.
     """
     root = type(model).__name__
     seen = {str(name): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    counts = {name: seen.get(f"{root}.{name}" if name else root, 0) for name, _ in model.named_modules()}
+
+    def counted_as(name: str) -> str:
+        return f"{root}.{name}" if name else root
+
+    counts = {name: seen.get(counted_as(name), 0) for name, _ in model.named_modules()}
     tables = embedding_only_params(model)
     found = []
     for name, module in model.named_modules():
         weights = [p for p in module.parameters(recurse=False) if p.ndim >= 2 and id(p) not in tables]
         if not weights or counts[name] or isinstance(module, EMBEDDINGS):
+            continue
+        if counted_as(name) in seen or all(id(p) in unreached for p in weights):
             continue
         parent = name.rpartition(".")[0]
         siblings = sum(counts[f"{parent}.{child}" if parent else child] for child, _ in _children(model, parent))

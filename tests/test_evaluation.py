@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Subset, TensorDataset
 
-from flops_fit_ray.planning import Plan, Planner, plan_from_json, priced, stated_rate
+from flops_fit_ray.planning import Measurements, Plan, Planner, plan_from_json, priced, stated_rate
 from flops_fit_ray.planning._evaluation import evaluation_cost
 from flops_fit_ray.training.data import eval_batches
 from flops_fit_ray.training.loop._evaluate import evaluate
@@ -16,6 +16,7 @@ from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from tests.parts import Mlp, planned, regression, spec_of, user_parts_of
+from tests.worlds import DATA, SIZES, adaptive_spec
 
 SAMPLES = 100_000  # 5,000 of them held out
 
@@ -28,15 +29,26 @@ def plan_of(samples: int = SAMPLES, budgets: Any = (1e6, 2e6), **data: Any) -> P
 def test_a_held_out_set_that_costs_more_than_a_tenth_is_evaluated_in_part() -> None:
     plan = plan_of()
     # By hand: 3 sizes of N = 10 W + 1, of which 9 W are matrices, 2 forward FLOPs each and sample: 0.1 C = S * 18 W
-    sizes, budgets = (4, 8, 16), (1e6, 2e6)
-    most = 0.1 * sum(3 * c for c in budgets) / (2 * sum(18 * w for w in sizes))
+    sizes = (4, 8, 16)
+    most = 0.1 * plan.flops / (2 * sum(18 * w for w in sizes))
     assert plan.measurements.data.eval_samples == max(1000, int(most)) == 1000
     assert plan.evaluation_flops == pytest.approx(1000 * 2 * sum(18 * w for w in sizes))
     (note,) = plan.measurements.data.notes
     assert note.startswith("held-out: 1,000 of 5,000 samples, evenly spaced") and note in str(plan)
     assert f", and 1.01e6 ({100 * 1.008e6 / plan.flops:.2g} %) to evaluate" in str(plan)
     dear = plan_of(budgets=(5e6, 1e7))
-    assert dear.measurements.data.eval_samples == int(0.1 * 4.5e7 / (2 * sum(18 * w for w in sizes)))
+    assert dear.measurements.data.eval_samples == int(0.1 * dear.flops / (2 * sum(18 * w for w in sizes)))
+    assert 0.0999 < dear.evaluation_flops / dear.flops <= 0.1
+    often = plan_of(budgets=(7e6, 1.4e7), eval_every_tokens=30_000)
+    assert often.measurements.data.eval_samples < 5000 and 0.0999 < often.evaluation_flops / often.flops <= 0.1
+
+
+def test_all_runs_that_are_expected_count_those_too_that_results_will_decide() -> None:
+    spec = adaptive_spec()
+    data = replace(DATA, eval_samples=10**9)
+    plan = Planner(spec, Measurements(sizes=SIZES, data=data)).plan()
+    assert plan.forecast and 1000 < plan.measurements.data.eval_samples < 10**9
+    assert 0.0999 < plan.evaluation_flops / plan.flops <= 0.1
 
 
 @pytest.mark.parametrize("every", [1, 8, 9, 100, 10**9])

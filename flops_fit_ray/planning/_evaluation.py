@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from flops_fit_ray.flags import Flag, warning
 from flops_fit_ray.planning.experiment import Experiment, Measurements, ModelSize
-from flops_fit_ray.planning.grid import Cell, centre_of
 from flops_fit_ray.spec import SweepSpec
 
 MAX_SHARE = 0.1  # of the training FLOPs that evaluation takes by default
@@ -18,23 +17,23 @@ FEW_TARGETS = 1000  # below, an error of more than 3 % of the loss is to be expe
 FIRST_RULE, FORWARD_SHARE = 1, 1 / 3  # the first rule of counting takes a training step for three forward passes
 
 
-def limit_samples(spec: SweepSpec, measurements: Measurements, cells: Sequence[Cell] | None) -> int:
+def limit_samples(spec: SweepSpec, measurements: Measurements, expected: Callable[[], Sequence[Experiment]]) -> int:
     """Return the number of held-out samples that a new sweep evaluates.
 
     1) Evaluating S samples of T tokens takes S * T * F, with F forward FLOPs per token.
-    2) Over the sweep, sum of S * T * F <= MAX_SHARE * sum of C; sizes not chosen yet count as the expected optimum.
+    2) Over all evaluations of the sweep, sum of S * T * F <= MAX_SHARE * FLOPs of training that it executes.
+
+    Args:
+        expected: makes the experiments of the whole sweep, those included that results will decide.
     """
     available = measurements.data.eval_samples
     least = min(MIN_SAMPLES, math.ceil(MIN_TARGETS / measurements.data.tokens_per_sample))
     if spec.data.eval_samples is not None or available <= least:
         return available
-    if cells is None:
-        optima = [centre_of(spec, measurements, b.flops) for b in spec.budgets]
-        sizes = [min(measurements.sizes, key=lambda s: abs(s.params - optimum)) for optimum in optima]
-        cells = list(zip(spec.budgets, sizes, strict=True))
-    total = sum(budget.flops for budget, _ in cells)
-    per_sample = measurements.data.tokens_per_sample * sum(_forward_flops(size) for _, size in cells)
-    return min(available, max(least, int(MAX_SHARE * total / per_sample)))
+    experiments = expected()
+    total = sum(e.flops_executed for e in experiments)
+    cost = sum(map(evaluation_cost(measurements, spec.data.eval_every_tokens), experiments))
+    return min(available, max(least, int(MAX_SHARE * total * available / cost)))
 
 
 def with_limit(measurements: Measurements, limit: int | None) -> Measurements:
@@ -86,7 +85,7 @@ def evaluation_warnings(
     Args:
         cost: FLOPs of all evaluations of the experiments.
     """
-    data, trained = measurements.data, sum(e.flops for e in experiments)
+    data, trained = measurements.data, sum(e.flops_executed for e in experiments)
     limit = MAX_SHARE if spec.data.eval_samples is not None else 2 * MAX_SHARE  # by default chosen before the sizes are
     if trained and cost > limit * trained and data.eval_samples > MIN_SAMPLES:
         way_out = " or raise data.eval_every_tokens" if spec.data.eval_every_tokens else ""

@@ -61,13 +61,22 @@ class Planner:
                 "`auto` takes at most a tenth of that"
             )
             raise SpecError("spec", [fault])
-        if constants is None:
-            constants = make_constants(spec, measurements, smallest, limit_samples(spec, measurements, self._static))
         if faults := list(single_run_faults(spec, measurements)):
             raise SpecError("spec", faults)
+        if constants is None:
+            samples = limit_samples(spec, measurements, lambda: self._foreseen(smallest))
+            constants = make_constants(spec, measurements, smallest, samples)
         self.measurements = measurements = with_limit(measurements, constants.eval_samples)
         self.cells = Cells(spec, measurements, constants)
         self._constant: Plan | None = None  # a plan that was final without observations
+
+    def _foreseen(self, smallest: int) -> list[Experiment]:
+        """All experiments of a sweep that begins, as they are expected without results; they do not depend on how
+        much is evaluated.
+        """
+        constants = make_constants(self.spec, self.measurements, smallest, self.measurements.data.eval_samples)
+        cells = Cells(self.spec, self.measurements, constants)
+        return list(PlanReplay(cells, {}, static=self._static, assume=True).grow().experiments.values())
 
     def _smallest_adaptive(self) -> int:
         """Smallest D of the first valley: that of the sweep, unless the valley has to be extended."""

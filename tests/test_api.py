@@ -16,7 +16,7 @@ from flops_fit_ray.errors import ArgumentError
 from flops_fit_ray.ledger import Ledger
 from flops_fit_ray.pipeline import RunRequest
 from flops_fit_ray.planning import Plan
-from flops_fit_ray.spec.arguments import describe, describe_value
+from flops_fit_ray.spec.arguments import describe, describe_value, readable_name
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.finished import record_finished
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
@@ -144,6 +144,14 @@ def test_descriptions_are_the_same_in_every_process() -> None:
     assert describe(functools.partial(Mlp, dropout=0.2)) == "partial(tests.parts:Mlp, dropout=0.2)"
     assert "0x" not in describe(regression()) + describe(nn.MSELoss()) + str(describe_value({"a": nn.ReLU}))
     assert describe_value({"a": [1, 2.5, None]}) == {"a": [1, 2.5, None]}
+    for data, name in (
+        ((1, 2), "a tuple"),
+        ({"x": 1}, "a dict"),
+        (regression(), "TensorDataset"),
+        (Mlp, "tests.parts:Mlp"),
+    ):
+        assert readable_name(describe(data)) == name
+    assert readable_name("data:Windows(length=64)") == "Windows(length=64)" and readable_name("a/b.bin") == "a/b.bin"
 
 
 def test_what_cannot_travel_is_named_before_anything_runs(tmp_path: Path) -> None:

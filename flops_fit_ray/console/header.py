@@ -8,6 +8,7 @@ from typing import Any
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.planning import ModelSize, Plan
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.spec.arguments import readable_name
 
 
 def header_lines(spec: SweepSpec, plan: Plan) -> list[str]:
@@ -41,7 +42,7 @@ def _data(spec: SweepSpec, plan: Plan) -> str:
     length = "a stream" if data.train_samples is None else f"{data.train_samples:,} samples"
     return ", ".join(
         [
-            str(spec.data.train),
+            readable_name(str(spec.data.train)),
             length,
             *([f"{fmt.count(epoch)} tokens"] if epoch is not None else []),
             f"{data.tokens_per_sample} per sample, a token is {data.token_unit}",

@@ -51,6 +51,7 @@ CALL_OPTIONS = (
 )
 # A key in words: no file's name, module's or attribute's
 _SPEC_KEY = re.compile(r"(?<![\w./:'\"])(?:model|data|train|fit)(?:\.[a-z_]+)+(?![\w(]|[:.]\w)")
+_DESCRIBED = re.compile(r"([\w.]+):([\w.<>]+)\((.*)\)", flags=re.DOTALL)  # an object that has no name of its own
 Mode = Literal["local", "mock"]
 MODES = get_args(Mode)
 SOURCE = "find_optimal"  # how faults of arguments are introduced
@@ -275,6 +276,15 @@ def describe(value: Any) -> str:
     unnamed = code is not None and "<" in qualname  # a lambda's name says nothing; its code does
     module = getattr(value, "__module__", type(value).__module__)  # a generator has none
     return f"{module}:{qualname}" + (f"#{_code_digest(code)}" if unnamed else "")
+
+
+def readable_name(described: str) -> str:
+    """Return what `describe` made of data as people say it: a tuple, or a class with its settings."""
+    found = _DESCRIBED.fullmatch(described)
+    if found is None:
+        return described
+    module, name, settings = found.groups()
+    return f"a {name}" if module == "builtins" else name + (f"({settings})" if settings else "")
 
 
 def describe_target(value: Any) -> str:

@@ -10,6 +10,7 @@ from flops_fit_ray.errors import SpecError
 from flops_fit_ray.flags import Flag, warning
 from flops_fit_ray.planning import DataFacts, DataProbe, ModelSize
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.spec.arguments import readable_name
 from flops_fit_ray.training.data import (
     Batch,
     Data,
@@ -44,7 +45,8 @@ def describe_data(spec: SweepSpec, user: UserParts) -> tuple[Batch, DataFacts, D
     """
     _check_batch_size(spec, user)
     limit = spec.data.timeout_seconds
-    with waiting(f"reading samples of {spec.data.train} (data.train)"), user_code("data.train: reading samples raised"):
+    named = readable_name(str(spec.data.train))
+    with waiting(f"reading samples of {named} (data.train)"), user_code("data.train: reading samples raised"):
         with time_limit(limit, f"no samples within {limit:g} s (data.timeout_seconds)"):
             batches = first_batches(user.train_data, spec.train.batch_size)
             _refuse_devices(spec, batches[0])

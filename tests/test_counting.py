@@ -414,7 +414,7 @@ def test_an_expert_without_tokens_is_not_uncounted(skips: bool) -> None:
             self.unseen.weight = nn.Parameter(torch.ones(1, width))
 
         def middle(self, h: Tensor) -> Tensor:
-            h = h * self.unseen.weight
+            h = h * self.unseen.get_parameter("weight")
             out: Tensor = self.one(h)
             return out if skips else out + self.other(h[:0]).sum()
 

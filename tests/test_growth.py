@@ -14,7 +14,7 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.analysis.outliers import farthest_outlier, limit
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import Measurements, Observation, Plan, Planner, make_plan, own_range
-from flops_fit_ray.planning._adaptive import predicted_optimum, rungs
+from flops_fit_ray.planning._adaptive import _valley, predicted_optimum, rungs
 from flops_fit_ray.planning.cells import constants_identity
 from flops_fit_ray.planning.experiment import Experiment, SweepConstants
 from flops_fit_ray.planning.grid import centre_of
@@ -78,6 +78,27 @@ def test_the_plan_is_the_same_whoever_ends_first_and_nothing_planned_is_taken_ba
         assert before <= now
         before = now
     assert before == {e.key for e in first.experiments}
+
+
+def test_what_a_planner_keeps_changes_no_plan() -> None:
+    """It makes cells and reads valleys once: plans by one that has seen other results are those of a new one."""
+    used = planner_of()
+    run_through(used, loss_in(world("lopsided", noise=0.02)))
+    _, observed = run_through(used, loss_in(world(noise=0.02)))
+    for count in range(0, len(observed) + 1, 20):
+        known = dict(list(observed.items())[:count])
+        _valley.cache_clear()
+        assert planner_of().plan(known).to_json() == used.plan(known).to_json()
+    cells, (small, *_) = used.cells, SIZES
+    made = cells.make(1e18, small, 0.01)
+    assert cells.make(1e18, small, 0.01) is made
+    more = replace(small, params=small.params + 1, flops_per_token=2 * small.flops_per_token)  # of the same name
+    others = [cells.make(1e18, more, 0.01), cells.make(2e18, small, 0.01), cells.make(1e18, small, 0.02)]
+    assert [(e.params, e.budget, e.recipe.lr) for e in others] == [
+        (more.params, 1e18, 0.01), (small.params, 2e18, 0.01), (small.params, 1e18, 0.02)]  # fmt: skip
+    assert others[0].steps == pytest.approx(made.steps / 2, abs=1)
+    assert cells.make(1e18, small, 0.01, seed=7).recipe.seed == 7
+    assert (cells.make(1e18, small, 0.01, reason="why", role="probe", of="x").reason, made.reason) == ("why", "")
 
 
 def test_the_forecast_is_about_what_comes() -> None:

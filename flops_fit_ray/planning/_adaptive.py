@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -87,7 +88,12 @@ def beyond(valley: Valley, ladder: Sequence[ModelSize]) -> tuple[list[ModelSize]
 
 def valley_through(budget: float, sizes: Sequence[ModelSize], tokens: Sequence[int], losses: Sequence[float]) -> Valley:
     """Fit the valley of these sizes, as the analysis does by default."""
-    n = np.array([s.params for s in sizes], dtype=np.float64)
+    return _valley(budget, tuple(s.params for s in sizes), tuple(tokens), tuple(losses))
+
+
+@lru_cache(maxsize=1000)  # every replay of a plan reads the valleys again that are complete
+def _valley(budget: float, params: tuple[int, ...], tokens: tuple[int, ...], losses: tuple[float, ...]) -> Valley:
+    n = np.array(params, dtype=np.float64)
     ones = np.ones(len(n))
     return fit_valley(
         budget,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -258,11 +259,7 @@ class PlanReplay:
         good = [e for e in standing if self._loss_of(e) is not None]
         if len(good) <= MIN_DISTINCT_SIZES["parabola"]:
             return False
-        outlier = farthest_outlier(
-            np.array([e.params for e in good], dtype=np.float64),
-            np.array([self._loss_of(e) for e in good], dtype=np.float64),
-            self._valleys,
-        )
+        outlier = _outlier(tuple(e.params for e in good), tuple(map(self._loss_or_inf, good)), tuple(self._valleys))
         if outlier is None:
             return False
         index, deviation = outlier
@@ -387,6 +384,13 @@ class PlanReplay:
             same.append(experiment)
         self.experiments[experiment.key] = experiment
         return True
+
+
+@lru_cache(maxsize=1000)  # every replay looks at the same valleys again
+def _outlier(
+    params: tuple[int, ...], losses: tuple[float, ...], others: tuple[Valley, ...]
+) -> tuple[int, float] | None:
+    return farthest_outlier(np.array(params, dtype=np.float64), np.array(losses, dtype=np.float64), others)
 
 
 def _is_checked(asked: str, number: int, budgets: int) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -117,6 +118,11 @@ def half_window(valleys: Sequence[Valley], step: float) -> int:
     b is half the curvature, and sigma is measured about parabolas within R: what they cannot follow widens an interval
     as noise does. It is no less than the noise about polynomials of degree 4 through all sizes.
     """
+    return _best_half(tuple(valleys), step)
+
+
+@lru_cache(maxsize=1000)  # every replay of a plan decides it again, by the same valleys
+def _best_half(valleys: tuple[Valley, ...], step: float) -> int:
     wide = [v for v in valleys if v.status == "interior" and len(np.unique(v.params)) > 5]
     left = [(_left_over(v), len(v.loss) - 5) for v in wide]
     df = sum(n for _, n in left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flops_fit_ray.errors import SpecError
@@ -23,6 +23,7 @@ from flops_fit_ray.spec import LrRule, LrTable, SweepSpec
 ENGINE_VERSION = 2  # raised whenever the same recipe would give other bits, so that old results are not reused
 WARMUP_SHARE = 0.1  # of the smallest D of the sweep
 HARMLESS_DATA_KEYS = {"max_epochs", "timeout_seconds", "eval_every_tokens", "bytes_per_token"}  # change no result
+MAX_KEPT = 10_000  # experiments, of those that a factory has made: a replay asks for the same ones again
 HARMLESS_TRAIN_KEYS = {"precision", "compile", "cuda_graph", "seed"}  # do not change `SweepConstants`
 
 
@@ -33,6 +34,9 @@ class Cells:
     spec: SweepSpec
     measurements: Measurements
     constants: SweepConstants
+    _made: dict[tuple[object, ...], tuple[ModelSize, Experiment]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def make(
         self,
@@ -45,7 +49,19 @@ class Cells:
         seed: int | None = None,
         of: str | None = None,
     ) -> Experiment:
-        """Make the experiment of one cell; `seed` None takes that of the sweep."""
+        """Return the experiment of one cell, made once; `seed` None takes that of the sweep."""
+        asked = (budget, id(size), lr, role, reason, seed, of)
+        known = self._made.get(asked)
+        if known is None:
+            if len(self._made) >= MAX_KEPT:
+                self._made.clear()
+            made = self._make(budget, size, lr, role=role, reason=reason, seed=seed, of=of)
+            known = self._made[asked] = (size, made)  # with its size, so that no other one gets that id
+        return known[1]
+
+    def _make(
+        self, budget: float, size: ModelSize, lr: float, *, role: Role, reason: str, seed: int | None, of: str | None
+    ) -> Experiment:
         spec, measurements = self.spec, self.measurements
         steps = steps_of(spec, measurements, budget, size)
         tokens = steps * batch_tokens(spec, measurements)

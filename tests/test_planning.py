@@ -24,6 +24,7 @@ from flops_fit_ray.planning import (
     plan_from_json,
 )
 from flops_fit_ray.planning._disk import checkpoint_bytes
+from flops_fit_ray.planning._plan_text import tables_words
 from flops_fit_ray.planning.grid import cell_warnings
 from flops_fit_ray.planning.lr_probes import missing_factors, probed_sizes
 from flops_fit_ray.spec import SweepSpec
@@ -216,6 +217,26 @@ def test_warnings() -> None:
         "rounding to whole batches",
     ):
         assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("total", "tables", "said"),
+    [
+        (lambda n: 5 * n, ((100, 8),), ", which hold 80 % of them"),
+        (lambda n: 2 * n + 100, ((100, 8),), ", which hold 53 to 61 % of them"),  # 1,000 of 1,900, 270 of 440
+        (lambda n: 2 * n, ((100, 8),), ""),  # half of them
+        (lambda n: 5 * n, (), ""),  # a num_params() that counts little
+    ],
+)
+def test_a_model_of_lookup_tables_is_said_to_be_one(total: Any, tables: Any, said: str) -> None:
+    plan = plan_of()
+    sizes = [
+        replace(s, params=n, params_total=total(n), tables=tables)
+        for s, n in zip(plan.sizes, (170, 400, 900), strict=True)
+    ]
+    line = tables_words(sizes)
+    assert line.startswith(said) and bool(line) == bool(said)
+    assert "lookup" not in str(plan)
 
 
 @pytest.mark.parametrize(

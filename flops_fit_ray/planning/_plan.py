@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.flags import Flagged
 from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
-from flops_fit_ray.planning._plan_text import experiments_text, price_lines, warning_lines
+from flops_fit_ray.planning._plan_text import experiments_text, price_lines, tables_words, warning_lines
 from flops_fit_ray.planning._price import Price, Rates, estimate_price
 from flops_fit_ray.planning.experiment import (
     FLOAT32,
@@ -136,8 +136,8 @@ class Plan:
                 experiments_text(self.expected, len(self.experiments)),
                 self._number_and_flops,
                 *(() if self.price is None else price_lines(self.price, several_sizes=several)),
-                f"N: {size.params_source}. FLOPs: {size.flops_source}, forward and backward. D: one token is "
-                f"{data.token_unit}; the training set has {epoch}.",
+                f"N: {size.params_source}{tables_words(self.sizes)}. FLOPs: {size.flops_source}, forward and backward. "
+                f"D: one token is {data.token_unit}; the training set has {epoch}.",
                 f"held-out: {f'{data.eval_samples} samples of ' if data.eval_samples else ''}{data.eval_source}",
                 *data.notes,
                 f"loss: {self.measurements.loss.average}",

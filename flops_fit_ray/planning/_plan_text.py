@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from flops_fit_ray import formatting as fmt
 from flops_fit_ray.flags import Flagged
 from flops_fit_ray.planning._price import Price, price_warnings
-from flops_fit_ray.planning.experiment import Experiment
+from flops_fit_ray.planning.experiment import Experiment, ModelSize
 
+MOST = 0.5  # share of the parameters
 MAX_ROWS = 400  # experiments listed; --json has all
 ROLES = {"grid": "", "probe": "lr probe", "seed": "seed", "lr_check": "lr check", "batch_check": "batch check",
          "rerun": "rerun"}  # fmt: skip
@@ -66,6 +67,21 @@ def price_lines(price: Price, *, several_sizes: bool) -> Iterator[str]:
     )
     if price.peak_memory_bytes:
         yield f"memory: at most {fmt.size(price.peak_memory_bytes)} per experiment, as measured by check"
+
+
+def tables_words(sizes: Sequence[ModelSize]) -> str:
+    """Return what lookup tables outside of N hold, where that is most of every model: a recommender, say.
+
+    Args:
+        sizes: of the plan, by increasing N.
+    """
+    shares = [1 - (s.params + s.params_frozen) / s.params_total for s in sizes if s.tables]
+    if len(shares) < len(sizes) or min(shares, default=0.0) <= MOST:
+        return ""
+    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return (
+        f", which hold {low if low == high else f'{low} to {high}'} % of them; num_params() of the model may count them"
+    )
 
 
 def warning_lines(warnings: Sequence[Flagged], price: Price | None) -> list[str]:

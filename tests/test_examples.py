@@ -69,7 +69,7 @@ def test_a_diffusion_model_learns_by_a_loss_of_model_and_batch() -> None:
         "diffusion/sweep.yaml", *budgets(3e7, 6e7, sizes=[16, 24, 32]), "data.kwargs.samples=20000"
     )
     assert "sample" in plan.measurements.data.token_unit
-    assert 0.2 < outcome.loss < 0.97  # 1, the variance of the noise, for who knows nothing
+    assert 0.2 < outcome.loss < 0.47  # 0.5 for layers that say nothing, as the noisy picture is passed on
 
 
 def test_token_files_of_a_script_feed_a_nanogpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,11 @@ from torch.nn import functional
 
 
 class Denoiser(nn.Module):
-    """Says which noise is in a picture of 64 pixels at a time t between 0 and 1."""
+    """Says which noise is in a picture of 64 pixels at a time t between 0 and 1.
+
+    The noisy picture itself is passed on by its share of noise (as in Karras et al. 2022, equation 7), so that layers
+    narrower than the picture need to know what the picture is like and not to carry its noise.
+    """
 
     def __init__(self, width: int, layers: int = 3) -> None:
         super().__init__()
@@ -21,7 +25,7 @@ class Denoiser(nn.Module):
         x = functional.silu(self.first(torch.cat([noisy, waves.sin(), waves.cos()], 1)))
         for layer in self.layers:
             x = x + functional.silu(layer(x))
-        noise: Tensor = self.last(x)
+        noise: Tensor = self.last(x) + (t[:, None] * math.pi / 2).sin() * noisy
         return noise
 
 

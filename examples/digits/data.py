@@ -1,6 +1,6 @@
 """Handwritten digits of scikit-learn (1,797 of 8 x 8 pixels), distorted anew each time that one is seen.
 
-A sample is a digit turned, shifted and scaled a little with noise on top, fixed by its index: 200,000 of them, none
+A sample is a digit turned, shifted and scaled a little with noise on top, fixed by its index: 400,000 of them, none
 seen twice. The held-out ones are other distortions of the same digits: with digits that no model has seen the loss
 stays where it is from a few thousand samples on, as 1,797 are too few to learn what others write like.
 """
@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 
-def train(samples: int = 200_000) -> TensorDataset:
+def train(samples: int = 400_000) -> TensorDataset:
     return distorted_digits(samples, seed=0)
 
 

@@ -89,7 +89,7 @@ class SpecError(FlopsFitError):
 
 
 class DataDiffersError(SpecError):
-    """A process that trains has other data than those that the plan was made of."""
+    """A process that trains has other data than those that the plan was made of, or makes another model or loss."""
 
 
 class ArgumentError(SpecError, TypeError, ValueError):

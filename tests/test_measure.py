@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import ModelSize
 from flops_fit_ray.training.preflight._params import _non_embedding, count_params
-from flops_fit_ray.training.preflight.model_size import SpecMeasurer, measure_sizes
+from flops_fit_ray.training.preflight.model_size import Known, SpecMeasurer, measure_sizes
 from flops_fit_ray.training.user._targets import load_target
 from tests.parts import (
     Bigram,
@@ -138,14 +138,14 @@ def test_sizes_that_are_known_are_not_measured_again_for_other_budgets() -> None
             built.append(width)
             super().__init__(width)
 
-    user, known = user_parts_of(spec_of(), model=Counted), dict[str, ModelSize]()
+    user, known = user_parts_of(spec_of(), model=Counted), Known()
     first = measure_sizes(spec_of(budgets=[1e5, 4e5]), user, known=known)
     before = len(built)
     again = measure_sizes(spec_of(budgets=[2e5, 8e5]), user, known=known)
     assert again.sizes == first.sizes and built[before:] == [4]  # to be tried on two samples
     other = spec_of(train={**spec_of().train.model_dump(exclude_unset=True), "precision": "bf16"})
     measure_sizes(other, user, known=known)
-    assert len(known) == 2 * len(first.sizes)  # run in another precision it may cost something else
+    assert len(known.sizes) == 2 * len(first.sizes)  # run in another precision it may cost something else
 
 
 class Proxy:

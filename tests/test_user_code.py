@@ -38,7 +38,7 @@ ROWS = "class Rows:\n    def __len__(self): {len}\n    def __getitem__(self, i):
         ("import click\n@click.command()\ndef go(): pass\ngo()", f"{MODULE} {PARSES}"),
         ("class Stop(BaseException): pass\nraise Stop('mine')", f"{MODULE} Stop: mine"),
         ("import os; os.environ['NO_SUCH']", "KeyError: 'NO_SUCH'; that environment variable is not set"),
-        ("{}['NO_SUCH']", "KeyError: 'NO_SUCH'$"),
+        ("{}['NO_SUCH']", r"KeyError: 'NO_SUCH' \[wrong_model\]$"),
         ("del Net\ndef __getattr__(name): raise OSError('lazy')", "model.target: 'parts:Net' raised OSError: lazy"),
         ("def data(): exit()", f"data.train: data raised {EXIT}"),
         (f"{ARGPARSE}def data(): parser.parse_args()", f"data.train: data raised {PARSES}"),

@@ -43,7 +43,7 @@ def requested(
     with waiting("importing torch"):
         from flops_fit_ray.engine.loaders import ObjectLoader
         from flops_fit_ray.training.preflight.model_alone import measure_alone, model_faults
-        from flops_fit_ray.training.preflight.model_size import measure_sizes
+        from flops_fit_ray.training.preflight.model_size import Known, measure_sizes
         from flops_fit_ray.training.user.parts import HOOKS
 
     extra = {name: options.pop(name, None) for name in CALL_OPTIONS}
@@ -81,7 +81,7 @@ def requested(
         limit = limit_of_budgets(spec, limit, SOURCE, "")
     spec = spec.model_copy(update={"budgets_for": limit})
     alone = dataset is None or mode == "mock"
-    parts, measure = user, measure_alone if alone else functools.partial(measure_sizes, known={})
+    parts, measure = user, measure_alone if alone else functools.partial(measure_sizes, known=Known())
     request = RunRequest(
         spec=spec,
         source=SOURCE,

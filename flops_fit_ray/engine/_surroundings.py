@@ -75,7 +75,7 @@ def _take_over(
 ) -> Surroundings:
     import ray
 
-    if ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+    if ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:  # the context would start Ray
         with contextlib.suppress(OSError):  # a node without it; code that needs it says so
             if directory is not None:
                 os.chdir(directory)

@@ -23,7 +23,7 @@ from flops_fit_ray.storage.storage_path import expanded
 from flops_fit_ray.training.user.user_code import NO_ARGUMENTS
 
 if TYPE_CHECKING:
-    from flops_fit_ray.planning import DataProbe, LossFacts, Measurements
+    from flops_fit_ray.planning import DataProbe, FirstLoss, LossFacts, Measurements
     from flops_fit_ray.spec import SweepSpec
     from flops_fit_ray.training.data import PreparedData
     from flops_fit_ray.training.data.packed import PackedData
@@ -107,32 +107,37 @@ class SharedLoader:
 
 @dataclass(frozen=True)
 class ComparingLoader:
-    """A loader that compares what it loads with the data of the plan."""
+    """A loader that compares what it loads with the data, the model and the loss of the plan."""
 
     loader: Loader
-    planned: DataProbe
+    planned: DataProbe | None
+    first_loss: FirstLoss | None
     seconds: float  # to wait for samples
 
     def __call__(self, prepared: PreparedData | None = None) -> UserParts:
         """Load the user's parts.
 
         Raises:
-            DataDiffersError: this process has other data.
+            DataDiffersError: this process has other data, or makes another model or loss.
         """
         from flops_fit_ray.training.data import compare_data
+        from flops_fit_ray.training.user.first_loss import compare_first_loss
 
         user = self.loader(prepared)
-        compare_data(user.prepared_data, self.planned, self.seconds)
+        if self.planned is not None:
+            compare_data(user.prepared_data, self.planned, self.seconds)
+        if self.first_loss is not None:
+            compare_first_loss(user, self.first_loss)
         return user
 
 
 def comparing_loader(loader: Loader, spec: SweepSpec, measurements: Measurements) -> Loader:
-    """Return a loader for the processes that train: each compares its data with those of the plan once.
+    """Return a loader for the processes that train: each compares its data and model with those of the plan once.
 
     It adds what planning has learnt about the losses.
     """
-    informed, probe = InformedLoader(loader, measurements.loss), measurements.probe
-    return informed if probe is None else ComparingLoader(informed, probe, spec.data.timeout_seconds)
+    informed = InformedLoader(loader, measurements.loss)
+    return ComparingLoader(informed, measurements.probe, measurements.first_loss, spec.data.timeout_seconds)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flops_fit_ray.planning._feasible import next_fault, unbracketed
+    from flops_fit_ray.planning._first_loss import FirstLoss
     from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, Average, LossFacts, derived_metrics, perplexity
     from flops_fit_ray.planning._plan import Plan, plan_from_json, priced
     from flops_fit_ray.planning._planner import Planner, Queue, make_plan, next_experiments
@@ -70,6 +71,7 @@ __all__ = [
     "Experiment",
     "ExperimentFacts",
     "FirstCount",
+    "FirstLoss",
     "LossFacts",
     "MeasuredLr",
     "Measurements",

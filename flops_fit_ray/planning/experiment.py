@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Annotated, Any, Literal, TypeVar
 
 from flops_fit_ray.flags import Flagged
+from flops_fit_ray.planning._first_loss import FirstLoss
 from flops_fit_ray.planning._loss_facts import NOTHING_LEARNT, LossFacts
 from flops_fit_ray.planning.data_probe import DataProbe
 from flops_fit_ray.storage.codec import (
@@ -121,6 +122,7 @@ class Measurements:
     data: DataFacts
     skipped: tuple[str, ...] = ()
     probe: DataProbe | None = field(default=None, compare=False)  # for the processes that train; in no file
+    first_loss: FirstLoss | None = field(default=None, compare=False)  # for them, too
     loss: LossFacts = NOTHING_LEARNT
     counting: int = COUNTING  # the rule of N and FLOPs
     default_dtype: str = FLOAT32  # torch's, as the user's program or module set it

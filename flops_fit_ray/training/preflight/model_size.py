@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flops_fit_ray.planning import (
     COUNTING,
     FIRST_RULE,
     FirstCount,
+    FirstLoss,
     Measurements,
     ModelSize,
     size_kwargs,
@@ -29,6 +31,7 @@ from flops_fit_ray.training.preflight._measured_run import measured_run, model_o
 from flops_fit_ray.training.preflight._params import ParamCount, count_params, default_dtype
 from flops_fit_ray.training.preflight._residue import Residue
 from flops_fit_ray.training.preflight._sweep_sizes import measured_sizes
+from flops_fit_ray.training.user.first_loss import first_loss
 from flops_fit_ray.training.user.layers import EMBEDDINGS, blocks_of
 from flops_fit_ray.training.user.parts import UserParts, format_kwargs, load_user_parts
 from flops_fit_ray.training.user.smoke_test import is_large, smoke_test_parts
@@ -54,7 +57,7 @@ class SpecMeasurer:
     def __init__(self, base: Path) -> None:
         watch_sources(base)
         self._base = base
-        self._sizes: dict[str, ModelSize] = {}
+        self._known = Known()
         self._parts: tuple[dict[str, Any], UserParts] | None = None
 
     def measure(self, spec: SweepSpec, counting: int = COUNTING) -> Measurements:
@@ -67,7 +70,7 @@ class SpecMeasurer:
         with command_line_of(str(self._base)):
             before = self._parts
             user = before[1] if before is not None and before[0] == rest else load_user_parts(spec, self._base)
-            found = measure_sizes(spec, user, counting, self._sizes)
+            found = measure_sizes(spec, user, counting, self._known)
         self._parts = (rest, user) if 0 < found.data.tensor_bytes <= KEPT_BYTES else None
         return found
 
@@ -82,14 +85,22 @@ def removing_residue(user: UserParts) -> Iterator[Residue]:
         residue.close()
 
 
+@dataclass
+class Known:
+    """Measurements of a spec that hold for any budgets, by precision and the constructor's arguments."""
+
+    sizes: dict[str, ModelSize] = field(default_factory=dict)
+    first_losses: dict[str, FirstLoss | None] = field(default_factory=dict)
+
+
 def measure_sizes(
-    spec: SweepSpec, user: UserParts, counting: int = COUNTING, known: dict[str, ModelSize] | None = None
+    spec: SweepSpec, user: UserParts, counting: int = COUNTING, known: Known | None = None
 ) -> Measurements:
     """Measure every size of the sweep, and the data.
 
     Args:
         counting: rule of N and FLOPs, that of the sweep that is continued.
-        known: sizes that were measured for other budgets of the same spec; new ones are added.
+        known: what was measured for other budgets of the same spec; new sizes are added.
 
     Raises:
         SpecError: samples or sizes cannot be used; all such faults at once.
@@ -97,15 +108,17 @@ def measure_sizes(
     import_compiler_late()
     batch, facts, probe = describe_data(spec, user)
     tokens = user.num_tokens(batch, spec.data.tokens_per_sample)
-    known = {} if known is None else known
+    known = Known() if known is None else known
 
     def measure(size: SizeValue) -> ModelSize:
         name = f"{spec.train.precision} {size_kwargs(spec, size)!r}"  # the precision decides how a model is run
-        if name not in known:
-            known[name] = measure_size(spec, user, size, batch, tokens, residue)
-        return known[name].counted_by(counting)
+        if name not in known.sizes:
+            known.sizes[name] = measure_size(spec, user, size, batch, tokens, residue)
+        return known.sizes[name].counted_by(counting)
 
-    so_far = f", {len(known)} so far" if known else ""  # budgets that are chosen ask for more sizes, again and again
+    so_far = (
+        f", {len(known.sizes)} so far" if known.sizes else ""
+    )  # budgets that are chosen ask for more sizes, again and again
     with waiting(f"counting parameters and FLOPs of every size{so_far}"), removing_residue(user) as residue:
         sizes, refused = measured_sizes(spec, measure, counting, user.model)
     refuse_large_ids(user, sizes)
@@ -113,11 +126,16 @@ def measure_sizes(
         smallest = min(sizes, key=lambda s: s.params_total)
         with removing_residue(user) if is_large(smallest) else contextlib.nullcontext():
             loss = smoke_test_parts(user, smallest, batch, spec, lambda: model_on_meta(user, smallest.kwargs))
-    found = Measurements(
+            name = repr(smallest.kwargs)
+            if name not in known.first_losses:
+                runs = not is_large(smallest) and user.flops_per_token is None
+                found = first_loss(replace(user, loss_facts=loss), smallest, batch) if runs else None
+                known.first_losses[name] = found
+    measured = Measurements(
         sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe, loss=loss, counting=counting,
-        default_dtype=default_dtype(),
+        default_dtype=default_dtype(), first_loss=known.first_losses[name],
     )  # fmt: skip
-    return found if user.lr is None else with_rates(spec, user.lr, found)
+    return measured if user.lr is None else with_rates(spec, user.lr, measured)
 
 
 def measure_size(

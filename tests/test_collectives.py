@@ -7,11 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flops_fit_ray.training.distributed.fsdp import ShardedGroup
 from flops_fit_ray.training.distributed.group import Group
 from flops_fit_ray.training.loop.worker import Worker
 from tests.parts import BIGRAM, planned, spec_of, text, user_parts_of
@@ -62,7 +59,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def one_of_eight(group: Group) -> Iterator[Worker]:
+def one_of_eight(*, sharded: bool) -> Iterator[Worker]:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from flops_fit_ray.training.distributed.fsdp import ShardedGroup  # a second of imports
+
+    group = (ShardedGroup if sharded else Group)(0, WORKERS)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=WORKERS)
     try:
         spec = spec_of(
@@ -84,7 +86,7 @@ def sizes_of(width: int) -> tuple[int, int]:
 
 
 def test_replicas_add_up_all_gradients_at_once() -> None:
-    with one_of_eight(Group(0, WORKERS)) as worker:
+    with one_of_eight(sharded=False) as worker:
         block, rest = sizes_of(worker._experiment.size_kwargs["width"])
         params = len(list(worker._model.parameters()))
         with Collectives() as sent:
@@ -95,7 +97,9 @@ def test_replicas_add_up_all_gradients_at_once() -> None:
 
 def test_shards_are_gathered_twice_and_their_gradients_scattered_once() -> None:
     """Forward and backward need the weights of a block, and what is in no block stays gathered in between."""
-    with one_of_eight(ShardedGroup(0, WORKERS)) as worker:
+    from torch.distributed.tensor import DTensor
+
+    with one_of_eight(sharded=True) as worker:
         block, rest = sizes_of(worker._experiment.size_kwargs["width"])
         held = sum(p.to_local().nbytes for p in worker._model.parameters() if isinstance(p, DTensor))
         with Collectives() as sent:
@@ -110,7 +114,9 @@ def test_shards_are_gathered_twice_and_their_gradients_scattered_once() -> None:
 
 def test_shards_are_saved_whole_and_loaded_as_they_were() -> None:
     """The fake group gathers this worker's shard eight times and gives it the first part back: both can be foretold."""
-    with one_of_eight(ShardedGroup(0, WORKERS)) as worker:
+    from torch.distributed.tensor import DTensor
+
+    with one_of_eight(sharded=True) as worker:
         worker.advance(2)
         state = worker.state()
         shards = {name: p.to_local().clone() for name, p in worker._model.named_parameters() if isinstance(p, DTensor)}
@@ -120,7 +126,7 @@ def test_shards_are_saved_whole_and_loaded_as_they_were() -> None:
         assert torch.equal(state["model"][name], shard.repeat(WORKERS, *[1] * (shard.ndim - 1))), name
     for number, moment in enumerate(moments):
         assert state["optimizer"]["state"][number]["exp_avg_sq"].shape[0] == WORKERS * len(moment)
-    with one_of_eight(ShardedGroup(0, WORKERS)) as other:
+    with one_of_eight(sharded=True) as other:
         other.resume(state)
         assert (other.step, other.tokens_seen) == (2, state["tokens_seen"])
         params = dict(other._model.named_parameters())
@@ -133,7 +139,7 @@ def test_a_shard_is_an_eighth_of_weights_and_moments_and_one_block_is_whole_at_a
     """What `check` says of memory is measured on a device, so the tracker is held to the formula."""
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker  # brings torch's compiler: 2 s
 
-    with one_of_eight(ShardedGroup(0, WORKERS)) as worker:
+    with one_of_eight(sharded=True) as worker:
         block, rest = sizes_of(worker._experiment.size_kwargs["width"])
         tracker = FSDPMemTracker(worker._model, worker.stepper.optimizer)
         tracker.track_inputs(())

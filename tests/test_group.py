@@ -17,13 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from flops_fit_ray.engine._team import by_node, use_interface
 from flops_fit_ray.errors import InterruptedSweepError
 from flops_fit_ray.planning import Experiment
 from flops_fit_ray.training.data import Batch
-from flops_fit_ray.training.distributed.fsdp import ShardedGroup, fsdp_units
 from flops_fit_ray.training.distributed.group import (
     SINGLE_WORKER,
     Group,
@@ -41,6 +39,7 @@ from flops_fit_ray.training.user.parts import UserParts
 from tests.parts import BIGRAM, Bigram, planned, spec_of, text, user_parts_of
 
 TIMEOUT = 60.0
+REPLICAS, SHARDED = "replicas", "sharded"
 TEXT = {"model": BIGRAM, "data": {"train": "tests.parts:text"}, "loss": "cross_entropy", "budgets": [1e6, 2e6]}
 
 
@@ -116,6 +115,15 @@ def parts(kind: str, **train: Any) -> tuple[Experiment, UserParts, int]:
     return plan.experiments[1], user, plan.measurements.data.eval_samples
 
 
+def kind_of(how: str) -> type[Group]:
+    """The group of a way to share the work; the sharded one brings a second of imports, so nobody else has them."""
+    if how == REPLICAS:
+        return Group
+    from flops_fit_ray.training.distributed.fsdp import ShardedGroup
+
+    return ShardedGroup
+
+
 class Stops(Observer):
     """Ends the experiment at a token count."""
 
@@ -150,7 +158,8 @@ class Pool:
 
     def call(self, kind: str, train: dict[str, Any], groups: Sequence[Group], port: int) -> list[Connection]:
         """Let a process follow as each of these members of a group. Returns where their answers come from."""
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # imports torch once, and not for each of them
+        context.set_forkserver_preload([__name__, "flops_fit_ray.training.distributed.fsdp"])
         while len(self._others) < len(groups):
             here, there = context.Pipe()
             process = context.Process(target=_follow_forever, args=(there,), daemon=True)
@@ -185,7 +194,7 @@ def trained(
     policy: SavePolicy | None = None,
     observer: Observer | None = None,
     *,
-    how: type[Group] = Group,
+    how: str = REPLICAS,
     **train: Any,
 ) -> Outcome:
     """The outcome with so many workers, this one leading."""
@@ -194,9 +203,10 @@ def trained(
     if size == 1:
         return train_experiment(experiment, user, **arguments)
     store, port = create_store("127.0.0.1")
-    answers = POOL.call(kind, train, [how(rank, size) for rank in range(1, size)], port)
+    group_of = kind_of(how)
+    answers = POOL.call(kind, train, [group_of(rank, size) for rank in range(1, size)], port)
     try:
-        with process_group(store, how(0, size), "cpu", TIMEOUT) as group:
+        with process_group(store, group_of(0, size), "cpu", TIMEOUT) as group:
             outcome = train_experiment(experiment, user, **arguments, group=group)
     except BaseException:
         POOL.close()  # the others wait for a leader that is gone
@@ -208,23 +218,23 @@ def trained(
 @pytest.mark.parametrize(
     ("kind", "size", "how", "train"),
     [
-        ("text", 2, Group, {}),
-        ("ragged", 2, Group, {"micro_batch_size": 2}),
-        ("gated", 2, Group, {}),
-        ("mlp", 3, Group, {"optimizer": "sgd", "momentum": 0.9}),
-        ("stack", 2, ShardedGroup, {}),
-        ("ragged", 2, ShardedGroup, {"micro_batch_size": 2}),
-        ("mlp", 3, ShardedGroup, {"optimizer": "sgd", "momentum": 0.9}),
+        ("text", 2, REPLICAS, {}),
+        ("ragged", 2, REPLICAS, {"micro_batch_size": 2}),
+        ("gated", 2, REPLICAS, {}),
+        ("mlp", 3, REPLICAS, {"optimizer": "sgd", "momentum": 0.9}),
+        ("stack", 2, SHARDED, {}),
+        ("ragged", 2, SHARDED, {"micro_batch_size": 2}),
+        ("mlp", 3, SHARDED, {"optimizer": "sgd", "momentum": 0.9}),
     ],
 )
 def test_a_group_has_the_tokens_and_the_loss_of_one_worker(
-    kind: str, size: int, how: type[Group], train: dict[str, Any]
+    kind: str, size: int, how: str, train: dict[str, Any]
 ) -> None:
     alone, together = trained(kind, 1, **train), trained(kind, size, how=how, **train)
     experiment, _, _ = parts(kind, **train)
     assert together.tokens_seen == alone.tokens_seen == experiment.tokens
     assert (alone.workers, together.workers) == (1, size)
-    assert alone.all_reduce_share is None and (together.all_reduce_share is None) == (how is ShardedGroup)
+    assert alone.all_reduce_share is None and (together.all_reduce_share is None) == (how == SHARDED)
     assert together.all_reduce_share is None or 0 < together.all_reduce_share < 1
     assert together.loss == pytest.approx(alone.loss, rel=1e-6)
     assert together.train_loss == pytest.approx(alone.train_loss, rel=1e-6)
@@ -233,15 +243,15 @@ def test_a_group_has_the_tokens_and_the_loss_of_one_worker(
 
 
 # Of each group that is interrupted those that go on from its checkpoint, and their sizes
-GO_ON: list[tuple[type[Group], list[tuple[type[Group], int]]]] = [
-    (Group, [(Group, 2), (Group, 1), (ShardedGroup, 2)]),
-    (ShardedGroup, [(ShardedGroup, 2), (Group, 1)]),
+GO_ON: list[tuple[str, list[tuple[str, int]]]] = [
+    (REPLICAS, [(REPLICAS, 2), (REPLICAS, 1), (SHARDED, 2)]),
+    (SHARDED, [(SHARDED, 2), (REPLICAS, 1)]),
 ]
 
 
-@pytest.mark.parametrize(("before", "others"), GO_ON, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(("before", "others"), GO_ON, ids=[before for before, _ in GO_ON])
 def test_a_group_goes_on_from_its_checkpoint_and_so_does_one_worker(
-    before: type[Group], others: list[tuple[type[Group], int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    before: str, others: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flops_fit_ray.training.loop.loop.PROGRESS_SECONDS", 0.0)
     whole = trained("stack", 2, how=before)
@@ -265,6 +275,10 @@ def test_a_group_goes_on_from_its_checkpoint_and_so_does_one_worker(
 def test_workers_that_share_a_model_hold_their_parts_and_evaluate_and_write_it_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from torch.distributed.tensor import DTensor
+
+    from flops_fit_ray.training.distributed.fsdp import ShardedGroup
+
     held: list[tuple[int, int]] = []
     place_model = ShardedGroup.place_model
 
@@ -275,8 +289,7 @@ def test_workers_that_share_a_model_hold_their_parts_and_evaluate_and_write_it_w
 
     monkeypatch.setattr(ShardedGroup, "place_model", noted)
     found = {}
-    kinds: list[tuple[str, int, type[Group]]] = [("alone", 1, Group), ("sharded", 2, ShardedGroup)]
-    for name, size, how in kinds:
+    for name, size, how in (("alone", 1, REPLICAS), ("sharded", 2, SHARDED)):
         experiment, _, _ = parts("stack")
         store = CheckpointStore(tmp_path / name, key=experiment.key, best=True)
         every = experiment.tokens // 4
@@ -296,12 +309,14 @@ def test_workers_that_share_a_model_hold_their_parts_and_evaluate_and_write_it_w
 
 def test_workers_that_share_a_model_may_use_different_weights() -> None:
     experiment, _, _ = parts("gated")
-    together = trained("gated", 2, how=ShardedGroup)
+    together = trained("gated", 2, how=SHARDED)
     assert together.tokens_seen == experiment.tokens
     assert together.loss == pytest.approx(trained("gated", 1).loss, rel=0.01)
 
 
 def test_what_is_gathered_at_once_shares_no_weight_with_the_rest() -> None:
+    from flops_fit_ray.training.distributed.fsdp import fsdp_units
+
     model = Stack(4)
     assert fsdp_units(model) == list(model.blocks)
     (first, second) = (cast(nn.Sequential, model.blocks[i])[0] for i in (0, 1))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from flops_fit_ray.planning import Plan, make_plan
+from flops_fit_ray.planning import Experiment, Plan, make_plan
 from flops_fit_ray.spec import SweepSpec, make_spec
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from flops_fit_ray.training.user.losses import cross_entropy, mse
@@ -120,6 +121,11 @@ def user_parts_of(spec: SweepSpec, model: Any = Mlp, train: Any = None, loss: An
         held_out=None,
         data=spec.data,
     )
+
+
+def first_steps(experiment: Experiment, steps: int) -> Experiment:
+    """A shorter experiment, under the same key."""
+    return replace(experiment, steps=steps, tokens=steps * experiment.tokens // experiment.steps)
 
 
 def planned(spec: SweepSpec, user: UserParts) -> Plan:

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from flops_fit_ray.ledger.hardware import read_gpus
 from flops_fit_ray.training.data.dataset import index_rows
-from flops_fit_ray.training.distributed.fsdp import ShardedGroup
 from flops_fit_ray.training.distributed.group import Group, create_store, process_group
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from flops_fit_ray.training.loop.loop import train_experiment
 from flops_fit_ray.training.loop.observer import Observer
 from flops_fit_ray.training.loop.save_policy import SavePolicy
 from flops_fit_ray.training.step.device import gpu_uuids
-from tests.parts import Bigram
+from tests.parts import Bigram, first_steps
 from tests.streams import every_kind
 from tests.test_checkpoint import KINDS, Dropping, Killed, Killer, experiment_of
 
@@ -92,6 +91,7 @@ def test_a_model_that_cannot_be_captured_is_trained_all_the_same(tmp_path: Path)
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_and_resumed_on_a_gpu(kind: str, graph: bool, tmp_path: Path) -> None:
     experiment, user, eval_samples = experiment_of(every_kind(tmp_path)[kind], cuda_graph=graph)
+    experiment = first_steps(experiment, 40)
     arguments: dict[str, Any] = {"eval_samples": eval_samples, "device": "cuda"}
     whole = train_experiment(experiment, user, **arguments)
     policy = SavePolicy(store=CheckpointStore(tmp_path / "s", key=experiment.key), checkpoint_steps=10)
@@ -113,9 +113,12 @@ def test_the_driver_reports_the_gpu_that_this_process_computes_on() -> None:
     assert mine.temperature is None or 0 < mine.temperature < 120
 
 
-@pytest.mark.parametrize("kind", [Group, ShardedGroup])
-def test_a_group_of_one_trains_by_nccl_as_nobody_does(kind: type[Group], tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_group_of_one_trains_by_nccl_as_nobody_does(sharded: bool, tmp_path: Path) -> None:
     """More workers need more GPUs: NCCL gives each its own."""
+    from flops_fit_ray.training.distributed.fsdp import ShardedGroup  # a second of imports
+
+    kind = ShardedGroup if sharded else Group
     experiment, user, eval_samples = experiment_of(every_kind(tmp_path)["tensors"])
     arguments: dict[str, Any] = {"eval_samples": eval_samples, "device": "cuda"}
     alone = train_experiment(experiment, user, **arguments)

@@ -30,7 +30,7 @@ from flops_fit_ray.training.preflight.check import check_plan
 from flops_fit_ray.training.user.parts import load_user_parts
 from tests.made_up_gpu.driver import NAME
 from tests.made_up_gpu.tensors import MadeUpDevice
-from tests.parts import Bigram, planned, spec_of, text, user_parts_of
+from tests.parts import Bigram, first_steps, planned, spec_of, text, user_parts_of
 from tests.streams import every_kind
 from tests.test_bring import GUESTS, plan_user_parts
 from tests.test_checkpoint import RECIPES, experiment_of
@@ -64,6 +64,7 @@ def test_what_users_bring_trains_as_on_the_cpu_and_nothing_waits(name: str, tmp_
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains_as_on_the_cpu_and_nothing_waits(recipe: str, tmp_path: Path, gpu: MadeUpDevice) -> None:
     experiment, user, eval_samples = experiment_of(text(), **RECIPES[recipe])
+    experiment = first_steps(experiment, 30)
     on_cpu, on_gpu = (
         train_experiment(experiment, user, eval_samples=eval_samples, device=device) for device in ("cpu", "cuda")
     )
@@ -73,7 +74,7 @@ def test_every_recipe_trains_as_on_the_cpu_and_nothing_waits(recipe: str, tmp_pa
 
 
 def test_a_branch_begins_at_a_trunk_that_a_gpu_left(tmp_path: Path, gpu: MadeUpDevice) -> None:
-    chain, user, eval_samples = chain_of(every_kind(tmp_path)["tensors"])
+    (*chain, _), user, eval_samples = chain_of(every_kind(tmp_path)["tensors"])
     for experiment in chain:
         parent = None if experiment.parent is None else trunk_in(tmp_path, experiment.parent)
         policy = SavePolicy(trunk=trunk_in(tmp_path, experiment.key), parent=parent, eval_every_tokens=1000)
@@ -143,7 +144,7 @@ def test_the_text_example_trains_as_one_graph(gpu: MadeUpDevice) -> None:
     spec = read_spec(EXAMPLE / "sweep.yaml", few)
     user, said = load_user_parts(spec, EXAMPLE), Listening()
     experiment = planned(spec, user).experiments[0]
-    short = replace(experiment, steps=8, tokens=8 * experiment.tokens // experiment.steps)
+    short = first_steps(experiment, 8)
     assert short.recipe.cuda_graph and short.recipe.precision == "bf16"
     outcome = train_experiment(short, user, eval_samples=8, device="cuda", observer=said)
     assert not said.said and outcome.loss < 5.6  # ln 256 = 5.55

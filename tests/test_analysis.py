@@ -218,11 +218,11 @@ def test_json_has_no_nan_and_says_why_a_number_is_missing() -> None:
 
 def test_losses_that_say_nothing_give_no_law() -> None:
     points = sweep_on(BESIROGLU, BUDGETS)
-    alike = fit_sweep(replace(points, loss=np.full(len(points), 3.0)))
+    alike = fit_sweep(replace(points, loss=np.full(len(points), 3.0)), FitOptions(draws=200))
     assert {v.status for v in alike.valleys} == {"concave"} and alike.params_opt is None
     assert alike.valleys[0].reason == "all losses are equal"
-    laws, few = 0, FitOptions(draws=1000)
-    for seed in range(10):  # losses by chance: no law, or one that says how little it knows
+    laws, few = 0, FitOptions(draws=200)
+    for seed in range(5):  # losses by chance: no law, or one that says how little it knows
         rng = np.random.default_rng(seed)
         n, d = 10 ** rng.uniform(6, 9, 60), 10 ** rng.uniform(8, 11, 60)
         cost = 6 * n * d
@@ -233,7 +233,7 @@ def test_losses_that_say_nothing_give_no_law() -> None:
             assert interval is not None and interval.high - interval.low > 0.4
         else:
             assert fit.problem.startswith("surface, Huber loss (approach 3): ")
-    assert 0 < laws < 10
+    assert 0 < laws < 5
 
 
 def test_a_loss_that_rises_with_c_is_severe() -> None:

@@ -21,8 +21,9 @@ CODES = frozenset({
     # Of two sweeps that are compared
     "other_data", "other_loss",
     # Of a plan: its budgets, sizes and recipe
-    "batch_norm", "constant_schedule", "few_sizes", "few_steps", "flat_rates", "long_trunk", "lr_not_measured",
-    "one_budget", "one_long_experiment", "one_lr", "one_model", "rounded_budget", "sizes_above_optimum",
+    "axis_loss", "batch_norm", "constant_schedule", "few_sizes", "few_steps", "flat_rates", "long_trunk",
+    "lr_not_measured", "one_budget", "one_long_experiment", "one_lr", "one_model", "rounded_budget",
+    "sizes_above_optimum",
     # Of a plan: its data, loss and counts
     "dear_evaluation", "flops_ratio", "frozen", "held_out_small", "loss_mean", "no_data", "no_gradient",
     "no_held_out", "no_length", "other_samples", "repeated_samples", "synthetic", "token_file", "uncounted",

@@ -69,7 +69,10 @@ def test_nothing_is_written_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"batchsize": 3}, "batchsize: unknown option; did you mean 'batch_size'?"),
-    ({"frobnicate": 3}, "frobnicate: unknown option; known: activation_checkpointing, address, at_most, batch_size"),
+    (
+        {"frobnicate": 3},
+        "frobnicate: unknown option; known: activation_checkpointing, address, at_most, axes, batch_size",
+    ),
     ({"learning_rate": 1e-3}, "learning_rate: unknown option; write lr"),
     ({"num_train_epochs": 3}, "num_train_epochs: unknown option; write max_epochs (D follows from the budget;"),
     ({"wandb_project": "x"}, "wandb_project: unknown option; write trackers={'wandb': {'project': ...}}"),

@@ -329,7 +329,7 @@ WAYS_OUT: list[tuple[str, str]] = [  # an unknown key, and what it is answered w
     ("model.kwarg", "did you mean 'kwargs'?"),
     (
         "model.frobnicate",
-        "known keys: target, size_param, kwargs, sizes, flops_per_token; arguments of the constructor belong in "
+        "known keys: target, size_param, kwargs, sizes, axes, flops_per_token; arguments of the constructor belong in "
         "model.kwargs",
     ),
     ("checkpoint.frobnicate", "known keys: minutes, steps, keep, best, weights"),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, Discriminator, WrapValidator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, WrapValidator
 from pydantic.fields import FieldInfo
 
 from docs.reference._tables import code, page, table
@@ -70,7 +70,7 @@ def _named(field: FieldInfo) -> bool:
 
 def _title(kind: type[Section]) -> str:
     titles = {"Ladder": "a ladder", "LrRule": "a rule", "LrTable": "a table", "SingleRun": "single runs",
-              "Budget": "mappings", "BudgetsFor": "a cost"}  # fmt: skip
+              "Budget": "mappings", "BudgetsFor": "a cost", "AxisSection": "mappings"}  # fmt: skip
     return titles[kind.__name__]
 
 
@@ -115,6 +115,8 @@ def _words(hint: Any) -> str:
             if isinstance(mark, Discriminator):
                 words = str(mark.custom_error_message).removeprefix("must be ")
                 return ", ".join([words, *_limits_of_numbers(kind)])
+            if isinstance(mark, BeforeValidator) and (words := _refusal(mark.func, str)):
+                return words
             if isinstance(mark, AfterValidator | WrapValidator) and (words := _refusal(mark.func, kind)):
                 return words
         return ", ".join([_words(kind), *(limit for mark in marks for limit in _limits(getattr(mark, "metadata", [])))])
@@ -134,6 +136,8 @@ def _words(hint: Any) -> str:
 
 def _plural(kind: Any) -> str:
     sections = list(_sections_in(kind))
+    if get_origin(kind) is Annotated and get_args(kind)[0] is Any:
+        return "values"
     return "FLOPs, or mappings" if [s.__name__ for s in sections] == ["Budget"] else "mappings" if sections else "sizes"
 
 

@@ -21,6 +21,8 @@ from flops_fit_ray.flags import Flag
 AxisScale = Literal["log", "linear", "kinds"]
 LOG_RANGE = 3.0  # ratio of the largest to the smallest value, from which an axis of positive numbers is taken as ln x
 MOST_VALUES = 50
+REACH, ENOUGH_SIZES = 4.5, 5  # factor of N about the lowest loss within which runs are compared, and sizes needed there
+NEWTON = 6  # steps to the minimum of a quartic
 FARTHEST = 8.0  # factor beyond the sizes of a budget, at which a minimum is none
 MOST_WORTH = 1e6  # factor of C
 
@@ -129,11 +131,14 @@ def fit_axis(
     kept = _with_valleys(budget.astype(np.int64), np.log(points.params), values, reference)
     if not kept.any():
         raise FitError("no budget has three sizes; the axis is compared at the best size of each budget")
+    near = _near_minima(budget.astype(np.int64), np.log(points.params), points.loss, values, reference)
+    far = int((kept & ~near).sum())
+    kept &= near
     used = [x for x, keep in zip(values, kept, strict=True) if keep]
     budgets, budget = np.unique(points.budget[kept], return_inverse=True)
     z, kind = _coordinates(used, all_values, reference, scale)
     model = fit_axis_model(
-        budget.astype(np.int64), np.log(points.params[kept]), points.loss[kept], z, kind, draws=draws, seed=seed
+        budgets[budget], np.log(points.params[kept]), points.loss[kept], z, kind, draws=draws, seed=seed
     )
     view = _View(name, scale, all_values, reference, model, budgets, confidence)
     runs = [
@@ -141,7 +146,7 @@ def fit_axis(
     ]
     sizes = [np.log(points.params[kept][budget == b]) for b in range(len(budgets))]
     rows = tuple(view.row(b, runs[b], sizes) for b in range(len(budgets)) if sum(n > 0 for n in runs[b]) > 1)
-    flags = (*known, *_flags(points, kept, model, rows, view))
+    flags = (*known, *_flags(points, kept, model, rows, view, far))
     return AxisFit(name=name, scale=scale, reference=reference, runs=int(kept.sum()), sigma=model.sigma, df=model.df,
                    p_value=model.p_value, told=model.p_value < 1 - confidence, confidence=confidence, budgets=rows,
                    moves_size=any(term == "g" for term, *_ in model.names), warnings=flags)  # fmt: skip
@@ -171,6 +176,23 @@ def _with_valleys(budget: Ints, log_n: Floats, values: Sequence[float | str], re
     good = [b for b in range(int(budget.max()) + 1) if len(np.unique(log_n[budget == b].round(6))) >= 3
             and at_reference[budget == b].any()]  # fmt: skip
     return np.isin(budget, good)
+
+
+def _near_minima(
+    budget: Ints, log_n: Floats, loss: Floats, values: Sequence[float | str], reference: float | str
+) -> Bools:
+    """Return False for runs far from the lowest loss of the reference at their budget, if five sizes are nearer.
+
+    What lies far out tells of the valley's finer shape, and not of its minimum.
+    """
+    at_reference, near = np.array([x == reference for x in values]), np.ones(len(log_n), dtype=bool)
+    for b in np.unique(budget[at_reference]):
+        own = at_reference & (budget == b)
+        lowest = log_n[own][np.argmin(loss[own])]
+        distance = np.abs(log_n - lowest)
+        least = np.sort(np.abs(np.unique(log_n[own].round(6)) - lowest))[:ENOUGH_SIZES].max()
+        near[(budget == b) & (distance > max(math.log(REACH), least) + 1e-6)] = False
+    return near
 
 
 def _coordinates(
@@ -220,21 +242,25 @@ class _View:
             if value is None or value == self.reference:
                 return (np.zeros(1 + len(m.draws)),) * 3
             k = 1 + [x for x in self.known if x != self.reference].index(value)
-            return m.of("h", b, k), m.of("g", -1, k), m.of("d", -1, k)
+            return m.of("h", b, k), m.shared("g", b, k), m.shared("d", b, k)
         at = z if z is not None else _coordinate(self.reference if value is None else value, self.reference, self.scale)
-        return m.of("s", b) * at + m.of("r") * at**2, m.of("g") * at + m.of("f") * at**2, m.of("d") * at
+        moved = m.shared("g", b) * at + m.shared("f", b) * at**2
+        return m.of("s", b) * at + m.of("r") * at**2, moved, m.shared("d", b) * at
 
     def _lowest(self, b: int, terms: tuple[Floats, ...], log_n: Floats) -> tuple[Floats, Floats]:
         """Return ln N and loss at the minimum over N, (1 + draws,) each; at the middle of the sizes where it is far."""
         m = self.model
         a, p, q = m.of("a", b) + terms[0], m.of("p", b) + terms[1], m.curvature(b) + terms[2]
-        c = m.of("c")
-        with np.errstate(all="ignore"):  # the root of p + 2·q·v + 3·c·v² with a minimum, for any c
+        c, k = m.shared("c", b), m.shared("k", b)
+        with np.errstate(all="ignore"):  # the root of p + 2·q·v + 3·c·v² with a minimum, for any c; then Newton's steps
             v = np.where(q > 0, -p / (q + np.sqrt(q * q - 3 * c * p)), np.nan)
+            for _ in range(NEWTON if k.any() else 0):
+                bend = 2 * q + 6 * c * v + 12 * k * v**2
+                v = np.where(bend > 0, v - (p + 2 * q * v + 3 * c * v**2 + 4 * k * v**3) / bend, np.nan)
         low, high = log_n.min() - m.centres[b] - math.log(FARTHEST), log_n.max() - m.centres[b] + math.log(FARTHEST)
         v = np.where((v >= low) & (v <= high), v, np.nan)
         at = np.nan_to_num(v)
-        return v + m.centres[b], a + p * at + q * at**2 + c * at**3
+        return v + m.centres[b], a + p * at + q * at**2 + c * at**3 + k * at**4
 
     def _value(
         self, value: float | str, runs: int, lowest: tuple[Floats, Floats], base: Floats, slope: Floats | None
@@ -269,7 +295,7 @@ class _View:
         """Return d ln L / dz at the reference, each value at its best N (envelope theorem), (1 + draws,)."""
         m = self.model
         v = np.nan_to_num(size - m.centres[b])
-        return np.asarray((m.of("s", b) + m.of("g") * v + m.of("d") * v * v) / base)
+        return np.asarray((m.of("s", b) + m.shared("g", b) * v + m.shared("d", b) * v * v) / base)
 
     def _best(
         self, b: int, ran: Sequence[float | str], lowest: dict[float | str, tuple[Floats, Floats]], log_n: Floats
@@ -289,10 +315,15 @@ class _View:
         return float(x[0]), central_interval(x[1:], self.confidence), share, bool(z[0] in (grid[0], grid[-1]))
 
 
-def _flags(points: Points, kept: Bools, model: AxisModel, rows: Sequence[AxisBudget], view: _View) -> list[Flag]:
+def _flags(
+    points: Points, kept: Bools, model: AxisModel, rows: Sequence[AxisBudget], view: _View, far: int
+) -> list[Flag]:
     flags = []
-    if (~kept).any():
-        left = fmt.counted(int((~kept).sum()), "run")
+    if far:
+        flags.append(Flag("assumed", "info", f"{fmt.counted(far, 'run')} over {REACH:g} times larger or smaller than "
+                          "the best size of their budget are left out"))  # fmt: skip
+    if (~kept).sum() > far:
+        left = fmt.counted(int((~kept).sum()) - far, "run")
         flags.append(Flag("assumed", "info", f"{left} of budgets with fewer than three sizes, or without {view.name} "
                           f"{shown_value(view.reference)}, say nothing here"))  # fmt: skip
     if not any(term == "g" for term, *_ in model.names):

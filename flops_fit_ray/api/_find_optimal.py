@@ -131,8 +131,8 @@ def find_optimal(
             surface with noise. Such a directory never goes on as a real sweep.
         output_dir: the sweep directory.
         resume: False refuses a directory that holds results already.
-        options: any field of the spec's sections by its name, such as sizes, batch_size, micro_batch_size, precision,
-            seed, eval_fraction, tokens_per_sample, max_epochs, draws, curve, window, checkpoint,
+        options: any field of the spec's sections by its name, such as sizes, axes, batch_size, micro_batch_size,
+            precision, seed, eval_fraction, tokens_per_sample, max_epochs, draws, curve, window, checkpoint,
             resources_per_trial, device, workers_per_trial, shard_model, max_retries, stop_diverged,
             loss_unit ("nats", "bits"), grid (a mapping);
             and minutes, hours, flops (what a sweep whose budgets are "auto" may cost, one of them), eval_dataset,

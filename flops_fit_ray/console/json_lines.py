@@ -63,6 +63,7 @@ class JsonConsole(PlainConsole):
                     "params": e.params,
                     "tokens": e.tokens,
                     "role": e.role,
+                    "axis": e.axis,
                 }
                 for e in fresh
             ],

@@ -8,6 +8,7 @@ from collections.abc import Sequence, Set
 from typing import TextIO
 
 from flops_fit_ray import formatting as fmt
+from flops_fit_ray.console.axis_text import axes_text
 from flops_fit_ray.console.fit_text import fit_text, minima_text
 from flops_fit_ray.console.header import header_lines
 from flops_fit_ray.console.status_text import closing_lines
@@ -15,6 +16,7 @@ from flops_fit_ray.ledger import Event, ExperimentResult, Failure, Progress
 from flops_fit_ray.ledger.hardware import Cluster, Machine
 from flops_fit_ray.planning import Experiment, Plan
 from flops_fit_ray.spec import SweepSpec
+from flops_fit_ray.sweep.axis_runs import axes_of
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.minima import metrics_at_minima
 
@@ -163,7 +165,8 @@ def answer_text(sweep: Sweep) -> str:
     if sweep.spec.is_one_run:
         return ""
     table = minima_text(metrics_at_minima(sweep))
-    return fit_text(sweep.fit) + (f"\nat the minima:\n{table}" if table else "")
+    axes = axes_text(axes_of(sweep))
+    return "".join([fit_text(sweep.fit), f"\nat the minima:\n{table}" if table else "", f"\n\n{axes}" if axes else ""])
 
 
 def machine_lines(machines: Sequence[Machine]) -> list[str]:

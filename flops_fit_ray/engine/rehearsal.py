@@ -28,7 +28,7 @@ def rehearse_plan(planner: Planner, ledger: Ledger, on_plan: Callable[[Plan], No
     """
     surface = SURFACES[SYNTHETIC_LOSS.partition(":")[2]]
     world = World(surface=surface, noise=NOISE, lr_factor=lr_factor_of(planner.spec))
-    sizes = {s.size: s for s in planner.measurements.sizes}
+    sizes = {s.size: s for s in planner.measurements.every_size}
     observed: dict[str, Observation] = {}
     while True:
         plan = planner.plan(observed)

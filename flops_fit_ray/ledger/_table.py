@@ -53,6 +53,8 @@ def results_table(
         outcome = known.get(e.key)
         row |= {"status": states.get(e.key, "planned")} if outcome is None else vars(outcome)
         metrics = {f"metric_{name}": value for name, value in (row.get("metrics") or {}).items()}
+        if e.axis is not None:
+            row["size"] = e.plain_size  # numbers stay numbers: the value on the axis is in a column of its own
         rows.append({column: row.get(column) for column in COLUMNS} | metrics)
     names = [name for row in rows for name in row if name.startswith("metric_")]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *dict.fromkeys(names)])

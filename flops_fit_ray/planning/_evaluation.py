@@ -56,7 +56,7 @@ def _forward_flops(size: ModelSize) -> float:
 def evaluation_cost(measurements: Measurements, every: int | None) -> Callable[[Experiment], float]:
     """Return the function that gives the FLOPs of an experiment's evaluations: at its end, and every `every` tokens."""
     tokens = measurements.data.eval_samples * measurements.data.tokens_per_sample
-    forward = {size.size: _forward_flops(size) for size in measurements.sizes}
+    forward = {size.size: _forward_flops(size) for size in measurements.every_size}
 
     def cost(e: Experiment) -> float:
         # A view's plan may have lost a size

@@ -10,6 +10,12 @@ from flops_fit_ray.planning.cells import Cells, max_steps
 from flops_fit_ray.planning.experiment import Experiment, ModelSize
 
 FACTORS = (0.5, 2.0)  # of the learning rate, and of the batch size
+UNCHECKED = 2  # number of largest budgets whose minima have no check: they cost the most
+
+
+def is_checked(asked: str, number: int, budgets: int) -> bool:
+    """Return True if the minimum of a budget is checked: of `all`, or of all but the largest."""
+    return asked == "all" or (asked == "lower" and number + UNCHECKED < budgets)
 
 
 def other_rates(cells: Cells, e: Experiment, size: ModelSize) -> Iterator[Experiment]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from flops_fit_ray.planning._plan_text import experiments_text, price_lines, tab
 from flops_fit_ray.planning._price import Price, Rates, estimate_price
 from flops_fit_ray.planning.experiment import (
     FLOAT32,
+    AxisSizes,
     DataFacts,
     Experiment,
     MeasuredLr,
@@ -156,7 +157,21 @@ class Plan:
         follow = f", {expected} of them expected (chosen from results)" if expected else ""
         share = f", and {fmt.flops(evaluation)} ({100 * evaluation / self.flops:.2g} %) to evaluate"
         number = fmt.counted(len(self.expected), "experiment")
-        return f"{number}{follow}; {fmt.flops(self.flops)} FLOPs to execute{share if evaluation else ''}"
+        line = f"{number}{follow}; {fmt.flops(self.flops)} FLOPs to execute{share if evaluation else ''}"
+        return "\n".join([line, *self._axis_lines])
+
+    @property
+    def _axis_lines(self) -> Iterator[str]:
+        for axis in self.measurements.axes:
+            runs = [e for e in self.expected if e.role == "axis" and (e.axis or "").startswith(f"{axis.name}=")]
+            flops = sum(e.flops_executed for e in runs)
+            at = fmt.listed([fmt.flops(c) for c in sorted({e.budget for e in runs})], 6) or "no budget"
+            values = fmt.listed(list(map(str, axis.values)), 10)
+            yield (
+                f"axis {axis.name}: {values} beside {axis.base} of the sweep itself ({axis.base_source}); "
+                f"{fmt.counted(len(runs), 'experiment')} of these at C = {at}, {fmt.flops(flops)} FLOPs "
+                f"({100 * flops / self.flops:.2g} %), which the fit leaves out"
+            )
 
     def to_frame(self) -> pd.DataFrame:
         """Return a table with one row per experiment, decided or expected."""
@@ -173,6 +188,7 @@ class Plan:
             "flops_executed",
             "key",
             "role",
+            "axis",
             "reason",
         ]
         decided = len(self.experiments)
@@ -203,6 +219,7 @@ class Plan:
             "data": asdict(self.measurements.data),
             "sizes": [asdict(s) | {"flops_per_token_6n": 6.0 * s.params} for s in self.measurements.sizes],
             "skipped": list(self.measurements.skipped),
+            "axes": [asdict(axis) for axis in self.measurements.axes],
             "loss": asdict(self.measurements.loss),
             "default_dtype": self.measurements.default_dtype,
             "warnings": list(self.warnings),
@@ -244,6 +261,7 @@ class _PlanFile(Record):
     price: Price | None = None
     target: str = ""
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    axes: tuple[AxisSizes, ...] = ()
 
 
 def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
@@ -269,6 +287,7 @@ def plan_from_json(content: bytes | Mapping[str, Any]) -> Plan:
             skipped=found.skipped,
             loss=found.loss,
             default_dtype=found.default_dtype,
+            axes=found.axes,
         ),
         warnings=found.warnings,
         disk=found.disk,

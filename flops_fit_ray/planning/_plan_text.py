@@ -12,7 +12,7 @@ from flops_fit_ray.planning.experiment import Experiment, ModelSize
 MOST = 0.5  # share of the parameters
 MAX_ROWS = 400  # experiments listed; --json has all
 ROLES = {"grid": "", "probe": "lr probe", "seed": "seed", "lr_check": "lr check", "batch_check": "batch check",
-         "rerun": "rerun"}  # fmt: skip
+         "rerun": "rerun", "axis": "axis"}  # fmt: skip
 
 
 def experiments_text(experiments: Sequence[Experiment], decided: int) -> str:
@@ -24,7 +24,8 @@ def experiments_text(experiments: Sequence[Experiment], decided: int) -> str:
 
 
 def _row(e: Experiment, *, expected: bool) -> list[str]:
-    why = ROLES[e.role] or (f"from step {e.start_step}" if e.parent else "")
+    start = f"from step {e.start_step}" if e.parent else ""
+    why = ", ".join(word for word in (ROLES[e.role], start if e.role in ("grid", "axis") else "") if word)
     return [
         fmt.flops(e.budget),
         str(e.size),

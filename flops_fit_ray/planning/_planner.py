@@ -8,6 +8,7 @@ from flops_fit_ray import formatting as fmt
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.flags import Flag, Flagged, warning
 from flops_fit_ray.planning._adaptive import MIN_SIZES
+from flops_fit_ray.planning._axis_cells import axis_warnings
 from flops_fit_ray.planning._disk import disk_need
 from flops_fit_ray.planning._evaluation import evaluation_cost, evaluation_warnings, limit_samples, with_limit
 from flops_fit_ray.planning._feasible import first_fault, next_fault
@@ -31,7 +32,7 @@ from flops_fit_ray.planning.grid import (
 from flops_fit_ray.planning.slots import own_flops, tails
 from flops_fit_ray.spec import SweepSpec
 
-IDLE_ROLES = {"seed", "lr_check", "batch_check"}  # no decision depends on them
+IDLE_ROLES = {"seed", "lr_check", "batch_check", "axis"}  # no decision depends on them
 
 
 class Planner:
@@ -76,7 +77,8 @@ class Planner:
         """
         constants = make_constants(self.spec, self.measurements, smallest, self.measurements.data.eval_samples)
         cells = Cells(self.spec, self.measurements, constants)
-        return list(PlanReplay(cells, {}, static=self._static, assume=True).grow().experiments.values())
+        expected = PlanReplay(cells, {}, static=self._static, assume=True).grow().experiments.values()
+        return [e for e in expected if e.axis is None]  # as much is evaluated as without `model.axes`
 
     def _smallest_adaptive(self) -> int:
         """Smallest D of the first valley: that of the sweep, unless the valley has to be extended."""
@@ -117,15 +119,16 @@ class Planner:
         used = {e.size for e in everything}
         every = self.spec.data.eval_every_tokens
         evaluation = sum(map(evaluation_cost(self.measurements, every), everything))
-        follows_d = {s.size for s in self.measurements.sizes if s.budget_lr}
+        follows_d = {s.size for s in self.measurements.every_size if s.budget_lr}
         by_d = [e for e in everything if e.size in follows_d]
         flags = (
             *sweep_warnings(self.spec, self.measurements, lr_guarded=guarded),
-            *counting_warnings(self.measurements, [s for s in self.measurements.sizes if s.size in used]),
+            *counting_warnings(self.measurements, [s for s in self.measurements.every_size if s.size in used]),
             *unfed,
             *grown.warnings,
             *cell_warnings(everything, tapers=grown.sizing.tapers),
             *evaluation_warnings(self.spec, self.measurements, everything, evaluation),
+            *axis_warnings(self.spec),
         )
         warnings: tuple[Flagged, ...] = (
             *self.measurements.data.warnings,

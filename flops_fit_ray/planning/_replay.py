@@ -18,9 +18,10 @@ from flops_fit_ray.analysis.outliers import farthest_outlier
 from flops_fit_ray.analysis.valley import MIN_DISTINCT_SIZES, Valley
 from flops_fit_ray.flags import Flag
 from flops_fit_ray.planning import _adaptive as adaptive
+from flops_fit_ray.planning._axis_cells import axis_cells
 from flops_fit_ray.planning._ladder import first_valley, fitting, ladder_of
 from flops_fit_ray.planning._lr_guard import LrGuard
-from flops_fit_ray.planning._minimum_checks import other_batches, other_rates
+from flops_fit_ray.planning._minimum_checks import is_checked, other_batches, other_rates
 from flops_fit_ray.planning._single_runs import WHY, seed_of
 from flops_fit_ray.planning._taper import Sizing
 from flops_fit_ray.planning._trunks import with_parent
@@ -29,7 +30,6 @@ from flops_fit_ray.planning.experiment import Experiment, MeasuredLr, ModelSize,
 from flops_fit_ray.planning.grid import Cell, centre_of
 
 CHECKED = 2  # number of smallest budgets whose minima have one where the grid tapers
-UNCHECKED = 2  # number of largest budgets whose minima have no check: they cost the most
 Observations = Mapping[str, Observation]
 
 
@@ -69,6 +69,7 @@ class PlanReplay:
         else:
             self._grid(self._static)
         if not self.waiting:
+            self._axis_runs()
             self._single_runs()
         return self
 
@@ -119,7 +120,7 @@ class PlanReplay:
         grid = self._spec.grid
         seeds = isinstance(grid.seeds, int) and grid.seeds > 0
         checks = {grid.lr_check, grid.batch_check} & {"all", "lower"}
-        return bool(seeds or self._active(grid.rerun_outliers) or checks)
+        return bool(self._spec.model.axes or seeds or self._active(grid.rerun_outliers) or checks)
 
     def _adaptive(self) -> None:
         grid = self._spec.grid
@@ -196,8 +197,7 @@ class PlanReplay:
         if not ran:
             return "because no size has enough steps and data there"
         low, high = min(ran), max(ran)
-        further = [s for s in self._ladder if (s.params > high if side == "larger" else s.params < low)]
-        if not further:
+        if not any(s.params > high if side == "larger" else s.params < low for s in self._ladder):
             return f"because the model allows no {side} size"
         if side == "larger":
             return "because larger ones would have too few optimizer steps: lower train.batch_size"
@@ -232,6 +232,13 @@ class PlanReplay:
     def _loss_of(self, experiment: Experiment) -> float | None:
         observation = self._observed.get(experiment.key)
         return None if observation is None else observation.loss
+
+    def _axis_runs(self) -> None:
+        """Add the runs of other values on a second axis: the last of all, so that the others are as without them."""
+        minima = list(map(self._optimum, range(len(self._spec.budgets))))
+        room = None if self._static is not None else self._spec.grid.max_experiments - len(self.experiments)
+        for run in axis_cells(self._cells, minima, self._lr, room, self.notes.append):
+            self._add(run)
 
     def _single_runs(self) -> None:
         """Add the runs that the spec names beside the grid; each begins at the trunks that are there."""
@@ -287,9 +294,8 @@ class PlanReplay:
             of=e.key,
         )
         if again.key not in self.experiments:
-            self.notes.append(
-                f"C = {fmt.flops(e.budget)}, size {e.size}: {why}; rerun with {change}, both results kept"
-            )
+            where = f"C = {fmt.flops(e.budget)}, size {e.size}"
+            self.notes.append(f"{where}: {why}; rerun with {change}, both results kept")
         return self._add(again)
 
     def _after(self, number: int) -> None:
@@ -302,8 +308,8 @@ class PlanReplay:
         if check == "auto":
             check = "none" if self.lr is None or (self.sizing.tapers and number >= CHECKED) else "lower"
         checks = [
-            *([other_rates] if _is_checked(check, number, len(budgets)) else []),
-            *([other_batches] if _is_checked(grid.batch_check, number, len(budgets)) else []),
+            *([other_rates] if is_checked(check, number, len(budgets)) else []),
+            *([other_batches] if is_checked(grid.batch_check, number, len(budgets)) else []),
         ]
         e = self._at_minimum(number) if checks else None
         if e is not None:
@@ -360,9 +366,8 @@ class PlanReplay:
     def _add_cell(self, budget: float, size: ModelSize, reason: str) -> None:
         limit = self._spec.grid.max_experiments
         if self._static is None and len(self.experiments) >= limit:
-            note = (
-                f"grid.max_experiments = {limit} is reached: no further cells are added; raise it for a complete sweep"
-            )
+            reached = f"grid.max_experiments = {limit} is reached"
+            note = f"{reached}: no further cells are added; raise it for a complete sweep"
             if note not in self.notes:
                 self.notes.append(note)
             return
@@ -391,8 +396,3 @@ def _outlier(
     params: tuple[int, ...], losses: tuple[float, ...], others: tuple[Valley, ...]
 ) -> tuple[int, float] | None:
     return farthest_outlier(np.array(params, dtype=np.float64), np.array(losses, dtype=np.float64), others)
-
-
-def _is_checked(asked: str, number: int, budgets: int) -> bool:
-    """Return True if the minimum of a budget is checked: of `all`, or of all but the largest."""
-    return asked == "all" or (asked == "lower" and number + UNCHECKED < budgets)

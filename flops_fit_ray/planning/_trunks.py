@@ -13,7 +13,7 @@ from dataclasses import replace
 from flops_fit_ray.planning.experiment import Experiment
 
 LATEST_START = 0.9  # share of an experiment's steps: its last 5 % may be averaged, and must be its own
-SHARING_ROLES = {"grid", "seed"}  # others have a learning rate of their own
+SHARING_ROLES = {"grid", "seed", "axis"}  # others have a learning rate of their own
 
 
 def leaves_trunk(experiment: Experiment) -> bool:

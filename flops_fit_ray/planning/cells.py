@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ from flops_fit_ray.spec import LrRule, LrTable, SweepSpec
 
 ENGINE_VERSION = 2  # raised whenever the same recipe would give other bits, so that old results are not reused
 WARMUP_SHARE = 0.1  # of the smallest D of the sweep
+FURTHER, CHEAP = 10.0, 0.1  # of two budgets for a second axis: their ratio, and the larger over the largest of all
 HARMLESS_DATA_KEYS = {"max_epochs", "timeout_seconds", "eval_every_tokens", "bytes_per_token"}  # change no result
 MAX_KEPT = 10_000  # experiments, of those that a factory has made: a replay asks for the same ones again
 HARMLESS_TRAIN_KEYS = {"precision", "compile", "cuda_graph", "seed"}  # do not change `SweepConstants`
@@ -104,6 +107,7 @@ class Cells:
             role=role,
             reason=reason,
             of=of,
+            axis=next((f"{name}={value}" for name, value in size.axis.items()), None),
         )
 
     def _warmup_tokens(self, size: ModelSize, tokens: int) -> int:
@@ -170,7 +174,19 @@ def make_constants(
         counting=measurements.counting,
         probe_budgets=probe_budgets([b.flops for b in spec.budgets]),
         total_budget=sum(b.flops for b in spec.budgets),
+        axis_budgets=cheap_budgets([b.flops for b in spec.budgets]),
     )
+
+
+def cheap_budgets(budgets: Sequence[float]) -> tuple[float, ...]:
+    """Choose two budgets for a second axis: the smallest, and one about `FURTHER` times as large where that is cheap.
+
+    Two so that a change with C shows, cheap so that it is known before a dear one is paid for.
+    """
+    smallest, *others = sorted(budgets)
+    cheap = [c for c in others if c <= CHEAP * max(budgets)] or others[:1]
+    nearest = min(cheap, key=lambda c: abs(math.log(c / smallest / FURTHER)), default=None)
+    return (smallest,) if nearest is None else (smallest, nearest)
 
 
 def batch_tokens(spec: SweepSpec, measurements: Measurements) -> int:
@@ -202,13 +218,13 @@ def resolve_lr(spec: SweepSpec, size: ModelSize, budget: float) -> float:
     if size.lr is not None:
         return size.lr
     if isinstance(lr, LrTable):
-        if size.size not in lr.table:
+        if size.plain_size not in lr.table:
             raise SpecError(
-                "spec", [f"train.lr.table: has no rate for size {size.size}; add one (it has {list(lr.table)})"]
+                "spec", [f"train.lr.table: has no rate for size {size.plain_size}; add one (it has {list(lr.table)})"]
             )
-        return lr.table[size.size]
+        return lr.table[size.plain_size]
     if isinstance(lr, LrRule):
-        x = size.params if lr.of == "params" else size.size
+        x = size.params if lr.of == "params" else size.plain_size
         if isinstance(x, str):
             raise SpecError("spec", ["train.lr.of: 'size' needs sizes that are numbers; use 'params'"])
         return float(lr.base * (x / lr.at) ** lr.exponent)

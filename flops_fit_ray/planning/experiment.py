@@ -30,7 +30,7 @@ from flops_fit_ray.storage.codec import (
 )
 from flops_fit_ray.storage.storage_path import StoragePath
 
-Role = Literal["grid", "probe", "seed", "lr_check", "batch_check", "rerun"]  # why an experiment is in the plan
+Role = Literal["grid", "probe", "seed", "lr_check", "batch_check", "rerun", "axis"]  # why an experiment is in the plan
 IN_FIT: frozenset[str] = frozenset({"grid", "seed", "rerun"})  # roles whose losses are points of a valley
 
 
@@ -74,6 +74,13 @@ class ModelSize(Record):
     uncounted: tuple[str, ...] = ()  # modules with matrices without counted FLOPs, and operations without a formula
     modules: Mapping[str, Count] = field(default_factory=dict)  # number of modules with their own weights, by kind
     tables: tuple[tuple[Count, Count], ...] = ()  # entries and width of each lookup table, shared ones once
+    axis: Mapping[str, Any] = field(default_factory=dict)  # name and value on a second axis; none in the sweep itself
+    without_axis: PositiveInt | str = ""  # `size` as the sweep itself calls it; empty there
+
+    @property
+    def plain_size(self) -> int | str:
+        """The size without its value on a second axis."""
+        return self.without_axis or self.size
 
     def counted_by(self, rule: int) -> ModelSize:
         """Return the size with N and FLOPs as `rule` counts them."""
@@ -110,6 +117,27 @@ class DataFacts(Record):
         return None if self.train_samples is None else self.train_samples * self.tokens_per_sample
 
 
+@dataclass(frozen=True, kw_only=True)
+class AxisSizes(Record):
+    """A second axis: the value that the sweep itself has, and the models at the others."""
+
+    name: str  # of the constructor's argument
+    base: Any  # value of the sweep itself
+    base_source: str
+    sizes: tuple[ModelSize, ...]
+
+    @property
+    def values(self) -> list[Any]:
+        """The values besides that of the sweep itself, in the order of the spec."""
+        found = [s.axis[self.name] for s in self.sizes]
+        return [v for i, v in enumerate(found) if str(v) not in map(str, found[:i])]
+
+    def at(self, value: Any) -> list[ModelSize]:
+        """Return the models at a value, by increasing FLOPs per token."""
+        there = [s for s in self.sizes if str(s.axis[self.name]) == str(value)]
+        return sorted(there, key=lambda s: (s.flops_per_token, s.params))
+
+
 T = TypeVar("T")
 MAX_ANSWERS = 1000  # that measurements keep
 
@@ -126,14 +154,18 @@ class Measurements:
     loss: LossFacts = NOTHING_LEARNT
     counting: int = COUNTING  # the rule of N and FLOPs
     default_dtype: str = FLOAT32  # torch's, as the user's program or module set it
+    axes: tuple[AxisSizes, ...] = ()
 
     @property
     def dtype_words(self) -> str:
         """Return what is to be said beside the precision where torch's default dtype is not float32; else nothing."""
-        dtype = self.default_dtype
-        return (
-            "" if dtype == FLOAT32 else f", parameters {dtype} unless the model says otherwise (torch's default dtype)"
-        )
+        words = f", parameters {self.default_dtype} unless the model says otherwise (torch's default dtype)"
+        return "" if self.default_dtype == FLOAT32 else words
+
+    @property
+    def every_size(self) -> tuple[ModelSize, ...]:
+        """The sizes, and those of other values on a second axis."""
+        return (*self.sizes, *(size for axis in self.axes for size in axis.sizes))
 
     @cached_property
     def by_params(self) -> tuple[ModelSize, ...]:
@@ -158,7 +190,8 @@ class Measurements:
         """Return the measurements with N and FLOPs by the rule that a sweep began with."""
         if rule >= COUNTING or rule == self.counting:
             return self
-        return replace(self, sizes=tuple(s.counted_by(rule) for s in self.sizes), counting=rule)
+        axes = tuple(replace(axis, sizes=tuple(s.counted_by(rule) for s in axis.sizes)) for axis in self.axes)
+        return replace(self, sizes=tuple(s.counted_by(rule) for s in self.sizes), axes=axes, counting=rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +237,7 @@ class ExperimentFacts(Record):
     steps: Annotated[PositiveInt, Column(200)]  # optimizer steps
     role: Annotated[Role, Column(290, planned=True)] = "grid"
     of: Annotated[str | None, Column(300, planned=True)] = None  # experiment that a seed, check or rerun repeats
+    axis: Annotated[str | None, Column(305, planned=True)] = None  # `n_layer=8`: the value of a second axis
     # Start: the trunk checkpoint of another experiment of this size, or from scratch. On the CPU both give the same
     # bits, so neither this nor `start_step` is part of the key.
     parent: Annotated[str | None, Column(310)] = None
@@ -221,6 +255,16 @@ class Experiment(ExperimentFacts):
     recipe: Recipe
     reason: str = ""  # for its place in the plan
     start_step: Count = 0  # optimizer steps taken over from the parent
+
+    @property
+    def plain_size(self) -> int | str:
+        """The size without its value on a second axis, as the sweep itself calls it."""
+        name = (self.axis or "").partition("=")[0]
+        kwargs = {key: value for key, value in self.size_kwargs.items() if key != name}
+        if not name or len(kwargs) == len(self.size_kwargs):
+            return self.size
+        only = next(iter(kwargs.values())) if len(kwargs) == 1 else None
+        return only if isinstance(only, int) else ",".join(f"{key}={value}" for key, value in kwargs.items())
 
     @cached_property
     def trunk_step(self) -> int:
@@ -299,6 +343,7 @@ class SweepConstants(Record):
     # Sum of the budgets when the sweep began, of which a grid that tapers takes shares; None: it does not, in sweeps of
     # earlier versions
     total_budget: PositiveFloat | None = None
+    axis_budgets: tuple[PositiveFloat, ...] = ()  # where `auto` runs a second axis; none in sweeps of earlier versions
 
 
 @dataclass(frozen=True, kw_only=True)

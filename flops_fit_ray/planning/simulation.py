@@ -90,7 +90,7 @@ def simulate_sweep(planner: Planner, world: World, slots: int, seconds: Seconds)
 class _Sweep:
     def __init__(self, planner: Planner, world: World, slots: int, seconds: Seconds) -> None:
         self._planner, self._world, self._seconds = planner, world, seconds
-        self._sizes = {s.size: s for s in planner.measurements.sizes}
+        self._sizes = {s.size: s for s in planner.measurements.every_size}
         self._count, self._slots = slots, SimulatedSlots(slots, seconds)
         self._observed: dict[str, Observation] = {}
         self._started: dict[str, Experiment] = {}

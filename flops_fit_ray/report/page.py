@@ -23,6 +23,8 @@ from flops_fit_ray.report.facts import ADVICE, costs, provenance
 from flops_fit_ray.report.figures import draw_valleys, for_page, to_svg, valley_curves
 from flops_fit_ray.spec import dump_spec
 from flops_fit_ray.storage.paths import SCHEMA_VERSION
+from flops_fit_ray.sweep.axis_runs import SweepAxis, axes_of
+from flops_fit_ray.sweep.axis_words import axis_head, axis_lines, axis_rows, axis_verdict
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.minima import metrics_at_minima
 from flops_fit_ray.sweep.scores import scores_of
@@ -136,6 +138,7 @@ def summary_to_json(sweep: Sweep) -> dict[str, Any]:
         **laws_to_json(fit.answer, fit),
         "predictions": [prediction_to_json(p, fit.options.confidence) for p in sweep.analysis.predictions],
         "forecasts": scores_of(sweep).to_json(),
+        "axes": [axis.to_json() for axis in axes_of(sweep)],
         "problem": fit.problem,
         "warnings": list(sweep.warnings),
         "flops_planned": sweep.plan.flops,
@@ -186,6 +189,7 @@ def _of_sweep(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]
         "minima_metrics": sorted({name for minimum in minima for name in minimum.metrics}),
         "answer": _answer(sweep),
         "forecasts": scores_of(sweep).lines,
+        "axes": [(axis, *_axis_words(axis)) for axis in axes_of(sweep)],
         "warnings": [] if sweep.spec.is_one_run else _shown(sweep.analysis, sweep.own_warnings),
         "done": len(sweep.results),
         "total": len(sweep.plan.experiments),
@@ -198,6 +202,13 @@ def _of_sweep(sweep: Sweep, card: Sequence[CardItem], figures: Mapping[str, str]
         "provenance": provenance(sweep),
         "command": sweep.command,
     }
+
+
+def _axis_words(axis: SweepAxis) -> tuple[str, list[str], list[list[str]], list[str]]:
+    """Return the verdict, the head and rows of the table, and the lines below it."""
+    if axis.fit is None:
+        return axis.problem, [], [], []
+    return axis_verdict(axis.fit), axis_head(axis.fit), axis_rows(axis.fit), axis_lines(axis.fit)
 
 
 def _environment(*, autoescape: bool = True, **blocks: bool) -> jinja2.Environment:

@@ -3,6 +3,7 @@
 Nothing here imports the user's code; the targets stay names until `training.user.parts` loads them.
 """
 
+from flops_fit_ray.spec._axes import AxisSection, same_value
 from flops_fit_ray.spec._reading import dump_spec, limit_of_budgets, make_spec, parse_yaml, read_spec, spec_from_bytes
 from flops_fit_ray.spec._sections import (
     CheckpointSection,
@@ -20,6 +21,7 @@ from flops_fit_ray.spec._values import Budget, BudgetsFor, Ladder, LrRule, LrTab
 __all__ = [
     "NO_DATA",
     "SYNTHETIC_LOSS",
+    "AxisSection",
     "Budget",
     "BudgetsFor",
     "CheckpointSection",
@@ -42,5 +44,6 @@ __all__ = [
     "make_spec",
     "parse_yaml",
     "read_spec",
+    "same_value",
     "spec_from_bytes",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from flops_fit_ray.fit_options import LIMITS, PIN_LIMITS, CurveChoice, FitOptions, LawWeights, MethodChoice, PinName
+from flops_fit_ray.spec._axes import MOST_AXES, AxisValues, same_value
 from flops_fit_ray.spec._values import (
     Betas,
     BoolOrAuto,
@@ -37,8 +39,31 @@ class ModelSection(Section):
     """Other arguments of the target, the same at every size."""
     sizes: SizesOrLadder = "auto"
     """Sizes to train, a ladder to choose from, or auto: the planner chooses around the expected minima."""
+    axes: dict[str, AxisValues] = Field(default={}, max_length=MOST_AXES)
+    """Other arguments whose values are compared at equal C, such as {n_layer: [2, 8]}: a few runs of each beside the
+    sweep's minima, which the fit leaves out. The sweep has the value in kwargs, or the constructor's default."""
     flops_per_token: Target | None = None
     """Function (model) -> FLOPs per token, forward and backward; left out, they are counted."""
+
+    @model_validator(mode="after")
+    def _axes_are_no_sizes(self) -> ModelSection:
+        named = (
+            {name for size in self.sizes if isinstance(size, Mapping) for name in size}
+            if isinstance(self.sizes, list)
+            else set()
+        )
+        for name, axis in self.axes.items():
+            if not name.isidentifier():
+                raise ValueError(f"axes.{name}: is no name of an argument")
+            if name == self.size_param or name in named:
+                raise ValueError(
+                    f"axes.{name} makes the size of the model; an axis is another argument of {self.target}"
+                )
+            if name in self.kwargs and all(same_value(value, self.kwargs[name]) for value in axis.values):
+                raise ValueError(
+                    f"axes.{name}: {self.kwargs[name]!r} is the sweep's own value (kwargs); give others too"
+                )
+        return self
 
     @model_validator(mode="after")
     def _size_is_not_fixed(self) -> ModelSection:

@@ -176,6 +176,20 @@ class SweepSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _axes_have_budgets(self) -> SweepSpec:
+        known = {b.flops for b in self.budgets}
+        for name, axis in self.model.axes.items():
+            if known and self.is_one_run:
+                raise ValueError(f"model.axes.{name}: values are compared at minima of a sweep, and this is one run")
+            named = {name for b in self.budgets for size in b.sizes or () if isinstance(size, dict) for name in size}
+            if name in named:
+                raise ValueError(f"model.axes.{name} makes the size of the model at a budget; name another argument")
+            missing = [c for c in axis.budgets if c not in known] if isinstance(axis.budgets, list) else []
+            if known and missing:
+                raise ValueError(f"model.axes.{name}.budgets: {few(missing)} are no budgets of this sweep")
+        return self
+
+    @model_validator(mode="after")
     def _budgets_come_from_one_place(self) -> SweepSpec:
         if self.budgets and self.budgets_for is not None and self.budgets_for.why is None:
             raise ValueError(

@@ -113,7 +113,7 @@ class Ladder(Section):
 # Kinds of values ------------------------------------------------------------------------------------------------------
 
 
-def _kinds(expected: str, **accepts: Callable[[Any], bool]) -> Discriminator:
+def choose_kind(expected: str, **accepts: Callable[[Any], bool]) -> Discriminator:
     """Choose the first kind, by its tag, that accepts a value; a value of no kind must be `expected`."""
 
     def tag_of(value: Any) -> str | None:
@@ -178,20 +178,20 @@ _whole, _real = _number(int), _number(float)
 Auto = Annotated[Literal["auto"], Tag("auto")]
 
 BoolOrAuto = Annotated[
-    Annotated[bool, Tag("bool")] | Auto, _kinds("true, false or auto", auto=_is_auto, bool=_is_switch)
+    Annotated[bool, Tag("bool")] | Auto, choose_kind("true, false or auto", auto=_is_auto, bool=_is_switch)
 ]
-_AUTO_OR_WHOLE = _kinds("a whole number or auto", auto=_is_auto, whole=_whole)
+_AUTO_OR_WHOLE = choose_kind("a whole number or auto", auto=_is_auto, whole=_whole)
 TokensOrAuto = Annotated[Annotated[int, Field(ge=0), Tag("whole")] | Auto, _AUTO_OR_WHOLE]
 SeedsOrAuto = Annotated[Annotated[int, Field(ge=0, le=20), Tag("whole")] | Auto, _AUTO_OR_WHOLE]
 NumberOfSizes = Annotated[Annotated[int, Field(ge=3, le=25), Tag("whole")] | Auto, _AUTO_OR_WHOLE]
 Window = Annotated[
     Annotated[float, Field(gt=1.2, le=64), Tag("number")] | Auto,
-    _kinds("a number or auto", auto=_is_auto, number=_real),
+    choose_kind("a number or auto", auto=_is_auto, number=_real),
 ]
 
 SizeValue: TypeAlias = Annotated[
     Annotated[int, Tag("whole")] | Annotated[dict[str, Any], Tag("arguments")],
-    _kinds(
+    choose_kind(
         "a whole number, or a mapping of the constructor's arguments such as {d_model: 64, n_layer: 2}",
         whole=_whole,
         arguments=_is_mapping,
@@ -233,7 +233,7 @@ def few(values: Sequence[Any], most: int = 10) -> str:
 Sizes = Annotated[list[SizeValue], AfterValidator(_are_sizes)]
 SizesOrLadder = Annotated[
     Annotated[Sizes, Tag("list")] | Annotated[Ladder, Tag("ladder")] | Auto,
-    _kinds(
+    choose_kind(
         "a list of sizes, a ladder such as {start: 64, stop: 1024}, or auto",
         auto=_is_auto,
         ladder=_like(Ladder),
@@ -257,7 +257,7 @@ class LrRule(Section):
 
 SizeName = Annotated[
     Annotated[int, Tag("whole")] | Annotated[str, Tag("text")],
-    _kinds("a size: a whole number, or its name such as d_model=64,n_layer=2", text=_is_text, whole=_whole),
+    choose_kind("a size: a whole number, or its name such as d_model=64,n_layer=2", text=_is_text, whole=_whole),
 ]
 
 
@@ -285,7 +285,7 @@ LearningRate = Annotated[
     | Annotated[LrTable, Tag("table")]
     | Annotated[LrRule, Tag("rule")]
     | Annotated[_LrWord, Tag("word")],
-    _kinds(
+    choose_kind(
         "a number, a rule {base: 3e-4, at: 1e8, exponent: -0.3}, a table {table: {64: 3e-3}}, auto, or your own as "
         "module:attribute",
         number=_real,
@@ -297,7 +297,7 @@ LearningRate = Annotated[
 
 Resources = Annotated[
     Annotated[dict[str, Annotated[float, Field(ge=0)]], Tag("mapping")] | Auto,
-    _kinds("a mapping such as {gpu: 1} or {cpu: 4}, or auto", auto=_is_auto, mapping=_is_mapping),
+    choose_kind("a mapping such as {gpu: 1} or {cpu: 4}, or auto", auto=_is_auto, mapping=_is_mapping),
 ]
 
 

@@ -201,7 +201,7 @@ def known_arguments() -> set[str]:
 
 def _option_homes() -> dict[str, str]:
     """Return the section of every option that `find_optimal` takes; "" for the top level."""
-    homes = {"sizes": "model", "flops_per_token": "model"}
+    homes = {"sizes": "model", "axes": "model", "flops_per_token": "model"}
     top = (
         "name",
         "resources_per_trial",

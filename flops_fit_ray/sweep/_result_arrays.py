@@ -81,8 +81,8 @@ def tried_in_sweep(results: Sequence[ExperimentResult], before: LrAgain | None =
 
 
 def rates_tried(results: Sequence[ExperimentResult]) -> list[tuple[float, float, float, float]]:
-    """Return N, D, learning rate and loss of every result."""
-    return [(float(r.params), float(r.tokens_seen), r.lr, r.loss) for r in results]
+    """Return N, D, learning rate and loss of every result of the sweep itself; other values on an axis are none."""
+    return [(float(r.params), float(r.tokens_seen), r.lr, r.loss) for r in results if r.axis is None]
 
 
 def curves_of(ledger: Ledger, results: Sequence[ExperimentResult]) -> tuple[Points | None, list[ExperimentResult]]:

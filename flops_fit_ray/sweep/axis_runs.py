@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flops_fit_ray.analysis import Points, group_by_nearness
-from flops_fit_ray.errors import SpecError
+from flops_fit_ray.analysis import AxisFit, Points, fit_axis, group_by_nearness, json_value
+from flops_fit_ray.errors import FitError, SpecError
 from flops_fit_ray.flags import Flag
 from flops_fit_ray.formatting import did_you_mean, listed
+from flops_fit_ray.planning import trunk_numbers
+from flops_fit_ray.sweep._result_arrays import points_of
 from flops_fit_ray.sweep.comparability import comparability
 
 if TYPE_CHECKING:
@@ -27,6 +29,36 @@ class AxisRuns:
     points: Points
     values: tuple[float | str, ...]
     flags: tuple[Flag, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SweepAxis:
+    """A second axis that a sweep was run with; `fit` is None where the runs so far do not tell, as `problem` says."""
+
+    name: str
+    fit: AxisFit | None
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON; `fit` as `axis --json` prints it."""
+        fit = None if self.fit is None else json_value(self.fit.to_json())
+        return {"name": self.name, "problem": self.problem, "fit": fit}
+
+
+def axes_of(sweep: Sweep) -> tuple[SweepAxis, ...]:
+    """Compare the values on each axis of a sweep, as far as they have run, by the options of its fit."""
+    options, found = sweep.fit_options, []
+    for axis in sweep.plan.measurements.axes:
+        try:
+            runs = axis_runs([sweep], axis.name)
+            fit = fit_axis(
+                runs.points, axis.name, runs.values, reference=runs.values[0] if runs.values else None,
+                confidence=options.confidence, draws=options.draws, seed=options.seed, known=runs.flags,
+            )  # fmt: skip
+            found.append(SweepAxis(name=axis.name, fit=fit))
+        except FitError as e:
+            found.append(SweepAxis(name=axis.name, fit=None, problem=f"axis {axis.name}: {e}"))
+    return tuple(found)
 
 
 def axis_runs(sources: Sequence[Sweep | Path], name: str, options: TableOptions | None = None) -> AxisRuns:
@@ -48,7 +80,7 @@ def axis_runs(sources: Sequence[Sweep | Path], name: str, options: TableOptions 
             flags += [flag for table, _ in tables for flag in table.flags]
             read.append(tables[0][0])
         else:
-            parts.append((source.points, _of_sweep(source, name)))
+            parts.append(_of_sweep(source, name))
             read.append(source)
     for other in read[1:]:
         found = comparability(read[0], other)
@@ -77,16 +109,23 @@ def _of_table(path: Path, name: str, options: TableOptions | None) -> list[tuple
     return found
 
 
-def _of_sweep(sweep: Sweep, name: str) -> list[object]:
-    """Return the value of each of a sweep's points."""
+def _of_sweep(sweep: Sweep, name: str) -> tuple[Points, list[object]]:
+    """Return a sweep's points, with those of other values where it has the axis, and the value of each."""
+    planned = {e.key: e for e in sweep.plan.experiments}
+    own = next((axis for axis in sweep.plan.measurements.axes if axis.name == name), None)
+    if own is not None:
+        others = [r for r in sweep.results if (r.axis or "").partition("=")[0] == name]
+        results = [*sweep.standing, *others]  # the sweep's own value first
+        trunks = trunk_numbers(planned[r.key] for r in results) if sweep.shares_trunks else None
+        return points_of(results, trunks=trunks), [planned[r.key].size_kwargs.get(name, own.base) for r in results]
     fixed = dict(sweep.spec.model.kwargs)
-    sizes = {e.key: {**fixed, **e.size_kwargs} for e in sweep.plan.experiments}
+    sizes = {key: {**fixed, **e.size_kwargs} for key, e in planned.items()}
     found = [sizes[result.key].get(name) for result in sweep.standing]
     if any(value is None for value in found):
         known = sorted({key for kwargs in sizes.values() for key in kwargs})
         way_out = did_you_mean(name, known) or f"its model has {listed(known, 10) or 'none'}"
         raise SpecError(str(sweep.paths.root), [f"no argument of the model is called {name}; {way_out}"])
-    return found
+    return sweep.points, found
 
 
 def _numbers(values: Sequence[object]) -> tuple[float | str, ...]:

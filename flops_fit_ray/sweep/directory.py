@@ -178,7 +178,7 @@ class Sweep:
         sizes = {s.size: s.params_non_embedding for s in self.plan.measurements.sizes}
         standing = self.standing
         planned = {e.key: e for e in self.plan.experiments}
-        trunks = trunk_numbers(planned[r.key] for r in standing) if self._shares_trunks else None
+        trunks = trunk_numbers(planned[r.key] for r in standing) if self.shares_trunks else None
         measured = token_cost(self.plan.measurements)
         epochs = {key: e.epochs for key, e in planned.items() if e.epochs is not None}
         probed = self.plan.lr is not None or self.lr_again is not None
@@ -206,7 +206,7 @@ class Sweep:
         return [(r.budget, float(r.params), r.loss) for r in self.replaced]
 
     @property
-    def _shares_trunks(self) -> bool:
+    def shares_trunks(self) -> bool:
         """On the CPU a run from scratch has the very bits of one from a trunk: what is shared is the recipe."""
         return self.spec.grid.trunk and self.spec.train.schedule == "wsd"
 

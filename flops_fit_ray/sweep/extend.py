@@ -112,7 +112,7 @@ def continued(
     spec = kept.spec
     if spec.is_one_run:
         return replace(kept, spec=_longer_run(spec, recorded, paths, say))
-    if spec.model.model_dump() != recorded.model.model_dump():
+    if spec.model.model_dump(exclude={"axes"}) != recorded.model.model_dump(exclude={"axes"}):
         return kept
     known = {b.flops for b in spec.budgets}
     if until and spec.is_adaptive and known:
@@ -131,7 +131,7 @@ def _with_additions(
     spec: SweepSpec, recorded: SweepSpec, paths: SweepPaths, say: Callable[[str], None], *, new: bool
 ) -> Continued:
     """Return a spec of the recorded model with what `extend` added to its directory."""
-    origin, without_sizes = recorded_origin(paths), {"sizes"}
+    origin, without_sizes = recorded_origin(paths), {"sizes", "axes"}
     same = spec.model.model_dump(exclude=without_sizes) == recorded.model.model_dump(exclude=without_sizes)
     if origin is None or not origin.added or not same:
         return Continued(spec=spec)

@@ -101,10 +101,11 @@ def decide_next(sweep: Sweep, rule: StoppingRule) -> Decision:
         return Decision(factor=factor, reached=False, runs=(), message=f"{now}; {why}: stopped")
 
     space = SweepSpace(sweep)
-    experiments = sweep.plan.experiments
+    room = sweep.spec.grid.max_experiments - len(sweep.plan.experiments)
+    experiments = [e for e in sweep.plan.experiments if e.axis is None]
     planned = sum(e.flops_executed for e in experiments if not is_single_run(e))
-    limit = rule.at_most or DEFAULT_COST_RATIO * planned
-    room = sweep.spec.grid.max_experiments - len(experiments)
+    others = sum(e.flops_executed for e in sweep.plan.experiments if e.axis is not None)  # spent, and say nothing here
+    limit = rule.at_most or DEFAULT_COST_RATIO * planned + others
     if space.spent >= limit:
         return ended(f"{fmt.flops(space.spent)} of {fmt.flops(limit)} FLOPs allowed are spent; raise --at-most")
     if room < 1:

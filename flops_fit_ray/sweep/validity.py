@@ -70,7 +70,8 @@ _Check = tuple[str, tuple[CardVerdict, str]]  # name, verdict, message
 
 
 def _of_sweep(sweep: Sweep, fit: SweepFit) -> Iterator[_Check]:
-    spec, experiments, data = sweep.spec.train, sweep.plan.experiments, sweep.plan.measurements.data
+    spec, data = sweep.spec.train, sweep.plan.measurements.data
+    experiments = [e for e in sweep.plan.experiments if e.axis is None]
     yield "schedule ends at D", _schedule(spec.schedule)
     smallest = min(e.tokens for e in experiments)
     worst = max(_warmup_tokens(e) / min(e.params, WARMUP_SHARE * smallest) for e in experiments)
@@ -177,9 +178,10 @@ def _evaluation(sweep: Sweep) -> tuple[CardVerdict, str]:
     samples = sweep.plan.measurements.data.eval_samples
     if not samples:
         return "WARN", "no held-out data: losses are smoothed training losses"
-    errors = [r.loss_stderr for r in sweep.results if r.loss_stderr is not None]
+    results = [r for r in sweep.results if r.axis is None]
+    errors = [r.loss_stderr for r in results if r.loss_stderr is not None]
     error = f", standard error up to {max(errors):.2g}, shared by all models" if errors else ""
-    relative = max((r.loss_stderr / abs(r.loss) for r in sweep.results if r.loss_stderr and r.loss), default=0.0)
+    relative = max((r.loss_stderr / abs(r.loss) for r in results if r.loss_stderr and r.loss), default=0.0)
     coarse = f"; {100 * relative:.1f} % of the loss: hold out more" if relative > COARSE_ERROR else ""
     return "WARN" if coarse else "PASS", f"one held-out set of {samples:,} samples for all models{error}{coarse}"
 

@@ -123,6 +123,7 @@ class SummaryOut(Grows):
     l_opt: LawOut | None
     predictions: list[PredictionOut]
     forecasts: dict[str, Any]
+    axes: list[dict[str, Any]] = Field(default=[], description="second axes: name, problem, and fit as `axis --json`")
     problem: str
     warnings: list[str]
     flops_planned: float

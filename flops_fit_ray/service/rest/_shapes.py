@@ -192,6 +192,7 @@ class ExperimentOut(Grows):
     params: int
     tokens: int
     role: str
+    axis: str | None = None
     seed: int
     lr: float | None
     status: str

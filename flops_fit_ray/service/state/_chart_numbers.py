@@ -80,7 +80,7 @@ def valley_chart(sweep: Sweep) -> bytes:
 
 
 def _points(sweep: Sweep, valley: Valley) -> list[dict[str, Any]]:
-    by_loss = {r.loss: r for r in sweep.results if r.budget == valley.budget}
+    by_loss = {r.loss: r for r in sweep.results if r.budget == valley.budget and r.axis is None}
     points = []
     for n, d, loss, used in zip(valley.params, valley.tokens, valley.loss, valley.used, strict=True):
         status = "completed" if used else "outside the fitted window"

@@ -160,6 +160,7 @@ def _priced(spec_path: Path, code: Path, limit: BudgetsFor | None) -> dict[str, 
                 "tokens": e.tokens,
                 "steps": e.steps,
                 "role": e.role,
+                "axis": e.axis,
             }
             for e in plan.experiments[:MAX_SHOWN]
         ],

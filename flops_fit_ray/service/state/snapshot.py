@@ -118,6 +118,7 @@ def row_of(e: Experiment, outcome: ExperimentResult | Failure | None, progress: 
         "params": e.params,
         "tokens": e.tokens,
         "role": e.role,
+        "axis": e.axis,
         "seed": e.recipe.seed,
         "lr": e.recipe.lr,
         "status": "running" if outcome is None and progress is not None else idle,

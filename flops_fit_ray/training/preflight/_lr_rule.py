@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +28,15 @@ def with_rates(spec: SweepSpec, rule: Callable[..., float], found: Measurements)
         SpecError: the rule takes other arguments, raised, or returned no positive number.
     """
     named = _required_names(rule)
+    axes = tuple(replace(axis, sizes=_with_rates(spec, rule, named, found, axis.sizes)) for axis in found.axes)
+    return replace(found, sizes=_with_rates(spec, rule, named, found, found.sizes), axes=axes)
+
+
+def _with_rates(
+    spec: SweepSpec, rule: Callable[..., float], named: Sequence[str], found: Measurements, every: Sequence[ModelSize]
+) -> tuple[ModelSize, ...]:
     sizes = []
-    for size in found.sizes:
+    for size in every:
         if not named:
             sizes.append(replace(size, lr=_rate(rule, size, {})))
             continue
@@ -44,7 +51,7 @@ def with_rates(spec: SweepSpec, rule: Callable[..., float], found: Measurements)
             if values["steps"] > 0:  # the others have no experiment
                 rates[str(budget)] = _rate(rule, size, {name: values[name] for name in named})
         sizes.append(replace(size, budget_lr=rates))
-    return replace(found, sizes=tuple(sizes))
+    return tuple(sizes)
 
 
 def _required_names(rule: Callable[..., float]) -> list[str]:

@@ -25,20 +25,21 @@ Measure = Callable[[SizeValue], ModelSize]
 
 
 def measured_sizes(
-    spec: SweepSpec, measure: Measure, counting: int, model: Callable[..., Any]
+    spec: SweepSpec, measure: Measure, counting: int, model: Callable[..., Any], *, all_needed: bool = True
 ) -> tuple[list[ModelSize], list[str]]:
     """Measure every size of the sweep. Returns those that the model accepts, and the faults of the others.
 
     Args:
         counting: rule of N and FLOPs by which `measure` counts.
         model: class or factory that is measured.
+        all_needed: every size that the spec names is.
 
     Raises:
-        SpecError: `measure` refused a size that the spec names, or every size of the ladder.
+        SpecError: `measure` refused a size that the spec names, or every size.
     """
     wanted = requested_sizes(spec)
     sizes, refused = _measured_ladder(spec, measure, counting) if wanted is None else _measured(wanted, measure)
-    if refused and (wanted is not None or not sizes):
+    if refused and ((all_needed and wanted is not None) or not sizes):
         wrong: list[str] = []
         if any("TypeError" in fault for fault in refused):
             wrong = argument_faults(model, arguments_of_spec(spec), "model.kwargs")

@@ -10,6 +10,7 @@ from torch import nn
 from flops_fit_ray.errors import SpecError
 from flops_fit_ray.planning import COUNTING, DataFacts, Measurements, ModelSize, size_kwargs, size_label
 from flops_fit_ray.spec import NO_DATA, SizeValue, SweepSpec
+from flops_fit_ray.training.preflight._axis_sizes import measured_axes
 from flops_fit_ray.training.preflight._lr_rule import with_rates
 from flops_fit_ray.training.preflight._measured_run import built_on_meta
 from flops_fit_ray.training.preflight._params import count_params, declared_params, default_dtype
@@ -37,8 +38,14 @@ def measure_alone(spec: SweepSpec, user: UserParts, counting: int = COUNTING) ->
         eval_source="none",
         fingerprint=NO_DATA,
     )
+    axes = measured_axes(spec, lambda size: _measure(spec, user, size), counting, user.model)
     found = Measurements(
-        sizes=tuple(sizes), data=data, skipped=tuple(refused), counting=counting, default_dtype=default_dtype()
+        sizes=tuple(sizes),
+        data=data,
+        skipped=tuple(refused),
+        counting=counting,
+        default_dtype=default_dtype(),
+        axes=axes,
     )
     return found if user.lr is None else with_rates(spec, user.lr, found)
 

@@ -25,6 +25,7 @@ from flops_fit_ray.planning import (
 from flops_fit_ray.spec import SizeValue, SweepSpec
 from flops_fit_ray.training.data import Batch
 from flops_fit_ray.training.lazy_compiler import import_compiler_late
+from flops_fit_ray.training.preflight._axis_sizes import measured_axes
 from flops_fit_ray.training.preflight._data_facts import describe_data, refuse_large_ids
 from flops_fit_ray.training.preflight._lr_rule import with_rates
 from flops_fit_ray.training.preflight._measured_run import measured_run, model_on_meta
@@ -121,7 +122,8 @@ def measure_sizes(
     )  # budgets that are chosen ask for more sizes, again and again
     with waiting(f"counting parameters and FLOPs of every size{so_far}"), removing_residue(user) as residue:
         sizes, refused = measured_sizes(spec, measure, counting, user.model)
-    refuse_large_ids(user, sizes)
+        axes = measured_axes(spec, measure, counting, user.model)
+    refuse_large_ids(user, [*sizes, *(size for axis in axes for size in axis.sizes)])
     with waiting("running the smallest model on two samples"):
         smallest = min(sizes, key=lambda s: s.params_total)
         with removing_residue(user) if is_large(smallest) else contextlib.nullcontext():
@@ -133,7 +135,7 @@ def measure_sizes(
                 known.first_losses[name] = found
     measured = Measurements(
         sizes=tuple(sizes), data=facts, skipped=tuple(refused), probe=probe, loss=loss, counting=counting,
-        default_dtype=default_dtype(), first_loss=known.first_losses[name],
+        default_dtype=default_dtype(), first_loss=known.first_losses[name], axes=axes,
     )  # fmt: skip
     return measured if user.lr is None else with_rates(spec, user.lr, measured)
 

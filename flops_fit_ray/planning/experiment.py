@@ -129,13 +129,12 @@ class AxisSizes(Record):
     @property
     def values(self) -> list[Any]:
         """The values besides that of the sweep itself, in the order of the spec."""
-        found = [s.axis[self.name] for s in self.sizes]
-        return [v for i, v in enumerate(found) if str(v) not in map(str, found[:i])]
+        return list({str(s.axis[self.name]): s.axis[self.name] for s in self.sizes}.values())
 
     def at(self, value: Any) -> list[ModelSize]:
         """Return the models at a value, by increasing FLOPs per token."""
-        there = [s for s in self.sizes if str(s.axis[self.name]) == str(value)]
-        return sorted(there, key=lambda s: (s.flops_per_token, s.params))
+        by_cost = sorted(self.sizes, key=lambda s: (s.flops_per_token, s.params))
+        return [s for s in by_cost if str(s.axis[self.name]) == str(value)]
 
 
 T = TypeVar("T")
@@ -259,10 +258,9 @@ class Experiment(ExperimentFacts):
     @property
     def plain_size(self) -> int | str:
         """The size without its value on a second axis, as the sweep itself calls it."""
-        name = (self.axis or "").partition("=")[0]
-        kwargs = {key: value for key, value in self.size_kwargs.items() if key != name}
-        if not name or len(kwargs) == len(self.size_kwargs):
+        if self.axis is None:
             return self.size
+        kwargs = {key: value for key, value in self.size_kwargs.items() if key != self.axis.partition("=")[0]}
         only = next(iter(kwargs.values())) if len(kwargs) == 1 else None
         return only if isinstance(only, int) else ",".join(f"{key}={value}" for key, value in kwargs.items())
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flops_fit_ray.analysis import Question, Serving, answer, predict
+from flops_fit_ray.analysis import FitOptions, Question, Serving, SweepFit, answer, predict
 from flops_fit_ray.cli._common import exit_code
 from flops_fit_ray.report import write_report
 from flops_fit_ray.spec import read_spec
@@ -84,6 +84,22 @@ def test_the_next_runs_of_a_sweep_are_cells_that_it_can_train(sweep: Sweep, caps
     shortest = min(e.steps for e in sweep.plan.experiments)
     assert all(p.tokens >= 4 * shortest for p in space.places(2e4, 24.0))
     assert space.places(1e12, 136.0) == []
+
+
+def test_a_sweep_is_fitted_once(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its spec asks for other draws: that fit is nobody's question."""
+    draws: list[int] = []
+    fitted = Sweep.fitted
+
+    def noted(self: Sweep, options: FitOptions) -> SweepFit:
+        draws.append(options.draws)
+        return fitted(self, options)
+
+    monkeypatch.setattr(Sweep, "fitted", noted)
+    assert sweep.fit_options.draws != 50 and call("fit", sweep.paths.root, "--draws", "50") == 0
+    assert draws == [50] and "learning rate" in capsys.readouterr().out
 
 
 def test_options_change_what_they_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

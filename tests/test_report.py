@@ -32,6 +32,7 @@ from flops_fit_ray.spec import FitSection
 from flops_fit_ray.storage.paths import SweepPaths
 from flops_fit_ray.storage.storage_path import local_path
 from flops_fit_ray.sweep.directory import STATUSES, Sweep, open_sweep
+from flops_fit_ray.sweep.minima import metrics_at_minima
 from flops_fit_ray.training.loop.checkpoint import CheckpointStore
 from tests.parts import BIGRAM, Bigram, spec_of, text, user_parts_of
 from tests.records import FAILURE
@@ -319,6 +320,9 @@ def test_metrics_at_the_minima_are_read_off_the_curves_of_the_valleys(sweep: Swe
         if nats:
             assert list(frame["perplexity"]) == pytest.approx([math.exp(nats * v.loss_opt) for v in valleys])
             assert list(frame["bits_per_byte"]) == pytest.approx([nats * v.loss_opt / math.log(2) / 4 for v in valleys])
+    cubic = known.fitted(replace(known.fit_options, curve="cubic", draws=0))  # as `fit --curve cubic` does
+    minima = [v.params_opt for v in cubic.valleys if v.status == "interior"]
+    assert [m.params for m in metrics_at_minima(known, cubic)] == minima != list(frame["params"])
     page, lines = render(known, (), {}), io.StringIO()
     assert "Metrics at the minima" in page and "<th>double</th><th>perplexity</th>" in page
     assert "| C | N_opt | bits_per_byte | double | perplexity |\n|---|---|---|---|---|\n| " in render_markdown(

@@ -168,7 +168,7 @@ def _print_fit(opened: Opened, analysis: Analysis, card: Sequence[CardItem], cho
 
     if opened.table is not None:
         put_text(table_text(opened.table))
-    table_of_minima = minima_text(metrics_at_minima(opened.sweep)) if opened.sweep is not None else ""
+    table_of_minima = minima_text(metrics_at_minima(opened.sweep, opened.fit)) if opened.sweep is not None else ""
     metrics = f"at the minima:\n{table_of_minima}\n\n" if table_of_minima else ""
     put_text(f"{analysis_text(analysis)}\n\n{metrics}{card_text(card)}")
     if chosen is not None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flops_fit_ray.analysis import Analysis, Points, SweepFit
+    from flops_fit_ray.planning.experiment import Role
     from flops_fit_ray.spec import LrRule, SweepSpec
     from flops_fit_ray.sweep._batch_checks import BatchCheck
     from flops_fit_ray.sweep._lr_checks import LrCheck
@@ -257,11 +258,9 @@ class Sweep:
     @cached_property
     def lr_checks(self) -> tuple[LrCheck, ...]:
         """Other learning rates beside the minima, where both runs are there."""
-        from flops_fit_ray.analysis.prediction import run_noise
         from flops_fit_ray.sweep._lr_checks import lr_checks
 
-        noise = run_noise(self.fit)
-        return lr_checks(self.results, None if noise is None else noise[0])
+        return lr_checks(self.results, self._run_sigma) if self._has_run("lr_check") else ()
 
     @cached_property
     def lr_limited(self) -> tuple[str, ...]:
@@ -272,13 +271,23 @@ class Sweep:
     @cached_property
     def batch_checks(self) -> tuple[BatchCheck, ...]:
         """Other batch sizes beside the minima, where both runs are there."""
-        from flops_fit_ray.analysis.prediction import run_noise
         from flops_fit_ray.sweep._batch_checks import batch_checks
 
+        if not self._has_run("batch_check"):
+            return ()
+        return batch_checks(self.results, {e.key: e for e in self.plan.experiments}, self._run_sigma)
+
+    def _has_run(self, role: Role) -> bool:
+        """True if there is something to hold against the noise, which costs a fit."""
+        return any(r.role == role for r in self.results)
+
+    @property
+    def _run_sigma(self) -> float | None:
+        """Standard deviation of one run's loss; None where nothing tells it."""
+        from flops_fit_ray.analysis.prediction import run_noise
+
         noise = run_noise(self.fit)
-        return batch_checks(
-            self.results, {e.key: e for e in self.plan.experiments}, None if noise is None else noise[0]
-        )
+        return None if noise is None else noise[0]
 
     @cached_property
     def batch_limited(self) -> tuple[str, ...]:

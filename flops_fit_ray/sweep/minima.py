@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_ray.analysis import SweepFit
 from flops_fit_ray.ledger import ExperimentResult
 from flops_fit_ray.planning import derived_metrics
 from flops_fit_ray.sweep.directory import Sweep
@@ -23,15 +24,15 @@ class Minimum:
     metrics: Mapping[str, float]  # by name
 
 
-def metrics_at_minima(sweep: Sweep) -> tuple[Minimum, ...]:
-    """Return the metrics at the minimum of every valley that has one.
+def metrics_at_minima(sweep: Sweep, fit: SweepFit | None = None) -> tuple[Minimum, ...]:
+    """Return the metrics at the minimum of every valley of a fit that has one; None takes the sweep's own fit.
 
     What follows from the loss (perplexity, bits per byte) is that of L_opt. Any other metric is read at N_opt off a
     curve over log N through the same runs, of the same kind and with the same weights as the valley. A metric that a
     run of the valley lacks is left out.
     """
     found = []
-    for valley in sweep.fit.valleys:
+    for valley in (sweep.fit if fit is None else fit).valleys:
         if valley.status != "interior" or valley.over_params is None:
             continue
         results = [sweep.standing[i] for i in valley.index[valley.used]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flops_fit_ray.errors import SpecError
@@ -469,6 +469,7 @@ def test_ladder() -> None:
 NUMBER = st.floats(min_value=1e-3, max_value=1e30)
 
 
+@settings(max_examples=50)
 @given(
     budgets=st.lists(NUMBER, min_size=2, max_size=6, unique=True),
     sizes=st.lists(st.integers(1, 10**6), min_size=1, max_size=9, unique=True),

@@ -101,7 +101,9 @@ def mocked(output: Path, **more: Any) -> Result:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return mocked(tmp_path_factory.mktemp("until") / "grid")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flops_fit_ray.report.write._figures", lambda *_: iter(()))  # as `no_figures`, for the whole file
+        return mocked(tmp_path_factory.mktemp("until") / "grid")
 
 
 @pytest.mark.usefixtures("no_figures")

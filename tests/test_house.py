@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -52,6 +52,13 @@ def room(name: str) -> str:
 def nodes(path: Path) -> tuple[ast.AST, ...]:
     """Every node of a module's source: each is parsed once."""
     return tuple(ast.walk(ast.parse(path.read_text())))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nodes_end() -> Iterator[None]:
+    """Leave no half a million nodes to the tests that follow in this process."""
+    yield
+    nodes.cache_clear()
 
 
 def short(path: Path) -> str:

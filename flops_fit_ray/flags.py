@@ -17,7 +17,7 @@ LABELS = {"info": "note", "warning": "warning", "severe": "WARNING"}
 CODES = frozenset({
     # Of a table: what was assumed or left out
     "assumed", "binned", "budgets_by_nearness", "copies_left_out", "curves", "derived_column", "earlier_steps_left_out",
-    "flops_factor", "left_out_rows", "optima", "other_settings_left_out", "refused_rows",
+    "flops_factor", "left_out_rows", "optima", "other_settings_left_out", "other_values_left_out", "refused_rows",
     # Of two sweeps that are compared
     "other_data", "other_loss",
     # Of a plan: its budgets, sizes and recipe

@@ -249,7 +249,9 @@ def command_faults(words: list[str], *, values: bool = True) -> Iterator[str]:
 
 def is_key(override: str) -> bool:
     key = override.partition("=")[0]
-    return key in PATHS or any(key.startswith(f"{free}.") for free in ("model.kwargs", "model.axes", "data.kwargs", "metrics"))
+    return key in PATHS or any(
+        key.startswith(f"{free}.") for free in ("model.kwargs", "model.axes", "data.kwargs", "metrics")
+    )
 
 
 CHECKS = {

@@ -34,6 +34,7 @@ from flops_fit_ray.sweep.axis_runs import axes_of, axis_runs
 from flops_fit_ray.sweep.changes import changes_since, recorded_in
 from flops_fit_ray.sweep.directory import Sweep
 from flops_fit_ray.sweep.validity import analysis_document, validity_card
+from flops_fit_ray.tables import read_table
 from flops_fit_ray.training.preflight.model_size import measure_sizes
 from tests.parts import TruncatedRegression, power_law_regression, spec_of, user_parts_of
 from tests.sweeps import KNOWN_TRAIN, grow_sweep
@@ -294,6 +295,8 @@ def test_tables_and_reports_name_the_value(shifted: tuple[Sweep, Sweep]) -> None
     assert frame[frame["axis"].isna()]["key"].tolist() == [e.key for e in shifted[0].plan.experiments]
     write_tables(both)
     assert pd.read_parquet(local_path(both.paths.results_parquet))["axis"].notna().sum() == 12
+    table = read_table(local_path(both.paths.results_csv))
+    assert len(table.points) == len(both.points) and any(f.code == "other_values_left_out" for f in table.flags)
     for text in (render(both, (), {}), render_markdown(both, (), {})):
         assert "shift changes the loss at equal C" in text and "other is not told apart from no effect" in text
     summary = summary_to_json(both)

@@ -34,6 +34,14 @@ if TYPE_CHECKING:
 CURVES = 12  # rows per size with steps of training but no name of the run, from which they look like its curve
 
 
+def _of_other_values(frame: pd.DataFrame, options: TableOptions) -> Bools:
+    """Return True for the rows of a sweep's results that `model.axes` added; none where all are, or they are pooled."""
+    if not {"role", "axis"} <= set(frame.columns) or "axis" in options.pool:
+        return np.zeros(len(frame), dtype=bool)
+    found = np.asarray(frame["role"].astype(str) == "axis", dtype=bool)
+    return found & ~found.all()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
     """The rows that are used, what was left out and why, and what the others tell of the settings."""
@@ -77,7 +85,13 @@ def one_row_per_run(
     number = int((again & keep).sum())
     drop(~again, "copies",
          f"{number} of {len(frame)} rows are exact copies of others: a run counts once")  # fmt: skip
-    tried = np.flatnonzero((keep | without_loss) & ~again)  # also where the loss is missing: the setting was tried
+    beside = _of_other_values(frame, options)
+    number = int((beside & keep).sum())
+    drop(~beside, "other_values", f"{number} of {len(frame)} rows are of other values on a second axis (column "
+         "'axis'), which a fit of a sweep leaves out; --pool axis takes them too")  # fmt: skip
+    tried = np.flatnonzero(
+        (keep | without_loss) & ~again & ~beside
+    )  # also where the loss is missing: the setting was tried
     settings_names = settings_of(frame, taken, options.best_of)
     here = frame.iloc[tried]
     loss = np.where(keep, values["loss"], np.inf)[tried]

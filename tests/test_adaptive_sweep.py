@@ -16,6 +16,7 @@ from flops_fit_ray.ledger import ExperimentResult, Ledger
 from flops_fit_ray.planning import plan_from_json, stated_rate
 from flops_fit_ray.report import write_report
 from flops_fit_ray.report.figures import draw_valleys, valley_curves
+from flops_fit_ray.report.write import write_tables
 from flops_fit_ray.spec import LrRule
 from flops_fit_ray.storage.atomic import read_json, write_json
 from flops_fit_ray.storage.paths import SweepPaths
@@ -31,6 +32,7 @@ from flops_fit_ray.sweep.recorded import (
     recorded_rates,
 )
 from flops_fit_ray.sweep.validity import validity_card
+from flops_fit_ray.tables import read_table
 from tests.sweeps import adaptive_reference_spec, grow_sweep, reference_parts, reference_spec
 
 
@@ -139,6 +141,10 @@ def test_a_batch_size_that_is_clearly_better_is_called_so(sweep: Sweep, tmp_path
     steps = min(e.steps for e in sweep.plan.experiments)  # those of checks are fewer
     assert f"batches of 4 samples; {steps} steps in the shortest run" in card["batch and steps"].words
     assert "6 checks with other batch sizes at minima gain" in card["batch and steps"].words
+
+    write_tables(checked)  # whose rows a fit of the table leaves out as the sweep's own does
+    (flag,) = (f for f in read_table(local_path(checked.paths.results_csv)).flags if f.code == "other_values_left_out")
+    assert flag.message.startswith("6 of 27 rows")
 
     lower = {r.key: r.loss - ((r.role, r.budget) == ("batch_check", 2e5)) for r in checked.results}
     limited = replace(checked, results=tuple(replace(r, loss=lower[r.key]) for r in checked.results))

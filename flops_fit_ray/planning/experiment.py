@@ -75,12 +75,12 @@ class ModelSize(Record):
     modules: Mapping[str, Count] = field(default_factory=dict)  # number of modules with their own weights, by kind
     tables: tuple[tuple[Count, Count], ...] = ()  # entries and width of each lookup table, shared ones once
     axis: Mapping[str, Any] = field(default_factory=dict)  # name and value on a second axis; none in the sweep itself
-    without_axis: PositiveInt | str = ""  # `size` as the sweep itself calls it; empty there
+    without_axis: PositiveInt | str | None = None  # `size` as the sweep itself calls it; None there
 
     @property
     def plain_size(self) -> int | str:
         """The size without its value on a second axis."""
-        return self.without_axis or self.size
+        return self.size if self.without_axis is None else self.without_axis
 
     def counted_by(self, rule: int) -> ModelSize:
         """Return the size with N and FLOPs as `rule` counts them."""

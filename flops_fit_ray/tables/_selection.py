@@ -35,10 +35,14 @@ CURVES = 12  # rows per size with steps of training but no name of the run, from
 
 
 def _of_other_values(frame: pd.DataFrame, options: TableOptions) -> Bools:
-    """Return True for the rows of a sweep's results that `model.axes` added; none where all are, or they are pooled."""
-    if not {"role", "axis"} <= set(frame.columns) or "axis" in options.pool:
+    """Return True for the rows of a sweep's results that ran beside its minima with another value or batch size.
+
+    None where all rows are such, or those of `model.axes` where they are pooled.
+    """
+    if "role" not in frame.columns:
         return np.zeros(len(frame), dtype=bool)
-    found = np.asarray(frame["role"].astype(str) == "axis", dtype=bool)
+    roles = ["batch_check", *([] if "axis" in options.pool else ["axis"])]
+    found = np.asarray(frame["role"].astype(str).isin(roles), dtype=bool)
     return found & ~found.all()
 
 
@@ -87,8 +91,10 @@ def one_row_per_run(
          f"{number} of {len(frame)} rows are exact copies of others: a run counts once")  # fmt: skip
     beside = _of_other_values(frame, options)
     number = int((beside & keep).sum())
-    drop(~beside, "other_values", f"{number} of {len(frame)} rows are of other values on a second axis (column "
-         "'axis'), which a fit of a sweep leaves out; --pool axis takes them too")  # fmt: skip
+    words = (
+        "are of other values on a second axis (column 'axis') or other batch sizes, which a fit of a sweep leaves out"
+    )
+    drop(~beside, "other_values", f"{number} of {len(frame)} rows {words}; --pool axis takes the former too")
     tried = np.flatnonzero(
         (keep | without_loss) & ~again & ~beside
     )  # also where the loss is missing: the setting was tried

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flops_fit_ray.ledger import ExperimentResult
 from flops_fit_ray.planning import Experiment
-from flops_fit_ray.sweep._lr_checks import CLEARLY
+from flops_fit_ray.sweep._lr_checks import Beside
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchCheck:
+class BatchCheck(Beside):
     """Another batch size beside one minimum, at the same D and with a learning rate that goes with it."""
 
-    budget: float
-    size: int | str
     batch_size: int  # samples
     grid_batch_size: int  # of the minimum
     lr_factor: float  # of the rate that the grid has there
-    gain: float  # nats by which the loss is lower with it
-    sigma: float | None  # of one run's loss; None where it is not known
-
-    @property
-    def better(self) -> bool:
-        """Return True if it is clearly better: then the valleys are limited by the batch size."""
-        return self.gain > CLEARLY * math.sqrt(2) * (self.sigma or 0.0)
 
     def words(self, *, from_python: bool = False) -> str:
         """Return the sentence that reports show, with the way out."""

@@ -15,19 +15,25 @@ CLEARLY = 2.0  # standard deviations of a difference of two runs
 
 
 @dataclass(frozen=True, kw_only=True)
-class LrCheck:
-    """Another learning rate beside one minimum."""
+class Beside:
+    """A run beside a minimum, trained in another way than the grid is."""
 
     budget: float
     size: int | str
-    factor: float  # of the rate that the grid has there
-    gain: float  # nats by which the loss is lower with it
+    gain: float  # nats by which its loss is lower
     sigma: float | None  # of one run's loss; None where it is not known
 
     @property
     def better(self) -> bool:
-        """Return True if it is clearly better: then the valleys are limited by the learning rate."""
+        """Return True if it is clearly better: then the valleys are limited by what differs."""
         return self.gain > CLEARLY * math.sqrt(2) * (self.sigma or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrCheck(Beside):
+    """Another learning rate beside one minimum."""
+
+    factor: float  # of the rate that the grid has there
 
     def words(self, rule: LrRule | None, *, from_python: bool = False) -> str:
         """Return the sentence that reports show; `rule`: the one to take instead."""

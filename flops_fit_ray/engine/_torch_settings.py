@@ -71,9 +71,7 @@ def _read(name: str) -> Any:
     import torch
 
     try:
-        if name in _READ:
-            return _READ[name]()
-        return operator.attrgetter(name)(torch)
+        return _FUNCTIONS[name][0](torch) if name in _FUNCTIONS else operator.attrgetter(name)(torch)
     except (AttributeError, RuntimeError):
         return None
 
@@ -81,58 +79,26 @@ def _read(name: str) -> Any:
 def _write(name: str, value: Any) -> None:
     import torch
 
-    if name in _WRITE:
-        _WRITE[name](value)
+    if name in _FUNCTIONS:
+        _FUNCTIONS[name][1](torch, value)
     else:
         place, _, last = name.rpartition(".")
         setattr(operator.attrgetter(place)(torch), last, value)
 
 
-def _dtype() -> str:
-    import torch
-
-    return str(torch.get_default_dtype()).removeprefix("torch.")
-
-
-def _set_dtype(name: str) -> None:
-    import torch
-
-    torch.set_default_dtype(getattr(torch, name))
-
-
-def _matmul_precision() -> str:
-    import torch
-
-    return torch.get_float32_matmul_precision()
-
-
-def _set_matmul_precision(value: str) -> None:
-    import torch
-
-    torch.set_float32_matmul_precision(value)
-
-
-def _deterministic() -> str:
-    import torch
-
-    if not torch.are_deterministic_algorithms_enabled():
-        return "off"
-    return "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else "on"
-
-
-def _set_deterministic(value: str) -> None:
-    import torch
-
-    torch.use_deterministic_algorithms(value != "off", warn_only=value == "warn")
-
-
-_READ: dict[str, Callable[[], str]] = {
-    "default_dtype": _dtype,
-    "float32_matmul_precision": _matmul_precision,
-    "deterministic_algorithms": _deterministic,
-}
-_WRITE: dict[str, Callable[[str], None]] = {
-    "default_dtype": _set_dtype,
-    "float32_matmul_precision": _set_matmul_precision,
-    "deterministic_algorithms": _set_deterministic,
+_MODES = ("off", "warn", "on")  # torch's deterministic debug modes
+# Settings that are no attributes: how torch, which is imported late, is asked for one, and how it is set
+_FUNCTIONS: dict[str, tuple[Callable[[Any], str], Callable[[Any, str], object]]] = {
+    "default_dtype": (
+        lambda torch: str(torch.get_default_dtype()).removeprefix("torch."),
+        lambda torch, name: torch.set_default_dtype(getattr(torch, name)),
+    ),
+    "float32_matmul_precision": (
+        lambda torch: str(torch.get_float32_matmul_precision()),
+        lambda torch, value: torch.set_float32_matmul_precision(value),
+    ),
+    "deterministic_algorithms": (
+        lambda torch: _MODES[torch.get_deterministic_debug_mode()],
+        lambda torch, mode: torch.set_deterministic_debug_mode(_MODES.index(mode)),
+    ),
 }

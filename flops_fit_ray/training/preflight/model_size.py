@@ -117,9 +117,8 @@ def measure_sizes(
             known.sizes[name] = measure_size(spec, user, size, batch, tokens, residue)
         return known.sizes[name].counted_by(counting)
 
-    so_far = (
-        f", {len(known.sizes)} so far" if known.sizes else ""
-    )  # budgets that are chosen ask for more sizes, again and again
+    # Budgets that are chosen ask for more sizes, again and again
+    so_far = f", {len(known.sizes)} so far" if known.sizes else ""
     with waiting(f"counting parameters and FLOPs of every size{so_far}"), removing_residue(user) as residue:
         sizes, refused = measured_sizes(spec, measure, counting, user.model)
         axes = measured_axes(spec, measure, counting, user.model)
